@@ -1,0 +1,169 @@
+"""What everything speaks of: an example, a task to be scored on, a stage, a sequence, a tokenised pool."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from longgame.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt with the response to learn.
+
+    ``sample_id`` is a hash of the content, the same on every machine and in every order; the k-th exact copy within
+    one pool carries the suffix ``#k`` (see `with_unique_ids`). Examples are known by this id, never by position.
+    """
+
+    sample_id: str
+    prompt: str
+    """What the user says; empty for plain text (then the loss is on the whole text)."""
+    response: str
+    """What the model is to learn; never empty."""
+    messages: tuple[tuple[str, str], ...] | None = None
+    """(role, content) turns before the response, where the source was a conversation; replaces ``prompt``."""
+    skill: str | None = None
+    """Sub-skill or source inside a stage; scores are macro-averaged over it."""
+    quality: float | None = None
+    """External quality score in [0, 1], where the source carries one."""
+    answer: str | None = None
+    """Short gold answer for exact match; alternatives joined by `` | ``."""
+    choices: tuple[str, ...] | None = None
+    """Option texts of a multiple-choice item."""
+    source: str | None = None
+    noisy: bool | None = None
+    """Whether the response was damaged on purpose (procedural pools record it); None = not known."""
+    difficulty: str | None = None
+    verifier: Mapping[str, Any] | None = None
+    """What a procedural item's own library needs to verify an answer (e.g. the reasoning-gym entry)."""
+
+    @staticmethod
+    def make(prompt: str, response: str, **fields: Any) -> Example:
+        """Build an example whose id is the hash of its content.
+
+        Raises:
+            DataError: the response is empty or only white space.
+        """
+        if not response.strip():
+            raise DataError("an example has an empty response; give it a response or drop the line.")
+        messages = fields.get("messages")
+        return Example(sample_id=content_id(prompt, response, messages), prompt=prompt, response=response, **fields)
+
+
+def content_id(prompt: str, response: str, messages: Sequence[tuple[str, str]] | None = None) -> str:
+    """Return the stable id of a content: 16 hex digits of SHA-256 over its turns."""
+    turns = [*messages] if messages is not None else [("user", prompt)]
+    text = "\x1e".join(f"{role}\x1f{content}" for role, content in [*turns, ("assistant", response)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_unique_ids(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """Return the examples with ``#2``, ``#3`` … put behind the id of every further exact copy."""
+    seen: dict[str, int] = {}
+    result = []
+    for example in examples:
+        base = example.sample_id.partition("#")[0]
+        seen[base] = seen.get(base, 0) + 1
+        new_id = base if seen[base] == 1 else f"{base}#{seen[base]}"
+        result.append(example if new_id == example.sample_id else dataclasses.replace(example, sample_id=new_id))
+    return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A fixed set of items a model is scored on."""
+
+    name: str
+    items: tuple[Example, ...]
+    kind: str = "stage"
+    """``stage`` (the validation set of a stage) or ``ood`` (a shifted set, scored but never trained on)."""
+    scorers: tuple[str, ...] = ("token_accuracy", "exact_match")
+    """Names in the scorer registry; the first one is the task's own (primary) scorer."""
+    max_new_tokens: int = 48
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """One stage: what may be selected, and what the stage is validated on."""
+
+    name: str
+    candidates: tuple[Example, ...]
+    task: Task
+    proxy: tuple[Example, ...] = ()
+    """A few items of the future-proxy mixture that this stage contributes (disjoint from pool and task)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceData:
+    """All stages of one seed, in order, and the OOD tasks."""
+
+    name: str
+    stages: tuple[StageData, ...]
+    ood: tuple[Task, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Columns of the score matrix: the stages' tasks, then the OOD tasks."""
+        return (*(stage.task for stage in self.stages), *self.ood)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Tokenised candidates, addressed by id; row order is only a convenience within one object."""
+
+    examples: tuple[Example, ...]
+    input_ids: tuple[Int[np.ndarray, " length"], ...]
+    """Prompt and response tokens of each example (empty arrays on substrates without text)."""
+    prompt_tokens: Int[np.ndarray, " n"]
+    """Tokens on which no loss is taken."""
+    response_tokens: Int[np.ndarray, " n"]
+    """Tokens on which the loss is taken; ≥ 1."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What a substrate keeps beside its pool (e.g. the quadratic world's matrices, row-aligned arrays)."""
+
+    def __post_init__(self) -> None:
+        n = len(self.examples)
+        if not (len(self.input_ids) == len(self.prompt_tokens) == len(self.response_tokens) == n):
+            raise DataError(f"a pool of {n} examples needs {n} rows in every column.")
+        if len(self.index) != n:
+            raise DataError("a pool holds the same sample_id twice; build it with with_unique_ids().")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(example.sample_id for example in self.examples)
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Id → row."""
+        return {sample_id: row for row, sample_id in enumerate(self.ids)}
+
+    @cached_property
+    def tokens(self) -> Int[np.ndarray, " n"]:
+        """Prompt + response tokens of each example: what a selection spends."""
+        return np.asarray(self.prompt_tokens) + np.asarray(self.response_tokens)
+
+    def take(self, rows: Sequence[int] | Int[np.ndarray, " k"]) -> Pool:
+        """Return the sub-pool of these rows, in this order; row-aligned arrays of ``info`` follow."""
+        rows = np.asarray(rows, dtype=np.int64)
+        info = {
+            key: value[rows] if isinstance(value, np.ndarray) and len(value) == len(self) else value
+            for key, value in self.info.items()
+        }
+        return Pool(
+            tuple(self.examples[row] for row in rows),
+            tuple(self.input_ids[row] for row in rows),
+            np.asarray(self.prompt_tokens)[rows],
+            np.asarray(self.response_tokens)[rows],
+            info,
+        )

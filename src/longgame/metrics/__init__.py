@@ -1,0 +1,1 @@
+"""Pure NumPy functions of the score matrix, the curves and the sketches."""

@@ -1,0 +1,253 @@
+"""Recipes: what an audit is, validated where it is made. An unknown key is an error with a suggestion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from longgame.errors import RecipeError, did_you_mean
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class LoraSpec(_Part):
+    """Adapter of the audit (PEFT LoRA on every linear layer but the head)."""
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class ModelSpec(_Part):
+    """Which model is fine-tuned."""
+
+    name: str = "tiny"
+    """`tiny`, `smollm2-135m`, `quadratic`, a Hugging Face id, or a directory."""
+    adaptation: Literal["lora", "full"] = "lora"
+    lora: LoraSpec = LoraSpec()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(256, ge=8)
+    """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
+
+
+class RealTask(_Part):
+    """One stage (or OOD set) made of files or hub ids."""
+
+    name: str
+    train: tuple[str, ...] = ()
+    eval: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ("token_accuracy", "exact_match")
+    max_new_tokens: int = Field(48, ge=1)
+
+
+class DataSpec(_Part):
+    """Where candidates, validation items and OOD items come from."""
+
+    sequence: Literal["procedural-skill", "files", "quadratic"] = "procedural-skill"
+    stages: tuple[RealTask, ...] = ()
+    """Stages of `sequence: files`, in order."""
+    ood: tuple[RealTask, ...] = ()
+    """OOD sets of `sequence: files` (only `eval` is read)."""
+    data_dir: str | None = None
+    """Folder with train/NAME.jsonl[.gz|.parquet] and eval/NAME…; a path in `train`/`eval` is used as it is."""
+    pool_size: int = Field(960, ge=2)
+    """Candidates per stage."""
+    unseen: float = Field(0.2, ge=0, le=1)
+    """Share of a procedural pool drawn from sub-skills that the tiny base model never saw."""
+    noise: float = Field(0.05, ge=0, le=1)
+    """Share of a procedural pool whose response is damaged (recorded per example)."""
+    duplicates: float = Field(0.10, ge=0, lt=1)
+    """Share of a procedural pool that repeats another candidate."""
+    items_per_skill: int = Field(10, ge=1)
+    """Validation items per sub-skill (procedural) or per source file (files)."""
+    ood_items_per_skill: int = Field(6, ge=1)
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
+
+
+class SelectorSpec(_Part):
+    """A selector by name, with its parameters."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+    label: str | None = None
+    """How it is called in tables (default: its name); needed when one selector stands twice."""
+
+    @property
+    def key(self) -> str:
+        return self.label or self.name
+
+
+def _selector(value: Any) -> Any:
+    """Accept `loss` and `{name: loss, …parameters}` beside the long form."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "parameters" not in value:
+        known = {key: value[key] for key in ("name", "label") if key in value}
+        return {**known, "parameters": {key: item for key, item in value.items() if key not in known}}
+    return value
+
+
+class TrainingSpec(_Part):
+    """The training step (transformers' Trainer, AdamW)."""
+
+    steps: int = Field(32, ge=1)
+    """Optimiser steps per stage."""
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(5, ge=0)
+    final_lr_share: float = Field(0.1, ge=0, le=1)
+    """Linear decay ends at this share of the learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    epochs: int = Field(1, ge=1)
+    """Passes over what a round selected."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimiser step (memory, not mathematics)."""
+
+
+class ProbeSpec(_Part):
+    """Short training on the next stage from a fork of the model, to see how fast it still learns."""
+
+    kinds: tuple[Literal["common", "own"], ...] = ("common", "own")
+    steps: int = Field(10, ge=1)
+    points: int = Field(6, ge=2)
+    """Token counts at which the fork is scored, the first at 0 and the last at the end."""
+    threshold: float = Field(0.9, gt=0)
+    """Tokens-to-threshold: share of the mean end-of-probe score over all selectors."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ProbeSpec:
+        if self.points > self.steps + 1:
+            raise ValueError(f"points is {self.points} but {self.steps} steps give at most {self.steps + 1} points")
+        return self
+
+
+class ProxySpec(_Part):
+    """The future-proxy mixture: a few items of every stage, shown only to selectors that ask for `future_proxy`."""
+
+    items_per_skill: int = Field(1, ge=0)
+    refresh_steps: int = Field(8, ge=1)
+
+
+class MetricSpec(_Part):
+    """Weights and options of the long-horizon metrics."""
+
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0)
+    forgetting_reference: Literal["best", "first"] = "best"
+    clusters: int = Field(8, ge=2)
+    """Skill clusters of the capability entropy (k-means on frozen embeddings)."""
+    gradient_every: int = Field(4, ge=1)
+    """Selection concentration is measured on the picks of every n-th round."""
+
+
+class Recipe(_Part):
+    """Everything an audit depends on; two recipes that are equal give equal numbers on one machine."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    selectors: tuple[Annotated[SelectorSpec, BeforeValidator(_selector)], ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    budget: float = Field(0.25, gt=0, le=1)
+    """Share of each pool's tokens that a selector may spend."""
+    rounds: Literal["step"] | Annotated[int, Field(ge=1)] = "step"
+    training: TrainingSpec = TrainingSpec()
+    probe: ProbeSpec = ProbeSpec()
+    proxy: ProxySpec = ProxySpec()
+    metrics: MetricSpec = MetricSpec()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        keys = [selector.key for selector in self.selectors]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"selector {', '.join(twice)} stands twice; give each its own `label`")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} repeat; each seed is one replication")
+        if isinstance(self.rounds, int) and self.rounds > self.training.steps:
+            raise ValueError(f"rounds is {self.rounds} but there are only {self.training.steps} steps per stage")
+        if self.data.sequence == "files" and not self.data.stages:
+            raise ValueError("data.sequence is 'files' but data.stages is empty")
+        if (self.model.name == "quadratic") != (self.data.sequence == "quadratic"):
+            raise ValueError("model.name: quadratic and data.sequence: quadratic belong together")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe and lay the overrides (dotted keys) over it.
+
+    Raises:
+        RecipeError: the file does not exist, is not YAML, or a key or value is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
+        raise RecipeError(
+            f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. recipes/quickstart.yaml."
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe '{path}' is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"recipe '{path}' holds a {type(raw).__name__}; it must be a mapping of keys to values.")
+    for dotted, value in (overrides or {}).items():
+        target = raw
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a mapping; every problem stands in one RecipeError, a line each."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError(f"{where}: " + "\n".join(lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    dotted = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_at(location[:-1])
+        return f"unknown key '{dotted}'.{did_you_mean(str(location[-1]), allowed)} Known here: {', '.join(allowed)}."
+    if problem["type"] == "missing":
+        return f"'{dotted}' is missing; it has no default."
+    message = problem["msg"].removeprefix("Value error, ")
+    seen = "" if isinstance(problem["input"], dict | BaseModel) else f" (seen: {problem['input']!r})"
+    return f"'{dotted or 'recipe'}': {message}{seen}."
+
+
+def _keys_at(location: list[Any]) -> list[str]:
+    """Keys allowed at a place of the recipe, found by walking the models' annotations."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        found = model.model_fields.get(str(part))
+        if found is None:
+            return []
+        model = _model_in(found.annotation) or model
+    return sorted(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""Tables, figures and the HTML page, all made from the run's tidy records."""

@@ -1,0 +1,156 @@
+"""What a selector is, what it returns, and how a token budget is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.data.examples import Pool
+from longgame.errors import BudgetError, PluginError
+from longgame.registry import Registry
+from longgame.signals.base import Signals, check_names
+
+if TYPE_CHECKING:
+    from longgame.selectors.history import History
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen and why: enough to explain every decision."""
+
+    ids: tuple[str, ...]
+    """Chosen examples, in pick order."""
+    rows: Int[np.ndarray, " k"]
+    """Their rows in the pool that `Selector.select` was given, in pick order."""
+    tokens: int
+    """Prompt + response tokens spent."""
+    scores: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    """Per term, one value for every *candidate* in pool order; ``score`` is what decided."""
+
+    @staticmethod
+    def of(pool: Pool, rows: Int[np.ndarray, " k"], scores: Mapping[str, np.ndarray] | None = None) -> Selection:
+        """Build the selection of these rows of the pool, in this order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        ids = tuple(pool.ids[row] for row in rows)
+        return Selection(ids, rows, int(pool.tokens[rows].sum()), dict(scores or {}))
+
+
+class Selector:
+    """Base class of a selection method (a subclass is one file, and one line in `SELECTORS`).
+
+    A subclass sets ``name`` and ``requires`` and defines ``select``; parameters are keyword arguments of ``__init__``
+    (that is how a recipe's ``{name: …, parameter: …}`` reaches it). A selector with state also defines
+    ``state_dict`` / ``load_state_dict`` with NumPy arrays and plain numbers, strings, lists and dicts as values.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Signals that must be there (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
+
+    def select(
+        self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
+    ) -> Selection:
+        """Choose from the pool at most ``budget`` tokens (prompt + response).
+
+        Args:
+            pool: n candidates; ``pool.tokens`` is what each would spend.
+            signals: the columns named in ``requires``, row-aligned with the pool.
+            history: what earlier stages and rounds selected (read only here).
+            budget: tokens, ≥ 1.
+            rng: the only source of randomness allowed.
+        """
+        raise NotImplementedError(f"selector '{self.name}' must define select()")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that later decisions depend on; empty for a selector without memory."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        if state:
+            raise PluginError(f"selector '{self.name}' keeps no state but was given {sorted(state)}.")
+
+
+def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], budget: int) -> Int[np.ndarray, " k"]:
+    """Walk the rows in pick order and keep each that still fits into the budget.
+
+    A candidate that would overflow is passed over and the walk goes on, so that selectors at the same budget end
+    within one short example of each other. Runs in O(n).
+
+    Raises:
+        BudgetError: nothing fits, or the budget is not positive.
+    """
+    if budget <= 0:
+        raise BudgetError(f"the token budget is {budget}; it must be at least 1. Raise `budget`.")
+    kept, left = [], int(budget)
+    shortest = int(tokens.min()) if len(tokens) else 0
+    for row in order:
+        if left < shortest:
+            break
+        cost = int(tokens[row])
+        if cost <= left:
+            kept.append(int(row))
+            left -= cost
+    if not kept:
+        raise BudgetError(
+            f"a budget of {budget} tokens holds none of {len(tokens)} candidates (the shortest has {shortest}). "
+            "Raise `budget`, use fewer rounds, or drop long examples."
+        )
+    return np.asarray(kept, dtype=np.int64)
+
+
+def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Rows by falling score; ties by id, so that the order of the pool never decides."""
+    by_id = np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+    return by_id[np.argsort(-np.asarray(score, dtype=np.float64)[by_id], kind="stable")]
+
+
+def check_selector(name: str, cls: type) -> None:
+    """Raise PluginError unless ``cls`` keeps the contract of `Selector`."""
+    for attribute in ("name", "requires", "select", "state_dict", "load_state_dict"):
+        if not hasattr(cls, attribute):
+            raise PluginError(
+                f"selector '{name}' ({cls.__qualname__}) lacks `{attribute}`. Derive it from longgame.Selector."
+            )
+    if not callable(cls.select):
+        raise PluginError(f"selector '{name}': `select` is not callable.")
+    if getattr(cls, "select", None) is Selector.select:
+        raise PluginError(f"selector '{name}' does not define select(pool, signals, history, budget, rng).")
+    if isinstance(cls.requires, str):
+        raise PluginError(f"selector '{name}': `requires` is a string; write it as a tuple: ('{cls.requires}',).")
+    check_names(cls.requires, f"selector '{name}'")
+
+
+SELECTORS = Registry(
+    "selector",
+    "longgame.selectors",
+    {
+        "random": "longgame.selectors.random:RandomSelector",
+        "loss": "longgame.selectors.loss:LossSelector",
+        "gradient": "longgame.selectors.gradient:GradientSelector",
+        "diversity": "longgame.selectors.diversity:DiversitySelector",
+        "quality": "longgame.selectors.quality:QualitySelector",
+        "utility-diversity": "longgame.selectors.utility_diversity:UtilityDiversitySelector",
+        "lhas": "longgame.selectors.lhas:LHASSelector",
+    },
+    check_selector,
+)
+
+
+def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Selector:
+    """Make the selector of this name with these parameters.
+
+    Raises:
+        RecipeError: unknown name. PluginError: a parameter it does not take, or a broken contract.
+    """
+    cls = SELECTORS.resolve(name)
+    try:
+        selector = cls(**dict(parameters or {}))
+    except TypeError as error:
+        raise PluginError(f"selector '{name}' cannot be made with {dict(parameters or {})}: {error}") from error
+    check_names(selector.requires, f"selector '{name}'")
+    return selector

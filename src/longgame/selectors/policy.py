@@ -1,0 +1,96 @@
+"""A selector at work: it asks for signals, decides, remembers, and keeps the token ledger and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from longgame.data.examples import Pool
+from longgame.errors import PluginError
+from longgame.selectors.base import Selection, Selector
+from longgame.selectors.history import History
+from longgame.signals.base import Signals
+
+Scorer = Callable[[Pool, Sequence[str]], Signals]
+"""(candidates, signal names) → signals under the model as it is now."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One decision, as logged."""
+
+    number: int
+    budget: int
+    """Tokens that could be spent, what earlier rounds left over included."""
+    candidate_ids: tuple[str, ...]
+    selection: Selection
+    signals: Signals
+    """What the selector saw."""
+
+
+@dataclass
+class SelectionPolicy:
+    """One selector with its history through the rounds of one stage (`begin_stage` starts the next)."""
+
+    selector: Selector
+    history: History
+    rng: np.random.Generator
+    extra_signals: tuple[str, ...] = ()
+    """Signals that diagnostics want beside what the selector requires (computed only where they cost nothing)."""
+    rounds: list[Round] = field(default_factory=list)
+    carry: int = 0
+
+    def begin_stage(self, rng: np.random.Generator) -> None:
+        """Forget the rounds of the last stage (not the history) and draw from ``rng`` from now on."""
+        self.rng, self.rounds, self.carry = rng, [], 0
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.selector.requires, *self.extra_signals)))
+
+    def choose(self, pool: Pool, budget: int, score: Scorer) -> Selection:
+        """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and remember it.
+
+        Raises:
+            PluginError: the selector returned rows outside the pool, a row twice, or more than the budget.
+        """
+        signals = score(pool, self.required)
+        available = int(budget) + self.carry
+        selection = self.selector.select(pool, signals, self.history, available, self.rng)
+        self._check(pool, selection, available)
+        self.carry = available - selection.tokens
+        self.history.update(selection, pool, signals)
+        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, signals))
+        return selection
+
+    def _check(self, pool: Pool, selection: Selection, budget: int) -> None:
+        who = f"selector '{self.selector.name}'"
+        rows = np.asarray(selection.rows)
+        if len(rows) == 0:
+            raise PluginError(f"{who} selected nothing from {len(pool)} candidates with {budget} tokens to spend.")
+        if len(set(rows.tolist())) != len(rows) or rows.min() < 0 or rows.max() >= len(pool):
+            raise PluginError(f"{who} returned a row twice or outside 0…{len(pool) - 1}.")
+        if tuple(pool.ids[row] for row in rows) != tuple(selection.ids):
+            raise PluginError(f"{who} returned ids that do not belong to its rows; use Selection.of(pool, rows).")
+        spent = int(pool.tokens[rows].sum())
+        if spent != selection.tokens or spent > budget:
+            raise PluginError(f"{who} spent {spent} tokens of {budget} and reported {selection.tokens}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that later stages depend on (selector, history, carried tokens)."""
+        return {
+            "selector": self.selector.state_dict(),
+            "history": self.history.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "carry": self.carry,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.selector.load_state_dict(state["selector"])
+        self.history.load_state_dict(state["history"])
+        self.rng.bit_generator.state = state["rng"]
+        self.carry = int(state["carry"])

@@ -1,0 +1,1 @@
+"""The quadratic world, where the true long-term effect of a selection is known."""
