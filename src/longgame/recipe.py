@@ -34,6 +34,10 @@ class ModelSpec(_Part):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(256, ge=8)
     """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none."""
+    pad_token: str | None = None
+    """Padding token, for a tokenizer that has none."""
 
 
 class RealTask(_Part):

@@ -1,0 +1,67 @@
+"""How a stage is trained and what is told about it; free of torch, so that every substrate speaks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.data.examples import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How one stage (or probe) is trained and how often it selects."""
+
+    steps: int
+    """Optimiser steps."""
+    budget: float
+    """Share of the pool's tokens that may be selected, in (0, 1]."""
+    rounds: int | Literal["step"] = "step"
+    """1 = one offline choice; n = the rest of the pool is re-scored before each of n shares; "step" = each step
+    scores a fresh share of the candidate stream."""
+    epochs: int = 1
+    """Passes over what a round selected, dealt over the round's steps."""
+    seed: int = 0
+    """Seed of this stage's streams (candidate order, dealing); the same for every selector of a trial's seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """Told to `on_step`: step 0 is before the first update."""
+
+    step: int
+    steps: int
+    selected_tokens: int
+    loss: float
+    """Training loss of the step, nats/token; NaN at step 0."""
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What one call of `Learner.train` did."""
+
+    steps: int
+    selected_tokens: int
+    """Tokens the selector spent."""
+    optimiser_tokens: int
+    """Tokens that went through the optimiser (selected × epochs)."""
+    candidate_tokens: int
+    """Tokens that were scored to choose."""
+    losses: Float[np.ndarray, " steps"]
+    """Mean loss per step, nats/token."""
+    update_gram: Float[np.ndarray, "steps steps"]
+    """Inner products of the optimiser updates with each other (exact or sketched), for update concentration."""
+    drift: float
+    """1 − cos of this stage's update with the sum of the earlier ones, in effective weight space; NaN at stage 1."""
+    update_norm: float
+    """Frobenius norm of this stage's update in effective weight space."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock by part: ``train``, ``select`` (signals + selector), ``callbacks``."""
+
+
+def stage_order(pool: Pool, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """The candidate stream of a stage: a permutation of the pool that is the same for every selector of a seed."""
+    return rng.permutation(len(pool))
