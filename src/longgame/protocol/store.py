@@ -256,9 +256,7 @@ class RunDirectory:
         """
         held = folder / "recipe.yaml"
         if held.is_file():
-            differing = _differences(
-                cls.open(folder).recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
-            )
+            differing = _differences(cls.open(folder).recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
             if differing:
                 raise ResumeError(
                     f"{folder} holds a run of another recipe. Differing: " + "; ".join(differing) + ". "

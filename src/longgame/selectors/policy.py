@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
@@ -29,6 +30,8 @@ class Round:
     selection: Selection
     signals: Signals
     """What the selector saw."""
+    gradients: Float[np.ndarray, "k d"] | None = None
+    """Gradient sketches of the picks, where this round was measured for the diagnostics."""
 
 
 @dataclass
@@ -39,7 +42,9 @@ class SelectionPolicy:
     history: History
     rng: np.random.Generator
     extra_signals: tuple[str, ...] = ()
-    """Signals that diagnostics want beside what the selector requires (computed only where they cost nothing)."""
+    """Signals to compute beside what the selector requires."""
+    gradient_every: int = 0
+    """Measure the gradient sketches of the picks in every n-th round, for selection concentration; 0 = never."""
     rounds: list[Round] = field(default_factory=list)
     carry: int = 0
 
@@ -63,8 +68,19 @@ class SelectionPolicy:
         self._check(pool, selection, available)
         self.carry = available - selection.tokens
         self.history.update(selection, pool, signals)
-        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, signals))
+        gradients = self._gradients(pool, selection, signals, score)
+        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, signals, gradients))
         return selection
+
+    def _gradients(
+        self, pool: Pool, selection: Selection, signals: Signals, score: Scorer
+    ) -> Float[np.ndarray, "k d"] | None:
+        """Gradient sketches of the picks: the selector's own where it asked for them, else measured here."""
+        if not self.gradient_every or len(self.rounds) % self.gradient_every:
+            return None
+        if "grad_sketch" in signals:
+            return signals["grad_sketch"][selection.rows]
+        return score(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
 
     def _check(self, pool: Pool, selection: Selection, budget: int) -> None:
         who = f"selector '{self.selector.name}'"

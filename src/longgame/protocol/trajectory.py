@@ -1,0 +1,226 @@
+"""The central walk: one selector, one seed, stage after stage, and what it did to the future.
+
+    base ──select/train──▶ M1 ──select/train──▶ M2 ─ … ─▶ MT
+     │ row 0 of R           │ row 1               │ row 2
+                            ├ probe on stage 2    ├ probe on stage 3      (forks: they leave no trace)
+
+The walk knows a `Learner` and nothing else of the model; the same lines run the closed-form quadratic world in
+milliseconds and real fine-tuning in minutes. Every finished stage is durable before the next one begins.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from longgame.data.examples import Pool, SequenceData, StageData, Task
+from longgame.evaluation.base import Score
+from longgame.metrics.diagnostics import capability_entropy, selection_concentration, update_concentration
+from longgame.protocol.learner import Learner
+from longgame.protocol.probes import run_probes
+from longgame.protocol.store import StageStore, read_arrays, records_table, write_arrays, write_table
+from longgame.protocol.trial import Trial
+from longgame.recipe import Recipe
+from longgame.seeding import generator, stream_seed
+from longgame.selectors.base import build_selector
+from longgame.selectors.history import History
+from longgame.selectors.policy import SelectionPolicy
+from longgame.statefile import read_state, write_state
+from longgame.training.base import Schedule, StepInfo, TrainingReport
+
+Notify = Callable[[str, int, str, int, int], None]
+"""(trial, stage number, activity, step, steps) → nothing; for progress displays."""
+
+
+def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: StageStore) -> None:
+    """Do once what all trials of a seed share: the frozen pass over every pool, and row 0 of R."""
+    if store.has("base"):
+        return
+    frozen = learner.prepare(sequence)
+    rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
+    with store.writing("base") as folder:
+        write_arrays(folder / "frozen.safetensors", frozen)
+        write_table(
+            folder / "records.parquet",
+            records_table([{"trial": "", "selector": "", "seed": seed, **row} for row in rows]),
+        )
+
+
+def run_trajectory(
+    trial: Trial,
+    recipe: Recipe,
+    learner: Learner,
+    sequence: SequenceData,
+    shared: StageStore,
+    store: StageStore,
+    notify: Notify,
+    keep_models: bool = False,
+) -> None:
+    """Walk one trial through the stages that are not finished yet.
+
+    Args:
+        shared: the seed's store, with the part ``base`` finished (see `prepare_seed`).
+        store: the trial's store; finished stages are skipped, the walk goes on from the last one.
+        keep_models: keep the model after every stage, not only after the last finished one.
+    """
+    stages = sequence.stages
+    done = store.finished_stages(len(stages))
+    if done == len(stages):
+        return
+    learner.use(sequence, read_arrays(shared.path("base") / "frozen.safetensors"))
+    policy = SelectionPolicy(
+        build_selector(trial.selector.name, trial.selector.parameters),
+        History(seed=stream_seed(trial.seed, "history")),
+        generator(trial.seed, "select", 0),
+        gradient_every=recipe.metrics.gradient_every,
+    )
+    if done:
+        last = store.path(f"stage-{done}")
+        learner.load(last / "learner")
+        policy.load_state_dict(read_state(last, "policy"))
+    for number in range(done + 1, len(stages) + 1):
+        rows, picks = _stage(number, trial, recipe, learner, sequence, policy, notify)
+        who = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
+        with store.writing(f"stage-{number}") as folder:
+            write_table(folder / "records.parquet", records_table([{**who, "stage": number, **row} for row in rows]))
+            write_table(folder / "selection.parquet", picks)
+            write_state(folder, "policy", policy.state_dict())
+            (folder / "learner").mkdir()
+            learner.save(folder / "learner")
+        if number > 1 and not keep_models:
+            shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
+
+
+def _stage(
+    number: int,
+    trial: Trial,
+    recipe: Recipe,
+    learner: Learner,
+    sequence: SequenceData,
+    policy: SelectionPolicy,
+    notify: Notify,
+) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Select and train on one stage, score every task, probe the next stage; return records and picks."""
+    stage = sequence.stages[number - 1]
+
+    def tell(activity: str, info: StepInfo) -> None:
+        notify(trial.name, number, activity, info.step, info.steps)
+
+    pool = learner.pool(stage.candidates)
+    schedule = Schedule(
+        steps=recipe.training.steps,
+        budget=recipe.budget,
+        rounds=recipe.rounds,
+        epochs=recipe.training.epochs,
+        seed=stream_seed(trial.seed, "stage", number),
+    )
+    policy.begin_stage(generator(trial.seed, "select", number))
+    report = learner.train(pool, policy, schedule, lambda info: tell("train", info))
+    clock = time.perf_counter()
+    notify(trial.name, number, "evaluate", 0, 1)
+    rows = score_rows(learner.score(sequence.tasks), sequence.tasks, number)
+    seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
+    rows += _diagnostics(learner, pool, policy, report, recipe)
+    if number < len(sequence.stages):
+        clock = time.perf_counter()
+        following: StageData = sequence.stages[number]
+        rows += run_probes(learner, following, number, policy, recipe, trial.seed, tell)
+        seconds["probe"] = time.perf_counter() - clock
+    rows += _costs(report, seconds, policy)
+    return rows, selection_table(pool, policy)
+
+
+def score_rows(scores: Sequence[Score], tasks: Sequence[Task], stage: int) -> list[dict[str, Any]]:
+    """Tidy rows of one row of R (points 0–100; NaN = not measured)."""
+    kinds = {task.name: task.kind for task in tasks}
+    return [
+        {
+            "kind": "score",
+            "stage": stage,
+            "task": score.task,
+            "task_kind": kinds[score.task],
+            "sub_skill": score.sub_skill,
+            "scorer": score.scorer,
+            "name": "score",
+            "value": score.value,
+            "unit": "points",
+        }
+        for score in scores
+    ]
+
+
+def _diagnostics(
+    learner: Learner, pool: Pool, policy: SelectionPolicy, report: TrainingReport, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """Table 2 of the paper for this stage; measured beside the training, never fed back into it."""
+    rows = np.concatenate([[pool.index[name] for name in entry.selection.ids] for entry in policy.rounds])
+    chosen = pool.take(np.unique(rows))
+    frozen = learner.signals(chosen, ("cluster", "difficulty", "quality"))
+    clusters, weights = frozen["cluster"], chosen.tokens.astype(np.float64)
+    tokens = np.bincount(clusters, weights=weights, minlength=recipe.metrics.clusters)
+    gradients = [entry.gradients for entry in policy.rounds if entry.gradients is not None]
+    known = [(example.noisy, weight) for example, weight in zip(chosen.examples, weights, strict=True)]
+    noise = (
+        float(np.average([bool(noisy) for noisy, _ in known], weights=weights))
+        if all(noisy is not None for noisy, _ in known)
+        else float("nan")
+    )
+    values = {
+        "capability_entropy": (capability_entropy(tokens), "nats"),
+        "selection_concentration": (
+            selection_concentration(np.concatenate(gradients)) if gradients else float("nan"),
+            "share",
+        ),
+        "update_concentration": (update_concentration(report.update_gram), "share"),
+        "adapter_drift": (report.drift, "1-cos"),
+        "update_norm": (report.update_norm, "frobenius"),
+        "difficulty": (float(np.average(frozen["difficulty"], weights=weights)), "pool percentile"),
+        "quality": (float(np.average(frozen["quality"], weights=weights)), "0-1"),
+        "noisy_share": (noise, "share"),
+        "final_loss": (float(report.losses[-1]), "nats/token"),
+    }
+    return [
+        {"kind": "diagnostic", "name": name, "value": value, "unit": unit} for name, (value, unit) in values.items()
+    ]
+
+
+def _costs(report: TrainingReport, seconds: dict[str, float], policy: SelectionPolicy) -> list[dict[str, Any]]:
+    counts = {
+        "selected_tokens": report.selected_tokens,
+        "optimiser_tokens": report.optimiser_tokens,
+        "candidate_tokens": report.candidate_tokens,
+        "selected_examples": sum(len(entry.selection.ids) for entry in policy.rounds),
+    }
+    rows = [{"kind": "cost", "name": name, "value": float(value), "unit": "count"} for name, value in counts.items()]
+    return rows + [
+        {"kind": "cost", "name": f"{part}_seconds", "value": value, "unit": "s"} for part, value in seconds.items()
+    ]
+
+
+def selection_table(pool: Pool, policy: SelectionPolicy) -> pd.DataFrame:
+    """Every candidate of every round with each term of its score, and its place in pick order (−1 = not picked)."""
+    parts = []
+    for entry in policy.rounds:
+        place = np.full(len(entry.candidate_ids), -1, dtype=np.int64)
+        place[entry.selection.rows] = np.arange(len(entry.selection.rows))
+        rows = [pool.index[name] for name in entry.candidate_ids]
+        frame = pd.DataFrame(
+            {
+                "round": entry.number,
+                "sample_id": entry.candidate_ids,
+                "picked": place,
+                "tokens": pool.tokens[rows],
+                "sub_skill": [pool.examples[row].skill or "" for row in rows],
+                **{
+                    f"term_{name}": np.asarray(column, dtype=np.float32)
+                    for name, column in entry.selection.scores.items()
+                },
+            }
+        )
+        parts.append(frame)
+    return pd.concat(parts, ignore_index=True)
