@@ -1,0 +1,147 @@
+"""Run independent jobs in processes of a bounded number of threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from longgame.errors import LonggameError
+
+Notify = Callable[[str, int, str, int, int], None]
+"""(job, stage, activity, step, steps): progress, as jobs send it."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function of a module (so that another process finds it) with its arguments; it is also given a `Notify`."""
+
+    name: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+class WorkerError(LonggameError):
+    """A worker process ended without a word (killed, out of memory) or met an unforeseen error."""
+
+
+@contextmanager
+def _threads_for_children(threads: int) -> Iterator[None]:
+    """Set the thread variables that a child reads when it starts, and put the parent's back."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update({name: str(threads) for name in _THREAD_VARIABLES[:3]})
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the parent is gone (even by SIGKILL), so that no orphan writes into the run directory."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(jobs: Any, events: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _end_with_parent()
+    while True:
+        job: Job | None = jobs.get()
+        if job is None:
+            return
+        events.put(("start", job.name, None))
+        try:
+            job.function(*job.arguments, lambda *progress: events.put(("progress", *progress)))
+        except LonggameError as error:
+            events.put(("error", job.name, error))
+            return
+        except Exception:  # noqa: BLE001 - told to the parent with its traceback, which stops the audit
+            events.put(("crash", job.name, traceback.format_exc()))
+            return
+        events.put(("done", job.name, None))
+
+
+def run_local(
+    jobs: Sequence[Job],
+    workers: int,
+    threads: int,
+    notify: Notify,
+    finished: Callable[[str], None],
+) -> None:
+    """Run the jobs, at most ``workers`` at a time, each in a process with ``threads`` threads.
+
+    The first error stops everything; what jobs have made durable stays. With KeyboardInterrupt the workers are ended
+    before it goes on to the caller.
+
+    Raises:
+        LonggameError: what a job raised.
+        WorkerError: a worker was killed, or met an error that is not of the family (with its traceback).
+    """
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")
+    todo, events = context.Queue(), context.Queue()
+    for job in jobs:
+        todo.put(job)
+    count = min(workers, len(jobs))
+    for _ in range(count):
+        todo.put(None)
+    with _threads_for_children(threads):
+        processes = [context.Process(target=_work, args=(todo, events), daemon=True) for _ in range(count)]
+        for process in processes:
+            process.start()
+    left = {job.name for job in jobs}
+    try:
+        while left:
+            try:
+                kind, name, *rest = events.get(timeout=0.5)
+            except queue.Empty:
+                _check_alive(processes, left)
+                continue
+            if kind == "progress":
+                notify(name, *rest)
+            elif kind == "done":
+                left.discard(name)
+                finished(name)
+            elif kind == "error":
+                raise rest[0]
+            elif kind == "crash":
+                raise WorkerError(f"{name} met an unforeseen error; finished stages are safe.\n{rest[0]}")
+    finally:
+        for process in processes:
+            if left:
+                process.kill()
+            process.join()
+
+
+def _check_alive(processes: Sequence[Any], left: set[str]) -> None:
+    if all(process.exitcode is not None for process in processes) or any(
+        process.exitcode not in (None, 0) for process in processes
+    ):
+        codes = sorted({process.exitcode for process in processes if process.exitcode})
+        raise WorkerError(
+            f"a worker process ended (exit code {', '.join(map(str, codes)) or 0}) with {len(left)} jobs left; "
+            "-9 usually means out of memory: use fewer --workers. Finished stages are safe; run the command again."
+        )

@@ -1,0 +1,208 @@
+"""The learner with a real language model behind it: transformers, PEFT, and the selection trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from longgame.data.examples import Example, Pool, SequenceData, Task
+from longgame.data.tokenize import build_pool
+from longgame.errors import PluginError, ResumeError
+from longgame.evaluation.base import Score
+from longgame.evaluation.evaluator import Evaluator
+from longgame.metrics.diagnostics import adapter_drift, dense_drift
+from longgame.models import attach_adapter, load_model
+from longgame.recipe import Recipe
+from longgame.seeding import stream_seed
+from longgame.selectors.policy import SelectionPolicy
+from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.engine import SignalEngine
+from longgame.signals.frozen import FrozenSignals
+from longgame.signals.quality import quality_scores
+from longgame.training.base import Schedule, StepInfo, TrainingReport
+from longgame.training.stage import run_stage
+
+_LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
+_FROZEN = tuple(name for name, spec in SIGNALS.items() if not spec.live)
+
+
+class HFLearner:
+    """A transformers causal LM with a persistent LoRA adapter (or all weights), as the protocol's `Learner`.
+
+    Args:
+        recipe: model, training, proxy and metric sections are read.
+        seed: the trial's seed; fixes the adapter's initial A factors (B starts at 0, so ∂L/∂A = 0 at the first step).
+    """
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        loaded = load_model(recipe.model)
+        self.recipe = recipe
+        self.seed = seed
+        self.tokenizer = loaded.tokenizer
+        self.model = (
+            attach_adapter(loaded.model, recipe.model, stream_seed(seed, "adapter"))
+            if recipe.model.adaptation == "lora"
+            else loaded.model
+        )
+        pad = loaded.pad_token_id
+        self.engine = SignalEngine(self.model, pad_token_id=pad, seed=stream_seed(seed, "sketch"))
+        self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
+        self.pad_token_id = pad
+        self.frozen: FrozenSignals | None = None
+        self._base = None if isinstance(self.model, PeftModel) else self._copy()
+        self._proxy: Pool | None = None
+        self._proxy_gradient: np.ndarray | None = None
+        self._proxy_age = 0
+        self._stage = 0
+
+    def pool(self, examples: Sequence[Example]) -> Pool:
+        return build_pool(examples, self.tokenizer, self.recipe.model.max_length, self.recipe.data.too_long)[0]
+
+    def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
+        pools = [self.pool(stage.candidates) for stage in sequence.stages]
+        columns = [self.engine(pool, ("embedding", "loss")) for pool in pools]
+        frozen = FrozenSignals.build(
+            pools,
+            embeddings=[column["embedding"] for column in columns],
+            base_loss=[column["loss"] for column in columns],
+            quality=[quality_scores(pool.examples) for pool in pools],
+            clusters=self.recipe.metrics.clusters,
+            seed=stream_seed(self.seed, "clusters"),
+        )
+        return frozen.to_arrays()
+
+    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
+        self.frozen = FrozenSignals.from_arrays(frozen)
+        items = [example for stage in sequence.stages for example in stage.proxy]
+        self._proxy = self.pool(items) if items else None
+
+    def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
+        live = [name for name in names if name in _LIVE]
+        still = [name for name in names if name in _FROZEN]
+        columns = dict(self.engine(pool, live)) if live else {}
+        if still:
+            if self.frozen is None:
+                raise PluginError(f"signals {still} need the frozen pass; call use() first.")
+            columns |= self.frozen.lookup(pool, still)
+        context = {name: self._future_proxy() for name in names if name in CONTEXT}
+        return Signals(pool.ids, columns, context)
+
+    def _future_proxy(self) -> np.ndarray:
+        """Mean gradient sketch of the proxy mixture, measured again after every `proxy.refresh_steps` steps."""
+        if self._proxy is None:
+            raise PluginError(
+                "a selector asks for `future_proxy` but the proxy mixture is empty (proxy.items_per_skill)."
+            )
+        if self._proxy_gradient is None or self._proxy_age >= self.recipe.proxy.refresh_steps:
+            self._proxy_gradient = self.engine(self._proxy, ("grad_sketch",))["grad_sketch"].mean(axis=0)
+            self._proxy_age = 0
+        return self._proxy_gradient
+
+    def train(
+        self,
+        pool: Pool,
+        policy: SelectionPolicy,
+        schedule: Schedule,
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> TrainingReport:
+        spec = self.recipe.training
+        warmup = round(spec.warmup_steps * schedule.steps / spec.steps)
+        before = self._copy()
+        self._proxy_gradient = None
+
+        def stepped(info: StepInfo) -> None:
+            self._proxy_age += info.step > 0
+            if on_step is not None:
+                on_step(info)
+
+        report = run_stage(
+            self.model,
+            pad_token_id=self.pad_token_id,
+            pool=pool,
+            policy=policy,
+            schedule=schedule,
+            spec=spec.model_copy(update={"warmup_steps": warmup, "steps": schedule.steps}),
+            scorer=self.signals,
+            on_step=stepped,
+            where=f"stage {self._stage + 1}",
+        )
+        self._stage += 1
+        drift, norm = self._moved(before)
+        return TrainingReport(**{**report.__dict__, "drift": drift, "update_norm": norm})
+
+    def score(self, tasks: Sequence[Task]) -> list[Score]:
+        return self.evaluator.score(tasks)
+
+    @contextmanager
+    def fork(self) -> Iterator[HFLearner]:
+        kept = (self._copy(), self._proxy_gradient, self._proxy_age, self._stage)
+        try:
+            yield self
+        finally:
+            weights, self._proxy_gradient, self._proxy_age, self._stage = kept
+            with torch.no_grad():
+                for name, parameter in self._trainable():
+                    parameter.copy_(weights[name])
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter as PEFT's own files (loadable by anyone), or all weights, and the stage counter."""
+        if isinstance(self.model, PeftModel):
+            config = self.model.peft_config["default"]
+            config.save_pretrained(str(directory))
+            weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in weights.items()}, directory / "adapter_model.safetensors"
+            )
+        else:
+            save_file(
+                {name: value.detach().clone() for name, value in self._trainable()}, directory / "weights.safetensors"
+            )
+        (directory / "learner.json").write_text(json.dumps({"stage": self._stage}) + "\n")
+
+    def load(self, directory: Path) -> None:
+        try:
+            self._stage = int(json.loads((directory / "learner.json").read_text())["stage"])
+            if isinstance(self.model, PeftModel):
+                set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
+            else:
+                weights = load_file(directory / "weights.safetensors")
+                with torch.no_grad():
+                    for name, parameter in self._trainable():
+                        parameter.copy_(weights[name])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ResumeError(
+                f"{directory} cannot be read ({error}). Delete that stage's folder and run again."
+            ) from error
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._trainable()}
+
+    def _moved(self, before: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """Drift of this stage's update against the sum of the earlier ones, and its Frobenius norm."""
+        if self._base is not None:
+            after = self._copy()
+            update = [(after[name] - before[name]).float().cpu().numpy() for name in after]
+            earlier = [(before[name] - self._base[name]).float().cpu().numpy() for name in after]
+            return dense_drift(update, earlier)
+        return adapter_drift(self._factors(before), self._factors(self._copy()))
+
+    def _factors(self, weights: dict[str, torch.Tensor]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """(B, A, scale) of every adapted layer: its effective update is scale · B A."""
+        found = []
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A") and "default" in getattr(module, "lora_A", {}):
+                a = weights[f"{name}.lora_A.default.weight"].float().cpu().numpy()
+                b = weights[f"{name}.lora_B.default.weight"].float().cpu().numpy()
+                found.append((b, a, float(module.scaling["default"])))
+        return found
