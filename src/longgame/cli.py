@@ -1,0 +1,138 @@
+"""The command line: every command ends with one clear sentence and an exit code other than 0 when it fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from longgame.errors import LonggameError, RecipeError
+from longgame.recipe import load_recipe
+
+
+class Interrupted(LonggameError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+app = typer.Typer(
+    help="Data selection for LLM fine-tuning that plays the long game.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Data selection for LLM fine-tuning that plays the long game."""
+
+
+def _seeds(text: str) -> list[int]:
+    """Read `0,1,2` or `0-4`."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise RecipeError(f"--seeds is '{text}'; write numbers like 0,1,2 or a range like 0-4.")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def _overrides(
+    selectors: str | None, seeds: str | None, budget: float | None, model: str | None, data_dir: Path | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if selectors is not None:
+        found["selectors"] = [name.strip() for name in selectors.split(",") if name.strip()]
+    if seeds is not None:
+        found["seeds"] = _seeds(seeds)
+    if budget is not None:
+        found["budget"] = budget
+    if model is not None:
+        found["model.name"] = model
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise RecipeError(
+                f"--data-dir '{data_dir}' is not a directory. Give the folder that holds train/ and eval/."
+            )
+        found["data.data_dir"] = str(data_dir)
+    return found
+
+
+@app.command()
+def audit(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the directory of a run to print or finish.")],
+    selectors: Annotated[str | None, typer.Option(help="Names, comma-separated; a file.py:Class is one, too.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: the cores].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker [default: cores / workers].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/NAME].")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
+) -> None:
+    """Walk selectors through the stages of a recipe and say what they did to the future."""
+    from longgame.protocol.audit import run_audit
+    from longgame.protocol.display import RichDisplay
+    from longgame.report.terminal import print_scorecard
+
+    console = Console()
+    changes = _overrides(selectors, seeds, budget, model, data_dir)
+    if recipe.is_dir() and not (recipe / "recipe.yaml").is_file():
+        raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
+    loaded = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, changes)
+    folder = out or (recipe if recipe.is_dir() else Path("runs") / loaded.name)
+    jobs = len(loaded.selectors) * len(loaded.seeds)
+    cores = os.cpu_count() or 1
+    count = min(workers or cores, max(jobs, 1))
+    per_worker = threads or max(1, cores // (workers or cores))
+    if dry_run:
+        from longgame.protocol.plan import print_plan
+
+        print_plan(loaded, folder, count, per_worker, console)
+        return
+    try:
+        with RichDisplay(console) as display:
+            result = run_audit(
+                loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models
+            )
+    except KeyboardInterrupt:
+        raise Interrupted("stopped. Finished stages are safe; the same command goes on from there.") from None
+    print_scorecard(result.scorecard, loaded, console)
+    console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="A pretraining recipe, e.g. recipes/tiny-base.yaml.")],
+    out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("runs/tiny-base"),
+) -> None:
+    """Rebuild the tiny base model (tokenizer, weights, model card) from nothing."""
+    from longgame.pretrain import load_pretrain_spec
+    from longgame.pretrain import pretrain as build
+
+    console = Console()
+    build(load_pretrain_spec(recipe), out, progress=lambda line: console.print(line, highlight=False))
+    console.print(f"Written: {out}", highlight=False)
+
+
+def main() -> None:
+    """Entry point: turns longgame's errors into one sentence and an exit code."""
+    errors = Console(stderr=True)
+    try:
+        app()
+    except LonggameError as error:
+        errors.print(f"longgame: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
