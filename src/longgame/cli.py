@@ -14,7 +14,7 @@ from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import load_recipe
 
 
-class Interrupted(LonggameError):
+class AuditInterruptedError(LonggameError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
@@ -105,7 +105,7 @@ def audit(
                 loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models
             )
     except KeyboardInterrupt:
-        raise Interrupted("stopped. Finished stages are safe; the same command goes on from there.") from None
+        raise AuditInterruptedError("stopped. Finished stages are safe; the same command goes on from there.") from None
     print_scorecard(result.scorecard, loaded, console)
     console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
 
