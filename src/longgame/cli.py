@@ -97,6 +97,7 @@ def audit(
     if dry_run:
         from longgame.protocol.plan import print_plan
 
+        os.environ["OMP_NUM_THREADS"] = str(per_worker)  # read by torch when the plan loads it; rates are per worker
         print_plan(loaded, folder, count, per_worker, console)
         return
     try:
