@@ -1,0 +1,43 @@
+import time
+
+import pytest
+
+from longgame.errors import DataError
+from longgame.protocol.backends import Job, WorkerError, run_local
+from support import jobs
+
+
+def test_every_job_runs_once_with_bounded_threads_and_progress_arrives(tmp_path):
+    progress, finished = [], []
+    todo = [Job(f"job-{i}", jobs.write_threads, (str(tmp_path), f"job-{i}")) for i in range(5)]
+    run_local(todo, 2, 1, lambda *args: progress.append(args), finished.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(finished) == [f"job-{i}" for i in range(5)]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"1"}
+    assert sorted(name for name, *_ in progress) == sorted(finished)
+
+
+def test_an_error_of_the_family_reaches_the_caller_as_it_was_raised():
+    with pytest.raises(DataError, match="line 7 is empty"):
+        run_local([Job("bad", jobs.fail, ("line 7 is empty",))], 2, 1, lambda *_: None, lambda _: None)
+
+
+def test_an_unforeseen_error_arrives_with_its_traceback():
+    with pytest.raises(WorkerError, match="ZeroDivisionError"):
+        run_local([Job("bad", jobs.crash, ())], 1, 1, lambda *_: None, lambda _: None)
+
+
+def test_a_killed_worker_is_reported_and_not_waited_for():
+    with pytest.raises(WorkerError, match="exit code -9"):
+        run_local([Job("bad", jobs.kill_self, ())], 1, 1, lambda *_: None, lambda _: None)
+
+
+def test_the_first_error_ends_the_other_workers(tmp_path):
+    todo = [
+        Job("bad", jobs.fail, ("stop",)),
+        Job("late", jobs.sleep_then_write, (str(tmp_path), "late", 30.0)),
+    ]
+    begun = time.monotonic()
+    with pytest.raises(DataError):
+        run_local(todo, 2, 1, lambda *_: None, lambda _: None)
+    assert not (tmp_path / "late").exists()
+    assert time.monotonic() - begun < 25

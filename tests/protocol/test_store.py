@@ -1,0 +1,137 @@
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from longgame.errors import ResumeError, StorageError
+from longgame.protocol import store as store_module
+from longgame.protocol.store import (
+    RunDirectory,
+    StageStore,
+    durable_folder,
+    read_arrays,
+    records_table,
+    write_arrays,
+    write_file,
+    write_table,
+)
+from longgame.recipe import parse_recipe
+
+
+def recipe(**more):
+    return parse_recipe({"name": "t", "selectors": ["random", "loss"], "seeds": [0, 1], **more})
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), durable_folder(tmp_path / "a") as part:
+        (part / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with durable_folder(tmp_path / "a") as part:
+        (part / "x").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "x").read_text() == "1"
+
+
+def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):
+    write_file(tmp_path / "f", "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*Finished stages are safe"):
+        write_file(tmp_path / "f", "new")
+    with pytest.raises(StorageError), durable_folder(tmp_path / "d") as part:
+        (part / "x").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_text() == "old"
+
+
+def test_a_changed_recipe_is_refused_with_the_differing_keys(tmp_path):
+    RunDirectory.create(tmp_path / "run", recipe())
+    RunDirectory.create(tmp_path / "run", recipe())
+    with pytest.raises(ResumeError, match=r"budget: 0\.25 there, 0\.5 now") as caught:
+        RunDirectory.create(
+            tmp_path / "run", recipe(budget=0.5, training={"steps": 8, "warmup_steps": 1}, probe={"steps": 6})
+        )
+    assert "training.steps: 32 there, 8 now" in str(caught.value)
+    assert "pool_size" not in str(caught.value)
+
+
+def test_a_directory_with_other_things_in_it_is_refused(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(ResumeError, match="not empty and holds no run"):
+        RunDirectory.create(tmp_path, recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_opening_a_run_clears_scratch_and_keeps_what_is_finished(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    store = run.trial_store("loss-s0", {"name": "loss"}, 0)
+    with store.writing("stage-1") as part:
+        (part / "x").write_text("1")
+    stale = run.folder / "trials" / "loss-s0" / "stage-2.99999.part"
+    stale.mkdir()
+    (stale / "half").write_text("1")
+    RunDirectory.create(tmp_path / "run", recipe())
+    assert not stale.exists()
+    assert store.finished_stages(5) == 1
+
+
+def test_a_stage_of_another_recipe_is_an_error_and_never_used(tmp_path):
+    with StageStore(tmp_path, "a").writing("stage-1") as part:
+        (part / "x").write_text("1")
+    assert StageStore(tmp_path, "a").has("stage-1")
+    with pytest.raises(ResumeError, match="made by another recipe"):
+        StageStore(tmp_path, "b").has("stage-1")
+
+
+def test_a_stage_counts_as_finished_only_when_all_before_it_are(tmp_path):
+    store = StageStore(tmp_path, "a")
+    for name in ("stage-1", "stage-3"):
+        with store.writing(name):
+            pass
+    assert store.finished_stages(5) == 1
+
+
+def test_a_trial_does_not_depend_on_its_siblings(tmp_path):
+    one = RunDirectory(tmp_path, recipe()).trial_store("loss-s0", {"name": "loss"}, 0)
+    two = RunDirectory(tmp_path, recipe(seeds=[0], name="u", selectors=["loss"])).trial_store(
+        "loss-s0", {"name": "loss"}, 0
+    )
+    other = RunDirectory(tmp_path, recipe(budget=0.5)).trial_store("loss-s0", {"name": "loss"}, 0)
+    assert one.key == two.key != other.key
+
+
+def test_row_zero_stands_for_every_trial_of_its_seed_and_nan_stays_nan(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    row = {"kind": "score", "task": "a", "scorer": "exact_match", "value": float("nan")}
+    for seed in (0, 1):
+        with run.seed_store(seed).writing("base") as part:
+            table = records_table([{"trial": "", "selector": "", "seed": seed, "stage": 0, **row}])
+            write_table(part / "records.parquet", table)
+        for name in ("random", "loss"):
+            trial = f"{name}-s{seed}"
+            with run.trial_store(trial, {"name": name}, seed).writing("stage-1") as part:
+                rows = [{"trial": trial, "selector": name, "seed": seed, "stage": 1, **row, "value": 50.0}]
+                write_table(part / "records.parquet", records_table(rows))
+    records = run.records()
+    assert len(records) == 8
+    assert records.loc[records.stage == 0, "trial"].tolist() == ["loss-s0", "loss-s1", "random-s0", "random-s1"]
+    assert records.loc[records.stage == 0, "value"].isna().all()
+    assert records.loc[records.stage == 0, "value"].isna().sum() == 4
+
+
+def test_arrays_round_trip_and_a_damaged_file_is_named(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], dtype=np.int64)}
+    write_arrays(tmp_path / "x.safetensors", arrays)
+    again = read_arrays(tmp_path / "x.safetensors")
+    assert all(
+        np.array_equal(again[name], value) and again[name].dtype == value.dtype for name, value in arrays.items()
+    )
+    os.truncate(tmp_path / "x.safetensors", 20)
+    with pytest.raises(ResumeError, match=r"x\.safetensors cannot be read"):
+        read_arrays(tmp_path / "x.safetensors")

@@ -1,0 +1,72 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longgame.errors import RecipeError
+from longgame.recipe import Recipe, load_recipe, parse_recipe
+
+GOOD = {"name": "a", "selectors": ["loss"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "unknown key 'modle'. Did you mean 'model'?"),
+        ({"training": {"stpes": 3}}, "unknown key 'training.stpes'. Did you mean 'steps'?"),
+        ({"model": {"lora": {"rank": 3}}}, "unknown key 'model.lora.rank'."),
+        ({"budget": 0}, "'budget': Input should be greater than 0 (seen: 0)"),
+        ({"budget": 1.5}, "'budget': Input should be less than or equal to 1 (seen: 1.5)"),
+        ({"selectors": []}, "'selectors'"),
+        ({"selectors": ["loss", "loss"]}, "selector loss stands twice"),
+        ({"seeds": [1, 1]}, "seeds [1, 1] repeat"),
+        ({"rounds": 33}, "rounds is 33 but there are only 32 steps"),
+        ({"probe": {"points": 30}}, "points is 30 but 10 steps give at most 11 points"),
+        ({"data": {"sequence": "files"}}, "data.stages is empty"),
+        ({"model": {"name": "quadratic"}}, "belong together"),
+        ({"name": "../up"}, "'name'"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_is_allowed(change, message):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({**GOOD, **change})
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_selectors_come_as_a_name_or_with_parameters():
+    recipe = parse_recipe({"name": "a", "selectors": ["loss", {"name": "lhas", "label": "mine", "future_weight": 2}]})
+    assert [selector.key for selector in recipe.selectors] == ["loss", "mine"]
+    assert recipe.selectors[1].parameters == {"future_weight": 2}
+
+
+@given(
+    budget=st.floats(0.01, 1),
+    seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True),
+    steps=st.integers(10, 99),
+)
+def test_a_resolved_recipe_reads_back_as_itself(budget, seeds, steps):
+    recipe = parse_recipe({**GOOD, "budget": budget, "seeds": seeds, "training": {"steps": steps}})
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("name: a\nselectors: [loss]\n")
+    with pytest.raises(RecipeError, match=r"Did you mean 'quickstart\.yaml'"):
+        load_recipe(tmp_path / "quikstart.yaml")
+
+
+def test_overrides_reach_nested_keys_and_are_validated(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: a\nselectors: [loss]\n")
+    assert load_recipe(path, {"model.name": "org/model", "budget": 0.5}).model.name == "org/model"
+    with pytest.raises(RecipeError, match="budget"):
+        load_recipe(path, {"budget": 7})
+
+
+def test_yaml_that_does_not_parse_or_is_no_mapping_is_a_recipe_error(tmp_path):
+    for text in ("a: [", "- a\n- b\n"):
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=r"r\.yaml"):
+            load_recipe(path)

@@ -1,0 +1,52 @@
+import pytest
+
+from longgame.errors import PluginError, RecipeError
+from longgame.selectors.base import SELECTORS, build_selector
+
+GOOD = """
+from longgame import Selection, Selector
+class First(Selector):
+    name = "first"
+    requires = ()
+    def select(self, pool, signals, history, budget, rng):
+        return Selection.of(pool, [0])
+"""
+
+
+def test_an_unknown_selector_is_named_with_a_suggestion():
+    with pytest.raises(RecipeError, match="unknown selector 'lhsa'. Did you mean 'lhas'"):
+        SELECTORS.resolve("lhsa")
+
+
+def test_a_class_of_a_file_is_found_and_a_wrong_class_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD)
+    assert SELECTORS.resolve(f"{path}:First").name == "first"
+    with pytest.raises(PluginError, match="unknown class 'Frist'. Did you mean 'First'"):
+        SELECTORS.resolve(f"{path}:Frist")
+    with pytest.raises(RecipeError, match="does not exist"):
+        SELECTORS.resolve(f"{tmp_path}/none.py:First")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise ValueError('boom')", "ValueError: boom"),
+        ("class First: pass", "lacks `name`"),
+        (GOOD.replace("requires = ()", "requires = 'loss'"), "is a string"),
+        (GOOD.replace("requires = ()", "requires = ('los',)"), "unknown signal 'los'. Did you mean 'loss'"),
+        (GOOD.replace("def select", "def other"), "does not define select"),
+        ("First = 3", "not a class"),
+    ],
+)
+def test_a_broken_plugin_is_refused_before_it_is_used(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(PluginError) as caught:
+        SELECTORS.resolve(f"{path}:First")
+    assert message in str(caught.value)
+
+
+def test_a_parameter_that_a_selector_does_not_take_is_an_error():
+    with pytest.raises(RecipeError, match="no parameter .depth."):
+        build_selector("random", {"depth": 3})
