@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import BudgetError, PluginError
+from longgame.errors import BudgetError, PluginError, RecipeError, did_you_mean
 from longgame.registry import Registry
 from longgame.signals.base import Signals, check_names
 
@@ -48,7 +49,7 @@ class Selector:
     """
 
     name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()
+    requires: tuple[str, ...] = ()
     """Signals that must be there (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
 
     def select(
@@ -75,6 +76,18 @@ class Selector:
             raise PluginError(f"selector '{self.name}' keeps no state but was given {sorted(state)}.")
 
 
+def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
+    """Raise BudgetError where the budget is not positive or holds none of the candidates."""
+    if budget <= 0:
+        raise BudgetError(f"the token budget is {budget}; it must be at least 1. Raise `budget`.")
+    shortest = int(tokens.min()) if len(tokens) else 0
+    if not len(tokens) or shortest > budget:
+        raise BudgetError(
+            f"a budget of {budget} tokens holds none of {len(tokens)} candidates (the shortest has {shortest}). "
+            "Raise `budget`, use fewer rounds, or drop long examples."
+        )
+
+
 def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], budget: int) -> Int[np.ndarray, " k"]:
     """Walk the rows in pick order and keep each that still fits into the budget.
 
@@ -84,10 +97,9 @@ def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], bud
     Raises:
         BudgetError: nothing fits, or the budget is not positive.
     """
-    if budget <= 0:
-        raise BudgetError(f"the token budget is {budget}; it must be at least 1. Raise `budget`.")
+    check_budget(tokens, budget)
     kept, left = [], int(budget)
-    shortest = int(tokens.min()) if len(tokens) else 0
+    shortest = int(tokens.min())
     for row in order:
         if left < shortest:
             break
@@ -95,34 +107,36 @@ def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], bud
         if cost <= left:
             kept.append(int(row))
             left -= cost
-    if not kept:
-        raise BudgetError(
-            f"a budget of {budget} tokens holds none of {len(tokens)} candidates (the shortest has {shortest}). "
-            "Raise `budget`, use fewer rounds, or drop long examples."
-        )
     return np.asarray(kept, dtype=np.int64)
+
+
+def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Rows in the order of their ids; where sums run in this order, the order of the pool changes no bit."""
+    return np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
 
 
 def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
     """Rows by falling score; ties by id, so that the order of the pool never decides."""
-    by_id = np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+    by_id = id_order(ids)
     return by_id[np.argsort(-np.asarray(score, dtype=np.float64)[by_id], kind="stable")]
 
 
-def check_selector(name: str, cls: type) -> None:
-    """Raise PluginError unless ``cls`` keeps the contract of `Selector`."""
+def check_selector(name: str, cls: Any) -> None:
+    """Raise PluginError unless the class ``cls`` keeps the contract of `Selector`."""
     for attribute in ("name", "requires", "select", "state_dict", "load_state_dict"):
         if not hasattr(cls, attribute):
             raise PluginError(
                 f"selector '{name}' ({cls.__qualname__}) lacks `{attribute}`. Derive it from longgame.Selector."
             )
-    if not callable(cls.select):
-        raise PluginError(f"selector '{name}': `select` is not callable.")
-    if getattr(cls, "select", None) is Selector.select:
+    if not callable(cls.select) or cls.select is Selector.select:
         raise PluginError(f"selector '{name}' does not define select(pool, signals, history, budget, rng).")
-    if isinstance(cls.requires, str):
-        raise PluginError(f"selector '{name}': `requires` is a string; write it as a tuple: ('{cls.requires}',).")
-    check_names(cls.requires, f"selector '{name}'")
+    _check_requires(name, cls.requires)
+
+
+def _check_requires(name: str, requires: Any) -> None:
+    if isinstance(requires, str):
+        raise PluginError(f"selector '{name}': `requires` is a string; write it as a tuple: ('{requires}',).")
+    check_names(requires, f"selector '{name}'")
 
 
 SELECTORS = Registry(
@@ -145,12 +159,20 @@ def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Se
     """Make the selector of this name with these parameters.
 
     Raises:
-        RecipeError: unknown name. PluginError: a parameter it does not take, or a broken contract.
+        RecipeError: unknown name, a parameter it does not take, or a value out of range.
+        PluginError: the class cannot be made or breaks the contract.
     """
     cls = SELECTORS.resolve(name)
+    given = dict(parameters or {})
+    taken = inspect.signature(cls).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        for key in given:
+            if key not in taken:
+                known = f" It takes: {', '.join(taken)}." if taken else " It takes none."
+                raise RecipeError(f"selector '{name}' has no parameter '{key}'.{did_you_mean(key, taken)}{known}")
     try:
-        selector = cls(**dict(parameters or {}))
+        selector = cls(**given)
     except TypeError as error:
-        raise PluginError(f"selector '{name}' cannot be made with {dict(parameters or {})}: {error}") from error
-    check_names(selector.requires, f"selector '{name}'")
+        raise PluginError(f"selector '{name}' cannot be made with {given}: {error}") from error
+    _check_requires(name, selector.requires)
     return selector

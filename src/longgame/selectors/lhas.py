@@ -1,0 +1,230 @@
+"""Long-horizon aware selection: immediate utility, and three terms that look further (paper §4, eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.data.examples import Pool
+from longgame.errors import PluginError, RecipeError
+from longgame.selectors.base import Selection, Selector, check_budget, id_order
+from longgame.selectors.distance import cosine, nearest_squared
+from longgame.selectors.history import History
+from longgame.selectors.options import choice, count, weight
+from longgame.selectors.scale import NORMALISE, scale
+from longgame.selectors.utility_diversity import UTILITIES, UtilityDiversitySelector
+from longgame.signals.base import Signals
+
+
+class LHASSelector(Selector):
+    """s(x) = z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first; ties by id.
+
+    - u, ``utility``: the score of `UtilityDiversitySelector`, with a buffer of LHAS's own.
+    - c, ``coverage``: what the selected history and the picks so far have not covered. ``distance``: L2 distance to
+      the nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
+      evaluated anew as picks are made, over the candidates that are left.
+    - p, ``future``: cosine of the example's gradient sketch with the mean one of the future-proxy mixture.
+    - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected so far,
+      max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the selected
+      gradients. History as it stood when the round began.
+
+    A term without history is exactly zero for everyone: u's diversity part, c and a in the first round of all (c only
+    until its first picks). Weights of 0 switch a term and its signals off.
+
+    Args:
+        utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
+        diversity_weight, buffer_size: those of `UtilityDiversitySelector`.
+        coverage: ``distance`` or ``cluster``.
+        coverage_weight, future_weight, concentration_weight: λ, η, ρ of eq. 5.
+        normalise: how z(·) puts the terms on one scale, over the candidates of the round: ``rank`` or ``z``.
+        refreshes: coverage is evaluated anew whenever another 1/refreshes of the round's budget is spent (after every
+            pick where that is less than one example), so the cost stays linear in the pool.
+        clusters: number of skill clusters behind 1/clusters; by default as many as have been met so far, among the
+            current candidates and those of earlier rounds.
+
+    ``scores``: the four terms as scaled, before their weights (NaN where switched off), and ``score``, their weighted
+    sum; coverage and score as they stood when the candidate was picked or last considered.
+    """
+
+    name = "lhas"
+    requires: tuple[str, ...] = ("logit_nuclear_norm", "logit_sketch", "embedding", "grad_sketch", "future_proxy", "cluster")
+
+    def __init__(
+        self,
+        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        diversity_weight: float = 1.0,
+        buffer_size: int = 1024,
+        coverage: Literal["distance", "cluster"] = "distance",
+        coverage_weight: float = 1.0,
+        future_weight: float = 1.0,
+        concentration_weight: float = 1.0,
+        normalise: Literal["rank", "z"] = "rank",
+        refreshes: int = 32,
+        clusters: int | None = None,
+    ) -> None:
+        self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
+        self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
+        self.coverage_weight = weight(self.name, "coverage_weight", coverage_weight)
+        self.future_weight = weight(self.name, "future_weight", future_weight)
+        self.concentration_weight = weight(self.name, "concentration_weight", concentration_weight)
+        self.refreshes = count(self.name, "refreshes", refreshes)
+        self.clusters = None if clusters is None else count(self.name, "clusters", clusters)
+        self.uds = UtilityDiversitySelector(
+            choice(self.name, "utility", utility, UTILITIES),  # type: ignore[arg-type]
+            weight(self.name, "diversity_weight", diversity_weight),
+            count(self.name, "buffer_size", buffer_size),
+            normalise,
+        )
+        needed = list(self.uds.requires)
+        if self.coverage_weight:
+            needed.append("embedding" if self.coverage == "distance" else "cluster")
+        if self.future_weight:
+            needed += ["grad_sketch", "future_proxy"]
+        if self.concentration_weight:
+            needed += ["grad_sketch", "cluster"]
+        self.requires = tuple(dict.fromkeys(needed))
+
+    def select(
+        self,
+        pool: Pool,
+        signals: Signals,
+        history: History,
+        budget: int,
+        rng: np.random.Generator,  # noqa: ARG002 - part of the contract
+    ) -> Selection:
+        by_id = id_order(pool.ids)
+        sorted_signals, tokens = signals.take(by_id), pool.tokens[by_id]
+        check_budget(tokens, budget)
+        terms, fixed = self._fixed_terms(sorted_signals, history)
+        rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
+        self.uds.remember(sorted_signals, rows)
+        place = np.argsort(by_id)
+        return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
+
+    def _fixed_terms(
+        self, signals: Signals, history: History
+    ) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]:
+        """The terms that the round's own picks do not change, and their weighted sum."""
+        n = len(signals.ids)
+        utility = scale(self.uds.terms(signals)["score"], self.normalise)
+        future = concentration = np.full(n, np.nan)
+        total = utility.copy()
+        if self.future_weight:
+            future = scale(self._future(signals), self.normalise)
+            total += self.future_weight * future
+        if self.concentration_weight:
+            concentration = scale(self._concentration(signals, history), self.normalise)
+            total -= self.concentration_weight * concentration
+        return {"utility": utility, "future": future, "concentration": concentration}, total
+
+    def _future(self, signals: Signals) -> Float[np.ndarray, " n"]:
+        if "future_proxy" not in signals or not np.any(signals["future_proxy"]):
+            raise RecipeError(
+                f"selector 'lhas' has future_weight {self.future_weight:g} but there is no future-proxy gradient to "
+                "compare with (no proxy items, or all of it is zero). Set proxy.items_per_skill to 1 or more, or "
+                "future_weight to 0."
+            )
+        gradients, proxy = signals["grad_sketch"], signals["future_proxy"]
+        _check_width(gradients, proxy, "future_proxy")
+        return cosine(gradients, proxy)
+
+    def _concentration(self, signals: Signals, history: History) -> Float[np.ndarray, " n"]:
+        met, of_row = np.unique(signals["cluster"], return_inverse=True)
+        clusters = self.clusters or len({*history.cluster_tokens, *met.tolist()})
+        spent = np.array([history.cluster_tokens.get(key, 0) for key in met.tolist()], dtype=np.float64)
+        total = sum(history.cluster_tokens.values())
+        value = np.maximum(0.0, spent / total - 1.0 / clusters)[of_row] if total else np.zeros(len(of_row))
+        top = history.top_gradient_direction()
+        if top is not None:
+            _check_width(signals["grad_sketch"], top, "history")
+            value = value + np.square(cosine(signals["grad_sketch"], top), dtype=np.float64)
+        return value
+
+    def _pick(
+        self,
+        signals: Signals,
+        history: History,
+        fixed: Float[np.ndarray, " n"],
+        tokens: Int[np.ndarray, " n"],
+        budget: int,
+    ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Greedy picks in blocks: rows in pick order, and every row's last coverage and score."""
+        covered = self._covered(signals, history)
+        coverage, score = np.full(len(fixed), np.nan), fixed.copy()
+        share = budget / self.refreshes if covered else budget
+        picks: list[int] = []
+        left, running = int(budget), np.ones(len(fixed), dtype=bool)
+        while (rows := np.flatnonzero(running & (tokens <= left))).size:
+            running[:] = False
+            running[rows] = True
+            if covered:
+                coverage[rows] = scale(covered.values(rows), self.normalise)
+                score[rows] = fixed[rows] + self.coverage_weight * coverage[rows]
+            block: list[int] = []
+            goal = max(left - share, 0)
+            for row in rows[np.argsort(-score[rows], kind="stable")].tolist():
+                if tokens[row] <= left:
+                    block.append(row)
+                    left -= int(tokens[row])
+                    if left <= goal:
+                        break
+            picks += block
+            running[block] = False
+            if covered:
+                covered.add(np.asarray(block))
+        return np.asarray(picks, dtype=np.int64), coverage, score
+
+    def _covered(self, signals: Signals, history: History) -> _Distance | _ClusterCount | None:
+        if not self.coverage_weight:
+            return None
+        if self.coverage == "distance":
+            return _Distance(signals["embedding"], history)
+        return _ClusterCount(signals["cluster"], history)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.uds.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.uds.load_state_dict(state)
+
+
+class _Distance:
+    """Distance to the nearest remembered or picked embedding; zero for all while there is none."""
+
+    def __init__(self, embeddings: Float[np.ndarray, "n d"], history: History) -> None:
+        self.embeddings = embeddings
+        if len(history.embeddings):
+            _check_width(embeddings, history.embeddings[0], "history")
+        self.nearest = nearest_squared(embeddings, history.embeddings)
+
+    def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        nearest = self.nearest[rows]
+        return np.zeros(len(rows)) if np.isinf(nearest).all() else np.sqrt(nearest)
+
+    def add(self, picks: Int[np.ndarray, " b"]) -> None:
+        np.minimum(self.nearest, nearest_squared(self.embeddings, self.embeddings[picks]), out=self.nearest)
+
+
+class _ClusterCount:
+    """−log(1 + selected examples of the candidate's cluster)."""
+
+    def __init__(self, clusters: Int[np.ndarray, " n"], history: History) -> None:
+        met, self.of_row = np.unique(clusters, return_inverse=True)
+        self.counts = np.array([history.cluster_counts.get(key, 0) for key in met.tolist()], dtype=np.float64)
+
+    def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        return -np.log1p(self.counts[self.of_row[rows]])
+
+    def add(self, picks: Int[np.ndarray, " b"]) -> None:
+        np.add.at(self.counts, self.of_row[picks], 1.0)
+
+
+def _check_width(rows: Float[np.ndarray, "n d"], vector: Float[np.ndarray, " d"], what: str) -> None:
+    if rows.shape[1] != len(vector):
+        raise PluginError(
+            f"the candidates' vectors have width {rows.shape[1]} but those of {what} have {len(vector)}; "
+            "keep the sketch and embedding sizes fixed through a run."
+        )

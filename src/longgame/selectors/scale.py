@@ -1,0 +1,38 @@
+"""Put the terms of a score on one scale, so that a weight of 1 means the same for each of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+Normalise = Literal["rank", "z"]
+NORMALISE: tuple[str, ...] = ("rank", "z")
+
+
+def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Mid-ranks (ties share their mean rank), moved linearly to [−1, 1] with mean 0; a constant column gives zeros.
+
+    Only the order counts, so a heavy-tailed term such as the loss cannot swamp the others (FORMULAS, "one scale").
+    """
+    n = len(column)
+    if n < 2:
+        return np.zeros(n)
+    _, group, size = np.unique(column, return_inverse=True, return_counts=True)
+    middle = np.cumsum(size) - (size - 1) / 2.0  # ranks 1…n
+    return np.asarray((2.0 * middle[group] - (n + 1)) / (n - 1))
+
+
+def z_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """(x − mean) / population standard deviation; a constant column gives zeros."""
+    values = np.asarray(column, dtype=np.float64)
+    if len(values) < 2 or values.max() == values.min():
+        return np.zeros(len(values))
+    values = values / np.abs(values).max()  # so that neither tiny nor huge units lose the variance
+    return np.asarray((values - values.mean()) / values.std())
+
+
+def scale(column: Float[np.ndarray, " n"], how: str) -> Float[np.ndarray, " n"]:
+    """Apply `rank_scale` or `z_scale`, whichever ``how`` names."""
+    return rank_scale(column) if how == "rank" else z_scale(column)
