@@ -73,7 +73,8 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def _close_brackets(rng: np.random.Generator, level: str) -> Draft:
-    text, still_open = "", []
+    text = ""
+    still_open: list[str] = []
     for _ in range(span(rng, level, easy=(2, 3), mid=(3, 4), hard=(5, 6), ood=(8, 9))):
         if still_open and rng.random() < 0.2:
             text += _PAIRS[still_open.pop()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from longgame.data.procedural.base import OOD, Draft, SubSkill, between, pick, plain, sample, span, worked
 from longgame.data.procedural.gym import gym_draw
-from longgame.data.procedural.words import EVENTS, KINDS, NAMES, WEEKDAYS
+from longgame.data.procedural.words import EVENTS, KINDS, NAMES, WEEKDAYS, words
 
 _ORDERS = {
     "taller": ("tallest", "shortest"),
@@ -19,7 +21,7 @@ _ORDERS = {
 def _compare_chain(rng: np.random.Generator, level: str) -> Draft:
     people = sample(rng, NAMES, span(rng, level, easy=(3, 3), mid=(3, 4), hard=(4, 5), ood=(6, 7)))
     relation = pick(rng, list(_ORDERS))
-    facts = [f"{first} is {relation} than {second}." for first, second in zip(people, people[1:], strict=False)]
+    facts = [f"{first} is {relation} than {second}." for first, second in pairwise(people)]
     if level != "easy":
         facts = sample(rng, facts, len(facts))
     end = int(rng.integers(2))
@@ -30,8 +32,8 @@ def _compare_chain(rng: np.random.Generator, level: str) -> Draft:
 def _odd_one_out(rng: np.random.Generator, level: str) -> Draft:
     kind, other = sample(rng, list(KINDS), 2)
     odd = pick(rng, KINDS[other])
-    words = [*sample(rng, KINDS[kind], span(rng, level, easy=(2, 3), mid=(3, 4), hard=(5, 5), ood=(6, 7))), odd]
-    text = ", ".join(sample(rng, words, len(words)))
+    listed = [*sample(rng, KINDS[kind], span(rng, level, easy=(2, 3), mid=(3, 4), hard=(5, 5), ood=(6, 7))), odd]
+    text = ", ".join(sample(rng, listed, len(listed)))
     return worked(f"Which word does not belong: {text}?", f"The others are {kind}.", odd)
 
 
@@ -56,7 +58,7 @@ def _weekday(rng: np.random.Generator, level: str) -> Draft:
     return plain(f"Today is {WEEKDAYS[today]}. {question} What day {verb} the {event}?", WEEKDAYS[(today + shift) % 7])
 
 
-_GROUPS = "doctors lions students singers pilots robots farmers ants poets wolves judges cooks".split()
+_GROUPS = words("doctors lions students singers pilots robots farmers ants poets wolves judges cooks")
 _FORMS: tuple[tuple[str, str, str, bool], ...] = (
     # Premise about (s, m), premise about (m, p), conclusion, whether it follows. None of them turns on whether
     # "all" implies existence, so both readings of the quantifiers give the same answer.
@@ -88,7 +90,7 @@ def _syllogism(rng: np.random.Generator, level: str) -> Draft:
 def _event_order(rng: np.random.Generator, level: str) -> Draft:
     events = sample(rng, EVENTS, span(rng, level, easy=(2, 3), mid=(3, 3), hard=(4, 4), ood=(5, 6)))
     facts = []
-    for first, second in zip(events, events[1:], strict=False):
+    for first, second in pairwise(events):
         forward = rng.random() < 0.5
         facts.append(f"The {first} is before the {second}." if forward else f"The {second} is after the {first}.")
     if level != "easy":

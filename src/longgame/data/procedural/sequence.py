@@ -141,21 +141,21 @@ def _near_copy(example: Example, rng: np.random.Generator, taken: set[str]) -> E
     return Example.make(prompt, example.response, **values)
 
 
-def _swap(example: Example, others: Sequence[Example], rng: np.random.Generator) -> str:
+def _swap(_: Example, others: Sequence[Example], rng: np.random.Generator) -> str:
     return pick(rng, others).response
 
 
-def _shuffle(example: Example, others: Sequence[Example], rng: np.random.Generator) -> str:
+def _shuffle(example: Example, _: Sequence[Example], rng: np.random.Generator) -> str:
     words = example.response.split()
     return " ".join(words[row] for row in rng.permutation(len(words)))
 
 
-def _truncate(example: Example, others: Sequence[Example], rng: np.random.Generator) -> str:
+def _truncate(example: Example, _: Sequence[Example], rng: np.random.Generator) -> str:
     length = len(example.response)
     return example.response[: int(rng.integers(1, max(length, 2)))].strip()
 
 
-def _redigit(example: Example, others: Sequence[Example], rng: np.random.Generator) -> str:
+def _redigit(example: Example, _: Sequence[Example], rng: np.random.Generator) -> str:
     digits = [place for place, letter in enumerate(example.response) if letter.isdigit()]
     if not digits:
         return example.response

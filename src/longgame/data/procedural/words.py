@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-NAMES = (
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a text."""
+    return tuple(text.split())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Return ``a:b c:d`` as a mapping."""
+    return dict((left, right) for left, _, right in (pair.partition(":") for pair in text.split()))
+
+
+NAMES = words(
     "Ana Ben Cara Dan Ella Finn Gita Hugo Ines Jack Kim Leo Mia Nora Omar Pia Quinn Rosa Sam Tara Uma Vic Wes Yara Zoe"
-).split()
-CITIES = "Oslo Rome Paris Lima Cairo Delhi Tokyo Dublin Vienna Boston Quito Riga".split()
-JOBS = "baker pilot nurse farmer singer lawyer painter driver teacher sailor".split()
-COLOURS = "red blue green black white yellow brown grey pink purple".split()
-ADJECTIVES = "old new small large clean broken heavy empty round warm quiet bright".split()
-THINGS = "lamp cup map boat door chair book clock box ladder basket window garden bottle mirror".split()
-PLACES = "lake market station bridge school harbour museum hill library park".split()
-GOODS = "apples pens coins books eggs stamps shells cards nuts bricks".split()
-VERBS = {
-    "walks": "walked",
-    "hurries": "hurried",
-    "runs": "ran",
-    "goes": "went",
-    "swims": "swam",
-    "drives": "drove",
-    "returns": "returned",
-    "comes": "came",
-}
+)
+CITIES = words("Oslo Rome Paris Lima Cairo Delhi Tokyo Dublin Vienna Boston Quito Riga")
+JOBS = words("baker pilot nurse farmer singer lawyer painter driver teacher sailor")
+COLOURS = words("red blue green black white yellow brown grey pink purple")
+ADJECTIVES = words("old new small large clean broken heavy empty round warm quiet bright")
+THINGS = words("lamp cup map boat door chair book clock box ladder basket window garden bottle mirror")
+PLACES = words("lake market station bridge school harbour museum hill library park")
+GOODS = words("apples pens coins books eggs stamps shells cards nuts bricks")
+VERBS = _pairs("walks:walked hurries:hurried runs:ran goes:went swims:swam drives:drove returns:returned comes:came")
 """Verbs of movement: present → past."""
-ACTIONS = {
-    "opens": "opened",
-    "paints": "painted",
-    "buys": "bought",
-    "sells": "sold",
-    "finds": "found",
-    "takes": "took",
-    "breaks": "broke",
-    "cleans": "cleaned",
-    "sees": "saw",
-    "makes": "made",
-}
+ACTIONS = _pairs(
+    "opens:opened paints:painted buys:bought sells:sold finds:found takes:took breaks:broke cleans:cleaned "
+    "sees:saw makes:made"
+)
 """Verbs with an object: present → past."""
 KINDS = {
-    "fruit": "apple pear plum cherry melon mango lemon grape".split(),
-    "tools": "hammer saw drill wrench pliers chisel axe file".split(),
-    "animals": "horse tiger rabbit camel otter goat zebra mouse".split(),
-    "metals": "iron copper silver gold zinc lead nickel tin".split(),
-    "clothes": "shirt scarf glove coat sock hat belt shoe".split(),
-    "instruments": "violin flute drum piano harp trumpet cello guitar".split(),
+    "fruit": words("apple pear plum cherry melon mango lemon grape"),
+    "tools": words("hammer saw drill wrench pliers chisel axe file"),
+    "animals": words("horse tiger rabbit camel otter goat zebra mouse"),
+    "metals": words("iron copper silver gold zinc lead nickel tin"),
+    "clothes": words("shirt scarf glove coat sock hat belt shoe"),
+    "instruments": words("violin flute drum piano harp trumpet cello guitar"),
 }
-CODE_WORDS = (
-    "lantern marble pocket silver orange planet garden window bridge castle market pencil rocket velvet".split()
+CODE_WORDS = words(
+    "lantern marble pocket silver orange planet garden window bridge castle market pencil rocket velvet "
+    "cherry lemon hammer wrench tiger rabbit camel copper nickel scarf glove violin flute trumpet guitar"
 )
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-EVENTS = "talk lunch run game lesson dinner concert walk test meeting swim film".split()
+WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+EVENTS = words("talk lunch run game lesson dinner concert walk test meeting swim film")
