@@ -1,0 +1,169 @@
+"""The walk on the quadratic world: closed form, milliseconds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longgame.protocol.audit import run_audit
+from longgame.protocol.probes import probe_steps
+from longgame.protocol.store import RunDirectory
+from longgame.protocol.substrate import make_learner, make_sequence
+from longgame.protocol.trajectory import prepare_seed, run_trajectory
+from longgame.protocol.trial import plan_trials
+from longgame.recipe import parse_recipe
+
+SELECTORS = ["random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas"]
+
+
+def recipe(**more):
+    base = {
+        "name": "q",
+        "model": {"name": "quadratic"},
+        "data": {"sequence": "quadratic", "pool_size": 96},
+        "selectors": SELECTORS,
+        "seeds": [0, 1],
+        "training": {"steps": 12},
+        "probe": {"steps": 6, "points": 4},
+    }
+    return parse_recipe({**base, **more})
+
+
+class Silent:
+    def begin(self, phase, jobs, stages): ...
+    def progress(self, job, stage, activity, step, steps): ...
+    def finished(self, job): ...
+
+
+class StopHereError(Exception):
+    """Stands for a kill: raised by the progress callback in the middle of a stage."""
+
+
+def numbers(frame):
+    """The measurements without wall-clock."""
+    return frame[frame.unit != "s"].reset_index(drop=True)
+
+
+def walk(rec, folder, selector="loss", seed=0, notify=lambda *_: None):
+    sequence = make_sequence(rec.model_dump_json(), seed)
+    run = RunDirectory.create(folder, rec)
+    shared = run.seed_store(seed)
+    prepare_seed(seed, make_learner(rec, seed), sequence, shared)
+    trial = next(t for t in plan_trials(rec) if t.selector.name == selector and t.seed == seed)
+    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), seed)
+    run_trajectory(trial, rec, make_learner(rec, seed), sequence, shared, store, notify)
+    return run
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit") / "q"
+    return run_audit(recipe(), folder, workers=1, threads=1, display=Silent())
+
+
+def test_an_audit_measures_every_cell_of_every_matrix(audit):
+    scores = audit.results[(audit.results.kind == "score") & (audit.results.trial == "lhas-s1")]
+    stages = [task for task in scores.task.unique() if (scores[scores.task == task].task_kind == "stage").all()]
+    assert len(stages) == 5
+    for scorer in scores.scorer.unique():
+        for stage in range(6):
+            cells = scores[(scores.stage == stage) & (scores.scorer == scorer)]
+            assert set(cells.task) == set(scores.task)
+            assert cells.value.between(0, 100).all()
+
+
+def test_every_selector_spends_the_same_tokens_within_one_example_a_stage(audit):
+    cost = audit.results[(audit.results.kind == "cost") & (audit.results.name == "selected_tokens")]
+    spread = cost.groupby(["seed", "stage"]).value.agg(lambda column: column.max() - column.min())
+    assert cost.trial.nunique() == 14
+    assert (spread <= 24).all()  # the longest example of the quadratic world
+
+
+def test_common_probes_train_every_selector_on_the_same_tokens(audit):
+    curves = audit.results[(audit.results.kind == "curve") & (audit.results.probe == "common")]
+    for _, group in curves.groupby(["seed", "stage", "step", "scorer", "sub_skill"]):
+        assert group.tokens.nunique() == 1
+        assert len(group) == 7
+
+
+def test_probes_leave_no_trace(tmp_path):
+    with_probes = walk(recipe(), tmp_path / "a").records()
+    without = walk(recipe(probe={"steps": 6, "points": 4, "kinds": []}), tmp_path / "b").records()
+    assert (with_probes.kind == "curve").any()
+    pd.testing.assert_frame_equal(
+        numbers(with_probes[with_probes.kind != "curve"]), numbers(without[without.kind != "curve"])
+    )
+
+
+def test_a_probe_starts_where_the_stage_before_it_ended(audit):
+    results = audit.results[audit.results.trial == "gradient-s0"]
+    starts = results[(results.kind == "curve") & (results.step == 0)]
+    key = ["stage", "task", "scorer", "sub_skill"]
+    joined = starts.merge(results[results.kind == "score"], on=key, suffixes=("", "_R"))
+    assert len(joined) == len(starts) > 0
+    np.testing.assert_allclose(joined.value, joined.value_R, rtol=1e-12)
+
+
+@pytest.mark.parametrize("selector", ["random", "utility-diversity", "lhas"])
+@pytest.mark.parametrize("moment", [3, 40, 71])
+def test_a_walk_stopped_anywhere_and_started_again_ends_with_the_same_numbers(tmp_path, selector, moment):
+    undisturbed = walk(recipe(), tmp_path / "a", selector).records()
+    calls = []
+
+    def interrupt(*progress):
+        calls.append(progress)
+        if len(calls) == moment:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        walk(recipe(), tmp_path / "b", selector, notify=interrupt)
+    assert not list((tmp_path / "b").rglob("*.part"))
+    resumed = walk(recipe(), tmp_path / "b", selector).records()
+    pd.testing.assert_frame_equal(numbers(undisturbed), numbers(resumed))
+
+
+def test_a_finished_audit_is_printed_again_without_training(tmp_path, monkeypatch):
+    small = recipe(selectors=["random", "loss"], seeds=[0])
+    first = run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
+    monkeypatch.setattr("longgame.theory.quadratic.QuadraticLearner.train", None)
+    again = run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
+    pd.testing.assert_frame_equal(first.results, again.results)
+    assert (tmp_path / "q" / "report.html").stat().st_size > 1000
+    assert "random" in (tmp_path / "q" / "scorecard.md").read_text()
+
+
+def test_the_order_of_trials_and_of_selectors_changes_nothing(tmp_path, audit):
+    turned = recipe(selectors=SELECTORS[::-1], seeds=[1, 0])
+    other = run_audit(turned, tmp_path / "q", workers=1, threads=1, display=Silent())
+    pd.testing.assert_frame_equal(numbers(audit.results), numbers(other.results))
+
+
+@pytest.mark.parametrize("rounds", [1, 3, "step"])
+def test_rounds_once_several_or_every_step_spend_the_same_budget(tmp_path, rounds):
+    records = walk(recipe(rounds=rounds), tmp_path / "q").records()
+    spent = records[(records.kind == "cost") & (records.name == "selected_tokens")].value
+    pool = make_learner(recipe(), 0).pool(make_sequence(recipe().model_dump_json(), 0).stages[0].candidates)
+    assert len(spent) == 5
+    assert spent.iloc[0] == pytest.approx(0.25 * pool.tokens.sum(), abs=24)
+
+
+def test_probe_points_are_even_and_hold_both_ends():
+    assert probe_steps(10, 6) == [0, 2, 4, 6, 8, 10]
+    assert probe_steps(8, 5) == [0, 2, 4, 6, 8]
+    assert probe_steps(3, 4) == [0, 1, 2, 3]
+
+
+def test_two_labels_of_one_selector_are_two_trials():
+    rec = recipe(selectors=[{"name": "loss", "label": "a"}, {"name": "loss", "label": "b/c"}], seeds=[4])
+    assert [trial.name for trial in plan_trials(rec)] == ["a-s4", "b-c-s4"]
+
+
+def test_every_pick_of_a_stage_is_explained(audit):
+    folder = audit.run.folder / "trials" / "lhas-s0" / "stage-2"
+    picks = pd.read_parquet(folder / "selection.parquet")
+    terms = {"term_utility", "term_coverage", "term_future", "term_concentration", "term_score"}
+    assert terms <= set(picks.columns)
+    assert picks[list(terms)].notna().all().all()
+    chosen = picks[picks.picked >= 0]
+    assert chosen.groupby("round").picked.apply(lambda column: sorted(column) == list(range(len(column)))).all()
+    records = audit.results[(audit.results.trial == "lhas-s0") & (audit.results.stage == 2)]
+    assert chosen.tokens.sum() == records[records.name == "selected_tokens"].value.item()

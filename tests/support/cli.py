@@ -1,0 +1,24 @@
+"""Run the command line as a user does: another process, no network."""
+
+import os
+import subprocess
+import sys
+
+
+def environment():
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def longgame(*arguments, cwd, timeout=300):
+    command = [sys.executable, "-m", "longgame.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def start(*arguments, cwd):
+    """Start in a process group of its own, so that a test can kill all of it at once."""
+    command = [sys.executable, "-m", "longgame.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
