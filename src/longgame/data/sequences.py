@@ -1,0 +1,198 @@
+"""The stages of one seed: what may be selected, what is validated on, what is shifted, what the proxy shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from longgame.data.examples import Example, SequenceData, StageData, Task, with_unique_ids
+from longgame.data.sources import Split, load_examples, source_name
+from longgame.errors import DataError, RecipeError
+from longgame.recipe import RealTask, Recipe
+from longgame.seeding import generator
+
+_log = logging.getLogger(__name__)
+
+Fits = Callable[[Example], bool]
+
+
+def build_sequence(recipe: Recipe, seed: int, fits: Fits | None = None) -> SequenceData:
+    """Build all stages and OOD tasks of one seed; equal recipes and seeds give equal sequences.
+
+    Args:
+        recipe: ``data.sequence`` decides: ``procedural-skill`` generates, ``files`` reads.
+        seed: of this replication; pools, validation items and proxy items are drawn from its own streams.
+        fits: where ``data.too_long`` is ``drop``, says whether an example is short enough; others are passed over
+            before sampling (see `longgame.data.tokenize.fits_within`). Procedural items are made to fit.
+
+    Raises:
+        DataError: a file cannot be used, or holds fewer examples than the recipe asks for.
+        RecipeError: a stage without files, a name that stands twice, or ``quadratic`` (it has a world of its own).
+    """
+    if recipe.data.sequence == "procedural-skill":
+        from longgame.data.procedural import build_procedural_sequence  # reasoning-gym is slow to import
+
+        return build_procedural_sequence(recipe.data, seed, recipe.proxy)
+    if recipe.data.sequence == "files":
+        return _FileSequence(recipe, seed, fits if recipe.data.too_long == "drop" else None).build()
+    raise RecipeError(
+        f"data.sequence '{recipe.data.sequence}' has no text. It belongs to model.name: quadratic, which makes its "
+        "own stages; for text choose procedural-skill or files."
+    )
+
+
+class _Source:
+    """One file in the seed's random order; examples are taken from it one by one, never twice."""
+
+    def __init__(self, name: str, examples: list[Example], fits: Fits | None, seed: int, *stream: str) -> None:
+        self.name = name
+        self.held = len(examples)
+        self.too_long = 0
+        self.taken_before = 0
+        self._examples = examples
+        self._fits = fits
+        self._order: Iterator[int] = iter(generator(seed, "files", *stream, name).permutation(len(examples)).tolist())
+
+    def next(self, used: set[str], prompts: set[str] | None = None) -> Example | None:
+        """The next example that fits and whose content (and prompt) is not used yet; None when there is no more."""
+        for row in self._order:
+            example = self._examples[row]
+            if example.sample_id in used or (prompts is not None and _prompt_key(example) in prompts):
+                self.taken_before += 1
+            elif self._fits is not None and not self._fits(example):
+                self.too_long += 1
+            else:
+                return dataclasses.replace(example, skill=self.name)
+        return None
+
+    def __str__(self) -> str:
+        parts = [f"{self.held} examples"]
+        if self.too_long:
+            parts.append(f"{self.too_long} longer than model.max_length")
+        if self.taken_before:
+            parts.append(f"{self.taken_before} used elsewhere in the sequence")
+        return f"{self.name} ({', '.join(parts)})"
+
+
+class _FileSequence:
+    """Draws evaluation items first, then proxy items, then pools, so that all are disjoint by content.
+
+    A candidate or proxy item is also passed over where its prompt is that of an evaluation item.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, fits: Fits | None) -> None:
+        self.recipe, self.seed, self.fits = recipe, seed, fits
+        self.data = recipe.data
+        self.folder = Path(recipe.data.data_dir) if recipe.data.data_dir is not None else None
+        self.used: set[str] = set()
+        self.prompts: set[str] = set()
+        self._read: dict[tuple[str, Split], list[Example]] = {}
+
+    def build(self) -> SequenceData:
+        self._check()
+        stages, ood = self.data.stages, self.data.ood
+        tasks = [self._task(stage, "stage", self.data.items_per_skill) for stage in stages]
+        shifted = tuple(self._task(spec, "ood", self.data.ood_items_per_skill) for spec in ood)
+        sources = [self._sources(stage, stage.train, "train") for stage in stages]
+        proxies = [self._proxy(stage_sources) for stage_sources in sources]
+        pools = [self._pool(stage, stage_sources) for stage, stage_sources in zip(stages, sources, strict=True)]
+        built = (StageData(s.name, p, t, x) for s, p, t, x in zip(stages, pools, tasks, proxies, strict=True))
+        return SequenceData(self.recipe.name, tuple(built), shifted)
+
+    def _check(self) -> None:
+        names = [task.name for task in (*self.data.stages, *self.data.ood)]
+        for name in names:
+            if names.count(name) > 1:
+                raise RecipeError(f"the name '{name}' stands twice in data.stages and data.ood; names must differ.")
+        for kind, tasks in (("stages", self.data.stages), ("ood", self.data.ood)):
+            for task in tasks:
+                for key in ("train", "eval") if kind == "stages" else ("eval",):
+                    references = getattr(task, key)
+                    if not references:
+                        raise RecipeError(f"data.{kind} '{task.name}' names no {key} files. Add `{key}: [NAME, …]`.")
+                    short = [source_name(reference) for reference in references]
+                    if len(set(short)) != len(short):
+                        raise RecipeError(
+                            f"data.{kind} '{task.name}' names two {key} files alike ({', '.join(short)}). Scores are "
+                            "kept by file name: rename one, or leave it out."
+                        )
+
+    def _sources(self, task: RealTask, references: tuple[str, ...], split: Split) -> list[_Source]:
+        sources = []
+        for reference in references:
+            key = (reference, split)
+            if key not in self._read:
+                self._read[key] = load_examples(reference, data_dir=self.folder, split=split)
+            name = source_name(reference)
+            sources.append(_Source(name, self._read[key], self.fits, self.seed, task.name, split))
+        return sources
+
+    def _task(self, spec: RealTask, kind: str, items: int) -> Task:
+        """``items`` per evaluation file; a file is a sub-skill."""
+        drawn: list[Example] = []
+        option = "items_per_skill" if kind == "stage" else "ood_items_per_skill"
+        for source in self._sources(spec, spec.eval, "eval"):
+            for number in range(items):
+                example = source.next(self.used)
+                if example is None:
+                    raise DataError(
+                        f"'{spec.name}' needs {items} evaluation items of {source}, but only {number} can be used. "
+                        f"Lower data.{option} to {number}, raise model.max_length, or give a larger file."
+                    )
+                self.used.add(example.sample_id)
+                self.prompts.add(_prompt_key(example))
+                drawn.append(example)
+            self._report(spec.name, source)
+        self.prompts.discard("")
+        return Task(spec.name, tuple(drawn), kind, spec.scorers, spec.max_new_tokens)
+
+    def _proxy(self, sources: list[_Source]) -> tuple[Example, ...]:
+        """``proxy.items_per_skill`` of every training file."""
+        drawn = []
+        for source in sources:
+            for number in range(self.recipe.proxy.items_per_skill):
+                example = source.next(self.used, self.prompts)
+                if example is None:
+                    raise DataError(
+                        f"the future-proxy mixture needs {self.recipe.proxy.items_per_skill} items of {source}, but "
+                        f"only {number} can be used. Lower proxy.items_per_skill or give a larger file."
+                    )
+                self.used.add(example.sample_id)
+                drawn.append(example)
+        return tuple(drawn)
+
+    def _pool(self, spec: RealTask, sources: list[_Source]) -> tuple[Example, ...]:
+        """``pool_size`` candidates in equal shares of the files; a file that runs out leaves its share to the rest."""
+        drawn: list[Example] = []
+        open_sources = list(sources)
+        while open_sources and len(drawn) < self.data.pool_size:
+            for source in list(open_sources):
+                if len(drawn) == self.data.pool_size:
+                    break
+                example = source.next(self.used, self.prompts)
+                if example is None:
+                    open_sources.remove(source)
+                else:
+                    drawn.append(example)
+        if len(drawn) < self.data.pool_size:
+            raise DataError(
+                f"stage '{spec.name}' needs a pool of {self.data.pool_size} candidates but its files give "
+                f"{len(drawn)}: {'; '.join(str(source) for source in sources)}. "
+                f"Lower data.pool_size to {len(drawn)}, raise model.max_length, or add files."
+            )
+        self.used.update(example.sample_id for example in drawn)
+        for source in sources:
+            self._report(spec.name, source)
+        return with_unique_ids(drawn)
+
+    def _report(self, task: str, source: _Source) -> None:
+        if source.too_long:
+            _log.info("'%s': passed over while drawing from %s", task, source)
+
+
+def _prompt_key(example: Example) -> str:
+    """The prompt without case and spacing; empty for plain text."""
+    turns = example.messages if example.messages is not None else (("user", example.prompt),)
+    return " ".join(" ".join(content for _, content in turns).casefold().split())

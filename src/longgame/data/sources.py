@@ -1,0 +1,300 @@
+"""Where examples come from: JSONL and Parquet files, a folder of them, or a data set of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longgame.data.examples import Example
+from longgame.errors import DataError, did_you_mean
+from longgame.hub import require_repo
+
+Split = Literal["train", "eval"]
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+"""File names that are read; a reference that ends in one of them is a path."""
+
+FORMATS = (
+    "prompt + response",
+    "prompt + completion (strings or message lists)",
+    "messages",
+    "instruction (+ input) + output",
+    "text",
+)
+_EVAL_SPLITS = ("validation", "test", "eval", "dev")
+_HUB_REMEDY = (
+    "Without network, give --data-dir with files of that content and name them in the recipe, write a path to a "
+    ".jsonl, .jsonl.gz or .parquet file, or set HF_HUB_OFFLINE=1 to use a copy that is already cached."
+)
+
+
+def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> list[Example]:
+    """Read the examples behind a reference, in file order.
+
+    Args:
+        reference: a bare name (``data_dir/split/NAME.jsonl``, ``.jsonl.gz`` or ``.parquet``), a path that ends in one
+            of these, or ``hub:owner/name[:config[:split]]``.
+        data_dir: folder with ``train/`` and ``eval/``; only bare names need it.
+        split: the folder for a bare name; for a hub data set without an explicit split, ``train``, or the first that
+            exists of validation, test, eval and dev.
+
+    Accepted columns are TRL's (prompt/completion, messages, text), instruction/input/output and the normalised form
+    (prompt/response); optional: skill, answer, choices, quality, source, noisy, difficulty, verifier. Of a
+    conversation, the last assistant turn is the response and what stands before it the prompt.
+
+    Raises:
+        DataError: unknown name or file, a line that does not parse or has no response (the first one with its number,
+            and how many more), a file without examples, a hub that cannot be reached or lacks the data set.
+    """
+    if reference.startswith("hub:"):
+        return _convert(reference, "row", _hub_rows(reference, split))
+    path = _locate(reference, data_dir, split)
+    if path.name.endswith(".parquet"):
+        return _convert(str(path), "row", _parquet_rows(path))
+    return _convert(str(path), "line", _jsonl_rows(path))
+
+
+def source_name(reference: str) -> str:
+    """Return the short name of a reference: the file's stem, or the hub id without ``hub:``."""
+    if reference.startswith("hub:"):
+        return reference.removeprefix("hub:")
+    name = Path(reference).name
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name
+
+
+def _locate(reference: str, data_dir: Path | None, split: Split) -> Path:
+    if reference.endswith(SUFFIXES):
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = did_you_mean(path.name, siblings)
+            raise DataError(f"data file '{reference}' does not exist.{hint} Give the path of an existing file.")
+        return path
+    if "/" in reference or "\\" in reference:
+        raise DataError(
+            f"data reference '{reference}' is neither a bare name nor a path that ends in {', '.join(SUFFIXES)}. "
+            f"A data set of the hub is written 'hub:{reference}'."
+        )
+    if data_dir is None:
+        raise DataError(
+            f"data name '{reference}' needs a data folder. Give --data-dir (or data.data_dir in the recipe): a folder "
+            f"that holds {split}/{reference}.jsonl, .jsonl.gz or .parquet."
+        )
+    folder = Path(data_dir).expanduser() / split
+    if not folder.is_dir():
+        raise DataError(f"data folder '{folder}' does not exist. --data-dir names a folder with train/ and eval/.")
+    found = [folder / (reference + suffix) for suffix in SUFFIXES if (folder / (reference + suffix)).is_file()]
+    if len(found) > 1:
+        several = ", ".join(path.name for path in found)
+        raise DataError(f"data name '{reference}' fits {several} in '{folder}'. Keep one, or write the path of one.")
+    if not found:
+        names = sorted({source_name(path.name) for path in folder.iterdir() if path.name.endswith(SUFFIXES)})
+        known = ", ".join(names) if names else "no data files"
+        raise DataError(f"unknown data name '{reference}'.{did_you_mean(reference, names)} '{folder}' holds: {known}.")
+    return found[0]
+
+
+class _RowError(Exception):
+    """What is wrong with one row; gathered by `_convert`."""
+
+
+def _convert(where: str, unit: str, rows: Iterable[tuple[int, Callable[[], Any]]]) -> list[Example]:
+    """Turn rows into examples; all rows are read before the first problem is reported, so that it can be counted."""
+    examples: list[Example] = []
+    first: tuple[int, str] | None = None
+    more = 0
+    for number, read in rows:
+        try:
+            examples.append(_example(read()))
+        except _RowError as error:
+            if first is None:
+                first = (number, str(error))
+            else:
+                more += 1
+    if first is not None:
+        tail = f" {more} more {unit}{'s' if more != 1 else ''} cannot be used." if more else ""
+        raise DataError(f"{where}, {unit} {first[0]}: {first[1]}.{tail} Mend or remove what is named.")
+    if not examples:
+        raise DataError(f"'{where}' holds no examples. Give a file with at least one {unit}.")
+    return examples
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    number = 0
+    try:
+        with opener(path, "rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    yield number, lambda raw=raw: _parse(raw)  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}, after line {number}: the gzip data is damaged ({error}). Copy it again.") from error
+    except OSError as error:
+        raise DataError(
+            f"data file '{path}' cannot be read: {error.strerror or error}. Check its permissions."
+        ) from error
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _RowError(f"is not UTF-8 (byte {error.start + 1})") from error
+    except json.JSONDecodeError as error:
+        raise _RowError(f"is not valid JSON ({error.msg}, column {error.colno})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Parquet file '{path}' cannot be read: {error}. Write it again.") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, lambda row=row: row  # type: ignore[misc]
+
+
+def _hub_rows(reference: str, split: Split) -> Iterator[tuple[int, Callable[[], Any]]]:
+    import datasets  # heavy, and only hub references need it
+
+    parts = reference.removeprefix("hub:").split(":")
+    if len(parts) > 3 or not parts[0] or "/" not in parts[0]:
+        raise DataError(f"data reference '{reference}' must read hub:owner/name, optionally with :config and :split.")
+    name = parts[0]
+    config = parts[1] if len(parts) > 1 and parts[1] else None
+    wanted = parts[2] if len(parts) > 2 and parts[2] else None
+    if not datasets.config.HF_HUB_OFFLINE:
+        require_repo(name, "dataset", DataError, _HUB_REMEDY)
+    try:
+        chosen = wanted or _pick_split(reference, datasets.get_dataset_split_names(name, config), split)
+        table = datasets.load_dataset(name, config, split=chosen)
+    except ConnectionError as error:
+        raise DataError(f"hub data set '{reference}' is not in the local cache and {error}. {_HUB_REMEDY}") from error
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"hub data set '{reference}' cannot be loaded: {lines[0]} "
+            "Check the name, the config and the split (hub:owner/name:config:split)."
+        ) from error
+    for number, row in enumerate(table, start=1):
+        yield number, lambda row=row: row  # type: ignore[misc]
+
+
+def _pick_split(reference: str, available: Iterable[str], split: Split) -> str:
+    names = list(available)
+    for wanted in ("train",) if split == "train" else _EVAL_SPLITS:
+        if wanted in names:
+            return wanted
+    raise DataError(
+        f"hub data set '{reference}' has the splits {', '.join(names)}; none is the {split} split by name. "
+        "Name it: hub:owner/name:config:split."
+    )
+
+
+def _example(row: Any) -> Example:
+    if not isinstance(row, Mapping):
+        raise _RowError(f"holds a {type(row).__name__}, not an object of named fields")
+    turns, response = _content(row)
+    if not response.strip():
+        raise _RowError("the response is empty")
+    optional = _optional(row)
+    if all(not content for _, content in turns):
+        return Example.make("", response, **optional)
+    if len(turns) == 1 and turns[0][0] == "user":
+        return Example.make(turns[0][1], response, **optional)
+    last_user = next((content for role, content in reversed(turns) if role == "user"), "")
+    return Example.make(last_user, response, messages=tuple(turns), **optional)
+
+
+def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    """Turns before the response, and the response, of whichever format the row has."""
+    if row.get("messages") is not None:
+        return _split_conversation(_turns(row["messages"], "messages"))
+    for key in ("response", "completion"):
+        if row.get(key) is None:
+            continue
+        before = _turns(row.get("prompt") or "", "prompt")
+        answer = row[key]
+        if isinstance(answer, str):
+            return before, answer
+        between, response = _split_conversation(_turns(answer, key))
+        return [*before, *between], response
+    if row.get("output") is not None:
+        instruction, extra = _text(row.get("instruction") or "", "instruction"), _text(row.get("input") or "", "input")
+        prompt = f"{instruction}\n\n{extra}" if instruction and extra else instruction or extra
+        return [("user", prompt)], _text(row["output"], "output")
+    if row.get("text") is not None:
+        return [("user", "")], _text(row["text"], "text")
+    held = ", ".join(str(key) for key in row) or "nothing"
+    raise _RowError(f"has no response (fields: {held}; accepted: {'; '.join(FORMATS)})")
+
+
+def _turns(value: Any, field: str) -> list[tuple[str, str]]:
+    if isinstance(value, str):
+        return [("user", value)]
+    if not isinstance(value, list | tuple):
+        raise _RowError(f"'{field}' is a {type(value).__name__}, not a text or a list of messages")
+    turns = []
+    for turn in value:
+        if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
+            raise _RowError(f"'{field}' has a message without role and content")
+        turns.append((_text(turn["role"], "role"), _text(turn["content"], "content")))
+    return turns
+
+
+def _split_conversation(turns: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
+    for position in range(len(turns) - 1, -1, -1):
+        if turns[position][0] == "assistant":
+            return turns[:position], turns[position][1]
+    raise _RowError("the conversation has no assistant turn")
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise _RowError(f"'{field}' is a {type(value).__name__}, not a text")
+    return value
+
+
+def _optional(row: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key in ("skill", "source", "difficulty"):
+        if row.get(key) is not None:
+            fields[key] = _text(row[key], key)
+    answer = row.get("answer")
+    if answer is not None:
+        alternatives = answer if isinstance(answer, list | tuple) else [answer]
+        if not all(isinstance(item, str | int | float | bool) for item in alternatives):
+            raise _RowError("'answer' is neither a text, a number nor a list of them")
+        fields["answer"] = " | ".join(str(item) for item in alternatives)
+    choices = row.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list | tuple) or not all(isinstance(item, str) for item in choices):
+            raise _RowError("'choices' is not a list of texts")
+        fields["choices"] = tuple(choices) or None
+    quality = row.get("quality")
+    if quality is not None:
+        number = isinstance(quality, int | float) and not isinstance(quality, bool)
+        if not number or math.isnan(quality) or not 0 <= quality <= 1:
+            raise _RowError(f"'quality' is {quality!r}, not a number from 0 to 1")
+        fields["quality"] = float(quality)
+    noisy = row.get("noisy")
+    if noisy is not None:
+        if not isinstance(noisy, bool):
+            raise _RowError(f"'noisy' is {noisy!r}, not true or false")
+        fields["noisy"] = noisy
+    verifier = row.get("verifier")
+    if verifier is not None:
+        if not isinstance(verifier, Mapping):
+            raise _RowError("'verifier' is not an object")
+        fields["verifier"] = verifier
+    return fields

@@ -1,0 +1,198 @@
+"""From text to tokens: the chat template applied, the border between prompt and response exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import jinja2
+import numpy as np
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerBase
+
+from longgame.data.examples import Example, Pool
+from longgame.errors import DataError, ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as tokens; the model reads ``prompt_ids + response_ids`` and learns ``response_ids``."""
+
+    prompt_ids: Int[np.ndarray, " prompt"]
+    """Tokens on which no loss is taken; ≥ 1, so that every response token has a predecessor."""
+    response_ids: Int[np.ndarray, " response"]
+    """Tokens on which the loss is taken, the end-of-turn token included; ≥ 1."""
+
+    @property
+    def ids(self) -> Int[np.ndarray, " length"]:
+        return np.concatenate([self.prompt_ids, self.response_ids])
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenise one example (see `encode_all` for the rules).
+
+    Raises:
+        DataError: it is longer than ``max_length`` tokens. ModelError: as `encode_all`.
+    """
+    encoded = encode_all([example], tokenizer)[0]
+    if len(encoded) > max_length:
+        raise _too_long([example], [len(encoded)], max_length)
+    return encoded
+
+
+def build_pool(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: Literal["error", "drop"] = "error",
+) -> tuple[Pool, int]:
+    """Tokenise candidates; ids must be unique (see `with_unique_ids`).
+
+    Returns:
+        The pool, and how many examples longer than ``max_length`` tokens were dropped (0 for ``error``).
+
+    Raises:
+        DataError: an example is too long and ``too_long`` is ``error``, nothing is left, or an id stands twice.
+        ModelError: as `encode_all`.
+    """
+    encoded = encode_all(examples, tokenizer)
+    fitting = [row for row, item in enumerate(encoded) if len(item) <= max_length]
+    dropped = len(encoded) - len(fitting)
+    if dropped and (too_long == "error" or not fitting):
+        raise _too_long(examples, [len(item) for item in encoded], max_length)
+    kept = [encoded[row] for row in fitting]
+    pool = Pool(
+        tuple(examples[row] for row in fitting),
+        tuple(item.ids for item in kept),
+        np.asarray([len(item.prompt_ids) for item in kept], dtype=np.int64),
+        np.asarray([len(item.response_ids) for item in kept], dtype=np.int64),
+    )
+    return pool, dropped
+
+
+def fits_within(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[Example], bool]:
+    """Return ``fits(example)``: whether prompt + response are at most ``max_length`` tokens.
+
+    Of a multiple-choice item every option has to fit in the place of the response, since they are scored there.
+    """
+
+    def fits(example: Example) -> bool:
+        options = [f"{chr(65 + place)}. {text}" for place, text in enumerate(example.choices or ()) if text.strip()]
+        versions = [example, *(dataclasses.replace(example, response=option) for option in options)]
+        return all(len(item) <= max_length for item in encode_all(versions, tokenizer))
+
+    return fits
+
+
+def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Tokenise examples of any length, all in a few calls of the tokenizer.
+
+    A conversation is rendered twice by the chat template: up to the generation prompt, and whole. What the whole adds
+    is the response; white space that the template puts behind its end-of-turn token belongs to the next turn and is
+    cut, and a template without an end-of-turn gets the tokenizer's EOS. The prompt is tokenised by itself, just as
+    it is when the model generates; where the tokens of the whole text begin with it, their rest is the response,
+    otherwise (a token would straddle the border) the response is tokenised by itself.
+
+    An example without prompt is plain text: its tokens and EOS. Nothing predicts the first token (BOS, where the
+    tokenizer adds one), so that one counts as prompt and all others as response.
+
+    Raises:
+        ModelError: no chat template or EOS, or the template does not render prompt + response as prompt, then
+            response. DataError: the template refuses an example (its roles, say).
+    """
+    texts = [row for row, example in enumerate(examples) if _is_text(example)]
+    chats = [row for row, example in enumerate(examples) if not _is_text(example)]
+    result: list[Encoded | None] = [None] * len(examples)
+    if texts:
+        _eos(tokenizer)
+        eos_id = cast(int, tokenizer.eos_token_id)
+        for row, ids in zip(texts, _tokens(tokenizer, [examples[row].response for row in texts], True), strict=True):
+            whole = ids if len(ids) > 1 and ids[-1] == eos_id else [*ids, eos_id]
+            result[row] = _encoded(whole[:1], whole[1:])
+    if chats:
+        rendered = [_render(examples[row], tokenizer) for row in chats]
+        prompts = _tokens(tokenizer, [prompt for prompt, _ in rendered], False)
+        wholes = _tokens(tokenizer, [prompt + response for prompt, response in rendered], False)
+        straddling = [i for i, (p, w) in enumerate(zip(prompts, wholes, strict=True)) if w[: len(p)] != p]
+        alone = dict(zip(straddling, _tokens(tokenizer, [rendered[i][1] for i in straddling], False), strict=True))
+        for i, row in enumerate(chats):
+            result[row] = _encoded(prompts[i], alone[i] if i in alone else wholes[i][len(prompts[i]) :])
+    return [item for item in result if item is not None]
+
+
+def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> Int[np.ndarray, " prompt"]:
+    """Tokens to generate from: the prompt part of `encode`, whatever the response is."""
+    return encode_all([example], tokenizer)[0].prompt_ids
+
+
+def _is_text(example: Example) -> bool:
+    return example.messages is None and not example.prompt
+
+
+def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Prompt and response as the chat template writes them."""
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the tokenizer has no chat template. Set model.chat_template to the path of a Jinja template, or 'plain'."
+        )
+    turns = example.messages if example.messages is not None else (("user", example.prompt),)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        messages.append({"role": "assistant", "content": example.response})
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except jinja2.TemplateError as error:
+        roles = ", ".join(role for role, _ in turns)
+        raise DataError(
+            f"the chat template refuses example {example.sample_id} (roles: {roles}, assistant): {error}. "
+            "Mend the conversation, or set model.chat_template."
+        ) from error
+    if not whole.startswith(prompt):
+        raise ModelError(
+            "the chat template is not prefix-preserving: prompt + response does not begin with the prompt and its "
+            f"generation prompt (example {example.sample_id}), so the loss cannot be put on the response alone. "
+            "Set model.chat_template to a template that keeps the prompt, or to 'plain'."
+        )
+    response, content = whole[len(prompt) :], example.response.strip()
+    at = response.rfind(content)
+    if at < 0:
+        raise ModelError(
+            f"the chat template changes the response of example {example.sample_id}: it is not in the rendered turn. "
+            "Set model.chat_template to a template that writes the assistant's words as they are, or to 'plain'."
+        )
+    if response[at + len(content) :].strip():
+        return prompt, response.rstrip()
+    return prompt, response[: at + len(content)] + _eos(tokenizer)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    encoding = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
+    return cast(list[list[int]], encoding["input_ids"])
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.eos_token is None:
+        raise ModelError("the tokenizer has no EOS token, so a response has no end. Use a tokenizer with `eos_token`.")
+    return str(tokenizer.eos_token)
+
+
+def _encoded(prompt: list[int], response: list[int]) -> Encoded:
+    return Encoded(np.asarray(prompt, dtype=np.int64), np.asarray(response, dtype=np.int64))
+
+
+def _too_long(examples: Sequence[Example], lengths: list[int], max_length: int) -> DataError:
+    bad = [row for row, length in enumerate(lengths) if length > max_length]
+    example, length = examples[bad[0]], lengths[bad[0]]
+    origin = f" ({example.source})" if example.source else ""
+    more = f"; {len(bad) - 1} more of {len(examples)} are too long" if len(bad) > 1 else ""
+    return DataError(
+        f"example {example.sample_id}{origin} has {length} tokens, model.max_length is {max_length}{more}. "
+        f"Raise model.max_length (the longest has {max(lengths)}) or set data.too_long: drop."
+    )
