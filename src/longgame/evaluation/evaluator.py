@@ -1,0 +1,208 @@
+"""Score a causal language model on tasks: every pass is made once and shared by all tasks and scorers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from longgame.data.examples import Example, Task
+from longgame.data.tokenize import encode
+from longgame.errors import DataError, PluginError
+from longgame.evaluation.base import Evidence, Score, Scorer, build_scorer
+from longgame.evaluation.forward import Row, run_rows
+from longgame.seeding import generator
+
+
+@dataclass
+class _Asked:
+    """What the scorers of its task want of one item."""
+
+    example: Example
+    row: Row | None = None
+    """The item's own response, with the decoding limit if any scorer of any task wants to see it decoded."""
+    options: dict[str, list[Row]] = field(default_factory=dict)
+    """By scorer, a row per option text."""
+    scorers: list[str] = field(default_factory=list)
+    """Names of the scorers that measure the item."""
+    generated: str | None = None
+
+
+class Evaluator:
+    """Scores one model, as it is at the moment of the call, on any tasks.
+
+    Args:
+        model: a causal LM of transformers or a PeftModel around one; read anew at every call, never copied.
+        tokenizer: the tokenizer that `longgame.data.tokenize.encode` renders prompts with.
+        pad_token_id: any id of the vocabulary; padded positions are never attended to.
+        max_batch_tokens: rows × longest row of one forward pass (a longer row runs alone). Memory, not results.
+        max_length: longest prompt + response (default: the model's ``max_position_embeddings``).
+        seed: of the streams given to scorers that sample (the built-in ones do not).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        pad_token_id: int,
+        max_batch_tokens: int = 4096,
+        max_length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pad_token_id = pad_token_id
+        self.max_batch_tokens = max_batch_tokens
+        self.seed = seed
+        text_config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+        self.max_positions = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
+        self.max_length = min(max_length or self.max_positions, self.max_positions)
+        self._special = frozenset(int(token) for token in tokenizer.all_special_ids)
+        self._scorers: dict[str, Scorer] = {}
+        self._encoded: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def score(self, tasks: Sequence[Task]) -> list[Score]:
+        """Return one `Score` per task × sub-skill × scorer, in this order (sub-skills sorted).
+
+        The sub-skill is ``Example.skill``, or "all" where an item names none. ``value`` is the mean over the items that
+        the scorer measures (0–100), NaN with ``items`` = 0 where it measures none. The model's modes, weights and
+        hooks and every random generator are left as they were.
+
+        Raises:
+            DataError: a task without items, an item longer than the context, or one that a scorer finds contradictory.
+            NumericalError: NaN or infinite likelihood; task and item are named.
+            RecipeError, PluginError: an unknown scorer, or one that breaks its contract.
+        """
+        rows: dict[tuple[bytes, bytes], Row] = {}
+        asked = [[self._ask(task, item, rows) for item in task.items] for task in tasks]
+        stop_ids = self._stop_ids(rows.values())
+        with _evaluating(self.model), torch.inference_mode():
+            run_rows(
+                self.model,
+                list(rows.values()),
+                pad_token_id=self.pad_token_id,
+                stop_ids=stop_ids,
+                max_batch_tokens=self.max_batch_tokens,
+                max_positions=self.max_positions,
+            )
+        self._to_text(tasks, asked)
+        return [
+            score for task, items in zip(tasks, asked, strict=True) for score in self._scores(task, items, stop_ids)
+        ]
+
+    def _scorer(self, name: str) -> Scorer:
+        if name not in self._scorers:
+            self._scorers[name] = build_scorer(name)
+        return self._scorers[name]
+
+    def _ask(self, task: Task, item: Example, rows: dict[tuple[bytes, bytes], Row]) -> _Asked:
+        label = f"task '{task.name}', item {item.sample_id}"
+        asked = _Asked(item)
+        for name in dict.fromkeys(task.scorers):
+            scorer = self._scorer(name)
+            if not scorer.measures(item):
+                continue
+            asked.scorers.append(name)
+            if "options" in scorer.requires:
+                texts = list(scorer.options(item))
+                if not texts:
+                    raise PluginError(f"scorer '{name}' measures {label} but gives no options for it.")
+                asked.options[name] = [self._row(rows, item, text, label) for text in texts]
+            if {"response", "generation"} & set(scorer.requires):
+                asked.row = self._row(rows, item, item.response, label)
+            if "generation" in scorer.requires and asked.row is not None:
+                asked.row.limit = max(asked.row.limit, task.max_new_tokens)
+        return asked
+
+    def _row(self, rows: dict[tuple[bytes, bytes], Row], item: Example, text: str, label: str) -> Row:
+        """Return the row of the item's prompt with this text behind it; equal token sequences share one row."""
+        key = (item.prompt, item.messages, text)
+        if key not in self._encoded:
+            example = item if text == item.response else replace(item, response=text)
+            try:
+                encoded = encode(example, self.tokenizer, self.max_length)
+            except DataError as error:
+                raise DataError(f"{label}: {error}") from error
+            self._encoded[key] = (np.asarray(encoded.prompt_ids), np.asarray(encoded.response_ids))
+        prompt, response = self._encoded[key]
+        return rows.setdefault((prompt.tobytes(), response.tobytes()), Row(prompt, response, label))
+
+    def _stop_ids(self, rows: Iterable[Row]) -> frozenset[int]:
+        """Tokens that end a response: EOS of tokenizer and generation config, and the template's end-of-turn token."""
+        config = getattr(self.model, "generation_config", None)
+        found = [self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)]
+        flat = [token for entry in found for token in (entry if isinstance(entry, list | tuple) else [entry])]
+        ends = {int(row.response[-1]) for row in rows} & self._special
+        return frozenset(int(token) for token in flat if token is not None) | ends
+
+    def _to_text(self, tasks: Sequence[Task], asked: list[list[_Asked]]) -> None:
+        """Turn the decoded tokens of each item into text, cut at its own task's limit."""
+        waiting = [
+            (item, item.row.decoded[: task.max_new_tokens])
+            for task, items in zip(tasks, asked, strict=True)
+            for item in items
+            if item.row is not None and any("generation" in self._scorer(name).requires for name in item.scorers)
+        ]
+        if not waiting:  # batch_decode([]) decodes one empty sequence
+            return
+        texts = self.tokenizer.batch_decode(
+            [tokens for _, tokens in waiting], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for (item, _), text in zip(waiting, texts, strict=True):
+            item.generated = text.strip()
+
+    def _scores(self, task: Task, items: list[_Asked], stop_ids: frozenset[int]) -> Iterator[Score]:
+        if not items:
+            raise DataError(f"task '{task.name}' has no items to score. Give it some, or leave the task out.")
+        groups: dict[str, list[_Asked]] = {}
+        for item in items:
+            groups.setdefault(item.example.skill or "all", []).append(item)
+        for sub_skill in sorted(groups):
+            for name in dict.fromkeys(task.scorers):
+                values = [self._judge(task, name, item, stop_ids) for item in groups[sub_skill] if name in item.scorers]
+                mean = 100 * math.fsum(values) / len(values) if values else math.nan
+                yield Score(task.name, sub_skill, name, mean, len(values))
+
+    def _judge(self, task: Task, name: str, item: _Asked, stop_ids: frozenset[int]) -> float:
+        scorer, row = self._scorer(name), item.row
+        needs = scorer.requires
+        options = [_without_end(option, stop_ids) for option in item.options.get(name, ())]
+        evidence = Evidence(
+            response=(row.nll, row.correct) if "response" in needs and row is not None else None,
+            generated=item.generated if "generation" in needs else None,
+            options=tuple(options) if "options" in needs else None,
+            rng=lambda: generator(self.seed, "scorer", name, task.name, item.example.sample_id),
+        )
+        value = float(scorer.score(item.example, evidence))
+        if not 0 <= value <= 1:
+            raise PluginError(
+                f"scorer '{name}' gave {value} for task '{task.name}', item {item.example.sample_id}; it must be "
+                "within 0…1. Leave items that cannot be judged out through measures()."
+            )
+        return value
+
+
+def _without_end(row: Row, stop_ids: frozenset[int]) -> Float[np.ndarray, " length"]:
+    """NLL of an option's own tokens: what the template puts from the end token on is left out."""
+    ends = np.flatnonzero(np.isin(row.response, list(stop_ids)))
+    return row.nll[: ends[0]] if len(ends) and ends[0] > 0 else row.nll
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; outside, every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
