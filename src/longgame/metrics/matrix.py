@@ -1,0 +1,155 @@
+"""Metrics of the score matrix R (paper §3, eq. 1; FORMULAS "Score matrix").
+
+``R[i, j]`` is the score, in points 0–100, of the model after stage i (row 0 = before any stage) on column j: first the
+T stages in order, then the OOD sets. T is ``rows − 1``. Every function takes leading axes (trials, seeds …) along.
+
+NaN means *not measured* and never turns into 0:
+
+* a column that is NaN in every cell of the whole array (exact match on an open-ended task, say) is left out of means,
+  the same for every matrix in the array; ``columns`` overrides which ones count;
+* a NaN in a cell that a metric needs makes the metric NaN;
+* what a matrix cannot tell is NaN: transfer and forgetting with T = 1, forward transfer and the first immediate gain
+  without row 0, imbalance with fewer than two measured stages, OOD without OOD columns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from longgame.errors import DataError, unknown
+
+ForgettingReference = Literal["best", "first"]
+Matrix = Float[np.ndarray, "... rows cols"]
+Columns = Bool[np.ndarray, " cols"]
+
+
+def stage_count(R: Matrix) -> int:
+    """Return T, the number of stages.
+
+    Raises:
+        DataError: R is not (T+1) × (≥ T) with T ≥ 1.
+    """
+    if R.ndim < 2 or R.shape[-2] < 2 or R.shape[-1] < R.shape[-2] - 1:
+        raise DataError(
+            f"a score matrix of shape {R.shape} is not (T+1) × C with T ≥ 1 and C ≥ T. "
+            "Rows are the model before any stage and after each; columns are the stages, then the OOD sets."
+        )
+    return R.shape[-2] - 1
+
+
+def measured_columns(R: Matrix) -> Columns:
+    """Whether each column holds at least one measurement anywhere in the array."""
+    return ~np.isnan(R).all(axis=tuple(range(R.ndim - 1)))
+
+
+def _mean(values: Float[np.ndarray, "... k"], keep: Bool[np.ndarray, " k"]) -> Float[np.ndarray, ...]:
+    """Mean over the kept entries of the last axis; NaN where there are none or one of them is NaN."""
+    if not keep.any():
+        return np.full(values.shape[:-1], np.nan)
+    return values[..., keep].mean(axis=-1)
+
+
+def _keep(R: Matrix, columns: Columns | None) -> Columns:
+    if columns is None:
+        return measured_columns(R)
+    if columns.shape != (R.shape[-1],):
+        raise DataError(f"`columns` has shape {columns.shape}; a mask of {R.shape[-1]} columns is needed.")
+    return columns
+
+
+def diagonal(R: Matrix) -> Float[np.ndarray, "... T"]:
+    """``R[t, t]``: the score on each stage's task right after that stage, points."""
+    T = stage_count(R)
+    return np.diagonal(R[..., 1:, :T], axis1=-2, axis2=-1)
+
+
+def immediate_gain(R: Matrix) -> Float[np.ndarray, "... T"]:
+    """Per stage, U_imm(t) = R[t, t] − R[t−1, t] in points (eq. 1). Stage 1 needs row 0."""
+    T = stage_count(R)
+    return diagonal(R) - np.diagonal(R[..., :-1, :T], axis1=-2, axis2=-1)
+
+
+def mean_immediate_gain(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Mean over stages of U_imm(t), points; NaN without row 0."""
+    return _mean(immediate_gain(R), _keep(R, columns)[: stage_count(R)])
+
+
+def current_score(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Mean over stages of R[t, t], points."""
+    return _mean(diagonal(R), _keep(R, columns)[: stage_count(R)])
+
+
+def final_score(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Mean over stage tasks of R[T, j], points (the first term of eq. 2, as a mean)."""
+    T = stage_count(R)
+    return _mean(R[..., T, :T], _keep(R, columns)[:T])
+
+
+def forgetting_per_task(R: Matrix, reference: ForgettingReference = "best") -> Float[np.ndarray, "... T-1"]:
+    """Per earlier stage j < T, how many points were lost by the end; negative = gained.
+
+    ``best``: F_j = max over j ≤ i < T of R[i, j], minus R[T, j] (needs every one of these cells).
+    ``first``: F_j = R[j, j] − R[T, j].
+
+    Raises:
+        DataError: another reference.
+    """
+    T = stage_count(R)
+    if reference == "first":
+        before = diagonal(R)[..., : T - 1]
+    elif reference == "best":
+        best = [R[..., j + 1 : T, j].max(axis=-1) for j in range(T - 1)]
+        before = np.stack(best, axis=-1) if best else np.empty((*R.shape[:-2], 0))
+    else:
+        raise DataError(unknown("forgetting reference", reference, ("best", "first")))
+    return before - R[..., T, : T - 1]
+
+
+def forgetting(
+    R: Matrix, reference: ForgettingReference = "best", columns: Columns | None = None
+) -> Float[np.ndarray, ...]:
+    """Mean over j < T of F_j in points (see `forgetting_per_task`); NaN for T = 1: nothing came before."""
+    return _mean(forgetting_per_task(R, reference), _keep(R, columns)[: stage_count(R) - 1])
+
+
+def forward_transfer(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Mean over stages j ≥ 2 of R[j−1, j] − R[0, j] in points: what earlier stages taught about later ones.
+
+    NaN for T = 1 and without row 0.
+    """
+    T = stage_count(R)
+    before = np.diagonal(R[..., :-1, :T], axis1=-2, axis2=-1)
+    return _mean((before - R[..., 0, :T])[..., 1:], _keep(R, columns)[1:T])
+
+
+def backward_transfer(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Mean over stages j < T of R[T, j] − R[j, j] in points; NaN for T = 1."""
+    T = stage_count(R)
+    return _mean((R[..., T, :T] - diagonal(R))[..., : T - 1], _keep(R, columns)[: T - 1])
+
+
+def capability_imbalance(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Population standard deviation of R[T, 1…T], points; NaN with fewer than two measured stage tasks."""
+    T = stage_count(R)
+    keep = _keep(R, columns)[:T]
+    if keep.sum() < 2:
+        return np.full(R.shape[:-2], np.nan)
+    return R[..., T, :T][..., keep].std(axis=-1)
+
+
+def worst_task(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Smallest R[T, j] over the stage tasks, points."""
+    T = stage_count(R)
+    keep = _keep(R, columns)[:T]
+    if not keep.any():
+        return np.full(R.shape[:-2], np.nan)
+    return R[..., T, :T][..., keep].min(axis=-1)
+
+
+def ood_score(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+    """Mean of the last row over the OOD columns, points; NaN where there are none."""
+    T = stage_count(R)
+    return _mean(R[..., T, T:], _keep(R, columns)[T:])

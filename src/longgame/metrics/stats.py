@@ -1,0 +1,123 @@
+"""Statistics over seeds. The seed is the replication unit; selectors are compared paired by seed.
+
+NaN = not measured: such seeds are left out and ``n`` says how many remain. Evaluation items are never counted as runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float, Int
+
+from longgame.errors import DataError
+
+EXACT_SEEDS = 16
+"""Up to so many seeds the sign-flip test is enumerated (2^15 distinct flips); beyond, its p is NaN."""
+
+PerRow = Float[np.ndarray, "..."]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Difference a − b over n seeds, one value per leading index."""
+
+    n: Int[np.ndarray, ...]
+    """Seeds in which both were measured."""
+    mean: PerRow
+    sd: PerRow
+    """Of the difference, n − 1 in the denominator; NaN for n < 2."""
+    ci_low: PerRow
+    ci_high: PerRow
+    """Student-t interval of the mean difference."""
+    p: PerRow
+    """Two-sided paired t test."""
+    p_permutation: PerRow
+    """Two-sided exact sign-flip test of the mean; its smallest possible value is 2^(1−n)."""
+
+
+def moments(values: Float[np.ndarray, "... seeds"]) -> tuple[Int[np.ndarray, ...], PerRow, PerRow]:
+    """n, mean and sd (n − 1) over the measured seeds; mean NaN for n = 0, sd NaN for n < 2.
+
+    An infinite value (a threshold not reached) makes the mean infinite and the sd NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    measured = ~np.isnan(values)
+    n = measured.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(measured, values, 0.0).sum(axis=-1) / n
+        squares = np.where(measured, values - mean[..., None], 0.0) ** 2
+        sd = np.sqrt(np.where(n > 1, squares.sum(axis=-1) / (n - 1), np.nan))
+    return n, mean, np.where(np.isinf(mean), np.nan, sd)
+
+
+def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"], confidence: float = 0.95) -> Paired:
+    """Compare a with b seed by seed.
+
+    With one seed, interval and p are NaN. With an infinite value on either side everything but n is NaN: a mean over
+    the other seeds would hide the censored one. If all differences are equal (scores on a coarse grid) there is no
+    spread to estimate: the interval is NaN, and p is the sign-flip p (1 if they are all zero), not a spurious 0.
+
+    Raises:
+        DataError: shapes differ, or ``confidence`` is not between 0 and 1.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape or a.ndim < 1:
+        raise DataError(f"values of shapes {a.shape} and {b.shape} cannot be paired by seed.")
+    if not 0 < confidence < 1:
+        raise DataError(f"the confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
+    censored = (np.isinf(a) | np.isinf(b)).any(axis=-1)
+    finite = np.isfinite(a) & np.isfinite(b)
+    difference = np.where(finite, a - np.where(finite, b, 0.0), np.nan)
+    scale = np.where(finite, np.maximum(np.abs(a), np.abs(b)), 0.0).max(axis=-1, initial=0.0)
+    n, mean, sd = moments(difference)
+    n = np.where(censored, (~np.isnan(a) & ~np.isnan(b)).sum(axis=-1), n)
+    flat = sd <= 1e-12 * scale  # equal up to rounding
+    mean = np.where(np.abs(mean) <= 1e-12 * scale, 0.0, mean)
+    permutation = sign_flip_p(np.where(flat[..., None] & finite, mean[..., None], difference))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.where(flat | (n < 2), np.nan, sd / np.sqrt(n))
+        half = scipy.stats.t.ppf(0.5 + confidence / 2, n - 1) * error
+        p = 2 * scipy.stats.t.sf(np.abs(mean) / error, n - 1)
+        p = np.where(flat, np.where(mean == 0, 1.0, 2.0 ** (1 - n)), p)
+
+    def shown(values: PerRow) -> PerRow:
+        return np.where(censored, np.nan, values)
+
+    return Paired(n, shown(mean), shown(sd), shown(mean - half), shown(mean + half), shown(p), shown(permutation))
+
+
+def sign_flip_p(difference: Float[np.ndarray, "... seeds"]) -> PerRow:
+    """Exact two-sided p of the mean under all 2^n sign flips of the paired differences; NaN seeds are left out.
+
+    NaN for fewer than 2 seeds, and for more than ``EXACT_SEEDS``.
+    """
+    difference = np.asarray(difference, dtype=float)
+    shape = difference.shape[:-1]
+    rows = difference.reshape(-1, difference.shape[-1])
+    rows = rows[:, ~np.isnan(rows).all(axis=0)]
+    n, seeds = (~np.isnan(rows)).sum(axis=-1), rows.shape[1]
+    result = np.full(len(rows), np.nan)
+    if 2 <= seeds <= EXACT_SEEDS:
+        values = np.nan_to_num(rows, nan=0.0)  # flipping a 0 changes nothing, so an absent seed does not count
+        # By symmetry the first sign is fixed: 2^(seeds−1) flips stand for all.
+        flips = 1.0 - 2.0 * ((np.arange(2 ** (seeds - 1))[:, None] >> np.arange(seeds)[None, :]) & 1)
+        step = max(1, 2**21 // len(flips))
+        for low in range(0, len(rows), step):
+            part = values[low : low + step]
+            bound = np.abs(part.sum(axis=1)) - 1e-9 * np.abs(part).sum(axis=1)
+            result[low : low + step] = (np.abs(part @ flips.T) >= bound[:, None]).mean(axis=1)
+    return np.where(n >= 2, result, np.nan).reshape(shape)
+
+
+def holm(p: Float[np.ndarray, "... m"]) -> Float[np.ndarray, "... m"]:
+    """Holm's step-down adjustment over the last axis; NaN (a test that was not made) stays NaN and does not count."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, axis=-1, kind="stable")  # NaN last
+    tests = (~np.isnan(p)).sum(axis=-1, keepdims=True)
+    factors = np.maximum(tests - np.arange(p.shape[-1]), 1)
+    stepped = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
+    return np.where(np.isnan(p), np.nan, adjusted)

@@ -1,0 +1,326 @@
+"""From tidy records (one row per measurement) to dense arrays: trials × stages × columns. NaN = not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from longgame.errors import DataError, unknown
+from longgame.metrics import curves
+
+PROBES = ("common", "own")
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Who the rows of every array are: one trial per selector × seed, sorted by selector, then seed."""
+
+    names: tuple[str, ...]
+    selectors: tuple[str, ...]
+    """Distinct, the reference first, then by name."""
+    seeds: tuple[int, ...]
+    """Distinct, rising."""
+    selector_of: Int[np.ndarray, " trials"]
+    seed_of: Int[np.ndarray, " trials"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def grid(self, values: Float[np.ndarray, "trials ..."]) -> Float[np.ndarray, "selectors seeds ..."]:
+        """Lay values out by selector and seed; NaN where there is no such trial."""
+        table = np.full((len(self.selectors), len(self.seeds), *values.shape[1:]), np.nan)
+        table[self.selector_of, self.seed_of] = values
+        return table
+
+    def frame(self) -> pd.DataFrame:
+        """One row per trial: trial, selector, seed."""
+        return pd.DataFrame(
+            {
+                "trial": self.names,
+                "selector": np.asarray(self.selectors, dtype=object)[self.selector_of],
+                "seed": np.asarray(self.seeds, dtype=np.int64)[self.seed_of],
+            }
+        )
+
+
+def read_trials(results: pd.DataFrame, reference: str) -> Trials:
+    """Find the trials of the results.
+
+    Raises:
+        DataError: there are none, a trial has two selectors or seeds, or two trials share selector and seed.
+    """
+    who = results[["trial", "selector", "seed"]].drop_duplicates()
+    if who.empty:
+        raise DataError("the results hold no measurement; finish at least one stage of one trial first.")
+    for columns, what in ((["trial"], "trial"), (["selector", "seed"], "selector and seed")):
+        twice = who[who.duplicated(columns, keep=False)].sort_values(columns)
+        if not twice.empty:
+            rows = ", ".join(str(tuple(row)) for row in twice.head(2).itertuples(index=False))
+            raise DataError(
+                f"the same {what} stands for different trials: {rows}. "
+                "Build one scorecard per condition, with one trial per selector and seed."
+            )
+    names = sorted(set(who["selector"]), key=lambda name: (name != reference, name))
+    seeds = sorted({int(seed) for seed in who["seed"]})
+    who = who.assign(s=codes(who["selector"], names), d=codes(who["seed"], seeds)).sort_values(["s", "d"])
+    return Trials(
+        tuple(str(name) for name in who["trial"]),
+        tuple(str(name) for name in names),
+        tuple(seeds),
+        who["s"].to_numpy(np.int64),
+        who["d"].to_numpy(np.int64),
+    )
+
+
+def codes(values: pd.Series, known: Sequence[str] | Sequence[int]) -> Int[np.ndarray, " n"]:
+    """Position of each value in ``known``, −1 where it is not there."""
+    found, distinct = pd.factorize(values)
+    position = pd.Index(known).get_indexer(pd.Index(distinct).astype(pd.Index(known).dtype))
+    return np.append(position, -1)[found].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The rows of kind ``score`` as columns of codes, checked once and cut into views many times."""
+
+    trial: Int[np.ndarray, " n"]
+    stage: Int[np.ndarray, " n"]
+    column: Int[np.ndarray, " n"]
+    sub_skill: Int[np.ndarray, " n"]
+    scorer: Int[np.ndarray, " n"]
+    value: Float[np.ndarray, " n"]
+    sub_skills: tuple[str, ...]
+    scorers: tuple[str, ...]
+
+
+def _strings(values: pd.Series) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
+    found, distinct = pd.factorize(values)
+    return found.astype(np.int64), tuple(str(value) for value in distinct)
+
+
+def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> Int[np.ndarray, " n"]:
+    found = codes(frame["task"], columns)
+    if (found < 0).any():
+        raise DataError("the results hold an " + unknown("task", str(frame["task"].iloc[int(found.argmin())]), columns))
+    return found
+
+
+def _check_stages(frame: pd.DataFrame, stages: int) -> Int[np.ndarray, " n"]:
+    stage = frame["stage"].to_numpy(np.int64)
+    if len(stage) and not (stage.min() >= 0 and stage.max() <= stages):
+        worst = stage.max() if stage.max() > stages else stage.min()
+        raise DataError(f"the results hold stage {worst}; a sequence of {stages} stages has rows 0 to {stages}.")
+    return stage
+
+
+def read_scores(results: pd.DataFrame, trials: Trials, columns: Sequence[str], stages: int) -> Scores:
+    """Read the rows of kind ``score``.
+
+    Raises:
+        DataError: an unknown task, or a stage beyond the last.
+    """
+    rows = results[(results["kind"] == "score").to_numpy(bool)]
+    sub_skill, sub_skills = _strings(rows["sub_skill"])
+    scorer, scorers = _strings(rows["scorer"])
+    return Scores(
+        codes(rows["trial"], trials.names),
+        _check_stages(rows, stages),
+        _check_columns(rows, columns),
+        sub_skill,
+        scorer,
+        rows["value"].to_numpy(np.float64),
+        sub_skills,
+        scorers,
+    )
+
+
+@dataclass(frozen=True)
+class Cube:
+    """Scores of one view before averaging: trials × rows of R × (task, sub-skill) items."""
+
+    values: Float[np.ndarray, "trials rows items"]
+    column: Int[np.ndarray, " items"]
+    sub_skill: tuple[str, ...]
+    columns: int
+
+    def matrices(self, seed_of: Int[np.ndarray, " trials"]) -> Float[np.ndarray, "trials rows cols"]:
+        """R of every trial: the mean over a task's sub-skills.
+
+        A sub-skill that no trial of a seed measured is left out for that seed, the same for all its selectors;
+        otherwise one missing sub-skill makes the cell NaN.
+        """
+        measured = np.zeros((int(seed_of.max()) + 1, len(self.column)), dtype=bool)
+        np.logical_or.at(measured, seed_of, ~np.isnan(self.values).all(axis=1))
+        R = np.full((*self.values.shape[:2], self.columns), np.nan)
+        for column in np.unique(self.column):
+            items = np.flatnonzero(self.column == column)
+            counted = measured[seed_of][:, None, items]
+            number = counted.sum(axis=-1)
+            total = np.where(counted, self.values[..., items], 0.0).sum(axis=-1)
+            R[..., column] = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+        return R
+
+
+def view_cube(scores: Scores, trials: Trials, columns: Sequence[str], stages: int, scorer: Mapping[str, str]) -> Cube:
+    """Cut one view out of the scores: for each task the scorer named for it.
+
+    A macro row (sub-skill "") counts only where a task has no sub-skill of its own.
+
+    Raises:
+        DataError: the same measurement stands twice.
+    """
+    index = {name: code for code, name in enumerate(scores.scorers)}
+    wanted = np.array([index.get(scorer[task], -1) for task in columns], dtype=np.int64)
+    keep = wanted[scores.column] == scores.scorer
+    key = scores.column[keep] * max(len(scores.sub_skills), 1) + scores.sub_skill[keep]
+    items, item = np.unique(key, return_inverse=True)
+    shape = (len(trials), stages + 1, len(items))
+    flat = (
+        np.ravel_multi_index((scores.trial[keep], scores.stage[keep], item), shape) if keep.any() else np.empty(0, int)
+    )
+    if len(np.unique(flat)) != len(flat):
+        trial, stage, which = np.unravel_index(int(flat[np.flatnonzero(np.bincount(flat)[flat] > 1)[0]]), shape)
+        raise DataError(
+            f"trial '{trials.names[trial]}' holds the score of '{columns[items[which] // len(scores.sub_skills)]}' "
+            f"after stage {stage} twice; every measurement may stand once."
+        )
+    values = np.full(shape, np.nan)
+    values.reshape(-1)[flat] = scores.value[keep]
+    column, sub_skill = np.divmod(items, max(len(scores.sub_skills), 1))
+    names = tuple(scores.sub_skills[code] for code in sub_skill)
+    named = {int(c) for c, name in zip(column, names, strict=True) if name}
+    kept = [i for i, name in enumerate(names) if name or int(column[i]) not in named]
+    return Cube(values[..., kept], column[kept], tuple(names[i] for i in kept), len(columns))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Adaptation curves of one view and probe kind, reduced: trials × stage transitions t → t+1."""
+
+    auc: Float[np.ndarray, "trials T-1"]
+    start: Float[np.ndarray, "trials T-1"]
+    tokens: Float[np.ndarray, "trials T-1"]
+    """Tokens to threshold."""
+    threshold: Float[np.ndarray, " T-1"]
+    """Points; common to all selectors and seeds."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All adaptation curves: points sorted, curve i = points ``first[i]`` … ``first[i] + length[i]``."""
+
+    trial: Int[np.ndarray, " curves"]
+    stage: Int[np.ndarray, " curves"]
+    probe: Int[np.ndarray, " curves"]
+    scorer: Int[np.ndarray, " curves"]
+    first: Int[np.ndarray, " curves"]
+    length: Int[np.ndarray, " curves"]
+    tokens: Float[np.ndarray, " points"]
+    score: Float[np.ndarray, " points"]
+    scorers: tuple[str, ...]
+
+
+def read_curves(results: pd.DataFrame, trials: Trials, tasks: Sequence[str]) -> Curves:
+    """Read the rows of kind ``curve`` (macro rows; a curve after stage t is on the task of stage t+1).
+
+    Raises:
+        DataError: an unknown probe or task, or a curve on another task than the next stage's.
+    """
+    rows = results[((results["kind"] == "curve") & (results["sub_skill"] == "")).to_numpy(bool)]
+    stage = _check_stages(rows, len(tasks))
+    probe = codes(rows["probe"], PROBES)
+    if (probe < 0).any():
+        raise DataError("the results hold an " + unknown("probe", str(rows["probe"].iloc[int(probe.argmin())]), PROBES))
+    task = _check_columns(rows, tasks)
+    wrong = np.flatnonzero(task != stage)
+    if wrong.size:
+        row = rows.iloc[int(wrong[0])]
+        due = f"is scored on the next stage's task, '{tasks[row['stage']]}'" if row["stage"] < len(tasks) else "is none"
+        raise DataError(
+            f"trial '{row['trial']}' holds a curve on '{row['task']}' after stage {row['stage']}; a probe there {due}."
+        )
+    scorer, scorers = _strings(rows["scorer"])
+    trial = codes(rows["trial"], trials.names)
+    tokens = rows["tokens"].to_numpy(np.float64)
+    order = np.lexsort((rows["step"].to_numpy(np.int64), tokens, scorer, probe, stage, trial))
+    keys = np.stack([trial, stage, probe, scorer])[:, order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    first = np.flatnonzero(new)
+    length = np.diff(np.append(first, len(order)))
+    trial, stage, probe, scorer = keys[:, first]
+    return Curves(
+        trial, stage, probe, scorer, first, length, tokens[order], rows["value"].to_numpy(np.float64)[order], scorers
+    )
+
+
+def view_probe(
+    read: Curves, trials: Trials, tasks: Sequence[str], scorer: Mapping[str, str], probe: str, share: float
+) -> Probe:
+    """Reduce the curves of one view and probe kind.
+
+    The threshold of a transition is ``share`` of the mean end-of-probe score over every measured trial.
+
+    Raises:
+        DataError: a curve has fewer than two points or does not start at 0 tokens.
+    """
+    shape = (len(trials), max(len(tasks) - 1, 0))
+    index = {name: code for code, name in enumerate(read.scorers)}
+    wanted = np.array([index.get(scorer[task], -1) for task in tasks], dtype=np.int64)
+    keep = np.flatnonzero((read.stage >= 1) & (read.probe == PROBES.index(probe)) & (wanted[read.stage] == read.scorer))
+    where = (read.trial[keep], read.stage[keep] - 1)
+    end = np.full(shape, np.nan)
+    end[where] = read.score[read.first[keep] + read.length[keep] - 1]
+    measured = ~np.isnan(end)
+    total = np.where(measured, end, 0.0).sum(axis=0)
+    threshold = share * np.where(measured.any(axis=0), total / np.maximum(measured.sum(axis=0), 1), np.nan)
+    auc, start, tokens = (np.full(shape, np.nan) for _ in range(3))
+    for length in np.unique(read.length[keep]):
+        some = keep[read.length[keep] == length]
+        points = read.first[some][:, None] + np.arange(length)
+        where = (read.trial[some], read.stage[some] - 1)
+        x, y = read.tokens[points], read.score[points]
+        auc[where] = curves.adaptation_auc(x, y)
+        start[where] = curves.curve_start(y)
+        tokens[where] = curves.tokens_to_threshold(x, y, threshold[where[1]])
+    return Probe(auc, start, tokens, threshold)
+
+
+def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[tuple[str, str], np.ndarray]:
+    """Read diagnostics (mean over a stage's steps) and costs (sum): (kind, name) → Float[trials, T+1].
+
+    Diagnostics measured inside a probe are not the trial's and are left out; a probe's costs are counted.
+
+    Raises:
+        DataError: a stage beyond the last.
+    """
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for kind in ("diagnostic", "cost"):
+        mask = (results["kind"] == kind).to_numpy(bool)
+        if kind == "diagnostic":
+            mask &= (results["probe"] == "").to_numpy(bool)
+        rows = results[mask]
+        name, names = _strings(rows["name"])
+        shape = (len(names), len(trials), stages + 1)
+        if not names:
+            continue
+        flat = np.ravel_multi_index((name, codes(rows["trial"], trials.names), _check_stages(rows, stages)), shape)
+        size = int(np.prod(shape))
+        number = np.bincount(flat, minlength=size).astype(float)
+        total = np.bincount(flat, weights=rows["value"].to_numpy(np.float64), minlength=size)
+        value = np.where(number > 0, total, np.nan) / (np.maximum(number, 1) if kind == "diagnostic" else 1)
+        found |= {(kind, each): table for each, table in zip(names, value.reshape(shape), strict=True)}
+    return found
+
+
+def over_measured(values: Float[np.ndarray, "trials k"], total: bool = False) -> Float[np.ndarray, " trials"]:
+    """Mean (or sum) over the entries that some trial measured; NaN in one of them makes a trial's value NaN."""
+    keep = ~np.isnan(values).all(axis=0)
+    if not keep.any():
+        return np.full(len(values), np.nan)
+    kept = values[:, keep]
+    return kept.sum(axis=1) if total else kept.mean(axis=1)

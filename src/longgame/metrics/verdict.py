@@ -1,0 +1,129 @@
+"""What the numbers allow one to say, in words; and rank reversals."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from longgame.errors import DataError
+from longgame.metrics.stats import holm, paired
+
+MYOPIC = "myopic"
+BETTER = "long-horizon better"
+WORSE = "long-horizon worse"
+NOW_ONLY = "differs now only"
+INDISTINGUISHABLE = "indistinguishable from {reference}"
+NOT_ENOUGH = "not enough seeds"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One selector against the reference."""
+
+    word: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference from the reference: over how many seeds, how large, and its Holm-adjusted p."""
+
+    n: int
+    mean: float
+    p: float
+    unit: str = ""
+
+
+def verdict(
+    immediate: Difference, long: Difference, *, reference: str = "random", alpha: float = 0.05, min_seeds: int = 3
+) -> Verdict:
+    """Put a selector's two differences from the reference into words.
+
+    * *not enough seeds*: fewer than ``min_seeds`` seeds measured both scores, or no p could be computed;
+    * *myopic*: significantly ahead on the immediate score and significantly behind on the long-horizon score;
+    * *long-horizon better* / *long-horizon worse*: significantly ahead / behind on the long-horizon score otherwise;
+    * *differs now only*: a significant immediate difference, no significant long-horizon one;
+    * *indistinguishable from random* (or whatever the reference is): neither.
+
+    Each of the two tests is Holm-adjusted over the selectors. *Myopic* needs both, so their error rates do not add up.
+
+    Args:
+        immediate: selector − reference on the immediate score.
+        long: selector − reference on the long-horizon score.
+        alpha: significance level of the adjusted p.
+    """
+    n = min(immediate.n, long.n)
+    if n < min_seeds or np.isnan(immediate.p) or np.isnan(long.p):
+        return Verdict(NOT_ENOUGH, f"both scores were compared in {n} seed(s); at least {min_seeds} are needed")
+    now, later = (_clause(immediate, "now", alpha), _clause(long, "in the long run", alpha))
+    reason = f"against {reference}: {now}; {later}; {n} seeds, p after Holm"
+    ahead_now = immediate.p < alpha and immediate.mean > 0
+    if long.p < alpha:
+        if long.mean > 0:
+            return Verdict(BETTER, reason)
+        return Verdict(MYOPIC if ahead_now else WORSE, reason)
+    if immediate.p < alpha:
+        return Verdict(NOW_ONLY, reason)
+    return Verdict(INDISTINGUISHABLE.format(reference=reference), reason)
+
+
+def _clause(difference: Difference, when: str, alpha: float) -> str:
+    unit = f" {difference.unit}" if difference.unit else ""
+    size = f"{difference.mean:+.3g}{unit} (p = {difference.p:.2g})"
+    if difference.p >= alpha:
+        return f"no difference shown {when}: {size}"
+    return f"{'ahead' if difference.mean > 0 else 'behind'} {when}: {size}"
+
+
+@dataclass(frozen=True, slots=True)
+class RankReversal:
+    """``ahead`` beats ``behind`` now and loses to it in the long run, both significantly."""
+
+    ahead: str
+    behind: str
+    immediate: Difference
+    long: Difference
+
+
+def rank_reversals(
+    immediate: Float[np.ndarray, "seeds k"],
+    long: Float[np.ndarray, "seeds k"],
+    selectors: Sequence[str],
+    alpha: float = 0.05,
+) -> list[RankReversal]:
+    """Pairs whose order on the immediate score reverses on the long-horizon score, with both differences significant.
+
+    Paired t tests by seed; each score's p values are Holm-adjusted over all pairs of selectors.
+
+    Raises:
+        DataError: shapes do not fit.
+    """
+    if immediate.shape != long.shape or immediate.ndim != 2 or immediate.shape[1] != len(selectors):
+        raise DataError(
+            f"scores of shapes {immediate.shape} and {long.shape} for {len(selectors)} selectors; "
+            "both must be seeds × selectors."
+        )
+    pairs = np.array(list(itertools.combinations(range(len(selectors)), 2)), dtype=int).reshape(-1, 2)
+    found = []
+    sides = []
+    for values in (immediate.T, long.T):
+        result = paired(values[pairs[:, 0]], values[pairs[:, 1]])
+        sides.append((result, holm(result.p)))
+    (now, now_p), (later, later_p) = sides
+    reversed_ = (now_p < alpha) & (later_p < alpha) & (now.mean * later.mean < 0)
+    for row in np.flatnonzero(reversed_):
+        sign = 1 if now.mean[row] > 0 else -1
+        first, second = pairs[row][::sign]
+        found.append(
+            RankReversal(
+                selectors[first],
+                selectors[second],
+                Difference(int(now.n[row]), float(sign * now.mean[row]), float(now_p[row]), "points"),
+                Difference(int(later.n[row]), float(sign * later.mean[row]), float(later_p[row])),
+            )
+        )
+    return found
