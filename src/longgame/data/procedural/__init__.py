@@ -1,7 +1,7 @@
 """Procedural data: five stages of generated sub-skills with exactly known answers; nothing to download."""
 
 from longgame.data.procedural.base import ANSWER_MARK, LEVELS, OOD, SubSkill
-from longgame.data.procedural.corpus import pretraining_examples, pretraining_texts
+from longgame.data.procedural.corpus import pretraining_texts
 from longgame.data.procedural.sequence import LEVEL_SHARES, STAGES, build_procedural_sequence, unseen_skills
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "STAGES",
     "SubSkill",
     "build_procedural_sequence",
-    "pretraining_examples",
     "pretraining_texts",
     "unseen_skills",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,10 +28,11 @@ GENERIC_SHARE = 0.12
 """Share of the base mixture's items that are generic text (no prompt; skill None)."""
 
 
-def pretraining_examples(seed: int) -> Iterator[Example]:
+def pretraining_texts(seed: int) -> Iterator[Example]:
     """Yield the base mixture without end: a stage, then one of its seen sub-skills, then a difficulty, at random.
 
-    Every stage is equally likely, and every seen sub-skill within it. Unseen sub-skills never occur.
+    Every stage is equally likely, and every seen sub-skill within it. Unseen sub-skills never
+    occur. The reader stops when it has its tokens.
     """
     rng = generator(seed, "procedural", "pretraining")
     seen = [[skill for skill in skills if skill.seen] for skills in STAGES.values()]
@@ -42,22 +43,6 @@ def pretraining_examples(seed: int) -> Iterator[Example]:
         else:
             level = LEVELS[min(int(np.searchsorted(edges, rng.random())), len(LEVELS) - 1)]
             yield pick(rng, pick(rng, seen)).example(rng, level)
-
-
-def pretraining_texts(seed: int, tokens: int, count: Callable[[Example], int] | None = None) -> Iterator[Example]:
-    """Yield the base mixture until about ``tokens`` tokens are reached.
-
-    Args:
-        seed: names the stream; the same seed gives the same examples.
-        tokens: stop once this many are reached (the last example may pass it).
-        count: tokens of an example; default: its characters / 2.5, what the 640-entry tokenizer needs on average.
-    """
-    spent = 0.0
-    for example in pretraining_examples(seed):
-        if spent >= tokens:
-            return
-        spent += count(example) if count else (len(example.prompt) + len(example.response)) / 2.5
-        yield example
 
 
 def generic_text(rng: np.random.Generator) -> str:

@@ -73,6 +73,8 @@ def _round_number(rng: np.random.Generator, level: str) -> Draft:
     return plain(how.format(number, name), str(answer))
 
 
+_SUMS_ONLY = {"operators_weights": [0.5, 0.5, 0.0]}
+"""Keeps reasoning-gym from multiplying the terms out to five-digit coefficients."""
 _UNITS = ((10, "ten"), (100, "hundred"), (1000, "thousand"))
 
 SKILLS = (
@@ -97,10 +99,10 @@ SKILLS = (
         gym_draw(
             "simple_equations",
             {
-                "easy": {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 12},
-                "mid": {"min_terms": 2, "max_terms": 2, "min_value": 2, "max_value": 30},
-                "hard": {"min_terms": 2, "max_terms": 3, "min_value": 5, "max_value": 60},
-                "ood": {"min_terms": 4, "max_terms": 4, "min_value": 10, "max_value": 99},
+                "easy": {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
+                "mid": {"min_terms": 2, "max_terms": 2, "min_value": 2, "max_value": 20},
+                "hard": {"min_terms": 3, "max_terms": 3, "min_value": 2, "max_value": 20, **_SUMS_ONLY},
+                "ood": {"min_terms": 4, "max_terms": 4, "min_value": 10, "max_value": 99, **_SUMS_ONLY},
             },
         ),
         seen=False,

@@ -112,8 +112,8 @@ SKILLS = (
             {
                 "easy": {"min_family_size": 3, "max_family_size": 3},
                 "mid": {"min_family_size": 3, "max_family_size": 4},
-                "hard": {"min_family_size": 4, "max_family_size": 5},
-                "ood": {"min_family_size": 6, "max_family_size": 7},
+                "hard": {"min_family_size": 4, "max_family_size": 4},
+                "ood": {"min_family_size": 5, "max_family_size": 6},
             },
         ),
         seen=False,

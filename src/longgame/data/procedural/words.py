@@ -10,7 +10,7 @@ def words(text: str) -> tuple[str, ...]:
 
 def _pairs(text: str) -> dict[str, str]:
     """Return ``a:b c:d`` as a mapping."""
-    return dict((left, right) for left, _, right in (pair.partition(":") for pair in text.split()))
+    return {left: right for left, _, right in (pair.partition(":") for pair in text.split())}
 
 
 NAMES = words(
