@@ -1,0 +1,175 @@
+"""Rows of a training dataset as candidates: ids by content, token counts, pools."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch.utils.data import Dataset, IterableDataset
+
+from longgame.data.examples import Example, Pool
+from longgame.errors import DataError
+
+ID = "sample_id"
+OWN_COLUMNS = (ID, "skill", "quality")
+"""Columns that selection reads and the model never sees."""
+SUFFIX = "response_is_suffix"
+"""Row-aligned key of `Pool.info`: whether all labelled tokens of a row stand at its end."""
+
+
+@dataclass
+class Candidates:
+    """One tick of the clock: rows of the dataset, untouched.
+
+    A class of its own because accelerate and pin_memory walk through lists and dicts element by element.
+    """
+
+    rows: list[Any] = field(default_factory=list)
+
+
+def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Return a feature's token ids and labels without padding (``attention_mask`` 0); no labels means all tokens.
+
+    Raises:
+        DataError: there are no ``input_ids``, or the columns differ in length.
+    """
+    if "input_ids" not in feature:
+        raise DataError(
+            f"a candidate has the columns {sorted(feature)} and no 'input_ids'. Tokenise the dataset before training "
+            "(SFTTrainer does), and leave image or audio datasets to a trainer without selection."
+        )
+    ids = np.asarray(feature["input_ids"], dtype=np.int64)
+    labels = np.asarray(feature.get("labels", ids), dtype=np.int64)
+    mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=bool)
+    if ids.ndim != 1 or labels.shape != ids.shape or mask.shape != ids.shape:
+        raise DataError(
+            f"candidate {feature.get(ID, '')} has input_ids, labels and attention_mask of shapes {ids.shape}, "
+            f"{labels.shape} and {mask.shape}; they must be equally long lists."
+        )
+    return ids[mask], labels[mask]
+
+
+def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] | None = None) -> Pool:
+    """Make a pool of features (``sample_id``, ``input_ids``, and where present ``labels``, ``skill``, ``quality``).
+
+    Tokens are counted as the loss sees them: a token is response if it is labelled and something predicts it, so the
+    first token of a plain text counts as prompt.
+
+    Args:
+        decode: token ids to text, for selectors that read it; without it the examples carry no text.
+
+    Raises:
+        DataError: a feature has no token with a loss, or an id stands twice.
+    """
+    examples, inputs, prompt, suffix = [], [], [], []
+    for feature in features:
+        ids, labels = tokens_and_labels(feature)
+        learned = labels != -100
+        learned[:1] = False
+        responses = int(learned.sum())
+        sample_id = str(feature[ID])
+        if responses == 0:
+            raise DataError(
+                f"candidate {sample_id} has no token to learn (all labels are -100). Drop it, or raise max_length if "
+                "its response was cut off."
+            )
+        quality = feature.get("quality")
+        examples.append(
+            Example(
+                sample_id=sample_id,
+                prompt=decode(ids[~learned]) if decode else "",
+                response=decode(ids[learned]) if decode else "",
+                skill=feature.get("skill"),
+                quality=None if quality is None else float(quality),
+            )
+        )
+        inputs.append(ids)
+        prompt.append(len(ids) - responses)
+        suffix.append(bool(learned[len(ids) - responses :].all()))
+    lengths = np.asarray([len(ids) for ids in inputs], dtype=np.int64)
+    prompts = np.asarray(prompt, dtype=np.int64)
+    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {SUFFIX: np.asarray(suffix)})
+
+
+def content_ids(features: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return an id per feature: 16 hex digits of SHA-256 over its tokens and labels, ``#2``, ``#3`` … for copies."""
+    seen: dict[str, int] = {}
+    found = []
+    for feature in features:
+        ids, labels = tokens_and_labels(feature)
+        base = hashlib.sha256(ids.tobytes() + b"\x1e" + labels.tobytes()).hexdigest()[:16]
+        seen[base] = seen.get(base, 0) + 1
+        found.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
+    return found
+
+
+class _WithIds(Dataset):
+    """A map-style dataset of dicts with an id put into each."""
+
+    def __init__(self, rows: Any, ids: Sequence[str]) -> None:
+        self._rows, self._ids = rows, list(ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self._rows[row], ID: self._ids[row]}
+
+
+def with_ids(dataset: Any, rounds: int | str) -> Any:
+    """Return the dataset with a ``sample_id`` per row; one that has none gets it by content (`content_ids`).
+
+    Raises:
+        DataError: ids repeat, or the dataset is a stream that carries none (or is to be selected from in rounds).
+    """
+    if isinstance(dataset, IterableDataset):
+        if rounds != "step":
+            raise DataError(
+                f"rounds is {rounds} but the training dataset is a stream, which cannot be scored as a whole. "
+                "Use rounds='step', or a dataset with a length."
+            )
+        first = next(iter(dataset), None)
+        if first is None or ID not in first:
+            raise DataError(
+                "the training dataset is a stream without a 'sample_id' column; examples of a stream cannot be told "
+                "apart by position. Add the column (any unique text per example), or use a dataset with a length."
+            )
+        return dataset
+    if len(dataset) == 0:
+        raise DataError("the training dataset is empty; there is nothing to select from.")
+    table = hasattr(dataset, "add_column")
+    if ID not in dataset[0]:
+        columns = [name for name in ("input_ids", "labels", "attention_mask") if table and name in dataset.column_names]
+        rows = dataset.select_columns(columns) if columns else dataset
+        ids = content_ids([rows[row] for row in range(len(rows))])
+        return dataset.add_column(ID, ids) if table else _WithIds(dataset, ids)
+    held = dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))]
+    seen: set[str] = set()
+    for sample_id in held:
+        if str(sample_id) in seen:
+            raise DataError(
+                f"sample_id '{sample_id}' stands twice in the training dataset; selection knows examples by id. "
+                "Make ids unique, or drop the column to have them made from the content."
+            )
+        seen.add(str(sample_id))
+    return dataset
+
+
+def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Right-pad rows of a pool: ``input_ids`` and ``labels`` [b, n], −100 on prompt and padding.
+
+    No attention mask goes with them: under causal attention no token before a pad can see it.
+    """
+    width = max(len(pool.input_ids[row]) for row in rows)
+    ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    labels = np.full((len(rows), width), -100, dtype=np.int64)
+    for place, row in enumerate(rows):
+        tokens, start = pool.input_ids[row], int(pool.prompt_tokens[row])
+        ids[place, : len(tokens)] = tokens
+        labels[place, start : len(tokens)] = tokens[start:]
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}

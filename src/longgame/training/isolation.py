@@ -1,0 +1,69 @@
+"""Training that leaves nothing behind: global random states, patches on the model, train/eval flags."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def global_rng_kept() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's global random states back when the block ends.
+
+    transformers' Trainer seeds all of them when it is made; longgame never lets that show outside.
+    """
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (kept, never drawn from)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode for the block (dropout off) and back into the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def model_untouched(model: nn.Module) -> Iterator[None]:
+    """Undo, when the block ends, what Trainer and accelerate put on the model besides new weights.
+
+    Kept are instance attributes of every module (accelerate marks the model as prepared and, under mixed precision,
+    wraps ``forward`` once more for every Trainer), hooks, train/eval flags, and ``config.use_cache``. Gradients are
+    dropped.
+    """
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    hooks = [{key: dict(value) for key, value in held.items() if key.endswith("_hooks")} for held in attributes]
+    config: Any = getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        for module, held, hook in zip(modules, attributes, hooks, strict=True):
+            now = vars(module)
+            for name in [name for name in now if name not in held]:
+                del now[name]
+            now.update(held)
+            for name, entries in hook.items():
+                if len(now[name]) != len(entries):
+                    now[name].clear()
+                    now[name].update(entries)
+        if use_cache is not None:
+            config.use_cache = use_cache
+        model.zero_grad(set_to_none=True)

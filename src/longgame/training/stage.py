@@ -1,0 +1,311 @@
+"""One stage of the audit: `run_stage` trains a model on what a policy picks from a pool, and leaves no more.
+
+The loop is transformers' Trainer with `SelectionMixin`, so what the audit measures is what users run.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from longgame.data.examples import Pool
+from longgame.errors import BudgetError, ModelError, NumericalError
+from longgame.recipe import TrainingSpec
+from longgame.seeding import generator
+from longgame.selectors.policy import Scorer, SelectionPolicy
+from longgame.training.base import Schedule, StepInfo, TrainingReport, stage_order
+from longgame.training.candidates import Candidates, padded_batch
+from longgame.training.feed import SelectionFeed, split_micro
+from longgame.training.isolation import evaluating, global_rng_kept, model_untouched
+from longgame.training.mixin import SelectionMixin
+from longgame.training.response_loss import ResponseHead
+from longgame.training.updates import UpdateRecorder
+
+OnStep = Callable[[StepInfo], None]
+
+
+def run_stage(
+    model: nn.Module,
+    *,
+    pad_token_id: int,
+    pool: Pool,
+    policy: SelectionPolicy,
+    schedule: Schedule,
+    spec: TrainingSpec,
+    scorer: Scorer,
+    on_step: OnStep | None = None,
+    output_dir: str | None = None,
+    where: str = "stage 1",
+) -> TrainingReport:
+    """Train ``model`` in place through one stage, with a fresh AdamW, on the device and in the dtype it comes in.
+
+    The loss of a step is the mean over all response tokens of its picks. The candidate stream (`stage_order`) and the
+    dealing depend on ``schedule.seed`` and the pool alone, so every selector of a seed is offered the same candidates
+    at the same steps. The model's patches, hooks, flags and gradients and all global random states are afterwards as
+    they were; only trainable weights differ.
+
+    Args:
+        model: a causal LM, or a PeftModel around one; whatever requires a gradient is trained.
+        pad_token_id: fills up batches (never attended to, never learned).
+        policy: decides; its stage has been begun by the caller.
+        schedule: steps, budget, rounds, epochs, seed; ``spec.steps`` and ``spec.epochs`` are not read.
+        spec: learning rate, warm-up, decay, weight decay, clipping, accumulation.
+        scorer: (pool, names) → signals under the model as it is when called.
+        on_step: told before the first update and after every step, with the model in eval mode; what it draws from
+            global generators does not reach the training. ``StepInfo.selected_tokens`` counts the tokens learned from
+            so far.
+        output_dir: the Trainer's; nothing is written to it. Default: a temporary folder.
+        where: names the stage in errors.
+
+    Returns:
+        The report, with ``drift`` and ``update_norm`` NaN: they need the stages before, which the caller knows.
+
+    Raises:
+        BudgetError: the pool or the budget is too small for the steps.
+        NumericalError: a loss or gradient is NaN or infinite; the weights are those of the last good step.
+        ModelError: nothing is trainable.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ModelError("the model has no trainable parameter; attach an adapter or unfreeze its weights.")
+    if schedule.rounds == "step" and len(pool) < schedule.steps:
+        raise BudgetError(
+            f"{where}: {len(pool)} candidates cannot be dealt to {schedule.steps} steps. "
+            "Use a larger pool, fewer steps, or a number of rounds."
+        )
+    clock = time.perf_counter()
+    with model_untouched(model), global_rng_kept(), tempfile.TemporaryDirectory(prefix="longgame-") as scratch:
+        trainer = StageTrainer(
+            model,
+            _arguments(model, output_dir or scratch, schedule, spec),
+            pool=pool,
+            pad_token_id=pad_token_id,
+            policy=policy,
+            schedule=schedule,
+            spec=spec,
+            scorer=scorer,
+            trainable=trainable,
+            on_step=on_step,
+            where=where,
+        )
+        trainer.train()
+        return trainer.report(time.perf_counter() - clock)
+
+
+def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> float:
+    """Share of the learning rate at a 0-based step: linear up to 1 at step ``warmup`` − 1, then linear to ``final``.
+
+    The first step already learns (1 / warmup) and the last one runs at ``final``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - final) * (step - warmup + 1) / max(1, steps - warmup)
+
+
+def _arguments(model: nn.Module, output_dir: str, schedule: Schedule, spec: TrainingSpec) -> TrainingArguments:
+    device = next(model.parameters()).device
+    return TrainingArguments(
+        output_dir=output_dir,
+        max_steps=schedule.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=spec.accumulation,
+        learning_rate=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        # One kernel for all parameters instead of some ten per parameter, and elementwise: the same bits every time.
+        optim="adamw_torch_fused",
+        seed=schedule.seed % 2**32,
+        use_cpu=device.type == "cpu",
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        bf16=False,
+        fp16=False,
+    )
+
+
+class StageTrainer(SelectionMixin, Trainer):
+    """The selection trainer on a tokenised pool: no columns, no files, no logging; built and used by `run_stage`."""
+
+    _keep_signals = True  # the audit's diagnostics read them
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        pool: Pool,
+        pad_token_id: int,
+        policy: SelectionPolicy,
+        schedule: Schedule,
+        spec: TrainingSpec,
+        scorer: Scorer,
+        trainable: Sequence[tuple[str, nn.Parameter]],
+        on_step: OnStep | None,
+        where: str,
+    ) -> None:
+        self.pool, self.schedule, self.spec, self.where = pool, schedule, spec, where
+        self.losses = np.zeros(schedule.steps)
+        self.seconds = {"select": 0.0, "callbacks": 0.0}
+        self._pad = pad_token_id
+        self._parameters = [parameter for _, parameter in trainable]
+        self._head = ResponseHead.of(model)
+        self._picks: list[str] = []
+        super().__init__(
+            model,
+            args,
+            train_dataset=_ticks(pool, schedule, spec.accumulation),
+            selector=policy,
+            selection_budget=schedule.budget,
+            rounds=schedule.rounds,
+            candidate_ratio=1,
+            signals=scorer,
+            selection_epochs=schedule.epochs,
+        )
+        self.updates = UpdateRecorder(trainable, schedule.steps, seed=schedule.seed)
+        self._whole = (pool, dict(pool.index))
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Watch(self, on_step))
+
+    def report(self, seconds: float) -> TrainingReport:
+        """Sum up a finished run that took this long."""
+        feed = self._open_feed()
+        return TrainingReport(
+            steps=self.schedule.steps,
+            selected_tokens=feed.spent,
+            optimiser_tokens=feed.learned,
+            candidate_tokens=feed.seen,
+            losses=self.losses,
+            update_gram=self.updates.gram(),
+            drift=math.nan,
+            update_norm=math.nan,
+            seconds={"train": seconds - sum(self.seconds.values()), **self.seconds},
+        )
+
+    # Data: the stream is fixed beforehand, one tick per micro-batch
+
+    def get_train_dataloader(self) -> DataLoader:
+        ticks: Any = self.train_dataset
+        loader = DataLoader(ticks, batch_size=1, sampler=SequentialSampler(ticks), collate_fn=_only)
+        return self.accelerator.prepare(loader)
+
+    def _identified(self, dataset: Any) -> Any:
+        return dataset
+
+    def _seed(self) -> int:
+        return self.schedule.seed
+
+    def _collated(self, feed: SelectionFeed, step: int, rows: Sequence[int], parts: int) -> list[Any]:
+        begun = time.perf_counter()
+        stream = self.rounds == "step"
+        self._picks = feed.batch(step, (lambda _: self.pool.take(rows)) if stream else self._rest)
+        self.seconds["select"] += time.perf_counter() - begun
+        picked = [self.pool.index[sample_id] for sample_id in self._picks]
+        batches = []
+        for part in split_micro(self.pool.tokens[picked].tolist(), parts):
+            batch = padded_batch(self.pool, [picked[i] for i in part] or picked[:1], self._pad)
+            if not part:
+                batch["labels"].fill_(-100)
+            batches.append(batch)
+        return batches
+
+    # The step: the Trainer's own, with what this stage does not need left out
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Linear warm-up and decay to ``final_lr_share`` (`learning_rate_share`)."""
+        spec = self.spec
+        held: Any = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            held,
+            lambda step: learning_rate_share(step, num_training_steps, spec.warmup_steps, spec.final_lr_share),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean response NLL; the head runs on response positions only where that gives the model's own logits."""
+        if self._head is None or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self._head.loss(inputs, num_items_in_batch)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        value = float(loss)
+        if not math.isfinite(value):
+            self._stop("loss", value)
+        self.losses[self.state.global_step] += value
+        return loss
+
+    def _clip_grad_norm(self, _model: Any) -> torch.Tensor:
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            self._stop("gradient norm", float(norm))
+        return norm
+
+    def floating_point_ops(self, _inputs: Any) -> int:
+        """Nothing: counting walks over all modules at every step, and no one reads it here."""
+        return 0
+
+    def _stop(self, what: str, value: float) -> None:
+        named = ", ".join(self._picks[:8]) + (f" and {len(self._picks) - 8} more" if len(self._picks) > 8 else "")
+        raise NumericalError(
+            f"{self.where}, step {self.state.global_step + 1} of {self.schedule.steps}: the {what} is {value} "
+            f"(examples {named}). The weights are those of the step before. Lower training.learning_rate, use "
+            "float32, or look at these examples."
+        )
+
+
+class _Watch(TrainerCallback):
+    """Records updates and tells `on_step`."""
+
+    def __init__(self, trainer: StageTrainer, on_step: OnStep | None) -> None:
+        self._trainer, self._on_step = trainer, on_step
+
+    def on_train_begin(self, *_event: Any, **_about: Any) -> None:
+        self._tell(0, math.nan)
+
+    def on_optimizer_step(self, *_event: Any, **_about: Any) -> None:
+        self._trainer.updates.record()
+
+    def on_step_end(self, *_event: Any, **_about: Any) -> None:
+        step = self._trainer.state.global_step
+        self._tell(step, float(self._trainer.losses[step - 1]))
+
+    def _tell(self, step: int, loss: float) -> None:
+        if self._on_step is None:
+            return
+        trainer, begun = self._trainer, time.perf_counter()
+        learned = trainer._open_feed().learned
+        with evaluating(trainer.model), global_rng_kept():
+            self._on_step(StepInfo(step, trainer.schedule.steps, learned, loss))
+        trainer.seconds["callbacks"] += time.perf_counter() - begun
+
+
+def _ticks(pool: Pool, schedule: Schedule, accumulation: int) -> list[Candidates]:
+    """The candidate stream: one tick per micro-batch, the ticks of a step holding its share of the pool."""
+    if schedule.rounds != "step":
+        return [Candidates() for _ in range(schedule.steps * accumulation)]
+    order = stage_order(pool, generator(schedule.seed, "candidates"))
+    chunks = np.array_split(order, schedule.steps)
+    return [Candidates(part.tolist()) for chunk in chunks for part in np.array_split(chunk, accumulation)]
+
+
+def _only(ticks: list[Candidates]) -> Candidates:
+    return ticks[0]

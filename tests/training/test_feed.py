@@ -1,0 +1,160 @@
+"""The token ledger, the rounds, and how picks are dealt over steps."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longgame.errors import BudgetError, RecipeError, ResumeError
+from longgame.signals.base import Signals
+from longgame.statefile import read_state, write_state
+from longgame.training.feed import SelectionFeed, deal, round_of, split_micro
+from support.training import Coin, make_policy, make_pool
+
+
+def nothing(pool, names):
+    return Signals(pool.ids, {})
+
+
+def make_feed(rounds, steps, budget=0.25, epochs=1, seed=0):
+    return SelectionFeed(
+        make_policy(Coin(), seed), nothing, rounds=rounds, budget=budget, steps=steps, epochs=epochs, seed=seed
+    )
+
+
+def run(feed, pool, steps, start=0):
+    chunks = np.array_split(np.arange(len(pool)), feed.steps)
+    index = pool.index
+
+    def candidates(step):
+        if feed.rounds == "step":
+            return lambda taken: pool.take(chunks[step])
+        return lambda taken: pool.take([index[i] for i in pool.ids if i not in taken])
+
+    return [feed.batch(step, candidates(step)) for step in range(start, steps)]
+
+
+@given(st.integers(1, 40), st.data())
+def test_a_step_belongs_to_the_round_whose_share_of_steps_it_is_in(steps, data):
+    rounds = data.draw(st.integers(1, steps))
+    for step in range(steps):
+        number = round_of(step, steps, rounds)
+        assert steps * number // rounds <= step < steps * (number + 1) // rounds
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 3), st.data())
+def test_dealing_gives_every_pick_once_per_pass_in_nonempty_balanced_steps(tokens, epochs, data):
+    tokens = np.asarray(tokens)
+    steps = data.draw(st.integers(1, len(tokens) * epochs))
+    dealt = deal(tokens, steps, epochs, np.random.default_rng(0))
+    flat = [row for rows in dealt for row in rows]
+    assert len(dealt) == steps
+    assert all(dealt)
+    for start in range(0, len(flat), len(tokens)):
+        assert sorted(flat[start : start + len(tokens)]) == list(range(len(tokens)))
+
+
+def test_dealing_cuts_where_the_count_is_nearest_to_equal_shares():
+    dealt = deal(np.asarray([10] * 12), 4, 1, np.random.default_rng(1))
+    assert [len(rows) for rows in dealt] == [3, 3, 3, 3]
+    uneven = deal(np.asarray([1, 1, 1, 1, 1, 1, 30]), 2, 1, np.random.default_rng(0))
+    assert all(uneven)
+
+
+def test_dealing_refuses_more_steps_than_examples():
+    with pytest.raises(BudgetError, match="3 selected examples × 2 epochs cannot fill 7 steps"):
+        deal(np.asarray([4, 4, 4]), 7, 2, np.random.default_rng(0))
+
+
+def test_micro_batches_take_the_longest_first_into_the_lightest():
+    assert split_micro([5, 9, 4, 8], 2) == [[1, 2], [0, 3]]
+    assert split_micro([5, 9], 3) == [[1], [0], []]
+    assert split_micro([5, 9, 1], 1) == [[0, 1, 2]]
+
+
+@given(
+    st.sampled_from([0.1, 0.25, 0.5, 0.9, 1.0]),
+    st.sampled_from(["step", 1, 2, 5]),
+    st.integers(0, 20),
+)
+def test_every_plan_spends_its_share_to_within_one_example(budget, rounds, seed):
+    pool = make_pool(120, seed)
+    feed = make_feed(rounds, 6, budget, seed=seed)
+    batches = run(feed, pool, 6)
+    picked = [sample_id for ids in batches for sample_id in ids]
+    assert len(set(picked)) == len(picked)
+    assert feed.spent == feed.learned == sum(int(pool.tokens[pool.index[i]]) for i in picked)
+    assert abs(feed.spent - budget * pool.tokens.sum()) <= pool.tokens.max()
+
+
+def test_rounds_offer_only_what_was_not_picked_before():
+    pool = make_pool(60)
+    offered = []
+
+    def note(pool, names):
+        offered.append(set(pool.ids))
+        return Signals(pool.ids, {})
+
+    feed = SelectionFeed(make_policy(), note, rounds=3, budget=0.5, steps=6)
+    batches = run(feed, pool, 6)
+    assert len(offered) == 3
+    assert offered[0] == set(pool.ids)
+    assert offered[1] == offered[0] - {i for ids in batches[:2] for i in ids}
+    assert offered[2] == offered[1] - {i for ids in batches[2:4] for i in ids}
+
+
+def test_epochs_repeat_the_picks_and_count_as_learned_not_as_spent():
+    pool = make_pool(60)
+    feed = make_feed(1, 6, 0.25, epochs=3)
+    flat = [i for ids in run(feed, pool, 6) for i in ids]
+    assert {flat.count(i) for i in flat} == {3}
+    assert feed.learned == 3 * feed.spent
+
+
+def test_a_short_last_chunk_is_advanced_one_example_but_a_hopeless_share_is_refused():
+    pool = make_pool(9, 1)
+    feed = make_feed("step", 2, 0.25)
+    big, small = pool.take(range(8)), pool.take([8])
+    first = feed.batch(0, lambda _: big)
+    assert feed.batch(1, lambda _: small) == [pool.ids[8]]
+    assert len(first) >= 1
+    feed = make_feed("step", 9, 0.05)
+    with pytest.raises(BudgetError, match="Raise the budget"):
+        run(feed, pool, 9)
+
+
+@pytest.mark.parametrize("rounds", ["step", 1, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_feed_goes_on_from_its_state_as_if_undisturbed(tmp_path, rounds, stop):
+    pool = make_pool(60)
+    whole = run(make_feed(rounds, 6, seed=4), pool, 6)
+    feed = make_feed(rounds, 6, seed=4)
+    run(feed, pool, stop)
+    write_state(tmp_path, "feed", feed.state_dict())
+    other = make_feed(rounds, 6, seed=4)
+    other.load_state_dict(read_state(tmp_path, "feed"))
+    assert run(other, pool, 6, start=stop) == whole[stop:]
+    assert other.spent >= feed.spent
+
+
+def test_a_state_of_another_plan_is_refused_with_what_differs():
+    state = make_feed(2, 6).state_dict()
+    with pytest.raises(ResumeError, match=r"budget was 0\.25, is 0\.5"):
+        make_feed(2, 6, 0.5).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"rounds": "epoch"}, "'epoch'"),
+        ({"rounds": 7}, "only 6 steps"),
+        ({"budget": 0}, "budget is 0"),
+        ({"budget": 1.5}, "budget is 1.5"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": 2}, "epochs is 2 but rounds is 'step'"),
+    ],
+)
+def test_wrong_plans_are_refused(change, message):
+    with pytest.raises(RecipeError, match=message):
+        make_feed(**{"rounds": "step", "steps": 6, **change})

@@ -1,0 +1,319 @@
+"""One stage: the same numbers as a bare loop, the budget kept, nothing left behind."""
+
+import copy
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longgame.errors import BudgetError, ModelError, NumericalError
+from longgame.recipe import TrainingSpec
+from longgame.seeding import generator
+from longgame.signals.base import Signals
+from longgame.training import updates
+from longgame.training.base import Schedule, stage_order
+from longgame.training.response_loss import ResponseHead
+from longgame.training.stage import learning_rate_share, run_stage
+from support.training import PAD, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
+
+SPEC = TrainingSpec(steps=6, learning_rate=2e-2, warmup_steps=2)
+
+
+def stage(model, pool, selector=None, spec=SPEC, scorer=None, on_step=None, seed=5, **plan):
+    schedule = Schedule(**{"steps": 6, "budget": 0.25, "rounds": "step", "seed": seed, **plan})
+    policy = make_policy(selector, seed)
+    report = run_stage(
+        model,
+        pad_token_id=PAD,
+        pool=pool,
+        policy=policy,
+        schedule=schedule,
+        spec=spec,
+        scorer=scorer or (lambda pool, names: Signals(pool.ids, {})),
+        on_step=on_step,
+        where="stage 3",
+    )
+    return report, policy
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def bare_loop(model, pool, steps, seed, spec, selector_seed):
+    """What the stage should do, written down without a trainer: random selection of everything, AdamW, clipping."""
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0, fused=True)
+    chunks = np.array_split(stage_order(pool, generator(seed, "candidates")), steps)
+    rng = generator(selector_seed, "select")
+    losses, model_ = [], model.get_base_model()
+    model.train()
+    for step, chunk in enumerate(chunks):
+        rows = chunk[rng.permutation(len(chunk))]
+        width = max(len(pool.input_ids[row]) for row in rows)
+        ids = torch.full((len(rows), width), PAD)
+        keep = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            length, start = len(pool.input_ids[row]), int(pool.prompt_tokens[row])
+            ids[i, :length] = torch.as_tensor(pool.input_ids[row])
+            keep[i, start:length] = True
+        hidden = model_.model(input_ids=ids).last_hidden_state[:, :-1][keep[:, 1:]]
+        logits = model_.lm_head(hidden)
+        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][keep[:, 1:]], reduction="sum") / keep[:, 1:].sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, spec.max_grad_norm)
+        warm = (step + 1) / 2 if step < 2 else 1 - 0.9 * (step - 1) / 4
+        for group in optimizer.param_groups:
+            group["lr"] = spec.learning_rate * warm
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_random_at_full_budget_is_a_bare_adamw_loop_to_the_last_bit(pool):
+    ours, theirs = make_model(), make_model()
+    report, _ = stage(ours, pool, budget=1.0)
+    expected = bare_loop(theirs, pool, 6, 5, SPEC, 5)
+    assert report.losses.tolist() == expected
+    for name, value in weights(theirs).items():
+        assert torch.equal(weights(ours)[name], value), name
+
+
+def test_learning_rate_warms_up_from_the_first_step_and_ends_at_its_final_share():
+    shares = [learning_rate_share(step, 6, 2, 0.1) for step in range(6)]
+    np.testing.assert_allclose(shares, [0.5, 1.0, 0.775, 0.55, 0.325, 0.1], rtol=1e-12)
+    assert learning_rate_share(0, 4, 0, 0.0) == 0.75
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_from_response_positions_is_the_models_own_loss(pool, tied):
+    model = make_model(tie_word_embeddings=tied)
+    ids = torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]])
+    mask = (ids != 0).long()
+    labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 10, 11, -100, 13]])
+    head = ResponseHead.of(model)
+    ours = head.loss({"input_ids": ids, "labels": labels}, 5)
+    theirs = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=torch.tensor(5)).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_gets_no_shortcut():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=31, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(50)
+    assert ResponseHead.of(model) is None
+
+
+def test_without_the_shortcut_a_stage_learns_the_same(pool, monkeypatch):
+    quick, _ = stage(make_model(), pool)
+    monkeypatch.setattr(ResponseHead, "of", classmethod(lambda cls, model: None))
+    plain, _ = stage(make_model(), pool)
+    np.testing.assert_allclose(plain.losses, quick.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", ["step", 1, 3])
+@pytest.mark.parametrize("budget", [0.25, 0.5, 1.0])
+def test_every_rounds_setting_spends_the_budget_to_within_one_example(rounds, budget):
+    pool = make_pool(60)
+    report, policy = stage(make_model(), pool, rounds=rounds, budget=budget)
+    assert abs(report.selected_tokens - budget * pool.tokens.sum()) <= pool.tokens.max()
+    assert report.selected_tokens == report.optimiser_tokens
+    assert report.selected_tokens == sum(done.selection.tokens for done in policy.rounds)
+    assert report.candidate_tokens == sum(
+        pool.tokens[[pool.index[i] for i in r.candidate_ids]].sum() for r in policy.rounds
+    )
+    assert len(policy.rounds) == (6 if rounds == "step" else rounds)
+    assert report.losses.shape == (6,)
+    assert np.isfinite(report.losses).all()
+    assert np.isnan(report.drift)
+
+
+def test_the_candidate_stream_is_the_same_for_every_selector_and_covers_the_pool(pool):
+    model = make_model()
+    _, one = stage(make_model(), pool, Coin())
+    _, two = stage(model, pool, Peek(), scorer=loss_scorer(model))
+    assert [r.candidate_ids for r in one.rounds] == [r.candidate_ids for r in two.rounds]
+    assert sorted(i for r in one.rounds for i in r.candidate_ids) == list(pool.ids)
+
+
+@pytest.mark.parametrize("rounds", ["step", 2])
+def test_accumulation_is_memory_not_mathematics(rounds):
+    pool = make_pool(60)
+    runs = []
+    for accumulation in (1, 2, 4):
+        model = make_model()
+        spec = SPEC.model_copy(update={"accumulation": accumulation})
+        report, policy = stage(model, pool, Peek(), spec=spec, scorer=loss_scorer(model), rounds=rounds)
+        runs.append((report, [r.selection.ids for r in policy.rounds]))
+    for report, picks in runs[1:]:
+        assert picks == runs[0][1]
+        np.testing.assert_allclose(report.losses, runs[0][0].losses, rtol=1e-5)
+
+
+def test_more_micro_batches_than_picks_changes_nothing():
+    pool = make_pool(18)
+    plain, _ = stage(make_model(), pool)
+    many, policy = stage(make_model(), pool, spec=SPEC.model_copy(update={"accumulation": 3}))
+    assert min(len(r.selection.ids) for r in policy.rounds) < 3
+    np.testing.assert_allclose(many.losses, plain.losses, rtol=1e-5)
+
+
+def test_scoring_and_on_step_see_the_model_in_eval_mode_and_training_goes_on_in_train_mode(pool):
+    seen, steps, model = [], [], make_model(dropout=0.5)
+    model.eval()
+
+    def on_step(info):
+        steps.append((info, model.training))
+
+    report, _ = stage(model, pool, Peek(), scorer=loss_scorer(model, seen), on_step=on_step)
+    assert not any(training for _, _, training in seen)
+    assert not any(training for _, training in steps)
+    assert not model.training
+    infos = [info for info, _ in steps]
+    assert [info.step for info in infos] == list(range(7))
+    assert np.isnan(infos[0].loss)
+    assert infos[0].selected_tokens == 0
+    assert [info.loss for info in infos[1:]] == report.losses.tolist()
+    assert infos[-1].selected_tokens == report.optimiser_tokens
+
+
+def test_what_on_step_draws_from_global_generators_does_not_reach_dropout(pool):
+    quiet, _ = stage(make_model(dropout=0.5), pool)
+    loud, _ = stage(make_model(dropout=0.5), pool, on_step=lambda info: torch.rand(info.step + 1))
+    assert quiet.losses.tolist() == loud.losses.tolist()
+
+
+def test_every_stage_has_a_fresh_optimiser_and_equal_seeds_give_equal_bits(pool):
+    model = make_model()
+    start = copy.deepcopy(weights(model))
+    runs = []
+    for _ in range(2):
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if value.requires_grad:
+                    value.copy_(start[name])
+        runs.append(stage(model, pool)[0])
+    assert runs[0].losses.tolist() == runs[1].losses.tolist()
+    np.testing.assert_array_equal(runs[0].update_gram, runs[1].update_gram)
+
+
+def test_three_runs_leave_nothing_but_new_weights(pool, capfd, tmp_path, monkeypatch):
+    model = make_model()
+    monkeypatch.chdir(tmp_path)
+    stage(model, pool)
+    capfd.readouterr()
+    modules = list(model.modules())
+
+    def snapshot():
+        return [
+            {key: len(value) if hasattr(value, "__len__") else id(value) for key, value in vars(module).items()}
+            for module in modules
+        ]
+
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    before = snapshot()
+    forward = model.forward.__func__
+    for _ in range(3):
+        stage(model, pool, on_step=lambda info: None)
+    assert snapshot() == before
+    assert model.forward.__func__ is forward
+    assert all(value.grad is None for value in model.parameters())
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+    assert capfd.readouterr() == ("", "")
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_failed_run_leaves_the_model_as_clean_as_a_finished_one(pool):
+    model = make_model()
+    keys = [set(vars(module)) for module in model.modules()]
+
+    def fail(info):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(model, pool, on_step=fail)
+    assert [set(vars(module)) for module in model.modules()] == keys
+
+
+def test_a_nan_loss_names_stage_step_and_examples_before_the_weights_are_spoiled(pool):
+    model = make_model()
+    order = stage_order(pool, generator(5, "candidates"))
+    bad = int(order[10])  # in the third step's chunk of four
+    pool.input_ids[bad][:] = 3
+    for row in range(len(pool)):
+        if row != bad:
+            pool.input_ids[row][pool.input_ids[row] == 3] = 4
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] = float("nan")
+    with pytest.raises(NumericalError, match=rf"stage 3, step 3 of 6: the loss is nan .*{pool.ids[bad]}"):
+        stage(model, pool, budget=1.0)
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+
+
+def test_an_infinite_gradient_is_refused_before_the_step(pool):
+    model = make_model()
+    name, parameter = next((n, p) for n, p in model.named_parameters() if "lora_B" in n)
+    before = weights(model)
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NumericalError, match="step 1 of 6: the gradient norm is"):
+        stage(model, pool)
+    assert torch.equal(weights(model)[name], before[name])
+
+
+def test_update_gram_holds_the_inner_products_of_what_the_optimiser_did(pool, monkeypatch):
+    model, path = make_model(), []
+
+    def on_step(info):
+        path.append(torch.cat([value.reshape(-1) for value in weights(model).values()]).double())
+
+    report, _ = stage(model, pool, on_step=on_step)
+    moves = torch.stack(path).diff(dim=0)
+    np.testing.assert_allclose(report.update_gram, (moves @ moves.T).numpy(), rtol=1e-4, atol=1e-9)
+    monkeypatch.setattr(updates, "EXACT_FLOATS", 0)
+    sketched, _ = stage(make_model(), pool)
+    scale = np.sqrt(np.outer(np.diag(report.update_gram), np.diag(report.update_gram)))
+    assert np.abs((sketched.update_gram - report.update_gram) / scale).max() < 6 * np.sqrt(2 / updates.SKETCH_DIM)
+    assert not np.array_equal(sketched.update_gram, report.update_gram)
+
+
+def test_full_fine_tuning_in_bfloat16_moves_every_weight(pool):
+    model = make_model(lora=False).bfloat16()
+    before = weights(model)
+    report, _ = stage(model, pool)
+    assert np.isfinite(report.losses).all()
+    moved = [not torch.equal(before[name], value) for name, value in weights(model).items()]
+    assert all(moved)
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+
+
+def test_seconds_are_told_by_part(pool):
+    report, _ = stage(make_model(), pool, on_step=lambda info: None)
+    assert set(report.seconds) == {"train", "select", "callbacks"}
+    assert all(value > 0 for value in report.seconds.values())
+
+
+def test_too_small_a_pool_and_a_frozen_model_are_refused():
+    with pytest.raises(BudgetError, match="stage 3: 4 candidates cannot be dealt to 6 steps"):
+        stage(make_model(), make_pool(4))
+    with pytest.raises(ModelError, match="no trainable parameter"):
+        stage(make_model().requires_grad_(False), make_pool(12))
