@@ -15,10 +15,12 @@ from longgame.data.procedural import (
     LEVELS,
     OOD,
     STAGES,
+    SubSkill,
     build_procedural_sequence,
     pretraining_texts,
     unseen_skills,
 )
+from longgame.data.procedural.base import Draft
 from longgame.data.procedural.sequence import apportion
 from longgame.errors import DataError
 from longgame.recipe import DataSpec, ProxySpec
@@ -176,9 +178,13 @@ def test_the_base_mixture_depends_on_its_seed_alone():
     assert [example.sample_id for example in first] != [example.sample_id for example in other]
 
 
-def test_an_exhausted_sub_skill_is_an_error_that_names_it():
-    with pytest.raises(DataError, match=r"sub-skill '.*' \(.*\) gave no new prompt .* smaller data.pool_size"):
-        build_procedural_sequence(DataSpec(items_per_skill=20_000, pool_size=2), 0, PROXY)
+def test_an_exhausted_sub_skill_is_an_error_that_names_it(monkeypatch):
+    poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(12)}.", "yes", "yes"))
+    monkeypatch.setattr("longgame.data.procedural.sequence.STAGES", {"only": (poor,)})
+    spec = DataSpec(items_per_skill=3, ood_items_per_skill=3, pool_size=4, unseen=0.0, duplicates=0.0)
+    build_procedural_sequence(spec.model_copy(update={"noise": 0.0}), 0, PROXY)
+    with pytest.raises(DataError, match=r"sub-skill 'poor' \(\w+\) gave no new prompt .* smaller data.pool_size"):
+        build_procedural_sequence(spec.model_copy(update={"noise": 0.0, "pool_size": 5}), 0, PROXY)
 
 
 def test_global_random_generators_stay_untouched():

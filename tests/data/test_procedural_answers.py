@@ -18,12 +18,12 @@ from longgame.data.procedural import LEVELS, OOD, STAGES
 
 SKILLS = {skill.name: skill for skills in STAGES.values() for skill in skills}
 PAST = dict(
-    pair.split(":")
-    for pair in (
+    re.findall(
+        r"(\w+):(\w+)",
         "walks:walked hurries:hurried runs:ran goes:went swims:swam drives:drove returns:returned comes:came "
         "opens:opened paints:painted buys:bought sells:sold finds:found takes:took breaks:broke cleans:cleaned "
-        "sees:saw makes:made"
-    ).split()
+        "sees:saw makes:made",
+    )
 )
 KINDS = {
     "fruit": "apple pear plum cherry melon mango lemon grape",

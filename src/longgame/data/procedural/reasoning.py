@@ -74,15 +74,15 @@ _FORMS: tuple[tuple[str, str, str, bool], ...] = (
 
 
 def _syllogism(rng: np.random.Generator, level: str) -> Draft:
-    s, m, p, n = sample(rng, _GROUPS, 4)
+    s, m, p, n, other = sample(rng, _GROUPS, 5)
     first, second, conclusion, follows = pick(rng, _FORMS[:4] if level == "easy" else _FORMS)
     names = {"s": s, "m": m, "p": p}
     facts = [first.format(**names), second.format(**names)]
     if level == OOD:  # a longer chain: n stands between s and m, so the first premise is now about n and m
         facts = [f"All {s} are {n}", first.format(s=n, m=m), facts[1]]
         follows = follows and not first.startswith("Some")
-    elif level == "hard":
-        facts = [*facts, f"{pick(rng, ('All', 'Some', 'No'))} {n} are {p}"]
+    if level in ("hard", OOD):  # a statement that changes nothing
+        facts = [*facts, f"{pick(rng, ('All', 'Some', 'No'))} {other} are {p}"]
     facts = sample(rng, facts, len(facts)) if level != "easy" else facts
     return plain(f"{'. '.join(facts)}. Does it follow that {conclusion.format(**names)}?", "Yes" if follows else "No")
 
