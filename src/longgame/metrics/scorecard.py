@@ -62,6 +62,8 @@ class View:
     R: Float[np.ndarray, "trials rows cols"]
     probes: Mapping[str, Probe]
     terms: LongHorizonTerms
+    scorer: Mapping[str, str]
+    """Task → the scorer that fills its column."""
     metrics: Mapping[str, Float[np.ndarray, " trials"]] = field(default_factory=dict)
     stagewise: Mapping[tuple[str, int], Float[np.ndarray, " trials"]] = field(default_factory=dict)
 
@@ -146,7 +148,7 @@ class Scorecard:
                 continue
             probes = {kind: view_probe(read, trials, tasks, scorer, kind, threshold) for kind in PROBES}
             terms = _terms(name, R, probes, columns, metric_spec, notes)
-            views[name] = _measure(View(cube, R, probes, terms), trials, reference, metric_spec)
+            views[name] = _measure(View(cube, R, probes, terms, scorer), trials, reference, metric_spec)
         values = {(name, metric): value for name, view in views.items() for metric, value in view.metrics.items()}
         for (kind, metric), table in read_stagewise(results, trials, len(tasks)).items():
             values["", metric] = over_measured(table, total=kind == "cost")
@@ -303,7 +305,7 @@ def _measure(view: View, trials: Trials, reference: str, spec: MetricSpec) -> Vi
     by_seed = trials.grid(gain[:, : T - 1]).transpose(1, 2, 0)  # (seeds, transitions, selectors)
     gap = ranking.seed_myopia_gap(by_seed, trials.grid(metrics["long_horizon"]).T)
     metrics["myopia_gap"] = gap[trials.seed_of, trials.selector_of]
-    return View(view.cube, R, view.probes, terms, metrics, stagewise)
+    return View(view.cube, R, view.probes, terms, view.scorer, metrics, stagewise)
 
 
 def _same_seed(values: np.ndarray, trials: Trials, reference: str) -> np.ndarray:
