@@ -13,6 +13,8 @@ from longgame.errors import DataError, unknown
 from longgame.metrics import curves
 
 PROBES = ("common", "own")
+_SCORE = ("sub_skill", "scorer", "value")
+_CURVE = ("scorer", "probe", "step", "tokens", "value")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def read_scores(results: pd.DataFrame, trials: Trials, columns: Sequence[str], s
     Raises:
         DataError: an unknown task, or a stage beyond the last.
     """
-    rows = results[(results["kind"] == "score").to_numpy(bool)]
+    rows = results.loc[(results["kind"] == "score").to_numpy(bool), ["trial", "stage", "task", *_SCORE]]
     sub_skill, sub_skills = _strings(rows["sub_skill"])
     scorer, scorers = _strings(rows["scorer"])
     return Scores(
@@ -182,8 +184,9 @@ def view_cube(scores: Scores, trials: Trials, columns: Sequence[str], stages: in
     flat = (
         np.ravel_multi_index((scores.trial[keep], scores.stage[keep], item), shape) if keep.any() else np.empty(0, int)
     )
-    if len(np.unique(flat)) != len(flat):
-        trial, stage, which = np.unravel_index(int(flat[np.flatnonzero(np.bincount(flat)[flat] > 1)[0]]), shape)
+    times = np.bincount(flat)
+    if (times > 1).any():
+        trial, stage, which = np.unravel_index(int(times.argmax()), shape)
         raise DataError(
             f"trial '{trials.names[trial]}' holds the score of '{columns[items[which] // len(scores.sub_skills)]}' "
             f"after stage {stage} twice; every measurement may stand once."
@@ -230,7 +233,8 @@ def read_curves(results: pd.DataFrame, trials: Trials, tasks: Sequence[str]) -> 
     Raises:
         DataError: an unknown probe or task, or a curve on another task than the next stage's.
     """
-    rows = results[((results["kind"] == "curve") & (results["sub_skill"] == "")).to_numpy(bool)]
+    macro = (results["kind"] == "curve") & (results["sub_skill"] == "")
+    rows = results.loc[macro.to_numpy(bool), ["trial", "stage", "task", *_CURVE]]
     stage = _check_stages(rows, len(tasks))
     probe = codes(rows["probe"], PROBES)
     if (probe < 0).any():
@@ -303,7 +307,7 @@ def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[t
         mask = (results["kind"] == kind).to_numpy(bool)
         if kind == "diagnostic":
             mask &= (results["probe"] == "").to_numpy(bool)
-        rows = results[mask]
+        rows = results.loc[mask, ["trial", "stage", "name", "value"]]
         name, names = _strings(rows["name"])
         shape = (len(names), len(trials), stages + 1)
         if not names:

@@ -1,0 +1,121 @@
+"""Statistics over seeds, against hand values, scipy and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from longgame.errors import DataError
+from longgame.metrics.stats import holm, moments, paired, sign_flip_p
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_moments_equal_hand_values_and_leave_unmeasured_seeds_out():
+    n, mean, sd = moments(np.array([[1.0, 2.0, 3.0, 6.0], [1.0, NAN, 3.0, NAN], [NAN, 5.0, NAN, NAN], [NAN] * 4]))
+    np.testing.assert_array_equal(n, [4, 2, 1, 0])
+    np.testing.assert_array_equal(mean, [3, 2, 5, NAN])
+    # row 0: squares 4 + 1 + 0 + 9 = 14, /3; row 1: squares 1 + 1, /1
+    np.testing.assert_allclose(sd, [np.sqrt(14 / 3), np.sqrt(2), NAN, NAN])
+
+
+def test_paired_t_equals_the_hand_computation():
+    # differences 1, 2, 3: mean 2, sd 1, error 1/√3, t = 2√3 = 3.4641 with 2 degrees of freedom
+    result = paired(np.array([11.0, 22.0, 33.0]), np.array([10.0, 20.0, 30.0]))
+    assert (result.n, result.mean, result.sd) == (3, 2, 1)
+    # two-sided p with 2 degrees of freedom is 1 − t/√(2 + t²) = 1 − √12/√14
+    assert result.p == pytest.approx(1 - np.sqrt(12 / 14))
+    # t_{.975, 2} = 4.302653
+    assert result.ci_low == pytest.approx(2 - 4.302653 / np.sqrt(3))
+    assert result.ci_high == pytest.approx(2 + 4.302653 / np.sqrt(3))
+    # all three positive: only + + + and − − − are as extreme: 2 of 8
+    assert result.p_permutation == 0.25
+
+
+@settings(max_examples=50)
+@given(hnp.arrays(float, (2, 7), elements=st.floats(-100, 100, width=16)))
+def test_paired_t_agrees_with_scipy(values):
+    difference = values[0] - values[1]
+    if np.ptp(difference) < 1e-3:
+        return
+    result = paired(values[0], values[1])
+    assert result.p == pytest.approx(scipy.stats.ttest_rel(values[0], values[1]).pvalue, abs=1e-9)
+    interval = scipy.stats.ttest_rel(values[0], values[1]).confidence_interval()
+    assert (result.ci_low, result.ci_high) == pytest.approx(tuple(interval), abs=1e-9)
+
+
+@settings(max_examples=30)
+@given(hnp.arrays(float, st.integers(2, 7), elements=st.integers(-6, 6).map(float)))
+def test_sign_flip_p_equals_brute_force(difference):
+    flips = [abs(sum(s * d for s, d in zip(signs, difference, strict=True)))
+             for signs in itertools.product((1, -1), repeat=len(difference))]  # fmt: skip
+    extreme = sum(value >= abs(difference.sum()) - 1e-9 for value in flips)
+    assert sign_flip_p(difference) == pytest.approx(extreme / len(flips))
+
+
+def test_sign_flip_leaves_unmeasured_seeds_out_and_gives_up_beyond_its_limit():
+    np.testing.assert_allclose(sign_flip_p(np.array([[1.0, NAN, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]])), [0.25, 0.125])
+    assert np.isnan(sign_flip_p(np.ones(17)))
+    assert np.isnan(sign_flip_p(np.array([1.0])))
+    assert sign_flip_p(np.arange(1.0, 17.0)) == pytest.approx(2.0**-15)
+
+
+def test_one_seed_has_a_difference_and_no_interval():
+    result = paired(np.array([5.0, NAN]), np.array([3.0, 1.0]))
+    assert (result.n, result.mean) == (1, 2)
+    assert np.isnan([result.sd, result.ci_low, result.ci_high, result.p, result.p_permutation]).all()
+
+
+def test_equal_differences_are_not_infinitely_significant():
+    result = paired(np.array([[2.1, 3.1, 4.1], [2.0, 3.0, 4.0]]), np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]))
+    np.testing.assert_allclose(result.mean, [1.1, 0])
+    np.testing.assert_allclose(result.p, [0.25, 1.0])
+    assert np.isnan(result.ci_low).all()
+
+
+def test_a_threshold_not_reached_is_not_averaged_away():
+    result = paired(np.array([10.0, INF, 30.0]), np.array([5.0, 10.0, 20.0]))
+    assert result.n == 3
+    assert np.isnan([result.mean, result.sd, result.p, result.p_permutation]).all()
+    n, mean, sd = moments(np.array([10.0, INF, 30.0]))
+    assert (n, mean) == (3, INF)
+    assert np.isnan(sd)
+
+
+def test_swapping_sides_flips_the_difference_and_keeps_p():
+    a, b = np.array([3.0, 5.0, 4.0, 8.0]), np.array([1.0, 6.0, 2.0, 2.0])
+    one, two = paired(a, b), paired(b, a)
+    assert one.mean == -two.mean
+    assert one.ci_low == pytest.approx(-two.ci_high)
+    assert (one.p, one.p_permutation) == (two.p, two.p_permutation)
+
+
+def test_holm_equals_the_hand_computation():
+    # sorted .01 .02 .04 .05 × 4 3 2 1 = .04 .06 .08 .05 → running maximum .04 .06 .08 .08
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.05, 0.02])), [0.08, 0.04, 0.08, 0.06])
+
+
+def test_holm_does_not_count_tests_that_were_not_made():
+    np.testing.assert_allclose(holm(np.array([0.04, NAN, 0.01])), [0.04, NAN, 0.02])
+    np.testing.assert_allclose(holm(np.array([[0.5, 0.9], [NAN, 0.3]])), [[1.0, 1.0], [NAN, 0.3]])
+    assert holm(np.empty((2, 0))).shape == (2, 0)
+
+
+@given(hnp.arrays(float, st.integers(1, 8), elements=st.floats(0, 1)))
+def test_holm_never_lowers_p_keeps_order_and_stays_within_bonferroni(p):
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(p * len(p), 1) + 1e-12).all()
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
+
+
+def test_misshapen_input_is_refused():
+    with pytest.raises(DataError, match="paired by seed"):
+        paired(np.ones(3), np.ones(2))
+    with pytest.raises(DataError, match="confidence is 95"):
+        paired(np.ones(3), np.ones(3), confidence=95)
