@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import load_recipe
@@ -121,7 +122,17 @@ def pretrain(
     from longgame.pretrain import pretrain as build
 
     console = Console()
-    build(load_pretrain_spec(recipe), out, progress=lambda line: console.print(line, highlight=False))
+    spec = load_pretrain_spec(recipe)
+    with Progress(
+        TextColumn("pretraining"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+    ) as bars:  # fmt: skip
+        line = bars.add_task("pretrain", total=None, note="data and tokenizer")
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            bars.update(line, completed=step, total=steps, note=f"loss {loss:.3f}")
+
+        build(spec, out, progress=progress)
     console.print(f"Written: {out}", highlight=False)
 
 

@@ -173,7 +173,7 @@ def _environment(run: RunDirectory, workers: int, threads: int) -> dict[str, Any
                 f"every number depend on it. Use --threads {held['threads']}, or another --out."
             )
         return held
-    environment = {
+    environment: dict[str, Any] = {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from longgame.data.tokenize import build_pool
 from longgame.errors import PluginError, ResumeError
 from longgame.evaluation.base import Score
 from longgame.evaluation.evaluator import Evaluator
-from longgame.metrics.diagnostics import adapter_drift, dense_drift
+from longgame.metrics.drift import adapter_drift, dense_drift, update_norm
 from longgame.models import attach_adapter, load_model
 from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
@@ -136,7 +137,7 @@ class HFLearner:
         )
         self._stage += 1
         drift, norm = self._moved(before)
-        return TrainingReport(**{**report.__dict__, "drift": drift, "update_norm": norm})
+        return dataclasses.replace(report, drift=drift, update_norm=norm)
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
         return self.evaluator.score(tasks)
@@ -194,8 +195,9 @@ class HFLearner:
             after = self._copy()
             update = [(after[name] - before[name]).float().cpu().numpy() for name in after]
             earlier = [(before[name] - self._base[name]).float().cpu().numpy() for name in after]
-            return dense_drift(update, earlier)
-        return adapter_drift(self._factors(before), self._factors(self._copy()))
+            return dense_drift(earlier, update), float(np.sqrt(sum(float((part**2).sum()) for part in update)))
+        old, new = self._factors(before), self._factors(self._copy())
+        return adapter_drift(old, new), update_norm(old, new)
 
     def _factors(self, weights: dict[str, torch.Tensor]) -> list[tuple[np.ndarray, np.ndarray, float]]:
         """(B, A, scale) of every adapted layer: its effective update is scale · B A."""

@@ -20,7 +20,14 @@ import pandas as pd
 
 from longgame.data.examples import Pool, SequenceData, StageData, Task
 from longgame.evaluation.base import Score
-from longgame.metrics.diagnostics import capability_entropy, selection_concentration, update_concentration
+from longgame.metrics.diagnostics import (
+    capability_entropy,
+    mean_difficulty,
+    mean_quality,
+    noisy_share,
+    selection_concentration,
+    update_concentration,
+)
 from longgame.protocol.learner import Learner
 from longgame.protocol.probes import run_probes
 from longgame.protocol.store import StageStore, read_arrays, records_table, write_arrays, write_table
@@ -158,30 +165,22 @@ def _diagnostics(
     learner: Learner, pool: Pool, policy: SelectionPolicy, report: TrainingReport, recipe: Recipe
 ) -> list[dict[str, Any]]:
     """Table 2 of the paper for this stage; measured beside the training, never fed back into it."""
-    rows = np.concatenate([[pool.index[name] for name in entry.selection.ids] for entry in policy.rounds])
-    chosen = pool.take(np.unique(rows))
+    rows = sorted({pool.index[name] for entry in policy.rounds for name in entry.selection.ids})
+    chosen = pool.take(rows)
     frozen = learner.signals(chosen, ("cluster", "difficulty", "quality"))
-    clusters, weights = frozen["cluster"], chosen.tokens.astype(np.float64)
-    tokens = np.bincount(clusters, weights=weights, minlength=recipe.metrics.clusters)
+    per_cluster = np.bincount(frozen["cluster"], weights=chosen.tokens, minlength=recipe.metrics.clusters)
+    noisy = np.array([np.nan if example.noisy is None else example.noisy for example in chosen.examples], dtype=float)
     gradients = [entry.gradients for entry in policy.rounds if entry.gradients is not None]
-    known = [(example.noisy, weight) for example, weight in zip(chosen.examples, weights, strict=True)]
-    noise = (
-        float(np.average([bool(noisy) for noisy, _ in known], weights=weights))
-        if all(noisy is not None for noisy, _ in known)
-        else float("nan")
-    )
+    concentration = selection_concentration(np.concatenate(gradients)) if gradients else float("nan")
     values = {
-        "capability_entropy": (capability_entropy(tokens), "nats"),
-        "selection_concentration": (
-            selection_concentration(np.concatenate(gradients)) if gradients else float("nan"),
-            "share",
-        ),
+        "capability_entropy": (capability_entropy(per_cluster), "nats"),
+        "selection_concentration": (concentration, "share"),
         "update_concentration": (update_concentration(report.update_gram), "share"),
         "adapter_drift": (report.drift, "1-cos"),
         "update_norm": (report.update_norm, "frobenius"),
-        "difficulty": (float(np.average(frozen["difficulty"], weights=weights)), "pool percentile"),
-        "quality": (float(np.average(frozen["quality"], weights=weights)), "0-1"),
-        "noisy_share": (noise, "share"),
+        "difficulty": (mean_difficulty(frozen["difficulty"], chosen.tokens), "pool percentile"),
+        "quality": (mean_quality(frozen["quality"], chosen.tokens), "0-1"),
+        "noisy_share": (noisy_share(noisy, chosen.tokens), "share"),
         "final_loss": (float(report.losses[-1]), "nats/token"),
     }
     return [
