@@ -1,0 +1,98 @@
+"""Length-bucketed, token-budgeted batches of a pool, right-padded, with the positions that predict the response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from longgame.data.examples import Pool
+from longgame.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b examples of at most T tokens. Response positions are flat (m of them), example after example."""
+
+    rows: Int[np.ndarray, " b"]
+    """Rows in the pool."""
+    lengths: Int[np.ndarray, " b"]
+    """Tokens of prompt and response."""
+    counts: Int[np.ndarray, " b"]
+    """Predicted response tokens, ≥ 1."""
+    input_ids: Int[Tensor, "b T"]
+    """Right-padded. No attention mask goes with it: under causal attention nothing before a pad can see it."""
+    example: Int[Tensor, " m"]
+    """Row in the batch of each response position."""
+    position: Int[Tensor, " m"]
+    """Token position whose hidden state predicts the response token (the one before it)."""
+    rank: Int[Tensor, " m"]
+    """0, 1, 2 … within the response."""
+    target: Int[Tensor, " m"]
+    """The response token that is predicted."""
+
+    @property
+    def starts(self) -> Int[np.ndarray, " b"]:
+        """Where each example's response positions begin in the flat arrays."""
+        return np.cumsum(self.counts) - self.counts
+
+
+def batches(pool: Pool, pad_token_id: int, max_tokens: int, device: torch.device) -> Iterator[Batch]:
+    """Yield batches of at most ``max_tokens`` padded tokens (one example may exceed it alone).
+
+    Examples are ordered by (length, id), so what stands together does not depend on the pool's order. A batch also ends
+    where padding would take more than a quarter of the token budget.
+
+    Raises:
+        DataError: an example's token ids do not match its token counts, or it has no token to predict.
+    """
+    prompt = np.asarray(pool.prompt_tokens, dtype=np.int64)
+    lengths = np.asarray(pool.tokens, dtype=np.int64)
+    first = np.maximum(prompt, 1)  # the first token of a text without prompt has nothing before it to predict it
+    for row, ids in enumerate(pool.input_ids):
+        if len(ids) != lengths[row]:
+            raise DataError(
+                f"example {pool.ids[row]} has {len(ids)} token ids but counts {lengths[row]} (prompt + response). "
+                "Build the pool with the tokenizer of this model."
+            )
+        if lengths[row] <= first[row]:
+            raise DataError(
+                f"example {pool.ids[row]} has {lengths[row]} token(s), {prompt[row]} of them prompt: no response token "
+                "has a token before it. Give it a prompt or a longer response."
+            )
+    order = sorted(range(len(pool)), key=lambda row: (lengths[row], pool.ids[row]))
+    group: list[int] = []
+    held = 0
+    for row in order:
+        padded = (len(group) + 1) * int(lengths[row])
+        if group and (padded > max_tokens or padded - held - lengths[row] > max_tokens // 4):
+            yield _collate(pool, np.asarray(group), lengths, first, pad_token_id, device)
+            group, held = [], 0
+        group.append(row)
+        held += int(lengths[row])
+    if group:
+        yield _collate(pool, np.asarray(group), lengths, first, pad_token_id, device)
+
+
+def _collate(
+    pool: Pool,
+    rows: Int[np.ndarray, " b"],
+    lengths: Int[np.ndarray, " n"],
+    first: Int[np.ndarray, " n"],
+    pad: int,
+    device: torch.device,
+) -> Batch:
+    lengths, first = lengths[rows], first[rows]
+    counts = lengths - first
+    ids = np.full((len(rows), int(lengths.max())), pad, dtype=np.int64)
+    for k, row in enumerate(rows):
+        ids[k, : lengths[k]] = pool.input_ids[row]
+    example = np.repeat(np.arange(len(rows)), counts)
+    rank = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = rank + first[example] - 1
+    columns = (ids, example, position, rank, ids[example, position + 1])
+    return Batch(rows, lengths, counts, *(torch.from_numpy(column).to(device) for column in columns))

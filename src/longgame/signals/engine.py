@@ -1,0 +1,221 @@
+"""One pass over a pool computes the union of the signals that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from longgame.data.examples import Pool
+from longgame.errors import ModelError, NumericalError, PluginError, unknown
+from longgame.signals.adapters import GradientTargets, gradient_targets, recording
+from longgame.signals.batching import Batch, batches
+from longgame.signals.gradients import BatchGradients, GradientSketch
+from longgame.signals.head import LogitHead
+from longgame.signals.model_parts import decoder_of, evaluating, unwrap
+from longgame.signals.response_logits import ResponseLogits
+
+FORWARD = ("loss", "base_loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
+BACKWARD = ("grad_norm", "grad_sketch")
+
+
+class SignalEngine:
+    """Signals of a pool under a causal LM as it is now, each float32 and row-aligned with the pool.
+
+    =====================  =========  ====================================================================
+    ``loss, base_loss``    (n,)       mean NLL per response token, nats/token (the same number: the caller
+                                      asks for ``base_loss`` while the model is the untouched base)
+    ``el2n``               (n,)       mean ‖softmax − one-hot‖₂ over response tokens
+    ``logit_nuclear_norm`` (n,)       nuclear norm of the response logits (UDS), exact
+    ``logit_sketch``       (n, r·c)   bilinear sketch of the response logits (UDS)
+    ``embedding``          (n, d)     last hidden state (after the final norm), mean over prompt and response
+    ``grad_norm``          (n,)       ‖∂loss/∂(LoRA factors)‖₂, exact; 0 for A's share while B = 0
+    ``grad_sketch``        (n, k)     count sketch of that gradient: E⟨s(g), s(h)⟩ = ⟨g, h⟩
+    =====================  =========  ====================================================================
+
+    One batched forward pass serves everything, one backward pass over activations both gradient signals. The vocabulary
+    projection runs on response positions only, in chunks. Without adapters (full fine-tuning) the gradient is that of
+    the decoder's trainable linear weights; embeddings, output head, norms and biases are left out of it.
+
+    The model is put back as it was: modes, parameters' ``grad`` and ``requires_grad``, hooks. No random number is drawn
+    from a global generator.
+
+    Args:
+        model: a transformers causal LM, or a PeftModel around one.
+        pad_token_id: any valid token id; padded positions influence nothing.
+        sketch_dim: k, numbers in a gradient sketch. The cosine of two sketches has a standard deviation of at most
+            √(2/k) around the cosine of the gradients (1/√k around 0).
+        logit_sketch_shape: r, c of the logit sketch.
+        seed: fixes the projections, the same on every machine.
+        max_batch_tokens: padded tokens of a batch.
+
+    Raises:
+        ModelError: no plain output head, no decoder, an unsupported adapter.
+        PluginError: a size below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pad_token_id: int,
+        sketch_dim: int = 512,
+        logit_sketch_shape: tuple[int, int] = (8, 128),
+        seed: int = 0,
+        max_batch_tokens: int = 4096,
+    ) -> None:
+        if max_batch_tokens < 1:
+            raise PluginError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
+        self.model = model
+        self.pad_token_id = int(pad_token_id)
+        self.max_batch_tokens = int(max_batch_tokens)
+        self._base = unwrap(model)
+        self._decoder = decoder_of(self._base)
+        self._head = LogitHead(self._base)
+        self._logits = ResponseLogits(self._head, logit_sketch_shape, seed)
+        self._sketch = GradientSketch(sketch_dim, seed)
+        self._trusted = False
+
+    def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Compute these signals for every example of the pool.
+
+        Raises:
+            PluginError: a name that is not computed here.
+            ModelError: gradient signals of an adapter that is not supported; logits that are not understood.
+            DataError: an example without a token to predict, or with wrong counts.
+            NumericalError: a signal is NaN or infinite (names the example and the signal).
+        """
+        wanted = frozenset(names)
+        for name in names:
+            if name not in (*FORWARD, *BACKWARD):
+                raise PluginError("the signal engine was asked for an " + unknown("signal", name, FORWARD + BACKWARD))
+        targets = gradient_targets(self._base) if wanted & {*BACKWARD} else None
+        if targets is not None and "grad_sketch" in wanted and targets.size < self._sketch.dim:
+            raise PluginError(
+                f"sketch_dim is {self._sketch.dim}, larger than the gradient ({targets.size} entries). "
+                "Use a smaller sketch_dim, or a larger LoRA rank."
+            )
+        columns = {name: np.zeros((len(pool), *self._width(name)), dtype=np.float32) for name in dict.fromkeys(names)}
+        with evaluating(self.model):
+            self._logits.refresh()
+            for batch in batches(pool, self.pad_token_id, self.max_batch_tokens, self._head.module.weight.device):
+                if not self._trusted:
+                    self._check_logits(batch)
+                for name, values in self._batch(batch, pool, wanted, targets).items():
+                    _check_finite(name, values, pool, batch)
+                    columns[name][batch.rows] = values
+        return columns
+
+    def _width(self, name: str) -> tuple[int, ...]:
+        if name == "embedding":
+            return (self._head.module.in_features,)
+        return {"logit_sketch": (self._logits.width,), "grad_sketch": (self._sketch.dim,)}.get(name, ())
+
+    def _batch(
+        self, batch: Batch, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None
+    ) -> Mapping[str, np.ndarray]:
+        if targets is None:
+            with torch.no_grad():
+                return self._forward_signals(batch, pool, wanted, self._hidden(batch), None)
+        gradients = BatchGradients(
+            len(batch.rows),
+            self._sketch if "grad_sketch" in wanted else None,
+            "grad_norm" in wanted,
+            targets.lora,
+            batch.input_ids.device,
+        )
+        with recording(self._base, targets, gradients.add) as record, torch.enable_grad():
+            hidden = self._hidden(batch)
+        if not record.seen:
+            raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")
+        outward = torch.zeros_like(hidden)
+        found = self._forward_signals(batch, pool, wanted, hidden.detach(), outward)
+        torch.autograd.grad(hidden, record.inputs, outward)
+        if "grad_norm" in wanted:
+            found["grad_norm"] = gradients.norms()
+        if "grad_sketch" in wanted:
+            found["grad_sketch"] = gradients.sketches()
+        return found
+
+    def _hidden(self, batch: Batch) -> Float[Tensor, "b T d"]:
+        return self._decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+
+    def _forward_signals(
+        self,
+        batch: Batch,
+        pool: Pool,
+        wanted: frozenset[str],
+        hidden: Float[Tensor, "b T d"],
+        outward: Float[Tensor, "b T d"] | None,
+    ) -> dict[str, np.ndarray]:
+        """Signals of the last hidden state; fills ``outward``, where given, with ∂(mean NLL)/∂hidden per example."""
+        found: dict[str, np.ndarray] = {}
+        states = hidden[batch.example, batch.position]
+        losses = [name for name in ("loss", "base_loss") if name in wanted]
+        if losses or "el2n" in wanted or outward is not None:
+            share = None
+            if outward is not None:
+                share = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
+            nll, error, slope = self._head.tokens(states, batch.target, el2n="el2n" in wanted, weight=share)
+            found |= dict.fromkeys(losses, _means(nll, batch))
+            if error is not None:
+                found["el2n"] = _means(error, batch)
+            if outward is not None and slope is not None:
+                outward[batch.example, batch.position] = slope
+        if wanted & {"logit_nuclear_norm", "logit_sketch"}:
+            padded = hidden.new_zeros(len(batch.rows), int(batch.counts.max()), hidden.shape[2])
+            valid = padded.new_zeros(padded.shape[:2], dtype=torch.float32)
+            padded[batch.example, batch.rank] = states
+            valid[batch.example, batch.rank] = 1
+            if "logit_sketch" in wanted:
+                found["logit_sketch"] = self._logits.sketches(padded, valid).cpu().numpy()
+            if "logit_nuclear_norm" in wanted:
+                # eigvalsh raises on NaN without saying whose it is
+                _check_finite("logit_nuclear_norm", padded.flatten(1).float().cpu().numpy(), pool, batch)
+                found["logit_nuclear_norm"] = self._logits.nuclear_norms(padded, valid).cpu().numpy()
+        if "embedding" in wanted:
+            lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
+            inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths
+            total = hidden.float().masked_fill(~inside[..., None], 0).sum(1)
+            found["embedding"] = (total / lengths).cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def _check_logits(self, batch: Batch) -> None:
+        """Compare with the model's own logits once, on a few tokens.
+
+        Raises:
+            ModelError: they differ, so the model does to its logits something that is not known here.
+        """
+        ids = batch.input_ids[:1, : min(8, int(batch.lengths[0]))]
+        theirs = self._base(input_ids=ids, use_cache=False).logits.float()
+        ours = self._head.logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state)
+        exact = self._head.module.weight.dtype == torch.float32
+        tolerance = (1e-4 if exact else 5e-2) * float(theirs.abs().amax())
+        gap = float((ours - theirs).abs().amax())
+        if gap > tolerance:  # NaN passes here and is reported with its example's name
+            raise ModelError(
+                f"{type(self._base).__name__}'s logits differ from head(last hidden state) by {gap:.3g}: it transforms "
+                "them in a way other than logit_scale, logits_scaling or final_logit_softcapping. "
+                "Signals of this model would be wrong; use another model."
+            )
+        self._trusted = bool(np.isfinite(gap))
+
+
+def _means(values: Float[Tensor, " m"], batch: Batch) -> Float[np.ndarray, " b"]:
+    """Mean over each example's response positions, summed in float64."""
+    return np.add.reduceat(values.double().cpu().numpy(), batch.starts) / batch.counts
+
+
+def _check_finite(name: str, values: Float[np.ndarray, "b ..."], pool: Pool, batch: Batch) -> None:
+    good = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not good.all():
+        bad = [pool.ids[row] for row in batch.rows[~good]]
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise NumericalError(
+            f"signal '{name}' is NaN or infinite for example {bad[0]}{more}. "
+            "Check the example's text and the model's weights, lower the learning rate, or use float32."
+        )

@@ -1,0 +1,56 @@
+"""The parts of a causal LM that signals work with: the model under PEFT's wrapper, its decoder, its modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from longgame.errors import ModelError
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the causal LM itself, with adapter layers in place where PEFT has put them.
+
+    Raises:
+        ModelError: not a transformers model, or a PEFT method that lives outside the layers (prompt learning).
+    """
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            kind = str(model.active_peft_config.peft_type)
+            raise ModelError(f"signals do not support the adapter type {kind} (prompt learning). Use LoRA.")
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        seen = type(model).__name__
+        raise ModelError(f"signals need a transformers causal LM or a PeftModel around one, not {seen}.")
+    return model
+
+
+def decoder_of(base: PreTrainedModel) -> nn.Module:
+    """Return the stack from token ids to the last hidden state, without the output head.
+
+    Raises:
+        ModelError: the model does not say which of its parts that is.
+    """
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    if decoder is None or decoder is base:
+        raise ModelError(
+            f"{type(base).__name__} names no decoder (get_decoder()). Signals need a decoder-only causal LM."
+        )
+    return decoder
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

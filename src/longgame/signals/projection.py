@@ -1,0 +1,120 @@
+"""Seeded sketches of long vectors whose inner products are kept in expectation.
+
+A sketch is a *balanced count sketch*: a random permutation deals the n entries of a named vector into ``dim`` buckets
+of equal size, a random sign is put before each, and every bucket is summed. Because the signs are independent,
+E⟨s(g), s(h)⟩ = ⟨g, h⟩, and Var⟨s(g), s(h)⟩ ≤ (‖g‖²‖h‖² + ⟨g, h⟩²)/dim, the bound of a dense Gaussian matrix, at O(n)
+cost and without the dense n × dim matrix. Named parts of one long vector (the parameters of a model) are added into the
+same ``dim`` numbers: their signs are independent, so the parts do not disturb each other's expectation.
+
+The tables depend on (seed, name, length, dim) alone and are integers, so every machine draws the same sketch.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from longgame.errors import PluginError
+from longgame.seeding import generator
+
+_BLOCK = 1 << 18
+"""Entries that share one permutation; longer vectors are sketched block by block."""
+_HELD = 1 << 25
+"""Table entries kept between calls (8 bytes each); beyond that, tables are drawn again when needed."""
+
+
+def canonical_name(name: str) -> str:
+    """Return a parameter's name without PEFT's prefix and adapter name.
+
+    ``base_model.model.model.layers.0.q_proj.lora_A.default.weight`` → ``model.layers.0.q_proj.lora_A.weight``, so that
+    a gradient's sketch and an update's sketch meet under one name.
+    """
+    return re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name.removeprefix("base_model.model."))
+
+
+def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, ...]:
+    """Return a float32 tensor of independent ±1 for the stream named by ``(seed, *path)``."""
+    bits = generator(seed, *path).integers(0, 2, size=shape, dtype=np.int8)
+    return torch.from_numpy(2 * bits - 1).float()
+
+
+class CountSketch:
+    """Balanced count sketch into ``dim`` numbers; tables are drawn once per (name, length, device) and kept.
+
+    Raises:
+        PluginError: ``dim`` is below 1.
+    """
+
+    def __init__(self, dim: int, seed: int) -> None:
+        if dim < 1:
+            raise PluginError(f"a sketch of {dim} numbers was asked for; the size must be at least 1.")
+        self.dim = int(dim)
+        self.seed = int(seed)
+        self._tables: dict[tuple[str, int, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._held = 0
+
+    def project(self, name: str, rows: Float[Tensor, "b n"]) -> Float[Tensor, "b dim"]:
+        """Sketch each row of a batch of vectors that all belong to the part called ``name``."""
+        name, size = canonical_name(name), rows.shape[1]
+        total = rows.new_zeros(rows.shape[0], self.dim)
+        for start in range(0, size, _BLOCK):
+            block = rows[:, start : start + _BLOCK]
+            index, sign = self._table(name, size, start, block.shape[1], rows.device)
+            dealt = block.index_select(1, index).mul_(sign)
+            total += dealt.view(rows.shape[0], -1, self.dim).sum(1)
+        return total
+
+    def _table(
+        self, name: str, size: int, start: int, length: int, device: torch.device
+    ) -> tuple[Int[Tensor, " slots"], Float[Tensor, " slots"]]:
+        """Entry and sign behind each slot (slot s feeds bucket s mod dim); spare slots carry the sign 0."""
+        key = (name, size, start, device)
+        if key in self._tables:
+            return self._tables[key]
+        rng = generator(self.seed, "count-sketch", name, size, start, self.dim)
+        slots = -(-length // self.dim) * self.dim
+        entry = rng.permutation(slots)
+        sign = (2 * rng.integers(0, 2, size=slots, dtype=np.int8) - 1).astype(np.float32)
+        spare = entry >= length
+        entry[spare], sign[spare] = 0, 0.0
+        table = (torch.from_numpy(entry.astype(np.int32)).to(device), torch.from_numpy(sign).to(device))
+        if self._held + slots <= _HELD:
+            self._tables[key] = table
+            self._held += slots
+        return table
+
+
+@lru_cache(maxsize=8)
+def _shared(dim: int, seed: int) -> CountSketch:
+    return CountSketch(dim, seed)
+
+
+class UpdateSketch:
+    """Sketch of one long vector that arrives in named parts (the parameters' updates of one optimiser step).
+
+    Two sketches of equal ``dim`` and ``seed`` can be compared: E⟨s(u), s(v)⟩ = ⟨u, v⟩, with a standard deviation of at
+    most √(2/dim)·‖u‖‖v‖. In LoRA mode `SignalEngine`'s ``grad_sketch`` of the same ``dim`` and ``seed`` lives in the
+    same space, when the parts carry their parameters' names.
+
+    Args:
+        dim: numbers in the sketch.
+        seed: fixes the projection, on every machine.
+    """
+
+    def __init__(self, dim: int = 512, seed: int = 0) -> None:
+        self._sketch = _shared(int(dim), int(seed))
+        self._total = np.zeros(self._sketch.dim, dtype=np.float64)
+
+    def add(self, name: str, tensor: Float[Tensor, ...]) -> None:
+        """Add the part called ``name`` (any shape; flattened row by row). Adding twice sums."""
+        row = tensor.detach().to(torch.float32).reshape(1, -1)
+        self._total += self._sketch.project(name, row)[0].double().cpu().numpy()
+
+    def vector(self) -> Float[np.ndarray, " dim"]:
+        """Return the sketch of everything added so far, float32, in the units of what was added."""
+        return self._total.astype(np.float32)
