@@ -1,0 +1,316 @@
+"""The contract of a selector, as checks that anyone can run on a selector of their own.
+
+    from longgame.testing import check_selector_contract
+    check_selector_contract(MySelector)                          # a class
+    check_selector_contract(lambda: MySelector(temperature=2))   # or anything that makes a fresh selector
+
+Each clause makes its own small, synthetic pools (no model, no files) and raises PluginError with what was broken, with
+which input, and why it matters.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from longgame.data.examples import Example, Pool
+from longgame.errors import BudgetError, PluginError, unknown
+from longgame.seeding import generator
+from longgame.selectors.base import Selection, Selector, check_selector
+from longgame.selectors.history import History
+from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
+
+SelectorFactory = Callable[[], Selector]
+
+_WIDTH = {"embedding": 12, "grad_sketch": 16, "logit_sketch": 10, "future_proxy": 16}
+_CLUSTERS = 5
+
+
+def example_pool(n: int, seed: int = 0) -> Pool:
+    """A pool of ``n`` synthetic candidates of 4 to 40 tokens each."""
+    rng = generator(seed, "testing", "pool")
+    examples = tuple(
+        Example.make(f"prompt {seed}-{row}", f"response {row}", skill=f"skill-{row % 3}") for row in range(n)
+    )
+    prompt, response = rng.integers(2, 21, n), rng.integers(2, 21, n)
+    return Pool(examples, tuple(np.zeros(0, dtype=np.int64) for _ in examples), prompt, response)
+
+
+def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool = False) -> Signals:
+    """Signals ``names`` and nothing else for a pool: each value hangs on the example's id, or all are equal (``tied``).
+
+    float32, ``cluster`` int64; ``future_proxy`` goes into the context.
+    """
+    columns: dict[str, np.ndarray] = {}
+    context: dict[str, np.ndarray] = {}
+    for name in names:
+        if name in CONTEXT:
+            context[name] = generator(seed, "testing", name).standard_normal(_WIDTH[name]).astype(np.float32)
+        else:
+            keys = ["tied"] * len(pool) if tied else list(pool.ids)
+            columns[name] = _column(name, [generator(seed, "testing", name, key) for key in keys])
+    return Signals(pool.ids, columns, context)
+
+
+def _column(name: str, streams: list[np.random.Generator]) -> np.ndarray:
+    if name == "cluster":
+        return np.array([stream.integers(_CLUSTERS) for stream in streams], dtype=np.int64)
+    if SIGNALS[name].vector:
+        return np.stack([stream.standard_normal(_WIDTH[name]) for stream in streams]).astype(np.float32)
+    return np.array([stream.uniform(0.05, 1.0) for stream in streams], dtype=np.float32)
+
+
+def check_selector_contract(make: SelectorFactory, skip: Iterable[str] = ()) -> None:
+    """Run every clause of `CONTRACT` on fresh selectors from ``make`` (a class, or a function without arguments).
+
+    Args:
+        make: returns a new selector at every call.
+        skip: names of clauses to leave out, e.g. ``("fills_the_budget",)`` for a filter that may stop early. The audit
+            then compares unequal token counts; say so where you report it.
+
+    Raises:
+        PluginError: a clause is broken, or ``skip`` names none. Whatever else the selector raises comes through.
+    """
+    skipped = set(skip)
+    for name in skipped - set(CONTRACT):
+        raise PluginError(unknown("clause", name, CONTRACT))
+    for name, clause in CONTRACT.items():
+        if name not in skipped:
+            clause(make)
+
+
+class _Scene:
+    """A fresh selector before a pool, with or without rounds behind it."""
+
+    def __init__(self, make: SelectorFactory, n: int = 30, seed: int = 0, tied: bool = False, rounds: int = 2) -> None:
+        self.selector = make()
+        self.history = History(max_embeddings=16, gradient_rows=4)
+        for number in range(rounds):
+            play(self.selector, self.history, number)
+        self.pool = example_pool(n, seed)
+        self.signals = example_signals(self.pool, self.selector.requires, seed, tied)
+        self.name = getattr(self.selector, "name", type(self.selector).__name__)
+
+    def select(self, budget: int | None = None, seed: int = 0) -> Selection:
+        budget = int(self.pool.tokens.sum()) // 4 if budget is None else budget
+        rng = generator(seed, "testing", "select")
+        return self.selector.select(self.pool, self.signals, self.history, budget, rng)
+
+
+def play(selector: Selector, history: History, number: int) -> Selection:
+    """One more round on a pool of its own, remembered in ``history``."""
+    pool = example_pool(30, seed=1000 + number)
+    signals = example_signals(pool, selector.requires, seed=1000 + number)
+    rng = generator(number, "testing", "play")
+    selection = selector.select(pool, signals, history, int(pool.tokens.sum()) // 4, rng)
+    history.update(selection, pool, signals)
+    return selection
+
+
+def _require(holds: bool, who: str, message: str) -> None:
+    if not holds:
+        raise PluginError(f"selector '{who}': {message}")
+
+
+def declares_itself(make: SelectorFactory) -> None:
+    """Has a name, asks only for signals that exist, and defines ``select``."""
+    selector = make()
+    check_selector(type(selector).__qualname__, type(selector))
+    name: Any = selector.name
+    _require(isinstance(name, str) and bool(name), type(selector).__qualname__, f"`name` is {name!r}, not a word.")
+    check_names(selector.requires, f"selector '{name}'")
+
+
+def picks_from_the_pool(make: SelectorFactory) -> None:
+    """Returns rows of the pool, each once, with the ids and the token count that belong to them."""
+    for n in (1, 2, 30):
+        scene = _Scene(make, n)
+        chosen = scene.select(int(scene.pool.tokens.sum()))
+        rows = np.asarray(chosen.rows)
+        inside = len(rows) > 0 and rows.min() >= 0 and rows.max() < n
+        _require(inside, scene.name, f"rows {rows.tolist()} of a pool of {n}; give rows in 0…{n - 1}, at least one.")
+        _require(len(set(rows.tolist())) == len(rows), scene.name, f"rows {rows.tolist()} hold one twice.")
+        _require(
+            tuple(chosen.ids) == tuple(scene.pool.ids[row] for row in rows),
+            scene.name,
+            "ids do not belong to the rows; build the result with Selection.of(pool, rows, scores).",
+        )
+        spent = int(scene.pool.tokens[rows].sum())
+        _require(chosen.tokens == spent, scene.name, f"reports {chosen.tokens} tokens for rows that cost {spent}.")
+
+
+def stays_within_the_budget(make: SelectorFactory) -> None:
+    """Spends no more than the budget, from the cheapest candidate's cost up to the whole pool."""
+    for budget in _budgets(make):
+        scene = _Scene(make)
+        spent = scene.select(budget).tokens
+        _require(spent <= budget, scene.name, f"spent {spent} tokens of {budget}; use fill_budget().")
+
+
+def fills_the_budget(make: SelectorFactory) -> None:
+    """Leaves no candidate unpicked that would still fit, so that selectors are compared at equal token counts."""
+    for budget in _budgets(make):
+        scene = _Scene(make)
+        chosen = scene.select(budget)
+        unpicked = np.delete(scene.pool.tokens, chosen.rows)
+        fits = unpicked[unpicked <= budget - chosen.tokens]
+        message = (
+            f"left {budget - chosen.tokens} of {budget} tokens though {len(fits)} candidates fit; use fill_budget()."
+        )
+        _require(not len(fits), scene.name, message)
+
+
+def spends_more_of_a_larger_budget(make: SelectorFactory) -> None:
+    """A larger budget never buys less (10, 25, 50, 100 % of the pool), and one for the whole pool buys it all."""
+    total = int(_Scene(make).pool.tokens.sum())
+    spent = [_Scene(make).select(total * percent // 100).tokens for percent in (10, 25, 50, 100)]
+    _require(spent == sorted(spent), _Scene(make).name, f"spent {spent} tokens at 10, 25, 50 and 100 % of the pool.")
+    _require(spent[-1] == total, _Scene(make).name, f"spent {spent[-1]} of {total} tokens when all were affordable.")
+
+
+def refuses_an_impossible_budget(make: SelectorFactory) -> None:
+    """Raises BudgetError for a budget of zero and for one below the cheapest candidate."""
+    for budget in (0, int(_Scene(make).pool.tokens.min()) - 1):
+        scene = _Scene(make)
+        try:
+            scene.select(budget)
+        except BudgetError:
+            continue
+        _require(False, scene.name, f"accepts a budget of {budget} tokens that holds no candidate; use fill_budget().")
+
+
+def is_deterministic(make: SelectorFactory) -> None:
+    """Two fresh selectors with the same inputs and generator decide the same, and touch no global generator."""
+    before = _global_generators()
+    first, second = _Scene(make), _Scene(make)
+    _same(first.name, "the same inputs", first.select(), second.select())
+    untouched = _equal(before, _global_generators())
+    _require(untouched, first.name, "draws from a global random generator; draw from the `rng` it is given.")
+
+
+def _global_generators() -> dict[str, Any]:
+    return {"numpy": np.random.get_state(legacy=False), "python": random.getstate()}  # noqa: NPY002 - read only
+
+
+def ignores_the_order_of_the_pool(make: SelectorFactory) -> None:
+    """Picks the same ids in the same order, with the same scores, however the rows of the pool are permuted."""
+    _permuted(make, tied=False)
+
+
+def breaks_ties_by_id(make: SelectorFactory) -> None:
+    """Where all candidates are equal, the choice still does not hang on their order in the pool."""
+    _permuted(make, tied=True)
+
+
+def _permuted(make: SelectorFactory, tied: bool) -> None:
+    for rounds in (0, 2):
+        plain = _Scene(make, tied=tied, rounds=rounds)
+        expected = plain.select()
+        for seed in range(3):
+            other = _Scene(make, tied=tied, rounds=rounds)
+            order = generator(seed, "testing", "order").permutation(len(other.pool))
+            other.pool, other.signals = other.pool.take(order), other.signals.take(order)
+            found = other.select()
+            by_row = {key: np.asarray(column)[np.argsort(order)] for key, column in found.scores.items()}
+            rows = np.asarray([plain.pool.index[sample_id] for sample_id in found.ids], dtype=np.int64)
+            moved = Selection(found.ids, rows, found.tokens, by_row)
+            _same(plain.name, "the same candidates in another row order", expected, moved)
+
+
+def leaves_its_inputs_alone(make: SelectorFactory) -> None:
+    """Writes neither to the signals, nor to the pool, nor to the history (`History.update` is the caller's)."""
+    scene = _Scene(make)
+    columns = {key: column.copy() for key, column in {**scene.signals.columns, **scene.signals.context}.items()}
+    tokens, before = scene.pool.tokens.copy(), scene.history.state_dict()
+    scene.select()
+    for key, column in columns.items():
+        _require(np.array_equal(scene.signals[key], column), scene.name, f"changes the signal '{key}' in place.")
+    _require(np.array_equal(scene.pool.tokens, tokens), scene.name, "changes the pool in place.")
+    _require(_equal(before, scene.history.state_dict()), scene.name, "changes the history; it is read-only here.")
+
+
+def continues_from_its_state(make: SelectorFactory) -> None:
+    """After state_dict → load_state_dict a fresh selector picks exactly what the first one goes on to pick."""
+    one, history = make(), History(max_embeddings=16, gradient_rows=4)
+    for number in range(3):
+        play(one, history, number)
+    state, remembered = one.state_dict(), history.state_dict()
+    _check_plain(one.name, state, "state_dict()")
+    expected = [play(one, history, number) for number in range(3, 6)]
+    two, restored = make(), History(max_embeddings=16, gradient_rows=4)
+    two.load_state_dict(state)
+    restored.load_state_dict(remembered)
+    for number, selection in enumerate(expected, start=3):
+        _same(one.name, "state restored into a fresh selector", selection, play(two, restored, number))
+
+
+def explains_its_scores(make: SelectorFactory) -> None:
+    """Logs ``score``, finite, and any further term, with one value for every candidate."""
+    for rounds in (0, 2):
+        scene = _Scene(make, rounds=rounds)
+        scores = scene.select().scores
+        _require("score" in scores, scene.name, "logs no 'score'; pass {'score': …} to Selection.of().")
+        for key, column in scores.items():
+            shape = np.shape(column)
+            _require(shape == (len(scene.pool),), scene.name, f"scores['{key}'] has shape {shape}; one a candidate.")
+        _require(bool(np.isfinite(scores["score"]).all()), scene.name, "scores['score'] is NaN or infinite somewhere.")
+
+
+CONTRACT: Mapping[str, Callable[[SelectorFactory], None]] = {
+    clause.__name__: clause
+    for clause in (
+        declares_itself,
+        picks_from_the_pool,
+        stays_within_the_budget,
+        fills_the_budget,
+        spends_more_of_a_larger_budget,
+        refuses_an_impossible_budget,
+        is_deterministic,
+        ignores_the_order_of_the_pool,
+        breaks_ties_by_id,
+        leaves_its_inputs_alone,
+        continues_from_its_state,
+        explains_its_scores,
+    )
+}
+"""Every clause by name. All of them hand over signals that hold only what ``requires`` names."""
+
+
+def _budgets(make: SelectorFactory) -> list[int]:
+    tokens = _Scene(make).pool.tokens
+    total = int(tokens.sum())
+    return [int(tokens.min()), int(tokens.max()), total // 10, total // 4, total // 2, total, 2 * total]
+
+
+def _same(who: str, what: str, first: Selection, second: Selection) -> None:
+    message = f"{what} gave other picks: {list(first.ids)} and then {list(second.ids)}."
+    _require(tuple(first.ids) == tuple(second.ids), who, message)
+    _require(set(first.scores) == set(second.scores), who, f"{what} logged other terms.")
+    for key, column in first.scores.items():
+        equal = np.allclose(column, second.scores[key], rtol=1e-5, atol=1e-7, equal_nan=True)
+        _require(equal, who, f"{what} gave other scores['{key}'].")
+
+
+def _check_plain(who: str, value: Any, where: str) -> None:
+    """State is written as arrays and JSON, never pickled: refuse whatever else is in it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require(isinstance(key, str), who, f"{where} has the key {key!r}; keys must be strings.")
+            _check_plain(who, item, f"{where}['{key}']")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(who, item, f"{where}[…]")
+    else:
+        plain = value is None or isinstance(value, bool | int | float | str)
+        array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+        message = f"{where} holds a {type(value).__name__}; use numeric arrays, numbers, strings, lists and dicts."
+        _require(plain or array, who, message)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Mapping):
+        return set(first) == set(second) and all(_equal(item, second[key]) for key, item in first.items())
+    return bool(np.array_equal(first, second)) if isinstance(first, np.ndarray) else bool(first == second)

@@ -1,0 +1,149 @@
+"""The contract catches a selector that breaks it, by the clause that it breaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from longgame.errors import PluginError
+from longgame.selectors.base import Selection, Selector, descending, fill_budget
+from longgame.testing import CONTRACT, check_selector_contract
+
+
+class Sound(Selector):
+    name = "sound"
+    requires = ("loss",)
+
+    def score(self, pool, signals, rng):
+        return signals["loss"]
+
+    def select(self, pool, signals, history, budget, rng):
+        score = self.score(pool, signals, rng)
+        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
+
+
+class Overspends(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        chosen = super().select(pool, signals, history, budget, rng)
+        rest = np.setdiff1d(np.arange(len(pool)), chosen.rows)
+        return Selection.of(pool, np.r_[chosen.rows, rest[:1]], chosen.scores)
+
+
+class PicksTwice(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        rows = super().select(pool, signals, history, budget, rng).rows
+        return Selection.of(pool, np.r_[rows, rows[:1]], {"score": signals["loss"]})
+
+
+class Misreports(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        chosen = super().select(pool, signals, history, budget, rng)
+        return Selection(chosen.ids, chosen.rows, chosen.tokens - 1, chosen.scores)
+
+
+class StopsEarly(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        return Selection.of(
+            pool, super().select(pool, signals, history, budget, rng).rows[:1], {"score": signals["loss"]}
+        )
+
+
+class TakesSomethingAnyway(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        return super().select(pool, signals, history, max(budget, int(pool.tokens.min())), rng)
+
+
+class GoesByPosition(Sound):
+    def score(self, pool, signals, rng):
+        return rng.random(len(pool))
+
+
+class BreaksTiesByPosition(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        order = np.argsort(-signals["loss"], kind="stable")
+        return Selection.of(pool, fill_budget(order, pool.tokens, budget), {"score": signals["loss"]})
+
+
+class GlobalRandom(Sound):
+    def score(self, pool, signals, rng):
+        np.random.random()  # noqa: NPY002
+        return signals["loss"]
+
+
+class Writes(Sound):
+    def score(self, pool, signals, rng):
+        signals["loss"][:] *= 2
+        return signals["loss"]
+
+
+class Forgets(Sound):
+    def __init__(self):
+        self.rounds = 0
+
+    def score(self, pool, signals, rng):
+        self.rounds += 1
+        return signals["loss"] * (-1) ** self.rounds
+
+
+class PicklesItself(Sound):
+    def state_dict(self):
+        return {"self": self}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Silent(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        return Selection.of(pool, super().select(pool, signals, history, budget, rng).rows)
+
+
+class PeeksAtAnotherSignal(Sound):
+    def score(self, pool, signals, rng):
+        return signals["loss"] + signals["quality"]
+
+
+class WantsWhatDoesNotExist(Sound):
+    requires = ("los",)
+
+
+BROKEN = [
+    (Overspends, "stays_within_the_budget"),
+    (PicksTwice, "picks_from_the_pool"),
+    (Misreports, "picks_from_the_pool"),
+    (StopsEarly, "fills_the_budget"),
+    (StopsEarly, "spends_more_of_a_larger_budget"),
+    (TakesSomethingAnyway, "refuses_an_impossible_budget"),
+    (GoesByPosition, "ignores_the_order_of_the_pool"),
+    (BreaksTiesByPosition, "breaks_ties_by_id"),
+    (GlobalRandom, "is_deterministic"),
+    (Writes, "leaves_its_inputs_alone"),
+    (Forgets, "continues_from_its_state"),
+    (PicklesItself, "continues_from_its_state"),
+    (Silent, "explains_its_scores"),
+    (PeeksAtAnotherSignal, "picks_from_the_pool"),
+    (WantsWhatDoesNotExist, "declares_itself"),
+    (Selector, "declares_itself"),
+]
+
+
+def test_a_sound_selector_passes_every_clause() -> None:
+    check_selector_contract(Sound)
+
+
+@pytest.mark.parametrize(("broken", "clause"), BROKEN, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_selector_is_caught_by_its_clause(broken: type[Selector], clause: str) -> None:
+    with pytest.raises(PluginError):
+        CONTRACT[clause](broken)
+
+
+def test_every_clause_can_fail() -> None:
+    assert {clause for _, clause in BROKEN} == set(CONTRACT)
+
+
+def test_skip_leaves_a_clause_out_and_refuses_an_unknown_one() -> None:
+    with pytest.raises(PluginError, match="fit; use fill_budget"):
+        check_selector_contract(StopsEarly)
+    check_selector_contract(StopsEarly, skip=("fills_the_budget", "spends_more_of_a_larger_budget"))
+    with pytest.raises(PluginError, match="Did you mean 'fills_the_budget'"):
+        check_selector_contract(Sound, skip=("fill_the_budget",))

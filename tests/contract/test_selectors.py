@@ -1,0 +1,52 @@
+"""Every registered selector keeps every clause of the contract. A new selector adds one row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longgame.selectors.base import SELECTORS, build_selector
+from longgame.testing import CONTRACT
+
+MY_SELECTOR = str(Path(__file__).parents[2] / "examples" / "my_selector.py") + ":MySelector"
+
+TEST_CASES = [
+    ("random", {}),
+    ("loss", {}),
+    ("gradient", {}),
+    ("gradient", {"mode": "similarity"}),
+    ("gradient", {"mode": "similarity", "similarity": "dot"}),
+    ("diversity", {}),
+    ("diversity", {"use_history": True}),
+    ("diversity", {"method": "k-means"}),
+    ("quality", {}),
+    ("utility-diversity", {}),
+    ("utility-diversity", {"utility": "loss", "buffer_size": 5, "normalise": "z"}),
+    ("utility-diversity", {"diversity_weight": 0}),
+    ("lhas", {}),
+    ("lhas", {"normalise": "z", "refreshes": 1, "buffer_size": 5}),
+    ("lhas", {"utility": "loss", "coverage": "cluster", "clusters": 5}),
+    ("lhas", {"coverage_weight": 0, "future_weight": 0, "concentration_weight": 0}),
+    (MY_SELECTOR, {}),
+]
+
+
+def case_id(case: tuple[str, dict]) -> str:
+    name, parameters = case
+    return "-".join([name.rpartition(":")[2], *(f"{key}={value}" for key, value in parameters.items())])
+
+
+@pytest.mark.parametrize("clause", CONTRACT)
+@pytest.mark.parametrize("case", TEST_CASES, ids=case_id)
+def test_selector_keeps(case: tuple[str, dict], clause: str) -> None:
+    CONTRACT[clause](lambda: build_selector(*case))
+
+
+def test_every_registered_selector_has_a_row() -> None:
+    assert set(SELECTORS.names()) <= {name for name, _ in TEST_CASES}
+
+
+def test_the_example_selector_stays_within_twenty_lines() -> None:
+    lines = Path(MY_SELECTOR.rpartition(":")[0]).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 20
