@@ -1,0 +1,136 @@
+import io
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from longgame.data.examples import Example, Pool
+from longgame.errors import DataError, NumericalError, PluginError
+from longgame.seeding import generator
+from longgame.signals import frozen as module
+from longgame.signals.frozen import COLUMNS, FrozenSignals, cluster
+
+
+def pool_of(*ids):
+    examples = tuple(Example(sample_id=sample_id, prompt="p", response="r") for sample_id in ids)
+    ones = np.ones(len(ids), dtype=np.int64)
+    return Pool(examples, tuple(np.array([1, 2]) for _ in ids), ones, ones)
+
+
+def build(pools, losses, embeddings=None, clusters=2, seed=0):
+    rng = generator(0, "embeddings")
+    if embeddings is None:
+        embeddings = [rng.standard_normal((len(pool), 3)).astype(np.float32) for pool in pools]
+    quality = [np.linspace(0, 1, len(pool)) for pool in pools]
+    return FrozenSignals.build(pools, embeddings, losses, quality, clusters, seed)
+
+
+def blobs(seed=0, per=20):
+    """Three directions with a little noise, lengths that vary: 3 clusters once normalised."""
+    rng = generator(seed, "blobs")
+    centres = np.repeat(np.eye(3), [per, per // 2, per // 4], axis=0)
+    return (centres + 0.05 * rng.standard_normal(centres.shape)) * rng.uniform(0.1, 10, (len(centres), 1))
+
+
+def test_difficulty_is_the_mid_rank_within_the_stage_pool():
+    pools = [pool_of("a", "b", "c", "d"), pool_of("e", "f")]
+    found = build(pools, [[3.0, 1.0, 2.0, 2.0], [9.0, 8.0]])
+    np.testing.assert_allclose(found.lookup(pools[0], ["difficulty"])["difficulty"], [0.875, 0.125, 0.5, 0.5])
+    np.testing.assert_allclose(found.lookup(pools[1], ["difficulty"])["difficulty"], [0.75, 0.25])
+
+
+def test_lookup_follows_ids_not_positions():
+    pools = [pool_of("a", "b", "c"), pool_of("e", "f")]
+    found = build(pools, [[3.0, 1.0, 2.0], [9.0, 8.0]])
+    mixed = found.lookup(pool_of("f", "a"), ["base_loss", "embedding", "cluster"])
+    assert list(mixed) == ["base_loss", "embedding", "cluster"]
+    np.testing.assert_array_equal(mixed["base_loss"], np.float32([8, 3]))
+    assert mixed["embedding"].shape == (2, 3)
+    assert (mixed["embedding"].dtype, mixed["cluster"].dtype) == (np.float32, np.int64)
+
+
+def test_an_example_of_two_pools_keeps_the_row_of_the_first():
+    pools = [pool_of("a", "b"), pool_of("b", "c", "d")]
+    found = build(pools, [[1.0, 2.0], [2.5, 7.0, 8.0]])
+    assert found.ids == ("a", "b", "c", "d")
+    row = found.lookup(pool_of("b"), ["base_loss", "difficulty"])
+    assert (row["base_loss"][0], row["difficulty"][0]) == (2.0, 0.75)
+
+
+def test_clusters_are_directions_numbered_by_falling_size():
+    points = blobs()
+    labels = cluster([f"{row:03d}" for row in range(len(points))], points, 3, 0)
+    np.testing.assert_array_equal(labels, np.repeat([0, 1, 2], [20, 10, 5]))
+
+
+def test_mini_batches_find_the_same_separated_clusters(monkeypatch):
+    monkeypatch.setattr(module, "_MINI_BATCH_FROM", 10)
+    points = blobs()
+    labels = cluster([f"{row:03d}" for row in range(len(points))], points, 3, 0)
+    np.testing.assert_array_equal(labels, np.repeat([0, 1, 2], [20, 10, 5]))
+
+
+def test_row_order_changes_no_cluster():
+    points = generator(1, "points").standard_normal((60, 5))
+    ids = [f"{row:03d}" for row in range(60)]
+    order = generator(2, "order").permutation(60)
+    straight = cluster(ids, points, 6, 3)
+    mixed = cluster([ids[row] for row in order], points[order], 6, 3)
+    np.testing.assert_array_equal(mixed, straight[order])
+    np.testing.assert_array_equal(cluster(ids, points, 6, 3), straight)
+    assert np.bincount(straight, minlength=6).tolist() == sorted(np.bincount(straight), reverse=True)
+
+
+def test_k_falls_to_the_number_of_distinct_directions():
+    points = np.array([[1.0, 0], [2, 0], [0, 1], [0, 3], [0, 5]])
+    assert cluster(list("abcde"), points, 8, 0).tolist() == [1, 1, 0, 0, 0]
+
+
+def test_arrays_round_trip_through_safetensors_and_npz_without_pickle():
+    pools = [pool_of("a", "b#2", "naïve"), pool_of("e")]
+    original = build(pools, [[3.0, 1.0, 2.0], [9.0]])
+    buffer = io.BytesIO()
+    np.savez(buffer, **original.to_arrays())
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as stored:
+        from_npz = FrozenSignals.from_arrays(dict(stored))
+    for restored in (FrozenSignals.from_arrays(load(save(original.to_arrays()))), from_npz):
+        assert restored.ids == original.ids
+        for pool in pools:
+            one, other = restored.lookup(pool, COLUMNS), original.lookup(pool, COLUMNS)
+            for name in COLUMNS:
+                np.testing.assert_array_equal(one[name], other[name])
+                assert one[name].dtype == other[name].dtype
+
+
+def test_an_unknown_example_or_column_is_refused():
+    found = build([pool_of("a", "b")], [[1.0, 2.0]])
+    with pytest.raises(DataError, match="example x and 1 more is unknown"):
+        found.lookup(pool_of("a", "x", "y"), ["quality"])
+    with pytest.raises(PluginError, match="Did you mean 'quality'"):
+        found.lookup(pool_of("a"), ["qualty"])
+
+
+def test_nan_names_the_example_and_the_signal():
+    with pytest.raises(NumericalError, match=r"'base_loss'.*example b"):
+        build([pool_of("a", "b")], [[1.0, np.nan]])
+
+
+def test_rows_that_do_not_match_their_pools_are_refused():
+    with pytest.raises(DataError, match="'base_loss'"):
+        build([pool_of("a", "b")], [[1.0]])
+    with pytest.raises(DataError, match="empty"):
+        build([pool_of()], [[]])
+    with pytest.raises(PluginError, match="clusters is 0"):
+        build([pool_of("a")], [[1.0]], clusters=0)
+
+
+def test_stored_arrays_that_do_not_fit_together_are_refused():
+    arrays = build([pool_of("a", "b")], [[1.0, 2.0]]).to_arrays()
+    with pytest.raises(DataError, match="'quality'"):
+        FrozenSignals.from_arrays({name: array for name, array in arrays.items() if name != "quality"})
+    with pytest.raises(DataError, match="'ids'"):
+        FrozenSignals.from_arrays({name: array for name, array in arrays.items() if name != "ids"})
+    twice = arrays | {"ids": arrays["ids"][[0, 0]]}
+    with pytest.raises(DataError, match="twice"):
+        FrozenSignals.from_arrays(twice)
