@@ -424,3 +424,12 @@ def test_arrays_agree_with_one_trial_at_a_time_by_pandas():
         assert value(card, selector, seed, "forgetting") == pytest.approx(float(matrix.forgetting(R)))
         assert value(card, selector, seed, "imbalance") == pytest.approx(float(matrix.capability_imbalance(R)))
         assert value(card, selector, seed, "forward_transfer") == pytest.approx(float(matrix.forward_transfer(R)))
+    for seed in range(4):  # myopia gap of a selector, straight from its definition
+        long = [value(card, selector, seed, "long_horizon") for selector in card.trials.selectors]
+        gaps = []
+        for t in (1, 2, 3):
+            matrices = [card.R("primary", selector, seed) for selector in card.trials.selectors]
+            gain = [R[t, t - 1] - R[t - 1, t - 1] for R in matrices]
+            gaps.append(np.abs(np.argsort(np.argsort(gain)) - np.argsort(np.argsort(long))) / 2)
+        found = [value(card, selector, seed, "myopia_gap") for selector in card.trials.selectors]
+        np.testing.assert_allclose(found, np.mean(gaps, axis=0))

@@ -79,8 +79,7 @@ def tokens_to_threshold(tokens: Points, scores: Points, threshold: PerCurve | fl
     rise = at(scores, first) - at(scores, before)
     share = np.divide(level[..., 0] - at(scores, before), rise, out=np.zeros_like(rise), where=rise > 0)
     crossing = at(tokens, before) + share * (at(tokens, first) - at(tokens, before))
-    reached = np.where(first[..., 0] == 0, at(tokens, first), crossing)
-    found = np.where(above.any(axis=-1), reached, np.inf)
+    found = np.where(above.any(axis=-1), crossing, np.inf)
     return np.where(np.isnan(scores).any(axis=-1) | np.isnan(level[..., 0]), np.nan, found)
 
 
