@@ -167,6 +167,8 @@ def pretrain(spec: PretrainSpec, out: str | Path, progress: Progress | None = No
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(model_card(spec, report), encoding="utf-8")
+        for file in part.iterdir():  # safetensors writes files that only their owner may read
+            file.chmod(0o644)
         part.rename(out)
     except OSError as error:
         raise StorageError(f"cannot write '{out}': {error}. Free some space or choose another directory.") from error
