@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support import slow_scoring
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from longgame.data.examples import Example, Task
@@ -20,6 +19,7 @@ from longgame.errors import DataError, NumericalError, PluginError
 from longgame.evaluation import decode, evaluator, forward
 from longgame.evaluation.answers import matches
 from longgame.evaluation.evaluator import Evaluator
+from support import slow_scoring
 
 
 def scores(model, tokenizer, tasks, **options) -> dict[tuple[str, str, str], tuple[float, int]]:

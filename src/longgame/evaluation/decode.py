@@ -113,7 +113,7 @@ def _merge(parts: list[list[Tensor]], cached: list[Int[np.ndarray, " n"]], width
     merged = []
     for layer in zip(*parts, strict=True):
         rows = sum(len(part) for part in layer)
-        buffer = layer[0].new_zeros(rows, layer[0].shape[1], capacity, layer[0].shape[3])
+        buffer = layer[0].new_empty(rows, layer[0].shape[1], capacity, layer[0].shape[3])
         done = 0
         for part, source in zip(layer, sources, strict=True):
             at = torch.arange(len(part), device=part.device)[:, None]

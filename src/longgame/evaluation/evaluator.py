@@ -18,6 +18,7 @@ from longgame.data.tokenize import encode
 from longgame.errors import DataError, PluginError
 from longgame.evaluation.base import Evidence, Score, Scorer, build_scorer
 from longgame.evaluation.forward import Row, run_rows
+from longgame.evaluation.merged import folded_adapters
 from longgame.seeding import generator
 
 
@@ -84,7 +85,7 @@ class Evaluator:
         rows: dict[tuple[bytes, bytes], Row] = {}
         asked = [[self._ask(task, item, rows) for item in task.items] for task in tasks]
         stop_ids = self._stop_ids(rows.values())
-        with _evaluating(self.model), torch.inference_mode():
+        with _evaluating(self.model), folded_adapters(self.model), torch.inference_mode():
             run_rows(
                 self.model,
                 list(rows.values()),

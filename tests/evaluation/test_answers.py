@@ -1,0 +1,241 @@
+"""Each extraction rule against cases worked out by hand."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longgame.data.examples import Example
+from longgame.errors import DataError
+from longgame.evaluation import answers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"first \boxed{1}, then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{{a}{b}} end", "{a}{b}"),
+        (r"\boxed{never closed", None),
+        ("no box", None),
+    ],
+)
+def test_boxed(text, expected) -> None:
+    assert answers.boxed(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4 + 4 = 8\n#### 8", "8"),
+        ("#### 1\nno: #### 2 \nmore", "2"),
+        ("####7", "7"),
+        ("### 8", None),
+        ("####\n8", None),
+    ],
+)
+def test_after_hashes(text, expected) -> None:
+    assert answers.after_hashes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("So the answer is No.", "No"),
+        ("The answer is 3.5. I am sure.", "3.5"),
+        ("Answer: 12 apples\nbecause", "12 apples"),
+        ("the final answer is: (B)", "(B)"),
+        ("The answer is 1. Wait, the answer is 2", "2"),
+        ("the answer = x + 1", "x + 1"),
+        ("the answers vary", None),
+        ("this isn't an answer", None),
+    ],
+)
+def test_stated(text, expected) -> None:
+    assert answers.stated(text) == expected
+
+
+def test_marks_have_an_order_box_before_hashes_before_words() -> None:
+    assert answers.marked(r"the answer is 1 #### 2 \boxed{3}") == "3"
+    assert answers.marked("#### 2\nthe answer is 1") == "2"
+    assert answers.marked("the answer is 1") == "1"
+    assert answers.marked("1") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("18", 18),
+        (" 18. ", 18),
+        ("1,234,567", 1234567),
+        ("$1,128,447", 1128447),
+        ("-$5", -5),
+        ("− 5".replace(" ", ""), -5),
+        ("3.50", Fraction(7, 2)),
+        (".5", Fraction(1, 2)),
+        ("50%", 50),
+        ("1/2", Fraction(1, 2)),
+        ("2/4", Fraction(1, 2)),
+        (r"\frac{3}{4}", Fraction(3, 4)),
+        (r"$\dfrac{-1}{2}$", Fraction(-1, 2)),
+        (r"\$30", 30),
+        ("0", 0),
+        ("0.10", Fraction(1, 10)),
+        ("12,34", None),
+        ("007", None),
+        ("1/0", None),
+        ("18 apples", None),
+        ("1 2", None),
+        ("", None),
+        ("x", None),
+        ("1/2/3", None),
+    ],
+)
+def test_parse_number(text, expected) -> None:
+    assert answers.parse_number(text) == expected
+
+
+def test_fractions_equal_decimals_only_where_exact() -> None:
+    assert answers.parse_number("1/4") == answers.parse_number("0.250")
+    assert answers.parse_number("1/3") != answers.parse_number("0.3333333333333333")
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 3))
+def test_a_number_survives_commas_and_trailing_zeros(value, zeros) -> None:
+    decimals = "." + "0" * zeros if zeros else ""
+    assert answers.parse_number(f"{value:,}{decimals}") == value
+    assert answers.number(f"It is then {value:,}{decimals}") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She has 3 apples and buys 4, so 7.", 7),
+        ("5-3 = 2", 2),
+        ("10 - 4", 4),
+        ("x=-3", -3),
+        ("costs $1,200.50 now", Fraction("1200.5")),
+        ("in H2O there are 2", 2),
+        ("12 / 225", Fraction(12, 225)),
+        ("the answer is 18 of 20 dollars", 18),
+        ("#### 5 (from 6)", 5),
+        ("the answer is unclear, maybe 5 or", 5),
+        ("the answer is unclear.\n12", None),
+        ("none here", None),
+        ("abc1", None),
+    ],
+)
+def test_number_takes_the_marked_answer_else_the_last_number(text, expected) -> None:
+    assert answers.number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes", "yes"),
+        ("No, because yes would be wrong.", "no"),
+        ('"True."', "true"),
+        ("It was there. So yes", "yes"),
+        ("Yes at first. So the answer is No.", "no"),
+        ("nothing", None),
+        ("the answer is perhaps", None),
+    ],
+)
+def test_verdict(text, expected) -> None:
+    assert answers.verdict(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("B", 4, 1),
+        ("B. False", 2, 1),
+        ("(C) green", 3, 2),
+        ("C: green", 3, 2),
+        ("D. too far", 3, None),
+        ("A dog barks", 3, None),
+        ("The answer is (B).", 4, 1),
+        (r"\boxed{C}", 4, 2),
+        ("#### A", 4, 0),
+        ("It must be (A), no, (B)", 4, 1),
+        ("Because of that", 4, None),
+        ("B\nbecause", 4, 1),
+        ("b", 4, None),
+        ("B", 0, None),
+    ],
+)
+def test_letter(text, options, expected) -> None:
+    assert answers.letter(text, options) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("red", 0),
+        ("Red.", 0),
+        ("dark red", 2),
+        ("dark red, I think", 2),
+        ("the answer is blue.", 1),
+        ("reddish", None),
+        ("not red", None),
+    ],
+)
+def test_option(text, expected) -> None:
+    assert answers.option(text, ("red", "blue", "dark red")) == expected
+
+
+def test_normalise_folds_case_space_quotes_and_final_punctuation() -> None:
+    assert answers.normalise('  "The   Beatles!" ') == "the beatles"
+    assert answers.normalise("ＡＢＣ") == "abc"
+    assert answers.normalise("3.5") == "3.5"
+
+
+def item(answer: str | None, response: str = "r", choices: tuple[str, ...] | None = None) -> Example:
+    return Example.make("p", response, answer=answer, choices=choices)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "right", "wrong"),
+    [
+        ("18", None, ["18", "so $18.00 each", "#### 18"], ["19", "18 or 19", "eighteen", ""]),
+        ("8 | eight", None, ["8", "Eight."], ["nine", "seven"]),
+        ("Yes", None, ["yes", "Yes, he would", "So the answer is yes."], ["no", "", "yesterday"]),
+        ("a b c", None, ["a  b c", "A b c.", "the answer is a b c"], ["a b", "it is a b c"]),
+        ("3 thousand", None, ["3 thousand", "(4+2)/2 = 3 thousand"], ["3", "= 2 thousand"]),
+        ("B", ("red", "blue"), ["B", "B. blue", "blue", "(B) blue", "B. red"], ["A", "red", "A. blue", "the sea"]),
+        ("No", ("Yes", "No"), ["No", "no, because", "So the answer is No."], ["Yes", "So the answer is yes"]),
+        ("maybe", ("yes", "no", "maybe"), ["maybe", "Maybe. Who knows?"], ["yes", "no"]),
+    ],
+)
+def test_matches_follows_the_kind_of_the_gold_answer(answer, choices, right, wrong) -> None:
+    example = item(answer, choices=choices)
+    assert [text for text in right if not answers.matches(example, text)] == []
+    assert [text for text in wrong if answers.matches(example, text)] == []
+
+
+def test_options_of_equal_text_are_equally_right() -> None:
+    assert answers.matches(item("B", choices=("bent", "bent", "straight")), "bent")
+
+
+def test_matching_without_an_answer_is_refused() -> None:
+    with pytest.raises(DataError, match="no `answer`"):
+        answers.matches(item(None), "x")
+
+
+def test_gold_option_is_known_by_letter_or_text_or_not_at_all() -> None:
+    choices = ("red", "blue")
+    assert answers.gold_option(item("B", choices=choices)) == 1
+    assert answers.gold_option(item("Blue.", choices=choices)) == 1
+    assert answers.gold_option(item("C", choices=choices)) is None
+    assert answers.gold_option(item("green", choices=choices)) is None
+    assert answers.gold_option(item("red")) is None
+
+
+def test_a_program_is_no_short_answer_but_a_response_of_several_lines_is() -> None:
+    assert not answers.is_short(item("assert f(1) == 2\nassert f(2) == 3", "def f(x): return x + 1"))
+    assert answers.is_short(item("1 2\n3 4", "1 2\n3 4"))
+    assert answers.is_short(item("7"))
+    assert not answers.is_short(item(None))

@@ -1,0 +1,210 @@
+"""Scorers judged on evidence written by hand, and the contract that a scorer of one's own must keep."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import reasoning_gym
+
+from longgame.data.examples import Example
+from longgame.errors import DataError, PluginError, RecipeError
+from longgame.evaluation.base import NEEDS, SCORERS, Evidence, Scorer, build_scorer, check_scorer, parse_scorer
+from longgame.evaluation.scorers import Choice
+from longgame.evaluation.verify import reward, verified
+
+
+def nll(*values: float) -> np.ndarray:
+    return np.asarray(values, dtype=np.float32)
+
+
+def test_token_accuracy_is_the_share_of_right_tokens() -> None:
+    evidence = Evidence(response=(nll(1, 1, 1, 1), np.array([True, False, True, True])))
+    assert build_scorer("token_accuracy").score(Example.make("p", "r"), evidence) == 0.75
+
+
+def test_likelihood_is_the_geometric_mean_of_token_probabilities() -> None:
+    evidence = Evidence(response=(nll(-math.log(0.5), -math.log(0.08)), np.array([True, False])))
+    assert build_scorer("likelihood").score(Example.make("p", "r"), evidence) == pytest.approx(0.2)
+
+
+def test_exact_match_reads_the_generation() -> None:
+    scorer = build_scorer("exact_match")
+    example = Example.make("p", "3 + 4 = 7", answer="7")
+    assert scorer.score(example, Evidence(generated="so 7")) == 1
+    assert scorer.score(example, Evidence(generated="so 8")) == 0
+    assert not scorer.measures(Example.make("p", "r"))
+    assert not scorer.measures(Example.make("p", "r", answer="assert f()\nassert g()"))
+
+
+COLOURS = Example.make("p", "B. blue", answer="B", choices=("red", "blue", "dark green"))
+
+
+@pytest.mark.parametrize(
+    ("form", "response", "expected"),
+    [
+        ("letter", "B. blue", ["A", "B", "C"]),
+        ("text", "B. blue", ["red", "blue", "dark green"]),
+        ("letter_text", "blue", ["A. red", "B. blue", "C. dark green"]),
+        ("auto", "B. blue", ["A. red", "B. blue", "C. dark green"]),
+        ("auto", "B", ["A", "B", "C"]),
+        ("auto", "Blue.", ["red", "blue", "dark green"]),
+        ("auto", "It is the sky, so blue.", ["red", "blue", "dark green"]),
+    ],
+)
+def test_options_take_the_form_asked_for_or_that_of_the_response(form, response, expected) -> None:
+    example = Example.make("p", response, answer="B", choices=COLOURS.choices)
+    assert list(Choice(form=form).options(example)) == expected
+
+
+def test_normalisation_decides_between_short_and_long_options() -> None:
+    options = (nll(2.0), nll(1.5, 1.5), nll(0.9, 0.9, 0.9))  # sums 2, 3, 2.7; per token 2, 1.5, 0.9
+    chosen = {}
+    for normalise in ("none", "tokens", "characters"):
+        scorer = Choice(form="text", normalise=normalise)
+        chosen[normalise] = [
+            scorer.score(Example.make("p", "r", answer=letter, choices=COLOURS.choices), Evidence(options=options))
+            for letter in "ABC"
+        ]
+    # per character: 2/3, 3/4, 2.7/10
+    assert chosen == {"none": [1, 0, 0], "tokens": [0, 0, 1], "characters": [0, 0, 1]}
+
+
+def test_tied_options_share_the_point() -> None:
+    evidence = Evidence(options=(nll(1.0), nll(1.0), nll(3.0)))
+    scores = [
+        Choice().score(Example.make("p", letter, answer=letter, choices=COLOURS.choices), evidence) for letter in "ABC"
+    ]
+    assert scores == [0.5, 0.5, 0]
+
+
+def test_choice_measures_items_with_choices_and_refuses_an_answer_that_is_none_of_them() -> None:
+    scorer = build_scorer("choice")
+    assert scorer.measures(COLOURS)
+    assert not scorer.measures(Example.make("p", "r", answer="7"))
+    assert not scorer.measures(Example.make("p", "r", choices=("a", "b")))
+    odd = Example.make("p", "Sure", answer="comply", choices=("Sure", "Sorry"))
+    with pytest.raises(DataError, match=rf"{odd.sample_id}.*'comply'.*Sure"):
+        scorer.options(odd)
+
+
+@pytest.fixture(scope="module")
+def procedural() -> list[Example]:
+    """Items of three data sets, one with many right answers (countdown) and one with partial credit."""
+    items = []
+    for name in ("countdown", "basic_arithmetic", "word_sorting"):
+        entry = reasoning_gym.create_dataset(name, size=1, seed=3)[0]
+        verifier = {"library": "reasoning_gym", "dataset": name, "entry": entry}
+        items.append(Example.make(entry["question"], entry["answer"], answer=entry["answer"], verifier=verifier))
+    return items
+
+
+def test_a_librarys_own_answer_earns_the_full_reward_however_it_is_marked(procedural) -> None:
+    for example in procedural:
+        for text in (example.response, f"Well. The answer is {example.response}", f"#### {example.response}"):
+            assert reward(example, text) == 1
+            assert build_scorer("exact_match").score(example, Evidence(generated=text)) == 1
+            assert build_scorer("verifier").score(example, Evidence(generated=text)) == 1
+
+
+def test_the_verifier_accepts_what_a_text_comparison_would_not(procedural) -> None:
+    countdown = procedural[0]
+    other = f"({countdown.response})"
+    assert other != countdown.answer
+    assert verified(countdown, other)
+
+
+def test_partial_credit_counts_for_verifier_and_not_for_exact_match(procedural) -> None:
+    words = procedural[2]
+    turned = ", ".join(reversed(words.response.split(", ")))
+    assert 0 < reward(words, turned) < 1
+    assert build_scorer("exact_match").score(words, Evidence(generated=turned)) == 0
+    assert build_scorer("verifier").score(words, Evidence(generated=turned)) == reward(words, turned)
+
+
+def test_an_unparsable_answer_earns_nothing_but_a_broken_entry_is_an_error() -> None:
+    entry = reasoning_gym.create_dataset("prime_factorization", size=1, seed=0)[0]
+    verifier = {"library": "reasoning_gym", "dataset": "prime_factorization", "entry": entry}
+    assert reward(Example.make("p", entry["answer"], verifier=verifier), "((((") == 0
+    assert reward(Example.make("p", entry["answer"], verifier=verifier), "  ") == 0
+    broken = Example.make("p", entry["answer"], verifier={**verifier, "entry": {"metadata": {}}})
+    with pytest.raises(DataError, match=rf"{broken.sample_id}.*prime_factorization.*own"):
+        reward(broken, "2 × 3")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "message"),
+    [
+        ({"dataset": "countdown"}, "lacks library, entry"),
+        ({"library": "other", "dataset": "d", "entry": {}}, "unknown verifier library 'other'"),
+        ({"library": "reasoning_gym", "dataset": "countdwn", "entry": {}}, "Did you mean 'countdown'"),
+    ],
+)
+def test_a_wrong_verifier_is_explained(verifier, message) -> None:
+    with pytest.raises(DataError, match=message):
+        reward(Example.make("p", "r", verifier=verifier), "1")
+
+
+def test_every_registered_scorer_keeps_the_contract_and_carries_its_name() -> None:
+    for name in SCORERS.names():
+        scorer = build_scorer(name)
+        assert scorer.name == name
+        assert set(scorer.requires) <= set(NEEDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("choice", ("choice", {})),
+        ("choice()", ("choice", {})),
+        ("choice(form=letter, normalise=none)", ("choice", {"form": "letter", "normalise": "none"})),
+        ("a/b (1)/x.py:Mine", ("a/b (1)/x.py:Mine", {})),
+        ("a (1)/x.py:Mine(k=2, flag=true, share=0.5)", ("a (1)/x.py:Mine", {"k": 2, "flag": True, "share": 0.5})),
+    ],
+)
+def test_parse_scorer(text, expected) -> None:
+    assert parse_scorer(text) == expected
+
+
+@pytest.mark.parametrize("text", ["choice(letter)", "choice(=1)", "choice(a=1, a=2)", "(a=1)", "choice(a=[)"])
+def test_unreadable_parameters_are_refused(text) -> None:
+    with pytest.raises(RecipeError, match="scorer"):
+        parse_scorer(text)
+
+
+def test_wrong_names_and_parameters_are_explained() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'exact_match'"):
+        build_scorer("exact_mach")
+    with pytest.raises(PluginError, match="unknown form 'leter'. Did you mean 'letter'"):
+        build_scorer("choice(form=leter)")
+    with pytest.raises(PluginError, match="cannot be made with"):
+        build_scorer("token_accuracy(k=1)")
+
+
+def test_a_scorer_that_breaks_the_contract_is_refused() -> None:
+    def made(**body: object) -> type:
+        return type("Mine", (Scorer,), {"name": "mine", **body})
+
+    def judge(self, example, evidence):
+        return 1.0
+
+    check_scorer("mine", made(score=judge))
+    for body, message in (
+        ({}, "does not define score"),
+        ({"score": judge, "requires": "response"}, "is a string"),
+        ({"score": judge, "requires": ("respnse",)}, "Did you mean 'response'"),
+        ({"score": judge, "requires": ("options",)}, "does not define options"),
+    ):
+        with pytest.raises(PluginError, match=message):
+            check_scorer("mine", made(**body))
+    with pytest.raises(PluginError, match="Derive it from"):
+        check_scorer("mine", object)
+
+
+def test_evidence_that_was_not_required_cannot_be_read() -> None:
+    for name in ("token_nll", "token_correct", "generation", "option_nll"):
+        with pytest.raises(PluginError, match="without naming it in `requires`"):
+            getattr(Evidence(), name)
+    with pytest.raises(PluginError, match="random stream"):
+        Evidence().generator()
