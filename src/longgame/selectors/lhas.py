@@ -50,7 +50,14 @@ class LHASSelector(Selector):
     """
 
     name = "lhas"
-    requires: tuple[str, ...] = ("logit_nuclear_norm", "logit_sketch", "embedding", "grad_sketch", "future_proxy", "cluster")
+    requires: tuple[str, ...] = (
+        "logit_nuclear_norm",
+        "logit_sketch",
+        "embedding",
+        "grad_sketch",
+        "future_proxy",
+        "cluster",
+    )
 
     def __init__(
         self,

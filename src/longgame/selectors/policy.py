@@ -60,9 +60,14 @@ class SelectionPolicy:
         """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and remember it.
 
         Raises:
-            PluginError: the selector returned rows outside the pool, a row twice, or more than the budget.
+            PluginError: the selector returned rows outside the pool, a row twice, or more than the budget; or the
+                signals are not row-aligned with the pool.
         """
         signals = score(pool, self.required)
+        if signals.ids != pool.ids:
+            raise PluginError(
+                "the signals are not those of the candidates, row by row; return them in the pool's order."
+            )
         available = int(budget) + self.carry
         selection = self.selector.select(pool, signals, self.history, available, self.rng)
         self._check(pool, selection, available)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from longgame.errors import PluginError
+from longgame.selectors.base import Selection, Selector, build_selector
+from longgame.selectors.history import History
+from longgame.selectors.policy import SelectionPolicy
+from longgame.testing import example_pool, example_signals
+
+
+def policy_of(selector: Selector, **options) -> SelectionPolicy:
+    return SelectionPolicy(selector, History(max_embeddings=8), np.random.default_rng(0), **options)
+
+
+class Fixed(Selector):
+    name = "fixed"
+
+    def __init__(self, make) -> None:
+        self.make = make
+
+    def select(self, pool, signals, history, budget, rng):
+        return self.make(pool)
+
+
+def test_tokens_left_over_are_carried_into_the_next_round() -> None:
+    policy = policy_of(build_selector("loss"))
+    for number in range(5):
+        policy.choose(example_pool(10, seed=number), 60, example_signals)
+    spent = sum(entry.selection.tokens for entry in policy.rounds)
+    assert spent + policy.carry == 5 * 60
+    assert [entry.budget for entry in policy.rounds[1:]] == [
+        60 + entry.budget - entry.selection.tokens for entry in policy.rounds[:-1]
+    ]
+    policy.begin_stage(np.random.default_rng(1))
+    assert (policy.rounds, policy.carry) == ([], 0)
+    assert policy.history.n_selected > 0
+
+
+def test_it_asks_for_what_is_required_and_for_the_extras_once() -> None:
+    asked = []
+
+    def score(pool, names):
+        asked.append(tuple(names))
+        return example_signals(pool, names)
+
+    policy = policy_of(build_selector("loss"), extra_signals=("loss", "embedding"))
+    policy.choose(example_pool(6), 50, score)
+    assert asked == [("loss", "embedding")]
+    assert len(policy.history.embeddings) == len(policy.rounds[0].selection.rows)
+
+
+def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
+    policy = policy_of(build_selector("loss"), gradient_every=2)
+    for number in range(4):
+        policy.choose(example_pool(6, seed=number), 50, example_signals)
+    assert [entry.gradients is not None for entry in policy.rounds] == [True, False, True, False]
+    first = policy.rounds[0]
+    assert first.gradients is not None
+    assert len(first.gradients) == len(first.selection.rows)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda pool: Selection.of(pool, np.array([], dtype=int)), "selected nothing from 4 candidates"),
+        (lambda pool: Selection.of(pool, np.array([1, 1])), "a row twice or outside 0…3"),
+        (lambda pool: Selection(("x",), np.array([9]), 1), "a row twice or outside 0…3"),
+        (lambda pool: Selection(("x",), np.array([0]), 1), "ids that do not belong to its rows"),
+        (lambda pool: Selection((pool.ids[0],), np.array([0]), 0), "and reported 0"),
+        (lambda pool: Selection.of(pool, np.arange(4)), "tokens of 20 and reported"),
+    ],
+)
+def test_a_selection_that_breaks_the_rules_is_refused(make, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        policy_of(Fixed(make)).choose(example_pool(4, seed=3), 20, example_signals)
+
+
+def test_signals_of_other_candidates_are_refused() -> None:
+    def score(pool, names):
+        return example_signals(pool.take(np.arange(len(pool))[::-1]), names)
+
+    with pytest.raises(PluginError, match="signals are not those of the candidates"):
+        policy_of(build_selector("loss")).choose(example_pool(4), 50, score)
+
+
+@pytest.mark.parametrize("name", ["random", "utility-diversity", "lhas"])
+def test_restoring_continues_identically(name: str) -> None:
+    one, two = policy_of(build_selector(name)), policy_of(build_selector(name))
+    for number in range(3):
+        one.choose(example_pool(12, seed=number), 70, example_signals)
+    two.load_state_dict(one.state_dict())
+    for number in range(3, 6):
+        pool = example_pool(12, seed=number)
+        first, second = one.choose(pool, 70, example_signals), two.choose(pool, 70, example_signals)
+        assert first.ids == second.ids
+        np.testing.assert_equal(dict(first.scores), dict(second.scores))
+    assert one.carry == two.carry
