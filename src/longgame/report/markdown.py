@@ -1,0 +1,104 @@
+"""The scorecard as Markdown, fit for a repository, a pull request or a model card."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from longgame.metrics.scorecard import Scorecard
+from longgame.recipe import Recipe
+from longgame.report.tables import (
+    COSTS,
+    DIAGNOSTICS,
+    MAIN,
+    MORE,
+    Cell,
+    Table,
+    metric_table,
+    shown_views,
+    stage_table,
+    sub_skill_table,
+)
+from longgame.report.words import headline, legend, run_facts, seeds_caveat, set_gap_line, verdict_lines
+
+
+def scorecard_markdown(
+    scorecard: Scorecard, results: pd.DataFrame, recipe: Recipe, environment: Mapping[str, Any]
+) -> str:
+    """Write scorecard.md: verdicts, tables, what each column means, and what the numbers leave out.
+
+    Args:
+        results: the run's tidy records (their number is told).
+        environment: versions and machine, as the run directory's environment.json holds them.
+    """
+    parts = [f"# Scorecard: {_escape(recipe.name)}", f"**{_escape(headline(scorecard, recipe))}**"]
+    parts.append(
+        "\n".join(
+            f"- **{_escape(line.selector)}**: *{line.word}*. {_escape(line.reason)}"
+            + (f" ({line.other})" if line.other else "")
+            for line in verdict_lines(scorecard, recipe)
+        )
+    )
+    parts.append("\n".join(f"- {name}: {_escape(value)}" for name, value in run_facts(recipe, results, environment)))
+    views = shown_views(scorecard)
+    used: list[Table] = []
+
+    def show(table: Table, level: str = "##") -> None:
+        if len(table.columns) > 1:
+            used.append(table)
+            parts.extend([f"{level} {_escape(table.title)}", _pipes(table)])
+
+    for view, title in views:
+        show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view))
+    parts += [legend(scorecard), set_gap_line(scorecard) + "."]
+    for view, title in views:
+        show(metric_table(scorecard, recipe, MORE, f"More of the future, {title}", view))
+    show(metric_table(scorecard, recipe, DIAGNOSTICS, "Diagnostics of selection and updates"))
+    show(metric_table(scorecard, recipe, COSTS, "Cost per trial"))
+    parts += ["## Columns", _meanings(used)]
+    for view, title in views:
+        show(stage_table(scorecard, recipe, view, f"By stage, {title}"))
+    parts.append("Each cell: points right after the stage → points at the end of the sequence, mean over seeds.")
+    for view, title in views:
+        show(sub_skill_table(scorecard, recipe, view, f"By sub-skill, {title}"))
+    parts.append("As above; OOD sets at the end only.")
+    notes = [
+        seeds_caveat(recipe),
+        "“—” is not measured; it is never counted as 0.",
+        "“not reached”: in at least one seed and transition the curve stayed below the common threshold to the end.",
+        *scorecard.notes,
+    ]
+    parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in notes)]
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    fence = "`" * 4
+    parts += ["## Recipe", f"<details><summary>resolved recipe</summary>\n\n{fence}yaml\n{text}{fence}\n\n</details>"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Names and notes stay text: no HTML, no table or emphasis breaks, one line."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    for sign in ("\\", "|", "*", "_", "`", "[", "]"):
+        plain = plain.replace(sign, "\\" + sign)
+    return plain
+
+
+def _cell(cell: Cell) -> str:
+    text = _escape(cell.text)
+    mark = cell.mark.replace("*", "\\*")
+    return (f"**{text}**" if cell.best else text) + (f" {mark}" if mark else "")
+
+
+def _pipes(table: Table) -> str:
+    head = "| " + " | ".join(_escape(column.label) for column in table.columns) + " |"
+    rule = "|" + "|".join(" ---: " if column.numeric else " --- " for column in table.columns) + "|"
+    return "\n".join([head, rule, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in table.rows)])
+
+
+def _meanings(tables: list[Table]) -> str:
+    meanings = {column.label: column.meaning for table in tables for column in table.columns if column.meaning}
+    return "\n".join(f"- **{_escape(label)}**: {_escape(meaning)}" for label, meaning in meanings.items())

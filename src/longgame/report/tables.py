@@ -1,0 +1,279 @@
+"""The tables of a scorecard as text cells, made once and shown by terminal, Markdown and HTML alike.
+
+A mark says that a selector differs from the reference over the seeds (paired t, p < 0.05 after Holm over the
+selectors): ``▲`` better, ``▼`` worse, ``*`` different where neither direction is better. "—" = not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from longgame.metrics.catalog import METRICS
+from longgame.metrics.scorecard import PRIMARY, SCORER_VIEWS, Scorecard
+from longgame.metrics.stats import moments
+from longgame.recipe import Recipe
+
+ALPHA = 0.05
+NOT_MEASURED = "—"
+NOT_REACHED = "not reached"
+
+MAIN = (
+    "current",
+    "immediate_gain",
+    "auc_common",
+    "auc_own",
+    "forgetting",
+    "ood",
+    "worst_task",
+    "long_horizon",
+    "myopia_gap",
+)
+"""Columns of the scorecard (the paper's Table 1, with both probes, the immediate gain and eq. 2)."""
+MORE = (
+    "final",
+    "auc_start_common",
+    "auc_gain_common",
+    "tokens_ratio_common",
+    "threshold_reached_common",
+    "forward_transfer",
+    "backward_transfer",
+    "imbalance",
+)
+DIAGNOSTICS = (
+    "capability_entropy",
+    "difficulty",
+    "quality",
+    "update_concentration",
+    "selection_concentration",
+    "adapter_drift",
+    "noisy_share",
+)
+"""Columns of the diagnostics (the paper's Table 2, with eq. 4 over the picks, drift and noise)."""
+COSTS = (
+    "selected_tokens",
+    "optimiser_tokens",
+    "candidate_tokens",
+    "train_seconds",
+    "select_seconds",
+    "evaluate_seconds",
+    "probe_seconds",
+)
+
+_SHORT = {
+    "current": "current",
+    "immediate_gain": "gain",
+    "auc_common": "AUC common",
+    "auc_own": "AUC own",
+    "forgetting": "forgetting",
+    "ood": "OOD",
+    "worst_task": "worst task",
+    "long_horizon": "long horizon",
+    "myopia_gap": "myopia gap",
+    "capability_entropy": "entropy",
+    "difficulty": "difficulty",
+    "quality": "quality",
+    "update_concentration": "update conc.",
+    "selection_concentration": "selection conc.",
+    "adapter_drift": "drift",
+    "noisy_share": "noisy share",
+    "selected_tokens": "selected",
+    "optimiser_tokens": "optimiser",
+    "candidate_tokens": "scored",
+    "train_seconds": "train s",
+    "select_seconds": "select s",
+    "evaluate_seconds": "evaluate s",
+    "probe_seconds": "probe s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: a name for narrow and for wide pages, and what it means."""
+
+    label: str
+    short: str
+    meaning: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell. ``mark`` is "", "▲", "▼" or "*"; ``detail`` is what a tooltip or footnote would add."""
+
+    text: str
+    mark: str = ""
+    detail: str = ""
+    best: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.mark}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table; the first column is the row's name."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def selectors_in_order(card: Scorecard, recipe: Recipe) -> list[str]:
+    """Selectors that have trials: first as the recipe lists them, then any others."""
+    wanted = [spec.key for spec in recipe.selectors]
+    held = card.trials.selectors
+    return [name for name in wanted if name in held] + [name for name in held if name not in wanted]
+
+
+def shown_views(card: Scorecard) -> list[tuple[str, str]]:
+    """(view, title) to show; ``primary`` stands alone only where it is not one of the two scorers everywhere."""
+    views = []
+    alone = True
+    for view in SCORER_VIEWS:
+        if view not in card.views:
+            continue
+        own = np.array_equal(card.views[view].R, card.views[PRIMARY].R, equal_nan=True)
+        alone &= not own
+        views.append((view, view.replace("_", " ") + (" (primary)" if own else "")))
+    return [(PRIMARY, "each task's own scorer (primary)"), *views] if alone else views
+
+
+_DIGITS = {"ratio": 2, "nats": 2, "weight": 2, "s": 2, "long horizon": 3}
+
+
+def number(value: float, unit: str, compact: bool = False) -> str:
+    """A value in the precision that its unit deserves; "—" for NaN, "not reached" for an infinite count."""
+    if np.isnan(value):
+        return NOT_MEASURED
+    if np.isinf(value):
+        return NOT_REACHED
+    if unit in ("tokens", "count"):
+        return f"{value:,.0f}"
+    if unit == "points" or (unit == "s" and abs(value) >= 10):
+        return f"{value:.1f}"
+    digits = _DIGITS.get(unit, 2 if compact else 3)
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if compact and unit != "s" and text.lstrip("-").startswith("0.") else text
+
+
+def mean_sd(mean: float, sd: float, unit: str, compact: bool = False) -> str:
+    """``mean ± sd``; the mean alone where there is no sd (one seed)."""
+    text = number(mean, unit, compact)
+    if not np.isfinite(mean) or not np.isfinite(sd):
+        return text
+    if unit == "s":  # the sd in the mean's precision
+        return f"{text}{'±' if compact else ' ± '}{sd:.{1 if abs(mean) >= 10 else 2}f}"
+    return text + ("±" if compact else " ± ") + number(sd, unit, compact)
+
+
+def metric_table(
+    card: Scorecard, recipe: Recipe, metrics: Sequence[str], title: str, view: str = "", compact: bool = False
+) -> Table:
+    """Selectors × metrics: mean ± sd over seeds, marks against the reference; the best mean of a column is ``best``.
+
+    Metrics that the run did not measure in any trial are left out.
+
+    Args:
+        view: view of the score metrics; diagnostics and costs are found under any.
+        compact: for narrow places: no spaces around ±, no leading zero.
+    """
+    rows = _rows(card.summary[card.summary["view"].isin([view, ""])], "metric", "selector")
+    order = selectors_in_order(card, recipe)
+    columns = [Column("selector", "selector", numeric=False)]
+    cells: dict[str, list[Cell]] = {name: [Cell(name)] for name in order}
+    for name in metrics:
+        metric = METRICS[name]
+        part = {selector: rows[name, selector] for selector in order if (name, selector) in rows}
+        if all(np.isnan(row["mean"]) for row in part.values()):
+            continue
+        unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
+        arrow = {"higher": ", higher is better", "lower": ", lower is better"}.get(metric.better, "")
+        columns.append(Column(metric.label, _SHORT.get(name, metric.label), f"{metric.meaning}{unit}{arrow}"))
+        best = _best({selector: row["mean"] for selector, row in part.items()}, metric.better)
+        precision = "long horizon" if name == "long_horizon" else metric.unit
+        for selector in order:
+            row = part[selector]
+            mark = _mark(row["p_holm"], row["diff_vs_reference"], metric.better)
+            text = mean_sd(row["mean"], row["sd"], precision, compact)
+            cells[selector].append(Cell(text, mark, _detail(row, precision, card.reference), selector in best))
+    return Table(title, tuple(columns), tuple(tuple(cells[name]) for name in order))
+
+
+def _rows(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The frame's rows by these columns."""
+    return {tuple(row[key] for key in keys): row for row in cast("list[dict[str, Any]]", frame.to_dict("records"))}
+
+
+def _best(means: Mapping[str, float], better: str) -> set[str]:
+    finite = {name: mean for name, mean in means.items() if np.isfinite(mean)}
+    if better == "" or not finite or any(np.isinf(mean) for mean in means.values()):
+        return set()
+    top = max(finite.values()) if better == "higher" else min(finite.values())
+    return {name for name, mean in finite.items() if mean == top}
+
+
+def _mark(p: float, difference: float, better: str) -> str:
+    if not p < ALPHA or difference == 0:
+        return ""
+    if better == "":
+        return "*"
+    return "▲" if (difference > 0) == (better == "higher") else "▼"
+
+
+def _detail(row: Mapping[str, Any], unit: str, reference: str) -> str:
+    parts = [f"n = {int(row['n'])} seeds"]
+    if np.isfinite(row["diff_vs_reference"]):
+        parts.append(f"difference from {reference} {number(row['diff_vs_reference'], unit)}")
+    if np.isfinite(row["ci_low"]):
+        parts.append(f"95 % interval {number(row['ci_low'], unit)} to {number(row['ci_high'], unit)}")
+    if np.isfinite(row["p_holm"]):
+        parts.append(f"p = {row['p_holm']:.2g} after Holm")
+    return "; ".join(parts)
+
+
+def stage_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> Table:
+    """Selectors × stages: score right after the stage → score at the end of the sequence (points, mean over seeds)."""
+    held = _rows(card.stage_summary[card.stage_summary["view"] == view], "metric", "stage", "selector")
+    columns = [Column("selector", "selector", numeric=False)]
+    columns += [Column(task, task, "after its stage → at the end") for task in card.tasks]
+    rows = []
+    for selector in selectors_in_order(card, recipe):
+        cells = [Cell(selector)]
+        for stage in range(1, len(card.tasks) + 1):
+            now, end = (held[metric, stage, selector]["mean"] for metric in ("current", "final"))
+            cells.append(Cell(_from_to(now, end)))
+        rows.append(tuple(cells))
+    return Table(title, tuple(columns), tuple(rows))
+
+
+def _from_to(now: float, end: float) -> str:
+    return f"{number(now, 'points')} → {number(end, 'points')}"
+
+
+def sub_skill_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> Table:
+    """Task and sub-skill × selectors: after its stage → at the end; OOD sets at the end (points, mean over seeds)."""
+    cube, tasks = card.views[view].cube, (*card.tasks, *card.ood)
+    last = len(card.tasks)
+    order = selectors_in_order(card, recipe)
+    rows_of = {name: card.trials.selector_of == card.trials.selectors.index(name) for name in order}
+    columns = [Column("task / sub-skill", "task / sub-skill", numeric=False)]
+    columns += [Column(name, name) for name in order]
+    rows = []
+    for item in np.lexsort((np.arange(len(cube.column)), cube.column)):
+        column = int(cube.column[item])
+        cells = [Cell(" / ".join(filter(None, (tasks[column], cube.sub_skill[item]))))]
+        for name in order:
+            values = cube.values[rows_of[name]][:, :, item]
+            end = float(moments(values[:, last])[1])
+            if column < last:
+                cells.append(Cell(_from_to(float(moments(values[:, column + 1])[1]), end)))
+            else:
+                cells.append(Cell(number(end, "points")))
+        rows.append(tuple(cells))
+    return Table(title, tuple(columns), tuple(rows))

@@ -1,0 +1,131 @@
+"""What a scorecard says in sentences: the answer, one verdict per selector, how to read it, what it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
+from longgame.recipe import Recipe
+from longgame.report.tables import ALPHA, number, selectors_in_order
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictLine:
+    """One selector's verdict in a sentence; ``other`` says where another scorer disagrees."""
+
+    selector: str
+    word: str
+    reason: str
+    other: str = ""
+
+
+def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
+    """One line per selector but the reference, by the primary view, with disagreements of the other views."""
+    rows = card.verdicts.to_dict("records")
+    table = {(str(row["view"]), str(row["selector"])): (str(row["verdict"]), str(row["reason"])) for row in rows}
+    lines = []
+    for selector in selectors_in_order(card, recipe):
+        if (PRIMARY, selector) not in table:
+            continue
+        word, reason = table[PRIMARY, selector]
+        differing = [
+            f"under {view.replace('_', ' ')}: {table[view, selector][0]}"
+            for view in SCORER_VIEWS
+            if (view, selector) in table and table[view, selector][0] != word
+        ]
+        lines.append(VerdictLine(selector, word, reason, "; ".join(differing)))
+    return lines
+
+
+def headline(card: Scorecard, recipe: Recipe) -> str:
+    """The answer in one or two sentences: who is myopic, who leads in the long run, and over how many seeds."""
+    seeds = len(card.trials.seeds)
+    runs = f"{len(card.trials.selectors)} selectors, {seeds} seed{'s' if seeds != 1 else ''}"
+    lines = verdict_lines(card, recipe)
+    if not lines:
+        return f"Nothing was compared ({runs}; the reference selector '{card.reference}' has no trial or stands alone)."
+    by_word: dict[str, list[str]] = {}
+    for line in lines:
+        by_word.setdefault(line.word, []).append(line.selector)
+    said = ". ".join(f"{word[0].upper()}{word[1:]}: {', '.join(names)}" for word, names in by_word.items())
+    means = card.wide(["long_horizon"])["long_horizon"].dropna()
+    if means.empty:
+        return f"{said} ({runs})."
+    leader = str(means.idxmax())
+    text = f"{said} ({runs}). Highest long-horizon score: {leader} ({number(float(means.max()), '0–1')})"
+    p = float(card.wide(["long_horizon"], column="p_holm")["long_horizon"][leader])
+    if leader != card.reference and not p < ALPHA:
+        text += f", which is not shown to differ from {card.reference}"
+    return text + "."
+
+
+def set_gap_line(card: Scorecard) -> str:
+    """Eq. 3 for the whole set of selectors, by the primary view: rank disagreement of seed means."""
+    rows = card.set_gap.to_dict("records")
+    row = next(row for row in rows if row["view"] == PRIMARY and row["immediate"] == IMMEDIATE)
+    gap, selectors, seeds = float(row["gap"]), int(row["selectors"]), int(row["seeds"])
+    over = f"{selectors} selectors, {seeds} seed{'s' if seeds != 1 else ''}"
+    return f"Myopia gap of the set (eq. 3, current against long-horizon ranks): {number(gap, 'ratio')} ({over})"
+
+
+def seeds_caveat(recipe: Recipe) -> str:
+    """What differs between the seeds of this run, and so what its intervals cover and do not cover."""
+    if recipe.data.sequence == "quadratic":
+        return (
+            "A seed draws a whole world: geometry, base parameters, pools and order. Scores are exact population "
+            "values, so the intervals cover worlds of this recipe, without evaluation noise."
+        )
+    return (
+        "A seed draws the candidates and items that the data source leaves open, their order, and the selectors' own "
+        "randomness. The base model is the same in all seeds, so the intervals do not cover another base model or "
+        "another data source, and scores on small validation sets move by chance as well."
+    )
+
+
+def legend(card: Scorecard) -> str:
+    """How to read the cells of a metric table."""
+    return (
+        f"mean ± sd over seeds. ▲ better, ▼ worse than {card.reference} (paired by seed, p < {ALPHA:g} after Holm over "
+        "the selectors); * different where neither direction is better; — not measured."
+    )
+
+
+def run_facts(recipe: Recipe, results: pd.DataFrame, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was run, on what, for how long: (name, value) pairs.
+
+    Args:
+        environment: ``versions`` (package → version), and where known ``python``, ``machine``, ``system``, ``cores``,
+            ``threads``, ``workers`` and ``sessions`` (seconds of each time the audit was at work).
+    """
+    rounds = "a choice every step" if recipe.rounds == "step" else f"{recipe.rounds} round(s) per stage"
+    model = recipe.model.name if recipe.model.name == "quadratic" else f"{recipe.model.name}, {recipe.model.adaptation}"
+    facts = [
+        ("model", model),
+        ("data", f"{recipe.data.sequence}, pools of {recipe.data.pool_size}"),
+        ("budget", f"{recipe.budget:.0%} of each pool's tokens, {rounds}, {recipe.training.steps} steps per stage"),
+        ("seeds", f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})"),
+        ("measurements", f"{len(results):,}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())),
+    ]
+    machine = [str(environment[key]) for key in ("system", "machine") if environment.get(key)]
+    if environment.get("python"):
+        machine.append(f"Python {environment['python']}")
+    for key, label in (("cores", "cores"), ("workers", "workers"), ("threads", "threads per worker")):
+        if environment.get(key) is not None:
+            machine.append(f"{label} {environment[key]}")
+    if machine:
+        facts.append(("machine", ", ".join(machine)))
+    if environment.get("sessions"):
+        facts.append(("duration", _duration(sum(environment["sessions"]))))
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
