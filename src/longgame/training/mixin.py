@@ -71,7 +71,7 @@ class SelectionMixin(_Trainer):
         _signature_columns: Any
         _get_train_sampler: Any
 
-    _keep_signals = False
+    _selection_keeps_signals = False
     """Whether the policy's log keeps what the selector saw (grows with every round)."""
 
     def __init__(
@@ -90,23 +90,25 @@ class SelectionMixin(_Trainer):
         if ratio < 1:
             raise RecipeError(f"candidate_ratio is {ratio}; use 1 or more candidates per place in a batch.")
         _refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
-        self.selection_budget, self.rounds, self.candidate_ratio = selection_budget, rounds, ratio
+        self.selection_budget, self.selection_rounds, self.candidate_ratio = selection_budget, rounds, ratio
         self.selection_epochs = selection_epochs
-        self._scorer = signals
-        self._feed: SelectionFeed | None = None
-        self._clock: Any = None
-        self._whole: tuple[Pool, dict[str, int]] | None = None
+        self._selection_scorer = signals
+        self._selection_feed: SelectionFeed | None = None
+        self._selection_clock: Any = None
+        self._selection_whole: tuple[Pool, dict[str, int]] | None = None
         super().__init__(*args, **kwargs)
-        self._refuse_setup()
-        self.policy = self._policy_of(selector)
+        self._refuse_selection()
+        # Sending batches from the main process to the others (accelerate's way with streams) knows tensors only.
+        self.accelerator.dataloader_config.dispatch_batches = False
+        self.selection_policy = self._selection_policy_of(selector)
         if self.train_dataset is not None:
-            self.train_dataset = self._identified(self.train_dataset)
+            self.train_dataset = self._selection_dataset(self.train_dataset)
 
     # What the Trainer calls, in the order in which it does
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; every call counts rounds and budget from the start (the selector's history goes on)."""
-        self._feed = None
+        self._selection_feed = None
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -125,13 +127,13 @@ class SelectionMixin(_Trainer):
             )
         finally:
             self.data_collator, self._signature_columns = collator, columns
-        self._clock = loader
+        self._selection_clock = loader
         return loader
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._open_feed().load_state_dict(read_state(checkpoint, STATE))
+            self._open_selection().load_state_dict(read_state(checkpoint, STATE))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Candidates], num_batches: int, device: torch.device
@@ -143,98 +145,99 @@ class SelectionMixin(_Trainer):
         ticks = list(itertools.islice(epoch_iterator, num_batches))
         if not ticks:
             return [], None
-        feed = self._open_feed()
+        feed = self._open_selection()
         step = int(self.state.global_step)
-        batches = self._collated(feed, step, [row for tick in ticks for row in tick.rows], len(ticks))
+        batches = self._selection_batches(feed, step, [row for tick in ticks for row in tick.rows], len(ticks))
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the rest: pushing to the hub and deleting old checkpoints happen inside super().
         if not self.args.save_only_model:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_state(folder, STATE, self._open_feed().state_dict())
+            write_state(folder, STATE, self._open_selection().state_dict())
         super()._save_checkpoint(model, trial)
 
     # Selection
 
-    def _collated(self, feed: SelectionFeed, step: int, rows: Sequence[Any], parts: int) -> list[Any]:
+    def _selection_batches(self, feed: SelectionFeed, step: int, rows: Sequence[Any], parts: int) -> list[Any]:
         """Micro-batches of this step."""
-        if self.rounds == "step":
+        if self.selection_rounds == "step":
             offered = {str(row[ID]): row for row in rows}
-            ids = feed.batch(step, lambda _: pool_of(rows, self._decode()))
+            ids = feed.batch(step, lambda _: pool_of(rows, self._selection_decode()))
             features = [offered[sample_id] for sample_id in ids]
         else:
-            ids = feed.batch(step, self._rest)
-            _, place = self._whole_pool()
-            features = self._fetch([place[sample_id] for sample_id in ids])
+            ids = feed.batch(step, self._selection_rest)
+            _, place = self._selection_pool()
+            features = self._selection_fetch([place[sample_id] for sample_id in ids])
         lengths = [len(feature["input_ids"]) for feature in features]
         split = split_micro(lengths, parts)
-        return [self._collate([features[i] for i in part] or features[:1], masked=not part) for part in split]
+        return [self._selection_collate([features[i] for i in part] or features[:1], masked=not part) for part in split]
 
-    def _collate(self, features: list[dict[str, Any]], masked: bool) -> Any:
+    def _selection_collate(self, features: list[dict[str, Any]], masked: bool) -> Any:
         """Collate; ``masked`` makes a micro-batch that adds nothing (a step with fewer picks than micro-batches)."""
         batch = self.data_collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in features])
         if masked:
             batch["labels"] = torch.full_like(batch["labels"], -100)
         return batch
 
-    def _open_feed(self) -> SelectionFeed:
-        if self._feed is None:
+    def _open_selection(self) -> SelectionFeed:
+        if self._selection_feed is None:
             steps = int(self.state.max_steps)
-            self._feed = SelectionFeed(
-                self.policy,
-                self._score,
-                rounds=self.rounds,
+            self._selection_feed = SelectionFeed(
+                self.selection_policy,
+                self._selection_score,
+                rounds=self.selection_rounds,
                 budget=self.selection_budget,
                 steps=steps,
-                epochs=self._epochs(steps),
-                seed=stream_seed(self._seed(), "selection", "deal"),
+                epochs=self._selection_passes(steps),
+                seed=stream_seed(self._selection_seed(), "selection", "deal"),
             )
-        return self._feed
+        return self._selection_feed
 
-    def _epochs(self, steps: int) -> int:
-        if self.rounds == "step" or self.selection_epochs is not None:
+    def _selection_passes(self, steps: int) -> int:
+        if self.selection_rounds == "step" or self.selection_epochs is not None:
             return self.selection_epochs or 1
         offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.candidate_ratio
         return max(1, round(offered / len(self.train_dataset)))
 
-    def _score(self, pool: Pool, names: Sequence[str]) -> Signals:
-        if self.policy.rounds and not self._keep_signals:
-            last = self.policy.rounds[-1]
-            self.policy.rounds[-1] = dataclasses.replace(last, signals=Signals(last.signals.ids, {}))
+    def _selection_score(self, pool: Pool, names: Sequence[str]) -> Signals:
+        if self.selection_policy.rounds and not self._selection_keeps_signals:
+            last = self.selection_policy.rounds[-1]
+            self.selection_policy.rounds[-1] = dataclasses.replace(last, signals=Signals(last.signals.ids, {}))
         if not names:
             return Signals(pool.ids, {})
-        if self._scorer is None:
+        if self._selection_scorer is None:
             from longgame.training.scoring import ModelScorer
 
-            self._scorer = ModelScorer(self.model, pad_token_id=self._pad_token_id(), seed=self._seed())
+            pad, seed = self._selection_pad_token(), self._selection_seed()
+            self._selection_scorer = ModelScorer(self.model, pad_token_id=pad, seed=seed)
         with evaluating(self.model):
-            return self._scorer(pool, names)
+            return self._selection_scorer(pool, names)
 
-    def _fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Rows of the training dataset as the clock gives them (columns removed alike)."""
-        return self._clock.collate_fn([self._clock.dataset[row] for row in rows]).rows
+        return self._selection_clock.collate_fn([self._selection_clock.dataset[row] for row in rows]).rows
 
-    def _whole_pool(self) -> tuple[Pool, dict[str, int]]:
+    def _selection_pool(self) -> tuple[Pool, dict[str, int]]:
         """The whole dataset as a pool, and the row of every id; made once."""
-        if self._whole is None:
-            pool = pool_of(self._fetch(range(len(self.train_dataset))), self._decode())
-            self._whole = (pool, dict(pool.index))
-        return self._whole
+        if self._selection_whole is None:
+            pool = pool_of(self._selection_fetch(range(len(self.train_dataset))), self._selection_decode())
+            self._selection_whole = (pool, dict(pool.index))
+        return self._selection_whole
 
-    def _rest(self, taken: Collection[str]) -> Pool:
-        pool, _ = self._whole_pool()
+    def _selection_rest(self, taken: Collection[str]) -> Pool:
+        pool, _ = self._selection_pool()
         return pool.take([row for row, sample_id in enumerate(pool.ids) if sample_id not in taken])
 
     # Set-up
 
-    def _identified(self, dataset: Any) -> Any:
-        return with_ids(dataset, self.rounds)
+    def _selection_dataset(self, dataset: Any) -> Any:
+        return with_ids(dataset, self.selection_rounds)
 
-    def _seed(self) -> int:
+    def _selection_seed(self) -> int:
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
-    def _policy_of(self, selector: str | Selector | SelectionPolicy) -> SelectionPolicy:
+    def _selection_policy_of(self, selector: str | Selector | SelectionPolicy) -> SelectionPolicy:
         if isinstance(selector, SelectionPolicy):
             return selector
         if isinstance(selector, str):
@@ -243,23 +246,23 @@ class SelectionMixin(_Trainer):
             raise RecipeError(
                 f"selector is a {type(selector).__name__}; give a name, a Selector instance or a SelectionPolicy."
             )
-        history = History(seed=stream_seed(self._seed(), "selection", "history"))
-        return SelectionPolicy(selector, history, generator(self._seed(), "selection", "select"))
+        history = History(seed=stream_seed(self._selection_seed(), "selection", "history"))
+        return SelectionPolicy(selector, history, generator(self._selection_seed(), "selection", "select"))
 
-    def _tokenizer(self) -> Any:
+    def _selection_tokenizer(self) -> Any:
         held = self.processing_class
         return getattr(held, "tokenizer", held)
 
-    def _decode(self) -> Any:
-        tokenizer = self._tokenizer()
+    def _selection_decode(self) -> Any:
+        tokenizer = self._selection_tokenizer()
         return None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _pad_token_id(self) -> int | None:
-        holders = (self._tokenizer(), self.data_collator, getattr(self.model, "config", None))
+    def _selection_pad_token(self) -> int | None:
+        holders = (self._selection_tokenizer(), self.data_collator, getattr(self.model, "config", None))
         found = (getattr(holder, "pad_token_id", None) for holder in holders)
         return next((int(token) for token in found if token is not None), None)
 
-    def _refuse_setup(self) -> None:
+    def _refuse_selection(self) -> None:
         args = self.args
         wrong = {
             "several processes": args.world_size > 1,
@@ -277,8 +280,8 @@ class SelectionMixin(_Trainer):
             raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
         if args.train_sampling_strategy == "batch_rebalance":
             raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
-        if self.rounds != "step" and isinstance(self.train_dataset, IterableDataset):
-            self._identified(self.train_dataset)
+        if self.selection_rounds != "step" and isinstance(self.train_dataset, IterableDataset):
+            self._selection_dataset(self.train_dataset)
 
 
 def _refuse_packing(arguments: Any) -> None:

@@ -142,7 +142,7 @@ def _arguments(model: nn.Module, output_dir: str, schedule: Schedule, spec: Trai
 class StageTrainer(SelectionMixin, Trainer):
     """The selection trainer on a tokenised pool: no columns, no files, no logging; built and used by `run_stage`."""
 
-    _keep_signals = True  # the audit's diagnostics read them
+    _selection_keeps_signals = True  # the audit's diagnostics read them
 
     def __init__(
         self,
@@ -178,13 +178,13 @@ class StageTrainer(SelectionMixin, Trainer):
             selection_epochs=schedule.epochs,
         )
         self.updates = UpdateRecorder(trainable, schedule.steps, seed=schedule.seed)
-        self._whole = (pool, dict(pool.index))
+        self._selection_whole = (pool, dict(pool.index))
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self, on_step))
 
     def report(self, seconds: float) -> TrainingReport:
         """Sum up a finished run that took this long."""
-        feed = self._open_feed()
+        feed = self._open_selection()
         return TrainingReport(
             steps=self.schedule.steps,
             selected_tokens=feed.spent,
@@ -204,16 +204,16 @@ class StageTrainer(SelectionMixin, Trainer):
         loader = DataLoader(ticks, batch_size=1, sampler=SequentialSampler(ticks), collate_fn=_only)
         return self.accelerator.prepare(loader)
 
-    def _identified(self, dataset: Any) -> Any:
+    def _selection_dataset(self, dataset: Any) -> Any:
         return dataset
 
-    def _seed(self) -> int:
+    def _selection_seed(self) -> int:
         return self.schedule.seed
 
-    def _collated(self, feed: SelectionFeed, step: int, rows: Sequence[int], parts: int) -> list[Any]:
+    def _selection_batches(self, feed: SelectionFeed, step: int, rows: Sequence[int], parts: int) -> list[Any]:
         begun = time.perf_counter()
-        stream = self.rounds == "step"
-        self._picks = feed.batch(step, (lambda _: self.pool.take(rows)) if stream else self._rest)
+        stream = self.selection_rounds == "step"
+        self._picks = feed.batch(step, (lambda _: self.pool.take(rows)) if stream else self._selection_rest)
         self.seconds["select"] += time.perf_counter() - begun
         picked = [self.pool.index[sample_id] for sample_id in self._picks]
         batches = []
@@ -292,7 +292,7 @@ class _Watch(TrainerCallback):
         if self._on_step is None:
             return
         trainer, begun = self._trainer, time.perf_counter()
-        learned = trainer._open_feed().learned
+        learned = trainer._open_selection().learned
         with evaluating(trainer.model), global_rng_kept():
             self._on_step(StepInfo(step, trainer.schedule.steps, learned, loss))
         trainer.seconds["callbacks"] += time.perf_counter() - begun

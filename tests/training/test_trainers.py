@@ -1,0 +1,379 @@
+"""The user-facing trainers: the Trainer's own steps and losses, resumable picks, clear refusals."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from trl import SFTConfig
+
+from longgame.errors import DataError, PluginError, RecipeError, ResumeError
+from longgame.training import trainers
+from longgame.training.candidates import content_ids, pool_of
+from longgame.training.trainers import SelectionSFTTrainer, SelectionTrainer
+from support.training import PAD, VOCAB, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {"<pad>": PAD, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    model = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
+    )
+
+
+def rows_of(pool, ids=True):
+    rows = []
+    for row, tokens in enumerate(pool.input_ids):
+        start = int(pool.prompt_tokens[row])
+        labels = [-100] * start + tokens[start:].tolist()
+        found = {"input_ids": tokens.tolist(), "labels": labels, "attention_mask": [1] * len(tokens)}
+        rows.append({**found, "sample_id": pool.ids[row]} if ids else found)
+    return rows
+
+
+def stream(n=8, ids=True):
+    return Dataset.from_list(rows_of(make_pool(n), ids)).to_iterable_dataset()
+
+
+def arguments(folder, **more):
+    base = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 2e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 7,
+    }
+    return TrainingArguments(**{**base, **more})
+
+
+class Recording(SelectionTrainer):
+    """Notes the ids of every step."""
+
+    def _selection_batches(self, feed, step, rows, parts):
+        batches = super()._selection_batches(feed, step, rows, parts)
+        if not hasattr(self, "picks"):
+            self.picks = {}
+        self.picks[step] = [batch["input_ids"].tolist() for batch in batches]
+        return batches
+
+
+def make_trainer(folder, tokenizer, cls=Recording, pool=None, model=None, train=None, dropout=0.0, args=None, **more):
+    model = model or make_model(dropout=dropout)
+    return cls(
+        model,
+        arguments(folder, **(args or {})),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        train_dataset=train if train is not None else Dataset.from_list(rows_of(pool or make_pool(40))),
+        processing_class=tokenizer,
+        **more,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_steps_and_learning_rates_are_those_of_a_trainer_on_a_quarter_of_the_rows(tmp_path, tokenizer):
+    picky = make_trainer(tmp_path, tokenizer, selector=Coin(), args={"gradient_accumulation_steps": 2})
+    picky.train()
+    plain = make_trainer(tmp_path, tokenizer, Trainer, pool=make_pool(10), args={"gradient_accumulation_steps": 2})
+    plain.train()
+    assert picky.state.global_step == plain.state.global_step == 6
+    rates = [[e["learning_rate"] for e in t.state.log_history if "loss" in e] for t in (picky, plain)]
+    assert rates[0] == rates[1]
+
+
+def test_selecting_everything_gives_the_trainers_own_losses(tmp_path, tokenizer):
+    ours = make_trainer(
+        tmp_path, tokenizer, selector=Coin(), selection_budget=1.0, args={"gradient_accumulation_steps": 2}
+    )
+    ours.train()
+    plain = make_trainer(tmp_path, tokenizer, Trainer, args={"gradient_accumulation_steps": 2})
+    plain.train()
+    np.testing.assert_allclose(losses(ours), losses(plain), rtol=1e-4)
+
+
+def test_the_loss_counts_selected_tokens_only(tmp_path, tokenizer):
+    model = make_model()
+    before = loss_scorer(model)
+    pool = make_pool(40)
+    trainer = make_trainer(
+        tmp_path, tokenizer, pool=pool, model=model, selector=Coin(), args={"max_steps": 1, "learning_rate": 0.0}
+    )
+    trainer.train()
+    found = trainer.selection_policy.rounds[0].selection.ids
+    rows = [pool.index[i] for i in found]
+    each = before(pool.take(rows), ("loss",))["loss"]
+    expected = np.average(each, weights=pool.response_tokens[rows])
+    assert losses(trainer)[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("rounds", ["step", 1, 3])
+def test_budget_and_rounds_hold_in_the_trainer(tmp_path, tokenizer, rounds):
+    pool = make_pool(48)
+    trainer = make_trainer(tmp_path, tokenizer, pool=pool, selector=Coin(), rounds=rounds, args={"num_train_epochs": 1})
+    trainer.train()
+    rounds_made = trainer.selection_policy.rounds
+    spent = sum(done.selection.tokens for done in rounds_made)
+    assert abs(spent - 0.25 * pool.tokens.sum()) <= pool.tokens.max()
+    assert len(rounds_made) == (6 if rounds == "step" else rounds)
+    assert trainer.state.global_step == 6
+
+
+def test_an_offline_choice_is_passed_over_as_often_as_the_trainer_passes_over_the_data(tmp_path, tokenizer):
+    trainer = make_trainer(
+        tmp_path, tokenizer, pool=make_pool(48), selector=Coin(), rounds=1, args={"num_train_epochs": 3}
+    )
+    trainer.train()
+    assert trainer._selection_feed.learned == 3 * trainer._selection_feed.spent
+    sizes = [sum(map(len, step)) for step in trainer.picks.values()]
+    assert np.mean(sizes) == pytest.approx(2, abs=0.7)
+
+
+def test_micro_batches_times_accumulation_do_not_change_what_is_picked(tmp_path, tokenizer):
+    picks = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        model = make_model()
+        trainer = make_trainer(
+            tmp_path, tokenizer, model=model, selector=Peek(), signals=loss_scorer(model),
+            args={"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 4,
+                  "train_sampling_strategy": "sequential"},
+        )  # fmt: skip
+        trainer.train()
+        picks.append((losses(trainer), [done.selection.ids for done in trainer.selection_policy.rounds]))
+    for other in picks[1:]:
+        assert other[1] == picks[0][1]
+        np.testing.assert_allclose(other[0], picks[0][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("rounds", ["step", 3])
+def test_resuming_at_any_step_gives_the_picks_and_losses_of_an_undisturbed_run(tmp_path, tokenizer, rounds):
+    def build(folder):
+        model = make_model(dropout=0.3)
+        args = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        return make_trainer(
+            folder, tokenizer, model=model, selector=Peek(), signals=loss_scorer(model), rounds=rounds, args=args
+        )
+
+    whole = build(tmp_path / "whole")
+    whole.train()
+    assert whole.state.global_step == 6
+    for stop in (1, 2, 3, 4, 5):
+        resumed = build(tmp_path / f"resumed-{stop}")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+        assert resumed.picks == {step: whole.picks[step] for step in range(stop, 6)}
+        assert losses(resumed) == losses(whole)
+        assert resumed.selection_policy.selector.asked == whole.selection_policy.selector.asked
+        for (name, a), (_, b) in zip(resumed.model.named_parameters(), whole.model.named_parameters(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_holds_selection_without_pickle_and_one_without_it_is_refused(tmp_path, tokenizer):
+    args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train()
+    folder = tmp_path / "checkpoint-2"
+    assert json.loads((folder / "selection.json").read_text())["format"] == 1
+    (folder / "selection.json").unlink()
+    with pytest.raises(ResumeError, match="'selection'"):
+        make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train(resume_from_checkpoint=str(folder))
+    with pytest.raises(ResumeError, match=r"budget was 0\.25, is 0\.5"):
+        make_trainer(tmp_path, tokenizer, selector=Coin(), selection_budget=0.5, candidate_ratio=4, args=args).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+        )
+
+
+def test_training_twice_counts_rounds_and_budget_anew(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), rounds=2)
+    trainer.train()
+    spent = trainer._selection_feed.spent
+    trainer.train()
+    assert abs(trainer._selection_feed.spent - spent) <= 13
+    assert len(trainer.selection_policy.rounds) == 4
+
+
+def test_rows_without_ids_get_them_by_content_wherever_they_stand(tmp_path, tokenizer):
+    rows = rows_of(make_pool(12), ids=False)
+    rows[5] = dict(rows[2])
+    ids = content_ids(rows)
+    assert ids[5] == f"{ids[2]}#2"
+    assert set(content_ids(rows[::-1])) == set(ids)
+    for train in (Dataset.from_list(rows), rows):
+        trainer = make_trainer(tmp_path, tokenizer, train=train, selector=Coin(), args={"max_steps": 1})
+        trainer.train()
+        assert set(trainer.selection_policy.rounds[0].candidate_ids) <= set(ids)
+
+
+def test_padding_is_not_counted_and_unlabelled_text_counts_its_first_token_as_prompt():
+    padded = {
+        "sample_id": "a",
+        "input_ids": [5, 6, 7, 0, 0],
+        "labels": [-100, 6, 7, -100, -100],
+        "attention_mask": [1, 1, 1, 0, 0],
+    }
+    text = {"sample_id": "b", "input_ids": [5, 6, 7]}
+    pool = pool_of([padded, text])
+    assert pool.tokens.tolist() == [3, 3]
+    assert pool.prompt_tokens.tolist() == [1, 1]
+    assert pool.response_tokens.tolist() == [2, 2]
+    with pytest.raises(DataError, match="candidate c has no token to learn"):
+        pool_of([{"sample_id": "c", "input_ids": [5, 6], "labels": [5, -100]}])
+
+
+def test_an_eval_dataset_with_ids_is_evaluated_as_without_selection(tmp_path, tokenizer):
+    held = Dataset.from_list(rows_of(make_pool(6, 3)))
+    trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), eval_dataset=held, args={"max_steps": 1})
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_the_log_does_not_grow_with_what_selectors_saw(tmp_path, tokenizer):
+    model = make_model()
+    trainer = make_trainer(tmp_path, tokenizer, model=model, selector=Peek(), signals=loss_scorer(model))
+    trainer.train()
+    earlier = trainer.selection_policy.rounds[:-1]
+    assert earlier
+    assert not any(done.signals.columns for done in earlier)
+
+
+def test_a_stream_with_ids_is_selected_from_step_by_step(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, train=stream(64), selector=Coin(), args={"max_steps": 4})
+    trainer.train()
+    assert len(trainer.selection_policy.rounds) == 4
+
+
+def test_the_default_scorer_gives_live_signals_base_signals_and_quality(tmp_path, tokenizer):
+    class Wide(Coin):
+        name = "wide"
+        requires = ("loss", "grad_norm", "embedding", "base_loss", "quality")
+
+        def __init__(self):
+            self.seen = {}
+
+        def select(self, pool, signals, history, budget, rng):
+            for row, sample_id in enumerate(pool.ids):
+                self.seen[sample_id] = {name: signals[name][row] for name in self.requires}
+            return super().select(pool, signals, history, budget, rng)
+
+    model, pool = make_model(), make_pool(32)
+    trainer = make_trainer(tmp_path, tokenizer, model=model, pool=pool, selector=Wide(), args={"max_steps": 4})
+    expected = loss_scorer(model)(pool, ("loss",))["loss"]
+    trainer.train()
+    seen = trainer.selection_policy.selector.seen
+    assert len(seen) == 32
+    np.testing.assert_allclose([seen[i]["base_loss"] for i in pool.ids], expected, rtol=1e-4)
+    first = trainer.selection_policy.rounds[0].candidate_ids
+    np.testing.assert_allclose([seen[i]["loss"] for i in first], [expected[pool.index[i]] for i in first], rtol=1e-4)
+    assert not np.allclose([seen[i]["loss"] for i in pool.ids], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("needed", ["cluster", "future_proxy", "difficulty"])
+def test_the_default_scorer_says_what_it_cannot_give(tmp_path, tokenizer, needed):
+    class Needy(Coin):
+        name = "needy"
+        requires = (needed,)
+
+    with pytest.raises(PluginError, match=f"requires '{needed}'.*Pass signals="):
+        make_trainer(tmp_path, tokenizer, selector=Needy()).train()
+
+
+def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tokenizer):
+    rows = rows_of(make_pool(16))
+    for row in rows:
+        row["input_ids"] += [5, 6]
+        row["labels"] += [-100, 6]
+        row["attention_mask"] += [1, 1]
+    train = Dataset.from_list(rows)
+    make_trainer(tmp_path, tokenizer, train=train, selector=Coin(), args={"max_steps": 1}).train()
+    with pytest.raises(DataError, match="unlabelled tokens after labelled ones"):
+        make_trainer(tmp_path, tokenizer, train=train, selector=Peek(), args={"max_steps": 1}).train()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"selector": "los"}, RecipeError, "Did you mean 'loss'"),
+        ({"selector": 3}, RecipeError, "selector is a int"),
+        ({"selection_budget": 0.0}, RecipeError, "budget is 0.0"),
+        ({"candidate_ratio": 0}, RecipeError, "candidate_ratio is 0"),
+        ({"args": {"auto_find_batch_size": True}}, RecipeError, "auto_find_batch_size"),
+        ({"args": {"train_sampling_strategy": "batch_rebalance"}}, RecipeError, "batch_rebalance"),
+        ({"train": lambda: Dataset.from_list(rows_of(make_pool(2)) * 2)}, DataError, "'id000' stands twice"),
+        ({"train": lambda: Dataset.from_dict({"input_ids": []})}, DataError, "is empty"),
+        ({"train": lambda: stream(ids=False), "args": {"max_steps": 1}}, DataError, "stream without a 'sample_id'"),
+        ({"train": stream, "rounds": 2, "args": {"max_steps": 2}}, DataError, "cannot be scored as a whole"),
+    ],
+)
+def test_wrong_set_ups_are_refused_before_training(tmp_path, tokenizer, more, error, message):
+    if "train" in more:
+        more = {**more, "train": more["train"]()}
+    with pytest.raises(error, match=message):
+        make_trainer(tmp_path, tokenizer, **more)
+
+
+def test_several_processes_are_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(RecipeError, match="several processes"):
+        make_trainer(tmp_path, tokenizer)
+
+
+def test_a_policy_brings_its_own_history(tmp_path, tokenizer):
+    policy = make_policy(Coin())
+    trainer = make_trainer(tmp_path, tokenizer, selector=policy, args={"max_steps": 2})
+    trainer.train()
+    assert trainer.selection_policy is policy
+    assert policy.history.n_selected == sum(len(done.selection.ids) for done in policy.rounds)
+
+
+def sft(folder, tokenizer, args=None, **more):
+    rng = np.random.default_rng(0)
+
+    def text():
+        return " ".join(f"w{i}" for i in rng.integers(3, VOCAB, rng.integers(2, 6)))
+
+    rows = [{"prompt": text() + " ", "completion": text(), "sample_id": f"s{i}"} for i in range(40)]
+    config = {**arguments(folder).to_dict(), "max_length": 32, **(args or {})}
+    known = {name: value for name, value in config.items() if name in SFTConfig.__dataclass_fields__}
+    config = SFTConfig(**{name: value for name, value in known.items() if value is not None})
+    data = Dataset.from_list(rows)
+    return SelectionSFTTrainer(make_model(), config, train_dataset=data, processing_class=tokenizer, **more)
+
+
+def test_the_sft_trainer_selects_scores_and_resumes(tmp_path, tokenizer):
+    args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    whole = sft(tmp_path / "a", tokenizer, selector="loss", args=args)
+    whole.train()
+    assert {i for done in whole.selection_policy.rounds for i in done.candidate_ids} <= {f"s{i}" for i in range(40)}
+    for stop in (2, 4):
+        resumed = sft(tmp_path / f"b{stop}", tokenizer, selector="loss", args=args)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
+        picks = [[done.selection.ids for done in run.selection_policy.rounds] for run in (whole, resumed)]
+        assert picks[1] == picks[0][stop:]
+        assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("name", ["packing", "padding_free"])
+def test_the_sft_trainer_refuses_rows_that_join_examples(tmp_path, tokenizer, name):
+    with pytest.raises(RecipeError, match=f"{name}=True joins examples"):
+        sft(tmp_path, tokenizer, args={name: True})
+
+
+def test_without_trl_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'longgame\[trl\]'"):
+        trainers.__getattr__("SelectionSFTTrainer")
+    with pytest.raises(AttributeError):
+        trainers.__getattr__("Other")
