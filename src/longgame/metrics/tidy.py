@@ -306,7 +306,7 @@ def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[t
     for kind in ("diagnostic", "cost"):
         mask = (results["kind"] == kind).to_numpy(bool)
         if kind == "diagnostic":
-            mask &= (results["probe"] == "").to_numpy(bool)
+            mask = mask & (results["probe"] == "").to_numpy(bool)
         rows = results.loc[mask, ["trial", "stage", "name", "value"]]
         name, names = _strings(rows["name"])
         shape = (len(names), len(trials), stages + 1)
