@@ -1,0 +1,137 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import vl_convert
+
+from longgame.errors import StorageError
+from longgame.report.figures import curve_table, figures, interval_half
+from longgame.report.html import render_html, write_html
+
+
+@pytest.fixture(scope="module")
+def page(card, results, recipe, environment):
+    return render_html(card, results, recipe, environment)
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text of every script."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.scripts, self._script = [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._script = tag == "script"
+        if self._script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._script = False
+
+    def handle_data(self, data):
+        if self._script:
+            self.scripts[-1] += data
+
+
+@pytest.fixture(scope="module")
+def elements(page):
+    return Elements(page)
+
+
+def test_dataset_and_selector_text_stays_text(page, elements):
+    assert len(elements.scripts) == 2  # the bundle, once, and the page's own
+    assert not [tag for tag, _ in elements.tags if tag in ("b", "i")]
+    assert "alert('x')" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+
+
+def test_page_loads_nothing(elements):
+    for tag, attributes in elements.tags:
+        assert tag not in ("iframe", "object", "embed", "img")
+        for name in ("src", "href", "action"):
+            assert attributes.get(name, "data:").startswith(("data:", "#"))
+    policy = next(a["content"] for t, a in elements.tags if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_chart_has_its_place_and_a_description(elements, card, results, recipe):
+    raw = re.search(r"const charts = \{(.*?)\n\};", elements.scripts[1], re.DOTALL)
+    charts = json.loads("{" + raw.group(1).rstrip().rstrip(",") + "}")
+    assert charts == {
+        f"{f.name}-{i}": chart for f in figures(card, results, recipe) for i, chart in enumerate(f.charts, 1)
+    }
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert set(charts) <= set(ids)
+    assert all(chart["description"] for chart in charts.values())
+
+
+def test_labels_refer_to_headings_that_exist(elements):
+    ids = {attributes["id"] for _, attributes in elements.tags if "id" in attributes}
+    refs = [attributes["aria-labelledby"] for _, attributes in elements.tags if "aria-labelledby" in attributes]
+    assert refs
+    assert set(refs) <= ids
+
+
+def test_every_figure_compiles_to_marks(card, results, recipe):
+    made = figures(card, results, recipe)
+    names = {"immediate-long", "curves-common", "curves-own", "ood-forgetting", "matrices", "diagnostics"}
+    assert {figure.name for figure in made} == names
+    assert len(next(f for f in made if f.name == "matrices").charts) == 3
+    for figure in made:
+        svg = vl_convert.vegalite_to_svg({**figure.charts[0], "width": 300})
+        assert svg.count("<path") > 3, figure.name
+
+
+def test_curves_are_means_over_seeds_of_the_primary_scorer_with_t_intervals(card, results):
+    table = curve_table(card, results, "common")
+    row = table.query("stage == 1 and selector == 'ahead' and step == 2").iloc[0]
+    # 30 + 8 + seed, seeds 0…4: mean 40, sd √2.5, t(0.975, 4) = 2.776445
+    assert row["mean"] == pytest.approx(40.0)
+    assert row["tokens"] == 20
+    assert row["high"] - row["mean"] == pytest.approx(2.776445 * np.sqrt(2.5 / 5), rel=1e-6)
+    assert len(table) == 2 * 3 * 3
+
+
+def test_interval_needs_two_seeds():
+    half = interval_half(np.array([1.0, 1.0]), np.array([1, 4]))
+    assert np.isnan(half[0])
+    assert half[1] == pytest.approx(3.182446 / 2, rel=1e-6)
+
+
+def test_a_run_of_one_seed_without_probes_or_diagnostics_still_gives_a_page(synthetic, environment):
+    make_results, make_card, make_recipe = synthetic
+    results = make_results(seeds=1)
+    results = results[results["kind"] == "score"]
+    recipe = make_recipe(1)
+    card = make_card(results)
+    names = {figure.name for figure in figures(card, results, recipe)}
+    assert names == {"immediate-long", "ood-forgetting", "matrices"}
+    assert "not enough seeds" in render_html(card, results, recipe, environment)
+
+
+def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path, card, results, recipe, environment):
+    with pytest.raises(StorageError, match="Choose another path"):
+        write_html(tmp_path / "no" / "report.html", card, results, recipe, environment)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_chromium_draws_every_chart_without_a_word_in_the_console(tmp_path, page, width, card, results, recipe):
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=20000", "--dump-dom", (tmp_path / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    charts = sum(len(figure.charts) for figure in figures(card, results, recipe))
+    assert f'data-drawn="{charts}"' in done.stdout
+    assert done.stdout.count('role="graphics-document"') == charts
