@@ -71,6 +71,8 @@ class DataSpec(_Part):
     items_per_skill: int = Field(10, ge=1)
     """Validation items per sub-skill (procedural) or per source file (files)."""
     ood_items_per_skill: int = Field(6, ge=1)
+    ood_after: Literal["ends", "every-stage"] = "ends"
+    """When the OOD sets are scored: before any stage and after the last one, or after every stage."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
 

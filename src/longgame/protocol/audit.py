@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from longgame.errors import ResumeError
+from longgame.evaluation.base import build_scorer
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local
 from longgame.protocol.store import RunDirectory, durable_folder, read_table, write_file, write_json, write_table
@@ -94,6 +95,9 @@ def run_audit(
     """
     for spec in recipe.selectors:  # a wrong name or parameter is told before any work is done
         build_selector(spec.name, spec.parameters)
+    for task in (*recipe.data.stages, *recipe.data.ood):
+        for scorer in task.scorers:
+            build_scorer(scorer)
     run = RunDirectory.create(folder, recipe)
     with _only_one(folder):
         environment = _environment(run, workers, threads)

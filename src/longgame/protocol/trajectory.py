@@ -130,10 +130,12 @@ def _stage(
     report = learner.train(pool, policy, schedule, lambda info: tell("train", info))
     clock = time.perf_counter()
     notify(trial.name, number, "evaluate", 0, 1)
-    rows = score_rows(learner.score(sequence.tasks), sequence.tasks, number)
+    last = number == len(sequence.stages)
+    tasks = sequence.tasks if last or recipe.data.ood_after == "every-stage" else [s.task for s in sequence.stages]
+    rows = score_rows(learner.score(tasks), tasks, number)
     seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
     rows += _diagnostics(learner, pool, policy, report, recipe)
-    if number < len(sequence.stages):
+    if not last:
         clock = time.perf_counter()
         following: StageData = sequence.stages[number]
         rows += run_probes(learner, following, number, policy, recipe, trial.seed, tell)
