@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import longgame
 from longgame.data.examples import Example
-from longgame.data.procedural import STAGES, unseen_skills
+from longgame.data.procedural import STAGES, build_procedural_sequence, unseen_skills
 from longgame.data.tokenize import encode, encode_all
 from longgame.errors import NumericalError, RecipeError
 from longgame.pretrain import (
@@ -26,6 +26,7 @@ from longgame.pretrain import (
     measure,
     pretrain,
 )
+from longgame.recipe import DataSpec, ProxySpec
 
 SHIPPED = Path(longgame.__file__).parent / "assets" / "tiny"
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny-base.yaml"
@@ -253,3 +254,13 @@ def test_specs_and_reports_are_frozen(small):
         SMALL.seed = 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         small[1].tokens = 0
+
+
+def test_every_procedural_answer_fits_the_task_and_the_context(tokenizer):
+    sequence = build_procedural_sequence(DataSpec(pool_size=200), 2, ProxySpec())
+    for task in sequence.tasks:
+        encoded = encode_all(task.items, tokenizer)
+        assert max(len(item.response_ids) for item in encoded) <= task.max_new_tokens
+        assert max(map(len, encoded)) <= 256
+    for stage in sequence.stages:
+        assert max(map(len, encode_all(stage.candidates, tokenizer))) <= 256

@@ -378,8 +378,9 @@ assistant.
 - **Tokenizer**: byte-level BPE, {spec.vocabulary} entries, every digit a token of its own. Chat form:
   `<user>prompt<assistant>response<eos>`.
 - **Data**: {report.tokens:,} tokens made by `longgame.data.procedural` (own generators and the reasoning-gym package,
-  Apache-2.0); {GENERIC_SHARE:.0%} of the items are generic sentences. No human data. Four sub-skills of each stage were
-  seen, two were left out, so that fine-tuning has something to learn.
+  Apache-2.0); {GENERIC_SHARE:.0%} of the items are generic sentences. Nothing was written by people but the
+  single words of `reverse-words`, which reasoning-gym takes from a public-domain story. Four sub-skills of each stage
+  were seen, two were left out, so that fine-tuning has something to learn.
 - **Training**: AdamW, peak learning rate {spec.learning_rate:g}, cosine, {report.steps:,} steps of at most
   {spec.batch_tokens:,} tokens, prompt tokens weighted {spec.prompt_loss_weight:g}; final loss {report.loss:.3f} nats.
 - **Rebuild**: `longgame pretrain recipes/{spec.name}.yaml` (seed {spec.seed}; bit-equal only on the same machine,

@@ -63,7 +63,7 @@ def build_procedural_sequence(spec: DataSpec, seed: int, proxy: ProxySpec) -> Se
         shifted = _items(skills, spec.ood_items_per_skill, generator(seed, "procedural", name, "ood"), taken, OOD)
         future = _items(skills, proxy.items_per_skill, generator(seed, "procedural", name, "proxy"), taken)
         pool = _pool(skills, spec, generator(seed, "procedural", name, "pool"), taken)
-        task = Task(name=name, items=validation)
+        task = Task(name=name, items=validation, max_new_tokens=64)
         stages.append(StageData(name=name, candidates=pool, task=task, proxy=future))
         ood.append(Task(name=f"{name}-ood", items=shifted, kind="ood", max_new_tokens=96))
     return SequenceData(name="procedural-skill", stages=tuple(stages), ood=tuple(ood))
