@@ -13,7 +13,8 @@ import pytest
 from longgame.data.examples import Example, SequenceData
 from longgame.data.sequences import build_sequence
 from longgame.errors import DataError, RecipeError
-from longgame.recipe import Recipe, parse_recipe
+from longgame.evaluation.base import SCORERS
+from longgame.recipe import Recipe, load_recipe, parse_recipe
 
 
 def write(folder: Path, split: str, name: str, count: int, **fields: Any) -> None:
@@ -201,3 +202,21 @@ def test_procedural_recipes_reach_the_generators() -> None:
     given = parse_recipe({"name": "p", "selectors": ["random"], "data": {"pool_size": 40, "items_per_skill": 1}})
     sequence = build_sequence(given, 0)
     assert [len(stage.candidates) for stage in sequence.stages] == [40] * len(sequence.stages)
+
+
+@pytest.mark.parametrize("name", ["smollm2-skill", "smollm2-skill-cpu"])
+def test_shipped_file_recipes_build_from_a_folder_of_their_names(tmp_path: Path, name: str) -> None:
+    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
+    given = load_recipe(path, {"data.data_dir": str(tmp_path), "data.pool_size": 12, "data.items_per_skill": 2})
+    for task in (*given.data.stages, *given.data.ood):
+        assert set(task.scorers) <= set(SCORERS.names())
+        assert task.scorers[0] == "token_accuracy"
+        for split in ("train", "eval"):
+            for reference in getattr(task, split):
+                write(tmp_path, split, reference, 60)
+    sequence = build_sequence(given, 0, fits=lambda example: True)
+    assert len(sequence.stages) >= 3
+    assert len(sequence.ood) == 6
+    assert len(given.selectors) >= 4
+    assert len(given.seeds) >= 3
+    assert not {task.name for task in sequence.tasks} - {task.name for task in (*given.data.stages, *given.data.ood)}

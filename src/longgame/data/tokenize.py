@@ -111,13 +111,14 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     if texts:
         _eos(tokenizer)
         eos_id = cast(int, tokenizer.eos_token_id)
-        for row, ids in zip(texts, _tokens(tokenizer, [examples[row].response for row in texts], True), strict=True):
-            whole = ids if len(ids) > 1 and ids[-1] == eos_id else [*ids, eos_id]
+        for row, text in zip(texts, _tokens(tokenizer, [examples[row].response for row in texts], True), strict=True):
+            whole = text if len(text) > 1 and text[-1] == eos_id else [*text, eos_id]
             result[row] = _encoded(whole[:1], whole[1:])
     if chats:
         rendered = [_render(examples[row], tokenizer) for row in chats]
-        prompts = _tokens(tokenizer, [prompt for prompt, _ in rendered], False)
-        wholes = _tokens(tokenizer, [prompt + response for prompt, response in rendered], False)
+        both = [prompt for prompt, _ in rendered] + [prompt + response for prompt, response in rendered]
+        ids = _tokens(tokenizer, both, False)
+        prompts, wholes = ids[: len(chats)], ids[len(chats) :]
         straddling = [i for i, (p, w) in enumerate(zip(prompts, wholes, strict=True)) if w[: len(p)] != p]
         alone = dict(zip(straddling, _tokens(tokenizer, [rendered[i][1] for i in straddling], False), strict=True))
         for i, row in enumerate(chats):
