@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from support.cli import longgame
 
 QUADRATIC = """
@@ -21,7 +22,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("cli")
     (home / "q.yaml").write_text(QUADRATIC)
     (home / "tiny.yaml").write_text(
-        "name: t\nselectors: [random]\nseeds: [0]\ndata: {pool_size: 40}\ntraining: {steps: 4}\nprobe: {steps: 2, points: 2}\n"
+        "name: t\nselectors: [random]\nseeds: [0]\ndata: {pool_size: 40}\n"
+        "training: {steps: 4}\nprobe: {steps: 2, points: 2}\n"
     )
     (home / "files.yaml").write_text(
         "name: f\nselectors: [random]\nseeds: [0]\nmodel: {name: tiny, max_length: 64}\n"

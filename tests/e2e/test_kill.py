@@ -6,6 +6,7 @@ import time
 
 import pandas as pd
 import pytest
+
 from support.cli import longgame, start
 
 RECIPE = """
