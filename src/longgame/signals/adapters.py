@@ -7,7 +7,7 @@ base layer is (Linear, Conv1D, quantised), and the LoRA scaling is already in δ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -36,18 +36,22 @@ class GradientTargets:
     """Entries of the gradient."""
 
 
-def gradient_targets(base: PreTrainedModel) -> GradientTargets:
+def gradient_targets(base: PreTrainedModel, named: Mapping[str, nn.Module]) -> GradientTargets:
     """Find what the gradient is taken of: the active LoRA factors, or else every trainable linear weight.
 
     With LoRA nothing else may be trainable, or the signal would leave it out unsaid. Without adapters (full
     fine-tuning) the gradient covers the weight matrices of trainable linear layers inside the decoder; embeddings, the
     output head (tied or not), norms and biases are not part of it.
 
+    Args:
+        base: the causal LM.
+        named: its modules by name.
+
     Raises:
         ModelError: DoRA or another LoRA variant, LoRA on an embedding or convolution, merged or disabled adapters, two
             active adapters, another PEFT method, trainable weights beside LoRA, or nothing trainable at all.
     """
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = {name: module for name, module in named.items() if isinstance(module, BaseTunerLayer)}
     if layers:
         modules: dict[str, nn.Linear | Conv1D] = {}
         for name, layer in layers.items():
@@ -55,12 +59,12 @@ def gradient_targets(base: PreTrainedModel) -> GradientTargets:
                 seen = type(layer).__name__
                 raise ModelError(f"gradient signals support LoRA only; layer '{name}' is {seen}. Use LoRA.")
             modules |= _lora_factors(name, layer)
-        _refuse_others(base, modules)
+        _refuse_others(named, modules)
     else:
         head = base.get_output_embeddings()
         modules = {
             f"{name}.weight": module
-            for name, module in base.named_modules()
+            for name, module in named.items()
             if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.requires_grad
         }
         if not modules:
@@ -103,9 +107,14 @@ def _lora_factors(name: str, layer: LoraLayer) -> dict[str, nn.Linear | Conv1D]:
     return factors
 
 
-def _refuse_others(base: PreTrainedModel, modules: dict[str, nn.Linear | Conv1D]) -> None:
+def _refuse_others(named: Mapping[str, nn.Module], modules: dict[str, nn.Linear | Conv1D]) -> None:
     covered = {id(module.weight) for module in modules.values()}
-    others = [name for name, weight in base.named_parameters() if weight.requires_grad and id(weight) not in covered]
+    others = [
+        f"{name}.{key}"
+        for name, module in named.items()
+        for key, weight in module._parameters.items()
+        if weight is not None and weight.requires_grad and id(weight) not in covered
+    ]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ModelError(
@@ -118,10 +127,26 @@ def _refuse_others(base: PreTrainedModel, modules: dict[str, nn.Linear | Conv1D]
 class Recording:
     """What a recorded forward pass left behind."""
 
+    receive: Receiver
     inputs: list[Tensor] = field(default_factory=list)
     """The input embeddings, once the forward pass has run."""
     seen: set[str] = field(default_factory=set)
     """Targets that took part."""
+
+    def claim(self, name: str, shape: tuple[int, ...]) -> None:
+        """Note that a target with activations of this shape takes part.
+
+        Raises:
+            PluginError: it takes part a second time, or its activations are not (batch, tokens, features).
+        """
+        if len(shape) != 3 or not self.inputs or shape[:2] != self.inputs[0].shape[:2]:
+            raise PluginError(
+                f"'{name}' gives activations of shape {tuple(shape)}, not (batch, tokens, features): "
+                "per-example gradients cannot be told apart there. Take that layer out of target_modules."
+            )
+        if name in self.seen:
+            raise PluginError(f"'{name}' is used twice in one forward pass; gradient signals need it used once.")
+        self.seen.add(name)
 
 
 @contextmanager
@@ -135,7 +160,7 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
     Raises:
         PluginError: (in the forward pass) a target runs twice, or sees activations without a batch dimension.
     """
-    record = Recording()
+    record = Recording(receive)
     handles = []
 
     def at_embedding(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -144,14 +169,7 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
 
     def at(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.ndim != 3 or not record.inputs or output.shape[:2] != record.inputs[0].shape[:2]:
-                raise PluginError(
-                    f"'{name}' gives activations of shape {tuple(output.shape)}, not (batch, tokens, features): "
-                    "per-example gradients cannot be told apart there. Take that layer out of target_modules."
-                )
-            if name in record.seen:
-                raise PluginError(f"'{name}' is used twice in one forward pass; gradient signals need it used once.")
-            record.seen.add(name)
+            record.claim(name, output.shape)
             if output.requires_grad:
                 x = args[0].detach()
                 output.register_hook(lambda delta: receive(name, delta, x))

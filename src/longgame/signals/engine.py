@@ -13,6 +13,7 @@ from longgame.data.examples import Pool
 from longgame.errors import ModelError, NumericalError, PluginError, unknown
 from longgame.signals.adapters import GradientTargets, gradient_targets, recording
 from longgame.signals.batching import Batch, batches
+from longgame.signals.fused import Layers, fused_lora, plain_layers
 from longgame.signals.gradients import BatchGradients, GradientSketch
 from longgame.signals.head import LogitHead
 from longgame.signals.model_parts import decoder_of, evaluating, unwrap
@@ -62,14 +63,13 @@ class SignalEngine:
         model: nn.Module,
         *,
         pad_token_id: int,
-        sketch_dim: int = 512,
+        sketch_dim: int = 1024,
         logit_sketch_shape: tuple[int, int] = (8, 128),
         seed: int = 0,
         max_batch_tokens: int = 4096,
     ) -> None:
         if max_batch_tokens < 1:
             raise PluginError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
-        self.model = model
         self.pad_token_id = int(pad_token_id)
         self.max_batch_tokens = int(max_batch_tokens)
         self._base = unwrap(model)
@@ -92,19 +92,21 @@ class SignalEngine:
         for name in names:
             if name not in (*FORWARD, *BACKWARD):
                 raise PluginError("the signal engine was asked for an " + unknown("signal", name, FORWARD + BACKWARD))
-        targets = gradient_targets(self._base) if wanted & {*BACKWARD} else None
+        named = dict(self._base.named_modules())  # walked on every call: adapters may have come, gone or been switched
+        targets = gradient_targets(self._base, named) if wanted & {*BACKWARD} else None
         if targets is not None and "grad_sketch" in wanted and targets.size < self._sketch.dim:
             raise PluginError(
                 f"sketch_dim is {self._sketch.dim}, larger than the gradient ({targets.size} entries). "
                 "Use a smaller sketch_dim, or a larger LoRA rank."
             )
         columns = {name: np.zeros((len(pool), *self._width(name)), dtype=np.float32) for name in dict.fromkeys(names)}
-        with evaluating(self.model):
+        fused = plain_layers(named)
+        with evaluating(named.values()):
             self._logits.refresh()
             for batch in batches(pool, self.pad_token_id, self.max_batch_tokens, self._head.module.weight.device):
                 if not self._trusted:
                     self._check_logits(batch)
-                for name, values in self._batch(batch, pool, wanted, targets).items():
+                for name, values in self._batch(batch, pool, wanted, targets, fused).items():
                     _check_finite(name, values, pool, batch)
                     columns[name][batch.rows] = values
         return columns
@@ -115,10 +117,10 @@ class SignalEngine:
         return {"logit_sketch": (self._logits.width,), "grad_sketch": (self._sketch.dim,)}.get(name, ())
 
     def _batch(
-        self, batch: Batch, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None
+        self, batch: Batch, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None, fused: Layers
     ) -> Mapping[str, np.ndarray]:
         if targets is None:
-            with torch.no_grad():
+            with fused_lora(fused), torch.no_grad():
                 return self._forward_signals(batch, pool, wanted, self._hidden(batch), None)
         gradients = BatchGradients(
             len(batch.rows),
@@ -127,7 +129,11 @@ class SignalEngine:
             targets.lora,
             batch.input_ids.device,
         )
-        with recording(self._base, targets, gradients.add) as record, torch.enable_grad():
+        with (
+            recording(self._base, targets, gradients.add) as record,
+            fused_lora(fused, record),
+            torch.enable_grad(),
+        ):
             hidden = self._hidden(batch)
         if not record.seen:
             raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")

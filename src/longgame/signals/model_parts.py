@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from peft import PeftModel
@@ -44,13 +44,13 @@ def decoder_of(base: PreTrainedModel) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put each of these modules into evaluation mode, and back into its own mode afterwards."""
+    training = [module for module in modules if module.training]
     try:
+        for module in training:
+            vars(module)["training"] = False  # nn.Module.__setattr__ takes ten times as long, on every call
         yield
     finally:
         for module in training:
-            module.training = True
+            vars(module)["training"] = True

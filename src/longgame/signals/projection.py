@@ -28,6 +28,7 @@ _HELD = 1 << 25
 """Table entries kept between calls (8 bytes each); beyond that, tables are drawn again when needed."""
 
 
+@lru_cache(maxsize=1 << 16)
 def canonical_name(name: str) -> str:
     """Return a parameter's name without PEFT's prefix and adapter name.
 
