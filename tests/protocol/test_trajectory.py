@@ -94,9 +94,18 @@ def test_probes_leave_no_trace(tmp_path):
     )
 
 
+def test_a_point_of_a_curve_is_the_mean_over_its_sub_skills(audit):
+    curves = audit.results[audit.results.kind == "curve"]
+    key = ["trial", "stage", "probe", "scorer", "step"]
+    macro = curves[curves.sub_skill == ""].set_index(key).value.sort_index()
+    parts = curves[curves.sub_skill != ""].groupby(key).value.mean().sort_index()
+    assert len(macro) == len(parts) > 100
+    np.testing.assert_allclose(macro, parts, rtol=1e-12)
+
+
 def test_a_probe_starts_where_the_stage_before_it_ended(audit):
     results = audit.results[audit.results.trial == "gradient-s0"]
-    starts = results[(results.kind == "curve") & (results.step == 0)]
+    starts = results[(results.kind == "curve") & (results.step == 0) & (results.sub_skill != "")]
     key = ["stage", "task", "scorer", "sub_skill"]
     joined = starts.merge(results[results.kind == "score"], on=key, suffixes=("", "_R"))
     assert len(joined) == len(starts) > 0

@@ -19,7 +19,7 @@ import pandas as pd
 from longgame.errors import ResumeError
 from longgame.evaluation.base import build_scorer
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.backends import Job, Notify, run_local
+from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
 from longgame.protocol.store import RunDirectory, durable_folder, read_table, write_file, write_json, write_table
 from longgame.protocol.substrate import make_learner, make_sequence
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
@@ -80,6 +80,7 @@ def trial_job(folder: str, trial: Trial, keep_models: bool, notify: Notify) -> N
     store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed)
     clock = time.perf_counter()
     learner = make_learner(run.recipe, trial.seed)
+    settle_garbage()
     run_trajectory(trial, run.recipe, learner, sequence, run.seed_store(trial.seed), store, notify, keep_models)
     write_json(store.path("wall.json"), {"seconds": time.perf_counter() - clock, "pid": os.getpid()})
 

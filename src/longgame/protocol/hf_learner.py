@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ from longgame.training.stage import run_stage
 _LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
 _FROZEN = tuple(name for name, spec in SIGNALS.items() if not spec.live)
 
+_POOLS: deque[tuple[tuple[str, str], tuple[Example, ...], Pool]] = deque(maxlen=16)
+"""Tokenised pools of this process: the trials of a seed share them, and a probe sees the next stage's."""
+
 
 class HFLearner:
     """A transformers causal LM with a persistent LoRA adapter (or all weights), as the protocol's `Learner`.
@@ -53,6 +57,11 @@ class HFLearner:
             if recipe.model.adaptation == "lora"
             else loaded.model
         )
+        if torch.cuda.is_available():
+            torch.nn.Module.to(
+                self.model, "cuda"
+            )  # after the adapter, so that its first factors are the same on every device
+        self.source = loaded.source
         pad = loaded.pad_token_id
         self.engine = SignalEngine(self.model, pad_token_id=pad, seed=stream_seed(seed, "sketch"))
         self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
@@ -65,7 +74,18 @@ class HFLearner:
         self._stage = 0
 
     def pool(self, examples: Sequence[Example]) -> Pool:
-        return build_pool(examples, self.tokenizer, self.recipe.model.max_length, self.recipe.data.too_long)[0]
+        spec, given = self.recipe.model, tuple(examples)
+        settings = (spec.model_dump_json(), self.recipe.data.too_long)
+        for held_settings, held_examples, pool in _POOLS:
+            if held_settings == settings and held_examples == given:
+                return pool
+        pool = build_pool(given, self.tokenizer, spec.max_length, self.recipe.data.too_long)[0]
+        _POOLS.append((settings, given, pool))
+        return pool
+
+    def describe(self) -> dict[str, str]:
+        parameter = next(self.model.parameters())
+        return {"weights": self.source, "device": parameter.device.type, "dtype": str(parameter.dtype)}
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
         pools = [self.pool(stage.candidates) for stage in sequence.stages]

@@ -53,6 +53,10 @@ class Learner(Protocol):
         """A learner in the same state; whatever is done to it leaves no trace here."""
         ...
 
+    def describe(self) -> dict[str, str]:
+        """Where the weights came from and what they run on; a run does not go on under another description."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write what is needed to be here again (safetensors, JSON)."""
         ...

@@ -51,7 +51,8 @@ def run_probes(
     ``own`` lets the selector pick, with copies of its state and history. The learner is left as it was.
 
     Returns:
-        Tidy rows of kind ``curve``: points 0–100 per scorer and sub-skill at selected-token counts.
+        Tidy rows of kind ``curve``: points 0–100 at selected-token counts, per scorer and sub-skill, and their macro
+        mean (sub-skill "").
     """
     pool = probe_pool(learner.pool(following.candidates), recipe, seed, stage)
     rows: list[dict[str, Any]] = []
@@ -86,27 +87,34 @@ def _curve(
 
     def measure(info: StepInfo) -> None:
         notify(f"probe {kind}", info)
-        if info.step not in at:
-            return
-        for score in fork.score([following.task]):
-            rows.append(
-                {
-                    "kind": "curve",
-                    "task": following.task.name,
-                    "task_kind": following.task.kind,
-                    "sub_skill": score.sub_skill,
-                    "scorer": score.scorer,
-                    "probe": kind,
-                    "step": info.step,
-                    "tokens": info.selected_tokens,
-                    "name": "score",
-                    "value": score.value,
-                    "unit": "points",
-                }
-            )
+        if info.step in at:
+            scores = fork.score([following.task])
+            rows.extend(_point(score.sub_skill, score.scorer, score.value, kind, info, following) for score in scores)
+            for scorer in dict.fromkeys(score.scorer for score in scores):
+                measured = [s.value for s in scores if s.scorer == scorer and s.items]
+                macro = float(np.mean(measured)) if measured else float("nan")
+                rows.append(_point("", scorer, macro, kind, info, following))
 
     fork.train(pool, policy, schedule, measure)
     return rows
+
+
+def _point(
+    sub_skill: str, scorer: str, value: float, kind: str, info: StepInfo, following: StageData
+) -> dict[str, Any]:
+    return {
+        "kind": "curve",
+        "task": following.task.name,
+        "task_kind": following.task.kind,
+        "sub_skill": sub_skill,
+        "scorer": scorer,
+        "probe": kind,
+        "step": info.step,
+        "tokens": info.selected_tokens,
+        "name": "score",
+        "value": value,
+        "unit": "points",
+    }
 
 
 def _policy(kind: str, policy: SelectionPolicy, seed: int, stage: int) -> SelectionPolicy:

@@ -10,6 +10,7 @@ milliseconds and real fine-tuning in minutes. Every finished stage is durable be
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from longgame.data.examples import Pool, SequenceData, StageData, Task
+from longgame.errors import ResumeError
 from longgame.evaluation.base import Score
 from longgame.metrics.diagnostics import (
     capability_entropy,
@@ -52,6 +54,7 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
     rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
     with store.writing("base") as folder:
         write_arrays(folder / "frozen.safetensors", frozen)
+        (folder / "learner.json").write_text(json.dumps(learner.describe(), indent=1) + "\n")
         write_table(
             folder / "records.parquet",
             records_table([{"trial": "", "selector": "", "seed": seed, **row} for row in rows]),
@@ -79,6 +82,7 @@ def run_trajectory(
     done = store.finished_stages(len(stages))
     if done == len(stages):
         return
+    _same_learner(learner, shared)
     learner.use(sequence, read_arrays(shared.path("base") / "frozen.safetensors"))
     policy = SelectionPolicy(
         build_selector(trial.selector.name, trial.selector.parameters),
@@ -101,6 +105,16 @@ def run_trajectory(
             learner.save(folder / "learner")
         if number > 1 and not keep_models:
             shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
+
+
+def _same_learner(learner: Learner, shared: StageStore) -> None:
+    """Refuse to mix weights or devices within one run: equal names may hide a hub's and a converted checkpoint."""
+    held = json.loads((shared.path("base") / "learner.json").read_text())
+    if held != learner.describe():
+        raise ResumeError(
+            f"{shared.folder} was begun with {held}, but the model is now {learner.describe()}. "
+            "Use the same weights and device, or another --out."
+        )
 
 
 def _stage(

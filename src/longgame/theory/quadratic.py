@@ -328,6 +328,9 @@ class QuadraticLearner:
         twin.theta, twin.picks, twin.rates = self.theta.copy(), list(self.picks), list(self.rates)
         yield twin
 
+    def describe(self) -> dict[str, str]:
+        return {"weights": "closed form", "device": "cpu", "dtype": "float64"}
+
     def save(self, directory: Path) -> None:
         """Write ``quadratic.safetensors`` (θ) and ``quadratic.json`` (what was learned so far, which world)."""
         save_file({"theta": self.theta}, directory / "quadratic.safetensors")
