@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def shorten_walks(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Spare a small model the walks over all its modules that the Trainer makes at every step.
+
+    ``train()`` returns at once where the model already is in that mode, and ``zero_grad()`` visits ``parameters`` only.
+    Both are methods put on this instance (a copy of the model gets its own); `model_untouched` takes them off.
+    """
+    model.train()
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        return self if self.training == mode else type(self).train(self, mode)
+
+    def zero_grad(self: nn.Module, set_to_none: bool = True) -> None:
+        for parameter in vars(self)["_learned_here"]:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    vars(model).update(
+        _learned_here=list(parameters), train=MethodType(train, model), zero_grad=MethodType(zero_grad, model)
+    )
 
 
 @contextmanager

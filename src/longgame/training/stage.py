@@ -25,7 +25,7 @@ from longgame.selectors.policy import Scorer, SelectionPolicy
 from longgame.training.base import Schedule, StepInfo, TrainingReport, stage_order
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.feed import SelectionFeed, split_micro
-from longgame.training.isolation import evaluating, global_rng_kept, model_untouched
+from longgame.training.isolation import evaluating, global_rng_kept, model_untouched, shorten_walks
 from longgame.training.mixin import SelectionMixin
 from longgame.training.response_loss import ResponseHead
 from longgame.training.updates import UpdateRecorder
@@ -180,6 +180,9 @@ class StageTrainer(SelectionMixin, Trainer):
         self.updates = UpdateRecorder(trainable, schedule.steps, seed=schedule.seed)
         self._selection_whole = (pool, dict(pool.index))
         self.remove_callback(PrinterCallback)
+        shorten_walks(model, self._parameters)
+        # train() begins by releasing what an accelerator holds, with a full garbage collection; this one is new.
+        vars(self.accelerator)["free_memory"] = lambda *objects: objects
         self.add_callback(_Watch(self, on_step))
 
     def report(self, seconds: float) -> TrainingReport:

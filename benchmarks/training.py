@@ -1,0 +1,237 @@
+"""What the audit's training step costs over a bare PyTorch loop on the same batches.
+
+```
+python benchmarks/training.py                         # both models, required: ≤ 1.05 on smollm2-135m
+python benchmarks/training.py --model tiny-like --json training.json
+```
+
+Both sides run in one process, by turns, on the same model, batches, loss, optimiser, clipping and schedule; the best
+run of each counts, since whatever else the machine does can only add time. The bare loop gets its batches ready-made;
+`run_stage` selects at random (its selection and callback seconds are left out), collates, checks for NaN, records
+updates, and builds and clears away its Trainer. Weights are random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from longgame.data.examples import Example, Pool
+from longgame.recipe import TrainingSpec
+from longgame.seeding import generator
+from longgame.selectors.base import build_selector
+from longgame.selectors.history import History
+from longgame.selectors.policy import SelectionPolicy
+from longgame.signals.base import Signals
+from longgame.training.base import Schedule
+from longgame.training.candidates import padded_batch
+from longgame.training.response_loss import ResponseHead
+from longgame.training.stage import learning_rate_share, run_stage
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model shape and the stage it is timed on."""
+
+    config: dict
+    candidates: int
+    prompt: tuple[int, int]
+    response: tuple[int, int]
+    required: float | None
+
+
+CASES = {
+    "tiny-like": Case(
+        {
+            "vocab_size": 640,
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "tie_word_embeddings": True,
+        },
+        candidates=30,
+        prompt=(15, 50),
+        response=(5, 30),
+        required=None,
+    ),
+    "smollm2-135m": Case(
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+        candidates=16,
+        prompt=(30, 90),
+        response=(20, 60),
+        required=1.05,
+    ),
+}
+
+
+def make_model(case: Case, device: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**case.config, pad_token_id=PAD, attn_implementation="eager"))
+        adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", exclude_modules=["lm_head"])
+        return get_peft_model(model, adapter).to(device)
+
+
+def make_pool(case: Case, steps: int) -> Pool:
+    rng = np.random.default_rng(0)
+    n = case.candidates * steps
+    prompt, response = rng.integers(*case.prompt, n), rng.integers(*case.response, n)
+    ids = tuple(rng.integers(3, case.config["vocab_size"], p + r) for p, r in zip(prompt, response, strict=True))
+    return Pool(tuple(Example(f"{row:05d}", "p", "r") for row in range(n)), ids, prompt, response)
+
+
+def no_signals(pool: Pool, _names: object) -> Signals:
+    return Signals(pool.ids, {})
+
+
+def stage(model: nn.Module, pool: Pool, spec: TrainingSpec) -> tuple[float, list[list[int]], np.ndarray]:
+    """Seconds of one `run_stage` without selection, the rows of every step, and its losses."""
+    policy = SelectionPolicy(build_selector("random"), History(), generator(0, "select"))
+    report = run_stage(
+        model,
+        pad_token_id=PAD,
+        pool=pool,
+        policy=policy,
+        schedule=Schedule(steps=spec.steps, budget=0.25),
+        spec=spec,
+        scorer=no_signals,
+    )
+    rows = [[pool.index[sample_id] for sample_id in done.selection.ids] for done in policy.rounds]
+    return report.seconds["train"], rows, report.losses
+
+
+def bare_loop(
+    model: nn.Module, batches: list[dict], spec: TrainingSpec, loss_of: Callable
+) -> tuple[float, list[float]]:
+    """Seconds and losses of the loop that one would write by hand."""
+    begun = time.perf_counter()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_share(step, spec.steps, spec.warmup_steps, spec.final_lr_share)
+    )
+    model.train()
+    losses = []
+    for batch in batches:
+        loss = loss_of(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, spec.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return time.perf_counter() - begun, losses
+
+
+def measure(name: str, steps: int, repeats: int, device: str, all_logits: bool) -> dict[str, float]:
+    """Best seconds of each side and the ratios."""
+    case = CASES[name]
+    model, pool = make_model(case, device), make_pool(case, steps)
+    spec = TrainingSpec(steps=steps, learning_rate=1e-3)
+    start = {key: value.detach().clone() for key, value in model.named_parameters() if value.requires_grad}
+
+    def again() -> None:
+        with torch.no_grad():
+            for key, value in model.named_parameters():
+                if key in start:
+                    value.copy_(start[key])
+
+    head = ResponseHead.of(model)
+    if head is None:
+        raise SystemExit(f"{name}: the response head does not give the model's own logits")
+
+    def short(batch: dict) -> torch.Tensor:
+        return head.loss(batch, batch["labels"][:, 1:].ne(-100).sum())
+
+    def full(batch: dict) -> torch.Tensor:
+        return model(**batch, use_cache=False).loss
+
+    _, rows, expected = stage(model, pool, spec)  # warms up, and tells which rows every step learns
+    batches = [{k: v.to(device) for k, v in padded_batch(pool, picked, PAD).items()} for picked in rows]
+    times: dict[str, list[float]] = {"stage": [], "bare": [], **({"bare, all logits": []} if all_logits else {})}
+    for _ in range(repeats):
+        again()
+        times["stage"].append(stage(model, pool, spec)[0])
+        again()
+        seconds, losses = bare_loop(model, batches, spec, short)
+        np.testing.assert_allclose(losses, expected, rtol=1e-4, err_msg="the two sides do not train alike")
+        times["bare"].append(seconds)
+        if all_logits:
+            again()
+            times["bare, all logits"].append(bare_loop(model, batches, spec, full)[0])
+    best = {side: min(found) for side, found in times.items()}
+    tokens = sum(len(pool.input_ids[row]) for picked in rows for row in picked)
+    for side, found in times.items():
+        every = " ".join(f"{seconds:.3f}" for seconds in found)
+        rate = f"{best[side] / steps * 1e3:9.2f} ms/step {tokens / best[side]:9.0f} tokens/s"
+        print(f"{name:13s} {side:17s} {rate}  [{every}]")
+    ratios = {"ratio": best["stage"] / best["bare"]}
+    if all_logits:
+        ratios["ratio_all_logits"] = best["stage"] / best["bare, all logits"]
+    return {
+        "steps": steps,
+        "tokens_per_step": tokens / steps,
+        "bare_ms_per_step": best["bare"] / steps * 1e3,
+        "stage_ms_per_step": best["stage"] / steps * 1e3,
+        **ratios,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=[*CASES, "both"], default="both")
+    parser.add_argument("--quick", action="store_true", help="at most a minute on one CPU core")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    plan = {
+        "tiny-like": (32, 3 if options.quick else 9),
+        "smollm2-135m": (3, 2) if options.quick else (8, 3),
+    }
+    names = list(CASES) if options.model == "both" else [options.model]
+    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} thread(s), float32, LoRA r=16")
+    figures, short = [], False
+    for name in names:
+        found = measure(name, *plan[name], options.device, all_logits=not options.quick)
+        required = CASES[name].required
+        for key in [key for key in found if key.startswith("ratio")]:
+            limit = required if key == "ratio" else None
+            fine = limit is None or found[key] <= limit
+            short |= not fine
+            figure = f"training.{name}.{key}"
+            print(
+                f"figure {figure} {found[key]:.3f} {'-' if limit is None else f'<={limit}'} {'ok' if fine else 'short'}"
+            )
+            figures.append({"name": figure, "value": found[key], "required": limit, "ok": fine})
+        print(f"figure training.{name}.overhead_ms {found['stage_ms_per_step'] - found['bare_ms_per_step']:.2f} - ok")
+        figures.append({"name": f"training.{name}.detail", "value": found, "required": None, "ok": True})
+    if options.json:
+        case = {name: asdict(CASES[name]) for name in names}
+        about = {"torch": torch.__version__, "device": options.device, "threads": torch.get_num_threads()}
+        options.json.write_text(json.dumps({"figures": figures, "cases": case, **about}, indent=1) + "\n")
+    return int(short)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
