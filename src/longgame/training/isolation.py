@@ -29,17 +29,6 @@ def global_rng_kept() -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode for the block (dropout off) and back into the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 def shorten_walks(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
     """Spare a small model the walks over all its modules that the Trainer makes at every step.
 

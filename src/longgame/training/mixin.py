@@ -25,10 +25,11 @@ from longgame.selectors.base import Selector, build_selector
 from longgame.selectors.history import History
 from longgame.selectors.policy import Scorer, SelectionPolicy
 from longgame.signals.base import Signals
+from longgame.signals.model_parts import evaluating
 from longgame.statefile import read_state, write_state
 from longgame.training.candidates import ID, OWN_COLUMNS, Candidates, pool_of, with_ids
 from longgame.training.feed import Rounds, SelectionFeed, check_plan, split_micro
-from longgame.training.isolation import evaluating
+from longgame.training.scoring import ModelScorer
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -207,11 +208,9 @@ class SelectionMixin(_Trainer):
         if not names:
             return Signals(pool.ids, {})
         if self._selection_scorer is None:
-            from longgame.training.scoring import ModelScorer
-
             pad, seed = self._selection_pad_token(), self._selection_seed()
             self._selection_scorer = ModelScorer(self.model, pad_token_id=pad, seed=seed)
-        with evaluating(self.model):
+        with evaluating(self.model.modules()):
             return self._selection_scorer(pool, names)
 
     def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:

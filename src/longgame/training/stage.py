@@ -22,10 +22,11 @@ from longgame.errors import BudgetError, ModelError, NumericalError
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selectors.policy import Scorer, SelectionPolicy
+from longgame.signals.model_parts import evaluating
 from longgame.training.base import Schedule, StepInfo, TrainingReport, stage_order
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.feed import SelectionFeed, split_micro
-from longgame.training.isolation import evaluating, global_rng_kept, model_untouched, shorten_walks
+from longgame.training.isolation import global_rng_kept, model_untouched, shorten_walks
 from longgame.training.mixin import SelectionMixin
 from longgame.training.response_loss import ResponseHead
 from longgame.training.updates import UpdateRecorder
@@ -280,6 +281,7 @@ class _Watch(TrainerCallback):
 
     def __init__(self, trainer: StageTrainer, on_step: OnStep | None) -> None:
         self._trainer, self._on_step = trainer, on_step
+        self._modules = list(trainer.model.modules())
 
     def on_train_begin(self, *_event: Any, **_about: Any) -> None:
         self._tell(0, math.nan)
@@ -296,7 +298,7 @@ class _Watch(TrainerCallback):
             return
         trainer, begun = self._trainer, time.perf_counter()
         learned = trainer._open_selection().learned
-        with evaluating(trainer.model), global_rng_kept():
+        with evaluating(self._modules), global_rng_kept():
             self._on_step(StepInfo(step, trainer.schedule.steps, learned, loss))
         trainer.seconds["callbacks"] += time.perf_counter() - begun
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from longgame.signals.projection import UpdateSketch
+
 EXACT_FLOATS = 64_000_000
 """Parameters × steps up to which the updates themselves are kept (float32, 256 MB)."""
 
@@ -48,8 +50,6 @@ class UpdateRecorder:
         if self.exact:
             self._updates[self._count] = update
         else:
-            from longgame.signals.projection import UpdateSketch
-
             sketch = UpdateSketch(SKETCH_DIM, self._seed)
             for name, part in zip(self._names, update.split(self._sizes), strict=True):
                 sketch.add(name, part)
