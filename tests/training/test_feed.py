@@ -158,3 +158,18 @@ def test_a_state_of_another_plan_is_refused_with_what_differs():
 def test_wrong_plans_are_refused(change, message):
     with pytest.raises(RecipeError, match=message):
         make_feed(**{"rounds": "step", "steps": 6, **change})
+
+
+@pytest.mark.parametrize("rounds", ["step", 3])
+def test_a_round_may_spend_its_share_and_exactly_what_earlier_rounds_left(rounds):
+    pool = make_pool(120, 2)
+    feed = make_feed(rounds, 6, 0.5)
+    run(feed, pool, 6)
+    spent, offered, budgets, expected = 0, 0, [], []
+    for done in feed.policy.rounds:
+        offered += sum(int(pool.tokens[pool.index[i]]) for i in done.candidate_ids)
+        due = 0.5 * offered if rounds == "step" else 0.5 * pool.tokens.sum() * (done.number + 1) / 3
+        expected.append(round(due) - spent)
+        budgets.append(done.budget)
+        spent += done.selection.tokens
+    assert budgets == expected
