@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from longgame import smollm2
 from longgame.errors import ModelError, did_you_mean
@@ -121,7 +124,10 @@ def attach_adapter(model: PreTrainedModel, spec: ModelSpec, seed: int) -> PeftMo
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(stream_seed(seed, "adapter"))
         try:
-            return get_peft_model(model, config, autocast_adapter_dtype=True)
+            with warnings.catch_warnings():
+                # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                return get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(
                 f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. "
@@ -215,17 +221,30 @@ def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerB
     return prepare_tokenizer(tokenizer, spec)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """An audit loads a model per trial and shows progress of its own; the setting is put back."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
 def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM  # its annotation leaves out output_loading_info
     try:
-        model, info = auto.from_pretrained(
-            place,
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=local,
-            output_loading_info=True,
-        )
+        with _no_progress_bars():
+            model, info = auto.from_pretrained(
+                place,
+                dtype=getattr(torch, spec.dtype),
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=local,
+                output_loading_info=True,
+            )
     except _LOADING_ERRORS as error:
         raise _cannot_load(spec, "model", error) from error
     missing = sorted(info["missing_keys"])

@@ -21,44 +21,64 @@ metrics: {gradient_every: 2}
 """
 
 
+AUDIT = ("audit", "small.yaml", "--workers", 2, "--threads", 1)
+
+
 def measured(folder):
     frame = pd.read_parquet(folder / "results.parquet")
     return frame[frame.unit != "s"].reset_index(drop=True)
+
+
+def start_and_wait_for(home, pattern, extra):
+    """Start the audit and come back ``extra`` seconds after something in the run directory matches the pattern."""
+    (home / "small.yaml").write_text(RECIPE)
+    process = start(*AUDIT, cwd=home)
+    deadline = time.monotonic() + 240
+    while not any((home / "runs" / "small").glob(pattern)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(extra)
+    assert process.poll() is None, "the audit ended before it could be disturbed"
+    return process
+
+
+def finish(home, expected):
+    done = longgame(*AUDIT, cwd=home)
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(expected, measured(home / "runs" / "small"), check_exact=True)
+    assert not list(home.rglob("*.part"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     home = tmp_path_factory.mktemp("undisturbed")
     (home / "small.yaml").write_text(RECIPE)
-    begun = time.monotonic()
-    done = longgame("audit", "small.yaml", "--workers", 2, "--threads", 1, cwd=home)
+    done = longgame(*AUDIT, cwd=home)
     assert done.returncode == 0, done.stderr
-    return measured(home / "runs" / "small"), time.monotonic() - begun
+    return measured(home / "runs" / "small")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.45, 0.7, 0.9])
-def test_killed_at_any_moment_and_started_again_ends_with_the_same_numbers(tmp_path, undisturbed, share):
-    expected, seconds = undisturbed
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    arguments = ("audit", "small.yaml", "--workers", 2, "--threads", 1)
-    process = start(*arguments, cwd=tmp_path)
-    time.sleep(share * seconds)
+@pytest.mark.parametrize(
+    ("pattern", "extra"),
+    [
+        ("seeds/seed-0/base/done.json", 0.5),
+        ("trials/*/stage-1/done.json", 0.2),
+        ("trials/*/stage-2", 0.0),
+        ("trials/*/stage-3*", 0.05),
+    ],
+)
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_numbers(tmp_path, undisturbed, pattern, extra):
+    process = start_and_wait_for(tmp_path, pattern, extra)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    done = longgame(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(expected, measured(tmp_path / "runs" / "small"), check_exact=True)
-    assert not list(tmp_path.rglob("*.part"))
+    finish(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 def test_workers_end_when_only_their_parent_is_killed(tmp_path, undisturbed):
-    expected, seconds = undisturbed
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    arguments = ("audit", "small.yaml", "--workers", 2, "--threads", 1)
-    process = start(*arguments, cwd=tmp_path)
-    time.sleep(0.6 * seconds)
+    process = start_and_wait_for(tmp_path, "trials/*/stage-1/done.json", 0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 20
@@ -71,20 +91,26 @@ def test_workers_end_when_only_their_parent_is_killed(tmp_path, undisturbed):
     else:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail("a worker outlived its parent by 20 s")
-    done = longgame(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(expected, measured(tmp_path / "runs" / "small"), check_exact=True)
+    finish(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_one_sentence_and_keeps_what_is_finished(tmp_path, undisturbed):
-    _, seconds = undisturbed
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    process = start("audit", "small.yaml", "--workers", 2, "--threads", 1, cwd=tmp_path)
-    time.sleep(0.75 * seconds)
+    process = start_and_wait_for(tmp_path, "trials/*/stage-1/done.json", 0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"stopped. Finished stages are safe" in errors
     assert b"Traceback" not in errors
-    assert (tmp_path / "runs" / "small" / "seeds" / "seed-0" / "base" / "done.json").is_file()
+    assert list((tmp_path / "runs" / "small").glob("trials/*/stage-1/done.json"))
+    finish(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_second_audit_in_the_same_directory_is_refused_while_the_first_is_at_work(tmp_path, undisturbed):
+    process = start_and_wait_for(tmp_path, "seeds/seed-0/base/done.json", 0.0)
+    second = longgame(*AUDIT, cwd=tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert second.returncode == 1
+    assert "another audit is at work" in second.stderr

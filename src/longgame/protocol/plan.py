@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -52,14 +52,14 @@ def _rate(amount: float, work: Callable[[], object], seconds: float = 1.0) -> fl
 
 
 def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> Rates:
-    """Time the learner on as many candidates as one step scores, and on one validation task."""
+    """Time the learner on as many candidates as one step scores, and on two items of every task."""
     candidates = pool.take(range(max(1, min(len(pool), len(pool) // recipe.training.steps))))
     tokens = float(candidates.tokens.sum())
-    task = make_sequence(recipe.model_dump_json(), seed).tasks[0]
+    tasks = [replace(task, items=task.items[:2]) for task in make_sequence(recipe.model_dump_json(), seed).tasks]
     return Rates(
         forward=_rate(tokens, lambda: learner.signals(candidates, ("loss",))),
         backward=_rate(tokens, lambda: learner.signals(candidates, ("grad_sketch",))),
-        items=_rate(len(task.items), lambda: learner.score([task])),
+        items=_rate(sum(len(task.items) for task in tasks), lambda: learner.score(tasks)),
     )
 
 
@@ -76,9 +76,13 @@ def estimate(recipe: Recipe) -> tuple[list[TrialCost], Rates]:
     common = sum(stage_tokens[1:]) * share * ("common" in recipe.probe.kinds)
     rounds = 1.0 if recipe.rounds == "step" else 1 + (recipe.rounds - 1) * (1 - recipe.budget / 2)
     trained = (sum(stage_tokens) + own) * recipe.budget * recipe.training.epochs + common * recipe.budget
-    per_row = sum(len(task.items) for task in sequence.tasks)
+    per_row = sum(len(stage.task.items) for stage in sequence.stages)
+    shifted = sum(len(task.items) for task in sequence.ood)
+    rows_of_ood = len(sequence.stages) if recipe.data.ood_after == "every-stage" else 1
     probed = sum(len(stage.task.items) for stage in sequence.stages[1:])
-    items = per_row * len(sequence.stages) + probed * recipe.probe.points * len(recipe.probe.kinds)
+    items = (
+        per_row * len(sequence.stages) + shifted * rows_of_ood + probed * recipe.probe.points * len(recipe.probe.kinds)
+    )
     costs = []
     for spec in recipe.selectors:
         needs = build_selector(spec.name, spec.parameters).requires

@@ -26,6 +26,9 @@ LEVEL_SHARES = {"easy": 0.35, "mid": 0.40, "hard": 0.25}
 """Share of each difficulty in pools, validation sets and the base mixture."""
 SIZE_WEIGHTS = (8.0, 5.0, 3.0, 2.0)
 """Relative sizes of a pool's sub-skills (of one kind, seen or unseen); who gets which size is drawn per seed."""
+NEW_TOKENS = {"general": (72, 96), "math": (52, 80), "code": (40, 60), "reasoning": (28, 36), "safety": (48, 68)}
+"""Stage → tokens that a generated answer may have in validation and in the OOD set: the longest gold response under the
+tiny base's tokenizer and a few more."""
 _TRIES = 400
 """Consecutive draws without a new prompt after which a sub-skill is taken to be exhausted."""
 
@@ -63,9 +66,9 @@ def build_procedural_sequence(spec: DataSpec, seed: int, proxy: ProxySpec) -> Se
         shifted = _items(skills, spec.ood_items_per_skill, generator(seed, "procedural", name, "ood"), taken, OOD)
         future = _items(skills, proxy.items_per_skill, generator(seed, "procedural", name, "proxy"), taken)
         pool = _pool(skills, spec, generator(seed, "procedural", name, "pool"), taken)
-        task = Task(name=name, items=validation, max_new_tokens=64)
+        task = Task(name=name, items=validation, max_new_tokens=NEW_TOKENS[name][0])
         stages.append(StageData(name=name, candidates=pool, task=task, proxy=future))
-        ood.append(Task(name=f"{name}-ood", items=shifted, kind="ood", max_new_tokens=96))
+        ood.append(Task(name=f"{name}-ood", items=shifted, kind="ood", max_new_tokens=NEW_TOKENS[name][1]))
     return SequenceData(name="procedural-skill", stages=tuple(stages), ood=tuple(ood))
 
 
