@@ -21,6 +21,8 @@ GOOD = {"name": "a", "selectors": ["loss"]}
         ({"seeds": [1, 1]}, "seeds [1, 1] repeat"),
         ({"rounds": 33}, "rounds is 33 but there are only 32 steps"),
         ({"probe": {"points": 30}}, "points is 30 but 10 steps give at most 11 points"),
+        ({"training": {"epochs": 2}}, "training.epochs is 2 but rounds is 'step'"),
+        ({"data": {"pool_size": 20}}, "data.pool_size is 20, fewer than one candidate for each of 32 steps"),
         ({"data": {"sequence": "files"}}, "data.stages is empty"),
         ({"model": {"name": "quadratic"}}, "belong together"),
         ({"name": "../up"}, "'name'"),

@@ -1,10 +1,16 @@
 """longgame: data selection for LLM fine-tuning that plays the long game."""
 
+from typing import TYPE_CHECKING, Any
+
 from longgame.data.examples import Example, Pool, Task
 from longgame.errors import LonggameError
 from longgame.recipe import Recipe, load_recipe
 from longgame.selectors.base import Selection, Selector, build_selector
 from longgame.signals.base import Signals
+
+if TYPE_CHECKING:
+    from longgame.training.sft import SelectionSFTTrainer
+    from longgame.training.trainers import SelectionTrainer
 
 __version__ = "0.1.0"
 
@@ -14,6 +20,8 @@ __all__ = [
     "Pool",
     "Recipe",
     "Selection",
+    "SelectionSFTTrainer",
+    "SelectionTrainer",
     "Selector",
     "Signals",
     "Task",
@@ -21,3 +29,12 @@ __all__ = [
     "build_selector",
     "load_recipe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The trainers load torch and transformers (and TRL), so they are imported where they are asked for."""
+    if name in ("SelectionTrainer", "SelectionSFTTrainer"):
+        from longgame.training import trainers
+
+        return getattr(trainers, name)
+    raise AttributeError(f"module 'longgame' has no attribute '{name}'")

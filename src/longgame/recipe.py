@@ -180,6 +180,16 @@ class Recipe(_Part):
             raise ValueError(f"seeds {list(self.seeds)} repeat; each seed is one replication")
         if isinstance(self.rounds, int) and self.rounds > self.training.steps:
             raise ValueError(f"rounds is {self.rounds} but there are only {self.training.steps} steps per stage")
+        if self.rounds == "step" and self.training.epochs > 1:
+            raise ValueError(
+                f"training.epochs is {self.training.epochs} but rounds is 'step', which passes once over each step's "
+                "picks; set training.epochs: 1, or a number of rounds"
+            )
+        if self.data.pool_size < self.training.steps:
+            raise ValueError(
+                f"data.pool_size is {self.data.pool_size}, fewer than one candidate for each of "
+                f"{self.training.steps} steps; raise data.pool_size or lower training.steps"
+            )
         if self.data.sequence == "files" and not self.data.stages:
             raise ValueError("data.sequence is 'files' but data.stages is empty")
         if (self.model.name == "quadratic") != (self.data.sequence == "quadratic"):
