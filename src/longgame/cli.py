@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+import longgame
 from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import load_recipe
+from longgame.selectors.base import SELECTORS, build_selector
 
 
 class AuditInterruptedError(LonggameError):
@@ -29,8 +32,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longgame {longgame.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
@@ -74,9 +87,9 @@ def audit(
     budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
     model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: the cores].")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker [default: cores / workers].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/NAME].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (default: cores / workers).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
 ) -> None:
@@ -134,6 +147,19 @@ def pretrain(
 
         build(spec, out, progress=progress)
     console.print(f"Written: {out}", highlight=False)
+
+
+@app.command()
+def selectors() -> None:
+    """List the selectors that a recipe can name, with the signals each one needs."""
+    table = Table("name", "needs", "method")
+    for name in SELECTORS.names():
+        selector = build_selector(name)
+        summary = (type(selector).__doc__ or "").strip().partition("\n")[0]
+        table.add_row(name, ", ".join(selector.requires) or "nothing", summary)
+    console = Console()
+    console.print(table)
+    console.print("A selector of your own: --selectors path/to/file.py:Class", highlight=False)
 
 
 def main() -> None:

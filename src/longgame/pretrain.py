@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,6 +28,7 @@ from longgame.data.procedural.corpus import GENERIC_SHARE
 from longgame.data.procedural.sequence import apportion
 from longgame.data.tokenize import Encoded, encode_all
 from longgame.errors import NumericalError, RecipeError, StorageError, did_you_mean
+from longgame.recipe import read_mapping
 from longgame.seeding import generator, stream_seed
 
 PAD, EOS, USER, ASSISTANT = "<pad>", "<eos>", "<user>", "<assistant>"
@@ -108,16 +108,7 @@ def load_pretrain_spec(path: str | Path) -> PretrainSpec:
     Raises:
         RecipeError: the file does not exist, is not YAML, or a key or value is wrong.
     """
-    path = Path(path)
-    if not path.is_file():
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
-        raise RecipeError(f"recipe '{path}' does not exist.{near} Give a YAML file, e.g. recipes/tiny-base.yaml.")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe '{path}' is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"recipe '{path}' holds a {type(raw).__name__}; it must be a mapping of keys to values.")
+    raw = read_mapping(path, "recipes/tiny-base.yaml")
     try:
         return PretrainSpec.model_validate(raw)
     except ValidationError as error:

@@ -197,29 +197,39 @@ class Recipe(_Part):
         return self
 
 
-def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe and lay the overrides (dotted keys) over it.
+def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; ``example`` is named in the hint for a file that does not exist.
 
     Raises:
-        RecipeError: the file does not exist, is not YAML, or a key or value is wrong.
+        RecipeError: the file does not exist, is not YAML, or holds something else.
     """
     path = Path(path)
     if not path.is_file():
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
-        raise RecipeError(
-            f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. recipes/quickstart.yaml."
-        )
+        raise RecipeError(f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. {example}.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe '{path}' is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe '{path}' holds a {type(raw).__name__}; it must be a mapping of keys to values.")
+    return raw
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe and lay the overrides (dotted keys) over it.
+
+    Raises:
+        RecipeError: the file does not exist, is not YAML, or a key or value is wrong.
+    """
+    raw = read_mapping(path, "recipes/quickstart.yaml")
     for dotted, value in (overrides or {}).items():
         target = raw
         *parents, last = dotted.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"{path}: '{parent}' holds {target!r}; it must be a mapping of keys to values.")
         target[last] = value
     return parse_recipe(raw, str(path))
 
