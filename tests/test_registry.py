@@ -32,6 +32,8 @@ def test_a_class_of_a_file_is_found_and_a_wrong_class_is_named(tmp_path):
     ("text", "message"),
     [
         ("raise ValueError('boom')", "ValueError: boom"),
+        ("raise SystemExit(1)", "SystemExit: 1"),
+        ("def (", "SyntaxError: invalid syntax"),
         ("class First: pass", "lacks `name`"),
         (GOOD.replace("requires = ()", "requires = 'loss'"), "is a string"),
         (GOOD.replace("requires = ()", "requires = ('los',)"), "unknown signal 'los'. Did you mean 'loss'"),
@@ -45,6 +47,23 @@ def test_a_broken_plugin_is_refused_before_it_is_used(tmp_path, text, message):
     with pytest.raises(PluginError) as caught:
         SELECTORS.resolve(f"{path}:First")
     assert message in str(caught.value)
+
+
+def test_a_class_that_cannot_be_made_is_named_with_its_error_and_the_place(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD + "    def __init__(self):\n        self.k = {}['k']\n")
+    with pytest.raises(PluginError) as caught:
+        build_selector(f"{path}:First")
+    sentence, *places = str(caught.value).splitlines()
+    assert "mine.py:First' failed in being made with {}: KeyError: 'k'" in sentence
+    assert places[-1] == f"  {path}, line 9, in __init__: self.k = {{}}['k']"
+
+
+def test_classes_that_a_file_only_imports_are_not_offered(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD)
+    with pytest.raises(PluginError, match=r"Known: First\.$"):
+        SELECTORS.resolve(f"{path}:Second")
 
 
 def test_a_parameter_that_a_selector_does_not_take_is_an_error():

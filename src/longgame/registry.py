@@ -5,13 +5,47 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from longgame.errors import PluginError, RecipeError, unknown
+from longgame.errors import LonggameError, PluginError, RecipeError, did_you_mean, unknown
+
+_FRAMES = 3
+"""Places that are named when a plug-in fails: where it happened and the calls that led there."""
+
+
+@contextmanager
+def plugin_at_work(who: str, doing: str) -> Iterator[None]:
+    """Run a selector's or scorer's own code: whatever it raises, an attempt to end the process included, is told.
+
+    Args:
+        who: the plug-in as its user knows it ("selector 'mine'").
+        doing: what it was asked for ("select()").
+
+    Raises:
+        PluginError: the code raised anything that is not of longgame's own family; the message names the error and
+            the last places it passed.
+    """
+    try:
+        yield
+    except LonggameError:
+        raise
+    except (Exception, SystemExit) as error:
+        places = [
+            f"  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line or ''}".rstrip(": ")
+            for frame in traceback.extract_tb(error.__traceback__)[1:]
+            if not frame.filename.startswith("<frozen")
+        ][-_FRAMES:]
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(
+            "\n".join([f"{who} failed in {doing}: {said}. Mend its code, or leave it out.", *places])
+        ) from error
 
 
 class Registry:
@@ -56,12 +90,29 @@ class Registry:
         self._check(name, found)
         return found
 
+    def make(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        """Return an instance of the class behind ``name``, made with these parameters.
+
+        Raises:
+            RecipeError: as `resolve`; or a parameter that the class does not take.
+            PluginError: as `resolve`; or the class cannot be made.
+        """
+        cls = self.resolve(name)
+        taken = inspect.signature(cls).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            for key in parameters:
+                if key not in taken:
+                    known = f" It takes: {', '.join(taken)}." if taken else " It takes none."
+                    raise RecipeError(
+                        f"{self.kind} '{name}' has no parameter '{key}'.{did_you_mean(key, taken)}{known}"
+                    )
+        with plugin_at_work(f"{self.kind} '{name}'", f"being made with {dict(parameters)}"):
+            return cls(**parameters)
+
     def _import(self, name: str, target: str) -> Any:
         module, _, attribute = target.partition(":")
-        try:
+        with plugin_at_work(f"{self.kind} '{name}'", f"the import of {target}"):
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"{self.kind} '{name}' ({target}) cannot be imported: {error}") from error
 
     def _from_file(self, name: str) -> Any:
         path_text, _, attribute = name.rpartition(":")
@@ -77,12 +128,13 @@ class Registry:
             module = importlib.util.module_from_spec(spec)
             sys.modules[module_name] = module
             try:
-                spec.loader.exec_module(module)
-            except Exception as error:  # a plug-in may raise anything; name the file and keep the cause
+                with plugin_at_work(f"{self.kind} file '{path_text}'", "its import"):
+                    spec.loader.exec_module(module)
+            except PluginError:
                 del sys.modules[module_name]
-                message = f"{self.kind} file '{path_text}' fails when imported: {type(error).__name__}: {error}"
-                raise PluginError(message) from error
+                raise
         if not hasattr(module, attribute):
-            classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+            own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+            classes = [key for key in own if isinstance(getattr(module, key), type)]
             raise PluginError(f"'{path_text}': " + unknown("class", attribute, classes))
         return getattr(module, attribute)

@@ -178,7 +178,7 @@ def test_wrong_names_and_parameters_are_explained() -> None:
         build_scorer("exact_mach")
     with pytest.raises(PluginError, match="unknown form 'leter'. Did you mean 'letter'"):
         build_scorer("choice(form=leter)")
-    with pytest.raises(PluginError, match="cannot be made with"):
+    with pytest.raises(RecipeError, match="scorer 'token_accuracy' has no parameter 'k'. It takes none"):
         build_scorer("token_accuracy(k=1)")
 
 

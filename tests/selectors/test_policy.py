@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,16 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
         (lambda pool: Selection(("x",), np.array([0]), 1), "ids that do not belong to its rows"),
         (lambda pool: Selection((pool.ids[0],), np.array([0]), 0), "and reported 0"),
         (lambda pool: Selection.of(pool, np.arange(4)), "tokens of 20 and reported"),
+        (lambda pool: None, "returned a NoneType; return Selection.of"),
+        (lambda pool: [0], "returned a list"),
+        (lambda pool: Selection.of(pool, np.array([0.5])), "give the row numbers"),
+        (lambda pool: Selection.of(pool, pool.tokens < 9), "np.flatnonzero"),
+        (lambda pool: Selection.of(pool, np.array([-1])), "rows outside 0…3"),
+        (lambda pool: Selection.of(pool, np.array([4])), "rows outside 0…3"),
+        (lambda pool: Selection.of(pool, np.array([0]), {"score": np.zeros(3)}), "'score' of shape \\(3,\\)"),
+        (lambda pool: {}["no such key"], "failed in select\\(\\): KeyError: 'no such key'"),
+        (lambda pool: sys.exit(3), "failed in select\\(\\): SystemExit: 3"),
+        (lambda: None, "failed in select\\(\\): TypeError"),
     ],
 )
 def test_a_selection_that_breaks_the_rules_is_refused(make, message: str) -> None:

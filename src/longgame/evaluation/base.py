@@ -161,12 +161,9 @@ def build_scorer(text: str) -> Scorer:
     """Make the scorer that a task names: a registered name or ``file.py:Class``, parameters in parentheses.
 
     Raises:
-        RecipeError: unknown name or unreadable parameters. PluginError: a parameter it does not take, or a broken
-            contract.
+        RecipeError: unknown name, unreadable parameters, or one that it does not take. PluginError: a value it does
+            not take, or a broken contract.
     """
     name, parameters = parse_scorer(text)
-    cls = SCORERS.resolve(name)
-    try:
-        return cls(**parameters)
-    except TypeError as error:
-        raise PluginError(f"scorer '{name}' cannot be made with {parameters}: {error}") from error
+    scorer: Scorer = SCORERS.make(name, parameters)
+    return scorer

@@ -19,6 +19,7 @@ from longgame.errors import DataError, PluginError
 from longgame.evaluation.base import Evidence, Score, Scorer, build_scorer
 from longgame.evaluation.forward import Row, run_rows
 from longgame.evaluation.merged import folded_adapters
+from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 
 
@@ -109,11 +110,14 @@ class Evaluator:
         asked = _Asked(item)
         for name in dict.fromkeys(task.scorers):
             scorer = self._scorer(name)
-            if not scorer.measures(item):
+            with plugin_at_work(f"scorer '{name}'", f"measures() of {label}"):
+                measured = scorer.measures(item)
+            if not measured:
                 continue
             asked.scorers.append(name)
             if "options" in scorer.requires:
-                texts = list(scorer.options(item))
+                with plugin_at_work(f"scorer '{name}'", f"options() of {label}"):
+                    texts = list(scorer.options(item))
                 if not texts:
                     raise PluginError(f"scorer '{name}' measures {label} but gives no options for it.")
                 asked.options[name] = [self._row(rows, item, text, label) for text in texts]
@@ -182,7 +186,8 @@ class Evaluator:
             options=tuple(options) if "options" in needs else None,
             rng=lambda: generator(self.seed, "scorer", name, task.name, item.example.sample_id),
         )
-        value = float(scorer.score(item.example, evidence))
+        with plugin_at_work(f"scorer '{name}'", f"score() of task '{task.name}', item {item.example.sample_id}"):
+            value = float(scorer.score(item.example, evidence))
         if not 0 <= value <= 1:
             raise PluginError(
                 f"scorer '{name}' gave {value} for task '{task.name}', item {item.example.sample_id}; it must be "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import BudgetError, PluginError, RecipeError, did_you_mean
+from longgame.errors import BudgetError, PluginError
 from longgame.registry import Registry
 from longgame.signals.base import Signals, check_names
 
@@ -34,8 +33,20 @@ class Selection:
 
     @staticmethod
     def of(pool: Pool, rows: Int[np.ndarray, " k"], scores: Mapping[str, np.ndarray] | None = None) -> Selection:
-        """Build the selection of these rows of the pool, in this order."""
-        rows = np.asarray(rows, dtype=np.int64)
+        """Build the selection of these rows of the pool, in this order.
+
+        Raises:
+            PluginError: the rows are not whole numbers (a mask is not), or not rows of the pool.
+        """
+        given = np.asarray(rows)
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise PluginError(
+                f"a selection was made of an array of {given.dtype} with shape {given.shape}; give the row numbers of "
+                "the picks in pick order (of a mask: np.flatnonzero(mask))."
+            )
+        rows = given.astype(np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(pool)):
+            raise PluginError(f"a selection was made of rows outside 0…{len(pool) - 1}; give rows of the pool.")
         ids = tuple(pool.ids[row] for row in rows)
         return Selection(ids, rows, int(pool.tokens[rows].sum()), dict(scores or {}))
 
@@ -162,17 +173,6 @@ def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Se
         RecipeError: unknown name, a parameter it does not take, or a value out of range.
         PluginError: the class cannot be made or breaks the contract.
     """
-    cls = SELECTORS.resolve(name)
-    given = dict(parameters or {})
-    taken = inspect.signature(cls).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        for key in given:
-            if key not in taken:
-                known = f" It takes: {', '.join(taken)}." if taken else " It takes none."
-                raise RecipeError(f"selector '{name}' has no parameter '{key}'.{did_you_mean(key, taken)}{known}")
-    try:
-        selector = cls(**given)
-    except TypeError as error:
-        raise PluginError(f"selector '{name}' cannot be made with {given}: {error}") from error
+    selector: Selector = SELECTORS.make(name, parameters or {})
     _check_requires(name, selector.requires)
     return selector

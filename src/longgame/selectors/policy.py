@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
+from longgame.registry import plugin_at_work
 from longgame.selectors.base import Selection, Selector
 from longgame.selectors.history import History
 from longgame.signals.base import Signals
@@ -60,8 +61,8 @@ class SelectionPolicy:
         """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and remember it.
 
         Raises:
-            PluginError: the selector returned rows outside the pool, a row twice, or more than the budget; or the
-                signals are not row-aligned with the pool.
+            PluginError: the selector raised an error, or returned something that is no Selection, rows outside the
+                pool, a row twice, or more than the budget; or the signals are not row-aligned with the pool.
         """
         signals = score(pool, self.required)
         if signals.ids != pool.ids:
@@ -69,7 +70,8 @@ class SelectionPolicy:
                 "the signals are not those of the candidates, row by row; return them in the pool's order."
             )
         available = int(budget) + self.carry
-        selection = self.selector.select(pool, signals, self.history, available, self.rng)
+        with plugin_at_work(self._who, "select()"):
+            selection = self.selector.select(pool, signals, self.history, available, self.rng)
         self._check(pool, selection, available)
         self.carry = available - selection.tokens
         self.history.update(selection, pool, signals)
@@ -88,7 +90,9 @@ class SelectionPolicy:
         return score(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
 
     def _check(self, pool: Pool, selection: Selection, budget: int) -> None:
-        who = f"selector '{self.selector.name}'"
+        who = self._who
+        if not isinstance(selection, Selection):
+            raise PluginError(f"{who} returned a {type(selection).__name__}; return Selection.of(pool, rows, scores).")
         rows = np.asarray(selection.rows)
         if len(rows) == 0:
             raise PluginError(f"{who} selected nothing from {len(pool)} candidates with {budget} tokens to spend.")
@@ -98,12 +102,27 @@ class SelectionPolicy:
             raise PluginError(f"{who} returned ids that do not belong to its rows; use Selection.of(pool, rows).")
         spent = int(pool.tokens[rows].sum())
         if spent != selection.tokens or spent > budget:
-            raise PluginError(f"{who} spent {spent} tokens of {budget} and reported {selection.tokens}.")
+            raise PluginError(
+                f"{who} spent {spent} tokens of {budget} and reported {selection.tokens}. "
+                "Walk the rows with fill_budget(order, pool.tokens, budget)."
+            )
+        for term, column in selection.scores.items():
+            if np.shape(column) != (len(pool),):
+                raise PluginError(
+                    f"{who} explains itself by '{term}' of shape {np.shape(column)}; give one number for each of the "
+                    f"{len(pool)} candidates, in the pool's order."
+                )
+
+    @property
+    def _who(self) -> str:
+        return f"selector '{self.selector.name}'"
 
     def state_dict(self) -> dict[str, Any]:
         """State that later stages depend on (selector, history, carried tokens)."""
+        with plugin_at_work(self._who, "state_dict()"):
+            state = self.selector.state_dict()
         return {
-            "selector": self.selector.state_dict(),
+            "selector": state,
             "history": self.history.state_dict(),
             "rng": self.rng.bit_generator.state,
             "carry": self.carry,
@@ -111,7 +130,8 @@ class SelectionPolicy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.selector.load_state_dict(state["selector"])
+        with plugin_at_work(self._who, "load_state_dict()"):
+            self.selector.load_state_dict(state["selector"])
         self.history.load_state_dict(state["history"])
         self.rng.bit_generator.state = state["rng"]
         self.carry = int(state["carry"])
