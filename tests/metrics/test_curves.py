@@ -57,11 +57,12 @@ def test_leading_axes_hold_curves_with_their_own_tokens_and_thresholds():
     np.testing.assert_allclose(tokens_to_threshold(tokens, scores, np.array([45.0, 50.0])), [150, 400])
 
 
-def test_ratio_to_a_reference_keeps_not_reached_apart():
+def test_ratio_is_infinite_only_where_the_threshold_was_not_reached():
     ratio = threshold_ratio(
-        np.array([135.0, np.inf, 50.0, np.inf, 0.0, np.nan]), np.array([100, 100, np.inf, np.inf, 0, 1])
+        np.array([135.0, 0.0, np.inf, 50.0, np.inf, 50.0, 0.0, np.nan]),
+        np.array([100, 100, 100, np.inf, np.inf, 0, 0, 1]),
     )
-    np.testing.assert_array_equal(ratio, [1.35, np.inf, 0.0, np.nan, 1.0, np.nan])
+    np.testing.assert_array_equal(ratio, [1.35, 0.0, np.inf, *[np.nan] * 5])
 
 
 @pytest.mark.parametrize(

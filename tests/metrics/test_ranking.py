@@ -1,5 +1,7 @@
 """Ranks and myopia gaps."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.errors import DataError
-from longgame.metrics.ranking import myopia_gap, ranks, seed_myopia_gap, selector_myopia_gap
+from longgame.metrics.ranking import chance_gap, myopia_gap, ranks, seed_myopia_gap, selector_myopia_gap
 
 NAN = float("nan")
 values = hnp.arrays(float, st.integers(1, 8), elements=st.integers(-5, 5).map(float))
@@ -25,6 +27,13 @@ def test_an_unmeasured_value_has_no_rank_and_takes_none():
 
 def test_equal_scores_summed_in_another_order_are_tied():
     np.testing.assert_array_equal(ranks(np.array([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1])), [1.5, 1.5])
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_chance_gap_is_the_mean_over_all_pairs_of_rankings(k):
+    orders = [np.array(order, dtype=float) for order in itertools.permutations(range(k))]
+    assert chance_gap(k) == pytest.approx(np.mean([myopia_gap(orders[0], order) for order in orders]))
+    assert np.isnan(chance_gap(1))
 
 
 @given(values)

@@ -302,6 +302,21 @@ def test_without_probes_or_ood_the_term_is_left_out_for_all_and_said():
     assert np.isnan(value(card, "loss", 0, "ood"))
 
 
+def test_a_reference_that_needs_no_token_in_one_seed_does_not_make_others_not_reached():
+    rows = [r for r in hand_rows() if r["kind"] == "score"]
+    for selector, seed, curve in (
+        ("random", 0, (40, 50, 60)),
+        ("random", 1, (58, 60, 60)),
+        ("loss", 0, (30, 45, 60)),
+        ("loss", 1, (40, 50, 60)),
+    ):
+        rows += curve_rows(selector, seed, curve)
+    card = build(rows)  # threshold .9 · 60 = 54: random 140 and 0 tokens, loss 160 and 140
+    found = [value(card, name, seed, "tokens_ratio_common") for name in ("random", "loss") for seed in (0, 1)]
+    assert found == pytest.approx([140 / 70, 0, 160 / 70, 140 / 70])
+    assert summary(card, "random", "tokens_ratio_common")["mean"] == pytest.approx(1)
+
+
 def test_one_stage_has_a_current_score_and_no_long_horizon():
     rows = [r for r in hand_rows() if r["kind"] == "score" and r["task"] == "a" and r["stage"] < 2]
     card = build(rows, tasks=("a",), ood=())

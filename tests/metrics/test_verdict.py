@@ -37,11 +37,11 @@ def test_too_few_seeds_or_no_p_allow_no_other_word():
     assert verdict(*sure, min_seeds=6).word == "not enough seeds"
 
 
-def test_the_reason_states_sizes_and_p():
+def test_the_reason_states_sizes_with_their_units_and_p():
     said = verdict(Difference(5, 3.21, 0.004, "points"), Difference(6, -0.027, 0.012), reference="lhas")
     assert said.reason == (
-        "against lhas: ahead now: +3.21 points (p = 0.004); behind in the long run: -0.027 (p = 0.012); "
-        "5 seeds, p after Holm"
+        "against lhas: current score +3.2 points: ahead (p = 0.004); long-horizon score -0.027 on its 0–1 scale: "
+        "behind (p = 0.012); 5 seeds, p after Holm"
     )
     none = verdict(Difference(5, 1, 0.5), Difference(5, 1, 0.5), reference="lhas")
     assert none.word == "indistinguishable from lhas"

@@ -4,6 +4,7 @@ import pytest
 from longgame.report.tables import (
     DIAGNOSTICS,
     MAIN,
+    _best,
     mean_sd,
     metric_table,
     number,
@@ -68,6 +69,12 @@ def test_best_of_a_column_follows_the_metric_s_direction(card, recipe):
     assert cell(table, "ahead", "current score").best
     assert not cell(table, "ahead", "forgetting").best
     assert not any(cell(table, name, "current score").best for name in ("random",))
+
+
+def test_means_that_look_alike_are_best_together_or_not_at_all():
+    assert _best({"a": 52.04, "b": 51.96, "c": 50.0}, "higher", "points") == {"a", "b"}
+    assert _best({"a": 1.0, "b": 1.0}, "higher", "share") == set()
+    assert _best({"a": 1.0, "b": float("inf")}, "lower", "tokens") == set()
 
 
 def test_unmeasured_columns_are_left_out_and_single_gaps_are_dashes(synthetic, recipe, card):
@@ -140,6 +147,6 @@ def test_without_the_reference_the_headline_says_that_nothing_was_compared(synth
 
 def test_facts_hold_versions_seeds_and_duration(results, recipe, environment):
     facts = dict(run_facts(recipe, results, environment))
-    assert facts["duration"] == "2.0 min"
+    assert facts["duration"] == "2.0 min in 2 sessions"
     assert facts["versions"] == "longgame 0.1.0, numpy 2.0"
     assert facts["seeds"] == "5 (0, 1, 2, 3, 4)"

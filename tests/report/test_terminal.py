@@ -44,5 +44,5 @@ def test_names_are_text_not_markup(card, recipe, hostile):
 
 def test_every_selector_has_its_verdict_line(card, recipe, hostile):
     lines = printed(card, recipe, 300).splitlines()
-    assert any(line.startswith("ahead: myopic — against random: ahead now: +10") for line in lines)
+    assert any(line.startswith("ahead: myopic — against random: current score +10.0 points: ahead") for line in lines)
     assert any(line.startswith(f"{hostile}: ") for line in lines)

@@ -28,11 +28,11 @@ def _probe(kind: str) -> tuple[Metric, ...]:
         Metric(f"auc_gain_{kind}", f"AUC gain ({kind})", "0–1", "higher", "score", "what it owes to learning"),
         Metric(
             f"tokens_to_threshold_{kind}", f"tokens to threshold ({kind})", "tokens", "lower", "score",
-            "mean over transitions; inf = not reached on one of them",
+            "mean over transitions; a fork that starts above it needs 0",
         ),
         Metric(
             f"tokens_ratio_{kind}", f"tokens / reference ({kind})", "ratio", "lower", "score",
-            "tokens to threshold over the reference's, same seed",
+            "tokens to threshold over the reference's mean",
         ),
         Metric(
             f"threshold_reached_{kind}", f"threshold reached ({kind})", "share", "higher", "score",
@@ -65,7 +65,14 @@ _TABLE = (
     Metric("noisy_share", "noisy share", "share", "", "diagnostic", "share of picked tokens that are noise"),
     Metric("selected_tokens", "selected tokens", "tokens", "", "cost", "tokens the selector spent"),
     Metric("optimiser_tokens", "optimiser tokens", "tokens", "", "cost", "tokens that went through the optimiser"),
-    Metric("candidate_tokens", "candidate tokens", "tokens", "", "cost", "tokens scored to choose"),
+    Metric(
+        "candidate_tokens",
+        "candidate tokens",
+        "tokens",
+        "",
+        "cost",
+        "tokens offered to choose from, each time they were",
+    ),
     Metric("train_seconds", "training time", "s", "", "cost", "wall-clock of the training steps"),
     Metric("select_seconds", "selection time", "s", "", "cost", "wall-clock of signals and selector"),
     Metric("evaluate_seconds", "evaluation time", "s", "", "cost", "wall-clock of scoring"),

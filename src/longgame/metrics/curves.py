@@ -83,13 +83,12 @@ def tokens_to_threshold(tokens: Points, scores: Points, threshold: PerCurve | fl
     return np.where(np.isnan(scores).any(axis=-1) | np.isnan(level[..., 0]), np.nan, found)
 
 
-def threshold_ratio(tokens: PerCurve, reference: PerCurve) -> PerCurve:
+def threshold_ratio(tokens: PerCurve, reference: PerCurve | float) -> PerCurve:
     """How many times the reference's tokens were needed (paper §5: gradient ≈ 1.35 × LHAS).
 
-    ``inf``: only the reference reached the threshold (or it needed no token at all). 0: only the reference did not.
-    1: neither needed a token. NaN: one is unmeasured, or neither reached it, so that there is nothing to compare.
+    ``inf``: the threshold was not reached, though the reference reached it. NaN: one is unmeasured, or the reference
+    gives no unit to count in, because it did not reach the threshold or needed no token at all.
     """
     first, second = np.broadcast_arrays(np.asarray(tokens, dtype=float), np.asarray(reference, dtype=float))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = first / second
-    return np.where((first == 0) & (second == 0), 1.0, ratio)
+    unit = np.where(np.isfinite(second) & (second > 0), second, np.nan)
+    return first / unit

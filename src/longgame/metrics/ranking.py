@@ -43,6 +43,15 @@ def myopia_gap(immediate: Float[np.ndarray, "... k"], long: Float[np.ndarray, ".
     return _rank_difference(np.asarray(immediate), np.asarray(long)).mean(axis=-1)
 
 
+def chance_gap(selectors: int) -> float:
+    """Mean gap (K+1)/(3K) of two rankings that have nothing to do with each other; NaN for K = 1.
+
+    For independent uniform permutations the mean of abs(i − j) is (K² − 1)/(3K), here over K − 1. Selectors that do not
+    differ at all are ranked by noise and end near this value, not at 0.
+    """
+    return (selectors + 1) / (3 * selectors) if selectors > 1 else float("nan")
+
+
 def seed_myopia_gap(
     immediate: Float[np.ndarray, "seeds transitions k"], long: Float[np.ndarray, "seeds k"]
 ) -> Float[np.ndarray, "seeds k"]:

@@ -275,7 +275,7 @@ def _measure(view: View, trials: Trials, reference: str, spec: MetricSpec) -> Vi
         metrics[f"auc_start_{kind}"] = over_measured(probe.start)
         metrics[f"auc_gain_{kind}"] = over_measured(probe.auc - probe.start)
         metrics[f"tokens_to_threshold_{kind}"] = tokens
-        metrics[f"tokens_ratio_{kind}"] = threshold_ratio(tokens, _same_seed(tokens, trials, reference))
+        metrics[f"tokens_ratio_{kind}"] = threshold_ratio(tokens, _mean_of(tokens, trials, reference))
         reached = np.where(np.isnan(probe.tokens), np.nan, np.isfinite(probe.tokens))
         metrics[f"threshold_reached_{kind}"] = over_measured(reached)
         for name, table in (("auc", probe.auc), ("auc_start", probe.start), ("tokens_to_threshold", probe.tokens)):
@@ -308,11 +308,11 @@ def _measure(view: View, trials: Trials, reference: str, spec: MetricSpec) -> Vi
     return View(view.cube, R, view.probes, terms, view.scorer, metrics, stagewise)
 
 
-def _same_seed(values: np.ndarray, trials: Trials, reference: str) -> np.ndarray:
-    """The reference's value at each trial's seed; NaN where there is none."""
+def _mean_of(values: np.ndarray, trials: Trials, reference: str) -> float:
+    """The reference's mean over its measured seeds; NaN where there is none."""
     if reference not in trials.selectors:
-        return np.full(len(values), np.nan)
-    return trials.grid(values)[trials.selectors.index(reference)][trials.seed_of]
+        return float("nan")
+    return float(moments(trials.grid(values)[trials.selectors.index(reference)])[1])
 
 
 def _complete(view: View, trials: Trials, immediate: str) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,7 @@ class Difference:
     mean: float
     p: float
     unit: str = ""
+    """``points``, or empty for the 0–1 scale of the long-horizon score."""
 
 
 def verdict(
@@ -59,7 +60,7 @@ def verdict(
     n = min(immediate.n, long.n)
     if n < min_seeds or np.isnan(immediate.p) or np.isnan(long.p):
         return Verdict(NOT_ENOUGH, f"both scores were compared in {n} seed(s); at least {min_seeds} are needed")
-    now, later = (_clause(immediate, "now", alpha), _clause(long, "in the long run", alpha))
+    now, later = _clause(immediate, "current score", alpha), _clause(long, "long-horizon score", alpha)
     reason = f"against {reference}: {now}; {later}; {n} seeds, p after Holm"
     ahead_now = immediate.p < alpha and immediate.mean > 0
     if long.p < alpha:
@@ -71,12 +72,12 @@ def verdict(
     return Verdict(INDISTINGUISHABLE.format(reference=reference), reason)
 
 
-def _clause(difference: Difference, when: str, alpha: float) -> str:
-    unit = f" {difference.unit}" if difference.unit else ""
-    size = f"{difference.mean:+.3g}{unit} (p = {difference.p:.2g})"
-    if difference.p >= alpha:
-        return f"no difference shown {when}: {size}"
-    return f"{'ahead' if difference.mean > 0 else 'behind'} {when}: {size}"
+def _clause(difference: Difference, what: str, alpha: float) -> str:
+    size = (
+        f"{difference.mean:+.1f} points" if difference.unit == "points" else f"{difference.mean:+.3f} on its 0–1 scale"
+    )
+    said = "no difference shown" if difference.p >= alpha else "ahead" if difference.mean > 0 else "behind"
+    return f"{what} {size}: {said} (p = {difference.p:.2g})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ MORE = (
     "final",
     "auc_start_common",
     "auc_gain_common",
+    "tokens_to_threshold_common",
     "tokens_ratio_common",
     "threshold_reached_common",
     "forward_transfer",
@@ -195,8 +196,8 @@ def metric_table(
         unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
         arrow = {"higher": ", higher is better", "lower": ", lower is better"}.get(metric.better, "")
         columns.append(Column(metric.label, _SHORT.get(name, metric.label), f"{metric.meaning}{unit}{arrow}"))
-        best = _best({selector: row["mean"] for selector, row in part.items()}, metric.better)
         precision = "long horizon" if name == "long_horizon" else metric.unit
+        best = _best({selector: row["mean"] for selector, row in part.items()}, metric.better, precision)
         for selector in order:
             row = part[selector]
             mark = _mark(row["p_holm"], row["diff_vs_reference"], metric.better)
@@ -210,12 +211,14 @@ def _rows(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, An
     return {tuple(row[key] for key in keys): row for row in cast("list[dict[str, Any]]", frame.to_dict("records"))}
 
 
-def _best(means: Mapping[str, float], better: str) -> set[str]:
+def _best(means: Mapping[str, float], better: str, unit: str) -> set[str]:
+    """Who has the best mean, as far as the digits shown tell; nobody where all are alike."""
     finite = {name: mean for name, mean in means.items() if np.isfinite(mean)}
     if better == "" or not finite or any(np.isinf(mean) for mean in means.values()):
         return set()
-    top = max(finite.values()) if better == "higher" else min(finite.values())
-    return {name for name, mean in finite.items() if mean == top}
+    top = number(max(finite.values()) if better == "higher" else min(finite.values()), unit)
+    leaders = {name for name, mean in finite.items() if number(mean, unit) == top}
+    return leaders if len(leaders) < len(means) else set()
 
 
 def _mark(p: float, difference: float, better: str) -> str:

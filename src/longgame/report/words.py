@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from longgame.metrics.ranking import chance_gap
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.recipe import Recipe
 from longgame.report.tables import ALPHA, number, selectors_in_order
@@ -69,7 +70,10 @@ def set_gap_line(card: Scorecard) -> str:
     row = next(row for row in rows if row["view"] == PRIMARY and row["immediate"] == IMMEDIATE)
     gap, selectors, seeds = float(row["gap"]), int(row["selectors"]), int(row["seeds"])
     over = f"{selectors} selectors, {seeds} seed{'s' if seeds != 1 else ''}"
-    return f"Myopia gap of the set (eq. 3, current against long-horizon ranks): {number(gap, 'ratio')} ({over})"
+    chance = (
+        f"; ranks by chance alone give {number(chance_gap(selectors), 'ratio')} on average" if selectors > 1 else ""
+    )
+    return f"Myopia gap of the set (eq. 3, current against long-horizon ranks): {number(gap, 'ratio')} ({over}){chance}"
 
 
 def seeds_caveat(recipe: Recipe) -> str:
@@ -90,7 +94,8 @@ def legend(card: Scorecard) -> str:
     """How to read the cells of a metric table."""
     return (
         f"mean ± sd over seeds. ▲ better, ▼ worse than {card.reference} (paired by seed, p < {ALPHA:g} after Holm over "
-        "the selectors); * different where neither direction is better; — not measured."
+        "the selectors); * different where neither direction is better; — not measured. Bold: the best mean of its "
+        "column, shown to differ or not."
     )
 
 
@@ -120,7 +125,8 @@ def run_facts(recipe: Recipe, results: pd.DataFrame, environment: Mapping[str, A
     if machine:
         facts.append(("machine", ", ".join(machine)))
     if environment.get("sessions"):
-        facts.append(("duration", _duration(sum(environment["sessions"]))))
+        sessions = environment["sessions"]
+        facts.append(("duration", _duration(sum(sessions)) + (f" in {len(sessions)} sessions" if sessions[1:] else "")))
     return facts
 
 
