@@ -141,9 +141,14 @@ def pretrain(
         TimeRemainingColumn(), console=console, disable=not console.is_terminal,
     ) as bars:  # fmt: skip
         line = bars.add_task("pretrain", total=None, note="data and tokenizer")
+        told = 0
 
-        def progress(step: int, steps: int, loss: float) -> None:
-            bars.update(line, completed=step, total=steps, note=f"loss {loss:.3f}")
+        def progress(tokens: int, total: int, loss: float) -> None:
+            nonlocal told
+            bars.update(line, completed=tokens, total=total, note=f"loss {loss:.3f}")
+            if not console.is_terminal and 10 * tokens // total > told:  # a log file gets ten lines
+                told = 10 * tokens // total
+                console.print(f"pretraining: {tokens:,} of {total:,} tokens, loss {loss:.3f}", highlight=False)
 
         build(spec, out, progress=progress)
     console.print(f"Written: {out}", highlight=False)
@@ -152,7 +157,9 @@ def pretrain(
 @app.command()
 def selectors() -> None:
     """List the selectors that a recipe can name, with the signals each one needs."""
-    table = Table("name", "needs", "method")
+    table = Table()
+    for heading in ("name", "needs", "method"):
+        table.add_column(heading, overflow="fold")
     for name in SELECTORS.names():
         selector = build_selector(name)
         summary = (type(selector).__doc__ or "").strip().partition("\n")[0]

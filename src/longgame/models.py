@@ -222,8 +222,8 @@ def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerB
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """An audit loads a model per trial and shows progress of its own; the setting is put back."""
+def no_progress_bars() -> Iterator[None]:
+    """Without transformers' own bars: longgame's commands show progress of their own. The setting is put back."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -236,7 +236,7 @@ def _no_progress_bars() -> Iterator[None]:
 def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM  # its annotation leaves out output_loading_info
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model, info = auto.from_pretrained(
                 place,
                 dtype=getattr(torch, spec.dtype),

@@ -28,6 +28,7 @@ from longgame.data.procedural.corpus import GENERIC_SHARE
 from longgame.data.procedural.sequence import apportion
 from longgame.data.tokenize import Encoded, encode_all
 from longgame.errors import NumericalError, RecipeError, StorageError, did_you_mean
+from longgame.models import no_progress_bars
 from longgame.recipe import read_mapping
 from longgame.seeding import generator, stream_seed
 
@@ -155,7 +156,8 @@ def pretrain(spec: PretrainSpec, out: str | Path, progress: Progress | None = No
         if part.exists():
             shutil.rmtree(part)
         part.mkdir(parents=True)
-        model.save_pretrained(part)
+        with no_progress_bars():
+            model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(model_card(spec, report), encoding="utf-8")
         for file in part.iterdir():  # safetensors writes files that only their owner may read
@@ -251,7 +253,7 @@ def _train(
         optimizer.step()
         losses.append(loss.item())
         done += sum(len(item) for item in batch)
-        if progress is not None and len(losses) % 20 == 0:
+        if progress is not None and (len(losses) % 20 == 0 or done >= spec.tokens):
             progress(min(done, spec.tokens), spec.tokens, float(np.mean(losses[-20:])))
     model.eval()
     return done, losses

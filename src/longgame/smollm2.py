@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+import transformers
 from filelock import FileLock
 from gguf import GGUFReader
 from huggingface_hub import try_to_load_from_cache
@@ -125,7 +126,10 @@ def convert(gguf: Path, folder: Path) -> None:
     )
     for key, token in _SPECIAL.items():
         if getattr(tokenizer, key) != token:
-            raise ModelError(f"'{gguf}': {key} is {getattr(tokenizer, key)!r}, SmolLM2-Instruct has {token!r}.")
+            raise ModelError(
+                f"'{gguf}': {key} is {getattr(tokenizer, key)!r}, SmolLM2-Instruct has {token!r}. Older versions of "
+                f"transformers misread it (this is {transformers.__version__}); install transformers>=5.23."
+            )
     tokenizer.model_max_length = quantised.config.max_position_embeddings
     settings = quantised.config.to_dict()
     settings.pop("quantization_config", None)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Float
 
-Normalise = Literal["rank", "z"]
 NORMALISE: tuple[str, ...] = ("rank", "z")
 
 
