@@ -103,6 +103,17 @@ def test_a_point_of_a_curve_is_the_mean_over_its_sub_skills(audit):
     np.testing.assert_allclose(macro, parts, rtol=1e-12)
 
 
+@pytest.mark.parametrize("rounds", [1, 3, "step"])
+def test_a_curve_counts_the_tokens_learned_so_far_whatever_the_rounds(tmp_path, rounds):
+    records = walk(recipe(rounds=rounds, probe={"steps": 6, "points": 7}), tmp_path, "loss").records()
+    curves = records[(records.kind == "curve") & (records.sub_skill == "") & (records.scorer == "token_accuracy")]
+    for _, curve in curves.groupby(["stage", "probe"]):
+        tokens = curve.sort_values("step").tokens.to_numpy()
+        assert tokens[0] == 0
+        assert (np.diff(tokens) > 0).all()
+        assert np.diff(tokens).max() < tokens[-1] / 2
+
+
 def test_a_probe_starts_where_the_stage_before_it_ended(audit):
     results = audit.results[audit.results.trial == "gradient-s0"]
     starts = results[(results.kind == "curve") & (results.step == 0) & (results.sub_skill != "")]

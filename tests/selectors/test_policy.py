@@ -61,6 +61,9 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
     first = policy.rounds[0]
     assert first.gradients is not None
     assert len(first.gradients) == len(first.selection.rows)
+    assert policy.measuring > 0  # told apart from the cost of selecting
+    policy.begin_stage(np.random.default_rng(1))
+    assert policy.measuring == 0
 
 
 @pytest.mark.parametrize(

@@ -289,5 +289,11 @@ def test_impossible_asks_end_with_a_sentence(recipe, learner, sequence):
 
 
 def test_learning_rate_rises_then_falls_to_its_final_share(recipe):
-    training = recipe.training.model_copy(update={"learning_rate": 0.3, "warmup_steps": 2, "final_lr_share": 0.1})
-    np.testing.assert_allclose(learning_rates(training, 5), [0.1, 0.2, 0.3, 0.21, 0.12])
+    changes = {"steps": 5, "learning_rate": 0.3, "warmup_steps": 2, "final_lr_share": 0.1}
+    training = recipe.training.model_copy(update=changes)
+    np.testing.assert_allclose(learning_rates(training, 5), [0.15, 0.3, 0.21, 0.12, 0.03])
+
+
+def test_a_short_run_warms_up_in_proportion(recipe):
+    training = recipe.training.model_copy(update={"steps": 10, "learning_rate": 1, "warmup_steps": 4})
+    np.testing.assert_allclose(learning_rates(training, 5)[:3], [0.5, 1.0, 0.7])

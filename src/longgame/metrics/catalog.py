@@ -75,6 +75,9 @@ _TABLE = (
     ),
     Metric("train_seconds", "training time", "s", "", "cost", "wall-clock of the training steps"),
     Metric("select_seconds", "selection time", "s", "", "cost", "wall-clock of signals and selector"),
+    Metric(
+        "diagnose_seconds", "diagnostics time", "s", "", "cost", "wall-clock of gradients for selection concentration"
+    ),
     Metric("evaluate_seconds", "evaluation time", "s", "", "cost", "wall-clock of scoring"),
     Metric("probe_seconds", "probe time", "s", "", "cost", "wall-clock of the probes"),
 )

@@ -29,7 +29,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.engine import SignalEngine
 from longgame.signals.frozen import FrozenSignals
 from longgame.signals.quality import quality_scores
-from longgame.training.base import Schedule, StepInfo, TrainingReport
+from longgame.training.base import Schedule, StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
 
 _LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
@@ -135,7 +135,7 @@ class HFLearner:
         on_step: Callable[[StepInfo], None] | None = None,
     ) -> TrainingReport:
         spec = self.recipe.training
-        warmup = round(spec.warmup_steps * schedule.steps / spec.steps)
+        warmup = warmup_of(spec, schedule.steps)
         before = self._copy()
         self._proxy_gradient = None
 

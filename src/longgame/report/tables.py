@@ -61,6 +61,7 @@ COSTS = (
     "candidate_tokens",
     "train_seconds",
     "select_seconds",
+    "diagnose_seconds",
     "evaluate_seconds",
     "probe_seconds",
 )
@@ -87,6 +88,7 @@ _SHORT = {
     "candidate_tokens": "scored",
     "train_seconds": "train s",
     "select_seconds": "select s",
+    "diagnose_seconds": "diagnose s",
     "evaluate_seconds": "evaluate s",
     "probe_seconds": "probe s",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,10 +49,12 @@ class SelectionPolicy:
     """Measure the gradient sketches of the picks in every n-th round, for selection concentration; 0 = never."""
     rounds: list[Round] = field(default_factory=list)
     carry: int = 0
+    measuring: float = 0.0
+    """Seconds of this stage that went into gradients which only the diagnostics read."""
 
     def begin_stage(self, rng: np.random.Generator) -> None:
         """Forget the rounds of the last stage (not the history) and draw from ``rng`` from now on."""
-        self.rng, self.rounds, self.carry = rng, [], 0
+        self.rng, self.rounds, self.carry, self.measuring = rng, [], 0, 0.0
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -87,7 +90,10 @@ class SelectionPolicy:
             return None
         if "grad_sketch" in signals:
             return signals["grad_sketch"][selection.rows]
-        return score(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
+        begun = time.perf_counter()
+        found = score(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
+        self.measuring += time.perf_counter() - begun
+        return found
 
     def _check(self, pool: Pool, selection: Selection, budget: int) -> None:
         who = self._who

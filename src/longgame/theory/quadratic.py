@@ -43,7 +43,14 @@ from longgame.seeding import generator
 from longgame.selectors.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 from longgame.theory.world import QuadraticWorld, WorldSpec, build_world, skill_name
-from longgame.training.base import Schedule, StepInfo, TrainingReport, stage_order
+from longgame.training.base import (
+    Schedule,
+    StepInfo,
+    TrainingReport,
+    learning_rate_share,
+    stage_order,
+    warmup_of,
+)
 from longgame.training.feed import SelectionFeed
 
 TOLERANCE = 0.5
@@ -58,12 +65,10 @@ def build_quadratic_sequence(recipe: Recipe, seed: int) -> SequenceData:
 
 
 def learning_rates(training: TrainingSpec, steps: int) -> Float[np.ndarray, " steps"]:
-    """Learning rate of each step: linear warm-up to the peak, then linear decay to ``final_lr_share`` of it."""
-    warmup = min(training.warmup_steps, steps)
-    step = np.arange(steps)
-    rise = (step + 1) / (warmup + 1)
-    fall = 1 - (1 - training.final_lr_share) * (step - warmup) / max(steps - warmup, 1)
-    return training.learning_rate * np.where(step < warmup, rise, fall)
+    """Learning rate of each step of a stage or probe: the schedule of real fine-tuning (`learning_rate_share`)."""
+    warmup = warmup_of(training, steps)
+    shares = [learning_rate_share(step, steps, warmup, training.final_lr_share) for step in range(steps)]
+    return training.learning_rate * np.asarray(shares)
 
 
 def _token_accuracy(loss: float) -> float:
@@ -235,7 +240,7 @@ class QuadraticLearner:
         rates = learning_rates(self.recipe.training, schedule.steps)
         updates = np.zeros((schedule.steps, len(self.theta)))
         losses = np.full(schedule.steps, np.nan)
-        seconds = dict.fromkeys(("train", "select", "callbacks"), 0.0)
+        seconds = dict.fromkeys(("train", "select", "diagnose", "callbacks"), 0.0)
         feed = SelectionFeed(
             policy,
             self.signals,
@@ -256,7 +261,7 @@ class QuadraticLearner:
 
         def tell(step: int, loss: float) -> None:
             if on_step is not None:
-                on_step(StepInfo(step, schedule.steps, feed.spent, loss))
+                on_step(StepInfo(step, schedule.steps, feed.learned, loss))
             lap("callbacks")
 
         tell(0, float("nan"))
@@ -284,6 +289,8 @@ class QuadraticLearner:
             tell(step + 1, float(losses[step]))
         self._hold_proxy, self._proxy = False, None
         self.stages_trained += 1
+        seconds["select"] -= policy.measuring
+        seconds["diagnose"] = policy.measuring
         return TrainingReport(
             steps=schedule.steps,
             selected_tokens=feed.spent,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
+from longgame.recipe import TrainingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class StepInfo:
     step: int
     steps: int
     selected_tokens: int
+    """Selected tokens learned from so far (a second pass counts again): the x-axis of an adaptation curve."""
     loss: float
     """Training loss of the step, nats/token; NaN at step 0."""
 
@@ -59,9 +61,25 @@ class TrainingReport:
     update_norm: float
     """Frobenius norm of this stage's update in effective weight space."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock by part: ``train``, ``select`` (signals + selector), ``callbacks``."""
+    """Wall-clock by part: ``train``, ``select`` (signals + selector), ``diagnose`` (gradients of the picks that only
+    the diagnostics read), ``callbacks``."""
 
 
 def stage_order(pool: Pool, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
     """The candidate stream of a stage: a permutation of the pool that is the same for every selector of a seed."""
     return rng.permutation(len(pool))
+
+
+def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> float:
+    """Share of the learning rate at a 0-based step: linear up to 1 at step ``warmup`` − 1, then linear to ``final``.
+
+    The first step already learns (1 / warmup) and the last one runs at ``final``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - final) * (step - warmup + 1) / max(1, steps - warmup)
+
+
+def warmup_of(spec: TrainingSpec, steps: int) -> int:
+    """Warm-up steps of a run of ``steps``: a probe goes through the stage's whole schedule, shortened in proportion."""
+    return round(spec.warmup_steps * steps / spec.steps)

@@ -23,7 +23,7 @@ from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selectors.policy import Scorer, SelectionPolicy
 from longgame.signals.model_parts import evaluating
-from longgame.training.base import Schedule, StepInfo, TrainingReport, stage_order
+from longgame.training.base import Schedule, StepInfo, TrainingReport, learning_rate_share, stage_order
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.feed import SelectionFeed, split_micro
 from longgame.training.isolation import global_rng_kept, model_untouched, shorten_walks
@@ -100,16 +100,6 @@ def run_stage(
         )
         trainer.train()
         return trainer.report(time.perf_counter() - clock)
-
-
-def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> float:
-    """Share of the learning rate at a 0-based step: linear up to 1 at step ``warmup`` − 1, then linear to ``final``.
-
-    The first step already learns (1 / warmup) and the last one runs at ``final``.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 1 - (1 - final) * (step - warmup + 1) / max(1, steps - warmup)
 
 
 def _arguments(model: nn.Module, output_dir: str, schedule: Schedule, spec: TrainingSpec) -> TrainingArguments:
@@ -189,6 +179,7 @@ class StageTrainer(SelectionMixin, Trainer):
     def report(self, seconds: float) -> TrainingReport:
         """Sum up a finished run that took this long."""
         feed = self._open_selection()
+        measuring = self.selection_policy.measuring
         return TrainingReport(
             steps=self.schedule.steps,
             selected_tokens=feed.spent,
@@ -198,7 +189,12 @@ class StageTrainer(SelectionMixin, Trainer):
             update_gram=self.updates.gram(),
             drift=math.nan,
             update_norm=math.nan,
-            seconds={"train": seconds - sum(self.seconds.values()), **self.seconds},
+            seconds={
+                **self.seconds,
+                "train": seconds - sum(self.seconds.values()),
+                "select": self.seconds["select"] - measuring,
+                "diagnose": measuring,
+            },
         )
 
     # Data: the stream is fixed beforehand, one tick per micro-batch
