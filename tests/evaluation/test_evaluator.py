@@ -304,7 +304,7 @@ def test_nan_met_only_while_decoding_names_the_item(model, build_model, tokenize
         Evaluator(broken, tokenizer, pad_token_id=0).score([Task("t", (asked,), max_new_tokens=10)])
 
 
-def test_a_scorer_of_ones_own_file_is_used_held_to_its_range_and_named_where_it_fails(model, tokenizer, tmp_path) -> None:
+def test_a_scorer_of_ones_own_is_used_held_to_its_range_and_named_where_it_fails(model, tokenizer, tmp_path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "from longgame.evaluation.base import Scorer\n"
@@ -323,5 +323,6 @@ def test_a_scorer_of_ones_own_file_is_used_held_to_its_range_and_named_where_it_
     assert found[("t", "all", name)] == (pytest.approx(5 * length), 1)
     with pytest.raises(PluginError, match=r"within 0…1"):
         scores(model, tokenizer, [Task("t", (item,), scorers=(f"{file}:Length(divisor=0.5)",), max_new_tokens=10)])
-    with pytest.raises(PluginError, match=rf"failed in score\(\) of task 't', item {item.sample_id}: ZeroDivisionError"):
+    where = rf"failed in score\(\) of task 't', item {item.sample_id}: ZeroDivisionError"
+    with pytest.raises(PluginError, match=where):
         scores(model, tokenizer, [Task("t", (item,), scorers=(f"{file}:Length(divisor=0)",), max_new_tokens=10)])
