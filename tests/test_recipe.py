@@ -14,9 +14,9 @@ GOOD = {"name": "a", "selectors": ["loss"]}
         ({"modle": {}}, "unknown key 'modle'. Did you mean 'model'?"),
         ({"training": {"stpes": 3}}, "unknown key 'training.stpes'. Did you mean 'steps'?"),
         ({"model": {"lora": {"rank": 3}}}, "unknown key 'model.lora.rank'."),
-        ({"budget": 0}, "'budget': Input should be greater than 0 (seen: 0)"),
-        ({"budget": 1.5}, "'budget': Input should be less than or equal to 1 (seen: 1.5)"),
-        ({"selectors": []}, "'selectors'"),
+        ({"budget": 0}, "'budget': must be greater than 0 (seen: 0)"),
+        ({"budget": 1.5}, "'budget': must be less than or equal to 1 (seen: 1.5)"),
+        ({"selectors": []}, "'selectors': is empty; name at least one (seen: [])"),
         ({"selectors": ["loss", "loss"]}, "selector loss stands twice"),
         ({"seeds": [1, 1]}, "seeds [1, 1] repeat"),
         ({"rounds": 33}, "rounds is 33 but there are only 32 steps"),
@@ -25,7 +25,7 @@ GOOD = {"name": "a", "selectors": ["loss"]}
         ({"data": {"pool_size": 20}}, "data.pool_size is 20, fewer than one candidate for each of 32 steps"),
         ({"data": {"sequence": "files"}}, "data.stages is empty"),
         ({"model": {"name": "quadratic"}}, "belong together"),
-        ({"name": "../up"}, "'name'"),
+        ({"name": "../up"}, "'name': must begin with a letter or digit"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_is_allowed(change, message):
@@ -72,3 +72,20 @@ def test_yaml_that_does_not_parse_or_is_no_mapping_is_a_recipe_error(tmp_path):
         path.write_text(text)
         with pytest.raises(RecipeError, match=r"r\.yaml"):
             load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [a", "line 1, column 9 is not valid YAML: expected ',' or ']', but got '<stream end>'."),
+        (b"\xff\x00", "is not a text in UTF-8"),
+        (b"\x00", "is not valid YAML"),
+        (b"", "holds a NoneType"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path, content, message):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

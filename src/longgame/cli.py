@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +21,7 @@ from longgame.recipe import load_recipe
 from longgame.selectors.base import SELECTORS, build_selector
 
 
-class AuditInterruptedError(LonggameError):
+class InterruptedByUserError(LonggameError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
@@ -30,6 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@contextmanager
+def _interruptible(message: str) -> Iterator[None]:
+    """End a command that is stopped by Ctrl-C with this sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(message) from None
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,14 +59,22 @@ def _root(
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
+_MOST_SEEDS = 10_000
+
+
 def _seeds(text: str) -> list[int]:
     """Read `0,1,2` or `0-4`."""
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if found is None:
             raise RecipeError(f"--seeds is '{text}'; write numbers like 0,1,2 or a range like 0-4.")
-        seeds += range(int(first), int(last or first) + 1)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise RecipeError(f"--seeds is '{text}', but {first} is more than {last}; write {last}-{first}.")
+        if last - first >= _MOST_SEEDS:
+            raise RecipeError(f"--seeds is '{text}', {last - first + 1} seeds; give at most {_MOST_SEEDS}.")
+        seeds += range(first, last + 1)
     return seeds
 
 
@@ -94,12 +114,30 @@ def audit(
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
 ) -> None:
     """Walk selectors through the stages of a recipe and say what they did to the future."""
-    from longgame.protocol.audit import run_audit
+    with _interruptible(
+        "stopped. Nothing was written."
+        if dry_run
+        else "stopped. Finished stages are safe; the same command goes on from there."
+    ):
+        _audit(
+            recipe, _overrides(selectors, seeds, budget, model, data_dir), workers, threads, out, dry_run, keep_models
+        )
+
+
+def _audit(
+    recipe: Path,
+    changes: dict[str, Any],
+    workers: int | None,
+    threads: int | None,
+    out: Path | None,
+    dry_run: bool,
+    keep_models: bool,
+) -> None:
+    from longgame.protocol.audit import held_threads, run_audit
     from longgame.protocol.display import RichDisplay
     from longgame.report.terminal import print_scorecard
 
     console = Console()
-    changes = _overrides(selectors, seeds, budget, model, data_dir)
     if recipe.is_dir() and not (recipe / "recipe.yaml").is_file():
         raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
     loaded = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, changes)
@@ -107,20 +145,15 @@ def audit(
     jobs = len(loaded.selectors) * len(loaded.seeds)
     cores = os.cpu_count() or 1
     count = min(workers or cores, max(jobs, 1))
-    per_worker = threads or max(1, cores // (workers or cores))
+    per_worker = threads or held_threads(folder) or max(1, cores // (workers or cores))
     if dry_run:
         from longgame.protocol.plan import print_plan
 
         os.environ["OMP_NUM_THREADS"] = str(per_worker)  # read by torch when the plan loads it; rates are per worker
         print_plan(loaded, folder, count, per_worker, console)
         return
-    try:
-        with RichDisplay(console) as display:
-            result = run_audit(
-                loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models
-            )
-    except KeyboardInterrupt:
-        raise AuditInterruptedError("stopped. Finished stages are safe; the same command goes on from there.") from None
+    with RichDisplay(console) as display:
+        result = run_audit(loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models)
     print_scorecard(result.scorecard, loaded, console)
     console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
 
@@ -150,7 +183,8 @@ def pretrain(
                 told = 10 * tokens // total
                 console.print(f"pretraining: {tokens:,} of {total:,} tokens, loss {loss:.3f}", highlight=False)
 
-        build(spec, out, progress=progress)
+        with _interruptible("stopped. The model is written at the end; run the command again."):
+            build(spec, out, progress=progress)
     console.print(f"Written: {out}", highlight=False)
 
 

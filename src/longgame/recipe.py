@@ -46,7 +46,7 @@ class RealTask(_Part):
     name: str
     train: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = ("token_accuracy", "exact_match")
+    scorers: tuple[str, ...] = Field(("token_accuracy", "exact_match"), min_length=1)
     max_new_tokens: int = Field(48, ge=1)
 
 
@@ -209,8 +209,17 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
         raise RecipeError(f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. {example}.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror or error}. Check it.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"recipe '{path}' is not a text in UTF-8 (byte {error.start + 1}). Save it as one."
+        ) from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe '{path}' is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(f"recipe '{path}'{place} is not valid YAML: {said}.") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe '{path}' holds a {type(raw).__name__}; it must be a mapping of keys to values.")
     return raw
@@ -243,6 +252,13 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         raise RecipeError(f"{where}: " + "\n".join(lines)) from error
 
 
+_WORDS = {
+    "too_short": "is empty; name at least one",
+    "string_pattern_mismatch": "must begin with a letter or digit and hold only letters, digits, '.', '_' and '-'",
+}
+"""Kinds of problems that pydantic tells in the words of a programmer."""
+
+
 def _explain(problem: Any) -> str:
     location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     dotted = ".".join(str(part) for part in location)
@@ -251,7 +267,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key '{dotted}'.{did_you_mean(str(location[-1]), allowed)} Known here: {', '.join(allowed)}."
     if problem["type"] == "missing":
         return f"'{dotted}' is missing; it has no default."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    message = message.replace("Input should be", "must be", 1)
     seen = "" if isinstance(problem["input"], dict | BaseModel) else f" (seen: {problem['input']!r})"
     return f"'{dotted or 'recipe'}': {message}{seen}."
 

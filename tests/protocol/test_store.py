@@ -2,7 +2,9 @@ import errno
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from safetensors import SafetensorError
 
 from longgame.errors import ResumeError, StorageError
 from longgame.protocol import store as store_module
@@ -50,8 +52,62 @@ def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, mon
     assert (tmp_path / "f").read_text() == "old"
 
 
-def test_a_changed_recipe_is_refused_with_the_differing_keys(tmp_path):
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left"), pa.ArrowInvalid("No space left")])
+def test_a_failed_write_of_a_library_is_told_like_any_other(tmp_path, error):
+    said = r"cannot write .*No space left.*Finished stages are safe"
+    with pytest.raises(StorageError, match=said), durable_folder(tmp_path / "d"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def finish_a_stage(run):
+    with run.trial_store("loss-s0", {"name": "loss"}, 0).writing("stage-1") as part:
+        (part / "x").write_text("1")
+
+
+def test_a_folder_left_without_its_mark_gives_way_to_the_finished_one(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    finish_a_stage(run)
+    stage = run.folder / "trials" / "loss-s0" / "stage-1"
+    (stage / "done.json").unlink()
+    (stage / "x").write_text("old")
+    finish_a_stage(run)
+    assert (stage / "x").read_text() == "1"
+
+
+def test_a_recipe_that_finished_nothing_leaves_the_directory_to_the_next_one(tmp_path):
+    RunDirectory.create(tmp_path / "run", recipe(budget=0.5))
+    write_file(tmp_path / "run" / "environment.json", "{}")
     RunDirectory.create(tmp_path / "run", recipe())
+    assert RunDirectory.open(tmp_path / "run").recipe == recipe()
+    assert not (tmp_path / "run" / "environment.json").exists()
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(StorageError, match="is a file; results need a directory"):
+        RunDirectory.create(tmp_path / "f", recipe())
+    with pytest.raises(StorageError, match="cannot write"):
+        RunDirectory.create(tmp_path / "f" / "run", recipe())
+
+
+def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path):
+    finish_a_stage(RunDirectory.create(tmp_path / "run", recipe(data={"data_dir": "here"})))
+    again = RunDirectory.create(tmp_path / "run", recipe(data={"data_dir": "there"}))
+    assert again.recipe.data.data_dir == "here"  # what finished stages are keyed by
+
+
+def test_a_damaged_file_of_a_trial_names_the_trial_to_delete(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    finish_a_stage(run)
+    mark = run.folder / "trials" / "loss-s0" / "stage-1" / "done.json"
+    mark.write_text("{")
+    with pytest.raises(ResumeError, match=r"done\.json cannot be read .* Delete .*trials/loss-s0 and run"):
+        run.trial_store("loss-s0", {"name": "loss"}, 0).finished_stages(5)
+
+
+def test_a_changed_recipe_is_refused_with_the_differing_keys(tmp_path):
+    finish_a_stage(RunDirectory.create(tmp_path / "run", recipe()))
     RunDirectory.create(tmp_path / "run", recipe())
     with pytest.raises(ResumeError, match=r"budget: 0\.25 there, 0\.5 now") as caught:
         RunDirectory.create(

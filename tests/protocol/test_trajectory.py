@@ -1,9 +1,16 @@
 """The walk on the quadratic world: closed form, milliseconds."""
 
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.errors import RecipeError, ResumeError
 from longgame.protocol.audit import run_audit
 from longgame.protocol.probes import probe_steps
 from longgame.protocol.store import RunDirectory
@@ -145,10 +152,73 @@ def test_a_finished_audit_is_printed_again_without_training(tmp_path, monkeypatc
     small = recipe(selectors=["random", "loss"], seeds=[0])
     first = run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
     monkeypatch.setattr("longgame.theory.quadratic.QuadraticLearner.train", None)
-    again = run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
+    monkeypatch.setattr("longgame.protocol.audit.build_selector", None)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*")}
+    again = run_audit(small, tmp_path / "q", workers=1, threads=4, display=Silent())
     pd.testing.assert_frame_equal(first.results, again.results)
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*")}
+    os.truncate(tmp_path / "q" / "results.parquet", 100)
+    run_audit(small, tmp_path / "q", workers=1, threads=4, display=Silent())
+    pd.testing.assert_frame_equal(first.results, pd.read_parquet(tmp_path / "q" / "results.parquet"), check_dtype=False)
     assert (tmp_path / "q" / "report.html").stat().st_size > 1000
     assert "random" in (tmp_path / "q" / "scorecard.md").read_text()
+
+
+def test_a_second_audit_leaves_the_scratch_of_the_first_alone(tmp_path):
+    small = recipe(selectors=["random"], seeds=[0])
+    run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
+    scratch = tmp_path / "q" / "stage-9.1.part"
+    scratch.mkdir()
+    with (tmp_path / "q" / "audit.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ResumeError, match="another audit is at work"):
+            run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
+    assert scratch.exists()
+
+
+def stopped_after_first_stage(folder, **more):
+    """A run whose only trial has finished one stage."""
+
+    def stop(_trial, stage, *_):
+        if stage == 2:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        walk(recipe(**more), folder, notify=stop)
+
+
+def test_damaged_state_names_the_trial_to_delete_and_then_the_run_goes_on(tmp_path):
+    stopped_after_first_stage(tmp_path / "q")
+    trial = tmp_path / "q" / "trials" / "loss-s0"
+    os.truncate(trial / "stage-1" / "policy.json", 10)
+    with pytest.raises(ResumeError, match=r"loss-s0 cannot go on after stage 1: .*Delete .*loss-s0 and run"):
+        walk(recipe(), tmp_path / "q")
+    shutil.rmtree(trial)
+    resumed = walk(recipe(), tmp_path / "q").records()
+    pd.testing.assert_frame_equal(numbers(walk(recipe(), tmp_path / "a").records()), numbers(resumed))
+
+
+def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
+    stopped_after_first_stage(tmp_path / "q")
+    sequence = make_sequence(recipe().model_dump_json(), 0)
+    first = sequence.stages[0]
+    other = dataclasses.replace(first, candidates=first.candidates[::-1])
+    changed = dataclasses.replace(sequence, stages=(other, *sequence.stages[1:]))
+    monkeypatch.setitem(globals(), "make_sequence", lambda *_: changed)
+    with pytest.raises(ResumeError, match=r"other data. Differing: data: \w+ there, \w+ now"):
+        walk(recipe(), tmp_path / "q")
+
+
+def test_a_run_goes_on_with_the_versions_it_was_begun_with(tmp_path):
+    small = recipe(selectors=["random"], seeds=[0])
+    run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
+    shutil.rmtree(tmp_path / "q" / "trials")
+    path = tmp_path / "q" / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(environment))
+    with pytest.raises(ResumeError, match=r"begun with torch==1\.0, now [2-9]"):
+        run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
 
 
 def test_the_order_of_trials_and_of_selectors_changes_nothing(tmp_path, audit):
@@ -175,6 +245,12 @@ def test_probe_points_are_even_and_hold_both_ends():
 def test_two_labels_of_one_selector_are_two_trials():
     rec = recipe(selectors=[{"name": "loss", "label": "a"}, {"name": "loss", "label": "b/c"}], seeds=[4])
     assert [trial.name for trial in plan_trials(rec)] == ["a-s4", "b-c-s4"]
+
+
+def test_two_labels_that_would_share_a_folder_are_refused():
+    rec = recipe(selectors=[{"name": "loss", "label": "b-c"}, {"name": "loss", "label": "b/c"}], seeds=[4])
+    with pytest.raises(RecipeError, match="'b-c' and 'b/c' would share the folder 'b-c-s4'"):
+        plan_trials(rec)
 
 
 def test_every_pick_of_a_stage_is_explained(audit):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import time
@@ -16,12 +15,12 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from longgame.errors import ResumeError
+from longgame.errors import ResumeError, StorageError
 from longgame.evaluation.base import build_scorer
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
-from longgame.protocol.store import RunDirectory, durable_folder, read_table, write_file, write_json, write_table
-from longgame.protocol.substrate import make_learner, make_sequence
+from longgame.protocol.store import LOCK, RunDirectory, read_json, storage_errors, table_bytes, write_file, write_json
+from longgame.protocol.substrate import make_learner, make_sequence, outline
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
 from longgame.protocol.trial import Trial, plan_trials
 from longgame.recipe import Recipe
@@ -61,28 +60,41 @@ class AuditResult:
     environment: dict[str, Any]
 
 
-def seed_job(folder: str, seed: int, notify: Notify) -> None:
-    """Worker function: the shared work of one seed."""
+def seed_job(folder: str, data_dir: str | None, seed: int, notify: Notify) -> None:
+    """Worker function: the shared work of one seed, with the data from where it lies now."""
     run = RunDirectory.open(Path(folder))
     store = run.seed_store(seed)
     if store.has("base"):
         return
     notify(f"seed {seed}", 0, "data", 0, 1)
-    sequence = make_sequence(run.recipe.model_dump_json(), seed)
+    sequence = make_sequence(_with_data(run.recipe, data_dir).model_dump_json(), seed)
     notify(f"seed {seed}", 0, "frozen pass", 0, 1)
     prepare_seed(seed, make_learner(run.recipe, seed), sequence, store)
 
 
-def trial_job(folder: str, trial: Trial, keep_models: bool, notify: Notify) -> None:
-    """Worker function: one trial from where it stands to its end."""
+def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
+    """Worker function: one trial from where it stands to its end, with the data from where it lies now."""
     run = RunDirectory.open(Path(folder))
-    sequence = make_sequence(run.recipe.model_dump_json(), trial.seed)
+    sequence = make_sequence(_with_data(run.recipe, data_dir).model_dump_json(), trial.seed)
     store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed)
     clock = time.perf_counter()
     learner = make_learner(run.recipe, trial.seed)
     settle_garbage()
     run_trajectory(trial, run.recipe, learner, sequence, run.seed_store(trial.seed), store, notify, keep_models)
     write_json(store.path("wall.json"), {"seconds": time.perf_counter() - clock, "pid": os.getpid()})
+
+
+def check_plugins(recipe: Recipe) -> None:
+    """Make every selector and scorer once, so that a wrong name or parameter is told before any work is done.
+
+    Raises:
+        RecipeError, PluginError: as `build_selector` and `build_scorer`.
+    """
+    for spec in recipe.selectors:
+        build_selector(spec.name, spec.parameters)
+    for task in (*recipe.data.stages, *recipe.data.ood):
+        for scorer in task.scorers:
+            build_scorer(scorer)
 
 
 def run_audit(
@@ -94,42 +106,56 @@ def run_audit(
         ResumeError: the directory holds another recipe, or another process is at work in it.
         LonggameError: whatever a trial raised; finished stages stay.
     """
-    for spec in recipe.selectors:  # a wrong name or parameter is told before any work is done
-        build_selector(spec.name, spec.parameters)
-    for task in (*recipe.data.stages, *recipe.data.ood):
-        for scorer in task.scorers:
-            build_scorer(scorer)
-    run = RunDirectory.create(folder, recipe)
-    with _only_one(folder):
-        environment = _environment(run, workers, threads)
-        stages = _stage_count(recipe)
-        seeds = [seed for seed in recipe.seeds if not run.seed_store(seed).has("base")]
-        trials = [trial for trial in plan_trials(recipe) if not _is_done(run, trial, stages)]
-        begun = time.perf_counter()
-        if recipe.model.name == "quadratic":
-            _run_here(run, seeds, trials, display, stages)
-        else:
-            folder_name = str(folder.resolve())
-            jobs = [Job(f"seed {seed}", seed_job, (folder_name, seed)) for seed in seeds]
-            display.begin("shared work of each seed", [job.name for job in jobs], 0)
-            run_local(jobs, workers, threads, display.progress, display.finished)
-            jobs = [Job(trial.name, trial_job, (folder_name, trial, keep_models)) for trial in _costly_first(trials)]
-            display.begin("trials", [job.name for job in jobs], stages)
-            run_local(jobs, workers, threads, display.progress, display.finished)
+    with _only_one(folder, recipe):
+        run = RunDirectory.create(folder, recipe)
+        stages = len(outline(run.recipe).stages)
+        trials = [trial for trial in plan_trials(run.recipe) if not _is_done(run, trial, stages)]
+        seeds = [seed for seed in run.recipe.seeds if not run.seed_store(seed).has("base")]
         if seeds or trials:
+            check_plugins(recipe)
+            environment = _environment(run, workers, threads)
+            begun = time.perf_counter()
+            _run(run, recipe.data.data_dir, seeds, trials, workers, threads, display, stages, keep_models)
             environment["sessions"].append(round(time.perf_counter() - begun, 1))
             write_json(folder / "environment.json", environment)
         return finish(run)
+
+
+def _run(
+    run: RunDirectory,
+    data_dir: str | None,
+    seeds: list[int],
+    trials: list[Trial],
+    workers: int,
+    threads: int,
+    display: Display,
+    stages: int,
+    keep_models: bool,
+) -> None:
+    if run.recipe.model.name == "quadratic":
+        _run_here(run, seeds, trials, display, stages)
+        return
+    folder = str(run.folder.resolve())
+    jobs = [Job(f"seed {seed}", seed_job, (folder, data_dir, seed)) for seed in seeds]
+    display.begin("shared work of each seed", [job.name for job in jobs], 0)
+    run_local(jobs, workers, threads, display.progress, display.finished)
+    jobs = [Job(trial.name, trial_job, (folder, data_dir, trial, keep_models)) for trial in _costly_first(trials)]
+    display.begin("trials", [job.name for job in jobs], stages)
+    run_local(jobs, workers, threads, display.progress, display.finished)
+
+
+def _with_data(recipe: Recipe, data_dir: str | None) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": data_dir})})
 
 
 def _run_here(run: RunDirectory, seeds: list[int], trials: list[Trial], display: Display, stages: int) -> None:
     """The closed-form world needs no processes: a trial takes milliseconds."""
     folder = str(run.folder)
     for seed in seeds:
-        seed_job(folder, seed, display.progress)
+        seed_job(folder, None, seed, display.progress)
     display.begin("trials", [trial.name for trial in trials], stages)
     for trial in trials:
-        trial_job(folder, trial, False, display.progress)
+        trial_job(folder, None, trial, False, display.progress)
         display.finished(trial.name)
 
 
@@ -145,41 +171,62 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda trial: (seeds.index(trial.seed), cost(trial)))
 
 
-def _stage_count(recipe: Recipe) -> int:
-    if recipe.data.sequence == "files":
-        return len(recipe.data.stages)
-    return len(make_sequence(recipe.model_dump_json(), recipe.seeds[0]).stages)
-
-
 def _is_done(run: RunDirectory, trial: Trial, stages: int) -> bool:
     store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed)
     return store.finished_stages(stages) == stages
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the directory's lock; the system lets go of it however the process ends."""
-    with (folder / "audit.lock").open("w") as lock:
+def _only_one(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold the directory's lock; the system lets go of it however the process ends.
+
+    It is opened for reading, so that a finished run can be printed from where nothing can be written.
+    """
+    RunDirectory.check(folder, recipe)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ResumeError(f"another audit is at work in {folder}. Wait for it, or choose another --out.") from error
+        except OSError as error:
+            raise StorageError(
+                f"{folder} cannot be locked: {error.strerror or error}. Choose an --out on a file system with locks."
+            ) from error
         yield
+    finally:
+        os.close(lock)
+
+
+def held_threads(folder: Path) -> int | None:
+    """Threads per worker that the run in this directory was begun with; None where there is none yet."""
+    path = folder / "environment.json"
+    return int(read_json(path)["threads"]) if path.is_file() else None
 
 
 def _environment(run: RunDirectory, workers: int, threads: int) -> dict[str, Any]:
-    """Versions and machine, written once; a resumed run keeps the thread count, on which the last bits depend."""
+    """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend."""
     path = run.folder / "environment.json"
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     if path.is_file():
-        held = json.loads(path.read_text())
+        held: dict[str, Any] = read_json(path)
         if held["threads"] != threads:
             raise ResumeError(
                 f"{run.folder} was begun with {held['threads']} thread(s) per worker, now {threads}; the last bits of "
                 f"every number depend on it. Use --threads {held['threads']}, or another --out."
             )
+        if held["versions"] != versions:
+            there = [f"{name}=={version}" for name, version in held["versions"].items() if versions[name] != version]
+            raise ResumeError(
+                f"{run.folder} was begun with {', '.join(there)}, now "
+                f"{', '.join(versions[spec.partition('==')[0]] for spec in there)}; numbers of two versions do not "
+                "belong in one table. Install those, or use another --out."
+            )
         return held
     environment: dict[str, Any] = {
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": platform.system(),
@@ -198,35 +245,35 @@ def finish(run: RunDirectory) -> AuditResult:
     Raises:
         ResumeError: a trial is not finished.
     """
-    from longgame.report.html import write_html
+    from longgame.report.html import render_html
     from longgame.report.markdown import scorecard_markdown
 
     recipe = run.recipe
-    stages = _stage_count(recipe)
+    plan = outline(recipe)
+    stages = len(plan.stages)
     missing = [trial.name for trial in plan_trials(recipe) if not _is_done(run, trial, stages)]
     if missing:
         raise ResumeError(
             f"{run.folder} is not finished ({len(missing)} trials left: {', '.join(missing[:5])}…). "
             "Give the recipe again to go on."
         )
-    environment = json.loads((run.folder / "environment.json").read_text())
-    path = run.folder / "results.parquet"
+    environment = read_json(run.folder / "environment.json")
     results = run.records()
-    if not path.is_file() or not read_table(path).equals(results):
-        with durable_folder(run.folder / "assembled") as part:
-            write_table(part / "results.parquet", results)
-        (run.folder / "assembled" / "results.parquet").replace(path)
-        (run.folder / "assembled").rmdir()
-    sequence = make_sequence(recipe.model_dump_json(), recipe.seeds[0])
     scorecard = Scorecard.build(
         results,
-        tasks=[stage.task.name for stage in sequence.stages],
-        ood=[task.name for task in sequence.ood],
-        primary={task.name: task.scorers[0] for task in sequence.tasks},
+        tasks=list(plan.stages),
+        ood=list(plan.ood),
+        primary=plan.primary,
         metric_spec=recipe.metrics,
         threshold=recipe.probe.threshold,
     )
-    text = scorecard_markdown(scorecard, results, recipe, environment)
-    write_file(run.folder / "scorecard.md", text)
-    write_html(run.folder / "report.html", scorecard, results, recipe, environment)
+    _refresh(run.folder / "results.parquet", table_bytes(results))
+    _refresh(run.folder / "scorecard.md", scorecard_markdown(scorecard, results, recipe, environment).encode())
+    _refresh(run.folder / "report.html", render_html(scorecard, results, recipe, environment).encode())
     return AuditResult(run, results, scorecard, environment)
+
+
+def _refresh(path: Path, content: bytes) -> None:
+    """Write a file unless it holds just that, so that a finished run can be printed where nothing can be written."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content)

@@ -52,6 +52,19 @@ def _threads_for_children(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _interrupts_for_parent_alone() -> Iterator[None]:
+    """Block SIGINT while children are started: they inherit it blocked, even while they still import.
+
+    One that comes meanwhile reaches the parent at the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with_parent() -> None:
     """Leave at once when the parent is gone (even by SIGKILL), so that no orphan writes into the run directory."""
     parent = multiprocessing.parent_process()
@@ -76,7 +89,6 @@ def settle_garbage() -> None:
 
 
 def _work(jobs: Any, events: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _end_with_parent()
     while True:
         job: Job | None = jobs.get()
@@ -119,12 +131,13 @@ def run_local(
     count = min(workers, len(jobs))
     for _ in range(count):
         todo.put(None)
-    with _threads_for_children(threads):
-        processes = [context.Process(target=_work, args=(todo, events), daemon=True) for _ in range(count)]
-        for process in processes:
-            process.start()
     left = {job.name for job in jobs}
+    processes: list[Any] = []
     try:
+        with _threads_for_children(threads), _interrupts_for_parent_alone():
+            for _ in range(count):
+                processes.append(context.Process(target=_work, args=(todo, events), daemon=True))
+                processes[-1].start()
         while left:
             try:
                 kind, name, *rest = events.get(timeout=0.5)
@@ -141,9 +154,10 @@ def run_local(
             elif kind == "crash":
                 raise WorkerError(f"{name} met an unforeseen error; finished stages are safe.\n{rest[0]}")
     finally:
-        for process in processes:
-            if left:
-                process.kill()
+        started = [process for process in processes if process.pid is not None]
+        for process in started if left else ():
+            process.kill()
+        for process in started:
             process.join()
 
 

@@ -199,9 +199,7 @@ class HFLearner:
                     for name, parameter in self._trainable():
                         parameter.copy_(weights[name])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ResumeError(
-                f"{directory} cannot be read ({error}). Delete that stage's folder and run again."
-            ) from error
+            raise ResumeError(f"{directory} cannot be read ({error}).") from error
 
     def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from longgame.data.examples import Pool
+from longgame.protocol.audit import check_plugins
 from longgame.protocol.learner import Learner
+from longgame.protocol.store import RunDirectory
 from longgame.protocol.substrate import make_learner, make_sequence
 from longgame.recipe import Recipe
+from longgame.seeding import generator
 from longgame.selectors.base import build_selector
+from longgame.selectors.history import History
+from longgame.selectors.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS
+from longgame.training.base import Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Measured on this machine with the threads of this process."""
+    """Measured now on this machine, in one process with a worker's number of threads."""
 
     forward: float
     """Candidate tokens scored per second by a forward signal (loss)."""
     backward: float
-    """Tokens per second through forward + backward (gradient sketch; training is taken to cost the same)."""
+    """Candidate tokens per second through forward + backward (gradient sketch)."""
     items: float
     """Validation items scored per second."""
+    step: float
+    """Seconds of one optimiser step on a step's share of the budget, without selection."""
+    startup: float
+    """Seconds until libraries, data and model are there, as every worker needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,63 +55,110 @@ class TrialCost:
     seconds: float
 
 
-def _rate(amount: float, work: Callable[[], object], seconds: float = 1.0) -> float:
-    """Amount per second of a piece of work: once to warm up, then for about ``seconds``."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a recipe will cost at the rates measured."""
+
+    trials: tuple[TrialCost, ...]
+    """One trial of every selector."""
+    seed_seconds: float
+    """The work that the trials of a seed share: frozen pass and row 0."""
+    rates: Rates
+
+    def seconds(self, seeds: int, workers: int) -> float:
+        """Wall-clock of the audit: the seeds' shared work, then all trials, spread over the workers."""
+        shared = self.seed_seconds * seeds / min(workers, seeds)
+        count = len(self.trials) * seeds
+        return 2 * self.rates.startup + shared + sum(c.seconds for c in self.trials) * seeds / min(workers, count)
+
+
+def _seconds(work: Callable[[], object], seconds: float = 1.0) -> float:
+    """Median seconds of a piece of work, repeated for about ``seconds`` after one time to warm up."""
     work()
-    repeats, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+    took: list[float] = []
+    while sum(took) < seconds:
+        begun = time.perf_counter()
         work()
-        repeats += 1
-    return amount * repeats / (time.perf_counter() - begun)
+        took.append(time.perf_counter() - begun)
+    return statistics.median(took)
 
 
-def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> Rates:
-    """Time the learner on as many candidates as one step scores, and on two items of every task."""
+def _step_seconds(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> float:
+    """Seconds of an optimiser step, from a short training of a fork that is thrown away."""
+
+    def train(steps: int) -> float:
+        part = pool.take(range(len(pool) * steps // recipe.training.steps))
+        policy = SelectionPolicy(build_selector("random"), History(), generator(seed, "plan"))
+        rounds: Literal["step"] | int = "step" if recipe.rounds == "step" else 1
+        schedule = Schedule(steps, recipe.budget, rounds, recipe.training.epochs, seed)
+        with learner.fork() as fork:
+            return fork.train(part, policy, schedule).seconds["train"] / steps
+
+    first = train(min(2, recipe.training.steps))
+    return train(max(1, min(recipe.training.steps, round(2 / first))))
+
+
+def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int, threads: int, startup: float) -> Rates:
+    """Time the learner on as many candidates as one step scores, on two items of every task, and on a few steps."""
     candidates = pool.take(range(max(1, min(len(pool), len(pool) // recipe.training.steps))))
     tokens = float(candidates.tokens.sum())
     tasks = [replace(task, items=task.items[:2]) for task in make_sequence(recipe.model_dump_json(), seed).tasks]
-    return Rates(
-        forward=_rate(tokens, lambda: learner.signals(candidates, ("loss",))),
-        backward=_rate(tokens, lambda: learner.signals(candidates, ("grad_sketch",))),
-        items=_rate(sum(len(task.items) for task in tasks), lambda: learner.score(tasks)),
-    )
+    with threadpool_limits(limits=threads):
+        return Rates(
+            forward=tokens / _seconds(lambda: learner.signals(candidates, ("loss",))),
+            backward=tokens / _seconds(lambda: learner.signals(candidates, ("grad_sketch",))),
+            items=sum(len(task.items) for task in tasks) / _seconds(lambda: learner.score(tasks)),
+            step=_step_seconds(learner, pool, recipe, seed),
+            startup=startup,
+        )
 
 
-def estimate(recipe: Recipe) -> tuple[list[TrialCost], Rates]:
+def estimate(recipe: Recipe, threads: int) -> Estimate:
     """Cost of one trial of every selector of the recipe (first seed), rates measured now."""
-    seed = recipe.seeds[0]
+    seed, training, probe = recipe.seeds[0], recipe.training, recipe.probe
+    begun = time.perf_counter()
     sequence = make_sequence(recipe.model_dump_json(), seed)
     learner = make_learner(recipe, seed)
     pools = [learner.pool(stage.candidates) for stage in sequence.stages]
-    rates = measure_rates(learner, pools[0], recipe, seed)
+    rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - begun)
     stage_tokens = [int(pool.tokens.sum()) for pool in pools]
-    share = min(1.0, recipe.probe.steps / recipe.training.steps)
-    own = sum(stage_tokens[1:]) * share * ("own" in recipe.probe.kinds)
-    common = sum(stage_tokens[1:]) * share * ("common" in recipe.probe.kinds)
-    rounds = 1.0 if recipe.rounds == "step" else 1 + (recipe.rounds - 1) * (1 - recipe.budget / 2)
-    trained = (sum(stage_tokens) + own) * recipe.budget * recipe.training.epochs + common * recipe.budget
+    share = min(1.0, probe.steps / training.steps)
+    own = sum(stage_tokens[1:]) * share * ("own" in probe.kinds)
+    common = sum(stage_tokens[1:]) * share * ("common" in probe.kinds)
+    choices = training.steps if recipe.rounds == "step" else recipe.rounds
+    offered = 1.0 if recipe.rounds == "step" else 1 + (choices - 1) * (1 - recipe.budget / 2)
+    trained = (sum(stage_tokens) + own) * recipe.budget * training.epochs + common * recipe.budget
+    steps = training.steps * len(pools) + probe.steps * (len(pools) - 1) * len(probe.kinds)
     per_row = sum(len(stage.task.items) for stage in sequence.stages)
     shifted = sum(len(task.items) for task in sequence.ood)
     rows_of_ood = len(sequence.stages) if recipe.data.ood_after == "every-stage" else 1
     probed = sum(len(stage.task.items) for stage in sequence.stages[1:])
-    items = (
-        per_row * len(sequence.stages) + shifted * rows_of_ood + probed * recipe.probe.points * len(recipe.probe.kinds)
-    )
+    items = per_row * len(sequence.stages) + shifted * rows_of_ood + probed * probe.points * len(probe.kinds)
+    diagnosed = sum(stage_tokens) * recipe.budget * math.ceil(choices / recipe.metrics.gradient_every) / choices
     costs = []
     for spec in recipe.selectors:
         needs = build_selector(spec.name, spec.parameters).requires
         kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS}
         kinds |= {"backward"} if set(needs) & set(CONTEXT) else set()
         rate = rates.backward if "backward" in kinds else rates.forward if "forward" in kinds else None
-        scored = 0 if rate is None else round((sum(stage_tokens) + own) * rounds)
-        seconds = (scored / rate if rate else 0.0) + trained / rates.backward + items / rates.items
+        scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
+        seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
+        seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward
         costs.append(TrialCost(spec.key, scored, round(trained), items, seconds))
-    return costs, rates
+    shared = sum(stage_tokens) / rates.forward + (per_row + shifted) / rates.items
+    return Estimate(tuple(costs), shared, rates)
 
 
 def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console: Console) -> None:
-    """Print what an audit would do: its trials, their tokens, the estimated time, and where it would write."""
-    costs, rates = estimate(recipe)
+    """Print what an audit would do: its trials, their tokens, the estimated time, and where it would write.
+
+    Raises:
+        LonggameError: what the audit itself would be refused for before its work begins.
+    """
+    RunDirectory.check(folder, recipe)
+    check_plugins(recipe)
+    plan = estimate(recipe, threads)
+    costs, rates = plan.trials, plan.rates
     table = Table(title=f"Plan of {recipe.name}: {len(recipe.selectors)} selectors × {len(recipe.seeds)} seeds")
     for heading in ("selector", "trials", "tokens scored", "tokens trained", "items evaluated", "time per trial"):
         table.add_column(heading, justify="left" if heading == "selector" else "right")
@@ -111,11 +172,11 @@ def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console
             f"{cost.seconds:,.1f} s",
         )
     console.print(table)
-    total = sum(cost.seconds for cost in costs) * len(recipe.seeds)
+    minutes = plan.seconds(len(recipe.seeds), workers) / 60
     console.print(
-        f"{len(costs) * len(recipe.seeds)} trials, about {total / 60 / workers:.1f} min with {workers} worker(s) of "
+        f"{len(costs) * len(recipe.seeds)} trials, about {minutes:.1f} min with {workers} worker(s) of "
         f"{threads} thread(s), by rates measured now: forward {rates.forward:,.0f} tokens/s, forward+backward "
-        f"{rates.backward:,.0f} tokens/s, evaluation {rates.items:,.0f} items/s per worker.\n"
+        f"{rates.backward:,.0f} tokens/s, a training step {rates.step:.3f} s, evaluation {rates.items:,.0f} items/s.\n"
         f"Results would go to {folder}. Nothing was written.",
         highlight=False,
     )

@@ -14,7 +14,6 @@ Every folder is written as ``NAME.PID.part``, flushed to disk, and renamed: it i
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -54,6 +53,8 @@ RECORD_COLUMNS = {
 }
 """The tidy results: one row per measurement (see docs/results-format.md)."""
 
+RECIPE, LOCK = "recipe.yaml", "audit.lock"
+
 _DEFAULTS: dict[str, Any] = {
     "task": "",
     "task_kind": "",
@@ -69,15 +70,17 @@ _DEFAULTS: dict[str, Any] = {
 
 @contextmanager
 def storage_errors(what: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a StorageError that says what stays."""
+    """Turn whatever hinders writing (a full disk, no permission …) into a StorageError that says what stays.
+
+    safetensors and Arrow have exceptions of their own for a failed write.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise StorageError(
-            f"cannot write {what}: {error.strerror or error}. Finished stages are safe; free the disk (or change "
-            "--out) and run the same command again."
+            f"cannot write {what}: {reason}. Finished stages are safe; free the disk (or change --out) and run the "
+            "same command again."
         ) from error
 
 
@@ -93,8 +96,10 @@ def _flush(path: Path) -> None:
 def durable_folder(folder: Path) -> Iterator[Path]:
     """Give a scratch folder; when the block ends well it becomes ``folder``, whole and flushed to disk.
 
+    What stood under that name before gives way.
+
     Raises:
-        StorageError: the disk is full or not writable; nothing stands under the final name then.
+        StorageError: the disk is full or not writable.
     """
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     with storage_errors(folder):
@@ -106,6 +111,8 @@ def durable_folder(folder: Path) -> Iterator[Path]:
             for inside in sorted(part.rglob("*")):
                 _flush(inside)
             _flush(part)
+            if folder.exists():
+                shutil.rmtree(folder)
             part.rename(folder)
             _flush(folder.parent)
         except BaseException:
@@ -146,9 +153,24 @@ def records_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.astype(RECORD_COLUMNS)
 
 
+def table_bytes(frame: pd.DataFrame) -> bytes:
+    """A Parquet file (zstd) of this table; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
 def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a Parquet file (zstd) inside a scratch folder."""
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, compression="zstd")
+    """Write a Parquet file inside a scratch folder."""
+    path.write_bytes(table_bytes(frame))
+
+
+def _unreadable(path: Path, error: Exception) -> ResumeError:
+    """The error for a damaged file, with what to delete: the whole trial, as earlier stages do not keep their model."""
+    whole = next((parent for parent in path.parents if parent.parent.name in ("trials", "seeds")), path)
+    return ResumeError(
+        f"{path} cannot be read ({error}). Delete {whole} and run the command again; only what was in it is done anew."
+    )
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -160,7 +182,19 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         return pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as error:
-        raise ResumeError(f"{path} cannot be read ({error}). Delete its folder and run the command again.") from error
+        raise _unreadable(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of the run.
+
+    Raises:
+        ResumeError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 def recipe_hash(recipe: Recipe, **more: Any) -> str:
@@ -188,10 +222,8 @@ class StageStore:
         mark = self.path(name) / "done.json"
         if not mark.is_file():
             return False
-        try:
-            found = json.loads(mark.read_text())["key"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ResumeError(f"{mark} cannot be read ({error}). Delete {mark.parent} and run again.") from error
+        found = read_json(mark)
+        found = found.get("key") if isinstance(found, dict) else None
         if found != self.key:
             raise ResumeError(
                 f"{mark.parent} was made by another recipe (key {found}, expected {self.key}). Use another --out."
@@ -227,7 +259,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise ResumeError(f"{path} cannot be read ({error}). Delete its folder and run the command again.") from error
+        raise _unreadable(path, error) from error
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -236,6 +268,14 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         for key in sorted({*old, *new}):
             found += _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         return found
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and any(isinstance(x, dict) for x in old)
+    ):
+        pairs = zip(old, new, strict=True)
+        return [line for i, (a, b) in enumerate(pairs) for line in _differences(a, b, f"{where}.{i}")]
     return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
 
 
@@ -248,27 +288,50 @@ class RunDirectory:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe) -> RunDirectory:
-        """Open the directory for this recipe, new or to be resumed.
+        """Open the directory for this recipe, new or to be resumed; what a kill left half-written is cleared away.
+
+        Raises:
+            ResumeError, StorageError: as `check`; or it cannot be written.
+        """
+        held = cls.check(folder, recipe)
+        if held is None:
+            with storage_errors(folder):
+                (folder / "environment.json").unlink(missing_ok=True)
+            write_file(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        with storage_errors(folder):
+            for stale in folder.rglob("*.part"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        return held or cls(folder, recipe)
+
+    @classmethod
+    def check(cls, folder: Path, recipe: Recipe) -> RunDirectory | None:
+        """Return the run of this recipe that the directory holds, None where it holds nothing that could be lost.
+
+        A recipe that ended before anything was finished (a misspelt file, say) leaves the directory to the next one,
+        and the data may lie elsewhere than before (`data.data_dir`): it is known by its content.
 
         Raises:
             ResumeError: it holds a run of another recipe (the differing keys are named), or something else.
-            StorageError: it cannot be written.
+            StorageError: it is a file.
         """
-        held = folder / "recipe.yaml"
-        if held.is_file():
-            differing = _differences(cls.open(folder).recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
-            if differing:
-                raise ResumeError(
-                    f"{folder} holds a run of another recipe. Differing: " + "; ".join(differing) + ". "
-                    "Use another --out, or delete the directory."
-                )
-        elif folder.exists() and any(folder.iterdir()):
-            raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
-        else:
-            write_file(held, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        run = cls(folder, recipe)
-        for stale in folder.rglob("*.part"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        if folder.exists() and not folder.is_dir():
+            raise StorageError(f"'{folder}' is a file; results need a directory. Choose another --out.")
+        if not (folder / RECIPE).is_file():
+            if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+                raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
+            return None
+        if not any(folder.glob("*/*/*/done.json")):
+            return None
+        run = cls.open(folder)
+        moved = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"data_dir": run.recipe.data.data_dir})}
+        )
+        differing = _differences(run.recipe.model_dump(mode="json"), moved.model_dump(mode="json"))
+        if differing:
+            raise ResumeError(
+                f"{folder} holds a run of another recipe. Differing: " + "; ".join(differing) + ". "
+                "Use another --out, or delete the directory."
+            )
         return run
 
     @classmethod
@@ -280,7 +343,7 @@ class RunDirectory:
         """
         from longgame.recipe import load_recipe
 
-        held = folder / "recipe.yaml"
+        held = folder / RECIPE
         if not held.is_file():
             raise ResumeError(f"{folder} holds no run (no recipe.yaml).")
         return cls(folder, load_recipe(held))

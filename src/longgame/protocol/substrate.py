@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from longgame.data.examples import SequenceData
@@ -18,6 +19,27 @@ def make_learner(recipe: Recipe, seed: int) -> Learner:
     from longgame.protocol.hf_learner import HFLearner  # torch is loaded only where it is used
 
     return HFLearner(recipe, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Names of the stages and of the OOD sets, and each one's own scorer."""
+
+    stages: tuple[str, ...]
+    ood: tuple[str, ...]
+    primary: dict[str, str]
+
+
+def outline(recipe: Recipe) -> Outline:
+    """Tell the columns of the tables; data files are not read, so that a run can be printed where they are not."""
+    if recipe.data.sequence == "files":
+        stages, ood = recipe.data.stages, recipe.data.ood
+        primary = {task.name: task.scorers[0] for task in (*stages, *ood)}
+        return Outline(tuple(task.name for task in stages), tuple(task.name for task in ood), primary)
+    sequence = make_sequence(recipe.model_dump_json(), recipe.seeds[0])
+    names = tuple(stage.task.name for stage in sequence.stages)
+    primary = {task.name: task.scorers[0] for task in sequence.tasks}
+    return Outline(names, tuple(task.name for task in sequence.ood), primary)
 
 
 @lru_cache(maxsize=64)

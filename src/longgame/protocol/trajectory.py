@@ -10,6 +10,7 @@ milliseconds and real fine-tuning in minutes. Every finished stage is durable be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -32,7 +33,7 @@ from longgame.metrics.diagnostics import (
 )
 from longgame.protocol.learner import Learner
 from longgame.protocol.probes import run_probes
-from longgame.protocol.store import StageStore, read_arrays, records_table, write_arrays, write_table
+from longgame.protocol.store import StageStore, read_arrays, read_json, records_table, write_arrays, write_table
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
 from longgame.seeding import generator, stream_seed
@@ -54,7 +55,7 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
     rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
     with store.writing("base") as folder:
         write_arrays(folder / "frozen.safetensors", frozen)
-        (folder / "learner.json").write_text(json.dumps(learner.describe(), indent=1) + "\n")
+        (folder / "learner.json").write_text(json.dumps(_origin(learner, sequence), indent=1) + "\n")
         write_table(
             folder / "records.parquet",
             records_table([{"trial": "", "selector": "", "seed": seed, **row} for row in rows]),
@@ -82,7 +83,7 @@ def run_trajectory(
     done = store.finished_stages(len(stages))
     if done == len(stages):
         return
-    _same_learner(learner, shared)
+    _same_origin(learner, sequence, shared)
     learner.use(sequence, read_arrays(shared.path("base") / "frozen.safetensors"))
     policy = SelectionPolicy(
         build_selector(trial.selector.name, trial.selector.parameters),
@@ -92,8 +93,14 @@ def run_trajectory(
     )
     if done:
         last = store.path(f"stage-{done}")
-        learner.load(last / "learner")
-        policy.load_state_dict(read_state(last, "policy"))
+        try:
+            learner.load(last / "learner")
+            policy.load_state_dict(read_state(last, "policy"))
+        except ResumeError as error:
+            raise ResumeError(
+                f"{trial.name} cannot go on after stage {done}: {error} Delete {store.folder} and run the command "
+                "again; only this trial is done anew."
+            ) from error
     for number in range(done + 1, len(stages) + 1):
         rows, picks = _stage(number, trial, recipe, learner, sequence, policy, notify)
         who = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
@@ -107,13 +114,22 @@ def run_trajectory(
             shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
 
 
-def _same_learner(learner: Learner, shared: StageStore) -> None:
-    """Refuse to mix weights or devices within one run: equal names may hide a hub's and a converted checkpoint."""
-    held = json.loads((shared.path("base") / "learner.json").read_text())
-    if held != learner.describe():
+def _origin(learner: Learner, sequence: SequenceData) -> dict[str, str]:
+    """What the numbers of a seed come from besides the recipe: weights, device, and the content of the data."""
+    pools = [[example.sample_id for example in (*stage.candidates, *stage.proxy)] for stage in sequence.stages]
+    items = [[(item.sample_id, item.answer) for item in task.items] for task in sequence.tasks]
+    digest = hashlib.sha256(json.dumps([pools, items]).encode()).hexdigest()[:16]
+    return {**learner.describe(), "data": digest}
+
+
+def _same_origin(learner: Learner, sequence: SequenceData, shared: StageStore) -> None:
+    """Refuse to mix weights, devices or data within one run: equal names may hide two checkpoints or two files."""
+    held, now = read_json(shared.path("base") / "learner.json"), _origin(learner, sequence)
+    differing = [f"{key}: {held.get(key)} there, {value} now" for key, value in now.items() if held.get(key) != value]
+    if differing:
         raise ResumeError(
-            f"{shared.folder} was begun with {held}, but the model is now {learner.describe()}. "
-            "Use the same weights and device, or another --out."
+            f"{shared.folder} was begun with another model or other data. Differing: {'; '.join(differing)}. "
+            "Use the same weights, device and data files, or another --out."
         )
 
 
