@@ -56,6 +56,7 @@ def test_a_class_that_cannot_be_made_is_named_with_its_error_and_the_place(tmp_p
         build_selector(f"{path}:First")
     sentence, *places = str(caught.value).splitlines()
     assert "mine.py:First' failed in being made with {}: KeyError: 'k'" in sentence
+    assert len(places) == 1
     assert places[-1] == f"  {path}, line 9, in __init__: self.k = {{}}['k']"
 
 

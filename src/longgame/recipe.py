@@ -248,8 +248,7 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise RecipeError(f"{where}: " + "\n".join(lines)) from error
+        raise RecipeError(f"{where}: " + "\n".join(_explain_all(error.errors()))) from error
 
 
 _WORDS = {
@@ -259,9 +258,24 @@ _WORDS = {
 """Kinds of problems that pydantic tells in the words of a programmer."""
 
 
-def _explain(problem: Any) -> str:
-    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    dotted = ".".join(str(part) for part in location)
+def _explain_all(problems: list[Any]) -> list[str]:
+    """A line for each place; what a value of several kinds could have been is joined by "or"."""
+    lines: dict[str, str] = {}
+    for problem in problems:
+        *path, last = problem["loc"] or ("",)
+        own = problem["type"] == "extra_forbidden"  # the last part is the user's, whatever it looks like
+        # pydantic puts the kind it tried into the path: function-before[…], literal['step'], constrained-int
+        location = [part for part in (*path, *(() if own else (last,))) if isinstance(part, int) or part.isidentifier()]
+        location += [last] if own else []
+        dotted = ".".join(str(part) for part in location)
+        line = _explain(problem, location, dotted)
+        if dotted in lines and not own:
+            line = f"{lines[dotted].rpartition(' (seen')[0]} or {line.removeprefix(f'{dotted!r}: ')}"
+        lines[dotted] = line
+    return list(lines.values())
+
+
+def _explain(problem: Any, location: list[Any], dotted: str) -> str:
     if problem["type"] == "extra_forbidden":
         allowed = _keys_at(location[:-1])
         return f"unknown key '{dotted}'.{did_you_mean(str(location[-1]), allowed)} Known here: {', '.join(allowed)}."

@@ -29,17 +29,21 @@ def plugin_at_work(who: str, doing: str) -> Iterator[None]:
         doing: what it was asked for ("select()").
 
     Raises:
-        PluginError: the code raised anything that is not of longgame's own family; the message names the error and
-            the last places it passed.
+        PluginError: the code raised one (the plug-in is named before it), or anything that is not of longgame's own
+            family: the message names the error and the last places it passed.
     """
     try:
         yield
+    except PluginError as error:
+        if str(error).startswith(who):
+            raise
+        raise PluginError(f"{who}: {error}") from error
     except LonggameError:
         raise
     except (Exception, SystemExit) as error:
         places = [
             f"  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line or ''}".rstrip(": ")
-            for frame in traceback.extract_tb(error.__traceback__)[1:]
+            for frame in traceback.extract_tb(error.__traceback__)[2:]  # behind this function and its caller
             if not frame.filename.startswith("<frozen")
         ][-_FRAMES:]
         said = " ".join(f"{type(error).__name__}: {error}".split())

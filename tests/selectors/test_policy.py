@@ -77,7 +77,7 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
         (lambda pool: Selection.of(pool, np.arange(4)), "tokens of 20 and reported"),
         (lambda pool: None, "returned a NoneType; return Selection.of"),
         (lambda pool: [0], "returned a list"),
-        (lambda pool: Selection.of(pool, np.array([0.5])), "give the row numbers"),
+        (lambda pool: Selection.of(pool, np.array([0.5])), "selector 'fixed': a selection .* give the row numbers"),
         (lambda pool: Selection.of(pool, pool.tokens < 9), "np.flatnonzero"),
         (lambda pool: Selection.of(pool, np.array([-1])), "rows outside 0…3"),
         (lambda pool: Selection.of(pool, np.array([4])), "rows outside 0…3"),
