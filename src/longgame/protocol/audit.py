@@ -6,12 +6,11 @@ import fcntl
 import importlib.metadata
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +18,7 @@ from longgame.errors import ResumeError, StorageError
 from longgame.evaluation.base import build_scorer
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
+from longgame.protocol.sessions import Display, SessionClock
 from longgame.protocol.store import LOCK, RunDirectory, read_json, storage_errors, table_bytes, write_file, write_json
 from longgame.protocol.substrate import make_learner, make_sequence, outline
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
@@ -38,16 +38,6 @@ _PACKAGES = (
     "numpy",
     "reasoning-gym",
 )
-
-
-class Display(Protocol):
-    """What shows the progress of an audit to a person."""
-
-    def begin(self, phase: str, jobs: list[str], stages: int) -> None: ...
-
-    def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None: ...
-
-    def finished(self, job: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -77,11 +67,9 @@ def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool
     run = RunDirectory.open(Path(folder))
     sequence = make_sequence(_with_data(run.recipe, data_dir).model_dump_json(), trial.seed)
     store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed)
-    clock = time.perf_counter()
     learner = make_learner(run.recipe, trial.seed)
     settle_garbage()
     run_trajectory(trial, run.recipe, learner, sequence, run.seed_store(trial.seed), store, notify, keep_models)
-    write_json(store.path("wall.json"), {"seconds": time.perf_counter() - clock, "pid": os.getpid()})
 
 
 def check_plugins(recipe: Recipe) -> None:
@@ -114,10 +102,9 @@ def run_audit(
         if seeds or trials:
             check_plugins(recipe)
             environment = _environment(run, workers, threads)
-            begun = time.perf_counter()
-            _run(run, recipe.data.data_dir, seeds, trials, workers, threads, display, stages, keep_models)
-            environment["sessions"].append(round(time.perf_counter() - begun, 1))
-            write_json(folder / "environment.json", environment)
+            clock = SessionClock(display, folder / "environment.json", environment)
+            _run(run, recipe.data.data_dir, seeds, trials, workers, threads, clock, stages, keep_models)
+            clock.note()
         return finish(run)
 
 
