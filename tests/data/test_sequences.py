@@ -46,7 +46,13 @@ def recipe(folder: Path, **data: Any) -> Recipe:
         "ood": [{"name": "out", "eval": ["shifted", "far"]}],
     }
     return parse_recipe(
-        {"name": "t", "selectors": ["random"], "proxy": {"items_per_skill": 2}, "data": {**settings, **data}}
+        {
+            "name": "t",
+            "selectors": ["random"],
+            "proxy": {"items_per_skill": 2},
+            "training": {"steps": 4},
+            "data": {**settings, **data},
+        }
     )
 
 
@@ -207,7 +213,7 @@ def test_procedural_recipes_reach_the_generators() -> None:
 @pytest.mark.parametrize("name", ["smollm2-skill", "smollm2-skill-cpu"])
 def test_shipped_file_recipes_build_from_a_folder_of_their_names(tmp_path: Path, name: str) -> None:
     path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
-    given = load_recipe(path, {"data.data_dir": str(tmp_path), "data.pool_size": 12, "data.items_per_skill": 2})
+    given = load_recipe(path, {"data.data_dir": str(tmp_path), "data.pool_size": 32, "data.items_per_skill": 2})
     for task in (*given.data.stages, *given.data.ood):
         assert set(task.scorers) <= set(SCORERS.names())
         assert task.scorers[0] == "token_accuracy"
