@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.errors import RecipeError, ResumeError
+from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.protocol.audit import run_audit
 from longgame.protocol.probes import probe_steps
 from longgame.protocol.store import RunDirectory
@@ -207,6 +207,15 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "make_sequence", lambda *_: changed)
     with pytest.raises(ResumeError, match=r"other data. Differing: data: \w+ there, \w+ now"):
         walk(recipe(), tmp_path / "q")
+
+
+def test_a_diverging_trial_names_trial_stage_and_step(tmp_path):
+    wild = recipe(training={"steps": 12, "learning_rate": 1e200})
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(NumericalError, match=r"^loss-s0, stage 1, train, after step \d+ of 12: .* for example \w+"),
+    ):
+        walk(wild, tmp_path / "q")
 
 
 def test_a_run_goes_on_with_the_versions_it_was_begun_with(tmp_path):

@@ -14,14 +14,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from longgame.data.examples import Pool, SequenceData, StageData, Task
-from longgame.errors import ResumeError
+from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.base import Score
 from longgame.metrics.diagnostics import (
     capability_entropy,
@@ -51,8 +52,9 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
     """Do once what all trials of a seed share: the frozen pass over every pool, and row 0 of R."""
     if store.has("base"):
         return
-    frozen = learner.prepare(sequence)
-    rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
+    with _numerics_located(lambda: f"seed {seed}, before any training"):
+        frozen = learner.prepare(sequence)
+        rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
     with store.writing("base") as folder:
         write_arrays(folder / "frozen.safetensors", frozen)
         (folder / "learner.json").write_text(json.dumps(_origin(learner, sequence), indent=1) + "\n")
@@ -101,8 +103,16 @@ def run_trajectory(
                 f"{trial.name} cannot go on after stage {done}: {error} Delete {store.folder} and run the command "
                 "again; only this trial is done anew."
             ) from error
+    moment = ""
+
+    def told(name: str, stage: int, activity: str, step: int, steps: int) -> None:
+        nonlocal moment
+        moment = f"stage {stage}, {activity}" + (f", after step {step} of {steps}" if steps > 1 else "")
+        notify(name, stage, activity, step, steps)
+
     for number in range(done + 1, len(stages) + 1):
-        rows, picks = _stage(number, trial, recipe, learner, sequence, policy, notify)
+        with _numerics_located(lambda: f"{trial.name}, {moment}"):
+            rows, picks = _stage(number, trial, recipe, learner, sequence, policy, told)
         who = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
         with store.writing(f"stage-{number}") as folder:
             write_table(folder / "records.parquet", records_table([{**who, "stage": number, **row} for row in rows]))
@@ -112,6 +122,15 @@ def run_trajectory(
             learner.save(folder / "learner")
         if number > 1 and not keep_models:
             shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
+
+
+@contextmanager
+def _numerics_located(where: Callable[[], str]) -> Iterator[None]:
+    """Put the trial and what it was about before a NumericalError, which itself names the example or item."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{where()}: {error}") from error
 
 
 def _origin(learner: Learner, sequence: SequenceData) -> dict[str, str]:
