@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from longgame.errors import DataError
+from longgame.errors import DataError, StorageError
 from longgame.protocol.backends import Job, WorkerError, run_local
 from support import jobs
 
@@ -19,6 +19,11 @@ def test_every_job_runs_once_with_bounded_threads_and_progress_arrives(tmp_path)
 def test_an_error_of_the_family_reaches_the_caller_as_it_was_raised():
     with pytest.raises(DataError, match="line 7 is empty"):
         run_local([Job("bad", jobs.fail, ("line 7 is empty",))], 2, 1, lambda *_: None, lambda _: None)
+
+
+def test_a_full_disk_outside_the_run_directory_is_one_sentence():
+    with pytest.raises(StorageError, match=r"^bad: No space left on device \(/tmp/x\)\. Finished stages are safe"):
+        run_local([Job("bad", jobs.fill_the_disk, ())], 1, 1, lambda *_: None, lambda _: None)
 
 
 def test_an_unforeseen_error_arrives_with_its_traceback():

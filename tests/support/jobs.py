@@ -1,5 +1,6 @@
 """Functions that worker processes run in the tests of the local backend."""
 
+import errno
 import os
 import signal
 import time
@@ -15,6 +16,10 @@ def write_threads(folder, name, notify):
 
 def fail(message, notify):
     raise DataError(message)
+
+
+def fill_the_disk(notify):
+    raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
 
 
 def crash(notify):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import multiprocessing.connection
 import os
 import queue
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from longgame.errors import LonggameError
+from longgame.errors import LonggameError, StorageError
 
 Notify = Callable[[str, int, str, int, int], None]
 """(job, stage, activity, step, steps): progress, as jobs send it."""
@@ -88,6 +90,17 @@ def settle_garbage() -> None:
         gc.freeze()
 
 
+def _told(job: str, error: Exception) -> tuple[str, str, Any]:
+    """What the parent hears of an error: one of the family as it is, anything unforeseen with its traceback."""
+    if isinstance(error, LonggameError):
+        return "error", job, error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a temporary folder, a cache
+        place = error.filename or tempfile.gettempdir()
+        said = f"{job}: {error.strerror} ({place}). Finished stages are safe; free the disk and run the command again."
+        return "error", job, StorageError(said)
+    return "crash", job, traceback.format_exc()
+
+
 def _work(jobs: Any, events: Any) -> None:
     _end_with_parent()
     while True:
@@ -97,11 +110,8 @@ def _work(jobs: Any, events: Any) -> None:
         events.put(("start", job.name, None))
         try:
             job.function(*job.arguments, lambda *progress: events.put(("progress", *progress)))
-        except LonggameError as error:
-            events.put(("error", job.name, error))
-            return
-        except Exception:  # noqa: BLE001 - told to the parent with its traceback, which stops the audit
-            events.put(("crash", job.name, traceback.format_exc()))
+        except Exception as error:  # noqa: BLE001 - told to the parent, which stops the audit
+            events.put(_told(job.name, error))
             return
         events.put(("done", job.name, None))
 
