@@ -18,7 +18,7 @@ quickstart: install
 	$(BIN)/longgame audit recipes/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check .
