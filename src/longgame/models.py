@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import jinja2
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -207,7 +208,12 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
         return str(folder_path), f"directory {name}", True
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"model directory '{name}' does not exist. Give an existing directory or a hub id.")
-    cached = isinstance(try_to_load_from_cache(name, "config.json"), str) if name.count("/") <= 1 else False
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError as error:
+        raise ModelError(
+            f"model '{name}' is neither a directory nor a hub id (owner/name).{did_you_mean(name, ALIASES)} {_NO_HUB}"
+        ) from error
     if not cached:
         require_repo(name, "model", ModelError, (did_you_mean(name, ALIASES) + " " + _NO_HUB).strip())
     return name, "", cached

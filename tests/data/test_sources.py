@@ -165,6 +165,8 @@ def test_blank_lines_are_no_examples_but_count_as_lines(tmp_path: Path) -> None:
         ({"prompt": "a", "response": "b", "answer": {}}, "'answer'"),
         ({"prompt": "a", "response": "b", "noisy": "yes"}, "'noisy'"),
         ("[1, 2]", "holds a list"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"prompt": ' + "9" * 5000 + "}", "cannot be read as JSON"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number_and_how_many_more(tmp_path: Path, bad: Any, what: str) -> None:
@@ -270,4 +272,5 @@ def test_a_hub_that_cannot_be_reached_ends_fast_with_help(tmp_path: Path, offlin
     assert done.returncode == 7, done.stderr
     assert "no-such-owner/no-such-data" in done.stdout
     assert "--data-dir" in done.stdout
+    assert ("or set HF_HUB_OFFLINE" in done.stdout) == (not offline)
     assert time.monotonic() - start < 30  # nearly all of it imports; the retries of `datasets` would add 23 s

@@ -30,10 +30,11 @@ FORMATS = (
     "text",
 )
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
-_HUB_REMEDY = (
-    "Without network, give --data-dir with files of that content and name them in the recipe, write a path to a "
-    ".jsonl, .jsonl.gz or .parquet file, or set HF_HUB_OFFLINE=1 to use a copy that is already cached."
+_FILES_REMEDY = (
+    "Without network, give --data-dir with files of that content and name them in the recipe, or write a path to a "
+    ".jsonl, .jsonl.gz or .parquet file"
 )
+_HUB_REMEDY = _FILES_REMEDY + ", or set HF_HUB_OFFLINE=1 to use a copy that is already cached."
 
 
 def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> list[Example]:
@@ -82,9 +83,10 @@ def _locate(reference: str, data_dir: Path | None, split: Split) -> Path:
             raise DataError(f"data file '{reference}' does not exist.{hint} Give the path of an existing file.")
         return path
     if "/" in reference or "\\" in reference:
+        hub = "" if reference.startswith((".", "/", "~")) else f" A data set of the hub is written 'hub:{reference}'."
         raise DataError(
             f"data reference '{reference}' is neither a bare name nor a path that ends in {', '.join(SUFFIXES)}. "
-            f"A data set of the hub is written 'hub:{reference}'."
+            f"Write the whole file name.{hub}"
         )
     if data_dir is None:
         raise DataError(
@@ -93,7 +95,10 @@ def _locate(reference: str, data_dir: Path | None, split: Split) -> Path:
         )
     folder = Path(data_dir).expanduser() / split
     if not folder.is_dir():
-        raise DataError(f"data folder '{folder}' does not exist. --data-dir names a folder with train/ and eval/.")
+        seen_from = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
+        raise DataError(
+            f"data folder '{folder}' does not exist{seen_from}. Give --data-dir, a folder with train/ and eval/."
+        )
     found = [folder / (reference + suffix) for suffix in SUFFIXES if (folder / (reference + suffix)).is_file()]
     if len(found) > 1:
         several = ", ".join(path.name for path in found)
@@ -153,13 +158,15 @@ def _parse(raw: bytes) -> Any:
         raise _RowError(f"is not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise _RowError(f"is not valid JSON ({error.msg}, column {error.colno})") from error
+    except (RecursionError, ValueError) as error:  # brackets or digits without end
+        raise _RowError(f"cannot be read as JSON ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
     try:
         rows = pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"Parquet file '{path}' cannot be read: {error}. Write it again.") from error
+        raise DataError(f"Parquet file '{path}' cannot be read: {str(error).rstrip('.')}. Write it again.") from error
     for number, row in enumerate(rows, start=1):
         yield number, lambda row=row: row  # type: ignore[misc]
 
@@ -179,7 +186,10 @@ def _hub_rows(reference: str, split: Split) -> Iterator[tuple[int, Callable[[], 
         chosen = wanted or _pick_split(reference, datasets.get_dataset_split_names(name, config), split)
         table = datasets.load_dataset(name, config, split=chosen)
     except ConnectionError as error:
-        raise DataError(f"hub data set '{reference}' is not in the local cache and {error}. {_HUB_REMEDY}") from error
+        offline = datasets.config.HF_HUB_OFFLINE
+        said = "HF_HUB_OFFLINE is set" if offline else str(error)
+        remedy = _FILES_REMEDY + "." if offline else _HUB_REMEDY
+        raise DataError(f"hub data set '{reference}' is not in the local cache, and {said}. {remedy}") from error
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(

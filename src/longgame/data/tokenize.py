@@ -191,9 +191,10 @@ def _encoded(prompt: list[int], response: list[int]) -> Encoded:
 def _too_long(examples: Sequence[Example], lengths: list[int], max_length: int) -> DataError:
     bad = [row for row, length in enumerate(lengths) if length > max_length]
     example, length = examples[bad[0]], lengths[bad[0]]
-    origin = f" ({example.source})" if example.source else ""
+    origin = f" ({example.source or example.skill})" if example.source or example.skill else ""
+    begins = " ".join((example.prompt or example.response)[:200].split())[:40]
     more = f"; {len(bad) - 1} more of {len(examples)} are too long" if len(bad) > 1 else ""
     return DataError(
-        f"example {example.sample_id}{origin} has {length} tokens, model.max_length is {max_length}{more}. "
-        f"Raise model.max_length (the longest has {max(lengths)}) or set data.too_long: drop."
+        f"example {example.sample_id}{origin} has {length} tokens, model.max_length is {max_length}{more}. It begins "
+        f"with {begins!r}. Raise model.max_length (the longest has {max(lengths)}) or set data.too_long: drop."
     )
