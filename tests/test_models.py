@@ -166,6 +166,8 @@ def test_directories_that_are_no_model_are_named(tmp_path: Path) -> None:
         load_model(ModelSpec(name=str(tmp_path)))
     with pytest.raises(ModelError, match="does not exist"):
         load_model(ModelSpec(name=str(tmp_path / "absent")))
+    with pytest.raises(ModelError, match="'bad name!' is neither a directory nor a hub id"):
+        load_model(ModelSpec(name="bad name!"))
     with pytest.raises(ModelError, match="no language model"):
         load_model(ModelSpec(name="quadratic"))
 

@@ -150,6 +150,7 @@ def test_too_long_is_an_error_with_id_length_and_fix_or_is_dropped_and_counted()
     message = str(caught.value)
     assert f"{long[0].sample_id} (the file) has {lengths[0]} tokens, model.max_length is 60" in message
     assert "1 more of 5" in message
+    assert "It begins with 'q'" in message
     assert f"the longest has {max(lengths)}" in message
     assert "data.too_long: drop" in message
     pool, dropped = build_pool([short[0], *long, *short[1:]], TOKENIZER, 60, too_long="drop")
