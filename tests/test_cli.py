@@ -1,8 +1,9 @@
 """Options of the command line, without starting a process."""
 
 import pytest
+from typer.testing import CliRunner
 
-from longgame.cli import _seeds
+from longgame.cli import _seeds, app
 from longgame.errors import RecipeError
 
 
@@ -24,3 +25,15 @@ def test_seeds_are_numbers_and_ranges():
 def test_seeds_that_cannot_be_meant_are_refused(text, message):
     with pytest.raises(RecipeError, match=message):
         _seeds(text)
+
+
+def test_an_installed_selector_that_cannot_be_imported_does_not_hide_the_others(tmp_path, monkeypatch):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[longgame.selectors]\nbroken = no_such_module:Bad\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = CliRunner().invoke(app, ["selectors"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert "cannot be used: selector 'broken' failed in the import of no_such_module:Bad" in done.output
+    assert "utility-diversity" in done.output

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -195,9 +196,13 @@ def selectors() -> None:
     for heading in ("name", "needs", "method"):
         table.add_column(heading, overflow="fold")
     for name in SELECTORS.names():
-        selector = build_selector(name)
+        try:
+            selector = build_selector(name)
+        except LonggameError as error:  # an installed plug-in; the others are listed all the same
+            table.add_row(name, "?", escape(f"cannot be used: {str(error).partition(chr(10))[0]}"))
+            continue
         summary = (type(selector).__doc__ or "").strip().partition("\n")[0]
-        table.add_row(name, ", ".join(selector.requires) or "nothing", summary)
+        table.add_row(name, ", ".join(selector.requires) or "nothing", escape(summary))
     console = Console()
     console.print(table)
     console.print("A selector of your own: --selectors path/to/file.py:Class", highlight=False)

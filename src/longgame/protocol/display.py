@@ -52,6 +52,8 @@ class RichDisplay:
             self._lines[job] = self.bars.add_task(job, total=steps, note="")
         where = f"stage {stage}/{self._stages} · {activity}" if stage else activity
         self.bars.update(self._lines[job], completed=step, total=steps, note=where)
+        if not stage:  # the shared work of a seed tells what it does, not how far it is
+            return
         inside = 0.6 * step / max(1, steps) if activity == "train" else 0.8
         self._shares[job] = max(self._shares.get(job, 0.0), (max(0, stage - 1) + inside) / self._stages)
         self._update_total()
