@@ -165,6 +165,11 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("runs/tiny-base"),
 ) -> None:
     """Rebuild the tiny base model (tokenizer, weights, model card) from nothing."""
+    with _interruptible("stopped. The model is written at the end; run the command again."):
+        _pretrain(recipe, out)
+
+
+def _pretrain(recipe: Path, out: Path) -> None:
     from longgame.pretrain import load_pretrain_spec
     from longgame.pretrain import pretrain as build
 
@@ -184,8 +189,7 @@ def pretrain(
                 told = 10 * tokens // total
                 console.print(f"pretraining: {tokens:,} of {total:,} tokens, loss {loss:.3f}", highlight=False)
 
-        with _interruptible("stopped. The model is written at the end; run the command again."):
-            build(spec, out, progress=progress)
+        build(spec, out, progress=progress)
     console.print(f"Written: {out}", highlight=False)
 
 

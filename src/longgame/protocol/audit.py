@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from longgame.errors import ResumeError, StorageError
@@ -138,12 +139,13 @@ def _with_data(recipe: Recipe, data_dir: str | None) -> Recipe:
 def _run_here(run: RunDirectory, seeds: list[int], trials: list[Trial], display: Display, stages: int) -> None:
     """The closed-form world needs no processes: a trial takes milliseconds."""
     folder = str(run.folder)
-    for seed in seeds:
-        seed_job(folder, None, seed, display.progress)
-    display.begin("trials", [trial.name for trial in trials], stages)
-    for trial in trials:
-        trial_job(folder, None, trial, False, display.progress)
-        display.finished(trial.name)
+    with np.errstate(over="ignore", invalid="ignore"):  # a walk that diverges is told as NumericalError
+        for seed in seeds:
+            seed_job(folder, None, seed, display.progress)
+        display.begin("trials", [trial.name for trial in trials], stages)
+        for trial in trials:
+            trial_job(folder, None, trial, False, display.progress)
+            display.finished(trial.name)
 
 
 def _costly_first(trials: list[Trial]) -> list[Trial]:
