@@ -6,15 +6,16 @@ matrix R ∈ {±1}^(P × 8192). R has billions of entries and is never held: its
 dropped, as TRAK's projectors do. As in LESS, 16 gradients are gathered before R is drawn once for all of them, so the
 cost per example of drawing it is a sixteenth.
 
-Drawing is as fast as PyTorch allows: 64 signs come from one random word, and a table of 256 × 8 floats turns each byte
-into eight of them, at about the cost of the matrix product that follows.
+R's signs can be drawn in two ways. ``randint`` is what runs where LESS has no GPU (TRAK's projector for the CPU): one
+random number a sign. ``bits`` is as fast as PyTorch allows: 64 signs come from one random word, and a table of 256 × 8
+floats turns each byte into eight of them, at about the cost of the matrix product that follows.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,9 +25,13 @@ from torch import Tensor, nn
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.seeding import generator, stream_seed
+from references import synchronised
 
 BLOCK_ENTRIES = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Entries of R that exist at one time (16 MiB keeps a CPU's block in its caches; a GPU wants long launches)."""
+
+
+Draw = Literal["bits", "randint"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def less_features(
     interval: int = 16,
     seed: int = 0,
     adam: AdamState | None = None,
+    draw: Draw = "bits",
 ) -> LessFeatures:
     """Return the projected gradient of each example of the pool.
 
@@ -74,6 +80,7 @@ def less_features(
         interval: gradients gathered before R is drawn for all of them (``interval`` · P floats are held).
         seed: fixes R.
         adam: optimiser state, for the Adam-aware variant.
+        draw: how R's signs are drawn (see the module's text); the two draw different matrices.
 
     Raises:
         PluginError: ``dim`` is not a positive multiple of 64.
@@ -84,15 +91,15 @@ def less_features(
     backward = projection = 0.0
     for start in range(0, len(pool), interval):
         rows = range(start, min(start + interval, len(pool)))
-        begun = _now(device)
+        begun = synchronised(device)
         held = torch.stack([_gradient(model, weights, pool, row, adam) for row in rows])
-        between = _now(device)
-        features[start : rows.stop] = project(held, dim, seed).cpu().numpy()
-        backward, projection = backward + between - begun, projection + _now(device) - between
+        between = synchronised(device)
+        features[start : rows.stop] = project(held, dim, seed, draw).cpu().numpy()
+        backward, projection = backward + between - begun, projection + synchronised(device) - between
     return LessFeatures(features, backward, projection)
 
 
-def project(gradients: Float[Tensor, "n P"], dim: int, seed: int) -> Float[Tensor, "n dim"]:
+def project(gradients: Float[Tensor, "n P"], dim: int, seed: int, draw: Draw = "bits") -> Float[Tensor, "n dim"]:
     """Return gradients · R/√dim, drawing R block by block.
 
     Raises:
@@ -100,31 +107,58 @@ def project(gradients: Float[Tensor, "n P"], dim: int, seed: int) -> Float[Tenso
     """
     total = gradients.new_zeros(len(gradients), dim)
     start = 0
-    for block in sign_blocks(gradients.shape[1], dim, seed, gradients.device):
+    for block in sign_blocks(gradients.shape[1], dim, seed, gradients.device, draw):
         total.addmm_(gradients[:, start : start + len(block)], block)
         start += len(block)
     return total.mul_(dim**-0.5)
 
 
-def sign_blocks(size: int, dim: int, seed: int, device: torch.device) -> Iterator[Float[Tensor, "rows dim"]]:
+def sign_blocks(
+    size: int, dim: int, seed: int, device: torch.device, draw: Draw = "bits"
+) -> Iterator[Float[Tensor, "rows dim"]]:
     """Yield R's rows in blocks; a block is overwritten by the next. On the CPU, R does not depend on the block size."""
     if dim < 64 or dim % 64:
         raise PluginError(f"the projection has {dim} columns; it must be a positive multiple of 64, e.g. 8192.")
-    bits = torch.arange(256, dtype=torch.int32)[:, None] >> torch.arange(8, dtype=torch.int32)
-    table = ((bits & 1) * 2 - 1).float().to(device)
-    on_device = None if device.type == "cpu" else torch.Generator(device).manual_seed(stream_seed(seed, "less"))
-    rng = generator(seed, "less")
+    fill = _from_bits if draw == "bits" else _from_integers
     most = min(size, max(1, BLOCK_ENTRIES[device.type] // dim))
-    signs = torch.empty(most * dim // 8, 8, device=device)
+    held = torch.empty(most * dim, device=device)
+    source = _source(seed, device)
     for start in range(0, size, most):
-        count = min(most, size - start) * dim
-        if on_device is None:
-            words = torch.from_numpy(rng.integers(0, 1 << 64, size=count // 64, dtype=np.uint64).view(np.uint8))
-        else:
-            words = torch.randint(0, 256, (count // 8,), dtype=torch.uint8, generator=on_device, device=device)
-        block = signs[: count // 8]
-        torch.index_select(table, 0, words.int(), out=block)
+        block = held[: min(most, size - start) * dim]
+        fill(block, source)
         yield block.view(-1, dim)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Random streams: NumPy's is the faster one for words on the CPU."""
+
+    numpy: np.random.Generator
+    torch: torch.Generator
+    table: Float[Tensor, "256 8"]
+    """The eight bits of each byte, as signs."""
+
+
+def _source(seed: int, device: torch.device) -> _Source:
+    bits = torch.arange(256, dtype=torch.int32)[:, None] >> torch.arange(8, dtype=torch.int32)
+    stream = torch.Generator(device).manual_seed(stream_seed(seed, "less"))
+    return _Source(generator(seed, "less"), stream, ((bits & 1) * 2 - 1).float().to(device))
+
+
+def _from_bits(block: Float[Tensor, " entries"], source: _Source) -> None:
+    if block.device.type == "cpu":
+        words = source.numpy.integers(0, 1 << 64, size=len(block) // 64, dtype=np.uint64)
+        octets = torch.from_numpy(words.view(np.uint8))
+    else:
+        octets = torch.randint(
+            0, 256, (len(block) // 8,), dtype=torch.uint8, generator=source.torch, device=block.device
+        )
+    torch.index_select(source.table, 0, octets.int(), out=block.view(-1, 8))
+
+
+def _from_integers(block: Float[Tensor, " entries"], source: _Source) -> None:
+    torch.randint(0, 2, block.shape, generator=source.torch, out=block)
+    block.mul_(2).sub_(1)
 
 
 def _gradient(
@@ -137,9 +171,3 @@ def _gradient(
     loss = model(input_ids=ids, labels=labels, use_cache=False).loss
     flat = torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)])
     return flat if adam is None else adam.direction(flat)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -2,14 +2,15 @@
 
 UDS (Utility-Diversity Sampling, arXiv 2510.16882) scores an example by the nuclear norm of its logit matrix L and by
 the distance of a small two-sided random projection of L to those of earlier picks. Its implementation takes the logits
-from an ordinary forward pass and the norm from `torch.linalg.svdvals`; so does this one. It is kinder to the published
-way than that code in one respect: L holds the response positions only (as FORMULAS defines it), not the prompt's and
-the padding's, so that the singular values are of a smaller matrix and can be compared with longgame's.
+from an ordinary forward pass and the norm from `torch.linalg.svdvals`; so does this one. There L has a row for every
+position of the padded batch. Restricted to the response, which is what longgame measures, the values can be compared,
+and the published way is spared the larger part of its work; `uds_signals` does either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longgame.data.examples import Pool
+from references import synchronised
 
 Sketch = Callable[[Float[Tensor, "N V"]], Float[Tensor, "rows columns"]]
 
@@ -39,7 +41,7 @@ def fourier(
     published: distances come out about √(positions · vocabulary)/2 times those of `bilinear`.
 
     Args:
-        positions: longest response.
+        positions: most rows that L can have.
         vocabulary: V.
         shape: rows and columns of the sketch.
         generator: CPU generator that the signs and frequencies are drawn from.
@@ -60,31 +62,52 @@ def fourier(
     return sketch
 
 
+@dataclass(frozen=True)
+class UdsSignals:
+    """Both signals, float32, and the seconds that went into the logits and into what is made of them."""
+
+    nuclear_norm: Float[np.ndarray, " n"]
+    sketch: Float[np.ndarray, "n size"]
+    forward_seconds: float
+    signal_seconds: float
+
+
 @torch.no_grad()
 def uds_signals(
-    model: nn.Module, pool: Pool, groups: Sequence[Int[np.ndarray, " b"]], sketch: Sketch, *, pad_token_id: int
-) -> dict[str, np.ndarray]:
-    """Return ``logit_nuclear_norm`` (n,) and ``logit_sketch`` (n, rows · columns), float32, of the pool's responses.
+    model: nn.Module,
+    pool: Pool,
+    groups: Sequence[Int[np.ndarray, " b"]],
+    sketch: Sketch,
+    *,
+    pad_token_id: int,
+    everywhere: bool = False,
+) -> UdsSignals:
+    """Return the nuclear norm and the flattened sketch of each example's logits.
 
     Args:
         model: causal LM whose ``logits`` are used, in evaluation mode.
         pool: the examples.
         groups: the pool's rows, batch by batch; a batch is right-padded, and its logits exist as a whole, in float32.
-        sketch: `bilinear` or `fourier`.
+        sketch: `bilinear` or `fourier`, for as many positions as L has.
         pad_token_id: fills a batch; under causal attention nothing sees it.
+        everywhere: L's rows are all positions of the padded batch, as published, and not the response's alone.
     """
     device = next(model.parameters()).device
     norms = np.zeros(len(pool), dtype=np.float32)
-    sketches: list[np.ndarray | None] = [None] * len(pool)
+    sketches: dict[int, np.ndarray] = {}
+    forward = signal = 0.0
     for rows in groups:
+        begun = synchronised(device)
         logits = model(input_ids=_padded(pool, rows, pad_token_id).to(device), use_cache=False).logits.float()
+        between = synchronised(device)
         for row, whole in zip(rows, logits, strict=True):
             first, end = max(1, int(pool.prompt_tokens[row])), int(pool.tokens[row])
-            response = whole[first - 1 : end - 1]
-            norms[row] = float(torch.linalg.svdvals(response).sum())
-            sketches[row] = sketch(response).flatten().cpu().numpy()
-        del logits, whole, response  # before the next batch's logits come
-    return {"logit_nuclear_norm": norms, "logit_sketch": np.stack(sketches)}
+            matrix = whole if everywhere else whole[first - 1 : end - 1]
+            norms[row] = float(torch.linalg.svdvals(matrix).sum())
+            sketches[row] = sketch(matrix).flatten().cpu().numpy()
+        forward, signal = forward + between - begun, signal + synchronised(device) - between
+        del logits, whole, matrix  # before the next batch's logits come
+    return UdsSignals(norms, np.stack([sketches[row] for row in range(len(pool))]), forward, signal)
 
 
 def _padded(pool: Pool, rows: Int[np.ndarray, " b"], pad: int) -> Int[Tensor, "b T"]:

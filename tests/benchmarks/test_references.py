@@ -40,14 +40,32 @@ def drawn(*shape):
 def test_uds_signals_are_numpys_singular_values_and_the_two_products(model, pool):
     left, right = drawn(30, 3), drawn(VOCABULARY, 5)
     found = uds_signals(model, pool, GROUPS, bilinear(left, right), pad_token_id=0)
-    assert found["logit_sketch"].shape == (9, 15)
+    assert found.sketch.shape == (9, 15)
+    assert found.forward_seconds > 0
+    assert found.signal_seconds > 0
     for row in range(len(pool)):
         with torch.no_grad():
             logits = response_logits(model, pool, row)[0].double().numpy()
         singular = np.linalg.svd(logits, compute_uv=False)
         product = left[: len(logits)].double().numpy().T @ logits @ right.double().numpy()
-        np.testing.assert_allclose(found["logit_nuclear_norm"][row], singular.sum(), rtol=1e-5)
-        np.testing.assert_allclose(found["logit_sketch"][row], product.ravel(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.nuclear_norm[row], singular.sum(), rtol=1e-5)
+        np.testing.assert_allclose(found.sketch[row], product.ravel(), rtol=1e-4, atol=1e-4)
+
+
+def test_uds_signals_everywhere_are_of_the_padded_batchs_whole_logits(model, pool):
+    rows = GROUPS[0]
+    left, right = drawn(30, 3), drawn(VOCABULARY, 5)
+    found = uds_signals(model, pool.take(rows), [np.arange(4)], bilinear(left, right), pad_token_id=7, everywhere=True)
+    longest = max(len(pool.input_ids[row]) for row in rows)
+    for k, row in enumerate(rows):
+        ids = torch.full((1, longest), 7)
+        ids[0, : len(pool.input_ids[row])] = torch.from_numpy(pool.input_ids[row])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0].double().numpy()
+        expected = np.linalg.svd(logits, compute_uv=False).sum()
+        np.testing.assert_allclose(found.nuclear_norm[k], expected, rtol=1e-5)
+        product = left[:longest].double().numpy().T @ logits @ right.double().numpy()
+        np.testing.assert_allclose(found.sketch[k], product.ravel(), rtol=1e-4, atol=1e-4)
 
 
 def test_fourier_sketch_is_the_cosine_sums_of_its_definition():
@@ -70,25 +88,29 @@ def test_fourier_sketch_is_the_cosine_sums_of_its_definition():
     np.testing.assert_allclose(sketch(logits).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_less_features_are_the_gradients_times_one_matrix_of_signs(model, pool, gradients):
-    matrix = torch.cat([block.clone() for block in less.sign_blocks(gradients.shape[1], 128, 5, torch.device("cpu"))])
+@pytest.mark.parametrize("draw", ["bits", "randint"])
+def test_less_features_are_the_gradients_times_one_matrix_of_signs(model, pool, gradients, draw):
+    blocks = less.sign_blocks(gradients.shape[1], 128, 5, torch.device("cpu"), draw)
+    matrix = torch.cat([block.clone() for block in blocks])
     assert set(matrix.unique().tolist()) == {-1.0, 1.0}
-    found = less.less_features(model, pool, dim=128, interval=4, seed=5)
+    found = less.less_features(model, pool, dim=128, interval=4, seed=5, draw=draw)
     np.testing.assert_allclose(found.features, (gradients @ matrix).numpy() / math.sqrt(128), rtol=1e-4, atol=1e-5)
     assert found.backward_seconds > 0
     assert found.projection_seconds > 0
 
 
-def test_the_sign_matrix_depends_on_the_seed_and_not_on_its_blocks(monkeypatch):
+@pytest.mark.parametrize("draw", ["bits", "randint"])
+def test_the_sign_matrix_depends_on_the_seed_and_not_on_its_blocks(monkeypatch, draw):
     gradients = torch.eye(37)
-    whole = less.project(gradients, 64, 1)
+    whole = less.project(gradients, 64, 1, draw)
     monkeypatch.setitem(less.BLOCK_ENTRIES, "cpu", 64 * 5)
-    assert torch.equal(less.project(gradients, 64, 1), whole)
-    assert not torch.equal(less.project(gradients, 64, 2), whole)
+    assert torch.equal(less.project(gradients, 64, 1, draw), whole)
+    assert not torch.equal(less.project(gradients, 64, 2, draw), whole)
 
 
-def test_signs_are_balanced_and_rows_uncorrelated():
-    matrix = less.project(torch.eye(64), 8192, 0)  # rows of norm 1
+@pytest.mark.parametrize("draw", ["bits", "randint"])
+def test_signs_are_balanced_and_rows_uncorrelated(draw):
+    matrix = less.project(torch.eye(64), 8192, 0, draw)  # rows of norm 1
     gram = matrix @ matrix.T - torch.eye(64)
     assert gram.abs().max() < 6 / math.sqrt(8192)
     assert matrix.mean(1).abs().max() * math.sqrt(8192) < 6 / math.sqrt(8192)
