@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from longgame.data.procedural import LEVEL_SHARES, STAGES, pretraining_texts, unseen_skills
 from longgame.data.procedural.corpus import GENERIC_SHARE
-from longgame.data.procedural.sequence import apportion
+from longgame.data.procedural.pool import apportion
 from longgame.data.tokenize import Encoded, encode_all
 from longgame.errors import NumericalError, RecipeError, StorageError, did_you_mean
 from longgame.models import no_progress_bars

@@ -41,9 +41,11 @@ class ModelSpec(_Part):
 
 
 class RealTask(_Part):
-    """One stage (or OOD set) made of files or hub ids."""
+    """One stage (or OOD set) made of files or hub ids, or of procedural sub-skills."""
 
     name: str
+    skills: tuple[str, ...] = ()
+    """Procedural sub-skills of the stage (`sequence: procedural`)."""
     train: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
     scorers: tuple[str, ...] = Field(("token_accuracy", "exact_match"), min_length=1)
@@ -53,9 +55,11 @@ class RealTask(_Part):
 class DataSpec(_Part):
     """Where candidates, validation items and OOD items come from."""
 
-    sequence: Literal["procedural-skill", "files", "quadratic"] = "procedural-skill"
+    sequence: Literal[
+        "procedural-skill", "procedural-domain", "procedural-interleaved", "procedural", "files", "quadratic"
+    ] = "procedural-skill"
     stages: tuple[RealTask, ...] = ()
-    """Stages of `sequence: files`, in order."""
+    """Stages of `sequence: files` or `procedural`, in order."""
     ood: tuple[RealTask, ...] = ()
     """OOD sets of `sequence: files` (only `eval` is read)."""
     data_dir: str | None = None
@@ -63,11 +67,13 @@ class DataSpec(_Part):
     pool_size: int = Field(960, ge=2)
     """Candidates per stage."""
     unseen: float = Field(0.2, ge=0, le=1)
-    """Share of a procedural pool drawn from sub-skills that the tiny base model never saw."""
+    """Share of a procedural pool drawn from sub-skills of a form that the tiny base model never saw."""
     noise: float = Field(0.05, ge=0, le=1)
     """Share of a procedural pool whose response is damaged (recorded per example)."""
     duplicates: float = Field(0.10, ge=0, lt=1)
     """Share of a procedural pool that repeats another candidate."""
+    mixing: float = Field(0.0, ge=0, lt=1)
+    """Share of a pool drawn from what only the stages just before and after train; 0: sharp borders."""
     items_per_skill: int = Field(10, ge=1)
     """Validation items per sub-skill (procedural) or per source file (files)."""
     ood_items_per_skill: int = Field(6, ge=1)
@@ -190,14 +196,29 @@ class Recipe(_Part):
                 f"data.pool_size is {self.data.pool_size}, fewer than one candidate for each of "
                 f"{self.training.steps} steps; raise data.pool_size or lower training.steps"
             )
-        if self.data.sequence == "files" and not self.data.stages:
-            raise ValueError("data.sequence is 'files' but data.stages is empty")
+        if self.data.sequence in ("files", "procedural") and not self.data.stages:
+            raise ValueError(f"data.sequence is '{self.data.sequence}' but data.stages is empty")
+        self._check_stages()
         if (self.model.name == "quadratic") != (self.data.sequence == "quadratic"):
             raise ValueError("model.name: quadratic and data.sequence: quadratic belong together")
         return self
 
 
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
+    def _check_stages(self) -> None:
+        sequence, stages = self.data.sequence, self.data.stages
+        if sequence.startswith("procedural-") and stages:
+            raise ValueError(f"data.sequence '{sequence}' has stages of its own; use sequence: procedural or files")
+        if sequence.startswith("procedural") and self.data.ood:
+            raise ValueError(f"data.sequence '{sequence}' makes its own OOD sets; leave data.ood out")
+        for stage in stages:
+            if sequence == "procedural" and (stage.train or stage.eval or not stage.skills):
+                raise ValueError(f"stage '{stage.name}' of sequence: procedural names `skills`, and no train or eval")
+            if sequence != "procedural" and stage.skills:
+                raise ValueError(f"stage '{stage.name}' names skills, which only sequence: procedural has")
+        if sequence == "quadratic" and self.data.mixing > 0:
+            raise ValueError("data.mixing is for texts; the quadratic world has no mixing share")
+
     """Read a YAML file that holds a mapping; ``example`` is named in the hint for a file that does not exist.
 
     Raises:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from longgame.data.examples import content_id
 from longgame.data.procedural import (
+    FAMILIES,
     LEVELS,
     OOD,
     STAGES,
@@ -21,7 +22,8 @@ from longgame.data.procedural import (
     unseen_skills,
 )
 from longgame.data.procedural.base import Draft
-from longgame.data.procedural.sequence import apportion
+from longgame.data.procedural.pool import apportion
+from longgame.data.procedural.stages import NEW_TOKENS
 from longgame.errors import DataError
 from longgame.recipe import DataSpec, ProxySpec
 from longgame.seeding import generator
@@ -180,7 +182,8 @@ def test_the_base_mixture_depends_on_its_seed_alone():
 
 def test_an_exhausted_sub_skill_is_an_error_that_names_it(monkeypatch):
     poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(12)}.", "yes", "yes"))
-    monkeypatch.setattr("longgame.data.procedural.sequence.STAGES", {"general": (poor,)})
+    monkeypatch.setitem(FAMILIES, "procedural-skill", {"general": (poor,)})
+    monkeypatch.setitem(NEW_TOKENS, "poor", (8, 8))
     spec = DataSpec(items_per_skill=3, ood_items_per_skill=3, pool_size=4, unseen=0.0, duplicates=0.0)
     build_procedural_sequence(spec.model_copy(update={"noise": 0.0}), 0, PROXY)
     with pytest.raises(DataError, match=r"sub-skill 'poor' \(\w+\) gave no new prompt .* smaller data.pool_size"):

@@ -88,6 +88,8 @@ class Task:
     scorers: tuple[str, ...] = ("token_accuracy", "exact_match")
     """Names in the scorer registry; the first one is the task's own (primary) scorer."""
     max_new_tokens: int = 48
+    stage: str | None = None
+    """Of an OOD set: the stage whose skills it shifts; None where it belongs to none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class SequenceData:
     name: str
     stages: tuple[StageData, ...]
     ood: tuple[Task, ...] = ()
+    mixing: float = 0.0
+    """Share of each pool that comes from the stages before and after (see `longgame.data.orders`)."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from longgame.data.examples import Example, SequenceData, StageData, Task, with_unique_ids
+from longgame.data.orders import pool_shares, resolve_order, walk
 from longgame.data.sources import Split, load_examples, source_name
 from longgame.errors import DataError, RecipeError
 from longgame.recipe import RealTask, Recipe
@@ -18,28 +19,34 @@ _log = logging.getLogger(__name__)
 Fits = Callable[[Example], bool]
 
 
-def build_sequence(recipe: Recipe, seed: int, fits: Fits | None = None) -> SequenceData:
-    """Build all stages and OOD tasks of one seed; equal recipes and seeds give equal sequences.
+def build_sequence(
+    recipe: Recipe, seed: int, fits: Fits | None = None, order: Sequence[str] | Sequence[int] = ()
+) -> SequenceData:
+    """Build all stages and OOD tasks of one seed; equal arguments give equal sequences.
 
     Args:
-        recipe: ``data.sequence`` decides: ``procedural-skill`` generates, ``files`` reads.
+        recipe: ``data.sequence`` decides: ``procedural…`` generates, ``files`` reads.
         seed: of this replication; pools, validation items and proxy items are drawn from its own streams.
         fits: where ``data.too_long`` is ``drop``, says whether an example is short enough; others are passed over
             before sampling (see `longgame.data.tokenize.fits_within`). Procedural items are made to fit.
+        order: in which the stages are walked (names or rows, see `longgame.data.orders.resolve_order`); empty: as the
+            recipe has them. Validation, OOD and proxy items and a stage's own candidates are the same in every order;
+            what ``data.mixing`` adds to a pool comes from its neighbours in this order.
 
     Raises:
         DataError: a file cannot be used, or holds fewer examples than the recipe asks for.
-        RecipeError: a stage without files, a name that stands twice, or ``quadratic`` (it has a world of its own).
+        RecipeError: a stage without files, a name that stands twice, an order or a mixing share that cannot be, or
+            ``quadratic`` (it has a world of its own).
     """
-    if recipe.data.sequence == "procedural-skill":
+    if recipe.data.sequence.startswith("procedural"):
         from longgame.data.procedural import build_procedural_sequence  # reasoning-gym is slow to import
 
-        return build_procedural_sequence(recipe.data, seed, recipe.proxy)
+        return build_procedural_sequence(recipe.data, seed, recipe.proxy, order)
     if recipe.data.sequence == "files":
-        return _FileSequence(recipe, seed, fits if recipe.data.too_long == "drop" else None).build()
+        return _FileSequence(recipe, seed, fits if recipe.data.too_long == "drop" else None).build(order)
     raise RecipeError(
         f"data.sequence '{recipe.data.sequence}' has no text. It belongs to model.name: quadratic, which makes its "
-        "own stages; for text choose procedural-skill or files."
+        "own stages; for text choose a procedural sequence or files."
     )
 
 
@@ -79,7 +86,8 @@ class _Source:
 class _FileSequence:
     """Draws evaluation items first, then proxy items, then pools, so that all are disjoint by content.
 
-    A candidate or proxy item is also passed over where its prompt is that of an evaluation item.
+    A candidate or proxy item is also passed over where its prompt is that of an evaluation item. What is mixed into a
+    pool from its neighbours' files is drawn last, so that it takes nothing from the stages' own candidates.
     """
 
     def __init__(self, recipe: Recipe, seed: int, fits: Fits | None) -> None:
@@ -90,16 +98,34 @@ class _FileSequence:
         self.prompts: set[str] = set()
         self._read: dict[tuple[str, Split], list[Example]] = {}
 
-    def build(self) -> SequenceData:
+    def build(self, order: Sequence[str] | Sequence[int]) -> SequenceData:
         self._check()
         stages, ood = self.data.stages, self.data.ood
+        rows = resolve_order([stage.name for stage in stages], order)
+        shares = pool_shares(self.data.pool_size, rows, self.data.mixing)
         tasks = [self._task(stage, "stage", self.data.items_per_skill) for stage in stages]
         shifted = tuple(self._task(spec, "ood", self.data.ood_items_per_skill) for spec in ood)
         sources = [self._sources(stage, stage.train, "train") for stage in stages]
         proxies = [self._proxy(stage_sources) for stage_sources in sources]
-        pools = [self._pool(stage, stage_sources) for stage, stage_sources in zip(stages, sources, strict=True)]
-        built = (StageData(s.name, p, t, x) for s, p, t, x in zip(stages, pools, tasks, proxies, strict=True))
-        return SequenceData(self.recipe.name, tuple(built), shifted)
+        pools = [self._pool(stages[row], sources[row], shares[row][row]) for row in range(len(stages))]
+        for row, given in enumerate(shares):
+            for giver, count in given.items():
+                if giver != row:
+                    pools[row] += self._pool(stages[row], self._foreign(stages[row], stages[giver]), count)
+        unique = [with_unique_ids(pool) for pool in pools]
+        built = (StageData(s.name, p, t, x) for s, p, t, x in zip(stages, unique, tasks, proxies, strict=True))
+        return walk(SequenceData(self.recipe.name, tuple(built), shifted, self.data.mixing), rows)
+
+    def _foreign(self, stage: RealTask, giver: RealTask) -> list[_Source]:
+        """The giver's training files that the stage does not have, in an order of their own."""
+        own = {source_name(reference) for reference in stage.train}
+        references = tuple(reference for reference in giver.train if source_name(reference) not in own)
+        if not references:
+            raise RecipeError(
+                f"data.mixing: stage '{giver.name}' has no train file that its neighbour '{stage.name}' lacks, so it "
+                "has nothing to mix in. Use data.mixing: 0, another order, or other files."
+            )
+        return self._sources(stage, references, "train", "mixed")
 
     def _check(self) -> None:
         names = [task.name for task in (*self.data.stages, *self.data.ood)]
@@ -119,14 +145,14 @@ class _FileSequence:
                             "kept by file name: rename one, or leave it out."
                         )
 
-    def _sources(self, task: RealTask, references: tuple[str, ...], split: Split) -> list[_Source]:
+    def _sources(self, task: RealTask, references: tuple[str, ...], split: Split, *stream: str) -> list[_Source]:
         sources = []
         for reference in references:
             key = (reference, split)
             if key not in self._read:
                 self._read[key] = load_examples(reference, data_dir=self.folder, split=split)
             name = source_name(reference)
-            sources.append(_Source(name, self._read[key], self.fits, self.seed, task.name, split))
+            sources.append(_Source(name, self._read[key], self.fits, self.seed, task.name, split, *stream))
         return sources
 
     def _task(self, spec: RealTask, kind: str, items: int) -> Task:
@@ -163,29 +189,33 @@ class _FileSequence:
                 drawn.append(example)
         return tuple(drawn)
 
-    def _pool(self, spec: RealTask, sources: list[_Source]) -> tuple[Example, ...]:
-        """``pool_size`` candidates in equal shares of the files; a file that runs out leaves its share to the rest."""
+    def _pool(self, spec: RealTask, sources: list[_Source], size: int) -> tuple[Example, ...]:
+        """``size`` candidates in equal shares of the files; a file that runs out leaves its share to the rest."""
         drawn: list[Example] = []
         open_sources = list(sources)
-        while open_sources and len(drawn) < self.data.pool_size:
+        while open_sources and len(drawn) < size:
             for source in list(open_sources):
-                if len(drawn) == self.data.pool_size:
+                if len(drawn) == size:
                     break
                 example = source.next(self.used, self.prompts)
                 if example is None:
                     open_sources.remove(source)
                 else:
                     drawn.append(example)
-        if len(drawn) < self.data.pool_size:
+        if len(drawn) < size:
             raise DataError(
-                f"stage '{spec.name}' needs a pool of {self.data.pool_size} candidates but its files give "
+                f"stage '{spec.name}' needs a pool of {size} candidates but its files give "
                 f"{len(drawn)}: {'; '.join(str(source) for source in sources)}. "
                 f"Lower data.pool_size to {len(drawn)}, raise model.max_length, or add files."
+                if size == self.data.pool_size
+                else f"the pool of stage '{spec.name}' needs {size} candidates (data.mixing {self.data.mixing:g}) of "
+                f"these files, which give {len(drawn)}: {'; '.join(str(source) for source in sources)}. "
+                "Lower data.pool_size, change data.mixing, raise model.max_length, or add files."
             )
         self.used.update(example.sample_id for example in drawn)
         for source in sources:
             self._report(spec.name, source)
-        return with_unique_ids(drawn)
+        return tuple(drawn)
 
     def _report(self, task: str, source: _Source) -> None:
         if source.too_long:

@@ -28,6 +28,8 @@ class Draft:
     response: str
     answer: str
     verifier: Mapping[str, Any] | None = None
+    choices: tuple[str, ...] | None = None
+    """Options, where the item is multiple choice; ``answer`` is the right option's letter or its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,19 @@ class SubSkill:
     """A generator of items of one kind."""
 
     name: str
-    """Unique over all stages."""
+    """Unique over all sequences."""
     draw: Callable[[np.random.Generator, str], Draft]
     """(generator, level) → item; level is one of `LEVELS` or `OOD`."""
     seen: bool = True
     """Whether the tiny base model is pretrained on it."""
     source: str = "longgame"
+    kin: str | None = None
+    """The seen sub-skill whose form this one has, in other words: new matter, but no new kind of question."""
+
+    @property
+    def familiar(self) -> bool:
+        """Whether the tiny base model knows the form: from pretraining, or from the sub-skill's kin."""
+        return self.seen or self.kin is not None
 
     def example(self, rng: np.random.Generator, level: str) -> Example:
         """Draw one item at a level and make it an example."""
@@ -54,6 +63,7 @@ class SubSkill:
             noisy=False,
             difficulty=level,
             verifier=draft.verifier,
+            choices=draft.choices,
         )
 
 
@@ -65,6 +75,18 @@ def plain(prompt: str, answer: str) -> Draft:
 def worked(prompt: str, working: str, answer: str) -> Draft:
     """Return an item whose response is short working, then the answer behind `ANSWER_MARK`."""
     return Draft(prompt, f"{working}{ANSWER_MARK}{answer}", answer)
+
+
+def verdict(prompt: str, answer: str, choices: Sequence[str]) -> Draft:
+    """Return an item whose response is one of a few words, e.g. ``Yes`` of ``("Yes", "No")``."""
+    return Draft(prompt, answer, answer, choices=tuple(choices))
+
+
+def lettered(question: str, right: str, options: Sequence[str]) -> Draft:
+    """Return a multiple-choice item: ``question A. … B. …`` with the response ``B. text`` and the answer ``B``."""
+    letter = chr(65 + options.index(right))
+    listed = " ".join(f"{chr(65 + place)}. {text}" for place, text in enumerate(options))
+    return Draft(f"{question} {listed}", f"{letter}. {right}", letter, choices=tuple(options))
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:

@@ -9,7 +9,8 @@ import numpy as np
 from longgame.data.examples import Example
 from longgame.data.procedural.base import LEVELS, between, joined, pick, sample
 from longgame.data.procedural.general import noun_phrases
-from longgame.data.procedural.sequence import LEVEL_SHARES, STAGES
+from longgame.data.procedural.pool import LEVEL_SHARES
+from longgame.data.procedural.stages import STAGES
 from longgame.data.procedural.words import (
     ACTIONS,
     CITIES,
