@@ -363,8 +363,6 @@ def prepared(kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: with_lora(llama(), use_dora=True), "plain LoRA.*Dora"),
-        (lambda: with_lora(llama(), target_modules=["q_proj", "embed_tokens"]), "linear layers.*embed_tokens"),
         (lambda: with_lora(llama(), bias="lora_only", target_modules=["q_proj"]), None),
         (unfrozen_norm, "model.norm.weight' is trainable too"),
         (disabled, "it is disabled"),

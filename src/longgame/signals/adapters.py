@@ -2,80 +2,212 @@
 
 For a linear map y = x Wᵀ the gradient of one example is Σ_t δ_t x_tᵀ with δ = ∂(its loss)/∂y. LoRA is two such maps in
 a row, A on x and B on A x. PEFT runs both as ``nn.Linear`` modules, so hooks on these two see everything, whatever the
-base layer is (Linear, Conv1D, quantised), and the LoRA scaling is already in δ.
+base layer is (Linear, Conv1D, quantised), and the LoRA scaling is already in δ. On the input embedding A is looked up
+by token id, which is the same map on one-hot rows. DoRA's magnitude m multiplies rows of a weight whose norm counts as
+constant (arXiv 2402.09353, §4.3), so its gradient is Σ_t δ_t ∘ (y_t − bias)/m.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, PluginError
+from longgame.signals.model_parts import decoder_blocks
 
-Receiver = Callable[[str, Float[Tensor, "b T o"], Float[Tensor, "b T i"]], None]
-"""Called as (weight name, δ, x) once per weight during the backward pass."""
+
+@dataclass(frozen=True)
+class OneHot:
+    """Inputs that are rows of an identity matrix of this size, given by where the 1 stands (−1: a row of zeros)."""
+
+    index: Int[Tensor, "b T"]
+    size: int
+
+
+Receiver = Callable[[str, Float[Tensor, "b T o"], Float[Tensor, "b T i"] | OneHot], None]
+"""Called as (weight name, δ, x) once per weight during the backward pass; the gradient is Σ_t δ_t x_tᵀ (o × i)."""
+
+
+@dataclass(frozen=True)
+class LoraOnEmbedding:
+    """LoRA of the input embedding: y = E[id] + s·B A[:, id]."""
+
+    name: str
+    layer: LoraEmbedding
+    adapter: str
+
+    def report(self, receive: Receiver, ids: Int[Tensor, "b T"], delta: Float[Tensor, "b T d"]) -> None:
+        """Tell the receiver what makes up the gradients of B (d × r) and of A (r × V)."""
+        a = self.layer.lora_embedding_A[self.adapter].detach()
+        b = self.layer.lora_embedding_B[self.adapter].detach()
+        scale = self.layer.scaling[self.adapter]
+        embed_scale = getattr(self.layer.base_layer, "embed_scale", None)  # Gemma scales what it looks up
+        delta = delta.to(b.dtype) * (scale if embed_scale is None else scale * embed_scale)
+        receive(f"{self.name}.lora_embedding_B", delta, nn.functional.embedding(ids, a.T))
+        padding = self.layer.base_layer.padding_idx
+        if padding is not None:  # F.embedding gives this row no gradient
+            ids = torch.where(ids.eq(padding), -1, ids)
+        receive(f"{self.name}.lora_embedding_A", delta @ b, OneHot(ids, a.shape[1]))
 
 
 @dataclass(frozen=True)
 class GradientTargets:
-    """Linear maps whose weights' per-example gradients are measured."""
+    """Weights whose per-example gradients are measured, by canonical name (`projection.canonical_name`)."""
 
-    modules: dict[str, nn.Linear | Conv1D]
-    """Weight name (canonical, as in `longgame.signals.projection.canonical_name`) → module that applies it."""
-    lora: bool
-    """LoRA factors, or full fine-tuning's weight matrices."""
-    size: int
-    """Entries of the gradient."""
+    weights: dict[str, Tensor]
+    linear: dict[str, nn.Module]
+    """Name without ``.weight`` → the linear map that applies it (and its bias, where that is among ``weights``)."""
+    magnitudes: dict[str, nn.Module] = field(default_factory=dict)
+    """Name without ``.weight`` → DoRA's module that applies it."""
+    embedding: LoraOnEmbedding | None = None
+    lora: bool = True
+    """LoRA's weights, or full fine-tuning's weight matrices."""
+    first_block: nn.Module | None = None
+    """Decoder layer before which no gradient is taken; None: all layers count."""
+
+    @property
+    def size(self) -> int:
+        """Entries of the gradient."""
+        return sum(weight.numel() for weight in self.weights.values())
 
 
-def gradient_targets(base: PreTrainedModel, named: Mapping[str, nn.Module]) -> GradientTargets:
-    """Find what the gradient is taken of: the active LoRA factors, or else every trainable linear weight.
+def gradient_targets(
+    base: PreTrainedModel, named: Mapping[str, nn.Module], layers: int | None = None
+) -> GradientTargets:
+    """Find what the gradient is taken of: the active LoRA weights, or else every trainable linear weight.
 
-    With LoRA nothing else may be trainable, or the signal would leave it out unsaid. Without adapters (full
-    fine-tuning) the gradient covers the weight matrices of trainable linear layers inside the decoder; embeddings, the
-    output head (tied or not), norms and biases are not part of it.
+    With LoRA (A, B, B's bias, DoRA's magnitude) nothing else may be trainable, or the signal would leave it out unsaid.
+    Without adapters (full fine-tuning) the gradient covers the weight matrices of trainable linear layers inside the
+    decoder; embeddings, the output head (tied or not), norms and biases are not part of it.
 
     Args:
         base: the causal LM.
         named: its modules by name.
+        layers: take the last so many decoder layers only (weights outside of them are then left out on purpose).
 
     Raises:
-        ModelError: DoRA or another LoRA variant, LoRA on an embedding or convolution, merged or disabled adapters, two
-            active adapters, another PEFT method, trainable weights beside LoRA, or nothing trainable at all.
+        ModelError: a LoRA variant other than DoRA, LoRA on a convolution or on an embedding that is not the input
+            embedding, merged or disabled adapters, two active adapters, another PEFT method, other trainable matrices,
+            a matrix that two layers share, or nothing trainable at all.
+        PluginError: ``layers`` is below 1 or above the number of decoder layers.
     """
-    layers = {name: module for name, module in named.items() if isinstance(module, BaseTunerLayer)}
-    if layers:
-        modules: dict[str, nn.Linear | Conv1D] = {}
-        for name, layer in layers.items():
+    inside, first_block = _last_blocks(base, layers)
+    tuned = {name: module for name, module in named.items() if isinstance(module, BaseTunerLayer)}
+    targets = _Collected()
+    if tuned:
+        for name, layer in tuned.items():
             if not isinstance(layer, LoraLayer):
                 seen = type(layer).__name__
                 raise ModelError(f"gradient signals support LoRA only; layer '{name}' is {seen}. Use LoRA.")
-            modules |= _lora_factors(name, layer)
-        _refuse_others(named, modules)
+            targets.add_lora(name, layer, layer is base.get_input_embeddings(), name.startswith(inside))
     else:
+        targets.add_full(base, named, inside)
+    _refuse_others(base, named, targets)
+    if not targets.weights:
+        where = "" if layers is None else f" in its last {layers} decoder layer(s)"
+        raise ModelError(
+            f"gradient signals need trainable weights, and the model has no LoRA adapter and no trainable linear "
+            f"layer{where}. Attach a LoRA adapter, or set requires_grad on the weights to be trained."
+        )
+    return GradientTargets(
+        targets.weights, targets.linear, targets.magnitudes, targets.embedding, bool(tuned), first_block
+    )
+
+
+def _last_blocks(base: PreTrainedModel, layers: int | None) -> tuple[tuple[str, ...], nn.Module | None]:
+    """Name prefixes of the last decoder layers ("" for everything), and the first of these layers."""
+    if layers is None:
+        return ("",), None
+    name, blocks = decoder_blocks(base)
+    if not 1 <= layers <= len(blocks):
+        raise PluginError(f"gradient_layers is {layers}; {type(base).__name__} has 1 to {len(blocks)} to take it from.")
+    first = len(blocks) - layers
+    return tuple(f"{name}.{index}." for index in range(first, len(blocks))), blocks[first]
+
+
+class _Collected:
+    """What `gradient_targets` has found so far; ``covered`` also holds what lies outside the chosen layers."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.linear: dict[str, nn.Module] = {}
+        self.magnitudes: dict[str, nn.Module] = {}
+        self.embedding: LoraOnEmbedding | None = None
+        self.covered: set[int] = set()
+
+    def _take(self, inside: bool, weights: Mapping[str, Tensor]) -> bool:
+        self.covered |= {id(weight) for weight in weights.values()}
+        if inside:
+            self.weights |= weights
+        return inside
+
+    def add_full(self, base: PreTrainedModel, named: Mapping[str, nn.Module], inside: tuple[str, ...]) -> None:
         head = base.get_output_embeddings()
-        modules = {
-            f"{name}.weight": module
+        found = {
+            name: module
             for name, module in named.items()
             if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.requires_grad
         }
-        if not modules:
-            raise ModelError(
-                "gradient signals need trainable weights, and the model has no LoRA adapter and no trainable linear "
-                "layer. Attach a LoRA adapter, or set requires_grad on the weights to be trained."
-            )
-    return GradientTargets(modules, bool(layers), sum(module.weight.numel() for module in modules.values()))
+        uses = Counter(id(module.weight) for module in found.values())
+        for name, module in found.items():
+            if uses[id(module.weight)] > 1:
+                raise ModelError(
+                    f"'{name}.weight' is shared by {uses[id(module.weight)]} layers, and the norm of a shared weight's "
+                    "gradient is not that of its parts. Use LoRA, or freeze the shared weight."
+                )
+            if self._take(name.startswith(inside), {f"{name}.weight": module.weight}):
+                self.linear[name] = module
+
+    def add_lora(self, name: str, layer: LoraLayer, is_input: bool, inside: bool) -> None:
+        adapter = _active_adapter(name, layer)
+        if adapter is None:
+            return
+        if isinstance(layer, LoraEmbedding):
+            if not is_input or adapter in layer.lora_variant:
+                raise ModelError(
+                    f"gradient signals support plain LoRA on the input embedding; layer '{name}' "
+                    + (f"uses {type(layer.lora_variant[adapter]).__name__}." if is_input else "is another embedding.")
+                    + " Take it out of target_modules."
+                )
+            a, b = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+            if self._take(inside, {f"{name}.lora_embedding_A": a, f"{name}.lora_embedding_B": b}):
+                self.embedding = LoraOnEmbedding(name, layer, adapter)
+            return
+        for key, part in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            factor = part[adapter] if adapter in part else None  # noqa: SIM401 (a ModuleDict has no get)
+            if not isinstance(factor, nn.Linear) or isinstance(layer, MultiheadAttention | ParamWrapper):
+                raise ModelError(
+                    f"gradient signals support LoRA on linear layers and the input embedding; layer '{name}' is LoRA's "
+                    f"{type(layer).__name__}. Take it out of target_modules (or target_parameters)."
+                )
+            bias = {} if factor.bias is None else {f"{name}.{key}.bias": factor.bias}
+            if self._take(inside, {f"{name}.{key}.weight": factor.weight} | bias):
+                self.linear[f"{name}.{key}"] = factor
+        if adapter in layer.lora_variant:
+            magnitude = layer.lora_magnitude_vector[adapter]
+            weight = magnitude.get_parameter("weight")
+            if not bool((weight != 0).all()):
+                raise ModelError(f"DoRA's magnitude in layer '{name}' holds a 0, where its gradient cannot be told.")
+            if self._take(inside, {f"{name}.lora_magnitude_vector.weight": weight}):
+                self.magnitudes[f"{name}.lora_magnitude_vector"] = magnitude
 
 
-def _lora_factors(name: str, layer: LoraLayer) -> dict[str, nn.Linear | Conv1D]:
+def _active_adapter(name: str, layer: LoraLayer) -> str | None:
     active = [adapter for adapter in layer.active_adapters if adapter in layer.scaling]
     if layer.disable_adapters or layer.merged:
         state = "disabled" if layer.disable_adapters else "merged"
@@ -87,40 +219,41 @@ def _lora_factors(name: str, layer: LoraLayer) -> dict[str, nn.Linear | Conv1D]:
             f"layer '{name}' has {len(active)} active adapters ({active}). Activate the one being trained."
         )
     if not active:
-        return {}
-    adapter = active[0]
-    variant = layer.lora_variant.get(adapter)
-    if variant is not None:
+        return None
+    variant = layer.lora_variant.get(active[0])
+    if variant is not None and type(variant) is not DoraLinearVariant and not isinstance(layer, LoraEmbedding):
         raise ModelError(
-            f"gradient signals support plain LoRA; layer '{name}' uses {type(variant).__name__}. "
-            "Turn the variant off (e.g. use_dora=False)."
+            f"gradient signals support plain LoRA and DoRA on linear layers; layer '{name}' uses "
+            f"{type(variant).__name__}. Turn the variant off."
         )
-    factors: dict[str, nn.Linear | Conv1D] = {}
-    for key, part in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-        module = part[adapter] if adapter in part else None  # noqa: SIM401 (a ModuleDict has no get)
-        if not isinstance(module, nn.Linear):
-            raise ModelError(
-                f"gradient signals support LoRA on linear layers; layer '{name}' is LoRA's {type(layer).__name__}. "
-                "Take it out of target_modules."
-            )
-        factors[f"{name}.{key}.weight"] = module
-    return factors
+    return str(active[0])
 
 
-def _refuse_others(named: Mapping[str, nn.Module], modules: dict[str, nn.Linear | Conv1D]) -> None:
-    covered = {id(module.weight) for module in modules.values()}
+def _refuse_others(base: PreTrainedModel, named: Mapping[str, nn.Module], targets: _Collected) -> None:
+    """Refuse trainable weights that the signal would miss; full fine-tuning's stated exceptions pass."""
+    full = not any(isinstance(module, BaseTunerLayer) for module in named.values())
+    tables = {id(part.weight) for part in (base.get_input_embeddings(), base.get_output_embeddings()) if part}
     others = [
         f"{name}.{key}"
         for name, module in named.items()
         for key, weight in module._parameters.items()
-        if weight is not None and weight.requires_grad and id(weight) not in covered
+        if weight is not None
+        and weight.requires_grad
+        and id(weight) not in targets.covered
+        and not (full and (weight.ndim < 2 or id(weight) in tables or isinstance(module, nn.Embedding)))
     ]
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    if not others:
+        return
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    if full:
         raise ModelError(
-            f"gradient signals cover LoRA's A and B factors, but '{others[0]}'{more} is trainable too. "
-            "Freeze it (no modules_to_save, bias='none', one trainable adapter)."
+            f"gradient signals of full fine-tuning cover linear layers, but '{others[0]}'{more} is trainable and none. "
+            "Freeze it, or use LoRA on the linear layers."
         )
+    raise ModelError(
+        f"gradient signals cover LoRA's weights, but '{others[0]}'{more} is trainable too. "
+        "Freeze it (no modules_to_save, bias='none', one trainable adapter)."
+    )
 
 
 @dataclass
@@ -129,7 +262,7 @@ class Recording:
 
     receive: Receiver
     inputs: list[Tensor] = field(default_factory=list)
-    """The input embeddings, once the forward pass has run."""
+    """The input embeddings, or what enters the first layer that counts, once the forward pass has run."""
     seen: set[str] = field(default_factory=set)
     """Targets that took part."""
 
@@ -155,31 +288,91 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
 
     ``torch.autograd.grad`` with respect to ``Recording.inputs`` drives that pass over activations alone: no parameter's
     ``grad`` or ``requires_grad`` is touched. Reporting during the pass keeps only one layer's δ in memory. The hooks on
-    the modules are gone when the context ends; those on activations go with the graph.
+    the modules are gone when the context ends; those on activations go with the graph. Layers before
+    ``targets.first_block`` run without a graph: let a ``torch.enable_grad()`` inside this context restore the mode.
 
     Raises:
         PluginError: (in the forward pass) a target runs twice, or sees activations without a batch dimension.
     """
     record = Recording(receive)
-    handles = []
-
-    def at_embedding(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        record.inputs = [output.detach().requires_grad_()]
-        return record.inputs[0]
-
-    def at(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            record.claim(name, output.shape)
-            if output.requires_grad:
-                x = args[0].detach()
-                output.register_hook(lambda delta: receive(name, delta, x))
-
-        return hook
-
+    handles: list[RemovableHandle] = []
     try:
-        handles.append(base.get_input_embeddings().register_forward_hook(at_embedding))
-        handles += [module.register_forward_hook(at(name)) for name, module in targets.modules.items()]
+        handles.append(base.get_input_embeddings().register_forward_hook(_at_embedding(record, targets)))
+        if targets.first_block is not None:
+            start = _at_first_block(record)
+            handles.append(targets.first_block.register_forward_pre_hook(start, with_kwargs=True))
+        handles += [
+            module.register_forward_hook(_at_linear(record, n, targets)) for n, module in targets.linear.items()
+        ]
+        handles += [
+            module.register_forward_hook(_at_magnitude(record, name), with_kwargs=True)
+            for name, module in targets.magnitudes.items()
+        ]
         yield record
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _at_embedding(record: Recording, targets: GradientTargets) -> Callable[..., Tensor]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if targets.first_block is not None:
+            torch.set_grad_enabled(False)  # until the first layer that counts
+            return output.detach()
+        entrance = output.detach().requires_grad_()
+        record.inputs = [entrance]
+        source, ids = targets.embedding, args[0]
+        if source is not None:
+            record.claim(source.name, output.shape)
+            entrance.register_hook(lambda delta: source.report(record.receive, ids, delta))
+        return entrance
+
+    return hook
+
+
+def _at_first_block(record: Recording) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        torch.set_grad_enabled(True)
+        entrance = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
+        record.inputs = [entrance]
+        return ((entrance, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entrance})
+
+    return hook
+
+
+def _at_linear(record: Recording, name: str, targets: GradientTargets) -> Callable[..., None]:
+    biased = f"{name}.bias" in targets.weights
+    in_dora = f"{name.rpartition('.')[0]}.lora_magnitude_vector" in targets.magnitudes
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach()
+        if x.ndim == 2 and in_dora:
+            return  # PEFT's DoRA sends an identity matrix through A and B to multiply them out
+        record.claim(f"{name}.weight", output.shape)
+
+        def report(delta: Float[Tensor, "b T o"]) -> None:
+            record.receive(f"{name}.weight", delta, x)
+            if biased:
+                record.receive(f"{name}.bias", delta, delta.new_ones(*delta.shape[:2], 1))
+
+        if output.requires_grad:
+            output.register_hook(report)
+
+    return hook
+
+
+def _at_magnitude(record: Recording, name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        record.claim(f"{name}.weight", output.shape)
+        bias, magnitude = kwargs["base_layer"].bias, module.get_parameter("weight").detach()
+        whole = output.detach() + kwargs["base_result"].detach()  # m/‖W + sBA‖ · (W + sBA) x, and the bias
+        if bias is not None:
+            whole -= bias.detach()
+
+        def report(delta: Float[Tensor, "b T o"]) -> None:
+            record.receive(f"{name}.weight", delta.float() * whole / magnitude, delta.new_ones(*delta.shape[:2], 1))
+
+        if output.requires_grad:
+            output.register_hook(report)
+
+    return hook

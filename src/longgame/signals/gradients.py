@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from longgame.signals.adapters import OneHot
+from longgame.signals.preconditioning import AdamPreconditioner
 from longgame.signals.projection import CountSketch, signs
 
 SIDE = 64
@@ -49,30 +51,71 @@ class BatchGradients:
         sketch: projection, or None where only the norm is asked for.
         norm: whether the norm is asked for.
         lora: whether gradients are of LoRA factors (small enough to be formed) or of full weights.
+        preconditioned: where Adam's step on each example is to be sketched too, with what; LoRA only.
+        unscale: what each example's δ is multiplied by, where a scaled loss (float16) is differentiated.
     """
 
-    def __init__(self, examples: int, sketch: GradientSketch | None, norm: bool, lora: bool, device: torch.device):
+    def __init__(
+        self,
+        examples: int,
+        sketch: GradientSketch | None,
+        norm: bool,
+        lora: bool,
+        device: torch.device,
+        preconditioned: tuple[GradientSketch, AdamPreconditioner] | None = None,
+        unscale: Float[Tensor, " b"] | None = None,
+    ):
         self._sketch = sketch
         self._norm = norm
         self._lora = lora
+        self._preconditioned = preconditioned
+        self._unscale = unscale
         self._square = torch.zeros(examples, dtype=torch.float32, device=device)
         self._vector = torch.zeros(examples, 0 if sketch is None else sketch.dim, device=device)
+        self._step = torch.zeros(examples, 0 if preconditioned is None else preconditioned[0].dim, device=device)
 
-    def add(self, name: str, delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"]) -> None:
+    def add(self, name: str, delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"] | OneHot) -> None:
         """Take one weight's output gradient and input; its gradient is Σ_t δ_t x_tᵀ (o × i) per example."""
-        delta, x = delta.float(), x.float()
-        if self._lora:
-            gradient = (delta.mT @ x).flatten(1)
+        if self._unscale is not None:
+            delta = delta.float() * self._unscale[:, None, None]
+        if isinstance(x, OneHot):
+            self._add_columns(name, delta.float(), x)
+        elif self._lora:
+            self._add_formed(name, _outer(delta, x).flatten(1))
+        else:
+            delta, x = delta.float(), x.float()
             if self._norm:
-                self._square += torch.linalg.vector_norm(gradient, dim=1).square_()
+                self._square += _square_norms(delta, x)
             if self._sketch is not None:
-                self._vector += self._sketch.count.project(name, gradient)
-            return
+                left, right = self._sketch.reduce(name, "out", delta), self._sketch.reduce(name, "in", x)
+                self._vector += self._sketch.count.project(name, (left.mT @ right).flatten(1))
+
+    def _add_formed(self, name: str, gradient: Float[Tensor, "b n"]) -> None:
         if self._norm:
-            self._square += _square_norms(delta, x)
+            self._square += torch.linalg.vector_norm(gradient, dim=1).square_()
         if self._sketch is not None:
-            left, right = self._sketch.reduce(name, "out", delta), self._sketch.reduce(name, "in", x)
-            self._vector += self._sketch.count.project(name, (left.mT @ right).flatten(1))
+            self._vector += self._sketch.count.project(name, gradient)
+        if self._preconditioned is not None:
+            sketch, adam = self._preconditioned
+            self._step += sketch.count.project(name, adam(name, gradient))
+
+    def _add_columns(self, name: str, delta: Float[Tensor, "b T o"], x: OneHot) -> None:
+        """The gradient is zero but for the columns that the example's tokens look up."""
+        index, columns = _sum_by_index(delta, x.index)
+        size = columns.shape[2] * x.size
+        row = torch.arange(columns.shape[2], device=delta.device)
+        entry = (row * x.size + index[..., None]).where(index[..., None] >= 0, -1).flatten(1)
+        value = columns.flatten(1)
+        if self._norm:
+            self._square += torch.linalg.vector_norm(value, dim=1).square_()
+        if self._sketch is not None:
+            self._vector += self._sketch.count.project_entries(name, size, entry, value)
+        if self._preconditioned is not None:  # Γ is not zero elsewhere: Γ(0), corrected where tokens look
+            sketch, adam = self._preconditioned
+            still = adam(name, value.new_zeros(1, size))
+            moved = adam.at(name, value, entry) - adam.at(name, torch.zeros_like(value), entry)
+            self._step += sketch.count.project(name, still)
+            self._step += sketch.count.project_entries(name, size, entry, moved)
 
     def norms(self) -> Float[np.ndarray, " b"]:
         """‖g‖₂ of each example."""
@@ -81,6 +124,31 @@ class BatchGradients:
     def sketches(self) -> Float[np.ndarray, "b dim"]:
         """The sketch of each example's gradient (of width 0 where none was asked for)."""
         return self._vector.cpu().numpy()
+
+    def step_sketches(self) -> Float[np.ndarray, "b dim"]:
+        """The sketch of Adam's step on each example (of width 0 where none was asked for)."""
+        return self._step.cpu().numpy()
+
+
+def _sum_by_index(
+    delta: Float[Tensor, "b T o"], index: Int[Tensor, "b T"]
+) -> tuple[Int[Tensor, "b T"], Float[Tensor, "b T o"]]:
+    """Sum each example's rows of equal index into the first of them; the others become zero, with index −1.
+
+    By a product with the T × T table of equal indices: the same sum order every time, unlike a scatter on a GPU.
+    """
+    same = index[:, :, None] == index[:, None, :]
+    first = same.int().argmax(2) == torch.arange(index.shape[1], device=index.device)
+    first &= index >= 0
+    total = (same & first[:, :, None]).to(delta.dtype) @ delta
+    return index.where(first, -1), total
+
+
+def _outer(delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"]) -> Float[Tensor, "b o i"]:
+    """Σ_t δ_t x_tᵀ of each example, float32; of two bfloat16 factors summed in float32 and rounded once."""
+    if delta.dtype == x.dtype == torch.bfloat16:
+        return (delta.mT @ x).float()
+    return delta.float().mT @ x.float()
 
 
 def _square_norms(delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"]) -> Float[Tensor, " b"]:

@@ -43,6 +43,23 @@ def decoder_of(base: PreTrainedModel) -> nn.Module:
     return decoder
 
 
+def decoder_blocks(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the decoder's layers in order, and the list's name among the causal LM's modules.
+
+    Raises:
+        ModelError: the decoder holds no list of ``num_hidden_layers`` layers.
+    """
+    count = base.config.get_text_config().num_hidden_layers
+    decoder = decoder_of(base)
+    for name, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder.children():
+            return name, module
+    raise ModelError(
+        f"{type(decoder).__name__} keeps its {count} layers in no list of its own, so the last ones cannot be told. "
+        "Leave gradient_layers out."
+    )
+
+
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put each of these modules into evaluation mode, and back into its own mode afterwards."""

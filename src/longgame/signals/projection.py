@@ -32,10 +32,13 @@ _HELD = 1 << 25
 def canonical_name(name: str) -> str:
     """Return a parameter's name without PEFT's prefix and adapter name.
 
-    ``base_model.model.model.layers.0.q_proj.lora_A.default.weight`` → ``model.layers.0.q_proj.lora_A.weight``, so that
-    a gradient's sketch and an update's sketch meet under one name.
+    ``base_model.model.model.layers.0.q_proj.lora_A.default.weight`` → ``model.layers.0.q_proj.lora_A.weight`` (likewise
+    B's bias, DoRA's magnitude and an embedding's factors), so that a gradient's sketch and an update's sketch meet
+    under one name.
     """
-    return re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name.removeprefix("base_model.model."))
+    name = name.removeprefix("base_model.model.")
+    name = re.sub(r"\.(lora_[AB]|lora_magnitude_vector)\.[^.]+\.(weight|bias)$", r".\1.\2", name)
+    return re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", name)
 
 
 def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, ...]:
@@ -68,6 +71,23 @@ class CountSketch:
             index, sign = self._table(name, size, start, block.shape[1], rows.device)
             dealt = block.index_select(1, index).mul_(sign)
             total += dealt.view(rows.shape[0], -1, self.dim).sum(1)
+        return total
+
+    def project_entries(
+        self, name: str, size: int, entry: Int[Tensor, "b m"], value: Float[Tensor, "b m"]
+    ) -> Float[Tensor, "b dim"]:
+        """Sketch vectors of length ``size`` that are zero but for these entries (a repeated entry counts as a sum)."""
+        name = canonical_name(name)
+        total = value.new_zeros(len(value), self.dim)
+        for start in range(0, size, _BLOCK):
+            index, sign = self._table(name, size, start, min(_BLOCK, size - start), value.device)
+            filled = sign.nonzero()[:, 0]
+            slot = torch.empty(min(_BLOCK, size - start), dtype=torch.int64, device=value.device)
+            slot[index[filled].long()] = filled
+            place = entry - start
+            inside = (place >= 0) & (place < len(slot))
+            at = slot[place.where(inside, 0)]
+            total.scatter_add_(1, at % self.dim, value * sign[at] * inside)
         return total
 
     def _table(
