@@ -1,4 +1,4 @@
-"""The domain and the interleaved sequence, and a user's own: shares, borders, orders, and what depends on none of them."""
+"""The domain, the interleaved and a user's own sequence: shares, borders, orders, and what is left alone by them."""
 
 from __future__ import annotations
 

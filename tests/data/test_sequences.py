@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from longgame.data.examples import Example, SequenceData
+from longgame.data.orders import reorder
 from longgame.data.sequences import build_sequence
+from longgame.data.sources import source_name
 from longgame.errors import DataError, RecipeError
 from longgame.evaluation.base import SCORERS
 from longgame.recipe import Recipe, load_recipe, parse_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def write(folder: Path, split: str, name: str, count: int, **fields: Any) -> None:
@@ -205,24 +212,131 @@ def test_the_quadratic_world_has_no_text() -> None:
 
 
 def test_procedural_recipes_reach_the_generators() -> None:
-    given = parse_recipe({"name": "p", "selectors": ["random"], "data": {"pool_size": 40, "items_per_skill": 1}})
-    sequence = build_sequence(given, 0)
-    assert [len(stage.candidates) for stage in sequence.stages] == [40] * len(sequence.stages)
+    first = {"procedural-skill": "general", "procedural-domain": "general-qa", "procedural-interleaved": "writing"}
+    for name, stage in first.items():
+        data = {"sequence": name, "pool_size": 40, "items_per_skill": 1}
+        sequence = build_sequence(parse_recipe({"name": "p", "selectors": ["random"], "data": data}), 0)
+        assert [len(stage.candidates) for stage in sequence.stages] == [40] * 5
+        assert (sequence.name, sequence.stages[0].name) == (name, stage)
 
 
-@pytest.mark.parametrize("name", ["smollm2-skill", "smollm2-skill-cpu"])
+@pytest.mark.parametrize(("name", "kind"), [("domain", "procedural-domain"), ("interleaved", "procedural-interleaved")])
+def test_tiny_recipes_of_the_families_differ_from_the_quickstart_in_data_alone(name: str, kind: str) -> None:
+    base, other = (load_recipe(RECIPES / f"{each}.yaml") for each in ("quickstart", name))
+    assert other.data.sequence == kind
+    assert other.model_copy(update={"name": base.name, "data": base.data}) == base
+    same = {"sequence": base.data.sequence, "mixing": base.data.mixing}
+    assert other.data.model_copy(update=same) == base.data
+
+
+def _documented() -> list[Recipe]:
+    text = (RECIPES.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
+    return [parse_recipe(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_sequences_of_the_recipe_page_can_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, generated = _documented()
+    monkeypatch.chdir(tmp_path)
+    for task in (*files.data.stages, *files.data.ood):
+        for split in ("train", "eval"):
+            for reference in getattr(task, split):
+                write(tmp_path / "my-data", split, source_name(reference), 1000)
+    shutil.copy("my-data/train/faq.jsonl", "faq.jsonl")
+    for given in (files, generated):
+        sequence = build_sequence(given, 0, fits=lambda example: True)
+        assert [stage.name for stage in sequence.stages] == [stage.name for stage in given.data.stages]
+        assert all(len(stage.candidates) == given.data.pool_size for stage in sequence.stages)
+
+
+THREE = [
+    {"name": "one", "train": ["big", "other"], "eval": ["big"]},
+    {"name": "two", "train": ["other", "third"], "eval": ["other"]},
+    {"name": "three", "train": ["fourth"], "eval": ["far"]},
+]
+
+
+@pytest.fixture
+def wide(folder: Path) -> Path:
+    for name in ("third", "fourth"):
+        write(folder, "train", name, 80)
+    return folder
+
+
+@pytest.mark.parametrize("mixing", [0.1, 0.3, 0.5, 0.9])
+def test_the_mixing_share_is_exact_and_comes_from_the_neighbours_own_files(wide: Path, mixing: float) -> None:
+    sequence = build_sequence(recipe(wide, stages=THREE, pool_size=21, mixing=mixing), 0)
+    one, two, three = (Counter(example.skill for example in stage.candidates) for stage in sequence.stages)
+    foreign = round(mixing * 21)
+    assert sum(one.values()) == sum(two.values()) == sum(three.values()) == 21
+    assert one["third"] == foreign  # `other` is no foreign file: both stages train it
+    assert one["fourth"] == 0
+    assert (two["big"], two["fourth"]) == (foreign - foreign // 2, foreign // 2)
+    assert three["other"] + three["third"] == foreign
+    assert abs(three["other"] - three["third"]) <= 1
+    assert sequence.mixing == mixing
+
+
+def test_mixing_leaves_evaluation_and_proxy_items_alone_and_takes_the_head_of_unshared_files(wide: Path) -> None:
+    sharp = build_sequence(recipe(wide, stages=THREE, pool_size=20), 0)
+    soft = build_sequence(recipe(wide, stages=THREE, pool_size=20, mixing=0.4), 0)
+    assert soft.tasks == sharp.tasks
+    for before, after in zip(sharp.stages, soft.stages, strict=True):
+        assert after.proxy == before.proxy
+    for stage in (0, 2):  # the second stage passes over what the first took of their shared file
+        assert soft.stages[stage].candidates[:12] == sharp.stages[stage].candidates[:12]
+    parts = contents(soft)
+    for first, second in itertools.combinations(parts, 2):
+        assert not set(first) & set(second)
+
+
+def test_files_in_another_order_mix_with_the_neighbours_of_the_walk(wide: Path) -> None:
+    order = ["three", "one", "two"]
+    sharp = recipe(wide, stages=THREE, pool_size=20)
+    assert build_sequence(sharp, 0, order=order) == reorder(build_sequence(sharp, 0), order)
+    soft = recipe(wide, stages=THREE, pool_size=20, mixing=0.5)
+    usual, walked = build_sequence(soft, 0), build_sequence(soft, 0, order=order)
+    assert [stage.name for stage in walked.stages] == [task.name for task in walked.tasks[:3]] == order
+    assert walked.ood == usual.ood
+    three, one, two = (Counter(example.skill for example in stage.candidates) for stage in walked.stages)
+    assert three["big"] + three["other"] == one["fourth"] + one["third"] == two["big"] == 10
+    own = {stage.name: stage.candidates[:10] for stage in usual.stages}
+    assert {stage.name: stage.candidates[:10] for stage in walked.stages} == own
+
+
+def test_mixing_that_cannot_be_is_an_error_that_names_the_stage(folder: Path) -> None:
+    alike = [{"name": name, "train": ["big"], "eval": ["big"]} for name in ("one", "two")]
+    with pytest.raises(RecipeError, match="stage 'two' has no train file that its neighbour 'one' lacks"):
+        build_sequence(recipe(folder, stages=alike, mixing=0.5), 0)
+    scarce = [{"name": "one", "train": ["big"], "eval": ["big"]}, {"name": "two", "train": ["small"], "eval": ["big"]}]
+    message = _error(recipe(folder, stages=scarce, pool_size=14, mixing=0.5, ood=[]))
+    assert "pool of stage 'one' needs 7 candidates (data.mixing 0.5) of these files, which give 0: small" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smollm2-skill",
+        "smollm2-skill-cpu",
+        "smollm2-domain",
+        "smollm2-domain-cpu",
+        "smollm2-interleaved",
+        "smollm2-interleaved-cpu",
+    ],
+)
 def test_shipped_file_recipes_build_from_a_folder_of_their_names(tmp_path: Path, name: str) -> None:
-    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
-    given = load_recipe(path, {"data.data_dir": str(tmp_path), "data.pool_size": 32, "data.items_per_skill": 2})
+    given = load_recipe(
+        RECIPES / f"{name}.yaml", {"data.data_dir": str(tmp_path), "data.pool_size": 32, "data.items_per_skill": 2}
+    )
     for task in (*given.data.stages, *given.data.ood):
         assert set(task.scorers) <= set(SCORERS.names())
         assert task.scorers[0] == "token_accuracy"
         for split in ("train", "eval"):
             for reference in getattr(task, split):
-                write(tmp_path, split, reference, 60)
+                write(tmp_path, split, reference, 120)
     sequence = build_sequence(given, 0, fits=lambda example: True)
     assert len(sequence.stages) >= 3
-    assert len(sequence.ood) == 6
+    assert len(sequence.ood) >= 4
+    assert (sequence.mixing > 0) == ("interleaved" in name)
     assert len(given.selectors) >= 4
     assert len(given.seeds) >= 3
     assert not {task.name for task in sequence.tasks} - {task.name for task in (*given.data.stages, *given.data.ood)}
