@@ -25,7 +25,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
-_WIDTH = {"embedding": 12, "grad_sketch": 16, "logit_sketch": 10, "future_proxy": 16}
+_WIDTH = {"embedding": 12, "grad_sketch": 16, "adam_grad_sketch": 16, "logit_sketch": 10, "future_proxy": 16}
 _CLUSTERS = 5
 
 

@@ -61,8 +61,9 @@ def test_no_torch_behind_the_learner():
 
 def test_every_signal_exists_finite_and_in_its_type(learner, sequence):
     pool = learner.pool(sequence.stages[1].candidates)
-    signals = learner.signals(pool, [*SIGNALS, "future_proxy"])
-    for name, spec in SIGNALS.items():
+    given = {name: spec for name, spec in SIGNALS.items() if name != "adam_grad_sketch"}  # trained by plain SGD
+    signals = learner.signals(pool, [*given, "future_proxy"])
+    for name, spec in given.items():
         column = signals[name]
         assert column.ndim == (2 if spec.vector else 1)
         assert column.dtype == (np.int64 if name == "cluster" else np.float32)

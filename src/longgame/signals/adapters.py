@@ -59,7 +59,7 @@ class LoraOnEmbedding:
         embed_scale = getattr(self.layer.base_layer, "embed_scale", None)  # Gemma scales what it looks up
         delta = delta.to(b.dtype) * (scale if embed_scale is None else scale * embed_scale)
         receive(f"{self.name}.lora_embedding_B", delta, nn.functional.embedding(ids, a.T))
-        padding = self.layer.base_layer.padding_idx
+        padding = getattr(self.layer.base_layer, "padding_idx", None)
         if padding is not None:  # F.embedding gives this row no gradient
             ids = torch.where(ids.eq(padding), -1, ids)
         receive(f"{self.name}.lora_embedding_A", delta @ b, OneHot(ids, a.shape[1]))

@@ -32,6 +32,7 @@ _TABLE = (
     SignalSpec("logit_sketch", "logit", True, "forward", True, "bilinear sketch of the response logits (UDS)"),
     SignalSpec("grad_norm", "nats/token per parameter unit", False, "backward", True, "exact L2 norm of the gradient"),
     SignalSpec("grad_sketch", "nats/token per parameter unit", True, "backward", True, "sketch of the gradient"),
+    SignalSpec("adam_grad_sketch", "1", True, "backward", True, "sketch of Adam's step on the example (LESS)"),
     SignalSpec("embedding", "1", True, "none", False, "mean-pooled hidden state of the frozen base model"),
     SignalSpec("base_loss", "nats/token", False, "none", False, "mean NLL under the frozen base model"),
     SignalSpec("difficulty", "pool percentile", False, "none", False, "rank of base_loss in its stage pool"),

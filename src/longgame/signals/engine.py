@@ -14,13 +14,15 @@ from longgame.errors import ModelError, NumericalError, PluginError, unknown
 from longgame.signals.adapters import GradientTargets, gradient_targets, recording
 from longgame.signals.batching import Batch, batches
 from longgame.signals.fused import Layers, fused_lora, plain_layers
-from longgame.signals.gradients import BatchGradients, GradientSketch
+from longgame.signals.gradients import BatchGradients, GradientSketch, loss_scale
 from longgame.signals.head import LogitHead
 from longgame.signals.model_parts import decoder_of, evaluating, unwrap
+from longgame.signals.preconditioning import AdamPreconditioner, check_preconditioner
 from longgame.signals.response_logits import ResponseLogits
 
 FORWARD = ("loss", "base_loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
+ADAM = "adam_grad_sketch"
 
 
 class SignalEngine:
@@ -35,6 +37,8 @@ class SignalEngine:
     ``embedding``          (n, d)     last hidden state (after the final norm), mean over prompt and response
     ``grad_norm``          (n,)       ‖∂loss/∂(LoRA factors)‖₂, exact; 0 for A's share while B = 0
     ``grad_sketch``        (n, k)     count sketch of that gradient: E⟨s(g), s(h)⟩ = ⟨g, h⟩
+    ``adam_grad_sketch``   (n, k)     the same sketch of Γ(g), Adam's step on the example (LESS); needs
+                                      ``preconditioner`` and LoRA
     =====================  =========  ====================================================================
 
     One batched forward pass serves everything, one backward pass over activations both gradient signals. The vocabulary
@@ -52,6 +56,9 @@ class SignalEngine:
         logit_sketch_shape: r, c of the logit sketch.
         seed: fixes the projections, the same on every machine.
         max_batch_tokens: padded tokens of a batch.
+        gradient_layers: gradients of the last so many decoder layers only; the layers before them cost no backward
+            pass. None: all layers.
+        preconditioner: Adam's moments for ``adam_grad_sketch``; may be set anew on the engine as training goes on.
 
     Raises:
         ModelError: no plain output head, no decoder, an unsupported adapter.
@@ -67,11 +74,15 @@ class SignalEngine:
         logit_sketch_shape: tuple[int, int] = (8, 128),
         seed: int = 0,
         max_batch_tokens: int = 4096,
+        gradient_layers: int | None = None,
+        preconditioner: AdamPreconditioner | None = None,
     ) -> None:
         if max_batch_tokens < 1:
             raise PluginError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
         self.pad_token_id = int(pad_token_id)
         self.max_batch_tokens = int(max_batch_tokens)
+        self.gradient_layers = gradient_layers
+        self.preconditioner = preconditioner
         self._base = unwrap(model)
         self._decoder = decoder_of(self._base)
         self._head = LogitHead(self._base)
@@ -90,11 +101,14 @@ class SignalEngine:
         """
         wanted = frozenset(names)
         for name in names:
-            if name not in (*FORWARD, *BACKWARD):
-                raise PluginError("the signal engine was asked for an " + unknown("signal", name, FORWARD + BACKWARD))
+            if name not in (*FORWARD, *BACKWARD, ADAM):
+                known = (*FORWARD, *BACKWARD, ADAM)
+                raise PluginError("the signal engine was asked for an " + unknown("signal", name, known))
         named = dict(self._base.named_modules())  # walked on every call: adapters may have come, gone or been switched
-        targets = gradient_targets(self._base, named) if wanted & {*BACKWARD} else None
-        if targets is not None and "grad_sketch" in wanted and targets.size < self._sketch.dim:
+        targets = gradient_targets(self._base, named, self.gradient_layers) if wanted & {*BACKWARD, ADAM} else None
+        if targets is not None and ADAM in wanted:
+            check_preconditioner(self.preconditioner, targets)
+        if targets is not None and wanted & {"grad_sketch", ADAM} and targets.size < self._sketch.dim:
             raise PluginError(
                 f"sketch_dim is {self._sketch.dim}, larger than the gradient ({targets.size} entries). "
                 "Use a smaller sketch_dim, or a larger LoRA rank."
@@ -114,7 +128,11 @@ class SignalEngine:
     def _width(self, name: str) -> tuple[int, ...]:
         if name == "embedding":
             return (self._head.module.in_features,)
-        return {"logit_sketch": (self._logits.width,), "grad_sketch": (self._sketch.dim,)}.get(name, ())
+        return {
+            "logit_sketch": (self._logits.width,),
+            "grad_sketch": (self._sketch.dim,),
+            ADAM: (self._sketch.dim,),
+        }.get(name, ())
 
     def _batch(
         self, batch: Batch, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None, fused: Layers
@@ -128,6 +146,7 @@ class SignalEngine:
             "grad_norm" in wanted,
             targets.lora,
             batch.input_ids.device,
+            (self._sketch, self.preconditioner) if ADAM in wanted and self.preconditioner is not None else None,
         )
         with (
             recording(self._base, targets, gradients.add) as record,
@@ -138,12 +157,15 @@ class SignalEngine:
         if not record.seen:
             raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")
         outward = torch.zeros_like(hidden)
-        found = self._forward_signals(batch, pool, wanted, hidden.detach(), outward)
-        torch.autograd.grad(hidden, record.inputs, outward)
+        scale = loss_scale(batch.counts, hidden)
+        found = self._forward_signals(batch, pool, wanted, hidden.detach(), outward, scale)
+        gradients.backward(hidden, record.inputs, outward, scale)
         if "grad_norm" in wanted:
             found["grad_norm"] = gradients.norms()
         if "grad_sketch" in wanted:
             found["grad_sketch"] = gradients.sketches()
+        if ADAM in wanted:
+            found[ADAM] = gradients.step_sketches()
         return found
 
     def _hidden(self, batch: Batch) -> Float[Tensor, "b T d"]:
@@ -156,8 +178,9 @@ class SignalEngine:
         wanted: frozenset[str],
         hidden: Float[Tensor, "b T d"],
         outward: Float[Tensor, "b T d"] | None,
+        scale: Float[Tensor, " b"] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Signals of the last hidden state; fills ``outward``, where given, with ∂(mean NLL)/∂hidden per example."""
+        """Signals of the last hidden state; fills ``outward`` with scale · ∂(mean NLL)/∂hidden per example."""
         found: dict[str, np.ndarray] = {}
         states = hidden[batch.example, batch.position]
         losses = [name for name in ("loss", "base_loss") if name in wanted]
@@ -165,6 +188,7 @@ class SignalEngine:
             share = None
             if outward is not None:
                 share = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
+                share = share if scale is None else share * scale[batch.example]
             nll, error, slope = self._head.tokens(states, batch.target, el2n="el2n" in wanted, weight=share)
             found |= dict.fromkeys(losses, _means(nll, batch))
             if error is not None:

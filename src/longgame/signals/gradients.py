@@ -14,6 +14,12 @@ from longgame.signals.projection import CountSketch, signs
 SIDE = 64
 """Full fine-tuning: a weight's gradient is first projected to at most SIDE × SIDE, then count-sketched."""
 
+LOSS_SCALE = 256.0
+"""Float16: slope of the scaled loss by each token's NLL."""
+_RETREAT = 64.0
+"""Float16: by how much the scale falls after an overflow, at most `_RETREATS` times."""
+_RETREATS = 3
+
 
 class GradientSketch:
     """Sketch of a model's whole gradient: every weight's share is added into the same ``dim`` numbers.
@@ -52,7 +58,6 @@ class BatchGradients:
         norm: whether the norm is asked for.
         lora: whether gradients are of LoRA factors (small enough to be formed) or of full weights.
         preconditioned: where Adam's step on each example is to be sketched too, with what; LoRA only.
-        unscale: what each example's δ is multiplied by, where a scaled loss (float16) is differentiated.
     """
 
     def __init__(
@@ -63,13 +68,12 @@ class BatchGradients:
         lora: bool,
         device: torch.device,
         preconditioned: tuple[GradientSketch, AdamPreconditioner] | None = None,
-        unscale: Float[Tensor, " b"] | None = None,
     ):
         self._sketch = sketch
         self._norm = norm
         self._lora = lora
         self._preconditioned = preconditioned
-        self._unscale = unscale
+        self._unscale: Tensor | None = None
         self._square = torch.zeros(examples, dtype=torch.float32, device=device)
         self._vector = torch.zeros(examples, 0 if sketch is None else sketch.dim, device=device)
         self._step = torch.zeros(examples, 0 if preconditioned is None else preconditioned[0].dim, device=device)
@@ -89,6 +93,34 @@ class BatchGradients:
             if self._sketch is not None:
                 left, right = self._sketch.reduce(name, "out", delta), self._sketch.reduce(name, "in", x)
                 self._vector += self._sketch.count.project(name, (left.mT @ right).flatten(1))
+
+    def backward(
+        self,
+        hidden: Float[Tensor, "b T d"],
+        inputs: list[Tensor],
+        outward: Float[Tensor, "b T d"],
+        scale: Float[Tensor, " b"] | None = None,
+    ) -> None:
+        """Drive the recorded backward pass from scale · ∂(loss)/∂hidden, and start again at less where that overflows.
+
+        Args:
+            hidden: what the recorded forward pass ended in.
+            inputs: `Recording.inputs`.
+            outward: scale · ∂(loss)/∂hidden.
+            scale: `loss_scale` of the examples; None: not scaled.
+        """
+        if scale is None:
+            torch.autograd.grad(hidden, inputs, outward)
+            return
+        for more in (*(True for _ in range(_RETREATS)), False):
+            self._unscale = scale.reciprocal()
+            torch.autograd.grad(hidden, inputs, outward, retain_graph=more)
+            totals = (self._square, self._vector, self._step)
+            if not more or all(bool(total.isfinite().all()) for total in totals):
+                return
+            for total in totals:
+                total.zero_()
+            outward, scale = outward / _RETREAT, scale / _RETREAT
 
     def _add_formed(self, name: str, gradient: Float[Tensor, "b n"]) -> None:
         if self._norm:
@@ -128,6 +160,17 @@ class BatchGradients:
     def step_sketches(self) -> Float[np.ndarray, "b dim"]:
         """The sketch of Adam's step on each example (of width 0 where none was asked for)."""
         return self._step.cpu().numpy()
+
+
+def loss_scale(counts: Int[np.ndarray, " b"], hidden: Float[Tensor, "b T d"]) -> Float[Tensor, " b"] | None:
+    """What each example's loss is multiplied by before its gradient is taken, so that float16 holds it; else None.
+
+    A mean over ``counts`` tokens gives each of them a slope near 1/count, and softmax puts 1e-7 on most of the
+    vocabulary: below float16's 6e-5 bits are lost, below 6e-8 all. bfloat16 and float32 have the range.
+    """
+    if hidden.dtype != torch.float16:
+        return None
+    return torch.from_numpy(counts * LOSS_SCALE).to(hidden.device, torch.float32)
 
 
 def _sum_by_index(

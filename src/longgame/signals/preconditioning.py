@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longgame.errors import PluginError
+from longgame.signals.adapters import GradientTargets
 from longgame.signals.projection import canonical_name
 
 
@@ -120,3 +121,19 @@ class AdamPreconditioner:
             mean /= 1 - one ** (moment.step + 1)
             square /= 1 - two ** (moment.step + 1)
         return mean.div_(square.sqrt_().add_(moment.eps))
+
+
+def check_preconditioner(preconditioner: AdamPreconditioner | None, targets: GradientTargets) -> None:
+    """Raise PluginError unless Adam-aware gradients of these targets can be taken."""
+    if preconditioner is None:
+        raise PluginError(
+            "adam_grad_sketch needs Adam's moments, and the engine has none. Set "
+            "engine.preconditioner = AdamPreconditioner.from_optimizer(optimizer, model) after a first step, or use "
+            "grad_sketch."
+        )
+    if not targets.lora:
+        raise PluginError(
+            "adam_grad_sketch is for LoRA: in full fine-tuning no example's gradient is ever written out. "
+            "Use grad_sketch, or train a LoRA adapter."
+        )
+    preconditioner.check(targets.weights)

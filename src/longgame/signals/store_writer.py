@@ -1,0 +1,293 @@
+"""Writing a signal store, shard by shard; a kill at any moment loses at most the shard at hand (see `store`)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.durable import flush, storage_errors, write_file
+from longgame.errors import DataError, NumericalError, PluginError, ResumeError, StorageError, unknown
+from longgame.signals.store import SignalStore
+from longgame.signals.store_format import (
+    DTYPES,
+    ENDS,
+    FORMAT,
+    IDS,
+    MANIFEST,
+    RANGES,
+    PackedIds,
+    Range,
+    compare,
+    damaged,
+    digest,
+    header_bytes,
+    part_of,
+    read_header,
+    read_manifest,
+    read_ranges,
+    write_at,
+)
+
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+class SignalWriter:
+    """Appends shards to a store, durable one by one; opened again after a kill it goes on behind the last whole shard.
+
+    Use it as a context manager; leaving it without `finish` keeps what was appended under ``PATH.part``.
+
+    Args:
+        path: directory of the finished store.
+        columns: signal name → ``float32`` or ``float16``. float16 rounds to nearest: relative error ≤ 2⁻¹¹ from
+            6.1e-5 up, absolute error ≤ 3e-8 below; values beyond ±65504 are refused.
+        fingerprint: what gives the numbers (`longgame.signals.fingerprint.signal_fingerprint`).
+
+    Raises:
+        StorageError: a finished store stands there, another process is writing it, or it cannot be written.
+        ResumeError: what was begun there has other columns or another fingerprint, or is damaged.
+        PluginError: a column's name or dtype is not allowed.
+    """
+
+    def __init__(self, path: str | Path, columns: Mapping[str, str], fingerprint: str) -> None:
+        self.path = Path(path)
+        self._part = part_of(self.path)
+        self._columns = dict(columns)
+        for name, dtype in self._columns.items():
+            if dtype not in DTYPES:
+                raise PluginError(f"signal '{name}' is to be stored as an " + unknown("dtype", dtype, DTYPES))
+            if not name.isidentifier() or name in (IDS, ENDS):
+                raise PluginError(f"'{name}' cannot be a column's name; use letters, digits and underscores.")
+        if not self._columns:
+            raise PluginError("a signal store needs at least one column; name the signals to be stored.")
+        self._manifest = {"format": FORMAT, "columns": self._columns, "fingerprint": fingerprint}
+        self._files: dict[str, BinaryIO] = {}
+        self._headers: dict[str, tuple[dict[str, Any], int]] = {}
+        self._ends: dict[str, int] = {}
+        self._seen: list[np.ndarray] = []
+        self.ranges: list[Range] = []
+        """What is on the disk already."""
+        with ExitStack() as stack:
+            with storage_errors(self.path):
+                self._lock(stack)
+            self._resume(stack)
+            self._stack = stack.pop_all()
+
+    @property
+    def rows(self) -> int:
+        """Rows on the disk."""
+        return self.ranges[-1].stop if self.ranges else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def append(self, ids: Sequence[str], columns: Mapping[str, Float[np.ndarray, "m ..."]], content: str = "") -> None:
+        """Add a shard; when this returns it is on the disk. Thousands of rows a call keep the flushing cheap.
+
+        Args:
+            ids: of the m rows, new to the store.
+            columns: every column of the store, [m] or [m, d].
+            content: digest of the examples, by which a resumed walk knows them again.
+
+        Raises:
+            DataError: no rows, or an id stands twice. PluginError: a column is missing, or its shape changes.
+            NumericalError: a value is not finite, or too large for float16. StorageError: it cannot be written.
+        """
+        if not ids:
+            raise DataError("a shard without examples was to be stored; leave it out.")
+        fresh = self._new_ids(ids)
+        arrays = self._encoded(ids, columns)
+        with storage_errors(self.path):
+            if not self._files:
+                self._begin(arrays)
+            for name, array in arrays.items():
+                header, _ = self._headers[name]
+                if header["shape"][1:] != array.shape[1:]:
+                    raise PluginError(
+                        f"signal '{name}' has rows of shape {array.shape[1:]}, earlier shards {header['shape'][1:]}. "
+                        "Use one configuration of the engine for the whole store."
+                    )
+            data = {name: array.tobytes() for name, array in arrays.items()}
+            for name, part in data.items():
+                write_at(self._files[name], self._ends[name], part)
+            for file in self._files.values():
+                os.fsync(file.fileno())
+            sizes = {name: len(part) for name, part in data.items()}
+            digests = {name: digest(part) for name, part in data.items()}
+            done = Range(self.rows, self.rows + len(ids), content, sizes, digests)
+            line = done.line().encode()
+            self._journal.truncate(self._journal_end)
+            write_at(self._journal, self._journal_end, line)
+            os.fsync(self._journal.fileno())
+        self._journal_end += len(line)
+        self._ends = {name: end + sizes[name] for name, end in self._ends.items()}
+        self.ranges.append(done)
+        self._remember(fresh)
+
+    def finish(self) -> SignalStore:
+        """Close the store: headers and manifest get the number of rows, ``PATH.part`` becomes ``PATH``.
+
+        Raises:
+            DataError: nothing was appended. StorageError: it cannot be written.
+        """
+        if not self.ranges:
+            raise DataError(f"no example was given to {self.path}; a signal store needs at least one.")
+        with storage_errors(self.path):
+            for name, (header, size) in self._headers.items():
+                itemsize = np.dtype(header["descr"]).itemsize
+                count = (self._ends[name] - size) // (itemsize * int(np.prod(header["shape"][1:])))
+                text = header_bytes(header | {"shape": (count, *header["shape"][1:])})
+                if len(text) != size:
+                    raise damaged(self._part, f"{name}.npy has a header of {size} bytes, NumPy now writes {len(text)}")
+                write_at(self._files[name], 0, text)
+                os.fsync(self._files[name].fileno())
+            write_file(self._part / MANIFEST, json.dumps(self._manifest | {"rows": self.rows}, indent=1) + "\n")
+            self._part.rename(self.path)
+            flush(self.path.parent)
+        self._stack.close()
+        return SignalStore(self.path)
+
+    def _lock(self, stack: ExitStack) -> None:
+        """Make the scratch folder and hold its journal; the system lets go of it however the process ends."""
+        if self.path.exists():
+            raise StorageError(
+                f"{self.path} exists already. Read it with SignalStore.open(), delete it, or choose another directory."
+            )
+        self._part.mkdir(parents=True, exist_ok=True)
+        place = self._part / RANGES
+        others = [file.name for file in self._part.iterdir() if file != place and not file.name.startswith(MANIFEST)]
+        if others and not (self._part / MANIFEST).is_file():
+            raise StorageError(f"{self._part} is needed to write {self.path}, and holds '{others[0]}'. Move it away.")
+        self._journal: BinaryIO = stack.enter_context(os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o644), "r+b"))
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(self._journal.fileno()), place.stat())
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:  # held, or finished and renamed since it was opened
+            raise StorageError(f"another process is writing {self.path}. Wait for it, or choose another directory.")
+
+    def _resume(self, stack: ExitStack) -> None:
+        """Take up what is durable, and cut off what is behind it."""
+        self.ranges, self._journal_end = read_ranges(self._part)
+        begun = (self._part / MANIFEST).is_file()
+        if not begun and self.ranges:
+            raise damaged(self._part, f"no {MANIFEST}")
+        if begun:
+            held = {**read_manifest(self._part)}
+            held.pop("rows", None)
+            differing = [key for key, value in self._manifest.items() if held[key] != value]
+            if differing:
+                raise ResumeError(
+                    f"{self._part} was begun with other {' and '.join(differing)}: the model, the tokenizer, the "
+                    "settings or the software differ, and rows of both would be mixed. Delete it, or use another path."
+                )
+        for name in (IDS, ENDS, *self._columns) if self.ranges else ():
+            compare(self._part, name, self.ranges)
+        with storage_errors(self.path):
+            for stale in self._part.glob(f"{MANIFEST}.*.part"):
+                stale.unlink()
+            if not begun:
+                write_file(self._part / MANIFEST, json.dumps(self._manifest, indent=1) + "\n")
+            self._journal.truncate(self._journal_end)
+            for name in (IDS, ENDS, *self._columns) if self.ranges else ():
+                file = stack.enter_context((self._part / f"{name}.npy").open("r+b"))
+                self._headers[name], self._files[name] = read_header(self._part, name, file), file
+                self._ends[name] = self._headers[name][1] + sum(part.sizes[name] for part in self.ranges)
+                file.truncate(self._ends[name])
+        for start in range(0, self.rows, 1 << 16):
+            self._remember(_hashes(self._held_ids()[start : start + (1 << 16)]))
+
+    def _begin(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Make the column files, now that the widths are known."""
+        files, headers = {}, {}
+        for name, array in arrays.items():
+            header = {"descr": array.dtype.str, "fortran_order": False, "shape": (0, *array.shape[1:])}
+            text = header_bytes(header)
+            files[name] = self._stack.enter_context((self._part / f"{name}.npy").open("w+b"))
+            write_at(files[name], 0, text)
+            headers[name] = header, len(text)
+        flush(self._part)
+        self._files, self._headers = files, headers
+        self._ends = {name: size for name, (_, size) in headers.items()}
+
+    def _encoded(self, ids: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        text = [sample_id.encode(errors="surrogatepass") for sample_id in ids]
+        base = sum(part.sizes[IDS] for part in self.ranges)
+        ends = base + np.cumsum([len(item) for item in text], dtype=np.int64)
+        arrays = {IDS: np.frombuffer(b"".join(text), dtype=np.uint8), ENDS: ends}
+        for name, dtype in self._columns.items():
+            if name not in columns or np.ndim(columns[name]) not in (1, 2) or len(columns[name]) != len(ids):
+                seen = np.shape(columns[name]) if name in columns else "missing"
+                raise PluginError(
+                    f"signal '{name}' of a shard of {len(ids)} rows is {seen}; it must be [rows] or [rows, d]."
+                )
+            arrays[name] = _narrowed(name, np.asarray(columns[name]), dtype, ids)
+        return arrays
+
+    def _new_ids(self, ids: Sequence[str]) -> np.ndarray:
+        """Hashes of these ids, sorted; an id that stands twice is refused, be it in the shard or before it."""
+        fresh = np.sort(_hashes(ids))
+        places = [np.searchsorted(held, fresh) for held in self._seen]
+        met = [held[np.minimum(at, len(held) - 1)] == fresh for held, at in zip(self._seen, places, strict=True)]
+        if len(set(ids)) == len(ids) and not any(found.any() for found in met):
+            return fresh
+        counted: set[str] = set()
+        for sample_id in (*ids, *(self._held_ids() if self.rows else ())):  # hashes may meet by chance: look closely
+            if sample_id in counted:
+                raise DataError(
+                    f"sample_id '{sample_id}' stands twice among the examples to be stored; make ids unique "
+                    "(see with_unique_ids)."
+                )
+            counted.add(sample_id)
+        return fresh
+
+    def _remember(self, fresh: np.ndarray) -> None:
+        """Keep sorted hashes in a few runs of falling length: 8 bytes a row, and log n look-ups."""
+        fresh = np.sort(fresh)
+        while self._seen and len(self._seen[-1]) <= len(fresh):
+            fresh = np.sort(np.concatenate([self._seen.pop(), fresh]), kind="stable")
+        self._seen.append(fresh)
+
+    def _held_ids(self) -> PackedIds:
+        def stored(name: str, dtype: str) -> np.ndarray:
+            size, end = self._headers[name][1], self._ends[name]
+            place = self._part / f"{name}.npy"
+            return np.memmap(place, dtype, "r", offset=size, shape=((end - size) // np.dtype(dtype).itemsize,))
+
+        return PackedIds(stored(IDS, "uint8"), stored(ENDS, "int64"))
+
+
+def _hashes(ids: Sequence[str]) -> Int[np.ndarray, " m"]:
+    """Python's own hashes, never kept beyond the process."""
+    return np.fromiter((hash(sample_id) for sample_id in ids), dtype=np.int64, count=len(ids))
+
+
+def _narrowed(name: str, values: Float[np.ndarray, "m ..."], dtype: str, ids: Sequence[str]) -> np.ndarray:
+    """These values in the column's dtype, little-endian."""
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(values.astype(np.dtype(dtype).newbyteorder("<")))
+    good = np.isfinite(found.reshape(len(found), -1)).all(axis=1)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        worst = values[row].ravel()[np.argmax(~np.isfinite(found[row].ravel()))]
+        if np.isfinite(worst):
+            raise NumericalError(
+                f"signal '{name}' of example {ids[row]} is {worst:.6g}, beyond what {dtype} holds"
+                + (f" (±{_HALF_MAX:.0f}). Store it as float32." if dtype == "float16" else ".")
+            )
+        raise NumericalError(
+            f"signal '{name}' is NaN or infinite for example {ids[row]}. "
+            "Check the example's text and the model's weights, or use float32."
+        )
+    return found
