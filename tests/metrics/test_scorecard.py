@@ -10,6 +10,7 @@ from longgame.errors import DataError
 from longgame.metrics import matrix
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.curves import adaptation_auc
+from longgame.metrics.power import unit_effect
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.store import records_table
 from longgame.recipe import MetricSpec
@@ -148,6 +149,38 @@ def test_a_threshold_not_reached_stays_visible_in_the_summary(card):
     row = summary(card, "loss", "tokens_to_threshold_common")
     assert (row["mean"], row["n"]) == (INF, 2)
     assert np.isnan(row["p"])
+
+
+def test_summary_tells_what_the_seeds_could_have_shown(card):
+    row = summary(card, "loss", "current")
+    # differences 8, 10 (mean 9, sd √2) over two seeds; d(2) = 11.5499 sd at 5 % and 80 % power, by quadrature
+    assert row["mde"] == pytest.approx(11.5499 * np.sqrt(2), rel=1e-4)
+    assert row["seeds_needed"] == 3  # 9/√2 = 6.36 sd; three seeds show 3.26 sd, two 11.55 sd
+    assert summary(card, "random", "current")[["mde", "seeds_needed"]].isna().all()
+    assert summary(card, "loss", "tokens_to_threshold_common")[["mde", "seeds_needed"]].isna().all()
+    # final: differences −1 and 0; the ratio √½ needs 18 seeds; ood: −10 and −12
+    assert summary(card, "loss", "final")["seeds_needed"] == 18
+
+
+def test_a_larger_family_raises_what_can_be_shown_by_holms_hardest_level():
+    rows = hand_rows()
+    for name in ("lhas", "quality"):
+        rows += [
+            r | who(name, r["seed"]) | ({"value": r["value"] + 1} if r["kind"] == "score" else {})
+            for r in hand_rows()
+            if r["selector"] == "loss"
+        ]
+    one, three = (summary(build(each), "loss", "current")["mde"] for each in (hand_rows(), rows))
+    assert three / one == pytest.approx(unit_effect(2, 0.05 / 3) / unit_effect(2, 0.05))
+
+
+def test_bootstrap_columns_stand_beside_students_t_where_asked_for(card):
+    assert "boot_low" not in card.summary
+    found = build(hand_rows(), spec=MetricSpec(bootstrap=2000))
+    row = summary(found, "loss", "current")
+    assert (row["boot_low"], row["boot_high"]) == (8, 10)  # the extremes of two seeds, each drawn twice with 1/4
+    assert summary(found, "loss", "tokens_to_threshold_common")[["boot_low", "boot_high"]].isna().all()
+    pd.testing.assert_frame_equal(found.summary.drop(columns=["boot_low", "boot_high"]), card.summary)
 
 
 def test_score_matrix_is_returned_as_written(card):

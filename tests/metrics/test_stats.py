@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.errors import DataError
-from longgame.metrics.stats import holm, moments, paired, sign_flip_p
+from longgame.metrics.stats import bootstrap_interval, holm, moments, paired, sign_flip_p
+from longgame.seeding import generator
 
 NAN, INF = float("nan"), float("inf")
 
@@ -112,6 +113,37 @@ def test_holm_never_lowers_p_keeps_order_and_stays_within_bonferroni(p):
     assert (adjusted <= np.minimum(p * len(p), 1) + 1e-12).all()
     order = np.argsort(p, kind="stable")
     assert (np.diff(adjusted[order]) >= 0).all()
+
+
+def test_bootstrap_of_three_seeds_equals_the_enumeration_of_all_draws():
+    values = np.array([1.0, 4.0, 13.0])
+    means = np.array([np.mean(draw) for draw in itertools.product(values, repeat=3)])  # 27 equally likely draws
+    low, high = bootstrap_interval(values, 40_000, generator(0, "bootstrap"), confidence=0.8)
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9], method="inverted_cdf")))
+
+
+def test_bootstrap_agrees_with_scipy_and_follows_the_measured_seeds():
+    values = generator(1, "values").exponential(size=(3, 12))
+    holed = np.concatenate([values, np.full((3, 2), NAN)], axis=1)
+    low, high = bootstrap_interval(holed, 20_000, generator(2, "draws"))
+    for row in range(3):
+        found = scipy.stats.bootstrap(
+            (values[row],), np.mean, n_resamples=20_000, method="percentile", rng=generator(3, row)
+        ).confidence_interval
+        assert (low[row], high[row]) == pytest.approx((found.low, found.high), abs=0.02)
+
+
+def test_bootstrap_of_too_few_equal_or_censored_values_has_no_interval():
+    rows = np.array([[1.0, NAN, NAN], [2.0, 2.0, 2.0], [1.0, INF, 3.0], [INF, INF, 1.0]])
+    low, high = bootstrap_interval(rows, 100, generator(0, "none"))
+    assert np.isnan([low, high]).all()
+    with pytest.raises(DataError, match="1 bootstrap resamples"):
+        bootstrap_interval(rows, 1, generator(0, "none"))
+
+
+def test_without_any_seed_there_is_nothing_to_say():
+    none = np.empty((2, 0))
+    assert np.isnan([*sign_flip_p(none), *paired(none, none).p, *bootstrap_interval(none, 10, generator(0))[0]]).all()
 
 
 def test_misshapen_input_is_refused():

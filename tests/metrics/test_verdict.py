@@ -47,6 +47,19 @@ def test_the_reason_states_sizes_with_their_units_and_p():
     assert none.word == "indistinguishable from lhas"
 
 
+def test_the_power_sentence_tells_what_could_be_shown_and_what_the_differences_seen_would_need():
+    now = Difference(5, 0.4, 0.3, "points", mde=1.94, seeds_needed=41.0)
+    far = Difference(5, -0.001, 0.9, mde=0.0213, seeds_needed=float("inf"))
+    shown = "5 seeds show true differences of 1.9 points now and 0.021 in the long run with 80% power"
+    assert verdict(now, far).power == (
+        f"{shown}; differences as seen would take 41 seeds for the current score and more than 1,000 seeds for the "
+        "long-horizon score"
+    )
+    sure = Difference(5, 3.0, SURE, "points", mde=1.94, seeds_needed=4.0)
+    assert verdict(sure, Difference(5, -0.1, SURE, mde=0.0213, seeds_needed=4.0)).power == shown
+    assert verdict(Difference(1, 0.4, float("nan")), Difference(1, 0.1, float("nan"))).power == ""
+
+
 JITTER = np.array([0.0, 0.1, -0.1, 0.2, -0.2])
 
 

@@ -33,7 +33,7 @@ from longgame.metrics.tidy import (
     view_cube,
     view_probe,
 )
-from longgame.metrics.verdict import Difference, rank_reversals, verdict
+from longgame.metrics.verdict import rank_reversals, verdict_table
 from longgame.recipe import MetricSpec
 
 PRIMARY = "primary"
@@ -90,7 +90,7 @@ class Scorecard:
     set_gap: pd.DataFrame
     """view, immediate (``current`` or ``immediate_gain``), gap (eq. 3 on seed means), selectors, seeds (compared)."""
     verdicts: pd.DataFrame
-    """view, selector, verdict, reason; without the reference, empty."""
+    """view, selector, verdict, reason, power (what the seeds could have shown); without the reference, empty."""
     reversals: pd.DataFrame
     """view, ahead, behind, immediate_diff, immediate_p, long_diff, long_p, n: significant rank reversals."""
     sensitivity: pd.DataFrame
@@ -153,7 +153,7 @@ class Scorecard:
         for (kind, metric), table in read_stagewise(results, trials, len(tasks)).items():
             values["", metric] = over_measured(table, total=kind == "cost")
         stages = {(name, *key): value for name, view in views.items() for key, value in view.stagewise.items()}
-        summary = summarise(values, trials, reference, ("view", "metric"))
+        summary = summarise(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
         by_stage = ("view", "metric", "stage")
         return cls(
             tasks=tuple(tasks),
@@ -166,7 +166,7 @@ class Scorecard:
             per_stage=long_form(stages, trials, by_stage),
             stage_summary=summarise(stages, trials, reference, by_stage),
             set_gap=_set_gap(views, trials),
-            verdicts=_verdicts(summary, views, trials, reference),
+            verdicts=verdict_table(summary, tuple(views), trials.selectors, reference, IMMEDIATE),
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
@@ -330,24 +330,6 @@ def _set_gap(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:
             gap = float(ranking.myopia_gap(now.mean(axis=0), later.mean(axis=0))) if len(now) else float("nan")
             rows.append((name, immediate, gap, len(trials.selectors), len(now)))
     return pd.DataFrame(rows, columns=["view", "immediate", "gap", "selectors", "seeds"])
-
-
-def _verdicts(summary: pd.DataFrame, views: Mapping[str, View], trials: Trials, reference: str) -> pd.DataFrame:
-    rows = []
-    if reference in trials.selectors:
-        table = summary[summary["metric"].isin([IMMEDIATE, "long_horizon"])]
-        indexed = table.set_index(["view", "metric", "selector"])[["diff_n", "diff_vs_reference", "p_holm"]]
-        found = {key: tuple(row) for key, row in zip(indexed.index, indexed.to_numpy(), strict=True)}
-        for name in views:
-            for selector in trials.selectors:
-                if selector == reference:
-                    continue
-                n, mean, p = found[name, IMMEDIATE, selector]
-                now = Difference(int(n), float(mean), float(p), "points")
-                n, mean, p = found[name, "long_horizon", selector]
-                said = verdict(now, Difference(int(n), float(mean), float(p)), reference=reference)
-                rows.append((name, selector, said.word, said.reason))
-    return pd.DataFrame(rows, columns=["view", "selector", "verdict", "reason"])
 
 
 def _reversals(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from longgame.errors import DataError
+from longgame.metrics.power import MOST_SEEDS, POWER
 from longgame.metrics.stats import holm, paired
 
 MYOPIC = "myopic"
@@ -26,6 +28,8 @@ class Verdict:
 
     word: str
     reason: str
+    power: str = ""
+    """What these seeds could have shown, and how many the differences seen would need; empty where that is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,10 @@ class Difference:
     p: float
     unit: str = ""
     """``points``, or empty for the 0–1 scale of the long-horizon score."""
+    mde: float = float("nan")
+    """Smallest true difference that so many seeds show with 80 % power."""
+    seeds_needed: float = float("nan")
+    """Seeds that would show a true difference as large as the one seen, with 80 % power."""
 
 
 def verdict(
@@ -58,18 +66,74 @@ def verdict(
         alpha: significance level of the adjusted p.
     """
     n = min(immediate.n, long.n)
+    power = _power(immediate, long, alpha)
     if n < min_seeds or np.isnan(immediate.p) or np.isnan(long.p):
-        return Verdict(NOT_ENOUGH, f"both scores were compared in {n} seed(s); at least {min_seeds} are needed")
+        return Verdict(NOT_ENOUGH, f"both scores were compared in {n} seed(s); at least {min_seeds} are needed", power)
     now, later = _clause(immediate, "current score", alpha), _clause(long, "long-horizon score", alpha)
     reason = f"against {reference}: {now}; {later}; {n} seeds, p after Holm"
     ahead_now = immediate.p < alpha and immediate.mean > 0
     if long.p < alpha:
         if long.mean > 0:
-            return Verdict(BETTER, reason)
-        return Verdict(MYOPIC if ahead_now else WORSE, reason)
+            return Verdict(BETTER, reason, power)
+        return Verdict(MYOPIC if ahead_now else WORSE, reason, power)
     if immediate.p < alpha:
-        return Verdict(NOW_ONLY, reason)
-    return Verdict(INDISTINGUISHABLE.format(reference=reference), reason)
+        return Verdict(NOW_ONLY, reason, power)
+    return Verdict(INDISTINGUISHABLE.format(reference=reference), reason, power)
+
+
+def verdict_table(
+    summary: pd.DataFrame, views: Sequence[str], selectors: Sequence[str], reference: str, immediate: str
+) -> pd.DataFrame:
+    """Verdict of every selector but the reference, per view.
+
+    Args:
+        summary: rows of `longgame.metrics.summary.summarise` with the key columns ``view`` and ``metric``.
+        immediate: the metric that stands for the immediate score; the other is ``long_horizon``.
+
+    Returns:
+        view, selector, verdict, reason, power; empty without the reference.
+    """
+    columns = ["diff_n", "diff_vs_reference", "p_holm", "mde", "seeds_needed"]
+    rows = []
+    if reference in selectors:
+        table = summary[summary["metric"].isin([immediate, "long_horizon"])]
+        indexed = table.set_index(["view", "metric", "selector"])[columns]
+        found = dict(zip(indexed.index, indexed.to_numpy(dtype=float).tolist(), strict=True))
+
+        def difference(view: str, metric: str, selector: str, unit: str) -> Difference:
+            n, mean, p, mde, needed = found[view, metric, selector]
+            return Difference(int(n), mean, p, unit, mde, needed)
+
+        for view in views:
+            for selector in selectors:
+                if selector == reference:
+                    continue
+                now = difference(view, immediate, selector, "points")
+                later = difference(view, "long_horizon", selector, "")
+                said = verdict(now, later, reference=reference)
+                rows.append((view, selector, said.word, said.reason, said.power))
+    return pd.DataFrame(rows, columns=["view", "selector", "verdict", "reason", "power"])
+
+
+def _power(immediate: Difference, long: Difference, alpha: float) -> str:
+    """One sentence: the smallest differences that would be shown, and the seeds that those seen would need."""
+    if np.isnan(immediate.mde) or np.isnan(long.mde):
+        return ""
+    n = min(immediate.n, long.n)
+    text = (
+        f"{n} seeds show true differences of {immediate.mde:.1f} points now and {long.mde:.3f} in the long run with "
+        f"{POWER:.0%} power"
+    )
+    wanted = [
+        f"{_count(side.seeds_needed)} for {name}"
+        for side, name in ((immediate, "the current score"), (long, "the long-horizon score"))
+        if not side.p < alpha and not np.isnan(side.seeds_needed)
+    ]
+    return text + (f"; differences as seen would take {' and '.join(wanted)}" if wanted else "")
+
+
+def _count(seeds: float) -> str:
+    return f"{seeds:.0f} seeds" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,} seeds"
 
 
 def _clause(difference: Difference, what: str, alpha: float) -> str:

@@ -23,7 +23,7 @@ from longgame.report.tables import (
     stage_table,
     sub_skill_table,
 )
-from longgame.report.words import headline, legend, run_facts, seeds_caveat, set_gap_line, verdict_lines
+from longgame.report.words import headline, legend, reversal_line, run_facts, seeds_caveat, set_gap_line, verdict_lines
 
 
 def scorecard_markdown(
@@ -40,6 +40,7 @@ def scorecard_markdown(
         "\n".join(
             f"- **{_escape(line.selector)}**: *{line.word}*. {_escape(line.reason)}"
             + (f" ({line.other})" if line.other else "")
+            + (f". {line.power}." if line.power else "")
             for line in verdict_lines(scorecard, recipe)
         )
     )
@@ -54,7 +55,7 @@ def scorecard_markdown(
 
     for view, title in views:
         show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view))
-    parts += [legend(scorecard), set_gap_line(scorecard) + "."]
+    parts += [legend(scorecard), set_gap_line(scorecard) + ".", _escape(reversal_line(scorecard))]
     for view, title in views:
         show(metric_table(scorecard, recipe, MORE, f"More of the future, {title}", view))
     show(metric_table(scorecard, recipe, DIAGNOSTICS, "Diagnostics of selection and updates"))

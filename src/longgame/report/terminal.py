@@ -11,7 +11,7 @@ from rich.text import Text
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.report.tables import COSTS, DIAGNOSTICS, MAIN, Cell, Table, metric_table, shown_views, stage_table
-from longgame.report.words import headline, legend, seeds_caveat, set_gap_line, verdict_lines
+from longgame.report.words import headline, legend, reversal_line, seeds_caveat, set_gap_line, verdict_lines
 
 _STYLES = {"▲": "green", "▼": "red", "*": "yellow"}
 _PADDING = 2
@@ -29,12 +29,15 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console) -> N
     _show(metric_table(scorecard, recipe, DIAGNOSTICS, "What was selected, and the updates", compact=True), console)
     _show(metric_table(scorecard, recipe, COSTS, "Cost per trial (tokens, seconds)", compact=True), console)
     console.print(Text(set_gap_line(scorecard)))
+    console.print(Text(reversal_line(scorecard)))
     console.print()
     console.print(Text(headline(scorecard, recipe), style="bold"))
     for line in verdict_lines(scorecard, recipe):
         text = Text.assemble((line.selector, "bold"), ": ", (line.word, _word_style(line.word)), f" — {line.reason}")
         if line.other:
             text.append(f" ({line.other})")
+        if line.power:
+            text.append(f". {line.power}", style="dim")
         console.print(text)
     for note in scorecard.notes:
         console.print(Text(f"note: {note}", style="dim"))

@@ -16,30 +16,47 @@ from longgame.report.tables import ALPHA, number, selectors_in_order
 
 @dataclass(frozen=True, slots=True)
 class VerdictLine:
-    """One selector's verdict in a sentence; ``other`` says where another scorer disagrees."""
+    """One selector's verdict in a sentence. ``other``: where another scorer disagrees; ``power``: what was in reach."""
 
     selector: str
     word: str
     reason: str
     other: str = ""
+    power: str = ""
 
 
 def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
     """One line per selector but the reference, by the primary view, with disagreements of the other views."""
     rows = card.verdicts.to_dict("records")
-    table = {(str(row["view"]), str(row["selector"])): (str(row["verdict"]), str(row["reason"])) for row in rows}
+    table = {
+        (str(row["view"]), str(row["selector"])): (str(row["verdict"]), str(row["reason"]), str(row["power"]))
+        for row in rows
+    }
     lines = []
     for selector in selectors_in_order(card, recipe):
         if (PRIMARY, selector) not in table:
             continue
-        word, reason = table[PRIMARY, selector]
+        word, reason, power = table[PRIMARY, selector]
         differing = [
             f"under {view.replace('_', ' ')}: {table[view, selector][0]}"
             for view in SCORER_VIEWS
             if (view, selector) in table and table[view, selector][0] != word
         ]
-        lines.append(VerdictLine(selector, word, reason, "; ".join(differing)))
+        lines.append(VerdictLine(selector, word, reason, "; ".join(differing), power))
     return lines
+
+
+def reversal_line(card: Scorecard) -> str:
+    """Pairs whose order turns round between the current and the long-horizon score, both sides significant."""
+    rows = [row for row in card.reversals.to_dict("records") if row["view"] == PRIMARY]
+    if not rows:
+        return "Rank reversals with both sides significant: none."
+    pairs = "; ".join(
+        f"{row['ahead']} leads {row['behind']} by {row['immediate_diff']:.1f} points now and trails it by "
+        f"{-row['long_diff']:.3f} in the long run"
+        for row in rows
+    )
+    return f"Rank reversals with both sides significant ({len(rows)}): {pairs}."
 
 
 def headline(card: Scorecard, recipe: Recipe) -> str:
