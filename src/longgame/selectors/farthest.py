@@ -202,7 +202,9 @@ class _Walk:
             self._lower(rows, self.cloud, self.picked[first : self.count], first)
             self.seen[rows] = np.minimum(self.until[rows], self.count)
 
-    def _lower(self, rows: Int[np.ndarray, " m"], cloud: Cloud, index: Int[np.ndarray, " p"], first: int | None) -> None:
+    def _lower(
+        self, rows: Int[np.ndarray, " m"], cloud: Cloud, index: Int[np.ndarray, " p"], first: int | None
+    ) -> None:
         """Lower the distances of the rows by these points of a cloud, pick number ``first`` and on (None: known)."""
         height = _ROWS[self.device.type]
         for begin in range(0, len(index), _PREPARED):

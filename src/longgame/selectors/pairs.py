@@ -175,7 +175,7 @@ class PairFilter:
     def product(self, left: torch.Tensor, right: torch.Tensor) -> Float[torch.Tensor, "m p"]:
         """ŝ − β of every pair."""
         if self.level.dtype is torch.bfloat16 and self.device.type == "cuda":
-            return torch.mm(left, right.T, out_dtype=torch.float32)  # type: ignore[call-overload]
+            return torch.mm(left, right.T, out_dtype=torch.float32)
         return left @ right.T
 
     def thresholds(self, norms: Float[np.ndarray, " m"], limit: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
