@@ -158,6 +158,8 @@ class MetricSpec(_Part):
     """Skill clusters of the capability entropy (k-means on frozen embeddings)."""
     gradient_every: int = Field(4, ge=1)
     """Selection concentration is measured on the picks of every n-th round."""
+    bootstrap: int = Field(0, ge=0)
+    """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
 
 
 class Recipe(_Part):
@@ -203,8 +205,6 @@ class Recipe(_Part):
             raise ValueError("model.name: quadratic and data.sequence: quadratic belong together")
         return self
 
-
-def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     def _check_stages(self) -> None:
         sequence, stages = self.data.sequence, self.data.stages
         if sequence.startswith("procedural-") and stages:
@@ -219,6 +219,8 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
         if sequence == "quadratic" and self.data.mixing > 0:
             raise ValueError("data.mixing is for texts; the quadratic world has no mixing share")
 
+
+def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; ``example`` is named in the hint for a file that does not exist.
 
     Raises:
