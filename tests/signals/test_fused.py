@@ -32,6 +32,24 @@ def test_fused_layers_give_the_signals_of_pefts_own(adapted, pool, monkeypatch):
         assert np.linalg.norm(fused[name] - own[name]) < 1e-5 * np.linalg.norm(own[name]), name
 
 
+@pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
+def test_beside_a_bfloat16_base_fused_layers_are_as_near_to_float32_as_pefts_own(factors, pool, monkeypatch):
+    model = with_lora(llama()).to(torch.bfloat16)
+    truth = measure(model.float(), pool)
+    for name, weight in model.to(torch.bfloat16).named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.to(factors)
+    assert len(layers_of(model)) == 14
+    fused = measure(model, pool)
+    monkeypatch.setattr(module, "plain_layers", lambda named: {})
+    own = measure(model, pool)
+    for name in ALL:
+        size = np.linalg.norm(truth[name])
+        allowed = 1.5 * np.linalg.norm(own[name] - truth[name]) + 2**-9 * size  # half a unit in the last place more
+        assert np.linalg.norm(fused[name] - truth[name]) < allowed, name
+        assert not np.array_equal(fused[name], own[name]), name
+
+
 def test_merging_for_the_moment_moves_no_weight(pool):
     model = with_lora(llama())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -40,7 +58,9 @@ def test_merging_for_the_moment_moves_no_weight(pool):
         assert torch.equal(weight, before[name]), name
 
 
-@pytest.mark.parametrize("change", ["bfloat16", "disabled", "merged", "dora", "autocast", "hooked", "patched"])
+@pytest.mark.parametrize(
+    "change", ["float16", "float64", "disabled", "merged", "dora", "autocast", "hooked", "patched"]
+)
 def test_layers_that_are_not_plain_keep_their_own_forward(change):
     if change == "autocast":
         model = with_lora(llama())
@@ -50,8 +70,10 @@ def test_layers_that_are_not_plain_keep_their_own_forward(change):
     model = with_lora(llama(), use_dora=change == "dora")
     one = model.base_model.model.model.layers[0].mlp.up_proj
     left = 0
-    if change == "bfloat16":
-        model.get_base_model().to(torch.bfloat16)
+    if change == "float16":
+        model.get_base_model().to(torch.float16)
+    elif change == "float64":  # wider than the factors
+        model.get_base_model().to(torch.float64)
     elif change == "disabled":
         model.base_model.disable_adapter_layers()
     elif change == "merged":
