@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from longgame.errors import PluginError, ResumeError, StorageError
+from longgame.durable import write_file
+from longgame.errors import PluginError, ResumeError
 
 _MARK = "$"
 """Key of an encoded node; a dict of the state that holds it itself is written as a list of items."""
@@ -42,8 +42,8 @@ def write_state(directory: str | Path, name: str, state: Any) -> None:
     tensors = save(arrays)
     document = {"format": 1, "tensors": hashlib.sha256(tensors).hexdigest(), "state": tree}
     text = json.dumps(document, allow_nan=False)
-    _write(directory / f"{name}.safetensors", tensors)
-    _write(directory / f"{name}.json", text.encode())
+    write_file(directory / f"{name}.safetensors", tensors)
+    write_file(directory / f"{name}.json", text)
 
 
 def read_state(directory: str | Path, name: str) -> Any:
@@ -133,28 +133,3 @@ def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if kind == "dict":
         return {_decode(key, arrays): _decode(item, arrays) for key, item in node["items"]}
     raise ValueError(f"unknown node '{kind}'")
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}. Free the disk or choose another directory, and run "
-            "the same command again; what was finished stays."
-        ) from error

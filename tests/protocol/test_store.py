@@ -7,7 +7,6 @@ import pytest
 from safetensors import SafetensorError
 
 from longgame.errors import ResumeError, StorageError
-from longgame.protocol import store as store_module
 from longgame.protocol.store import (
     RunDirectory,
     StageStore,
@@ -43,7 +42,7 @@ def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, mon
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"No space left on device.*Finished stages are safe"):
         write_file(tmp_path / "f", "new")
     with pytest.raises(StorageError), durable_folder(tmp_path / "d") as part:

@@ -98,7 +98,7 @@ def die_at(path, moment, share):
     os._exit(0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(moments=st.lists(st.integers(1, 55), min_size=1, max_size=3), share=st.sampled_from([0.0, 0.5, 1.0]))
 def test_killed_anywhere_and_again_the_store_ends_with_the_same_bytes(tmp_path_factory, moments, share):
     folder = tmp_path_factory.mktemp("kill")
@@ -131,10 +131,10 @@ def test_signals_are_maps_of_the_files_and_float16_is_widened_unless_asked_not_t
         store.signals(["los"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(value=st.floats(-65504, 65504, width=32))
 def test_float16_rounds_within_what_is_promised(value):
-    rounded = float(store_writer._narrowed("x", np.array([value], dtype=np.float32), "float16", ["a"])[0])
+    rounded = float(store_writer._narrowed("x", np.array([value], dtype=np.float32), np.dtype("float16"), ["a"])[0])
     assert abs(rounded - value) <= max(abs(value) * 2**-11, 3e-8)
 
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from longgame import durable
 from longgame.errors import ResumeError, StorageError
 from longgame.recipe import Recipe
 
@@ -68,78 +68,30 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-@contextmanager
-def storage_errors(what: Path) -> Iterator[None]:
-    """Turn whatever hinders writing (a full disk, no permission …) into a StorageError that says what stays.
-
-    safetensors and Arrow have exceptions of their own for a failed write.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, pa.ArrowException) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise StorageError(
-            f"cannot write {what}: {reason}. Finished stages are safe; free the disk (or change --out) and run the "
-            "same command again."
-        ) from error
+_ADVICE = "Finished stages are safe; free the disk (or change --out) and run the same command again."
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def storage_errors(what: Path) -> AbstractContextManager[None]:
+    """Turn whatever hinders writing into a StorageError that says what stays."""
+    return durable.storage_errors(what, _ADVICE)
 
 
-@contextmanager
-def durable_folder(folder: Path) -> Iterator[Path]:
-    """Give a scratch folder; when the block ends well it becomes ``folder``, whole and flushed to disk.
-
-    What stood under that name before gives way.
+def durable_folder(folder: Path) -> AbstractContextManager[Path]:
+    """Give a scratch folder; when the block ends well it becomes ``folder`` (see `longgame.durable`).
 
     Raises:
         StorageError: the disk is full or not writable.
     """
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        try:
-            yield part
-            for inside in sorted(part.rglob("*")):
-                _flush(inside)
-            _flush(part)
-            if folder.exists():
-                shutil.rmtree(folder)
-            part.rename(folder)
-            _flush(folder.parent)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+    return durable.durable_folder(folder, _ADVICE)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write one file durably: scratch name, flush, rename.
+    """Write one file durably.
 
     Raises:
         StorageError: the disk is full or not writable; an older file of that name stays as it was.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            part.replace(path)
-            _flush(path.parent)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+    durable.write_file(path, content, _ADVICE)
 
 
 def write_json(path: Path, value: Any) -> None:

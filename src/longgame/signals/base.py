@@ -42,6 +42,9 @@ _TABLE = (
 SIGNALS: Mapping[str, SignalSpec] = {spec.name: spec for spec in _TABLE}
 """Every signal a selector may name in ``requires``, and ``future_proxy`` (see `Signals.context`)."""
 
+_CHECKED_ENTRIES = 1 << 20
+"""Entries of a column that are checked at a time."""
+
 CONTEXT: Mapping[str, str] = {
     "future_proxy": "mean grad_sketch over the future-proxy mixture, Float[d]; refreshed every proxy.refresh_steps",
 }
@@ -72,9 +75,8 @@ class Signals:
         for name, column in self.columns.items():
             if len(column) != len(self.ids):
                 raise PluginError(f"signal '{name}' has {len(column)} rows for {len(self.ids)} candidates.")
-            if column.dtype.kind == "f" and not np.isfinite(column).all():
-                finite = np.isfinite(column.reshape(len(column), -1)).all(axis=1)
-                bad = [self.ids[row] for row in np.flatnonzero(~finite)]
+            bad = [self.ids[row] for row in _not_finite(column)] if column.dtype.kind == "f" else []
+            if bad:
                 more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
                 raise NumericalError(
                     f"signal '{name}' is NaN or infinite for example {bad[0]}{more}. "
@@ -97,3 +99,14 @@ class Signals:
         rows = np.asarray(rows, dtype=np.int64)
         columns = {name: column[rows] for name, column in self.columns.items()}
         return Signals(tuple(self.ids[row] for row in rows), columns, self.context)
+
+
+def _not_finite(column: Float[np.ndarray, "n ..."]) -> list[int]:
+    """Rows with a NaN or infinity, looked at block by block: a column may be a memory map larger than memory."""
+    step = max(1, _CHECKED_ENTRIES // max(1, column[:1].size))
+    found: list[int] = []
+    for start in range(0, len(column), step):
+        finite = np.isfinite(column[start : start + step])
+        if not finite.all():
+            found += (start + np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))).tolist()
+    return found

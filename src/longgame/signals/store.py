@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +33,7 @@ from longgame.signals.store_format import (
     PackedIds,
     compare,
     damaged,
+    descriptors,
     part_of,
     read_manifest,
     read_ranges,
@@ -59,14 +61,10 @@ class SignalStore:
         self.names: tuple[str, ...] = tuple(manifest["columns"])
         self.ranges = read_ranges(self.path)[0]
         rows = self.ranges[-1].stop if self.ranges else 0
-        if manifest["rows"] != rows:
+        if not rows or manifest["rows"] != rows:
             raise damaged(self.path, f"{MANIFEST} says {manifest['rows']} rows, {RANGES} {rows}")
-        self._arrays = {name: self._load(name) for name in (IDS, ENDS, *self.names)}
-        for name, dtype in {**manifest["columns"], IDS: "uint8", ENDS: "int64"}.items():
-            array = self._arrays[name]
-            size = sum(part.sizes[name] for part in self.ranges)
-            if array.dtype != dtype or array.nbytes != size or (name != IDS and len(array) != rows):
-                raise damaged(self.path, f"{name}.npy is {array.dtype}{list(array.shape)}, not {dtype} of {rows} rows")
+        self._dtypes = descriptors(manifest["columns"])
+        self._maps = {name: self._load(name) for name in self._dtypes}
 
     @classmethod
     def open(cls, path: str | Path) -> SignalStore:
@@ -74,12 +72,12 @@ class SignalStore:
         return cls(path)
 
     def __len__(self) -> int:
-        return len(self._arrays[ENDS])
+        return len(self._maps[ENDS])
 
     @property
     def ids(self) -> PackedIds:
         """Ids of the rows."""
-        return PackedIds(self._arrays[IDS], self._arrays[ENDS])
+        return PackedIds(self._maps[IDS].view(np.ndarray), self._maps[ENDS].view(np.ndarray))
 
     def column(self, name: str) -> Float[np.ndarray, "n ..."]:
         """A signal as it lies on the disk: read-only, memory-mapped, float32 or float16, not compared with its digest.
@@ -89,7 +87,7 @@ class SignalStore:
         """
         if name not in self.names:
             raise PluginError(f"{self.path} was asked for an " + unknown("signal", name, self.names))
-        return self._arrays[name]
+        return self._maps[name].view(np.ndarray)
 
     def signals(self, names: Sequence[str] | None = None, *, widen: bool = True) -> Signals:
         """The columns of these signals (default: all), each compared with its digest (about a second per GB).
@@ -118,10 +116,15 @@ class SignalStore:
             ResumeError: some bytes are not those that were written.
         """
         for name in (IDS, ENDS, *(self.names if names is None else names)):
-            compare(self.path, name, self.ranges)
+            compare(self.path, name, self._dtypes[name], self._maps[name].offset, self.ranges)
 
-    def _load(self, name: str) -> np.ndarray:
+    def _load(self, name: str) -> np.memmap:
         try:
-            return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
-        except (OSError, ValueError) as error:
+            found = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            shapes = [part.shapes[name] for part in self.ranges]
+        except (OSError, ValueError, SyntaxError, EOFError, TokenError, KeyError) as error:
             raise damaged(self.path, f"{name}.npy: {error}") from error
+        expected = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if found.dtype != self._dtypes[name] or found.shape != expected:
+            raise damaged(self.path, f"{name}.npy is {found.dtype} {found.shape}, not {self._dtypes[name]} {expected}")
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -29,13 +30,13 @@ class Range:
     stop: int
     content: str
     """Digest of the examples."""
-    sizes: Mapping[str, int]
-    """Bytes that each file gained."""
+    shapes: Mapping[str, Sequence[int]]
+    """Of what each file gained."""
     digests: Mapping[str, str]
     """Of those bytes."""
 
     def line(self) -> str:
-        fields = [self.start, self.stop, self.content, dict(self.sizes), dict(self.digests)]
+        fields = [self.start, self.stop, self.content, dict(self.shapes), dict(self.digests)]
         return json.dumps(fields, separators=(",", ":")) + "\n"
 
 
@@ -81,23 +82,18 @@ def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
     file.flush()
 
 
-def header_bytes(fields: Mapping[str, Any]) -> bytes:
+def descriptors(columns: Mapping[str, str]) -> dict[str, np.dtype]:
+    """What the files of a store with these columns hold, little-endian."""
+    stored = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in columns.items()}
+    return {IDS: np.dtype("|u1"), ENDS: np.dtype("<i8"), **stored}
+
+
+def header_bytes(dtype: np.dtype, shape: Sequence[int]) -> bytes:
     """A .npy header, padded by NumPy to the same length whatever the number of rows."""
     text = io.BytesIO()
-    np.lib.format.write_array_header_1_0(text, dict(fields))
+    fields = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(text, fields)
     return text.getvalue()
-
-
-def read_header(folder: Path, name: str, file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Fields of a column file's header, and the bytes it takes."""
-    try:
-        np.lib.format.read_magic(file)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
-        raise damaged(folder, f"{name}.npy: {error}") from error
-    if fortran or len(shape) not in (1, 2):
-        raise damaged(folder, f"{name}.npy is not an array of rows")
-    return {"descr": dtype.str, "fortran_order": False, "shape": shape}, file.tell()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -129,13 +125,17 @@ def read_ranges(folder: Path) -> tuple[list[Range], int]:
     raise damaged(folder, f"{RANGES} has a gap")
 
 
-def compare(folder: Path, name: str, ranges: Sequence[Range]) -> None:
-    """Compare a column file's bytes with the digests, shard by shard."""
+def compare(folder: Path, name: str, dtype: np.dtype, offset: int, ranges: Sequence[Range]) -> None:
+    """Compare what a column file holds behind its header with the digests, shard by shard.
+
+    Raises:
+        ResumeError: the file is missing or too short, or some bytes are not those that were written.
+    """
     try:
         with (folder / f"{name}.npy").open("rb") as file:
-            file.seek(read_header(folder, name, file)[1])
+            file.seek(offset)
             for part in ranges:
-                if digest(file.read(part.sizes[name])) != part.digests[name]:
+                if digest(file.read(math.prod(part.shapes[name]) * dtype.itemsize)) != part.digests[name]:
                     raise damaged(folder, f"{name}.npy holds other bytes in rows {part.start}…{part.stop - 1}")
     except (OSError, KeyError) as error:
         raise damaged(folder, f"{name}.npy: {error}") from error

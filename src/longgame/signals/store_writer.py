@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,16 +28,14 @@ from longgame.signals.store_format import (
     Range,
     compare,
     damaged,
+    descriptors,
     digest,
     header_bytes,
     part_of,
-    read_header,
     read_manifest,
     read_ranges,
     write_at,
 )
-
-_HALF_MAX = float(np.finfo(np.float16).max)
 
 
 class SignalWriter:
@@ -68,9 +67,10 @@ class SignalWriter:
         if not self._columns:
             raise PluginError("a signal store needs at least one column; name the signals to be stored.")
         self._manifest = {"format": FORMAT, "columns": self._columns, "fingerprint": fingerprint}
+        self._dtypes = descriptors(self._columns)
         self._files: dict[str, BinaryIO] = {}
-        self._headers: dict[str, tuple[dict[str, Any], int]] = {}
-        self._ends: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        """Of the whole files."""
         self._seen: list[np.ndarray] = []
         self.ranges: list[Range] = []
         """What is on the disk already."""
@@ -111,26 +111,27 @@ class SignalWriter:
             if not self._files:
                 self._begin(arrays)
             for name, array in arrays.items():
-                header, _ = self._headers[name]
-                if header["shape"][1:] != array.shape[1:]:
+                before = self._shapes[name][1:]
+                if before != array.shape[1:]:
                     raise PluginError(
-                        f"signal '{name}' has rows of shape {array.shape[1:]}, earlier shards {header['shape'][1:]}. "
+                        f"signal '{name}' has rows of shape {array.shape[1:]}, earlier shards {before}. "
                         "Use one configuration of the engine for the whole store."
                     )
             data = {name: array.tobytes() for name, array in arrays.items()}
             for name, part in data.items():
-                write_at(self._files[name], self._ends[name], part)
+                write_at(self._files[name], self._end(name), part)
             for file in self._files.values():
                 os.fsync(file.fileno())
-            sizes = {name: len(part) for name, part in data.items()}
+            shapes = {name: array.shape for name, array in arrays.items()}
             digests = {name: digest(part) for name, part in data.items()}
-            done = Range(self.rows, self.rows + len(ids), content, sizes, digests)
+            done = Range(self.rows, self.rows + len(ids), content, shapes, digests)
             line = done.line().encode()
             self._journal.truncate(self._journal_end)
             write_at(self._journal, self._journal_end, line)
             os.fsync(self._journal.fileno())
         self._journal_end += len(line)
-        self._ends = {name: end + sizes[name] for name, end in self._ends.items()}
+        for name, shape in shapes.items():
+            self._shapes[name] = (self._shapes[name][0] + shape[0], *shape[1:])
         self.ranges.append(done)
         self._remember(fresh)
 
@@ -143,14 +144,9 @@ class SignalWriter:
         if not self.ranges:
             raise DataError(f"no example was given to {self.path}; a signal store needs at least one.")
         with storage_errors(self.path):
-            for name, (header, size) in self._headers.items():
-                itemsize = np.dtype(header["descr"]).itemsize
-                count = (self._ends[name] - size) // (itemsize * int(np.prod(header["shape"][1:])))
-                text = header_bytes(header | {"shape": (count, *header["shape"][1:])})
-                if len(text) != size:
-                    raise damaged(self._part, f"{name}.npy has a header of {size} bytes, NumPy now writes {len(text)}")
-                write_at(self._files[name], 0, text)
-                os.fsync(self._files[name].fileno())
+            for name, file in self._files.items():
+                write_at(file, 0, header_bytes(self._dtypes[name], self._shapes[name]))
+                os.fsync(file.fileno())
             write_file(self._part / MANIFEST, json.dumps(self._manifest | {"rows": self.rows}, indent=1) + "\n")
             self._part.rename(self.path)
             flush(self.path.parent)
@@ -192,47 +188,52 @@ class SignalWriter:
                     f"{self._part} was begun with other {' and '.join(differing)}: the model, the tokenizer, the "
                     "settings or the software differ, and rows of both would be mixed. Delete it, or use another path."
                 )
-        for name in (IDS, ENDS, *self._columns) if self.ranges else ():
-            compare(self._part, name, self.ranges)
+        if self.ranges:
+            for name, dtype in self._dtypes.items():
+                shapes = [part.shapes[name] for part in self.ranges]
+                self._shapes[name] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+                compare(self._part, name, dtype, self._offset(name), self.ranges)
         with storage_errors(self.path):
             for stale in self._part.glob(f"{MANIFEST}.*.part"):
                 stale.unlink()
             if not begun:
                 write_file(self._part / MANIFEST, json.dumps(self._manifest, indent=1) + "\n")
             self._journal.truncate(self._journal_end)
-            for name in (IDS, ENDS, *self._columns) if self.ranges else ():
-                file = stack.enter_context((self._part / f"{name}.npy").open("r+b"))
-                self._headers[name], self._files[name] = read_header(self._part, name, file), file
-                self._ends[name] = self._headers[name][1] + sum(part.sizes[name] for part in self.ranges)
-                file.truncate(self._ends[name])
+            for name in self._shapes:
+                file = self._files[name] = stack.enter_context((self._part / f"{name}.npy").open("r+b"))
+                file.truncate(self._end(name))
         for start in range(0, self.rows, 1 << 16):
             self._remember(_hashes(self._held_ids()[start : start + (1 << 16)]))
 
     def _begin(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Make the column files, now that the widths are known."""
-        files, headers = {}, {}
+        files = {}
         for name, array in arrays.items():
-            header = {"descr": array.dtype.str, "fortran_order": False, "shape": (0, *array.shape[1:])}
-            text = header_bytes(header)
             files[name] = self._stack.enter_context((self._part / f"{name}.npy").open("w+b"))
-            write_at(files[name], 0, text)
-            headers[name] = header, len(text)
+            write_at(files[name], 0, header_bytes(array.dtype, (0, *array.shape[1:])))
         flush(self._part)
-        self._files, self._headers = files, headers
-        self._ends = {name: size for name, (_, size) in headers.items()}
+        self._files, self._shapes = files, {name: (0, *array.shape[1:]) for name, array in arrays.items()}
+
+    def _offset(self, name: str) -> int:
+        """Bytes of a file's header."""
+        return len(header_bytes(self._dtypes[name], self._shapes[name]))
+
+    def _end(self, name: str) -> int:
+        """Where the durable bytes of a file end."""
+        return self._offset(name) + math.prod(self._shapes[name]) * self._dtypes[name].itemsize
 
     def _encoded(self, ids: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         text = [sample_id.encode(errors="surrogatepass") for sample_id in ids]
-        base = sum(part.sizes[IDS] for part in self.ranges)
-        ends = base + np.cumsum([len(item) for item in text], dtype=np.int64)
+        base = self._shapes[IDS][0] if self._shapes else 0
+        ends = base + np.cumsum([len(item) for item in text], dtype="<i8")
         arrays = {IDS: np.frombuffer(b"".join(text), dtype=np.uint8), ENDS: ends}
-        for name, dtype in self._columns.items():
+        for name in self._columns:
             if name not in columns or np.ndim(columns[name]) not in (1, 2) or len(columns[name]) != len(ids):
                 seen = np.shape(columns[name]) if name in columns else "missing"
                 raise PluginError(
                     f"signal '{name}' of a shard of {len(ids)} rows is {seen}; it must be [rows] or [rows, d]."
                 )
-            arrays[name] = _narrowed(name, np.asarray(columns[name]), dtype, ids)
+            arrays[name] = _narrowed(name, np.asarray(columns[name]), self._dtypes[name], ids)
         return arrays
 
     def _new_ids(self, ids: Sequence[str]) -> np.ndarray:
@@ -260,12 +261,11 @@ class SignalWriter:
         self._seen.append(fresh)
 
     def _held_ids(self) -> PackedIds:
-        def stored(name: str, dtype: str) -> np.ndarray:
-            size, end = self._headers[name][1], self._ends[name]
-            place = self._part / f"{name}.npy"
-            return np.memmap(place, dtype, "r", offset=size, shape=((end - size) // np.dtype(dtype).itemsize,))
-
-        return PackedIds(stored(IDS, "uint8"), stored(ENDS, "int64"))
+        text, ends = (
+            np.memmap(self._part / f"{name}.npy", self._dtypes[name], "r", self._offset(name), self._shapes[name])
+            for name in (IDS, ENDS)
+        )
+        return PackedIds(text, ends)
 
 
 def _hashes(ids: Sequence[str]) -> Int[np.ndarray, " m"]:
@@ -273,18 +273,18 @@ def _hashes(ids: Sequence[str]) -> Int[np.ndarray, " m"]:
     return np.fromiter((hash(sample_id) for sample_id in ids), dtype=np.int64, count=len(ids))
 
 
-def _narrowed(name: str, values: Float[np.ndarray, "m ..."], dtype: str, ids: Sequence[str]) -> np.ndarray:
+def _narrowed(name: str, values: Float[np.ndarray, "m ..."], dtype: np.dtype, ids: Sequence[str]) -> np.ndarray:
     """These values in the column's dtype, little-endian."""
     with np.errstate(over="ignore"):
-        found = np.ascontiguousarray(values.astype(np.dtype(dtype).newbyteorder("<")))
+        found = np.ascontiguousarray(values.astype(dtype))
     good = np.isfinite(found.reshape(len(found), -1)).all(axis=1)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         worst = values[row].ravel()[np.argmax(~np.isfinite(found[row].ravel()))]
         if np.isfinite(worst):
             raise NumericalError(
-                f"signal '{name}' of example {ids[row]} is {worst:.6g}, beyond what {dtype} holds"
-                + (f" (±{_HALF_MAX:.0f}). Store it as float32." if dtype == "float16" else ".")
+                f"signal '{name}' of example {ids[row]} is {worst:.6g}, beyond what {dtype.name} holds "
+                f"(±{np.finfo(dtype).max:.5g}). Store it as float32, or look at the model's weights."
             )
         raise NumericalError(
             f"signal '{name}' is NaN or infinite for example {ids[row]}. "

@@ -96,9 +96,12 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
     return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {SUFFIX: np.asarray(suffix)})
 
 
-def content_ids(features: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return an id per feature: 16 hex digits of SHA-256 over its tokens and labels, ``#2``, ``#3`` … for copies."""
-    seen: dict[str, int] = {}
+def content_ids(features: Sequence[Mapping[str, Any]], seen: dict[str, int] | None = None) -> list[str]:
+    """Return an id per feature: 16 hex digits of SHA-256 over its tokens and labels, ``#2``, ``#3`` … for copies.
+
+    ``seen`` counts the copies, and goes from call to call where a dataset comes in parts.
+    """
+    seen = {} if seen is None else seen
     found = []
     for feature in features:
         ids, labels = tokens_and_labels(feature)
