@@ -51,6 +51,9 @@ def assistant(content: str) -> dict[str, str]:
         {"instruction": "2+2?", "output": "4"},
         {"instruction": "2+2?", "input": "", "output": "4"},
         {"instruction": "", "input": "2+2?", "output": "4"},
+        {"instruction": "2+2?", "context": "", "response": "4"},
+        {"question": "2+2?", "response": "4"},
+        {"question": "2+2?", "answer": "4"},
     ],
 )
 def test_every_format_of_one_turn_is_the_same_example(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -78,6 +81,23 @@ def test_a_conversation_keeps_its_turns_and_learns_the_last_assistant_turn(tmp_p
 def test_instruction_and_input_are_joined_by_a_blank_line(tmp_path: Path) -> None:
     (example,) = load(write(tmp_path / "a.jsonl", {"instruction": "Add.", "input": "2, 2", "output": "4"}))
     assert example.prompt == "Add.\n\n2, 2"
+
+
+def test_context_stands_under_what_is_asked(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add.", "response": "4"}, {"question": "Add.", "answer": "4"}]
+    for example in load(write(tmp_path / "a.jsonl", *({**row, "context": "2, 2"} for row in rows))):
+        assert (example.prompt, example.response) == ("Add.\n\n2, 2", "4")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("7", "7"), ("3 + 4 = 7\n#### 7", "7"), ("It is seven.\nSeven it is.", None), ("a\n####", None)],
+)
+def test_the_gold_of_an_answer_that_is_the_response_is_its_last_mark_or_its_one_line(
+    tmp_path: Path, answer: str, gold: str | None
+) -> None:
+    (example,) = load(write(tmp_path / "a.jsonl", {"question": "3 + 4?", "answer": answer}))
+    assert (example.prompt, example.response, example.answer) == ("3 + 4?", answer, gold)
 
 
 def test_text_is_all_response(tmp_path: Path) -> None:

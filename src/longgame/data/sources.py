@@ -26,7 +26,8 @@ FORMATS = (
     "prompt + response",
     "prompt + completion (strings or message lists)",
     "messages",
-    "instruction (+ input) + output",
+    "instruction (+ input or context) + output or response",
+    "question (+ context) + answer",
     "text",
 )
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
@@ -47,9 +48,11 @@ def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> lis
         split: the folder for a bare name; for a hub data set without an explicit split, ``train``, or the first that
             exists of validation, test, eval and dev.
 
-    Accepted columns are TRL's (prompt/completion, messages, text), instruction/input/output and the normalised form
-    (prompt/response); optional: skill, answer, choices, quality, source, noisy, difficulty, verifier. Of a
-    conversation, the last assistant turn is the response and what stands before it the prompt.
+    Accepted columns are TRL's (prompt/completion, messages, text), instruction/input/output, instruction/context/
+    response, question/context/answer and the normalised form (prompt/response); optional: skill, answer, choices,
+    quality, source, noisy, difficulty, verifier. Of a conversation, the last assistant turn is the response and what
+    stands before it the prompt. Where ``answer`` is the response, the gold answer is what stands behind ``####``, else
+    the answer itself if it is one line.
 
     Raises:
         DataError: unknown name or file, a line that does not parse or has no response (the first one with its number,
@@ -218,6 +221,9 @@ def _example(row: Any) -> Example:
     if not response.strip():
         raise _RowError("the response is empty")
     optional = _optional(row)
+    if optional.get("answer") == response and "question" in row:
+        lines = response.rpartition("####")[2].strip()
+        optional["answer"] = lines if lines and "\n" not in lines else None
     if all(not content for _, content in turns):
         return Example.make("", response, **optional)
     if len(turns) == 1 and turns[0][0] == "user":
@@ -233,20 +239,27 @@ def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
     for key in ("response", "completion"):
         if row.get(key) is None:
             continue
-        before = _turns(row.get("prompt") or "", "prompt")
+        before = _turns(row["prompt"], "prompt") if row.get("prompt") is not None else [("user", _asked(row))]
         answer = row[key]
         if isinstance(answer, str):
             return before, answer
         between, response = _split_conversation(_turns(answer, key))
         return [*before, *between], response
     if row.get("output") is not None:
-        instruction, extra = _text(row.get("instruction") or "", "instruction"), _text(row.get("input") or "", "input")
-        prompt = f"{instruction}\n\n{extra}" if instruction and extra else instruction or extra
-        return [("user", prompt)], _text(row["output"], "output")
+        return [("user", _asked(row))], _text(row["output"], "output")
     if row.get("text") is not None:
         return [("user", "")], _text(row["text"], "text")
+    if row.get("question") is not None and row.get("answer") is not None:
+        return [("user", _asked(row))], _text(row["answer"], "answer")
     held = ", ".join(str(key) for key in row) or "nothing"
     raise _RowError(f"has no response (fields: {held}; accepted: {'; '.join(FORMATS)})")
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """Instruction or question, and under it what it is about (input or context); empty where a row has neither."""
+    ask = next((_text(row[key], key) for key in ("instruction", "question") if row.get(key)), "")
+    extra = next((_text(row[key], key) for key in ("input", "context") if row.get(key)), "")
+    return f"{ask}\n\n{extra}" if ask and extra else ask or extra
 
 
 def _turns(value: Any, field: str) -> list[tuple[str, str]]:
