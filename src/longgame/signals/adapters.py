@@ -318,7 +318,8 @@ def _at_embedding(record: Recording, targets: GradientTargets) -> Callable[..., 
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if targets.first_block is not None:
             torch.set_grad_enabled(False)  # until the first layer that counts
-            return output.detach()
+            record.inputs = [output.detach()]
+            return record.inputs[0]
         entrance = output.detach().requires_grad_()
         record.inputs = [entrance]
         source, ids = targets.embedding, args[0]
@@ -335,6 +336,7 @@ def _at_first_block(record: Recording) -> Callable[..., tuple[tuple[Any, ...], d
         torch.set_grad_enabled(True)
         entrance = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
         record.inputs = [entrance]
+        record.seen.clear()  # layers before this one
         return ((entrance, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entrance})
 
     return hook

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -91,6 +92,14 @@ class AdamPreconditioner:
                 int(state["step"]),
             )
         return cls(moments, bias_correction=bias_correction)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that Γ depends on, as plain numbers and tensors: for `signal_fingerprint`'s ``settings``."""
+        held = {
+            name: {field.name: getattr(moment, field.name) for field in fields(Moments)}
+            for name, moment in self._moments.items()
+        }
+        return {"bias_correction": self._correct, "moments": held}
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raise PluginError unless there are moments of the right size for each of these weights."""

@@ -1,0 +1,140 @@
+"""Adam's step on one example, against the optimizer itself and against the formula on autograd's gradients."""
+
+import numpy as np
+import pytest
+import torch
+
+from longgame.errors import PluginError
+from longgame.signals.fingerprint import signal_fingerprint
+from longgame.signals.preconditioning import AdamPreconditioner, Moments
+from longgame.signals.projection import UpdateSketch
+from support.signals import autograd_gradients, llama, perturb, random_pool, with_lora
+from support.signals_exact import DIM, SEED, assert_exact, engine_of, is_lora
+
+ADAM = "adam_grad_sketch"
+
+
+def trained(model, optimizer=torch.optim.AdamW, steps=3, **options):
+    """The optimizer after some steps on random tokens."""
+    made = optimizer([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, **options)
+    ids = torch.arange(40).reshape(2, 20)
+    for step in range(steps):
+        loss = model(input_ids=(ids + step) % 61, labels=ids).loss
+        loss.backward()
+        made.step()
+        made.zero_grad()
+    return made
+
+
+def by_formula(optimizer, model, gradient, correct=False):
+    """Γ of one example as the formula reads, float64, sketched."""
+    total = UpdateSketch(DIM, SEED)
+    for name, weight in model.named_parameters():
+        if name not in gradient:
+            continue
+        state, group = optimizer.state[weight], optimizer.param_groups[0]
+        (one, two), g = group["betas"], gradient[name].double()
+        m = one * state["exp_avg"].double() + (1 - one) * g
+        v = two * state["exp_avg_sq"].double() + (1 - two) * g**2
+        if correct:
+            step = int(state["step"]) + 1
+            m, v = m / (1 - one**step), v / (1 - two**step)
+        total.add(name, m / (v.sqrt() + group["eps"]))
+    return total.vector()
+
+
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("target_modules", ["all-linear", ["embed_tokens", "v_proj"]])
+def test_the_sketch_is_that_of_the_formula_on_autograds_gradients(correct, target_modules, pool):
+    model = with_lora(llama(), target_modules=target_modules)
+    perturb(model, "lora_embedding_A", 0.1, 5)
+    optimizer = trained(model, betas=(0.8, 0.95), eps=1e-6)
+    preconditioner = AdamPreconditioner.from_optimizer(optimizer, model, bias_correction=correct)
+    found = engine_of(model, preconditioner=preconditioner)(pool, [ADAM])[ADAM]
+    for row, gradient in enumerate(autograd_gradients(model, pool, is_lora)):
+        true = by_formula(optimizer, model, gradient, correct)
+        assert np.linalg.norm(found[row] - true) < 1e-4 * np.linalg.norm(true)  # Γ divides by √v: errors grow
+
+
+def test_the_bias_corrected_step_is_the_one_that_adam_takes():
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 6))
+    optimizer = torch.optim.Adam([weight], lr=1e-2, betas=(0.7, 0.9), eps=1e-3)
+    model = torch.nn.ParameterDict({"w": weight})
+    for step in range(3):
+        weight.grad = torch.sin(weight.detach() + step)
+        optimizer.step()
+    before, gradient = weight.detach().clone(), torch.cos(3 * weight.detach())
+    gamma = AdamPreconditioner.from_optimizer(optimizer, model, bias_correction=True)("w", gradient[None])[0]
+    weight.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(before - weight.detach(), 1e-2 * gamma, rtol=1e-4, atol=1e-8)
+
+
+def test_epsilon_stands_outside_of_the_root():
+    """m = 0, v = 0, g = 1e-3: (0.1·g)/(√(0.001·g²) + ε) with ε = 1e-8 is 3.1623 − 0.001; inside the root it is 1.0."""
+    zero = torch.zeros(1)
+    adam = AdamPreconditioner({"w": Moments(zero, zero, (0.9, 0.999), 1e-8, 1)})
+    assert float(adam("w", torch.full((1, 1), 1e-3))) == pytest.approx(1e-4 / (0.001**0.5 * 1e-3 + 1e-8), rel=1e-5)
+    assert float(adam("w", torch.full((1, 1), 1e-3))) > 3
+
+
+def test_raw_gradients_are_left_as_they_are(pool):
+    model = with_lora(llama())
+    adam = AdamPreconditioner.from_optimizer(trained(model), model)
+    both = engine_of(model, preconditioner=adam)(pool, ["grad_norm", "grad_sketch", ADAM])
+    raw = engine_of(model)(pool, ["grad_norm", "grad_sketch"])
+    for name in raw:
+        np.testing.assert_array_equal(both[name], raw[name])
+    np.testing.assert_array_equal(engine_of(model, preconditioner=adam)(pool, [ADAM])[ADAM], both[ADAM])
+    assert_exact(model, pool, preconditioner=adam)
+
+
+def test_moments_are_a_copy_of_the_moment(pool):
+    model = with_lora(llama())
+    optimizer = trained(model)
+    measure = engine_of(model, preconditioner=AdamPreconditioner.from_optimizer(optimizer, model))
+    before = measure(pool, [ADAM])[ADAM]
+    for state in optimizer.state.values():
+        state["exp_avg"].add_(1.0)
+    np.testing.assert_array_equal(measure(pool, [ADAM])[ADAM], before)
+    measure.preconditioner = AdamPreconditioner.from_optimizer(optimizer, model)
+    assert np.linalg.norm(measure(pool, [ADAM])[ADAM] - before) > 0.1 * np.linalg.norm(before)
+
+
+def test_other_moments_are_another_fingerprint_or_none():
+    model = with_lora(llama())
+    optimizer = trained(model)
+    first = AdamPreconditioner.from_optimizer(optimizer, model)
+    for state in optimizer.state.values():
+        state["exp_avg"].add_(1.0)
+    second = AdamPreconditioner.from_optimizer(optimizer, model)
+    one, again, other = (
+        signal_fingerprint(model, settings={"preconditioner": adam.settings()}) for adam in (first, first, second)
+    )
+    assert one == again != other
+
+
+def test_no_optimizer_no_step_another_optimizer_and_another_model_are_refused(pool):
+    model = with_lora(llama())
+    fresh = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
+    with pytest.raises(PluginError, match="adam_grad_sketch needs Adam's moments"):
+        engine_of(model)(pool, [ADAM])
+    with pytest.raises(PluginError, match="no moments of .* at least one optimizer step"):
+        AdamPreconditioner.from_optimizer(fresh, model)
+    with pytest.raises(PluginError, match="does not train"):
+        AdamPreconditioner.from_optimizer(fresh, with_lora(llama()))
+    with pytest.raises(PluginError, match="SGD keeps"):
+        AdamPreconditioner.from_optimizer(trained(model, torch.optim.SGD, momentum=0.9), model)
+    with pytest.raises(PluginError, match="amsgrad"):
+        AdamPreconditioner.from_optimizer(trained(model, amsgrad=True), model)
+    other = with_lora(llama(), r=2)
+    adam = AdamPreconditioner.from_optimizer(trained(model), model)
+    with pytest.raises(PluginError, match=r"moments of shape \(4, 24\) for .*lora_A.weight' of shape \(2, 24\)"):
+        engine_of(other, preconditioner=adam)(pool, [ADAM])
+
+
+def test_full_fine_tuning_is_refused():
+    model = llama()
+    adam = AdamPreconditioner.from_optimizer(trained(model), model)
+    with pytest.raises(PluginError, match="is for LoRA"):
+        engine_of(model, preconditioner=adam)(random_pool(), [ADAM])
