@@ -45,7 +45,12 @@ class Batch:
 
 
 def batches(pool: Pool, pad_token_id: int, max_tokens: int, device: torch.device) -> Iterator[Batch]:
-    """Yield batches of at most ``max_tokens`` padded tokens (one example may exceed it alone).
+    """Yield the batches that `plan` makes of the pool."""
+    return (collate(pool, rows, pad_token_id, device) for rows in plan(pool, max_tokens))
+
+
+def plan(pool: Pool, max_tokens: int) -> list[Int[np.ndarray, " b"]]:
+    """Group a pool's rows into batches of at most ``max_tokens`` padded tokens (one example may exceed it alone).
 
     Examples are ordered by (length, id), so what stands together does not depend on the pool's order. A batch also ends
     where its padding would cost more than another pass over the model's layers (256 tokens).
@@ -68,28 +73,37 @@ def batches(pool: Pool, pad_token_id: int, max_tokens: int, device: torch.device
                 "has a token before it. Give it a prompt or a longer response."
             )
     order = sorted(range(len(pool)), key=lambda row: (lengths[row], pool.ids[row]))
-    group: list[int] = []
+    groups: list[list[int]] = []
     held = 0
     for row in order:
-        padded = (len(group) + 1) * int(lengths[row])
-        if group and (padded > max_tokens or padded - held - lengths[row] > _PADDING):
-            yield _collate(pool, np.asarray(group), lengths, first, pad_token_id, device)
-            group, held = [], 0
-        group.append(row)
+        padded = (len(groups[-1]) + 1) * int(lengths[row]) if groups else 0
+        if not groups or padded > max_tokens or padded - held - lengths[row] > _PADDING:
+            groups.append([])
+            held = 0
+        groups[-1].append(row)
         held += int(lengths[row])
-    if group:
-        yield _collate(pool, np.asarray(group), lengths, first, pad_token_id, device)
+    return [np.asarray(group) for group in groups]
 
 
-def _collate(
-    pool: Pool,
-    rows: Int[np.ndarray, " b"],
-    lengths: Int[np.ndarray, " n"],
-    first: Int[np.ndarray, " n"],
-    pad: int,
-    device: torch.device,
-) -> Batch:
-    lengths, first = lengths[rows], first[rows]
+def halves(rows: Int[np.ndarray, " b"]) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " e"]]:
+    """Split a batch of at least two rows; the first half is never the longer one."""
+    middle = len(rows) // 2
+    return rows[:middle], rows[middle:]
+
+
+def padded_tokens(pool: Pool, rows: Int[np.ndarray, " b"]) -> int:
+    """Tokens of a batch of these rows, padding included."""
+    return len(rows) * int(_lengths(pool, rows).max())
+
+
+def _lengths(pool: Pool, rows: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+    return np.asarray(pool.prompt_tokens[rows] + pool.response_tokens[rows], dtype=np.int64)
+
+
+def collate(pool: Pool, rows: Int[np.ndarray, " b"], pad: int, device: torch.device) -> Batch:
+    """Pad these rows of a pool into one batch."""
+    lengths = _lengths(pool, rows)
+    first = np.maximum(np.asarray(pool.prompt_tokens[rows], dtype=np.int64), 1)
     counts = lengths - first
     ids = np.full((len(rows), int(lengths.max())), pad, dtype=np.int64)
     for k, row in enumerate(rows):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longgame.data.examples import Pool
 from longgame.errors import ModelError, NumericalError, PluginError, unknown
 from longgame.signals.adapters import GradientTargets, gradient_targets, recording
-from longgame.signals.batching import Batch, batches
+from longgame.signals.batching import Batch, collate, halves, padded_tokens, plan
 from longgame.signals.fused import Layers, fused_lora, plain_layers
 from longgame.signals.gradients import BatchGradients, GradientSketch, loss_scale
 from longgame.signals.head import LogitHead
@@ -23,6 +25,15 @@ from longgame.signals.response_logits import ResponseLogits
 FORWARD = ("loss", "base_loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
 ADAM = "adam_grad_sketch"
+
+MAX_BATCH_TOKENS = 4096
+"""Default padded tokens of a batch."""
+_CPU_BYTES = 3 << 29
+"""What a gradient batch on a CPU may hold in activations: beyond some hundred tokens size buys no speed there."""
+_UNIT_BYTES = 90
+"""Bytes of activations that a token leaves behind in a decoder layer, per hidden unit (float32, eager attention)."""
+
+_log = logging.getLogger(__name__)
 
 
 class SignalEngine:
@@ -55,7 +66,9 @@ class SignalEngine:
             √(2/k) around the cosine of the gradients (1/√k around 0).
         logit_sketch_shape: r, c of the logit sketch.
         seed: fixes the projections, the same on every machine.
-        max_batch_tokens: padded tokens of a batch.
+        max_batch_tokens: padded tokens of a batch. By default 4,096, and on a CPU fewer where gradients of a larger
+            model are asked for (about 1.5 GiB of activations). A batch that does not fit into memory is halved, and so
+            are those after it.
         gradient_layers: gradients of the last so many decoder layers only; the layers before them cost no backward
             pass. None: all layers.
         preconditioner: Adam's moments for ``adam_grad_sketch``; may be set anew on the engine as training goes on.
@@ -73,14 +86,14 @@ class SignalEngine:
         sketch_dim: int = 1024,
         logit_sketch_shape: tuple[int, int] = (8, 128),
         seed: int = 0,
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
         gradient_layers: int | None = None,
         preconditioner: AdamPreconditioner | None = None,
     ) -> None:
-        if max_batch_tokens < 1:
+        if max_batch_tokens is not None and max_batch_tokens < 1:
             raise PluginError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
         self.pad_token_id = int(pad_token_id)
-        self.max_batch_tokens = int(max_batch_tokens)
+        self.max_batch_tokens = max_batch_tokens
         self.gradient_layers = gradient_layers
         self.preconditioner = preconditioner
         self._base = unwrap(model)
@@ -117,13 +130,53 @@ class SignalEngine:
         fused = plain_layers(named)
         with evaluating(named.values()):
             self._logits.refresh()
-            for batch in batches(pool, self.pad_token_id, self.max_batch_tokens, self._head.module.weight.device):
-                if not self._trusted:
-                    self._check_logits(batch)
-                for name, values in self._batch(batch, pool, wanted, targets, fused).items():
-                    _check_finite(name, values, pool, batch)
-                    columns[name][batch.rows] = values
+            for rows, found in self._batches(pool, wanted, targets, fused):
+                for name, values in found.items():
+                    _check_finite(name, values, pool, rows)
+                    columns[name][rows] = values
         return columns
+
+    def _batches(
+        self, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None, fused: Layers
+    ) -> Iterator[tuple[Int[np.ndarray, " b"], Mapping[str, np.ndarray]]]:
+        """(rows, signals) of one batch after another; what does not fit into memory is halved."""
+        device = self._head.module.weight.device
+        limit = self.max_batch_tokens or self._default_batch_tokens(targets is not None, device)
+        waiting = deque(plan(pool, limit))
+        while waiting:
+            rows = waiting.popleft()
+            if len(rows) > 1 and padded_tokens(pool, rows) > limit:
+                waiting.extendleft(reversed(halves(rows)))
+                continue
+            batch = collate(pool, rows, self.pad_token_id, device)
+            if not self._trusted:
+                self._check_logits(batch)
+            try:
+                found = self._batch(batch, pool, wanted, targets, fused)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    raise ModelError(
+                        f"example {pool.ids[rows[0]]} of {batch.input_ids.shape[1]} tokens does not fit into memory "
+                        f"alone ({device}). Use shorter examples (max_length), bfloat16, or a larger device."
+                    ) from error
+                found = None
+            if found is not None:
+                yield rows, found
+                continue
+            limit = max(1, padded_tokens(pool, rows) // 2)  # outside the handler, whose traceback holds the activations
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            _log.warning("out of memory on a batch of %d tokens; going on with at most %d", 2 * limit, limit)
+            waiting.appendleft(rows)
+
+    def _default_batch_tokens(self, gradients: bool, device: torch.device) -> int:
+        if not gradients or device.type != "cpu":
+            return MAX_BATCH_TOKENS
+        layers = sum(isinstance(module, nn.ModuleList) and len(module) for module in self._decoder.children())
+        held = max(1, layers) * self._head.module.in_features * _UNIT_BYTES
+        return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // held))
 
     def _width(self, name: str) -> tuple[int, ...]:
         if name == "embedding":
@@ -204,7 +257,7 @@ class SignalEngine:
                 found["logit_sketch"] = self._logits.sketches(padded, valid).cpu().numpy()
             if "logit_nuclear_norm" in wanted:
                 # eigvalsh raises on NaN without saying whose it is
-                _check_finite("logit_nuclear_norm", padded.flatten(1).float().cpu().numpy(), pool, batch)
+                _check_finite("logit_nuclear_norm", padded.flatten(1).float().cpu().numpy(), pool, batch.rows)
                 found["logit_nuclear_norm"] = self._logits.nuclear_norms(padded, valid).cpu().numpy()
         if "embedding" in wanted:
             lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
@@ -240,10 +293,15 @@ def _means(values: Float[Tensor, " m"], batch: Batch) -> Float[np.ndarray, " b"]
     return np.add.reduceat(values.double().cpu().numpy(), batch.starts) / batch.counts
 
 
-def _check_finite(name: str, values: Float[np.ndarray, "b ..."], pool: Pool, batch: Batch) -> None:
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU's allocator (which has no error class of its own), refused an allocation."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _check_finite(name: str, values: Float[np.ndarray, "b ..."], pool: Pool, rows: Int[np.ndarray, " b"]) -> None:
     good = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     if not good.all():
-        bad = [pool.ids[row] for row in batch.rows[~good]]
+        bad = [pool.ids[row] for row in rows[~good]]
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise NumericalError(
             f"signal '{name}' is NaN or infinite for example {bad[0]}{more}. "

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+from longgame.errors import ModelError
+from longgame.signals.engine import BACKWARD, FORWARD, MAX_BATCH_TOKENS, SignalEngine
+from support.signals import llama, with_lora
+
+ALL = (*FORWARD, *BACKWARD)
+
+
+def engine(model, **options):
+    return SignalEngine(model, pad_token_id=0, sketch_dim=64, **options)
+
+
+@pytest.fixture
+def cramped(adapted):
+    """Make every forward pass over more tokens than this run out of memory, as a device or an allocator would."""
+    handles = []
+
+    def limit(tokens, error):
+        def refuse(_module, _args, kwargs):
+            if kwargs["input_ids"].numel() > tokens:
+                raise error
+
+        handles.append(adapted.get_base_model().model.register_forward_pre_hook(refuse, with_kwargs=True))
+        return adapted
+
+    yield limit
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+@pytest.mark.parametrize("names", [FORWARD, ALL])
+def test_a_batch_that_does_not_fit_is_halved_and_no_signal_changes(adapted, pool, cramped, caplog, error, names):
+    longest = max(map(len, pool.input_ids))
+    whole = engine(adapted)(pool, names)
+    halved = engine(cramped(2 * longest, error))(pool, names)
+    assert "out of memory on a batch of" in caplog.text
+    for name in names:
+        assert np.linalg.norm(halved[name] - whole[name]) <= 1e-5 * np.linalg.norm(whole[name]), name
+
+
+def test_an_example_that_does_not_fit_alone_is_named(pool, cramped):
+    longest = max(range(len(pool)), key=lambda row: len(pool.input_ids[row]))
+    tokens = len(pool.input_ids[longest])
+    model = cramped(tokens - 1, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(ModelError, match=f"of {tokens} tokens does not fit into memory alone"):
+        engine(model)(pool, ["loss", "grad_norm"])
+
+
+def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory(pool, cramped):
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        engine(cramped(0, RuntimeError("wrong shape")))(pool, ["loss"])
+
+
+def test_gradient_batches_of_a_deep_model_are_smaller_on_a_cpu_and_its_forward_batches_are_not():
+    small, deep = engine(with_lora(llama())), engine(with_lora(llama()))
+    deep._decoder.layers.extend(deep._decoder.layers[0] for _ in range(40_000))
+    cpu = torch.device("cpu")
+    assert small._default_batch_tokens(True, cpu) == deep._default_batch_tokens(False, cpu) == MAX_BATCH_TOKENS
+    assert 512 <= deep._default_batch_tokens(True, cpu) < MAX_BATCH_TOKENS
+    assert deep._default_batch_tokens(True, torch.device("cuda")) == MAX_BATCH_TOKENS
