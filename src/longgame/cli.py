@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import longgame
+from longgame.commands.calibrate import calibrate
+from longgame.commands.theory import theory
 from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import load_recipe
 from longgame.selectors.base import SELECTORS, build_selector
@@ -210,6 +212,10 @@ def selectors() -> None:
     console = Console()
     console.print(table)
     console.print("A selector of your own: --selectors path/to/file.py:Class", highlight=False)
+
+
+app.command()(calibrate)
+app.command()(theory)
 
 
 def main() -> None:

@@ -79,3 +79,29 @@ def largest_rate(first: Vector, second: Vector, theta: Vector, optimum: Vector, 
     if linear == 0:
         return 0.0
     return 2 * linear / curved if linear * curved > 0 else float("inf")
+
+
+def equal_gain_rate(
+    first: Vector, rate: float, second: Vector, theta: Vector, optimum: Vector, curvature: Matrix
+) -> float:
+    """Step of ``second`` that lowers the *current* stage's loss by just as much as ``first`` does at ``rate``.
+
+    The proposition compares selections of equal current improvement; ordering two of them after steps η ḡ_a and s ḡ_b
+    is `ordering_holds` with these displacements at rate 1, and so is a whole stage (θ − θ' of all its steps).
+
+    Args:
+        optimum, curvature: θ* and H of the current stage.
+
+    Returns:
+        The smallest step s > 0, or NaN where no step along ``second`` improves as much.
+    """
+    gain = quadratic_loss(theta, optimum, curvature) - loss_after_update(theta, first, rate, optimum, curvature)
+    linear = alignment(second, theta, optimum, curvature)
+    second_order = float(second @ curvature @ second)
+    if second_order == 0:
+        return gain / linear if linear * gain > 0 else float("nan")
+    inside = linear**2 - 2 * second_order * gain
+    if inside < 0:
+        return float("nan")
+    roots = [(linear - np.sqrt(inside)) / second_order, (linear + np.sqrt(inside)) / second_order]
+    return float(min((root for root in roots if root > 0), default=np.nan))
