@@ -1,4 +1,4 @@
-"""What a selector is, what it returns, and how a token budget is filled."""
+"""What a selector is, and what it returns; how a token budget is filled is re-exported from `ranking`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import BudgetError, PluginError
+from longgame.errors import PluginError
 from longgame.registry import Registry
+from longgame.selectors.ranking import check_budget as check_budget
+from longgame.selectors.ranking import descending as descending
+from longgame.selectors.ranking import fill_budget as fill_budget
+from longgame.selectors.ranking import fill_by_score as fill_by_score
+from longgame.selectors.ranking import id_order as id_order
 from longgame.signals.base import Signals, check_names
 
 if TYPE_CHECKING:
@@ -85,51 +90,6 @@ class Selector:
         """Take back what `state_dict` returned."""
         if state:
             raise PluginError(f"selector '{self.name}' keeps no state but was given {sorted(state)}.")
-
-
-def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
-    """Raise BudgetError where the budget is not positive or holds none of the candidates."""
-    if budget <= 0:
-        raise BudgetError(f"the token budget is {budget}; it must be at least 1. Raise `budget`.")
-    shortest = int(tokens.min()) if len(tokens) else 0
-    if not len(tokens) or shortest > budget:
-        raise BudgetError(
-            f"a budget of {budget} tokens holds none of {len(tokens)} candidates (the shortest has {shortest}). "
-            "Raise `budget`, use fewer rounds, or drop long examples."
-        )
-
-
-def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], budget: int) -> Int[np.ndarray, " k"]:
-    """Walk the rows in pick order and keep each that still fits into the budget.
-
-    A candidate that would overflow is passed over and the walk goes on, so that selectors at the same budget end
-    within one short example of each other. Runs in O(n).
-
-    Raises:
-        BudgetError: nothing fits, or the budget is not positive.
-    """
-    check_budget(tokens, budget)
-    kept, left = [], int(budget)
-    shortest = int(tokens.min())
-    for row in order:
-        if left < shortest:
-            break
-        cost = int(tokens[row])
-        if cost <= left:
-            kept.append(int(row))
-            left -= cost
-    return np.asarray(kept, dtype=np.int64)
-
-
-def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Rows in the order of their ids; where sums run in this order, the order of the pool changes no bit."""
-    return np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-
-
-def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Rows by falling score; ties by id, so that the order of the pool never decides."""
-    by_id = id_order(ids)
-    return by_id[np.argsort(-np.asarray(score, dtype=np.float64)[by_id], kind="stable")]
 
 
 def check_selector(name: str, cls: Any) -> None:

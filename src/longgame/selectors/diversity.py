@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
 from longgame.selectors.base import Selection, Selector, check_budget, fill_budget, id_order
-from longgame.selectors.distance import nearest_squared, squared_to
+from longgame.selectors.farthest import farthest_first
 from longgame.selectors.history import History
 from longgame.selectors.options import choice, count, flag
 from longgame.signals.base import Signals
@@ -99,52 +99,3 @@ class DiversitySelector(Selector):
         turn = np.empty(n, dtype=np.int64)
         turn[inward] = np.arange(n) - np.repeat(starts, np.diff(np.r_[starts, n]))
         return np.lexsort((np.arange(n), labels, -size, turn)), distance
-
-
-def farthest_first(
-    embeddings: Float[np.ndarray, "n d"],
-    tokens: Int[np.ndarray, " n"],
-    budget: int,
-    known: Float[np.ndarray, "m d"] | None = None,
-) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
-    """Pick rows by exact farthest-first traversal until no row fits into the budget; ties go to the smaller row.
-
-    A running minimum of squared distances is kept: O(n·d) a pick and O(n) memory beside the embeddings. Distances are
-    direct differences in the embeddings' own precision, so equal rows have equal distances bit for bit.
-
-    Args:
-        embeddings: n candidates.
-        tokens: what each costs; a candidate that no longer fits is passed over for good.
-        budget: tokens, at least ``tokens.min()``.
-        known: points that count as picked already; without them the first pick is the row nearest to the mean.
-
-    Returns:
-        The rows in pick order, and for each row the distance that it was picked (or last considered) with.
-    """
-    left = int(budget)
-    fits = tokens <= left
-    if known is not None:
-        nearest = nearest_squared(embeddings, known).astype(embeddings.dtype)
-    else:
-        centre = embeddings.mean(axis=0, dtype=np.float64).astype(embeddings.dtype)
-        first = int(np.argmin(np.where(fits, squared_to(embeddings, centre), np.inf)))
-        nearest = np.full(len(embeddings), np.inf, dtype=embeddings.dtype)
-    final = np.zeros(len(embeddings), dtype=embeddings.dtype)
-    picks: list[int] = []
-    running = np.ones(len(embeddings), dtype=bool)
-    while True:
-        closed = running & (tokens > left)
-        final[closed] = nearest[closed]
-        running &= ~closed
-        if not running.any():
-            break
-        row = first if known is None and not picks else int(np.argmax(np.where(running, nearest, -1.0)))
-        picks.append(row)
-        left -= int(tokens[row])
-        running[row] = False
-        final[row] = nearest[row]
-        np.minimum(nearest, squared_to(embeddings, embeddings[row]), out=nearest)
-        if known is None and len(picks) == 1:
-            final[~running] = nearest[~running]
-            final[row] = nearest.max()
-    return np.asarray(picks, dtype=np.int64), np.sqrt(final)

@@ -7,21 +7,16 @@ import torch
 from jaxtyping import Float, Int
 
 from longgame.selectors.distance import squared_to
-from longgame.selectors.pairs import Cloud, PairFilter, scale_of
+from longgame.selectors.nearest import Nearest, on_host
 
 _ACTIVE = 4096
 """Candidates among which picks are made before the rest is looked at again."""
 _AHEAD = 64
 """Likely next picks whose products with the active candidates are computed together."""
-_ROWS = {"cpu": 1024, "cuda": 8192}
-"""Rows of one product, by device."""
-_PICKS = {"cpu": 1024, "cuda": 8192}
-_PREPARED = 8192
-"""Picks that are held ready for products at once."""
-_CELLS = 4096
-"""Pairs evaluated directly at a time."""
-_TOO_MANY = 64
-"""A finer precision is worth its price where more than one pair in so many is evaluated directly in vain."""
+_TOLERATED = 64
+"""One evaluation in vain per pick for so many active rows is no sign of a precision too coarse."""
+_PATIENCE = 16
+"""As many evaluations in vain per active row within one epoch, and the epoch goes on in a finer precision."""
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -91,14 +86,10 @@ class _Walk:
         device: torch.device,
     ) -> None:
         n = len(rows)
-        self.rows, self.tokens, self.left, self.rank, self.device = rows, tokens, budget, rank, device
+        self.rows, self.tokens, self.left, self.rank = rows, tokens, budget, rank
         self.centre = mean_row(rows, rank)
-        points = None if known is None else np.ascontiguousarray(known, dtype=rows.dtype)
-        scale = scale_of(rows) if points is None else scale_of(rows, points)
-        self.cloud = Cloud(rows, self.centre, scale)
-        self.known = None if points is None else Cloud(points, self.centre, scale)
-        self.filter = PairFilter(rows.shape[1], rows.dtype, scale, device)
-        self.nearest = np.full(n, np.inf, dtype=rows.dtype)
+        self.table = Nearest(rows, self.centre, known, device)
+        self.nearest = self.table.squared
         self.seen = np.zeros(n, dtype=np.int64)
         self.until = np.full(n, _NEVER, dtype=np.int64)
         self.picked = np.zeros(n, dtype=np.int64)
@@ -109,8 +100,8 @@ class _Walk:
 
     def run(self) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
         self._close()
-        if self.known is not None:
-            self._lower(np.arange(len(self.rows)), self.known, np.arange(len(self.known.rows)), None)
+        if self.table.others is not None:
+            self.table.lower(np.arange(len(self.rows)), self.table.others, np.arange(len(self.table.others.rows)))
         elif self._open:
             self._start()
         while self._open and self._epoch():
@@ -126,7 +117,7 @@ class _Walk:
         tied = np.flatnonzero(gap == gap.min())
         first = int(tied[0] if self.rank is None else tied[np.argmin(self.rank[tied])])
         self._take(first)
-        self.nearest = squared_to(self.rows, self.rows[first])
+        self.nearest[:] = squared_to(self.rows, self.rows[first])
         self.nearest[first] = self.nearest.max()
         self.seen[:] = 1
         self._close()
@@ -153,7 +144,7 @@ class _Walk:
         if not len(active):
             return False
         self._catch_up(active[self.seen[active] < self.count])
-        front = _Front(self, active)
+        front = _Front(self.table, active)
         while (place := front.best()) is not None:
             value = front.near[place]
             if value < bound or (value == bound and self._ranks(active[place : place + 1])[0] > bound_rank):
@@ -199,86 +190,26 @@ class _Walk:
         if len(rows):
             rows = rows[np.argsort(self.seen[rows], kind="stable")]
             first = int(self.seen[rows[0]])
-            self._lower(rows, self.cloud, self.picked[first : self.count], first)
+            index = self.picked[first : self.count]
+            self.table.lower(rows, self.table.cloud, index, self.seen[rows] - first, self.until[rows] - first)
             self.seen[rows] = np.minimum(self.until[rows], self.count)
-
-    def _lower(
-        self, rows: Int[np.ndarray, " m"], cloud: Cloud, index: Int[np.ndarray, " p"], first: int | None
-    ) -> None:
-        """Lower the distances of the rows by these points of a cloud, pick number ``first`` and on (None: known)."""
-        height = _ROWS[self.device.type]
-        for begin in range(0, len(index), _PREPARED):
-            piece = index[begin : begin + _PREPARED]
-            right = self.filter.picks(cloud, piece)
-            for start in range(0, len(rows), height):
-                part = rows[start : start + height]
-                valid = None
-                if first is not None:
-                    valid = self.until[part] - (first + begin)
-                    if valid.max() <= 0 or self.seen[part].min() >= first + begin + len(piece):
-                        continue
-                    valid = None if valid.min() >= len(piece) else valid
-                while not self._tile(part, cloud, piece, right, valid):
-                    self.filter.sharpen()
-                    right = self.filter.picks(cloud, piece)
-
-    def _tile(
-        self,
-        rows: Int[np.ndarray, " m"],
-        cloud: Cloud,
-        index: Int[np.ndarray, " p"],
-        right: torch.Tensor,
-        valid: Int[np.ndarray, " m"] | None,
-    ) -> bool:
-        """`_lower` for one block of rows; False if a finer precision would exclude more pairs."""
-        left = self.filter.candidates(self.cloud, rows)
-        norms = self.cloud.norms[rows]
-        tau = self.filter.thresholds(norms, self.nearest[rows])
-        width = _PICKS[self.device.type]
-        for start in range(0, len(index), width):
-            product = self.filter.product(left, right[start : start + width])
-            hit = np.flatnonzero(_host(product.amax(dim=1)) >= tau)
-            if not len(hit):
-                continue
-            values = _host(product if len(hit) == len(rows) else product[torch.from_numpy(hit).to(self.device)])
-            if valid is not None:
-                values[np.arange(start, start + values.shape[1]) >= valid[hit, None]] = -np.inf
-                kept = values.max(axis=1) >= tau[hit]
-                hit, values = hit[kept], values[kept]
-            likely = values.argmax(axis=1)
-            self._evaluate(rows[hit], cloud, index[start + likely])
-            tau[hit] = self.filter.thresholds(norms[hit], self.nearest[rows[hit]])
-            values[np.arange(len(hit)), likely] = -np.inf
-            at, column = np.nonzero(values >= tau[hit, None])
-            if len(at) * _TOO_MANY > product.numel() and self.filter.finer:
-                return False
-            self._evaluate(rows[hit[at]], cloud, index[start + column])
-            tau[hit] = self.filter.thresholds(norms[hit], self.nearest[rows[hit]])
-        return True
-
-    def _evaluate(self, rows: Int[np.ndarray, " c"], cloud: Cloud, index: Int[np.ndarray, " c"]) -> None:
-        """Lower the distances of rows (a row may stand more than once) by one point each, directly."""
-        for start in range(0, len(rows), _CELLS):
-            part = rows[start : start + _CELLS]
-            difference = self.rows[part]
-            np.subtract(difference, cloud.rows[index[start : start + _CELLS]], out=difference)
-            np.minimum.at(self.nearest, part, np.square(difference, out=difference).sum(axis=1))
 
 
 class _Front:
     """The active rows of one epoch, in the order of their ranks; ``near`` is exact, and −1 where a row is done."""
 
-    def __init__(self, walk: _Walk, active: Int[np.ndarray, " m"]) -> None:
-        self.walk, self.active = walk, active
-        self.rows = walk.rows[active]
-        self.near = walk.nearest[active]
-        self.norms = walk.cloud.norms[active]
-        self._spare = 0
+    def __init__(self, table: Nearest, active: Int[np.ndarray, " m"]) -> None:
+        self.table, self.active = table, active
+        self.rows = table.cloud.rows[active]
+        self.near = table.squared[active]
+        self.norms = table.cloud.norms[active]
+        self._place, self._spare = table.base, 0
         self._prepare()
 
     def _prepare(self) -> None:
-        self._left = self.walk.filter.candidates(self.walk.cloud, self.active)
-        self._tau = self.walk.filter.thresholds(self.norms, np.maximum(self.near, 0))
+        self._filter = self.table.filters[self._place]
+        self._left = self._filter.candidates(self.table.cloud, self.active)
+        self._tau = self._filter.thresholds(self.norms, np.maximum(self.near, 0))
         self._ahead: dict[int, int] = {}
         self._products = np.zeros((0, 0))
 
@@ -301,12 +232,12 @@ class _Front:
             return
         found = squared_to(self.rows[hit], self.rows[place])
         closer = found < self.near[hit]
-        self._spare += len(hit) - int(closer.sum()) - len(self.near) // _TOO_MANY
+        self._spare += len(hit) - int(closer.sum()) - len(self.near) // _TOLERATED
         hit = hit[closer]
         self.near[hit] = found[closer]
-        self._tau[hit] = self.walk.filter.thresholds(self.norms[hit], self.near[hit])
-        if self._spare > len(self.near) and self.walk.filter.sharpen():
-            self._spare = 0
+        self._tau[hit] = self._filter.thresholds(self.norms[hit], self.near[hit])
+        if self._spare > _PATIENCE * len(self.near) and self._place + 1 < len(self.table.filters):
+            self._place, self._spare = self._place + 1, 0
             self._prepare()
 
     def _look_ahead(self, place: int) -> None:
@@ -314,10 +245,6 @@ class _Front:
         count = min(_AHEAD, len(self.near))
         likely = np.argpartition(self.near, len(self.near) - count)[-count:]
         likely = np.unique(np.append(likely, place))
-        right = self.walk.filter.picks(self.walk.cloud, self.active[likely])
-        self._products = _host(self.walk.filter.product(right, self._left))
+        right = self._filter.picks(self.table.cloud, self.active[likely])
+        self._products = on_host(self._filter.product(right, self._left))
         self._ahead = {int(row): number for number, row in enumerate(likely)}
-
-
-def _host(values: torch.Tensor) -> np.ndarray:
-    return (values.float() if values.dtype is torch.bfloat16 else values).cpu().numpy()

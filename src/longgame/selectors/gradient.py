@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from longgame.data.examples import Pool
-from longgame.selectors.base import Selection, Selector, descending, fill_budget, id_order
+from longgame.selectors.base import Selection, Selector, fill_by_score, id_order
 from longgame.selectors.distance import cosine
 from longgame.selectors.history import History
 from longgame.selectors.options import choice
@@ -42,7 +42,7 @@ class GradientSelector(Selector):
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Selection:
         score = signals["grad_norm"] if self.mode == "norm" else self._likeness(pool, signals["grad_sketch"])
-        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
+        return Selection.of(pool, fill_by_score(score, pool.ids, pool.tokens, budget), {"score": score})
 
     def _likeness(self, pool: Pool, sketches: np.ndarray) -> np.ndarray:
         by_id = id_order(pool.ids)  # sums run in this order, so the pool's order changes no bit

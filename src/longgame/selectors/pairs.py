@@ -120,37 +120,18 @@ class PairFilter:
         dtype: precision of the rows and of their direct differences.
         scale: of the clouds.
         device: where products run.
+        level: their precision.
     """
 
-    def __init__(self, width: int, dtype: np.dtype, scale: float, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, width: int, dtype: np.dtype, scale: float, device: torch.device, level: Level) -> None:
+        self.device, self.level = device, level
         self._width, self._square = width, scale * scale
         limits = np.finfo(dtype)
-        direct = min((width + 3) * float(limits.eps) / 2, 0.5)
-        self._slope = 0.5 / (1.0 - direct)
+        self._slope = 0.5 / (1.0 - min((width + 3) * float(limits.eps) / 2, 0.5))
         self._tiny = 8 * width * (self._square * float(limits.tiny) + 2.0**-126)
-        self._levels = levels(device)
-        self._place = 0
-        self._set()
-
-    def _set(self) -> None:
-        self.level = self._levels[self._place]
-        gamma = (self._width + 3) * self.level.accumulation
-        kappa = (1 + self.level.rounding) ** 2 * (1 + gamma) - 1 + 1.02 * gamma + self._width * 2.0**-51
+        gamma = (width + 3) * level.accumulation
+        kappa = (1 + level.rounding) ** 2 * (1 + gamma) - 1 + 1.02 * gamma + width * 2.0**-51
         self._norm_share = 0.5 * (1.0 - min(kappa, 1.0))
-
-    @property
-    def finer(self) -> bool:
-        """Whether there is a finer precision."""
-        return self._place + 1 < len(self._levels)
-
-    def sharpen(self) -> bool:
-        """Go on to the next finer precision; False where there is none. What was prepared before is void."""
-        if not self.finer:
-            return False
-        self._place += 1
-        self._set()
-        return True
 
     def candidates(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> torch.Tensor:
         """Left side of a product, [m, d + 3]: centred rows and three ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from longgame.data.examples import Pool
-from longgame.selectors.base import Selection, Selector, descending, fill_budget
+from longgame.selectors.base import Selection, Selector, fill_by_score
 from longgame.selectors.history import History
 from longgame.signals.base import Signals
 
@@ -25,4 +25,4 @@ class QualitySelector(Selector):
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Selection:
         score = signals["quality"]
-        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
+        return Selection.of(pool, fill_by_score(score, pool.ids, pool.tokens, budget), {"score": score})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from longgame.data.examples import Pool
-from longgame.selectors.base import Selection, Selector, descending, fill_budget, id_order
+from longgame.selectors.base import Selection, Selector, fill_by_score, id_order
 from longgame.selectors.history import History
 from longgame.signals.base import Signals
 
@@ -29,4 +29,4 @@ class RandomSelector(Selector):
     ) -> Selection:
         score = np.empty(len(pool))
         score[id_order(pool.ids)] = rng.random(len(pool))
-        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
+        return Selection.of(pool, fill_by_score(score, pool.ids, pool.tokens, budget), {"score": score})

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from longgame.data.examples import Pool
-from longgame.selectors.base import Selection, Selector, descending, fill_budget, id_order
+from longgame.selectors.base import Selection, Selector, fill_by_score, id_order
 from longgame.selectors.history import History
 from longgame.selectors.memory import SketchBuffer
 from longgame.selectors.options import choice, count, weight
@@ -75,7 +75,7 @@ class UtilityDiversitySelector(Selector):
         by_id = id_order(pool.ids)
         place = np.argsort(by_id)
         scores = {key: column[place] for key, column in self.terms(signals.take(by_id)).items()}
-        rows = fill_budget(descending(scores["score"], pool.ids), pool.tokens, budget)
+        rows = fill_by_score(scores["score"], pool.ids, pool.tokens, budget)
         self.remember(signals, rows)
         return Selection.of(pool, rows, scores)
 

@@ -1,0 +1,151 @@
+"""Squared distance to the nearest of a growing set of points, exact to the last bit and in blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from longgame.selectors.pairs import Cloud, PairFilter, levels, scale_of
+
+_ROWS = {"cpu": 1024, "cuda": 8192}
+"""Rows of one product, by device."""
+_POINTS = {"cpu": 1024, "cuda": 8192}
+_PREPARED = 8192
+"""Points that are held ready for products at once."""
+_CELLS = 4096
+"""Pairs evaluated directly at a time."""
+_FEW = 8192
+"""Fewer pairs than this are evaluated directly, whatever their share of a product."""
+_TOO_MANY = 64
+"""Otherwise a finer precision is tried where more than one pair in so many would be."""
+_FAILURES = 8
+"""Failures of a precision, most of the times it was tried, after which the next finer one comes first."""
+
+
+class Nearest:
+    """For each row the squared distance to the nearest point met so far, bit for bit that of direct differences.
+
+    Pairs that cannot lower a distance are excluded by matrix products (`PairFilter`); the few others are evaluated by
+    the differences of the two rows in their own precision, so that nothing depends on blocks, device or threads.
+
+    Args:
+        rows: float32 or float64, C-contiguous, finite; not copied.
+        centre: anything near the rows' mean; it changes the speed alone.
+        others: points to be met that are not among the rows (`others` of the object).
+        device: where products run.
+    """
+
+    def __init__(
+        self,
+        rows: Float[np.ndarray, "n d"],
+        centre: Float[np.ndarray, " d"],
+        others: Float[np.ndarray, "m d"] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        points = None if others is None else np.ascontiguousarray(others, dtype=rows.dtype)
+        scale = scale_of(rows) if points is None else scale_of(rows, points)
+        self.device = torch.device(device)
+        self.cloud = Cloud(rows, centre, scale)
+        """The rows."""
+        self.others = None if points is None else Cloud(points, centre, scale)
+        self.squared = np.full(len(rows), np.inf, dtype=rows.dtype)
+        """The distances; infinite before the first point."""
+        width = rows.shape[1]
+        self.filters = [PairFilter(width, rows.dtype, scale, self.device, level) for level in levels(self.device)]
+        self.base = 0
+        """The filter to begin with; finer ones stand behind it."""
+        self._tried = self._failed = 0
+
+    def lower(
+        self,
+        rows: Int[np.ndarray, " m"],
+        cloud: Cloud,
+        index: Int[np.ndarray, " p"],
+        since: Int[np.ndarray, " m"] | None = None,
+        until: Int[np.ndarray, " m"] | None = None,
+    ) -> None:
+        """Let rows meet these points of ``cloud`` (the object's own or its others).
+
+        Args:
+            rows: different rows.
+            cloud: where the points are.
+            index: which they are.
+            since: how many of them each row has met before; fastest where rows stand in the order of it.
+            until: how many of them each row meets (more than there are: all).
+        """
+        height = _ROWS[self.device.type]
+        for begin in range(0, len(index), _PREPARED):
+            piece = index[begin : begin + _PREPARED]
+            right: dict[int, torch.Tensor] = {}
+            for start in range(0, len(rows), height):
+                part = slice(start, start + height)
+                if since is not None and since[part].min() >= begin + len(piece):
+                    continue
+                valid = None if until is None else until[part] - begin
+                if valid is not None:
+                    if valid.max() <= 0:
+                        continue
+                    valid = None if valid.min() >= len(piece) else valid
+                self._sharpen()
+                for place in range(self.base, len(self.filters)):
+                    if place not in right:
+                        right[place] = self.filters[place].picks(cloud, piece)
+                    if self._tile(place, rows[part], cloud, piece, right[place], valid):
+                        break
+                    self._failed += place == self.base
+                self._tried += 1
+
+    def _sharpen(self) -> None:
+        """Begin with a finer filter where the present one failed most of the time."""
+        if self._failed > _FAILURES and 2 * self._failed > self._tried:
+            self.base, self._tried, self._failed = self.base + 1, 0, 0
+
+    def _tile(
+        self,
+        place: int,
+        rows: Int[np.ndarray, " m"],
+        cloud: Cloud,
+        index: Int[np.ndarray, " p"],
+        right: torch.Tensor,
+        valid: Int[np.ndarray, " m"] | None,
+    ) -> bool:
+        """`lower` for one block of rows; False if a finer precision would exclude more pairs."""
+        used = self.filters[place]
+        left = used.candidates(self.cloud, rows)
+        norms = self.cloud.norms[rows]
+        tau = used.thresholds(norms, self.squared[rows])
+        width = _POINTS[self.device.type]
+        for start in range(0, len(index), width):
+            product = used.product(left, right[start : start + width])
+            hit = np.flatnonzero(on_host(product.amax(dim=1)) >= tau)
+            if not len(hit):
+                continue
+            values = on_host(product if len(hit) == len(rows) else product[torch.from_numpy(hit).to(self.device)])
+            if valid is not None:
+                values[np.arange(start, start + values.shape[1]) >= valid[hit, None]] = -np.inf
+                kept = values.max(axis=1) >= tau[hit]
+                hit, values = hit[kept], values[kept]
+            likely = values.argmax(axis=1)
+            self._evaluate(rows[hit], cloud, index[start + likely])
+            tau[hit] = used.thresholds(norms[hit], self.squared[rows[hit]])
+            values[np.arange(len(hit)), likely] = -np.inf
+            at, column = np.nonzero(values >= tau[hit, None])
+            if len(at) > _FEW and len(at) * _TOO_MANY > product.numel() and place + 1 < len(self.filters):
+                return False
+            self._evaluate(rows[hit[at]], cloud, index[start + column])
+            tau[hit] = used.thresholds(norms[hit], self.squared[rows[hit]])
+        return True
+
+    def _evaluate(self, rows: Int[np.ndarray, " c"], cloud: Cloud, index: Int[np.ndarray, " c"]) -> None:
+        """Lower the distances of rows (a row may stand more than once) by one point each, directly."""
+        for start in range(0, len(rows), _CELLS):
+            part = rows[start : start + _CELLS]
+            difference = self.cloud.rows[part]
+            np.subtract(difference, cloud.rows[index[start : start + _CELLS]], out=difference)
+            np.minimum.at(self.squared, part, np.square(difference, out=difference).sum(axis=1))
+
+
+def on_host(values: torch.Tensor) -> np.ndarray:
+    """A tensor as a NumPy array; bfloat16 becomes float32."""
+    return (values.float() if values.dtype is torch.bfloat16 else values).cpu().numpy()
