@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, PluginError
-from longgame.signals.model_parts import decoder_blocks
+from longgame.signals.model_parts import decoder_blocks, is_repacked
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,17 @@ def gradient_targets(
         layers: take the last so many decoder layers only (weights outside of them are then left out on purpose).
 
     Raises:
-        ModelError: a LoRA variant other than DoRA, LoRA on a convolution or on an embedding that is not the input
-            embedding, merged or disabled adapters, two active adapters, another PEFT method, other trainable matrices,
-            a matrix that two layers share, or nothing trainable at all.
+        ModelError: a 4-bit layer repacked for inference, a LoRA variant other than DoRA, LoRA on a convolution or on an
+            embedding that is not the input embedding, merged or disabled adapters, two active adapters, another PEFT
+            method, other trainable matrices, a matrix that two layers share, or nothing trainable at all.
         PluginError: ``layers`` is below 1 or above the number of decoder layers.
     """
+    for name, module in named.items():
+        if is_repacked(module):
+            raise ModelError(
+                f"the 4-bit layer '{name}' was run in evaluation mode on the CPU, where bitsandbytes repacks its "
+                "weights for inference and stops passing gradients on (training would be wrong too). Load the model again."
+            )
     inside, first_block = _last_blocks(base, layers)
     tuned = {name: module for name, module in named.items() if isinstance(module, BaseTunerLayer)}
     targets = _Collected()

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 from longgame.errors import ModelError
 
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of bitsandbytes' Linear4bit: whether it may repack its weights for inference."""
+
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """Return the causal LM itself, with adapter layers in place where PEFT has put them.
@@ -62,12 +65,28 @@ def decoder_blocks(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put each of these modules into evaluation mode, and back into its own mode afterwards."""
+    """Put each of these modules into evaluation mode, and back into its own mode afterwards.
+
+    bitsandbytes' 4-bit layers are kept from repacking their weights: on a CPU with bfloat16 instructions they do so at
+    the first forward pass in evaluation mode without gradient, for good, and pass no gradient on ever after.
+    """
+    modules = list(modules)
     training = [module for module in modules if module.training]
+    packing = [module for module in modules if vars(module).get(_REPACKS)]
     try:
         for module in training:
             vars(module)["training"] = False  # nn.Module.__setattr__ takes ten times as long, on every call
+        for module in packing:
+            vars(module)[_REPACKS] = False
         yield
     finally:
         for module in training:
             vars(module)["training"] = True
+        for module in packing:
+            vars(module)[_REPACKS] = True
+
+
+def is_repacked(module: nn.Module) -> bool:
+    """Whether this is a 4-bit layer that has repacked its weights for inference and passes no gradient on."""
+    state = getattr(module._parameters.get("weight"), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))

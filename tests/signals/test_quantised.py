@@ -1,0 +1,122 @@
+"""LoRA on quantised bases: the factors' gradients equal autograd's on the same quantised model.
+
+Each test needs the package that quantises (bitsandbytes, torchao, gguf) and is skipped where it is not installed.
+"""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from longgame.errors import ModelError
+from longgame.signals.fused import plain_layers
+from longgame.signals.model_parts import is_repacked
+from support.signals import llama, random_pool, with_lora
+from support.signals_exact import assert_exact, engine_of, is_lora, reference
+
+
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+bitsandbytes = pytest.mark.skipif(not has("bitsandbytes"), reason="bitsandbytes is not installed")
+torchao = pytest.mark.skipif(not has("torchao"), reason="torchao is not installed")
+
+
+def replaced(model: nn.Module, make) -> nn.Module:
+    """The model with every linear layer of the decoder replaced by what ``make`` makes of it."""
+    for name, module in list(model.model.named_modules()):
+        if type(module) is nn.Linear:
+            parent = model.model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], make(module))
+    return model
+
+
+def four_bits(module: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear4bit(
+        module.in_features, module.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+    )
+    layer.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+    return layer.to("cpu")
+
+
+def eight_bits(module: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear8bitLt(module.in_features, module.out_features, bias=False, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
+    return layer.to("cpu")
+
+
+def quantised(make, **changes):
+    base = replaced(llama(hidden_size=64, intermediate_size=128), make)
+    base.is_loaded_in_8bit, base.is_loaded_in_4bit = make is eight_bits, make is four_bits
+    model = with_lora(base, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], **changes)
+    assert not plain_layers(dict(model.get_base_model().named_modules()))
+    return model
+
+
+def never_repacking(model):
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+@bitsandbytes
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bit_weights(dora, pool):
+    model = quantised(four_bits, use_dora=dora)
+    assert "Linear4bit" in type(model.get_base_model().model.layers[0].mlp.up_proj).__name__
+    assert_exact(never_repacking(model), pool)
+
+
+@bitsandbytes
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_measuring_four_bit_weights_does_not_repack_them_for_inference(mode, pool):
+    """On a CPU with bfloat16 instructions they would pass no gradient on afterwards, neither here nor in training."""
+    model = getattr(quantised(four_bits), mode)()
+    flags = [vars(module).get("support_avx512bf16_for_cpu") for module in model.modules()]
+    engine_of(model)(pool, ["loss", "embedding"])
+    found = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
+    assert not any(is_repacked(module) for module in model.modules())
+    assert [vars(module).get("support_avx512bf16_for_cpu") for module in model.modules()] == flags
+    np.testing.assert_allclose(found, reference(never_repacking(model), pool, is_lora)[0], rtol=1e-5)
+
+
+@bitsandbytes
+def test_four_bit_weights_that_were_repacked_are_refused(pool):
+    model = quantised(four_bits).eval()
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, 3, dtype=torch.int64))
+    if not any(is_repacked(module) for module in model.modules()):
+        pytest.skip("bitsandbytes repacks only on a CPU with bfloat16 instructions")
+    with pytest.raises(ModelError, match="repacks its weights"):
+        engine_of(model)(pool, ["grad_norm"])
+
+
+@bitsandbytes
+def test_eight_bit_weights_one_example_at_a_time_are_exact_and_batches_are_close():
+    """LLM.int8 picks outlier columns and scales from the batch it sees: signals depend on it a little by design."""
+    pool = random_pool()
+    model = quantised(eight_bits)
+    assert_exact(model, pool, tolerance=1e-4, max_batch_tokens=1)
+    norms, _ = reference(model, pool, is_lora)
+    found = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
+    np.testing.assert_allclose(found, norms, rtol=0.05)
+
+
+@torchao
+def test_torchao_int8_weights(pool):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    base = llama(hidden_size=64, intermediate_size=128)
+    quantize_(base.model, Int8WeightOnlyConfig())
+    model = with_lora(base, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+    assert type(model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight) is not nn.Parameter
+    assert not plain_layers(dict(model.get_base_model().named_modules()))
+    assert_exact(model, pool)
