@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from longgame.errors import ModelError
 from longgame.signals.fused import plain_layers
@@ -119,4 +120,66 @@ def test_torchao_int8_weights(pool):
     model = with_lora(base, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
     assert type(model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight) is not nn.Parameter
     assert not plain_layers(dict(model.get_base_model().named_modules()))
+    assert_exact(model, pool)
+
+
+def write_gguf(path, model) -> None:
+    """The Llama as a GGUF file, its matrices in Q8_0.
+
+    The rows of q and k are not put into GGUF's order, so what is loaded is another model; it is compared with itself.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
+    config = model.config
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        for theirs, ours in GGUF_NAMES.items():
+            name = name.replace(theirs, ours)
+        array = weight.numpy()
+        if array.ndim == 2:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+GGUF_NAMES = {
+    "model.layers.": "blk.",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attn_norm",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+}
+
+
+@pytest.mark.skipif(not has("gguf"), reason="gguf is not installed")
+def test_a_model_loaded_from_gguf(tmp_path, pool):
+    """transformers turns GGUF back into plain weights, so LoRA on it runs fused."""
+    write_gguf(tmp_path / "small.gguf", llama(hidden_size=64, intermediate_size=128, num_key_value_heads=4))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf", dtype=torch.float32)
+    assert base.is_quantized
+    model = with_lora(base)
+    assert plain_layers(dict(base.named_modules()))
     assert_exact(model, pool)

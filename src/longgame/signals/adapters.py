@@ -110,7 +110,7 @@ def gradient_targets(
         if is_repacked(module):
             raise ModelError(
                 f"the 4-bit layer '{name}' was run in evaluation mode on the CPU, where bitsandbytes repacks its "
-                "weights for inference and stops passing gradients on (training would be wrong too). Load the model again."
+                "weights for inference and stops passing gradients on (training would suffer too). Load it again."
             )
     inside, first_block = _last_blocks(base, layers)
     tuned = {name: module for name, module in named.items() if isinstance(module, BaseTunerLayer)}
