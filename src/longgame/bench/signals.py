@@ -41,14 +41,22 @@ def plain_sides(work: Workload, budgets: Iterable[int] = BUDGETS) -> dict[str, C
 
 
 def run(
-    report: Report, work: Workload, *, repeats: int = 3, required: bool = True, budgets: Iterable[int] = BUDGETS
+    report: Report,
+    work: Workload,
+    *,
+    repeats: int = 3,
+    required: bool = True,
+    budgets: Iterable[int] = BUDGETS,
+    memory: bool = True,
 ) -> None:
     """Time signals against the passes that bound them and add rows and figures to the report.
 
     Args:
         required: whether figures come of it (otherwise rows only).
+        budgets: padded tokens of a batch of the plain passes.
+        memory: whether every side runs once more for its peak memory.
     """
-    dtype = str(work.base.dtype).removeprefix("torch.")
+    dtype = dtype_of(work)
     engine = SignalEngine(work.model, pad_token_id=work.pad_token_id)
     plain = plain_sides(work, budgets)
     sides = plain | {
@@ -56,14 +64,14 @@ def run(
         "signals: forward + gradients": lambda: _ignore(engine(work.pool, ALL)),
     }
     times = take_turns(sides, repeats, device=work.device)
-    memory = {name: peak_memory(side, work.device) for name, side in sides.items()}
+    peaks = {name: peak_memory(side, work.device) for name, side in sides.items()} if memory else {}
 
     def limit(kind: str) -> float:
         return min(time.best for name, time in times.items() if name.startswith(f"{kind} @"))
 
     for name, time in times.items():
         kind = "forward + backward" if "backward" in name or "gradients" in name else "forward + logits"
-        report.add(rows=[_row(work, dtype, name, time, memory[name], time.best / limit(kind), kind)])
+        report.add(rows=[row(work, dtype, name, time, peaks.get(name), time.best / limit(kind), kind)])
     if required:
         forward = times["signals: forward"].best / limit("forward + logits")
         gradients = times["signals: forward + gradients"].best / limit("forward + backward")
@@ -75,18 +83,27 @@ def run(
         )
 
 
+def dtype_of(work: Workload) -> str:
+    """The base model's dtype by name, e.g. ``bfloat16``."""
+    return str(work.base.dtype).removeprefix("torch.")
+
+
 def table(rows: Iterable[dict[str, object]]) -> str:
     """Aligned text of the rows, one line a side."""
-    lines = [f"{'dtype':9} {'side':34} {'ms/example':>10} {'tokens/s':>9} {'peak MiB':>9}  ratio"]
-    for row in rows:
+    lines = [f"{'dtype':9} {'side':38} {'ms/example':>10} {'tokens/s':>9} {'peak MiB':>9}  ratio"]
+    for line in rows:
+        peak = "–" if line["peak_mib"] is None else f"{line['peak_mib']:.0f}"
         lines.append(
-            f"{row['dtype']:9} {row['side']:34} {row['ms_per_example']:>10.1f} {row['tokens_per_second']:>9.0f} "
-            f"{row['peak_mib']:>9.0f}  {row['ratio']:.2f} × {row['of']}"
+            f"{line['dtype']:9} {line['side']:38} {line['ms_per_example']:>10.1f} {line['tokens_per_second']:>9.0f} "
+            f"{peak:>9}  {line['ratio']:.2f} × {line['of']}"
         )
     return "\n".join(lines)
 
 
-def _row(work: Workload, dtype: str, side: str, time: Times, memory: int, ratio: float, of: str) -> dict[str, object]:
+def row(
+    work: Workload, dtype: str, side: str, time: Times, memory: int | None, ratio: float, of: str
+) -> dict[str, object]:
+    """One line of the table: what a side took, and by how much it exceeds ``of``."""
     tokens = int(work.pool.tokens.sum())
     passes = 2 if "backward" in side or "gradients" in side else 1  # of frozen weights: forward, and δ through them
     return {
@@ -99,7 +116,7 @@ def _row(work: Workload, dtype: str, side: str, time: Times, memory: int, ratio:
         "ms_per_example": 1e3 * time.best / len(work.pool),
         "tokens_per_second": tokens / time.best,
         "gflops": 2 * passes * work.product_parameters * tokens / time.best / 1e9,
-        "peak_mib": memory / 2**20,
+        "peak_mib": None if memory is None else memory / 2**20,
         "ratio": ratio,
         "of": of,
     }

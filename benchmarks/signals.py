@@ -1,0 +1,252 @@
+"""What signals cost: beside the passes that bound them, and beside the published ways to get the same numbers.
+
+```
+python benchmarks/signals.py --data-dir DATA                  # SmolLM2-135M, real examples, bfloat16 and float32
+python benchmarks/signals.py --quick                          # at most a minute
+python benchmarks/signals.py --shape llama-8b --device cuda   # random weights: throughput, memory, share of the peak
+python benchmarks/signals.py --growth                         # cost against length, rank, vocabulary and pool size
+```
+
+All sides run in one process, by turns, on the same model and examples; the best round of each counts. DATA is a folder
+with train/math_gsm8k.jsonl.gz and the like (``../shared/data`` is taken where it exists); without one the examples are
+random tokens of the same lengths. Every line of the end reads ``figure NAME VALUE REQUIRED ok|short``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from longgame.bench.harness import Report, at_least, at_most, peak_memory, take_turns
+from longgame.bench.machine import measure
+from longgame.bench.signals import dtype_of, row, run, table
+from longgame.bench.workload import SHAPES, Workload, mixed_lengths, real, shaped
+from longgame.signals.batching import batches, plan
+from longgame.signals.engine import MAX_BATCH_TOKENS, SignalEngine
+from references import bergson_side, less, uds
+
+UDS = ("logit_nuclear_norm", "logit_sketch")
+DATA = Path("../shared/data")
+LESS_SIZE = 8192
+BERGSON_SIDE = 4
+"""p: bergson keeps p × p numbers of each LoRA factor."""
+
+
+def uds_figures(report: Report, work: Workload, repeats: int) -> None:
+    """UDS' signals from full logits and singular values, against ours."""
+    engine = SignalEngine(work.model, pad_token_id=work.pad_token_id)
+    groups = plan(work.pool, MAX_BATCH_TOKENS)
+    vocabulary = int(work.base.config.vocab_size)
+    longest, responses = int(work.pool.tokens.max()), int(work.pool.response_tokens.max())
+    own = uds.bilinear(
+        engine._logits._left_signs(responses + 1).to(work.device),
+        engine._logits._right_signs(0, vocabulary).to(work.device),
+    )
+    shape = (8, 128)
+    published = uds.fourier(longest, vocabulary, shape, torch.Generator().manual_seed(0), work.device)
+    found: dict[str, list[uds.UdsSignals]] = {"published": [], "response": []}
+
+    def theirs(kind: str) -> None:
+        everywhere = kind == "published"
+        sketch = published if everywhere else own
+        found[kind].append(
+            uds.uds_signals(work.base, work.pool, groups, sketch, pad_token_id=work.pad_token_id, everywhere=everywhere)
+        )
+
+    states = _hidden_states(work)
+    sides: dict[str, Callable[[], object]] = {
+        "UDS: published": partial(theirs, "published"),
+        "UDS: full logits, response": partial(theirs, "response"),
+        "UDS: ours": lambda: engine(work.pool, UDS),
+        "UDS: ours, from hidden states": lambda: [_from_states(engine, *pair) for pair in states],
+    }
+    times = take_turns(sides, repeats, device=work.device)
+    peaks = {name: peak_memory(side, work.device) for name, side in list(sides.items())[:3]}
+    ours = times["UDS: ours"].best
+    for name, time in times.items():
+        report.add(rows=[row(work, dtype_of(work), name, time, peaks.get(name), time.best / ours, "ours")])
+    # what a forward pass to the last hidden state leaves to be done: the logits, and what is made of them
+    bare = min(item.forward_seconds + item.signal_seconds for item in found["published"]) - _forward_seconds(
+        work, repeats
+    )
+    values = engine(work.pool, UDS)
+    reference = found["response"][0]
+    norm = float(np.max(np.abs(values[UDS[0]] / reference.nuclear_norm - 1)))
+    gap = np.linalg.norm(values[UDS[1]] - reference.sketch, axis=1) / np.linalg.norm(reference.sketch, axis=1)
+    dtype = dtype_of(work)
+    report.add(
+        [
+            at_least(f"uds_added_cost_{dtype}", bare / times["UDS: ours, from hidden states"].best, 5),
+            at_least(f"uds_end_to_end_{dtype}", times["UDS: published"].best / ours, 5),
+            at_least(f"uds_memory_{dtype}", peaks["UDS: published"] / peaks["UDS: ours"], 5),
+        ]
+    )
+    if dtype == "float32":  # in bfloat16 the reference's own logits are rounded to 8 bits
+        report.add([at_most(f"uds_error_{dtype}", max(norm, float(gap.max())), 1e-4)])
+
+
+def less_figures(report: Report, work: Workload, repeats: int, dim: int) -> None:
+    """Gradient features by one backward pass an example and a dense sign matrix, against ours of the same size.
+
+    Figures come of the published size, 8192, alone.
+    """
+    engine = SignalEngine(work.model, pad_token_id=work.pad_token_id, sketch_dim=dim)
+    sides: dict[str, Callable[[], object]] = {
+        f"LESS: dense {dim}": lambda: less.less_features(work.model, work.pool, dim=dim),
+        f"gradient sketch {dim}": lambda: engine(work.pool, ["grad_sketch"]),
+    }
+    times = take_turns(sides, repeats, device=work.device)
+    theirs, ours = (time.best for time in times.values())
+    for name, time in times.items():
+        report.add(rows=[row(work, dtype_of(work), name, time, None, time.best / ours, "gradient sketch")])
+    required = 15 if work.device.type == "cuda" else 3
+    report.add([at_least(f"less_speed_{dtype_of(work)}", theirs / ours, required)])
+    if plain_draw:
+        share = 16  # of R's rows: the draw costs the same for each
+        size = sum(weight.numel() for weight in work.model.parameters() if weight.requires_grad) // share
+        held = torch.ones(16, size, device=work.device)
+        drawn = take_turns(
+            {
+                "bits": lambda: less.project(held, dim, 0, "bits"),
+                "randint": lambda: less.project(held, dim, 0, "randint"),
+            },
+            1,
+            device=work.device,
+        )
+        more = (drawn["randint"].best - drawn["bits"].best) * share * -(-len(work.pool) // 16)
+        report.add([at_least(f"less_speed_one_draw_a_sign_{dtype_of(work)}", (theirs + more) / ours, required)])
+
+
+def bergson_figures(report: Report, work: Workload, repeats: int) -> None:
+    """Gradient features of bergson, against ours of the same size."""
+    if not bergson_side.available():
+        print(f"bergson is not installed, so nothing is compared with it. To do so: {bergson_side.HOW_TO_INSTALL}")
+        return
+    size = bergson_side.feature_size(work.model, BERGSON_SIDE)
+    engine = SignalEngine(work.model, pad_token_id=work.pad_token_id, sketch_dim=size)
+    theirs = f"bergson {bergson_side.version()}, {size} numbers"
+    ours = f"gradient sketch, {size} numbers"
+    times = take_turns(
+        {
+            theirs: lambda: bergson_side.bergson_features(work.model, work.pool, projection_dim=BERGSON_SIDE),
+            ours: lambda: engine(work.pool, ["grad_sketch"]),
+        },
+        repeats,
+        device=work.device,
+    )
+    for name, time in times.items():
+        ratio = time.best / times[ours].best
+        report.add(rows=[row(work, dtype_of(work), name, time, None, ratio, "gradient sketch")])
+    report.add([at_least(f"bergson_speed_{dtype_of(work)}", times[theirs].best / times[ours].best, 1.1)])
+
+
+def growth(report: Report, device: torch.device) -> None:
+    """How time grows with length, rank, vocabulary and pool size, on a six-layer cut of SmolLM2-135M's shape."""
+    base = {"count": 32, "length": 128, "rank": 16, "vocabulary": 49152}
+    cases = [base]
+    for key, values in (
+        ("length", (32, 512)),
+        ("rank", (4, 64)),
+        ("vocabulary", (8192, 131072)),
+        ("count", (8, 128)),
+    ):
+        cases += [base | {key: value} for value in values]
+    for case in cases:
+        config = type(SHAPES["smollm2-135m"])(
+            **SHAPES["smollm2-135m"].to_dict() | {"num_hidden_layers": 6, "vocab_size": case["vocabulary"]}
+        )
+        half = case["length"] // 2
+        work = shaped(
+            config,
+            dtype=torch.bfloat16,
+            device=device,
+            lengths=[(half, half)] * case["count"],
+            rank=case["rank"],
+            name=", ".join(f"{key} {value}" for key, value in case.items()),
+        )
+        before = len(report.rows)
+        run(report, work, repeats=2, required=False, budgets=(MAX_BATCH_TOKENS,), memory=False)
+        print(f"{work.name}\n{table(report.rows[before:])}", flush=True)
+        for line in report.rows[before:]:
+            line.update(case)
+
+
+@torch.no_grad()
+def _hidden_states(work: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each batch: last hidden states of the response positions, padded, and which are valid."""
+    found = []
+    for batch in batches(work.pool, work.pad_token_id, MAX_BATCH_TOKENS, work.device):
+        hidden = work.base.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        padded = hidden.new_zeros(len(batch.rows), int(batch.counts.max()), hidden.shape[2])
+        valid = padded.new_zeros(padded.shape[:2], dtype=torch.float32)
+        padded[batch.example, batch.rank] = hidden[batch.example, batch.position]
+        valid[batch.example, batch.rank] = 1
+        found.append((padded, valid))
+    return found
+
+
+def _from_states(engine: SignalEngine, padded: torch.Tensor, valid: torch.Tensor) -> None:
+    engine._logits.nuclear_norms(padded, valid)
+    engine._logits.sketches(padded, valid)
+
+
+@torch.no_grad()
+def _forward_seconds(work: Workload, repeats: int) -> float:
+    ready = list(batches(work.pool, work.pad_token_id, MAX_BATCH_TOKENS, work.device))
+    decoder = work.base.get_decoder()
+
+    def forward() -> None:
+        for batch in ready:
+            decoder(input_ids=batch.input_ids, use_cache=False)
+
+    return take_turns({"forward": forward}, repeats, device=work.device)["forward"].best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few short examples, bfloat16 only")
+    parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
+    parser.add_argument("--data-dir", type=Path, default=DATA if DATA.is_dir() else None)
+    parser.add_argument("--examples", type=int, help="how many (default 48, --quick 6)")
+    parser.add_argument("--repeats", type=int, help="timed rounds (default 3, --quick 1)")
+    parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: both, --quick bfloat16")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--growth", action="store_true", help="rows only: how cost grows")
+    given = parser.parse_args()
+    count, repeats = given.examples or (6 if given.quick else 48), given.repeats or (1 if given.quick else 3)
+    longest = 128 if given.quick else 512
+    report = Report("signals", measure(given.device))
+    print(report.machine, flush=True)
+    if given.growth:
+        growth(report, given.device)
+        report.finish(given.json)
+        return
+    for dtype in given.dtype or (["bfloat16"] if given.quick else ["bfloat16", "float32"]):
+        if given.shape:
+            lengths = mixed_lengths(count, longest)
+            precision = getattr(torch, dtype)
+            work = shaped(SHAPES[given.shape], dtype=precision, device=given.device, lengths=lengths, name=given.shape)
+        else:
+            work = real(count, dtype=dtype, data_dir=given.data_dir, max_length=longest)
+            work.model.to(given.device)
+        tokens, answered = int(work.pool.tokens.sum()), int(work.pool.response_tokens.sum())
+        print(f"{work.name}: {len(work.pool)} examples, {tokens} tokens, {answered} of them response", flush=True)
+        before = len(report.rows)
+        run(report, work, repeats=repeats, memory=not given.quick, budgets=(1024,) if given.quick else (1024, 4096))
+        print(table(report.rows[before:]), flush=True)
+        before = len(report.rows)
+        uds_figures(report, work, repeats)
+        less_figures(report, work, repeats, 512 if given.quick else LESS_SIZE)
+        bergson_figures(report, work, repeats)
+        print(table(report.rows[before:]), flush=True)
+    report.finish(given.json)
+
+
+if __name__ == "__main__":
+    main()
