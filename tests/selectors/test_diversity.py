@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.selectors.base import Selection
-from longgame.selectors.diversity import DiversitySelector, farthest_first
+from longgame.selectors.diversity import DiversitySelector
+from longgame.selectors.farthest import farthest_first
 from longgame.selectors.history import History
 
 

@@ -112,10 +112,10 @@ class _Walk:
 
     def _start(self) -> None:
         """Pick the row nearest to the mean; for want of a nearest pick it carries its distance to the farthest row."""
-        gap = squared_to(self.rows, self.centre)
-        gap[self.until == 0] = np.inf
-        tied = np.flatnonzero(gap == gap.min())
-        first = int(tied[0] if self.rank is None else tied[np.argmin(self.rank[tied])])
+        fits = np.flatnonzero(self.until == _NEVER)
+        gap = squared_to(self.rows, self.centre)[fits]
+        tied = fits[gap == gap.min()]
+        first = int(tied[np.argmin(self._ranks(tied))])
         self._take(first)
         self.nearest[:] = squared_to(self.rows, self.rows[first])
         self.nearest[first] = self.nearest.max()

@@ -11,8 +11,10 @@ from jaxtyping import Float, Int
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, RecipeError
 from longgame.selectors.base import Selection, Selector, check_budget, id_order
-from longgame.selectors.distance import cosine, nearest_squared
+from longgame.selectors.distance import cosine
+from longgame.selectors.farthest import mean_row
 from longgame.selectors.history import History
+from longgame.selectors.nearest import Nearest
 from longgame.selectors.options import choice, count, weight
 from longgame.selectors.scale import NORMALISE, scale
 from longgame.selectors.utility_diversity import UTILITIES, UtilityDiversitySelector
@@ -199,20 +201,31 @@ class LHASSelector(Selector):
 
 
 class _Distance:
-    """Distance to the nearest remembered or picked embedding; zero for all while there is none."""
+    """Distance to the nearest remembered or picked embedding; zero for all while there is none.
+
+    Only candidates that take part meet the new picks, in one product a block (`Nearest`).
+    """
 
     def __init__(self, embeddings: Float[np.ndarray, "n d"], history: History) -> None:
-        self.embeddings = embeddings
         if len(history.embeddings):
             _check_width(embeddings, history.embeddings[0], "history")
-        self.nearest = nearest_squared(embeddings, history.embeddings)
+        rows = np.ascontiguousarray(embeddings)
+        self.table = Nearest(rows, mean_row(rows), history.embeddings if len(history.embeddings) else None)
+        self.met = 0
+        if self.table.others is not None:
+            self.met = len(self.table.others.rows)
+            self.table.lower(np.arange(len(rows)), self.table.others, np.arange(self.met))
+        self.waiting = np.zeros(0, dtype=np.int64)
 
     def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-        nearest = self.nearest[rows]
-        return np.zeros(len(rows)) if np.isinf(nearest).all() else np.sqrt(nearest)
+        """Distances of these rows; rows left out once are not asked for again."""
+        self.table.lower(rows, self.table.cloud, self.waiting)
+        self.met += len(self.waiting)
+        self.waiting = self.waiting[:0]
+        return np.sqrt(self.table.squared[rows]) if self.met else np.zeros(len(rows))
 
     def add(self, picks: Int[np.ndarray, " b"]) -> None:
-        np.minimum(self.nearest, nearest_squared(self.embeddings, self.embeddings[picks]), out=self.nearest)
+        self.waiting = np.concatenate([self.waiting, picks])
 
 
 class _ClusterCount:

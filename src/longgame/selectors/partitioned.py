@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 
 from longgame.errors import BudgetError
 from longgame.selectors.farthest import farthest_first
+from longgame.selectors.nearest import Nearest
+from longgame.selectors.ranking import fill_budget
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,49 @@ def farthest_first_partitioned(
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     core = core[np.argsort(place[core])]
-    within = distance.astype(np.float64)
-    within[core] = 0.0
     rows, distance[core] = farthest_first(embeddings[core], tokens[core], budget, known, device=device)
+    picks = core[rows]
+    made = distance[picks[1:]] if known is None else distance[picks]
     missed = distance[core].astype(np.float64)
     missed[rows] = 0.0
-    part_of = place % parts
     lost = np.zeros(parts)
-    np.maximum.at(lost, part_of[core], missed)
-    within += lost[part_of]
+    np.maximum.at(lost, place[core] % parts, missed)
+    unreached = np.flatnonzero(np.isinf(distance))
+    distance[unreached] = _to_nearest(embeddings, unreached, picks)
+    within = distance + lost[place % parts]
     within[core] = missed
     within *= 1.0 + (embeddings.shape[1] + 8) * float(np.finfo(distance.dtype).eps)
-    made = distance[core[rows[1:]]] if known is None else distance[core[rows]]
-    return Partitioned(core[rows], distance, within, float(made.min(initial=np.inf)))
+    picks = np.concatenate([picks, _rest(picks, distance, tokens, budget, place)])
+    within[picks] = 0.0
+    return Partitioned(picks, distance, within, float(made.min(initial=np.inf)))
+
+
+def _to_nearest(
+    embeddings: Float[np.ndarray, "n d"], rows: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]
+) -> Float[np.ndarray, " m"]:
+    """Distances of these rows (of a part that could not afford any) to the nearest pick."""
+    if not len(rows):
+        return np.zeros(0)
+    points = embeddings[picks]
+    table = Nearest(embeddings[rows], points[0], points)
+    if table.others is not None:
+        table.lower(np.arange(len(rows)), table.others, np.arange(len(points)))
+    return np.sqrt(table.squared)
+
+
+def _rest(
+    picks: Int[np.ndarray, " k"],
+    distance: Float[np.ndarray, " n"],
+    tokens: Int[np.ndarray, " n"],
+    budget: int,
+    place: Int[np.ndarray, " n"],
+) -> Int[np.ndarray, " r"]:
+    """What the tokens left over still hold of the rows that no part picked, farthest from its part's picks first."""
+    left = budget - int(tokens[picks].sum())
+    fits = tokens <= left
+    fits[picks] = False
+    rows = np.flatnonzero(fits)
+    if not len(rows):
+        return rows
+    order = rows[np.lexsort((place[rows], -distance[rows]))]
+    return order[fill_budget(np.arange(len(order)), tokens[order], left)]
