@@ -102,6 +102,20 @@ def test_frozen_signals_do_not_move_while_live_ones_do():
     assert not np.allclose(first["loss"], second["loss"])
 
 
+def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
+    rec = recipe()
+    sequence = make_sequence(rec.model_dump_json(), 0)
+    first = HFLearner(rec, 0).prepare(sequence)
+    assert len(list((tmp_path / "signals").iterdir())) == 2 * len(sequence.stages)
+    again, trained = HFLearner(rec, 0), HFLearner(rec, 0)
+    monkeypatch.setattr(again, "engine", lambda *_: pytest.fail("the model was asked"))
+    for name, array in again.prepare(sequence).items():
+        np.testing.assert_array_equal(array, first[name], strict=True)
+    trained.train(trained.pool(sequence.stages[0].candidates), policy_of(), schedule())
+    assert not np.array_equal(trained.prepare(sequence)["base_loss"], first["base_loss"])
+
+
 def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refreshed_in_training():
     learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1, "refresh_steps": 2}))
     items = learner.pool([example for stage in sequence.stages for example in stage.proxy])

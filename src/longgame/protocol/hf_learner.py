@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
 from longgame.data.tokenize import build_pool
-from longgame.errors import PluginError, ResumeError
+from longgame.errors import ModelError, PluginError, ResumeError
 from longgame.evaluation.base import Score
 from longgame.evaluation.evaluator import Evaluator
 from longgame.metrics.drift import adapter_drift, dense_drift, update_norm
@@ -26,14 +28,19 @@ from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
 from longgame.selectors.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.cache import SignalCache
 from longgame.signals.engine import SignalEngine
+from longgame.signals.fingerprint import signal_fingerprint
 from longgame.signals.frozen import FrozenSignals
 from longgame.signals.quality import quality_scores
+from longgame.smollm2 import cache_dir
 from longgame.training.base import Schedule, StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
 
 _LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
 _FROZEN = tuple(name for name, spec in SIGNALS.items() if not spec.live)
+
+_log = logging.getLogger(__name__)
 
 _POOLS: deque[tuple[tuple[str, str], tuple[Example, ...], Pool]] = deque(maxlen=16)
 """Tokenised pools of this process: the trials of a seed share them, and a probe sees the next stage's."""
@@ -63,7 +70,9 @@ class HFLearner:
             )  # after the adapter, so that its first factors are the same on every device
         self.source = loaded.source
         pad = loaded.pad_token_id
-        self.engine = SignalEngine(self.model, pad_token_id=pad, seed=stream_seed(seed, "sketch"))
+        self._settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}
+        self.engine = SignalEngine(self.model, **self._settings)
+        self._kept = SignalCache(cache_dir() / "signals")
         self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
         self.pad_token_id = pad
         self.frozen: FrozenSignals | None = None
@@ -89,7 +98,8 @@ class HFLearner:
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
         pools = [self.pool(stage.candidates) for stage in sequence.stages]
-        columns = [self.engine(pool, ("embedding", "loss")) for pool in pools]
+        fingerprint = self._fingerprint()
+        columns = [self._kept(self.engine, pool, ("embedding", "loss"), fingerprint) for pool in pools]
         frozen = FrozenSignals.build(
             pools,
             embeddings=[column["embedding"] for column in columns],
@@ -115,6 +125,14 @@ class HFLearner:
             columns |= self.frozen.lookup(pool, still)
         context = {name: self._future_proxy() for name in names if name in CONTEXT}
         return Signals(pool.ids, columns, context)
+
+    def _fingerprint(self) -> str | None:
+        """What the engine computes with; None where that cannot be told, and then nothing is kept."""
+        try:
+            return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=self._settings)
+        except ModelError as error:
+            _log.warning("the frozen pass is not kept for other runs: %s", error)
+            return None
 
     def _future_proxy(self) -> np.ndarray:
         """Mean gradient sketch of the proxy mixture, measured again after every `proxy.refresh_steps` steps."""

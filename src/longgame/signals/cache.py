@@ -48,15 +48,19 @@ class SignalCache:
         self.max_bytes = int(max_bytes)
         self._writable = True
 
-    def __call__(self, engine: Engine, pool: Pool, names: Sequence[str], fingerprint: str) -> dict[str, np.ndarray]:
+    def __call__(
+        self, engine: Engine, pool: Pool, names: Sequence[str], fingerprint: str | None
+    ) -> dict[str, np.ndarray]:
         """Give ``engine(pool, names)``, from disk where all of these columns are there.
 
         Args:
-            fingerprint: what ``engine`` computes with, as it is now (`signal_fingerprint`).
+            fingerprint: what ``engine`` computes with, as it is now (`signal_fingerprint`); None keeps nothing.
 
         Raises:
             LonggameError: whatever the engine raises.
         """
+        if fingerprint is None:
+            return dict(engine(pool, names))
         content = pool_fingerprint(pool)
         backward = any(name in SIGNALS and SIGNALS[name].cost == "backward" for name in names)
         keys = {name: _key(fingerprint, content, name, backward) for name in names}

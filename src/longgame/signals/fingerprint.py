@@ -29,7 +29,10 @@ from transformers import PreTrainedTokenizerBase
 from longgame.data.examples import Pool
 from longgame.errors import ModelError
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.generic, np.dtype, Path)
+_PLAIN = (
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, types.EllipsisType, types.NotImplementedType),
+    *(torch.dtype, torch.device, torch.Size, np.generic, np.dtype, Path),
+)
 _PASSIVE = {
     "training",
     "_is_hf_initialized",
@@ -37,8 +40,9 @@ _PASSIVE = {
     "_name_or_path",
     "_commit_hash",
     "base_model_name_or_path",
+    "generation_config",
 }
-"""Attributes that change no number: signals are taken in evaluation mode, and where a model lay is not what it is."""
+"""Attributes that change no signal: the mode (always evaluation), where a model lay, how it generates."""
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _WATCHES = "transformers.utils.output_capturing"
 """Module whose hooks look at activations and change nothing; transformers puts them in when they are first needed."""
@@ -110,7 +114,7 @@ def pool_fingerprint(pool: Pool) -> str:
     return digest.hexdigest()
 
 
-def _short(data: bytes) -> str:
+def _short(data: bytes | memoryview) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
@@ -231,7 +235,8 @@ class _Walk:
         hooks = {key: value for key, value in vars(module).items() if key.endswith("_hooks") and value}
         for key, held in hooks.items():
             acting = [hook for hook in held.values() if getattr(hook, "__module__", "") != _WATCHES]
-            self.visit(acting, f"{where}.{key}")
+            if acting:
+                self.visit([key, *acting], f"{where}.{key}")
         own = {key: value for key, value in _state(module).items() if key not in blank and key not in hooks}
         self._items(own, where)
 
@@ -279,4 +284,4 @@ def _tensor_digest(tensor: Tensor) -> str:
     if tensor.is_meta:
         raise ModelError("a weight is on the meta device and has no values; load the model before its signals.")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return kind + " " + _short(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    return kind + " " + _short(flat.view(torch.uint8).numpy().data if flat.numel() else b"")

@@ -207,7 +207,7 @@ class SignalWriter:
 
     def _begin(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Make the column files, now that the widths are known."""
-        files = {}
+        files: dict[str, BinaryIO] = {}
         for name, array in arrays.items():
             files[name] = self._stack.enter_context((self._part / f"{name}.npy").open("w+b"))
             write_at(files[name], 0, header_bytes(array.dtype, (0, *array.shape[1:])))

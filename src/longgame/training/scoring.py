@@ -11,7 +11,9 @@ from torch import nn
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError
 from longgame.signals.base import SIGNALS, Signals
+from longgame.signals.cache import SignalCache
 from longgame.signals.engine import SignalEngine
+from longgame.signals.fingerprint import signal_fingerprint
 from longgame.signals.quality import quality_scores
 from longgame.training.candidates import SUFFIX
 
@@ -28,12 +30,17 @@ class ModelScorer:
         model: the model in training, as the trainer holds it.
         pad_token_id: fills up batches; None is refused where a signal needs the model.
         seed: of the sketches.
+        cache: keeps the base's signals from run to run. Each call with new examples digests all weights (about a second
+            per GB), so it pays where pools are scored whole, not a few examples a step.
     """
 
-    def __init__(self, model: nn.Module, *, pad_token_id: int | None, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, *, pad_token_id: int | None, seed: int = 0, cache: SignalCache | None = None
+    ) -> None:
         self._model: Any = model
         self._pad_token_id = pad_token_id
         self._seed = seed
+        self._cache = cache
         self._engine: SignalEngine | None = None
         self._frozen: dict[str, dict[str, np.ndarray]] = {name: {} for name in _BASE}
 
@@ -43,7 +50,7 @@ class ModelScorer:
         Raises:
             PluginError: a signal that needs more than the model (clusters, a proxy mixture): pass your own ``signals``.
             DataError: the text is needed and not there, or labelled tokens do not stand at the end.
-            ModelError: there is no padding token.
+            ModelError: there is no padding token, or a model whose content cannot be told was given a cache.
         """
         live = [name for name in names if name in SIGNALS and SIGNALS[name].live]
         columns: dict[str, np.ndarray] = dict(self._run(pool, live)) if live else {}
@@ -59,7 +66,7 @@ class ModelScorer:
                 )
         return Signals(pool.ids, columns)
 
-    def _run(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def _run(self, pool: Pool, names: Sequence[str], cache: SignalCache | None = None) -> dict[str, np.ndarray]:
         suffix = pool.info.get(SUFFIX)
         if suffix is not None and not suffix.all():
             sample_id = pool.ids[int(np.flatnonzero(~suffix)[0])]
@@ -74,7 +81,10 @@ class ModelScorer:
                     "pad token as processing_class."
                 )
             self._engine = SignalEngine(self._model, pad_token_id=self._pad_token_id, seed=self._seed)
-        return self._engine(pool, names)
+        if cache is None:
+            return self._engine(pool, names)
+        settings = {"pad_token_id": self._pad_token_id, "seed": self._seed}
+        return cache(self._engine, pool, names, signal_fingerprint(self._model, settings=settings))
 
     def _base(self, pool: Pool, name: str) -> np.ndarray:
         if not hasattr(self._model, "disable_adapter"):
@@ -86,7 +96,7 @@ class ModelScorer:
         fresh = [row for row, sample_id in enumerate(pool.ids) if sample_id not in held]
         if fresh:
             with self._model.disable_adapter():
-                column = self._run(pool.take(fresh), [_BASE[name]])[_BASE[name]]
+                column = self._run(pool.take(fresh), [_BASE[name]], self._cache)[_BASE[name]]
             held.update(zip([pool.ids[row] for row in fresh], column, strict=True))
         return np.stack([held[sample_id] for sample_id in pool.ids])
 

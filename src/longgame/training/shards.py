@@ -30,6 +30,10 @@ def dataset_pools(dataset: Any, rows: int = 8192, decode: Callable[[Any], str] |
         raise DataError(f"a shard of {rows} examples was asked for; it needs at least one.")
     if len(dataset) == 0:
         raise DataError("the dataset is empty; there is nothing to compute signals of.")
+    if "input_ids" not in dataset.column_names:
+        raise DataError(
+            f"the dataset has the columns {dataset.column_names} and no 'input_ids'. Tokenise it first (dataset.map)."
+        )
     names = [name for name in _COLUMNS if name in dataset.column_names]
     table = dataset.select_columns(names)
     seen: dict[str, int] = {}
