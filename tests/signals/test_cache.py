@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longgame.data.examples import Pool
 from longgame.errors import ModelError
+from longgame.signals import cache as cache_module
 from longgame.signals import fingerprint as fingerprint_module
 from longgame.signals.cache import SignalCache
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
@@ -371,6 +372,7 @@ def test_where_nothing_can_be_written_the_signals_come_all_the_same(tmp_path, ca
 
 def hammer(folder, seed):
     """Write and read the same few entries over and over in a directory that holds only some of them."""
+    cache_module._log.warning = pytest.fail
     order = np.random.default_rng(seed).permutation(60) % 6
     for number in order:
         pool = random_pool(seed=int(number))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -72,7 +74,11 @@ class SignalCache:
         for name, column in found.items():
             if name not in kept:
                 self._write(keys[name], column)
-        self._shrink()
+        if self._writable:
+            try:
+                self._shrink()
+            except OSError as error:
+                self._give_up(error)
         return found
 
     def _read(self, key: str, rows: int) -> np.ndarray | None:
@@ -91,7 +97,8 @@ class SignalCache:
         if not intact:
             _log.warning("%s is damaged; the signal is computed again.", path)
             return None
-        self._touch(path)
+        with suppress(OSError):  # gone meanwhile, or not ours to change: then its age decides
+            os.utime(path)
         return column
 
     def _write(self, key: str, column: np.ndarray) -> None:
@@ -102,19 +109,15 @@ class SignalCache:
             data = save({"column": column}, metadata={"digest": _digest(column)})
             write_file(self.directory / f"{key}{_SUFFIX}", data)
         except StorageError as error:
-            self._writable = False
-            _log.warning("signals are not kept: %s", error)
+            self._give_up(error)
 
-    def _touch(self, path: Path) -> None:
-        """Note the use; where that is not allowed, age decides."""
-        try:
-            path.touch()
-        except OSError:
-            self._writable = False
+    def _give_up(self, error: Exception) -> None:
+        self._writable = False
+        _log.warning("signals are not kept: %s", error)
 
     def _shrink(self) -> None:
         """Delete the longest unused columns until the rest fits, and what killed processes left half-written."""
-        if not self._writable or not self.directory.is_dir():
+        if not self.directory.is_dir():
             return
         found = []
         for path in self.directory.iterdir():
