@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ def verdict(
 
 
 def verdict_table(
-    summary: pd.DataFrame, views: Sequence[str], selectors: Sequence[str], reference: str, immediate: str
+    summary: pd.DataFrame, views: Sequence[Hashable], selectors: Sequence[str], reference: str, immediate: str
 ) -> pd.DataFrame:
     """Verdict of every selector but the reference, per view.
 
@@ -100,7 +100,7 @@ def verdict_table(
         indexed = table.set_index(["view", "metric", "selector"])[columns]
         found = dict(zip(indexed.index, indexed.to_numpy(dtype=float).tolist(), strict=True))
 
-        def difference(view: str, metric: str, selector: str, unit: str) -> Difference:
+        def difference(view: Hashable, metric: str, selector: str, unit: str) -> Difference:
             n, mean, p, mde, needed = found[view, metric, selector]
             return Difference(int(n), mean, p, unit, mde, needed)
 
