@@ -1,5 +1,6 @@
 """What is written is what is read, whatever killed the writer in between."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -85,9 +86,8 @@ def die_at(path, moment, share):
 
     def write_at(file, offset, data):
         file.seek(offset)
-        tick(lambda: (file.write(data[: int(share * len(data))]), file.flush()))
+        tick(lambda: file.write(data[: int(share * len(data))]))
         file.write(data)
-        file.flush()
 
     fsync, rename, replace = os.fsync, Path.rename, Path.replace
     store_writer.write_at = write_at
@@ -166,6 +166,30 @@ def test_an_id_that_stands_twice_is_refused_in_the_shard_before_it_and_after_a_k
                 writer.append([*ids[:4], double], columns)
         writer.append(ids, columns)
         assert writer.rows == 30
+
+
+@pytest.mark.parametrize("call", range(1, 6))
+def test_a_full_disk_is_a_sentence_and_the_writer_goes_on_once_there_is_room(tmp_path, monkeypatch, call):
+    calls, real = [], store_writer.write_at
+
+    def full(file, offset, data):
+        calls.append(1)
+        if len(calls) == call:
+            real(file, offset, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, offset, data)
+
+    with SignalWriter(tmp_path / "s", COLUMNS, "f") as writer:
+        writer.append(*shard(0))
+        monkeypatch.setattr(store_writer, "write_at", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            writer.append(*shard(1))
+        assert writer.rows == 5
+        for number in (1, 2):
+            writer.append(*shard(number))
+        writer.finish()
+    write(tmp_path / "whole")
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
 def test_one_writer_at_a_time_and_never_over_a_finished_store(tmp_path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -75,11 +77,12 @@ def digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
-def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
-    """Write bytes at this place and hand them to the system."""
-    file.seek(offset)
-    file.write(data)
-    file.flush()
+def write_at(file: FileIO, offset: int, data: bytes) -> None:
+    """Write bytes at this place of an unbuffered file: what a full disk refuses does not linger in a buffer."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
 
 
 def descriptors(columns: Mapping[str, str]) -> dict[str, np.dtype]:

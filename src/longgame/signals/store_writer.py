@@ -8,8 +8,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,7 +69,7 @@ class SignalWriter:
             raise PluginError("a signal store needs at least one column; name the signals to be stored.")
         self._manifest = {"format": FORMAT, "columns": self._columns, "fingerprint": fingerprint}
         self._dtypes = descriptors(self._columns)
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, FileIO] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         """Of the whole files."""
         self._seen: list[np.ndarray] = []
@@ -164,7 +165,8 @@ class SignalWriter:
         others = [file.name for file in self._part.iterdir() if file != place and not file.name.startswith(MANIFEST)]
         if others and not (self._part / MANIFEST).is_file():
             raise StorageError(f"{self._part} is needed to write {self.path}, and holds '{others[0]}'. Move it away.")
-        self._journal: BinaryIO = stack.enter_context(os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o644), "r+b"))
+        place.touch()
+        self._journal = stack.enter_context(place.open("r+b", buffering=0))
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             same = os.path.samestat(os.fstat(self._journal.fileno()), place.stat())
@@ -200,16 +202,16 @@ class SignalWriter:
                 write_file(self._part / MANIFEST, json.dumps(self._manifest, indent=1) + "\n")
             self._journal.truncate(self._journal_end)
             for name in self._shapes:
-                file = self._files[name] = stack.enter_context((self._part / f"{name}.npy").open("r+b"))
+                file = self._files[name] = stack.enter_context((self._part / f"{name}.npy").open("r+b", buffering=0))
                 file.truncate(self._end(name))
         for start in range(0, self.rows, 1 << 16):
             self._remember(_hashes(self._held_ids()[start : start + (1 << 16)]))
 
     def _begin(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Make the column files, now that the widths are known."""
-        files: dict[str, BinaryIO] = {}
+        files: dict[str, FileIO] = {}
         for name, array in arrays.items():
-            files[name] = self._stack.enter_context((self._part / f"{name}.npy").open("w+b"))
+            files[name] = self._stack.enter_context((self._part / f"{name}.npy").open("w+b", buffering=0))
             write_at(files[name], 0, header_bytes(array.dtype, (0, *array.shape[1:])))
         flush(self._part)
         self._files, self._shapes = files, {name: (0, *array.shape[1:]) for name, array in arrays.items()}
