@@ -9,7 +9,7 @@ from typing import Any
 from longgame.bench.harness import Figure, at_least, at_most
 from longgame.calibration import study
 from longgame.calibration.check import protocol_difference
-from longgame.calibration.table import SELECTORS, Progress, build_table
+from longgame.calibration.table import DOSES, SELECTORS, Progress, build_table
 
 Rows = list[dict[str, Any]]
 
@@ -33,10 +33,13 @@ class Plan:
     """At most, per setting; fewer where the seeds do not last."""
     boot_audits: int
     resamples: int
+    selectors: tuple[str, ...] = SELECTORS
+    doses: tuple[float, ...] = DOSES
 
 
 FULL = Plan(worlds=64, seeds=160_000, audits=20_000, boot_audits=4_000, resamples=1_000)
-QUICK = Plan(worlds=8, seeds=12_000, audits=2_000, boot_audits=500, resamples=500)
+QUICK = Plan(40, 30_000, 4_000, boot_audits=400, resamples=500, selectors=("loss", "diversity", "quality"), doses=())
+"""Fewer selectors rather than worlds: for a population of a handful of worlds t intervals are too narrow."""
 
 
 def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> dict[str, Rows]:
@@ -45,19 +48,21 @@ def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> 
     Args:
         seed: of the draws; the worlds are always the same.
     """
-    table = build_table(plan.worlds, plan.seeds, seed=seed, progress=progress)
-    most = plan.audits
+    table = build_table(
+        plan.worlds, plan.seeds, selectors=plan.selectors, doses=plan.doses, seed=seed, progress=progress
+    )
+    most, selectors = plan.audits, plan.selectors
     same = [{"metric": "R, current, AUC, long-horizon", "difference": protocol_difference()}]
     walks = table.names[table.random :]
     return {
         "replay against protocol": same,
         "truth": study.truth_errors(table, walks, seed),
         "false alarms": study.false_alarms(table, most=most, seed=seed),
-        "hardest null": study.hardest_null(table, SELECTORS, most=most, seed=seed),
+        "hardest null": study.hardest_null(table, selectors, most=most, seed=seed),
         "power": study.power(table, walks, most=most, seed=seed),
-        "power at the minimum detectable effect": study.power_at_mde(table, SELECTORS, most=most, seed=seed),
+        "power at the minimum detectable effect": study.power_at_mde(table, selectors, most=most, seed=seed),
         "coverage": study.coverage(
-            table, SELECTORS, most=most, boot_most=plan.boot_audits, resamples=plan.resamples, seed=seed
+            table, selectors, most=most, boot_most=plan.boot_audits, resamples=plan.resamples, seed=seed
         ),
     }
 

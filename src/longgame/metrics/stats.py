@@ -7,8 +7,8 @@ Which of them is used where (how each holds up on known truth: docs/calibration.
 * Student's t (`paired`) decides marks and verdicts and gives the intervals, from two seeds on;
 * the exact sign-flip test (`sign_flip_p`) stands beside it as a column: it assumes no normal distribution, but cannot
   fall below 2^(1−n), so it decides nothing below 6 seeds, and below 8 after Holm over six selectors;
-* the bootstrap over seeds (`bootstrap_interval`) is an option: it follows a skewed mean, and is too narrow below about
-  twenty seeds.
+* the bootstrap over seeds (`bootstrap_interval`) is an option: too narrow at every number of seeds that an audit is
+  likely to have (its 95 % intervals hold the truth in about 75, 83, 90 and 92 % of audits of 3, 5, 10 and 20 seeds).
 """
 
 from __future__ import annotations
