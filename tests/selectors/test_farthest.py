@@ -99,7 +99,7 @@ def test_picks_and_distances_are_those_of_the_textbook_loop_bit_for_bit(
     assert np.array_equal(found[1], distance)
 
 
-@pytest.mark.parametrize("level", (*pairs.levels(torch.device("cpu")), pairs._BFLOAT16))
+@pytest.mark.parametrize("level", [*pairs.levels(torch.device("cpu")), pairs._BFLOAT16])
 @pytest.mark.parametrize("shape", ["gaussian", "clusters", "shifted", "huge", "tiny"])
 def test_no_pair_below_its_limit_is_ever_excluded(level: pairs.Level, shape: str) -> None:
     for seed in range(30):

@@ -82,6 +82,9 @@ class Selector:
         """
         raise NotImplementedError(f"selector '{self.name}' must define select()")
 
+    def begin_stage(self) -> None:
+        """A stage begins, and with it what is kept for one stage alone; by default there is nothing of that kind."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later decisions depend on; empty for a selector without memory."""
         return {}
@@ -121,6 +124,7 @@ SELECTORS = Registry(
         "quality": "longgame.selectors.quality:QualitySelector",
         "utility-diversity": "longgame.selectors.utility_diversity:UtilityDiversitySelector",
         "lhas": "longgame.selectors.lhas:LHASSelector",
+        "lhas-adaptive": "longgame.selectors.lhas_adaptive:AdaptiveLHASSelector",
     },
     check_selector,
 )

@@ -115,7 +115,8 @@ class _Search:
             elif draw is None:
                 best = int(bound.argmax())
                 while bound[best] >= 0 and fresh[best] < len(picks):
-                    self._refresh(_largest(bound, _BATCH), bound, gain, fresh, reached, len(picks))
+                    rows = np.union1d(_largest(bound, _BATCH), best)  # of many equal ones it may not be among them
+                    self._refresh(rows, bound, gain, fresh, reached, len(picks))
                     best = int(bound.argmax())
             else:
                 going = np.flatnonzero(bound >= 0)

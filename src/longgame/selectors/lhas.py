@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import PluginError, RecipeError
+from longgame.errors import RecipeError
 from longgame.selectors.base import Selection, Selector, check_budget, id_order
 from longgame.selectors.distance import cosine
 from longgame.selectors.farthest import mean_row
+from longgame.selectors.future import check_width, proxy_cosine
 from longgame.selectors.history import History
 from longgame.selectors.nearest import Nearest
 from longgame.selectors.options import choice, count, weight
@@ -22,7 +23,9 @@ from longgame.signals.base import Signals
 
 
 class LHASSelector(Selector):
-    """s(x) = z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first; ties by id.
+    """s(x) = utility_weight·z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first.
+
+    Ties by id. The published form has utility_weight 1; the other weights are its λ, η and ρ.
 
     - u, ``utility``: the score of `UtilityDiversitySelector`, with a buffer of LHAS's own.
     - c, ``coverage``: what the selected history and the picks so far have not covered. ``distance``: L2 distance to
@@ -40,6 +43,7 @@ class LHASSelector(Selector):
         utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
         diversity_weight, buffer_size: those of `UtilityDiversitySelector`.
         coverage: ``distance`` or ``cluster``.
+        utility_weight: 1 in eq. 5; 0 drops the utility and its signals.
         coverage_weight, future_weight, concentration_weight: λ, η, ρ of eq. 5.
         normalise: how z(·) puts the terms on one scale, over the candidates of the round: ``rank`` or ``z``.
         refreshes: coverage is evaluated anew whenever another 1/refreshes of the round's budget is spent (after every
@@ -67,6 +71,7 @@ class LHASSelector(Selector):
         diversity_weight: float = 1.0,
         buffer_size: int = 1024,
         coverage: Literal["distance", "cluster"] = "distance",
+        utility_weight: float = 1.0,
         coverage_weight: float = 1.0,
         future_weight: float = 1.0,
         concentration_weight: float = 1.0,
@@ -76,6 +81,7 @@ class LHASSelector(Selector):
     ) -> None:
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
+        self.utility_weight = weight(self.name, "utility_weight", utility_weight)
         self.coverage_weight = weight(self.name, "coverage_weight", coverage_weight)
         self.future_weight = weight(self.name, "future_weight", future_weight)
         self.concentration_weight = weight(self.name, "concentration_weight", concentration_weight)
@@ -87,7 +93,9 @@ class LHASSelector(Selector):
             count(self.name, "buffer_size", buffer_size),
             normalise,
         )
-        needed = list(self.uds.requires)
+        if not (self.utility_weight or self.coverage_weight or self.future_weight or self.concentration_weight):
+            raise RecipeError(f"selector '{self.name}': all four weights are 0; leave at least one term on.")
+        needed = list(self.uds.requires) if self.utility_weight else []
         if self.coverage_weight:
             needed.append("embedding" if self.coverage == "distance" else "cluster")
         if self.future_weight:
@@ -109,7 +117,8 @@ class LHASSelector(Selector):
         check_budget(tokens, budget)
         terms, fixed = self._fixed_terms(sorted_signals, history)
         rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
-        self.uds.remember(sorted_signals, rows)
+        if self.utility_weight:
+            self.uds.remember(sorted_signals, rows)
         place = np.argsort(by_id)
         return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
 
@@ -118,27 +127,24 @@ class LHASSelector(Selector):
     ) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]:
         """The terms that the round's own picks do not change, and their weighted sum."""
         n = len(signals.ids)
-        utility = scale(self.uds.terms(signals)["score"], self.normalise)
-        future = concentration = np.full(n, np.nan)
-        total = utility.copy()
+        utility = future = concentration = np.full(n, np.nan)
+        total = np.zeros(n)
+        future_weight, concentration_weight = self._weights(signals)
+        if self.utility_weight:
+            utility = scale(self.uds.terms(signals)["score"], self.normalise)
+            total += self.utility_weight * utility
         if self.future_weight:
-            future = scale(self._future(signals), self.normalise)
-            total += self.future_weight * future
+            aligned = proxy_cosine(signals, self.name, "future_weight to 0")
+            future = scale(aligned, self.normalise)
+            total += future_weight * future
         if self.concentration_weight:
             concentration = scale(self._concentration(signals, history), self.normalise)
-            total -= self.concentration_weight * concentration
+            total -= concentration_weight * concentration
         return {"utility": utility, "future": future, "concentration": concentration}, total
 
-    def _future(self, signals: Signals) -> Float[np.ndarray, " n"]:
-        if "future_proxy" not in signals or not np.any(signals["future_proxy"]):
-            raise RecipeError(
-                f"selector 'lhas' has future_weight {self.future_weight:g} but there is no future-proxy gradient to "
-                "compare with (no proxy items, or all of it is zero). Set proxy.items_per_skill to 1 or more, or "
-                "future_weight to 0."
-            )
-        gradients, proxy = signals["grad_sketch"], signals["future_proxy"]
-        _check_width(gradients, proxy, "future_proxy")
-        return cosine(gradients, proxy)
+    def _weights(self, signals: Signals) -> tuple[float, float]:  # noqa: ARG002 - a subclass measures them
+        """η and ρ of this round; ``signals`` stand in the order of their ids."""
+        return self.future_weight, self.concentration_weight
 
     def _concentration(self, signals: Signals, history: History) -> Float[np.ndarray, " n"]:
         met, of_row = np.unique(signals["cluster"], return_inverse=True)
@@ -148,7 +154,7 @@ class LHASSelector(Selector):
         value = np.maximum(0.0, spent / total - 1.0 / clusters)[of_row] if total else np.zeros(len(of_row))
         top = history.top_gradient_direction()
         if top is not None:
-            _check_width(signals["grad_sketch"], top, "history")
+            check_width(signals["grad_sketch"], top, "history")
             value = value + np.square(cosine(signals["grad_sketch"], top), dtype=np.float64)
         return value
 
@@ -208,7 +214,7 @@ class _Distance:
 
     def __init__(self, embeddings: Float[np.ndarray, "n d"], history: History) -> None:
         if len(history.embeddings):
-            _check_width(embeddings, history.embeddings[0], "history")
+            check_width(embeddings, history.embeddings[0], "history")
         rows = np.ascontiguousarray(embeddings)
         self.table = Nearest(rows, mean_row(rows), history.embeddings if len(history.embeddings) else None)
         self.met = 0
@@ -240,11 +246,3 @@ class _ClusterCount:
 
     def add(self, picks: Int[np.ndarray, " b"]) -> None:
         np.add.at(self.counts, self.of_row[picks], 1.0)
-
-
-def _check_width(rows: Float[np.ndarray, "n d"], vector: Float[np.ndarray, " d"], what: str) -> None:
-    if rows.shape[1] != len(vector):
-        raise PluginError(
-            f"the candidates' vectors have width {rows.shape[1]} but those of {what} have {len(vector)}; "
-            "keep the sketch and embedding sizes fixed through a run."
-        )

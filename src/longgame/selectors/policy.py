@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import plugin_at_work
 from longgame.selectors.base import Selection, Selector
 from longgame.selectors.history import History
+from longgame.selectors.interventions.replay import Replay, Reserve
 from longgame.signals.base import Signals
 
 Scorer = Callable[[Pool, Sequence[str]], Signals]
@@ -32,6 +33,8 @@ class Round:
     selection: Selection
     signals: Signals
     """What the selector saw."""
+    costs: Int[np.ndarray, " k"]
+    """Tokens of each pick, in pick order."""
     gradients: Float[np.ndarray, "k d"] | None = None
     """Gradient sketches of the picks, where this round was measured for the diagnostics."""
 
@@ -52,9 +55,27 @@ class SelectionPolicy:
     measuring: float = 0.0
     """Seconds of this stage that went into gradients which only the diagnostics read."""
 
-    def begin_stage(self, rng: np.random.Generator) -> None:
-        """Forget the rounds of the last stage (not the history) and draw from ``rng`` from now on."""
+    def begin_stage(self, rng: np.random.Generator, reserve: Reserve | None = None) -> None:
+        """Forget the rounds of the last stage (not the history) and draw from ``rng`` from now on.
+
+        Args:
+            reserve: what may be replayed, for a selector that `replays`.
+        """
         self.rng, self.rounds, self.carry, self.measuring = rng, [], 0, 0.0
+        if isinstance(self.selector, Selector):
+            with plugin_at_work(self._who, "begin_stage()"):
+                self.selector.begin_stage()
+        if isinstance(self.selector, Replay) and reserve is not None:
+            self.selector.bring(reserve)
+
+    @property
+    def replays(self) -> bool:
+        """Whether a stage may learn from more than its own candidates."""
+        return isinstance(self.selector, Replay)
+
+    def learnable(self, pool: Pool) -> Pool:
+        """All that a stage with these candidates may learn: what is replayed stands behind them."""
+        return self.selector.learnable(pool) if isinstance(self.selector, Replay) else pool
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -63,23 +84,29 @@ class SelectionPolicy:
     def choose(self, pool: Pool, budget: int, score: Scorer) -> Selection:
         """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and remember it.
 
+        What is replayed comes on top of the candidates, in the same budget: the picks' rows may lie behind the pool's
+        (ids and costs tell what they are), and `learnable` holds them.
+
         Raises:
             PluginError: the selector raised an error, or returned something that is no Selection, rows outside the
                 pool, a row twice, or more than the budget; or the signals are not row-aligned with the pool.
         """
+        available = int(budget) + self.carry
+        if isinstance(self.selector, Replay):
+            pool = self.selector.offer(pool, available)
         signals = score(pool, self.required)
         if signals.ids != pool.ids:
             raise PluginError(
                 "the signals are not those of the candidates, row by row; return them in the pool's order."
             )
-        available = int(budget) + self.carry
         with plugin_at_work(self._who, "select()"):
             selection = self.selector.select(pool, signals, self.history, available, self.rng)
         self._check(pool, selection, available)
         self.carry = available - selection.tokens
         self.history.update(selection, pool, signals)
         gradients = self._gradients(pool, selection, signals, score)
-        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, signals, gradients))
+        costs = pool.tokens[selection.rows]
+        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, signals, costs, gradients))
         return selection
 
     def _gradients(

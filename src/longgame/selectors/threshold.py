@@ -62,12 +62,9 @@ def threshold_diverse(
         table.squared[:] = limit
         if table.others is not None and len(picks):
             table.lower(np.arange(len(rows)), table.others, np.arange(len(picks)))
-        near_kept = table.squared < limit
-        alike[block[near_kept]] = True
-        fresh = np.flatnonzero(~near_kept)
-        near = _pairs(table, rows, fresh, limit)
-        blocked = np.zeros(len(rows), dtype=bool)
-        for place in fresh.tolist():
+        blocked = table.squared < limit
+        near = _pairs(table, rows, np.flatnonzero(~blocked), limit)
+        for place in range(len(rows)):
             row = int(block[place])
             if tokens[row] > left:
                 continue
