@@ -83,17 +83,46 @@ class DataSpec(_Part):
     """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
 
 
+class ReplaySpec(_Part):
+    """Replay mixture: a share of each stage's budget for examples of earlier stages."""
+
+    share: float = Field(gt=0, lt=1)
+    source: Literal["pools", "selected"] = "pools"
+    """Uniformly from all candidates of earlier stages, or from what the selector selected of them."""
+
+
+def _replay(value: Any) -> Any:
+    """Accept a share beside the long form."""
+    return {"share": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class SelectorSpec(_Part):
-    """A selector by name, with its parameters."""
+    """A selector by name, with its parameters and the interventions around it."""
 
     name: str
     parameters: dict[str, Any] = {}
     label: str | None = None
-    """How it is called in tables (default: its name); needed when one selector stands twice."""
+    """How it is called in tables (default: its name and interventions); needed when one stands twice."""
+    replay: Annotated[ReplaySpec | None, BeforeValidator(_replay)] = None
+    min_cluster_share: float = Field(0.0, ge=0, lt=1)
+    """Least share of a stage's tokens for every skill cluster; 0: none."""
+    proxy_penalty: float = Field(0.0, ge=0)
+    """Weight of the penalty on candidates whose gradient opposes the future proxy's; 0: none."""
+    proxy_as_data: bool = False
+    """Learn the items of the future-proxy mixture, too, once a stage and in the same budget."""
 
     @property
     def key(self) -> str:
-        return self.label or self.name
+        return self.label or " + ".join([self.name, *self.interventions])
+
+    @property
+    def interventions(self) -> tuple[str, ...]:
+        """What stands around the selector, innermost first, in the words of tables."""
+        words = [f"proxy penalty {self.proxy_penalty:g}"] if self.proxy_penalty else []
+        words += [f"min cluster {100 * self.min_cluster_share:g}%"] if self.min_cluster_share else []
+        if self.replay is not None:
+            words.append(f"replay {100 * self.replay.share:g}%" + " selected" * (self.replay.source == "selected"))
+        return (*words, *(["proxy items"] if self.proxy_as_data else []))
 
 
 def _selector(value: Any) -> Any:
@@ -101,7 +130,7 @@ def _selector(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, dict) and "parameters" not in value:
-        known = {key: value[key] for key in ("name", "label") if key in value}
+        known = {key: item for key, item in value.items() if key in SelectorSpec.model_fields}
         return {**known, "parameters": {key: item for key, item in value.items() if key not in known}}
     return value
 

@@ -32,6 +32,9 @@ TEST_CASES = [
     ("lhas", {"normalise": "z", "refreshes": 1, "buffer_size": 5}),
     ("lhas", {"utility": "loss", "coverage": "cluster", "clusters": 5}),
     ("lhas", {"coverage_weight": 0, "future_weight": 0, "concentration_weight": 0}),
+    ("lhas", {"utility_weight": 0}),
+    ("lhas-adaptive", {}),
+    ("lhas-adaptive", {"utility": "loss", "smoothing": 0, "utility_weight": 0, "coverage": "cluster"}),
     (MY_SELECTOR, {}),
 ]
 

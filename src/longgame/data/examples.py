@@ -157,6 +157,34 @@ class Pool:
         """Prompt + response tokens of each example: what a selection spends."""
         return np.asarray(self.prompt_tokens) + np.asarray(self.response_tokens)
 
+    def __deepcopy__(self, memo: Any) -> Pool:
+        """The pool itself: nothing in it is ever written to."""
+        return self
+
+    def join(self, other: Pool) -> Pool:
+        """Return the pool of these candidates and, behind them, those of another pool of the same substrate.
+
+        Row-aligned arrays of ``info`` are joined too.
+
+        Raises:
+            DataError: an id stands in both, or the other pool lacks a row-aligned array of ``info``.
+        """
+        if not len(other):
+            return self
+        info = dict(self.info)
+        for key, value in self.info.items():
+            if isinstance(value, np.ndarray) and len(value) == len(self):
+                if key not in other.info:
+                    raise DataError(f"pools of two substrates cannot be joined: one of them has no '{key}'.")
+                info[key] = np.concatenate([value, other.info[key]])
+        return Pool(
+            self.examples + other.examples,
+            self.input_ids + other.input_ids,
+            np.concatenate([self.prompt_tokens, other.prompt_tokens]),
+            np.concatenate([self.response_tokens, other.response_tokens]),
+            info,
+        )
+
     def take(self, rows: Sequence[int] | Int[np.ndarray, " k"]) -> Pool:
         """Return the sub-pool of these rows, in this order; row-aligned arrays of ``info`` follow."""
         rows = np.asarray(rows, dtype=np.int64)

@@ -25,7 +25,7 @@ from longgame.protocol.substrate import make_learner, make_sequence, outline
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
 from longgame.protocol.trial import Trial, plan_trials
 from longgame.recipe import Recipe
-from longgame.selectors.base import build_selector
+from longgame.selectors.interventions import selector_of
 from longgame.signals.base import SIGNALS
 
 _PACKAGES = (
@@ -77,10 +77,10 @@ def check_plugins(recipe: Recipe) -> None:
     """Make every selector and scorer once, so that a wrong name or parameter is told before any work is done.
 
     Raises:
-        RecipeError, PluginError: as `build_selector` and `build_scorer`.
+        RecipeError, PluginError: as `selector_of` and `build_scorer`.
     """
     for spec in recipe.selectors:
-        build_selector(spec.name, spec.parameters)
+        selector_of(spec)
     for task in (*recipe.data.stages, *recipe.data.ood):
         for scorer in task.scorers:
             build_scorer(scorer)
@@ -152,7 +152,7 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
     """Within each seed the selectors that need gradients come first, so that workers end close together."""
 
     def cost(trial: Trial) -> int:
-        needs = build_selector(trial.selector.name, trial.selector.parameters).requires
+        needs = selector_of(trial.selector).requires
         kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS} | {"none"}
         return -max(("none", "forward", "backward").index(kind) for kind in kinds)
 

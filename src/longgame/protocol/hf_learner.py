@@ -108,6 +108,10 @@ class HFLearner:
             clusters=self.recipe.metrics.clusters,
             seed=stream_seed(self.seed, "clusters"),
         )
+        if items := [example for stage in sequence.stages for example in stage.proxy]:
+            proxy = self.pool(items)
+            column = self._kept(self.engine, proxy, ("embedding", "loss"), fingerprint)
+            frozen = frozen.extended(proxy, column["embedding"], column["loss"], quality_scores(proxy.examples))
         return frozen.to_arrays()
 
     def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:

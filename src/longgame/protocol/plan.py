@@ -23,6 +23,7 @@ from longgame.recipe import Recipe
 from longgame.seeding import generator
 from longgame.selectors.base import build_selector
 from longgame.selectors.history import History
+from longgame.selectors.interventions import selector_of
 from longgame.selectors.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS
 from longgame.training.base import Schedule
@@ -137,7 +138,7 @@ def estimate(recipe: Recipe, threads: int) -> Estimate:
     diagnosed = sum(stage_tokens) * recipe.budget * math.ceil(choices / recipe.metrics.gradient_every) / choices
     costs = []
     for spec in recipe.selectors:
-        needs = build_selector(spec.name, spec.parameters).requires
+        needs = selector_of(spec).requires
         kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS}
         kinds |= {"backward"} if set(needs) & set(CONTEXT) else set()
         rate = rates.backward if "backward" in kinds else rates.forward if "forward" in kinds else None

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from longgame.data.examples import Pool, StageData
+from longgame.data.examples import Pool, SequenceData, StageData
 from longgame.protocol.learner import Learner
+from longgame.protocol.reserve import reserve_of
 from longgame.recipe import Recipe
 from longgame.seeding import generator, stream_seed
 from longgame.selectors.base import build_selector
 from longgame.selectors.history import History
+from longgame.selectors.interventions import Reserve
 from longgame.selectors.policy import SelectionPolicy
 from longgame.training.base import Schedule, StepInfo, stage_order
 
@@ -38,7 +40,7 @@ def probe_pool(pool: Pool, recipe: Recipe, seed: int, stage: int) -> Pool:
 
 def run_probes(
     learner: Learner,
-    following: StageData,
+    sequence: SequenceData,
     stage: int,
     policy: SelectionPolicy,
     recipe: Recipe,
@@ -54,11 +56,14 @@ def run_probes(
         Tidy rows of kind ``curve``: points 0–100 at selected-token counts, per scorer and sub-skill, and their macro
         mean (sub-skill "").
     """
+    following = sequence.stages[stage]
     pool = probe_pool(learner.pool(following.candidates), recipe, seed, stage)
+    replayed = reserve_of(learner, sequence, stage + 1, pool, recipe, seed) if policy.replays else None
     rows: list[dict[str, Any]] = []
     for kind in recipe.probe.kinds:
+        chooser = _policy(kind, policy, seed, stage, replayed)
         with learner.fork() as fork:
-            rows += _curve(fork, pool, following, kind, _policy(kind, policy, seed, stage), recipe, seed, stage, notify)
+            rows += _curve(fork, pool, following, kind, chooser, recipe, seed, stage, notify)
     return rows
 
 
@@ -117,12 +122,12 @@ def _point(
     }
 
 
-def _policy(kind: str, policy: SelectionPolicy, seed: int, stage: int) -> SelectionPolicy:
+def _policy(kind: str, policy: SelectionPolicy, seed: int, stage: int, replayed: Reserve | None) -> SelectionPolicy:
     """The policy of a probe: uniform and common to all selectors, or a copy of the trial's own."""
     rng = generator(seed, "probe-select", stage)
     if kind == "common":
         return SelectionPolicy(build_selector("random"), History(), rng)
     own = copy.deepcopy(policy)
-    own.begin_stage(rng)
+    own.begin_stage(rng, replayed)
     own.gradient_every = 0
     return own

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from longgame.data.examples import Pool, SequenceData, StageData, Task
+from longgame.data.examples import Pool, SequenceData, Task
 from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.base import Score
 from longgame.metrics.diagnostics import (
@@ -34,12 +34,13 @@ from longgame.metrics.diagnostics import (
 )
 from longgame.protocol.learner import Learner
 from longgame.protocol.probes import run_probes
+from longgame.protocol.reserve import reserve_of
 from longgame.protocol.store import StageStore, read_arrays, read_json, records_table, write_arrays, write_table
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
 from longgame.seeding import generator, stream_seed
-from longgame.selectors.base import build_selector
 from longgame.selectors.history import History
+from longgame.selectors.interventions import selector_of
 from longgame.selectors.policy import SelectionPolicy
 from longgame.statefile import read_state, write_state
 from longgame.training.base import Schedule, StepInfo, TrainingReport
@@ -88,7 +89,7 @@ def run_trajectory(
     _same_origin(learner, sequence, shared)
     learner.use(sequence, read_arrays(shared.path("base") / "frozen.safetensors"))
     policy = SelectionPolicy(
-        build_selector(trial.selector.name, trial.selector.parameters),
+        selector_of(trial.selector),
         History(seed=stream_seed(trial.seed, "history")),
         generator(trial.seed, "select", 0),
         gradient_every=recipe.metrics.gradient_every,
@@ -175,7 +176,8 @@ def _stage(
         epochs=recipe.training.epochs,
         seed=stream_seed(trial.seed, "stage", number),
     )
-    policy.begin_stage(generator(trial.seed, "select", number))
+    reserve = reserve_of(learner, sequence, number, pool, recipe, trial.seed) if policy.replays else None
+    policy.begin_stage(generator(trial.seed, "select", number), reserve)
     report = learner.train(pool, policy, schedule, lambda info: tell("train", info))
     clock = time.perf_counter()
     notify(trial.name, number, "evaluate", 0, 1)
@@ -183,14 +185,14 @@ def _stage(
     tasks = sequence.tasks if last or recipe.data.ood_after == "every-stage" else [s.task for s in sequence.stages]
     rows = score_rows(learner.score(tasks), tasks, number)
     seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
-    rows += _diagnostics(learner, pool, policy, report, recipe)
+    learned = policy.learnable(pool)
+    rows += _diagnostics(learner, learned, policy, report, recipe)
     if not last:
         clock = time.perf_counter()
-        following: StageData = sequence.stages[number]
-        rows += run_probes(learner, following, number, policy, recipe, trial.seed, tell)
+        rows += run_probes(learner, sequence, number, policy, recipe, trial.seed, tell)
         seconds["probe"] = time.perf_counter() - clock
     rows += _costs(report, seconds, policy)
-    return rows, selection_table(pool, policy)
+    return rows, selection_table(learned, policy)
 
 
 def score_rows(scores: Sequence[Score], tasks: Sequence[Task], stage: int) -> list[dict[str, Any]]:

@@ -23,9 +23,7 @@ from longgame.signals.base import Signals
 
 
 class LHASSelector(Selector):
-    """s(x) = utility_weight·z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first.
-
-    Ties by id. The published form has utility_weight 1; the other weights are its λ, η and ρ.
+    """s(x) = z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first; ties by id.
 
     - u, ``utility``: the score of `UtilityDiversitySelector`, with a buffer of LHAS's own.
     - c, ``coverage``: what the selected history and the picks so far have not covered. ``distance``: L2 distance to
@@ -43,7 +41,7 @@ class LHASSelector(Selector):
         utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
         diversity_weight, buffer_size: those of `UtilityDiversitySelector`.
         coverage: ``distance`` or ``cluster``.
-        utility_weight: 1 in eq. 5; 0 drops the utility and its signals.
+        utility_weight: factor of z(u), 1 in eq. 5; 0 drops the utility and its signals.
         coverage_weight, future_weight, concentration_weight: λ, η, ρ of eq. 5.
         normalise: how z(·) puts the terms on one scale, over the candidates of the round: ``rank`` or ``z``.
         refreshes: coverage is evaluated anew whenever another 1/refreshes of the round's budget is spent (after every

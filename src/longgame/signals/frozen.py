@@ -98,6 +98,37 @@ class FrozenSignals:
         columns["cluster"] = cluster(ids, columns["embedding"], clusters, seed)
         return cls(ids, columns)
 
+    def extended(
+        self,
+        pool: Pool,
+        embedding: Float[np.ndarray, "n d"],
+        base_loss: Float[np.ndarray, " n"],
+        quality: Float[np.ndarray, " n"],
+    ) -> FrozenSignals:
+        """These signals and rows for examples that are no candidates (proxy items), without moving any cluster.
+
+        Their cluster is the one whose mean normalised embedding is nearest, their difficulty the percentile of
+        base_loss among all candidates. An example that is already known keeps its row.
+
+        Raises:
+            DataError: a column does not have one row per example of the pool.
+        """
+        fresh = np.asarray([row for row, name in enumerate(pool.ids) if name not in self._index], dtype=np.int64)
+        given = {"embedding": embedding, "base_loss": base_loss, "quality": quality}
+        for name, column in given.items():
+            if len(column) != len(pool):
+                raise DataError(f"'{name}' has {len(column)} rows for {len(pool)} examples; give one row for each.")
+        columns = {name: np.asarray(column)[fresh] for name, column in given.items()}
+        held, k = _unit(self._columns["embedding"]), int(self._columns["cluster"].max()) + 1
+        centres = np.stack([held[self._columns["cluster"] == number].mean(axis=0) for number in range(k)])
+        gaps = np.square(_unit(columns["embedding"])[:, None] - centres).sum(axis=2)
+        columns["cluster"] = gaps.argmin(axis=1)
+        losses = np.sort(self._columns["base_loss"])
+        left, right = (np.searchsorted(losses, columns["base_loss"], side=side) for side in ("left", "right"))
+        columns["difficulty"] = (left + right) / (2 * len(losses))
+        ids = (*self.ids, *(pool.ids[row] for row in fresh))
+        return FrozenSignals(ids, {name: np.concatenate([self._columns[name], columns[name]]) for name in COLUMNS})
+
     def lookup(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return these columns for the pool's examples, row-aligned (float32; ``cluster`` int64).
 
@@ -146,8 +177,7 @@ def cluster(
     With fewer distinct points (to 6 decimals) than ``clusters``, k is their number. A zero embedding stays zero.
     """
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    points = np.asarray(embeddings, dtype=np.float64)[order]
-    points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    points = _unit(np.asarray(embeddings)[order])
     k = min(int(clusters), len(np.unique(points.round(6), axis=0)))
     state = stream_seed(seed, "k-means") % 2**32
     method = MiniBatchKMeans if len(points) >= _MINI_BATCH_FROM else KMeans
@@ -161,3 +191,9 @@ def cluster(
     result = np.empty(len(ids), dtype=np.int64)
     result[order] = number[labels]
     return result
+
+
+def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows of length 1, in float64; a zero row stays zero."""
+    wide = np.asarray(rows, dtype=np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

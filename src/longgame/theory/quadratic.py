@@ -129,12 +129,16 @@ class QuadraticLearner:
         )
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
-        """Frozen columns of all candidates of the sequence, stage after stage, and a fingerprint of their ids."""
-        rows = self._candidate_rows(sequence)
+        """Frozen columns of all candidates of the sequence, stage after stage, and a fingerprint of their ids.
+
+        Behind them the proxy items, whose difficulty is their percentile among all candidates.
+        """
+        rows, candidates = self._frozen_rows(sequence)
         features = self.world.features[rows]
         loss = 0.5 * (features @ self.world.base - self.world.labels[rows]) ** 2
         sizes = np.cumsum([len(stage.candidates) for stage in sequence.stages])[:-1]
-        ranks = [(rankdata(part) - 0.5) / len(part) for part in np.split(loss, sizes)]
+        ranks = [(rankdata(part) - 0.5) / len(part) for part in np.split(loss[:candidates], sizes)]
+        ranks.append(np.searchsorted(np.sort(loss[:candidates]), loss[candidates:]) / candidates)
         return {
             "embedding": features.astype(np.float32),
             "base_loss": loss.astype(np.float32),
@@ -150,7 +154,7 @@ class QuadraticLearner:
         Raises:
             DataError: it was made for other candidates.
         """
-        rows = self._candidate_rows(sequence)
+        rows, _ = self._frozen_rows(sequence)
         missing = [name for name in (*_FROZEN, "fingerprint") if name not in frozen]
         if missing or not np.array_equal(frozen["fingerprint"], self._fingerprint(rows)):
             raise DataError(
@@ -162,8 +166,11 @@ class QuadraticLearner:
         place[rows] = np.arange(len(rows))
         self._frozen = {**{name: frozen[name] for name in _FROZEN}, "place": place}
 
-    def _candidate_rows(self, sequence: SequenceData) -> Int[np.ndarray, " n"]:
-        return self.world.rows([example.sample_id for stage in sequence.stages for example in stage.candidates])
+    def _frozen_rows(self, sequence: SequenceData) -> tuple[Int[np.ndarray, " n"], int]:
+        """World rows of all candidates and, behind them, of the proxy items; how many candidates there are."""
+        candidates = [example.sample_id for stage in sequence.stages for example in stage.candidates]
+        proxy = [example.sample_id for stage in sequence.stages for example in stage.proxy]
+        return self.world.rows([*candidates, *proxy]), len(candidates)
 
     def _fingerprint(self, rows: Int[np.ndarray, " n"]) -> np.ndarray:
         digest = hashlib.sha256(rows.tobytes() + self.world.labels[rows].tobytes()).digest()
@@ -250,7 +257,7 @@ class QuadraticLearner:
             epochs=schedule.epochs,
             seed=schedule.seed,
         )
-        candidates = _candidates(pool, schedule)
+        candidates, learnable = _candidates(pool, schedule), policy.learnable(pool)
         clock = time.perf_counter()
 
         def lap(part: str) -> None:
@@ -271,9 +278,9 @@ class QuadraticLearner:
                 self._proxy = None
             ids = feed.batch(step, candidates)
             lap("select")
-            rows = [pool.index[sample_id] for sample_id in ids]
-            a = pool.info["features"][rows]
-            residual = a @ self.theta - pool.info["label"][rows]
+            rows = [learnable.index[sample_id] for sample_id in ids]
+            a = learnable.info["features"][rows]
+            residual = a @ self.theta - learnable.info["label"][rows]
             losses[step] = 0.5 * float(np.mean(residual**2))
             gradient = residual @ a / len(rows)
             updates[step] = -rates[step] * (gradient + self.recipe.training.weight_decay * self.theta)

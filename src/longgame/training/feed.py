@@ -96,13 +96,13 @@ class SelectionFeed:
         selection = self.policy.choose(pool, self._grant(pool, entitled) - self.policy.carry, self.score)
         self.spent += selection.tokens
         self.seen += offered
-        costs = pool.tokens[selection.rows]
+        costs = self.policy.rounds[-1].costs
         picked = dict(zip(selection.ids, costs.tolist(), strict=True))
         if self.rounds == "step":
             self._costs = picked
             self._queue = [list(selection.ids)]
             return
-        self._taken |= picked
+        self._taken |= {sample_id: cost for sample_id, cost in picked.items() if sample_id in pool.index}
         self._costs |= picked
         dealt = deal(costs, last - first, self.epochs, generator(self.seed, "deal", number))
         self._queue = [[selection.ids[row] for row in rows] for rows in dealt]

@@ -170,6 +170,7 @@ class StageTrainer(SelectionMixin, Trainer):
         )
         self.updates = UpdateRecorder(trainable, schedule.steps, seed=schedule.seed)
         self._selection_whole = (pool, dict(pool.index))
+        self._learnable = policy.learnable(pool)
         self.remove_callback(PrinterCallback)
         shorten_walks(model, self._parameters)
         # train() begins by releasing what an accelerator holds, with a full garbage collection; this one is new.
@@ -215,10 +216,11 @@ class StageTrainer(SelectionMixin, Trainer):
         stream = self.selection_rounds == "step"
         self._picks = feed.batch(step, (lambda _: self.pool.take(rows)) if stream else self._selection_rest)
         self.seconds["select"] += time.perf_counter() - begun
-        picked = [self.pool.index[sample_id] for sample_id in self._picks]
+        pool = self._learnable
+        picked = [pool.index[sample_id] for sample_id in self._picks]
         batches = []
-        for part in split_micro(self.pool.tokens[picked].tolist(), parts):
-            batch = padded_batch(self.pool, [picked[i] for i in part] or picked[:1], self._pad)
+        for part in split_micro(pool.tokens[picked].tolist(), parts):
+            batch = padded_batch(pool, [picked[i] for i in part] or picked[:1], self._pad)
             if not part:
                 batch["labels"].fill_(-100)
             batches.append(batch)
