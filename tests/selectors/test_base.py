@@ -60,7 +60,7 @@ def test_ties_go_to_the_smaller_id_wherever_it_stands() -> None:
         ("diversity", {"method": "threshold", "threshold": 1.5}, "threshold is 1.5; give a cosine above −1, at most 1"),
         ("diversity", {"method": "threshold", "partitions": 2}, "partitions belongs to method: farthest-first"),
         ("diversity", {"method": "facility-location", "greedy": "eager"}, "greedy is 'eager'"),
-        ("diversity", {"device": "tpu"}, "device is 'tpu'. Allowed: cpu, cuda"),
+        ("diversity", {"device": "tpu"}, "device is 'tpu'. Did you mean 'cpu'? Allowed: cpu, cuda"),
         ("los", {}, "unknown selector 'los'. Did you mean 'loss'?"),
     ],
 )

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longgame.selectors import farthest, nearest, pairs
+from longgame import products
+from longgame.selectors import farthest, nearest
 from longgame.selectors.distance import squared_to
 from longgame.selectors.farthest import farthest_first, mean_row
 from longgame.selectors.pairs import Cloud, PairFilter, scale_of
@@ -70,8 +71,9 @@ def small_blocks(patch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
         (farthest, "_ACTIVE", int(rng.integers(1, 40))),
         (farthest, "_AHEAD", int(rng.integers(1, 9))),
         (farthest, "_PATIENCE", int(rng.integers(0, 3))),
-        (nearest, "_ROWS", {"cpu": int(rng.integers(1, 20))}),
-        (nearest, "_POINTS", {"cpu": int(rng.integers(1, 20))}),
+        (products._NumPy, "rows", int(rng.integers(1, 20))),
+        (products._on_torch("cpu"), "rows", int(rng.integers(1, 20))),
+        (products, "_SMALL", int(rng.choice([0, 1 << 21]))),
         (nearest, "_PREPARED", int(rng.integers(1, 30))),
         (nearest, "_FEW", int(rng.integers(0, 9))),
         (nearest, "_FAILURES", 1),
@@ -99,16 +101,17 @@ def test_picks_and_distances_are_those_of_the_textbook_loop_bit_for_bit(
     assert np.array_equal(found[1], distance)
 
 
-@pytest.mark.parametrize("level", [*pairs.levels(torch.device("cpu")), pairs._BFLOAT16])
+@pytest.mark.parametrize("level", [products.BFLOAT16, products.FLOAT32, products.FLOAT64])
 @pytest.mark.parametrize("shape", ["gaussian", "clusters", "shifted", "huge", "tiny"])
-def test_no_pair_below_its_limit_is_ever_excluded(level: pairs.Level, shape: str) -> None:
+def test_no_pair_below_its_limit_is_ever_excluded(level: products.Level, shape: str) -> None:
+    place = products._on_torch("cpu")
     for seed in range(30):
         rng = np.random.default_rng(seed)
         rows = cloud(shape, rng)
         scale, everything = scale_of(rows), np.arange(len(rows))
         both = Cloud(rows, mean_row(rows), scale)
-        used = PairFilter(rows.shape[1], rows.dtype, scale, torch.device("cpu"), level)
-        product = nearest.on_host(used.product(used.candidates(both, everything), used.picks(both, everything)))
+        used = PairFilter(rows.shape[1], rows.dtype, scale, place, level)
+        product = place.host(used.product(used.candidates(both, everything), used.picks(both, everything)))
         for column, point in enumerate(rows):
             distance = squared_to(rows, point)
             limit = np.nextafter(distance, np.float32(np.inf))  # the tightest limit that the pair is below
@@ -119,11 +122,12 @@ def test_no_pair_below_its_limit_is_ever_excluded(level: pairs.Level, shape: str
 def test_the_filter_excludes_nearly_all_pairs_of_a_gaussian_cloud() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((400, 384)).astype(np.float32)
+    place = products._on_torch("cpu")
     both, everything = Cloud(rows, mean_row(rows), 1.0), np.arange(400)
     near = np.array([np.sort(squared_to(rows, row))[1] for row in rows])
-    for level, most in ((pairs._BFLOAT16, 0.03), (pairs._FLOAT32, 0.003), (pairs._FLOAT64, 0.003)):
-        used = PairFilter(384, rows.dtype, 1.0, torch.device("cpu"), level)
-        product = nearest.on_host(used.product(used.candidates(both, everything), used.picks(both, everything)))
+    for level, most in ((products.BFLOAT16, 0.03), (products.FLOAT32, 0.003), (products.FLOAT64, 0.003)):
+        used = PairFilter(384, rows.dtype, 1.0, place, level)
+        product = place.host(used.product(used.candidates(both, everything), used.picks(both, everything)))
         kept = product >= used.thresholds(both.norms, near)[:, None]
         assert kept.sum() - 400 <= most * kept.size
 

@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
@@ -81,7 +80,7 @@ class DiversitySelector(Selector):
         self.greedy = choice(self.name, "greedy", "lazy" if greedy is None else greedy, ("lazy", "stochastic"))
         self.references = _REFERENCES if references is None else count(self.name, "references", references)
         self.threshold = _THRESHOLD if threshold is None else _cosine(threshold)
-        self.device = _device(device)
+        self.device = choice(self.name, "device", device, ("cpu", "cuda"))
         belongs = {
             "use_history": ("farthest-first", use_history or None),
             "partitions": ("farthest-first", partitions),
@@ -175,11 +174,3 @@ def _cosine(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1 < value <= 1 or math.isnan(value):
         raise RecipeError(f"selector 'diversity': threshold is {value!r}; give a cosine above −1, at most 1.")
     return float(value)
-
-
-def _device(value: Any) -> str:
-    if value == "cpu" or (value == "cuda" and torch.cuda.is_available()):
-        return str(value)
-    if value == "cuda":
-        raise RecipeError("selector 'diversity': device is 'cuda' but PyTorch sees no CUDA device here; use 'cpu'.")
-    raise RecipeError(f"selector 'diversity': device is {value!r}. Allowed: cpu, cuda.")

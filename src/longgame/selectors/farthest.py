@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from longgame.selectors.distance import squared_to
-from longgame.selectors.nearest import Nearest, on_host
+from longgame.selectors.nearest import Nearest
 
 _ACTIVE = 4096
 """Candidates among which picks are made before the rest is looked at again."""
@@ -26,7 +25,7 @@ def farthest_first(
     budget: int,
     known: Float[np.ndarray, "m d"] | None = None,
     rank: Int[np.ndarray, " n"] | None = None,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
     """Pick rows by farthest-first traversal (Gonzalez 1985) until no row fits into the budget.
 
@@ -53,7 +52,7 @@ def farthest_first(
         The rows in pick order, and for each row the distance that it was picked (or last considered) with.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float64 if embeddings.dtype == np.float64 else np.float32)
-    walk = _Walk(rows, np.asarray(tokens), int(budget), known, rank, torch.device(device))
+    walk = _Walk(rows, np.asarray(tokens), int(budget), known, rank, device)
     return walk.run()
 
 
@@ -83,7 +82,7 @@ class _Walk:
         budget: int,
         known: Float[np.ndarray, "m d"] | None,
         rank: Int[np.ndarray, " n"] | None,
-        device: torch.device,
+        device: str,
     ) -> None:
         n = len(rows)
         self.rows, self.tokens, self.left, self.rank = rows, tokens, budget, rank
@@ -246,5 +245,5 @@ class _Front:
         likely = np.argpartition(self.near, len(self.near) - count)[-count:]
         likely = np.unique(np.append(likely, place))
         right = self._filter.picks(self.table.cloud, self.active[likely])
-        self._products = on_host(self._filter.product(right, self._left))
+        self._products = self.table.products.host(self._filter.product(right, self._left))
         self._ahead = {int(row): number for number, row in enumerate(likely)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
-from longgame.selectors.pairs import Cloud, PairFilter, levels, scale_of
+from longgame.products import products_on
+from longgame.selectors.pairs import Cloud, PairFilter, scale_of
 
-_ROWS = {"cpu": 1024, "cuda": 8192}
-"""Rows of one product, by device."""
-_POINTS = {"cpu": 1024, "cuda": 8192}
 _PREPARED = 8192
 """Points that are held ready for products at once."""
 _CELLS = 4096
@@ -41,18 +40,18 @@ class Nearest:
         rows: Float[np.ndarray, "n d"],
         centre: Float[np.ndarray, " d"],
         others: Float[np.ndarray, "m d"] | None = None,
-        device: torch.device | str = "cpu",
+        device: str = "cpu",
     ) -> None:
         points = None if others is None else np.ascontiguousarray(others, dtype=rows.dtype)
         scale = scale_of(rows) if points is None else scale_of(rows, points)
-        self.device = torch.device(device)
+        self.products = products_on(device, rows.size)
         self.cloud = Cloud(rows, centre, scale)
         """The rows."""
         self.others = None if points is None else Cloud(points, centre, scale)
         self.squared = np.full(len(rows), np.inf, dtype=rows.dtype)
         """The distances; infinite before the first point."""
         width = rows.shape[1]
-        self.filters = [PairFilter(width, rows.dtype, scale, self.device, level) for level in levels(self.device)]
+        self.filters = [PairFilter(width, rows.dtype, scale, self.products, level) for level in self.products.levels]
         self.base = 0
         """The filter to begin with; finer ones stand behind it."""
         self._tried = self._failed = 0
@@ -74,10 +73,10 @@ class Nearest:
             since: how many of them each row has met before; fastest where rows stand in the order of it.
             until: how many of them each row meets (more than there are: all).
         """
-        height = _ROWS[self.device.type]
+        height = self.products.rows
         for begin in range(0, len(index), _PREPARED):
             piece = index[begin : begin + _PREPARED]
-            right: dict[int, torch.Tensor] = {}
+            right: dict[int, Any] = {}
             for start in range(0, len(rows), height):
                 part = slice(start, start + height)
                 if since is not None and since[part].min() >= begin + len(piece):
@@ -107,7 +106,7 @@ class Nearest:
         rows: Int[np.ndarray, " m"],
         cloud: Cloud,
         index: Int[np.ndarray, " p"],
-        right: torch.Tensor,
+        right: Any,
         valid: Int[np.ndarray, " m"] | None,
     ) -> bool:
         """`lower` for one block of rows; False if a finer precision would exclude more pairs."""
@@ -115,13 +114,13 @@ class Nearest:
         left = used.candidates(self.cloud, rows)
         norms = self.cloud.norms[rows]
         tau = used.thresholds(norms, self.squared[rows])
-        width = _POINTS[self.device.type]
+        width = self.products.rows
         for start in range(0, len(index), width):
             product = used.product(left, right[start : start + width])
-            hit = np.flatnonzero(on_host(product.amax(dim=1)) >= tau)
+            hit = np.flatnonzero(self.products.row_max(product) >= tau)
             if not len(hit):
                 continue
-            values = on_host(product if len(hit) == len(rows) else product[torch.from_numpy(hit).to(self.device)])
+            values = self.products.host(product, None if len(hit) == len(rows) else hit)
             if valid is not None:
                 values[np.arange(start, start + values.shape[1]) >= valid[hit, None]] = -np.inf
                 kept = values.max(axis=1) >= tau[hit]
@@ -131,7 +130,7 @@ class Nearest:
             tau[hit] = used.thresholds(norms[hit], self.squared[rows[hit]])
             values[np.arange(len(hit)), likely] = -np.inf
             at, column = np.nonzero(values >= tau[hit, None])
-            if len(at) > _FEW and len(at) * _TOO_MANY > product.numel() and place + 1 < len(self.filters):
+            if len(at) > _FEW and len(at) * _TOO_MANY > len(rows) * width and place + 1 < len(self.filters):
                 return False
             self._evaluate(rows[hit[at]], cloud, index[start + column])
             tau[hit] = used.thresholds(norms[hit], self.squared[rows[hit]])
@@ -144,8 +143,3 @@ class Nearest:
             difference = self.cloud.rows[part]
             np.subtract(difference, cloud.rows[index[start : start + _CELLS]], out=difference)
             np.minimum.at(self.squared, part, np.square(difference, out=difference).sum(axis=1))
-
-
-def on_host(values: torch.Tensor) -> np.ndarray:
-    """A tensor as a NumPy array; bfloat16 becomes float32."""
-    return (values.float() if values.dtype is torch.bfloat16 else values).cpu().numpy()

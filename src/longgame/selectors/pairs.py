@@ -8,59 +8,16 @@ precision the product runs in, on which device and with how many threads, can th
 
 from __future__ import annotations
 
-import functools
-import time
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
+from longgame.products import Level, Products
+
 _STEP = 2048
-_WORTH = 2.0
-"""How many times faster a bfloat16 product must be before it is used."""
 _UNSCALED = 2.0**30
 """Rows whose largest entry lies between this and its inverse are used as they are."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """A precision of the products."""
-
-    dtype: torch.dtype
-    rounding: float
-    """Largest relative error of a centred value in this precision."""
-    accumulation: float
-    """Relative error of one addition inside a product, with a margin for hardware that truncates."""
-
-
-_BFLOAT16 = Level(torch.bfloat16, 2.0**-8 + 2.0**-23, 2.0**-22)
-_FLOAT32 = Level(torch.float32, 2.0**-23, 2.0**-23)
-_FLOAT64 = Level(torch.float64, 2.0**-52, 2.0**-52)
-
-
-@functools.cache
-def levels(device: torch.device) -> tuple[Level, ...]:
-    """Precisions worth trying on this device, the fastest (and loosest) first.
-
-    bfloat16 where a short probe finds it at least twice as fast as float32, as only units that accumulate in float32
-    are; float32 unless PyTorch was told to compute such products in less (TF32, bfloat16).
-    """
-    close_to_one = torch.full((512,), 1.0 + 2.0**-12, device=device).diag()
-    found = (close_to_one @ close_to_one).diagonal()
-    single = [_FLOAT32] if bool((found == 1.0 + 2.0**-11).all()) else []
-    half = [_BFLOAT16] if _seconds(torch.bfloat16, device) * _WORTH < _seconds(torch.float32, device) else []
-    return (*half, *single, _FLOAT64)
-
-
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    square = torch.ones(512, 512, dtype=dtype, device=device)
-    best = np.inf
-    for _ in range(5):
-        begun = time.perf_counter()
-        (square @ square)[0, 0].item()
-        best = min(best, time.perf_counter() - begun)
-    return best
 
 
 class Cloud:
@@ -82,13 +39,13 @@ class Cloud:
     def _wide(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
         return rows.astype(np.float64) * self.scale - self.centre.astype(np.float64) * self.scale
 
-    def centred(self, index: Int[np.ndarray, " m"], dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
-        """Rows less the centre, on the CPU, correct to one rounding of float32 (of float64 where ``dtype`` is)."""
+    def put_centred(self, index: Int[np.ndarray, " m"], into: Float[np.ndarray, "m d"]) -> None:
+        """Rows less the centre, correct to one rounding of float32 (of float64 where that is given)."""
         block = self.rows[index]
-        if self.scale != 1.0 or dtype is torch.float64:
-            return torch.from_numpy(self._wide(block)).to(dtype)
-        np.subtract(block, self.centre, out=block)
-        return torch.from_numpy(block).to(dtype)
+        if self.scale != 1.0 or into.dtype == np.float64:
+            into[:] = self._wide(block)
+        else:
+            np.subtract(block, self.centre, out=into, casting="same_kind")
 
 
 def scale_of(*clouds: Float[np.ndarray, "n d"]) -> float:
@@ -119,12 +76,12 @@ class PairFilter:
         width: d.
         dtype: precision of the rows and of their direct differences.
         scale: of the clouds.
-        device: where products run.
+        products: where they run.
         level: their precision.
     """
 
-    def __init__(self, width: int, dtype: np.dtype, scale: float, device: torch.device, level: Level) -> None:
-        self.device, self.level = device, level
+    def __init__(self, width: int, dtype: np.dtype, scale: float, products: Products, level: Level) -> None:
+        self.products, self.level = products, level
         self._width, self._square = width, scale * scale
         limits = np.finfo(dtype)
         self._slope = 0.5 / (1.0 - min((width + 3) * float(limits.eps) / 2, 0.5))
@@ -133,46 +90,51 @@ class PairFilter:
         kappa = (1 + level.rounding) ** 2 * (1 + gamma) - 1 + 1.02 * gamma + width * 2.0**-51
         self._norm_share = 0.5 * (1.0 - min(kappa, 1.0))
 
-    def candidates(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> torch.Tensor:
+    def candidates(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> Any:
         """Left side of a product, [m, d + 3]: centred rows and three ones."""
         block = self._block(cloud, index)
         block[:, self._width :] = 1.0
-        return block
+        return self.products.put(block, self.level)
 
-    def picks(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> torch.Tensor:
-        """Right side of a product, [m, d + 3]: centred rows, then −β in as many parts as its precision needs."""
+    def picks(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> Any:
+        """Right side of a product, [m, d + 3]: centred rows, then −β in three parts that bfloat16 holds exactly."""
         block = self._block(cloud, index)
-        rest = torch.from_numpy(-self._down(self._norm_share * cloud.norms[index])).to(self.device)
+        rest = -self._down(self._norm_share * cloud.norms[index])
         for column in range(self._width, self._width + 3):
-            block[:, column] = rest
-            rest = rest - block[:, column].double()
+            block[:, column] = rest if self.level.name != "bfloat16" else _cut(rest)
+            rest = rest - block[:, column]
+        return self.products.put(block, self.level)
+
+    def _block(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> np.ndarray:
+        dtype = np.float64 if self.level.name == "float64" else np.float32
+        block = np.empty((len(index), self._width + 3), dtype=dtype)
+        cloud.put_centred(index, block[:, : self._width])
         return block
 
-    def _block(self, cloud: Cloud, index: Int[np.ndarray, " m"]) -> torch.Tensor:
-        block = torch.empty(len(index), self._width + 3, dtype=self.level.dtype, device=self.device)
-        block[:, : self._width] = cloud.centred(index, self.level.dtype).to(self.device)
-        return block
-
-    def product(self, left: torch.Tensor, right: torch.Tensor) -> Float[torch.Tensor, "m p"]:
+    def product(self, left: Any, right: Any) -> Any:
         """ŝ − β of every pair."""
-        if self.level.dtype is torch.bfloat16 and self.device.type == "cuda":
-            return torch.mm(left, right.T, out_dtype=torch.float32)
-        return left @ right.T
+        return self.products.product(left, right)
 
     def thresholds(self, norms: Float[np.ndarray, " m"], limit: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
         """τ: a pair whose product is below it is at least ``limit`` (a squared distance) apart; ∞ where that is 0."""
         wide = limit.astype(np.float64)
         tau = self._down(self._norm_share * norms - self._slope * (wide * self._square + self._tiny))
-        if self.level.dtype is torch.bfloat16:
-            bits = tau.astype(np.float32).view(np.int32)
-            bits = np.where(bits < 0, bits + 0xFFFF, bits) & np.int32(-0x10000)
-            tau = bits.view(np.float32)
+        if self.level.name == "bfloat16":
+            tau = -_cut(-tau, up=True)
         tau[wide <= 0] = np.inf
         return tau
 
     def _down(self, values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
         """Values moved down by more than the error of their formula, to numbers that the product's precision holds."""
-        if self.level.dtype is torch.float64:
+        if self.level.name == "float64":
             return values - np.abs(values) * 2.0**-48
         lower = (values - np.abs(values) * 2.0**-40).astype(np.float32)
         return np.nextafter(lower, np.float32(-np.inf)).astype(np.float64)
+
+
+def _cut(values: Float[np.ndarray, " m"], up: bool = False) -> Float[np.ndarray, " m"]:
+    """The upper half of float32 numbers, which is a bfloat16: towards zero, or (``up``) the next above or equal."""
+    bits = values.astype(np.float32).view(np.int32)
+    if up:
+        bits = np.where(bits >= 0, bits + 0xFFFF, bits)
+    return (bits & np.int32(-0x10000)).view(np.float32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from longgame.errors import BudgetError
@@ -41,7 +40,7 @@ def farthest_first_partitioned(
     share: float = 4.0,
     known: Float[np.ndarray, "m d"] | None = None,
     rank: Int[np.ndarray, " n"] | None = None,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
 ) -> Partitioned:
     """Farthest-first within each part of the candidates, then over the union of what the parts picked (a core-set).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from longgame.selectors.nearest import Nearest, on_host
+from longgame.selectors.nearest import Nearest
 
 _BLOCK = 1024
 _CELLS = 4096
@@ -85,7 +85,8 @@ def _pairs(
 ) -> dict[int, list[int]]:
     """For each of these places the later ones that are nearer than the limit."""
     used = table.filters[table.base]
-    product = on_host(used.product(used.candidates(table.cloud, places), used.picks(table.cloud, places)))
+    left, right = used.candidates(table.cloud, places), used.picks(table.cloud, places)
+    product = table.products.host(used.product(left, right))
     tau = used.thresholds(table.cloud.norms[places], np.full(len(places), limit))
     first, second = np.nonzero(np.triu(product >= tau[:, None], 1))
     found: dict[int, list[int]] = {}

@@ -1,0 +1,144 @@
+"""Matrix products in several precisions on the CPU or a GPU, for code that knows how far each may be off."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+_SMALL = 1 << 21
+"""Matrices of fewer numbers are multiplied by NumPy, on the CPU: PyTorch is not loaded for them."""
+_WORTH = 2.0
+"""How many times faster a bfloat16 product must be before it is used."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A precision of the products."""
+
+    name: str
+    """``bfloat16``, ``float32`` or ``float64``."""
+    rounding: float
+    """Largest relative error of a difference of two float32 (float64) values in this precision."""
+    accumulation: float
+    """Relative error of one addition inside a product, with a margin for hardware that truncates."""
+
+
+BFLOAT16 = Level("bfloat16", 2.0**-8 + 2.0**-23, 2.0**-22)
+FLOAT32 = Level("float32", 2.0**-23, 2.0**-23)
+FLOAT64 = Level("float64", 2.0**-52, 2.0**-52)
+
+
+class Products(Protocol):
+    """Where products run; matrices are its own objects, made by `put`."""
+
+    levels: tuple[Level, ...]
+    """Precisions worth trying, the fastest (and loosest) first."""
+    rows: int
+    """Good number of rows of a left side, and of a right side."""
+
+    def put(self, values: Float[np.ndarray, "m w"], level: Level) -> Any:
+        """Values rounded to a precision."""
+        ...
+
+    def product(self, left: Any, right: Any) -> Any:
+        """left · rightᵀ, rounded to the precision of its sides or finer."""
+        ...
+
+    def row_max(self, product: Any) -> Float[np.ndarray, " m"]:
+        """Largest value of each row."""
+        ...
+
+    def host(self, product: Any, rows: Int[np.ndarray, " k"] | None = None) -> Float[np.ndarray, "k p"]:
+        """These rows (or all) as a NumPy array that may be written."""
+        ...
+
+
+def products_on(device: str, size: int) -> Products:
+    """Where to multiply matrices of ``size`` numbers: a ``cuda`` device, or on the CPU whatever is fastest.
+
+    Raises:
+        RecipeError: the device is neither, or PyTorch sees no such device.
+    """
+    if device == "cpu":
+        return _NumPy() if size < _SMALL else _on_torch("cpu")
+    if device.partition(":")[0] != "cuda":
+        raise RecipeError(f"device is {device!r}. Allowed: cpu, cuda.")
+    return _on_torch(device)
+
+
+class _NumPy:
+    levels: tuple[Level, ...] = (FLOAT32, FLOAT64)
+    rows: int = 1024
+
+    def put(self, values: Float[np.ndarray, "m w"], level: Level) -> np.ndarray:
+        return np.asarray(values, dtype=level.name)
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return left @ right.T
+
+    def row_max(self, product: np.ndarray) -> np.ndarray:
+        return product.max(axis=1)
+
+    def host(self, product: np.ndarray, rows: Int[np.ndarray, " k"] | None = None) -> np.ndarray:
+        return product if rows is None else product[rows]
+
+
+@functools.cache
+def _on_torch(device: str) -> Products:
+    return _Torch(device)
+
+
+class _Torch:
+    """bfloat16 where a short probe finds it at least twice as fast as float32, as only units that accumulate in float32
+    are; float32 unless PyTorch was told to compute such products in less (TF32, bfloat16).
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._torch = torch
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise RecipeError(f"device is {device!r} but PyTorch sees no CUDA device here; use 'cpu'.")
+        self._types = {level.name: getattr(torch, level.name) for level in (BFLOAT16, FLOAT32, FLOAT64)}
+        self.rows = 1024 if self.device.type == "cpu" else 8192
+        close_to_one = torch.full((512,), 1.0 + 2.0**-12, device=self.device).diag()
+        found = (close_to_one @ close_to_one).diagonal()
+        single = (FLOAT32,) if bool((found == 1.0 + 2.0**-11).all()) else ()
+        half = (BFLOAT16,) if self._seconds(BFLOAT16) * _WORTH < self._seconds(FLOAT32) else ()
+        self.levels = (*half, *single, FLOAT64)
+
+    def _seconds(self, level: Level) -> float:
+        square = self._torch.ones(512, 512, dtype=self._types[level.name], device=self.device)
+        best = np.inf
+        for _ in range(5):
+            begun = time.perf_counter()
+            (square @ square)[0, 0].item()
+            best = min(best, time.perf_counter() - begun)
+        return best
+
+    def put(self, values: Float[np.ndarray, "m w"], level: Level) -> torch.Tensor:
+        return self._torch.from_numpy(values).to(self.device).to(self._types[level.name])
+
+    def product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype is self._torch.bfloat16 and self.device.type == "cuda":  # else sums may be split in bfloat16
+            return self._torch.mm(left, right.T, out_dtype=self._torch.float32)
+        return left @ right.T
+
+    def row_max(self, product: torch.Tensor) -> np.ndarray:
+        return self.host(product.amax(dim=1))
+
+    def host(self, product: torch.Tensor, rows: Int[np.ndarray, " k"] | None = None) -> np.ndarray:
+        if rows is not None:
+            product = product[self._torch.from_numpy(rows).to(self.device)]
+        return (product.float() if product.dtype is self._torch.bfloat16 else product).cpu().numpy()
