@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from longgame.axes import AxesSpec, Rounds, Share
+from longgame.axes import Part as _Part
 from longgame.errors import RecipeError, did_you_mean
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class LoraSpec(_Part):
@@ -29,6 +27,8 @@ class ModelSpec(_Part):
 
     name: str = "tiny"
     """`tiny`, `smollm2-135m`, `quadratic`, a Hugging Face id, or a directory."""
+    per_seed: tuple[str, ...] = ()
+    """Base models in turn, instead of `name`: seed s starts from the (s mod n)-th of n."""
     adaptation: Literal["lora", "full"] = "lora"
     lora: LoraSpec = LoraSpec()
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -60,6 +60,8 @@ class DataSpec(_Part):
     ] = "procedural-skill"
     stages: tuple[RealTask, ...] = ()
     """Stages of `sequence: files` or `procedural`, in order."""
+    order: tuple[str, ...] = ()
+    """Names of all stages in the order in which they are walked; empty: as the sequence has them."""
     ood: tuple[RealTask, ...] = ()
     """OOD sets of `sequence: files` (only `eval` is read)."""
     data_dir: str | None = None
@@ -100,7 +102,7 @@ class SelectorSpec(_Part):
     """A selector by name, with its parameters and the interventions around it."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     label: str | None = None
     """How it is called in tables (default: its name and interventions); needed when one stands twice."""
     replay: Annotated[ReplaySpec | None, BeforeValidator(_replay)] = None
@@ -199,9 +201,10 @@ class Recipe(_Part):
     data: DataSpec = DataSpec()
     selectors: tuple[Annotated[SelectorSpec, BeforeValidator(_selector)], ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    budget: float = Field(0.25, gt=0, le=1)
+    budget: Share = 0.25
     """Share of each pool's tokens that a selector may spend."""
-    rounds: Literal["step"] | Annotated[int, Field(ge=1)] = "step"
+    rounds: Rounds = "step"
+    axes: AxesSpec = AxesSpec()
     training: TrainingSpec = TrainingSpec()
     probe: ProbeSpec = ProbeSpec()
     proxy: ProxySpec = ProxySpec()
@@ -215,13 +218,14 @@ class Recipe(_Part):
             raise ValueError(f"selector {', '.join(twice)} stands twice; give each its own `label`")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} repeat; each seed is one replication")
-        if isinstance(self.rounds, int) and self.rounds > self.training.steps:
-            raise ValueError(f"rounds is {self.rounds} but there are only {self.training.steps} steps per stage")
-        if self.rounds == "step" and self.training.epochs > 1:
-            raise ValueError(
-                f"training.epochs is {self.training.epochs} but rounds is 'step', which passes once over each step's "
-                "picks; set training.epochs: 1, or a number of rounds"
-            )
+        for rounds in (self.rounds, *self.axes.rounds):
+            if rounds != "step" and rounds > self.training.steps:
+                raise ValueError(f"rounds is {rounds} but there are only {self.training.steps} steps per stage")
+            if rounds == "step" and self.training.epochs > 1:
+                raise ValueError(
+                    f"training.epochs is {self.training.epochs} but rounds is 'step', which passes once over each "
+                    "step's picks; set training.epochs: 1, or a number of rounds"
+                )
         if self.data.pool_size < self.training.steps:
             raise ValueError(
                 f"data.pool_size is {self.data.pool_size}, fewer than one candidate for each of "
@@ -232,7 +236,19 @@ class Recipe(_Part):
         self._check_stages()
         if (self.model.name == "quadratic") != (self.data.sequence == "quadratic"):
             raise ValueError("model.name: quadratic and data.sequence: quadratic belong together")
+        if self.model.name == "quadratic" and (self.axes.adaptation or self.model.per_seed):
+            raise ValueError(
+                "the quadratic world has no adapter and no base model; leave out axes.adaptation and per_seed"
+            )
         return self
+
+    def for_seed(self, seed: int) -> Recipe:
+        """The recipe with the base model that this seed starts from."""
+        bases = self.model.per_seed
+        if not bases:
+            return self
+        model = self.model.model_copy(update={"name": bases[seed % len(bases)], "per_seed": ()})
+        return self.model_copy(update={"model": model})
 
     def _check_stages(self) -> None:
         sequence, stages = self.data.sequence, self.data.stages

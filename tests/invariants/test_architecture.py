@@ -11,7 +11,7 @@ import longgame
 
 ROOT = Path(longgame.__file__).parent
 ORDER = ["recipe", "data", "signals", "selectors", "training", "evaluation", "metrics", "report"]
-COMMON = {"errors", "durable", "seeding", "registry", "statefile", "models", "hub"}
+COMMON = {"axes", "errors", "durable", "seeding", "registry", "statefile", "models", "hub", "products"}
 
 
 def imported_rooms(path):
@@ -37,7 +37,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
 
 
 def test_common_modules_import_no_room():
-    for name in ("errors", "durable", "seeding", "registry", "statefile"):
+    for name in ("axes", "errors", "durable", "seeding", "registry", "statefile", "products"):
         assert set(imported_rooms(ROOT / f"{name}.py")) <= COMMON
 
 

@@ -47,7 +47,8 @@ class StopHereError(Exception):
 
 def numbers(frame):
     """The measurements without wall-clock."""
-    return frame[frame.unit != "s"].reset_index(drop=True)
+    frame = frame[frame.unit != "s"].reset_index(drop=True)
+    return frame.astype({name: "string" for name in frame if frame[name].dtype == "category"})
 
 
 def walk(rec, folder, selector="loss", seed=0, notify=lambda *_: None):
@@ -152,7 +153,7 @@ def test_a_finished_audit_is_printed_again_without_training(tmp_path, monkeypatc
     small = recipe(selectors=["random", "loss"], seeds=[0])
     first = run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
     monkeypatch.setattr("longgame.theory.quadratic.QuadraticLearner.train", None)
-    monkeypatch.setattr("longgame.protocol.audit.build_selector", None)
+    monkeypatch.setattr("longgame.protocol.audit.selector_of", None)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*")}
     again = run_audit(small, tmp_path / "q", workers=1, threads=4, display=Silent())
     pd.testing.assert_frame_equal(first.results, again.results)

@@ -6,24 +6,35 @@ import fcntl
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from longgame.errors import ResumeError, StorageError
 from longgame.evaluation.base import build_scorer
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
 from longgame.protocol.sessions import Display, SessionClock
-from longgame.protocol.store import LOCK, RunDirectory, read_json, storage_errors, table_bytes, write_file, write_json
-from longgame.protocol.substrate import make_learner, make_sequence, outline
+from longgame.protocol.store import (
+    LOCK,
+    RECIPE,
+    RunDirectory,
+    read_json,
+    storage_errors,
+    table_bytes,
+    write_file,
+    write_json,
+)
+from longgame.protocol.substrate import make_learner, outline, sequence_of
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
-from longgame.protocol.trial import Trial, plan_trials
+from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
 from longgame.selectors.interventions import selector_of
 from longgame.signals.base import SIGNALS
@@ -41,6 +52,10 @@ _PACKAGES = (
 )
 
 
+_WORTH_A_PROCESS = 64
+"""Trials of the closed-form world from which starting workers pays."""
+
+
 @dataclass(frozen=True)
 class AuditResult:
     """What a finished audit gives: everything a table or a page is made from."""
@@ -51,26 +66,50 @@ class AuditResult:
     environment: dict[str, Any]
 
 
-def seed_job(folder: str, data_dir: str | None, seed: int, notify: Notify) -> None:
-    """Worker function: the shared work of one seed, with the data from where it lies now."""
-    run = RunDirectory.open(Path(folder))
-    store = run.seed_store(seed)
-    if store.has("base"):
-        return
-    notify(f"seed {seed}", 0, "data", 0, 1)
-    sequence = make_sequence(_with_data(run.recipe, data_dir).model_dump_json(), seed)
-    notify(f"seed {seed}", 0, "frozen pass", 0, 1)
-    prepare_seed(seed, make_learner(run.recipe, seed), sequence, store)
+def seed_job(folder: str, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
+    """Worker function: the shared work of one seed (for a condition), with the data from where it lies now."""
+    path = Path(folder) / RECIPE
+    _seed_work(_opened(folder, path.stat().st_mtime_ns), data_dir, seed, condition, notify)
 
 
 def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
     """Worker function: one trial from where it stands to its end, with the data from where it lies now."""
-    run = RunDirectory.open(Path(folder))
-    sequence = make_sequence(_with_data(run.recipe, data_dir).model_dump_json(), trial.seed)
-    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed)
-    learner = make_learner(run.recipe, trial.seed)
+    path = Path(folder) / RECIPE
+    _trial_work(_opened(folder, path.stat().st_mtime_ns), data_dir, trial, keep_models, notify)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str, _changed: int) -> RunDirectory:
+    """The run, read once per process and version of its recipe."""
+    return RunDirectory.open(Path(folder))
+
+
+def _seed_work(run: RunDirectory, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
+    store = run.seed_store(seed, condition)
+    if store.has("base"):
+        return
+    recipe = run.conditions[condition].base_recipe
+    notify(store.folder.name, 0, "data", 0, 1)
+    sequence = sequence_of(_with_data(recipe, data_dir), seed)
+    notify(store.folder.name, 0, "frozen pass", 0, 1)
+    prepare_seed(seed, make_learner(recipe, seed), sequence, store)
+
+
+def _trial_work(run: RunDirectory, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
+    condition = run.conditions[trial.condition]
+    recipe = condition.recipe
+    sequence = sequence_of(_with_data(recipe, data_dir), trial.seed)
+    prepared = sequence_of(_with_data(condition.base_recipe, data_dir), trial.seed)
+    learner = make_learner(recipe, trial.seed)
     settle_garbage()
-    run_trajectory(trial, run.recipe, learner, sequence, run.seed_store(trial.seed), store, notify, keep_models)
+    shared = run.seed_store(trial.seed, trial.condition)
+    with _told_as_error(recipe):
+        run_trajectory(trial, recipe, learner, sequence, shared, run.store_of(trial), notify, keep_models, prepared)
+
+
+def _told_as_error(recipe: Recipe) -> AbstractContextManager[object]:
+    """In the closed-form world a walk that diverges is told as NumericalError; NumPy's warnings add nothing."""
+    return np.errstate(over="ignore", invalid="ignore") if recipe.model.name == "quadratic" else nullcontext()
 
 
 def check_plugins(recipe: Recipe) -> None:
@@ -98,53 +137,70 @@ def run_audit(
     with _only_one(folder, recipe):
         run = RunDirectory.create(folder, recipe)
         stages = len(outline(run.recipe).stages)
-        trials = [trial for trial in plan_trials(run.recipe) if not _is_done(run, trial, stages)]
-        seeds = [seed for seed in run.recipe.seeds if not run.seed_store(seed).has("base")]
-        if seeds or trials:
+        trials = [trial for trial in run.trials if not _is_done(run, trial, stages)]
+        bases = _missing_bases(run, trials)
+        if bases or trials:
             check_plugins(recipe)
-            environment = _environment(run, workers, threads)
-            clock = SessionClock(display, folder / "environment.json", environment)
-            _run(run, recipe.data.data_dir, seeds, trials, workers, threads, clock, stages, keep_models)
+            clock = SessionClock(display, folder / "environment.json", _environment(run, workers, threads))
+            if run.recipe.model.name == "quadratic" and (workers == 1 or len(trials) < _WORTH_A_PROCESS):
+                _run_here(run, bases, trials, clock, stages, threads)
+            else:
+                jobs = _jobs(run, recipe.data.data_dir, bases, trials, keep_models)
+                clock.begin("trials and what they share", [job.name for job in jobs], stages)
+                run_local(jobs, workers, threads, clock.progress, clock.finished)
             clock.note()
         return finish(run)
 
 
-def _run(
+def _missing_bases(run: RunDirectory, trials: list[Trial]) -> dict[str, tuple[int, str]]:
+    """Shared work that is not done yet and that some trial waits for: folder name → (seed, a condition it is for)."""
+    found: dict[str, tuple[int, str]] = {}
+    for trial in trials:
+        store = run.seed_store(trial.seed, trial.condition)
+        if store.folder.name not in found and not store.has("base"):
+            found[store.folder.name] = (trial.seed, trial.condition)
+    return found
+
+
+def _jobs(
     run: RunDirectory,
     data_dir: str | None,
-    seeds: list[int],
+    bases: Mapping[str, tuple[int, str]],
     trials: list[Trial],
-    workers: int,
-    threads: int,
-    display: Display,
-    stages: int,
     keep_models: bool,
-) -> None:
-    if run.recipe.model.name == "quadratic":
-        _run_here(run, seeds, trials, display, stages)
-        return
+) -> list[Job]:
+    """Seed by seed: shared work, then the trials that wait for it."""
     folder = str(run.folder.resolve())
-    jobs = [Job(f"seed {seed}", seed_job, (folder, data_dir, seed)) for seed in seeds]
-    display.begin("shared work of each seed", [job.name for job in jobs], 0)
-    run_local(jobs, workers, threads, display.progress, display.finished)
-    jobs = [Job(trial.name, trial_job, (folder, data_dir, trial, keep_models)) for trial in _costly_first(trials)]
-    display.begin("trials", [job.name for job in jobs], stages)
-    run_local(jobs, workers, threads, display.progress, display.finished)
+    jobs: list[Job] = []
+    begun: set[str] = set()
+    for trial in _costly_first(trials):
+        base = run.seed_store(trial.seed, trial.condition).folder.name
+        if base in bases and base not in begun:
+            begun.add(base)
+            jobs.append(Job(base, seed_job, (folder, data_dir, *bases[base])))
+        jobs.append(Job(trial.name, trial_job, (folder, data_dir, trial, keep_models), after=base))
+    return jobs
 
 
 def _with_data(recipe: Recipe, data_dir: str | None) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": data_dir})})
 
 
-def _run_here(run: RunDirectory, seeds: list[int], trials: list[Trial], display: Display, stages: int) -> None:
-    """The closed-form world needs no processes: a trial takes milliseconds."""
-    folder = str(run.folder)
-    with np.errstate(over="ignore", invalid="ignore"):  # a walk that diverges is told as NumericalError
-        for seed in seeds:
-            seed_job(folder, None, seed, display.progress)
+def _run_here(
+    run: RunDirectory,
+    bases: Mapping[str, tuple[int, str]],
+    trials: list[Trial],
+    display: Display,
+    stages: int,
+    threads: int,
+) -> None:
+    """A few trials of the closed-form world need no processes: each takes a fraction of a second."""
+    with threadpool_limits(limits=threads):
+        for seed, condition in bases.values():
+            _seed_work(run, None, seed, condition, display.progress)
         display.begin("trials", [trial.name for trial in trials], stages)
         for trial in trials:
-            trial_job(folder, None, trial, False, display.progress)
+            _trial_work(run, None, trial, False, display.progress)
             display.finished(trial.name)
 
 
@@ -156,13 +212,13 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
         kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS} | {"none"}
         return -max(("none", "forward", "backward").index(kind) for kind in kinds)
 
-    seeds = list(dict.fromkeys(trial.seed for trial in trials))
-    return sorted(trials, key=lambda trial: (seeds.index(trial.seed), cost(trial)))
+    place = {seed: place for place, seed in enumerate(dict.fromkeys(trial.seed for trial in trials))}
+    costs = {trial.selector.key: cost(trial) for trial in trials}
+    return sorted(trials, key=lambda trial: (place[trial.seed], costs[trial.selector.key]))
 
 
 def _is_done(run: RunDirectory, trial: Trial, stages: int) -> bool:
-    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed)
-    return store.finished_stages(stages) == stages
+    return run.store_of(trial).finished_stages(stages) == stages
 
 
 @contextmanager
@@ -240,7 +296,7 @@ def finish(run: RunDirectory) -> AuditResult:
     recipe = run.recipe
     plan = outline(recipe)
     stages = len(plan.stages)
-    missing = [trial.name for trial in plan_trials(recipe) if not _is_done(run, trial, stages)]
+    missing = [trial.name for trial in run.trials if not _is_done(run, trial, stages)]
     if missing:
         raise ResumeError(
             f"{run.folder} is not finished ({len(missing)} trials left: {', '.join(missing[:5])}…). "

@@ -32,6 +32,8 @@ class Job:
     name: str
     function: Callable[..., None]
     arguments: tuple[Any, ...]
+    after: str = ""
+    """Name of a job that has to be done before this one begins; one that is not to be run counts as done."""
 
 
 class WorkerError(LonggameError):
@@ -125,8 +127,8 @@ def run_local(
 ) -> None:
     """Run the jobs, at most ``workers`` at a time, each in a process with ``threads`` threads.
 
-    The first error stops everything; what jobs have made durable stays. With KeyboardInterrupt the workers are ended
-    before it goes on to the caller.
+    A free worker takes the first job of the list that waits for no other. The first error stops everything; what jobs
+    have made durable stays. With KeyboardInterrupt the workers are ended before it goes on to the caller.
 
     Raises:
         LonggameError: what a job raised.
@@ -136,12 +138,9 @@ def run_local(
         return
     context = multiprocessing.get_context("spawn")
     todo, events = context.Queue(), context.Queue()
-    for job in jobs:
-        todo.put(job)
-    count = min(workers, len(jobs))
-    for _ in range(count):
-        todo.put(None)
-    left = {job.name for job in jobs}
+    waiting = {job.name: job for job in jobs}
+    left = set(waiting)
+    free = count = min(workers, len(jobs))
     processes: list[Any] = []
     try:
         with _threads_for_children(threads), _interrupts_for_parent_alone():
@@ -149,6 +148,7 @@ def run_local(
                 processes.append(context.Process(target=_work, args=(todo, events), daemon=True))
                 processes[-1].start()
         while left:
+            free -= _hand_out(waiting, left, free, todo)
             try:
                 kind, name, *rest = events.get(timeout=0.5)
             except queue.Empty:
@@ -158,17 +158,28 @@ def run_local(
                 notify(name, *rest)
             elif kind == "done":
                 left.discard(name)
+                free += 1
                 finished(name)
             elif kind == "error":
                 raise rest[0]
             elif kind == "crash":
                 raise WorkerError(f"{name} met an unforeseen error; finished stages are safe.\n{rest[0]}")
+        for _ in range(count):
+            todo.put(None)
     finally:
         started = [process for process in processes if process.pid is not None]
         for process in started if left else ():
             process.kill()
         for process in started:
             process.join()
+
+
+def _hand_out(waiting: dict[str, Job], left: set[str], free: int, todo: Any) -> int:
+    """Give free workers the first jobs that wait for none of those left; return how many were given."""
+    ready = [job for job in waiting.values() if job.after not in left][:free]
+    for job in ready:
+        todo.put(waiting.pop(job.name))
+    return len(ready)
 
 
 def _check_alive(processes: Sequence[Any], left: set[str]) -> None:

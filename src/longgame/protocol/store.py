@@ -6,6 +6,7 @@ RUN/
   environment.json       versions, threads, machine
   seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
   trials/loss-s0/stage-1 records.parquet, selection.parquet, policy.json + .safetensors, learner/, done.json
+  trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.protocol.conditions`)
   results.parquet  scorecard.md  report.html
 ```
 
@@ -19,6 +20,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from safetensors.numpy import load_file, save_file
 
 from longgame import durable
 from longgame.errors import ResumeError, StorageError
+from longgame.protocol.conditions import Condition, expand, measured_by, selector_content
+from longgame.protocol.trial import Trial, plan_trials
 from longgame.recipe import Recipe
 
 RECORD_COLUMNS = {
@@ -51,7 +55,18 @@ RECORD_COLUMNS = {
     "value": "float64",
     "unit": "string",
 }
-"""The tidy results: one row per measurement (see docs/results-format.md)."""
+"""A trial's tidy records: one row per measurement (see docs/results-format.md)."""
+
+CONDITION_COLUMNS = {
+    "condition": "string",
+    "budget": "float64",
+    "rounds": "string",
+    "adaptation": "string",
+    "order": "string",
+}
+"""What a run's results add to the records: the condition of the trial, and its place on the axes with a name."""
+
+RESULT_COLUMNS = RECORD_COLUMNS | CONDITION_COLUMNS
 
 RECIPE, LOCK = "recipe.yaml", "audit.lock"
 
@@ -117,7 +132,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     path.write_bytes(table_bytes(frame))
 
 
-def _unreadable(path: Path, error: Exception) -> ResumeError:
+def unreadable(path: Path, error: Exception) -> ResumeError:
     """The error for a damaged file, with what to delete: the whole trial, as earlier stages do not keep their model."""
     whole = next((parent for parent in path.parents if parent.parent.name in ("trials", "seeds")), path)
     return ResumeError(
@@ -134,7 +149,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         return pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_json(path: Path) -> Any:
@@ -146,12 +161,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def recipe_hash(recipe: Recipe, **more: Any) -> str:
-    """Content hash of a recipe and what else a record depends on."""
-    text = json.dumps({"recipe": recipe.model_dump(mode="json"), **more}, sort_keys=True)
+def content_hash(recipe: Mapping[str, Any], **more: Any) -> str:
+    """Content hash of what a record depends on: a recipe (see `measured_by`) and more."""
+    text = json.dumps({"recipe": recipe, **more}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -211,7 +226,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -231,12 +246,39 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
 
 
+def _where_held(recipe: Recipe, held: Recipe) -> Recipe:
+    """The recipe with the data folder that the run was begun with, by which finished stages are keyed."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": held.data.data_dir})})
+
+
+def _compared(held: Recipe, now: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What must be equal for one run to go on as the other: selectors only where both have one of that name."""
+    both = {spec.key for spec in held.selectors} & {spec.key for spec in now.selectors}
+    sides = []
+    for recipe in (held, now):
+        own = {**measured_by(recipe), "axes": None, "seeds": None}
+        own["selectors"] = {spec.key: spec.model_dump(mode="json") for spec in recipe.selectors if spec.key in both}
+        sides.append(own)
+    return sides[0], sides[1]
+
+
 class RunDirectory:
     """One audit on disk."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
+        self._contents: dict[tuple[str, bool, str], dict[str, Any]] = {}
+
+    @cached_property
+    def conditions(self) -> dict[str, Condition]:
+        """The recipe's conditions by name; the recipe's own comes first and is called ""."""
+        return {condition.name: condition for condition in expand(self.recipe)}
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """Every trial that the recipe asks for, finished or not."""
+        return plan_trials(self.recipe)
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe) -> RunDirectory:
@@ -249,18 +291,22 @@ class RunDirectory:
         if held is None:
             with storage_errors(folder):
                 (folder / "environment.json").unlink(missing_ok=True)
-            write_file(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        run = cls(folder, recipe if held is None else _where_held(recipe, held.recipe))
+        if held is None or held.recipe != run.recipe:
+            write_file(folder / RECIPE, yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False))
         with storage_errors(folder):
-            for stale in folder.rglob("*.part"):
+            for stale in (path for depth in ("*.part", "*/*.part", "*/*/*.part") for path in folder.glob(depth)):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        return held or cls(folder, recipe)
+        return run
 
     @classmethod
     def check(cls, folder: Path, recipe: Recipe) -> RunDirectory | None:
-        """Return the run of this recipe that the directory holds, None where it holds nothing that could be lost.
+        """Return the run that the directory holds and this recipe goes on with, None where nothing could be lost.
 
-        A recipe that ended before anything was finished (a misspelt file, say) leaves the directory to the next one,
-        and the data may lie elsewhere than before (`data.data_dir`): it is known by its content.
+        A recipe goes on with a run if its own condition measures the same and it asks for every trial that has a
+        finished stage: selectors, seeds and values of axes may be added, weights of metrics may change. A recipe that
+        ended before anything was finished (a misspelt file, say) leaves the directory to the next one, and the data
+        may lie elsewhere than before (`data.data_dir`): it is known by its content.
 
         Raises:
             ResumeError: it holds a run of another recipe (the differing keys are named), or something else.
@@ -275,16 +321,32 @@ class RunDirectory:
         if not any(folder.glob("*/*/*/done.json")):
             return None
         run = cls.open(folder)
-        moved = recipe.model_copy(
-            update={"data": recipe.data.model_copy(update={"data_dir": run.recipe.data.data_dir})}
-        )
-        differing = _differences(run.recipe.model_dump(mode="json"), moved.model_dump(mode="json"))
+        moved = _where_held(recipe, run.recipe)
+        if moved == run.recipe:
+            return run
+        differing = _differences(*_compared(run.recipe, moved))
         if differing:
             raise ResumeError(
                 f"{folder} holds a run of another recipe. Differing: " + "; ".join(differing) + ". "
                 "Use another --out, or delete the directory."
             )
+        run._check_none_lost(moved)
         return run
+
+    def _check_none_lost(self, recipe: Recipe) -> None:
+        """Raise ResumeError where a trial with a finished stage is not asked for any more."""
+        wanted = {trial.name for trial in plan_trials(recipe)}
+        lost = [
+            trial.name
+            for trial in self.trials
+            if trial.name not in wanted and (self.folder / "trials" / trial.name / "stage-1" / "done.json").is_file()
+        ]
+        if lost:
+            raise ResumeError(
+                f"{self.folder} holds trials that this recipe does not ask for: {', '.join(lost[:5])}"
+                f"{f' and {len(lost) - 5} more' if lost[5:] else ''}. Selectors, seeds and values of axes can be added "
+                "to a run, not taken from it. Name them all, or use another --out."
+            )
 
     @classmethod
     def open(cls, folder: Path) -> RunDirectory:
@@ -300,27 +362,31 @@ class RunDirectory:
             raise ResumeError(f"{folder} holds no run (no recipe.yaml).")
         return cls(folder, load_recipe(held))
 
-    def seed_store(self, seed: int) -> StageStore:
-        return StageStore(self.folder / "seeds" / f"seed-{seed}", recipe_hash(self._shared_recipe(), seed=seed))
+    def seed_store(self, seed: int, condition: str = "") -> StageStore:
+        """Where the shared work of a seed stands that this condition's trials start from."""
+        base = self.conditions[condition].base
+        name = f"seed-{seed}" + (f"@{base}" if base else "")
+        return StageStore(self.folder / "seeds" / name, content_hash(self._content(condition, True, seed), seed=seed))
 
-    def trial_store(self, trial: str, selector: Mapping[str, Any], seed: int) -> StageStore:
-        key = recipe_hash(self._shared_recipe(), selector=dict(selector), seed=seed)
+    def trial_store(self, trial: str, selector: Mapping[str, Any], seed: int, condition: str = "") -> StageStore:
+        key = content_hash(self._content(condition, False, seed), selector=selector_content(selector), seed=seed)
         return StageStore(self.folder / "trials" / trial, key)
 
-    def _shared_recipe(self) -> Recipe:
-        """The recipe without the lists that trials are made from: a trial's numbers do not depend on its siblings."""
-        return self.recipe.model_copy(update={"selectors": (), "seeds": (), "name": "run"})
+    def _content(self, condition: str, base: bool, seed: int) -> dict[str, Any]:
+        """What numbers depend on, without the lists that trials are made from: siblings change nothing."""
+        found = self.conditions[condition]
+        recipe = (found.base_recipe if base else found.recipe).for_seed(seed)
+        key = (condition, base, recipe.model.name)
+        if key not in self._contents:
+            self._contents[key] = {**measured_by(recipe), "selectors": [], "seeds": [], "name": "run"}
+        return self._contents[key]
+
+    def store_of(self, trial: Trial) -> StageStore:
+        """The store of a planned trial."""
+        return self.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed, trial.condition)
 
     def records(self) -> pd.DataFrame:
-        """All finished measurements, sorted; row 0 of R stands once for every trial of its seed."""
-        trials = [read_table(path) for path in sorted(self.folder.glob("trials/*/stage-*/records.parquet"))]
-        if not trials:
-            return records_table([])
-        frame = pd.concat(trials, ignore_index=True)
-        who = frame[["trial", "selector", "seed"]].drop_duplicates()
-        bases = [read_table(path) for path in sorted(self.folder.glob("seeds/seed-*/base/records.parquet"))]
-        base = pd.concat(bases, ignore_index=True).drop(columns=["trial", "selector"]) if bases else records_table([])
-        row0 = who.merge(base, on="seed", how="inner")[list(RECORD_COLUMNS)]
-        frame = pd.concat([row0, frame], ignore_index=True).astype(RECORD_COLUMNS)
-        order = ["trial", "kind", "stage", "probe", "task", "scorer", "sub_skill", "name", "step"]
-        return frame.sort_values(order, kind="stable", ignore_index=True)
+        """All finished measurements (see `longgame.protocol.results.gather`)."""
+        from longgame.protocol.results import gather
+
+        return gather(self)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from longgame.axes import AxesSpec
 from longgame.data.examples import SequenceData
+from longgame.data.orders import reorder, resolve_order
 from longgame.protocol.learner import Learner
-from longgame.recipe import Recipe
+from longgame.recipe import LoraSpec, Recipe
 
 
 def make_learner(recipe: Recipe, seed: int) -> Learner:
     """Build the learner of one trial, in its state before any stage."""
+    recipe = recipe.for_seed(seed)
     if recipe.model.name == "quadratic":
         from longgame.theory.quadratic import QuadraticLearner
 
@@ -34,12 +37,24 @@ def outline(recipe: Recipe) -> Outline:
     """Tell the columns of the tables; data files are not read, so that a run can be printed where they are not."""
     if recipe.data.sequence == "files":
         stages, ood = recipe.data.stages, recipe.data.ood
+        rows = resolve_order([task.name for task in stages], recipe.data.order)
         primary = {task.name: task.scorers[0] for task in (*stages, *ood)}
-        return Outline(tuple(task.name for task in stages), tuple(task.name for task in ood), primary)
-    sequence = make_sequence(recipe.model_dump_json(), recipe.seeds[0])
+        return Outline(tuple(stages[row].name for row in rows), tuple(task.name for task in ood), primary)
+    sequence = sequence_of(recipe, recipe.seeds[0])
     names = tuple(stage.task.name for stage in sequence.stages)
     primary = {task.name: task.scorers[0] for task in sequence.tasks}
     return Outline(names, tuple(task.name for task in sequence.ood), primary)
+
+
+def sequence_of(recipe: Recipe, seed: int) -> SequenceData:
+    """The stages of a seed in the recipe's order; conditions that draw the same data build it once per process."""
+    recipe = recipe.for_seed(seed)
+    order = recipe.data.order if recipe.data.mixing == 0 else ()
+    apart = {"axes": AxesSpec(), "seeds": (seed,), "budget": 1.0, "rounds": 1}  # no data depends on these
+    model = recipe.model.model_copy(update={"adaptation": "lora", "lora": LoraSpec()})
+    data = recipe.data.model_copy(update={"order": () if order else recipe.data.order})
+    drawn = recipe.model_copy(update={**apart, "model": model, "data": data})
+    return reorder(make_sequence(drawn.model_dump_json(), seed), order)
 
 
 @lru_cache(maxsize=64)
@@ -49,12 +64,14 @@ def make_sequence(recipe_json: str, seed: int) -> SequenceData:
     if recipe.model.name == "quadratic":
         from longgame.theory.quadratic import build_quadratic_sequence
 
-        return build_quadratic_sequence(recipe, seed)
+        return reorder(build_quadratic_sequence(recipe, seed), recipe.data.order)
     from longgame.data.sequences import build_sequence
 
+    order = recipe.data.order
     if recipe.data.sequence == "files" and recipe.data.too_long == "drop":
         from longgame.data.tokenize import fits_within
         from longgame.models import load_tokenizer
 
-        return build_sequence(recipe, seed, fits=fits_within(load_tokenizer(recipe.model), recipe.model.max_length))
-    return build_sequence(recipe, seed)
+        fits = fits_within(load_tokenizer(recipe.for_seed(seed).model), recipe.model.max_length)
+        return build_sequence(recipe, seed, fits=fits, order=order)
+    return build_sequence(recipe, seed, order=order)

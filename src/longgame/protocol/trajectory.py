@@ -74,20 +74,25 @@ def run_trajectory(
     store: StageStore,
     notify: Notify,
     keep_models: bool = False,
+    prepared: SequenceData | None = None,
 ) -> None:
     """Walk one trial through the stages that are not finished yet.
 
     Args:
+        recipe: of the trial's condition.
+        sequence: its stages in the order of the walk.
         shared: the seed's store, with the part ``base`` finished (see `prepare_seed`).
         store: the trial's store; finished stages are skipped, the walk goes on from the last one.
         keep_models: keep the model after every stage, not only after the last finished one.
+        prepared: the stages that ``shared`` was made of, where they stood in another order than ``sequence``.
     """
     stages = sequence.stages
     done = store.finished_stages(len(stages))
     if done == len(stages):
         return
-    _same_origin(learner, sequence, shared)
-    learner.use(sequence, read_arrays(shared.path("base") / "frozen.safetensors"))
+    prepared = prepared or sequence
+    _same_origin(learner, prepared, shared)
+    learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"))
     policy = SelectionPolicy(
         selector_of(trial.selector),
         History(seed=stream_seed(trial.seed, "history")),

@@ -5,34 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longgame.errors import RecipeError
+from longgame.protocol.conditions import expand, safe_name
 from longgame.recipe import Recipe, SelectorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One selector walked through all stages with one seed."""
+    """One selector walked through all stages with one seed under one condition."""
 
     selector: SelectorSpec
     seed: int
+    condition: str = ""
+    """Name of the condition (`longgame.protocol.conditions.Condition`); "" for the recipe's own values."""
 
     @property
     def name(self) -> str:
-        safe = "".join(char if char.isalnum() or char in "-_." else "-" for char in self.selector.key)
-        return f"{safe}-s{self.seed}"
+        return f"{safe_name(self.selector.key)}-s{self.seed}" + (f"@{self.condition}" if self.condition else "")
 
 
 def plan_trials(recipe: Recipe) -> list[Trial]:
     """All trials, seed by seed, so that an interrupted audit holds whole replications.
 
     Raises:
-        RecipeError: two trials would share a folder.
+        RecipeError: two trials would share a folder, or the axes cannot be (see `expand`).
     """
-    trials = [Trial(selector, seed) for seed in recipe.seeds for selector in recipe.selectors]
-    first = {trial.name: trial for trial in reversed(trials)}
+    names = [condition.name for condition in expand(recipe)]
+    trials = [Trial(selector, seed, name) for seed in recipe.seeds for name in names for selector in recipe.selectors]
+    first: dict[str, Trial] = {}
     for trial in trials:
-        if first[trial.name] is not trial:
+        other = first.setdefault(trial.name, trial)
+        if other is not trial:
             raise RecipeError(
-                f"selectors '{first[trial.name].selector.key}' and '{trial.selector.key}' would share the folder "
+                f"selectors '{other.selector.key}' and '{trial.selector.key}' would share the folder "
                 f"'{trial.name}'. Give one of them another `label`."
             )
     return trials
