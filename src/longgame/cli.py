@@ -20,7 +20,7 @@ import longgame
 from longgame.commands.calibrate import calibrate
 from longgame.commands.theory import theory
 from longgame.errors import LonggameError, RecipeError
-from longgame.recipe import load_recipe
+from longgame.recipe import load_recipe, read_mapping
 from longgame.selectors.base import SELECTORS, build_selector
 
 
@@ -105,7 +105,12 @@ def _overrides(
 @app.command()
 def audit(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the directory of a run to print or finish.")],
-    selectors: Annotated[str | None, typer.Option(help="Names, comma-separated; a file.py:Class is one, too.")] = None,
+    selectors: Annotated[
+        str | None, typer.Option(help="Instead of the recipe's: names, comma-separated; file.py:Class or scores:FILE.")
+    ] = None,
+    selector: Annotated[
+        list[str] | None, typer.Option(help="One more beside them: name, file.py:Class or scores:FILE (repeatable).")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
     model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")] = None,
@@ -122,9 +127,19 @@ def audit(
         if dry_run
         else "stopped. Finished stages are safe; the same command goes on from there."
     ):
-        _audit(
-            recipe, _overrides(selectors, seeds, budget, model, data_dir), workers, threads, out, dry_run, keep_models
-        )
+        changes = _overrides(selectors, seeds, budget, model, data_dir)
+        if selector:
+            file = recipe / "recipe.yaml" if recipe.is_dir() else recipe
+            changes["selectors"] = [*(changes.get("selectors") or _listed(file)), *selector]
+        _audit(recipe, changes, workers, threads, out, dry_run, keep_models)
+
+
+def _listed(recipe: Path) -> list[Any]:
+    """The selectors that a recipe names."""
+    held = read_mapping(recipe, "recipes/quickstart.yaml").get("selectors") or []
+    if not isinstance(held, list):
+        raise RecipeError(f"{recipe}: 'selectors' holds {held!r}; write a list.")
+    return held
 
 
 def _audit(
@@ -159,6 +174,27 @@ def _audit(
         result = run_audit(loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models)
     print_scorecard(result.scorecard, loaded, console)
     console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
+
+
+@app.command()
+def pools(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    out: Annotated[Path, typer.Option(help="Folder for candidates and pools.")],
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
+) -> None:
+    """Write the candidates of every stage and seed with ids and text, to be scored by a system of your own.
+
+    Its scores go into an audit as --selector scores:FILE (columns sample_id and score, keep or both).
+    """
+    from longgame.commands.pools import write_pools
+
+    with _interruptible("stopped. Run the command again."):
+        loaded = load_recipe(recipe, _overrides(None, seeds, None, None, data_dir))
+        written = write_pools(loaded, out, "jsonl" if jsonl else "parquet")
+    for path, rows in written.items():
+        typer.echo(f"Written: {path} ({rows:,} rows)")
 
 
 @app.command()
@@ -211,7 +247,8 @@ def selectors() -> None:
         table.add_row(name, ", ".join(selector.requires) or "nothing", escape(summary))
     console = Console()
     console.print(table)
-    console.print("A selector of your own: --selectors path/to/file.py:Class", highlight=False)
+    console.print("A selector of your own: --selector path/to/file.py:Class", highlight=False)
+    console.print("What a system of your own decided: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
 
 
 app.command()(calibrate)

@@ -9,9 +9,7 @@ from longgame.seeding import generator
 from longgame.selectors.interventions import Reserve
 
 
-def reserve_of(
-    learner: Learner, sequence: SequenceData, number: int, pool: Pool, recipe: Recipe, seed: int
-) -> Reserve:
+def reserve_of(learner: Learner, sequence: SequenceData, number: int, pool: Pool, recipe: Recipe, seed: int) -> Reserve:
     """The reserve of stage ``number`` (1-based), or of a probe on it, whose candidates are ``pool``.
 
     The order of replay hangs on the seed and the stage alone, so that all selectors of a seed replay alike.

@@ -130,13 +130,22 @@ SELECTORS = Registry(
 )
 
 
+SCORES = "scores:"
+"""``scores:FILE`` stands for the selector that follows the scores or keep flags of a file."""
+
+_OF_FILES = Registry("selector", "", {SCORES: "longgame.selectors.from_scores:FromScores"}, check_selector)
+
+
 def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Selector:
-    """Make the selector of this name with these parameters.
+    """Make the selector of this name (or ``file.py:Class``, or ``scores:FILE``) with these parameters.
 
     Raises:
         RecipeError: unknown name, a parameter it does not take, or a value out of range.
-        PluginError: the class cannot be made or breaks the contract.
+        PluginError: the class cannot be made or breaks the contract. DataError: a file of scores is wrong.
     """
+    if name.startswith(SCORES):
+        file = {"file": name.removeprefix(SCORES)}
+        return _OF_FILES.make(SCORES, {**(parameters or {}), **file})
     selector: Selector = SELECTORS.make(name, parameters or {})
     _check_requires(name, selector.requires)
     return selector

@@ -25,5 +25,5 @@ def selector_of(spec: SelectorSpec) -> Selector:
         selector = ClusterFloor(selector, spec.min_cluster_share)
     if spec.replay is not None or spec.proxy_as_data:
         share, source = (spec.replay.share, spec.replay.source) if spec.replay is not None else (0.0, "pools")
-        selector = Replay(selector, share, source, spec.proxy_as_data)  # type: ignore[arg-type]
+        selector = Replay(selector, share, source, spec.proxy_as_data)
     return selector

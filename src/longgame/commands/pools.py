@@ -1,0 +1,84 @@
+"""``longgame pools``: the candidates of every stage and seed, to be scored by a system of the user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from longgame.data.examples import Example, Pool
+from longgame.durable import write_file
+from longgame.recipe import Recipe
+
+Format = Literal["parquet", "jsonl"]
+
+
+def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
+    """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
+
+    Both carry ``sample_id``, by which a file of scores names examples (`longgame.data.scores.read_scores`).
+
+    Returns:
+        Rows of each file written, by its path.
+
+    Raises:
+        DataError: the recipe's data cannot be read. StorageError: the folder cannot be written.
+    """
+    from longgame.protocol.substrate import sequence_of
+
+    examples: dict[str, dict[str, Any]] = {}
+    places: list[dict[str, Any]] = []
+    for seed in recipe.seeds:
+        for number, stage in enumerate(sequence_of(recipe, seed).stages, start=1):
+            pool = _tokenised(recipe, seed, stage.candidates)
+            where = {"seed": seed, "stage": number, "stage_name": stage.name}
+            for example, prompt, response in zip(
+                pool.examples, pool.prompt_tokens.tolist(), pool.response_tokens.tolist(), strict=True
+            ):
+                places.append({**where, "sample_id": example.sample_id})
+                counts = {"prompt_tokens": prompt, "response_tokens": response}
+                examples.setdefault(example.sample_id, {**_row(example), **counts})
+    written = {}
+    for name, rows in (("candidates", list(examples.values())), ("pools", places)):
+        path = folder / f"{name}.{kind}"
+        write_file(path, _table(pd.DataFrame(rows), kind))
+        written[str(path)] = len(rows)
+    return written
+
+
+def _row(example: Example) -> dict[str, Any]:
+    """What a scorer may know; whether a response was damaged on purpose is none of it."""
+    messages = None if example.messages is None else json.dumps(example.messages, ensure_ascii=False)
+    return {
+        "sample_id": example.sample_id,
+        "prompt": example.prompt,
+        "response": example.response,
+        "messages": messages,
+        "skill": example.skill,
+        "quality": example.quality,
+        "source": example.source,
+    }
+
+
+def _tokenised(recipe: Recipe, seed: int, examples: Sequence[Example]) -> Pool:
+    if recipe.model.name == "quadratic":
+        from longgame.protocol.substrate import make_learner
+
+        return make_learner(recipe, seed).pool(examples)
+    from longgame.data.tokenize import build_pool
+    from longgame.models import load_tokenizer
+
+    return build_pool(
+        examples, load_tokenizer(recipe.for_seed(seed).model), recipe.model.max_length, recipe.data.too_long
+    )[0]
+
+
+def _table(frame: pd.DataFrame, kind: Format) -> bytes:
+    if kind == "jsonl":
+        return frame.to_json(orient="records", lines=True, force_ascii=False).encode()
+    from longgame.protocol.store import table_bytes
+
+    return table_bytes(frame)
