@@ -172,7 +172,7 @@ def _audit(
         return
     with RichDisplay(console) as display:
         result = run_audit(loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models)
-    print_scorecard(result.scorecard, loaded, console)
+    print_scorecard(result.scorecard, loaded, console, result.across)
     console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_all(paths: Sequence[Path]) -> None:
+    """Flush files and folders side by side: a disk takes many at once in little more than the time of one."""
+    with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
+        for _ in pool.map(flush, paths):
+            pass
 
 
 def scratch(path: Path) -> Path:
@@ -85,9 +93,7 @@ def durable_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
         part.mkdir()
         try:
             yield part
-            for inside in sorted(part.rglob("*")):
-                flush(inside)
-            flush(part)
+            _flush_all([*part.rglob("*"), part])
             if folder.exists():
                 shutil.rmtree(folder)
             part.rename(folder)

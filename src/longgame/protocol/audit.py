@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from longgame.errors import ResumeError, StorageError
 from longgame.evaluation.base import build_scorer
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
+from longgame.protocol.conditions import order_groups
 from longgame.protocol.sessions import Display, SessionClock
 from longgame.protocol.store import (
     LOCK,
@@ -62,8 +64,12 @@ class AuditResult:
 
     run: RunDirectory
     results: pd.DataFrame
+    """Measurements of all conditions."""
     scorecard: Scorecard
+    """Of the recipe's own condition."""
     environment: dict[str, Any]
+    across: Across | None = None
+    """All conditions side by side, where the recipe has axes."""
 
 
 def seed_job(folder: str, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
@@ -294,8 +300,7 @@ def finish(run: RunDirectory) -> AuditResult:
     from longgame.report.markdown import scorecard_markdown
 
     recipe = run.recipe
-    plan = outline(recipe)
-    stages = len(plan.stages)
+    stages = len(outline(recipe).stages)
     missing = [trial.name for trial in run.trials if not _is_done(run, trial, stages)]
     if missing:
         raise ResumeError(
@@ -304,18 +309,34 @@ def finish(run: RunDirectory) -> AuditResult:
         )
     environment = read_json(run.folder / "environment.json")
     results = run.records()
-    scorecard = Scorecard.build(
-        results,
-        tasks=list(plan.stages),
-        ood=list(plan.ood),
-        primary=plan.primary,
-        metric_spec=recipe.metrics,
-        threshold=recipe.probe.threshold,
-    )
+    cards = _cards(run, results)
+    across = Across.build(cards, order_groups(run.conditions)) if len(cards) > 1 else None
+    scorecard = cards[""]
+    here = results[results["condition"] == ""]
     _refresh(run.folder / "results.parquet", table_bytes(results))
-    _refresh(run.folder / "scorecard.md", scorecard_markdown(scorecard, results, recipe, environment).encode())
-    _refresh(run.folder / "report.html", render_html(scorecard, results, recipe, environment).encode())
-    return AuditResult(run, results, scorecard, environment)
+    text = scorecard_markdown(scorecard, here, recipe, environment, across)
+    _refresh(run.folder / "scorecard.md", text.encode())
+    if across is not None:
+        other = f"This page shows the recipe's own condition; {len(cards) - 1} more stand side by side in scorecard.md."
+        scorecard = replace(scorecard, notes=(other, *scorecard.notes))
+    _refresh(run.folder / "report.html", render_html(scorecard, here, recipe, environment).encode())
+    return AuditResult(run, results, cards[""], environment, across)
+
+
+def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
+    """A scorecard of every condition; the recipe's own comes first."""
+    found = {}
+    for name, condition in run.conditions.items():
+        plan = outline(condition.recipe)
+        found[name] = Scorecard.build(
+            results[results["condition"] == name],
+            tasks=list(plan.stages),
+            ood=list(plan.ood),
+            primary=plan.primary,
+            metric_spec=condition.recipe.metrics,
+            threshold=condition.recipe.probe.threshold,
+        )
+    return found
 
 
 def _refresh(path: Path, content: bytes) -> None:

@@ -41,6 +41,9 @@ _FREE = ("model.adaptation", "model.lora.", "data.ood_after")
 _FIRST = ("name", "model", "data", "selectors", "seeds", "budget", "rounds", "training", "probe", "proxy", "metrics")
 """Sections of the first release; a later one is left out of keys where it stands at its default."""
 
+_LATER = (("data", "mixing"), ("data", "order"), ("model", "per_seed"), ("metrics", "bootstrap"))
+"""Keys of the first sections that came later, likewise."""
+
 _BASE = ("model.", "data.", "proxy.items_per_skill", "metrics.clusters")
 
 
@@ -108,6 +111,15 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
             permutations than there are, or a key that cannot be varied.
     """
     return _expand(recipe.model_dump_json())
+
+
+def order_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Conditions that differ in nothing but the order of the stages, where there are several: ``order=*`` → them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        rest = tuple(part for part in name.split(",") if part and not part.startswith("order="))
+        groups.setdefault(rest, []).append(name)
+    return {",".join([*rest, "order=*"]): group for rest, group in groups.items() if len(group) > 1}
 
 
 @lru_cache(maxsize=8)
@@ -278,9 +290,12 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     for key in _REPORT_ONLY:
         section, name = key.split(".")
         raw[section][name] = defaults[section][name]
-    for section, name in (("metrics", "bootstrap"), ("model", "per_seed"), ("data", "order")):
+    for section, name in _LATER:
         if raw[section][name] == defaults[section][name]:
             del raw[section][name]
+    for task in (*raw["data"]["stages"], *raw["data"]["ood"]):
+        if not task["skills"]:
+            del task["skills"]
     for section in [name for name in raw if name not in _FIRST and raw[name] == defaults[name]]:
         del raw[section]
     return raw

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
+from longgame.report.across import across_note, across_tables, condition_table
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -27,13 +30,19 @@ from longgame.report.words import headline, legend, reversal_line, run_facts, se
 
 
 def scorecard_markdown(
-    scorecard: Scorecard, results: pd.DataFrame, recipe: Recipe, environment: Mapping[str, Any]
+    scorecard: Scorecard,
+    results: pd.DataFrame,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    across: Across | None = None,
 ) -> str:
     """Write scorecard.md: verdicts, tables, what each column means, and what the numbers leave out.
 
     Args:
-        results: the run's tidy records (their number is told).
+        scorecard: of the recipe's own condition.
+        results: its tidy records (their number is told).
         environment: versions and machine, as the run directory's environment.json holds them.
+        across: all conditions of a recipe with axes.
     """
     parts = [f"# Scorecard: {_escape(recipe.name)}", f"**{_escape(headline(scorecard, recipe))}**"]
     parts.append(
@@ -67,6 +76,12 @@ def scorecard_markdown(
     for view, title in views:
         show(sub_skill_table(scorecard, recipe, view, f"By sub-skill, {title}"))
     parts.append("As above; OOD sets at the end only.")
+    if across is not None:
+        parts += ["## All conditions", across_note(across)]
+        show(condition_table(across, recipe), "###")
+        for view, title in views:
+            for table in across_tables(across, recipe, view):
+                show(replace(table, title=f"{table.title}, {title}"), "###")
     notes = [
         seeds_caveat(recipe),
         "“—” is not measured; it is never counted as 0.",

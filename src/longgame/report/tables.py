@@ -186,26 +186,46 @@ def metric_table(
         view: view of the score metrics; diagnostics and costs are found under any.
         compact: for narrow places: no spaces around ±, no leading zero.
     """
-    rows = _rows(card.summary[card.summary["view"].isin([view, ""])], "metric", "selector")
+    frame = card.summary[card.summary["view"].isin([view, ""])]
     order = selectors_in_order(card, recipe)
     columns = [Column("selector", "selector", numeric=False)]
     cells: dict[str, list[Cell]] = {name: [Cell(name)] for name in order}
     for name in metrics:
-        metric = METRICS[name]
-        part = {selector: rows[name, selector] for selector in order if (name, selector) in rows}
-        if all(np.isnan(row["mean"]) for row in part.values()):
+        found = metric_cells(frame, name, order, card.reference, compact)
+        if not found:
             continue
+        metric = METRICS[name]
         unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
         arrow = {"higher": ", higher is better", "lower": ", lower is better"}.get(metric.better, "")
         columns.append(Column(metric.label, _SHORT.get(name, metric.label), f"{metric.meaning}{unit}{arrow}"))
-        precision = "long horizon" if name == "long_horizon" else metric.unit
-        best = _best({selector: row["mean"] for selector, row in part.items()}, metric.better, precision)
         for selector in order:
-            row = part[selector]
-            mark = _mark(row["p_holm"], row["diff_vs_reference"], metric.better)
-            text = mean_sd(row["mean"], row["sd"], precision, compact)
-            cells[selector].append(Cell(text, mark, _detail(row, precision, card.reference), selector in best))
+            cells[selector].append(found[selector])
     return Table(title, tuple(columns), tuple(tuple(cells[name]) for name in order))
+
+
+def metric_cells(
+    summary: pd.DataFrame, name: str, order: Sequence[str], reference: str, compact: bool = False
+) -> dict[str, Cell]:
+    """Selector → mean ± sd of one metric, marked against the reference; empty where nothing was measured.
+
+    Args:
+        summary: rows of `Scorecard.summary` of one view (and of "", where diagnostics and costs are asked for).
+    """
+    part = {str(row["selector"]): row for row in _rows(summary[summary["metric"] == name], "selector").values()}
+    if not part or all(np.isnan(row["mean"]) for row in part.values()):
+        return {}
+    metric = METRICS[name]
+    precision = "long horizon" if name == "long_horizon" else metric.unit
+    best = _best({selector: part[selector]["mean"] for selector in order}, metric.better, precision)
+    return {
+        selector: Cell(
+            mean_sd(part[selector]["mean"], part[selector]["sd"], precision, compact),
+            _mark(part[selector]["p_holm"], part[selector]["diff_vs_reference"], metric.better),
+            _detail(part[selector], precision, reference),
+            selector in best,
+        )
+        for selector in order
+    }
 
 
 def _rows(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:

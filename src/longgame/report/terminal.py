@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
+from longgame.report.across import across_note, across_tables, condition_table
 from longgame.report.tables import COSTS, DIAGNOSTICS, MAIN, Cell, Table, metric_table, shown_views, stage_table
 from longgame.report.words import headline, legend, reversal_line, seeds_caveat, set_gap_line, verdict_lines
 
@@ -17,8 +19,13 @@ _STYLES = {"▲": "green", "▼": "red", "*": "yellow"}
 _PADDING = 2
 
 
-def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console) -> None:
-    """Print the scorecard; a table wider than the console is cut into several, each with the selectors' names."""
+def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, across: Across | None = None) -> None:
+    """Print the scorecard; a table wider than the console is cut into several, each with the selectors' names.
+
+    Args:
+        scorecard: of the recipe's own condition.
+        across: all conditions of a recipe with axes; their tables come after the scorecard's.
+    """
     console.print()
     for view, title in shown_views(scorecard):
         _show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view, compact=True), console)
@@ -28,6 +35,12 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console) -> N
     _show(stage_table(scorecard, recipe, view, f"By stage, {title}: after the stage → at the end"), console)
     _show(metric_table(scorecard, recipe, DIAGNOSTICS, "What was selected, and the updates", compact=True), console)
     _show(metric_table(scorecard, recipe, COSTS, "Cost per trial (tokens, seconds)", compact=True), console)
+    if across is not None:
+        _show(condition_table(across, recipe), console)
+        for table in across_tables(across, recipe, compact=True):
+            _show(table, console)
+        console.print(Text(across_note(across), style="dim"))
+        console.print()
     console.print(Text(set_gap_line(scorecard)))
     console.print(Text(reversal_line(scorecard)))
     console.print()

@@ -1,0 +1,90 @@
+"""Several conditions side by side: a scorecard each, and means over task orders with the seed as the replication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from longgame.errors import DataError
+from longgame.metrics.scorecard import IMMEDIATE, Scorecard
+from longgame.metrics.summary import summarise
+from longgame.metrics.tidy import read_trials
+from longgame.metrics.verdict import verdict_table
+
+
+@dataclass(frozen=True)
+class Across:
+    """Tables over all conditions of a run (build with `Across.build`).
+
+    Every condition is compared for itself: selectors are paired by seed within it, and Holm's family is its selectors.
+    """
+
+    cards: Mapping[str, Scorecard]
+    """Condition → scorecard; the recipe's own condition comes first and is called ""."""
+    orders: Mapping[str, tuple[str, ...]]
+    """Mean over orders (``order=*``, ``budget=0.1,order=*``) → the conditions that it averages."""
+    summary: pd.DataFrame
+    """condition and the columns of `Scorecard.summary`; the means over orders stand as conditions of their own."""
+    verdicts: pd.DataFrame
+    """condition and the columns of `Scorecard.verdicts`."""
+
+    @classmethod
+    def build(cls, cards: Mapping[str, Scorecard], orders: Mapping[str, Sequence[str]]) -> Across:
+        """Put scorecards side by side and average over orders.
+
+        Args:
+            cards: one per condition.
+            orders: name of a mean → the conditions that differ in nothing but the order of the stages.
+
+        Raises:
+            DataError: no card, or a mean of conditions that have none.
+        """
+        if not cards:
+            raise DataError("there is no condition to tell of; finish at least one trial first.")
+        lacking = sorted({name for group in orders.values() for name in group} - set(cards))
+        if lacking:
+            raise DataError(f"the mean over orders needs the conditions {', '.join(lacking)}, which have no scorecard.")
+        summaries = [card.summary.assign(condition=name) for name, card in cards.items()]
+        verdicts = [card.verdicts.assign(condition=name) for name, card in cards.items()]
+        for name, group in orders.items():
+            summary, verdict = _over_orders([cards[each] for each in group])
+            summaries.append(summary.assign(condition=name))
+            verdicts.append(verdict.assign(condition=name))
+        return cls(
+            dict(cards),
+            {name: tuple(group) for name, group in orders.items()},
+            *(_first(pd.concat(parts, ignore_index=True), "condition") for parts in (summaries, verdicts)),
+        )
+
+
+def _over_orders(cards: Sequence[Scorecard]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Summary and verdicts of the mean over orders.
+
+    Orders are nested in a seed: they start from the same base model and hold the same pools. So each selector's value
+    of a seed is its mean over the orders first, and seeds, not orders, are what intervals and tests count. A seed in
+    which one of the orders was not measured has no mean.
+    """
+    long = pd.concat([card.per_trial for card in cards], ignore_index=True)
+    key = ["view", "metric", "selector", "seed"]
+    value = long.groupby(key, sort=False)["value"].agg(lambda column: _mean(column.to_numpy(), len(cards)))
+    who = long[["selector", "seed"]].drop_duplicates()
+    trials = read_trials(who.assign(trial=who["selector"] + "-s" + who["seed"].astype(str)), cards[0].reference)
+    rows = pd.MultiIndex.from_frame(trials.frame()[["selector", "seed"]])
+    values = {
+        (str(view), str(metric)): part.droplevel(["view", "metric"]).reindex(rows).to_numpy(np.float64)
+        for (view, metric), part in value.groupby(["view", "metric"], sort=False)
+    }
+    summary = summarise(values, trials, cards[0].reference, ("view", "metric"))
+    views = tuple(cards[0].views)
+    return summary, verdict_table(summary, views, trials.selectors, cards[0].reference, IMMEDIATE)
+
+
+def _mean(values: np.ndarray, orders: int) -> float:
+    return float(values.mean()) if len(values) == orders else float("nan")
+
+
+def _first(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    return frame[[name, *(column for column in frame.columns if column != name)]]
