@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longgame import build_selector
-from longgame.protocol.store import RECORD_COLUMNS
+from longgame.protocol.store import RESULT_COLUMNS
 from longgame.recipe import RealTask, Recipe, _Part
 from longgame.selectors.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
@@ -56,4 +56,4 @@ def test_the_selector_page_has_every_signal():
 
 def test_the_results_page_has_every_column():
     told = {name for cells in rows("results-format.md") for name in re.findall(r"`(\w+)`", cells[0])}
-    assert told == set(RECORD_COLUMNS)
+    assert told == set(RESULT_COLUMNS)

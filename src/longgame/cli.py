@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import longgame
+from longgame.axes import AxesSpec
 from longgame.commands.calibrate import calibrate
+from longgame.commands.report import report
 from longgame.commands.theory import theory
 from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import load_recipe, read_mapping
@@ -102,6 +105,27 @@ def _overrides(
     return found
 
 
+def _axes(axis: list[str], cross: bool) -> dict[str, Any]:
+    """Read `--axis budget=0.1,0.5`, `--axis order=rotations`, `--axis data.noise=0,0.1` as keys of the recipe."""
+    found: dict[str, Any] = {"axes.cross": True} if cross else {}
+    vary: dict[str, Any] = {}
+    for text in axis:
+        name, sign, value = text.partition("=")
+        name = name.strip()
+        if not sign or not name or not value.strip():
+            raise RecipeError(f"--axis is '{text}'; write NAME=VALUE,VALUE, e.g. budget=0.1,0.5 or order=rotations.")
+        whole = value.strip().startswith(("[", "{")) or (name == "order" and "," not in value)
+        try:
+            read = yaml.safe_load(value if whole else f"[{value}]")
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--axis {name}: '{value}' cannot be read; write values with commas between.") from error
+        if name in AxesSpec.model_fields:
+            found[f"axes.{name}"] = read
+        else:
+            vary[name] = read
+    return found | ({"axes.vary": vary} if vary else {})
+
+
 @app.command()
 def audit(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the directory of a run to print or finish.")],
@@ -115,6 +139,13 @@ def audit(
     budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
     model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Vary, e.g. budget=0.1,0.5, rounds=1,step, adaptation=lora,full, order=rotations, data.noise=0.1."
+        ),
+    ] = None,
+    cross: Annotated[bool, typer.Option("--cross", help="All combinations of the axes, not one at a time.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (default: cores / workers).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
@@ -127,7 +158,7 @@ def audit(
         if dry_run
         else "stopped. Finished stages are safe; the same command goes on from there."
     ):
-        changes = _overrides(selectors, seeds, budget, model, data_dir)
+        changes = _overrides(selectors, seeds, budget, model, data_dir) | _axes(axis or [], cross)
         if selector:
             file = recipe / "recipe.yaml" if recipe.is_dir() else recipe
             changes["selectors"] = [*(changes.get("selectors") or _listed(file)), *selector]
@@ -153,6 +184,7 @@ def _audit(
 ) -> None:
     from longgame.protocol.audit import held_threads, run_audit
     from longgame.protocol.display import RichDisplay
+    from longgame.protocol.trial import plan_trials
     from longgame.report.terminal import print_scorecard
 
     console = Console()
@@ -160,7 +192,7 @@ def _audit(
         raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
     loaded = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, changes)
     folder = out or (recipe if recipe.is_dir() else Path("runs") / loaded.name)
-    jobs = len(loaded.selectors) * len(loaded.seeds)
+    jobs = len(plan_trials(loaded))
     cores = os.cpu_count() or 1
     count = min(workers or cores, max(jobs, 1))
     per_worker = threads or held_threads(folder) or max(1, cores // (workers or cores))
@@ -201,18 +233,23 @@ def pools(
 def pretrain(
     recipe: Annotated[Path, typer.Argument(help="A pretraining recipe, e.g. recipes/tiny-base.yaml.")],
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("runs/tiny-base"),
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Instead of the recipe's, for another base of its kind.")
+    ] = None,
 ) -> None:
     """Rebuild the tiny base model (tokenizer, weights, model card) from nothing."""
     with _interruptible("stopped. The model is written at the end; run the command again."):
-        _pretrain(recipe, out)
+        _pretrain(recipe, out, seed)
 
 
-def _pretrain(recipe: Path, out: Path) -> None:
+def _pretrain(recipe: Path, out: Path, seed: int | None) -> None:
     from longgame.pretrain import load_pretrain_spec
     from longgame.pretrain import pretrain as build
 
     console = Console()
     spec = load_pretrain_spec(recipe)
+    if seed is not None:
+        spec = spec.model_copy(update={"seed": seed})
     with Progress(
         TextColumn("pretraining"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(), console=console, disable=not console.is_terminal,
@@ -253,6 +290,7 @@ def selectors() -> None:
 
 app.command()(calibrate)
 app.command()(theory)
+app.command()(report)
 
 
 def main() -> None:

@@ -46,3 +46,16 @@ def test_the_first_error_ends_the_other_workers(tmp_path):
         run_local(todo, 2, 1, lambda *_: None, lambda _: None)
     assert not (tmp_path / "late").exists()
     assert time.monotonic() - begun < 25
+
+
+def test_a_job_waits_for_the_one_that_it_comes_after_and_others_go_before(tmp_path):
+    todo = [
+        Job("base", jobs.write_after, (str(tmp_path), "base", "free")),
+        Job("late", jobs.write_what_is_there, (str(tmp_path), "late"), after="base"),
+        Job("free", jobs.write_what_is_there, (str(tmp_path), "free")),
+        Job("again", jobs.write_what_is_there, (str(tmp_path), "again"), after="not to be run"),
+    ]
+    finished = []
+    run_local(todo, 2, 1, lambda *_: None, finished.append)
+    assert sorted(finished) == ["again", "base", "free", "late"]
+    assert "base" in (tmp_path / "late").read_text().split()

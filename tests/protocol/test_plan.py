@@ -60,6 +60,6 @@ def test_planned_items_are_those_of_the_audit():
 
 def test_workers_share_the_trials_and_each_seed_s_work():
     plan = Estimate((TrialCost("a", 0, 0, 0, 10.0), TrialCost("b", 0, 0, 0, 20.0)), 4.0, RATES)
-    assert plan.seconds(seeds=3, workers=1) == 6 + 12 + 90
-    assert plan.seconds(seeds=3, workers=3) == 6 + 4 + 30
-    assert plan.seconds(seeds=1, workers=8) == 6 + 4 + 15  # more workers than trials do not help
+    assert plan.seconds(seeds=3, workers=1) == 3 + 12 + 90
+    assert plan.seconds(seeds=3, workers=3) == 3 + 4 + 30
+    assert plan.seconds(seeds=1, workers=8) == 3 + 4 + 15  # more workers than trials do not help

@@ -33,3 +33,17 @@ def kill_self(notify):
 def sleep_then_write(folder, name, seconds, notify):
     time.sleep(seconds)
     Path(folder, name).write_text("late")
+
+
+def write_what_is_there(folder, name, notify):
+    there = " ".join(path.name for path in Path(folder).iterdir())
+    Path(folder, name).write_text(there)
+
+
+def write_after(folder, name, other, notify):
+    """Write once the other file is there: only a worker that goes on meanwhile can make it."""
+    deadline = time.monotonic() + 60
+    while not Path(folder, other).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    Path(folder, name).write_text("late")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from longgame.data.examples import Pool
 from longgame.protocol.audit import check_plugins
+from longgame.protocol.conditions import Condition, expand
 from longgame.protocol.learner import Learner
 from longgame.protocol.store import RunDirectory
-from longgame.protocol.substrate import make_learner, make_sequence
+from longgame.protocol.substrate import make_learner, sequence_of
+from longgame.protocol.trial import plan_trials
 from longgame.recipe import Recipe
 from longgame.seeding import generator
 from longgame.selectors.base import build_selector
@@ -67,10 +69,21 @@ class Estimate:
     rates: Rates
 
     def seconds(self, seeds: int, workers: int) -> float:
-        """Wall-clock of the audit: the seeds' shared work, then all trials, spread over the workers."""
-        shared = self.seed_seconds * seeds / min(workers, seeds)
-        count = len(self.trials) * seeds
-        return 2 * self.rates.startup + shared + sum(c.seconds for c in self.trials) * seeds / min(workers, count)
+        """Wall-clock of the audit: start-up, the seeds' shared work, then all trials, spread over the workers."""
+        return wall_clock([self], [self], seeds, workers)
+
+
+def wall_clock(conditions: Sequence[Estimate], bases: Sequence[Estimate], seeds: int, workers: int) -> float:
+    """Seconds of an audit of these conditions with ``seeds`` seeds each.
+
+    Args:
+        conditions: one estimate each.
+        bases: an estimate of each piece of shared work; conditions that start from the same one share it.
+    """
+    shared = sum(base.seed_seconds for base in bases) * seeds / min(workers, seeds * len(bases))
+    trials = sum(cost.seconds for condition in conditions for cost in condition.trials) * seeds
+    count = sum(len(condition.trials) for condition in conditions) * seeds
+    return conditions[0].rates.startup + shared + trials / min(workers, count)
 
 
 def _seconds(work: Callable[[], object], seconds: float = 1.0) -> float:
@@ -103,7 +116,7 @@ def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int, threa
     """Time the learner on as many candidates as one step scores, on two items of every task, and on a few steps."""
     candidates = pool.take(range(max(1, min(len(pool), len(pool) // recipe.training.steps))))
     tokens = float(candidates.tokens.sum())
-    tasks = [replace(task, items=task.items[:2]) for task in make_sequence(recipe.model_dump_json(), seed).tasks]
+    tasks = [replace(task, items=task.items[:2]) for task in sequence_of(recipe, seed).tasks]
     with threadpool_limits(limits=threads):
         return Rates(
             forward=tokens / _seconds(lambda: learner.signals(candidates, ("loss",))),
@@ -114,14 +127,19 @@ def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int, threa
         )
 
 
-def estimate(recipe: Recipe, threads: int) -> Estimate:
-    """Cost of one trial of every selector of the recipe (first seed), rates measured now."""
+def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estimate:
+    """Cost of one trial of every selector of the recipe (first seed, own condition).
+
+    Args:
+        rates: of this machine; None: measured now.
+    """
     seed, training, probe = recipe.seeds[0], recipe.training, recipe.probe
     begun = time.perf_counter()
-    sequence = make_sequence(recipe.model_dump_json(), seed)
+    sequence = sequence_of(recipe, seed)
     learner = make_learner(recipe, seed)
     pools = [learner.pool(stage.candidates) for stage in sequence.stages]
-    rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - begun)
+    if rates is None:
+        rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - begun)
     stage_tokens = [int(pool.tokens.sum()) for pool in pools]
     share = min(1.0, probe.steps / training.steps)
     own = sum(stage_tokens[1:]) * share * ("own" in probe.kinds)
@@ -150,34 +168,64 @@ def estimate(recipe: Recipe, threads: int) -> Estimate:
     return Estimate(tuple(costs), shared, rates)
 
 
+def estimate_all(recipe: Recipe, threads: int) -> dict[str, Estimate]:
+    """An estimate of every condition; rates are measured once per model, adaptation and budget."""
+    measured: dict[tuple[str, float], Rates] = {}
+    found = {}
+    for condition in expand(recipe):
+        key = (condition.recipe.model.model_dump_json(), condition.recipe.budget)
+        found[condition.name] = estimate(condition.recipe, threads, measured.get(key))
+        measured[key] = found[condition.name].rates
+    return found
+
+
 def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console: Console) -> None:
     """Print what an audit would do: its trials, their tokens, the estimated time, and where it would write.
 
     Raises:
         LonggameError: what the audit itself would be refused for before its work begins.
     """
-    RunDirectory.check(folder, recipe)
+    held = RunDirectory.check(folder, recipe)
     check_plugins(recipe)
-    plan = estimate(recipe, threads)
-    costs, rates = plan.trials, plan.rates
-    table = Table(title=f"Plan of {recipe.name}: {len(recipe.selectors)} selectors × {len(recipe.seeds)} seeds")
+    conditions = expand(recipe)
+    trials = plan_trials(recipe)
+    plans = estimate_all(recipe, threads)
+    own, seeds = plans[""], len(recipe.seeds)
+    title = f"Plan of {recipe.name}: {len(recipe.selectors)} selectors × {seeds} seeds"
+    table = Table(title=title + (", own condition" if len(conditions) > 1 else ""))
     for heading in ("selector", "trials", "tokens scored", "tokens trained", "items evaluated", "time per trial"):
         table.add_column(heading, justify="left" if heading == "selector" else "right")
-    for cost in costs:
-        table.add_row(
-            cost.selector,
-            str(len(recipe.seeds)),
-            f"{cost.scored_tokens:,}",
-            f"{cost.trained_tokens:,}",
-            f"{cost.scored_items:,}",
-            f"{cost.seconds:,.1f} s",
-        )
+    for cost in own.trials:
+        counts = (f"{count:,}" for count in (cost.scored_tokens, cost.trained_tokens, cost.scored_items))
+        table.add_row(cost.selector, str(seeds), *counts, f"{cost.seconds:,.1f} s")
     console.print(table)
-    minutes = plan.seconds(len(recipe.seeds), workers) / 60
+    if len(conditions) > 1:
+        console.print(_condition_table(conditions, plans, seeds))
+    bases = {condition.base: plans[condition.name] for condition in reversed(conditions)}
+    minutes = wall_clock(list(plans.values()), list(bases.values()), seeds, workers) / 60
+    rates = own.rates
+    done = sum(held.store_of(t).has("stage-1") for t in held.trials) if held is not None else 0
     console.print(
-        f"{len(costs) * len(recipe.seeds)} trials, about {minutes:.1f} min with {workers} worker(s) of "
+        f"{len(trials)} trials, about {minutes:.1f} min with {workers} worker(s) of "
         f"{threads} thread(s), by rates measured now: forward {rates.forward:,.0f} tokens/s, forward+backward "
         f"{rates.backward:,.0f} tokens/s, a training step {rates.step:.3f} s, evaluation {rates.items:,.0f} items/s.\n"
-        f"Results would go to {folder}. Nothing was written.",
+        f"Shared by the trials of a seed: the frozen pass and row 0 of R, done {len(bases)} time(s) for "
+        f"{len(conditions)} condition(s) ({own.seed_seconds:,.1f} s).\n"
+        + (f"{done} of these trials are begun or finished in {folder}; they are not done again.\n" if done else "")
+        + f"Results would go to {folder}. Nothing was written.",
         highlight=False,
     )
+
+
+def _condition_table(conditions: Sequence[Condition], plans: Mapping[str, Estimate], seeds: int) -> Table:
+    table = Table(title=f"{len(conditions)} conditions")
+    for heading in ("condition", "trials", "tokens trained", "shared work", "time per seed"):
+        table.add_column(heading, justify="left" if heading in ("condition", "shared work") else "right")
+    for condition in conditions:
+        costs = plans[condition.name].trials
+        trained = sum(cost.trained_tokens for cost in costs) * seeds
+        begun = condition.base or "own"
+        seconds = sum(cost.seconds for cost in costs)
+        name = condition.name or "own"
+        table.add_row(name, str(len(costs) * seeds), f"{trained:,}", begun, f"{seconds:,.1f} s")
+    return table

@@ -100,9 +100,19 @@ def seeds_caveat(recipe: Recipe) -> str:
             "A seed draws a whole world: geometry, base parameters, pools and order. Scores are exact population "
             "values, so the intervals cover worlds of this recipe, without evaluation noise."
         )
-    return (
+    drawn = (
         "A seed draws the candidates and items that the data source leaves open, their order, and the selectors' own "
-        "randomness. The base model is the same in all seeds, so the intervals do not cover another base model or "
+        "randomness"
+    )
+    bases = len(recipe.model.per_seed)
+    if bases > 1:
+        return (
+            f"{drawn}, and starts from one of {bases} base models in turn, the same for all selectors. The intervals "
+            "cover such base models, but no other data source, and scores on small validation sets move by chance as "
+            "well."
+        )
+    return (
+        f"{drawn}. The base model is the same in all seeds, so the intervals do not cover another base model or "
         "another data source, and scores on small validation sets move by chance as well."
     )
 
@@ -124,7 +134,8 @@ def run_facts(recipe: Recipe, results: pd.DataFrame, environment: Mapping[str, A
             ``threads``, ``workers`` and ``sessions`` (seconds of each time the audit was at work).
     """
     rounds = "a choice every step" if recipe.rounds == "step" else f"{recipe.rounds} round(s) per stage"
-    model = recipe.model.name if recipe.model.name == "quadratic" else f"{recipe.model.name}, {recipe.model.adaptation}"
+    names = ", ".join(recipe.model.per_seed) or recipe.model.name
+    model = names if names == "quadratic" else f"{names}, {recipe.model.adaptation}"
     facts = [
         ("model", model),
         ("data", f"{recipe.data.sequence}, pools of {recipe.data.pool_size}"),
