@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longgame.selectors import ranking
-from longgame.selectors.ranking import descending, fill_budget, fill_by_score
+from longgame.selectors.ranking import descending, fill_budget, fill_by_score, id_order
 
 
 def sorted_rows(score: np.ndarray, ids: tuple[str, ...]) -> list[int]:
@@ -73,3 +73,23 @@ def test_the_budget_is_left_unused_only_where_nothing_fits() -> None:
     assert fill_by_score(np.array([5.0, 4, 3, 2, 1]), tuple("abcde"), tokens, 12).tolist() == [0, 1]
     assert fill_by_score(np.array([5.0, 4, 3, 2, 1]), tuple("abcde"), tokens, 11).tolist() == [0, 2]
     assert fill_by_score(np.array([1.0, 4, 3, 2, 5]), tuple("abcde"), tokens, 8).tolist() == [4, 1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=3), st.lists(st.text(max_size=12), max_size=20, unique=True))
+def test_ids_are_in_the_order_that_python_sorts_them(prefix: str, rest: list[str]) -> None:
+    ids = tuple(prefix + name for name in rest)
+    assert [ids[row] for row in id_order(ids)] == sorted(ids)
+
+
+def test_ids_that_agree_in_their_first_bytes_are_sorted_too() -> None:
+    ids = (
+        "b",
+        "sample-00000000-z",
+        "sample-00000000-a",
+        "sample-00000000",
+        "\U0001f600",
+        "\uffff",
+        "sample-00000000-\x00",
+    )
+    assert [ids[row] for row in id_order(ids)] == sorted(ids)

@@ -58,8 +58,20 @@ def _walk(costs: Int[np.ndarray, " n"], left: int, shortest: int) -> tuple[Int[n
 
 
 def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Rows in the order of their ids; where sums run in this order, the order of the pool changes no bit."""
-    return np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+    """Rows in the order of their ids; where sums run in this order, the order of the pool changes no bit.
+
+    Sorts by the 8 bytes behind the prefix that all ids share (UTF-8 keeps the order of the characters), and by whole
+    ids only where those are equal.
+    """
+    if not ids:
+        return np.zeros(0, dtype=np.int64)
+    first, last = min(ids), max(ids)
+    start = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    heads = [name[start : start + 8].encode("utf-8", "surrogatepass") for name in ids]
+    keys = np.array(heads, dtype="S8").view(">u8").astype(np.uint64)
+    order = np.argsort(keys, kind="stable")
+    _sort_runs(order, keys[order], ids)
+    return order
 
 
 def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
@@ -70,12 +82,18 @@ def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.n
 def _by_score(rows: Int[np.ndarray, " m"], keys: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> np.ndarray:
     """These rows by rising key; only runs of equal keys are sorted by id."""
     order = rows[np.argsort(keys[rows], kind="stable")]
-    sorted_keys = keys[order]
-    same = (sorted_keys[1:] == sorted_keys[:-1]) | (np.isnan(sorted_keys[1:]) & np.isnan(sorted_keys[:-1]))
+    _sort_runs(order, keys[order], ids)
+    return order
+
+
+def _sort_runs(order: Int[np.ndarray, " m"], keys: np.ndarray, ids: tuple[str, ...]) -> None:
+    """Sort each stretch of equal keys by id, in place."""
+    same = keys[1:] == keys[:-1]
+    if keys.dtype.kind == "f":
+        same |= np.isnan(keys[1:]) & np.isnan(keys[:-1])
     edges = np.flatnonzero(np.diff(np.r_[False, same, False]))
     for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         order[start : stop + 1] = sorted(order[start : stop + 1].tolist(), key=ids.__getitem__)
-    return order
 
 
 def fill_by_score(
@@ -92,8 +110,8 @@ def fill_by_score(
     """
     check_budget(tokens, budget)
     keys = -np.asarray(score, dtype=np.float64)
-    keys[np.isnan(keys)] = np.inf  # NaN comes last, with −∞, and then ids decide: split them off below
-    unmeasured = np.isnan(np.asarray(score, dtype=np.float64))
+    unmeasured = np.isnan(keys)  # these come last
+    keys[unmeasured] = np.inf
     left, kept = int(budget), []
     for group in (~unmeasured, unmeasured):
         rest = np.flatnonzero(group & (tokens <= left))
