@@ -104,22 +104,23 @@ def less_figures(report: Report, work: Workload, repeats: int, dim: int) -> None
     theirs, ours = (time.best for time in times.values())
     for name, time in times.items():
         report.add(rows=[row(work, dtype_of(work), name, time, None, time.best / ours, "gradient sketch")])
+    if dim != LESS_SIZE:
+        return
     required = 15 if work.device.type == "cuda" else 3
     report.add([at_least(f"less_speed_{dtype_of(work)}", theirs / ours, required)])
-    if plain_draw:
-        share = 16  # of R's rows: the draw costs the same for each
-        size = sum(weight.numel() for weight in work.model.parameters() if weight.requires_grad) // share
-        held = torch.ones(16, size, device=work.device)
-        drawn = take_turns(
-            {
-                "bits": lambda: less.project(held, dim, 0, "bits"),
-                "randint": lambda: less.project(held, dim, 0, "randint"),
-            },
-            1,
-            device=work.device,
-        )
-        more = (drawn["randint"].best - drawn["bits"].best) * share * -(-len(work.pool) // 16)
-        report.add([at_least(f"less_speed_one_draw_a_sign_{dtype_of(work)}", (theirs + more) / ours, required)])
+    share = 16  # of R's rows: the draw costs the same for each
+    size = sum(weight.numel() for weight in work.model.parameters() if weight.requires_grad) // share
+    held = torch.ones(16, size, device=work.device)
+    drawn = take_turns(
+        {
+            "bits": lambda: less.project(held, dim, 0, "bits"),
+            "randint": lambda: less.project(held, dim, 0, "randint"),
+        },
+        1,
+        device=work.device,
+    )
+    more = (drawn["randint"].best - drawn["bits"].best) * share * -(-len(work.pool) // 16)
+    report.add([at_least(f"less_speed_one_draw_a_sign_{dtype_of(work)}", (theirs + more) / ours, required)])
 
 
 def bergson_figures(report: Report, work: Workload, repeats: int) -> None:
@@ -212,14 +213,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few short examples, bfloat16 only")
     parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
     parser.add_argument("--data-dir", type=Path, default=DATA if DATA.is_dir() else None)
-    parser.add_argument("--examples", type=int, help="how many (default 48, --quick 6)")
+    parser.add_argument("--examples", type=int, help="how many (default 32, --quick 6)")
     parser.add_argument("--repeats", type=int, help="timed rounds (default 3, --quick 1)")
     parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: both, --quick bfloat16")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--growth", action="store_true", help="rows only: how cost grows")
     given = parser.parse_args()
-    count, repeats = given.examples or (6 if given.quick else 48), given.repeats or (1 if given.quick else 3)
+    count, repeats = given.examples or (6 if given.quick else 32), given.repeats or (1 if given.quick else 3)
     longest = 128 if given.quick else 512
     report = Report("signals", measure(given.device))
     print(report.machine, flush=True)
@@ -240,11 +241,15 @@ def main() -> None:
         before = len(report.rows)
         run(report, work, repeats=repeats, memory=not given.quick, budgets=(1024,) if given.quick else (1024, 4096))
         print(table(report.rows[before:]), flush=True)
-        before = len(report.rows)
-        uds_figures(report, work, repeats)
-        less_figures(report, work, repeats, 512 if given.quick else LESS_SIZE)
-        bergson_figures(report, work, repeats)
-        print(table(report.rows[before:]), flush=True)
+        for part in (
+            uds_figures,
+            bergson_figures,
+            partial(less_figures, dim=512 if given.quick else LESS_SIZE),
+        ):
+            before = len(report.rows)
+            part(report, work, repeats)
+            print("\n".join(table(report.rows[before:]).splitlines()[1:]), flush=True)
+            report.save(given.json)
     report.finish(given.json)
 
 

@@ -146,13 +146,18 @@ class Report:
         """Print one line a figure, write everything to ``file`` as JSON, and return whether all are met."""
         for figure in self.figures:
             print(figure)
-        if file is not None:
-            payload = {
-                "title": self.title,
-                "machine": asdict(self.machine),
-                "figures": [asdict(figure) | {"ok": figure.ok} for figure in self.figures],
-                "rows": self.rows,
-            }
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+        self.save(file)
         return all(figure.ok for figure in self.figures)
+
+    def save(self, file: Path | None) -> None:
+        """Write what there is so far to ``file`` as JSON, if one was named: a long benchmark may be stopped."""
+        if file is None:
+            return
+        payload = {
+            "title": self.title,
+            "machine": asdict(self.machine),
+            "figures": [asdict(figure) | {"ok": figure.ok} for figure in self.figures],
+            "rows": self.rows,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
