@@ -46,7 +46,7 @@ def elements(page):
 
 
 def test_dataset_and_selector_text_stays_text(page, elements):
-    assert len(elements.scripts) == 2  # the bundle, once, and the page's own
+    assert len(elements.scripts) == 3  # the sorting, the bundle, and the page's own
     assert not [tag for tag, _ in elements.tags if tag in ("b", "i")]
     assert "alert('x')" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
@@ -62,7 +62,7 @@ def test_page_loads_nothing(elements):
 
 
 def test_every_chart_has_its_place_and_a_description(elements, card, results, recipe):
-    raw = re.search(r"const charts = \{(.*?)\n\};", elements.scripts[1], re.DOTALL)
+    raw = re.search(r"const charts = \{(.*?)\n\};", elements.scripts[2], re.DOTALL)
     charts = json.loads("{" + raw.group(1).rstrip().rstrip(",") + "}")
     assert charts == {
         f"{f.name}-{i}": chart for f in figures(card, results, recipe) for i, chart in enumerate(f.charts, 1)
@@ -83,6 +83,7 @@ def test_labels_refer_to_headings_that_exist(elements):
 def test_every_figure_compiles_to_marks(card, results, recipe):
     made = figures(card, results, recipe)
     names = {"immediate-long", "curves-common", "curves-own", "ood-forgetting", "matrices", "diagnostics"}
+    names |= {"myopia-gap", "trajectories", "sensitivity"}
     assert {figure.name for figure in made} == names
     assert len(next(f for f in made if f.name == "matrices").charts) == 3
     for figure in made:
@@ -113,7 +114,7 @@ def test_a_run_of_one_seed_without_probes_or_diagnostics_still_gives_a_page(synt
     recipe = make_recipe(1)
     card = make_card(results)
     names = {figure.name for figure in figures(card, results, recipe)}
-    assert names == {"immediate-long", "ood-forgetting", "matrices"}
+    assert names == {"immediate-long", "ood-forgetting", "matrices", "myopia-gap", "trajectories", "sensitivity"}
     assert "not enough seeds" in render_html(card, results, recipe, environment)
 
 

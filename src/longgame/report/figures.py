@@ -7,162 +7,146 @@ colour vision. Backgrounds and text colours are left to the page, which knows wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
-import scipy.stats
 
 from longgame.metrics.catalog import METRICS
+from longgame.metrics.ranking import chance_gap
 from longgame.metrics.scorecard import PRIMARY, Scorecard
-from longgame.metrics.stats import moments
 from longgame.recipe import Recipe
-from longgame.report.tables import DIAGNOSTICS, selectors_in_order
+from longgame.report.charts import GREY, PALETTE, SHAPES, Figure, Key, Style, interval_half, metric_strip, points, spec
+from longgame.report.figures_picks import picks_figures
+from longgame.report.figures_run import run_figures
+from longgame.report.picks import Picks
+from longgame.report.tables import selectors_in_order
 
-GREY = "#8c8c8c"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A63D2", "#A0522D")
-"""Okabe–Ito without black and yellow (illegible on a dark or a light page), then two more."""
-SHAPES = {
-    "square": "■",
-    "triangle-up": "▲",
-    "diamond": "◆",
-    "cross": "✚",
-    "triangle-down": "▼",
-    "triangle-right": "▶",
-    "triangle-left": "◀",
-    "circle": "●",
-}
-"""Vega's symbol → the glyph that stands for it in the page's legend."""
+__all__ = [
+    "GREY", "PALETTE", "SHAPES", "Figure", "Key", "curve_table", "figures", "immediate_against_long", "interval_half",
+    "learning_curves", "myopia_gaps", "ood_against_forgetting",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One line of a legend, drawn by the page once for all charts of a figure."""
-
-    selector: str
-    colour: str
-    glyph: str
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure: a grid of charts under one caption."""
-
-    name: str
-    title: str
-    caption: str
-    charts: tuple[dict[str, Any], ...]
-    keys: tuple[Key, ...] = ()
-    """The legend, where charts do not name the selectors themselves."""
-
-    @property
-    def single(self) -> bool:
-        """Whether it is one chart, which may stand beside another figure."""
-        return len(self.charts) == 1
-
-
-def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np.ndarray:
-    """Half the Student-t interval of a mean over n seeds; NaN below two seeds."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(n > 1, scipy.stats.t.ppf(0.5 + confidence / 2, n - 1) * sd / np.sqrt(n), np.nan)
-
-
-class _Style:
-    """Scales that give a selector the same colour and shape in every figure."""
-
-    def __init__(self, selectors: Sequence[str], reference: str) -> None:
-        others = [name for name in selectors if name != reference]
-        colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)} | {reference: GREY}
-        shape = {name: list(SHAPES)[i % len(SHAPES)] for i, name in enumerate(others)} | {reference: "circle"}
-        self.selectors = list(selectors)
-        self.keys = tuple(Key(name, colour[name], SHAPES[shape[name]]) for name in selectors)
-        self._colours = alt.Scale(domain=self.selectors, range=[colour[name] for name in selectors])
-        self._shapes = alt.Scale(domain=self.selectors, range=[shape[name] for name in selectors])
-
-    def colour(self) -> alt.Color:
-        return alt.Color("selector:N", scale=self._colours, legend=None)
-
-    def shape(self) -> alt.Shape:
-        return alt.Shape("selector:N", scale=self._shapes, legend=None)
-
-
-def figures(card: Scorecard, results: pd.DataFrame, recipe: Recipe) -> list[Figure]:
+def figures(card: Scorecard, results: pd.DataFrame, recipe: Recipe, picks: Picks | None = None) -> list[Figure]:
     """All figures that this run has measurements for, by the primary view.
 
     Args:
-        results: the tidy records; only rows of kind ``curve`` are read here.
+        results: the tidy records; only rows of kinds ``curve`` and ``cost`` are read here.
+        picks: what was selected (see `longgame.report.picks`); without it, no figure tells of it.
     """
-    style = _Style(selectors_in_order(card, recipe), card.reference)
+    style = Style(selectors_in_order(card, recipe), card.reference)
     made = [
         immediate_against_long(card, style),
         learning_curves(card, results, style, "common"),
         learning_curves(card, results, style, "own"),
         ood_against_forgetting(card, style),
-        score_matrices(card, style),
-        diagnostics(card, style),
+        myopia_gaps(card, style),
+        *run_figures(card, style),
+        *(picks_figures(picks, card, style) if picks is not None else []),
     ]
     return [figure for figure in made if figure is not None and figure.charts]
 
 
-def _points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
-    """One row per selector: mean, low and high of each metric (95 % interval of the mean over seeds)."""
-    mean, sd, n = (card.wide(list(metrics), PRIMARY, column) for column in ("mean", "sd", "n"))
-    frame = pd.DataFrame({"selector": mean.index.to_numpy()})
-    for name in metrics:
-        value = mean[name].to_numpy(float)
-        half = interval_half(sd[name].to_numpy(float), n[name].to_numpy(float))
-        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = value, value - half, value + half
-    return frame.replace([np.inf, -np.inf], np.nan)
-
-
-def _scatter(card: Scorecard, style: _Style, x: str, y: str, alt_text: str) -> dict[str, Any] | None:
-    frame = _points(card, (x, y)).dropna(subset=[x, y])
+def _scatter(
+    card: Scorecard,
+    style: Style,
+    x: str,
+    y: str,
+    alt_text: str,
+    arrows: Sequence[tuple[str, str]] = (),
+) -> dict[str, Any] | None:
+    """A point per selector with its intervals; ``arrows`` lead from one selector's point to another's."""
+    frame = points(card, (x, y)).dropna(subset=[x, y])
     if frame.empty:
         return None
 
-    def axis(name: str, low: bool = False) -> Any:
-        make = alt.X if name == x else alt.Y
+    def title(name: str) -> str:
         better = {"higher": " (higher is better)", "lower": " (lower is better)"}[METRICS[name].better]
         unit = f", {METRICS[name].unit}" if METRICS[name].unit == "points" else ""
-        return make(
-            f"{name}_low:Q" if low else f"{name}:Q",
-            title=f"{METRICS[name].label}{unit}{better}",
-            scale=alt.Scale(zero=False, padding=12),
-        )
+        return f"{METRICS[name].label}{unit}{better}"
 
+    def across(field: str = f"{x}:Q") -> Any:
+        return alt.X(field, title=title(x), scale=alt.Scale(zero=False, padding=12))
+
+    def up(field: str = f"{y}:Q") -> Any:
+        return alt.Y(field, title=title(y), scale=alt.Scale(zero=False, padding=12))
+
+    at = frame.set_index("selector")
+    lines = pd.DataFrame(
+        [
+            {
+                "x": at[x][ahead],
+                "y": at[y][ahead],
+                "x_end": at[x][behind],
+                "y_end": at[y][behind],
+                "reversal": f"{ahead} leads {behind} now and trails it in the long run",
+            }
+            for ahead, behind in arrows
+            if ahead in at.index and behind in at.index
+        ]
+    )
     base = alt.Chart(frame)
     tooltip = ["selector:N", alt.Tooltip(f"{x}:Q", format=".3~f"), alt.Tooltip(f"{y}:Q", format=".3~f")]
     whiskers = alt.Chart(frame.dropna()).mark_rule(strokeWidth=1.5, opacity=0.7)
     layers = alt.layer(
-        whiskers.encode(axis(x, low=True), alt.X2(f"{x}_high:Q"), axis(y), color=style.colour()),
-        whiskers.encode(axis(x), axis(y, low=True), y2=alt.Y2(f"{y}_high:Q"), color=style.colour()),
+        *_arrows(lines, across, up),
+        whiskers.encode(across(f"{x}_low:Q"), alt.X2(f"{x}_high:Q"), up(), color=style.colour()),
+        whiskers.encode(across(), up(f"{y}_low:Q"), y2=alt.Y2(f"{y}_high:Q"), color=style.colour()),
         base.mark_point(size=110, filled=True, opacity=1).encode(
-            axis(x), axis(y), color=style.colour(), shape=style.shape(), tooltip=tooltip
+            across(), up(), color=style.colour(), shape=style.shape(), tooltip=tooltip
         ),
     )
-    return _spec(layers, alt_text, height=320)
+    return spec(layers, alt_text, height=320)
 
 
-def _spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
-    sized = chart.properties(width="container", height=height, description=alt_text)
-    return sized.to_dict()
+def _arrows(lines: pd.DataFrame, x: Any, y: Any) -> list[Any]:
+    """Lines with a head at three quarters of their length, turned by Vega's own scales into the line's direction."""
+    if lines.empty:
+        return []
+    base = alt.Chart(lines)
+    shaft = base.mark_rule(strokeWidth=1.2, strokeDash=[5, 3], color=GREY, opacity=0.9).encode(
+        x("x:Q"), y("y:Q"), x2="x_end:Q", y2="y_end:Q", tooltip=["reversal:N"]
+    )
+    down, right = "scale('y', datum.y_end) - scale('y', datum.y)", "scale('x', datum.x_end) - scale('x', datum.x)"
+    heads = base.transform_calculate(
+        x_head="0.25 * datum.x + 0.75 * datum.x_end", y_head="0.25 * datum.y + 0.75 * datum.y_end"
+    ).mark_point(
+        shape="triangle-up",
+        size=60,
+        filled=True,
+        color=GREY,
+        opacity=1,
+        angle=alt.ExprRef(f"atan2({down}, {right}) * 180 / PI + 90"),
+    )
+    return [shaft, heads.encode(x("x_head:Q"), y("y_head:Q"))]
 
 
-def immediate_against_long(card: Scorecard, style: _Style) -> Figure | None:
+def immediate_against_long(card: Scorecard, style: Style) -> Figure | None:
     """Figure 2 (a) of the paper: the score right after each stage against the long-horizon score."""
+    rows = [row for row in card.reversals.to_dict("records") if row["view"] == PRIMARY]
+    pairs = [(str(row["ahead"]), str(row["behind"])) for row in rows]
     chart = _scatter(
-        card, style, "current", "long_horizon", "Current score against long-horizon score, a point per selector"
+        card,
+        style,
+        "current",
+        "long_horizon",
+        "Current score against long-horizon score, a point per selector, arrows for rank reversals",
+        pairs,
+    )
+    said = (
+        "An arrow leads from a selector that is ahead now to one that is ahead in the long run, both sides significant."
+        if pairs
+        else "No rank reversal has both sides significant, so there are no arrows."
     )
     caption = (
         "Mean over seeds with 95 % intervals. Far right and low: strong now, weak in the long run. "
-        f"Verdicts compare with {card.reference} by seed, so overlapping intervals here can still differ."
+        f"{said} Verdicts compare with {card.reference} by seed, so overlapping intervals here can still differ."
     )
     return Figure("immediate-long", "Now against the long run", caption, (chart,), style.keys) if chart else None
 
 
-def ood_against_forgetting(card: Scorecard, style: _Style) -> Figure | None:
+def ood_against_forgetting(card: Scorecard, style: Style) -> Figure | None:
     """Figure 2 (c) of the paper."""
     chart = _scatter(card, style, "forgetting", "ood", "Forgetting against OOD score, a point per selector")
     caption = "Mean over seeds with 95 % intervals. Best is high on the left."
@@ -188,7 +172,7 @@ def curve_table(card: Scorecard, results: pd.DataFrame, probe: str) -> pd.DataFr
     return table[table["n"] > 0].drop(columns=["sd", "n"])
 
 
-def learning_curves(card: Scorecard, results: pd.DataFrame, style: _Style, probe: str) -> Figure | None:
+def learning_curves(card: Scorecard, results: pd.DataFrame, style: Style, probe: str) -> Figure | None:
     """Figure 2 (b) of the paper: the early learning curve on the next stage."""
     table = curve_table(card, results, probe)
     charts = []
@@ -208,7 +192,7 @@ def learning_curves(card: Scorecard, results: pd.DataFrame, style: _Style, probe
                 y, color=style.colour(), shape=style.shape(), tooltip=tooltip
             ),
         ).properties(title=f"learning {task} after stage {stage}")
-        charts.append(_spec(layers, f"Early learning curves on {task} after stage {stage}, a line per selector", 210))
+        charts.append(spec(layers, f"Early learning curves on {task} after stage {stage}, a line per selector", 210))
     what = (
         "every selector's model learns from the same random picks, so a difference is the state it was left in"
         if probe == "common"
@@ -224,68 +208,14 @@ def _primary(card: Scorecard) -> dict[str, str]:
     return dict(card.views[PRIMARY].scorer)
 
 
-def score_matrices(card: Scorecard, style: _Style) -> Figure:
-    """The score matrix R of every selector, mean over seeds: a row per stage done, a column per task."""
-    columns = [*card.tasks, *card.ood]
-    R = card.views[PRIMARY].R
-    means = {
-        name: moments(R[card.trials.selector_of == card.trials.selectors.index(name)].transpose(1, 2, 0))[1]
-        for name in style.selectors
-    }
-    finite = np.concatenate([table[np.isfinite(table)] for table in means.values()])
-    if not finite.size:
-        return Figure("matrices", "", "", ())
-    low, high = float(finite.min()), float(finite.max())
-    charts = []
-    for name, table in means.items():
-        rows = [
-            {"after": stage, "task": task, "points": float(table[stage, column])}
-            for stage in range(table.shape[0])
-            for column, task in enumerate(columns)
-            if np.isfinite(table[stage, column])
-        ]
-        base = alt.Chart(pd.DataFrame(rows)).encode(
-            alt.X("task:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=110)),
-            alt.Y("after:O", title="stages done"),
-        )
-        colour = alt.Color("points:Q", scale=alt.Scale(scheme="cividis", domain=[low, high]), legend=None)
-        cells = base.mark_rect().encode(
-            color=colour, tooltip=["after:O", "task:N", alt.Tooltip("points:Q", format=".1f")]
-        )
-        light = f"datum.points > {(low + high) / 2!r}"
-        ink = alt.condition(light, alt.value("#000000"), alt.value("#ffffff"))
-        text = base.mark_text(fontSize=10).encode(text=alt.Text("points:Q", format=".0f"), color=ink)
-        layers = alt.layer(cells, text).properties(title=name)
-        charts.append(_spec(layers, f"Score matrix of {name}: points per task after each stage", 190))
+def myopia_gaps(card: Scorecard, style: Style) -> Figure | None:
+    """Figure 2 (d) of the paper: how far a selector's rank now is from its rank in the long run."""
+    means = card.wide(["myopia_gap"])["myopia_gap"].dropna().sort_values(ascending=False)
+    chance = chance_gap(len(card.trials.selectors))
+    text = "Myopia gap by selector, mean over seeds with its interval, largest first"
+    chart = metric_strip(card, style, "myopia_gap", text, order=[str(name) for name in means.index], chance=chance)
     caption = (
-        "Points, mean over seeds; row 0 is the model before any stage, the OOD sets stand last. Read a column "
-        "downwards: it rises at its own stage and falls where it is forgotten. One colour scale for all."
+        "Mean over seeds and stage transitions with 95 % intervals; 0: the selector ranks alike now and in the long "
+        f"run. Dashed: {chance:.2f}, what ranks by chance alone give."
     )
-    return Figure("matrices", "Score matrix R", caption, tuple(charts))
-
-
-def diagnostics(card: Scorecard, style: _Style) -> Figure:
-    """Table 2 of the paper as strips: one diagnostic each, a mark per selector with its interval."""
-    held = set(card.summary.loc[card.summary["view"] == "", "metric"])
-    charts = []
-    for name in DIAGNOSTICS:
-        if name not in held:
-            continue
-        frame = _points(card, (name,)).rename(columns={name: "mean", f"{name}_low": "low", f"{name}_high": "high"})
-        frame = frame.dropna(subset=["mean"])
-        if frame.empty:
-            continue
-        base = alt.Chart(frame).encode(alt.Y("selector:N", sort=style.selectors, title=None))
-        unit = METRICS[name].unit
-        x = alt.X("mean:Q", title=unit, scale=alt.Scale(zero=False, padding=8), axis=alt.Axis(tickCount=5))
-        rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-        tooltip = ["selector:N", alt.Tooltip("mean:Q", format=".3f")]
-        layers = alt.layer(
-            rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.colour()),
-            base.mark_point(size=80, filled=True, opacity=1).encode(
-                x, color=style.colour(), shape=style.shape(), tooltip=tooltip
-            ),
-        ).properties(title=METRICS[name].label)
-        charts.append(_spec(layers, f"{METRICS[name].label} by selector", 24 * len(frame)))
-    caption = "Means over stages and seeds with 95 % intervals. These explain; no selector is judged by them."
-    return Figure("diagnostics", "What was selected, and what it did to the weights", caption, tuple(charts))
+    return Figure("myopia-gap", "Myopia gap", caption, (chart,)) if chart else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,20 @@ import vl_convert
 import yaml
 
 from longgame.errors import StorageError
+from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
+from longgame.report.answer import answer
+from longgame.report.charts import Figure
+from longgame.report.compare import Comparison
 from longgame.report.figures import figures
+from longgame.report.paper import beside
+from longgame.report.picks import Picks
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
+    LEVEL_ONE,
+    LEVEL_TWO,
     MAIN,
     MORE,
     Table,
@@ -29,15 +39,39 @@ from longgame.report.tables import (
     stage_table,
     sub_skill_table,
 )
+from longgame.report.trials import TrialDetail, trials_table
 from longgame.report.words import headline, legend, run_facts, seeds_caveat, set_gap_line, verdict_lines
 
 _TONES = {"myopic": "bad", "long-horizon worse": "bad", "long-horizon better": "good"}
+_MOST_TRIALS = 10_000
+"""Rows of the table of trials; a page with more is slow to open, and results.parquet holds them all."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a report shows of one run."""
+
+    scorecard: Scorecard
+    results: pd.DataFrame
+    """The tidy records of the condition shown."""
+    recipe: Recipe
+    environment: Mapping[str, Any]
+    title: str = ""
+    """What the run is called on the page; without it, the recipe's name."""
+    progress: str = ""
+    """How much of the run is done, where it is not finished."""
+    picks: Picks | None = None
+    trials: Sequence[TrialDetail] = ()
+    """Trials to show in full."""
+    comparison: Comparison | None = None
+    """What changed from a baseline."""
+    notes: Sequence[str] = field(default=())
 
 
 def write_html(
     path: Path, scorecard: Scorecard, results: pd.DataFrame, recipe: Recipe, environment: Mapping[str, Any]
 ) -> None:
-    """Write the report page.
+    """Write the report page of one run.
 
     Args:
         path: the file to write.
@@ -47,7 +81,15 @@ def write_html(
     Raises:
         StorageError: the file cannot be written.
     """
-    page = render_html(scorecard, results, recipe, environment)
+    write_page(path, render_html(scorecard, results, recipe, environment))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page or another text.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -55,35 +97,76 @@ def write_html(
 
 
 def render_html(scorecard: Scorecard, results: pd.DataFrame, recipe: Recipe, environment: Mapping[str, Any]) -> str:
-    """The report page as a string (about 1 MB, most of it the Vega bundle)."""
-    views = shown_views(scorecard)
-    future = [metric_table(scorecard, recipe, MORE, f"More of the future, {title}", view) for view, title in views]
-    stages = [stage_table(scorecard, recipe, view, f"By stage, {title}") for view, title in views]
-    skills = [sub_skill_table(scorecard, recipe, view, f"By sub-skill, {title}") for view, title in views]
-    costs = metric_table(scorecard, recipe, COSTS, "Cost per trial")
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            recipe=recipe,
-            headline=headline(scorecard, recipe),
-            verdicts=[(line, _TONES.get(line.word, "plain")) for line in verdict_lines(scorecard, recipe)],
-            set_gap=set_gap_line(scorecard),
-            scorecards=[metric_table(scorecard, recipe, MAIN, title.capitalize(), view) for view, title in views],
-            legend=legend(scorecard),
-            figures=figures(scorecard, results, recipe),
-            diagnostics=metric_table(scorecard, recipe, DIAGNOSTICS, "Diagnostics"),
-            details=[table for table in (*future, *stages, costs, *skills) if len(table.columns) > 1],
-            facts=run_facts(recipe, results, environment),
-            notes=[seeds_caveat(recipe), *scorecard.notes],
-            recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-            bundle=_vega_bundle(),
-        )
+    """The report page of one run as a string (about 1 MB, most of it the Vega bundle)."""
+    return render_reports([RunReport(scorecard, results, recipe, environment)])
+
+
+def render_reports(runs: Sequence[RunReport]) -> str:
+    """One page with a section per run, each with its answer, tables, figures and trials."""
+    sections = [_section(run, f"run{place}-" if len(runs) > 1 else "") for place, run in enumerate(runs, 1)]
+    page = _environment().get_template("report.html.j2")
+    return page.render(
+        sections=sections,
+        charts={
+            f"{section['prefix']}{figure.name}-{place}": chart
+            for section in sections
+            for figure in section["figures"]
+            for place, chart in enumerate(figure.charts, 1)
+        },
+        bundle=_vega_bundle(),
+        sortable=(files("longgame.report") / "static" / "sortable.min.js").read_text(encoding="utf-8"),
     )
 
 
+def _section(run: RunReport, prefix: str) -> dict[str, Any]:
+    card, recipe = run.scorecard, run.recipe
+    views = shown_views(card)
+    future = [metric_table(card, recipe, MORE, f"More of the future, {title}", view) for view, title in views]
+    stages = [stage_table(card, recipe, view, f"By stage, {title}") for view, title in views]
+    skills = [sub_skill_table(card, recipe, view, f"By sub-skill, {title}") for view, title in views]
+    costs = metric_table(card, recipe, COSTS, "Cost per trial")
+    every = metric_table(card, recipe, [*MAIN, *DIAGNOSTICS], "", views[0][0]) if views else None
+    drawn: list[Figure] = figures(card, run.results, recipe, run.picks)
+    title, first = (views[0][1], views[0][0]) if views else ("", "")
+    return {
+        "prefix": prefix,
+        "title": run.title or recipe.name,
+        "progress": run.progress,
+        "headline": headline(card, recipe),
+        "answer": answer(card, recipe).lines,
+        "verdicts": [(line, _TONES.get(line.word, "plain")) for line in verdict_lines(card, recipe)],
+        "set_gap": set_gap_line(card),
+        "levels": [
+            _beside(metric_table(card, recipe, LEVEL_ONE, f"Level 1: now ({title})", first), recipe),
+            _beside(metric_table(card, recipe, LEVEL_TWO, f"Level 2: the long run ({title})", first), recipe),
+        ],
+        "scorecards": [
+            _beside(metric_table(card, recipe, MAIN, name.capitalize(), view), recipe) for view, name in views[1:]
+        ],
+        "columns": every,
+        "legend": legend(card),
+        "figures": drawn,
+        "diagnostics": _beside(metric_table(card, recipe, DIAGNOSTICS, "Diagnostics"), recipe),
+        "details": [table for table in (*future, *stages, costs, *skills) if len(table.columns) > 1],
+        "comparison": run.comparison,
+        "trials": trials_table(card, _MOST_TRIALS),
+        "drilled": run.trials,
+        "facts": run_facts(recipe, run.results, run.environment),
+        "notes": [seeds_caveat(recipe), *run.notes, *card.notes],
+        "recipe_text": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    }
+
+
+def _beside(table: Table, recipe: Recipe) -> Table:
+    return beside(table, {metric.label: name for name, metric in METRICS.items()}, recipe)
+
+
 def _has_meanings(table: Table) -> bool:
-    return len({column.meaning for column in table.columns if column.meaning}) > 1
+    return len({column.meaning for column in table.columns if column.meaning and not column.aside}) > 1
+
+
+def _has_aside(table: Table) -> bool:
+    return any(column.aside for column in table.columns)
 
 
 def _environment() -> jinja2.Environment:
@@ -95,6 +178,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.tests["with_meanings"] = _has_meanings
+    environment.tests["with_aside"] = _has_aside
     return environment
 
 

@@ -44,27 +44,27 @@ def scorecard_markdown(
         environment: versions and machine, as the run directory's environment.json holds them.
         across: all conditions of a recipe with axes.
     """
-    parts = [f"# Scorecard: {_escape(recipe.name)}", f"**{_escape(headline(scorecard, recipe))}**"]
+    parts = [f"# Scorecard: {escape(recipe.name)}", f"**{escape(headline(scorecard, recipe))}**"]
     parts.append(
         "\n".join(
-            f"- **{_escape(line.selector)}**: *{line.word}*. {_escape(line.reason)}"
+            f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}"
             + (f" ({line.other})" if line.other else "")
             + (f". {line.power}." if line.power else "")
             for line in verdict_lines(scorecard, recipe)
         )
     )
-    parts.append("\n".join(f"- {name}: {_escape(value)}" for name, value in run_facts(recipe, results, environment)))
+    parts.append("\n".join(f"- {name}: {escape(value)}" for name, value in run_facts(recipe, results, environment)))
     views = shown_views(scorecard)
     used: list[Table] = []
 
     def show(table: Table, level: str = "##") -> None:
         if len(table.columns) > 1:
             used.append(table)
-            parts.extend([f"{level} {_escape(table.title)}", _pipes(table)])
+            parts.extend([f"{level} {escape(table.title)}", pipes(table)])
 
     for view, title in views:
         show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view))
-    parts += [legend(scorecard), set_gap_line(scorecard) + ".", _escape(reversal_line(scorecard))]
+    parts += [legend(scorecard), set_gap_line(scorecard) + ".", escape(reversal_line(scorecard))]
     for view, title in views:
         show(metric_table(scorecard, recipe, MORE, f"More of the future, {title}", view))
     show(metric_table(scorecard, recipe, DIAGNOSTICS, "Diagnostics of selection and updates"))
@@ -88,14 +88,14 @@ def scorecard_markdown(
         "“not reached”: in at least one seed and transition the curve stayed below the common threshold to the end.",
         *scorecard.notes,
     ]
-    parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in notes)]
+    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in notes)]
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     fence = "`" * 4
     parts += ["## Recipe", f"<details><summary>resolved recipe</summary>\n\n{fence}yaml\n{text}{fence}\n\n</details>"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Names and notes stay text: no HTML, no table or emphasis breaks, one line."""
     plain = html.escape(" ".join(text.split()), quote=False)
     for sign in ("\\", "|", "*", "_", "`", "[", "]"):
@@ -104,17 +104,18 @@ def _escape(text: str) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text = _escape(cell.text)
+    text = escape(cell.text)
     mark = cell.mark.replace("*", "\\*")
     return (f"**{text}**" if cell.best else text) + (f" {mark}" if mark else "")
 
 
-def _pipes(table: Table) -> str:
-    head = "| " + " | ".join(_escape(column.label) for column in table.columns) + " |"
+def pipes(table: Table) -> str:
+    """The table in Markdown, every cell's text escaped."""
+    head = "| " + " | ".join(escape(column.label) for column in table.columns) + " |"
     rule = "|" + "|".join(" ---: " if column.numeric else " --- " for column in table.columns) + "|"
     return "\n".join([head, rule, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in table.rows)])
 
 
 def _meanings(tables: list[Table]) -> str:
     meanings = {column.label: column.meaning for table in tables for column in table.columns if column.meaning}
-    return "\n".join(f"- **{_escape(label)}**: {_escape(meaning)}" for label, meaning in meanings.items())
+    return "\n".join(f"- **{escape(label)}**: {escape(meaning)}" for label, meaning in meanings.items())

@@ -34,6 +34,19 @@ MAIN = (
     "myopia_gap",
 )
 """Columns of the scorecard (the paper's Table 1, with both probes, the immediate gain and eq. 2)."""
+LEVEL_ONE = ("current", "immediate_gain", "selected_tokens", "select_seconds", "train_seconds", "update_norm")
+"""The first level of the paper's two-level scorecard (§5): score now, tokens, wall-clock, size of the updates."""
+LEVEL_TWO = (
+    "auc_common",
+    "auc_own",
+    "forgetting",
+    "worst_task",
+    "ood",
+    "update_concentration",
+    "long_horizon",
+    "myopia_gap",
+)
+"""The second level: what is left for later."""
 MORE = (
     "final",
     "auc_start_common",
@@ -102,6 +115,8 @@ class Column:
     short: str
     meaning: str = ""
     numeric: bool = True
+    aside: bool = False
+    """Shown on demand only (the paper's values)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +127,8 @@ class Cell:
     mark: str = ""
     detail: str = ""
     best: bool = False
+    value: float = float("nan")
+    """What a column is sorted by; NaN comes last, or the text decides."""
 
     def __str__(self) -> str:
         return f"{self.text} {self.mark}".rstrip()
@@ -223,6 +240,7 @@ def metric_cells(
             _mark(part[selector]["p_holm"], part[selector]["diff_vs_reference"], metric.better),
             _detail(part[selector], precision, reference),
             selector in best,
+            part[selector]["mean"],
         )
         for selector in order
     }
@@ -272,7 +290,7 @@ def stage_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> Table
         cells = [Cell(selector)]
         for stage in range(1, len(card.tasks) + 1):
             now, end = (held[metric, stage, selector]["mean"] for metric in ("current", "final"))
-            cells.append(Cell(_from_to(now, end)))
+            cells.append(Cell(_from_to(now, end), value=end))
         rows.append(tuple(cells))
     return Table(title, tuple(columns), tuple(rows))
 
@@ -297,8 +315,8 @@ def sub_skill_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> T
             values = cube.values[rows_of[name]][:, :, item]
             end = float(moments(values[:, last])[1])
             if column < last:
-                cells.append(Cell(_from_to(float(moments(values[:, column + 1])[1]), end)))
+                cells.append(Cell(_from_to(float(moments(values[:, column + 1])[1]), end), value=end))
             else:
-                cells.append(Cell(number(end, "points")))
+                cells.append(Cell(number(end, "points"), value=end))
         rows.append(tuple(cells))
     return Table(title, tuple(columns), tuple(rows))

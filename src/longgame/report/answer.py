@@ -1,0 +1,145 @@
+"""The answer at the top of a report: which selector to use, which are myopic, how sure that is, what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.stats import holm, paired
+from longgame.metrics.summary import ALPHA
+from longgame.metrics.verdict import BETTER, MYOPIC, NOT_ENOUGH, WORSE
+from longgame.recipe import Recipe
+from longgame.report.tables import number, selectors_in_order
+
+_LONG = "long horizon"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Sentences, in the order in which a reader needs them."""
+
+    use: str
+    avoid: str
+    sure: str
+    cost: str
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """(question, sentence) of everything that can be said."""
+        asked = ("Which to use", "Which are myopic", "How sure", "What it cost")
+        said = (self.use, self.avoid, self.sure, self.cost)
+        return [(question, text) for question, text in zip(asked, said, strict=True) if text]
+
+
+def answer(card: Scorecard, recipe: Recipe) -> Answer:
+    """Put the scorecard's primary view into an answer. It says no more than the tests show."""
+    verdicts = {
+        str(row["selector"]): str(row["verdict"]) for row in card.verdicts.to_dict("records") if row["view"] == PRIMARY
+    }
+    return Answer(_use(card, verdicts), _avoid(card, recipe, verdicts), _sure(card), _cost(card))
+
+
+def _use(card: Scorecard, verdicts: dict[str, str]) -> str:
+    if not verdicts:
+        return f"Nothing was compared: the reference selector '{card.reference}' has no trial or stands alone."
+    means = card.wide(["long_horizon"])["long_horizon"].dropna()
+    if means.empty:
+        return "No long-horizon score was measured yet, so nothing can be advised."
+    better = [name for name, word in verdicts.items() if word == BETTER]
+    if better:
+        best = max(better, key=lambda name: float(means[name]))
+        rivals = _not_shown_to_differ(card, best)
+        text = f"Use {best}: long-horizon score {_compared(card, best)}."
+        if rivals:
+            text += f" Not shown to differ from it: {', '.join(rivals)}."
+        return text
+    if all(word == NOT_ENOUGH for word in verdicts.values()):
+        return f"Too few seeds to advise anything. Highest long-horizon score so far: {means.idxmax()}."
+    leader = str(means.idxmax())
+    text = f"No selector is shown to be better than {card.reference} in the long run"
+    if leader != card.reference:
+        text += f"; the highest mean is that of {leader} ({_compared(card, leader)})"
+    return f"{text}. Use {card.reference}, which costs nothing, or measure more seeds."
+
+
+def _compared(card: Scorecard, selector: str) -> str:
+    rows = card.summary[
+        (card.summary["view"] == PRIMARY)
+        & (card.summary["metric"] == "long_horizon")
+        & (card.summary["selector"] == selector)
+    ]
+    row = rows.iloc[0]
+    text = number(float(row["mean"]), _LONG)
+    if np.isfinite(row["diff_vs_reference"]):
+        text += f", {float(row['diff_vs_reference']):+.3f} against {card.reference}"
+    if np.isfinite(row["ci_low"]):
+        text += f" (95 % interval {float(row['ci_low']):+.3f} to {float(row['ci_high']):+.3f}"
+        text += f", p = {float(row['p_holm']):.2g} after Holm)" if np.isfinite(row["p_holm"]) else ")"
+    return text
+
+
+def _not_shown_to_differ(card: Scorecard, best: str) -> list[str]:
+    """Selectors whose long-horizon score is not shown to differ from this one's (paired by seed, Holm)."""
+    values = card.trials.grid(card.views[PRIMARY].metrics["long_horizon"])  # (selectors, seeds)
+    names = list(card.trials.selectors)
+    others = [place for place, name in enumerate(names) if name != best]
+    if not others:
+        return []
+    result = paired(values[others], np.broadcast_to(values[names.index(best)], values[others].shape).copy())
+    adjusted = holm(result.p)
+    return [names[place] for place, p in zip(others, adjusted, strict=True) if not p < ALPHA]
+
+
+def _avoid(card: Scorecard, recipe: Recipe, verdicts: dict[str, str]) -> str:
+    if not verdicts:
+        return ""
+    order = [name for name in selectors_in_order(card, recipe) if name in verdicts]
+    myopic = [name for name in order if verdicts[name] == MYOPIC]
+    worse = [name for name in order if verdicts[name] == WORSE]
+    text = (
+        f"Myopic (ahead now, behind in the long run): {', '.join(myopic)}." if myopic else "None is shown to be myopic."
+    )
+    if worse:
+        text += f" Behind in the long run without being ahead now: {', '.join(worse)}."
+    return text
+
+
+def _sure(card: Scorecard) -> str:
+    seeds = len(card.trials.seeds)
+    text = f"{seeds} seed{'s' if seeds != 1 else ''}, compared by seed, Holm over the selectors, 5 % level."
+    now, later = (_detectable(card, metric) for metric in ("current", "long_horizon"))
+    if np.isfinite(now) and np.isfinite(later):
+        text += (
+            f" A true difference of {now:.1f} points now and of {later:.3f} in the long run would be shown with 80 % "
+            "power (median over selectors); smaller ones may be missed."
+        )
+    return text
+
+
+def _detectable(card: Scorecard, metric: str) -> float:
+    rows = card.summary[(card.summary["view"] == PRIMARY) & (card.summary["metric"] == metric)]
+    values = rows["mde"].to_numpy(float)
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if values.size else float("nan")
+
+
+def _cost(card: Scorecard) -> str:
+    held = set(card.summary.loc[card.summary["view"] == "", "metric"])
+    text = ""
+    if "selected_tokens" in held:
+        tokens = card.wide(["selected_tokens"])["selected_tokens"].dropna()
+        if len(tokens):
+            low, high = float(tokens.min()), float(tokens.max())
+            span = f"{low:,.0f}" if high - low < 0.5 else f"{low:,.0f} to {high:,.0f}"
+            text += f"{span} selected tokens per trial. "
+    if "select_seconds" in held:
+        seconds = card.wide(["select_seconds"])["select_seconds"].dropna()
+        if len(seconds) > 1:
+            low, high = str(seconds.idxmin()), str(seconds.idxmax())
+            text += (
+                f"Choosing took from {number(float(seconds[low]), 's')} s ({low}) to "
+                f"{number(float(seconds[high]), 's')} s ({high}) per trial."
+            )
+    return text.strip()

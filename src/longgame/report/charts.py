@@ -1,0 +1,145 @@
+"""What all figures share: colours and shapes of selectors, intervals, and the pieces that a chart is put together from.
+
+Colour and shape both tell selectors apart (Okabe–Ito palette, grey for the reference), so that no figure depends on
+colour vision. Backgrounds and text colours are left to the page, which knows whether it is dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from longgame.metrics.catalog import METRICS
+from longgame.metrics.scorecard import PRIMARY, Scorecard
+
+GREY = "#8c8c8c"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A63D2", "#A0522D")
+"""Okabe–Ito without black and yellow (illegible on a dark or a light page), then two more."""
+SHAPES = {
+    "square": "■",
+    "triangle-up": "▲",
+    "diamond": "◆",
+    "cross": "✚",
+    "triangle-down": "▼",
+    "triangle-right": "▶",
+    "triangle-left": "◀",
+    "circle": "●",
+}
+"""Vega's symbol → the glyph that stands for it in the page's legend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One line of a legend, drawn by the page once for all charts of a figure."""
+
+    selector: str
+    colour: str
+    glyph: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: a grid of charts under one caption."""
+
+    name: str
+    title: str
+    caption: str
+    charts: tuple[dict[str, Any], ...]
+    keys: tuple[Key, ...] = ()
+    """The legend, where charts do not name the selectors themselves."""
+    group: str = "paper"
+    """Which part of the page it belongs to: ``paper`` (its figures), ``run`` or ``picks``."""
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one chart, which may stand beside another figure."""
+        return len(self.charts) == 1
+
+
+def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """Half the Student-t interval of a mean over n seeds; NaN below two seeds."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(n > 1, scipy.stats.t.ppf(0.5 + confidence / 2, n - 1) * sd / np.sqrt(n), np.nan)
+
+
+class Style:
+    """Scales that give a selector the same colour and shape in every figure."""
+
+    def __init__(self, selectors: Sequence[str], reference: str) -> None:
+        others = [name for name in selectors if name != reference]
+        colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)} | {reference: GREY}
+        shape = {name: list(SHAPES)[i % len(SHAPES)] for i, name in enumerate(others)} | {reference: "circle"}
+        self.selectors = list(selectors)
+        self.keys = tuple(Key(name, colour[name], SHAPES[shape[name]]) for name in selectors)
+        self._colours = alt.Scale(domain=self.selectors, range=[colour[name] for name in selectors])
+        self._shapes = alt.Scale(domain=self.selectors, range=[shape[name] for name in selectors])
+
+    def colour(self) -> alt.Color:
+        return alt.Color("selector:N", scale=self._colours, legend=None)
+
+    def shape(self) -> alt.Shape:
+        return alt.Shape("selector:N", scale=self._shapes, legend=None)
+
+
+def points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
+    """One row per selector: mean, low and high of each metric (95 % interval of the mean over seeds)."""
+    mean, sd, n = (card.wide(list(metrics), PRIMARY, column) for column in ("mean", "sd", "n"))
+    frame = pd.DataFrame({"selector": mean.index.to_numpy()})
+    for name in metrics:
+        value = mean[name].to_numpy(float)
+        half = interval_half(sd[name].to_numpy(float), n[name].to_numpy(float))
+        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = value, value - half, value + half
+    return frame.replace([np.inf, -np.inf], np.nan)
+
+
+def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
+    """The chart as a Vega-Lite specification that fills its place's width, described for who cannot see it."""
+    sized = chart.properties(width="container", height=height, description=alt_text)
+    return sized.to_dict()
+
+
+def strip(
+    frame: pd.DataFrame,
+    style: Style,
+    title: str,
+    unit: str,
+    alt_text: str,
+    order: Sequence[str] | None = None,
+    chance: float = float("nan"),
+) -> dict[str, Any]:
+    """A row per selector: its mean as a mark, its interval as a rule.
+
+    Args:
+        frame: selector, mean, low, high; rows without a mean are left out.
+        order: selectors from top to bottom; without it, the figure's own order.
+        chance: a dashed line to compare with, where it is finite.
+    """
+    frame = frame.dropna(subset=["mean"])
+    base = alt.Chart(frame).encode(alt.Y("selector:N", sort=list(order or style.selectors), title=None))
+    x = alt.X("mean:Q", title=unit, scale=alt.Scale(zero=False, padding=8), axis=alt.Axis(tickCount=5))
+    rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high"))]
+    layers = [
+        rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.colour()),
+        base.mark_point(size=80, filled=True, opacity=1).encode(
+            x, color=style.colour(), shape=style.shape(), tooltip=tooltip
+        ),
+    ]
+    if np.isfinite(chance):
+        line = alt.Chart(pd.DataFrame({"chance": [chance]})).mark_rule(strokeDash=[4, 3], color=GREY)
+        layers.insert(0, line.encode(alt.X("chance:Q", title=unit)))
+    return spec(alt.layer(*layers).properties(title=title), alt_text, height=24 * len(frame))
+
+
+def metric_strip(card: Scorecard, style: Style, metric: str, alt_text: str, **more: Any) -> dict[str, Any] | None:
+    """`strip` of one metric of the scorecard; None where no trial measured it."""
+    frame = points(card, (metric,)).rename(columns={metric: "mean", f"{metric}_low": "low", f"{metric}_high": "high"})
+    if frame["mean"].isna().all():
+        return None
+    return strip(frame, style, METRICS[metric].label, METRICS[metric].unit, alt_text, **more)
