@@ -39,21 +39,23 @@ class Machine:
 def measure(device: torch.device | None = None) -> Machine:
     """Measure the limits of a device (default: the CPU), a second or two."""
     device = device or torch.device("cpu")
-    matrix = torch.ones(1 << 16, 1 << 10, device=device)
-    vector = torch.ones(1 << 10, device=device)
-    bandwidth = matrix.nbytes / _best(lambda: matrix @ vector, device) / 1e9
-    del matrix
     return Machine(
         _processor(),
         torch.get_num_threads(),
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        bandwidth,
+        _bandwidth(device),
         _product_rate(torch.float32, device),
         _product_rate(torch.bfloat16, device),
         torch.__version__,
         np.__version__,
         platform.python_version(),
     )
+
+
+def _bandwidth(device: torch.device) -> float:
+    matrix = torch.ones(1 << 16, 1 << 10, device=device)
+    vector = torch.ones(1 << 10, device=device)
+    return matrix.nbytes / _best(lambda: matrix @ vector, device) / 1e9
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
