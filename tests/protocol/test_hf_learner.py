@@ -176,3 +176,46 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
     store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), 0)
     with pytest.raises(ResumeError, match="hub other/model"):
         run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
+
+
+def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation():
+    """What lets conditions that differ in the adapter share it: B is 0, and full fine-tuning starts from the base."""
+    sequence = make_sequence(recipe().model_dump_json(), 0)
+    found = []
+    for model in ({"lora": {"r": 4, "alpha": 1}}, {"lora": {"r": 16}}, {"adaptation": "full"}):
+        learner = HFLearner(recipe(model={"name": "tiny", **model}), 0)
+        learner._kept = lambda engine, pool, names, _: dict(engine(pool, names))
+        found.append((learner.prepare(sequence), learner.score(sequence.tasks)))
+    for arrays, scores in found[1:]:
+        assert scores == found[0][1]
+        for name, array in found[0][0].items():
+            np.testing.assert_array_equal(arrays[name], array, strict=True)
+
+
+@pytest.mark.parametrize("selector", ["loss", "lhas"])
+def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing(tmp_path, monkeypatch, selector):
+    monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
+    offline = Schedule(steps=3, budget=0.25, rounds=1, seed=7)
+    asked, ends, picks = [], [], []
+    for kept in (False, True, True):
+        learner, sequence = learner_of(recipe(rounds=1))
+        if not kept:
+            monkeypatch.setattr(learner, "_fingerprint", lambda: None)
+        engine, sizes = learner.engine, []
+        monkeypatch.setattr(
+            learner, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)
+        )
+        pool = learner.pool(sequence.stages[0].candidates)
+        policy = policy_of(selector)
+        report = learner.train(pool, policy, offline)
+        asked.append(sizes.count(len(pool)))
+        ends.append((weights(learner), report.losses))
+        picks.append(policy.rounds[0].selection.ids)
+        learner.train(pool, policy_of(selector), offline)
+        assert sizes.count(len(pool)) == asked[-1] + 1  # a model that has learned is always asked
+    assert asked[0] == 1
+    assert asked[2] == 0
+    assert picks[0] == picks[1] == picks[2]
+    for end, losses in ends[1:]:
+        assert same(ends[0][0], end)
+        np.testing.assert_array_equal(ends[0][1], losses)

@@ -73,6 +73,7 @@ class HFLearner:
         self._settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}
         self.engine = SignalEngine(self.model, **self._settings)
         self._kept = SignalCache(cache_dir() / "signals")
+        self._first: tuple[int, str | None] = (0, None)
         self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
         self.pad_token_id = pad
         self.frozen: FrozenSignals | None = None
@@ -122,7 +123,8 @@ class HFLearner:
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
         live = [name for name in names if name in _LIVE]
         still = [name for name in names if name in _FROZEN]
-        columns = dict(self.engine(pool, live)) if live else {}
+        whole, fingerprint = self._first
+        columns = self._kept(self.engine, pool, live, fingerprint if len(pool) == whole else None) if live else {}
         if still:
             if self.frozen is None:
                 raise PluginError(f"signals {still} need the frozen pass; call use() first.")
@@ -135,8 +137,19 @@ class HFLearner:
         try:
             return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=self._settings)
         except ModelError as error:
-            _log.warning("the frozen pass is not kept for other runs: %s", error)
+            _log.warning("signals are not kept for other trials and runs: %s", error)
             return None
+
+    def _first_choice(self, pool: Pool, policy: SelectionPolicy, schedule: Schedule) -> tuple[int, str | None]:
+        """Size of the pool and fingerprint of the model where a stage begins with an untouched one.
+
+        The first choice from a whole pool then sees the same signals in every trial of the seed, whatever its budget,
+        so they are kept. Online, only one step's candidates would be shared: less than looking them up costs.
+        """
+        live = set(_LIVE) & set(policy.selector.requires)
+        if self._stage > 0 or schedule.rounds == "step" or not live:
+            return 0, None
+        return len(pool), self._fingerprint()
 
     def _future_proxy(self) -> np.ndarray:
         """Mean gradient sketch of the proxy mixture, measured again after every `proxy.refresh_steps` steps."""
@@ -160,9 +173,12 @@ class HFLearner:
         warmup = warmup_of(spec, schedule.steps)
         before = self._copy()
         self._proxy_gradient = None
+        self._first = self._first_choice(pool, policy, schedule)
 
         def stepped(info: StepInfo) -> None:
             self._proxy_age += info.step > 0
+            if info.step > 0:
+                self._first = (0, None)
             if on_step is not None:
                 on_step(info)
 
