@@ -49,6 +49,7 @@ def test_lazy_greedy_picks_what_the_plain_greedy_picks(seed: int, copies: bool) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(facility, "_BATCH", int(rng.integers(1, 6)))
         patch.setattr(facility, "_CELLS", 50)
+        patch.setattr(facility, "_KEPT", int(rng.choice([1, 100, 1 << 20])))
         found = facility_location(points, tokens, budget, rng)
     expected = plain_greedy(points, tokens, budget)
     alone = similarities(points).sum(axis=1) * (tokens <= budget)

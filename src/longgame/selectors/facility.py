@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 _BATCH = 32
 """Candidates whose gains are evaluated together, where the lazy order asks for one."""
 _CELLS = 1 << 21
-"""Similarities held at once (16 MiB in float64)."""
+"""Similarities made at once (16 MiB in float64)."""
+_KEPT = 1 << 26
+"""Similarities of the rows evaluated last that are kept for the next time (256 MiB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,36 @@ class _Search:
     def __init__(
         self, embeddings: Float[np.ndarray, "n d"], tokens: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]
     ) -> None:
+        n, m = len(embeddings), len(chosen)
         self.embeddings, self.tokens = embeddings, tokens
         self.references = _unit(embeddings[chosen])
-        self.step = max(1, _CELLS // max(len(chosen), embeddings.shape[1]))
-        empty = np.zeros(len(chosen), dtype=np.float32)
-        self.first = self._gains(np.arange(len(embeddings)), empty)
+        self.step = max(1, _CELLS // max(m, embeddings.shape[1]))
+        self._kept = np.empty((min(n, max(self.step, _KEPT // m)), m), dtype=np.float32)
+        self._slot = np.full(n, -1)
+        self._owner = np.full(len(self._kept), -1)
+        self._turn = 0
+        self.first = self._gains(np.arange(n), np.zeros(m, dtype=np.float32))
         """f of each row alone, times the number of references."""
 
     def _similar(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m"]:
-        product = _unit(self.embeddings[rows]) @ self.references.T
-        return np.maximum(product, 0.0, out=product).astype(np.float32)
+        """Similarities of at most ``step`` rows to the references; those made last are remembered."""
+        missing = rows[self._slot[rows] < 0]
+        if len(missing):
+            product = _unit(self.embeddings[missing]) @ self.references.T
+            if self._turn + len(missing) > len(self._kept):
+                self._turn = 0
+            slots = np.arange(self._turn, self._turn + len(missing))
+            held = np.setdiff1d(rows, missing)
+            if np.isin(self._slot[held], slots).any():  # the ring came round to what is needed now: make all anew
+                self._owner[self._slot[held]] = -1
+                self._slot[held] = -1
+                return self._similar(rows)
+            self._turn += len(missing)
+            evicted = self._owner[slots]
+            self._slot[evicted[evicted >= 0]] = -1
+            self._owner[slots], self._slot[missing] = missing, slots
+            self._kept[slots] = np.maximum(product, 0.0, out=product)
+        return self._kept[self._slot[rows]]
 
     def _gains(self, rows: Int[np.ndarray, " b"], reached: Float[np.ndarray, " m"]) -> Float[np.ndarray, " b"]:
         gains = np.empty(len(rows))
