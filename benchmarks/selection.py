@@ -24,7 +24,7 @@ import torch
 
 from longgame.bench.harness import Report, at_least, take_turns
 from longgame.bench.machine import measure
-from longgame.bench.selection import gaussian, lazy, run
+from longgame.bench.selection import gaussian, lazy, run, table
 
 Side = Callable[[np.ndarray, int], object]
 
@@ -92,12 +92,7 @@ def main() -> None:
     print(report.machine)
     run(report, given.quick, given.device)
     packages(report, given.quick)
-    for row in report.rows:
-        print(
-            "  ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-            )
-        )
+    print(table(report.rows))
     report.finish(given.json)
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import longgame
 from longgame.axes import AxesSpec
+from longgame.commands.bench import bench
 from longgame.commands.calibrate import calibrate
 from longgame.commands.report import report
 from longgame.commands.theory import theory
@@ -288,6 +289,7 @@ def selectors() -> None:
     console.print("What a system of your own decided: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
 
 
+app.command()(bench)
 app.command()(calibrate)
 app.command()(theory)
 app.command()(report)

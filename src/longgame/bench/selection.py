@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -242,6 +242,17 @@ def _decision(
 def growth(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     """Exponent e of seconds ∝ nᵉ over the sizes (slope of the least-squares line in logarithms); 1 is linear."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Aligned text of the rows; what a row has beyond seconds stands behind them."""
+    lines = [f"{'what':30} {'data':15} {'n':>9} {'k':>7} {'seconds':>9}"]
+    for line in rows:
+        more = {key: value for key, value in line.items() if key not in ("what", "data", "n", "k", "seconds")}
+        extra = ", ".join(f"{key} {value:.4g}" for key, value in more.items())
+        picks = "–" if line["k"] is None else line["k"]
+        lines.append(f"{line['what']:30} {line['data']:15} {line['n']:>9} {picks:>7} {line['seconds']:>9.3g}  {extra}")
+    return "\n".join(lines)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
