@@ -23,6 +23,7 @@ from longgame.commands.bench import bench
 from longgame.commands.calibrate import calibrate
 from longgame.commands.report import report
 from longgame.commands.theory import theory
+from longgame.commands.watch import watch
 from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import load_recipe, read_mapping
 from longgame.selectors.base import SELECTORS, build_selector
@@ -293,6 +294,7 @@ app.command()(bench)
 app.command()(calibrate)
 app.command()(theory)
 app.command()(report)
+app.command()(watch)
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def _use(card: Scorecard, verdicts: dict[str, str]) -> str:
     text = f"No selector is shown to be better than {card.reference} in the long run"
     if leader != card.reference:
         text += f"; the highest mean is that of {leader} ({_compared(card, leader)})"
-    return f"{text}. Use {card.reference}, which costs nothing, or measure more seeds."
+    cheap = ", which costs nothing" if card.reference == "random" else ""
+    return f"{text}. Use {card.reference}{cheap}, or measure more seeds."
 
 
 def _compared(card: Scorecard, selector: str) -> str:
@@ -102,7 +103,7 @@ def _avoid(card: Scorecard, recipe: Recipe, verdicts: dict[str, str]) -> str:
         f"Myopic (ahead now, behind in the long run): {', '.join(myopic)}." if myopic else "None is shown to be myopic."
     )
     if worse:
-        text += f" Behind in the long run without being ahead now: {', '.join(worse)}."
+        text += f" Behind in the long run, and not shown to be ahead now: {', '.join(worse)}."
     return text
 
 
@@ -137,9 +138,6 @@ def _cost(card: Scorecard) -> str:
     if "select_seconds" in held:
         seconds = card.wide(["select_seconds"])["select_seconds"].dropna()
         if len(seconds) > 1:
-            low, high = str(seconds.idxmin()), str(seconds.idxmax())
-            text += (
-                f"Choosing took from {number(float(seconds[low]), 's')} s ({low}) to "
-                f"{number(float(seconds[high]), 's')} s ({high}) per trial."
-            )
+            first, last = (f"{number(float(value), 's')} s" for value in (seconds.min(), seconds.max()))
+            text += f"Choosing took from {first} ({seconds.idxmin()}) to {last} ({seconds.idxmax()}) per trial."
     return text.strip()
