@@ -23,22 +23,22 @@ from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
 from longgame.protocol.conditions import order_groups
+from longgame.protocol.results import results_of, write_results
 from longgame.protocol.sessions import Display, SessionClock
 from longgame.protocol.store import (
     LOCK,
     RECIPE,
     RunDirectory,
     read_json,
+    refresh_file,
     storage_errors,
-    table_bytes,
-    write_file,
     write_json,
 )
 from longgame.protocol.substrate import make_learner, outline, sequence_of
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
-from longgame.selectors.interventions import selector_of
+from longgame.selectors.interventions import check_candidates, selector_of
 from longgame.signals.base import SIGNALS
 
 _PACKAGES = (
@@ -97,6 +97,8 @@ def _seed_work(run: RunDirectory, data_dir: str | None, seed: int, condition: st
     recipe = run.conditions[condition].base_recipe
     notify(store.folder.name, 0, "data", 0, 1)
     sequence = sequence_of(_with_data(recipe, data_dir), seed)
+    for spec in recipe.selectors:
+        check_candidates(spec, [example.sample_id for stage in sequence.stages for example in stage.candidates])
     notify(store.folder.name, 0, "frozen pass", 0, 1)
     prepare_seed(seed, make_learner(recipe, seed), sequence, store)
 
@@ -308,18 +310,18 @@ def finish(run: RunDirectory) -> AuditResult:
             "Give the recipe again to go on."
         )
     environment = read_json(run.folder / "environment.json")
-    results = run.records()
+    results = results_of(run)
     cards = _cards(run, results)
     across = Across.build(cards, order_groups(run.conditions)) if len(cards) > 1 else None
     scorecard = cards[""]
     here = results[results["condition"] == ""]
-    _refresh(run.folder / "results.parquet", table_bytes(results))
+    write_results(run, results)
     text = scorecard_markdown(scorecard, here, recipe, environment, across)
-    _refresh(run.folder / "scorecard.md", text.encode())
+    refresh_file(run.folder / "scorecard.md", text.encode())
     if across is not None:
         other = f"This page shows the recipe's own condition; {len(cards) - 1} more stand side by side in scorecard.md."
         scorecard = replace(scorecard, notes=(other, *scorecard.notes))
-    _refresh(run.folder / "report.html", render_html(scorecard, here, recipe, environment).encode())
+    refresh_file(run.folder / "report.html", render_html(scorecard, here, recipe, environment).encode())
     return AuditResult(run, results, cards[""], environment, across)
 
 
@@ -337,9 +339,3 @@ def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
             threshold=condition.recipe.probe.threshold,
         )
     return found
-
-
-def _refresh(path: Path, content: bytes) -> None:
-    """Write a file unless it holds just that, so that a finished run can be printed where nothing can be written."""
-    if not path.is_file() or path.read_bytes() != content:
-        write_file(path, content)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +16,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from longgame.protocol.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS, unreadable
+from longgame.errors import ResumeError
+from longgame.protocol.store import (
+    CONDITION_COLUMNS,
+    RECORD_COLUMNS,
+    RESULT_COLUMNS,
+    parquet_bytes,
+    refresh_file,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from longgame.protocol.store import RunDirectory
     from longgame.protocol.trial import Trial
 
-_TEXT = [name for name, kind in RECORD_COLUMNS.items() if kind == "string"]
+_TEXT = [name for name, kind in RESULT_COLUMNS.items() if kind == "string"]
+_STAMP = b"longgame.trials"
 _ORDER = ("trial", "kind", "stage", "probe", "task", "scorer", "sub_skill", "name", "step")
+
+
+def results_of(run: RunDirectory) -> pd.DataFrame:
+    """`gather`, or results.parquet where it was made of just these finished stages: one file instead of thousands.
+
+    Raises:
+        ResumeError: a file cannot be read.
+    """
+    try:
+        if (pq.read_schema(_path(run)).metadata or {}).get(_STAMP) == _stamp(run):
+            return _frame([_read(_path(run), tuple(RESULT_COLUMNS))], tuple(RESULT_COLUMNS))
+    except (OSError, pa.ArrowException, ResumeError):  # it is not there or damaged; it is made of the trials again
+        pass
+    return gather(run)
+
+
+def write_results(run: RunDirectory, results: pd.DataFrame) -> None:
+    """Write results.parquet, unless it was made of just these finished stages.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    table = pa.Table.from_pandas(results, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _STAMP: _stamp(run)})
+    refresh_file(_path(run), parquet_bytes(table))
+
+
+def _path(run: RunDirectory) -> Path:
+    return run.folder / "results.parquet"
+
+
+def _stamp(run: RunDirectory) -> bytes:
+    """Digest of which trials were finished, under which keys, and when."""
+    digest = blake2b(digest_size=16)
+    for trial in run.trials:
+        store = run.store_of(trial)
+        times = [entry.stat().st_mtime_ns for entry in sorted(store.folder.glob("stage-*/done.json"))]
+        digest.update(f"{trial.name} {store.key} {times}\n".encode())
+    return digest.hexdigest().encode()
 
 
 def gather(run: RunDirectory) -> pd.DataFrame:
@@ -29,19 +82,9 @@ def gather(run: RunDirectory) -> pd.DataFrame:
     Raises:
         ResumeError: a file cannot be read.
     """
-    tables, bases = [], {}
-    for trial in run.trials:
-        paths = sorted((run.folder / "trials" / trial.name).glob("stage-*/records.parquet"))
-        if not paths:
-            continue
-        base = run.seed_store(trial.seed, trial.condition).path("base") / "records.parquet"
-        if base not in bases:
-            bases[base] = _read(base) if base.is_file() else None
-        row0 = bases[base]
-        if row0 is not None:
-            tables.append(_of_trial(row0, trial))
-        tables += [_read(path) for path in paths]
-    frame = _frame(tables)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # a file takes longer to unpack than to read
+        tables = [table for tables in pool.map(_TrialTables(run), run.trials) for table in tables]
+    frame = _frame(tables, tuple(RECORD_COLUMNS))
     conditions = {trial.name: trial.condition for trial in run.trials}
     values = {name: {"condition": name, **condition.values} for name, condition in run.conditions.items()}
     of_trial = [values[conditions[name]] for name in frame["trial"].cat.categories]
@@ -50,6 +93,22 @@ def gather(run: RunDirectory) -> pd.DataFrame:
         frame[name] = column.take(frame["trial"].cat.codes.to_numpy(np.int64)).reset_index(drop=True)
     frame = frame[list(RESULT_COLUMNS)]
     return frame.take(sorted_rows(frame)).reset_index(drop=True)
+
+
+class _TrialTables:
+    """Reads the tables of one trial: row 0, which trials share, and its finished stages."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self._row0 = lru_cache(maxsize=None)(lambda path: _read(path) if path.is_file() else None)
+
+    def __call__(self, trial: Trial) -> list[pa.Table]:
+        paths = sorted((self.run.folder / "trials" / trial.name).glob("stage-*/records.parquet"))
+        if not paths:
+            return []
+        base = self.run.seed_store(trial.seed, trial.condition).path("base") / "records.parquet"
+        row0 = self._row0(base)
+        return [*([] if row0 is None else [_of_trial(row0, trial)]), *map(_read, paths)]
 
 
 def _of_trial(row0: pa.Table, trial: Trial) -> pa.Table:
@@ -61,22 +120,23 @@ def _of_trial(row0: pa.Table, trial: Trial) -> pa.Table:
     return row0
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: Sequence[str] = tuple(RECORD_COLUMNS)) -> pa.Table:
     try:
-        with pq.ParquetFile(path, read_dictionary=_TEXT) as file:
-            return file.read(columns=list(RECORD_COLUMNS)).replace_schema_metadata(None)
+        with pq.ParquetFile(path, read_dictionary=[name for name in columns if name in _TEXT]) as file:
+            return file.read(columns=list(columns), use_threads=False).replace_schema_metadata(None)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
 
-def _frame(tables: list[pa.Table]) -> pd.DataFrame:
+def _frame(tables: list[pa.Table], columns: Sequence[str]) -> pd.DataFrame:
     """One frame of the tables; text columns are categories in alphabetical order."""
     if not tables:
-        empty = pd.DataFrame({name: [] for name in RECORD_COLUMNS})
-        return empty.astype({name: "category" if name in _TEXT else kind for name, kind in RECORD_COLUMNS.items()})
+        kinds = {name: "category" if name in _TEXT else RESULT_COLUMNS[name] for name in columns}
+        return pd.DataFrame({name: [] for name in columns}).astype(kinds)
     frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
-    for name in _TEXT:
-        frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
+    for name in columns:
+        if name in _TEXT:
+            frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     return frame
 
 

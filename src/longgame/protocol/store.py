@@ -122,9 +122,20 @@ def records_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def table_bytes(frame: pd.DataFrame) -> bytes:
     """A Parquet file (zstd) of this table; equal tables give equal bytes."""
+    return parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file (zstd) of this Arrow table."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def refresh_file(path: Path, content: bytes) -> None:
+    """Write a file unless it holds just that, so that a finished run can be printed where nothing can be written."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content)
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
