@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -5,12 +6,19 @@ import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import vl_convert
 
 from longgame.errors import StorageError
+from longgame.recipe import parse_recipe
 from longgame.report.figures import curve_table, figures, interval_half
-from longgame.report.html import render_html, write_html
+from longgame.report.html import RunReport, render_html, render_reports, write_html
+from longgame.report.paper import beside
+from longgame.report.picks import StagePicks, read_picks
+from longgame.report.static_figures import write_figures
+from longgame.report.tables import Cell, Column, Table
+from longgame.report.trials import trial_detail
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +144,88 @@ def test_chromium_draws_every_chart_without_a_word_in_the_console(tmp_path, page
     charts = sum(len(figure.charts) for figure in figures(card, results, recipe))
     assert f'data-drawn="{charts}"' in done.stdout
     assert done.stdout.count('role="graphics-document"') == charts
+
+
+def test_every_trial_is_in_the_page_with_what_it_reached(card, page):
+    rows = re.findall(r"<tr><th scope=\"row\">(\d-s\d)</th><td>", page)
+    assert sorted(rows) == sorted(card.trials.names)
+
+
+def test_the_papers_numbers_stand_beside_on_demand_where_the_selector_is_the_papers(page):
+    assert 'class="paper"' in page
+    table = beside(metric("long_horizon"), {"long-horizon score": "long_horizon"}, recipe_of("random", "loss"))
+    assert [column.label for column in table.columns] == ["selector", "long-horizon score", "paper: long horizon"]
+    assert [row[2].text for row in table.rows] == ["0.59", "0.51", ""]
+    assert beside(metric("final"), {"final score": "final"}, recipe_of("random")) == metric("final")
+
+
+def metric(name):
+    label = {"long_horizon": "long-horizon score", "final": "final score"}[name]
+    columns = (
+        Column("selector", "selector", numeric=False),
+        Column(label, label.removesuffix(" score").replace("-", " ")),
+    )
+    return Table("t", columns, tuple((Cell(selector), Cell("1", value=1.0)) for selector in ("random", "loss", "own")))
+
+
+def recipe_of(*names):
+    return parse_recipe({"name": "r", "selectors": list(names), "seeds": [0], "budget": 0.25})
+
+
+def test_dataset_text_stays_text(card, results, recipe, environment):
+    trap = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
+    table = pd.DataFrame(
+        {"round": 0, "sample_id": ["p", "q"], "picked": [0, -1], "tokens": [3, 4], "sub_skill": [trap, ""],
+         "term_utility": [1.0, 0.0], "term_score": [1.0, 0.0]}
+    )  # fmt: skip
+    rows = results[results["trial"] == "1-s0"]
+    texts = {"p": (trap, trap)}
+    detail = trial_detail("1-s0", "ahead", 0, card.tasks, {1: table}, rows, [("seed", trap)], texts.get)
+    picks = read_picks([StagePicks("1-s0", "ahead", 0, 1, table)], 5)
+    page = render_reports([RunReport(card, results, recipe, environment, picks=picks, trials=[detail])])
+    elements = Elements(page)
+    assert len(elements.scripts) == 3
+    assert not [tag for tag, attributes in elements.tags if tag == "img" or "onerror" in attributes]
+    assert "&lt;/pre&gt;&lt;script&gt;alert(1)" in page
+    assert "utility +1.000 · score +1.000" in page
+    assert "never picked" in page
+    assert "alert(1)</script>" not in page
+
+
+def test_several_runs_stand_in_one_page_with_names_of_their_own(card, results, recipe, environment):
+    runs = [RunReport(card, results, recipe, environment, title=name, progress="half") for name in ("one", "two <b>")]
+    page = render_reports(runs)
+    elements = Elements(page)
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    refs = [attributes["href"][1:] for tag, attributes in elements.tags if tag == "a"]
+    assert set(refs) <= set(ids)
+    assert page.count('class="note">half') == 2
+    assert not [tag for tag, _ in elements.tags if tag == "b"]
+
+
+def test_headings_go_down_one_level_at_a_time(elements):
+    levels = [int(tag[1]) for tag, _ in elements.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_figure_is_written_as_svg_and_png_with_its_legend(tmp_path, card, results, recipe):
+    made = [figure for figure in figures(card, results, recipe) if figure.name in ("immediate-long", "myopia-gap")]
+    written = write_figures(made, tmp_path / "new")
+    assert sorted(path.name for path in written) == [
+        "immediate-long.png", "immediate-long.svg", "myopia-gap.png", "myopia-gap.svg",
+    ]  # fmt: skip
+    svg = (tmp_path / "new" / "immediate-long.svg").read_text()
+    assert svg.count("role-legend-entry") >= 1
+    assert "ahead" in svg
+    assert (tmp_path / "new" / "myopia-gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_arrow_leads_from_who_is_ahead_now_to_who_is_ahead_later(card, results, recipe):
+    chart = figures(card, results, recipe)[0].charts[0]
+    arrows = [row["reversal"] for rows in chart["datasets"].values() for row in rows if "reversal" in row]
+    pairs = {(row["ahead"], row["behind"]) for row in card.reversals.to_dict("records") if row["view"] == "primary"}
+    assert pairs
+    assert set(arrows) == {f"{ahead} leads {behind} now and trails it in the long run" for ahead, behind in pairs}

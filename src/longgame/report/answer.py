@@ -60,7 +60,7 @@ def _use(card: Scorecard, verdicts: dict[str, str]) -> str:
     leader = str(means.idxmax())
     text = f"No selector is shown to be better than {card.reference} in the long run"
     if leader != card.reference:
-        text += f"; the highest mean is that of {leader} ({_compared(card, leader)})"
+        text += f"; the highest mean is that of {leader}, {_compared(card, leader)}"
     cheap = ", which costs nothing" if card.reference == "random" else ""
     return f"{text}. Use {card.reference}{cheap}, or measure more seeds."
 

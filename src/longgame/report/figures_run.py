@@ -124,7 +124,7 @@ def sensitivity(card: Scorecard, style: Style) -> Figure:
     """How much the first rank in the long run owes to the weights of eq. 2."""
     table = card.sensitivity[(card.sensitivity["view"] == PRIMARY)].dropna(subset=["share"])
     if table.empty:
-        return Figure("sensitivity", "", "", (), group="run")
+        return Figure("sensitivity", "", "", ())
     base = alt.Chart(table[["selector", "share"]]).encode(alt.Y("selector:N", sort=style.selectors, title=None))
     x = alt.X("share:Q", title="share of all weightings", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     bars = base.mark_bar().encode(x, color=style.colour(), tooltip=["selector:N", alt.Tooltip("share:Q", format=".1%")])
@@ -134,7 +134,7 @@ def sensitivity(card: Scorecard, style: Style) -> Figure:
         "Near 100 %: the choice of weights hardly matters."
     )
     made = spec(alt.layer(bars, text), "Share of weightings on which each selector ranks first", 26 * len(table))
-    return Figure("sensitivity", "Does the winner depend on the weights?", caption, (made,), group="run")
+    return Figure("sensitivity", "Does the winner depend on the weights?", caption, (made,))
 
 
 def score_matrices(card: Scorecard, style: Style) -> Figure:

@@ -137,8 +137,8 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
         "verdicts": [(line, _TONES.get(line.word, "plain")) for line in verdict_lines(card, recipe)],
         "set_gap": set_gap_line(card),
         "levels": [
-            _beside(metric_table(card, recipe, LEVEL_ONE, f"Level 1: now ({title})", first), recipe),
-            _beside(metric_table(card, recipe, LEVEL_TWO, f"Level 2: the long run ({title})", first), recipe),
+            _beside(metric_table(card, recipe, LEVEL_ONE, f"Level 1: now, {title}", first), recipe),
+            _beside(metric_table(card, recipe, LEVEL_TWO, f"Level 2: the long run, {title}", first), recipe),
         ],
         "scorecards": [
             _beside(metric_table(card, recipe, MAIN, name.capitalize(), view), recipe) for view, name in views[1:]

@@ -63,7 +63,8 @@ class TrialDetail:
 def trials_table(card: Scorecard, most: int) -> Table:
     """Every trial (or the first ``most``) with its main metrics, by the primary view."""
     table = card.per_trial[card.per_trial["view"].isin([PRIMARY, ""])]
-    held = [name for name in _SHOWN if name in set(table["metric"])]
+    known = set(table["metric"].unique())
+    held = [name for name in _SHOWN if name in known]
     table = table[table["metric"].isin(held)]
     wide = table.pivot(index=["trial", "selector", "seed"], columns="metric", values="value")
     wide = wide.reset_index().sort_values(["seed", "selector"], kind="stable").head(most)
