@@ -1,0 +1,166 @@
+"""`longgame report` and `longgame watch` on a real run of the closed-form world, finished and partial."""
+
+import json
+import os
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from longgame.cli import app
+from longgame.commands.runs import load_details, load_picks, load_run
+from longgame.commands.watch import finish_times, seconds_left
+from longgame.errors import RecipeError, ResumeError
+
+RECIPE = """
+name: small
+model: {name: quadratic}
+data:
+  sequence: quadratic
+  stages: [{name: one}, {name: two}, {name: three}]
+  ood: [{name: one-rotated}]
+  pool_size: 60
+selectors: [random, loss, lhas]
+seeds: [0, 1, 2]
+rounds: 2
+training: {steps: 6, learning_rate: 0.1, warmup_steps: 1}
+probe: {steps: 4, points: 5}
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "r.yaml").write_text(RECIPE)
+    done = invoke("audit", folder / "r.yaml", "--out", folder / "run", "--workers", 1)
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+@pytest.fixture
+def partial(run, tmp_path):
+    shutil.copytree(run, tmp_path / "partial")
+    shutil.rmtree(tmp_path / "partial" / "trials" / "loss-s2")
+    shutil.rmtree(tmp_path / "partial" / "trials" / "random-s2" / "stage-3")
+    return tmp_path / "partial"
+
+
+def test_a_report_writes_what_was_asked_for(run, tmp_path):
+    asked = ["--out", tmp_path / "r.html", "--figures", tmp_path / "figures", "--markdown", tmp_path / "r.md"]
+    done = invoke("report", run, *asked, "--card", tmp_path / "card.md", "--trials", 2)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('<details class="trial">') == 2
+    assert "Jaccard" in page
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".png"}
+    assert (tmp_path / "figures" / "terms.svg").is_file()  # LHAS has several terms
+    assert (tmp_path / "r.md").read_text().startswith("# Scorecard: small")
+    assert (tmp_path / "card.md").read_text().startswith("## Data-selection audit: small")
+
+
+def test_a_finished_run_is_read_from_its_results_and_a_partial_one_from_its_stages(run, partial):
+    whole, part = load_run(run), load_run(partial)
+    assert whole.finished
+    assert whole.progress == ""
+    assert not part.finished
+    assert "7 of 9 trials, 23 of 27 stages" in part.progress
+    assert set(whole.results["trial"]) - set(part.results["trial"]) == {"loss-s2"}
+    columns = ["selector", "metric", "mean"]
+    again = load_run(run).scorecard.summary[columns]
+    assert whole.scorecard.summary[columns].equals(again)
+    assert part.scorecard.wide(["long_horizon"], column="n")["long_horizon"].to_dict() == {
+        "random": 2, "loss": 2, "lhas": 3,
+    }  # fmt: skip
+
+
+def test_results_of_fewer_trials_than_planned_are_not_believed(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    whole = load_run(run)
+    less = whole.results[whole.results["trial"] != "loss-s1"]
+    less.to_parquet(tmp_path / "run" / "results.parquet", index=False)
+    assert set(load_run(tmp_path / "run").results["trial"]) == set(whole.results["trial"])
+
+
+def test_a_partial_run_is_told_as_such_everywhere(partial, tmp_path):
+    paths = [tmp_path / name for name in ("r.html", "r.md", "card.md")]
+    done = invoke("report", partial, "--out", paths[0], "--markdown", paths[1], "--card", paths[2])
+    assert done.exit_code == 0, done.output
+    assert all("7 of 9 trials" in path.read_text() for path in paths)
+
+
+def test_a_guard_fails_passes_and_refuses(run, partial):
+    verdicts = load_run(run).scorecard.verdicts
+    word = str(verdicts[(verdicts["view"] == "primary") & (verdicts["selector"] == "loss")]["verdict"].iloc[0])
+    names = {"myopic": "myopic", "long-horizon worse": "worse", "long-horizon better": "better",
+             "differs now only": "now-only", "indistinguishable from random": "indistinguishable"}  # fmt: skip
+    held = names.pop(word)
+    failed = invoke("report", run, "--fail-if", f"{held}(loss)")
+    assert failed.exit_code == 1
+    assert f"failed: small: {held}(loss)" in failed.output
+    passed = invoke("report", run, "--fail-if", " or ".join(f"{name}(loss)" for name in names.values()))
+    assert passed.exit_code == 0, passed.output
+    assert "passed" in passed.output
+    assert isinstance(invoke("report", partial, "--fail-if", "myopic(loss)").exception, ResumeError)
+    assert isinstance(invoke("report", run, "--fail-if", "myopic(los)").exception, RecipeError)
+
+
+def test_a_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path):
+    done = invoke("report", run, "--compare", run, "--card", tmp_path / "card.md")
+    assert done.exit_code == 0, done.output
+    assert "No verdict changed." in (tmp_path / "card.md").read_text()
+    done = invoke("report", run, "--compare", partial, "--out", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    assert "Against the baseline" in (tmp_path / "r.html").read_text()
+
+
+def test_details_hold_every_stage_and_every_term(run):
+    loaded = load_run(run)
+    details = {detail.name: detail for detail in load_details(loaded, 3)}
+    assert set(details) == {"random-s0", "loss-s0", "lhas-s0"}
+    assert [stage.stage for stage in details["lhas-s0"].stages] == [1, 2, 3]
+    terms = [name for name, _ in details["lhas-s0"].stages[1].most[0].terms]
+    assert {"utility", "future", "coverage", "score"} <= set(terms)
+    assert load_picks(loaded).seeds == (0, 1, 2)
+
+
+def test_what_holds_no_run_or_is_named_twice_is_a_sentence(run, tmp_path):
+    assert isinstance(invoke("report", tmp_path, "--out", tmp_path / "x.html").exception, ResumeError)
+    assert isinstance(invoke("report", run, run, "--out", tmp_path / "x.html").exception, RecipeError)
+
+
+def test_watch_shows_progress_and_the_scorecard(run, partial):
+    shown = invoke("watch", run, "--once")
+    assert shown.exit_code == 0, shown.output
+    assert "27/27 stages" in shown.output
+    assert "finished" in shown.output
+    assert "long" in shown.output
+    part = invoke("watch", partial, "--once")
+    assert "23/27 stages" in part.output
+
+
+def test_watch_before_anything_is_finished_says_so(run, tmp_path):
+    (tmp_path / "new").mkdir()
+    shutil.copy(run / "recipe.yaml", tmp_path / "new")
+    shown = invoke("watch", tmp_path / "new", "--once")
+    assert "0/27 stages" in shown.output
+    assert "No stage is finished yet" in shown.output
+
+
+def test_finished_stages_are_those_before_the_first_hole(tmp_path):
+    for stage, at in ((1, 100.0), (3, 50.0)):
+        mark = tmp_path / "trials" / "a" / f"stage-{stage}" / "done.json"
+        mark.parent.mkdir(parents=True)
+        mark.write_text(json.dumps({}))
+        os.utime(mark, (at, at))
+    assert finish_times(tmp_path, ["a", "b"], 3) == [("a", 100.0)]
+
+
+def test_time_left_is_at_the_pace_of_the_last_stages_up_to_now():
+    assert seconds_left([0.0, 10.0, 20.0], 5, 20.0) == 20.0
+    assert seconds_left([0.0, 10.0, 20.0], 5, 40.0) == 40.0  # a pause counts
+    assert seconds_left([0.0, 10.0], 5, 20.0) is None
+    assert seconds_left([0.0, 10.0, 20.0], 3, 20.0) is None
