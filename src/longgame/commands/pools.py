@@ -15,6 +15,9 @@ from longgame.recipe import Recipe
 
 Format = Literal["parquet", "jsonl"]
 
+_COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "source": "string"}
+"""Kinds of the columns that may be empty throughout."""
+
 
 def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
     """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
@@ -42,10 +45,11 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
                 counts = {"prompt_tokens": prompt, "response_tokens": response}
                 examples.setdefault(example.sample_id, {**_row(example), **counts})
     written = {}
-    for name, rows in (("candidates", list(examples.values())), ("pools", places)):
+    candidates = pd.DataFrame(list(examples.values())).astype(_COLUMNS)
+    for name, frame in (("candidates", candidates), ("pools", pd.DataFrame(places))):
         path = folder / f"{name}.{kind}"
-        write_file(path, _table(pd.DataFrame(rows), kind))
-        written[str(path)] = len(rows)
+        write_file(path, _table(frame, kind))
+        written[str(path)] = len(frame)
     return written
 
 
@@ -71,9 +75,8 @@ def _tokenised(recipe: Recipe, seed: int, examples: Sequence[Example]) -> Pool:
     from longgame.data.tokenize import build_pool
     from longgame.models import load_tokenizer
 
-    return build_pool(
-        examples, load_tokenizer(recipe.for_seed(seed).model), recipe.model.max_length, recipe.data.too_long
-    )[0]
+    spec = recipe.for_seed(seed).model
+    return build_pool(examples, load_tokenizer(spec), spec.max_length, recipe.data.too_long)[0]
 
 
 def _table(frame: pd.DataFrame, kind: Format) -> bytes:

@@ -17,7 +17,7 @@ _IDS = ("sample_id", "id")
 _READ: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
     ".csv": lambda path: pd.read_csv(path, dtype=dict.fromkeys(_IDS, str), keep_default_na=True),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False, convert_dates=False),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
 """How each kind of file is read; ids stay the text that they are (an id may consist of digits)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ class FromScores(Selector):
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Selection:
         check_budget(pool.tokens, budget)
-        places = self._places(pool)
+        places = self.places(pool.ids)
         score = np.where(places >= 0, self.file.score[places], np.nan)
         keep = self.eligible(pool)
         rows = np.flatnonzero(keep & (pool.tokens <= budget))
@@ -61,17 +62,21 @@ class FromScores(Selector):
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         """Candidates that the file names and keeps."""
-        places = self._places(pool)
+        places = self.places(pool.ids)
         return (places >= 0) & self.file.keep[places]
 
-    def _places(self, pool: Pool) -> Int[np.ndarray, " n"]:
-        """Row of each candidate in the file, −1 for one that it does not name."""
-        places = np.fromiter((self._place.get(name, -1) for name in pool.ids), dtype=np.int64, count=len(pool))
+    def places(self, ids: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Row of each candidate in the file, −1 for one that it does not name.
+
+        Raises:
+            DataError: it does not name one, and ``missing`` is ``error``.
+        """
+        places = np.fromiter((self._place.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
         lost = np.flatnonzero(places < 0)
         if len(lost) and self.missing == "error":
-            named = ", ".join(pool.ids[row] for row in lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
+            named = ", ".join(ids[row] for row in lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
             raise DataError(
-                f"score file '{self.file.path}' names none of {len(lost)} of {len(pool)} candidates: {named}. Score "
+                f"score file '{self.file.path}' does not name {len(lost)} of {len(ids)} candidates: {named}. Score "
                 "them too (`longgame pools RECIPE` writes all candidates), or set missing: skip to never select them."
             )
         return places
