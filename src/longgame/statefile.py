@@ -27,10 +27,13 @@ _MARK = "$"
 _TENSOR_KINDS = "biuf"
 
 
-def write_state(directory: str | Path, name: str, state: Any) -> None:
+def write_state(directory: str | Path, name: str, state: Any, *, flushed: bool = True) -> None:
     """Write a state to ``directory/name.json`` and ``directory/name.safetensors``, flushed to disk and renamed.
 
     The JSON file carries the digest of the tensor file, so a pair torn by a kill between the two renames is noticed.
+
+    Args:
+        flushed: False inside a folder that is flushed and renamed as a whole (`longgame.durable.durable_folder`).
 
     Raises:
         PluginError: the state holds something that is neither an array nor a plain value (the place is named).
@@ -42,8 +45,12 @@ def write_state(directory: str | Path, name: str, state: Any) -> None:
     tensors = save(arrays)
     document = {"format": 1, "tensors": hashlib.sha256(tensors).hexdigest(), "state": tree}
     text = json.dumps(document, allow_nan=False)
-    write_file(directory / f"{name}.safetensors", tensors)
-    write_file(directory / f"{name}.json", text)
+    if flushed:
+        write_file(directory / f"{name}.safetensors", tensors)
+        write_file(directory / f"{name}.json", text)
+    else:
+        (directory / f"{name}.safetensors").write_bytes(tensors)
+        (directory / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def read_state(directory: str | Path, name: str) -> Any:

@@ -68,16 +68,11 @@ def test_a_run_with_nothing_finished_has_an_empty_table_of_all_columns(tmp_path)
 
 def test_rows_are_sorted_as_by_all_columns_however_wide_their_range():
     rng = np.random.default_rng(0)
-    rows = [
-        {
-            "trial": f"t{rng.integers(9)}",
-            "kind": "curve",
-            "stage": int(rng.integers(5)),
-            "step": int(rng.integers(2**40)),
-        }
-        | {"task": f"x{rng.integers(7)}", "name": "n", "tokens": number, "sub_skill": f"s{rng.integers(3)}"}
-        for number in range(400)
-    ]
+    rows = []
+    for number in range(400):
+        trial, task, skill = (f"{letter}{rng.integers(7)}" for letter in "txs")
+        who = {"trial": trial, "selector": "a", "seed": 0, "kind": "curve", "stage": int(rng.integers(5)), "value": 0.0}
+        rows.append(who | {"task": task, "sub_skill": skill, "step": int(rng.integers(2**40)), "tokens": number})
     frame = records_table([row for row in rows for _ in range(2)])
     order = ["trial", "kind", "stage", "probe", "task", "scorer", "sub_skill", "name", "step"]
     text = {name: "category" for name, kind in RECORD_COLUMNS.items() if kind == "string"}

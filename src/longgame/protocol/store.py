@@ -116,8 +116,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def records_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make tidy records of these rows; absent text columns are "", absent counts −1."""
-    frame = pd.DataFrame([{**_DEFAULTS, **row} for row in rows], columns=list(RECORD_COLUMNS))
-    return frame.astype(RECORD_COLUMNS)
+    full = [{**_DEFAULTS, **row} for row in rows]
+    return pd.DataFrame(
+        {name: pd.Series([row[name] for row in full], dtype=kind) for name, kind in RECORD_COLUMNS.items()}
+    )
 
 
 def table_bytes(frame: pd.DataFrame) -> bytes:

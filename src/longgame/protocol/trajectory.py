@@ -123,7 +123,7 @@ def run_trajectory(
         with store.writing(f"stage-{number}") as folder:
             write_table(folder / "records.parquet", records_table([{**who, "stage": number, **row} for row in rows]))
             write_table(folder / "selection.parquet", picks)
-            write_state(folder, "policy", policy.state_dict())
+            write_state(folder, "policy", policy.state_dict(), flushed=False)
             (folder / "learner").mkdir()
             learner.save(folder / "learner")
         if number > 1 and not keep_models:
@@ -261,23 +261,31 @@ def _costs(report: TrainingReport, seconds: dict[str, float], policy: SelectionP
 
 def selection_table(pool: Pool, policy: SelectionPolicy) -> pd.DataFrame:
     """Every candidate of every round with each term of its score, and its place in pick order (−1 = not picked)."""
-    parts = []
-    for entry in policy.rounds:
-        place = np.full(len(entry.candidate_ids), -1, dtype=np.int64)
+    rounds = policy.rounds
+    ids = [sample_id for entry in rounds for sample_id in entry.candidate_ids]
+    sizes = [len(entry.candidate_ids) for entry in rounds]
+    picked = [np.full(size, -1, dtype=np.int64) for size in sizes]
+    for place, entry in zip(picked, rounds, strict=True):
         place[entry.selection.rows] = np.arange(len(entry.selection.rows))
-        rows = [pool.index[name] for name in entry.candidate_ids]
-        frame = pd.DataFrame(
-            {
-                "round": entry.number,
-                "sample_id": entry.candidate_ids,
-                "picked": place,
-                "tokens": pool.tokens[rows],
-                "sub_skill": [pool.examples[row].skill or "" for row in rows],
-                **{
-                    f"term_{name}": np.asarray(column, dtype=np.float32)
-                    for name, column in entry.selection.scores.items()
-                },
-            }
+    rows = [pool.index[sample_id] for sample_id in ids]
+    terms = dict.fromkeys(name for entry in rounds for name in entry.selection.scores)
+    unscored = [np.full(size, np.nan, dtype=np.float32) for size in sizes]
+    columns = {
+        f"term_{name}": np.concatenate(
+            [
+                np.asarray(entry.selection.scores.get(name, nan), np.float32)
+                for entry, nan in zip(rounds, unscored, strict=True)
+            ]
         )
-        parts.append(frame)
-    return pd.concat(parts, ignore_index=True)
+        for name in terms
+    }
+    return pd.DataFrame(
+        {
+            "round": np.repeat([entry.number for entry in rounds], sizes),
+            "sample_id": ids,
+            "picked": np.concatenate(picked),
+            "tokens": pool.tokens[rows],
+            "sub_skill": [pool.examples[row].skill or "" for row in rows],
+            **columns,
+        }
+    )
