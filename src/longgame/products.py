@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 21
 """Matrices of fewer numbers are multiplied by NumPy, on the CPU: PyTorch is not loaded for them."""
+_MULTIPLE = 256
+"""Sides have a multiple of so many rows, since oneDNN keeps a compiled kernel, half a MiB, for every shape it met."""
 _WORTH = 2.0
 """How many times faster a bfloat16 product must be before it is used."""
 
@@ -48,6 +50,10 @@ class Products(Protocol):
 
     def put(self, values: Float[np.ndarray, "m w"], level: Level) -> Any:
         """Values rounded to a precision."""
+        ...
+
+    def part(self, matrix: Any, start: int, stop: int) -> Any:
+        """Rows start … stop − 1 (fewer where it ends before)."""
         ...
 
     def product(self, left: Any, right: Any) -> Any:
@@ -83,6 +89,9 @@ class _NumPy:
     def put(self, values: Float[np.ndarray, "m w"], level: Level) -> np.ndarray:
         return np.asarray(values, dtype=level.name)
 
+    def part(self, matrix: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return matrix[start:stop]
+
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return left @ right.T
 
@@ -96,6 +105,18 @@ class _NumPy:
 @functools.cache
 def _on_torch(device: str) -> Products:
     return _Torch(device)
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // _MULTIPLE) * _MULTIPLE
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """The first ``rows`` rows of a matrix count."""
+
+    matrix: torch.Tensor
+    rows: int
 
 
 class _Torch:
@@ -127,13 +148,23 @@ class _Torch:
             best = min(best, time.perf_counter() - begun)
         return best
 
-    def put(self, values: Float[np.ndarray, "m w"], level: Level) -> torch.Tensor:
-        return self._torch.from_numpy(values).to(self.device).to(self._types[level.name])
+    def put(self, values: Float[np.ndarray, "m w"], level: Level) -> _Padded:
+        matrix = self._torch.zeros(
+            _padded(len(values)), values.shape[1], dtype=self._types[level.name], device=self.device
+        )
+        matrix[: len(values)] = self._torch.from_numpy(values).to(self.device)
+        return _Padded(matrix, len(values))
 
-    def product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        if left.dtype is self._torch.bfloat16 and self.device.type == "cuda":  # else sums may be split in bfloat16
-            return self._torch.mm(left, right.T, out_dtype=self._torch.float32)
-        return left @ right.T
+    def part(self, matrix: _Padded, start: int, stop: int) -> _Padded:
+        stop = min(stop, matrix.rows)
+        return _Padded(matrix.matrix[start : start + _padded(stop - start)], stop - start)
+
+    def product(self, left: _Padded, right: _Padded) -> torch.Tensor:
+        if left.matrix.dtype is self._torch.bfloat16 and self.device.type == "cuda":  # else bfloat16 sums may be split
+            found = self._torch.mm(left.matrix, right.matrix.T, out_dtype=self._torch.float32)
+        else:
+            found = left.matrix @ right.matrix.T
+        return found[: left.rows, : right.rows]
 
     def row_max(self, product: torch.Tensor) -> np.ndarray:
         return self.host(product.amax(dim=1))

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from longgame.products import products_on
 from longgame.selectors.pairs import Cloud, PairFilter, scale_of
 
-_PREPARED = 8192
+_PREPARED = 4096
 """Points that are held ready for products at once."""
-_CELLS = 4096
+_CELLS = 1024
 """Pairs evaluated directly at a time."""
 _FEW = 8192
 """Fewer pairs than this are evaluated directly, whatever their share of a product."""
@@ -116,7 +116,7 @@ class Nearest:
         tau = used.thresholds(norms, self.squared[rows])
         width = self.products.rows
         for start in range(0, len(index), width):
-            product = used.product(left, right[start : start + width])
+            product = used.product(left, self.products.part(right, start, start + width))
             hit = np.flatnonzero(self.products.row_max(product) >= tau)
             if not len(hit):
                 continue
