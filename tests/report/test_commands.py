@@ -11,6 +11,8 @@ from longgame.cli import app
 from longgame.commands.runs import load_details, load_picks, load_run
 from longgame.commands.watch import finish_times, seconds_left
 from longgame.errors import RecipeError, ResumeError
+from longgame.report.charts import Style
+from longgame.report.figures_axes import axes_figures
 
 RECIPE = """
 name: small
@@ -164,3 +166,45 @@ def test_time_left_is_at_the_pace_of_the_last_stages_up_to_now():
     assert seconds_left([0.0, 10.0, 20.0], 5, 40.0) == 40.0  # a pause counts
     assert seconds_left([0.0, 10.0], 5, 20.0) is None
     assert seconds_left([0.0, 10.0, 20.0], 3, 20.0) is None
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("axes")
+    text = RECIPE.replace("pool_size: 60", "pool_size: 120") + "axes: {budget: [0.5], rounds: [1], order: rotations}\n"
+    (folder / "r.yaml").write_text(text.replace("random, loss, lhas", "random, loss"))
+    done = invoke("audit", folder / "r.yaml", "--out", folder / "run", "--workers", 1)
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+def test_conditions_of_a_run_with_axes_stand_side_by_side(varied, tmp_path):
+    asked = ["--out", tmp_path / "r.html", "--figures", tmp_path / "f", "--markdown", tmp_path / "r.md"]
+    done = invoke("report", varied, *asked)
+    assert done.exit_code == 0, done.output
+    written = {path.stem for path in (tmp_path / "f").iterdir()}
+    assert {"axis-budget", "axis-rounds", "axis-order"} <= written
+    assert "Across conditions" in (tmp_path / "r.html").read_text()
+    assert "budget 0.5" in (tmp_path / "r.md").read_text()
+
+
+def test_an_axis_figure_varies_one_axis_around_the_own_condition(varied):
+    loaded = load_run(varied)
+    made = axes_figures(loaded.across, loaded.conditions, Style(["random", "loss"], "random"))
+    budget = next(figure for figure in made if figure.name == "axis-budget")
+    rows = [row for data in budget.charts[1]["datasets"].values() for row in data]
+    assert {row["at"] for row in rows} == {0.25, 0.5}
+    half = next(row for row in rows if row["selector"] == "loss" and row["at"] == 0.5)
+    summary = loaded.across.cards["budget=0.5"].wide(["long_horizon"])
+    assert half["mean"] == pytest.approx(summary["long_horizon"]["loss"])
+    orders = next(figure for figure in made if figure.name == "axis-order")
+    assert {row["at"] for data in orders.charts[0]["datasets"].values() for row in data} == {"1-2-3", "2-3-1", "3-1-2"}
+
+
+def test_a_condition_that_lacks_a_selector_is_left_out_and_counted(varied, tmp_path):
+    shutil.copytree(varied, tmp_path / "run")
+    for trial in (tmp_path / "run" / "trials").glob("loss-s*@budget=0.5"):
+        shutil.rmtree(trial)
+    loaded = load_run(tmp_path / "run")
+    assert "budget=0.5" not in loaded.across.cards
+    assert "4 of 5 conditions" in loaded.notes[0]

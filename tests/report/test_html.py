@@ -91,7 +91,7 @@ def test_labels_refer_to_headings_that_exist(elements):
 def test_every_figure_compiles_to_marks(card, results, recipe):
     made = figures(card, results, recipe)
     names = {"immediate-long", "curves-common", "curves-own", "ood-forgetting", "matrices", "diagnostics"}
-    names |= {"myopia-gap", "trajectories", "sensitivity"}
+    names |= {"myopia-gap", "trajectories", "sensitivity", "worst-transfer"}
     assert {figure.name for figure in made} == names
     assert len(next(f for f in made if f.name == "matrices").charts) == 3
     for figure in made:
@@ -122,7 +122,9 @@ def test_a_run_of_one_seed_without_probes_or_diagnostics_still_gives_a_page(synt
     recipe = make_recipe(1)
     card = make_card(results)
     names = {figure.name for figure in figures(card, results, recipe)}
-    assert names == {"immediate-long", "ood-forgetting", "matrices", "myopia-gap", "trajectories", "sensitivity"}
+    assert names == {
+        "immediate-long", "ood-forgetting", "matrices", "myopia-gap", "trajectories", "sensitivity", "worst-transfer",
+    }  # fmt: skip
     assert "not enough seeds" in render_html(card, results, recipe, environment)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from longgame.commands.runs import LoadedRun
+    from longgame.report.charts import Figure
+    from longgame.report.picks import Picks
 
 
 def report(
@@ -28,7 +33,6 @@ def report(
     from longgame.errors import RecipeError, ResumeError
     from longgame.report.card import audit_card, comparison_markdown
     from longgame.report.compare import compare as compare_runs
-    from longgame.report.figures import figures as make_figures
     from longgame.report.gate import parse_condition, true_claims
     from longgame.report.html import RunReport, render_reports, write_page
     from longgame.report.markdown import scorecard_markdown
@@ -66,6 +70,8 @@ def report(
                     progress=each.progress,
                     picks=selected,
                     trials=details,
+                    across=each.across,
+                    conditions=each.conditions,
                     comparison=comparison,
                     notes=each.notes,
                 )
@@ -75,11 +81,11 @@ def report(
     if figures is not None:
         for each, selected in zip(loaded, picks, strict=True):
             folder = figures if len(loaded) == 1 else figures / each.run.folder.name
-            written += write_figures(make_figures(each.scorecard, each.results, each.recipe, selected), folder)
+            written += write_figures(_figures(each, selected), folder)
     if markdown is not None:
         texts = []
         for each, comparison in zip(loaded, comparisons, strict=True):
-            text = scorecard_markdown(each.scorecard, each.results, each.recipe, each.environment)
+            text = scorecard_markdown(each.scorecard, each.results, each.recipe, each.environment, each.across)
             told = f"\n## Against the baseline\n\n{comparison_markdown(comparison)}\n" if comparison else ""
             texts.append((f"> {each.progress}\n\n" if each.progress else "") + text + told)
         write_page(markdown, "\n".join(texts))
@@ -101,3 +107,9 @@ def report(
         if held:
             raise typer.Exit(1)
         console.print(f"passed: none of {' or '.join(map(str, claims))} holds.", soft_wrap=True)
+
+
+def _figures(loaded: LoadedRun, picks: Picks | None) -> list[Figure]:
+    from longgame.report.figures import figures as make
+
+    return make(loaded.scorecard, loaded.results, loaded.recipe, picks, loaded.across, loaded.conditions)

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longgame.errors import LonggameError, ResumeError
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.store import RESULT_COLUMNS, RunDirectory, read_json, read_table
+from longgame.protocol.conditions import order_groups
+from longgame.protocol.store import CONDITION_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_table
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
@@ -36,7 +38,10 @@ class LoadedRun:
     environment: dict[str, Any]
     done: dict[str, int]
     """Planned trial → its finished stages (own condition)."""
-    other_conditions: int = 0
+    across: Across | None = None
+    """The conditions of a recipe with axes that have a finished stage."""
+    conditions: pd.DataFrame | None = None
+    """condition, budget, rounds, adaptation, order: a row for each of them."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -72,28 +77,43 @@ def load_run(folder: Path) -> LoadedRun:
     """
     run = RunDirectory.open(folder)
     plan = outline(run.recipe)
-    own = [trial for trial in run.trials if trial.condition == ""]
-    done = {trial.name: _finished_stages(folder, trial.name, len(plan.stages)) for trial in own}
+    every = {trial.name: _finished_stages(folder, trial.name, len(plan.stages)) for trial in run.trials}
+    done = {trial.name: every[trial.name] for trial in run.trials if trial.condition == ""}
     if not any(done.values()):
         raise ResumeError(f"{folder} has no finished stage yet. Wait for one, or start it: longgame audit {folder}")
-    results = _results(run, all(stages == len(plan.stages) for stages in done.values()))
-    results = results[results["condition"] == ""]
-    environment = folder / "environment.json"
-    scorecard = Scorecard.build(
-        results,
-        tasks=list(plan.stages),
-        ood=list(plan.ood),
-        primary=plan.primary,
-        metric_spec=run.recipe.metrics,
-        threshold=run.recipe.probe.threshold,
+    results = _results(run, all(stages == len(plan.stages) for stages in every.values()))
+    cards, conditions = _cards(run, results), results[list(CONDITION_COLUMNS)].drop_duplicates().astype(object)
+    loaded = LoadedRun(
+        run, plan, results[results["condition"] == ""], cards[""], read_json(folder / "environment.json"), done
     )
-    loaded = LoadedRun(run, plan, results, scorecard, read_json(environment), done, len(run.conditions) - 1)
-    if loaded.other_conditions:
+    if len(run.conditions) > 1:
+        groups = {name: held for name, held in order_groups(run.conditions).items() if set(held) <= set(cards)}
+        loaded.across, loaded.conditions = Across.build(cards, groups), conditions
         loaded.notes.append(
-            f"This page shows the recipe's own condition; {loaded.other_conditions} more stand side by side in "
-            "scorecard.md."
+            f"Answer, scorecard and most figures are about the recipe's own condition; {len(cards)} of "
+            f"{len(run.conditions)} conditions have measurements of every selector and stand side by side."
         )
     return loaded
+
+
+def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
+    """A scorecard of every condition in which every selector has measurements; the recipe's own comes first."""
+    selectors = {trial.selector.key for trial in run.trials}
+    measured = results.groupby("condition", observed=True)["selector"].unique()
+    held = {"", *(str(name) for name, names in measured.items() if set(names) == selectors)}
+    found = {}
+    for name, condition in run.conditions.items():
+        if name in held:
+            plan = outline(condition.recipe)
+            found[name] = Scorecard.build(
+                results[results["condition"] == name],
+                tasks=list(plan.stages),
+                ood=list(plan.ood),
+                primary=plan.primary,
+                metric_spec=condition.recipe.metrics,
+                threshold=condition.recipe.probe.threshold,
+            )
+    return found
 
 
 def _finished_stages(folder: Path, trial: str, stages: int) -> int:

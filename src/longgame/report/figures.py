@@ -12,11 +12,13 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from longgame.metrics.across import Across
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.ranking import chance_gap
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.recipe import Recipe
 from longgame.report.charts import GREY, PALETTE, SHAPES, Figure, Key, Style, interval_half, metric_strip, points, spec
+from longgame.report.figures_axes import axes_figures
 from longgame.report.figures_picks import picks_figures
 from longgame.report.figures_run import run_figures
 from longgame.report.picks import Picks
@@ -28,21 +30,32 @@ __all__ = [
 ]  # fmt: skip
 
 
-def figures(card: Scorecard, results: pd.DataFrame, recipe: Recipe, picks: Picks | None = None) -> list[Figure]:
+def figures(
+    card: Scorecard,
+    results: pd.DataFrame,
+    recipe: Recipe,
+    picks: Picks | None = None,
+    across: Across | None = None,
+    conditions: pd.DataFrame | None = None,
+) -> list[Figure]:
     """All figures that this run has measurements for, by the primary view.
 
     Args:
         results: the tidy records; only rows of kinds ``curve`` and ``cost`` are read here.
         picks: what was selected (see `longgame.report.picks`); without it, no figure tells of it.
+        across, conditions: all conditions of a run with axes (see `longgame.report.figures_axes.axes_figures`).
     """
     style = Style(selectors_in_order(card, recipe), card.reference)
+    varied = axes_figures(across, conditions, style) if across is not None and conditions is not None else []
     made = [
         immediate_against_long(card, style),
         learning_curves(card, results, style, "common"),
         learning_curves(card, results, style, "own"),
         ood_against_forgetting(card, style),
         myopia_gaps(card, style),
+        *varied,
         *run_figures(card, style),
+        *against_each_other(card, style),
         *(picks_figures(picks, card, style) if picks is not None else []),
     ]
     return [figure for figure in made if figure is not None and figure.charts]
@@ -62,8 +75,8 @@ def _scatter(
         return None
 
     def title(name: str) -> str:
-        better = {"higher": " (higher is better)", "lower": " (lower is better)"}[METRICS[name].better]
-        unit = f", {METRICS[name].unit}" if METRICS[name].unit == "points" else ""
+        better = f" ({METRICS[name].better} is better)" if METRICS[name].better else ""
+        unit = f", {METRICS[name].unit}" if METRICS[name].unit in ("points", "nats") else ""
         return f"{METRICS[name].label}{unit}{better}"
 
     def across(field: str = f"{x}:Q") -> Any:
@@ -219,3 +232,25 @@ def myopia_gaps(card: Scorecard, style: Style) -> Figure | None:
         f"run. Dashed: {chance:.2f}, what ranks by chance alone give."
     )
     return Figure("myopia-gap", "Myopia gap", caption, (chart,)) if chart else None
+
+
+_PAIRS = (
+    ("entropy-concentration", "capability_entropy", "update_concentration", "Entropy against concentration", "3 (b)"),
+    ("worst-transfer", "worst_task", "forward_transfer", "Worst task and forward transfer", "3 (d)"),
+    ("concentration-forgetting", "update_concentration", "forgetting", "Concentration against forgetting", "4 (b)"),
+)
+
+
+def against_each_other(card: Scorecard, style: Style) -> list[Figure]:
+    """Figures 3 (b), 3 (d) and 4 (b) of the paper: two metrics against each other, a point per selector."""
+    held = set(card.summary.loc[card.summary["view"].isin([PRIMARY, ""]), "metric"])
+    found = []
+    for name, x, y, title, number in _PAIRS:
+        if not {x, y} <= held:
+            continue
+        text = f"{METRICS[x].label} against {METRICS[y].label}, a point per selector"
+        chart = _scatter(card, style, x, y, text)
+        caption = f"Mean over seeds with 95 % intervals (the paper's Figure {number})."
+        if chart is not None:
+            found.append(Figure(name, title, caption, (chart,), style.keys, "run"))
+    return found

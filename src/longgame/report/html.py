@@ -17,9 +17,11 @@ import vl_convert
 import yaml
 
 from longgame.errors import StorageError
+from longgame.metrics.across import Across
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
+from longgame.report.across import across_tables
 from longgame.report.answer import answer
 from longgame.report.charts import Figure
 from longgame.report.compare import Comparison
@@ -63,6 +65,9 @@ class RunReport:
     picks: Picks | None = None
     trials: Sequence[TrialDetail] = ()
     """Trials to show in full."""
+    across: Across | None = None
+    """All conditions of a run with axes, and what each is (see `longgame.report.figures_axes`)."""
+    conditions: pd.DataFrame | None = None
     comparison: Comparison | None = None
     """What changed from a baseline."""
     notes: Sequence[str] = field(default=())
@@ -126,7 +131,7 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
     skills = [sub_skill_table(card, recipe, view, f"By sub-skill, {title}") for view, title in views]
     costs = metric_table(card, recipe, COSTS, "Cost per trial")
     every = metric_table(card, recipe, [*MAIN, *DIAGNOSTICS], "", views[0][0]) if views else None
-    drawn: list[Figure] = figures(card, run.results, recipe, run.picks)
+    drawn: list[Figure] = figures(card, run.results, recipe, run.picks, run.across, run.conditions)
     title, first = (views[0][1], views[0][0]) if views else ("", "")
     return {
         "prefix": prefix,
@@ -147,6 +152,7 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
         "legend": legend(card),
         "figures": drawn,
         "diagnostics": _beside(metric_table(card, recipe, DIAGNOSTICS, "Diagnostics"), recipe),
+        "across": [] if run.across is None else across_tables(run.across, recipe),
         "details": [table for table in (*future, *stages, costs, *skills) if len(table.columns) > 1],
         "comparison": run.comparison,
         "trials": trials_table(card, _MOST_TRIALS),
