@@ -134,3 +134,19 @@ def test_stored_arrays_that_do_not_fit_together_are_refused():
     twice = arrays | {"ids": arrays["ids"][[0, 0]]}
     with pytest.raises(DataError, match="twice"):
         FrozenSignals.from_arrays(twice)
+
+
+def test_examples_that_are_no_candidates_are_added_without_moving_anything():
+    pool, extra = pool_of("a", "b", "c", "d"), pool_of("x", "b", "y")
+    points = [[2.0, 0.0], [1.0, 0.1], [3.0, 0.0], [0.0, 5.0]]
+    plain = build([pool], [[1.0, 2.0, 3.0, 4.0]], [np.array(points)])
+    found = plain.extended(extra, np.array([[0.1, 9.0], [0.0, 1.0], [7.0, 0.2]]), [2.5, 9.0, 0.5], [0.1, 0.2, 0.3])
+    assert found.ids == ("a", "b", "c", "d", "x", "y")  # b keeps its row
+    for name in COLUMNS:
+        np.testing.assert_array_equal(found.lookup(pool, [name])[name], plain.lookup(pool, [name])[name])
+    rows = found.lookup(extra, COLUMNS)
+    assert rows["cluster"].tolist() == [1, 0, 0]
+    np.testing.assert_allclose(rows["difficulty"], [0.5, 0.375, 0.0])  # two, (b's own), none of four losses below
+    np.testing.assert_allclose(rows["quality"], np.float32([0.1, 1 / 3, 0.3]))
+    with pytest.raises(DataError, match="'base_loss' has 1 rows for 3 examples"):
+        plain.extended(extra, np.zeros((3, 2)), [1.0], [1.0, 1.0, 1.0])

@@ -1,0 +1,46 @@
+import copy
+
+import numpy as np
+import pytest
+
+from longgame.data.examples import Example, Pool
+from longgame.errors import DataError
+
+
+def pool(names, **info):
+    n = len(names)
+    tokens = tuple(np.arange(row + 1) for row in range(n))
+    return Pool(
+        tuple(Example(name, "p", "r") for name in names), tokens, np.arange(n), np.ones(n, dtype=np.int64), info
+    )
+
+
+def test_a_joined_pool_holds_both_row_by_row():
+    one, two = pool("ab", value=np.array([1, 2]), world="w"), pool("cde", value=np.array([3, 4, 5]), world="w")
+    joined = one.join(two)
+    assert joined.ids == ("a", "b", "c", "d", "e")
+    assert joined.info["value"].tolist() == [1, 2, 3, 4, 5]
+    assert joined.info["world"] == "w"
+    assert joined.tokens.tolist() == [*one.tokens, *two.tokens]
+    assert joined.input_ids[3] is two.input_ids[1]
+    part = joined.take([4, 0])
+    assert (part.ids, part.info["value"].tolist()) == (("e", "a"), [5, 1])
+
+
+def test_nothing_joined_to_a_pool_is_the_pool_and_a_pool_joined_to_nothing_is_its_equal():
+    one, none = pool("ab", value=np.array([1, 2])), pool("ab", value=np.array([1, 2])).take([])
+    assert one.join(none) is one
+    assert none.join(one).ids == one.ids
+    assert none.join(one).info["value"].tolist() == [1, 2]
+
+
+def test_pools_that_share_an_id_or_are_of_two_substrates_are_not_joined():
+    with pytest.raises(DataError, match="same sample_id twice"):
+        pool("ab").join(pool("bc"))
+    with pytest.raises(DataError, match="no 'value'"):
+        pool("ab", value=np.array([1, 2])).join(pool("c"))
+
+
+def test_a_copy_of_a_pool_is_the_pool():
+    one = pool("ab")
+    assert copy.deepcopy({"pool": one})["pool"] is one
