@@ -72,7 +72,7 @@ def facility_location(
     found = search.run(budget, draw)
     alone = np.where(tokens <= budget, search.first, -1.0)
     best = int(alone.argmax())
-    if alone[best] > found.value * len(chosen):
+    if alone[best] > found.value * len(chosen) * (1.0 + 1e-6):  # more than rounding
         found = search.run(budget, draw, begin_with=best)
     return found
 

@@ -38,7 +38,7 @@ def farthest_first(
     - Blocked: rows that must catch up with the picks since are multiplied with all of those at once; pairs that a
       proven bound does not exclude, a few per row, are evaluated directly (`PairFilter`).
 
-    Beside the embeddings it takes about 50 bytes a row and blocks of fixed size.
+    Beside the embeddings it takes about 50 bytes a row and blocks of fixed size (60 MB at d = 384).
 
     Args:
         embeddings: n candidates, float32 or float64 (others become float32), finite.
