@@ -1,7 +1,7 @@
 """What an audit costs beside scoring, training and evaluation, and how it scales.
 
 ```
-python benchmarks/audit.py                      # about 15 minutes on two cores; --quick: at most 60 s
+python benchmarks/audit.py                      # about 25 minutes on two idle cores; --quick: at most 60 s
 python benchmarks/audit.py --only tables --json audit.json
 ```
 
@@ -22,19 +22,20 @@ from longgame.bench.harness import Report
 from longgame.bench.machine import measure
 
 PARTS = ("tables", "quadratic", "tiny", "sharing")
+QUICK = ("tables", "tiny")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few small trials, in which start-up weighs most")
     parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all; --quick: tables tiny")
     parser.add_argument("--repeats", type=int, help="timed rounds (default 2, --quick 1)")
     given = parser.parse_args()
     repeats = given.repeats or (1 if given.quick else 2)
     report = Report("audit", measure(torch.device("cpu")))
     print(report.machine, flush=True)
-    for part in given.only:
+    for part in given.only or (QUICK if given.quick else PARTS):
         before = len(report.rows)
         if part == "tables":
             tables(report)

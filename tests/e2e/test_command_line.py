@@ -58,6 +58,10 @@ def toy(home, lines):
         (["audit", "q.yaml", "--budget", "0"], "'budget': must be greater than 0 (seen: 0.0)"),
         (["audit", "q.yaml", "--seeds", "a,b"], "--seeds is 'a,b'"),
         (["audit", "q.yaml", "--out", "q.yaml"], "'q.yaml' is a file; results need a directory"),
+        (["audit", "q.yaml", "--axis", "budget"], "--axis is 'budget'; write NAME=VALUE,VALUE"),
+        (["audit", "q.yaml", "--axis", "budget=0.5,[", "--dry-run"], "--axis budget: '0.5,[' cannot be read"),
+        (["audit", "q.yaml", "--axis", "data.nois=0.1"], "unknown key 'data.nois'"),
+        (["audit", "q.yaml", "--axis", "order=rotation"], "'axes.order': must be rotations"),
         (["audit", "tiny.yaml", "--model", "nobody/no-such-model"], "nobody/no-such-model"),
         (["audit", "tiny.yaml", "--data-dir", "nowhere"], "--data-dir 'nowhere' is not a directory"),
         (["audit", "data"], "is a directory without a run"),
@@ -106,3 +110,30 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(home):
     assert done.returncode == 0, done.stderr
     assert "4 trials" in done.stdout
     assert not (home / "dry").exists()
+
+
+def test_axes_on_the_command_line_add_conditions_to_a_run(home):
+    first = longgame("audit", "q.yaml", "--seeds", "0", "--out", "axes", cwd=home)
+    assert first.returncode == 0, first.stderr
+    more = [
+        "--axis",
+        "budget=0.5",
+        "--axis",
+        "order=permutations: 1",
+        "--axis",
+        "rounds=1,2",
+        "--axis",
+        "data.noise=0.3",
+    ]
+    plan = longgame("audit", "q.yaml", "--seeds", "0", "--out", "axes", "--dry-run", *more, cwd=home)
+    assert "12 trials" in plan.stdout
+    assert "done 2 time(s) for 6 condition(s)" in " ".join(plan.stdout.split())
+    done = longgame("audit", "q.yaml", "--seeds", "0", "--out", "axes", *more, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "loss-s0@budget=0.5 done" in done.stdout
+    assert "loss-s0 done" not in done.stdout
+    assert "long-horizon score by condition" in done.stdout
+    again = longgame("audit", "axes", cwd=home)
+    assert "long-horizon score by condition" in again.stdout
+    lost = wrong(home, "audit", "q.yaml", "--seeds", "0", "--out", "axes")
+    assert "holds trials that this recipe does not ask for: " in lost

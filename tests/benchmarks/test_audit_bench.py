@@ -1,0 +1,30 @@
+"""The results that the tables are timed on are those of as many trials, each condition and seed whole."""
+
+import numpy as np
+
+from longgame.bench.audit import many_trials, small, timed
+from longgame.metrics.scorecard import Scorecard
+from longgame.protocol.substrate import outline
+from longgame.recipe import parse_recipe
+
+
+def test_many_trials_are_whole_conditions_of_distinct_trials():
+    recipe = parse_recipe({**small("quadratic", True).model_dump(mode="json"), "seeds": [0], "axes": {}})
+    one = timed(recipe, 1).result.results
+    many = many_trials(recipe, one, trials=24, conditions=3)
+    assert many.trial.nunique() == 24
+    assert len(many) == 24 / one.trial.nunique() * len(one)
+    who = many[["trial", "selector", "seed", "condition"]].drop_duplicates()
+    assert len(who) == 24
+    assert (who.groupby("condition", observed=True).size() == 8).all()
+    plan = outline(recipe)
+    card = Scorecard.build(
+        many[many.condition == ""],
+        tasks=plan.stages,
+        ood=plan.ood,
+        primary=plan.primary,
+        metric_spec=recipe.metrics,
+        threshold=0.9,
+    )
+    assert len(card.trials) == 8
+    assert np.isfinite(card.wide(["long_horizon"]).to_numpy()).all()
