@@ -23,7 +23,7 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="The scorecard as Markdown, for pull requests.")] = None,
     card: Annotated[Path | None, typer.Option(help="A short audit card as Markdown, for a model card.")] = None,
     compare: Annotated[Path | None, typer.Option(help="A baseline run to tell what changed from.")] = None,
-    trials: Annotated[int, typer.Option(min=0, help="Trials to show in full, with examples and their texts.")] = 40,
+    trials: Annotated[int, typer.Option(min=0, help="Trials to show in full, with examples and their texts.")] = 20,
     fail_if: Annotated[
         str | None, typer.Option("--fail-if", help='End with exit code 1 if so, e.g. "myopic(loss) or worse(*)".')
     ] = None,

@@ -22,7 +22,7 @@ from longgame.recipe import Recipe
 from longgame.report.picks import Picks, StagePicks, read_picks
 from longgame.report.trials import TrialDetail, trial_detail
 
-MOST_SELECTIONS = 3_000
+MOST_SELECTIONS = 300
 """Selection tables that are read for the figures; a run with more is shown by its first seeds, and the page says so."""
 
 
