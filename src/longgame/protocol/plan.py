@@ -90,7 +90,8 @@ def _seconds(work: Callable[[], object], seconds: float = 1.0) -> float:
     """Median seconds of a piece of work, repeated for about ``seconds`` after one time to warm up."""
     work()
     took: list[float] = []
-    while sum(took) < seconds:
+    end = time.perf_counter() + seconds
+    while not took or time.perf_counter() < end:
         begun = time.perf_counter()
         work()
         took.append(time.perf_counter() - begun)
