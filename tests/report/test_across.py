@@ -56,6 +56,7 @@ def test_the_terminal_shows_them_within_its_width(across, card, recipe, width):
     print_scorecard(card, recipe, Console(file=out, width=width), across)
     text = out.getvalue()
     assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert "own: budget 0.25, rounds step, LoRA r=16: one → two <b> → three" in " ".join(text.split())
     assert "forgetting by condition" in text
     assert "Verdict by condition" in text
 

@@ -36,7 +36,7 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, acro
     _show(metric_table(scorecard, recipe, DIAGNOSTICS, "What was selected, and the updates", compact=True), console)
     _show(metric_table(scorecard, recipe, COSTS, "Cost per trial (tokens, seconds)", compact=True), console)
     if across is not None:
-        _show(condition_table(across, recipe), console)
+        _print_conditions(condition_table(across, recipe), console)
         for table in across_tables(across, recipe, compact=True):
             _show(table, console)
         console.print(Text(across_note(across), style="dim"))
@@ -55,6 +55,15 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, acro
     for note in scorecard.notes:
         console.print(Text(f"note: {note}", style="dim"))
     console.print(Text(seeds_caveat(recipe), style="dim"))
+
+
+def _print_conditions(table: Table, console: Console) -> None:
+    """The recipe's own values and stages, then each condition that walks the stages in another order."""
+    console.print(Text("All conditions", style="bold"))
+    (own, stages), *others = table.rows
+    for name, walked in ((own, stages), *(row for row in others if row[1].text != stages.text)):
+        console.print(Text(f"{name.text}: {walked.text}", style="dim"))
+    console.print()
 
 
 def _word_style(word: str) -> str:
