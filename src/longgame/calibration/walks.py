@@ -163,7 +163,7 @@ class WalkRecorder:
             )
             learner.train(learner.pool(stage.candidates), policy, schedule)
             if number < len(stages):
-                run_probes(learner, stages[number], number, policy, recipe, seed, lambda *_: None)
+                run_probes(learner, self.sequence, number, policy, recipe, seed, lambda *_: None)
         steps = recipe.training.steps
         cuts = range(0, len(learner.picks), steps)
         probes = tuple(self._leg(*probe) for probe in learner.probes)
