@@ -6,6 +6,7 @@ import torch
 
 from longgame.errors import NumericalError, ResumeError
 from longgame.protocol.hf_learner import HFLearner
+from longgame.protocol.reserve import reserve_of
 from longgame.protocol.store import RunDirectory
 from longgame.protocol.substrate import make_sequence
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
@@ -14,6 +15,7 @@ from longgame.recipe import parse_recipe
 from longgame.seeding import generator
 from longgame.selectors.base import build_selector
 from longgame.selectors.history import History
+from longgame.selectors.interventions import selector_of
 from longgame.selectors.policy import SelectionPolicy
 from longgame.training.base import Schedule
 
@@ -219,3 +221,23 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
     for end, losses in ends[1:]:
         assert same(ends[0][0], end)
         np.testing.assert_array_equal(ends[0][1], losses)
+
+
+def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_stages_own_candidates():
+    spec = {"name": "loss", "replay": 0.2, "min_cluster_share": 0.1, "proxy_as_data": True}
+    rec = recipe(selectors=[spec])
+    learner, sequence = learner_of(rec)
+    pool = learner.pool(sequence.stages[1].candidates)
+    policy = SelectionPolicy(selector_of(rec.selectors[0]), History(), generator(0, "select", 1))
+    policy.begin_stage(generator(0, "select", 2), reserve_of(learner, sequence, 2, pool, rec, 0))
+    report = learner.train(pool, policy, Schedule(steps=2, budget=0.5, rounds=1, seed=7))
+    learnable = policy.learnable(pool)
+    chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].selection.ids])
+    earlier = {example.sample_id for example in sequence.stages[0].candidates}
+    proxy = {item.sample_id for stage in sequence.stages for item in stage.proxy}
+    assert earlier & set(chosen.ids)
+    assert proxy & set(chosen.ids)
+    assert report.selected_tokens == chosen.tokens.sum() <= 0.5 * pool.tokens.sum()
+    frozen = learner.signals(chosen, ("cluster", "difficulty", "quality", "embedding"))
+    assert frozen["difficulty"].min() >= 0
+    assert frozen["difficulty"].max() <= 1
