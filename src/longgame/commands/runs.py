@@ -15,6 +15,7 @@ from longgame.errors import LonggameError, ResumeError
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.conditions import order_groups
+from longgame.protocol.results import scorecards
 from longgame.protocol.store import CONDITION_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_table
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
@@ -97,23 +98,10 @@ def load_run(folder: Path) -> LoadedRun:
 
 
 def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
-    """A scorecard of every condition in which every selector has measurements; the recipe's own comes first."""
+    """A scorecard of every condition in which every selector has measurements; the recipe's own in any case."""
     selectors = {trial.selector.key for trial in run.trials}
     measured = results.groupby("condition", observed=True)["selector"].unique()
-    held = {"", *(str(name) for name, names in measured.items() if set(names) == selectors)}
-    found = {}
-    for name, condition in run.conditions.items():
-        if name in held:
-            plan = outline(condition.recipe)
-            found[name] = Scorecard.build(
-                results[results["condition"] == name],
-                tasks=list(plan.stages),
-                ood=list(plan.ood),
-                primary=plan.primary,
-                metric_spec=condition.recipe.metrics,
-                threshold=condition.recipe.probe.threshold,
-            )
-    return found
+    return scorecards(run, results, {"", *(str(name) for name, names in measured.items() if set(names) == selectors)})
 
 
 def _finished_stages(folder: Path, trial: str, stages: int) -> int:

@@ -23,7 +23,7 @@ from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
 from longgame.protocol.conditions import order_groups
-from longgame.protocol.results import results_of, write_results
+from longgame.protocol.results import results_of, scorecards, write_results
 from longgame.protocol.sessions import Display, SessionClock
 from longgame.protocol.store import (
     LOCK,
@@ -311,7 +311,7 @@ def finish(run: RunDirectory) -> AuditResult:
         )
     environment = read_json(run.folder / "environment.json")
     results = results_of(run)
-    cards = _cards(run, results)
+    cards = scorecards(run, results)
     across = Across.build(cards, order_groups(run.conditions)) if len(cards) > 1 else None
     scorecard = cards[""]
     here = results[results["condition"] == ""]
@@ -323,19 +323,3 @@ def finish(run: RunDirectory) -> AuditResult:
         scorecard = replace(scorecard, notes=(other, *scorecard.notes))
     refresh_file(run.folder / "report.html", render_html(scorecard, here, recipe, environment).encode())
     return AuditResult(run, results, cards[""], environment, across)
-
-
-def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
-    """A scorecard of every condition; the recipe's own comes first."""
-    found = {}
-    for name, condition in run.conditions.items():
-        plan = outline(condition.recipe)
-        found[name] = Scorecard.build(
-            results[results["condition"] == name],
-            tasks=list(plan.stages),
-            ood=list(plan.ood),
-            primary=plan.primary,
-            metric_spec=condition.recipe.metrics,
-            threshold=condition.recipe.probe.threshold,
-        )
-    return found

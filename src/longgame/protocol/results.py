@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from longgame.errors import ResumeError
+from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.store import (
     CONDITION_COLUMNS,
     RECORD_COLUMNS,
@@ -25,6 +26,7 @@ from longgame.protocol.store import (
     refresh_file,
     unreadable,
 )
+from longgame.protocol.substrate import outline
 
 if TYPE_CHECKING:
     from longgame.protocol.store import RunDirectory
@@ -155,3 +157,22 @@ def sorted_rows(frame: pd.DataFrame) -> Int[np.ndarray, " n"]:
         keys[-1] = keys[-1] * size + (codes - low)
         room *= size
     return np.lexsort(keys[::-1])
+
+
+def scorecards(
+    run: RunDirectory, results: pd.DataFrame, conditions: Collection[str] | None = None
+) -> dict[str, Scorecard]:
+    """A scorecard of each of these conditions (None: all), in the run's order: the recipe's own comes first."""
+    found = {}
+    for name, condition in run.conditions.items():
+        if conditions is None or name in conditions:
+            plan = outline(condition.recipe)
+            found[name] = Scorecard.build(
+                results[results["condition"] == name],
+                tasks=list(plan.stages),
+                ood=list(plan.ood),
+                primary=plan.primary,
+                metric_spec=condition.recipe.metrics,
+                threshold=condition.recipe.probe.threshold,
+            )
+    return found
