@@ -24,7 +24,7 @@ import torch
 
 from longgame.bench.harness import Report, at_least, at_most, peak_memory, take_turns
 from longgame.bench.machine import measure
-from longgame.bench.signals import dtype_of, row, run, table
+from longgame.bench.signals import dtype_of, plain_sides, row, run, table
 from longgame.bench.workload import SHAPES, Workload, mixed_lengths, real, shaped
 from longgame.signals.batching import batches, plan
 from longgame.signals.engine import MAX_BATCH_TOKENS, SignalEngine
@@ -70,10 +70,11 @@ def uds_figures(report: Report, work: Workload, repeats: int) -> None:
     ours = times["UDS: ours"].best
     for name, time in times.items():
         report.add(rows=[row(work, dtype_of(work), name, time, peaks.get(name), time.best / ours, "ours")])
+    name = f"forward @{MAX_BATCH_TOKENS}"
+    plain = {name: plain_sides(work, (MAX_BATCH_TOKENS,))[name]}
+    forward = take_turns(plain, repeats, device=work.device)[name].best
     # what a forward pass to the last hidden state leaves to be done: the logits, and what is made of them
-    bare = min(item.forward_seconds + item.signal_seconds for item in found["published"]) - _forward_seconds(
-        work, repeats
-    )
+    bare = min(item.forward_seconds + item.signal_seconds for item in found["published"]) - forward
     values = engine(work.pool, UDS)
     reference = found["response"][0]
     norm = float(np.max(np.abs(values[UDS[0]] / reference.nuclear_norm - 1)))
@@ -194,18 +195,6 @@ def _hidden_states(work: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def _from_states(engine: SignalEngine, padded: torch.Tensor, valid: torch.Tensor) -> None:
     engine._logits.nuclear_norms(padded, valid)
     engine._logits.sketches(padded, valid)
-
-
-@torch.no_grad()
-def _forward_seconds(work: Workload, repeats: int) -> float:
-    ready = list(batches(work.pool, work.pad_token_id, MAX_BATCH_TOKENS, work.device))
-    decoder = work.base.get_decoder()
-
-    def forward() -> None:
-        for batch in ready:
-            decoder(input_ids=batch.input_ids, use_cache=False)
-
-    return take_turns({"forward": forward}, repeats, device=work.device)["forward"].best
 
 
 def main() -> None:

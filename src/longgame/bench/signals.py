@@ -21,14 +21,14 @@ BUDGETS = (1024, MAX_BATCH_TOKENS)
 """Padded tokens of a batch of the plain passes; the faster of the two is the limit."""
 
 
-def plain_sides(work: Workload, budgets: Iterable[int] = BUDGETS) -> dict[str, Callable[[], None]]:
+def plain_sides(work: Workload, budgets: Iterable[int] = BUDGETS) -> dict[str, Callable[[], object]]:
     """The passes that bound signals, on the batches that signals are computed on (length-bucketed).
 
     ``forward`` stops at the last hidden state, ``forward + logits`` makes the logits of every position as the model
     does, ``forward + backward`` is the model's own loss and gradients of the adapter. ``… response`` computes the
     logits where the response is predicted only: what an informed user would write.
     """
-    sides: dict[str, Callable[[], None]] = {}
+    sides: dict[str, Callable[[], object]] = {}
     for budget in budgets:
         ready = list(batches(work.pool, work.pad_token_id, budget, work.device))
         sides |= {
@@ -60,8 +60,8 @@ def run(
     engine = SignalEngine(work.model, pad_token_id=work.pad_token_id)
     plain = plain_sides(work, budgets)
     sides = plain | {
-        "signals: forward": lambda: _ignore(engine(work.pool, FORWARD)),
-        "signals: forward + gradients": lambda: _ignore(engine(work.pool, ALL)),
+        "signals: forward": lambda: engine(work.pool, FORWARD),
+        "signals: forward + gradients": lambda: engine(work.pool, ALL),
     }
     times = take_turns(sides, repeats, device=work.device)
     peaks = {name: peak_memory(side, work.device) for name, side in sides.items()} if memory else {}
@@ -144,7 +144,3 @@ def _loss(work: Workload, batch: Batch, response: bool) -> Tensor:
     labels[batch.example, batch.position + 1] = batch.target
     found: Tensor = work.base(input_ids=batch.input_ids, labels=labels, use_cache=False).loss
     return found
-
-
-def _ignore(_found: object) -> None:
-    """Sides return nothing; what they computed has been computed."""
