@@ -178,6 +178,31 @@ def growth(report: Report, device: torch.device) -> None:
             line.update(case)
 
 
+def uds_growth(report: Report, device: torch.device) -> None:
+    """Rows: UDS' signals the published way against ours by the examples' length, on SmolLM2-135M's shape.
+
+    Both sides need a forward pass, whose cost grows with the length; that of singular values grows with its square.
+    """
+    for length in (64, 256, 1024):
+        half = length // 2
+        work = shaped(SHAPES["smollm2-135m"], dtype=torch.bfloat16, device=device, lengths=[(half, half)] * 4)
+        engine, groups = SignalEngine(work.model, pad_token_id=work.pad_token_id), plan(work.pool, MAX_BATCH_TOKENS)
+        draw = torch.Generator().manual_seed(0)
+        sketch = uds.fourier(length, int(work.base.config.vocab_size), (8, 128), draw, work.device)
+        theirs = partial(
+            uds.uds_signals, work.base, work.pool, groups, sketch, pad_token_id=work.pad_token_id, everywhere=True
+        )
+        sides: dict[str, Callable[[], object]] = {
+            f"UDS: published, length {length}": theirs,
+            f"UDS: ours, length {length}": partial(engine, work.pool, UDS),
+        }
+        times = take_turns(sides, 2, device=work.device)
+        ours = min(time.best for name, time in times.items() if "ours" in name)
+        lines = [row(work, dtype_of(work), name, time, None, time.best / ours, "ours") for name, time in times.items()]
+        report.add(rows=[line | {"length": length} for line in lines])
+        print(table(report.rows[-2:]), flush=True)
+
+
 @torch.no_grad()
 def _hidden_states(work: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of each batch: last hidden states of the response positions, padded, and which are valid."""
@@ -215,6 +240,7 @@ def main() -> None:
     print(report.machine, flush=True)
     if given.growth:
         growth(report, given.device)
+        uds_growth(report, given.device)
         report.finish(given.json)
         return
     for dtype in given.dtype or (["bfloat16"] if given.quick else ["bfloat16", "float32"]):
