@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.selectors.conftest import World
 
 from longgame.errors import PluginError, RecipeError
 from longgame.selectors.history import History
@@ -153,3 +156,58 @@ def test_vectors_of_another_width_are_refused(world) -> None:
     scene = world([1] * 2, loss=[1, 2], grad_sketch=[[1, 0], [0, 1]], future_proxy=[1, 2, 3])
     with pytest.raises(PluginError, match="have width 2 but those of future_proxy have 3"):
         scene.select(only(future_weight=1.0), 1)
+
+
+def mid_ranks(values: list[float]) -> list[float]:
+    """Ranks by counting: below me, and half of those like me; −1 … 1."""
+    n = len(values)
+    counts = [(sum(other < value for other in values), values.count(value)) for value in values]
+    return [(2 * less + same - n) / (n - 1) if n > 1 else 0.0 for less, same in counts]
+
+
+def textbook(tokens, loss, uncovered, refreshes: int, budget: int, covered_by: list) -> list[int]:
+    """Blocks by full sorts: every candidate's coverage and score anew at each refresh, ties by row."""
+    utility = mid_ranks(loss)
+    running, picks, left = list(range(len(loss))), [], budget
+    while running := [row for row in running if row not in picks and tokens[row] <= left]:
+        coverage = mid_ranks([uncovered(row, covered_by) for row in running])
+        score = {row: utility[row] + 2.0 * value for row, value in zip(running, coverage, strict=True)}
+        goal, block = max(left - budget / refreshes, 0), []
+        for row in sorted(running, key=lambda row: (-score[row], row)):
+            if tokens[row] <= left:
+                block.append(row)
+                left -= tokens[row]
+                if left <= goal:
+                    break
+        picks += block
+        covered_by += block
+    return picks
+
+
+@pytest.mark.parametrize("coverage", ["distance", "cluster"])
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 260),
+    levels=st.sampled_from([1, 2, 5, 300]),
+    dearest=st.sampled_from([1, 3, 40]),
+    share=st.floats(0.02, 1.2),
+    refreshes=st.sampled_from([1, 2, 7, 1000]),
+    remembers=st.booleans(),
+)
+def test_blocks_split_off_are_those_of_full_sorts(coverage, seed, n, levels, dearest, share, refreshes, remembers):
+    rng = np.random.default_rng(seed)
+    tokens, points = rng.integers(1, dearest, n, endpoint=True), rng.integers(0, 3, (n, 2))
+    loss, clusters = rng.integers(0, levels, n), rng.integers(0, 4, n)
+    scene = World(tokens, [f"{row:04d}" for row in range(n)], loss=loss, embedding=points, cluster=clusters)
+    budget = max(int(share * tokens.sum()), int(tokens.min()))
+    past = [0] if remembers else []
+
+    def uncovered(row: int, covered_by: list[int]) -> float:
+        if coverage == "cluster":
+            return -sum(clusters[other] == clusters[row] for other in covered_by)
+        return min((int(((points[row] - points[other]) ** 2).sum()) for other in covered_by), default=0)
+
+    selector = only(coverage_weight=2.0, coverage=coverage, refreshes=refreshes)
+    chosen = scene.select(selector, budget, scene.remembered(past))
+    assert chosen.rows.tolist() == textbook(tokens.tolist(), loss.tolist(), uncovered, refreshes, budget, past)

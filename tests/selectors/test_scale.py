@@ -16,6 +16,15 @@ def test_ranks_share_the_middle_of_a_tie() -> None:
     assert rank_scale(np.array([0.0, 7.0, 7.0, 1e9])).tolist() == [-1.0, 0.0, 0.0, 1.0]
 
 
+@given(
+    column=hnp.arrays(np.float32, st.integers(2, 60), elements=st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 2.0, 9.0]))
+)
+def test_ranks_are_those_of_counting_the_smaller_and_the_equal(column: np.ndarray) -> None:
+    less, same = (column[:, None] > column).sum(axis=1), (column[:, None] == column).sum(axis=1)
+    middle = less + (same + 1) / 2
+    assert rank_scale(column).tolist() == ((2 * middle - (len(column) + 1)) / (len(column) - 1)).tolist()
+
+
 def test_z_of_two_values_is_plus_and_minus_one() -> None:
     assert z_scale(np.array([3.0, 5.0])) == pytest.approx([-1.0, 1.0])
 

@@ -21,6 +21,9 @@ from longgame.selectors.scale import NORMALISE, scale
 from longgame.selectors.utility_diversity import UTILITIES, UtilityDiversitySelector
 from longgame.signals.base import Signals
 
+_MARGIN = 64
+"""Rows sorted beyond those that a block is expected to take."""
+
 
 class LHASSelector(Selector):
     """s(x) = z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first; ties by id.
@@ -176,14 +179,7 @@ class LHASSelector(Selector):
             if covered:
                 coverage[rows] = scale(covered.values(rows), self.normalise)
                 score[rows] = fixed[rows] + self.coverage_weight * coverage[rows]
-            block: list[int] = []
-            goal = max(left - share, 0)
-            for row in rows[np.argsort(-score[rows], kind="stable")].tolist():
-                if tokens[row] <= left:
-                    block.append(row)
-                    left -= int(tokens[row])
-                    if left <= goal:
-                        break
+            block, left = _best(score, rows, tokens, left, max(left - share, 0))
             picks += block
             running[block] = False
             if covered:
@@ -202,6 +198,40 @@ class LHASSelector(Selector):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.uds.load_state_dict(state)
+
+
+def _best(
+    score: Float[np.ndarray, " n"],
+    rows: Int[np.ndarray, " m"],
+    tokens: Int[np.ndarray, " n"],
+    left: int,
+    goal: float,
+) -> tuple[list[int], int]:
+    """Take rows by falling score (ties: the lower row), each if it fits, until ``left`` tokens have come to ``goal``.
+
+    Only parts that are reached are sorted: the best rows, about as many as will be taken, are split off in O(m), and
+    what they do not fill goes on with the next ones of those that still fit.
+
+    Returns:
+        The rows taken, in order, and the tokens left.
+    """
+    taken: list[int] = []
+    keys = -score[rows]
+    while rows.size:
+        wanted = int(1.1 * (left - goal) / max(float(tokens[rows].mean()), 1.0)) + _MARGIN
+        near = np.ones(len(rows), dtype=bool)
+        if len(rows) > 2 * wanted:
+            near = ~(keys > np.partition(keys, wanted)[wanted])
+        head = rows[near][np.argsort(keys[near], kind="stable")]
+        for row, cost in zip(head.tolist(), tokens[head].tolist(), strict=True):
+            if cost <= left:
+                taken.append(row)
+                left -= cost
+                if left <= goal:
+                    return taken, left
+        rest = ~near & (tokens[rows] <= left)
+        rows, keys = rows[rest], keys[rest]
+    return taken, left
 
 
 class _Distance:

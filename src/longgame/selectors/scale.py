@@ -16,9 +16,13 @@ def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     n = len(column)
     if n < 2:
         return np.zeros(n)
-    _, group, size = np.unique(column, return_inverse=True, return_counts=True)
-    middle = np.cumsum(size) - (size - 1) / 2.0  # ranks 1…n
-    return np.asarray((2.0 * middle[group] - (n + 1)) / (n - 1))
+    order = np.argsort(column)
+    ordered = column[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of every run of equal values
+    last = np.append(first[1:], n)
+    scaled = np.empty(n)
+    scaled[order] = np.repeat((first + last - n) / (n - 1.0), last - first)
+    return scaled
 
 
 def z_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
