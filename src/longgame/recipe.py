@@ -204,6 +204,8 @@ class Recipe(_Part):
     budget: Share = 0.25
     """Share of each pool's tokens that a selector may spend."""
     rounds: Rounds = "step"
+    full_data: bool = False
+    """One trial more per seed, which learns every candidate as often as a selector's pick: what PIR divides by."""
     axes: AxesSpec = AxesSpec()
     training: TrainingSpec = TrainingSpec()
     probe: ProbeSpec = ProbeSpec()

@@ -18,6 +18,12 @@ from longgame.seeding import generator
 AXES = ("budget", "rounds", "adaptation", "order")
 """Axes that have a name of their own, in the order in which a condition names them; `axes.vary` follows by key."""
 
+FULL_DATA = "full-data"
+"""The condition of the trials that learn whole pools (`full_data`): a reference that competes with no selector."""
+
+ALL_DATA = SelectorSpec(name="random", label="all data")
+"""What "selects" under `FULL_DATA`: with a budget of the whole pool there is nothing to choose."""
+
 _REPORT_ONLY = (
     "metrics.alpha",
     "metrics.beta",
@@ -29,7 +35,7 @@ _REPORT_ONLY = (
 """Keys that are read when results are told, and change no measurement."""
 
 _NOT_VARIED = {
-    **dict.fromkeys(("name", "selectors", "seeds", "axes"), "it stands above the axes"),
+    **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data"), "it stands above the axes"),
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
     "data.order": "use axes.order",
@@ -101,7 +107,8 @@ def touches_base(key: str, mixing: float) -> bool:
 
 
 def expand(recipe: Recipe) -> tuple[Condition, ...]:
-    """All conditions of a recipe: its own first, then axis by axis, each axis in a fixed order of its values.
+    """All conditions of a recipe: its own first, then axis by axis, each axis in a fixed order of its values; last
+    `FULL_DATA`, where the recipe asks for it.
 
     One axis at a time is varied around the recipe's own values, or the full product is taken (``axes.cross``). What
     comes out depends on the sets of values alone, not on how the YAML lists them.
@@ -125,13 +132,33 @@ def order_groups(names: Iterable[str]) -> dict[str, list[str]]:
 @lru_cache(maxsize=8)
 def _expand(recipe_json: str) -> tuple[Condition, ...]:
     recipe = Recipe.model_validate_json(recipe_json)
-    own = recipe.model_copy(update={"axes": AxesSpec()})
+    own = recipe.model_copy(update={"axes": AxesSpec(), "full_data": False})
     axes = _axes(own, recipe.axes)
     if recipe.axes.cross:
         chosen: Iterable[tuple[Point, ...]] = itertools.product(*([Point(a[0].axis, "", ()), *a] for a in axes if a))
     else:
         chosen = [(), *((point,) for axis in axes for point in axis)]
-    return tuple(_condition(own, tuple(point for point in points if point.changes)) for points in chosen)
+    varied = [_condition(own, tuple(point for point in points if point.changes)) for points in chosen]
+    return (*varied, *([_full_data(own)] if recipe.full_data else []))
+
+
+def _full_data(own: Recipe) -> Condition:
+    """The recipe's own condition with every candidate learned, in steps as large as a selector's and as many passes.
+
+    So there are 1 / budget times as many steps, and the schedule of the learning rate is stretched with them. The own
+    probe is left out beside the common one: with nothing to choose both learn the same candidates.
+    """
+    training, kinds = own.training, own.probe.kinds
+    changes = {
+        "budget": 1.0,
+        "rounds": "step" if own.rounds == "step" else 1,
+        "training.steps": round(training.steps / own.budget),
+        "training.warmup_steps": round(training.warmup_steps / own.budget),
+        "probe.kinds": ["common"] if "common" in kinds else list(kinds),
+        "selectors": [ALL_DATA.model_dump(mode="json")],
+    }
+    changed = _changed(own, [Point(FULL_DATA, "", tuple(changes.items()))], FULL_DATA)
+    return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(own))
 
 
 def _condition(own: Recipe, points: tuple[Point, ...]) -> Condition:
@@ -281,11 +308,12 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
 def measured_by(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a mapping of what its measurements depend on: the content of every key of the run directory.
 
-    Left out or put at its default is what only tells results; what came after the first release is left out at its
-    default, so that runs made before it are still known.
+    Left out or put at its default is what only tells results or adds trials of its own; what came after the first
+    release is left out at its default, so that runs made before it are still known.
     """
     raw = recipe.model_dump(mode="json")
     raw["selectors"] = [selector_content(selector) for selector in raw["selectors"]]
+    del raw["full_data"]
     defaults = Recipe(name="run", selectors=({"name": "random"},)).model_dump(mode="json")
     for key in _REPORT_ONLY:
         section, name = key.split(".")

@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
+from longgame.protocol.conditions import FULL_DATA
 from longgame.protocol.store import (
     CONDITION_COLUMNS,
     RECORD_COLUMNS,
@@ -162,10 +163,13 @@ def sorted_rows(frame: pd.DataFrame) -> Int[np.ndarray, " n"]:
 def scorecards(
     run: RunDirectory, results: pd.DataFrame, conditions: Collection[str] | None = None
 ) -> dict[str, Scorecard]:
-    """A scorecard of each of these conditions (None: all), in the run's order: the recipe's own comes first."""
+    """A scorecard of each of these conditions (None: all), in the run's order: the recipe's own comes first.
+
+    The full-data trials have none: they are compared with nobody (see `full_data` in docs/recipe.md).
+    """
     found = {}
     for name, condition in run.conditions.items():
-        if conditions is None or name in conditions:
+        if name != FULL_DATA and (conditions is None or name in conditions):
             plan = outline(condition.recipe)
             found[name] = Scorecard.build(
                 results[results["condition"] == name],

@@ -29,8 +29,13 @@ def plan_trials(recipe: Recipe) -> list[Trial]:
     Raises:
         RecipeError: two trials would share a folder, or the axes cannot be (see `expand`).
     """
-    names = [condition.name for condition in expand(recipe)]
-    trials = [Trial(selector, seed, name) for seed in recipe.seeds for name in names for selector in recipe.selectors]
+    conditions = expand(recipe)
+    trials = [
+        Trial(selector, seed, condition.name)
+        for seed in recipe.seeds
+        for condition in conditions
+        for selector in condition.recipe.selectors
+    ]
     first: dict[str, Trial] = {}
     for trial in trials:
         other = first.setdefault(trial.name, trial)
