@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,16 @@ from longgame.errors import LonggameError, ResumeError
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.conditions import FULL_DATA, order_groups
-from longgame.protocol.picks import picks_of
 from longgame.protocol.results import scorecards
-from longgame.protocol.store import RESULT_COLUMNS, RunDirectory, read_json, read_table
+from longgame.protocol.store import CONDITION_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_table
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
-from longgame.report.compare import Comparison
-from longgame.report.html import RunReport
-from longgame.report.picks import Picks
+from longgame.report.picks import Picks, StagePicks, read_picks
 from longgame.report.trials import TrialDetail, trial_detail
 
-SHOWN_TRIALS = 20
-"""Trials that a page shows in full unless told otherwise."""
+MOST_SELECTIONS = 300
+"""Selection tables that are read for the figures; a run with more is shown by its first seeds, and the page says so."""
 
 
 @dataclass
@@ -80,46 +77,25 @@ def load_run(folder: Path) -> LoadedRun:
         ResumeError: there is no run, a file cannot be read, or nothing is finished yet.
     """
     run = RunDirectory.open(folder)
-    stages = len(outline(run.recipe).stages)
-    every = finished_stages(run, stages)
-    if not any(every[trial.name] for trial in run.trials if trial.condition == ""):
+    plan = outline(run.recipe)
+    every = {trial.name: _finished_stages(folder, trial.name, len(plan.stages)) for trial in run.trials}
+    done = {trial.name: every[trial.name] for trial in run.trials if trial.condition == ""}
+    if not any(done.values()):
         raise ResumeError(f"{folder} has no finished stage yet. Wait for one, or start it: longgame audit {folder}")
-    results = _results(run, all(done == stages for done in every.values()))
-    return told_run(run, results, _cards(run, results), read_json(folder / "environment.json"), every)
-
-
-def told_run(
-    run: RunDirectory,
-    results: pd.DataFrame,
-    cards: Mapping[str, Scorecard],
-    environment: dict[str, Any],
-    done: Mapping[str, int],
-) -> LoadedRun:
-    """What a report tells of a run whose tables are made.
-
-    Args:
-        results: the tidy records of all conditions.
-        cards: condition → scorecard, the recipe's own first.
-        done: every planned trial → its finished stages.
-    """
-    own = {trial.name: done[trial.name] for trial in run.trials if trial.condition == ""}
-    here = results[results["condition"] == ""]
-    loaded = LoadedRun(run, outline(run.recipe), here, cards[""], environment, own)
+    results = _results(run, all(stages == len(plan.stages) for stages in every.values()))
+    cards, conditions = _cards(run, results), results[list(CONDITION_COLUMNS)].drop_duplicates().astype(object)
+    loaded = LoadedRun(
+        run, plan, results[results["condition"] == ""], cards[""], read_json(folder / "environment.json"), done
+    )
     compared = run.conditions.keys() - {FULL_DATA}
     if len(compared) > 1:
         groups = {name: held for name, held in order_groups(run.conditions).items() if set(held) <= set(cards)}
-        loaded.across = Across.build(cards, groups)
-        loaded.conditions = _places(run, cards)
+        loaded.across, loaded.conditions = Across.build(cards, groups), conditions
         loaded.notes.append(
             f"Answer, scorecard and most figures are about the recipe's own condition; {len(cards)} of "
             f"{len(compared)} conditions have measurements of every selector and stand side by side."
         )
     return loaded
-
-
-def _places(run: RunDirectory, names: Collection[str]) -> pd.DataFrame:
-    """condition and its place on every axis, a row each."""
-    return pd.DataFrame([{"condition": name, **run.conditions[name].values} for name in names]).astype(object)
 
 
 def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
@@ -129,13 +105,10 @@ def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
     return scorecards(run, results, {"", *(str(name) for name, names in measured.items() if set(names) == selectors)})
 
 
-def finished_stages(run: RunDirectory, stages: int) -> dict[str, int]:
-    """Every planned trial → how many of its stages are finished."""
-
-    def last(trial: Path) -> int:
-        return next((n for n in range(stages, 0, -1) if (trial / f"stage-{n}" / "done.json").is_file()), 0)
-
-    return {trial.name: last(run.folder / "trials" / trial.name) for trial in run.trials}
+def _finished_stages(folder: Path, trial: str, stages: int) -> int:
+    return next(
+        (n for n in range(stages, 0, -1) if (folder / "trials" / trial / f"stage-{n}" / "done.json").is_file()), 0
+    )
 
 
 def _results(run: RunDirectory, finished: bool) -> pd.DataFrame:
@@ -153,34 +126,20 @@ def _results(run: RunDirectory, finished: bool) -> pd.DataFrame:
     return run.records()
 
 
+def _selections(loaded: LoadedRun, trials: list[Trial]) -> Iterator[StagePicks]:
+    for trial in trials:
+        for stage in range(1, loaded.done[trial.name] + 1):
+            path = loaded.run.folder / "trials" / trial.name / f"stage-{stage}" / "selection.parquet"
+            yield StagePicks(trial.name, trial.selector.key, trial.seed, stage, read_table(path))
+
+
 def load_picks(loaded: LoadedRun) -> Picks | None:
-    """What was selected, in all finished stages of the recipe's own condition."""
-    return picks_of(loaded.run, loaded.done)
-
-
-def run_report(
-    loaded: LoadedRun,
-    picks: Picks | None,
-    trials: int = SHOWN_TRIALS,
-    title: str = "",
-    comparison: Comparison | None = None,
-) -> RunReport:
-    """The section of a run on a page, with its first ``trials`` trials in full."""
-    details = load_details(loaded, trials)  # first, as it may add a note
-    return RunReport(
-        loaded.scorecard,
-        loaded.results,
-        loaded.recipe,
-        loaded.environment,
-        title=title,
-        progress=loaded.progress,
-        picks=picks,
-        trials=details,
-        across=loaded.across,
-        conditions=loaded.conditions,
-        comparison=comparison,
-        notes=loaded.notes,
-    )
+    """What was selected, from at most `MOST_SELECTIONS` tables: whole seeds in the recipe's order."""
+    seeds = list(dict.fromkeys(trial.seed for trial in loaded.trials))
+    per_seed = max(1, len(loaded.plan.stages) * len(loaded.recipe.selectors))
+    shown = set(seeds[: max(1, MOST_SELECTIONS // per_seed)])
+    some = [trial for trial in loaded.trials if trial.seed in shown]
+    return read_picks(_selections(loaded, some), len(seeds))
 
 
 def load_details(loaded: LoadedRun, most: int) -> list[TrialDetail]:
@@ -202,11 +161,7 @@ def load_details(loaded: LoadedRun, most: int) -> list[TrialDetail]:
             ("versions", ", ".join(f"{name} {version}" for name, version in loaded.environment["versions"].items())),
             ("recipe", f"{loaded.recipe.name}, budget {loaded.recipe.budget:g}, rounds {loaded.recipe.rounds}"),
         ]
-        folder = loaded.run.folder / "trials" / trial.name
-        tables = {
-            stage: read_table(folder / f"stage-{stage}" / "selection.parquet")
-            for stage in range(1, loaded.done[trial.name] + 1)
-        }
+        tables = {each.stage: each.table for each in _selections(loaded, [trial])}
         held = texts[trial.seed]
         found.append(
             trial_detail(
