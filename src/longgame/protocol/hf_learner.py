@@ -32,6 +32,7 @@ from longgame.signals.cache import SignalCache
 from longgame.signals.engine import SignalEngine
 from longgame.signals.fingerprint import signal_fingerprint
 from longgame.signals.frozen import FrozenSignals
+from longgame.signals.model_flops import model_flops
 from longgame.signals.quality import quality_scores
 from longgame.smollm2 import cache_dir
 from longgame.training.base import Schedule, StepInfo, TrainingReport, warmup_of
@@ -81,7 +82,9 @@ class HFLearner:
         self._proxy: Pool | None = None
         self._proxy_gradient: np.ndarray | None = None
         self._proxy_age = 0
+        self._proxy_passes = 0
         self._stage = 0
+        self._flops = model_flops(self.model)
 
     def pool(self, examples: Sequence[Example]) -> Pool:
         spec, given = self.recipe.model, tuple(examples)
@@ -160,6 +163,7 @@ class HFLearner:
         if self._proxy_gradient is None or self._proxy_age >= self.recipe.proxy.refresh_steps:
             self._proxy_gradient = self.engine(self._proxy, ("grad_sketch",))["grad_sketch"].mean(axis=0)
             self._proxy_age = 0
+            self._proxy_passes += 1
         return self._proxy_gradient
 
     def train(
@@ -173,6 +177,7 @@ class HFLearner:
         warmup = warmup_of(spec, schedule.steps)
         before = self._copy()
         self._proxy_gradient = None
+        self._proxy_passes = 0
         self._first = self._first_choice(pool, policy, schedule)
 
         def stepped(info: StepInfo) -> None:
@@ -195,7 +200,9 @@ class HFLearner:
         )
         self._stage += 1
         drift, norm = self._moved(before)
-        return dataclasses.replace(report, drift=drift, update_norm=norm)
+        return dataclasses.replace(
+            report, drift=drift, update_norm=norm, model=self._flops, proxy_passes=self._proxy_passes
+        )
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
         return self.evaluator.score(tasks)

@@ -37,6 +37,7 @@ from longgame.protocol.probes import run_probes
 from longgame.protocol.reserve import reserve_of
 from longgame.protocol.store import StageStore, read_arrays, read_json, records_table, write_arrays, write_table
 from longgame.protocol.trial import Trial
+from longgame.protocol.work import stage_work
 from longgame.recipe import Recipe
 from longgame.seeding import generator, stream_seed
 from longgame.selectors.history import History
@@ -190,13 +191,15 @@ def _stage(
     tasks = sequence.tasks if last or recipe.data.ood_after == "every-stage" else [s.task for s in sequence.stages]
     rows = score_rows(learner.score(tasks), tasks, number)
     seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
+    items = [item for other in sequence.stages for item in other.proxy] if report.proxy_passes else []
+    work = stage_work(report, policy, pool, learner.pool(items) if items else None, schedule.epochs)
     learned = policy.learnable(pool)
     rows += _diagnostics(learner, learned, policy, report, recipe)
     if not last:
         clock = time.perf_counter()
         rows += run_probes(learner, sequence, number, policy, recipe, trial.seed, tell)
         seconds["probe"] = time.perf_counter() - clock
-    rows += _costs(report, seconds, policy)
+    rows += _costs(report, seconds, policy, work)
     return rows, selection_table(learned, policy)
 
 
@@ -246,7 +249,9 @@ def _diagnostics(
     ]
 
 
-def _costs(report: TrainingReport, seconds: dict[str, float], policy: SelectionPolicy) -> list[dict[str, Any]]:
+def _costs(
+    report: TrainingReport, seconds: dict[str, float], policy: SelectionPolicy, work: dict[str, float]
+) -> list[dict[str, Any]]:
     counts = {
         "selected_tokens": report.selected_tokens,
         "optimiser_tokens": report.optimiser_tokens,
@@ -254,6 +259,10 @@ def _costs(report: TrainingReport, seconds: dict[str, float], policy: SelectionP
         "selected_examples": sum(len(entry.selection.ids) for entry in policy.rounds),
     }
     rows = [{"kind": "cost", "name": name, "value": float(value), "unit": "count"} for name, value in counts.items()]
+    rows += [
+        {"kind": "cost", "name": name, "value": value, "unit": "count" if name.endswith("_tokens") else "FLOP"}
+        for name, value in work.items()
+    ]
     return rows + [
         {"kind": "cost", "name": f"{part}_seconds", "value": value, "unit": "s"} for part, value in seconds.items()
     ]

@@ -109,6 +109,7 @@ class QuadraticLearner:
         self._frozen: dict[str, np.ndarray] | None = None
         self._hold_proxy = False
         self._proxy: Float[np.ndarray, " d"] | None = None
+        self._proxy_passes = 0
         proxy = [item.sample_id for stage in self.world.sequence.stages for item in stage.proxy]
         self._proxy_rows = self.world.rows(proxy)
 
@@ -226,6 +227,7 @@ class QuadraticLearner:
             return self._proxy
         if not len(self._proxy_rows):
             raise RecipeError("a selector asks for future_proxy but proxy.items_per_skill is 0; set it to 1 or more.")
+        self._proxy_passes += 1
         a = self.world.features[self._proxy_rows]
         self._proxy = (a @ self.theta - self.world.labels[self._proxy_rows]) @ a / len(a)
         return self._proxy
@@ -272,7 +274,7 @@ class QuadraticLearner:
             lap("callbacks")
 
         tell(0, float("nan"))
-        self._hold_proxy = True
+        self._hold_proxy, self._proxy_passes = True, 0
         for step in range(schedule.steps):
             if step % self.recipe.proxy.refresh_steps == 0:
                 self._proxy = None
@@ -308,6 +310,7 @@ class QuadraticLearner:
             drift=_drift(self.theta - start, before),
             update_norm=float(np.linalg.norm(self.theta - start)),
             seconds=seconds,
+            proxy_passes=self._proxy_passes,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:

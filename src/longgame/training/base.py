@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.recipe import TrainingSpec
+from longgame.signals.flops import ModelFlops
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,10 @@ class TrainingReport:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock by part: ``train``, ``select`` (signals + selector), ``diagnose`` (gradients of the picks that only
     the diagnostics read), ``callbacks``."""
+    model: ModelFlops | None = None
+    """What a token costs in the model; None: a closed form, or a model whose FLOPs cannot be told."""
+    proxy_passes: int = 0
+    """Times that the future-proxy mixture was measured for the choice."""
 
 
 def stage_order(pool: Pool, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
