@@ -1,19 +1,24 @@
 """The reference pages name every key, parameter and column, with the defaults that the code has."""
 
+import importlib
 import inspect
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from longgame import build_selector
+from longgame.cli import app
 from longgame.protocol.store import RESULT_COLUMNS
 from longgame.recipe import RealTask, Recipe, _Part
 from longgame.selectors.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAPER_INDEX = (DOCS / "paper_index.md").read_text(encoding="utf-8")
 
 
 def rows(page):
@@ -57,3 +62,53 @@ def test_the_selector_page_has_every_signal():
 def test_the_results_page_has_every_column():
     told = {name for cells in rows("results-format.md") for name in re.findall(r"`(\w+)`", cells[0])}
     assert told == set(RESULT_COLUMNS)
+
+
+def resolve(dotted):
+    """What a dotted name stands for: a module, or an attribute of one."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(dotted)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(longgame(?:\.\w+)+)`", PAPER_INDEX))))
+def test_every_name_of_the_paper_index_exists(name):
+    assert resolve(name) is not None
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`longgame ([^`]+)`", PAPER_INDEX))))
+def test_every_command_of_the_paper_index_parses(command):
+    name, *arguments = shlex.split(command)
+    found = typer.main.get_command(app).commands[name]
+    context = found.context_class(found, info_name=name)
+    _, left, _ = found.make_parser(context).parse_args(arguments)
+    assert not left
+    for recipe in (each for each in arguments if each.startswith("recipes/")):
+        assert (DOCS.parent / recipe).is_file()
+
+
+def test_the_paper_index_has_every_equation_table_and_figure():
+    told = " ".join(cells[0] for cells in rows("paper_index.md"))
+    numbers = {
+        int(n) for low, high in re.findall(r"eq\. (\d)(?:–(\d))?", told) for n in range(int(low), int(high or low) + 1)
+    }
+    assert numbers == set(range(1, 10))
+    for wanted in ("Def. 1", "Prop. 1", "B.2", "Table 1", "Table 2", "Table 3", "Figure 1"):
+        assert wanted in told
+    assert set(re.findall(r"Figure (\d \(\w\))", told)) == {
+        f"{n} ({part})" for n, parts in ((2, "abcd"), (3, "abcd"), (4, "ab")) for part in parts
+    }
+
+
+def test_every_deviation_of_the_paper_index_is_explained_and_every_explanation_used():
+    body, _, last = PAPER_INDEX.partition("## Deviations")
+    explained = re.findall(r"^\| (\d+) \|", last, flags=re.MULTILINE)
+    assert explained == [str(n) for n in range(1, len(explained) + 1)]
+    assert set(re.findall(r"▲(\d+)", body)) == set(explained)
