@@ -129,6 +129,11 @@ def order_groups(names: Iterable[str]) -> dict[str, list[str]]:
     return {",".join([*rest, "order=*"]): group for rest, group in groups.items() if len(group) > 1}
 
 
+def shares_full_data(name: str) -> bool:
+    """Whether the full-data trials are a reference for this condition: it differs in budget or rounds at most."""
+    return name != FULL_DATA and all(part.startswith(("budget=", "rounds=")) for part in name.split(",") if part)
+
+
 @lru_cache(maxsize=8)
 def _expand(recipe_json: str) -> tuple[Condition, ...]:
     recipe = Recipe.model_validate_json(recipe_json)

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.conditions import FULL_DATA
+from longgame.protocol.conditions import ALL_DATA, FULL_DATA, Condition
 from longgame.protocol.store import (
     CONDITION_COLUMNS,
     RECORD_COLUMNS,
@@ -167,16 +167,29 @@ def scorecards(
 
     The full-data trials have none: they are compared with nobody (see `full_data` in docs/recipe.md).
     """
-    found = {}
-    for name, condition in run.conditions.items():
-        if name != FULL_DATA and (conditions is None or name in conditions):
-            plan = outline(condition.recipe)
-            found[name] = Scorecard.build(
-                results[results["condition"] == name],
-                tasks=list(plan.stages),
-                ood=list(plan.ood),
-                primary=plan.primary,
-                metric_spec=condition.recipe.metrics,
-                threshold=condition.recipe.probe.threshold,
-            )
-    return found
+    return {
+        name: _scorecard(condition, results)
+        for name, condition in run.conditions.items()
+        if name != FULL_DATA and (conditions is None or name in conditions)
+    }
+
+
+def full_data_scorecard(run: RunDirectory, results: pd.DataFrame) -> Scorecard | None:
+    """A scorecard of the full-data trials alone, which compares nothing; None where none has a finished stage."""
+    condition = run.conditions.get(FULL_DATA)
+    if condition is None or not (results["condition"] == FULL_DATA).any():
+        return None
+    return _scorecard(condition, results, reference=ALL_DATA.key)
+
+
+def _scorecard(condition: Condition, results: pd.DataFrame, reference: str = "random") -> Scorecard:
+    plan = outline(condition.recipe)
+    return Scorecard.build(
+        results[results["condition"] == condition.name],
+        tasks=list(plan.stages),
+        ood=list(plan.ood),
+        primary=plan.primary,
+        metric_spec=condition.recipe.metrics,
+        threshold=condition.recipe.probe.threshold,
+        reference=reference,
+    )

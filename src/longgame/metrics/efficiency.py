@@ -1,0 +1,149 @@
+"""Efficiency of a selector against training on all data: PIR and SDF (survey arXiv 2406.14115; FORMULAS "PIR / SDF").
+
+* PIR, performance improvement ratio: the mean over benchmarks of score(trained on the picks) / score(trained on all
+  data). Here a benchmark is a stage's task, and each trial is divided by the full-data trial of its own seed. ``now``
+  scores every task right after its stage, as a single-stage comparison would; ``later`` scores all of them at the end.
+* SDF, selected dataset fraction: selected / all, in rows (as the survey counts) and in tokens (as budgets do).
+
+NaN = not measured, or not defined: a ratio to a score of 0 is neither 0 nor infinite.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from longgame.errors import DataError, unknown
+from longgame.metrics import matrix
+from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.stats import moments, paired
+
+RATIOS = ("pir_now", "pir_later")
+FRACTIONS = ("sdf_rows", "sdf_tokens")
+_COUNTS = {"sdf_rows": "selected_examples", "sdf_tokens": "selected_tokens"}
+
+Scores = Float[np.ndarray, "... benchmarks"]
+
+
+def performance_improvement_ratio(subset: Scores, full: Scores) -> Float[np.ndarray, ...]:
+    """PIR: mean over benchmarks of ``subset / full`` (survey §"efficiency"; FORMULAS).
+
+    A benchmark that is NaN in every entry of either array was not measured and is left out for all entries alike;
+    any other NaN, or a full-data score of 0, makes the entry NaN.
+
+    Args:
+        subset: scores of models trained on picks, in any unit that starts at 0.
+        full: scores of models trained on all data, in the same unit.
+
+    Raises:
+        DataError: shapes differ.
+    """
+    subset, full = np.asarray(subset, dtype=float), np.asarray(full, dtype=float)
+    if subset.shape != full.shape or subset.ndim < 1:
+        raise DataError(f"scores of shapes {subset.shape} and {full.shape} cannot be divided benchmark by benchmark.")
+    keep = _measured(subset) & _measured(full)
+    if not keep.any():
+        return np.full(subset.shape[:-1], np.nan)
+    return selected_fraction(subset[..., keep], full[..., keep]).mean(axis=-1)
+
+
+def _measured(scores: Scores) -> Bool[np.ndarray, " benchmarks"]:
+    return ~np.isnan(scores).all(axis=tuple(range(scores.ndim - 1)))
+
+
+def selected_fraction(selected: Float[np.ndarray, ...], whole: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
+    """SDF: ``selected / whole`` (rows or tokens); NaN where the whole is 0 or either was not measured."""
+    selected, whole = np.asarray(selected, dtype=float), np.asarray(whole, dtype=float)
+    return np.divide(selected, whole, out=np.full(np.broadcast(selected, whole).shape, np.nan), where=whole > 0)
+
+
+def trial_efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> pd.DataFrame:
+    """PIR and SDF of every trial of a scorecard.
+
+    Args:
+        card: of the selectors.
+        full: of the full-data trials (one selector), with the same stages in the same order.
+        view: which scorer fills R (see `longgame.metrics.scorecard`).
+
+    Returns:
+        trial, selector, seed, pir_now, pir_later, sdf_rows, sdf_tokens; NaN for a seed without a full-data trial.
+
+    Raises:
+        DataError: no such view, other stages, or several selectors among the full-data trials.
+    """
+    if view not in card.views or view not in full.views:
+        raise DataError(unknown("view", view, set(card.views) & set(full.views)))
+    if full.tasks != card.tasks:
+        raise DataError(
+            f"the full-data trials walk {', '.join(full.tasks)} and these walk {', '.join(card.tasks)}; "
+            "compare trials with the same stages in the same order."
+        )
+    if len(full.trials.selectors) != 1:
+        raise DataError(
+            f"the full-data trials have {len(full.trials.selectors)} selectors "
+            f"({', '.join(full.trials.selectors)}); there is one way to learn everything."
+        )
+    R, whole = card.views[view].R, _of_seed(full.views[view].R, card, full)
+    T = matrix.stage_count(R)
+    frame = card.trials.frame()
+    frame["pir_now"] = performance_improvement_ratio(matrix.diagonal(R), matrix.diagonal(whole))
+    frame["pir_later"] = performance_improvement_ratio(R[:, T, :T], whole[:, T, :T])
+    for name, count in _COUNTS.items():
+        frame[name] = selected_fraction(_cost(card, count), _of_seed(_cost(full, count), card, full))
+    return frame
+
+
+def _of_seed(
+    values: Float[np.ndarray, "full ..."], card: Scorecard, full: Scorecard
+) -> Float[np.ndarray, "trials ..."]:
+    """Beside each trial the value of the full-data trial of its seed; NaN where there is none."""
+    place = {seed: row for row, seed in enumerate(full.trials.seeds)}
+    by_seed = full.trials.grid(values)[0]
+    found = np.full((len(card.trials), *values.shape[1:]), np.nan)
+    for row, seed in enumerate(card.trials.seed_of):
+        at = place.get(card.trials.seeds[seed])
+        if at is not None:
+            found[row] = by_seed[at]
+    return found
+
+
+def _cost(card: Scorecard, name: str) -> Float[np.ndarray, " trials"]:
+    """A cost of every trial over all its stages; NaN where it was not measured."""
+    rows = card.per_trial[(card.per_trial["view"] == "") & (card.per_trial["metric"] == name)]
+    return rows.set_index("trial")["value"].reindex(list(card.trials.names)).to_numpy(np.float64)
+
+
+def efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> pd.DataFrame:
+    """PIR and SDF of every selector over its seeds.
+
+    A PIR is a ratio within a seed, so its mean and interval are paired by seed: base model, pools and items that are
+    hard for one are hard for both. The interval is Student's t over seeds; one that holds 1 does not show a difference
+    from training on all data.
+
+    Returns:
+        selector; pir_now and pir_later with ``_low``, ``_high`` (95 %) and ``_n`` (seeds); sdf_rows and sdf_tokens
+        (means over the measured seeds).
+
+    Raises:
+        DataError: as `trial_efficiency`.
+    """
+    trials, per_trial = card.trials, trial_efficiency(card, full, view)
+    table = pd.DataFrame({"selector": trials.selectors})
+    for name in RATIOS:
+        values = trials.grid(per_trial[name].to_numpy(np.float64))
+        against = paired(values, np.ones_like(values))
+        table[name] = 1 + against.mean
+        table[f"{name}_low"], table[f"{name}_high"] = 1 + against.ci_low, 1 + against.ci_high
+        table[f"{name}_n"] = against.n
+    for name in FRACTIONS:
+        table[name] = moments(trials.grid(per_trial[name].to_numpy(np.float64)))[1]
+    return table
+
+
+def undefined_ratios(full: Scorecard, view: str = PRIMARY) -> tuple[str, ...]:
+    """Tasks on which a full-data trial scored 0 right after its stage or at the end: no ratio to it is defined."""
+    R = full.views[view].R
+    T = matrix.stage_count(R)
+    zero = (matrix.diagonal(R) == 0).any(axis=0) | (R[:, T, :T] == 0).any(axis=0)
+    return tuple(task for task, none in zip(full.tasks, zero, strict=True) if none)
