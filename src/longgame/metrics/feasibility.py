@@ -14,7 +14,7 @@ stands beside the published ones, not on their scale.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 
@@ -130,15 +130,5 @@ def published() -> pd.DataFrame:
 
 def published_feasibility() -> list[Feasibility]:
     """The indicators of each row of `published`."""
-    return [
-        Feasibility(
-            trained_llms=float(row.trained_llms),
-            steps=int(row.steps),
-            reproducible=bool(row.reproducible),
-            model_free=bool(row.model_free),
-            dataset_free=bool(row.dataset_free),
-            gpt_free=bool(row.gpt_free),
-            llm_weight=float(row.llm_weight),
-        )
-        for row in published().itertuples(index=False)
-    ]
+    names = [field.name for field in fields(Feasibility)]
+    return [Feasibility(**{name: row[name] for name in names}) for row in published().to_dict("records")]
