@@ -15,7 +15,7 @@ class Metric:
     label: str
     unit: str
     better: Literal["higher", "lower", ""]
-    """Empty: a diagnostic or a cost, which explains and does not judge."""
+    """Empty: a spread, a diagnostic or a cost, which explains and does not judge."""
     group: Literal["score", "diagnostic", "cost"]
     meaning: str
 
@@ -43,6 +43,14 @@ def _probe(kind: str) -> tuple[Metric, ...]:
 
 _TABLE = (
     Metric("current", "current score", "points", "higher", "score", "mean of R[t,t]"),
+    Metric(
+        "current_sd_stages",
+        "sd over stages",
+        "points",
+        "",
+        "score",
+        "stability: sd of R[t,t] over the stages (over seeds it is the ± of the current score)",
+    ),
     Metric("immediate_gain", "immediate gain", "points", "higher", "score", "mean of R[t,t] − R[t−1,t] (eq. 1)"),
     Metric("final", "final score", "points", "higher", "score", "mean of R[T,1…T]"),
     *_probe("common"),
@@ -63,6 +71,15 @@ _TABLE = (
     Metric("difficulty", "mean difficulty", "percentile", "", "diagnostic", "pool percentile of base-model NLL"),
     Metric("quality", "mean quality", "0–1", "", "diagnostic", "quality of the picks"),
     Metric("noisy_share", "noisy share", "share", "", "diagnostic", "share of picked tokens that are noise"),
+    Metric("pool_tokens", "pool tokens", "tokens", "", "cost", "tokens of the candidates"),
+    Metric(
+        "scored_tokens",
+        "scored tokens",
+        "tokens",
+        "",
+        "cost",
+        "tokens that the model read in order to choose, each time it did",
+    ),
     Metric("selected_tokens", "selected tokens", "tokens", "", "cost", "tokens the selector spent"),
     Metric("optimiser_tokens", "optimiser tokens", "tokens", "", "cost", "tokens that went through the optimiser"),
     Metric(
@@ -73,8 +90,16 @@ _TABLE = (
         "cost",
         "tokens offered to choose from, each time they were",
     ),
+    Metric(
+        "score_flops", "scoring FLOPs", "FLOP", "", "cost", "signals, proxy gradients and frozen pass, cached or not"
+    ),
+    Metric("frozen_flops", "of these frozen", "FLOP", "", "cost", "the pass over the pool that a seed's trials share"),
+    Metric("train_flops", "training FLOPs", "FLOP", "", "cost", "forward and backward over the picks"),
+    Metric("flops_share", "scoring / training FLOPs", "share", "", "cost", "scoring FLOPs over training FLOPs"),
+    Metric("diagnose_flops", "diagnostics FLOPs", "FLOP", "", "cost", "gradients for selection concentration"),
     Metric("train_seconds", "training time", "s", "", "cost", "wall-clock of the training steps"),
     Metric("select_seconds", "selection time", "s", "", "cost", "wall-clock of signals and selector"),
+    Metric("seconds_share", "selection / training time", "share", "", "cost", "selection time over training time"),
     Metric(
         "diagnose_seconds", "diagnostics time", "s", "", "cost", "wall-clock of gradients for selection concentration"
     ),

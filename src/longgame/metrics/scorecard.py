@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from longgame.errors import DataError, unknown
 from longgame.metrics import matrix, ranking
+from longgame.metrics.cost import cost_values, spread_over_stages
 from longgame.metrics.curves import threshold_ratio
 from longgame.metrics.longhorizon import long_horizon_score, weight_sensitivity
 from longgame.metrics.stats import moments
@@ -150,8 +151,9 @@ class Scorecard:
             terms = _terms(name, R, probes, columns, metric_spec, notes)
             views[name] = _measure(View(cube, R, probes, terms, scorer), trials, reference, metric_spec)
         values = {(name, metric): value for name, view in views.items() for metric, value in view.metrics.items()}
-        for (kind, metric), table in read_stagewise(results, trials, len(tasks)).items():
-            values["", metric] = over_measured(table, total=kind == "cost")
+        by_kind = read_stagewise(results, trials, len(tasks))
+        values |= {("", name): over_measured(table) for (kind, name), table in by_kind.items() if kind == "diagnostic"}
+        values |= {("", name): value for name, value in cost_values(by_kind).items()}
         stages = {(name, *key): value for name, view in views.items() for key, value in view.stagewise.items()}
         summary = summarise(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
         by_stage = ("view", "metric", "stage")
@@ -262,6 +264,7 @@ def _measure(view: View, trials: Trials, reference: str, spec: MetricSpec) -> Vi
     gain = matrix.immediate_gain(R)
     metrics: dict[str, np.ndarray] = {
         "current": matrix.current_score(R),
+        "current_sd_stages": spread_over_stages(matrix.diagonal(R)),
         "immediate_gain": matrix.mean_immediate_gain(R),
         "final": matrix.final_score(R),
     }

@@ -17,6 +17,8 @@ from longgame.report.across import across_note, across_tables, condition_table
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
+    LEVEL_ONE,
+    LEVEL_TWO,
     MAIN,
     MORE,
     Cell,
@@ -50,6 +52,7 @@ def scorecard_markdown(
             f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}"
             + (f" ({line.other})" if line.other else "")
             + (f". {line.power}." if line.power else "")
+            + (f"{' ' if line.power else '. '}{line.cost}." if line.cost else "")
             for line in verdict_lines(scorecard, recipe)
         )
     )
@@ -62,6 +65,9 @@ def scorecard_markdown(
             used.append(table)
             parts.extend([f"{level} {escape(table.title)}", pipes(table)])
 
+    for view, title in views[:1]:
+        show(metric_table(scorecard, recipe, LEVEL_ONE, f"Level 1: now, and what it cost, {title}", view))
+        show(metric_table(scorecard, recipe, LEVEL_TWO, f"Level 2: the long run, {title}", view))
     for view, title in views:
         show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view))
     parts += [legend(scorecard), set_gap_line(scorecard) + ".", escape(reversal_line(scorecard))]

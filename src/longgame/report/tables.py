@@ -34,8 +34,24 @@ MAIN = (
     "myopia_gap",
 )
 """Columns of the scorecard (the paper's Table 1, with both probes, the immediate gain and eq. 2)."""
-LEVEL_ONE = ("current", "immediate_gain", "selected_tokens", "select_seconds", "train_seconds", "update_norm")
-"""The first level of the paper's two-level scorecard (§5): score now, tokens, wall-clock, size of the updates."""
+LEVEL_ONE = (
+    "current",
+    "current_sd_stages",
+    "immediate_gain",
+    "pool_tokens",
+    "scored_tokens",
+    "selected_tokens",
+    "optimiser_tokens",
+    "score_flops",
+    "train_flops",
+    "flops_share",
+    "select_seconds",
+    "train_seconds",
+    "seconds_share",
+    "update_norm",
+)
+"""The first level of the paper's two-level scorecard (§5.1): score now and its stability, tokens, what scoring cost
+beside training in FLOPs and in wall-clock, size of the updates."""
 LEVEL_TWO = (
     "auc_common",
     "auc_own",
@@ -69,11 +85,19 @@ DIAGNOSTICS = (
 )
 """Columns of the diagnostics (the paper's Table 2, with eq. 4 over the picks, drift and noise)."""
 COSTS = (
+    "pool_tokens",
+    "candidate_tokens",
+    "scored_tokens",
     "selected_tokens",
     "optimiser_tokens",
-    "candidate_tokens",
+    "score_flops",
+    "frozen_flops",
+    "train_flops",
+    "flops_share",
+    "diagnose_flops",
     "train_seconds",
     "select_seconds",
+    "seconds_share",
     "diagnose_seconds",
     "evaluate_seconds",
     "probe_seconds",
@@ -98,7 +122,16 @@ _SHORT = {
     "noisy_share": "noisy share",
     "selected_tokens": "selected",
     "optimiser_tokens": "optimiser",
-    "candidate_tokens": "scored",
+    "candidate_tokens": "offered",
+    "current_sd_stages": "sd stages",
+    "pool_tokens": "pool",
+    "scored_tokens": "scored",
+    "score_flops": "scoring FLOPs",
+    "frozen_flops": "of these frozen",
+    "train_flops": "train FLOPs",
+    "flops_share": "FLOPs share",
+    "diagnose_flops": "diagnose FLOPs",
+    "seconds_share": "time share",
     "train_seconds": "train s",
     "select_seconds": "select s",
     "diagnose_seconds": "diagnose s",
@@ -164,6 +197,7 @@ def shown_views(card: Scorecard) -> list[tuple[str, str]]:
     return [(PRIMARY, "each task's own scorer (primary)"), *views] if alone else views
 
 
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 _DIGITS = {"ratio": 2, "nats": 2, "weight": 2, "s": 2, "long horizon": 3}
 
 
@@ -173,6 +207,8 @@ def number(value: float, unit: str, compact: bool = False) -> str:
         return NOT_MEASURED
     if np.isinf(value):
         return NOT_REACHED
+    if unit == "FLOP":
+        return _prefixed(value)
     if unit in ("tokens", "count"):
         return f"{value:,.0f}"
     if unit == "points" or (unit == "s" and abs(value) >= 10):
@@ -180,6 +216,13 @@ def number(value: float, unit: str, compact: bool = False) -> str:
     digits = _DIGITS.get(unit, 2 if compact else 3)
     text = f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if compact and unit != "s" and text.lstrip("-").startswith("0.") else text
+
+
+def _prefixed(value: float) -> str:
+    """Three digits and the prefix of a thousand's power: 1.23 G."""
+    rounded = float(f"{value:.2e}")
+    power = 0 if rounded < 1 else min(int(np.log10(rounded) // 3), len(_PREFIXES) - 1)
+    return f"{rounded / 1000**power:.3g} {_PREFIXES[power]}".rstrip()
 
 
 def mean_sd(mean: float, sd: float, unit: str, compact: bool = False) -> str:

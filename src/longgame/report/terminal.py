@@ -12,7 +12,7 @@ from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.report.across import across_note, across_tables, condition_table
-from longgame.report.tables import COSTS, DIAGNOSTICS, MAIN, Cell, Table, metric_table, shown_views, stage_table
+from longgame.report.tables import DIAGNOSTICS, LEVEL_ONE, MAIN, Cell, Table, metric_table, shown_views, stage_table
 from longgame.report.words import headline, legend, reversal_line, seeds_caveat, set_gap_line, verdict_lines
 
 _STYLES = {"▲": "green", "▼": "red", "*": "yellow"}
@@ -34,7 +34,7 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, acro
     view, title = shown_views(scorecard)[0]
     _show(stage_table(scorecard, recipe, view, f"By stage, {title}: after the stage → at the end"), console)
     _show(metric_table(scorecard, recipe, DIAGNOSTICS, "What was selected, and the updates", compact=True), console)
-    _show(metric_table(scorecard, recipe, COSTS, "Cost per trial (tokens, seconds)", compact=True), console)
+    _show(metric_table(scorecard, recipe, LEVEL_ONE, f"Level 1: now, and what it cost, {title}", view, True), console)
     if across is not None:
         _print_conditions(condition_table(across, recipe), console)
         for table in across_tables(across, recipe, compact=True):
@@ -51,6 +51,8 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, acro
             text.append(f" ({line.other})")
         if line.power:
             text.append(f". {line.power}", style="dim")
+        if line.cost:
+            text.append(f". {line.cost}", style="dim")
         console.print(text)
     for note in scorecard.notes:
         console.print(Text(f"note: {note}", style="dim"))

@@ -16,13 +16,17 @@ from longgame.report.tables import ALPHA, number, selectors_in_order
 
 @dataclass(frozen=True, slots=True)
 class VerdictLine:
-    """One selector's verdict in a sentence. ``other``: where another scorer disagrees; ``power``: what was in reach."""
+    """One selector's verdict in a sentence.
+
+    ``other``: where another scorer disagrees; ``power``: what was in reach; ``cost``: what choosing took.
+    """
 
     selector: str
     word: str
     reason: str
     other: str = ""
     power: str = ""
+    cost: str = ""
 
 
 def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
@@ -42,8 +46,27 @@ def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
             for view in SCORER_VIEWS
             if (view, selector) in table and table[view, selector][0] != word
         ]
-        lines.append(VerdictLine(selector, word, reason, "; ".join(differing), power))
+        lines.append(VerdictLine(selector, word, reason, "; ".join(differing), power, cost_line(card, selector)))
     return lines
+
+
+def cost_line(card: Scorecard, selector: str) -> str:
+    """What this selector's choices took per trial, in FLOPs and seconds, beside training; empty where not measured."""
+    rows = card.summary[(card.summary["view"] == "") & (card.summary["selector"] == selector)]
+    mean = dict(zip(rows["metric"].astype(str), rows["mean"].astype(float), strict=True))
+    flops, seconds = mean.get("score_flops", float("nan")), mean.get("select_seconds", float("nan"))
+    said = []
+    if flops == 0:
+        said.append("no FLOPs of the model")
+    elif flops > 0:
+        said.append(f"{number(flops, 'FLOP')}FLOP{_of_training(mean, 'flops_share', 'FLOPs')}")
+    if seconds >= 0:
+        said.append(f"{number(seconds, 's')} s{_of_training(mean, 'seconds_share', 'time')}")
+    return f"Choosing took {' and '.join(said)} per trial" if said else ""
+
+
+def _of_training(mean: Mapping[str, float], share: str, what: str) -> str:
+    return f" ({mean[share]:.1%} of the training {what})" if mean.get(share, float("nan")) >= 0 else ""
 
 
 def reversal_line(card: Scorecard) -> str:
