@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from longgame.errors import DataError
+from longgame.metrics.association import association_table
 from longgame.metrics.scorecard import IMMEDIATE, Scorecard
 from longgame.metrics.summary import summarise
 from longgame.metrics.tidy import read_trials
@@ -30,6 +31,9 @@ class Across:
     """condition and the columns of `Scorecard.summary`; the means over orders stand as conditions of their own."""
     verdicts: pd.DataFrame
     """condition and the columns of `Scorecard.verdicts`."""
+    association: pd.DataFrame
+    """The columns of `Scorecard.association`, over the trials of all conditions together: the seeds are the
+    replications still, and what is taken off for `within` is the mean of a seed's trials of one condition."""
 
     @classmethod
     def build(cls, cards: Mapping[str, Scorecard], orders: Mapping[str, Sequence[str]]) -> Across:
@@ -53,10 +57,13 @@ class Across:
             summary, verdict = _over_orders([cards[each] for each in group])
             summaries.append(summary.assign(condition=name))
             verdicts.append(verdict.assign(condition=name))
+        trials = pd.concat([card.per_trial.assign(condition=name) for name, card in cards.items()], ignore_index=True)
+        views = list(dict.fromkeys(view for card in cards.values() for view in card.views))
         return cls(
             dict(cards),
             {name: tuple(group) for name, group in orders.items()},
             *(_first(pd.concat(parts, ignore_index=True), "condition") for parts in (summaries, verdicts)),
+            association=association_table(trials, views),
         )
 
 

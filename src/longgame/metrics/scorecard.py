@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from longgame.errors import DataError, unknown
 from longgame.metrics import matrix, ranking
+from longgame.metrics.association import association_table
 from longgame.metrics.cost import cost_values, spread_over_stages
 from longgame.metrics.curves import threshold_ratio
 from longgame.metrics.longhorizon import long_horizon_score, weight_sensitivity
@@ -98,6 +99,8 @@ class Scorecard:
     """view, selector, share of the (α, β, γ) simplex on which the selector's seed mean ranks first."""
     thresholds: pd.DataFrame
     """view, probe, stage, task, points: the common threshold of each transition."""
+    association: pd.DataFrame
+    """Trajectory diagnostics against forgetting over all trials (see `association_table`)."""
     notes: tuple[str, ...]
     """What was left out or replaced, in words."""
 
@@ -156,6 +159,7 @@ class Scorecard:
         values |= {("", name): value for name, value in cost_values(by_kind).items()}
         stages = {(name, *key): value for name, view in views.items() for key, value in view.stagewise.items()}
         summary = summarise(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
+        per_trial = long_form(values, trials, ("view", "metric"))
         by_stage = ("view", "metric", "stage")
         return cls(
             tasks=tuple(tasks),
@@ -163,7 +167,7 @@ class Scorecard:
             reference=reference,
             trials=trials,
             views=views,
-            per_trial=long_form(values, trials, ("view", "metric")),
+            per_trial=per_trial,
             summary=summary,
             per_stage=long_form(stages, trials, by_stage),
             stage_summary=summarise(stages, trials, reference, by_stage),
@@ -172,6 +176,7 @@ class Scorecard:
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
+            association=association_table(per_trial, tuple(views)),
             notes=tuple(notes),
         )
 

@@ -11,9 +11,8 @@ import numpy as np
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import holm, moments, paired
-from longgame.metrics.summary import ALPHA
 from longgame.recipe import Recipe
-from longgame.report.tables import Cell, Column, Table, mean_sd, number
+from longgame.report.tables import Cell, Column, Table, difference_mark, mean_sd, number
 
 METRICS_COMPARED = ("current", "long_horizon", "auc_common", "forgetting", "ood", "worst_task", "myopia_gap")
 
@@ -100,19 +99,13 @@ def _table(before: Scorecard, now: Scorecard, common: Sequence[str]) -> Table:
                     Cell(mean_sd(float(mean1[place]), float(sd1[place]), unit), value=float(mean1[place])),
                     Cell(
                         number(difference, unit),
-                        _mark(float(adjusted[place]), difference, METRICS[name].better),
+                        difference_mark(float(adjusted[place]), difference, METRICS[name].better),
                         f"p = {float(adjusted[place]):.2g} after Holm" if np.isfinite(adjusted[place]) else "",
                         value=difference,
                     ),
                 )
             )
     return Table("Against the baseline", tuple(columns), tuple(rows))
-
-
-def _mark(p: float, difference: float, better: str) -> str:
-    if not p < ALPHA or difference == 0:
-        return ""
-    return "▲" if (difference > 0) == (better == "higher") else "▼"
 
 
 def _differences(there: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -17,6 +17,7 @@ from longgame.metrics.catalog import METRICS
 from longgame.metrics.ranking import chance_gap
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.recipe import Recipe
+from longgame.report.association import association_line
 from longgame.report.charts import GREY, PALETTE, SHAPES, Figure, Key, Style, interval_half, metric_strip, points, spec
 from longgame.report.figures_axes import axes_figures
 from longgame.report.figures_picks import picks_figures
@@ -250,7 +251,8 @@ def against_each_other(card: Scorecard, style: Style) -> list[Figure]:
             continue
         text = f"{METRICS[x].label} against {METRICS[y].label}, a point per selector"
         chart = _scatter(card, style, x, y, text)
-        caption = f"Mean over seeds with 95 % intervals (the paper's Figure {number})."
+        said = association_line(card.association, x, y)
+        caption = f"Mean over seeds with 95 % intervals (the paper's Figure {number}). {said}".rstrip()
         if chart is not None:
             found.append(Figure(name, title, caption, (chart,), style.keys, "run"))
     return found

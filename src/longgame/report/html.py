@@ -19,13 +19,16 @@ import yaml
 from longgame.errors import StorageError
 from longgame.metrics.across import Across
 from longgame.metrics.catalog import METRICS
+from longgame.metrics.interventions import intervention_table
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.report.across import across_tables
 from longgame.report.answer import answer
+from longgame.report.association import association_table
 from longgame.report.charts import Figure
 from longgame.report.compare import Comparison
 from longgame.report.figures import figures
+from longgame.report.interventions import interventions_table
 from longgame.report.paper import beside
 from longgame.report.picks import Picks
 from longgame.report.tables import (
@@ -151,6 +154,10 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
         "columns": every,
         "legend": legend(card),
         "figures": drawn,
+        "interventions": interventions_table(
+            intervention_table(card, recipe), f"What each intervention buys, {title}", first
+        ),
+        "association": association_table(card.association, f"Diagnostics and forgetting, {title}", first),
         "diagnostics": _beside(metric_table(card, recipe, DIAGNOSTICS, "Diagnostics"), recipe),
         "across": [] if run.across is None else across_tables(run.across, recipe),
         "details": [table for table in (*future, *stages, costs, *skills) if len(table.columns) > 1],

@@ -11,9 +11,12 @@ import pandas as pd
 import yaml
 
 from longgame.metrics.across import Across
+from longgame.metrics.interventions import intervention_table
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.report.across import across_note, across_tables, condition_table
+from longgame.report.association import association_table
+from longgame.report.interventions import interventions_table
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -65,15 +68,24 @@ def scorecard_markdown(
             used.append(table)
             parts.extend([f"{level} {escape(table.title)}", pipes(table)])
 
+    def show_with_note(table: Table) -> None:
+        show(table)
+        parts.append(table.note if len(table.columns) > 1 else "")
+
     for view, title in views[:1]:
         show(metric_table(scorecard, recipe, LEVEL_ONE, f"Level 1: now, and what it cost, {title}", view))
         show(metric_table(scorecard, recipe, LEVEL_TWO, f"Level 2: the long run, {title}", view))
     for view, title in views:
         show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view))
     parts += [legend(scorecard), set_gap_line(scorecard) + ".", escape(reversal_line(scorecard))]
+    differences = intervention_table(scorecard, recipe)
+    for view, title in views:
+        show_with_note(interventions_table(differences, f"What each intervention buys, {title}", view))
     for view, title in views:
         show(metric_table(scorecard, recipe, MORE, f"More of the future, {title}", view))
     show(metric_table(scorecard, recipe, DIAGNOSTICS, "Diagnostics of selection and updates"))
+    for view, title in views:
+        show_with_note(association_table(scorecard.association, f"Diagnostics and forgetting, {title}", view))
     show(metric_table(scorecard, recipe, COSTS, "Cost per trial"))
     parts += ["## Columns", _meanings(used)]
     for view, title in views:
@@ -88,6 +100,9 @@ def scorecard_markdown(
         for view, title in views:
             for table in across_tables(across, recipe, view):
                 show(replace(table, title=f"{table.title}, {title}"), "###")
+        for view, title in views:
+            every = f"Diagnostics and forgetting over all conditions, {title}"
+            show(association_table(across.association, every, view), "###")
     notes = [
         seeds_caveat(recipe),
         "“—” is not measured; it is never counted as 0.",

@@ -280,7 +280,7 @@ def metric_cells(
     return {
         selector: Cell(
             mean_sd(part[selector]["mean"], part[selector]["sd"], precision, compact),
-            _mark(part[selector]["p_holm"], part[selector]["diff_vs_reference"], metric.better),
+            difference_mark(part[selector]["p_holm"], part[selector]["diff_vs_reference"], metric.better),
             _detail(part[selector], precision, reference),
             selector in best,
             part[selector]["mean"],
@@ -304,7 +304,8 @@ def _best(means: Mapping[str, float], better: str, unit: str) -> set[str]:
     return leaders if len(leaders) < len(means) else set()
 
 
-def _mark(p: float, difference: float, better: str) -> str:
+def difference_mark(p: float, difference: float, better: str) -> str:
+    """The mark of a difference with this p: ``▲`` better, ``▼`` worse, ``*`` neither, "" where none is shown."""
     if not p < ALPHA or difference == 0:
         return ""
     if better == "":
