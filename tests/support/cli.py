@@ -1,6 +1,7 @@
 """Run the command line as a user does: another process, no network."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,9 +17,20 @@ def longgame(*arguments, cwd, timeout=300):
     )
 
 
+def _heed_ctrl_c():
+    """A shell starts background jobs with SIGINT ignored, and children of an ignoring suite would ignore it, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments, cwd):
     """Start in a process group of its own, so that a test can kill all of it at once."""
     command = [sys.executable, "-m", "longgame.cli", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
