@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import vl_convert
 
 from longgame.errors import StorageError
 
+DIGITS = 6
+"""Significant digits of a fraction in JSON: more than any figure here is known to."""
+_BREAK = re.compile(r"\n\s+")
+_FLAT = re.compile(r"\{\n\s+([^{}\[\]]*?)\n\s*\}")
 _VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 
 
@@ -31,12 +37,22 @@ def write_chart(chart: Any, folder: Path, name: str) -> list[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON; folders are made.
+    """Write a value as JSON, fractions to `DIGITS` significant digits, a line for each flat object; folders are made.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    _write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(_rounded(value), indent=1, ensure_ascii=False)
+    text = _FLAT.sub(lambda found: "{" + _BREAK.sub(" ", found[1]) + "}", text)
+    _write(path, (text + "\n").encode())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _write(path: Path, data: bytes) -> None:
