@@ -248,12 +248,18 @@ class _Distance:
         self.met = 0
         if self.table.others is not None:
             self.met = len(self.table.others.rows)
-            self.table.lower(np.arange(len(rows)), self.table.others, np.arange(self.met))
+            self.table.lower_all(self.table.others, np.arange(self.met))
         self.waiting = np.zeros(0, dtype=np.int64)
 
     def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Distances of these rows; rows left out once are not asked for again."""
-        self.table.lower(rows, self.table.cloud, self.waiting)
+        if 2 * len(rows) > len(self.table.squared):
+            left_out = np.ones(len(self.table.squared), dtype=bool)
+            left_out[rows] = False
+            self.table.squared[left_out] = 0.0
+            self.table.lower_all(self.table.cloud, self.waiting)
+        else:
+            self.table.lower(rows, self.table.cloud, self.waiting)
         self.met += len(self.waiting)
         self.waiting = self.waiting[:0]
         return np.sqrt(self.table.squared[rows]) if self.met else np.zeros(len(rows))

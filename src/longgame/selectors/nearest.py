@@ -21,6 +21,9 @@ _TOO_MANY = 64
 _FAILURES = 8
 """Failures of a precision, most of the times it was tried, after which the next finer one comes first."""
 
+_KEPT = 1 << 28
+"""Bytes of prepared rows that `Nearest.lower_all` keeps from one call to the next."""
+
 
 class Nearest:
     """For each row the squared distance to the nearest point met so far, bit for bit that of direct differences.
@@ -55,6 +58,15 @@ class Nearest:
         self.base = 0
         """The filter to begin with; finer ones stand behind it."""
         self._tried = self._failed = 0
+        self._kept: dict[tuple[int, int], Any] = {}
+        self._room = _KEPT
+
+    def lower_all(self, cloud: Cloud, index: Int[np.ndarray, " p"]) -> None:
+        """`lower` for all rows; up to 256 MiB of them are made ready for products once, for all calls.
+
+        A row whose distance is 0 takes no part, so that setting it to 0 leaves a row out.
+        """
+        self.lower(np.arange(len(self.squared)), cloud, index, keep=True)
 
     def lower(
         self,
@@ -63,6 +75,7 @@ class Nearest:
         index: Int[np.ndarray, " p"],
         since: Int[np.ndarray, " m"] | None = None,
         until: Int[np.ndarray, " m"] | None = None,
+        keep: bool = False,
     ) -> None:
         """Let rows meet these points of ``cloud`` (the object's own or its others).
 
@@ -72,6 +85,7 @@ class Nearest:
             index: which they are.
             since: how many of them each row has met before; fastest where rows stand in the order of it.
             until: how many of them each row meets (more than there are: all).
+            keep: blocks of rows are the same in every call that says so, and made ready for products once.
         """
         height = self.products.rows
         for begin in range(0, len(index), _PREPARED):
@@ -90,7 +104,8 @@ class Nearest:
                 for place in range(self.base, len(self.filters)):
                     if place not in right:
                         right[place] = self.filters[place].picks(cloud, piece)
-                    if self._tile(place, rows[part], cloud, piece, right[place], valid):
+                    left = self._left(place, rows[part], start, keep)
+                    if self._tile(place, rows[part], left, cloud, piece, right[place], valid):
                         break
                     self._failed += place == self.base
                 self._tried += 1
@@ -99,11 +114,24 @@ class Nearest:
         """Begin with a finer filter where the present one failed most of the time."""
         if self._failed > _FAILURES and 2 * self._failed > self._tried:
             self.base, self._tried, self._failed = self.base + 1, 0, 0
+            self._kept, self._room = {}, _KEPT
+
+    def _left(self, place: int, rows: Int[np.ndarray, " m"], start: int, keep: bool) -> Any:
+        """A block of rows ready for products: the one that was kept, or made now."""
+        if keep and (place, start) in self._kept:
+            return self._kept[place, start]
+        left = self.filters[place].candidates(self.cloud, rows)
+        size = len(rows) * self.cloud.rows.shape[1] * self.cloud.rows.itemsize
+        if keep and size <= self._room:
+            self._kept[place, start] = left
+            self._room -= size
+        return left
 
     def _tile(
         self,
         place: int,
         rows: Int[np.ndarray, " m"],
+        left: Any,
         cloud: Cloud,
         index: Int[np.ndarray, " p"],
         right: Any,
@@ -111,7 +139,6 @@ class Nearest:
     ) -> bool:
         """`lower` for one block of rows; False if a finer precision would exclude more pairs."""
         used = self.filters[place]
-        left = used.candidates(self.cloud, rows)
         norms = self.cloud.norms[rows]
         tau = used.thresholds(norms, self.squared[rows])
         width = self.products.rows
@@ -133,7 +160,8 @@ class Nearest:
             if len(at) > _FEW and len(at) * _TOO_MANY > len(rows) * width and place + 1 < len(self.filters):
                 return False
             self._evaluate(rows[hit[at]], cloud, index[start + column])
-            tau[hit] = used.thresholds(norms[hit], self.squared[rows[hit]])
+            if start + width < len(index):
+                tau[hit] = used.thresholds(norms[hit], self.squared[rows[hit]])
         return True
 
     def _evaluate(self, rows: Int[np.ndarray, " c"], cloud: Cloud, index: Int[np.ndarray, " c"]) -> None:
