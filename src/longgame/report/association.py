@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -72,8 +72,8 @@ def association_line(association: pd.DataFrame, x: str, y: str, view: str = PRIM
 
 
 def _of_view(association: pd.DataFrame, view: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = association[association["view"].isin([view, ""])].to_dict("records")
-    return rows
+    rows = association[association["view"].isin([view, ""])].to_dict("records")
+    return cast("list[dict[str, Any]]", rows)
 
 
 def _with_interval(row: dict[str, Any], name: str, called: str = "") -> str:
