@@ -6,8 +6,9 @@ python benchmarks/audit.py --only tables --json audit.json
 ```
 
 Required: overhead ≤ 15 % on the tiny model, two workers ≥ 1.7 × as fast as one (tiny and closed form); the tables
-of 10,000 trials in ≤ 10 s. Every audit runs in a process tree of its own, from an empty directory and an empty cache of
-signals; one and two workers take turns and the faster repeat counts. Two workers need two idle cores.
+of 10,000 trials in ≤ 10 s. Every audit runs as a command would, in a new process whose start and imports count, from
+an empty directory and an empty cache of signals; one and two workers take turns and the faster repeat counts. Two
+workers need two idle cores.
 """
 
 from __future__ import annotations

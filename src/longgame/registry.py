@@ -123,7 +123,8 @@ class Registry:
         path = Path(path_text).expanduser().resolve()
         if not path.is_file():
             raise RecipeError(f"{self.kind} file '{path_text}' does not exist. Give a path to a .py file and a class.")
-        module_name = "longgame_plugin_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
+        # by place and content: a file that was edited meanwhile is another module
+        module_name = "longgame_plugin_" + hashlib.sha256(f"{path}\0".encode() + path.read_bytes()).hexdigest()[:12]
         module = sys.modules.get(module_name)
         if module is None:
             spec = importlib.util.spec_from_file_location(module_name, path)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from longgame.bench.audit import many_trials, small, timed
+from longgame.bench.audit import audited, many_trials, small
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.substrate import outline
 from longgame.recipe import parse_recipe
@@ -10,7 +10,7 @@ from longgame.recipe import parse_recipe
 
 def test_many_trials_are_whole_conditions_of_distinct_trials():
     recipe = parse_recipe({**small("quadratic", True).model_dump(mode="json"), "seeds": [0], "axes": {}})
-    one = timed(recipe, 1).result.results
+    one = audited(recipe, 1)
     many = many_trials(recipe, one, trials=24, conditions=3)
     assert many.trial.nunique() == 24
     assert len(many) == 24 / one.trial.nunique() * len(one)

@@ -47,3 +47,9 @@ def write_after(folder, name, other, notify):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     Path(folder, name).write_text("late")
+
+
+def tell_torch_threads(name, notify):
+    import torch
+
+    notify(name, 0, "threads", torch.get_num_threads(), 1)

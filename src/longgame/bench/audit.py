@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from threadpoolctl import threadpool_limits
 
 from longgame.bench.harness import Report, at_least, at_most
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.audit import AuditResult, run_audit
+from longgame.protocol.audit import run_audit
 from longgame.protocol.conditions import order_groups
 from longgame.protocol.store import RESULT_COLUMNS, RunDirectory
 from longgame.protocol.substrate import make_learner, outline, sequence_of
@@ -30,7 +34,9 @@ _PURE = ("select_seconds", "train_seconds", "evaluate_seconds", "probe_seconds")
 """Scoring, training and evaluation, as every trial notes them; a probe is training and evaluation."""
 
 
-class _Quiet:
+class QuietDisplay:
+    """Shows nothing."""
+
     def begin(self, phase: str, jobs: list[str], stages: int) -> None: ...
 
     def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None: ...
@@ -42,14 +48,13 @@ class _Quiet:
 class Timed:
     """One audit and the seconds it took, from an empty directory and an empty cache to its report."""
 
-    result: AuditResult
+    results: pd.DataFrame
     seconds: float
 
     def spent(self, names: tuple[str, ...]) -> float:
         """Seconds of all trials that went into these parts."""
-        costs = self.result.results
-        rows = (costs["kind"] == "cost") & costs["name"].isin(names)
-        return float(costs.loc[rows, "value"].sum())
+        rows = (self.results["kind"] == "cost") & self.results["name"].isin(names)
+        return float(self.results.loc[rows, "value"].sum())
 
 
 @contextmanager
@@ -66,12 +71,24 @@ def _empty_cache(folder: Path) -> Iterator[None]:
             os.environ["LONGGAME_CACHE"] = before
 
 
-def timed(recipe: Recipe, workers: int) -> Timed:
-    """Run an audit in a folder of its own that is deleted afterwards, one thread a worker."""
+def audited(recipe: Recipe, workers: int) -> pd.DataFrame:
+    """Results of an audit in a folder of its own that is deleted afterwards, one thread a worker."""
     with tempfile.TemporaryDirectory() as folder, _empty_cache(Path(folder) / "cache"):
-        begun = time.perf_counter()
-        result = run_audit(recipe, Path(folder) / "run", workers=workers, threads=1, display=_Quiet())
-        return Timed(result, time.perf_counter() - begun)
+        run = Path(folder) / "run"
+        return run_audit(recipe, run, workers=workers, threads=1, display=QuietDisplay()).results
+
+
+def timed(recipe: Recipe, workers: int) -> Timed:
+    """`audited` as a command would run it: a new process, whose start and imports count."""
+    begun = time.perf_counter()
+    results = _apart(audited, recipe, workers)
+    return Timed(results, time.perf_counter() - begun)
+
+
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, which loads every library anew."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def small(name: str, quick: bool) -> Recipe:
@@ -95,23 +112,32 @@ def small(name: str, quick: bool) -> Recipe:
 
 
 def shared_seconds(recipe: Recipe) -> float:
-    """Seconds of one seed's shared work in this process: frozen pass and row 0 of R."""
+    """Seconds of one seed's shared work on one thread, libraries warm: frozen pass and row 0 of R."""
+    return float(_apart(_shared_seconds, recipe))
+
+
+def _shared_seconds(recipe: Recipe) -> float:
+    torch.set_num_threads(1)
     seed = recipe.seeds[0]
     sequence = sequence_of(recipe, seed)
-    with tempfile.TemporaryDirectory() as folder, _empty_cache(Path(folder)):
-        learner = make_learner(recipe, seed)
-        begun = time.perf_counter()
-        learner.prepare(sequence)
-        learner.score(sequence.tasks)
-        return time.perf_counter() - begun
+    took = []
+    with threadpool_limits(limits=1):
+        for _ in range(2):
+            with tempfile.TemporaryDirectory() as folder, _empty_cache(Path(folder)):
+                learner = make_learner(recipe, seed)
+                begun = time.perf_counter()
+                learner.prepare(sequence)
+                learner.score(sequence.tasks)
+                took.append(time.perf_counter() - begun)
+    return min(took)
 
 
 def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int) -> None:
     """Figures: seconds beside scoring, training and evaluation, and how much faster two workers are than one.
 
     One worker and two take turns; the faster repeat of each counts. Overhead is what one worker's wall-clock has beyond
-    the seconds that its trials and the seeds' shared work spent on scoring, training and evaluation: start-up, data,
-    models, diagnostics, writing, tables and report.
+    the seconds that its trials and the seeds' shared work spent on scoring, training and evaluation: the start of
+    Python and its imports, data, models, diagnostics, writing, tables and report.
     """
     recipe = small(name, quick)
     rounds = [(timed(recipe, 1), timed(recipe, 2)) for _ in range(repeats)]
@@ -120,7 +146,7 @@ def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int) -
     pure = one.spent(_PURE) + shared * len(recipe.seeds)
     diagnosed = one.spent(("diagnose_seconds",))
     overhead = one.seconds / pure - 1
-    trials = one.result.results["trial"].nunique()
+    trials = one.results["trial"].nunique()
     figures = [at_least(f"{name}_two_workers", one.seconds / two.seconds, SPEED_UP)]
     if name != "quadratic":  # whose work is milliseconds: what is written costs more than it
         figures.append(at_most(f"{name}_overhead", overhead, OVERHEAD))
@@ -200,7 +226,7 @@ def _words(codes: np.ndarray, words: list[str]) -> Any:
 def tables(report: Report, conditions: int = 10) -> None:
     """Figure: seconds from the results of 10,000 trials to the scorecards of all conditions and the tables across."""
     recipe = parse_recipe({**small("quadratic", True).model_dump(mode="json"), "seeds": [0], "axes": {}})
-    results = many_trials(recipe, timed(recipe, 1).result.results, TRIALS, conditions)
+    results = many_trials(recipe, audited(recipe, 1), TRIALS, conditions)
     plan = outline(recipe)
 
     def cards() -> Mapping[str, Scorecard]:

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from longgame.errors import ResumeError, StorageError
 from longgame.evaluation.base import build_scorer
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.backends import Job, Notify, run_local, settle_garbage
+from longgame.protocol.backends import Job, Notify, run_here, run_local
 from longgame.protocol.conditions import FULL_DATA, order_groups
+from longgame.protocol.contents import file_contents, file_of, plugin_names
 from longgame.protocol.results import results_of, scorecards, write_results
 from longgame.protocol.sessions import Display, SessionClock
 from longgame.protocol.store import (
@@ -34,7 +34,7 @@ from longgame.protocol.store import (
     storage_errors,
     write_json,
 )
-from longgame.protocol.substrate import make_learner, outline, sequence_of
+from longgame.protocol.substrate import load_libraries, make_learner, outline, sequence_of
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
@@ -100,7 +100,7 @@ def _seed_work(run: RunDirectory, data_dir: str | None, seed: int, condition: st
     for spec in recipe.selectors:
         check_candidates(spec, [example.sample_id for stage in sequence.stages for example in stage.candidates])
     notify(store.folder.name, 0, "frozen pass", 0, 1)
-    prepare_seed(seed, make_learner(recipe, seed), sequence, store)
+    prepare_seed(seed, make_learner(recipe, seed), sequence, store.begun())
 
 
 def _trial_work(run: RunDirectory, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
@@ -109,10 +109,9 @@ def _trial_work(run: RunDirectory, data_dir: str | None, trial: Trial, keep_mode
     sequence = sequence_of(_with_data(recipe, data_dir), trial.seed)
     prepared = sequence_of(_with_data(condition.base_recipe, data_dir), trial.seed)
     learner = make_learner(recipe, trial.seed)
-    settle_garbage()
-    shared = run.seed_store(trial.seed, trial.condition)
+    shared, store = run.seed_store(trial.seed, trial.condition), run.store_of(trial).begun()
     with _told_as_error(recipe):
-        run_trajectory(trial, recipe, learner, sequence, shared, run.store_of(trial), notify, keep_models, prepared)
+        run_trajectory(trial, recipe, learner, sequence, shared, store, notify, keep_models, prepared)
 
 
 def _told_as_error(recipe: Recipe) -> AbstractContextManager[object]:
@@ -133,6 +132,30 @@ def check_plugins(recipe: Recipe) -> None:
             build_scorer(scorer)
 
 
+def check_files(folder: Path, recipe: Recipe) -> None:
+    """Check that selectors and scorers that are files are what they were when finished parts were measured.
+
+    Parts that were made before contents were noted are taken as they are.
+
+    Raises:
+        ResumeError: a file has changed since; it is named with the parts.
+    """
+    now = file_contents(plugin_names(recipe))
+    changed = [
+        (mark.parent.parent, name)
+        for mark in (sorted(folder.glob("*/*/*/done.json")) if now else ())
+        for name, content in read_json(mark).get("files", {}).items()
+        if now.get(name, content) != content
+    ]
+    if changed:
+        parts = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
+        raise ResumeError(
+            f"{file_of(changed[0][1])} is not what it was when these parts of {folder} were measured: "
+            f"{', '.join(parts[:5])}{f' and {len(parts) - 5} more' if parts[5:] else ''}. Put the file back, delete "
+            "these folders to measure them anew, or use another --out."
+        )
+
+
 def run_audit(
     recipe: Recipe, folder: Path, *, workers: int, threads: int, display: Display, keep_models: bool = False
 ) -> AuditResult:
@@ -150,11 +173,12 @@ def run_audit(
         if bases or trials:
             check_plugins(recipe)
             clock = SessionClock(display, folder / "environment.json", _environment(run, workers, threads))
-            if run.recipe.model.name == "quadratic" and (workers == 1 or len(trials) < _WORTH_A_PROCESS):
-                _run_here(run, bases, trials, clock, stages, threads)
+            jobs = _jobs(run, recipe.data.data_dir, bases, trials, keep_models)
+            clock.begin("trials and what they share", [job.name for job in jobs], stages)
+            if workers == 1 or (recipe.model.name == "quadratic" and len(trials) < _WORTH_A_PROCESS):
+                load_libraries(recipe)  # before their threads are bound
+                run_here(jobs, threads, clock.progress, clock.finished)
             else:
-                jobs = _jobs(run, recipe.data.data_dir, bases, trials, keep_models)
-                clock.begin("trials and what they share", [job.name for job in jobs], stages)
                 run_local(jobs, workers, threads, clock.progress, clock.finished)
             clock.note()
         return finish(run)
@@ -194,24 +218,6 @@ def _with_data(recipe: Recipe, data_dir: str | None) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": data_dir})})
 
 
-def _run_here(
-    run: RunDirectory,
-    bases: Mapping[str, tuple[int, str]],
-    trials: list[Trial],
-    display: Display,
-    stages: int,
-    threads: int,
-) -> None:
-    """A few trials of the closed-form world need no processes: each takes a fraction of a second."""
-    with threadpool_limits(limits=threads):
-        for seed, condition in bases.values():
-            _seed_work(run, None, seed, condition, display.progress)
-        display.begin("trials", [trial.name for trial in trials], stages)
-        for trial in trials:
-            _trial_work(run, None, trial, False, display.progress)
-            display.finished(trial.name)
-
-
 def _costly_first(trials: list[Trial]) -> list[Trial]:
     """Within each seed whole pools and selectors that need gradients come first, so that workers end close together."""
 
@@ -238,6 +244,7 @@ def _only_one(folder: Path, recipe: Recipe) -> Iterator[None]:
     It is opened for reading, so that a finished run can be printed from where nothing can be written.
     """
     RunDirectory.check(folder, recipe)
+    check_files(folder, recipe)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""Run independent jobs in processes of a bounded number of threads."""
+"""Run jobs with a bounded number of threads: in processes of their own, or one after another in this one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import queue
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 from longgame.errors import LonggameError, StorageError
 
@@ -82,14 +85,28 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def settle_garbage() -> None:
-    """In a worker, take what lives now (libraries, data, model) out of later garbage collections.
+def _settle_garbage() -> None:
+    """Take what lives between two jobs (libraries, data, never a model) out of later garbage collections.
 
     Trainers collect garbage at every start, which otherwise searches all of it each time.
     """
-    if multiprocessing.parent_process() is not None:
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
+
+
+@contextmanager
+def _threads_here(threads: int) -> Iterator[None]:
+    """Bound the threads of the libraries that are loaded in this process, and put their numbers back."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    with _threads_for_children(threads), threadpool_limits(limits=threads):
+        try:
+            if torch is not None:  # its MKL is linked statically, where threadpoolctl does not see it
+                torch.set_num_threads(threads)
+            yield
+        finally:
+            if torch is not None:
+                torch.set_num_threads(before)
 
 
 def _told(job: str, error: Exception) -> tuple[str, str, Any]:
@@ -116,6 +133,37 @@ def _work(jobs: Any, events: Any) -> None:
             events.put(_told(job.name, error))
             return
         events.put(("done", job.name, None))
+        _settle_garbage()
+
+
+def run_here(jobs: Sequence[Job], threads: int, notify: Notify, finished: Callable[[str], None]) -> None:
+    """Run the jobs in this process, one after another, the first that waits for no other first.
+
+    One worker needs no process of its own, which would load every library once more. Only libraries that are loaded
+    before are bound to ``threads`` threads and given their own number back.
+
+    Raises:
+        LonggameError: what a job raised; a full disk is one of them. Anything unforeseen is raised as it is.
+    """
+    waiting = {job.name: job for job in jobs}
+    frozen = gc.get_freeze_count()
+    try:
+        with _threads_here(threads):
+            while waiting:
+                job = next(job for job in waiting.values() if job.after not in waiting)
+                try:
+                    job.function(*job.arguments, notify)
+                except Exception as error:
+                    kind, _, told = _told(job.name, error)
+                    if kind == "crash" or told is error:
+                        raise
+                    raise told from error
+                del waiting[job.name]
+                finished(job.name)
+                _settle_garbage()
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 def run_local(

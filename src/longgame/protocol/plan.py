@@ -15,7 +15,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from longgame.data.examples import Pool
-from longgame.protocol.audit import check_plugins
+from longgame.protocol.audit import check_files, check_plugins
 from longgame.protocol.conditions import Condition, expand
 from longgame.protocol.learner import Learner
 from longgame.protocol.store import RunDirectory
@@ -187,6 +187,7 @@ def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console
         LonggameError: what the audit itself would be refused for before its work begins.
     """
     held = RunDirectory.check(folder, recipe)
+    check_files(folder, recipe)
     check_plugins(recipe)
     conditions = expand(recipe)
     trials = plan_trials(recipe)

@@ -35,6 +35,7 @@ from safetensors.numpy import load_file, save_file
 from longgame import durable
 from longgame.errors import ResumeError, StorageError
 from longgame.protocol.conditions import Condition, expand, measured_by, selector_content
+from longgame.protocol.contents import file_contents, plugin_names
 from longgame.protocol.trial import Trial, plan_trials
 from longgame.recipe import Recipe
 
@@ -184,11 +185,24 @@ def content_hash(recipe: Mapping[str, Any], **more: Any) -> str:
 
 
 class StageStore:
-    """The durable stages of one trial (or the shared work of one seed)."""
+    """The durable stages of one trial (or the shared work of one seed).
 
-    def __init__(self, folder: Path, key: str) -> None:
+    Args:
+        folder: where they stand, each in a folder of its own.
+        key: content hash of what they depend on.
+        plugins: names of the selector and the scorers; the contents of those that are files are noted.
+    """
+
+    def __init__(self, folder: Path, key: str, plugins: Sequence[str] = ()) -> None:
         self.folder = folder
         self.key = key
+        self._plugins = plugins
+        self._files: dict[str, str] = {}
+
+    def begun(self) -> StageStore:
+        """The store, when it has noted what is in the files of selector and scorers, before they are read."""
+        self._files = file_contents(self._plugins)
+        return self
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -215,7 +229,8 @@ class StageStore:
         """Scratch folder that becomes the finished part ``name`` when the block ends well."""
         with durable_folder(self.path(name)) as part:
             yield part
-            (part / "done.json").write_text(json.dumps({"key": self.key}) + "\n")
+            mark = {"key": self.key, **({"files": self._files} if self._files else {})}
+            (part / "done.json").write_text(json.dumps(mark) + "\n")
 
     def finished_stages(self, stages: int) -> int:
         """How many stages, from the first on, are durable."""
@@ -379,11 +394,14 @@ class RunDirectory:
         """Where the shared work of a seed stands that this condition's trials start from."""
         base = self.conditions[condition].base
         name = f"seed-{seed}" + (f"@{base}" if base else "")
-        return StageStore(self.folder / "seeds" / name, content_hash(self._content(condition, True, seed), seed=seed))
+        key = content_hash(self._content(condition, True, seed), seed=seed)
+        scorers = plugin_names(self.conditions[condition].base_recipe.model_copy(update={"selectors": ()}))
+        return StageStore(self.folder / "seeds" / name, key, scorers)
 
     def trial_store(self, trial: str, selector: Mapping[str, Any], seed: int, condition: str = "") -> StageStore:
         key = content_hash(self._content(condition, False, seed), selector=selector_content(selector), seed=seed)
-        return StageStore(self.folder / "trials" / trial, key)
+        scorers = plugin_names(self.conditions[condition].recipe.model_copy(update={"selectors": ()}))
+        return StageStore(self.folder / "trials" / trial, key, (selector["name"], *scorers))
 
     def _content(self, condition: str, base: bool, seed: int) -> dict[str, Any]:
         """What numbers depend on, without the lists that trials are made from: siblings change nothing."""

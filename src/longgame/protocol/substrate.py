@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +23,12 @@ def make_learner(recipe: Recipe, seed: int) -> Learner:
     from longgame.protocol.hf_learner import HFLearner  # torch is loaded only where it is used
 
     return HFLearner(recipe, seed)
+
+
+def load_libraries(recipe: Recipe) -> None:
+    """Import what the recipe's learner is made with (PyTorch and its kin; nothing for the closed-form world)."""
+    if recipe.model.name != "quadratic":
+        importlib.import_module("longgame.protocol.hf_learner")
 
 
 @dataclass(frozen=True, slots=True)
