@@ -1,16 +1,23 @@
 """`longgame report` and `longgame watch` on a real run of the closed-form world, finished and partial."""
 
+import io
 import json
 import os
 import shutil
 
+import pandas as pd
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 from typer.testing import CliRunner
 
 from longgame.cli import app
-from longgame.commands.runs import load_details, load_picks, load_run
-from longgame.commands.watch import finish_times, seconds_left
+from longgame.commands.runs import load_details, load_picks, load_run, places_of
+from longgame.commands.watch import finish_times, progress_line, seconds_left
 from longgame.errors import RecipeError, ResumeError
+from longgame.protocol.picks import gather_picks
+from longgame.protocol.store import RunDirectory, read_table, write_table
+from longgame.recipe import parse_recipe
 from longgame.report.charts import Style
 from longgame.report.figures_axes import axes_figures
 
@@ -126,7 +133,35 @@ def test_details_hold_every_stage_and_every_term(run):
     assert [stage.stage for stage in details["lhas-s0"].stages] == [1, 2, 3]
     terms = [name for name, _ in details["lhas-s0"].stages[1].most[0].terms]
     assert {"utility", "future", "coverage", "score"} <= set(terms)
-    assert load_picks(loaded).seeds == (0, 1, 2)
+    assert load_picks(loaded).seeds == 3
+
+
+def test_an_audit_leaves_the_page_that_a_report_makes(run, tmp_path):
+    done = invoke("report", run, "--out", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r.html").read_text() == (run / "report.html").read_text()
+
+
+def test_what_was_selected_is_kept_for_all_seeds_and_made_anew_where_stages_differ(run, partial, tmp_path):
+    whole = load_picks(load_run(run))
+    assert whole.tables == 27
+    gathered = gather_picks(load_run(run).run, load_run(run).done)
+    pd.testing.assert_frame_equal(whole.frame(), gathered.frame())
+    part = load_picks(load_run(partial))
+    assert part.tables == 23
+    assert (part.overlap["n"] < whole.overlap["n"]).any()
+    shutil.copytree(run, tmp_path / "old")
+    for table in (tmp_path / "old").glob("trials/*/stage-*/selection.parquet"):
+        write_table(table, read_table(table))  # as before tables held what reports keep of them
+    older = load_run(tmp_path / "old")
+    pd.testing.assert_frame_equal(gather_picks(older.run, older.done).frame(), whole.frame())
+    shutil.copytree(run, tmp_path / "run")
+    for table in (tmp_path / "run").glob("trials/*/stage-*/selection.parquet"):
+        table.unlink()
+    assert load_picks(load_run(tmp_path / "run")).frame().equals(whole.frame())  # from picks.parquet alone
+    (tmp_path / "run" / "picks.parquet").write_bytes(b"damaged")
+    with pytest.raises(ResumeError, match="run the command again"):
+        load_picks(load_run(tmp_path / "run"))
 
 
 def test_what_holds_no_run_or_is_named_twice_is_a_sentence(run, tmp_path):
@@ -168,10 +203,22 @@ def test_time_left_is_at_the_pace_of_the_last_stages_up_to_now():
     assert seconds_left([0.0, 10.0, 20.0], 3, 20.0) is None
 
 
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("name", ["small", "a recipe with a name that is longer than a terminal is wide", "名前" * 30])
+def test_progress_is_one_line_however_narrow_the_terminal(name, width):
+    out = io.StringIO()
+    Console(file=out, width=width).print(progress_line(name, [0.0, 10.0, 20.0], 1_000, 20.0, width))
+    (line,) = out.getvalue().splitlines()
+    assert cell_len(line) <= width
+    assert "3/1,000 stages" in line
+    assert "about 2:46:10 left" in line
+
+
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory):
     folder = tmp_path_factory.mktemp("axes")
-    text = RECIPE.replace("pool_size: 60", "pool_size: 120") + "axes: {budget: [0.5], rounds: [1], order: rotations}\n"
+    axes = "axes: {budget: [0.5], rounds: [1], order: rotations, vary: {training.learning_rate: [0.02]}}\n"
+    text = RECIPE.replace("pool_size: 60", "pool_size: 120") + axes
     (folder / "r.yaml").write_text(text.replace("random, loss, lhas", "random, loss"))
     done = invoke("audit", folder / "r.yaml", "--out", folder / "run", "--workers", 1)
     assert done.exit_code == 0, done.output
@@ -183,7 +230,7 @@ def test_conditions_of_a_run_with_axes_stand_side_by_side(varied, tmp_path):
     done = invoke("report", varied, *asked)
     assert done.exit_code == 0, done.output
     written = {path.stem for path in (tmp_path / "f").iterdir()}
-    assert {"axis-budget", "axis-rounds", "axis-order"} <= written
+    assert {"axis-budget", "axis-rounds", "axis-order", "vary-training.learning_rate"} <= written
     assert "Across conditions" in (tmp_path / "r.html").read_text()
     assert "budget 0.5" in (tmp_path / "r.md").read_text()
 
@@ -207,4 +254,29 @@ def test_a_condition_that_lacks_a_selector_is_left_out_and_counted(varied, tmp_p
         shutil.rmtree(trial)
     loaded = load_run(tmp_path / "run")
     assert "budget=0.5" not in loaded.across.cards
-    assert "4 of 5 conditions" in loaded.notes[0]
+    assert "5 of 6 conditions" in loaded.notes[0]
+
+
+def test_a_varied_key_is_shown_by_each_selectors_difference_from_the_reference(varied):
+    loaded = load_run(varied)
+    made = axes_figures(loaded.across, loaded.conditions, Style(["random", "loss"], "random"))
+    figure = next(figure for figure in made if figure.name == "vary-training.learning_rate")
+    assert [key.selector for key in figure.keys] == ["loss"]
+    rows = [row for data in figure.charts[1]["datasets"].values() for row in data if "at" in row]
+    assert {(row["selector"], row["at"]) for row in rows} == {("loss", "0.1"), ("loss", "0.02")}
+    summary = loaded.across.cards["training.learning_rate=0.02"].summary.query(
+        "view == 'primary' and metric == 'long_horizon' and selector == 'loss'"
+    )
+    changed = next(row for row in rows if row["at"] == "0.02")
+    assert [changed[name] for name in ("difference", "low", "high")] == pytest.approx(
+        summary[["diff_vs_reference", "ci_low", "ci_high"]].iloc[0].to_list()
+    )
+
+
+def test_adaptations_that_differ_in_more_than_their_rank_keep_their_own_place(tmp_path):
+    axes = {"adaptation": ["full", {"mode": "full", "learning_rate": 0.01}]}
+    recipe = parse_recipe({"name": "r", "selectors": ["random"], "seeds": [0], "axes": axes})
+    run = RunDirectory(tmp_path, recipe)
+    places = places_of(run, list(run.conditions))
+    assert list(places["adaptation"]) == ["lora-r16", "full", "full-lr0.01"]
+    assert set(places["budget"]) == {0.25}

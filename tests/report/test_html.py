@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import vl_convert
 
@@ -183,7 +184,7 @@ def test_dataset_text_stays_text(card, results, recipe, environment):
     rows = results[results["trial"] == "1-s0"]
     texts = {"p": (trap, trap)}
     detail = trial_detail("1-s0", "ahead", 0, card.tasks, {1: table}, rows, [("seed", trap)], texts.get)
-    picks = read_picks([StagePicks("1-s0", "ahead", 0, 1, table)], 5)
+    picks = read_picks([StagePicks("ahead", 0, 1, pa.Table.from_pandas(table))])
     page = render_reports([RunReport(card, results, recipe, environment, picks=picks, trials=[detail])])
     elements = Elements(page)
     assert len(elements.scripts) == 3
@@ -206,7 +207,38 @@ def test_several_runs_stand_in_one_page_with_names_of_their_own(card, results, r
     assert not [tag for tag, _ in elements.tags if tag == "b"]
 
 
-def test_headings_go_down_one_level_at_a_time(elements):
+@pytest.fixture(scope="module")
+def whole(card, results, recipe, environment):
+    """The elements of a page with all its parts: picks and a trial in full."""
+    table = pd.DataFrame(
+        {"round": 0, "sample_id": ["p", "q"], "picked": [0, -1], "tokens": [3, 4], "sub_skill": ["x", "y"],
+         "term_score": [1.0, 0.0]}
+    )  # fmt: skip
+    rows = results[results["trial"] == "1-s0"]
+    detail = trial_detail("1-s0", "ahead", 0, card.tasks, {1: table}, rows, [], lambda name: ("prompt", "response"))
+    picks = read_picks([StagePicks("ahead", 0, 1, pa.Table.from_pandas(table))])
+    return Elements(render_reports([RunReport(card, results, recipe, environment, picks=picks, trials=[detail])]))
+
+
+def test_every_table_says_what_it_is_and_what_its_cells_belong_to(whole):
+    tags = [(tag, attributes) for tag, attributes in whole.tags if tag in ("table", "caption", "th")]
+    assert tags
+    for place, (tag, attributes) in enumerate(tags):
+        if tag == "table":
+            assert tags[place + 1][0] == "caption"
+        elif tag == "th":
+            assert attributes["scope"] in ("row", "col")
+            assert attributes["scope"] == "row" or attributes["tabindex"] == "0"  # a heading sorts by keyboard
+
+
+def test_what_scrolls_can_be_reached_by_keyboard_and_has_a_name(whole):
+    regions = [attributes for _, attributes in whole.tags if attributes.get("class") == "scroll"]
+    assert regions
+    assert all(region["tabindex"] == "0" and region["role"] == "region" and region["aria-label"] for region in regions)
+
+
+def test_headings_go_down_one_level_at_a_time(whole):
+    elements = whole
     levels = [int(tag[1]) for tag, _ in elements.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1

@@ -23,18 +23,20 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="The scorecard as Markdown, for pull requests.")] = None,
     card: Annotated[Path | None, typer.Option(help="A short audit card as Markdown, for a model card.")] = None,
     compare: Annotated[Path | None, typer.Option(help="A baseline run to tell what changed from.")] = None,
-    trials: Annotated[int, typer.Option(min=0, help="Trials to show in full, with examples and their texts.")] = 20,
+    trials: Annotated[
+        int | None, typer.Option(min=0, help="Trials to show in full, with examples and their texts (default: 20).")
+    ] = None,
     fail_if: Annotated[
         str | None, typer.Option("--fail-if", help='End with exit code 1 if so, e.g. "myopic(loss) or worse(*)".')
     ] = None,
 ) -> None:
     """Show what audits found: the answer in words, scorecard, figures, and every trial with what it wanted most."""
-    from longgame.commands.runs import load_details, load_picks, load_run
+    from longgame.commands.runs import SHOWN_TRIALS, load_picks, load_run, run_report
     from longgame.errors import RecipeError, ResumeError
     from longgame.report.card import audit_card, comparison_markdown
     from longgame.report.compare import compare as compare_runs
     from longgame.report.gate import parse_condition, true_claims
-    from longgame.report.html import RunReport, render_reports, write_page
+    from longgame.report.html import render_reports, write_page
     from longgame.report.markdown import scorecard_markdown
     from longgame.report.static_figures import write_figures
 
@@ -57,25 +59,12 @@ def report(
     picks = [load_picks(each) if out or figures else None for each in loaded]
     written: list[Path] = []
     if out is not None:
-        pages = []
-        for each, selected, comparison in zip(loaded, picks, comparisons, strict=True):
-            details = load_details(each, trials // len(loaded))
-            pages.append(
-                RunReport(
-                    each.scorecard,
-                    each.results,
-                    each.recipe,
-                    each.environment,
-                    title=each.recipe.name if len(loaded) == 1 else f"{each.recipe.name} ({each.run.folder.name})",
-                    progress=each.progress,
-                    picks=selected,
-                    trials=details,
-                    across=each.across,
-                    conditions=each.conditions,
-                    comparison=comparison,
-                    notes=each.notes,
-                )
-            )
+        shown = (SHOWN_TRIALS if trials is None else trials) // len(loaded)
+        titles = ["" if len(loaded) == 1 else f"{each.recipe.name} ({each.run.folder.name})" for each in loaded]
+        pages = [
+            run_report(each, selected, shown, title, comparison)
+            for each, selected, title, comparison in zip(loaded, picks, titles, comparisons, strict=True)
+        ]
         write_page(out, render_reports(pages))
         written.append(out)
     if figures is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,21 @@ import pyarrow.parquet as pq
 from longgame.errors import LonggameError, ResumeError
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.conditions import FULL_DATA, order_groups
-from longgame.protocol.results import scorecards
-from longgame.protocol.store import CONDITION_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_table
+from longgame.metrics.tidy import distinct_rows
+from longgame.protocol.conditions import FULL_DATA, order_groups, safe_name
+from longgame.protocol.picks import picks_of
+from longgame.protocol.results import full_data_scorecard, scorecards
+from longgame.protocol.store import RESULT_COLUMNS, RunDirectory, read_json, read_table
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
-from longgame.report.picks import Picks, StagePicks, read_picks
+from longgame.report.compare import Comparison
+from longgame.report.html import RunReport
+from longgame.report.picks import Picks
 from longgame.report.trials import TrialDetail, trial_detail
 
-MOST_SELECTIONS = 300
-"""Selection tables that are read for the figures; a run with more is shown by its first seeds, and the page says so."""
+SHOWN_TRIALS = 20
+"""Trials that a page shows in full unless told otherwise."""
 
 
 @dataclass
@@ -41,6 +45,8 @@ class LoadedRun:
     """Planned trial → its finished stages (own condition)."""
     across: Across | None = None
     """The conditions of a recipe with axes that have a finished stage."""
+    full_data: Scorecard | None = None
+    """Of the full-data trials, where the recipe asks for them and one has a finished stage."""
     conditions: pd.DataFrame | None = None
     """condition, budget, rounds, adaptation, order: a row for each of them."""
     notes: list[str] = field(default_factory=list)
@@ -77,20 +83,37 @@ def load_run(folder: Path) -> LoadedRun:
         ResumeError: there is no run, a file cannot be read, or nothing is finished yet.
     """
     run = RunDirectory.open(folder)
-    plan = outline(run.recipe)
-    every = {trial.name: _finished_stages(folder, trial.name, len(plan.stages)) for trial in run.trials}
-    done = {trial.name: every[trial.name] for trial in run.trials if trial.condition == ""}
-    if not any(done.values()):
+    stages = len(outline(run.recipe).stages)
+    every = finished_stages(run, stages)
+    if not any(every[trial.name] for trial in run.trials if trial.condition == ""):
         raise ResumeError(f"{folder} has no finished stage yet. Wait for one, or start it: longgame audit {folder}")
-    results = _results(run, all(stages == len(plan.stages) for stages in every.values()))
-    cards, conditions = _cards(run, results), results[list(CONDITION_COLUMNS)].drop_duplicates().astype(object)
-    loaded = LoadedRun(
-        run, plan, results[results["condition"] == ""], cards[""], read_json(folder / "environment.json"), done
-    )
+    results = _results(run, all(done == stages for done in every.values()))
+    return told_run(run, results, _cards(run, results), read_json(folder / "environment.json"), every)
+
+
+def told_run(
+    run: RunDirectory,
+    results: pd.DataFrame,
+    cards: Mapping[str, Scorecard],
+    environment: dict[str, Any],
+    done: Mapping[str, int],
+) -> LoadedRun:
+    """What a report tells of a run whose tables are made.
+
+    Args:
+        results: the tidy records of all conditions.
+        cards: condition → scorecard, the recipe's own first.
+        done: every planned trial → its finished stages.
+    """
+    own = {trial.name: done[trial.name] for trial in run.trials if trial.condition == ""}
+    here = results[results["condition"] == ""]
+    loaded = LoadedRun(run, outline(run.recipe), here, cards[""], environment, own)
+    loaded.full_data = full_data_scorecard(run, results)
     compared = run.conditions.keys() - {FULL_DATA}
     if len(compared) > 1:
         groups = {name: held for name, held in order_groups(run.conditions).items() if set(held) <= set(cards)}
-        loaded.across, loaded.conditions = Across.build(cards, groups), conditions
+        loaded.across = Across.build(cards, groups)
+        loaded.conditions = places_of(run, cards)
         loaded.notes.append(
             f"Answer, scorecard and most figures are about the recipe's own condition; {len(cards)} of "
             f"{len(compared)} conditions have measurements of every selector and stand side by side."
@@ -98,17 +121,45 @@ def load_run(folder: Path) -> LoadedRun:
     return loaded
 
 
+def places_of(run: RunDirectory, names: Collection[str]) -> pd.DataFrame:
+    """condition and its place on every axis and on every key of `axes.vary`, a row each.
+
+    A place is what the condition's name says (``adaptation=full-lr0.001``), else the recipe's own value.
+    """
+    held = run.recipe.model_dump(mode="json")
+    own = {**run.conditions[""].values, **{key: _held(held, key) for key in sorted(run.recipe.axes.vary)}}
+    rows = []
+    for name in names:
+        said = dict(part.split("=", 1) for part in name.split(",") if part)
+        rows.append({"condition": name, **own, **said})
+    places = pd.DataFrame(rows).astype(object)
+    places["budget"] = places["budget"].astype(float)
+    return places
+
+
+def _held(recipe: Any, key: str) -> str:
+    """The recipe's own value of a dotted key, as names of conditions write values."""
+    for part in key.split("."):
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    return "default" if recipe is None else safe_name(repr(recipe) if isinstance(recipe, float) else str(recipe))
+
+
 def _cards(run: RunDirectory, results: pd.DataFrame) -> dict[str, Scorecard]:
     """A scorecard of every condition in which every selector has measurements; the recipe's own in any case."""
     selectors = {spec.key for spec in run.recipe.selectors}
-    measured = results.groupby("condition", observed=True)["selector"].unique()
-    return scorecards(run, results, {"", *(str(name) for name, names in measured.items() if set(names) == selectors)})
+    measured: dict[str, set[str]] = {}
+    for condition, selector in distinct_rows(results[["condition", "selector"]]).itertuples(index=False):
+        measured.setdefault(condition, set()).add(selector)
+    return scorecards(run, results, {"", *(name for name, names in measured.items() if names == selectors)})
 
 
-def _finished_stages(folder: Path, trial: str, stages: int) -> int:
-    return next(
-        (n for n in range(stages, 0, -1) if (folder / "trials" / trial / f"stage-{n}" / "done.json").is_file()), 0
-    )
+def finished_stages(run: RunDirectory, stages: int) -> dict[str, int]:
+    """Every planned trial → how many of its stages are finished."""
+
+    def last(trial: Path) -> int:
+        return next((n for n in range(stages, 0, -1) if (trial / f"stage-{n}" / "done.json").is_file()), 0)
+
+    return {trial.name: last(run.folder / "trials" / trial.name) for trial in run.trials}
 
 
 def _results(run: RunDirectory, finished: bool) -> pd.DataFrame:
@@ -121,33 +172,47 @@ def _results(run: RunDirectory, finished: bool) -> pd.DataFrame:
             return run.records()  # it is made from the records, so a damaged one is no loss
         if list(schema.names) == list(RESULT_COLUMNS):
             held = read_table(path)
-            if set(held["trial"].unique()) == {trial.name for trial in run.trials}:
+            if set(distinct_rows(held[["trial"]])["trial"]) == {trial.name for trial in run.trials}:
                 return held
     return run.records()
 
 
-def _selections(loaded: LoadedRun, trials: list[Trial]) -> Iterator[StagePicks]:
-    for trial in trials:
-        for stage in range(1, loaded.done[trial.name] + 1):
-            path = loaded.run.folder / "trials" / trial.name / f"stage-{stage}" / "selection.parquet"
-            yield StagePicks(trial.name, trial.selector.key, trial.seed, stage, read_table(path))
-
-
 def load_picks(loaded: LoadedRun) -> Picks | None:
-    """What was selected, from at most `MOST_SELECTIONS` tables: whole seeds in the recipe's order."""
-    seeds = list(dict.fromkeys(trial.seed for trial in loaded.trials))
-    per_seed = max(1, len(loaded.plan.stages) * len(loaded.recipe.selectors))
-    shown = set(seeds[: max(1, MOST_SELECTIONS // per_seed)])
-    some = [trial for trial in loaded.trials if trial.seed in shown]
-    return read_picks(_selections(loaded, some), len(seeds))
+    """What was selected, in all finished stages of the recipe's own condition."""
+    return picks_of(loaded.run, loaded.done)
+
+
+def run_report(
+    loaded: LoadedRun,
+    picks: Picks | None,
+    trials: int = SHOWN_TRIALS,
+    title: str = "",
+    comparison: Comparison | None = None,
+) -> RunReport:
+    """The section of a run on a page, with its first ``trials`` trials in full."""
+    details = load_details(loaded, trials)  # first, as it may add a note
+    return RunReport(
+        loaded.scorecard,
+        loaded.results,
+        loaded.recipe,
+        loaded.environment,
+        title=title,
+        progress=loaded.progress,
+        picks=picks,
+        trials=details,
+        across=loaded.across,
+        conditions=loaded.conditions,
+        comparison=comparison,
+        notes=loaded.notes,
+    )
 
 
 def load_details(loaded: LoadedRun, most: int) -> list[TrialDetail]:
     """The first ``most`` trials in full (seed by seed, so that every selector is among them), with their texts."""
     some = [trial for trial in loaded.trials if loaded.done[trial.name]][:most]
     texts = {seed: _texts(loaded, seed) for seed in dict.fromkeys(trial.seed for trial in some)}
-    names = loaded.results["trial"].astype(str)
-    parts = dict(iter(loaded.results[names.isin([trial.name for trial in some])].groupby("trial", observed=True)))
+    of_some = loaded.results[loaded.results["trial"].isin([trial.name for trial in some])]
+    parts = dict(iter(of_some.groupby("trial", observed=True)))
     found = []
     for trial in some:
         facts = [
@@ -161,7 +226,11 @@ def load_details(loaded: LoadedRun, most: int) -> list[TrialDetail]:
             ("versions", ", ".join(f"{name} {version}" for name, version in loaded.environment["versions"].items())),
             ("recipe", f"{loaded.recipe.name}, budget {loaded.recipe.budget:g}, rounds {loaded.recipe.rounds}"),
         ]
-        tables = {each.stage: each.table for each in _selections(loaded, [trial])}
+        folder = loaded.run.folder / "trials" / trial.name
+        tables = {
+            stage: read_table(folder / f"stage-{stage}" / "selection.parquet")
+            for stage in range(1, loaded.done[trial.name] + 1)
+        }
         held = texts[trial.seed]
         found.append(
             trial_detail(

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+LEISURE = 9
+"""Seconds of rest per second of reading: looking at a large run must not slow it down."""
 RECENT = 24
 """Finished stages from which the pace is taken: the last ones, as selectors and stages differ in length."""
 
@@ -33,8 +36,10 @@ def watch(
     try:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
             while not watched.finished:
+                begun = time.perf_counter()
                 live.update(watched.view(), refresh=True)
-                time.sleep(0 if watched.finished else every)
+                looked = time.perf_counter() - begun
+                time.sleep(0 if watched.finished else max(every, LEISURE * looked))
     except KeyboardInterrupt:
         console.print("Stopped looking; the audit itself goes on.")
 
@@ -65,7 +70,8 @@ class Watched:
             self._scorecard = self._read()
             self._seen = len(marks)
         self.finished = len(marks) >= total
-        return Group(_progress(held.recipe.name, [at for _, at in marks], total), self._scorecard)
+        times = [at for _, at in marks]
+        return Group(progress_line(held.recipe.name, times, total, time.time(), self._console.width), self._scorecard)
 
     def _read(self) -> Text:
         """The scorecard as `longgame audit` prints it, for this console."""
@@ -108,14 +114,17 @@ def seconds_left(times: list[float], total: int, now: float) -> float | None:
     return (total - len(times)) * (now - recent[0]) / (len(recent) - 1)
 
 
-def _progress(name: str, times: list[float], total: int) -> RenderableType:
-    left = seconds_left(times, total, time.time())
+def progress_line(name: str, times: list[float], total: int, now: float, width: int) -> RenderableType:
+    """Name, bar, finished stages and time left, in one line of at most ``width`` cells."""
+    left = seconds_left(times, total, now)
     note = "finished" if len(times) >= total else "" if left is None else f"about {timedelta(seconds=round(left))} left"
+    count = f"{len(times):,}/{total:,} stages"
+    free = max(2, width - len(count) - len(note) - 3)  # three gaps
+    bar = min(30, max(1, free - min(cell_len(name), free // 2)))
+    title = Text(name, style="bold")
+    title.truncate(free - bar, overflow="ellipsis")
     line = RichTable.grid(padding=(0, 1))
     line.add_row(
-        Text(name, style="bold"),
-        ProgressBar(total=max(total, 1), completed=len(times), width=30),
-        Text(f"{len(times)}/{total} stages"),
-        Text(note, style="dim"),
+        title, ProgressBar(total=max(total, 1), completed=len(times), width=bar), Text(count), Text(note, style="dim")
     )
     return line

@@ -49,13 +49,26 @@ class Trials:
         )
 
 
+def distinct_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame's distinct rows, in the order in which they come first.
+
+    Only rows that differ from the one before them are hashed: the millions of records of a run stand trial by trial.
+    """
+    differs = np.zeros(max(len(frame) - 1, 0), dtype=bool)
+    for name in frame:
+        column = frame[name].cat.codes if frame[name].dtype == "category" else frame[name]
+        values = column.to_numpy()
+        differs |= values[1:] != values[:-1]
+    return frame[np.concatenate([np.ones(min(len(frame), 1), dtype=bool), differs])].drop_duplicates()
+
+
 def read_trials(results: pd.DataFrame, reference: str) -> Trials:
     """Find the trials of the results.
 
     Raises:
         DataError: there are none, a trial has two selectors or seeds, or two trials share selector and seed.
     """
-    who = results[["trial", "selector", "seed"]].drop_duplicates()
+    who = distinct_rows(results[["trial", "selector", "seed"]])
     if who.empty:
         raise DataError("the results hold no measurement; finish at least one stage of one trial first.")
     for columns, what in ((["trial"], "trial"), (["selector", "seed"], "selector and seed")):

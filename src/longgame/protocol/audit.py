@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from longgame.evaluation.base import build_scorer
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_here, run_local
-from longgame.protocol.conditions import FULL_DATA, order_groups
+from longgame.protocol.conditions import FULL_DATA
 from longgame.protocol.contents import file_contents, file_of, plugin_names
 from longgame.protocol.results import results_of, scorecards, write_results
 from longgame.protocol.sessions import Display, SessionClock
@@ -302,12 +302,14 @@ def _environment(run: RunDirectory, workers: int, threads: int) -> dict[str, Any
 
 
 def finish(run: RunDirectory) -> AuditResult:
-    """Assemble the results of a run and write results.parquet, scorecard.md and report.html.
+    """Assemble the results of a run and write results.parquet, picks.parquet, scorecard.md and report.html.
 
     Raises:
         ResumeError: a trial is not finished.
     """
-    from longgame.report.html import render_html
+    from longgame.commands.runs import run_report, told_run
+    from longgame.protocol.picks import write_picks
+    from longgame.report.html import render_reports
     from longgame.report.markdown import scorecard_markdown
 
     recipe = run.recipe
@@ -321,14 +323,10 @@ def finish(run: RunDirectory) -> AuditResult:
     environment = read_json(run.folder / "environment.json")
     results = results_of(run)
     cards = scorecards(run, results)
-    across = Across.build(cards, order_groups(run.conditions)) if len(cards) > 1 else None
-    scorecard = cards[""]
-    here = results[results["condition"] == ""]
+    told = told_run(run, results, cards, environment, dict.fromkeys((trial.name for trial in run.trials), stages))
     write_results(run, results)
-    text = scorecard_markdown(scorecard, here, recipe, environment, across)
+    picks = write_picks(run, told.done)
+    text = scorecard_markdown(told.scorecard, told.results, recipe, environment, told.across)
     refresh_file(run.folder / "scorecard.md", text.encode())
-    if across is not None:
-        other = f"This page shows the recipe's own condition; {len(cards) - 1} more stand side by side in scorecard.md."
-        scorecard = replace(scorecard, notes=(other, *scorecard.notes))
-    refresh_file(run.folder / "report.html", render_html(scorecard, here, recipe, environment).encode())
-    return AuditResult(run, results, cards[""], environment, across)
+    refresh_file(run.folder / "report.html", render_reports([run_report(told, picks)]).encode())
+    return AuditResult(run, results, told.scorecard, environment, told.across)

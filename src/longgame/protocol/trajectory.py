@@ -33,6 +33,7 @@ from longgame.metrics.diagnostics import (
     update_concentration,
 )
 from longgame.protocol.learner import Learner
+from longgame.protocol.picks import write_selection
 from longgame.protocol.probes import run_probes
 from longgame.protocol.reserve import reserve_of
 from longgame.protocol.store import StageStore, read_arrays, read_json, records_table, write_arrays, write_table
@@ -123,7 +124,7 @@ def run_trajectory(
         who = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
         with store.writing(f"stage-{number}") as folder:
             write_table(folder / "records.parquet", records_table([{**who, "stage": number, **row} for row in rows]))
-            write_table(folder / "selection.parquet", picks)
+            write_selection(folder / "selection.parquet", picks)
             write_state(folder, "policy", policy.state_dict(), flushed=False)
             (folder / "learner").mkdir()
             learner.save(folder / "learner")

@@ -19,8 +19,9 @@ from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 
 GREY = "#8c8c8c"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A63D2", "#A0522D")
-"""Okabe–Ito without black and yellow (illegible on a dark or a light page), then two more."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C78500", "#3796D2", "#8A63D2", "#A0522D")
+"""Okabe–Ito without black and yellow (illegible on a dark or a light page), orange and sky blue darkened until they
+stand out from white (contrast ≥ 3), then two more."""
 SHAPES = {
     "square": "■",
     "triangle-up": "▲",
@@ -96,6 +97,12 @@ def points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
         half = interval_half(sd[name].to_numpy(float), n[name].to_numpy(float))
         frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = value, value - half, value + half
     return frame.replace([np.inf, -np.inf], np.nan)
+
+
+def ink_on_cividis(field: str, low: float, high: float) -> Any:
+    """Black or white, whichever is legible (contrast ≥ 4.5) on the cividis scale from low to high."""
+    middle = low + 0.47 * (high - low)
+    return alt.condition(f"datum.{field} > {middle!r}", alt.value("#000000"), alt.value("#ffffff"))
 
 
 def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:

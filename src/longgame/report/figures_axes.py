@@ -1,4 +1,4 @@
-"""Figures over the conditions of a recipe with axes: budgets, adaptation, rounds, orders of the stages."""
+"""Figures over the conditions of a recipe with axes: budgets, adaptation, rounds, orders of the stages, other keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from longgame.metrics.across import Across
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY
-from longgame.report.charts import Figure, Style, interval_half, spec, strip
+from longgame.report.charts import GREY, Figure, Style, ink_on_cividis, interval_half, spec, strip
 
 AXES = ("budget", "rounds", "adaptation", "order")
 _METRICS = ("current", "long_horizon")
@@ -21,12 +21,14 @@ def axes_figures(across: Across, conditions: pd.DataFrame, style: Style) -> list
     """A figure per axis along which the run has several values; the other axes stay at the recipe's own values.
 
     Args:
-        conditions: condition and its place on every axis (`AXES`), a row each; the recipe's own is "".
+        conditions: condition and its place on every axis (`AXES`) and on every other key that is varied, a row each;
+            the recipe's own is "".
     """
     own = conditions[conditions["condition"] == ""].iloc[0]
+    axes = [name for name in conditions.columns if name != "condition"]
     found = []
-    for axis in AXES:
-        others = [name for name in AXES if name != axis]
+    for axis in axes:
+        others = [name for name in axes if name != axis]
         alike = (conditions[others] == own[others]).all(axis=1) & conditions["condition"].isin(list(across.cards))
         part = conditions[alike].drop_duplicates(axis)
         if len(part) > 1:
@@ -35,8 +37,10 @@ def axes_figures(across: Across, conditions: pd.DataFrame, style: Style) -> list
                 found.append(_budgets(across, part, style))
             elif axis == "order":
                 found.append(_orders(across, part, style))
-            else:
+            elif axis in AXES:
                 found.append(_values(across, part, style, axis))
+            else:
+                found.append(_effects(across, part, style, axis, str(own[axis])))
     return found
 
 
@@ -90,6 +94,54 @@ def _values(across: Across, part: pd.DataFrame, style: Style, axis: str) -> Figu
     return Figure(f"axis-{axis}", f"Long-horizon score by {axis}", caption, tuple(charts), group="axes")
 
 
+def _effects(across: Across, part: pd.DataFrame, style: Style, key: str, own: str) -> Figure:
+    """What a varied key does to each selector's difference from the reference: a row of intervals per metric."""
+    reference = next(iter(across.cards.values())).reference
+    part = part.iloc[sorted(range(len(part)), key=lambda place: _order_of(part["at"].iloc[place]))]
+    charts = []
+    for metric in _METRICS:
+        rows = across.summary
+        rows = rows[(rows["view"] == PRIMARY) & (rows["metric"] == metric) & (rows["selector"] != reference)]
+        rows = rows.astype({"condition": object}).merge(part, on="condition").dropna(subset=["diff_vs_reference"])
+        if rows.empty:
+            continue
+        table = rows[["selector", "at", "diff_vs_reference", "ci_low", "ci_high"]]
+        table = table.set_axis(["selector", "at", "difference", "low", "high"], axis=1)
+        unit = f"difference from {reference}" + (", points" if METRICS[metric].unit == "points" else "")
+        base = alt.Chart(table).encode(
+            alt.X("at:N", sort=list(part["at"]), title=key, axis=alt.Axis(labelAngle=0)),
+            alt.XOffset("selector:N", sort=style.selectors),
+        )
+        tooltip = ["selector:N", "at:N", *(alt.Tooltip(f"{name}:Q", format="+.3~f") for name in table.columns[2:])]
+        zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=GREY)
+        layers = alt.layer(
+            zero.encode(alt.Y("zero:Q", title=unit)),
+            base.transform_filter("isValid(datum.low)")
+            .mark_rule(strokeWidth=2)
+            .encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.colour()),
+            base.mark_point(size=70, filled=True, opacity=1).encode(
+                alt.Y("difference:Q", title=unit), color=style.colour(), shape=style.shape(), tooltip=tooltip
+            ),
+        ).properties(title=METRICS[metric].label)
+        text = f"{METRICS[metric].label} by {key}: difference of each selector from {reference}, with intervals"
+        charts.append(spec(layers, text, 240))
+    caption = (
+        f"Difference from {reference}, paired by seed, with 95 % intervals; everything but {key} is the recipe's own, "
+        f"where it is {own}. A selector whose intervals lie on one side of the dashed line at every value does not owe "
+        "its verdict to this key."
+    )
+    keys = tuple(each for each in style.keys if each.selector != reference)
+    return Figure(f"vary-{key}", f"What {key} changes", caption, tuple(charts), keys, "axes")
+
+
+def _order_of(value: object) -> tuple[float, str]:
+    """Numbers by size, then words."""
+    try:
+        return float(str(value)), ""
+    except ValueError:
+        return float("inf"), str(value)
+
+
 def _orders(across: Across, part: pd.DataFrame, style: Style) -> Figure:
     """Figure 4 (a) of the paper."""
     table = _table(across, part, "long_horizon")
@@ -101,7 +153,7 @@ def _orders(across: Across, part: pd.DataFrame, style: Style) -> Figure:
         alt.Y("selector:N", sort=style.selectors, title=None),
     )
     colour = alt.Color("mean:Q", scale=alt.Scale(scheme="cividis", domain=[low, high]), legend=None)
-    ink = alt.condition(f"datum.mean > {(low + high) / 2!r}", alt.value("#000000"), alt.value("#ffffff"))
+    ink = ink_on_cividis("mean", low, high)
     cells = base.mark_rect().encode(color=colour, tooltip=["selector:N", "at:N", alt.Tooltip("mean:Q", format=".3f")])
     text = base.mark_text(fontSize=10).encode(text=alt.Text("mean:Q", format=".3f"), color=ink)
     caption = "Long-horizon score, mean over seeds; 2-1-3: the sequence's second stage is walked first."

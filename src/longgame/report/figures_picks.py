@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 
 from longgame.metrics.scorecard import Scorecard
-from longgame.report.charts import GREY, PALETTE, Figure, Style, spec
+from longgame.report.charts import GREY, PALETTE, Figure, Style, ink_on_cividis, spec
 from longgame.report.picks import TOTAL, Picks
 
 _OTHER = "all others"
@@ -19,8 +19,8 @@ def picks_figures(picks: Picks, card: Scorecard, style: Style) -> list[Figure]:
 
 
 def _seeds(picks: Picks) -> str:
-    n = len(picks.seeds)
-    return f"mean over {n} seed{'s' if n > 1 else ''}" + (f" of {picks.all_seeds}" if n < picks.all_seeds else "")
+    seeds = "1 seed" if picks.seeds == 1 else f"mean over {picks.seeds:,} seeds"
+    return f"{seeds}, all {picks.tables:,} selections of the finished stages"
 
 
 def skill_mix(picks: Picks, card: Scorecard, style: Style) -> Figure:
@@ -84,7 +84,7 @@ def overlap(picks: Picks, style: Style) -> Figure:
     )
     colour = alt.Color("jaccard:Q", scale=alt.Scale(scheme="cividis", domain=[0, 1]), legend=None)
     tooltip = ["selector:N", "other:N", alt.Tooltip("jaccard:Q", format=".2f"), "n:Q"]
-    ink = alt.condition("datum.jaccard > 0.5", alt.value("#000000"), alt.value("#ffffff"))
+    ink = ink_on_cividis("jaccard", 0.0, 1.0)
     cells = base.mark_rect().encode(color=colour, tooltip=tooltip)
     text = base.mark_text(fontSize=10).encode(text=alt.Text("jaccard:Q", format=".2f"), color=ink)
     caption = (

@@ -11,7 +11,7 @@ import pandas as pd
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import moments
-from longgame.report.charts import PALETTE, Figure, Style, interval_half, metric_strip, spec
+from longgame.report.charts import GREY, PALETTE, Figure, Style, ink_on_cividis, interval_half, metric_strip, spec
 from longgame.report.tables import DIAGNOSTICS
 
 SECONDS = {
@@ -71,7 +71,7 @@ def trajectories(card: Scorecard, style: Style) -> Figure:
             ),
         ]
         if column < len(card.tasks):
-            own = alt.Chart(pd.DataFrame({"own": [column + 1]})).mark_rule(strokeDash=[4, 3], color="#8c8c8c")
+            own = alt.Chart(pd.DataFrame({"own": [column + 1]})).mark_rule(strokeDash=[4, 3], color=GREY)
             layers.insert(0, own.encode(alt.X("own:Q", title="stages done")))
         chart = alt.layer(*layers).properties(title=task)
         charts.append(spec(chart, f"Score on {task} after each stage, a line per selector", 190))
@@ -128,7 +128,7 @@ def sensitivity(card: Scorecard, style: Style) -> Figure:
     base = alt.Chart(table[["selector", "share"]]).encode(alt.Y("selector:N", sort=style.selectors, title=None))
     x = alt.X("share:Q", title="share of all weightings", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     bars = base.mark_bar().encode(x, color=style.colour(), tooltip=["selector:N", alt.Tooltip("share:Q", format=".1%")])
-    text = base.mark_text(align="left", dx=4, color="#8c8c8c").encode(x, text=alt.Text("share:Q", format=".0%"))
+    text = base.mark_text(align="left", dx=4).encode(x, text=alt.Text("share:Q", format=".0%"))
     caption = (
         "Share of the simplex of the weights (α, β, γ) on which the selector's mean long-horizon score ranks first. "
         "Near 100 %: the choice of weights hardly matters."
@@ -161,8 +161,7 @@ def score_matrices(card: Scorecard, style: Style) -> Figure:
         cells = base.mark_rect().encode(
             color=colour, tooltip=["after:O", "task:N", alt.Tooltip("points:Q", format=".1f")]
         )
-        light = f"datum.points > {(low + high) / 2!r}"
-        ink = alt.condition(light, alt.value("#000000"), alt.value("#ffffff"))
+        ink = ink_on_cividis("points", low, high)
         text = base.mark_text(fontSize=10).encode(text=alt.Text("points:Q", format=".0f"), color=ink)
         layers = alt.layer(cells, text).properties(title=name)
         charts.append(spec(layers, f"Score matrix of {name}: points per task after each stage", 190))

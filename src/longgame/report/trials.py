@@ -61,12 +61,13 @@ class TrialDetail:
 
 
 def trials_table(card: Scorecard, most: int) -> Table:
-    """Every trial (or the first ``most``) with its main metrics, by the primary view."""
+    """Every trial with its main metrics, by the primary view; of more than ``most`` the first, and the note says so."""
     table = card.per_trial[card.per_trial["view"].isin([PRIMARY, ""])]
     known = set(table["metric"].unique())
     held = [name for name in _SHOWN if name in known]
     table = table[table["metric"].isin(held)]
     wide = table.pivot(index=["trial", "selector", "seed"], columns="metric", values="value")
+    total = len(wide)
     wide = wide.reset_index().sort_values(["seed", "selector"], kind="stable").head(most)
     held = [name for name in held if wide[name].notna().any()]
     columns = [Column("trial", "trial", numeric=False), Column("selector", "selector", numeric=False)]
@@ -82,7 +83,12 @@ def trials_table(card: Scorecard, most: int) -> Table:
             for column, unit in zip(values, units, strict=True)
         ]
         rows.append(tuple(cells))
-    return Table("All trials", tuple(columns), tuple(rows))
+    if total <= most:
+        return Table(f"All {total:,} trials", tuple(columns), tuple(rows))
+    note = (
+        f"{total - most:,} trials of later seeds stand in results.parquet alone. Tables and figures count all of them."
+    )
+    return Table(f"The first {most:,} of {total:,} trials", tuple(columns), tuple(rows), note)
 
 
 def trial_detail(
