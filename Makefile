@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart results test lint install clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,12 @@ install: $(VENV)/installed
 
 quickstart: install
 	$(BIN)/longgame audit recipes/quickstart.yaml
+
+# About two hours on two cores; what is finished is not run again. DATA_DIR=… adds the step on real data.
+results: install
+	$(BIN)/python experiments/results.py run $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+	$(BIN)/python experiments/results.py keep
+	$(BIN)/python experiments/results.py pages
 
 test: install
 	$(BIN)/python -m pytest -n auto

@@ -1,0 +1,126 @@
+"""The paper's claims as comparisons that a scorecard can answer: one selector, one metric, one direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from longgame.metrics.catalog import METRICS
+from longgame.metrics.scorecard import Scorecard
+from longgame.report.tables import ALPHA, NOT_MEASURED, number
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``selector`` differs from ``reference`` on ``metric`` in this direction."""
+
+    question: str
+    selector: str
+    metric: str
+    sign: int
+    """+1: the claim is that the selector's value is higher; −1: lower."""
+    reference: str = "random"
+    words: str = ""
+
+    @property
+    def text(self) -> str:
+        direction = "higher" if self.sign > 0 else "lower"
+        return self.words or f"{self.selector}: {direction} {METRICS[self.metric].label} than {self.reference}"
+
+
+def _each(question: str, selectors: Sequence[str], metric: str, sign: int, reference: str = "random") -> list[Claim]:
+    return [Claim(question, selector, metric, sign, reference) for selector in selectors]
+
+
+SHORT_SIGHTED = ("loss", "gradient", "quality")
+"""The selectors that the paper finds ahead now and behind later."""
+_BETTER_LATER = (("long_horizon", +1), ("auc_common", +1), ("forgetting", -1), ("ood", +1), ("worst_task", +1))
+
+CLAIMS: tuple[Claim, ...] = (
+    *_each("RQ1", SHORT_SIGHTED, "current", +1),
+    *_each("RQ1", SHORT_SIGHTED, "immediate_gain", +1),
+    *_each("RQ1", SHORT_SIGHTED, "long_horizon", -1),
+    *_each("RQ2", SHORT_SIGHTED, "auc_common", -1),
+    *_each("RQ2", SHORT_SIGHTED, "auc_own", -1),
+    *_each("RQ2", SHORT_SIGHTED, "auc_start_common", -1),
+    *_each("RQ2", SHORT_SIGHTED, "auc_gain_common", -1),
+    Claim("RQ2", "gradient", "auc_common", -1, "lhas"),
+    *_each("RQ3", SHORT_SIGHTED, "forgetting", +1),
+    *_each("RQ3", SHORT_SIGHTED, "imbalance", +1),
+    *_each("RQ3", SHORT_SIGHTED, "worst_task", -1),
+    *_each("RQ3", SHORT_SIGHTED, "ood", -1),
+    *_each("RQ4", ("diversity", "utility-diversity"), "long_horizon", +1),
+    *_each("RQ4", ("diversity", "utility-diversity"), "ood", +1),
+    Claim("RQ4", "diversity", "forgetting", -1),
+    Claim("RQ4", "utility-diversity", "current", +1),
+    *_each("RQ4", ("diversity", "utility-diversity"), "long_horizon", -1, "lhas"),
+    *_each("RQ4", ("diversity", "utility-diversity"), "worst_task", -1, "lhas"),
+    *(Claim("RQ5", who, metric, sign) for metric, sign in _BETTER_LATER for who in ("lhas", "lhas-adaptive")),
+    *_each("RQ5", ("loss", "gradient"), "long_horizon", -1, "lhas"),
+    *_each("RQ5", ("loss", "gradient"), "current", +1, "lhas"),
+)
+QUESTIONS = {
+    "RQ1": "Are short-term winners also long-term winners? The paper: no; loss, gradient and quality selection lead "
+    "now and trail later.",
+    "RQ2": "How do selectors affect the speed of later learning? The paper: short-sighted ones slow it.",
+    "RQ3": "Do they increase forgetting and imbalance? The paper: yes, and they lose the worst task and OOD scores.",
+    "RQ4": "Is diversity enough? The paper: it is better than random in the long run, and behind LHAS.",
+    "RQ5": "Does LHAS improve the trade-off? The paper: best long-horizon profile, a little less now than gradient "
+    "selection.",
+}
+SHOWN, AGAINST, DIRECTION, OTHER = "shown", "the opposite is shown", "direction only", "not the direction"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a scorecard says of a claim."""
+
+    word: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    """After Holm over the selectors of the scorecard."""
+    mde: float
+    n: int
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """One cell: the word, the difference, its 95 % interval."""
+        if math.isnan(self.difference):
+            return NOT_MEASURED
+        size = _signed(self.difference, self.unit)
+        span = "" if math.isnan(self.low) else f" [{_signed(self.low, self.unit)}, {_signed(self.high, self.unit)}]"
+        word = f"**{self.word}**" if self.word in (SHOWN, AGAINST) else self.word
+        return f"{word} {size}{span}"
+
+
+def _signed(value: float, unit: str) -> str:
+    text = number(abs(value), unit)
+    return f"{'−' if value < 0 else '+'}{text}"
+
+
+def answers(cards: dict[str, Scorecard], claims: Iterable[Claim], view: str) -> list[Answer | None]:
+    """Answer every claim from the scorecard that was built with its reference; None where a side is missing.
+
+    Args:
+        cards: reference → scorecard of the same results.
+    """
+    return [_answer(cards.get(claim.reference), claim, view) for claim in claims]
+
+
+def _answer(card: Scorecard | None, claim: Claim, view: str) -> Answer | None:
+    if card is None or view not in card.views or not {claim.selector, claim.reference} <= set(card.trials.selectors):
+        return None
+    rows = card.summary
+    rows = rows[(rows["view"] == view) & (rows["metric"] == claim.metric) & (rows["selector"] == claim.selector)]
+    row = rows.iloc[0]
+    difference, p = float(row["diff_vs_reference"]), float(row["p_holm"])
+    right = difference * claim.sign > 0
+    word = (SHOWN if right else AGAINST) if p < ALPHA else (DIRECTION if right else OTHER)
+    unit = "long horizon" if claim.metric == "long_horizon" else METRICS[claim.metric].unit
+    return Answer(
+        word, difference, float(row["ci_low"]), float(row["ci_high"]), p, float(row["mde"]), int(row["diff_n"]), unit
+    )
