@@ -21,6 +21,7 @@ import longgame
 from longgame.axes import AxesSpec
 from longgame.commands.bench import bench
 from longgame.commands.calibrate import calibrate
+from longgame.commands.compare import compare
 from longgame.commands.report import report
 from longgame.commands.theory import theory
 from longgame.commands.watch import watch
@@ -294,6 +295,7 @@ app.command()(bench)
 app.command()(calibrate)
 app.command()(theory)
 app.command()(report)
+app.command()(compare)
 app.command()(watch)
 
 

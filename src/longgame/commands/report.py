@@ -99,6 +99,8 @@ def report(
 
 
 def _figures(loaded: LoadedRun, picks: Picks | None) -> list[Figure]:
+    from longgame.commands.runs import efficiency_figures_of
     from longgame.report.figures import figures as make
 
-    return make(loaded.scorecard, loaded.results, loaded.recipe, picks, loaded.across, loaded.conditions)
+    drawn = make(loaded.scorecard, loaded.results, loaded.recipe, picks, loaded.across, loaded.conditions)
+    return [*drawn, *efficiency_figures_of(loaded)]

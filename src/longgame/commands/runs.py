@@ -17,11 +17,12 @@ from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
 from longgame.protocol.conditions import FULL_DATA, order_groups, safe_name
 from longgame.protocol.picks import picks_of
-from longgame.protocol.results import full_data_scorecard, scorecards
-from longgame.protocol.store import RESULT_COLUMNS, RunDirectory, read_json, read_table
+from longgame.protocol.results import full_data_scorecard, of_condition, scorecards
+from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_table
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
+from longgame.report.charts import Figure
 from longgame.report.compare import Comparison
 from longgame.report.html import RunReport
 from longgame.report.picks import Picks
@@ -29,6 +30,8 @@ from longgame.report.trials import TrialDetail, trial_detail
 
 SHOWN_TRIALS = 20
 """Trials that a page shows in full unless told otherwise."""
+_TOLD = [*(name for name in RECORD_COLUMNS if name not in ("task_kind", "unit")), "condition"]
+"""Columns of the results that a report is made from."""
 
 
 @dataclass
@@ -106,8 +109,7 @@ def told_run(
         done: every planned trial → its finished stages.
     """
     own = {trial.name: done[trial.name] for trial in run.trials if trial.condition == ""}
-    here = results[results["condition"] == ""]
-    loaded = LoadedRun(run, outline(run.recipe), here, cards[""], environment, own)
+    loaded = LoadedRun(run, outline(run.recipe), of_condition(results, ""), cards[""], environment, own)
     loaded.full_data = full_data_scorecard(run, results)
     compared = run.conditions.keys() - {FULL_DATA}
     if len(compared) > 1:
@@ -171,7 +173,7 @@ def _results(run: RunDirectory, finished: bool) -> pd.DataFrame:
         except (OSError, pa.ArrowException):
             return run.records()  # it is made from the records, so a damaged one is no loss
         if list(schema.names) == list(RESULT_COLUMNS):
-            held = read_table(path)
+            held = read_table(path, _TOLD)
             if set(distinct_rows(held[["trial"]])["trial"]) == {trial.name for trial in run.trials}:
                 return held
     return run.records()
@@ -203,8 +205,17 @@ def run_report(
         across=loaded.across,
         conditions=loaded.conditions,
         comparison=comparison,
+        more=efficiency_figures_of(loaded),
         notes=loaded.notes,
     )
+
+
+def efficiency_figures_of(loaded: LoadedRun) -> list[Figure]:
+    """PIR and feasibility beside the published methods; nothing where the run has no full-data trial."""
+    from longgame.commands.compare import compared
+    from longgame.report.pir import comparison, efficiency_figures
+
+    return [] if loaded.full_data is None else efficiency_figures(comparison(compared(loaded)))
 
 
 def load_details(loaded: LoadedRun, most: int) -> list[TrialDetail]:

@@ -62,8 +62,9 @@ class Across:
         return cls(
             dict(cards),
             {name: tuple(group) for name, group in orders.items()},
-            *(_first(pd.concat(parts, ignore_index=True), "condition") for parts in (summaries, verdicts)),
-            association=association_table(trials, views),
+            _first(pd.concat(summaries, ignore_index=True), "condition"),
+            _first(pd.concat(verdicts, ignore_index=True), "condition"),
+            association_table(trials, views),
         )
 
 

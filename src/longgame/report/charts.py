@@ -108,7 +108,7 @@ def ink_on_cividis(field: str, low: float, high: float) -> Any:
 def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
     """The chart as a Vega-Lite specification that fills its place's width, described for who cannot see it."""
     sized = chart.properties(width="container", height=height, description=alt_text)
-    return sized.to_dict()
+    return sized.to_dict(validate=False)  # the tests validate every figure; here it would take most of the time
 
 
 def strip(

@@ -172,7 +172,8 @@ def curve_table(card: Scorecard, results: pd.DataFrame, probe: str) -> pd.DataFr
 
     The score of a seed is the macro row (sub-skill "") of the stage's primary scorer; tokens are the mean over seeds.
     """
-    rows = results[((results["kind"] == "curve") & (results["probe"] == probe) & (results["sub_skill"] == ""))]
+    held = (results["kind"] == "curve") & (results["probe"] == probe) & (results["sub_skill"] == "")
+    rows = results.loc[held, ["stage", "selector", "step", "tokens", "value", "task", "scorer"]]
     if rows.empty:
         return pd.DataFrame(columns=["stage", "selector", "step", "tokens", "mean", "low", "high"])
     wanted = pd.DataFrame([(task, scorer) for task, scorer in _primary(card).items()], columns=["task", "scorer"])

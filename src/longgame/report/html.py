@@ -73,6 +73,8 @@ class RunReport:
     conditions: pd.DataFrame | None = None
     comparison: Comparison | None = None
     """What changed from a baseline."""
+    more: Sequence[Figure] = ()
+    """Figures beside those of the scorecard (see `longgame.report.pir`)."""
     notes: Sequence[str] = field(default=())
 
 
@@ -134,7 +136,10 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
     skills = [sub_skill_table(card, recipe, view, f"By sub-skill, {title}") for view, title in views]
     costs = metric_table(card, recipe, COSTS, "Cost per trial")
     every = metric_table(card, recipe, [*MAIN, *DIAGNOSTICS], "", views[0][0]) if views else None
-    drawn: list[Figure] = figures(card, run.results, recipe, run.picks, run.across, run.conditions)
+    drawn: list[Figure] = [
+        *figures(card, run.results, recipe, run.picks, run.across, run.conditions),
+        *run.more,
+    ]
     title, first = (views[0][1], views[0][0]) if views else ("", "")
     return {
         "prefix": prefix,

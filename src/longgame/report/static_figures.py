@@ -13,7 +13,7 @@ import vl_convert
 from longgame.errors import StorageError
 from longgame.report.charts import Figure
 
-_VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 _WIDTH = {1: 460, 2: 320}
 _NARROW, _COLUMNS = 220, 3
 _CONFIG = {
@@ -35,7 +35,7 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
     written = []
     for figure in figures:
         spec = static_spec(figure)
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=_VERSION)
+        svg = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
         content = {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=2)}
         for suffix, data in content.items():
             path = folder / f"{figure.name}{suffix}"

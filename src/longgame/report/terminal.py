@@ -28,17 +28,21 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, acro
     """
     console.print()
     for view, title in shown_views(scorecard):
-        _show(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view, compact=True), console)
+        print_table(metric_table(scorecard, recipe, MAIN, f"Scorecard, {title}", view, compact=True), console)
     console.print(Text(legend(scorecard), style="dim"))
     console.print()
     view, title = shown_views(scorecard)[0]
-    _show(stage_table(scorecard, recipe, view, f"By stage, {title}: after the stage → at the end"), console)
-    _show(metric_table(scorecard, recipe, DIAGNOSTICS, "What was selected, and the updates", compact=True), console)
-    _show(metric_table(scorecard, recipe, LEVEL_ONE, f"Level 1: now, and what it cost, {title}", view, True), console)
+    print_table(stage_table(scorecard, recipe, view, f"By stage, {title}: after the stage → at the end"), console)
+    print_table(
+        metric_table(scorecard, recipe, DIAGNOSTICS, "What was selected, and the updates", compact=True), console
+    )
+    print_table(
+        metric_table(scorecard, recipe, LEVEL_ONE, f"Level 1: now, and what it cost, {title}", view, True), console
+    )
     if across is not None:
         _print_conditions(condition_table(across, recipe), console)
         for table in across_tables(across, recipe, compact=True):
-            _show(table, console)
+            print_table(table, console)
         console.print(Text(across_note(across), style="dim"))
         console.print()
     console.print(Text(set_gap_line(scorecard)))
@@ -74,7 +78,8 @@ def _word_style(word: str) -> str:
     return "green" if word == "long-horizon better" else "default"
 
 
-def _show(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
+    """Print a table, cut into parts where the terminal is too narrow for it."""
     if len(table.columns) < 2:
         return
     console.print(Text(table.title, style="bold"))
