@@ -181,16 +181,24 @@ def _ratios(ours: pd.DataFrame, style: Style, name: str, title: str) -> dict[str
 
 
 def _published(rows: pd.DataFrame) -> dict[str, Any]:
-    base = alt.Chart(rows[["method", "sdf_rows", "pir_published", "source"]]).encode(
+    rows = (
+        rows.groupby(["sdf_rows", "pir_published"], sort=True)
+        .agg(method=("method", ", ".join), source=("source", "first"))
+        .reset_index()
+    )
+    base = alt.Chart(_labelled(rows, "sdf_rows", "pir_published", "method", 240)).encode(
         alt.X("sdf_rows:Q", title="SDF, share of the examples", axis=alt.Axis(format=".2~f")),
         alt.Y("pir_published:Q", title="PIR (win-rate scale)", scale=alt.Scale(zero=False, padding=8)),
     )
     marks = base.mark_point(size=50, filled=True, opacity=1, color=GREY).encode(
         tooltip=["method:N", "sdf_rows:Q", "pir_published:Q", "source:N"]
     )
-    names = base.mark_text(align="left", dx=6, fontSize=9, color=GREY).encode(text="method:N")
     title = "published (survey 2406.14115)"
-    return spec(alt.layer(marks, names).properties(title=title), "PIR against SDF of the survey's methods", 240)
+    return spec(
+        alt.layer(marks, *_names(base, "method")).properties(title=title),
+        "PIR against SDF of the survey's methods",
+        240,
+    )
 
 
 def _places(frame: pd.DataFrame) -> dict[str, Any]:
@@ -202,16 +210,64 @@ def _places(frame: pd.DataFrame) -> dict[str, Any]:
         .agg(methods=("method", ", ".join), whose=("whose", lambda kinds: " and ".join(sorted(set(kinds)))))
         .reset_index()
     )
-    base = alt.Chart(rows).encode(
-        alt.X("simplicity:Q", title="simplicity rank", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(padding=12)),
-        alt.Y("flexibility:Q", title="flexibility rank", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(padding=12)),
+    ends = [alt.Scale(domain=[0, int(rows[name].max()) + 1], nice=False) for name in ("simplicity", "flexibility")]
+    base = alt.Chart(_labelled(rows, "simplicity", "flexibility", "methods", 480)).encode(
+        alt.X("simplicity:Q", title="simplicity rank", axis=alt.Axis(tickMinStep=1), scale=ends[0]),
+        alt.Y("flexibility:Q", title="flexibility rank", axis=alt.Axis(tickMinStep=1), scale=ends[1]),
     )
     colour = alt.Color("whose:N", title=None, legend=alt.Legend(orient="bottom"), scale=alt.Scale(range=_WHOSE))
     marks = base.mark_point(size=70, filled=True, opacity=1).encode(
         color=colour, shape=alt.Shape("whose:N", title=None), tooltip=["methods:N", "simplicity:Q", "flexibility:Q"]
     )
-    names = base.mark_text(align="left", dx=7, dy=-7, fontSize=9, color=GREY, limit=220).encode(text="methods:N")
-    return spec(alt.layer(marks, names), "Simplicity rank against flexibility rank of all methods", 280)
+    return spec(
+        alt.layer(marks, *_names(base, "methods")), "Simplicity rank against flexibility rank of all methods", 280
+    )
+
+
+_SIDES: dict[str, tuple[float, float, dict[str, Any]]] = {
+    "right": (0.0, 0.0, {"align": "left", "dx": 7}),
+    "above": (-0.5, -11.0, {"align": "center", "dy": -11}),
+    "below": (-0.5, 11.0, {"align": "center", "dy": 11}),
+    "left": (-1.0, 0.0, {"align": "right", "dx": -7}),
+    "far above": (-0.5, -22.0, {"align": "center", "dy": -22}),
+    "far below": (-0.5, 22.0, {"align": "center", "dy": 22}),
+}
+"""Where a label may stand: its left end in widths of the text from the mark, its middle in pixels below the mark."""
+
+
+def _labelled(rows: pd.DataFrame, x: str, y: str, text: str, width: float) -> pd.DataFrame:
+    """The rows with ``side``: for each label in turn the first side on which it covers no mark and no label so far."""
+    height, line, letter = 240.0, 11.0, 5.2  # pixels: of the plot, of a line, of a letter at 9 points
+    across, down = rows[x] - rows[x].min(), rows[y].max() - rows[y]
+    places = list(
+        zip(width * across / max(across.max(), 1e-9), height * down / max(down.max(), 1e-9), rows[text], strict=True)
+    )
+    taken = [(left - 5, left + 5, top - 5, top + 5) for left, top, _ in places]
+    sides = []
+    for left, top, words in places:
+        long = letter * len(words)
+        boxes = {}
+        for side, (shift, drop, style) in _SIDES.items():
+            start = left + shift * long + style.get("dx", 0)
+            boxes[side] = (start, start + long, top + drop - line / 2, top + drop + line / 2)
+
+        def covered(box: tuple[float, float, float, float]) -> int:
+            return sum(box[0] < b and a < box[1] and box[2] < d and c < box[3] for a, b, c, d in taken)
+
+        side = min(boxes, key=lambda name: covered(boxes[name]))
+        sides.append(side)
+        taken.append(boxes[side])
+    return rows.assign(side=sides)
+
+
+def _names(base: alt.Chart, field: str) -> list[alt.Chart]:
+    """A layer of labels for every side that one stands on."""
+    return [
+        base.transform_filter(f"datum.side == '{side}'")
+        .mark_text(fontSize=9, color=GREY, **style)
+        .encode(text=f"{field}:N")
+        for side, (_, _, style) in _SIDES.items()
+    ]
 
 
 _WHOSE = [GREY, "#0072B2", "#D55E00"]
