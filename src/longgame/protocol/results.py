@@ -160,6 +160,12 @@ def sorted_rows(frame: pd.DataFrame) -> Int[np.ndarray, " n"]:
     return np.lexsort(keys[::-1])
 
 
+def of_condition(results: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The records of one condition; the table itself where it holds no other."""
+    held = results["condition"] == name
+    return results if held.all() else results[held]
+
+
 def scorecards(
     run: RunDirectory, results: pd.DataFrame, conditions: Collection[str] | None = None
 ) -> dict[str, Scorecard]:
@@ -185,7 +191,7 @@ def full_data_scorecard(run: RunDirectory, results: pd.DataFrame) -> Scorecard |
 def _scorecard(condition: Condition, results: pd.DataFrame, reference: str = "random") -> Scorecard:
     plan = outline(condition.recipe)
     return Scorecard.build(
-        results[results["condition"] == condition.name],
+        of_condition(results, condition.name),
         tasks=list(plan.stages),
         ood=list(plan.ood),
         primary=plan.primary,

@@ -154,14 +154,18 @@ def unreadable(path: Path, error: Exception) -> ResumeError:
     )
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a Parquet file of the run.
+
+    Args:
+        columns: those to read; None: all.
 
     Raises:
         ResumeError: the file cannot be read.
     """
     try:
-        return pq.read_table(path).to_pandas()
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        return table.to_pandas(split_blocks=True, self_destruct=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
