@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -96,6 +97,8 @@ def test_every_figure_compiles_to_marks(card, results, recipe):
     assert {figure.name for figure in made} == names
     assert len(next(f for f in made if f.name == "matrices").charts) == 3
     for figure in made:
+        for chart in figure.charts:
+            alt.Chart.from_dict(chart, validate=True)
         svg = vl_convert.vegalite_to_svg({**figure.charts[0], "width": 300})
         assert svg.count("<path") > 3, figure.name
 
