@@ -95,8 +95,13 @@ def run(report: Report, quick: bool, device: str = "cpu") -> None:
 
 
 def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
-    """Farthest-first against the textbook loop, its memory, a million rows, and the partitioned variant."""
+    """Farthest-first against the textbook loop, its memory, a million rows, and the partitioned variant.
+
+    Ten times as fast is required at n = 100,000 and k = 25,000; of the quick pools, where the first picks leave little
+    to put off, only that ours is faster, and their figures have their size in the name.
+    """
     n, k = (40_000, 2_500) if quick else (100_000, 25_000)
+    size, required = (f"_{n}_{k}", 1) if quick else ("", 10)
     lazy(gaussian(6_000), 10, device)
     for name, cloud in CLOUDS.items():
         rows = cloud(n)
@@ -104,7 +109,7 @@ def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
         fast, ours = min((_timed(partial(lazy, rows, k, device)) for _ in range(3)), key=lambda got: got[0])
         same = float((picks == ours).mean())
         report.add(
-            [at_least(f"farthest_first_speedup_{name}", slow / fast, 10)],
+            [at_least(f"farthest_first_speedup_{name}{size}", slow / fast, required)],
             [_row("farthest-first, textbook", name, n, k, slow), _row("farthest-first", name, n, k, fast, same=same)],
         )
     n, k = 100_000, (2_000 if quick else 25_000)
