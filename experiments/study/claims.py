@@ -91,15 +91,16 @@ class Answer:
         """One cell: the word, the difference, its 95 % interval."""
         if math.isnan(self.difference):
             return NOT_MEASURED
-        size = _signed(self.difference, self.unit)
-        span = "" if math.isnan(self.low) else f" [{_signed(self.low, self.unit)}, {_signed(self.high, self.unit)}]"
+        size = signed(self.difference, self.unit)
+        span = "" if math.isnan(self.low) else f" [{signed(self.low, self.unit)}, {signed(self.high, self.unit)}]"
         word = f"**{self.word}**" if self.word in (SHOWN, AGAINST) else self.word
         return f"{word} {size}{span}"
 
 
-def _signed(value: float, unit: str) -> str:
+def signed(value: float, unit: str) -> str:
+    """A difference with its sign, none where it is 0 in the digits shown."""
     text = number(abs(value), unit)
-    return f"{'−' if value < 0 else '+'}{text}"
+    return text if math.isnan(value) or not float(text.replace(",", "")) else f"{'−' if value < 0 else '+'}{text}"
 
 
 def answers(cards: dict[str, Scorecard], claims: Iterable[Claim], view: str) -> list[Answer | None]:

@@ -33,7 +33,7 @@ from longgame.report.tables import (
     stage_table,
 )
 from longgame.report.words import legend, reversal_line, set_gap_line, verdict_lines
-from study.claims import CLAIMS, QUESTIONS, Answer, Claim, answers
+from study.claims import CLAIMS, QUESTIONS, Answer, Claim, answers, signed
 from study.data import Kept, load
 from study.figures import draw
 from study.steps import DEVELOPMENT, STEPS
@@ -41,14 +41,18 @@ from study.steps import DEVELOPMENT, STEPS
 SEQUENCES = ("skill", "domain", "interleaved")
 COMPARED = ("current", "auc_common", "forgetting", "ood", "worst_task", "long_horizon")
 VIEWS = ("token_accuracy", "exact_match")
+GRID = ("lhas-grid",)
+_LEAST_SEEDS = (3, 1)
+"""A run with fewer seeds in which every selector finished has no page; the grid has one seed by design."""
 _NOTE = "Made by `python experiments/results.py pages`; do not edit."
 
 
 def write_pages(data: Path) -> None:
     """Write every page that the kept runs allow beside the folder of data."""
-    runs = load(data)
+    everything = load(data)
+    runs = {name: kept for name, kept in everything.items() if len(kept.whole_seeds()) >= _LEAST_SEEDS[name in GRID]}
     out = data.parent
-    pages = {"runs.md": runs_page(runs), "claims.md": claims_page(runs)}
+    pages = {"runs.md": runs_page(everything), "claims.md": claims_page(runs)}
     pages |= {f"{name}.md": sequence_page(runs[name]) for name in SEQUENCES if name in runs}
     makers = {
         "conditions": conditions_page,
@@ -117,10 +121,11 @@ def sequence_page(kept: Kept) -> str:
             pipes(stage_table(card, recipe, view, "")),
         ]
     parts += ["## Diagnostics", pipes(metric_table(card, recipe, DIAGNOSTICS, ""))]
-    parts += ["## Cost per trial", pipes(metric_table(card, recipe, COSTS, ""))]
+    parts += ["## Cost per trial", pipes(metric_table(card, recipe, COSTS, "")), _SECONDS]
     return _page(f"{kept.name.capitalize()} sequence", parts)
 
 
+_SECONDS = "Seconds are wall-clock on cores that other work shared: compare FLOPs, not seconds."
 _DIFFERENCES = (
     "Each cell: mean difference over seeds, its 95 % interval (Student t, paired by seed), and, after “mde”, the "
     "smallest true difference that these seeds would show with 80 % power. ▲ better, ▼ worse: p < .05 after Holm over "
@@ -129,11 +134,13 @@ _DIFFERENCES = (
 
 
 def _verdicts(card: Scorecard, recipe: Recipe) -> str:
-    return "\n".join(
-        f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}"
-        + (f" ({line.other})" if line.other else "")
-        for line in verdict_lines(card, recipe)
-    )
+    lines = []
+    for line in verdict_lines(card, recipe):
+        more = [f"({line.other})" if line.other else "", f"{line.power}." if line.power else ""]
+        lines.append(
+            f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}. {' '.join(filter(None, more))}"
+        )
+    return "\n".join(lines)
 
 
 def difference_table(card: Scorecard, recipe: Recipe, metrics: Sequence[str], view: str) -> str:
@@ -161,7 +168,7 @@ def _unit(metric: str) -> str:
 
 
 def _signed(value: float, metric: str) -> str:
-    return ("−" if value < 0 else "+") + number(abs(value), _unit(metric)) if value == value else "—"
+    return signed(value, _unit(metric))
 
 
 def _difference(row: pd.Series, metric: str) -> Cell:

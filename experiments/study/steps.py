@@ -14,6 +14,7 @@ from typing import Any
 from longgame.durable import durable_folder
 from longgame.protocol.conditions import stage_names
 from longgame.protocol.store import RECIPE, RunDirectory, StageStore, read_json, write_json
+from longgame.protocol.trial import plan_trials
 from longgame.recipe import Recipe, load_recipe
 
 RUNS = Path("runs/results")
@@ -72,10 +73,12 @@ STEPS = (
     _tiny("lhas-grid", "which forms of LHAS go on to the finals (development seed)"),
     _tiny("lhas-finals", "which of them is taken to the held-out runs (development seeds)"),
     _tiny("skill", "RQ1-RQ5 on the skill sequence"),
+    _tiny("domain", "RQ1-RQ5 on the domain sequence", "0-2"),
+    _tiny("regimes", "where myopia shows most", "0-2", "random,loss"),
+    _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "0-2", "random,loss"),
+    _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence", "0-2"),
     _tiny("domain", "RQ1-RQ5 on the domain sequence"),
     _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence"),
-    _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "0-2", "random,loss"),
-    _tiny("regimes", "where myopia shows most", "0-2", "random,loss"),
     _tiny("proxy-items", "what LHAS's extra information is worth as training data"),
     _tiny("interventions", "what interventions buy around loss selection"),
     _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "0-2", "random,loss,gradient"),
@@ -119,6 +122,8 @@ def pretrain_bases(workers: int, deadline: float) -> bool:
 
 def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -> bool:
     """Run (or finish) one audit; False where the time did not suffice: its finished stages stay."""
+    if is_finished(step.loaded(), step.folder):
+        return True
     taken = take_over(step.loaded(), step.folder, [folder for folder in _run_folders() if folder != step.folder])
     if taken:
         print(f"{step.name}: {taken} trials are those of other runs", flush=True)
@@ -131,6 +136,16 @@ def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -
     if process.returncode:
         raise SystemExit(f"{step.name} ended with code {process.returncode}")
     return True
+
+
+def is_finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether the run there, which may have grown since, holds every trial of this recipe."""
+    if not (folder / RECIPE).is_file():
+        return False
+    run = RunDirectory.open(folder)
+    stages = len(stage_names(recipe))
+    done = {trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages}
+    return done >= {trial.name for trial in plan_trials(recipe)}
 
 
 def _run_folders() -> list[Path]:

@@ -79,6 +79,13 @@ def test_a_trial_under_other_settings_is_not_taken_over(one, tmp_path):
     assert steps.take_over(world("two", ["random"], budget=0.5), tmp_path / "two", [one]) == 0
 
 
+def test_a_step_is_finished_where_its_run_has_grown_beyond_it(one, tmp_path):
+    small = world("one", ["loss"], seeds=[1])
+    assert steps.is_finished(small, one)
+    assert not steps.is_finished(world("one", ["random", "loss", "quality"]), one)
+    assert not steps.is_finished(small, tmp_path)
+
+
 def test_all_trials_can_be_those_of_other_runs(one, tmp_path):
     two = world("two", ["loss", "random"])
     assert steps.take_over(two, tmp_path / "two", [one]) == 6
