@@ -119,6 +119,7 @@ def strip(
     alt_text: str,
     order: Sequence[str] | None = None,
     chance: float = float("nan"),
+    extent: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """A row per selector: its mean as a mark, its interval as a rule.
 
@@ -126,10 +127,12 @@ def strip(
         frame: selector, mean, low, high; rows without a mean are left out.
         order: selectors from top to bottom; without it, the figure's own order.
         chance: a dashed line to compare with, where it is finite.
+        extent: ends of the axis, for strips that are read side by side; without it, those of the data.
     """
     frame = frame.dropna(subset=["mean"])
     base = alt.Chart(frame).encode(alt.Y("selector:N", sort=list(order or style.selectors), title=None))
-    x = alt.X("mean:Q", title=unit, scale=alt.Scale(zero=False, padding=8), axis=alt.Axis(tickCount=5))
+    scale = alt.Scale(zero=False, padding=8) if extent is None else alt.Scale(zero=False, domain=list(extent))
+    x = alt.X("mean:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=5))
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high"))]
     layers = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+import numpy as np
 import pandas as pd
 
 from longgame.metrics.across import Across
@@ -85,11 +86,13 @@ def _values(across: Across, part: pd.DataFrame, style: Style, axis: str) -> Figu
     """Figure 3 (c) of the paper: a strip for each value of the axis."""
     charts: list[dict[str, Any]] = []
     table = _table(across, part, "long_horizon")
+    ends = table[["mean", "low", "high"]].to_numpy(float)
     for value in part["at"]:
         rows = table[table["at"] == value][["selector", "mean", "low", "high"]]
         if len(rows):
             text = f"Long-horizon score by selector at {axis} {value}"
-            charts.append(strip(rows, style, f"{axis}: {value}", METRICS["long_horizon"].label, text))
+            extent = (float(np.nanmin(ends)), float(np.nanmax(ends)))
+            charts.append(strip(rows, style, f"{axis}: {value}", METRICS["long_horizon"].label, text, extent=extent))
     caption = f"Means over seeds with 95 % intervals; everything but {axis} is the recipe's own."
     return Figure(f"axis-{axis}", f"Long-horizon score by {axis}", caption, tuple(charts), group="axes")
 
