@@ -6,7 +6,6 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import numpy as np
 import pandas as pd
 
 from longgame.metrics.across import Across
