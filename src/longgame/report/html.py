@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -123,7 +124,7 @@ def render_reports(runs: Sequence[RunReport]) -> str:
             for figure in section["figures"]
             for place, chart in enumerate(figure.charts, 1)
         },
-        bundle=_vega_bundle(),
+        bundle=vega_bundle().result(),
         sortable=(files("longgame.report") / "static" / "sortable.min.js").read_text(encoding="utf-8"),
     )
 
@@ -201,6 +202,14 @@ def _environment() -> jinja2.Environment:
 
 
 @functools.cache
+def vega_bundle() -> Future[str]:
+    """`_vega_bundle`, begun on a thread of its own: it takes a second in which a run can be read."""
+    pool = ThreadPoolExecutor(1)
+    bundle = pool.submit(_vega_bundle)
+    pool.shutdown(wait=False)
+    return bundle
+
+
 def _vega_bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script, in the version that altair's specifications are written for."""
     version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
