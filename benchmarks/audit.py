@@ -1,7 +1,7 @@
 """What an audit costs beside scoring, training and evaluation, and how it scales.
 
 ```
-python benchmarks/audit.py                      # about 25 minutes on two idle cores; --quick: at most 60 s
+python benchmarks/audit.py                      # some twenty minutes on two idle cores; --quick: one to two minutes
 python benchmarks/audit.py --only tables --json audit.json
 ```
 

@@ -8,38 +8,17 @@ from longgame.errors import ResumeError
 from longgame.protocol import audit
 from longgame.protocol.audit import run_audit
 from longgame.protocol.substrate import sequence_of
-from longgame.recipe import parse_recipe
+from support import quadratic_audit
 
 AXES = {"budget": [0.5], "rounds": [1], "order": [["c", "a", "b"]], "vary": {"data.noise": [0.3]}}
 
 
-class Silent:
-    def __init__(self):
-        self.done = []
-
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job):
-        self.done.append(job)
-
-
 def recipe(**more):
-    base = {
-        "name": "q",
-        "model": {"name": "quadratic"},
-        "data": {"sequence": "quadratic", "pool_size": 64, "stages": [{"name": name} for name in "abc"]},
-        "selectors": ["random", "lhas"],
-        "seeds": [0, 1],
-        "training": {"steps": 6, "warmup_steps": 1, "learning_rate": 0.1},
-        "probe": {"steps": 4, "points": 3},
-    }
-    return parse_recipe({**base, **more})
+    return quadratic_audit.recipe(**{"selectors": ["random", "lhas"], **more})
 
 
 def walk(folder, **more):
-    display = Silent()
-    result = run_audit(recipe(**more), folder, workers=1, threads=1, display=display)
-    return result, [name for name in display.done if not name.startswith("seed-")]  # trials, not what they share
+    return quadratic_audit.walk(folder, **{"selectors": ["random", "lhas"], **more})
 
 
 def numbers(frame, condition=""):
@@ -169,7 +148,13 @@ def test_a_run_grows_by_what_is_added_and_keeps_the_rest(tmp_path, varied):
 def test_a_recipe_that_would_lose_or_change_trials_is_refused(varied, change, message):
     before = {path: path.stat().st_mtime_ns for path in varied.run.folder.rglob("*")}
     with pytest.raises(ResumeError, match=message):
-        run_audit(recipe(**{"axes": AXES, **change}), varied.run.folder, workers=1, threads=1, display=Silent())
+        run_audit(
+            recipe(**{"axes": AXES, **change}),
+            varied.run.folder,
+            workers=1,
+            threads=1,
+            display=quadratic_audit.Silent(),
+        )
     assert before == {path: path.stat().st_mtime_ns for path in varied.run.folder.rglob("*")}
 
 
@@ -187,7 +172,7 @@ def test_a_trial_is_done_by_no_worker_before_what_it_starts_from(tmp_path, monke
     jobs = []
     monkeypatch.setattr(audit, "run_local", lambda given, *_: jobs.extend(given))
     with pytest.raises(ResumeError, match="not finished"):
-        run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=Silent())
+        run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=quadratic_audit.Silent())
     names = [job.name for job in jobs]
     assert len(names) == len(set(names)) == 24
     for job in jobs:
@@ -198,6 +183,6 @@ def test_a_trial_is_done_by_no_worker_before_what_it_starts_from(tmp_path, monke
 
 def test_two_workers_end_with_the_numbers_of_one(tmp_path, varied, monkeypatch):
     monkeypatch.setattr(audit, "_WORTH_A_PROCESS", 2)
-    result = run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=Silent())
+    result = run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=quadratic_audit.Silent())
     for name in varied.run.conditions:
         pd.testing.assert_frame_equal(numbers(result.results, name), numbers(varied.results, name), check_exact=True)

@@ -6,39 +6,10 @@ import pandas as pd
 import pytest
 
 from longgame.errors import RecipeError
-from longgame.protocol.audit import run_audit
 from longgame.protocol.conditions import FULL_DATA, expand
 from longgame.protocol.plan import Rates, estimate
 from longgame.protocol.store import RunDirectory
-from longgame.recipe import parse_recipe
-
-
-class Silent:
-    def __init__(self):
-        self.done = []
-
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job):
-        self.done.append(job)
-
-
-def recipe(**more):
-    base = {
-        "name": "q",
-        "model": {"name": "quadratic"},
-        "data": {"sequence": "quadratic", "pool_size": 64, "stages": [{"name": name} for name in "abc"]},
-        "selectors": ["random", "loss"],
-        "seeds": [0, 1],
-        "training": {"steps": 6, "warmup_steps": 1, "learning_rate": 0.1},
-        "probe": {"steps": 4, "points": 3},
-    }
-    return parse_recipe({**base, **more})
-
-
-def walk(folder, **more):
-    display = Silent()
-    return run_audit(recipe(**more), folder, workers=1, threads=1, display=display), display.done
+from support.quadratic_audit import recipe, walk
 
 
 def cost(results, trial, name):
