@@ -34,6 +34,14 @@ def test_power_equals_the_integral_over_the_sample_sd(n, effect, alpha):
     assert t_power(effect, n, alpha) == pytest.approx(slow, abs=1e-7)
 
 
+def test_power_is_the_noncentral_t_however_little_is_left_below():
+    n, effect = np.arange(2, 120)[:, None], np.linspace(0, 40, 81)[None]
+    critical = scipy.stats.t.ppf(0.975, n - 1)
+    np.testing.assert_allclose(
+        t_power(effect, n), scipy.stats.nct.sf(critical, n - 1, np.sqrt(n) * effect), rtol=0, atol=1e-12
+    )
+
+
 def test_power_is_the_share_of_simulated_audits_that_show_the_difference():
     values = 0.9 + generator(3, "power").standard_normal((40_000, 8))
     result = scipy.stats.ttest_1samp(values, 0, axis=1)

@@ -36,7 +36,7 @@ def report(
     from longgame.report.card import audit_card, comparison_markdown
     from longgame.report.compare import compare as compare_runs
     from longgame.report.gate import parse_condition, true_claims
-    from longgame.report.html import render_reports, vega_bundle, write_page
+    from longgame.report.html import begin_bundle, render_reports, write_page
     from longgame.report.markdown import scorecard_markdown
     from longgame.report.static_figures import write_figures
 
@@ -47,7 +47,7 @@ def report(
     if out is None and not (figures or markdown or card or claims):
         out = Path("report.html")
     if out is not None:
-        vega_bundle()  # is made while the runs are read
+        begin_bundle()  # it is made while the runs are read
     loaded = [load_run(run) for run in runs]
     baseline = load_run(compare) if compare is not None else None
     if claims and (unfinished := [str(each.run.folder) for each in loaded if not each.finished]):

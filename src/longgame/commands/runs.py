@@ -18,7 +18,7 @@ from longgame.metrics.tidy import distinct_rows
 from longgame.protocol.conditions import FULL_DATA, order_groups, safe_name
 from longgame.protocol.picks import picks_of
 from longgame.protocol.results import full_data_scorecard, of_condition, scorecards
-from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_table
+from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_narrow, read_table
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
@@ -173,7 +173,7 @@ def _results(run: RunDirectory, finished: bool) -> pd.DataFrame:
         except (OSError, pa.ArrowException):
             return run.records()  # it is made from the records, so a damaged one is no loss
         if list(schema.names) == list(RESULT_COLUMNS):
-            held = read_table(path, _TOLD)
+            held = read_narrow(path, _TOLD)
             if set(distinct_rows(held[["trial"]])["trial"]) == {trial.name for trial in run.trials}:
                 return held
     return run.records()

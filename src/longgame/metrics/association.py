@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 from jaxtyping import Float, Int
 
 from longgame.errors import DataError
@@ -184,5 +184,5 @@ def _interval(r: Float[np.ndarray, " draws"], confidence: float) -> Correlation:
         return Correlation(whole, float("nan"), float("nan"))
     z = np.arctanh(without)
     error = float(np.sqrt((n - 1) / n * ((z - z.mean()) ** 2).sum()))
-    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+    half = float(scipy.special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
     return Correlation(whole, float(np.tanh(np.arctanh(whole) - half)), float(np.tanh(np.arctanh(whole) + half)))

@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 import scipy.special
-import scipy.stats
 from jaxtyping import Float, Int
 
 from longgame.errors import DataError
@@ -41,7 +40,7 @@ def t_power(effect: PerRow | float, seeds: Seeds, alpha: float = 0.05) -> PerRow
     n = np.asarray(seeds)
     safe = np.maximum(n, 2)
     critical = scipy.special.stdtrit(safe - 1, 1 - alpha / 2)
-    shown = scipy.stats.nct.sf(critical, safe - 1, np.sqrt(safe) * np.abs(effect))
+    shown = _above(critical, safe - 1, np.sqrt(safe) * np.abs(effect))
     return np.where((n < 2) | np.isnan(effect), np.nan, shown)
 
 
@@ -115,14 +114,25 @@ def _table(alpha: float, power: float) -> Float[np.ndarray, " n"]:
     return table
 
 
+def _above(critical: np.ndarray, freedom: np.ndarray, noncentrality: np.ndarray) -> np.ndarray:
+    """Chance that a noncentral t exceeds ``critical``; NaN only where an argument is.
+
+    `scipy.special` alone, as importing `scipy.stats` takes as long as a small report. Its noncentral t gives NaN where
+    the chance of less is below the smallest double.
+    """
+    less = scipy.special.nctdtr(freedom, noncentrality, critical)
+    given = ~(np.isnan(critical) | np.isnan(freedom) | np.isnan(noncentrality))
+    return 1 - np.where(given & np.isnan(less), 0.0, less)
+
+
 def _solve(n: Int[np.ndarray, " k"], alpha: float, power: float) -> Float[np.ndarray, " k"]:
     """Bisection for the noncentrality; the power rises with it from α/2 towards 1."""
     critical = scipy.special.stdtrit(n - 1, 1 - alpha / 2)
     low, high = np.zeros(len(n)), 2 * critical + 2
-    while (short := scipy.stats.nct.sf(critical, n - 1, high) < power).any():
+    while (short := _above(critical, n - 1, high) < power).any():
         high = np.where(short, 2 * high, high)
     for _ in range(60):
         middle = (low + high) / 2
-        enough = scipy.stats.nct.sf(critical, n - 1, middle) >= power
+        enough = _above(critical, n - 1, middle) >= power
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return high / np.sqrt(n)

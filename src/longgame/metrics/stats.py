@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float, Int
 
 from longgame.errors import DataError
@@ -86,8 +86,8 @@ def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"],
     permutation = sign_flip_p(np.where(flat[..., None] & finite, mean[..., None], difference))
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.where(flat | (n < 2), np.nan, sd / np.sqrt(n))
-        half = scipy.stats.t.ppf(0.5 + confidence / 2, n - 1) * error
-        p = 2 * scipy.stats.t.sf(np.abs(mean) / error, n - 1)
+        half = scipy.special.stdtrit(n - 1, 0.5 + confidence / 2) * error
+        p = 2 * scipy.special.stdtr(n - 1, -np.abs(mean) / error)
         p = np.where(flat, np.where(mean == 0, 1.0, 2.0 ** (1 - n)), p)
 
     def shown(values: PerRow) -> PerRow:

@@ -15,6 +15,8 @@ from longgame.metrics import curves
 PROBES = ("common", "own")
 _SCORE = ("sub_skill", "scorer", "value")
 _CURVE = ("scorer", "probe", "step", "tokens", "value")
+_CODE = np.int32
+"""Of every record there are several codes; in millions of records their size is what takes time."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,12 @@ def read_trials(results: pd.DataFrame, reference: str) -> Trials:
 
 def codes(values: pd.Series, known: Sequence[str] | Sequence[int]) -> Int[np.ndarray, " n"]:
     """Position of each value in ``known``, −1 where it is not there."""
-    found, distinct = pd.factorize(values)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        found, distinct = values.cat.codes.to_numpy(), values.cat.categories
+    else:
+        found, distinct = pd.factorize(values)
     position = pd.Index(known).get_indexer(pd.Index(distinct).astype(pd.Index(known).dtype))
-    return np.append(position, -1)[found].astype(np.int64)
+    return np.append(position, -1).astype(_CODE)[found]
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Scores:
 
 def _strings(values: pd.Series) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
     found, distinct = pd.factorize(values)
-    return found.astype(np.int64), tuple(str(value) for value in distinct)
+    return found.astype(_CODE), tuple(str(value) for value in distinct)
 
 
 def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> Int[np.ndarray, " n"]:
@@ -125,7 +130,7 @@ def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> Int[np.ndarra
 
 
 def _check_stages(frame: pd.DataFrame, stages: int) -> Int[np.ndarray, " n"]:
-    stage = frame["stage"].to_numpy(np.int64)
+    stage = frame["stage"].to_numpy(_CODE)
     if len(stage) and not (stage.min() >= 0 and stage.max() <= stages):
         worst = stage.max() if stage.max() > stages else stage.min()
         raise DataError(f"the results hold stage {worst}; a sequence of {stages} stages has rows 0 to {stages}.")
@@ -192,7 +197,8 @@ def view_cube(scores: Scores, trials: Trials, columns: Sequence[str], stages: in
     wanted = np.array([index.get(scorer[task], -1) for task in columns], dtype=np.int64)
     keep = wanted[scores.column] == scores.scorer
     key = scores.column[keep] * max(len(scores.sub_skills), 1) + scores.sub_skill[keep]
-    items, item = np.unique(key, return_inverse=True)
+    held = np.bincount(key) > 0
+    items, item = np.flatnonzero(held), (np.cumsum(held) - 1)[key]
     shape = (len(trials), stages + 1, len(items))
     flat = (
         np.ravel_multi_index((scores.trial[keep], scores.stage[keep], item), shape) if keep.any() else np.empty(0, int)

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
@@ -66,7 +66,7 @@ class Figure:
 def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np.ndarray:
     """Half the Student-t interval of a mean over n seeds; NaN below two seeds."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(n > 1, scipy.stats.t.ppf(0.5 + confidence / 2, n - 1) * sd / np.sqrt(n), np.nan)
+        return np.where(n > 1, scipy.special.stdtrit(n - 1, 0.5 + confidence / 2) * sd / np.sqrt(n), np.nan)
 
 
 class Style:

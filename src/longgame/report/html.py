@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +11,6 @@ from typing import Any
 import altair as alt
 import jinja2
 import pandas as pd
-import vl_convert
 import yaml
 
 from longgame.errors import StorageError
@@ -23,6 +19,7 @@ from longgame.metrics.catalog import METRICS
 from longgame.metrics.interventions import intervention_table
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
+from longgame.report import bundle
 from longgame.report.across import across_tables
 from longgame.report.answer import answer
 from longgame.report.association import association_table
@@ -124,7 +121,7 @@ def render_reports(runs: Sequence[RunReport]) -> str:
             for figure in section["figures"]
             for place, chart in enumerate(figure.charts, 1)
         },
-        bundle=vega_bundle().result(),
+        bundle=bundle.finish_bundle(_vega_lite()),
         sortable=(files("longgame.report") / "static" / "sortable.min.js").read_text(encoding="utf-8"),
     )
 
@@ -201,17 +198,11 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-@functools.cache
-def vega_bundle() -> Future[str]:
-    """`_vega_bundle`, begun on a thread of its own: it takes a second in which a run can be read."""
-    pool = ThreadPoolExecutor(1)
-    bundle = pool.submit(_vega_bundle)
-    pool.shutdown(wait=False)
-    return bundle
+def begin_bundle() -> None:
+    """Begin to make the script that draws the charts, beside whatever comes before the page."""
+    bundle.begin_bundle(_vega_lite())
 
 
-def _vega_bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, in the version that altair's specifications are written for."""
-    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    return re.sub(r"</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE)
+def _vega_lite() -> str:
+    """The version that altair's specifications are written for, as "6.1"."""
+    return ".".join(alt.SCHEMA_VERSION.split(".")[:2])

@@ -33,7 +33,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.stats import rankdata
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
 from longgame.errors import BudgetError, DataError, NumericalError, RecipeError, ResumeError, unknown
@@ -136,6 +135,8 @@ class QuadraticLearner:
         """
         rows, candidates = self._frozen_rows(sequence)
         features = self.world.features[rows]
+        from scipy.stats import rankdata  # takes as long to import as all the rest
+
         loss = 0.5 * (features @ self.world.base - self.world.labels[rows]) ** 2
         sizes = np.cumsum([len(stage.candidates) for stage in sequence.stages])[:-1]
         ranks = [(rankdata(part) - 0.5) / len(part) for part in np.split(loss[:candidates], sizes)]

@@ -1,0 +1,32 @@
+"""The script of the charts: the same from a process beside as from this one."""
+
+import sys
+
+import pytest
+
+from longgame.report import bundle, html
+
+
+@pytest.fixture
+def fresh():
+    for made in (bundle.begin_bundle, bundle.finish_bundle):
+        made.cache_clear()
+    yield
+    for made in (bundle.begin_bundle, bundle.finish_bundle):
+        made.cache_clear()
+
+
+def test_the_script_begun_in_a_process_is_the_one_made_here(fresh, monkeypatch):
+    version = html._vega_lite()
+    here = bundle.make_bundle(version)
+    html.begin_bundle()
+    monkeypatch.setattr(bundle, "make_bundle", None)  # the process's is used
+    assert bundle.finish_bundle(version) == here
+    assert "</script" not in here.lower()
+
+
+def test_a_process_that_ends_early_costs_nothing_but_time(fresh, monkeypatch):
+    version = html._vega_lite()
+    monkeypatch.setattr(sys, "executable", "false")
+    html.begin_bundle()
+    assert bundle.finish_bundle(version) == bundle.make_bundle(version)
