@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longgame.bench.report import run_of_many
-from longgame.commands.runs import load_picks, load_run
+from longgame.protocol.loaded import load_picks, load_run
 
 
 def test_every_trial_of_the_made_run_is_finished_and_read(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from longgame.cli import app
-from longgame.commands.runs import load_details, load_picks, load_run, places_of
 from longgame.commands.watch import finish_times, progress_line, seconds_left
 from longgame.errors import RecipeError, ResumeError
+from longgame.protocol.loaded import load_details, load_picks, load_run, places_of
 from longgame.protocol.picks import gather_picks
 from longgame.protocol.store import RunDirectory, read_table, write_table
 from longgame.recipe import parse_recipe

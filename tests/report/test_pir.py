@@ -8,10 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from longgame.cli import app
-from longgame.commands.compare import compared
-from longgame.commands.runs import load_run
 from longgame.errors import RecipeError, ResumeError
 from longgame.metrics.feasibility import Feasibility, published
+from longgame.protocol.loaded import compared, load_run
 from longgame.report.pir import (
     Compared,
     comparison,

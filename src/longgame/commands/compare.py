@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from longgame.commands.runs import LoadedRun
-    from longgame.report.pir import Compared
+    from longgame.protocol.loaded import LoadedRun
 
 _KINDS = (".html", ".md", ".csv")
 
@@ -24,8 +23,8 @@ def compare(
     view: Annotated[str, typer.Option(help="Scorer: primary, token_accuracy or exact_match.")] = "primary",
 ) -> None:
     """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility."""
-    from longgame.commands.runs import load_run
     from longgame.errors import RecipeError
+    from longgame.protocol.loaded import compared, load_run
     from longgame.report.html import write_page
     from longgame.report.markdown import escape, pipes
     from longgame.report.pir import (
@@ -73,41 +72,6 @@ def compare(
         written += write_figures(efficiency_figures(frame), figures)
     if written:
         console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
-
-
-def compared(loaded: LoadedRun, several: bool = False, view: str = "primary") -> list[Compared]:
-    """The conditions of a run that its full-data trials are a reference for.
-
-    Args:
-        several: several runs are told of, so each is named.
-
-    Raises:
-        ResumeError: the run holds no full-data trial, or none of them is finished. RecipeError: no such view.
-    """
-    from longgame.errors import RecipeError, ResumeError, unknown
-    from longgame.metrics.efficiency import efficiency
-    from longgame.metrics.feasibility import feasibility_of
-    from longgame.protocol.conditions import shares_full_data
-    from longgame.report.pir import Compared
-
-    full, folder = loaded.full_data, loaded.run.folder
-    if full is None and loaded.recipe.full_data:
-        raise ResumeError(f"{folder}: no full-data trial has a finished stage yet; go on with: longgame audit {folder}")
-    if full is None:
-        raise ResumeError(
-            f"{folder}: this run holds no full-data trial; add full_data: true and run again: finished trials are kept."
-        )
-    cards = {"": loaded.scorecard} if loaded.across is None else loaded.across.cards
-    feasibility = {spec.key: feasibility_of(spec) for spec in loaded.recipe.selectors}
-    found = []
-    for name, card in cards.items():
-        if not shares_full_data(name):
-            continue
-        if view not in card.views:
-            raise RecipeError(f"--view: {unknown('view', view, card.views)}")
-        label = ", ".join([*([loaded.run.folder.name] if several else []), *([name.replace("=", " ")] if name else [])])
-        found.append(Compared(label, efficiency(card, full, view), feasibility))
-    return found
 
 
 def _notes(loaded: LoadedRun, view: str) -> list[str]:

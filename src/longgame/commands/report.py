@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from longgame.commands.runs import LoadedRun
+    from longgame.protocol.loaded import LoadedRun
     from longgame.report.charts import Figure
     from longgame.report.picks import Picks
 
@@ -31,8 +31,8 @@ def report(
     ] = None,
 ) -> None:
     """Show what audits found: the answer in words, scorecard, figures, and every trial with what it wanted most."""
-    from longgame.commands.runs import SHOWN_TRIALS, load_picks, load_run, run_report
     from longgame.errors import RecipeError, ResumeError
+    from longgame.protocol.loaded import SHOWN_TRIALS, load_picks, load_run, run_report
     from longgame.report.card import audit_card, comparison_markdown
     from longgame.report.compare import compare as compare_runs
     from longgame.report.gate import parse_condition, true_claims
@@ -101,7 +101,7 @@ def report(
 
 
 def _figures(loaded: LoadedRun, picks: Picks | None) -> list[Figure]:
-    from longgame.commands.runs import efficiency_figures_of
+    from longgame.protocol.loaded import efficiency_figures_of
     from longgame.report.figures import figures as make
 
     drawn = make(loaded.scorecard, loaded.results, loaded.recipe, picks, loaded.across, loaded.conditions)

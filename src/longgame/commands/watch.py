@@ -75,7 +75,7 @@ class Watched:
 
     def _read(self) -> Text:
         """The scorecard as `longgame audit` prints it, for this console."""
-        from longgame.commands.runs import load_run
+        from longgame.protocol.loaded import load_run
         from longgame.report.terminal import print_scorecard
 
         loaded = load_run(self.folder)

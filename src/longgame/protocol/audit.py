@@ -307,7 +307,7 @@ def finish(run: RunDirectory) -> AuditResult:
     Raises:
         ResumeError: a trial is not finished.
     """
-    from longgame.commands.runs import run_report, told_run
+    from longgame.protocol.loaded import run_report, told_run
     from longgame.protocol.picks import write_picks
     from longgame.report.html import render_reports
     from longgame.report.markdown import scorecard_markdown

@@ -11,11 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longgame.errors import LonggameError, ResumeError
+from longgame.errors import LonggameError, RecipeError, ResumeError, unknown
 from longgame.metrics.across import Across
+from longgame.metrics.efficiency import efficiency
+from longgame.metrics.feasibility import feasibility_of
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
-from longgame.protocol.conditions import FULL_DATA, order_groups, safe_name
+from longgame.protocol.conditions import FULL_DATA, order_groups, safe_name, shares_full_data
 from longgame.protocol.picks import picks_of
 from longgame.protocol.results import full_data_scorecard, of_condition, scorecards
 from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_narrow, read_table
@@ -26,6 +28,7 @@ from longgame.report.charts import Figure
 from longgame.report.compare import Comparison
 from longgame.report.html import RunReport
 from longgame.report.picks import Picks
+from longgame.report.pir import Compared, comparison, efficiency_figures
 from longgame.report.trials import TrialDetail, trial_detail
 
 SHOWN_TRIALS = 20
@@ -212,10 +215,36 @@ def run_report(
 
 def efficiency_figures_of(loaded: LoadedRun) -> list[Figure]:
     """PIR and feasibility beside the published methods; nothing where the run has no full-data trial."""
-    from longgame.commands.compare import compared
-    from longgame.report.pir import comparison, efficiency_figures
-
     return [] if loaded.full_data is None else efficiency_figures(comparison(compared(loaded)))
+
+
+def compared(loaded: LoadedRun, several: bool = False, view: str = "primary") -> list[Compared]:
+    """The conditions of a run that its full-data trials are a reference for.
+
+    Args:
+        several: several runs are told of, so each is named.
+
+    Raises:
+        ResumeError: the run holds no full-data trial, or none of them is finished. RecipeError: no such view.
+    """
+    full, folder = loaded.full_data, loaded.run.folder
+    if full is None and loaded.recipe.full_data:
+        raise ResumeError(f"{folder}: no full-data trial has a finished stage yet; go on with: longgame audit {folder}")
+    if full is None:
+        raise ResumeError(
+            f"{folder}: this run holds no full-data trial; add full_data: true and run again: finished trials are kept."
+        )
+    cards = {"": loaded.scorecard} if loaded.across is None else loaded.across.cards
+    feasibility = {spec.key: feasibility_of(spec) for spec in loaded.recipe.selectors}
+    found = []
+    for name, card in cards.items():
+        if not shares_full_data(name):
+            continue
+        if view not in card.views:
+            raise RecipeError(f"--view: {unknown('view', view, card.views)}")
+        label = ", ".join([*([loaded.run.folder.name] if several else []), *([name.replace("=", " ")] if name else [])])
+        found.append(Compared(label, efficiency(card, full, view), feasibility))
+    return found
 
 
 def load_details(loaded: LoadedRun, most: int) -> list[TrialDetail]:
