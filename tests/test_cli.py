@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from longgame.cli import _seeds, app
+from longgame.cli import _seeds, _varied, app
 from longgame.errors import RecipeError
 
 
@@ -37,3 +37,23 @@ def test_an_installed_selector_that_cannot_be_imported_does_not_hide_the_others(
     assert done.exit_code == 0
     assert "cannot be used: selector 'broken' failed in the import of no_such_module:Bad" in done.output
     assert "utility-diversity" in done.output
+
+
+def test_an_axis_on_the_command_line_leaves_the_recipe_s_other_varied_keys(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: a\nselectors: [loss]\naxes: {vary: {data.noise: [0.3], data.unseen: [0.0]}}\n")
+    asked = ["audit", str(path), "--dry-run", "--axis", "data.duplicates=0.2", "--axis", "data.unseen=0.5"]
+    done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
+    told = " ".join(done.output.split())
+    assert _varied(path) == {"data.noise": [0.3], "data.unseen": [0.0]}
+    assert done.exit_code == 0, done.output
+    for name, there in [("noise=0.3", True), ("duplicates=0.2", True), ("unseen=0.5", True), ("unseen=0.0", False)]:
+        assert (f"data.{name}" in told) is there
+
+
+def test_a_model_on_the_command_line_stands_instead_of_base_models_by_seed(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: a\nselectors: [loss]\nseeds: [0, 1]\nmodel: {per_seed: [none, neither]}\n")
+    done = CliRunner().invoke(app, ["audit", str(path), "--dry-run", "--model", "tiny"])
+    assert done.exit_code == 0, done.output
+    assert "neither" not in done.output

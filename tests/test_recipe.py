@@ -28,6 +28,8 @@ GOOD = {"name": "a", "selectors": ["loss"]}
         ({"rounds": "stepp"}, "'rounds': must be 'step' or must be a valid integer, unable to parse"),
         ({"max-length": 3}, "unknown key 'max-length'"),
         ({"selectors": ["loss", {"label": "a"}]}, "'selectors.1.name' is missing"),
+        ({"metrics": {"reference": "lhas"}}, "metrics.reference is 'lhas', which is no selector here; use loss"),
+        ({"model": {"name": "org/a", "per_seed": ["b", "c"]}}, "model.name is 'org/a' but model.per_seed names"),
         ({"name": "../up"}, "'name': must begin with a letter or digit"),
     ],
 )

@@ -52,12 +52,14 @@ def _mode(value: Any) -> Any:
 
 
 def _order(value: Any) -> Any:
-    """Accept `rotations` and a list of orders beside the long form."""
+    """Accept `rotations`, one order, and a list of orders beside the long form."""
     if value == "rotations":
         return {"rotations": True}
     if isinstance(value, str):
         raise ValueError("must be rotations, {permutations: n, seed: s}, or a list of orders, each a list of stages")
-    return {"given": value} if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return {"given": [value] if value and all(isinstance(each, str) for each in value) else value}
+    return value
 
 
 class AxesSpec(Part):

@@ -98,7 +98,7 @@ def _overrides(
     if budget is not None:
         found["budget"] = budget
     if model is not None:
-        found["model.name"] = model
+        found |= {"model.name": model, "model.per_seed": []}
     if data_dir is not None:
         if not data_dir.is_dir():
             raise RecipeError(
@@ -117,6 +117,8 @@ def _axes(axis: list[str], cross: bool) -> dict[str, Any]:
         name = name.strip()
         if not sign or not name or not value.strip():
             raise RecipeError(f"--axis is '{text}'; write NAME=VALUE,VALUE, e.g. budget=0.1,0.5 or order=rotations.")
+        if f"axes.{name}" in found or name in vary:
+            raise RecipeError(f"--axis {name} is given twice. Write its values in one, e.g. --axis budget=0.1,0.5.")
         whole = value.strip().startswith(("[", "{")) or (name == "order" and "," not in value)
         try:
             read = yaml.safe_load(value if whole else f"[{value}]")
@@ -162,9 +164,11 @@ def audit(
         else "stopped. Finished stages are safe; the same command goes on from there."
     ):
         changes = _overrides(selectors, seeds, budget, model, data_dir) | _axes(axis or [], cross)
+        file = recipe / "recipe.yaml" if recipe.is_dir() else recipe
         if selector:
-            file = recipe / "recipe.yaml" if recipe.is_dir() else recipe
             changes["selectors"] = [*(changes.get("selectors") or _listed(file)), *selector]
+        if "axes.vary" in changes:
+            changes["axes.vary"] = _varied(file) | changes["axes.vary"]
         _audit(recipe, changes, workers, threads, out, dry_run, keep_models)
 
 
@@ -174,6 +178,13 @@ def _listed(recipe: Path) -> list[Any]:
     if not isinstance(held, list):
         raise RecipeError(f"{recipe}: 'selectors' holds {held!r}; write a list.")
     return held
+
+
+def _varied(recipe: Path) -> dict[str, Any]:
+    """The keys that a recipe varies already; a section of another form is left to the recipe's own check."""
+    axes = read_mapping(recipe, "recipes/quickstart.yaml").get("axes")
+    held = axes.get("vary") if isinstance(axes, dict) else None
+    return held if isinstance(held, dict) else {}
 
 
 def _audit(

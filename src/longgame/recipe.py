@@ -191,6 +191,8 @@ class MetricSpec(_Part):
     """Selection concentration is measured on the picks of every n-th round."""
     bootstrap: int = Field(0, ge=0)
     """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
+    reference: str = "random"
+    """Label of the selector that all others are compared with."""
 
 
 class Recipe(_Part):
@@ -218,6 +220,15 @@ class Recipe(_Part):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"selector {', '.join(twice)} stands twice; give each its own `label`")
+        if self.metrics.reference not in ("random", *keys):
+            raise ValueError(
+                f"metrics.reference is '{self.metrics.reference}', which is no selector here; use {' or '.join(keys)}"
+            )
+        if self.model.per_seed and self.model.name != ModelSpec().name:
+            raise ValueError(
+                f"model.name is '{self.model.name}' but model.per_seed names the base models instead; leave one of "
+                "them out"
+            )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} repeat; each seed is one replication")
         for rounds in (self.rounds, *self.axes.rounds):

@@ -61,6 +61,8 @@ def toy(home, lines):
         (["audit", "q.yaml", "--axis", "budget"], "--axis is 'budget'; write NAME=VALUE,VALUE"),
         (["audit", "q.yaml", "--axis", "budget=0.5,[", "--dry-run"], "--axis budget: '0.5,[' cannot be read"),
         (["audit", "q.yaml", "--axis", "data.nois=0.1"], "unknown key 'data.nois'"),
+        (["audit", "q.yaml", "--axis", "budget=0.1", "--axis", "budget=0.5"], "--axis budget is given twice"),
+        (["audit", "q.yaml", "--axis", "data.data_dir=data"], "'data.data_dir'"),
         (["audit", "q.yaml", "--axis", "order=rotation"], "'axes.order': must be rotations"),
         (["audit", "tiny.yaml", "--model", "nobody/no-such-model"], "nobody/no-such-model"),
         (["audit", "tiny.yaml", "--data-dir", "nowhere"], "--data-dir 'nowhere' is not a directory"),

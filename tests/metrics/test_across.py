@@ -96,6 +96,14 @@ def test_a_seed_that_one_order_lacks_has_no_mean():
     assert row(across, "order=*", "random")["n"] == 3
 
 
+def test_a_bootstrap_that_was_asked_for_stands_beside_the_mean_over_orders_too():
+    cards = {"": card(0, ("a", "b")), "order=2-1": card(1, ("b", "a"))}
+    across = Across.build(cards, {"order=*": ["", "order=2-1"]}, bootstrap=1000)
+    found = row(across, "order=*", "loss")
+    assert found["boot_low"] <= found["diff_vs_reference"] <= found["boot_high"]
+    assert found["boot_low"] < found["boot_high"]
+
+
 def test_identical_orders_average_to_themselves():
     one = card(0, ("a", "b"))
     across = Across.build({"": one, "order=2-1": one}, {"order=*": ["", "order=2-1"]})

@@ -37,6 +37,12 @@ def test_too_few_seeds_or_no_p_allow_no_other_word():
     assert verdict(*sure, min_seeds=6).word == "not enough seeds"
 
 
+def test_a_score_that_no_seed_measured_is_named_instead_of_the_seeds():
+    one_stage = verdict(Difference(8, 3.0, SURE), Difference(0, float("nan"), float("nan")))
+    assert one_stage.word == "not enough seeds"
+    assert one_stage.reason.startswith("the long-horizon score was compared in no seed")
+
+
 def test_the_reason_states_sizes_with_their_units_and_p():
     said = verdict(Difference(5, 3.21, 0.004, "points"), Difference(6, -0.027, 0.012), reference="lhas")
     assert said.reason == (

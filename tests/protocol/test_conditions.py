@@ -109,7 +109,7 @@ def test_a_recipe_without_axes_has_the_keys_of_the_first_release():
 @pytest.mark.parametrize(
     "change",
     [
-        {"metrics": {"alpha": 2.0, "forgetting_reference": "first", "bootstrap": 100}},
+        {"metrics": {"alpha": 2.0, "forgetting_reference": "first", "bootstrap": 100, "reference": "loss"}},
         {"probe": {"threshold": 0.5}},
         {"name": "other"},
         {"seeds": [0, 1, 2, 3]},
@@ -149,6 +149,30 @@ def test_a_base_model_of_its_own_changes_the_keys_of_its_seeds_alone():
     same = [a == b for a, b in zip(*keys, strict=True)]
     assert same == [True, True, False, False]
     assert keys[0][:2] == [RunDirectory(Path("r"), recipe()).store_of(trial).key for trial in plan_trials(recipe())[:2]]
+
+
+def test_one_order_may_stand_without_a_list_around_it():
+    turned = SKILL[::-1]
+    short, long = (recipe(axes={"order": order}) for order in (turned, [turned]))
+    assert names(short) == names(long) == ["", "order=5-4-3-2-1"]
+
+
+@pytest.mark.parametrize(
+    ("model", "vary", "message"),
+    [
+        ({}, {"data.data_dir": ["elsewhere"]}, "data.data_dir"),
+        ({"per_seed": ["a", "b"]}, {"model.name": ["smollm2-135m"]}, "model.per_seed names the base models"),
+    ],
+)
+def test_a_key_that_would_be_overruled_cannot_be_varied(model, vary, message):
+    with pytest.raises(RecipeError, match=message):
+        expand(recipe(model=model, axes={"vary": vary}))
+
+
+def test_full_data_trials_have_a_reference_whatever_the_others_are_compared_with():
+    full = expand(recipe(metrics={"reference": "loss"}, full_data=True))[-1]
+    assert full.name == "full-data"
+    assert [spec.key for spec in full.recipe.selectors] == ["all data"]
 
 
 def test_rotations_start_with_each_stage_once_and_permutations_only_add():

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.metrics.across import Across
 from longgame.metrics.association import association_table as associate
 from longgame.metrics.interventions import intervention_table
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
+from longgame.report.across import across_tables
 from longgame.report.association import association_line, association_table
 from longgame.report.figures import figures
 from longgame.report.html import render_html
@@ -131,3 +133,17 @@ def test_scorecard_page_and_caption_tell_both(run, environment):
         assert "Diagnostics and forgetting" in told
         assert "update concentration – forgetting" in told
         assert "Holm over the interventions" in told
+
+
+def test_what_interventions_buy_is_told_of_every_other_condition_too(run):
+    card, _, recipe = run
+    across = Across.build({"": card, "budget=0.1": card}, {})
+
+    def bought(compact):
+        tables = across_tables(across, recipe, compact=compact)
+        return [table for table in tables if table.title.startswith("What each intervention buys")]
+
+    (table,) = bought(compact=False)
+    assert table.title == "What each intervention buys, budget 0.1"
+    assert table.rows == interventions_table(intervention_table(card, recipe), "t").rows
+    assert bought(compact=True) == []

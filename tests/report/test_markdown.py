@@ -3,6 +3,7 @@ import re
 import pytest
 
 from longgame.report.markdown import scorecard_markdown
+from longgame.report.words import seeds_caveat
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,12 @@ def test_both_scorers_stages_sub_skills_meanings_and_facts_are_there(text):
 
 def test_equal_runs_give_equal_text(text, card, results, recipe, environment):
     assert scorecard_markdown(card, results, recipe, environment) == text
+
+
+def test_seeds_that_share_base_models_are_told_to_make_intervals_too_narrow(recipe):
+    def told(bases):
+        return seeds_caveat(recipe.model_copy(update={"model": recipe.model.model_copy(update={"per_seed": bases})}))
+
+    assert "5 seeds share 2 base models, the intervals are too narrow" in told(("a", "b"))
+    assert "The intervals cover such base models" in told(tuple("abcde"))
+    assert "The base model is the same in all seeds" in told(("a", "a"))

@@ -36,12 +36,15 @@ class Across:
     replications still, and what is taken off for `within` is the mean of a seed's trials of one condition."""
 
     @classmethod
-    def build(cls, cards: Mapping[str, Scorecard], orders: Mapping[str, Sequence[str]]) -> Across:
+    def build(
+        cls, cards: Mapping[str, Scorecard], orders: Mapping[str, Sequence[str]], *, bootstrap: int = 0
+    ) -> Across:
         """Put scorecards side by side and average over orders.
 
         Args:
             cards: one per condition.
             orders: name of a mean → the conditions that differ in nothing but the order of the stages.
+            bootstrap: resamples of the seed bootstrap, as the cards were made with.
 
         Raises:
             DataError: no card, or a mean of conditions that have none.
@@ -54,7 +57,7 @@ class Across:
         summaries = [card.summary.assign(condition=name) for name, card in cards.items()]
         verdicts = [card.verdicts.assign(condition=name) for name, card in cards.items()]
         for name, group in orders.items():
-            summary, verdict = _over_orders([cards[each] for each in group])
+            summary, verdict = _over_orders([cards[each] for each in group], bootstrap)
             summaries.append(summary.assign(condition=name))
             verdicts.append(verdict.assign(condition=name))
         trials = pd.concat([card.per_trial.assign(condition=name) for name, card in cards.items()], ignore_index=True)
@@ -68,7 +71,7 @@ class Across:
         )
 
 
-def _over_orders(cards: Sequence[Scorecard]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Summary and verdicts of the mean over orders.
 
     Orders are nested in a seed: they start from the same base model and hold the same pools. So each selector's value
@@ -85,7 +88,7 @@ def _over_orders(cards: Sequence[Scorecard]) -> tuple[pd.DataFrame, pd.DataFrame
         (str(view), str(metric)): part.droplevel(["view", "metric"]).reindex(rows).to_numpy(np.float64)
         for (view, metric), part in value.groupby(["view", "metric"], sort=False)
     }
-    summary = summarise(values, trials, cards[0].reference, ("view", "metric"))
+    summary = summarise(values, trials, cards[0].reference, ("view", "metric"), bootstrap=bootstrap)
     views = tuple(cards[0].views)
     return summary, verdict_table(summary, views, trials.selectors, cards[0].reference, IMMEDIATE)
 

@@ -68,7 +68,7 @@ def verdict(
     n = min(immediate.n, long.n)
     power = _power(immediate, long, alpha)
     if n < min_seeds or np.isnan(immediate.p) or np.isnan(long.p):
-        return Verdict(NOT_ENOUGH, f"both scores were compared in {n} seed(s); at least {min_seeds} are needed", power)
+        return Verdict(NOT_ENOUGH, _too_few(immediate, long, min_seeds), power)
     now, later = _clause(immediate, "current score", alpha), _clause(long, "long-horizon score", alpha)
     reason = f"against {reference}: {now}; {later}; {n} seeds, p after Holm"
     ahead_now = immediate.p < alpha and immediate.mean > 0
@@ -79,6 +79,14 @@ def verdict(
     if immediate.p < alpha:
         return Verdict(NOW_ONLY, reason, power)
     return Verdict(INDISTINGUISHABLE.format(reference=reference), reason, power)
+
+
+def _too_few(immediate: Difference, long: Difference, min_seeds: int) -> str:
+    both = {"current": immediate.n, "long-horizon": long.n}
+    none = [name for name, n in both.items() if n == 0]
+    if none and any(both.values()):
+        return f"the {none[0]} score was compared in no seed; at least {min_seeds} are needed, of two stages or more"
+    return f"both scores were compared in {min(both.values())} seed(s); at least {min_seeds} are needed"
 
 
 def verdict_table(

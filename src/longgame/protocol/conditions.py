@@ -30,6 +30,7 @@ _REPORT_ONLY = (
     "metrics.gamma",
     "metrics.forgetting_reference",
     "metrics.bootstrap",
+    "metrics.reference",
     "probe.threshold",
 )
 """Keys that are read when results are told, and change no measurement."""
@@ -40,6 +41,7 @@ _NOT_VARIED = {
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
     "data.order": "use axes.order",
     **dict.fromkeys(("data.sequence", "data.stages", "data.ood"), "another sequence is another recipe"),
+    "data.data_dir": "a run reads one folder, so give another folder a run of its own",
     **dict.fromkeys(_REPORT_ONLY, "it changes how results are told, not what is measured"),
 }
 
@@ -47,7 +49,13 @@ _FREE = ("model.adaptation", "model.lora.", "data.ood_after")
 _FIRST = ("name", "model", "data", "selectors", "seeds", "budget", "rounds", "training", "probe", "proxy", "metrics")
 """Sections of the first release; a later one is left out of keys where it stands at its default."""
 
-_LATER = (("data", "mixing"), ("data", "order"), ("model", "per_seed"), ("metrics", "bootstrap"))
+_LATER = (
+    ("data", "mixing"),
+    ("data", "order"),
+    ("model", "per_seed"),
+    ("metrics", "bootstrap"),
+    ("metrics", "reference"),
+)
 """Keys of the first sections that came later, likewise."""
 
 _BASE = ("model.", "data.", "proxy.items_per_skill", "metrics.clusters")
@@ -161,6 +169,7 @@ def _full_data(own: Recipe) -> Condition:
         "training.warmup_steps": round(training.warmup_steps / own.budget),
         "probe.kinds": ["common"] if "common" in kinds else list(kinds),
         "selectors": [ALL_DATA.model_dump(mode="json")],
+        "metrics.reference": "random",
     }
     changed = _changed(own, [Point(FULL_DATA, "", tuple(changes.items()))], FULL_DATA)
     return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(own))

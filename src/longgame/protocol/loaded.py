@@ -117,7 +117,7 @@ def told_run(
     compared = run.conditions.keys() - {FULL_DATA}
     if len(compared) > 1:
         groups = {name: held for name, held in order_groups(run.conditions).items() if set(held) <= set(cards)}
-        loaded.across = Across.build(cards, groups)
+        loaded.across = Across.build(cards, groups, bootstrap=run.recipe.metrics.bootstrap)
         loaded.conditions = places_of(run, cards)
         loaded.notes.append(
             f"Answer, scorecard and most figures are about the recipe's own condition; {len(cards)} of "

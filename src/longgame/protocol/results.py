@@ -188,7 +188,7 @@ def full_data_scorecard(run: RunDirectory, results: pd.DataFrame) -> Scorecard |
     return _scorecard(condition, results, reference=ALL_DATA.key)
 
 
-def _scorecard(condition: Condition, results: pd.DataFrame, reference: str = "random") -> Scorecard:
+def _scorecard(condition: Condition, results: pd.DataFrame, reference: str | None = None) -> Scorecard:
     plan = outline(condition.recipe)
     return Scorecard.build(
         of_condition(results, condition.name),
@@ -197,5 +197,5 @@ def _scorecard(condition: Condition, results: pd.DataFrame, reference: str = "ra
         primary=plan.primary,
         metric_spec=condition.recipe.metrics,
         threshold=condition.recipe.probe.threshold,
-        reference=reference,
+        reference=reference or condition.recipe.metrics.reference,
     )

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from longgame.metrics.across import Across
 from longgame.metrics.catalog import METRICS
+from longgame.metrics.interventions import intervention_table
 from longgame.metrics.scorecard import PRIMARY
 from longgame.recipe import Recipe
+from longgame.report.interventions import interventions_table
 from longgame.report.tables import Cell, Column, Table, metric_cells, selectors_in_order
 
 SHOWN = ("current", "auc_common", "auc_own", "forgetting", "long_horizon")
@@ -37,7 +39,8 @@ def condition_table(across: Across, recipe: Recipe) -> Table:
 
 
 def across_tables(across: Across, recipe: Recipe, view: str = PRIMARY, compact: bool = False) -> list[Table]:
-    """Selectors × conditions: a table of each of `SHOWN` that was measured, then one of the verdicts.
+    """Selectors × conditions: a table of each of `SHOWN` that was measured, one of the verdicts, then what each
+    intervention buys in every condition but the own (not where ``compact``).
 
     Marks and bold cells are those of each condition's own scorecard.
     """
@@ -58,6 +61,11 @@ def across_tables(across: Across, recipe: Recipe, view: str = PRIMARY, compact: 
         compared = [name for name in order if name != own.reference]
         cells = [(name, {who: Cell(told.get((name, who), "—")) for who in compared}) for name in names]
         tables.append(_table(f"Verdict by condition, against {own.reference}", compared, cells, "", numeric=False))
+    others = [(name, card) for name, card in across.cards.items() if name and not compact]
+    for name, card in others:
+        title = f"What each intervention buys, {condition_label(name)}"
+        bought = interventions_table(intervention_table(card, recipe), title, view)
+        tables += [bought] if bought.rows else []
     return tables
 
 

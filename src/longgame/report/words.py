@@ -127,7 +127,13 @@ def seeds_caveat(recipe: Recipe) -> str:
         "A seed draws the candidates and items that the data source leaves open, their order, and the selectors' own "
         "randomness"
     )
-    bases = len(recipe.model.per_seed)
+    bases = len(set(recipe.model.per_seed))
+    if 1 < bases < len(recipe.seeds):
+        return (
+            f"{drawn}, and starts from one of {bases} base models in turn, the same for all selectors. As "
+            f"{len(recipe.seeds)} seeds share {bases} base models, the intervals are too narrow where the base model "
+            "matters: seeds of one base model are not independent. Name as many base models as seeds."
+        )
     if bases > 1:
         return (
             f"{drawn}, and starts from one of {bases} base models in turn, the same for all selectors. The intervals "
