@@ -193,3 +193,8 @@ def test_our_selectors_indicators_follow_from_what_they_need(spec, steps, model_
 
 def test_a_plug_in_s_feasibility_is_its_author_s_to_tell():
     assert feasibility_of(SelectorSpec(name=f"{EXAMPLES / 'my_selector.py'}:MySelector")) is None
+
+
+@pytest.mark.parametrize("name", ["scores:gone.parquet", "gone.py:MySelector"])
+def test_a_file_s_feasibility_needs_no_file(name):
+    assert feasibility_of(SelectorSpec(name=name)) is None
