@@ -7,7 +7,7 @@ import pytest
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.recipe import SelectorSpec
 from longgame.selectors.base import build_selector
-from longgame.selectors.interventions import check_candidates, selector_of
+from longgame.selectors.interventions import selector_of
 
 
 @pytest.fixture
@@ -48,10 +48,9 @@ def test_candidates_that_the_file_lacks_are_counted_and_named_or_skipped(world, 
     chosen = world([1] * 3).select(build_selector(name, {"missing": "skip"}), 2)
     assert chosen.ids == ("b",)
     assert np.isnan(chosen.scores["score"][[0, 2]]).all()
-    with pytest.raises(DataError, match="does not name 1 of 2"):
-        check_candidates(SelectorSpec(name=name), ["a", "b"])
-    check_candidates(SelectorSpec(name=name, parameters={"missing": "skip"}), ["a", "b"])
-    check_candidates(SelectorSpec(name="loss"), ["a", "b"])
+    with pytest.raises(DataError, match=r"does not name 1 of 2 candidates \(in seed 1\): a\."):
+        build_selector(name).check(["a", "b"], " (in seed 1)")
+    build_selector(name, {"missing": "skip"}).check(["a", "b"])
 
 
 def test_what_is_not_kept_is_not_taken_by_an_intervention_either(world, scores) -> None:

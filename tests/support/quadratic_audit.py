@@ -5,10 +5,14 @@ from longgame.recipe import parse_recipe
 
 
 class Silent:
-    """A display that notes which jobs were finished."""
+    """A display that notes which jobs were finished, and what was warned of."""
 
     def __init__(self):
         self.done = []
+        self.warnings = []
+
+    def warn(self, text):
+        self.warnings.append(text)
 
     def begin(self, phase, jobs, stages): ...
     def progress(self, job, stage, activity, step, steps): ...

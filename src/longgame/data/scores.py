@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,20 @@ class ScoreFile:
     """Higher is taken first; without a ``score`` column 1 − place / m, the order of the file."""
     keep: Bool[np.ndarray, " m"]
     """Whether the example may be taken at all; True for all without a ``keep`` column."""
+    scored: bool = True
+    """Whether there is a ``score`` column."""
+
+    def digest(self, ids: Collection[str]) -> str:
+        """Content hash of what the file says about these examples, whatever else it holds.
+
+        Where the order of the file stands for a score it is the order of these examples among each other that counts,
+        else no order does.
+        """
+        wanted = frozenset(ids)
+        rows = [row for row, name in enumerate(self.ids) if name in wanted]
+        ranks = self.score[rows].tolist() if self.scored else range(len(rows))
+        said = sorted(zip([self.ids[row] for row in rows], ranks, self.keep[rows].tolist(), strict=True))
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def read_scores(path: str) -> ScoreFile:
@@ -61,6 +77,8 @@ def _checked(path: str, frame: pd.DataFrame) -> ScoreFile:
         held = ", ".join(map(str, frame.columns)) or "none"
         raise DataError(f"{who} has the columns {held}; it needs sample_id, and score or keep or both.")
     ids = frame[column].tolist()
+    if not ids:
+        raise DataError(f"{who} has no rows. Give one row for each example.")
     strange = [value for value in ids if not isinstance(value, str)]
     if strange:
         raise DataError(f"{who}: {column} holds {strange[0]!r}, which is no text; write ids as they were given.")
@@ -74,7 +92,7 @@ def _checked(path: str, frame: pd.DataFrame) -> ScoreFile:
         bad = [name for name, value in zip(ids, score.tolist(), strict=True) if not np.isfinite(value)]
         if bad:
             raise DataError(f"{who}: {len(bad)} ids have no finite number as score, {_some(bad)}. Drop or mend them.")
-    return ScoreFile(path, tuple(ids), score, keep)
+    return ScoreFile(path, tuple(ids), score, keep, "score" in frame)
 
 
 def _flags(who: str, values: list[Any]) -> Bool[np.ndarray, " m"]:

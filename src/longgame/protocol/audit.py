@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 
 from longgame.errors import ResumeError, StorageError
-from longgame.evaluation.base import build_scorer
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_here, run_local
+from longgame.protocol.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings
 from longgame.protocol.conditions import FULL_DATA
-from longgame.protocol.contents import file_contents, file_of, plugin_names
 from longgame.protocol.results import results_of, scorecards, write_results
 from longgame.protocol.sessions import Display, SessionClock
 from longgame.protocol.store import (
@@ -38,7 +37,7 @@ from longgame.protocol.substrate import load_libraries, make_learner, outline, s
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
-from longgame.selectors.interventions import check_candidates, selector_of
+from longgame.selectors.interventions import selector_of
 from longgame.signals.base import SIGNALS
 
 _PACKAGES = (
@@ -97,8 +96,6 @@ def _seed_work(run: RunDirectory, data_dir: str | None, seed: int, condition: st
     recipe = run.conditions[condition].base_recipe
     notify(store.folder.name, 0, "data", 0, 1)
     sequence = sequence_of(_with_data(recipe, data_dir), seed)
-    for spec in recipe.selectors:
-        check_candidates(spec, [example.sample_id for stage in sequence.stages for example in stage.candidates])
     notify(store.folder.name, 0, "frozen pass", 0, 1)
     prepare_seed(seed, make_learner(recipe, seed), sequence, store.begun())
 
@@ -109,7 +106,8 @@ def _trial_work(run: RunDirectory, data_dir: str | None, trial: Trial, keep_mode
     sequence = sequence_of(_with_data(recipe, data_dir), trial.seed)
     prepared = sequence_of(_with_data(condition.base_recipe, data_dir), trial.seed)
     learner = make_learner(recipe, trial.seed)
-    shared, store = run.seed_store(trial.seed, trial.condition), run.store_of(trial).begun()
+    shared = run.seed_store(trial.seed, trial.condition)
+    store = run.store_of(trial).begun(candidates_in(sequence))
     with _told_as_error(recipe):
         run_trajectory(trial, recipe, learner, sequence, shared, store, notify, keep_models, prepared)
 
@@ -117,43 +115,6 @@ def _trial_work(run: RunDirectory, data_dir: str | None, trial: Trial, keep_mode
 def _told_as_error(recipe: Recipe) -> AbstractContextManager[object]:
     """In the closed-form world a walk that diverges is told as NumericalError; NumPy's warnings add nothing."""
     return np.errstate(over="ignore", invalid="ignore") if recipe.model.name == "quadratic" else nullcontext()
-
-
-def check_plugins(recipe: Recipe) -> None:
-    """Make every selector and scorer once, so that a wrong name or parameter is told before any work is done.
-
-    Raises:
-        RecipeError, PluginError: as `selector_of` and `build_scorer`.
-    """
-    for spec in recipe.selectors:
-        selector_of(spec)
-    for task in (*recipe.data.stages, *recipe.data.ood):
-        for scorer in task.scorers:
-            build_scorer(scorer)
-
-
-def check_files(folder: Path, recipe: Recipe) -> None:
-    """Check that selectors and scorers that are files are what they were when finished parts were measured.
-
-    Parts that were made before contents were noted are taken as they are.
-
-    Raises:
-        ResumeError: a file has changed since; it is named with the parts.
-    """
-    now = file_contents(plugin_names(recipe))
-    changed = [
-        (mark.parent.parent, name)
-        for mark in (sorted(folder.glob("*/*/*/done.json")) if now else ())
-        for name, content in read_json(mark).get("files", {}).items()
-        if now.get(name, content) != content
-    ]
-    if changed:
-        parts = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
-        raise ResumeError(
-            f"{file_of(changed[0][1])} is not what it was when these parts of {folder} were measured: "
-            f"{', '.join(parts[:5])}{f' and {len(parts) - 5} more' if parts[5:] else ''}. Put the file back, delete "
-            "these folders to measure them anew, or use another --out."
-        )
 
 
 def run_audit(
@@ -171,7 +132,10 @@ def run_audit(
         trials = [trial for trial in run.trials if not _is_done(run, trial, stages)]
         bases = _missing_bases(run, trials)
         if bases or trials:
-            check_plugins(recipe)
+            check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
+            check_scores(recipe, trials)
+            for text in score_warnings(recipe, trials):
+                display.warn(text)
             clock = SessionClock(display, folder / "environment.json", _environment(run, workers, threads))
             jobs = _jobs(run, recipe.data.data_dir, bases, trials, keep_models)
             clock.begin("trials and what they share", [job.name for job in jobs], stages)

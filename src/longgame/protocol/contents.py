@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from longgame.data.scores import read_scores
+from longgame.errors import DataError
 from longgame.recipe import Recipe
 from longgame.selectors.base import SCORES
 
@@ -31,3 +33,18 @@ def file_contents(names: Iterable[str]) -> dict[str, str]:
         for name, file in files.items()
         if file is not None and file.is_file()
     }
+
+
+def row_contents(names: Iterable[str], ids: Collection[str]) -> dict[str, str]:
+    """Name of a file of scores → content hash of what it says about these candidates (`ScoreFile.digest`).
+
+    Left out are files that are not there or that hold no scores: what is in them is nobody's decision any more.
+    """
+    found = {}
+    for name in names:
+        if name.startswith(SCORES):
+            try:
+                found[name] = read_scores(name.removeprefix(SCORES)).digest(ids)
+            except DataError:  # told in full when the selector is made
+                continue
+    return found

@@ -37,6 +37,10 @@ class RichDisplay:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
+    def warn(self, text: str) -> None:
+        """Print what had better be known before the work is done."""
+        self.console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+
     def begin(self, phase: str, jobs: list[str], stages: int) -> None:
         for line in [*self._lines.values(), *([self._total] if self._total is not None else [])]:
             self.bars.remove_task(line)

@@ -15,11 +15,11 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from longgame.data.examples import Pool
-from longgame.protocol.audit import check_files, check_plugins
+from longgame.protocol.checks import check_files, check_plugins, check_scores, score_warnings
 from longgame.protocol.conditions import Condition, expand
 from longgame.protocol.learner import Learner
 from longgame.protocol.store import RunDirectory
-from longgame.protocol.substrate import make_learner, sequence_of
+from longgame.protocol.substrate import make_learner, outline, sequence_of
 from longgame.protocol.trial import plan_trials
 from longgame.recipe import Recipe
 from longgame.seeding import generator
@@ -191,6 +191,11 @@ def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console
     check_plugins(recipe)
     conditions = expand(recipe)
     trials = plan_trials(recipe)
+    last = f"stage-{len(outline(recipe).stages)}"
+    left = [trial for trial in trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
+    check_scores(recipe, left)
+    for text in score_warnings(recipe, left):
+        console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
     plans = estimate_all(recipe, threads)
     own, seeds = plans[""], len(recipe.seeds)
     title = f"Plan of {recipe.name}: {len(recipe.selectors)} selectors × {seeds} seeds"

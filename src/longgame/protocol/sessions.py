@@ -15,6 +15,8 @@ EVERY = 10.0
 class Display(Protocol):
     """What shows the progress of an audit to a person."""
 
+    def warn(self, text: str) -> None: ...
+
     def begin(self, phase: str, jobs: list[str], stages: int) -> None: ...
 
     def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None: ...
@@ -35,6 +37,9 @@ class SessionClock:
         self._display, self._path, self._environment = display, path, environment
         self._begun = self._noted = time.perf_counter()
         environment["sessions"].append(0.0)
+
+    def warn(self, text: str) -> None:
+        self._display.warn(text)
 
     def begin(self, phase: str, jobs: list[str], stages: int) -> None:
         self._display.begin(phase, jobs, stages)

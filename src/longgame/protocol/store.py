@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from safetensors.numpy import load_file, save_file
 from longgame import durable
 from longgame.errors import ResumeError, StorageError
 from longgame.protocol.conditions import Condition, expand, measured_by, selector_content
-from longgame.protocol.contents import file_contents, plugin_names
+from longgame.protocol.contents import file_contents, plugin_names, row_contents
 from longgame.protocol.trial import Trial, plan_trials
 from longgame.recipe import Recipe
 
@@ -226,11 +226,16 @@ class StageStore:
         self.folder = folder
         self.key = key
         self._plugins = plugins
-        self._files: dict[str, str] = {}
+        self._contents: dict[str, dict[str, str]] = {}
 
-    def begun(self) -> StageStore:
-        """The store, when it has noted what is in the files of selector and scorers, before they are read."""
-        self._files = file_contents(self._plugins)
+    def begun(self, candidates: Collection[str] = ()) -> StageStore:
+        """The store, when it has noted what is in the files of selector and scorers, before they are read.
+
+        Args:
+            candidates: ids of all stages' candidates; of a file of scores what it says about them is noted, too.
+        """
+        noted = {"files": file_contents(self._plugins), "rows": row_contents(self._plugins, candidates)}
+        self._contents = {kind: held for kind, held in noted.items() if held}
         return self
 
     def path(self, name: str) -> Path:
@@ -258,8 +263,7 @@ class StageStore:
         """Scratch folder that becomes the finished part ``name`` when the block ends well."""
         with durable_folder(self.path(name)) as part:
             yield part
-            mark = {"key": self.key, **({"files": self._files} if self._files else {})}
-            (part / "done.json").write_text(json.dumps(mark) + "\n")
+            (part / "done.json").write_text(json.dumps({"key": self.key, **self._contents}) + "\n")
 
     def finished_stages(self, stages: int) -> int:
         """How many stages, from the first on, are durable."""

@@ -62,7 +62,15 @@ class FromScores(Selector):
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         """Candidates that the file names and keeps."""
-        places = self.places(pool.ids)
+        return self.kept(pool.ids)
+
+    def kept(self, ids: Sequence[str]) -> Bool[np.ndarray, " n"]:
+        """Whether the file names and keeps each of these examples.
+
+        Raises:
+            DataError: as `places`.
+        """
+        places = self.places(ids)
         return (places >= 0) & self.file.keep[places]
 
     def places(self, ids: Sequence[str]) -> Int[np.ndarray, " n"]:
@@ -71,12 +79,27 @@ class FromScores(Selector):
         Raises:
             DataError: it does not name one, and ``missing`` is ``error``.
         """
-        places = np.fromiter((self._place.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
-        lost = np.flatnonzero(places < 0)
-        if len(lost) and self.missing == "error":
-            named = ", ".join(ids[row] for row in lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
+        self.check(ids)
+        return np.fromiter((self._place.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
+
+    def lacking(self, ids: Sequence[str]) -> list[str]:
+        """Those of these examples that the file would have to name; none where ``missing`` is ``skip``."""
+        return [name for name in ids if name not in self._place] if self.missing == "error" else []
+
+    def check(self, ids: Sequence[str], where: str = "") -> None:
+        """Refuse a file that lacks some of these candidates.
+
+        Args:
+            where: they are, in words that follow "candidates".
+
+        Raises:
+            DataError: it does not name one, and ``missing`` is ``error``.
+        """
+        lost = self.lacking(ids)
+        if lost:
+            named = ", ".join(lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
             raise DataError(
-                f"score file '{self.file.path}' does not name {len(lost)} of {len(ids)} candidates: {named}. Score "
-                "them too (`longgame pools RECIPE` writes all candidates), or set missing: skip to never select them."
+                f"score file '{self.file.path}' does not name {len(lost)} of {len(ids)} candidates{where}: {named}. "
+                "Score them too (`longgame pools RECIPE` with the audit's --seeds and --axis writes all candidates), "
+                "or set missing: skip to never select them."
             )
-        return places

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from longgame.recipe import SelectorSpec
-from longgame.selectors.base import SCORES, Selector, build_selector
-from longgame.selectors.from_scores import FromScores
+from longgame.selectors.base import Selector, build_selector
 from longgame.selectors.interventions.cluster_floor import ClusterFloor
 from longgame.selectors.interventions.proxy_penalty import ProxyPenalty
 from longgame.selectors.interventions.replay import Replay
@@ -30,14 +27,3 @@ def selector_of(spec: SelectorSpec) -> Selector:
         share, source = (spec.replay.share, spec.replay.source) if spec.replay is not None else (0.0, "pools")
         selector = Replay(selector, share, source, spec.proxy_as_data)
     return selector
-
-
-def check_candidates(spec: SelectorSpec, ids: Sequence[str]) -> None:
-    """Tell before any training what a selector would refuse in the middle of it: candidates that its file lacks.
-
-    Raises:
-        DataError: a file of scores does not name all of these ids (and does not skip the missing ones).
-    """
-    selector = build_selector(spec.name, spec.parameters) if spec.name.startswith(SCORES) else None
-    if isinstance(selector, FromScores):
-        selector.places(ids)
