@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from longgame.recipe import SelectorSpec
-from longgame.selectors.base import SELECTORS, build_selector
-from longgame.selectors.interventions import selector_of
-from longgame.testing import check_selector_contract, example_pool
+from longgame.selectors.base import SELECTORS, Selection, Selector, build_selector, fill_by_score
+from longgame.selectors.history import History
+from longgame.selectors.interventions import ClusterFloor, ProxyPenalty, Replay, selector_of
+from longgame.testing import check_selector_contract, example_pool, example_signals
 
 INTERVENTIONS = {
     "replay": {"replay": {"share": 0.2, "source": "selected"}},
@@ -44,3 +46,83 @@ def test_an_intervention_around_scores_keeps_the_contract(scores, around):
 
 def test_scores_of_a_file_keep_the_contract(scores):
     check_selector_contract(lambda: build_selector(f"scores:{scores}"))
+
+
+class Plain(Selector):
+    """The highest loss first; the log is empty."""
+
+    name = "plain"
+    requires = ("loss",)
+
+    def select(self, pool, signals, history, budget, rng):
+        return Selection.of(pool, fill_by_score(signals["loss"], pool.ids, pool.tokens, budget))
+
+
+class Subset(Plain):
+    """The highest loss first among what it takes at all; what it rejects is scored NaN."""
+
+    name = "subset"
+
+    def taken(self, pool, signals):
+        return signals["loss"] > 0.4
+
+    def select(self, pool, signals, history, budget, rng):
+        taken = self.taken(pool, signals)
+        rows = np.flatnonzero(taken & (pool.tokens <= budget))
+        if len(rows):
+            part = pool.take(rows)
+            rows = rows[fill_by_score(signals["loss"][rows], part.ids, part.tokens, budget)]
+        return Selection.of(pool, rows, self.log(np.where(taken, signals["loss"], np.nan)))
+
+    def log(self, score):
+        return {"score": score}
+
+
+class Eligible(Subset):
+    """Takes a subset by what it knows of the examples, and says so; the log is empty."""
+
+    name = "eligible"
+
+    def taken(self, pool, signals):
+        return self.eligible(pool)
+
+    def eligible(self, pool):
+        return np.array([int(name[:6], 16) % 3 > 0 for name in pool.ids])
+
+    def log(self, score):
+        return {}
+
+
+@pytest.mark.parametrize("around", INTERVENTIONS)
+def test_an_intervention_around_a_selector_without_a_score_keeps_the_contract(around):
+    check_selector_contract(lambda: around_of(Plain(), around), skip=("explains_its_scores",))
+
+
+@pytest.mark.parametrize("around", INTERVENTIONS)
+@pytest.mark.parametrize("kind", [Subset, Eligible])
+def test_an_intervention_never_picks_what_a_selector_of_a_subset_rejects(kind, around):
+    history, rng = History(), np.random.default_rng(0)
+    for seed in range(12):
+        selector = around_of(kind(), around)
+        pool = example_pool(30, seed)
+        signals = example_signals(pool, selector.requires, seed)
+        taken = kind().taken(pool, signals)
+        for budget in (60, 150, int(pool.tokens.sum())):
+            chosen = selector.select(pool, signals, history, budget, rng)
+            assert taken[chosen.rows].all()
+            assert chosen.tokens <= budget
+            left = np.setdiff1d(np.flatnonzero(taken), chosen.rows)
+            assert not np.any(pool.tokens[left] <= budget - chosen.tokens)
+
+
+def around_of(selector, around):
+    """The interventions of this name around a selector that is already made, as `selector_of` puts them."""
+    asked = INTERVENTIONS[around]
+    if "proxy_penalty" in asked:
+        selector = ProxyPenalty(selector, asked["proxy_penalty"])
+    if "min_cluster_share" in asked:
+        selector = ClusterFloor(selector, asked["min_cluster_share"])
+    if "replay" in asked:
+        source = asked["replay"].get("source", "pools")
+        selector = Replay(selector, asked["replay"]["share"], source, asked.get("proxy_as_data", False))
+    return selector

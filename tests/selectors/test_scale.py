@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from longgame.errors import PluginError
 from longgame.selectors.scale import rank_scale, scale, z_scale
 
 COLUMNS = hnp.arrays(np.float64, st.integers(1, 40), elements=st.integers(-5, 5).map(float))
@@ -48,3 +49,9 @@ def test_an_outlier_moves_z_but_not_ranks() -> None:
     heavy = np.array([1.0, 2.0, 3.0, 4e6])
     assert np.array_equal(rank_scale(column), rank_scale(heavy))
     assert z_scale(heavy)[2] < 0 < z_scale(column)[2]
+
+
+@pytest.mark.parametrize("how", ["rank", "z"])
+def test_what_is_no_number_has_no_place_in_an_order(how: str) -> None:
+    with pytest.raises(PluginError, match="2 of 4 values .* are NaN"):
+        scale(np.array([1.0, np.nan, 3.0, np.nan]), how)

@@ -258,6 +258,7 @@ def _costs(
         "optimiser_tokens": report.optimiser_tokens,
         "candidate_tokens": report.candidate_tokens,
         "selected_examples": sum(len(entry.selection.ids) for entry in policy.rounds),
+        **policy.unmet,
     }
     rows = [{"kind": "cost", "name": name, "value": float(value), "unit": "count"} for name, value in counts.items()]
     rows += [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
@@ -81,6 +81,14 @@ class Selector:
             rng: the only source of randomness allowed.
         """
         raise NotImplementedError(f"selector '{self.name}' must define select()")
+
+    def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
+        """Candidates that this selector would pick at all, whatever the budget; by default all.
+
+        For a selector that takes a subset by what it knows of the examples: the interventions around it never pick
+        what is False here. (What it rejects by a signal, it scores NaN: no intervention changes that, either.)
+        """
+        return np.ones(len(pool), dtype=bool)
 
     def begin_stage(self) -> None:
         """A stage begins, and with it what is kept for one stage alone; by default there is nothing of that kind."""

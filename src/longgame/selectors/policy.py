@@ -78,6 +78,11 @@ class SelectionPolicy:
         return self.selector.learnable(pool) if isinstance(self.selector, Replay) else pool
 
     @property
+    def unmet(self) -> dict[str, int]:
+        """What this stage should have replayed and did not (`Replay.unmet`); empty for a selector without replay."""
+        return self.selector.unmet() if isinstance(self.selector, Replay) else {}
+
+    @property
     def required(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.selector.requires, *self.extra_signals)))
 

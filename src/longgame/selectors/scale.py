@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from longgame.errors import PluginError
+
 NORMALISE: tuple[str, ...] = ("rank", "z")
 
 
@@ -12,8 +14,12 @@ def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Mid-ranks (ties share their mean rank), moved linearly to [−1, 1] with mean 0; a constant column gives zeros.
 
     Only the order counts, so a heavy-tailed term such as the loss cannot swamp the others (FORMULAS, "one scale").
+
+    Raises:
+        PluginError: a value is NaN, which has no rank.
     """
     n = len(column)
+    _check(column)
     if n < 2:
         return np.zeros(n)
     order = np.argsort(column)
@@ -26,12 +32,26 @@ def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def z_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """(x − mean) / population standard deviation; a constant column gives zeros."""
+    """(x − mean) / population standard deviation; a constant column gives zeros.
+
+    Raises:
+        PluginError: a value is NaN.
+    """
     values = np.asarray(column, dtype=np.float64)
+    _check(values)
     if len(values) < 2 or values.max() == values.min():
         return np.zeros(len(values))
     values = values / np.abs(values).max()  # so that neither tiny nor huge units lose the variance
     return np.asarray((values - values.mean()) / values.std())
+
+
+def _check(column: Float[np.ndarray, " n"]) -> None:
+    missing = int(np.isnan(column).sum())
+    if missing:
+        raise PluginError(
+            f"{missing} of {len(column)} values to be put on one scale are NaN, which has no place in an order. Give "
+            "every candidate a number, or leave out those that are not to be picked."
+        )
 
 
 def scale(column: Float[np.ndarray, " n"], how: str) -> Float[np.ndarray, " n"]:

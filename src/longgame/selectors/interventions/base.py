@@ -60,10 +60,25 @@ class Intervention(Selector):
         chosen = self.inner.select(pool.take(rows), shown.take(rows), history, budget, rng)
         return Selection.of(pool, given[chosen.rows], spread(chosen.scores, rows, len(pool)))
 
+    def beside(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        """Be told, before a round's `select`, what the round learns beside the picks: these rows of ``pool``."""
+        if isinstance(self.inner, Intervention):
+            self.inner.beside(pool, signals, rows)
+
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
-        """Candidates that the inner selector would pick at all: all, unless it has an ``eligible`` of its own."""
+        """Candidates that the inner selector would pick at all (`Selector.eligible`).
+
+        Raises:
+            PluginError: the inner selector's answer is no mask of the candidates.
+        """
         asked = getattr(self.inner, "eligible", None)
-        return np.ones(len(pool), dtype=bool) if asked is None else asked(pool)
+        mask = np.ones(len(pool), dtype=bool) if asked is None else np.asarray(asked(pool))
+        if mask.shape != (len(pool),) or mask.dtype != bool:
+            raise PluginError(
+                f"selector '{self.inner.name}': eligible() returned an array of {mask.dtype} with shape {mask.shape}; "
+                f"return one True or False for each of the {len(pool)} candidates, in the pool's order."
+            )
+        return mask
 
     def kept_state(self) -> Mapping[str, Any]:
         """The inner selector's state as it is now, for `undo`."""

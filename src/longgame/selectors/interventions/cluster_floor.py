@@ -22,9 +22,11 @@ class ClusterFloor(Intervention):
 
     The floor is a debt over the stage: share × tokens spent so far (this round's budget included) less the tokens that
     the cluster got. It is paid in whole examples that fit into it, as every budget is, so that a cluster stays behind
-    its floor by less than one example. Where the selector's own picks pay all debts, they stand as they are. Otherwise
-    each cluster in debt, the deepest first, is filled by the selector among the candidates of that cluster alone, and
-    the rest of the budget is the selector's, among all candidates left; what was picked first counts as history.
+    its floor by less than one example. What is replayed beside the picks counts for its clusters, too.
+
+    Where the selector's own picks pay all debts, they stand as they are. Otherwise each cluster in debt, the deepest
+    first, is filled by the selector among the candidates of that cluster alone, and the rest of the budget is the
+    selector's, among all candidates left; what was picked first counts as history.
 
     Args:
         inner: the selector inside.
@@ -48,6 +50,15 @@ class ClusterFloor(Intervention):
     def _forget(self) -> None:
         self._spent: dict[int, int] = {}
 
+    def beside(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        """Count what is replayed beside the picks: the floor is a share of all tokens of the stage."""
+        super().beside(pool, signals, rows)
+        self._count(signals["cluster"][rows], pool.tokens[rows])
+
+    def _count(self, clusters: Int[np.ndarray, " k"], tokens: Int[np.ndarray, " k"]) -> None:
+        for cluster, cost in zip(clusters.tolist(), tokens.tolist(), strict=True):
+            self._spent[cluster] = self._spent.get(cluster, 0) + cost
+
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
@@ -59,8 +70,7 @@ class ClusterFloor(Intervention):
         if not self._paid(pool, clusters, chosen.rows, debts):
             self.undo(state)
             chosen, forced = self._constrained(pool, signals, history, budget, rng, debts, chosen)
-        for cluster, cost in zip(clusters[chosen.rows].tolist(), pool.tokens[chosen.rows].tolist(), strict=True):
-            self._spent[cluster] = self._spent.get(cluster, 0) + cost
+        self._count(clusters[chosen.rows], pool.tokens[chosen.rows])
         return Selection.of(pool, chosen.rows, {**chosen.scores, "cluster_floor": forced})
 
     def _debts(self, clusters: Int[np.ndarray, " n"], budget: int) -> dict[int, int]:
@@ -96,7 +106,7 @@ class ClusterFloor(Intervention):
         scores = {name: np.array(column, dtype=np.float64) for name, column in plain.scores.items()}
         known, forced = copy.deepcopy(history), np.zeros(len(pool))
         picks: list[int] = []
-        left, free = int(budget), np.ones(len(pool), dtype=bool)
+        left, free = int(budget), self.eligible(pool).copy()
         for cluster in (*debts, None):  # None: whoever is left, with what is left
             members = free if cluster is None else free & (clusters == cluster)
             limit = left if cluster is None else min(debts[cluster], left)

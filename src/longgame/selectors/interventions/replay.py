@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,8 @@ from longgame.signals.base import Signals
 
 REPLAYED = "replayed"
 """Row-aligned key of `Pool.info` (and term of the log): which candidates are not the stage's own."""
-_MOST_PROXY = 0.5
+_MOST_PROXY = Fraction(1, 2)
+_TOKENS_MISSED, _ITEMS_MISSED = "replay_missed_tokens", "proxy_items_missed"
 
 
 @dataclass(frozen=True)
@@ -40,37 +42,74 @@ class Reserve:
 
 
 class _Queue:
-    """Examples in a fixed random order, handed out one by one, each at most once a stage."""
+    """Examples in a fixed random order, handed out one by one, each at most once a stage, as far as a share allows."""
 
-    def __init__(self, pool: Pool, order: Int[np.ndarray, " m"], share: float) -> None:
-        self.pool, self.order, self.share = pool, order, share
-        self.place = 0
+    def __init__(self, pool: Pool, order: Int[np.ndarray, " m"], share: Fraction, items: bool) -> None:
+        self.pool, self.share, self.items = pool, share, items
+        self.waiting = order.tolist()
         self.spent = 0
 
-    def draw(self, entitled: float, room: int) -> list[int]:
-        """Rows of the next examples that both limits hold; the first one that they do not hold waits."""
-        rows = []
-        while self.place < len(self.order):
-            row = int(self.order[self.place])
-            cost = int(self.pool.tokens[row])
-            if self.spent + cost > entitled or cost > room:
+    def owed(self, tokens: int) -> int:
+        """Whole tokens that the share of these tokens of the stage still allows."""
+        return int(self.share * tokens) - self.spent
+
+    def draw(self, tokens: int, budget: int, left: int, least: int) -> list[int]:
+        """Rows of the examples that are due and fit; those that do not stay where they are in the queue.
+
+        Args:
+            tokens: of the stage, this round's included.
+            budget: of this round; what is longer is passed over.
+            left: what is not drawn yet of it.
+            least: to be left beside what is drawn; the first one drawn in a round may stand alone.
+        """
+        rows: list[int] = []
+        for row in self.waiting:
+            cost = self._cost(row)
+            if cost > self.owed(tokens):
+                break
+            if cost > budget:
+                continue
+            if cost > left - least and left < budget:
                 break
             rows.append(row)
-            self.place += 1
             self.spent += cost
-            room -= cost
+            left -= cost
+        if rows:
+            taken = set(rows)
+            self.waiting = [row for row in self.waiting if row not in taken]
         return rows
+
+    def saves(self, tokens: int, round_budget: int) -> int:
+        """Tokens of this share to keep for the next example: all it has, where a round alone cannot hold that one."""
+        if not self.waiting or self._cost(self.waiting[0]) <= round_budget:
+            return 0
+        return max(0, self.owed(tokens))
+
+    def missing(self, tokens: int) -> int:
+        """Tokens of the share of so many that are not spent, where they hold the next example; else 0."""
+        missing = self.owed(tokens)
+        longest = int(self.pool.tokens.max()) if len(self.pool) else missing
+        return missing if missing >= (self._cost(self.waiting[0]) if self.waiting else longest + 1) else 0
+
+    def _cost(self, row: int) -> int:
+        return int(self.pool.tokens[row])
 
 
 class Replay(Intervention):
     """A share of every stage's tokens is spent on other examples than its own candidates; the selector has the rest.
 
     Replayed examples come in random order, none twice in a stage and none that is a candidate of the stage itself
-    (known by id). The share is kept as a ledger over the stage's rounds: an example is replayed as soon as it fits into
-    what the share allows so far, so that short examples have no advantage and the stage ends within one example of the
-    share. In the first stage there is nothing to replay. Whatever a round does not replay belongs to the selector, and
-    the stage spends the same number of tokens as any other; a round always leaves room for the shortest of its own
-    candidates. What is replayed is selected history like everything else.
+    (known by id). The share is kept as a ledger of whole tokens over the stage's rounds: an example is replayed as soon
+    as it fits into what the share allows so far, so that short examples have no advantage and the stage ends within one
+    example of the share. In the first stage there is nothing to replay. Whatever a round does not replay belongs to the
+    selector, and the stage spends the same number of tokens as any other. What is replayed is selected history like
+    everything else.
+
+    Where a round's budget is of the size of an example: one that is due and leaves no room for the shortest of the
+    round's own candidates is the round's only pick, and what it leaves goes to the next round; for one that is longer
+    than the budget of a round, the share's tokens are kept back (the selector has its own share meanwhile) until a
+    round holds it; one that is due and still too long is passed over, and stays the next. What the stage cannot hold
+    in the end is told by `unmet`.
 
     Args:
         inner: the selector inside; it sees its own candidates only.
@@ -100,10 +139,12 @@ class Replay(Intervention):
         self._reserve: Reserve | None = None
         self._queues: tuple[_Queue, ...] = ()
         self._spent = 0
+        self._kept = 0
+        """Tokens that this round keeps back for the next ones."""
 
     def begin_stage(self) -> None:
         super().begin_stage()
-        self._reserve, self._queues, self._spent = None, (), 0
+        self._reserve, self._queues, self._spent, self._kept = None, (), 0, 0
 
     def bring(self, reserve: Reserve) -> None:
         """Take what this stage may replay (after `begin_stage`).
@@ -113,25 +154,26 @@ class Replay(Intervention):
         """
         queues = []
         if self.share:
-            queues.append(self._queue(reserve, reserve.earlier, self.share))
+            queues.append(self._queue(reserve, reserve.earlier, Fraction(str(self.share))))
         if self.proxy_as_data:
             if reserve.proxy is None or not len(reserve.proxy):
                 raise RecipeError(
                     f"selector '{self.inner.name}' has proxy_as_data, but the proxy mixture is empty. Set "
                     "proxy.items_per_skill to 1 or more, or leave out proxy_as_data."
                 )
-            share = min(_MOST_PROXY, int(reserve.proxy.tokens.sum()) / max(1, reserve.budget))
+            share = min(_MOST_PROXY, Fraction(int(reserve.proxy.tokens.sum()), max(1, reserve.budget)))
             queues.append(self._queue(reserve, (reserve.proxy,), share))
         self._reserve, self._queues = reserve, tuple(queues)
 
-    def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: float) -> _Queue:
+    def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: Fraction) -> _Queue:
         pool = reserve.own.take([])
         for other in pools:
             pool = _joined(pool, other)
         rows = [row for row in id_order(pool.ids).tolist() if pool.ids[row] not in reserve.own.index]
         if pools is reserve.earlier and self.source == "selected":
             rows = [row for row in rows if pool.ids[row] in self._selected]
-        return _Queue(pool, reserve.rng.permutation(np.asarray(rows, dtype=np.int64)), share)
+        order = reserve.rng.permutation(np.asarray(rows, dtype=np.int64))
+        return _Queue(pool, order, share, items=pools is not reserve.earlier)
 
     def learnable(self, pool: Pool) -> Pool:
         """The stage's candidates and everything that may be replayed beside them."""
@@ -150,17 +192,44 @@ class Replay(Intervention):
                 f"selector '{self.name}' replays examples of other stages, which only an audit has. In a trainer of "
                 "your own, put them into the training dataset."
             )
-        room = budget - int(pool.tokens.min())
+        total, least = self._spent + budget, self._least(pool)
+        round_budget, left = budget - self._kept, budget
         offered = pool
-        for queue in self._queues:
-            rows = queue.draw(queue.share * (self._spent + budget), room)
-            drawn = queue.pool.take(rows)
-            room -= int(drawn.tokens.sum())
+        for queue in sorted(self._queues, key=lambda queue: -queue.owed(total)):
+            drawn = queue.pool.take(queue.draw(total, budget, left, least))
+            left -= int(drawn.tokens.sum())
             offered = _joined(offered, drawn)
+        self._kept = max(0, min(self._to_keep(total, round_budget), left - least))
         if len(offered) == len(pool):
             return pool
         marks = np.arange(len(offered)) >= len(pool)
         return dataclasses.replace(offered, info={**offered.info, REPLAYED: marks})
+
+    def _to_keep(self, total: int, round_budget: int) -> int:
+        """Tokens for later rounds: for an example longer than a round, and for what the last rounds could not pay."""
+        later = (self._reserve.budget if self._reserve is not None else 0) - total
+        if later <= 0:
+            return 0
+        saved = sum(queue.saves(total, round_budget) for queue in self._queues)
+        return max(saved, sum(queue.missing(total + later) for queue in self._queues) - later)
+
+    def unmet(self) -> dict[str, int]:
+        """What the stage did not replay of what it should have, by more than one example; 0 where it did.
+
+        ``replay_missed_tokens``: tokens that lack to the share. ``proxy_items_missed``: proxy items not learned. Only
+        what is asked for is told.
+        """
+        return {
+            _ITEMS_MISSED if queue.items else _TOKENS_MISSED: (
+                len(queue.waiting) if queue.items else queue.missing(self._spent)
+            )
+            for queue in self._queues
+        }
+
+    def _least(self, pool: Pool) -> int:
+        """Tokens of the shortest candidate that the inner selector would pick at all."""
+        could = pool.tokens[self.eligible(pool)]
+        return int((could if len(could) else pool.tokens).min())
 
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
@@ -168,8 +237,13 @@ class Replay(Intervention):
         marks = np.asarray(pool.info.get(REPLAYED, np.zeros(len(pool))), dtype=bool)
         own, extra = np.flatnonzero(~marks), np.flatnonzero(marks)
         extra = extra[id_order(tuple(pool.ids[row] for row in extra))]
-        left = budget - int(pool.tokens[extra].sum())
-        chosen = self.ask(pool, signals, history, left, rng, own if len(extra) else None)
+        if isinstance(self.inner, Intervention):
+            self.inner.beside(pool, signals, extra)
+        left = budget - int(pool.tokens[extra].sum()) - self._kept
+        if len(extra) and left < self._least(pool.take(own)):
+            chosen = Selection.of(pool, np.zeros(0, dtype=np.int64))
+        else:
+            chosen = self.ask(pool, signals, history, left, rng, own if len(extra) else None)
         if self.source == "selected":
             self._selected |= dict.fromkeys(chosen.ids)
         rows = np.concatenate([chosen.rows, extra])
