@@ -196,3 +196,14 @@ def test_warnings_come_before_the_work_and_in_the_plan(tmp_path):
     again = Silent()
     run_audit(rec, tmp_path / "q", workers=1, threads=1, display=again)
     assert again.warnings == []  # nothing is left to do
+
+
+def test_a_file_that_keeps_less_than_the_budget_has_a_note_and_a_verdict_that_say_so(tmp_path):
+    name = write(tmp_path, keep=share(0.125))
+    schedule = {"rounds": 1, "training": {"steps": 3}, "probe": {"kinds": []}}
+    card = walk(tmp_path / "q", selectors=["random", "loss", {"name": name, "label": "mine"}], **schedule)[0].scorecard
+    notes = [note for note in card.notes if "tokens learned" in note]
+    assert [note.partition(":")[0] for note in notes] == ["mine"]
+    reasons = card.verdicts.set_index("selector").reason
+    assert reasons["mine"].str.contains("fewer tokens learned than by random").all()
+    assert not reasons["loss"].str.contains("tokens learned").any()

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from longgame.errors import DataError, unknown
 from longgame.metrics import matrix, ranking
+from longgame.metrics.amounts import amount_notes, unequal_amounts, with_amounts
 from longgame.metrics.association import association_table
 from longgame.metrics.cost import cost_values, spread_over_stages
 from longgame.metrics.curves import threshold_ratio
@@ -161,6 +162,8 @@ class Scorecard:
         summary = summarise(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
         per_trial = long_form(values, trials, ("view", "metric"))
         by_stage = ("view", "metric", "stage")
+        unequal = unequal_amounts(by_kind, trials, reference)
+        verdicts = verdict_table(summary, tuple(views), trials.selectors, reference, IMMEDIATE)
         return cls(
             tasks=tuple(tasks),
             ood=tuple(ood),
@@ -172,12 +175,12 @@ class Scorecard:
             per_stage=long_form(stages, trials, by_stage),
             stage_summary=summarise(stages, trials, reference, by_stage),
             set_gap=_set_gap(views, trials),
-            verdicts=verdict_table(summary, tuple(views), trials.selectors, reference, IMMEDIATE),
+            verdicts=with_amounts(verdicts, unequal),
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
             association=association_table(per_trial, tuple(views)),
-            notes=tuple(notes),
+            notes=(*notes, *amount_notes(unequal)),
         )
 
     def R(self, view: str, selector: str, seed: int) -> Float[np.ndarray, "T+1 C"]:  # noqa: N802
