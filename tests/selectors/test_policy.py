@@ -3,11 +3,14 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from longgame.errors import PluginError
+from longgame.recipe import SelectorSpec
 from longgame.selectors.base import Selection, Selector, build_selector
 from longgame.selectors.history import History
+from longgame.selectors.interventions import selector_of
 from longgame.selectors.policy import SelectionPolicy
 from longgame.testing import example_pool, example_signals
 
@@ -69,7 +72,10 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda pool: Selection.of(pool, np.array([], dtype=int)), "selected nothing from 4 candidates"),
+        (
+            lambda pool: Selection.of(pool, np.array([], dtype=int)),
+            "selected nothing from 4 candidates .* 4 of them fit",
+        ),
         (lambda pool: Selection.of(pool, np.array([1, 1])), "a row twice or outside 0…3"),
         (lambda pool: Selection(("x",), np.array([9]), 1), "a row twice or outside 0…3"),
         (lambda pool: Selection(("x",), np.array([0]), 1), "ids that do not belong to its rows"),
@@ -90,6 +96,22 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
 def test_a_selection_that_breaks_the_rules_is_refused(make, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         policy_of(Fixed(make)).choose(example_pool(4, seed=3), 20, example_signals)
+
+
+@pytest.mark.parametrize("around", [{}, {"min_cluster_share": 0.1}, {"proxy_penalty": 1.0}])
+def test_a_round_of_which_a_file_keeps_nothing_names_the_file_the_cause_and_the_way_out(tmp_path, around) -> None:
+    pool = example_pool(4, seed=3)
+    path = tmp_path / "mine.csv"
+    for keep, cause in (
+        ([0, 0, 0, 0], "keeps none of the 4 candidates of round 1, so"),
+        ([1, 0, 0, 0], f"keeps 1 of the 4 candidates of round 1, the shortest of {pool.tokens[0]} tokens; 12 may be"),
+    ):
+        pd.DataFrame({"sample_id": pool.ids, "keep": keep}).to_csv(path, index=False)
+        policy = policy_of(selector_of(SelectorSpec(name=f"scores:{path}", **around)))
+        with pytest.raises(PluginError) as caught:
+            policy.choose(pool, 12, example_signals)
+        assert f"score file '{path}' {cause}" in str(caught.value)
+        assert "Keep more, or set rounds: 1: then it chooses once, from all candidates" in str(caught.value)
 
 
 def test_signals_of_other_candidates_are_refused() -> None:

@@ -103,6 +103,22 @@ class Selector:
             raise PluginError(f"selector '{self.name}' keeps no state but was given {sorted(state)}.")
 
 
+def eligible_of(selector: Selector, pool: Pool) -> Bool[np.ndarray, " n"]:
+    """The selector's own `Selector.eligible`; all candidates where it has none (it need not derive from Selector).
+
+    Raises:
+        PluginError: its answer is no mask of the candidates.
+    """
+    asked = getattr(selector, "eligible", None)
+    mask = np.ones(len(pool), dtype=bool) if asked is None else np.asarray(asked(pool))
+    if mask.shape != (len(pool),) or mask.dtype != bool:
+        raise PluginError(
+            f"selector '{selector.name}': eligible() returned an array of {mask.dtype} with shape {mask.shape}; "
+            f"return one True or False for each of the {len(pool)} candidates, in the pool's order."
+        )
+    return mask
+
+
 def check_selector(name: str, cls: Any) -> None:
     """Raise PluginError unless the class ``cls`` keeps the contract of `Selector`."""
     for attribute in ("name", "requires", "select", "state_dict", "load_state_dict"):

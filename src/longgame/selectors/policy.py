@@ -13,8 +13,10 @@ from jaxtyping import Float, Int
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import plugin_at_work
-from longgame.selectors.base import Selection, Selector
+from longgame.selectors.base import Selection, Selector, eligible_of
+from longgame.selectors.from_scores import FromScores
 from longgame.selectors.history import History
+from longgame.selectors.interventions.base import Intervention
 from longgame.selectors.interventions.replay import Replay, Reserve
 from longgame.signals.base import Signals
 
@@ -133,7 +135,7 @@ class SelectionPolicy:
             raise PluginError(f"{who} returned a {type(selection).__name__}; return Selection.of(pool, rows, scores).")
         rows = np.asarray(selection.rows)
         if len(rows) == 0:
-            raise PluginError(f"{who} selected nothing from {len(pool)} candidates with {budget} tokens to spend.")
+            raise PluginError(self._nothing(pool, budget))
         if len(set(rows.tolist())) != len(rows) or rows.min() < 0 or rows.max() >= len(pool):
             raise PluginError(f"{who} returned a row twice or outside 0…{len(pool) - 1}.")
         if tuple(pool.ids[row] for row in rows) != tuple(selection.ids):
@@ -150,6 +152,30 @@ class SelectionPolicy:
                     f"{who} explains itself by '{term}' of shape {np.shape(column)}; give one number for each of the "
                     f"{len(pool)} candidates, in the pool's order."
                 )
+
+    def _nothing(self, pool: Pool, budget: int) -> str:
+        """What to say of a round in which nothing was selected: who decided, why, and what to do about it."""
+        inner = self.selector
+        while isinstance(inner, Intervention):
+            inner = inner.inner
+        kept = eligible_of(inner, pool)
+        who = f"score file '{inner.file.path}'" if isinstance(inner, FromScores) else self._who
+        offered = f"the {len(pool)} candidates of round {len(self.rounds) + 1}"
+        if not kept.any():
+            why = f"keeps none of {offered}"
+        elif pool.tokens[kept].min() > budget:
+            shortest = int(pool.tokens[kept].min())
+            why = f"keeps {int(kept.sum())} of {offered}, the shortest of {shortest} tokens; {budget} may be spent"
+        else:
+            return (
+                f"{who} selected nothing from {len(pool)} candidates with {budget} tokens to spend, although "
+                f"{int(np.sum(kept & (pool.tokens <= budget)))} of them fit. Return at least one; one that takes a "
+                "subset says so in eligible(pool), and needs rounds that offer enough of it (rounds: 1 offers all)."
+            )
+        return (
+            f"{who} {why}, so there is nothing to learn. Keep more, or set rounds: 1: then it chooses once, from all "
+            "candidates of the stage."
+        )
 
     @property
     def _who(self) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
-from longgame.selectors.base import Selection, Selector
+from longgame.selectors.base import Selection, Selector, eligible_of
 from longgame.selectors.history import History
 from longgame.signals.base import CONTEXT, Signals
 
@@ -71,14 +71,7 @@ class Intervention(Selector):
         Raises:
             PluginError: the inner selector's answer is no mask of the candidates.
         """
-        asked = getattr(self.inner, "eligible", None)
-        mask = np.ones(len(pool), dtype=bool) if asked is None else np.asarray(asked(pool))
-        if mask.shape != (len(pool),) or mask.dtype != bool:
-            raise PluginError(
-                f"selector '{self.inner.name}': eligible() returned an array of {mask.dtype} with shape {mask.shape}; "
-                f"return one True or False for each of the {len(pool)} candidates, in the pool's order."
-            )
-        return mask
+        return eligible_of(self.inner, pool)
 
     def kept_state(self) -> Mapping[str, Any]:
         """The inner selector's state as it is now, for `undo`."""
