@@ -32,7 +32,7 @@ def missed_notes(tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stag
             if short:
                 said = words.format(total=measured.sum())
                 notes.append(
-                    f"{selector}: {short} of {len(measured)} stages {said}: their steps hold too few tokens, or there is "
-                    "no more to replay. Raise the budget, or offer more candidates a step."
+                    f"{selector}: {short} of {len(measured)} stages {said}: their steps hold too few tokens, or there "
+                    "is no more to replay. Raise the budget, or offer more candidates a step."
                 )
     return notes

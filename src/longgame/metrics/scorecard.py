@@ -21,6 +21,7 @@ from longgame.metrics.association import association_table
 from longgame.metrics.cost import cost_values, spread_over_stages
 from longgame.metrics.curves import threshold_ratio
 from longgame.metrics.longhorizon import long_horizon_score, weight_sensitivity
+from longgame.metrics.missed import missed_notes
 from longgame.metrics.stats import moments
 from longgame.metrics.summary import long_form, summarise
 from longgame.metrics.tidy import (
@@ -180,7 +181,7 @@ class Scorecard:
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
             association=association_table(per_trial, tuple(views)),
-            notes=(*notes, *amount_notes(unequal)),
+            notes=(*notes, *amount_notes(unequal), *missed_notes(by_kind, trials)),
         )
 
     def R(self, view: str, selector: str, seed: int) -> Float[np.ndarray, "T+1 C"]:  # noqa: N802
