@@ -163,12 +163,10 @@ def audit(
         if dry_run
         else "stopped. Finished stages are safe; the same command goes on from there."
     ):
-        changes = _overrides(selectors, seeds, budget, model, data_dir) | _axes(axis or [], cross)
         file = recipe / "recipe.yaml" if recipe.is_dir() else recipe
+        changes = _overrides(selectors, seeds, budget, model, data_dir) | _axes_beside(file, axis or [], cross)
         if selector:
             changes["selectors"] = [*(changes.get("selectors") or _listed(file)), *selector]
-        if "axes.vary" in changes:
-            changes["axes.vary"] = _varied(file) | changes["axes.vary"]
         _audit(recipe, changes, workers, threads, out, dry_run, keep_models)
 
 
@@ -178,6 +176,12 @@ def _listed(recipe: Path) -> list[Any]:
     if not isinstance(held, list):
         raise RecipeError(f"{recipe}: 'selectors' holds {held!r}; write a list.")
     return held
+
+
+def _axes_beside(recipe: Path, axis: list[str], cross: bool) -> dict[str, Any]:
+    """`_axes`, beside the keys that the recipe varies already."""
+    found = _axes(axis, cross)
+    return found | ({"axes.vary": _varied(recipe) | found["axes.vary"]} if "axes.vary" in found else {})
 
 
 def _varied(recipe: Path) -> dict[str, Any]:
@@ -227,17 +231,21 @@ def pools(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
     out: Annotated[Path, typer.Option(help="Folder for candidates and pools.")],
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="Vary, as in the audit, e.g. data.noise=0,0.1.")] = None,
+    cross: Annotated[bool, typer.Option("--cross", help="All combinations of the axes, not one at a time.")] = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
 ) -> None:
-    """Write the candidates of every stage and seed with ids and text, to be scored by a system of your own.
+    """Write the candidates of every stage, seed and condition with ids and text, to be scored by a system of your own.
 
     Its scores go into an audit as --selector scores:FILE (columns sample_id and score, keep or both).
     """
     from longgame.commands.pools import write_pools
 
     with _interruptible("stopped. Run the command again."):
-        loaded = load_recipe(recipe, _overrides(None, seeds, None, None, data_dir))
+        changes = _overrides(None, seeds, None, model, data_dir) | _axes_beside(recipe, axis or [], cross)
+        loaded = load_recipe(recipe, changes)
         written = write_pools(loaded, out, "jsonl" if jsonl else "parquet")
     for path, rows in written.items():
         typer.echo(f"Written: {path} ({rows:,} rows)")

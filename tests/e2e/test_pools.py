@@ -30,4 +30,8 @@ def test_candidates_are_written_and_their_scores_audited_beside_the_recipes_sele
     scores.iloc[5:].to_csv(tmp_path / "mine.csv", index=False)
     done = longgame("audit", "q.yaml", "--selector", "scores:mine.csv", "--out", "r", cwd=tmp_path)
     assert done.returncode != 0
-    assert "does not name 5 of 120 candidates" in " ".join(done.stderr.split())
+    assert "does not name 5 of 240 candidates (in seed 0)" in " ".join(done.stderr.split())
+    done = longgame("pools", "q.yaml", "--seeds", "0", "--axis", "data.noise=0.3", "--out", "n", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pools = pd.read_parquet(tmp_path / "n" / "pools.parquet")
+    assert pools.groupby("condition").size().to_dict() == {"": 120, "data.noise=0.3": 120}

@@ -1,7 +1,8 @@
-"""``longgame pools``: the candidates of every stage and seed, to be scored by a system of the user's own."""
+"""``longgame pools``: the candidates of every stage, seed and condition, to be scored by a system of the user's own."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "sour
 def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
     """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
 
-    Both carry ``sample_id``, by which a file of scores names examples (`longgame.data.scores.read_scores`).
+    Both carry ``sample_id``, by which a file of scores names examples (`longgame.data.scores.read_scores`); it hangs on
+    an example's content alone, so one file serves all conditions. Conditions with the same pools stand under one name,
+    that of what changes the pools or the base model ("": the recipe's own). Tokens are counted by the tokenizer of the
+    first seed and condition that offer an example.
 
     Returns:
         Rows of each file written, by its path.
@@ -30,14 +34,18 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
     Raises:
         DataError: the recipe's data cannot be read. StorageError: the folder cannot be written.
     """
+    from longgame.protocol.conditions import Condition, expand
     from longgame.protocol.substrate import sequence_of
 
+    distinct: dict[str, Condition] = {}
+    for condition in expand(recipe):
+        distinct.setdefault(condition.base, condition)
     examples: dict[str, dict[str, Any]] = {}
     places: list[dict[str, Any]] = []
-    for seed in recipe.seeds:
-        for number, stage in enumerate(sequence_of(recipe, seed).stages, start=1):
-            pool = _tokenised(recipe, seed, stage.candidates)
-            where = {"seed": seed, "stage": number, "stage_name": stage.name}
+    for (name, condition), seed in itertools.product(distinct.items(), recipe.seeds):
+        for number, stage in enumerate(sequence_of(condition.recipe, seed).stages, start=1):
+            pool = _tokenised(condition.recipe, seed, stage.candidates)
+            where = {"condition": name, "seed": seed, "stage": number, "stage_name": stage.name}
             for example, prompt, response in zip(
                 pool.examples, pool.prompt_tokens.tolist(), pool.response_tokens.tolist(), strict=True
             ):
