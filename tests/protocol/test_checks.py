@@ -1,6 +1,7 @@
 """What an audit is refused for or warned of before any training, where a selector is a file of scores."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -133,6 +134,23 @@ def test_a_finished_run_is_told_and_added_to_where_its_file_is_not(tmp_path):
     assert done == ["loss-s0", "loss-s1"]
     with pytest.raises(DataError, match="does not exist"):
         walk(tmp_path / "q", selectors=["random", name, "loss"], full_data=True, seeds=[0, 1, 2])
+
+
+def test_a_run_whose_marks_are_of_whole_files_is_told_and_refuses_a_grown_one(tmp_path):
+    name = write(tmp_path, seeds=[0])
+    first, _ = walk(tmp_path / "q", selectors=["random", name], seeds=[0])
+    for mark in (tmp_path / "q").glob("trials/*/*/done.json"):
+        held = json.loads(mark.read_text())
+        held.pop("rows", None)
+        mark.write_text(json.dumps(held))
+    again, _ = walk(tmp_path / "q", selectors=["random", name], seeds=[0])
+    pd.testing.assert_frame_equal(again.results, first.results)
+    with (tmp_path / "mine.csv").open("a") as file:
+        file.write("another,7\n")
+    with pytest.raises(ResumeError, match="is not what it was"):
+        walk(tmp_path / "q", selectors=["random", name], seeds=[0])
+    (tmp_path / "mine.csv").unlink()
+    assert walk(tmp_path / "q", selectors=["random", name], seeds=[0])[1] == []
 
 
 def warnings_of(**more):

@@ -191,7 +191,7 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
         return -max(("none", "forward", "backward").index(kind) for kind in kinds)
 
     place = {seed: place for place, seed in enumerate(dict.fromkeys(trial.seed for trial in trials))}
-    costs = {trial.selector.key: cost(trial) for trial in trials}
+    costs = {key: cost(trial) for key, trial in {trial.selector.key: trial for trial in trials}.items()}
     return sorted(
         trials, key=lambda trial: (place[trial.seed], trial.condition != FULL_DATA, costs[trial.selector.key])
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +58,19 @@ def check_files(folder: Path, recipe: Recipe) -> None:
     now = file_contents(plugin_names(recipe))
     marks = sorted(folder.glob("*/*/*/done.json")) if now else []
     trials = {trial.name: trial for trial in plan_trials(recipe)} if marks else {}
+
+    @cache
+    def said(name: str, trial: str) -> str | None:
+        ids = [each for stages in _pools(recipe, [trials[trial]]).values() for stage in stages for each in stage]
+        return row_contents([name], ids).get(name)
+
     changed = []
     for mark in marks:
         part, held = mark.parent.parent, read_json(mark)
-        edited = [name for name, content in held.get("files", {}).items() if now.get(name, content) != content]
-        rows, trial = held.get("rows", {}), trials.get(part.name)
-        if trial is not None and set(edited) & set(rows):
-            ids = [name for stages in _pools(recipe, [trial]).values() for stage in stages for name in stage]
-            said = row_contents(edited, ids)
-            edited = [name for name in edited if name not in rows or said.get(name) != rows[name]]
-        changed += [(part, name) for name in edited]
+        for name in [name for name, content in held.get("files", {}).items() if now.get(name, content) != content]:
+            rows = held.get("rows", {}).get(name)
+            if rows is None or part.name not in trials or said(name, part.name) != rows:
+                changed.append((part, name))
     if changed:
         parts = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
         raise ResumeError(
