@@ -169,6 +169,18 @@ def test_what_no_round_can_hold_is_passed_over_and_told(world) -> None:
     assert selector.unmet() == {"replay_missed_tokens": 18 * 4 // 2 - 8}
 
 
+def test_when_there_is_no_more_to_replay_the_selector_has_all_of_the_budget_and_it_is_told(world) -> None:
+    own, old = world([1] * 8).pool, world([1, 1], ids=["x", "y"]).pool
+    selector = begun(Replay(build_selector("random"), 0.5), reserve(own, [old], budget=16))
+    picks = walked(selector, own, [4] * 4)
+    assert [len(names) for names in picks] == [4, 4, 4, 4]
+    assert sorted(name for names in picks for name in names if name in "xy") == ["x", "y"]
+    assert selector.unmet() == {"replay_missed_tokens": 8 - 2}
+    first = begun(Replay(build_selector("random"), 0.5), reserve(own, budget=16))  # nothing is earlier than this stage
+    assert [len(names) for names in walked(first, own, [4] * 4)] == [4, 4, 4, 4]
+    assert first.unmet() == {"replay_missed_tokens": 0}
+
+
 def test_proxy_items_beyond_half_of_the_stage_are_told() -> None:
     own, proxy = example_pool(30, seed=1), example_pool(60, seed=2)
     policy = walk(Replay(build_selector("loss"), proxy_as_data=True), [own], reserve(own, (), proxy, 100), budget=100)

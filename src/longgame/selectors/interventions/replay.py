@@ -81,15 +81,17 @@ class _Queue:
 
     def saves(self, tokens: int, round_budget: int) -> int:
         """Tokens of this share to keep for the next example: all it has, where a round alone cannot hold that one."""
-        if not self.waiting or self._cost(self.waiting[0]) <= round_budget:
-            return 0
-        return max(0, self.owed(tokens))
+        return max(0, self.owed(tokens)) if self._cost(self.waiting[0]) > round_budget else 0
 
     def missing(self, tokens: int) -> int:
-        """Tokens of the share of so many that are not spent, where they hold the next example; else 0."""
+        """Tokens of the share of so many that are not spent, where they hold the next example; else 0.
+
+        Where no example waits any more: where they are more than the longest there was. (0 for an empty pool.)
+        """
         missing = self.owed(tokens)
-        longest = int(self.pool.tokens.max()) if len(self.pool) else missing
-        return missing if missing >= (self._cost(self.waiting[0]) if self.waiting else longest + 1) else 0
+        if self.waiting:
+            return missing if missing >= self._cost(self.waiting[0]) else 0
+        return missing if len(self.pool) and missing > self.pool.tokens.max() else 0
 
     def _cost(self, row: int) -> int:
         return int(self.pool.tokens[row])
@@ -210,8 +212,9 @@ class Replay(Intervention):
         later = (self._reserve.budget if self._reserve is not None else 0) - total
         if later <= 0:
             return 0
-        saved = sum(queue.saves(total, round_budget) for queue in self._queues)
-        return max(saved, sum(queue.missing(total + later) for queue in self._queues) - later)
+        waiting = [queue for queue in self._queues if queue.waiting]
+        saved = sum(queue.saves(total, round_budget) for queue in waiting)
+        return max(saved, sum(queue.missing(total + later) for queue in waiting) - later)
 
     def unmet(self) -> dict[str, int]:
         """What the stage did not replay of what it should have, by more than one example; 0 where it did.
