@@ -1,8 +1,6 @@
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import altair as alt
@@ -137,21 +135,6 @@ def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path, card, results, re
         write_html(tmp_path / "no" / "report.html", card, results, recipe, environment)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [390, 1440])
-def test_chromium_draws_every_chart_without_a_word_in_the_console(tmp_path, page, width, card, results, recipe):
-    (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=20000", "--dump-dom", (tmp_path / "report.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    charts = sum(len(figure.charts) for figure in figures(card, results, recipe))
-    assert f'data-drawn="{charts}"' in done.stdout
-    assert done.stdout.count('role="graphics-document"') == charts
-
-
 def test_every_trial_is_in_the_page_with_what_it_reached(card, page):
     rows = re.findall(r"<tr><th scope=\"row\">(\d-s\d)</th><td>", page)
     assert sorted(rows) == sorted(card.trials.names)
@@ -211,8 +194,8 @@ def test_several_runs_stand_in_one_page_with_names_of_their_own(card, results, r
 
 
 @pytest.fixture(scope="module")
-def whole(card, results, recipe, environment):
-    """The elements of a page with all its parts: picks and a trial in full."""
+def complete(card, results, recipe, environment):
+    """A report with all its parts: picks and a trial in full."""
     table = pd.DataFrame(
         {"round": 0, "sample_id": ["p", "q"], "picked": [0, -1], "tokens": [3, 4], "sub_skill": ["x", "y"],
          "term_score": [1.0, 0.0]}
@@ -220,7 +203,12 @@ def whole(card, results, recipe, environment):
     rows = results[results["trial"] == "1-s0"]
     detail = trial_detail("1-s0", "ahead", 0, card.tasks, {1: table}, rows, [], lambda name: ("prompt", "response"))
     picks = read_picks([StagePicks("ahead", 0, 1, pa.Table.from_pandas(table))])
-    return Elements(render_reports([RunReport(card, results, recipe, environment, picks=picks, trials=[detail])]))
+    return RunReport(card, results, recipe, environment, picks=picks, trials=[detail])
+
+
+@pytest.fixture(scope="module")
+def whole(complete):
+    return Elements(render_reports([complete]))
 
 
 def test_every_table_says_what_it_is_and_what_its_cells_belong_to(whole):
@@ -231,7 +219,13 @@ def test_every_table_says_what_it_is_and_what_its_cells_belong_to(whole):
             assert tags[place + 1][0] == "caption"
         elif tag == "th":
             assert attributes["scope"] in ("row", "col")
-            assert attributes["scope"] == "row" or attributes["tabindex"] == "0"  # a heading sorts by keyboard
+
+
+def test_a_heading_of_a_column_is_a_button(whole):
+    after = [
+        (attributes, whole.tags[place + 1][0]) for place, (tag, attributes) in enumerate(whole.tags) if tag == "th"
+    ]
+    assert {tag for attributes, tag in after if attributes["scope"] == "col"} == {"button"}
 
 
 def test_what_scrolls_can_be_reached_by_keyboard_and_has_a_name(whole):
@@ -240,12 +234,30 @@ def test_what_scrolls_can_be_reached_by_keyboard_and_has_a_name(whole):
     assert all(region["tabindex"] == "0" and region["role"] == "region" and region["aria-label"] for region in regions)
 
 
-def test_headings_go_down_one_level_at_a_time(whole):
-    elements = whole
-    levels = [int(tag[1]) for tag, _ in elements.tags if re.fullmatch(r"h[1-6]", tag)]
+@pytest.mark.parametrize("runs", [1, 2])
+def test_headings_go_down_one_level_at_a_time_and_no_two_of_a_run_are_alike(complete, runs):
+    page = render_reports([complete] * runs)
+    headings = re.findall(r"<h([1-6])[^>]*>(.*?)</h", page[: page.index("<script>")], re.DOTALL)
+    levels = [int(level) for level, _ in headings]
     assert levels[0] == 1
     assert levels.count(1) == 1
+    parts = page.count('class="part"')
+    assert levels.count(2) == (runs if runs > 1 else parts)
+    assert levels.count(3) >= (parts if runs > 1 else 1)
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    texts = [text for _, text in headings]
+    assert "1-s0" in texts
+    assert 'Most wanted<span class="said">, stage 1 of 1-s0</span>' in texts
+    assert all(texts.count(text) == runs for text in texts[1:])
+
+
+def test_every_column_of_the_scorecard_is_explained_in_words(page):
+    told = re.search(r"What the columns mean</summary>\s*<dl>(.*?)</dl>", page, re.DOTALL).group(1)
+    scorecard = page[page.index('id="scorecard"') : page.index("What the columns mean")]
+    labels = set(re.findall(r'<button type="button" title="[^"]*">(.*?)</button>', scorecard))
+    labels = {label for label in labels if not label.startswith("paper: ")}
+    assert {"sd over stages", "selected tokens"} <= labels
+    assert labels <= set(re.findall(r"<dt>(.*?)</dt>", told))
 
 
 def test_every_figure_is_written_as_svg_and_png_with_its_legend(tmp_path, card, results, recipe):

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from longgame.cli import app
 from longgame.errors import RecipeError, ResumeError
 from longgame.metrics.feasibility import Feasibility, published
-from longgame.protocol.loaded import compared, load_run
+from longgame.protocol.loaded import compared, efficiency_figures_of, load_run
+from longgame.report.charts import Style
+from longgame.report.figures import figures
 from longgame.report.pir import (
     Compared,
     comparison,
@@ -19,6 +21,7 @@ from longgame.report.pir import (
     efficiency_table,
     feasibility_table,
 )
+from longgame.report.tables import selectors_in_order
 
 RECIPE = """
 name: small
@@ -137,8 +140,32 @@ def test_no_ratio_draws_no_efficiency_figure():
     )
 
 
+def test_a_selector_has_one_colour_and_shape_on_the_whole_page(run):
+    loaded = load_run(run)
+    own = {key.selector: key for key in Style(selectors_in_order(loaded.scorecard, loaded.recipe), "random").keys}
+    drawn = [*figures(loaded.scorecard, loaded.results, loaded.recipe), *efficiency_figures_of(loaded)]
+    keyed = [figure for figure in drawn if figure.keys]
+    assert {"immediate-long", "efficiency"} <= {figure.name for figure in keyed}
+    for figure in keyed:
+        assert all(key == own[key.selector] for key in figure.keys), figure.name
+
+
+def test_keys_follow_the_order_given_and_not_that_of_the_frame():
+    row = {"selector": ["a", "b", "own"], "sdf_rows": [0.2] * 3, "sdf_tokens": [0.2] * 3}
+    for name in ("pir_now", "pir_later"):
+        row |= {name: [1.0] * 3, f"{name}_low": [0.9] * 3, f"{name}_high": [1.1] * 3, f"{name}_n": [3] * 3}
+    parts = [Compared(label, pd.DataFrame(row), {}) for label in ("", "budget 0.5")]
+    efficiency = efficiency_figures(comparison(parts), ["own", "b", "a"], "own")[0]
+    assert efficiency.keys == Style(["own", "b", "a"], "own").keys
+    titles = [chart["title"] for chart in efficiency.charts]
+    assert titles[:4] == [
+        f"{label}: {when}" for label in ("audit", "budget 0.5") for when in ("right after each stage", "at the end")
+    ]
+
+
 def test_names_are_text_on_the_page_and_it_loads_nothing():
-    page = comparison_page(frame_of(1.2, 1.1, 1.3), "t <i>", ["n <b>"])
+    frame = frame_of(1.2, 1.1, 1.3)
+    page = comparison_page(frame, "t <i>", ["n <b>"], efficiency_figures(frame))
     assert "t &lt;i&gt;" in page
     assert "<td>a &lt;b&gt;</td>" in page
     assert "a <b>" not in page

@@ -36,6 +36,7 @@ def compare(
         feasibility_table,
     )
     from longgame.report.static_figures import write_figures
+    from longgame.report.tables import selectors_in_order
     from longgame.report.terminal import print_table
 
     if len({run.resolve() for run in runs}) < len(runs):
@@ -46,6 +47,8 @@ def compare(
     parts = [part for each in loaded for part in compared(each, len(loaded) > 1, view)]
     notes = [note for each in loaded for note in _notes(each, view)]
     frame = comparison(parts)
+    order = [name for each in loaded for name in selectors_in_order(each.scorecard, each.recipe)]
+    drawn = efficiency_figures(frame, order, loaded[0].scorecard.reference) if out or figures else []
     tables = (efficiency_table(frame), feasibility_table(frame))
     console = Console(highlight=False, markup=False)
     for table in tables:
@@ -60,7 +63,7 @@ def compare(
         if out.suffix == ".csv":
             text = frame.to_csv(index=False)
         elif out.suffix == ".html":
-            text = comparison_page(frame, title, notes)
+            text = comparison_page(frame, title, notes, drawn)
         else:
             shown = [f"## {table.title}\n\n{pipes(table)}\n\n{table.note}" for table in tables]
             sources = frame.loc[frame["kind"] == PUBLISHED, "source"].unique()
@@ -69,7 +72,7 @@ def compare(
         write_page(out, text)
         written.append(out)
     if figures is not None:
-        written += write_figures(efficiency_figures(frame), figures)
+        written += write_figures(drawn, figures)
     if written:
         console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
 

@@ -75,7 +75,9 @@ class Style:
     def __init__(self, selectors: Sequence[str], reference: str) -> None:
         others = [name for name in selectors if name != reference]
         colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)} | {reference: GREY}
-        shape = {name: list(SHAPES)[i % len(SHAPES)] for i, name in enumerate(others)} | {reference: "circle"}
+        marks = list(SHAPES)  # after a whole palette they go on one further, so that no pair of both comes twice
+        shape = {name: marks[(i + i // len(PALETTE)) % len(marks)] for i, name in enumerate(others)}
+        shape[reference] = "circle"
         self.selectors = list(selectors)
         self.keys = tuple(Key(name, colour[name], SHAPES[shape[name]]) for name in selectors)
         self._colours = alt.Scale(domain=self.selectors, range=[colour[name] for name in selectors])
@@ -111,6 +113,11 @@ def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
     return sized.to_dict(validate=False)  # the tests validate every figure; here it would take most of the time
 
 
+def intervals(frame: pd.DataFrame, layer: Any, low: str = "low") -> list[Any]:
+    """The layer of the intervals, or none where no row has one (one seed): an empty layer has no extent."""
+    return [layer] if frame[low].notna().any() else []
+
+
 def strip(
     frame: pd.DataFrame,
     style: Style,
@@ -136,7 +143,7 @@ def strip(
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high"))]
     layers = [
-        rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.colour()),
+        *intervals(frame, rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.colour())),
         base.mark_point(size=80, filled=True, opacity=1).encode(
             x, color=style.colour(), shape=style.shape(), tooltip=tooltip
         ),

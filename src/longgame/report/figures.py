@@ -18,7 +18,19 @@ from longgame.metrics.ranking import chance_gap
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.recipe import Recipe
 from longgame.report.association import association_line
-from longgame.report.charts import GREY, PALETTE, SHAPES, Figure, Key, Style, interval_half, metric_strip, points, spec
+from longgame.report.charts import (
+    GREY,
+    PALETTE,
+    SHAPES,
+    Figure,
+    Key,
+    Style,
+    interval_half,
+    intervals,
+    metric_strip,
+    points,
+    spec,
+)
 from longgame.report.figures_axes import axes_figures
 from longgame.report.figures_picks import picks_figures
 from longgame.report.figures_run import run_figures
@@ -102,11 +114,13 @@ def _scatter(
     )
     base = alt.Chart(frame)
     tooltip = ["selector:N", alt.Tooltip(f"{x}:Q", format=".3~f"), alt.Tooltip(f"{y}:Q", format=".3~f")]
-    whiskers = alt.Chart(frame.dropna()).mark_rule(strokeWidth=1.5, opacity=0.7)
+    whole = frame.dropna()
+    whiskers = alt.Chart(whole).mark_rule(strokeWidth=1.5, opacity=0.7)
+    level = whiskers.encode(across(f"{x}_low:Q"), alt.X2(f"{x}_high:Q"), up(), color=style.colour())
+    upright = whiskers.encode(across(), up(f"{y}_low:Q"), y2=alt.Y2(f"{y}_high:Q"), color=style.colour())
     layers = alt.layer(
         *_arrows(lines, across, up),
-        whiskers.encode(across(f"{x}_low:Q"), alt.X2(f"{x}_high:Q"), up(), color=style.colour()),
-        whiskers.encode(across(), up(f"{y}_low:Q"), y2=alt.Y2(f"{y}_high:Q"), color=style.colour()),
+        *([level, upright] if len(whole) else []),
         base.mark_point(size=110, filled=True, opacity=1).encode(
             across(), up(), color=style.colour(), shape=style.shape(), tooltip=tooltip
         ),
@@ -199,9 +213,10 @@ def learning_curves(card: Scorecard, results: pd.DataFrame, style: Style, probe:
         )
         y = alt.Y("mean:Q", title="points", scale=alt.Scale(zero=False))
         band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.09)
+        band = band.encode(alt.Y("low:Q", title="points"), alt.Y2("high:Q"), color=style.colour())
         tooltip = ["selector:N", "tokens:Q", alt.Tooltip("mean:Q", format=".1f")]
         layers = alt.layer(
-            band.encode(alt.Y("low:Q", title="points"), alt.Y2("high:Q"), color=style.colour()),
+            *intervals(part, band),
             base.mark_line(strokeWidth=2).encode(y, color=style.colour()),
             base.mark_point(size=34, filled=True, opacity=1).encode(
                 y, color=style.colour(), shape=style.shape(), tooltip=tooltip

@@ -11,7 +11,7 @@ import pandas as pd
 from longgame.metrics.across import Across
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY
-from longgame.report.charts import GREY, Figure, Style, ink_on_cividis, interval_half, spec, strip
+from longgame.report.charts import GREY, Figure, Style, ink_on_cividis, interval_half, intervals, spec, strip
 
 AXES = ("budget", "rounds", "adaptation", "order")
 _METRICS = ("current", "long_horizon")
@@ -68,9 +68,10 @@ def _budgets(across: Across, part: pd.DataFrame, style: Style) -> Figure:
         base = alt.Chart(table).encode(alt.X("at:Q", title="budget, share of the pool", axis=alt.Axis(format="%")))
         y = alt.Y("mean:Q", title=METRICS[metric].unit, scale=alt.Scale(zero=False))
         band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.09)
+        band = band.encode(alt.Y("low:Q", title=METRICS[metric].unit), alt.Y2("high:Q"), color=style.colour())
         tooltip = ["selector:N", alt.Tooltip("at:Q", format=".0%"), alt.Tooltip("mean:Q", format=".3~f")]
         layers = alt.layer(
-            band.encode(alt.Y("low:Q", title=METRICS[metric].unit), alt.Y2("high:Q"), color=style.colour()),
+            *intervals(table, band),
             base.mark_line(strokeWidth=2).encode(y, color=style.colour()),
             base.mark_point(size=50, filled=True, opacity=1).encode(
                 y, color=style.colour(), shape=style.shape(), tooltip=tooltip
@@ -115,12 +116,11 @@ def _effects(across: Across, part: pd.DataFrame, style: Style, key: str, own: st
             alt.XOffset("selector:N", sort=style.selectors),
         )
         tooltip = ["selector:N", "at:N", *(alt.Tooltip(f"{name}:Q", format="+.3~f") for name in table.columns[2:])]
+        rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
         zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=GREY)
         layers = alt.layer(
             zero.encode(alt.Y("zero:Q", title=unit)),
-            base.transform_filter("isValid(datum.low)")
-            .mark_rule(strokeWidth=2)
-            .encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.colour()),
+            *intervals(table, rule.encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.colour())),
             base.mark_point(size=70, filled=True, opacity=1).encode(
                 alt.Y("difference:Q", title=unit), color=style.colour(), shape=style.shape(), tooltip=tooltip
             ),

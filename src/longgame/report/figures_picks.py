@@ -59,7 +59,7 @@ def skill_mix(picks: Picks, card: Scorecard, style: Style) -> Figure:
                     "sub_skill:N",
                     scale=scale,
                     sort=domain,
-                    legend=alt.Legend(orient="bottom", title=None, columns=2, labelLimit=150, symbolType="square"),
+                    legend=alt.Legend(orient="bottom", title=None, columns=1, labelLimit=150, symbolType="square"),
                 ),
                 order=alt.Order("place:Q"),
                 tooltip=["selector:N", "sub_skill:N", alt.Tooltip("share:Q", format=".1%")],

@@ -11,7 +11,17 @@ import pandas as pd
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import moments
-from longgame.report.charts import GREY, PALETTE, Figure, Style, ink_on_cividis, interval_half, metric_strip, spec
+from longgame.report.charts import (
+    GREY,
+    PALETTE,
+    Figure,
+    Style,
+    ink_on_cividis,
+    interval_half,
+    intervals,
+    metric_strip,
+    spec,
+)
 from longgame.report.tables import DIAGNOSTICS
 
 SECONDS = {
@@ -41,10 +51,10 @@ def trajectories(card: Scorecard, style: Style) -> Figure:
     tables = {name: _seed_means(card, name) for name in style.selectors}
     charts = []
     for column, task in enumerate(columns):
-        rows = []
+        listed = []
         for name, (n, mean, sd) in tables.items():
             half = interval_half(sd[:, column], n[:, column])
-            rows += [
+            listed += [
                 {
                     "selector": name,
                     "after": stage,
@@ -55,16 +65,16 @@ def trajectories(card: Scorecard, style: Style) -> Figure:
                 for stage, value in enumerate(mean[:, column])
                 if np.isfinite(value)
             ]
-        if len({row["after"] for row in rows}) < 2:
+        rows = pd.DataFrame(listed, columns=["selector", "after", "mean", "low", "high"])
+        if rows["after"].nunique() < 2:
             continue
-        base = alt.Chart(pd.DataFrame(rows)).encode(
-            alt.X("after:Q", title="stages done", axis=alt.Axis(tickMinStep=1, format="d"))
-        )
+        base = alt.Chart(rows).encode(alt.X("after:Q", title="stages done", axis=alt.Axis(tickMinStep=1, format="d")))
         y = alt.Y("mean:Q", title="points", scale=alt.Scale(zero=False))
         band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.09)
+        band = band.encode(alt.Y("low:Q", title="points"), alt.Y2("high:Q"), color=style.colour())
         tooltip = ["selector:N", "after:Q", alt.Tooltip("mean:Q", format=".1f")]
         layers = [
-            band.encode(alt.Y("low:Q", title="points"), alt.Y2("high:Q"), color=style.colour()),
+            *intervals(rows, band),
             base.mark_line(strokeWidth=2).encode(y, color=style.colour()),
             base.mark_point(size=34, filled=True, opacity=1).encode(
                 y, color=style.colour(), shape=style.shape(), tooltip=tooltip
@@ -98,13 +108,13 @@ def costs(card: Scorecard, style: Style) -> Figure:
         ]
     if not rows:
         return Figure("costs", "", "", (), group="run")
-    parts = [SECONDS[name] for name in names]
+    parts, title = [SECONDS[name] for name in names], "seconds per trial"
     scale = alt.Scale(domain=parts, range=list(PALETTE[: len(parts)]))
-    chart = (
+    bars = (
         alt.Chart(pd.DataFrame(rows))
         .mark_bar(stroke="#ffffff", strokeWidth=0.6)
         .encode(
-            alt.X("sum(seconds):Q", title="seconds per trial"),
+            alt.X("sum(seconds):Q", title=title),
             alt.Y("selector:N", sort=style.selectors, title=None),
             alt.Color("part:N", scale=scale, sort=parts, legend=alt.Legend(orient="bottom", title=None, columns=3)),
             order=alt.Order("place:Q"),
@@ -112,12 +122,33 @@ def costs(card: Scorecard, style: Style) -> Figure:
         )
         .transform_calculate(place=f"indexof({parts!r}, datum.part)")
     )
-    caption = (
-        "Wall-clock per trial, mean over seeds, all stages together. Training, evaluation and probes are the audit's "
-        "and the same for all; selection is what a selector adds."
+    spread = (
+        alt.Chart(_totals(card, names))
+        .mark_rule(strokeWidth=2, color=GREY, yOffset=12)  # beneath its bar
+        .encode(
+            alt.X("fastest:Q", title=title),
+            alt.X2("slowest:Q"),
+            alt.Y("selector:N", sort=style.selectors, title=None),
+            tooltip=["selector:N", *(alt.Tooltip(f"{name}:Q", format=".1f") for name in ("fastest", "slowest"))],
+        )
     )
-    made = spec(chart, "Seconds per trial by part, a bar per selector", 26 * len(style.selectors))
+    caption = (
+        "Wall-clock per trial, mean over seeds, all stages together; the grey lines beneath lead from the fastest "
+        "trial to the slowest. Seconds move with whatever else the machine does, so the same training differs between "
+        "trials. Own probes include the selector's choices, and diagnostics reuse gradients that it has computed. "
+        "FLOPs, which no load moves, stand in the tables."
+    )
+    made = spec(alt.layer(bars, spread), "Seconds per trial by part, a bar per selector", 26 * len(style.selectors))
     return Figure("costs", "Where the time went", caption, (made,), group="run")
+
+
+def _totals(card: Scorecard, names: list[str]) -> pd.DataFrame:
+    """selector, fastest, slowest: seconds of whole trials, all these parts together."""
+    table = card.per_trial
+    table = table[(table["view"] == "") & table["metric"].isin(names)]
+    trials = table.groupby(["selector", "trial"], observed=True)["value"].sum(min_count=1)
+    ends = trials.groupby("selector", observed=True).agg(fastest="min", slowest="max")
+    return ends.reset_index().astype({"selector": object}).dropna()
 
 
 def sensitivity(card: Scorecard, style: Style) -> Figure:
@@ -131,7 +162,8 @@ def sensitivity(card: Scorecard, style: Style) -> Figure:
     text = base.mark_text(align="left", dx=4).encode(x, text=alt.Text("share:Q", format=".0%"))
     caption = (
         "Share of the simplex of the weights (α, β, γ) on which the selector's mean long-horizon score ranks first. "
-        "Near 100 %: the choice of weights hardly matters."
+        "Near 100 %: no weights put another mean first. It counts means without their uncertainty, so it does not say "
+        "that the selector is shown to be better: the verdicts do."
     )
     made = spec(alt.layer(bars, text), "Share of weightings on which each selector ranks first", 26 * len(table))
     return Figure("sensitivity", "Does the winner depend on the weights?", caption, (made,))

@@ -133,7 +133,8 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
     stages = [stage_table(card, recipe, view, f"By stage, {title}") for view, title in views]
     skills = [sub_skill_table(card, recipe, view, f"By sub-skill, {title}") for view, title in views]
     costs = metric_table(card, recipe, COSTS, "Cost per trial")
-    every = metric_table(card, recipe, [*MAIN, *DIAGNOSTICS], "", views[0][0]) if views else None
+    shown = dict.fromkeys((*LEVEL_ONE, *LEVEL_TWO, *MAIN))
+    every = metric_table(card, recipe, list(shown), "", views[0][0]) if views else None
     drawn: list[Figure] = [
         *figures(card, run.results, recipe, run.picks, run.across, run.conditions),
         *run.more,

@@ -15,7 +15,8 @@ import vl_convert
 
 from longgame.metrics.efficiency import FRACTIONS, RATIOS
 from longgame.metrics.feasibility import Feasibility, feasibility_ranks, published, published_feasibility
-from longgame.report.charts import GREY, Figure, Style, spec
+from longgame.report.charts import GREY, Figure, Style, intervals, spec
+from longgame.report.labels import labelled, name_layers
 from longgame.report.static_figures import VERSION, static_spec
 from longgame.report.tables import NOT_MEASURED, Cell, Column, Table
 
@@ -45,7 +46,8 @@ def comparison(parts: Sequence[Compared]) -> pd.DataFrame:
     """All methods in one frame: those of the audits, all data as the reference, then the published ones.
 
     Returns:
-        method, kind (``audit``, ``reference``, ``published``), pir_now and pir_later with ``_low``, ``_high``, ``_n``,
+        method, kind (``audit``, ``reference``, ``published``), selector and condition (of an audit's method, which is
+        put together from them), pir_now and pir_later with ``_low``, ``_high``, ``_n``,
         pir_published, sdf_rows, sdf_tokens, the indicators, simplicity, flexibility and feasibility (ranks among all
         methods of the frame whose indicators are known), source. NaN = not measured or not told.
     """
@@ -56,7 +58,8 @@ def comparison(parts: Sequence[Compared]) -> pd.DataFrame:
             row = {str(name): value for name, value in record.items()}
             selector = str(row.pop("selector"))
             method = f"{selector} ({part.label})" if part.label else selector
-            rows.append({"method": method, "kind": OURS, **row, "source": "this audit"})
+            whose = {"selector": selector, "condition": part.label}
+            rows.append({"method": method, "kind": OURS, **whose, **row, "source": "this audit"})
             known.append(part.feasibility.get(selector))
     ones = dict.fromkeys((*RATIOS, *FRACTIONS), 1.0)
     rows.append({"method": ALL_DATA, "kind": REFERENCE, **ones, "source": "by definition"})
@@ -72,7 +75,13 @@ def comparison(parts: Sequence[Compared]) -> pd.DataFrame:
     ranks = feasibility_ranks([each for each in known if each is not None])
     for name in RANKS:
         frame[name] = pd.Series(ranks[name].to_numpy(float), index=told).reindex(frame.index)
-    first = ["method", "kind", *(f"{name}{end}" for name in RATIOS for end in ("", "_low", "_high", "_n"))]
+    first = [
+        "method",
+        "kind",
+        "selector",
+        "condition",
+        *(f"{name}{end}" for name in RATIOS for end in ("", "_low", "_high", "_n")),
+    ]
     return frame[[*first, "pir_published", *FRACTIONS, *INDICATORS, *RANKS, "source"]]
 
 
@@ -136,14 +145,24 @@ def _ratio(row: Mapping[Any, Any], name: str) -> Cell:
     return Cell(f"{cell.text} [{low:.3f}, {high:.3f}]", mark, f"{row[f'{name}_n']:.0f} seeds", value=row[name])
 
 
-def efficiency_figures(frame: pd.DataFrame, reference: str = "random") -> list[Figure]:
-    """PIR against SDF (now, later, and as published), and simplicity against flexibility of all methods."""
-    ours = frame[frame["kind"] == OURS].rename(columns={"method": "selector"})
-    style = Style(list(ours["selector"]), reference)
+def efficiency_figures(frame: pd.DataFrame, order: Sequence[str] = (), reference: str = "random") -> list[Figure]:
+    """PIR against SDF (now, later, and as published), and simplicity against flexibility of all methods.
+
+    Args:
+        frame: see `comparison`.
+        order: selectors as the page's other figures list them, so that each keeps its colour and shape here; any
+            others follow.
+        reference: the selector that is drawn in grey.
+    """
+    ours = frame[frame["kind"] == OURS]
+    style = Style(list(dict.fromkeys([*order, *ours["selector"]])), reference)
+    when = dict(zip(RATIOS, ("right after each stage", "at the end"), strict=True))
+    held = {name: ours.dropna(subset=[name, "sdf_rows"]) for name in RATIOS}
     charts = [
-        _ratios(ours, style, name, title)
-        for name, title in zip(RATIOS, ("audit: right after each stage", "audit: at the end"), strict=True)
-        if ours[name].notna().any()
+        _ratios(held[name], style, name, title, condition)
+        for condition in ours["condition"].unique()
+        for name, title in when.items()
+        if condition in set(held[name]["condition"])
     ]
     figures = []
     if charts:
@@ -160,24 +179,37 @@ def efficiency_figures(frame: pd.DataFrame, reference: str = "random") -> list[F
     return [*figures, Figure("feasibility", "Feasibility", caption, (_places(frame),))]
 
 
-def _ratios(ours: pd.DataFrame, style: Style, name: str, title: str) -> dict[str, Any]:
+def _ratios(ours: pd.DataFrame, style: Style, name: str, title: str, condition: str) -> dict[str, Any]:
+    """One condition's selectors, on the axes of all conditions."""
     columns = {name: "mean", f"{name}_low": "low", f"{name}_high": "high", "sdf_rows": "sdf"}
-    rows = ours.rename(columns=columns)[["selector", *columns.values()]].dropna(subset=["mean", "sdf"])
-    x = alt.X("sdf:Q", title="SDF, share of the examples", axis=alt.Axis(format=".2~f"), scale=alt.Scale(zero=False))
-    y = alt.Y("mean:Q", title="PIR (ratio of scores)", scale=alt.Scale(zero=False, padding=8))
+    every = ours.rename(columns=columns)[["selector", "condition", *columns.values()]]
+    rows = every[every["condition"] == condition].drop(columns="condition")
+    wide = _span(every["sdf"].to_numpy(float))
+    tall = _span(np.append(every[["mean", "low", "high"]].to_numpy(float), 1.0))  # with the line of all data
+    axis = alt.Axis(format=".3~f", tickCount=5)
+    x = alt.X("sdf:Q", title="SDF, share of the examples", axis=axis, scale=wide)
+    y_title = "PIR (ratio of scores)"
+    y = alt.Y("mean:Q", title=y_title, scale=tall)
     base = alt.Chart(rows).encode(x)
+    rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     tooltip = ["selector:N", *(alt.Tooltip(f"{each}:Q", format=".3f") for each in ("sdf", "mean", "low", "high"))]
     line = alt.Chart(pd.DataFrame({"mean": [1.0]})).mark_rule(strokeDash=[4, 3], color=GREY).encode(y)
     layers = alt.layer(
         line,
-        base.transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=2)
-        .encode(alt.Y("low:Q", title="PIR (ratio of scores)"), alt.Y2("high:Q"), color=style.colour()),
+        *intervals(rows, rule.encode(alt.Y("low:Q", title=y_title), alt.Y2("high:Q"), color=style.colour())),
         base.mark_point(size=80, filled=True, opacity=1).encode(
             y, color=style.colour(), shape=style.shape(), tooltip=tooltip
         ),
     )
+    title = f"{condition or 'audit'}: {title}"
     return spec(layers.properties(title=title), f"PIR against SDF by selector, {title}", 240)
+
+
+def _span(values: np.ndarray) -> alt.Scale:
+    """A scale for these values and some room around them."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = 0.06 * (high - low) or 0.01
+    return alt.Scale(domain=[low - room, high + room], nice=True, zero=False)
 
 
 def _published(rows: pd.DataFrame) -> dict[str, Any]:
@@ -186,19 +218,22 @@ def _published(rows: pd.DataFrame) -> dict[str, Any]:
         .agg(method=("method", ", ".join), source=("source", "first"))
         .reset_index()
     )
-    base = alt.Chart(_labelled(rows, "sdf_rows", "pir_published", "method", 240)).encode(
-        alt.X("sdf_rows:Q", title="SDF, share of the examples", axis=alt.Axis(format=".2~f")),
-        alt.Y("pir_published:Q", title="PIR (win-rate scale)", scale=alt.Scale(zero=False, padding=8)),
+    right, (low, high) = 1.1 * rows["sdf_rows"].max(), (rows["pir_published"].min(), rows["pir_published"].max())
+    room = 0.08 * (high - low)
+    ends = ((0.0, float(right)), (float(low - room), float(high + room)))
+    rows = labelled(rows, "sdf_rows", "pir_published", "method", ends, (220.0, 300.0))
+    across, up = (alt.Scale(domain=list(each), nice=False) for each in ends)
+    base = alt.Chart(rows).encode(
+        alt.X(
+            "sdf_rows:Q", title="SDF, share of the examples", axis=alt.Axis(format=".2~f", tickCount=5), scale=across
+        ),
+        alt.Y("pir_published:Q", title="PIR (win-rate scale)", scale=up),
     )
     marks = base.mark_point(size=50, filled=True, opacity=1, color=GREY).encode(
         tooltip=["method:N", "sdf_rows:Q", "pir_published:Q", "source:N"]
     )
-    title = "published (survey 2406.14115)"
-    return spec(
-        alt.layer(marks, *_names(base, "method")).properties(title=title),
-        "PIR against SDF of the survey's methods",
-        240,
-    )
+    layers = alt.layer(marks, *name_layers(rows, base)).properties(title="published (survey 2406.14115)")
+    return spec(layers, "PIR against SDF of the survey's methods", 240)
 
 
 def _places(frame: pd.DataFrame) -> dict[str, Any]:
@@ -210,71 +245,26 @@ def _places(frame: pd.DataFrame) -> dict[str, Any]:
         .agg(methods=("method", ", ".join), whose=("whose", lambda kinds: " and ".join(sorted(set(kinds)))))
         .reset_index()
     )
-    ends = [alt.Scale(domain=[0, int(rows[name].max()) + 1], nice=False) for name in ("simplicity", "flexibility")]
-    base = alt.Chart(_labelled(rows, "simplicity", "flexibility", "methods", 480)).encode(
-        alt.X("simplicity:Q", title="simplicity rank", axis=alt.Axis(tickMinStep=1), scale=ends[0]),
-        alt.Y("flexibility:Q", title="flexibility rank", axis=alt.Axis(tickMinStep=1), scale=ends[1]),
+    ends = tuple((0.0, float(rows[name].max()) + 1.0) for name in ("simplicity", "flexibility"))
+    rows = labelled(rows, "simplicity", "flexibility", "methods", (ends[0], ends[1]), (300.0, 480.0))
+    across, up = (alt.Scale(domain=list(each), nice=False) for each in ends)
+    base = alt.Chart(rows).encode(
+        alt.X("simplicity:Q", title="simplicity rank", axis=alt.Axis(tickMinStep=1), scale=across),
+        alt.Y("flexibility:Q", title="flexibility rank", axis=alt.Axis(tickMinStep=1), scale=up),
     )
     colour = alt.Color("whose:N", title=None, legend=alt.Legend(orient="bottom"), scale=alt.Scale(range=_WHOSE))
     marks = base.mark_point(size=70, filled=True, opacity=1).encode(
         color=colour, shape=alt.Shape("whose:N", title=None), tooltip=["methods:N", "simplicity:Q", "flexibility:Q"]
     )
-    return spec(
-        alt.layer(marks, *_names(base, "methods")), "Simplicity rank against flexibility rank of all methods", 280
-    )
-
-
-_SIDES: dict[str, tuple[float, float, dict[str, Any]]] = {
-    "right": (0.0, 0.0, {"align": "left", "dx": 7}),
-    "above": (-0.5, -11.0, {"align": "center", "dy": -11}),
-    "below": (-0.5, 11.0, {"align": "center", "dy": 11}),
-    "left": (-1.0, 0.0, {"align": "right", "dx": -7}),
-    "far above": (-0.5, -22.0, {"align": "center", "dy": -22}),
-    "far below": (-0.5, 22.0, {"align": "center", "dy": 22}),
-}
-"""Where a label may stand: its left end in widths of the text from the mark, its middle in pixels below the mark."""
-
-
-def _labelled(rows: pd.DataFrame, x: str, y: str, text: str, width: float) -> pd.DataFrame:
-    """The rows with ``side``: for each label in turn the first side on which it covers no mark and no label so far."""
-    height, line, letter = 240.0, 11.0, 5.2  # pixels: of the plot, of a line, of a letter at 9 points
-    across, down = rows[x] - rows[x].min(), rows[y].max() - rows[y]
-    places = list(
-        zip(width * across / max(across.max(), 1e-9), height * down / max(down.max(), 1e-9), rows[text], strict=True)
-    )
-    taken = [(left - 5, left + 5, top - 5, top + 5) for left, top, _ in places]
-    sides = []
-    for left, top, words in places:
-        long = letter * len(words)
-        boxes = {}
-        for side, (shift, drop, style) in _SIDES.items():
-            start = left + shift * long + style.get("dx", 0)
-            boxes[side] = (start, start + long, top + drop - line / 2, top + drop + line / 2)
-
-        def covered(box: tuple[float, float, float, float]) -> int:
-            return sum(box[0] < b and a < box[1] and box[2] < d and c < box[3] for a, b, c, d in taken)
-
-        side = min(boxes, key=lambda name: covered(boxes[name]))
-        sides.append(side)
-        taken.append(boxes[side])
-    return rows.assign(side=sides)
-
-
-def _names(base: alt.Chart, field: str) -> list[alt.Chart]:
-    """A layer of labels for every side that one stands on."""
-    return [
-        base.transform_filter(f"datum.side == '{side}'")
-        .mark_text(fontSize=9, color=GREY, **style)
-        .encode(text=f"{field}:N")
-        for side, (_, _, style) in _SIDES.items()
-    ]
+    layers = alt.layer(marks, *name_layers(rows, base))
+    return spec(layers, "Simplicity rank against flexibility rank of all methods", 240)
 
 
 _WHOSE = [GREY, "#0072B2", "#D55E00"]
 
 
-def comparison_page(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
-    """One self-contained page without scripts: the tables, and the figures as SVG."""
+def comparison_page(frame: pd.DataFrame, title: str, notes: Sequence[str], figures: Sequence[Figure]) -> str:
+    """One self-contained page without scripts: the tables, and the figures (see `efficiency_figures`) as SVG."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(files("longgame.report") / "templates")),
         autoescape=True,
@@ -282,10 +272,7 @@ def comparison_page(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = [
-        (figure, vl_convert.vegalite_to_svg(static_spec(figure), vl_version=VERSION))
-        for figure in efficiency_figures(frame)
-    ]
+    drawn = [(figure, vl_convert.vegalite_to_svg(static_spec(figure), vl_version=VERSION)) for figure in figures]
     tables = [efficiency_table(frame), feasibility_table(frame)]
     sources = list(dict.fromkeys(frame.loc[frame["kind"] == PUBLISHED, "source"]))
     page = environment.get_template("compare.html.j2")
