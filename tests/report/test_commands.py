@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from longgame.cli import app
 from longgame.commands.watch import finish_times, progress_line, seconds_left
 from longgame.errors import RecipeError, ResumeError
-from longgame.protocol.loaded import load_details, load_picks, load_run, places_of
+from longgame.protocol.loaded import load_details, load_picks, load_run, names_of, places_of
 from longgame.protocol.picks import gather_picks
 from longgame.protocol.store import RunDirectory, read_table, write_table
 from longgame.recipe import parse_recipe
@@ -101,6 +101,41 @@ def test_a_partial_run_is_told_as_such_everywhere(partial, tmp_path):
     assert all("7 of 9 trials" in path.read_text() for path in paths)
 
 
+def test_folders_of_files_that_are_asked_for_are_made(run, tmp_path):
+    paths = [tmp_path / folder / name for folder, name in (("a/b", "r.html"), ("c", "r.md"), ("d", "card.md"))]
+    done = invoke("report", run, "--out", paths[0], "--markdown", paths[1], "--card", paths[2], "--trials", 0)
+    assert done.exit_code == 0, done.output
+    assert all(path.stat().st_size for path in paths)
+
+
+def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
+    folders = [tmp_path / path for path in ("monday/skill", "tuesday/skill", "tuesday/domain")]
+    assert [str(name) for name in names_of(folders)] == ["monday/skill", "tuesday/skill", "domain"]
+    deep = [tmp_path / path for path in ("x/monday/skill", "y/monday/skill", "skill")]
+    assert [name.parts[-3:-1] for name in names_of(deep)[:2]] == [("x", "monday"), ("y", "monday")]
+    assert len(set(names_of(deep))) == 3
+    assert names_of([folders[0], folders[0]]) == [names_of(folders[:1])[0]] * 2  # a run beside itself
+
+
+def test_two_runs_in_folders_of_one_name_keep_their_own_titles_and_figures(run, partial, tmp_path, monkeypatch):
+    def note(figures, folder):
+        folder.mkdir(parents=True)  # fails where another run has been
+        (folder / "names").write_text(" ".join(figure.name for figure in figures))
+        return [folder / "names"]
+
+    monkeypatch.setattr("longgame.report.static_figures.write_figures", note)
+    again = tmp_path / "other" / "run"
+    shutil.copytree(partial, again)
+    asked = ["--figures", tmp_path / "f", "--out", tmp_path / "r.html", "--card", tmp_path / "c.md", "--trials", 0]
+    done = invoke("report", run, again, *asked)
+    assert done.exit_code == 0, done.output
+    assert all((tmp_path / "f" / name / "names").is_file() for name in names_of([run, again]))
+    titles = [f"small ({name})" for name in names_of([run, again])]
+    page, card = (tmp_path / "r.html").read_text(), (tmp_path / "c.md").read_text()
+    assert all(f'<h2 class="title">{title}</h2>' in page for title in titles)
+    assert [line.partition(": ")[2] for line in card.splitlines() if line.startswith("## ")] == titles
+
+
 def test_a_guard_fails_passes_and_refuses(run, partial):
     verdicts = load_run(run).scorecard.verdicts
     word = str(verdicts[(verdicts["view"] == "primary") & (verdicts["selector"] == "loss")]["verdict"].iloc[0])
@@ -115,6 +150,18 @@ def test_a_guard_fails_passes_and_refuses(run, partial):
     assert "passed" in passed.output
     assert isinstance(invoke("report", partial, "--fail-if", "myopic(loss)").exception, ResumeError)
     assert isinstance(invoke("report", run, "--fail-if", "myopic(los)").exception, RecipeError)
+
+
+def test_a_guard_that_cannot_tell_never_ends_as_one_that_failed(run, partial, tmp_path):
+    def code(*arguments):
+        return invoke("report", *arguments).exception.exit_code
+
+    guard = ("--fail-if", "myopic(loss)")
+    assert code(tmp_path / "none", *guard) == 2
+    assert code(partial, *guard) == 2
+    assert code(run, "--fail-if", "myopic(los)") == 2
+    assert code(run, *guard, "--compare", tmp_path / "none") == 2
+    assert code(tmp_path / "none") == ResumeError.exit_code == 1
 
 
 def test_a_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path):
@@ -255,6 +302,44 @@ def test_a_condition_that_lacks_a_selector_is_left_out_and_counted(varied, tmp_p
     loaded = load_run(tmp_path / "run")
     assert "budget=0.5" not in loaded.across.cards
     assert "5 of 6 conditions" in loaded.notes[0]
+
+
+def test_trials_that_another_condition_lacks_leave_the_run_unfinished(varied, tmp_path):
+    whole = load_run(varied)
+    assert whole.finished
+    assert whole.progress == ""
+    shutil.copytree(varied, tmp_path / "run")
+    for trial in (tmp_path / "run" / "trials").glob("*@budget=0.5"):
+        shutil.rmtree(trial)
+    part = load_run(tmp_path / "run")
+    assert part.done == whole.done  # its own condition is whole
+    assert not part.finished
+    assert "30 of 36 trials, 90 of 108 stages" in part.progress
+    assert part.progress.endswith("Unfinished trials by condition: budget 0.5 (6).")
+    refused = invoke("report", tmp_path / "run", "--fail-if", "worse(loss)")
+    assert isinstance(refused.exception, ResumeError)
+    assert "budget 0.5 (6)" in str(refused.exception)
+    done = invoke("report", tmp_path / "run", "--card", tmp_path / "card.md", "--markdown", tmp_path / "r.md")
+    assert done.exit_code == 0, done.output
+    assert all("30 of 36 trials" in (tmp_path / name).read_text() for name in ("card.md", "r.md"))
+
+
+def test_the_guard_asks_every_condition_and_the_outputs_tell_of_them(varied, tmp_path):
+    across = load_run(varied).across
+    rows = across.verdicts[(across.verdicts["view"] == "primary") & (across.verdicts["selector"] == "loss")]
+    words = {"myopic": "myopic", "long-horizon worse": "worse", "long-horizon better": "better",
+             "differs now only": "now-only", "indistinguishable from random": "indistinguishable"}  # fmt: skip
+    true, false = (next(word for word in words if (word in set(rows["verdict"])) is there) for there in (True, False))
+    for word in (true, false):
+        name = words[word]
+        asked = invoke("report", varied, "--fail-if", f"{name}(loss)")
+        holds = int((rows["verdict"] == word).sum())
+        assert asked.exit_code == int(holds > 0)
+        assert asked.output.count(f"failed: small: {name}(loss)") == holds
+        assert ("in any of 6 conditions" in asked.output) == (holds == 0)
+    paths = [tmp_path / name for name in ("r.html", "card.md", "r.md")]
+    invoke("report", varied, "--out", paths[0], "--card", paths[1], "--markdown", paths[2])
+    assert all("In other conditions" in path.read_text() for path in paths)
 
 
 def test_a_varied_key_is_shown_by_each_selectors_difference_from_the_reference(varied):

@@ -1,6 +1,7 @@
 import pytest
 
 from longgame.errors import RecipeError
+from longgame.metrics.across import Across
 from longgame.report.gate import VERDICTS, Claim, parse_condition, true_claims
 
 
@@ -49,3 +50,27 @@ def test_a_guard_does_not_pass_because_of_a_wrong_name(card):
         true_claims(parse_condition("myopic(ahed)"), card)
     with pytest.raises(RecipeError, match="compared with"):
         true_claims(parse_condition("myopic(random)"), card)
+
+
+def test_a_claim_that_holds_in_another_condition_alone_holds_and_names_it(synthetic):
+    make_results, make_card, _ = synthetic
+    results = make_results()
+    myopic = make_card(results)
+    better = (results["selector"] == "ahead") & (results["kind"] == "score") & (results["stage"] > 0)
+    results.loc[better, "value"] += 40
+    own = make_card(results)
+    across = Across.build({"": own, "data.noise=0.3": myopic}, {})
+    claims = parse_condition("myopic(ahead)")
+    assert true_claims(claims, own) == []
+    (held,) = true_claims(claims, own, across)
+    assert held.startswith("myopic(ahead) in condition 'data.noise 0.3': against random: ")
+    (held,) = true_claims(parse_condition("better(*)"), own, across)
+    assert held.startswith("better(ahead): ")
+
+
+def test_the_mean_over_orders_is_asked_too(card):
+    across = Across.build({"": card, "order=2-1-3": card}, {"order=*": ["", "order=2-1-3"]})
+    held = [line.partition(":")[0] for line in true_claims(parse_condition("myopic(ahead)"), card, across)]
+    assert held == [
+        "myopic(ahead)", "myopic(ahead) in condition 'order 2-1-3'", "myopic(ahead) in condition 'mean of orders'",
+    ]  # fmt: skip

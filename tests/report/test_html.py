@@ -131,8 +131,9 @@ def test_a_run_of_one_seed_without_probes_or_diagnostics_still_gives_a_page(synt
 
 
 def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path, card, results, recipe, environment):
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Choose another path"):
-        write_html(tmp_path / "no" / "report.html", card, results, recipe, environment)
+        write_html(tmp_path / "file" / "report.html", card, results, recipe, environment)
 
 
 def test_every_trial_is_in_the_page_with_what_it_reached(card, page):

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from longgame.report.markdown import scorecard_markdown
-from longgame.report.words import seeds_caveat
+from longgame.report.words import base_models, run_facts, seeds_caveat
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +69,13 @@ def test_seeds_that_share_base_models_are_told_to_make_intervals_too_narrow(reci
     assert "5 seeds share 2 base models, the intervals are too narrow" in told(("a", "b"))
     assert "The intervals cover such base models" in told(tuple("abcde"))
     assert "The base model is the same in all seeds" in told(("a", "a"))
+
+
+def test_only_base_models_that_the_seeds_start_from_are_named(recipe, results, environment):
+    bases = tuple("abcdefgh")
+    taken = recipe.model_copy(
+        update={"seeds": (9, 2), "model": recipe.model.model_copy(update={"per_seed": bases})}
+    )  # a seed takes the base at its number, counted round
+    assert base_models(taken) == ["b", "c"]
+    assert dict(run_facts(taken, results, environment))["model"] == "b, c, lora"
+    assert "one of 2 base models" in seeds_caveat(taken)

@@ -24,7 +24,7 @@ def compare(
 ) -> None:
     """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility."""
     from longgame.errors import RecipeError
-    from longgame.protocol.loaded import compared, load_run
+    from longgame.protocol.loaded import compared, load_run, names_of
     from longgame.report.html import write_page
     from longgame.report.markdown import escape, pipes
     from longgame.report.pir import (
@@ -44,7 +44,8 @@ def compare(
     if out is not None and out.suffix not in _KINDS:
         raise RecipeError(f"--out is '{out}'; its name must end in {', '.join(_KINDS[:-1])} or {_KINDS[-1]}.")
     loaded = [load_run(run) for run in runs]
-    parts = [part for each in loaded for part in compared(each, len(loaded) > 1, view)]
+    titles = [str(name) for name in names_of(runs)] if len(runs) > 1 else [""]
+    parts = [part for each, title in zip(loaded, titles, strict=True) for part in compared(each, title, view)]
     notes = [note for each in loaded for note in _notes(each, view)]
     frame = comparison(parts)
     order = [name for each in loaded for name in selectors_in_order(each.scorecard, each.recipe)]

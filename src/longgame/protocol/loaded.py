@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,20 @@ from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe
+from longgame.report.across import condition_label
 from longgame.report.charts import Figure
 from longgame.report.compare import Comparison
 from longgame.report.html import RunReport
 from longgame.report.picks import Picks
 from longgame.report.pir import Compared, comparison, efficiency_figures
-from longgame.report.tables import selectors_in_order
 from longgame.report.trials import TrialDetail, trial_detail
 
 SHOWN_TRIALS = 20
 """Trials that a page shows in full unless told otherwise."""
 _TOLD = [*(name for name in RECORD_COLUMNS if name not in ("task_kind", "unit")), "condition"]
 """Columns of the results that a report is made from."""
+_MOST_CONDITIONS = 6
+"""Unfinished conditions that are named; the rest are counted."""
 
 
 @dataclass
@@ -48,8 +52,8 @@ class LoadedRun:
     """The records of the recipe's own condition."""
     scorecard: Scorecard
     environment: dict[str, Any]
-    done: dict[str, int]
-    """Planned trial → its finished stages (own condition)."""
+    every: dict[str, int]
+    """Planned trial → its finished stages: all conditions, and the full-data trials."""
     across: Across | None = None
     """The conditions of a recipe with axes that have a finished stage."""
     full_data: Scorecard | None = None
@@ -67,20 +71,32 @@ class LoadedRun:
         """The own condition's trials, finished or not."""
         return [trial for trial in self.run.trials if trial.condition == ""]
 
+    @cached_property
+    def done(self) -> dict[str, int]:
+        """Planned trial → its finished stages (own condition)."""
+        return {trial.name: self.every[trial.name] for trial in self.trials}
+
     @property
     def finished(self) -> bool:
-        return all(stages == len(self.plan.stages) for stages in self.done.values())
+        """Whether every planned trial is, of all conditions and of the full data."""
+        return all(stages == len(self.plan.stages) for stages in self.every.values())
 
     @property
     def progress(self) -> str:
         """How much is done, in words; empty when all is."""
         if self.finished:
             return ""
-        whole = sum(stages == len(self.plan.stages) for stages in self.done.values())
-        return (
-            f"This run is not finished: {whole} of {len(self.done)} trials, {sum(self.done.values())} of "
-            f"{len(self.done) * len(self.plan.stages)} stages. What is missing counts as not measured."
+        whole = sum(stages == len(self.plan.stages) for stages in self.every.values())
+        text = (
+            f"This run is not finished: {whole:,} of {len(self.every):,} trials, {sum(self.every.values()):,} of "
+            f"{len(self.every) * len(self.plan.stages):,} stages. What is missing counts as not measured."
         )
+        if len(self.run.conditions) == 1:
+            return text
+        missing = Counter(t.condition for t in self.run.trials if self.every[t.name] < len(self.plan.stages))
+        said = [f"{condition_label(name)} ({count:,})" for name, count in missing.items()]
+        more = f" and {len(said) - _MOST_CONDITIONS} more" if len(said) > _MOST_CONDITIONS else ""
+        return f"{text} Unfinished trials by condition: {'; '.join(said[:_MOST_CONDITIONS])}{more}."
 
 
 def load_run(folder: Path) -> LoadedRun:
@@ -112,8 +128,8 @@ def told_run(
         cards: condition → scorecard, the recipe's own first.
         done: every planned trial → its finished stages.
     """
-    own = {trial.name: done[trial.name] for trial in run.trials if trial.condition == ""}
-    loaded = LoadedRun(run, outline(run.recipe), of_condition(results, ""), cards[""], environment, own)
+    every = {trial.name: done[trial.name] for trial in run.trials}
+    loaded = LoadedRun(run, outline(run.recipe), of_condition(results, ""), cards[""], environment, every)
     loaded.full_data = full_data_scorecard(run, results)
     compared = run.conditions.keys() - {FULL_DATA}
     if len(compared) > 1:
@@ -125,6 +141,21 @@ def told_run(
             f"{len(compared)} conditions have measurements of every selector and stand side by side."
         )
     return loaded
+
+
+def names_of(folders: Sequence[Path]) -> list[Path]:
+    """What runs are called beside each other: the end of each path, as short as tells all of them apart.
+
+    ``runs/a`` and ``runs/b`` are called a and b; ``monday/skill`` and ``tuesday/skill`` are called by both parts.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        alike = {other for other in parts if other[-1:] == own[-1:]}
+        most = max(len(other) for other in alike)
+        depth = next(n for n in range(1, most + 1) if len({other[-n:] for other in alike}) == len(alike))
+        names.append(Path(*own[-depth:]))
+    return names
 
 
 def places_of(run: RunDirectory, names: Collection[str]) -> pd.DataFrame:
@@ -216,17 +247,14 @@ def run_report(
 
 def efficiency_figures_of(loaded: LoadedRun) -> list[Figure]:
     """PIR and feasibility beside the published methods; nothing where the run has no full-data trial."""
-    if loaded.full_data is None:
-        return []
-    order = selectors_in_order(loaded.scorecard, loaded.recipe)
-    return efficiency_figures(comparison(compared(loaded)), order, loaded.scorecard.reference)
+    return [] if loaded.full_data is None else efficiency_figures(comparison(compared(loaded)))
 
 
-def compared(loaded: LoadedRun, several: bool = False, view: str = "primary") -> list[Compared]:
+def compared(loaded: LoadedRun, title: str = "", view: str = "primary") -> list[Compared]:
     """The conditions of a run that its full-data trials are a reference for.
 
     Args:
-        several: several runs are told of, so each is named.
+        title: what the run is called, where several are told of.
 
     Raises:
         ResumeError: the run holds no full-data trial, or none of them is finished. RecipeError: no such view.
@@ -246,7 +274,7 @@ def compared(loaded: LoadedRun, several: bool = False, view: str = "primary") ->
             continue
         if view not in card.views:
             raise RecipeError(f"--view: {unknown('view', view, card.views)}")
-        label = ", ".join([*([loaded.run.folder.name] if several else []), *([name.replace("=", " ")] if name else [])])
+        label = ", ".join(part for part in (title, name.replace("=", " ")) if part)
         found.append(Compared(label, efficiency(card, full, view), feasibility))
     return found
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import holm, paired
 from longgame.metrics.summary import ALPHA
 from longgame.metrics.verdict import BETTER, MYOPIC, NOT_ENOUGH, WORSE
 from longgame.recipe import Recipe
 from longgame.report.tables import number, selectors_in_order
+from longgame.report.words import elsewhere
 
 _LONG = "long horizon"
 
@@ -22,23 +24,30 @@ class Answer:
 
     use: str
     avoid: str
+    elsewhere: str
     sure: str
     cost: str
 
     @property
     def lines(self) -> list[tuple[str, str]]:
         """(question, sentence) of everything that can be said."""
-        asked = ("Which to use", "Which are myopic", "How sure", "What it cost")
-        said = (self.use, self.avoid, self.sure, self.cost)
+        asked = ("Which to use", "Which are myopic", "In other conditions", "How sure", "What it cost")
+        said = (self.use, self.avoid, self.elsewhere, self.sure, self.cost)
         return [(question, text) for question, text in zip(asked, said, strict=True) if text]
 
 
-def answer(card: Scorecard, recipe: Recipe) -> Answer:
-    """Put the scorecard's primary view into an answer. It says no more than the tests show."""
+def answer(card: Scorecard, recipe: Recipe, across: Across | None = None) -> Answer:
+    """Put the scorecard's primary view into an answer. It says no more than the tests show.
+
+    Args:
+        card: of the recipe's own condition.
+        across: all conditions of a recipe with axes.
+    """
     verdicts = {
         str(row["selector"]): str(row["verdict"]) for row in card.verdicts.to_dict("records") if row["view"] == PRIMARY
     }
-    return Answer(_use(card, verdicts), _avoid(card, recipe, verdicts), _sure(card), _cost(card))
+    sure = _sure(card) if verdicts else ""
+    return Answer(_use(card, verdicts), _avoid(card, recipe, verdicts), elsewhere(across), sure, _cost(card))
 
 
 def _use(card: Scorecard, verdicts: dict[str, str]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.report.answer import answer
@@ -26,18 +27,26 @@ def audit_card(
     environment: Mapping[str, Any],
     progress: str = "",
     comparison: Comparison | None = None,
+    across: Across | None = None,
+    notes: Sequence[str] = (),
+    title: str = "",
 ) -> str:
     """Write the card: model, data, selectors, budget, seeds, verdicts and limits, in the words of the report.
 
     Args:
+        card: of the recipe's own condition.
         progress: how much of the run is done, where it is not finished.
+        across: all conditions of a recipe with axes.
+        notes: limits of this run beside the scorecard's.
+        title: what the run is called; without it, the recipe's name.
     """
     facts = [(name, value) for name, value in run_facts(recipe, results, environment) if name in _FACTS]
     lines = verdict_lines(card, recipe)
-    parts = [f"## Data-selection audit: {escape(recipe.name)}"]
+    parts = [f"## Data-selection audit: {escape(title or recipe.name)}"]
     if progress:
         parts.append(f"*{escape(progress)}*")
-    parts.append("\n".join(f"- **{question}**: {escape(text)}" for question, text in answer(card, recipe).lines))
+    said = answer(card, recipe, across).lines
+    parts.append("\n".join(f"- **{question}**: {escape(text)}" for question, text in said))
     parts.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts))
     views = shown_views(card)
     if views:
@@ -48,7 +57,7 @@ def audit_card(
         parts += ["### Verdicts", f"| selector | verdict | why |\n| --- | --- | --- |\n{rows}"]
     if comparison is not None:
         parts += ["### Against the baseline", comparison_markdown(comparison)]
-    limits = [seeds_caveat(recipe), *card.notes]
+    limits = [seeds_caveat(recipe), *notes, *card.notes]
     parts += ["### Limits", "\n".join(f"- {escape(note)}" for note in limits)]
     parts.append("Made with longgame.")
     return "\n\n".join(parts) + "\n"

@@ -14,6 +14,8 @@ from longgame.metrics.stats import holm, moments, paired
 from longgame.recipe import Recipe
 from longgame.report.tables import Cell, Column, Table, difference_mark, mean_sd, number
 
+_MOST_SEEDS = 10
+"""Seeds that are named; the rest are counted."""
 METRICS_COMPARED = ("current", "long_horizon", "auc_common", "forgetting", "ood", "worst_task", "myopia_gap")
 
 
@@ -41,14 +43,17 @@ def compare(
     before_recipe: Recipe,
     now: Scorecard,
     recipe: Recipe,
+    before_progress: str = "",
 ) -> Comparison:
-    """Compare two runs by the primary view, selector by selector, paired by seed over the seeds that both have.
+    """Compare two runs by the primary view, selector by selector.
 
+    Means are over each run's own seeds, differences are paired over the seeds that both have; the caveat says which.
     A seed draws the same pools and items only where data and model are the same: where the recipes differ beyond
-    selectors and seeds, the caveat says so. p is Holm-adjusted over the selectors of a metric.
+    selectors and seeds, the caveat says that too. p is Holm-adjusted over the selectors of a metric.
 
     Args:
         baseline: what the earlier run is called.
+        before_progress: how much of it is done, where it is not finished.
     """
     common = [name for name in now.trials.selectors if name in before.trials.selectors]
     differing = tuple(_differences(before_recipe.model_dump(mode="json"), recipe.model_dump(mode="json")))
@@ -58,6 +63,7 @@ def compare(
         if apart
         else "Both runs have the same recipe but for selectors and seeds."
     )
+    caveat = " ".join(part for part in (caveat, _seeds_caveat(before, now), before_progress) if part)
     words = [_verdicts(card) for card in (before, now)]
     names = list(dict.fromkeys([*words[1], *words[0]]))
     verdicts = tuple((name, words[0].get(name, ""), words[1].get(name, "")) for name in names)
@@ -69,10 +75,36 @@ def _verdicts(card: Scorecard) -> dict[str, str]:
     return dict(zip(rows["selector"].astype(str), rows["verdict"].astype(str), strict=True))
 
 
+def _common_seeds(before: Scorecard, now: Scorecard) -> list[int]:
+    return [seed for seed in now.trials.seeds if seed in before.trials.seeds]
+
+
+def _seeds_caveat(before: Scorecard, now: Scorecard) -> str:
+    """Over which seeds means and differences are."""
+    there, here, both = before.trials.seeds, now.trials.seeds, _common_seeds(before, now)
+    if not both:
+        return (
+            f"The runs have no seed in common (there {_named(there)}; now {_named(here)}), so nothing can be paired: "
+            "no difference is told, and each mean is over its own run's seeds. Audit both over the same seeds."
+        )
+    count = f"{len(both)} common seed{'s' if len(both) > 1 else ''} ({_named(both)})"
+    text = f"Differences are paired over {count}"
+    if len(both) == 1:
+        text += ", and one seed cannot be tested"
+    if len(there) == len(here) == len(both):
+        return f"{text}."
+    return f"{text}; means are over each run's own seeds (there {_named(there)}; now {_named(here)})."
+
+
+def _named(seeds: Sequence[int]) -> str:
+    more = f" and {len(seeds) - _MOST_SEEDS} more" if len(seeds) > _MOST_SEEDS else ""
+    return ", ".join(map(str, seeds[:_MOST_SEEDS])) + more
+
+
 def _table(before: Scorecard, now: Scorecard, common: Sequence[str]) -> Table:
-    seeds = [seed for seed in now.trials.seeds if seed in before.trials.seeds]
+    seeds = _common_seeds(before, now)
     columns = [Column("selector", "selector", numeric=False), Column("metric", "metric", numeric=False)]
-    columns += [Column("there", "there"), Column("now", "now")]
+    columns += [Column(name, name, "mean ± sd over the seeds of that run") for name in ("there", "now")]
     columns += [Column("difference", "difference", f"paired over {len(seeds)} common seeds; ▲ better, ▼ worse")]
     rows = []
     for name in METRICS_COMPARED:
@@ -80,12 +112,13 @@ def _table(before: Scorecard, now: Scorecard, common: Sequence[str]) -> Table:
         if sides[0] is None or sides[1] is None or not common:
             continue
         there, here = (
-            card.trials.grid(side)[
-                np.ix_([card.trials.selectors.index(s) for s in common], [card.trials.seeds.index(s) for s in seeds])
-            ]
+            card.trials.grid(side)[[card.trials.selectors.index(name) for name in common]]
             for card, side in ((before, sides[0]), (now, sides[1]))
+        )  # (common selectors, own seeds)
+        pair = paired(
+            here[:, [now.trials.seeds.index(seed) for seed in seeds]],
+            there[:, [before.trials.seeds.index(seed) for seed in seeds]],
         )
-        pair = paired(here, there)
         adjusted = holm(pair.p)
         unit = "long horizon" if name == "long_horizon" else METRICS[name].unit
         (_, mean0, sd0), (_, mean1, sd1) = moments(there), moments(here)
@@ -100,12 +133,17 @@ def _table(before: Scorecard, now: Scorecard, common: Sequence[str]) -> Table:
                     Cell(
                         number(difference, unit),
                         difference_mark(float(adjusted[place]), difference, METRICS[name].better),
-                        f"p = {float(adjusted[place]):.2g} after Holm" if np.isfinite(adjusted[place]) else "",
+                        _tested(int(pair.n[place]), float(adjusted[place])),
                         value=difference,
                     ),
                 )
             )
     return Table("Against the baseline", tuple(columns), tuple(rows))
+
+
+def _tested(seeds: int, p: float) -> str:
+    over = f"paired over {seeds} seed{'s' if seeds != 1 else ''}"
+    return f"{over}, p = {p:.2g} after Holm" if np.isfinite(p) else over
 
 
 def _differences(there: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -5,6 +5,8 @@ condition = claim { "or" claim }
 claim     = verdict "(" selector ")"          selector: a name of the run, or * for any but the reference
 verdict   = myopic | worse | better | now-only | indistinguishable | not-enough-seeds
 ```
+
+Of a run with axes, a claim holds where it holds in any condition, means over orders among them.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import re
 from dataclasses import dataclass
 
 from longgame.errors import RecipeError, unknown
+from longgame.metrics.across import Across
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.verdict import BETTER, INDISTINGUISHABLE, MYOPIC, NOT_ENOUGH, NOW_ONLY, WORSE
+from longgame.report.across import condition_label
 
 VERDICTS = {
     "myopic": MYOPIC,
@@ -70,14 +74,20 @@ def parse_condition(text: str) -> tuple[Claim, ...]:
         place = joint.end()
 
 
-def true_claims(claims: tuple[Claim, ...], card: Scorecard) -> list[str]:
-    """The claims that hold by the primary view, each with the selector it holds for and why.
+def true_claims(claims: tuple[Claim, ...], card: Scorecard, across: Across | None = None) -> list[str]:
+    """The claims that hold by the primary view, each with the selector and condition it holds for and why.
+
+    Args:
+        card: of the recipe's own condition.
+        across: all conditions of a recipe with axes: every one is asked, and each was compared for itself.
 
     Raises:
         RecipeError: a selector that the run does not compare: a guard must not pass because of a wrong name.
     """
-    rows = card.verdicts[card.verdicts["view"] == PRIMARY]
-    words = {str(row["selector"]): (str(row["verdict"]), str(row["reason"])) for row in rows.to_dict("records")}
+    held = card.verdicts.assign(condition="") if across is None else across.verdicts
+    rows = held[held["view"] == PRIMARY][["condition", "selector", "verdict", "reason"]].astype(str)
+    told = list(rows.itertuples(index=False, name=None))
+    words = {selector for _, selector, _, _ in told}
     found = []
     for claim in claims:
         if claim.selector != ANY and claim.selector not in words:
@@ -89,8 +99,8 @@ def true_claims(claims: tuple[Claim, ...], card: Scorecard) -> list[str]:
         if claim.selector == ANY and not words:
             raise RecipeError(f"--fail-if asks for '{claim}', but the run compares no selector with {card.reference}.")
         wanted = VERDICTS[claim.verdict].format(reference=card.reference)
-        for selector in words if claim.selector == ANY else [claim.selector]:
-            word, reason = words[selector]
-            if word == wanted:
-                found.append(f"{claim.verdict}({selector}): {reason}")
+        for condition, selector, word, reason in told:
+            if word == wanted and claim.selector in (ANY, selector):
+                where = f" in condition '{condition_label(condition)}'" if condition else ""
+                found.append(f"{claim.verdict}({selector}){where}: {reason}")
     return found

@@ -93,12 +93,13 @@ def write_html(
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page or another text.
+    """Write a page or another text, and the folder it lies in where there is none.
 
     Raises:
         StorageError: the file cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}. Choose another path.") from error
@@ -145,7 +146,7 @@ def _section(run: RunReport, prefix: str) -> dict[str, Any]:
         "title": run.title or recipe.name,
         "progress": run.progress,
         "headline": headline(card, recipe),
-        "answer": answer(card, recipe).lines,
+        "answer": answer(card, recipe, run.across).lines,
         "verdicts": [(line, _TONES.get(line.word, "plain")) for line in verdict_lines(card, recipe)],
         "set_gap": set_gap_line(card),
         "levels": [

@@ -31,7 +31,16 @@ from longgame.report.tables import (
     stage_table,
     sub_skill_table,
 )
-from longgame.report.words import headline, legend, reversal_line, run_facts, seeds_caveat, set_gap_line, verdict_lines
+from longgame.report.words import (
+    elsewhere,
+    headline,
+    legend,
+    reversal_line,
+    run_facts,
+    seeds_caveat,
+    set_gap_line,
+    verdict_lines,
+)
 
 
 def scorecard_markdown(
@@ -40,6 +49,7 @@ def scorecard_markdown(
     recipe: Recipe,
     environment: Mapping[str, Any],
     across: Across | None = None,
+    title: str = "",
 ) -> str:
     """Write scorecard.md: verdicts, tables, what each column means, and what the numbers leave out.
 
@@ -48,8 +58,9 @@ def scorecard_markdown(
         results: its tidy records (their number is told).
         environment: versions and machine, as the run directory's environment.json holds them.
         across: all conditions of a recipe with axes.
+        title: what the run is called; without it, the recipe's name.
     """
-    parts = [f"# Scorecard: {escape(recipe.name)}", f"**{escape(headline(scorecard, recipe))}**"]
+    parts = [f"# Scorecard: {escape(title or recipe.name)}", f"**{escape(headline(scorecard, recipe))}**"]
     parts.append(
         "\n".join(
             f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}"
@@ -59,6 +70,8 @@ def scorecard_markdown(
             for line in verdict_lines(scorecard, recipe)
         )
     )
+    if others := elsewhere(across):
+        parts.append(f"**In other conditions**: {escape(others)}")
     parts.append("\n".join(f"- {name}: {escape(value)}" for name, value in run_facts(recipe, results, environment)))
     views = shown_views(scorecard)
     used: list[Table] = []

@@ -13,7 +13,7 @@ from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.report.across import across_note, across_tables, condition_table
 from longgame.report.tables import DIAGNOSTICS, LEVEL_ONE, MAIN, Cell, Table, metric_table, shown_views, stage_table
-from longgame.report.words import headline, legend, reversal_line, seeds_caveat, set_gap_line, verdict_lines
+from longgame.report.words import elsewhere, headline, legend, reversal_line, seeds_caveat, set_gap_line, verdict_lines
 
 _STYLES = {"▲": "green", "▼": "red", "*": "yellow"}
 _PADDING = 2
@@ -58,6 +58,8 @@ def print_scorecard(scorecard: Scorecard, recipe: Recipe, console: Console, acro
         if line.cost:
             text.append(f". {line.cost}", style="dim")
         console.print(text)
+    if others := elsewhere(across):
+        console.print(Text.assemble(("In other conditions", "bold"), ": ", others))
     for note in scorecard.notes:
         console.print(Text(f"note: {note}", style="dim"))
     console.print(Text(seeds_caveat(recipe), style="dim"))

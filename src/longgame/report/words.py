@@ -8,10 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from longgame.metrics.across import Across
 from longgame.metrics.ranking import chance_gap
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
+from longgame.metrics.verdict import BETTER, MYOPIC, NOW_ONLY, WORSE
 from longgame.recipe import Recipe
+from longgame.report.across import condition_label
 from longgame.report.tables import ALPHA, number, selectors_in_order
+
+_MOST_CONDITIONS = 6
+"""Conditions named for one selector's verdict; the rest are counted, and all stand in the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,42 @@ def _of_training(mean: Mapping[str, float], share: str, what: str) -> str:
     return f" ({mean[share]:.1%} of the training {what})" if mean.get(share, float("nan")) >= 0 else ""
 
 
+def elsewhere(across: Across | None) -> str:
+    """The verdicts of other conditions (means over orders among them) that are not those of the recipe's own.
+
+    By the primary view. Empty where the run has no other condition or nothing was compared.
+    """
+    if across is None:
+        return ""
+    rows = across.verdicts[across.verdicts["view"] == PRIMARY]
+    told = list(rows[["condition", "selector", "verdict"]].astype(str).itertuples(index=False, name=None))
+    own = {selector: word for condition, selector, word in told if not condition}
+    others = list(dict.fromkeys(condition for condition, _, _ in told if condition))
+    if not others:
+        return ""
+    places: dict[str, dict[str, list[str]]] = {word: {} for word in (MYOPIC, WORSE, BETTER, NOW_ONLY)}
+    for condition, selector, word in told:
+        if condition and own.get(selector) != word:
+            places.setdefault(word, {}).setdefault(selector, []).append(condition_label(condition))
+    said = [
+        f"{word[0].upper()}{word[1:]}: {', '.join(f'{name} ({_some(where)})' for name, where in held.items())}."
+        for word, held in places.items()
+        if held
+    ]
+    count = f"{len(others)} other condition{'s' if len(others) > 1 else ''}"
+    if not said:
+        return f"Every verdict is the same in {'the' if len(others) == 1 else 'all'} {count}."
+    return (
+        f"{' '.join(said)} All other verdicts of the {count} are those of the recipe's own. Each condition is compared "
+        "for itself, without a correction over conditions."
+    )
+
+
+def _some(labels: list[str]) -> str:
+    more = f"; and {len(labels) - _MOST_CONDITIONS} more" if len(labels) > _MOST_CONDITIONS else ""
+    return "; ".join(labels[:_MOST_CONDITIONS]) + more
+
+
 def reversal_line(card: Scorecard) -> str:
     """Pairs whose order turns round between the current and the long-horizon score, both sides significant."""
     rows = [row for row in card.reversals.to_dict("records") if row["view"] == PRIMARY]
@@ -85,7 +127,8 @@ def reversal_line(card: Scorecard) -> str:
 def headline(card: Scorecard, recipe: Recipe) -> str:
     """The answer in one or two sentences: who is myopic, who leads in the long run, and over how many seeds."""
     seeds = len(card.trials.seeds)
-    runs = f"{len(card.trials.selectors)} selectors, {seeds} seed{'s' if seeds != 1 else ''}"
+    selectors = len(card.trials.selectors)
+    runs = f"{selectors} selector{'s' if selectors != 1 else ''}, {seeds} seed{'s' if seeds != 1 else ''}"
     lines = verdict_lines(card, recipe)
     if not lines:
         return f"Nothing was compared ({runs}; the reference selector '{card.reference}' has no trial or stands alone)."
@@ -116,6 +159,11 @@ def set_gap_line(card: Scorecard) -> str:
     return f"Myopia gap of the set (eq. 3, current against long-horizon ranks): {number(gap, 'ratio')} ({over}){chance}"
 
 
+def base_models(recipe: Recipe) -> list[str]:
+    """The base models that the run's seeds start from, in the order of the seeds, each once."""
+    return list(dict.fromkeys(recipe.for_seed(seed).model.name for seed in recipe.seeds))
+
+
 def seeds_caveat(recipe: Recipe) -> str:
     """What differs between the seeds of this run, and so what its intervals cover and do not cover."""
     if recipe.data.sequence == "quadratic":
@@ -127,7 +175,7 @@ def seeds_caveat(recipe: Recipe) -> str:
         "A seed draws the candidates and items that the data source leaves open, their order, and the selectors' own "
         "randomness"
     )
-    bases = len(set(recipe.model.per_seed))
+    bases = len(base_models(recipe))
     if 1 < bases < len(recipe.seeds):
         return (
             f"{drawn}, and starts from one of {bases} base models in turn, the same for all selectors. As "
@@ -163,7 +211,7 @@ def run_facts(recipe: Recipe, results: pd.DataFrame, environment: Mapping[str, A
             ``threads``, ``workers`` and ``sessions`` (seconds of each time the audit was at work).
     """
     rounds = "a choice every step" if recipe.rounds == "step" else f"{recipe.rounds} round(s) per stage"
-    names = ", ".join(recipe.model.per_seed) or recipe.model.name
+    names = ", ".join(base_models(recipe))
     model = names if names == "quadratic" else f"{names}, {recipe.model.adaptation}"
     facts = [
         ("model", model),
