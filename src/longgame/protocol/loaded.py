@@ -32,6 +32,7 @@ from longgame.report.compare import Comparison
 from longgame.report.html import RunReport
 from longgame.report.picks import Picks
 from longgame.report.pir import Compared, comparison, efficiency_figures
+from longgame.report.tables import selectors_in_order
 from longgame.report.trials import TrialDetail, trial_detail
 
 SHOWN_TRIALS = 20
@@ -247,7 +248,10 @@ def run_report(
 
 def efficiency_figures_of(loaded: LoadedRun) -> list[Figure]:
     """PIR and feasibility beside the published methods; nothing where the run has no full-data trial."""
-    return [] if loaded.full_data is None else efficiency_figures(comparison(compared(loaded)))
+    if loaded.full_data is None:
+        return []
+    order = selectors_in_order(loaded.scorecard, loaded.recipe)
+    return efficiency_figures(comparison(compared(loaded)), order, loaded.scorecard.reference)
 
 
 def compared(loaded: LoadedRun, title: str = "", view: str = "primary") -> list[Compared]:
