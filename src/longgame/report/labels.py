@@ -8,8 +8,10 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-_HEIGHT, _LINE, _LETTER, _MARK = 240.0, 11.0, 5.2, 5.0
+_HEIGHT, _LINE, _LETTER, _MARK = 240.0, 11.0, 4.9, 5.0
 """Pixels: of the plot, of a line and of a letter at 9 points, from a mark's middle to its edge."""
+_BEYOND = 10.0
+"""Pixels that a name may reach over the axis on the left, before it meets the numbers there."""
 _LONGEST = 26
 """Letters of a line; a longer list of names goes on in the next."""
 _SIDES: dict[str, tuple[float, float, dict[str, Any]]] = {
@@ -21,8 +23,6 @@ _SIDES: dict[str, tuple[float, float, dict[str, Any]]] = {
     "below right": (0.0, 0.0, {"align": "left", "dx": 3, "dy": 7}),
     "above left": (-1.0, -1.0, {"align": "right", "dx": -3, "dy": -6}),
     "below left": (-1.0, 0.0, {"align": "right", "dx": -3, "dy": 7}),
-    "far above": (-0.5, -1.0, {"align": "center", "dy": -17}),
-    "far below": (-0.5, 0.0, {"align": "center", "dy": 18}),
 }
 """Where a name may stand: its left end and its upper edge in its own widths and heights from the mark, then pixels."""
 _BASELINE = {-1.0: "bottom", -0.5: "middle", 0.0: "top"}
@@ -119,5 +119,5 @@ def _box(at: float, top: float, label: str, side: str) -> Box:
 def _cost(box: Box, taken: Sequence[Box], width: float) -> int:
     """How many boxes it covers; leaving the plot counts as three."""
     left, right, top, bottom = box
-    outside = left < 0 or right > width or top < 0 or bottom > _HEIGHT
+    outside = left < -_BEYOND or right > width or top < 0 or bottom > _HEIGHT
     return 3 * outside + sum(left < b and a < right and top < d and c < bottom for a, b, c, d in taken)

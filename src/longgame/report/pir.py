@@ -218,10 +218,10 @@ def _published(rows: pd.DataFrame) -> dict[str, Any]:
         .agg(method=("method", ", ".join), source=("source", "first"))
         .reset_index()
     )
-    right, (low, high) = 1.1 * rows["sdf_rows"].max(), (rows["pir_published"].min(), rows["pir_published"].max())
+    right, (low, high) = 1.03 * rows["sdf_rows"].max(), (rows["pir_published"].min(), rows["pir_published"].max())
     room = 0.08 * (high - low)
     ends = ((0.0, float(right)), (float(low - room), float(high + room)))
-    rows = labelled(rows, "sdf_rows", "pir_published", "method", ends, (220.0, 300.0))
+    rows = labelled(rows, "sdf_rows", "pir_published", "method", ends, (260.0, 300.0))
     across, up = (alt.Scale(domain=list(each), nice=False) for each in ends)
     base = alt.Chart(rows).encode(
         alt.X(
