@@ -81,7 +81,7 @@ STEPS = (
     _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence"),
     _tiny("proxy-items", "what LHAS's extra information is worth as training data"),
     _tiny("interventions", "what interventions buy around loss selection"),
-    _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "0-2", "random,loss,gradient"),
+    _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "", "random,loss,gradient"),
     _tiny("regimes", "where myopia shows most"),
     _tiny("lhas-ablation", "what each term of LHAS buys"),
     _tiny("conditions", "budgets, rounds, LoRA or full, two orders"),
