@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from longgame.report.gate import Claim
     from longgame.report.picks import Picks
 
+_OBJECTS = 100_000
+"""New objects between collections of garbage: a report makes millions and hardly a cycle, so looking is most of it."""
 HOLDS, NO_ANSWER = 1, 2
 """Exit codes of --fail-if: a claim holds; it cannot be told whether one holds, for whatever reason."""
 
@@ -45,6 +48,7 @@ def report(
     from longgame.report.html import begin_bundle, write_page
 
     console = Console(highlight=False, markup=False)
+    gc.set_threshold(_OBJECTS)
     try:
         claims = parse_condition(fail_if) if fail_if is not None else ()
         if out is None and not (figures or markdown or card or claims):
