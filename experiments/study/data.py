@@ -16,8 +16,9 @@ from longgame.errors import DataError
 from longgame.metrics.across import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.conditions import FULL_DATA, Condition, expand, order_groups, stage_names
+from longgame.protocol.files import read_json, refresh_file
 from longgame.protocol.results import gather
-from longgame.protocol.store import RECIPE, RunDirectory, read_json, refresh_file
+from longgame.protocol.store import RECIPE, RunDirectory
 from longgame.protocol.substrate import outline
 from longgame.recipe import Recipe, parse_recipe
 from study.steps import STEPS

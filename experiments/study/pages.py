@@ -12,7 +12,7 @@ from longgame.metrics.association import association_table as associate
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.interventions import intervention_table
 from longgame.metrics.scorecard import PRIMARY, Scorecard
-from longgame.protocol.store import refresh_file
+from longgame.protocol.files import refresh_file
 from longgame.recipe import Recipe
 from longgame.report.across import across_note, across_tables, condition_label, condition_table
 from longgame.report.association import association_table

@@ -13,7 +13,8 @@ from typing import Any
 
 from longgame.durable import durable_folder
 from longgame.protocol.conditions import stage_names
-from longgame.protocol.store import RECIPE, RunDirectory, StageStore, read_json, write_json
+from longgame.protocol.files import read_json, write_json
+from longgame.protocol.store import RECIPE, RunDirectory, StageStore
 from longgame.protocol.trial import plan_trials
 from longgame.recipe import Recipe, load_recipe
 

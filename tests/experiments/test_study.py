@@ -10,7 +10,7 @@ import pytest
 
 from longgame.metrics.catalog import METRICS
 from longgame.protocol.audit import run_audit
-from longgame.protocol.store import read_json
+from longgame.protocol.files import read_json
 from longgame.recipe import load_recipe, parse_recipe
 from longgame.selectors.lhas import LHASSelector
 from study import data, pages, steps

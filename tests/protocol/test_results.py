@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from longgame.protocol import results
+from longgame.protocol.files import write_table
 from longgame.protocol.results import gather, results_of, sorted_rows, write_results
-from longgame.protocol.store import RECORD_COLUMNS, RunDirectory, records_table, write_table
+from longgame.protocol.store import RECORD_COLUMNS, RunDirectory, records_table
 from longgame.recipe import parse_recipe
 
 

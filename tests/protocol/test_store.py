@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from longgame.errors import ResumeError, StorageError
-from longgame.protocol.store import (
-    RunDirectory,
-    StageStore,
+from longgame.protocol.files import (
     durable_folder,
     read_arrays,
     read_narrow,
     read_table,
-    records_table,
     write_arrays,
     write_file,
     write_table,
 )
+from longgame.protocol.store import RunDirectory, StageStore, records_table
 from longgame.recipe import parse_recipe
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from longgame.report import bundle, html
+from longgame.report.static_figures import VERSION
 
 
 @pytest.fixture
@@ -17,16 +18,14 @@ def fresh():
 
 
 def test_the_script_begun_in_a_process_is_the_one_made_here(fresh, monkeypatch):
-    version = html._vega_lite()
-    here = bundle.make_bundle(version)
+    here = bundle.make_bundle(VERSION)
     html.begin_bundle()
     monkeypatch.setattr(bundle, "make_bundle", None)  # the process's is used
-    assert bundle.finish_bundle(version) == here
+    assert bundle.finish_bundle(VERSION) == here
     assert "</script" not in here.lower()
 
 
 def test_a_process_that_ends_early_costs_nothing_but_time(fresh, monkeypatch):
-    version = html._vega_lite()
     monkeypatch.setattr(sys, "executable", "false")
     html.begin_bundle()
-    assert bundle.finish_bundle(version) == bundle.make_bundle(version)
+    assert bundle.finish_bundle(VERSION) == bundle.make_bundle(VERSION)

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from longgame.cli import app
 from longgame.commands.watch import finish_times, progress_line, seconds_left
 from longgame.errors import RecipeError, ResumeError
+from longgame.protocol.files import read_table, write_table
 from longgame.protocol.loaded import load_details, load_picks, load_run, names_of, places_of
 from longgame.protocol.picks import gather_picks
-from longgame.protocol.store import RunDirectory, read_table, write_table
+from longgame.protocol.store import RunDirectory
 from longgame.recipe import parse_recipe
 from longgame.report.charts import Style
 from longgame.report.figures_axes import axes_figures

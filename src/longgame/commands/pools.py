@@ -90,6 +90,6 @@ def _tokenised(recipe: Recipe, seed: int, examples: Sequence[Example]) -> Pool:
 def _table(frame: pd.DataFrame, kind: Format) -> bytes:
     if kind == "jsonl":
         return frame.to_json(orient="records", lines=True, force_ascii=False).encode()
-    from longgame.protocol.store import table_bytes
+    from longgame.protocol.files import table_bytes
 
     return table_bytes(frame)

@@ -22,17 +22,10 @@ from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.backends import Job, Notify, run_here, run_local
 from longgame.protocol.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings
 from longgame.protocol.conditions import FULL_DATA
+from longgame.protocol.files import read_json, refresh_file, storage_errors, write_json
 from longgame.protocol.results import results_of, scorecards, write_results
 from longgame.protocol.sessions import Display, SessionClock
-from longgame.protocol.store import (
-    LOCK,
-    RECIPE,
-    RunDirectory,
-    read_json,
-    refresh_file,
-    storage_errors,
-    write_json,
-)
+from longgame.protocol.store import LOCK, RECIPE, RunDirectory
 from longgame.protocol.substrate import load_libraries, make_learner, outline, sequence_of
 from longgame.protocol.trajectory import prepare_seed, run_trajectory
 from longgame.protocol.trial import Trial

@@ -15,7 +15,7 @@ from longgame.errors import ResumeError
 from longgame.evaluation.base import build_scorer
 from longgame.protocol.conditions import expand
 from longgame.protocol.contents import file_contents, file_of, plugin_names, row_contents
-from longgame.protocol.store import read_json
+from longgame.protocol.files import read_json
 from longgame.protocol.substrate import sequence_of
 from longgame.protocol.trial import Trial, plan_trials
 from longgame.recipe import Recipe, SelectorSpec

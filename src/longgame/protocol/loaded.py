@@ -20,9 +20,10 @@ from longgame.metrics.feasibility import feasibility_of
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
 from longgame.protocol.conditions import FULL_DATA, order_groups, safe_name, shares_full_data
+from longgame.protocol.files import read_json, read_narrow, read_table
 from longgame.protocol.picks import picks_of
 from longgame.protocol.results import full_data_scorecard, of_condition, scorecards
-from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory, read_json, read_narrow, read_table
+from longgame.protocol.store import RECORD_COLUMNS, RESULT_COLUMNS, RunDirectory
 from longgame.protocol.substrate import Outline, outline, sequence_of
 from longgame.protocol.trial import Trial
 from longgame.recipe import Recipe

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longgame.protocol.store import parquet_bytes, refresh_file, unreadable
+from longgame.protocol.files import parquet_bytes, refresh_file, unreadable
 from longgame.report.picks import Picks, StagePicks, StageShare, combine, reduce_stage
 
 if TYPE_CHECKING:

@@ -19,14 +19,8 @@ from jaxtyping import Int
 from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
 from longgame.protocol.conditions import ALL_DATA, FULL_DATA, Condition
-from longgame.protocol.store import (
-    CONDITION_COLUMNS,
-    RECORD_COLUMNS,
-    RESULT_COLUMNS,
-    parquet_bytes,
-    refresh_file,
-    unreadable,
-)
+from longgame.protocol.files import parquet_bytes, refresh_file, unreadable
+from longgame.protocol.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS
 from longgame.protocol.substrate import outline
 
 if TYPE_CHECKING:

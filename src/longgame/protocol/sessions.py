@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from longgame.protocol.store import write_json
+from longgame.protocol.files import write_json
 
 EVERY = 10.0
 """Seconds between two notes of the time: at most so much of a killed session is not counted."""

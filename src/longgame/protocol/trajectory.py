@@ -32,11 +32,12 @@ from longgame.metrics.diagnostics import (
     selection_concentration,
     update_concentration,
 )
+from longgame.protocol.files import read_arrays, read_json, write_arrays, write_table
 from longgame.protocol.learner import Learner
 from longgame.protocol.picks import write_selection
 from longgame.protocol.probes import run_probes
 from longgame.protocol.reserve import reserve_of
-from longgame.protocol.store import StageStore, read_arrays, read_json, records_table, write_arrays, write_table
+from longgame.protocol.store import StageStore, records_table
 from longgame.protocol.trial import Trial
 from longgame.protocol.work import stage_work
 from longgame.recipe import Recipe

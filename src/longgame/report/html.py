@@ -8,8 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import altair as alt
-import jinja2
 import pandas as pd
 import yaml
 
@@ -29,6 +27,7 @@ from longgame.report.figures import figures
 from longgame.report.interventions import interventions_table
 from longgame.report.paper import beside
 from longgame.report.picks import Picks
+from longgame.report.static_figures import VERSION
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -42,6 +41,7 @@ from longgame.report.tables import (
     stage_table,
     sub_skill_table,
 )
+from longgame.report.templating import template_environment
 from longgame.report.trials import TrialDetail, trials_table
 from longgame.report.words import headline, legend, run_facts, seeds_caveat, set_gap_line, verdict_lines
 
@@ -113,7 +113,7 @@ def render_html(scorecard: Scorecard, results: pd.DataFrame, recipe: Recipe, env
 def render_reports(runs: Sequence[RunReport]) -> str:
     """One page with a section per run, each with its answer, tables, figures and trials."""
     sections = [_section(run, f"run{place}-" if len(runs) > 1 else "") for place, run in enumerate(runs, 1)]
-    page = _environment().get_template("report.html.j2")
+    page = template_environment().get_template("report.html.j2")
     return page.render(
         sections=sections,
         charts={
@@ -122,7 +122,7 @@ def render_reports(runs: Sequence[RunReport]) -> str:
             for figure in section["figures"]
             for place, chart in enumerate(figure.charts, 1)
         },
-        bundle=bundle.finish_bundle(_vega_lite()),
+        bundle=bundle.finish_bundle(VERSION),
         sortable=(files("longgame.report") / "static" / "sortable.min.js").read_text(encoding="utf-8"),
     )
 
@@ -179,32 +179,6 @@ def _beside(table: Table, recipe: Recipe) -> Table:
     return beside(table, {metric.label: name for name, metric in METRICS.items()}, recipe)
 
 
-def _has_meanings(table: Table) -> bool:
-    return len({column.meaning for column in table.columns if column.meaning and not column.aside}) > 1
-
-
-def _has_aside(table: Table) -> bool:
-    return any(column.aside for column in table.columns)
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("longgame.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests["with_meanings"] = _has_meanings
-    environment.tests["with_aside"] = _has_aside
-    return environment
-
-
 def begin_bundle() -> None:
     """Begin to make the script that draws the charts, beside whatever comes before the page."""
-    bundle.begin_bundle(_vega_lite())
-
-
-def _vega_lite() -> str:
-    """The version that altair's specifications are written for, as "6.1"."""
-    return ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+    bundle.begin_bundle(VERSION)

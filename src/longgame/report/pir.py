@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import altair as alt
-import jinja2
 import numpy as np
 import pandas as pd
 import vl_convert
@@ -19,6 +17,7 @@ from longgame.report.charts import GREY, Figure, Style, intervals, spec
 from longgame.report.labels import labelled, name_layers
 from longgame.report.static_figures import VERSION, static_spec
 from longgame.report.tables import NOT_MEASURED, Cell, Column, Table
+from longgame.report.templating import template_environment
 
 ALL_DATA = "all data"
 OURS, REFERENCE, PUBLISHED = "audit", "reference", "published"
@@ -265,15 +264,8 @@ _WHOSE = [GREY, "#0072B2", "#D55E00"]
 
 def comparison_page(frame: pd.DataFrame, title: str, notes: Sequence[str], figures: Sequence[Figure]) -> str:
     """One self-contained page without scripts: the tables, and the figures (see `efficiency_figures`) as SVG."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(files("longgame.report") / "templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = [(figure, vl_convert.vegalite_to_svg(static_spec(figure), vl_version=VERSION)) for figure in figures]
     tables = [efficiency_table(frame), feasibility_table(frame)]
     sources = list(dict.fromkeys(frame.loc[frame["kind"] == PUBLISHED, "source"]))
-    page = environment.get_template("compare.html.j2")
+    page = template_environment().get_template("compare.html.j2")
     return page.render(title=title, tables=tables, figures=drawn, notes=notes, sources=sources)

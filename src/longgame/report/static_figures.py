@@ -14,6 +14,7 @@ from longgame.errors import StorageError
 from longgame.report.charts import Figure
 
 VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+"""Of Vega-Lite, for which altair's specifications are written."""
 _WIDTH = {1: 460, 2: 320}
 _NARROW, _COLUMNS = 220, 3
 _CONFIG = {
