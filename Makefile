@@ -19,9 +19,9 @@ quickstart: install
 
 # About two hours on two cores; what is finished is not run again. DATA_DIR=… adds the step on real data.
 results: install
-	$(BIN)/python experiments/results.py run $(if $(DATA_DIR),--data-dir $(DATA_DIR))
-	$(BIN)/python experiments/results.py keep
-	$(BIN)/python experiments/results.py pages
+	$(BIN)/python -m studies.results run $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+	$(BIN)/python -m studies.results keep
+	$(BIN)/python -m studies.results pages
 
 test: install
 	$(BIN)/python -m pytest -n auto

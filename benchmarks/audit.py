@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from longgame.bench.audit import sharing, tables, workers_and_overhead
-from longgame.bench.harness import Report
-from longgame.bench.machine import measure
+from suite.audit import sharing, tables, workers_and_overhead
+from suite.harness import Report
+from suite.machine import measure
 
 PARTS = ("tables", "quadratic", "tiny", "sharing")
 QUICK = ("tables", "tiny")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from longgame.bench.harness import Report
-from longgame.bench.machine import measure
-from longgame.bench.report import report_page
+from suite.harness import Report
+from suite.machine import measure
+from suite.report import report_page
 
 
 def main() -> None:

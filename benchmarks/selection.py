@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longgame.bench.harness import Report, at_least, take_turns
-from longgame.bench.machine import measure
-from longgame.bench.selection import gaussian, lazy, run, table
+from suite.harness import Report, at_least, take_turns
+from suite.machine import measure
+from suite.selection import gaussian, lazy, run, table
 
 Side = Callable[[np.ndarray, int], object]
 

@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longgame.bench.harness import Report, at_least, at_most, peak_memory, take_turns
-from longgame.bench.machine import measure
-from longgame.bench.signals import dtype_of, plain_sides, row, run, table
-from longgame.bench.workload import SHAPES, Workload, mixed_lengths, real, shaped
-from longgame.signals.batching import batches, plan
-from longgame.signals.engine import MAX_BATCH_TOKENS, SignalEngine
+from longgame.signals.engine import MAX_BATCH_TOKENS, SignalEngine, batches, plan
 from references import bergson_side, less, uds
+from suite.harness import Report, at_least, at_most, peak_memory, take_turns
+from suite.machine import measure
+from suite.signals import dtype_of, plain_sides, row, run, table
+from suite.workload import SHAPES, Workload, mixed_lengths, real, shaped
 
 UDS = ("logit_nuclear_norm", "logit_sketch")
 DATA = Path("../shared/data")

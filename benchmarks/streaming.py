@@ -16,8 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from longgame.bench import machine, streaming
-from longgame.bench.harness import Report
+from suite import machine, streaming
+from suite.harness import Report
 
 
 def main() -> None:

@@ -27,15 +27,15 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longgame.data.examples import Example, Pool
+from longgame.models.head import ResponseHead
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
-from longgame.selectors.base import build_selector
-from longgame.selectors.history import History
-from longgame.selectors.policy import SelectionPolicy
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
-from longgame.training.base import Schedule
 from longgame.training.candidates import padded_batch
-from longgame.training.response_loss import ResponseHead
+from longgame.training.schedule import Schedule
 from longgame.training.stage import learning_rate_share, run_stage
 
 PAD = 0

@@ -1,7 +1,7 @@
 """A selector of your own: medium difficulty first (`--selectors random,examples/my_selector.py:MySelector`)."""
 
 from longgame import Selection, Selector
-from longgame.selectors.base import descending, fill_budget
+from longgame.selection.base import descending, fill_budget
 
 
 class MySelector(Selector):

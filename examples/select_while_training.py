@@ -14,9 +14,9 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from longgame import SelectionTrainer
-from longgame.data.procedural import build_procedural_sequence
+from longgame.data.synthetic import build_procedural_sequence
 from longgame.data.tokenize import encode_all
-from longgame.models import attach_adapter, load_model
+from longgame.models.load import attach_adapter, load_model
 from longgame.recipe import DataSpec, ModelSpec, ProxySpec
 
 ARGUMENTS = {

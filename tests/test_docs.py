@@ -11,10 +11,10 @@ import pytest
 import typer
 
 from longgame import build_selector
+from longgame.audit.store import RESULT_COLUMNS
 from longgame.cli import app
-from longgame.protocol.store import RESULT_COLUMNS
 from longgame.recipe import RealTask, Recipe, _Part
-from longgame.selectors.base import SELECTORS
+from longgame.selection.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -1,7 +1,7 @@
 import pytest
 
 from longgame.errors import PluginError, RecipeError
-from longgame.selectors.base import SELECTORS, build_selector
+from longgame.selection.base import SELECTORS, build_selector
 
 GOOD = """
 from longgame import Selection, Selector

@@ -14,20 +14,14 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import longgame
-from longgame.axes import AxesSpec
-from longgame.commands.bench import bench
-from longgame.commands.calibrate import calibrate
-from longgame.commands.compare import compare
-from longgame.commands.report import report
-from longgame.commands.theory import theory
+from longgame.commands.report import compare, report
 from longgame.commands.watch import watch
 from longgame.errors import LonggameError, RecipeError
-from longgame.recipe import load_recipe, read_mapping
-from longgame.selectors.base import SELECTORS, build_selector
+from longgame.recipe import AxesSpec, load_recipe, read_mapping
+from longgame.selection.base import SELECTORS, build_selector
 
 
 class InterruptedByUserError(LonggameError):
@@ -200,9 +194,8 @@ def _audit(
     dry_run: bool,
     keep_models: bool,
 ) -> None:
-    from longgame.protocol.audit import held_threads, run_audit
-    from longgame.protocol.display import RichDisplay
-    from longgame.protocol.trial import plan_trials
+    from longgame.audit.plan import plan_trials
+    from longgame.audit.run import RichDisplay, held_threads, run_audit
     from longgame.report.terminal import print_scorecard
 
     console = Console()
@@ -215,7 +208,7 @@ def _audit(
     count = min(workers or cores, max(jobs, 1))
     per_worker = threads or held_threads(folder) or max(1, cores // (workers or cores))
     if dry_run:
-        from longgame.protocol.plan import print_plan
+        from longgame.audit.estimate import print_plan
 
         os.environ["OMP_NUM_THREADS"] = str(per_worker)  # read by torch when the plan loads it; rates are per worker
         print_plan(loaded, folder, count, per_worker, console)
@@ -252,45 +245,6 @@ def pools(
 
 
 @app.command()
-def pretrain(
-    recipe: Annotated[Path, typer.Argument(help="A pretraining recipe, e.g. recipes/tiny-base.yaml.")],
-    out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("runs/tiny-base"),
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Instead of the recipe's, for another base of its kind.")
-    ] = None,
-) -> None:
-    """Rebuild the tiny base model (tokenizer, weights, model card) from nothing."""
-    with _interruptible("stopped. The model is written at the end; run the command again."):
-        _pretrain(recipe, out, seed)
-
-
-def _pretrain(recipe: Path, out: Path, seed: int | None) -> None:
-    from longgame.pretrain import load_pretrain_spec
-    from longgame.pretrain import pretrain as build
-
-    console = Console()
-    spec = load_pretrain_spec(recipe)
-    if seed is not None:
-        spec = spec.model_copy(update={"seed": seed})
-    with Progress(
-        TextColumn("pretraining"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-    ) as bars:  # fmt: skip
-        line = bars.add_task("pretrain", total=None, note="data and tokenizer")
-        told = 0
-
-        def progress(tokens: int, total: int, loss: float) -> None:
-            nonlocal told
-            bars.update(line, completed=tokens, total=total, note=f"loss {loss:.3f}")
-            if not console.is_terminal and 10 * tokens // total > told:  # a log file gets ten lines
-                told = 10 * tokens // total
-                console.print(f"pretraining: {tokens:,} of {total:,} tokens, loss {loss:.3f}", highlight=False)
-
-        build(spec, out, progress=progress)
-    console.print(f"Written: {out}", highlight=False)
-
-
-@app.command()
 def selectors() -> None:
     """List the selectors that a recipe can name, with the signals each one needs."""
     table = Table()
@@ -310,22 +264,26 @@ def selectors() -> None:
     console.print("What a system of your own decided: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
 
 
-app.command()(bench)
-app.command()(calibrate)
-app.command()(theory)
 app.command()(report)
 app.command()(compare)
 app.command()(watch)
 
 
-def main() -> None:
-    """Entry point: turns longgame's errors into one sentence and an exit code."""
-    errors = Console(stderr=True)
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Print an error of longgame as one sentence and exit with its code."""
     try:
-        app()
+        yield
     except LonggameError as error:
-        errors.print(f"longgame: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        console = Console(stderr=True)
+        console.print(f"longgame: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    with errors_as_sentences():
+        app()
 
 
 if __name__ == "__main__":

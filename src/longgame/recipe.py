@@ -1,4 +1,4 @@
-"""Recipes: what an audit is, validated where it is made. An unknown key is an error with a suggestion."""
+"""The axes of a recipe: which of its own values an audit also varies. `Part` is what every section of a recipe is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,88 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from longgame.axes import AxesSpec, Rounds, Share
-from longgame.axes import Part as _Part
 from longgame.errors import RecipeError, did_you_mean
 
+Rounds = Literal["step"] | Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
-class LoraSpec(_Part):
+
+class Part(BaseModel):
+    """A section of a recipe: frozen, complete, and without keys that nobody reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class AdaptationValue(Part):
+    """One way to adapt the model; what is left out stays as the recipe's `model` and `training` have it."""
+
+    mode: Literal["lora", "full"] = "lora"
+    r: int | None = Field(None, ge=1)
+    """LoRA rank."""
+    alpha: float | None = Field(None, gt=0)
+    """LoRA alpha; left out, it follows `r`, so that the scale alpha / r stays the recipe's."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate: full fine-tuning often wants another one than LoRA."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaptationValue:
+        if self.mode == "full" and (self.r is not None or self.alpha is not None):
+            raise ValueError("full fine-tuning has no r and no alpha; leave them out, or use mode: lora")
+        return self
+
+
+class OrderAxis(Part):
+    """Orders in which the stages are also walked."""
+
+    rotations: bool = False
+    """Every rotation of the recipe's own order: each stage comes first once."""
+    permutations: int = Field(0, ge=0)
+    """So many other orders, drawn by `seed`; a larger number adds to those that a smaller one gives."""
+    seed: int = 0
+    given: tuple[tuple[str, ...], ...] = ()
+    """Orders by the names of the stages."""
+
+
+def _mode(value: Any) -> Any:
+    """Accept `lora` and `full` beside the long form."""
+    return {"mode": value} if isinstance(value, str) else value
+
+
+def _order(value: Any) -> Any:
+    """Accept `rotations`, one order, and a list of orders beside the long form."""
+    if value == "rotations":
+        return {"rotations": True}
+    if isinstance(value, str):
+        raise ValueError("must be rotations, {permutations: n, seed: s}, or a list of orders, each a list of stages")
+    if isinstance(value, list | tuple):
+        return {"given": [value] if value and all(isinstance(each, str) for each in value) else value}
+    return value
+
+
+class AxesSpec(Part):
+    """What is varied around the recipe's own values, which always belong to every axis."""
+
+    budget: tuple[Share, ...] = ()
+    rounds: tuple[Rounds, ...] = ()
+    adaptation: tuple[Annotated[AdaptationValue, BeforeValidator(_mode)], ...] = ()
+    order: Annotated[OrderAxis, BeforeValidator(_order)] = OrderAxis()
+    vary: dict[str, tuple[bool | int | float | str, ...]] = {}
+    """Any other key of the recipe (dotted) → its values."""
+    cross: bool = False
+    """False: one axis at a time, the others at the recipe's own values; True: the full product."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the recipe's own values are all there is."""
+        return not (self.budget or self.rounds or self.adaptation or self.order != OrderAxis() or self.vary)
+
+
+# Recipes: what an audit is, validated where it is made. An unknown key is an error with a suggestion.
+
+
+class LoraSpec(Part):
     """Adapter of the audit (PEFT LoRA on every linear layer but the head)."""
 
     r: int = Field(16, ge=1)
@@ -22,7 +96,7 @@ class LoraSpec(_Part):
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
-class ModelSpec(_Part):
+class ModelSpec(Part):
     """Which model is fine-tuned."""
 
     name: str = "tiny"
@@ -40,7 +114,7 @@ class ModelSpec(_Part):
     """Padding token, for a tokenizer that has none."""
 
 
-class RealTask(_Part):
+class RealTask(Part):
     """One stage (or OOD set) made of files or hub ids, or of procedural sub-skills."""
 
     name: str
@@ -52,7 +126,7 @@ class RealTask(_Part):
     max_new_tokens: int = Field(48, ge=1)
 
 
-class DataSpec(_Part):
+class DataSpec(Part):
     """Where candidates, validation items and OOD items come from."""
 
     sequence: Literal[
@@ -85,7 +159,7 @@ class DataSpec(_Part):
     """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
 
 
-class ReplaySpec(_Part):
+class ReplaySpec(Part):
     """Replay mixture: a share of each stage's budget for examples of earlier stages."""
 
     share: float = Field(gt=0, lt=1)
@@ -98,7 +172,7 @@ def _replay(value: Any) -> Any:
     return {"share": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-class SelectorSpec(_Part):
+class SelectorSpec(Part):
     """A selector by name, with its parameters and the interventions around it."""
 
     name: str
@@ -137,7 +211,7 @@ def _selector(value: Any) -> Any:
     return value
 
 
-class TrainingSpec(_Part):
+class TrainingSpec(Part):
     """The training step (transformers' Trainer, AdamW)."""
 
     steps: int = Field(32, ge=1)
@@ -154,7 +228,7 @@ class TrainingSpec(_Part):
     """Micro-batches per optimiser step (memory, not mathematics)."""
 
 
-class ProbeSpec(_Part):
+class ProbeSpec(Part):
     """Short training on the next stage from a fork of the model, to see how fast it still learns."""
 
     kinds: tuple[Literal["common", "own"], ...] = ("common", "own")
@@ -171,14 +245,14 @@ class ProbeSpec(_Part):
         return self
 
 
-class ProxySpec(_Part):
+class ProxySpec(Part):
     """The future-proxy mixture: a few items of every stage, shown only to selectors that ask for `future_proxy`."""
 
     items_per_skill: int = Field(1, ge=0)
     refresh_steps: int = Field(8, ge=1)
 
 
-class MetricSpec(_Part):
+class MetricSpec(Part):
     """Weights and options of the long-horizon metrics."""
 
     alpha: float = Field(1.0, ge=0)
@@ -195,7 +269,7 @@ class MetricSpec(_Part):
     """Label of the selector that all others are compared with."""
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """Everything an audit depends on; two recipes that are equal give equal numbers on one machine."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

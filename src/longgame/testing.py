@@ -19,8 +19,8 @@ import numpy as np
 from longgame.data.examples import Example, Pool
 from longgame.errors import BudgetError, PluginError, unknown
 from longgame.seeding import generator
-from longgame.selectors.base import Selection, Selector, check_selector
-from longgame.selectors.history import History
+from longgame.selection.base import Selection, Selector, check_selector
+from longgame.selection.history import History
 from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]

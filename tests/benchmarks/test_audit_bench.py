@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from longgame.bench.audit import audited, many_trials, small
+from longgame.audit.learner import outline
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.substrate import outline
 from longgame.recipe import parse_recipe
+from suite.audit import audited, many_trials, small
 
 
 def test_many_trials_are_whole_conditions_of_distinct_trials():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from longgame.commands.files import write_json
+from longgame.commands.report import write_json
 from longgame.errors import StorageError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from longgame.errors import PluginError
-from longgame.selectors.base import Selection, Selector, descending, fill_budget
+from longgame.selection.base import Selection, Selector, descending, fill_budget
 from longgame.testing import CONTRACT, check_selector_contract
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longgame.selectors.base import SELECTORS, build_selector
+from longgame.selection.base import SELECTORS, build_selector
 from longgame.testing import CONTRACT
 
 MY_SELECTOR = str(Path(__file__).parents[2] / "examples" / "my_selector.py") + ":MySelector"

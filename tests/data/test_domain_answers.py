@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from longgame.data.examples import Example
-from longgame.data.procedural import DOMAINS, LEVELS, OOD
+from longgame.data.synthetic import DOMAINS, LEVELS, OOD
 from longgame.evaluation.answers import gold_option, matches
-from longgame.evaluation.base import Evidence
-from longgame.evaluation.scorers import Choice
+from longgame.evaluation.scorers import Choice, Evidence
 
 SKILLS = {skill.name: skill for skills in DOMAINS.values() for skill in skills}
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]

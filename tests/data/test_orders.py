@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.data.examples import Example, SequenceData, StageData, Task
-from longgame.data.orders import pool_shares, reorder, resolve_order
+from longgame.data.sequences import pool_shares, reorder, resolve_order
 from longgame.errors import RecipeError
 
 

@@ -11,22 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.data.examples import content_id
-from longgame.data.procedural import (
+from longgame.data.synthetic import (
     FAMILIES,
     LEVELS,
     OOD,
     STAGES,
     SubSkill,
     build_procedural_sequence,
-    pretraining_texts,
     unseen_skills,
 )
-from longgame.data.procedural.base import Draft
-from longgame.data.procedural.pool import apportion
-from longgame.data.procedural.stages import NEW_TOKENS
+from longgame.data.synthetic.base import Draft
+from longgame.data.synthetic.pool import apportion
+from longgame.data.synthetic.sequence import NEW_TOKENS
 from longgame.errors import DataError
 from longgame.recipe import DataSpec, ProxySpec
 from longgame.seeding import generator
+from studies.tiny_base import pretraining_texts
 
 PROXY = ProxySpec(items_per_skill=2)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from longgame.data.procedural import LEVELS, OOD, STAGES
+from longgame.data.synthetic import LEVELS, OOD, STAGES
 
 SKILLS = {skill.name: skill for skills in STAGES.values() for skill in skills}
 PAST = dict(

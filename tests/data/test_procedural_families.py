@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from longgame.data.examples import Example, SequenceData
-from longgame.data.orders import reorder
-from longgame.data.procedural import (
+from longgame.data.sequences import build_sequence, reorder
+from longgame.data.synthetic import (
     DOMAINS,
     FAMILIES,
     INTERLEAVED,
@@ -18,15 +18,14 @@ from longgame.data.procedural import (
     STAGES,
     SUB_SKILLS,
     build_procedural_sequence,
-    pretraining_texts,
 )
-from longgame.data.procedural.stages import NEW_TOKENS
-from longgame.data.sequences import build_sequence
+from longgame.data.synthetic.sequence import NEW_TOKENS
 from longgame.data.tokenize import encode_all
 from longgame.errors import RecipeError
-from longgame.evaluation.base import SCORERS
-from longgame.models import load_tokenizer
+from longgame.evaluation.scorers import SCORERS
+from longgame.models.load import load_tokenizer
 from longgame.recipe import DataSpec, ModelSpec, ProxySpec, parse_recipe
+from studies.tiny_base import pretraining_texts
 
 PROXY = ProxySpec(items_per_skill=1)
 SMALL = {"items_per_skill": 4, "ood_items_per_skill": 3}

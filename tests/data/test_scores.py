@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from longgame.data.scores import read_scores
+from longgame.data.sources import read_scores
 from longgame.errors import DataError
 
 ROWS = [("0012", 0.5, True), ("12e4", -1.0, False), ("b#2", 3.0, True)]  # ids that are no numbers, though they look it

@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 from longgame.data.examples import Example, SequenceData
-from longgame.data.orders import reorder
-from longgame.data.sequences import build_sequence
+from longgame.data.sequences import build_sequence, reorder
 from longgame.data.sources import source_name
 from longgame.errors import DataError, RecipeError
-from longgame.evaluation.base import SCORERS
+from longgame.evaluation.scorers import SCORERS
 from longgame.recipe import Recipe, load_recipe, parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from longgame.data.examples import Example, with_unique_ids
 from longgame.data.tokenize import build_pool, encode, encode_all, fits_within, prompt_ids
 from longgame.errors import DataError, ModelError
-from longgame.models import prepare_tokenizer
+from longgame.models.load import prepare_tokenizer
 from longgame.recipe import ModelSpec
 from support.chat_model import CHATML, TRIMMING, WORDS, chat_tokenizer
 

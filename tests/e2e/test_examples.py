@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from longgame.data.procedural import build_procedural_sequence
-from longgame.models import attach_adapter, load_model
+from longgame.data.synthetic import build_procedural_sequence
+from longgame.models.load import attach_adapter, load_model
 from longgame.recipe import DataSpec, ModelSpec, ProxySpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

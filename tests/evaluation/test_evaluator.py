@@ -307,7 +307,7 @@ def test_nan_met_only_while_decoding_names_the_item(model, build_model, tokenize
 def test_a_scorer_of_ones_own_is_used_held_to_its_range_and_named_where_it_fails(model, tokenizer, tmp_path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from longgame.evaluation.base import Scorer\n"
+        "from longgame.evaluation.scorers import Scorer\n"
         "class Length(Scorer):\n"
         "    name = 'length'\n"
         "    requires = ('generation',)\n"

@@ -10,9 +10,17 @@ import reasoning_gym
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError
-from longgame.evaluation.base import NEEDS, SCORERS, Evidence, Scorer, build_scorer, check_scorer, parse_scorer
-from longgame.evaluation.scorers import Choice
-from longgame.evaluation.verify import reward, verified
+from longgame.evaluation.answers import reward, verified
+from longgame.evaluation.scorers import (
+    NEEDS,
+    SCORERS,
+    Choice,
+    Evidence,
+    Scorer,
+    build_scorer,
+    check_scorer,
+    parse_scorer,
+)
 
 
 def nll(*values: float) -> np.ndarray:

@@ -1,51 +1,30 @@
 """Data flows one way, and so do imports."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import longgame
+from studies.house import circles, imports, layer, modules
 
 ROOT = Path(longgame.__file__).parent
-ORDER = ["recipe", "data", "signals", "selectors", "training", "evaluation", "metrics", "report"]
-COMMON = {"axes", "errors", "durable", "seeding", "registry", "statefile", "models", "hub", "products"}
+TREES = modules(ROOT)
+GRAPH = {name: imports(tree, set(TREES)) - {name, "longgame"} for name, tree in TREES.items()}
 
 
-def imported_rooms(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "longgame" and len(parts) > 1:
-                yield parts[1]
+def test_modules_import_only_from_layers_to_their_left():
+    assert [(a, b) for a in sorted(GRAPH) for b in sorted(GRAPH[a]) if layer(b) > layer(a)] == []
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_a_room_imports_only_from_rooms_to_its_left(room):
-    files = [ROOT / "recipe.py"] if room == "recipe" else sorted((ROOT / room).rglob("*.py"))
-    assert files
-    allowed = {*ORDER[: ORDER.index(room) + 1], *COMMON}
-    for path in files:
-        assert {name for name in imported_rooms(path) if name not in allowed} == set(), path
+def test_modules_import_each_other_in_no_circle():
+    assert circles(GRAPH) == []
 
 
-def test_common_modules_import_no_room():
-    for name in ("axes", "errors", "durable", "seeding", "registry", "statefile", "products"):
-        assert set(imported_rooms(ROOT / f"{name}.py")) <= COMMON
-
-
-def test_the_protocol_and_the_quadratic_world_never_load_torch():
-    modules = "trajectory, probes, store, audit, backends, plan, substrate, trial, display"
+def test_audit_and_quadratic_world_never_load_torch():
+    names = "walk, store, run, plan, learner, checks, results"
     code = (
-        f"from longgame.protocol import {modules}\n"
-        "import longgame.theory.quadratic, sys\n"
+        f"from longgame.audit import {names}\n"
+        "import longgame.engines.local, longgame.quadratic.learner, sys\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -53,7 +32,7 @@ def test_the_protocol_and_the_quadratic_world_never_load_torch():
 
 
 def test_selectors_know_neither_models_nor_files():
-    for path in sorted((ROOT / "selectors").rglob("*.py")):
+    for path in sorted((ROOT / "selection").rglob("*.py")):
         text = path.read_text()
         for word in ("import torch", "import transformers", "from torch", "from transformers", "open(", "Path("):
             assert word not in text, (path, word)

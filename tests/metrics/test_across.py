@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from longgame.audit.store import records_table
 from longgame.errors import DataError
-from longgame.metrics.across import Across
+from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.store import records_table
 from longgame.recipe import MetricSpec
 
 LONG = {  # selector → seed → final score on the first and second task of the walk, under two orders

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.amounts import amount_notes, unequal_amounts, with_amounts
+from longgame.metrics.costs import amount_notes, unequal_amounts, with_amounts
 from longgame.metrics.tidy import Trials
 
 NAN = float("nan")

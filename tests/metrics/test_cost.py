@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.cost import cost_values, spread_over_stages
+from longgame.metrics.costs import cost_values, spread_over_stages
 
 NAN = float("nan")
 

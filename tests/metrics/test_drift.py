@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from longgame.errors import DataError
-from longgame.metrics.drift import Factors, adapter_difference, adapter_drift, adapter_inner, dense_drift, update_norm
+from longgame.metrics.diagnostics import (
+    Factors,
+    adapter_difference,
+    adapter_drift,
+    adapter_inner,
+    dense_drift,
+    update_norm,
+)
 from longgame.seeding import generator
 
 SHAPES = [(12, 7, 3, 0.5), (5, 9, 2, 2.0)]

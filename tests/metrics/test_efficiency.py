@@ -8,19 +8,17 @@ import pytest
 
 from longgame.errors import DataError
 from longgame.metrics.efficiency import (
+    Feasibility,
+    dense_rank,
     efficiency,
+    feasibility_of,
+    feasibility_ranks,
     performance_improvement_ratio,
+    published,
+    published_feasibility,
     selected_fraction,
     trial_efficiency,
     undefined_ratios,
-)
-from longgame.metrics.feasibility import (
-    Feasibility,
-    dense_rank,
-    feasibility_of,
-    feasibility_ranks,
-    published,
-    published_feasibility,
 )
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import MetricSpec, SelectorSpec

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from longgame.metrics.interventions import bare_selectors, intervention_table
+from longgame.audit.store import records_table
+from longgame.metrics.comparisons import bare_selectors, intervention_table
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.store import records_table
 from longgame.recipe import MetricSpec, parse_recipe
 
 SELECTORS = [

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from longgame.metrics.missed import missed_notes
+from longgame.metrics.costs import missed_notes
 from longgame.metrics.tidy import Trials
 
 NAN = float("nan")

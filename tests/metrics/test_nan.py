@@ -9,10 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from longgame.metrics import curves, diagnostics, matrix, ranking
+from longgame.metrics import curves, diagnostics, matrix
+from longgame.metrics import longhorizon as ranking
 from longgame.metrics.longhorizon import long_horizon_score, weight_sensitivity
-from longgame.metrics.power import minimum_detectable_effect, seeds_needed, t_power
-from longgame.metrics.stats import bootstrap_interval, holm, moments, paired, sign_flip_p
+from longgame.metrics.stats import (
+    bootstrap_interval,
+    holm,
+    minimum_detectable_effect,
+    moments,
+    paired,
+    seeds_needed,
+    sign_flip_p,
+    t_power,
+)
 from longgame.metrics.tidy import over_measured
 from longgame.metrics.verdict import rank_reversals
 from longgame.seeding import generator

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longgame.errors import DataError
-from longgame.metrics.power import MOST_SEEDS, minimum_detectable_effect, seeds_needed, t_power, unit_effect
+from longgame.metrics.stats import MOST_SEEDS, minimum_detectable_effect, seeds_needed, t_power, unit_effect
 from longgame.seeding import generator
 
 NAN, INF = float("nan"), float("inf")

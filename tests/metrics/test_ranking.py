@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.errors import DataError
-from longgame.metrics.ranking import chance_gap, myopia_gap, ranks, seed_myopia_gap, selector_myopia_gap
+from longgame.metrics.longhorizon import chance_gap, myopia_gap, ranks, seed_myopia_gap, selector_myopia_gap
 
 NAN = float("nan")
 values = hnp.arrays(float, st.integers(1, 8), elements=st.integers(-5, 5).map(float))

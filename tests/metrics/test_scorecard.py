@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.audit.store import records_table
 from longgame.errors import DataError
 from longgame.metrics import matrix
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.curves import adaptation_auc
-from longgame.metrics.power import unit_effect
 from longgame.metrics.scorecard import Scorecard
-from longgame.protocol.store import records_table
+from longgame.metrics.stats import unit_effect
 from longgame.recipe import MetricSpec
 from longgame.seeding import generator
 

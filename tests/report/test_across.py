@@ -7,8 +7,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from longgame.metrics.across import Across
-from longgame.report.across import across_tables, condition_label, condition_table
+from longgame.metrics.comparisons import Across
+from longgame.report.conditions import across_tables, condition_label, condition_table
 from longgame.report.markdown import scorecard_markdown
 from longgame.report.tables import MAIN, metric_table
 from longgame.report.terminal import print_scorecard

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from longgame.metrics.across import Across
+from longgame.metrics.comparisons import Across
 from longgame.report.answer import answer
-from longgame.report.card import audit_card
 from longgame.report.compare import compare
-from longgame.report.markdown import escape
+from longgame.report.markdown import audit_card, escape
 
 
 def lifted(results):

@@ -4,17 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.across import Across
 from longgame.metrics.association import association_table as associate
-from longgame.metrics.interventions import intervention_table
+from longgame.metrics.comparisons import Across, intervention_table
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
-from longgame.report.across import across_tables
-from longgame.report.association import association_line, association_table
+from longgame.report.conditions import across_tables, association_line, association_table
 from longgame.report.figures import figures
-from longgame.report.html import render_html
-from longgame.report.interventions import interventions_table
 from longgame.report.markdown import scorecard_markdown
+from longgame.report.page import render_html
+from longgame.report.tables import interventions_table
 
 X = {("random", 0): 0.3, ("random", 1): 0.35, ("random", 2): 0.3, ("loss", 0): 0.6, ("loss", 1): 0.5, ("loss", 2): 0.7}
 Y = {("random", 0): 4.0, ("random", 1): 5.0, ("random", 2): 4.5, ("loss", 0): 8.0, ("loss", 1): 9.0, ("loss", 2): 10.0}

@@ -11,11 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from longgame.metrics.feasibility import feasibility_of
+from longgame.metrics.efficiency import feasibility_of
 from longgame.recipe import SelectorSpec
-from longgame.report.html import RunReport, render_reports
+from longgame.report.compare import Compared, comparison, efficiency_figures
+from longgame.report.page import RunReport, render_reports
 from longgame.report.picks import StagePicks, read_picks
-from longgame.report.pir import Compared, comparison, efficiency_figures
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from longgame.report import bundle, html
-from longgame.report.static_figures import VERSION
+from longgame.report import charts as bundle
+from longgame.report import page as html
+from longgame.report.charts import VERSION
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner
 
+from longgame.audit.loaded import load_details, load_picks, load_run, names_of, places_of
+from longgame.audit.results import gather_picks
+from longgame.audit.store import RunDirectory
 from longgame.cli import app
 from longgame.commands.watch import finish_times, progress_line, seconds_left
 from longgame.errors import RecipeError, ResumeError
-from longgame.protocol.files import read_table, write_table
-from longgame.protocol.loaded import load_details, load_picks, load_run, names_of, places_of
-from longgame.protocol.picks import gather_picks
-from longgame.protocol.store import RunDirectory
 from longgame.recipe import parse_recipe
 from longgame.report.charts import Style
-from longgame.report.figures_axes import axes_figures
+from longgame.report.conditions import axes_figures
+from longgame.storage import read_table, write_table
 
 RECIPE = """
 name: small
@@ -124,7 +124,7 @@ def test_two_runs_in_folders_of_one_name_keep_their_own_titles_and_figures(run, 
         (folder / "names").write_text(" ".join(figure.name for figure in figures))
         return [folder / "names"]
 
-    monkeypatch.setattr("longgame.report.static_figures.write_figures", note)
+    monkeypatch.setattr("longgame.report.charts.write_figures", note)
     again = tmp_path / "other" / "run"
     shutil.copytree(partial, again)
     asked = ["--figures", tmp_path / "f", "--out", tmp_path / "r.html", "--card", tmp_path / "c.md", "--trials", 0]

@@ -8,7 +8,7 @@ import pytest
 import vl_convert
 
 from longgame.report.charts import GREY, PALETTE, ink_on_cividis
-from longgame.report.html import render_html
+from longgame.report.page import render_html
 
 
 def luminance(red, green, blue):

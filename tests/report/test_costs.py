@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
-from tests.report.conftest import HOSTILE, NOW, make_card
 
 from longgame.report.tables import COSTS, LEVEL_ONE, NOT_MEASURED, metric_table, number
 from longgame.report.words import cost_line, verdict_lines
+from tests.report.conftest import HOSTILE, NOW, make_card
 
 SPENT = {
     "random": {"score_flops": 0.0, "train_flops": 4e9, "select_seconds": 0.0, "train_seconds": 2.0},

@@ -1,8 +1,8 @@
 import pytest
 
 from longgame.errors import RecipeError
-from longgame.metrics.across import Across
-from longgame.report.gate import VERDICTS, Claim, parse_condition, true_claims
+from longgame.metrics.comparisons import Across
+from longgame.report.answer import VERDICTS, Claim, parse_condition, true_claims
 
 
 def test_claims_are_read_with_names_as_they_stand():

@@ -12,13 +12,11 @@ import vl_convert
 
 from longgame.errors import StorageError
 from longgame.recipe import parse_recipe
+from longgame.report.charts import write_figures
 from longgame.report.figures import curve_table, figures, interval_half
-from longgame.report.html import RunReport, render_html, render_reports, write_html
-from longgame.report.paper import beside
-from longgame.report.picks import StagePicks, read_picks
-from longgame.report.static_figures import write_figures
-from longgame.report.tables import Cell, Column, Table
-from longgame.report.trials import trial_detail
+from longgame.report.page import RunReport, render_html, render_reports, write_html
+from longgame.report.picks import StagePicks, read_picks, trial_detail
+from longgame.report.tables import Cell, Column, Table, beside
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from longgame.audit.loaded import compared, efficiency_figures_of, load_run
 from longgame.cli import app
 from longgame.errors import RecipeError, ResumeError
-from longgame.metrics.feasibility import Feasibility, published
-from longgame.protocol.loaded import compared, efficiency_figures_of, load_run
+from longgame.metrics.efficiency import Feasibility, published
 from longgame.report.charts import Style
-from longgame.report.figures import figures
-from longgame.report.pir import (
+from longgame.report.compare import (
     Compared,
     comparison,
     comparison_page,
@@ -21,6 +20,7 @@ from longgame.report.pir import (
     efficiency_table,
     feasibility_table,
 )
+from longgame.report.figures import figures
 from longgame.report.tables import selectors_in_order
 
 RECIPE = """

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from longgame.errors import PluginError
-from longgame.signals.fingerprint import signal_fingerprint
-from longgame.signals.preconditioning import AdamPreconditioner, Moments
+from longgame.signals.cache import signal_fingerprint
+from longgame.signals.gradients import AdamPreconditioner, Moments
 from longgame.signals.projection import UpdateSketch
 from support.signals import autograd_gradients, llama, perturb, random_pool, with_lora
 from support.signals_exact import DIM, SEED, assert_exact, engine_of, is_lora

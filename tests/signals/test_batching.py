@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longgame.data.examples import Example, Pool
-from longgame.signals.batching import batches
+from longgame.signals.engine import batches
 from support.signals import random_pool
 
 CPU = torch.device("cpu")

@@ -22,15 +22,15 @@ from transformers import PreTrainedTokenizerFast
 from longgame.data.examples import Pool
 from longgame.errors import ModelError
 from longgame.signals import cache as cache_module
-from longgame.signals import fingerprint as fingerprint_module
-from longgame.signals.cache import SignalCache
-from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
-from longgame.signals.fingerprint import (
+from longgame.signals import cache as fingerprint_module
+from longgame.signals.cache import (
+    SignalCache,
     model_fingerprint,
     pool_fingerprint,
     signal_fingerprint,
     tokenizer_fingerprint,
 )
+from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
 from longgame.training.scoring import ModelScorer
 from support.signals import llama, random_pool, with_lora
 
@@ -80,7 +80,7 @@ def test_equal_models_have_equal_fingerprints_also_in_another_process_and_after_
         assert model_fingerprint(model) != before
     assert model_fingerprint(model) == before
     code = """
-        from longgame.signals.fingerprint import model_fingerprint
+        from longgame.signals.cache import model_fingerprint
         from support.signals import llama, with_lora
         print(model_fingerprint(with_lora(llama())))
     """

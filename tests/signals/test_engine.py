@@ -194,7 +194,7 @@ def test_a_response_longer_than_the_hidden_size_keeps_the_nuclear_norm(adapted):
 
 def test_chunks_of_the_vocabulary_projection_change_nothing(adapted, pool, monkeypatch):
     whole = engine(adapted)(pool, ALL)
-    monkeypatch.setattr("longgame.signals.head.LOGIT_ENTRIES", 3 * VOCABULARY)
+    monkeypatch.setattr("longgame.models.head.LOGIT_ENTRIES", 3 * VOCABULARY)
     chunked = engine(adapted)(pool, ALL)
     for name in ALL:
         assert relative(chunked[name], whole[name]) < 1e-6, name

@@ -7,8 +7,8 @@ from safetensors.numpy import load, save
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, NumericalError, PluginError
 from longgame.seeding import generator
-from longgame.signals import frozen as module
-from longgame.signals.frozen import COLUMNS, FrozenSignals, cluster
+from longgame.signals import source as module
+from longgame.signals.source import COLUMNS, FrozenSignals, cluster
 
 
 def pool_of(*ids):

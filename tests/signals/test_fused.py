@@ -3,10 +3,9 @@ import pytest
 import torch
 
 from longgame.errors import PluginError
+from longgame.models.lora import Recording, fused_lora, plain_layers
 from longgame.signals import engine as module
-from longgame.signals.adapters import Recording
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
-from longgame.signals.fused import fused_lora, plain_layers
 from support.signals import llama, with_lora
 
 ALL = (*FORWARD, *BACKWARD)

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from longgame.errors import DataError, NumericalError, PluginError, ResumeError, StorageError
 from longgame.seeding import generator
-from longgame.signals import base, store_writer
+from longgame.signals import base
+from longgame.signals import store as store_writer
 from longgame.signals.base import Signals
-from longgame.signals.store import SignalStore
-from longgame.signals.store_writer import SignalWriter
-from longgame.signals.stream import stream_signals
+from longgame.signals.store import SignalStore, SignalWriter, stream_signals
 from support.signals import random_pool
 
 COLUMNS = {"loss": "float32", "embedding": "float16"}

@@ -8,7 +8,7 @@ from torch import nn
 
 from longgame.data.examples import Pool
 from longgame.signals.engine import ADAM, BACKWARD, FORWARD
-from longgame.signals.preconditioning import AdamPreconditioner, Moments
+from longgame.signals.gradients import AdamPreconditioner, Moments
 from support.signals import llama, perturb, with_lora
 from support.signals_exact import engine_of
 

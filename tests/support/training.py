@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longgame.data.examples import Example, Pool
 from longgame.seeding import generator
-from longgame.selectors.base import Selection, Selector, descending, fill_budget
-from longgame.selectors.history import History
-from longgame.selectors.policy import SelectionPolicy
+from longgame.selection.base import Selection, Selector, descending, fill_budget
+from longgame.selection.history import History
+from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 
 VOCAB, PAD = 61, 0

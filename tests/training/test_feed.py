@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.signals.base import Signals
-from longgame.statefile import read_state, write_state
+from longgame.storage import read_state, write_state
 from longgame.training.feed import SelectionFeed, deal, round_of, split_micro
 from support.training import Coin, make_policy, make_pool
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from longgame.recipe import TrainingSpec
-from longgame.selectors.base import build_selector
-from longgame.selectors.history import History
-from longgame.selectors.interventions import Replay, Reserve
-from longgame.selectors.policy import SelectionPolicy
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.interventions import Replay, Reserve
+from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training import stage as module
-from longgame.training.base import Schedule
+from longgame.training.schedule import Schedule
 from longgame.training.stage import run_stage
 from support.training import PAD, make_model, make_pool
 

@@ -6,9 +6,8 @@ from datasets import Dataset
 
 from longgame.errors import DataError
 from longgame.seeding import generator
-from longgame.signals.stream import stream_signals
-from longgame.training.candidates import content_ids, pool_of
-from longgame.training.shards import dataset_pools
+from longgame.signals.store import stream_signals
+from longgame.training.candidates import content_ids, dataset_pools, pool_of
 
 
 def rows(n=23, seed=0):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from longgame.errors import BudgetError, ModelError, NumericalError
+from longgame.models.head import ResponseHead
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.signals.base import Signals
-from longgame.training import updates
-from longgame.training.base import Schedule, stage_order
-from longgame.training.isolation import model_untouched, shorten_walks
-from longgame.training.response_loss import ResponseHead
+from longgame.training import schedule as updates
+from longgame.training.compat import model_untouched, shorten_walks
+from longgame.training.schedule import Schedule, stage_order
 from longgame.training.stage import learning_rate_share, run_stage
 from support.training import PAD, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.errors import PluginError, ResumeError, StorageError
-from longgame.statefile import read_state, write_state
+from longgame.storage import read_state, write_state
 
 arrays = hnp.arrays(
     st.sampled_from(["float32", "float64", "float16", "int64", "uint32", "uint64", "bool", "int8"]),

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from longgame.data.examples import Example, Pool
-from longgame.durable import write_file
 from longgame.recipe import Recipe
+from longgame.storage import write_file
 
 Format = Literal["parquet", "jsonl"]
 
@@ -23,7 +23,7 @@ _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "sour
 def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
     """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
 
-    Both carry ``sample_id``, by which a file of scores names examples (`longgame.data.scores.read_scores`); it hangs on
+    Both carry ``sample_id``, by which a file of scores names examples (see `read_scores`); it hangs on
     an example's content alone, so one file serves all conditions. Conditions with the same pools stand under one name,
     that of what changes the pools or the base model ("": the recipe's own). Tokens are counted by the tokenizer of the
     first seed and condition that offer an example.
@@ -34,8 +34,8 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
     Raises:
         DataError: the recipe's data cannot be read. StorageError: the folder cannot be written.
     """
-    from longgame.protocol.conditions import Condition, expand
-    from longgame.protocol.substrate import sequence_of
+    from longgame.audit.learner import sequence_of
+    from longgame.audit.plan import Condition, expand
 
     distinct: dict[str, Condition] = {}
     for condition in expand(recipe):
@@ -77,11 +77,11 @@ def _row(example: Example) -> dict[str, Any]:
 
 def _tokenised(recipe: Recipe, seed: int, examples: Sequence[Example]) -> Pool:
     if recipe.model.name == "quadratic":
-        from longgame.protocol.substrate import make_learner
+        from longgame.audit.learner import make_learner
 
         return make_learner(recipe, seed).pool(examples)
     from longgame.data.tokenize import build_pool
-    from longgame.models import load_tokenizer
+    from longgame.models.load import load_tokenizer
 
     spec = recipe.for_seed(seed).model
     return build_pool(examples, load_tokenizer(spec), spec.max_length, recipe.data.too_long)[0]
@@ -90,6 +90,6 @@ def _tokenised(recipe: Recipe, seed: int, examples: Sequence[Example]) -> Pool:
 def _table(frame: pd.DataFrame, kind: Format) -> bytes:
     if kind == "jsonl":
         return frame.to_json(orient="records", lines=True, force_ascii=False).encode()
-    from longgame.protocol.files import table_bytes
+    from longgame.storage import table_bytes
 
     return table_bytes(frame)

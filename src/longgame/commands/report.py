@@ -1,22 +1,104 @@
-"""``longgame report``: a page, figures, Markdown and a verdict for CI from finished or partial runs."""
+"""What commands write beside their text: charts for pages that are read without a browser, and JSON."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import altair as alt
 import typer
+import vl_convert
 from rich.console import Console
+from rich.table import Table
+
+from longgame.errors import StorageError
 
 if TYPE_CHECKING:
-    from longgame.protocol.loaded import LoadedRun
+    from longgame.audit.loaded import LoadedRun
+    from longgame.report.answer import Claim
     from longgame.report.charts import Figure
     from longgame.report.compare import Comparison
-    from longgame.report.gate import Claim
     from longgame.report.picks import Picks
+
+
+DIGITS = 6
+"""Significant digits of a fraction in JSON: more than any figure here is known to."""
+_BREAK = re.compile(r"\n\s+")
+_FLAT = re.compile(r"\{\n\s+([^{}\[\]]*?)\n\s*\}")
+_VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+
+
+def write_chart(chart: Any, folder: Path, name: str) -> list[Path]:
+    """Write an altair chart as ``NAME.svg`` and ``NAME.png`` (double size), on white; returns the files.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    spec = chart.configure(background="white").to_dict()
+    content = {
+        folder / f"{name}.svg": vl_convert.vegalite_to_svg(spec, vl_version=_VERSION).encode(),
+        folder / f"{name}.png": vl_convert.vegalite_to_png(spec, vl_version=_VERSION, scale=2),
+    }
+    for path, data in content.items():
+        _write(path, data)
+    return list(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, fractions to `DIGITS` significant digits, a line for each flat object; folders are made.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = json.dumps(_rounded(value), indent=1, ensure_ascii=False)
+    text = _FLAT.sub(lambda found: "{" + _BREAK.sub(" ", found[1]) + "}", text)
+    _write(path, (text + "\n").encode())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}. Give another place.") from error
+
+
+# Rows of plain numbers and strings in the terminal.
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print rows with the same keys as a table; ``rate``, ``low``, ``high`` and ``audits`` share a column."""
+    shown = [_with_interval(row) for row in rows]
+    table = Table(title=title, title_justify="left")
+    for name, value in shown[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in shown:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
+def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    if "audits" not in row:
+        return row
+    rate = f"{row['rate']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['audits']}"
+    parts = {"rate": rate, "low": None, "high": None, "audits": None}
+    return {name: value for name, value in (row | parts).items() if value is not None}
+
+
+# ``longgame report``: a page, figures, Markdown and a verdict for CI from finished or partial runs.
 
 _OBJECTS = 100_000
 """New objects between collections of garbage: a report makes millions and hardly a cycle, so looking is most of it."""
@@ -42,10 +124,10 @@ def report(
     ] = None,
 ) -> None:
     """Show what audits found: the answer in words, scorecard, figures, and every trial with what it wanted most."""
+    from longgame.audit.loaded import SHOWN_TRIALS
     from longgame.errors import LonggameError
-    from longgame.protocol.loaded import SHOWN_TRIALS
-    from longgame.report.gate import parse_condition
-    from longgame.report.html import begin_bundle, write_page
+    from longgame.report.answer import parse_condition
+    from longgame.report.page import begin_bundle, write_page
 
     console = Console(highlight=False, markup=False)
     gc.set_threshold(_OBJECTS)
@@ -93,8 +175,8 @@ class _Shown:
 
 
 def _read(runs: Sequence[Path], compare: Path | None, claims: Sequence[Claim], with_picks: bool) -> list[_Shown]:
+    from longgame.audit.loaded import load_picks, load_run, names_of
     from longgame.errors import RecipeError, ResumeError
-    from longgame.protocol.loaded import load_picks, load_run, names_of
     from longgame.report.compare import compare as compare_runs
 
     if len({run.resolve() for run in runs}) < len(runs):
@@ -119,8 +201,8 @@ def _read(runs: Sequence[Path], compare: Path | None, claims: Sequence[Claim], w
 
 
 def _page(shown: Sequence[_Shown], trials: int) -> str:
-    from longgame.protocol.loaded import run_report
-    from longgame.report.html import render_reports
+    from longgame.audit.loaded import run_report
+    from longgame.report.page import render_reports
 
     return render_reports(
         [run_report(each.loaded, each.picks, trials // len(shown), each.title, each.comparison) for each in shown]
@@ -129,7 +211,7 @@ def _page(shown: Sequence[_Shown], trials: int) -> str:
 
 def _write_figures(shown: Sequence[_Shown], folder: Path) -> list[Path]:
     """Every figure; of several runs each in a folder of its own, called as the run is."""
-    from longgame.report.static_figures import write_figures
+    from longgame.report.charts import write_figures
 
     written = []
     for each in shown:
@@ -138,7 +220,7 @@ def _write_figures(shown: Sequence[_Shown], folder: Path) -> list[Path]:
 
 
 def _figures(shown: _Shown) -> list[Figure]:
-    from longgame.protocol.loaded import efficiency_figures_of
+    from longgame.audit.loaded import efficiency_figures_of
     from longgame.report.figures import figures
 
     run = shown.loaded
@@ -147,8 +229,7 @@ def _figures(shown: _Shown) -> list[Figure]:
 
 
 def _markdown(shown: _Shown) -> str:
-    from longgame.report.card import comparison_markdown
-    from longgame.report.markdown import scorecard_markdown
+    from longgame.report.markdown import comparison_markdown, scorecard_markdown
 
     run = shown.loaded
     text = scorecard_markdown(run.scorecard, run.results, run.recipe, run.environment, run.across, shown.title)
@@ -157,7 +238,7 @@ def _markdown(shown: _Shown) -> str:
 
 
 def _card(shown: _Shown) -> str:
-    from longgame.report.card import audit_card
+    from longgame.report.markdown import audit_card
 
     run = shown.loaded
     return audit_card(
@@ -175,7 +256,7 @@ def _card(shown: _Shown) -> str:
 
 def _holds(claims: tuple[Claim, ...], shown: Sequence[_Shown], console: Console) -> bool:
     """Print which claims hold of which run, or that none does."""
-    from longgame.report.gate import true_claims
+    from longgame.report.answer import true_claims
 
     held = [
         f"{each.title or each.loaded.recipe.name}: {claim}"
@@ -189,3 +270,91 @@ def _holds(claims: tuple[Claim, ...], shown: Sequence[_Shown], console: Console)
         where = f" in any of {asked} conditions" if asked > len(shown) else ""
         console.print(f"passed: none of {' or '.join(map(str, claims))} holds{where}.", soft_wrap=True)
     return bool(held)
+
+
+# ``longgame compare``: efficiency and feasibility of audited selectors beside published methods.
+
+_KINDS = (".html", ".md", ".csv")
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories with full-data trials (full_data: true).")
+    ],
+    out: Annotated[Path | None, typer.Option(help="A file as well: .html, .md or .csv.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as SVG and PNG.")] = None,
+    view: Annotated[str, typer.Option(help="Scorer: primary, token_accuracy or exact_match.")] = "primary",
+) -> None:
+    """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility."""
+    from longgame.audit.loaded import compared, load_run, names_of
+    from longgame.errors import RecipeError
+    from longgame.report.charts import write_figures
+    from longgame.report.compare import (
+        PUBLISHED,
+        comparison,
+        comparison_page,
+        efficiency_figures,
+        efficiency_table,
+        feasibility_table,
+    )
+    from longgame.report.markdown import escape, pipes
+    from longgame.report.page import write_page
+    from longgame.report.tables import selectors_in_order
+    from longgame.report.terminal import print_table
+
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise RecipeError("a run directory is given twice. Name each run once.")
+    if out is not None and out.suffix not in _KINDS:
+        raise RecipeError(f"--out is '{out}'; its name must end in {', '.join(_KINDS[:-1])} or {_KINDS[-1]}.")
+    loaded = [load_run(run) for run in runs]
+    titles = [str(name) for name in names_of(runs)] if len(runs) > 1 else [""]
+    parts = [part for each, title in zip(loaded, titles, strict=True) for part in compared(each, title, view)]
+    notes = [note for each in loaded for note in _notes(each, view)]
+    frame = comparison(parts)
+    order = [name for each in loaded for name in selectors_in_order(each.scorecard, each.recipe)]
+    drawn = efficiency_figures(frame, order, loaded[0].scorecard.reference) if out or figures else []
+    tables = (efficiency_table(frame), feasibility_table(frame))
+    console = Console(highlight=False, markup=False)
+    for table in tables:
+        print_table(table, console)
+        console.print(table.note, style="dim")
+        console.print()
+    for note in notes:
+        console.print(f"note: {note}", style="dim", soft_wrap=True)
+    written: list[Path] = []
+    title = f"Selectors beside published methods: {', '.join(each.recipe.name for each in loaded)}"
+    if out is not None:
+        if out.suffix == ".csv":
+            text = frame.to_csv(index=False)
+        elif out.suffix == ".html":
+            text = comparison_page(frame, title, notes, drawn)
+        else:
+            shown = [f"## {table.title}\n\n{pipes(table)}\n\n{table.note}" for table in tables]
+            sources = frame.loc[frame["kind"] == PUBLISHED, "source"].unique()
+            told = "\n".join(f"- {escape(note)}" for note in (*notes, *(f"Published points: {s}." for s in sources)))
+            text = "\n\n".join([f"# {escape(title)}", *shown, "## Notes", told]) + "\n"
+        write_page(out, text)
+        written.append(out)
+    if figures is not None:
+        written += write_figures(drawn, figures)
+    if written:
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _notes(loaded: LoadedRun, view: str) -> list[str]:
+    """What the numbers of a run leave out, in words."""
+    from longgame.audit.plan import FULL_DATA, shares_full_data
+    from longgame.metrics.efficiency import undefined_ratios
+
+    name, notes = loaded.recipe.name, [f"{loaded.recipe.name}: {loaded.progress}"] if loaded.progress else []
+    if loaded.full_data is not None and (zero := undefined_ratios(loaded.full_data, view)):
+        notes.append(
+            f"{name}: a full-data trial scored 0 on {', '.join(zero)}; no PIR over it is defined for that seed."
+        )
+    other = [each for each in loaded.run.conditions if each != FULL_DATA and not shares_full_data(each)]
+    if other:
+        notes.append(
+            f"{name}: {len(other)} condition(s) differ from the full-data trials in more than budget and rounds and "
+            f"are left out: {', '.join(other[:5])}{' …' if other[5:] else ''}."
+        )
+    return notes

@@ -48,8 +48,8 @@ class Watched:
     """A run directory that is looked at again and again; its records are read only when a stage was finished."""
 
     def __init__(self, folder: Path, console: Console) -> None:
-        from longgame.protocol.store import RunDirectory
-        from longgame.protocol.substrate import outline
+        from longgame.audit.learner import outline
+        from longgame.audit.store import RunDirectory
 
         self.folder = folder
         self.finished = False
@@ -60,7 +60,7 @@ class Watched:
 
     def view(self) -> RenderableType:
         """Progress, time left and scorecard as they are now. The recipe is read anew: trials may have been added."""
-        from longgame.protocol.store import RunDirectory
+        from longgame.audit.store import RunDirectory
 
         held = RunDirectory.open(self.folder)
         marks = finish_times(self.folder, [trial.name for trial in held.trials], self._stages)
@@ -75,7 +75,7 @@ class Watched:
 
     def _read(self) -> Text:
         """The scorecard as `longgame audit` prints it, for this console."""
-        from longgame.protocol.loaded import load_run
+        from longgame.audit.loaded import load_run
         from longgame.report.terminal import print_scorecard
 
         loaded = load_run(self.folder)

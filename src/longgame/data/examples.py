@@ -111,7 +111,7 @@ class SequenceData:
     stages: tuple[StageData, ...]
     ood: tuple[Task, ...] = ()
     mixing: float = 0.0
-    """Share of each pool that comes from the stages before and after (see `longgame.data.orders`)."""
+    """Share of each pool that comes from the stages before and after (see `longgame.data.sequences`)."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from longgame.data.examples import Example, SequenceData, StageData, Task, with_unique_ids
-from longgame.data.orders import pool_shares, resolve_order, walk
 from longgame.data.sources import Split, load_examples, source_name
-from longgame.errors import DataError, RecipeError
+from longgame.errors import DataError, RecipeError, unknown
 from longgame.recipe import RealTask, Recipe
 from longgame.seeding import generator
 
@@ -29,7 +28,7 @@ def build_sequence(
         seed: of this replication; pools, validation items and proxy items are drawn from its own streams.
         fits: where ``data.too_long`` is ``drop``, says whether an example is short enough; others are passed over
             before sampling (see `longgame.data.tokenize.fits_within`). Procedural items are made to fit.
-        order: in which the stages are walked (names or rows, see `longgame.data.orders.resolve_order`); empty: as the
+        order: in which the stages are walked (names or rows, see `resolve_order`); empty: as the
             recipe has them. Validation, OOD and proxy items and a stage's own candidates are the same in every order;
             what ``data.mixing`` adds to a pool comes from its neighbours in this order.
 
@@ -39,7 +38,7 @@ def build_sequence(
             ``quadratic`` (it has a world of its own).
     """
     if recipe.data.sequence.startswith("procedural"):
-        from longgame.data.procedural import build_procedural_sequence  # reasoning-gym is slow to import
+        from longgame.data.synthetic import build_procedural_sequence  # reasoning-gym is slow to import
 
         return build_procedural_sequence(recipe.data, seed, recipe.proxy, order)
     if recipe.data.sequence == "files":
@@ -226,3 +225,95 @@ def _prompt_key(example: Example) -> str:
     """The prompt without case and spacing; empty for plain text."""
     turns = example.messages if example.messages is not None else (("user", example.prompt),)
     return " ".join(" ".join(content for _, content in turns).casefold().split())
+
+
+# Stages in time: in which order a sequence is walked, and how far its stages run into one another.
+
+
+def resolve_order(names: Sequence[str], order: Sequence[str] | Sequence[int]) -> tuple[int, ...]:
+    """Return the rows of the stages in the order in which they are walked.
+
+    Args:
+        names: the stages as they stand in the sequence.
+        order: the same names in another order, or their rows (0 is the first); empty: as they stand.
+
+    Raises:
+        RecipeError: a name or row that does not exist, or an order that does not hold every stage just once.
+    """
+    rows = []
+    for part in order:
+        if isinstance(part, str):
+            if part not in names:
+                raise RecipeError(f"task order {list(order)}: {unknown('stage', part, names)}")
+            rows.append(list(names).index(part))
+        else:
+            rows.append(int(part))
+    if order and sorted(rows) != list(range(len(names))):
+        raise RecipeError(
+            f"task order {list(order)} is no order of the {len(names)} stages {', '.join(names)}. Name every stage "
+            f"once, or give every row from 0 to {len(names) - 1} once."
+        )
+    return tuple(rows) if order else tuple(range(len(names)))
+
+
+def reorder(sequence: SequenceData, order: Sequence[str] | Sequence[int]) -> SequenceData:
+    """Return the same stages, pools and items in another order of time.
+
+    The columns of the score matrix follow: stage tasks in the order of the walk, then the OOD sets that belong to a
+    stage (`Task.stage`) in the same order, then those that belong to none, as they stood.
+
+    Raises:
+        RecipeError: not an order of the stages (see `resolve_order`), or pools with a mixing share: what is mixed in
+            comes from the neighbours in time, so such a sequence has to be built in its order
+            (``build_sequence(…, order=order)``).
+    """
+    names = [stage.name for stage in sequence.stages]
+    rows = resolve_order(names, order)
+    if sequence.mixing > 0 and rows != tuple(range(len(names))):
+        raise RecipeError(
+            f"the pools of '{sequence.name}' hold a mixing share of {sequence.mixing:g} from the stages before and "
+            "after, which another order changes. Build the sequence in that order: build_sequence(…, order=…)."
+        )
+    return walk(sequence, rows)
+
+
+def walk(sequence: SequenceData, rows: Sequence[int]) -> SequenceData:
+    """Put stages, and the OOD sets that belong to them, in the order of these rows (see `reorder`)."""
+    stages = tuple(sequence.stages[row] for row in rows)
+    place = {stage.name: place for place, stage in enumerate(stages)}
+    ood = sorted(sequence.ood, key=lambda task: place.get(task.stage or "", len(stages)))
+    return dataclasses.replace(sequence, stages=stages, ood=tuple(ood))
+
+
+def pool_shares(pool_size: int, rows: Sequence[int], mixing: float) -> list[dict[int, int]]:
+    """How many candidates of each stage's pool come from which stage.
+
+    ``round(mixing · pool_size)`` candidates of a pool are foreign. The stage walked just before gives half of them (the
+    odd one too) and the stage just after the rest; the first and the last stage have one neighbour, which gives all.
+
+    Args:
+        pool_size: candidates of a pool.
+        rows: the order of the walk.
+        mixing: share in [0, 1).
+
+    Returns:
+        For every row of the sequence (not of the walk): row that gives → candidates; the stage's own stand first, and
+        rows that would give none are left out.
+
+    Raises:
+        RecipeError: a mixing share above 0 with a single stage.
+    """
+    foreign = round(mixing * pool_size)
+    if foreign and len(rows) < 2:
+        raise RecipeError(
+            f"data.mixing is {mixing:g}, but the sequence has one stage and so no neighbour. Use data.mixing: 0."
+        )
+    shares: list[dict[int, int]] = [{} for _ in rows]
+    for place, row in enumerate(rows):
+        before, after = foreign - foreign // 2, foreign // 2
+        if place == 0 or place == len(rows) - 1:
+            given = {rows[1] if place == 0 else rows[place - 1]: foreign} if foreign else {}
+        else:
+            given = {rows[place - 1]: before, rows[place + 1]: after}
+        shares[row] = {row: pool_size - foreign, **{giver: count for giver, count in given.items() if count}}
+    return shares

@@ -16,9 +16,9 @@ from torch import nn
 from longgame.data.examples import Example, Task
 from longgame.data.tokenize import encode
 from longgame.errors import DataError, PluginError
-from longgame.evaluation.base import Evidence, Score, Scorer, build_scorer
 from longgame.evaluation.forward import Row, run_rows
 from longgame.evaluation.merged import folded_adapters
+from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 

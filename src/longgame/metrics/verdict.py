@@ -11,8 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from longgame.errors import DataError
-from longgame.metrics.power import MOST_SEEDS, POWER
-from longgame.metrics.stats import holm, paired
+from longgame.metrics.stats import MOST_SEEDS, POWER, holm, paired
 
 MYOPIC = "myopic"
 BETTER = "long-horizon better"
@@ -95,7 +94,7 @@ def verdict_table(
     """Verdict of every selector but the reference, per view.
 
     Args:
-        summary: rows of `longgame.metrics.summary.summarise` with the key columns ``view`` and ``metric``.
+        summary: rows of `longgame.metrics.scorecard.summarise` with the key columns ``view`` and ``metric``.
         immediate: the metric that stands for the immediate score; the other is ``long_horizon``.
 
     Returns:

@@ -1,22 +1,126 @@
-"""The tables of a scorecard as text cells, made once and shown by terminal, Markdown and HTML alike.
-
-A mark says that a selector differs from the reference over the seeds (paired t, p < 0.05 after Holm over the
-selectors): ``▲`` better, ``▼`` worse, ``*`` different where neither direction is better. "—" = not measured.
-"""
+"""The paper's Tables 1–3, to stand beside a run's numbers on demand. They come from other models and data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import jinja2
 import numpy as np
 import pandas as pd
 
 from longgame.metrics.catalog import METRICS
-from longgame.metrics.scorecard import PRIMARY, SCORER_VIEWS, Scorecard
+from longgame.metrics.comparisons import SCORES
+from longgame.metrics.scorecard import ALPHA, PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.stats import moments
 from longgame.recipe import Recipe
+
+_SELECTORS = ("random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas")
+TABLES: Mapping[str, tuple[int, tuple[float, ...]]] = {
+    "current": (1, (58.2, 61.9, 62.4, 59.5, 61.1, 62.0, 61.4)),
+    "auc_common": (1, (0.61, 0.54, 0.52, 0.63, 0.57, 0.62, 0.67)),
+    "forgetting": (1, (4.8, 8.6, 9.4, 4.3, 7.5, 5.5, 3.9)),
+    "ood": (1, (54.0, 48.1, 46.5, 55.7, 50.2, 55.0, 58.2)),
+    "worst_task": (1, (49.8, 43.2, 41.7, 50.6, 44.9, 49.4, 53.1)),
+    "myopia_gap": (1, (0.12, 0.42, 0.47, 0.16, 0.36, 0.28, 0.10)),
+    "capability_entropy": (2, (1.92, 1.28, 1.22, 2.05, 1.45, 1.81, 2.02)),
+    "difficulty": (2, (0.42, 0.74, 0.76, 0.45, 0.35, 0.58, 0.56)),
+    "quality": (2, (0.65, 0.51, 0.53, 0.64, 0.83, 0.68, 0.70)),
+    "update_concentration": (2, (0.31, 0.58, 0.63, 0.27, 0.49, 0.39, 0.25)),
+}
+"""Metric → (table of the paper, its values in the order of its seven selectors); the budget is 25 %."""
+LONG_HORIZON: Mapping[float, tuple[float, ...]] = {
+    0.10: (0.54, 0.47, 0.45, 0.57, 0.49, 0.58, 0.62),
+    0.25: (0.59, 0.51, 0.50, 0.62, 0.54, 0.64, 0.69),
+    0.50: (0.63, 0.56, 0.55, 0.65, 0.58, 0.67, 0.71),
+}
+"""Table 3: the long-horizon score by budget."""
+
+
+def beside(table: Table, metrics: Mapping[str, str], recipe: Recipe) -> Table:
+    """The table with the paper's column after each of those that it has; a selector that it does not have gets "".
+
+    Args:
+        table: as `longgame.report.tables.metric_table` makes it.
+        metrics: a column's label → its metric.
+    """
+    known = {spec.key: spec.name for spec in recipe.selectors}
+    columns, cells = [], []
+    for place, column in enumerate(table.columns):
+        columns.append(column)
+        cells.append([row[place] for row in table.rows])
+        held = _values(metrics.get(column.label, ""), recipe.budget)
+        names = [known.get(row[0].text, "") for row in table.rows]
+        if held is None or not set(names) & set(_SELECTORS):
+            continue
+        number, values = held
+        by_name = dict(zip(_SELECTORS, values, strict=True))
+        meaning = f"{column.label} in the paper's Table {number}; other models and data"
+        columns.append(Column(f"paper: {column.short}", f"paper: {column.short}", meaning, aside=True))
+        cells.append([_cell(by_name.get(name)) for name in names])
+    return replace(table, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))
+
+
+def _values(metric: str, budget: float) -> tuple[int, tuple[float, ...]] | None:
+    if metric == "long_horizon":
+        return (3, LONG_HORIZON[budget]) if budget in LONG_HORIZON else None
+    return TABLES.get(metric)
+
+
+def _cell(value: float | None) -> Cell:
+    return Cell("") if value is None else Cell(f"{value:g}" if abs(value) >= 10 else f"{value:.2f}", value=value)
+
+
+# What each intervention buys, as a table: with it minus without it.
+
+NOTE = (
+    "Differences paired by seed, with their 95 % intervals; p after Holm over the interventions of a score. "
+    f"▲ better, ▼ worse than the same selector without (p < {ALPHA:g})."
+)
+
+
+def interventions_table(differences: pd.DataFrame, title: str, view: str = PRIMARY) -> Table:
+    """One row for each selector with interventions; no columns but the first where there is none.
+
+    Args:
+        differences: as `longgame.metrics.comparisons.intervention_table` makes it.
+    """
+    part = differences[differences["view"] == view]
+    measured = [name for name in SCORES if (part["metric"] == name).any()]
+    columns = [Column("with − without", "with − without", numeric=False)]
+    for name in measured:
+        better = f"{METRICS[name].better} is better"
+        columns.append(
+            Column(METRICS[name].label, METRICS[name].label, f"difference of the {METRICS[name].label}, {better}")
+        )
+    rows = []
+    for (selector, bare), group in part.groupby(["selector", "bare"], sort=False):
+        of_metric = {str(row["metric"]): row for row in group.to_dict("records")}
+        rows.append((Cell(f"{selector} − {bare}"), *(_cell_interventions(of_metric[name], name) for name in measured)))
+    return Table(title, tuple(columns), tuple(rows), NOTE)
+
+
+def _cell_interventions(row: dict[Any, Any], metric: str) -> Cell:
+    unit = "long horizon" if metric == "long_horizon" else METRICS[metric].unit
+    mean, p = float(row["mean"]), float(row["p_holm"])
+    if np.isnan(mean):
+        return Cell(NOT_MEASURED)
+
+    def signed(value: float) -> str:
+        text = number(abs(value), unit)
+        return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"
+
+    text = signed(mean)
+    if np.isfinite(row["ci_low"]):
+        text += f" ({signed(float(row['ci_low']))} to {signed(float(row['ci_high']))})"
+    if np.isfinite(p):
+        text += f", p = {p:.2g}"
+    detail = f"n = {int(row['n'])} seeds"
+    return Cell(text, difference_mark(p, mean, METRICS[metric].better), detail, value=mean)
+
+
+# The tables of a scorecard as text cells, made once and shown by terminal, Markdown and HTML alike.
 
 ALPHA = 0.05
 NOT_MEASURED = "—"
@@ -360,3 +464,25 @@ def sub_skill_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> T
                 cells.append(Cell(number(end, "points"), value=end))
         rows.append(tuple(cells))
     return Table(title, tuple(columns), tuple(rows))
+
+
+def template_environment() -> jinja2.Environment:
+    """Templates of the package; what is put into one is text, and a name that nobody gave is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("longgame.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["with_meanings"] = _has_meanings
+    environment.tests["with_aside"] = _has_aside
+    return environment
+
+
+def _has_meanings(table: Table) -> bool:
+    return len({column.meaning for column in table.columns if column.meaning and not column.aside}) > 1
+
+
+def _has_aside(table: Table) -> bool:
+    return any(column.aside for column in table.columns)

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from longgame.metrics.across import Across
+from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
-from longgame.report.across import across_note, across_tables, condition_table
+from longgame.report.conditions import across_note, across_tables, condition_table
 from longgame.report.tables import DIAGNOSTICS, LEVEL_ONE, MAIN, Cell, Table, metric_table, shown_views, stage_table
 from longgame.report.words import elsewhere, headline, legend, reversal_line, seeds_caveat, set_gap_line, verdict_lines
 

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.seeding import generator
-from longgame.selectors.policy import Scorer, SelectionPolicy
+from longgame.selection.policy import Scorer, SelectionPolicy
 
 Rounds = int | Literal["step"]
 

@@ -11,9 +11,8 @@ from torch import nn
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError
 from longgame.signals.base import SIGNALS, Signals
-from longgame.signals.cache import SignalCache
+from longgame.signals.cache import SignalCache, signal_fingerprint
 from longgame.signals.engine import SignalEngine
-from longgame.signals.fingerprint import signal_fingerprint
 from longgame.signals.quality import quality_scores
 from longgame.training.candidates import SUFFIX
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trl import SFTTrainer
 
-from longgame.training.mixin import SelectionMixin
+from longgame.training.trainer import SelectionMixin
 
 
 class SelectionSFTTrainer(SelectionMixin, SFTTrainer):

@@ -19,17 +19,23 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, ModelError, NumericalError
+from longgame.models.head import ResponseHead
+from longgame.models.parts import evaluating
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
-from longgame.selectors.policy import Scorer, SelectionPolicy
-from longgame.signals.model_parts import evaluating
-from longgame.training.base import Schedule, StepInfo, TrainingReport, learning_rate_share, stage_order
+from longgame.selection.policy import Scorer, SelectionPolicy
 from longgame.training.candidates import Candidates, padded_batch
+from longgame.training.compat import global_rng_kept, model_untouched, shorten_walks
 from longgame.training.feed import SelectionFeed, split_micro
-from longgame.training.isolation import global_rng_kept, model_untouched, shorten_walks
-from longgame.training.mixin import SelectionMixin
-from longgame.training.response_loss import ResponseHead
-from longgame.training.updates import UpdateRecorder
+from longgame.training.schedule import (
+    Schedule,
+    StepInfo,
+    TrainingReport,
+    UpdateRecorder,
+    learning_rate_share,
+    stage_order,
+)
+from longgame.training.trainer import SelectionMixin
 
 OnStep = Callable[[StepInfo], None]
 

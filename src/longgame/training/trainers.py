@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
-from longgame.training.mixin import SelectionMixin
+from longgame.training.trainer import SelectionMixin
 
 if TYPE_CHECKING:
     from longgame.training.sft import SelectionSFTTrainer

@@ -1,0 +1,163 @@
+"""Timing of sides that take turns, peak memory, and figures with what is required of them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from suite.machine import Machine
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that something is required of."""
+
+    name: str
+    value: float
+    required: float
+    sense: Literal["<=", ">="]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the requirement is met (NaN never meets one)."""
+        return self.value <= self.required if self.sense == "<=" else self.value >= self.required
+
+    def __str__(self) -> str:
+        """``figure NAME VALUE REQUIRED ok|short``."""
+        word = "ok" if self.ok else "short"
+        return f"figure {self.name} {self.value:.4g} {self.sense}{self.required:.4g} {word}"
+
+
+def at_most(name: str, value: float, required: float) -> Figure:
+    """A figure that must not exceed ``required``."""
+    return Figure(name, float(value), float(required), "<=")
+
+
+def at_least(name: str, value: float, required: float) -> Figure:
+    """A figure that must reach ``required``."""
+    return Figure(name, float(value), float(required), ">=")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each repeat of one side."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """The fastest repeat: whatever else the machine does can only add time."""
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int = 1, device: torch.device | None = None
+) -> dict[str, Times]:
+    """Run every side once, then again from the first, ``repeats`` times, so that all meet the same machine.
+
+    Args:
+        sides: name → what is timed.
+        repeats: timed rounds, ≥ 1.
+        warmup: untimed rounds before them.
+        device: where a CUDA device works asynchronously, the clock waits for it.
+    """
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(warmup + repeats):
+        for name, side in sides.items():
+            gc.collect()
+            begun = time.perf_counter()
+            side()
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= warmup:
+                found[name].append(time.perf_counter() - begun)
+    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+
+
+def peak_memory(work: Callable[[], Any], device: torch.device | None = None) -> int:
+    """Return by how many bytes memory rose, at its highest, above what was in use when ``work`` began.
+
+    On a CUDA device it is the allocator's peak; on Linux the process' peak resident memory. Elsewhere there is no such
+    number, and it raises OSError.
+    """
+    gc.collect()
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    _give_back()
+    _CLEAR.write_text("5")  # the peak starts anew at what is resident now
+    before = resident()
+    work()
+    return max(0, _field("VmHWM") - before)
+
+
+def resident() -> int:
+    """Resident memory of this process, bytes (Linux)."""
+    return _field("VmRSS")
+
+
+def _field(name: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no {name}.")
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, so that a peak does not hide in it (glibc; elsewhere nothing happens)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@dataclass
+class Report:
+    """Figures and table rows of one benchmark, printed as they come."""
+
+    title: str
+    machine: Machine
+    figures: list[Figure] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, figures: Iterable[Figure] = (), rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Keep figures and table rows (plain numbers and strings)."""
+        self.figures += figures
+        self.rows += [dict(row) for row in rows]
+
+    def finish(self, file: Path | None) -> bool:
+        """Print one line a figure, write everything to ``file`` as JSON, and return whether all are met."""
+        for figure in self.figures:
+            print(figure)
+        self.save(file)
+        return all(figure.ok for figure in self.figures)
+
+    def save(self, file: Path | None) -> None:
+        """Write what there is so far to ``file`` as JSON, if one was named: a long benchmark may be stopped."""
+        if file is None:
+            return
+        payload = {
+            "title": self.title,
+            "machine": asdict(self.machine),
+            "figures": [asdict(figure) | {"ok": figure.ok} for figure in self.figures],
+            "rows": self.rows,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,231 @@
+"""Selectors and scorers that are files (``scores:FILE``, ``file.py:Class``): numbers depend on what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from longgame.audit.learner import sequence_of
+from longgame.audit.plan import Trial, expand, plan_trials
+from longgame.data.examples import SequenceData
+from longgame.data.sources import read_scores
+from longgame.errors import DataError, ResumeError
+from longgame.evaluation.scorers import build_scorer
+from longgame.recipe import Recipe, SelectorSpec
+from longgame.selection.base import SCORES, build_selector
+from longgame.selection.interventions import selector_of
+from longgame.selection.methods.from_scores import FromScores
+from longgame.storage import read_json
+
+
+def plugin_names(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the recipe's selectors, then of the scorers of its tasks, each once."""
+    scorers = (name for task in (*recipe.data.stages, *recipe.data.ood) for name in task.scorers)
+    return tuple(dict.fromkeys((*(spec.name for spec in recipe.selectors), *scorers)))
+
+
+def file_of(name: str) -> Path | None:
+    """The file that a selector or scorer of this name is read from; None for one that is built in or installed."""
+    if name.startswith(SCORES):
+        return Path(name.removeprefix(SCORES)).expanduser()
+    return Path(name.rpartition(":")[0]).expanduser() if ".py:" in name else None
+
+
+def file_contents(names: Iterable[str]) -> dict[str, str]:
+    """Name → content hash of its file (of the file alone, not of what it imports); only files that are there."""
+    files = {name: file_of(name) for name in names}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for name, file in files.items()
+        if file is not None and file.is_file()
+    }
+
+
+def row_contents(names: Iterable[str], ids: Collection[str]) -> dict[str, str]:
+    """Name of a file of scores → content hash of what it says about these candidates (`ScoreFile.digest`).
+
+    Left out are files that are not there or that hold no scores: what is in them is nobody's decision any more.
+    """
+    found = {}
+    for name in names:
+        if name.startswith(SCORES):
+            try:
+                found[name] = read_scores(name.removeprefix(SCORES)).digest(ids)
+            except DataError:  # told in full when the selector is made
+                continue
+    return found
+
+
+# What an audit is refused for, or warned of, before its work begins: plug-ins, edited files, files of scores.
+
+_WORTH_A_WARNING = 0.01
+"""Chance that a choice finds nothing, from which it is warned of."""
+_FEW = 2
+"""Examples per step under which a probe, whose pool is a sample, may have fewer than one."""
+
+
+def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = None) -> None:
+    """Make every selector and scorer once, so that a wrong name or parameter is told before any work is done.
+
+    Args:
+        selectors: those with work left; None: the recipe's.
+
+    Raises:
+        RecipeError, PluginError: as `selector_of` and `build_scorer`.
+    """
+    for spec in recipe.selectors if selectors is None else selectors:
+        selector_of(spec)
+    for task in (*recipe.data.stages, *recipe.data.ood):
+        for scorer in task.scorers:
+            build_scorer(scorer)
+
+
+def check_files(folder: Path, recipe: Recipe) -> None:
+    """Check that selectors and scorers that are files are what they were when finished parts were measured.
+
+    Of a file of scores only what it says about a trial's candidates counts, so rows for other seeds and conditions
+    may be added. A file that is not there is not missed. Parts that were made before contents were noted are taken
+    as they are.
+
+    Raises:
+        ResumeError: a file has changed since; it is named with the parts.
+    """
+    now = file_contents(plugin_names(recipe))
+    marks = sorted(folder.glob("*/*/*/done.json")) if now else []
+    trials = {trial.name: trial for trial in plan_trials(recipe)} if marks else {}
+
+    @cache
+    def said(name: str, trial: str) -> str | None:
+        ids = [each for stages in _pools(recipe, [trials[trial]]).values() for stage in stages for each in stage]
+        return row_contents([name], ids).get(name)
+
+    changed = []
+    for mark in marks:
+        part, held = mark.parent.parent, read_json(mark)
+        for name in [name for name, content in held.get("files", {}).items() if now.get(name, content) != content]:
+            rows = held.get("rows", {}).get(name)
+            if rows is None or part.name not in trials or said(name, part.name) != rows:
+                changed.append((part, name))
+    if changed:
+        parts = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
+        raise ResumeError(
+            f"{file_of(changed[0][1])} is not what it was when these parts of {folder} were measured: "
+            f"{', '.join(parts[:5])}{f' and {len(parts) - 5} more' if parts[5:] else ''}. Put the file back, delete "
+            "these folders to measure them anew, or use another --out."
+        )
+
+
+def candidates_in(sequence: SequenceData) -> list[str]:
+    """Ids of the candidates of all stages."""
+    return [example.sample_id for stage in sequence.stages for example in stage.candidates]
+
+
+def check_scores(recipe: Recipe, trials: Iterable[Trial]) -> None:
+    """Check that files of scores name every candidate of these trials: of all seeds, stages and conditions.
+
+    Raises:
+        DataError: one lacks candidates and does not skip what it lacks; it is told how many, and of which seeds.
+    """
+    for selector, own in _of_scores(trials):
+        pools = _pools(recipe, own)
+        lacking = [where for where, stages in pools.items() if any(selector.lacking(ids) for ids in stages)]
+        if lacking:
+            places = [f"seed {seed}" + (f" of {base}" if base else "") for base, seed in lacking]
+            more = f" and {len(places) - 5} more" if places[5:] else ""
+            every = sorted({name for stages in pools.values() for ids in stages for name in ids})
+            selector.check(every, f" (in {', '.join(places[:5])}{more})")
+
+
+def score_warnings(recipe: Recipe, trials: Iterable[Trial]) -> list[str]:
+    """What files that keep too little will do to these trials: a sentence per selector and condition.
+
+    Raises:
+        DataError: a file lacks candidates (see `check_scores`).
+    """
+    conditions = {condition.name: condition for condition in expand(recipe)}
+    said = []
+    for selector, own in _of_scores(trials):
+        pools = _pools(recipe, own)
+        for name in dict.fromkeys(trial.condition for trial in own):
+            some = [pools[conditions[name].base, trial.seed] for trial in own if trial.condition == name]
+            text = _warning([selector.kept(ids) for stages in some for ids in stages], conditions[name].recipe)
+            if text:
+                said.append(f"{own[0].selector.key}{f' under {name}' if name else ''}: {text}")
+    return said
+
+
+def _of_scores(trials: Iterable[Trial]) -> list[tuple[FromScores, list[Trial]]]:
+    """Selectors that are files of scores, each with its trials."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.selector.name.startswith(SCORES):
+            groups.setdefault(trial.selector.key, []).append(trial)
+    found = []
+    for own in groups.values():
+        selector = build_selector(own[0].selector.name, own[0].selector.parameters)
+        if isinstance(selector, FromScores):
+            found.append((selector, own))
+    return found
+
+
+def _pools(recipe: Recipe, trials: Iterable[Trial]) -> dict[tuple[str, int], list[list[str]]]:
+    """(shared work, seed) of these trials → ids of each stage's candidates; they hang on nothing else."""
+    conditions = {condition.name: condition for condition in expand(recipe)}
+    pools: dict[tuple[str, int], list[list[str]]] = {}
+    for trial in trials:
+        condition = conditions[trial.condition]
+        if (condition.base, trial.seed) not in pools:
+            stages = sequence_of(condition.recipe, trial.seed).stages
+            ids = [[example.sample_id for example in stage.candidates] for stage in stages]
+            pools[condition.base, trial.seed] = ids
+    return pools
+
+
+def _warning(kept: Sequence[Bool[np.ndarray, " n"]], recipe: Recipe) -> str:
+    """What it leads to that a file keeps these candidates of each stage; empty where nothing is to be told."""
+    least, rounds = min(float(flags.mean()) for flags in kept), recipe.rounds
+    few = least < recipe.budget
+    said = []
+    if few:
+        said.append(
+            f"of some stage only {least:.1%} of the candidates may be selected, and the budget is {recipe.budget:.1%} "
+            "of their tokens, so fewer tokens may be learned than by other selectors."
+        )
+    chance = _empty_step(kept, recipe.training.steps) if rounds == "step" else 0.0
+    if chance >= _WORTH_A_WARNING:
+        said.append(
+            f"A step chooses among {_share(kept, recipe.training.steps)} candidates or so; that one finds none that "
+            f"may be selected has a probability of {chance:.0%} and ends the audit there. Use rounds: 1."
+        )
+    elif few and rounds not in ("step", 1):
+        said.append(f"The last of {rounds} rounds may find none left, which ends the audit there. Use rounds: 1.")
+    each = min(int(flags.sum()) for flags in kept) * recipe.training.epochs / recipe.training.steps
+    if few and rounds == 1 and each < _FEW:
+        said.append(
+            f"They are {each:.1f} for each of a stage's {recipe.training.steps} steps; a stage or probe with fewer "
+            "than one ends the audit there. Train for fewer steps or more epochs."
+        )
+    return " ".join(said)
+
+
+def _share(kept: Sequence[Bool[np.ndarray, " n"]], steps: int) -> int:
+    return max(1, min(len(flags) for flags in kept) // steps)
+
+
+def _empty_step(kept: Sequence[Bool[np.ndarray, " n"]], steps: int) -> float:
+    """Chance that a step of these stages is offered none that is kept.
+
+    A share of c among n candidates, k of them kept, holds none with probability C(n − k, c) / C(n, c); the shares are
+    taken as independent.
+    """
+    each = 1.0
+    for flags in kept:
+        n, k, c = len(flags), int(flags.sum()), _share([flags], steps)
+        each *= (1 - math.comb(n - k, c) / math.comb(n, c)) ** steps
+    return 1 - each

@@ -1,0 +1,236 @@
+"""What an audit will cost, before it is run: trials, tokens, and time at rates measured now on this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+
+from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings
+from longgame.audit.learner import Learner, make_learner, outline, sequence_of
+from longgame.audit.plan import Condition, expand, plan_trials
+from longgame.audit.store import RunDirectory
+from longgame.data.examples import Pool
+from longgame.recipe import Recipe
+from longgame.seeding import generator
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.interventions import selector_of
+from longgame.selection.policy import SelectionPolicy
+from longgame.signals.base import CONTEXT, SIGNALS
+from longgame.training.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Measured now on this machine, in one process with a worker's number of threads."""
+
+    forward: float
+    """Candidate tokens scored per second by a forward signal (loss)."""
+    backward: float
+    """Candidate tokens per second through forward + backward (gradient sketch)."""
+    items: float
+    """Validation items scored per second."""
+    step: float
+    """Seconds of one optimiser step on a step's share of the budget, without selection."""
+    startup: float
+    """Seconds until libraries, data and model are there, as every worker needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialCost:
+    """Tokens and estimated seconds of one trial of a selector."""
+
+    selector: str
+    scored_tokens: int
+    trained_tokens: int
+    scored_items: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a recipe will cost at the rates measured."""
+
+    trials: tuple[TrialCost, ...]
+    """One trial of every selector."""
+    seed_seconds: float
+    """The work that the trials of a seed share: frozen pass and row 0."""
+    rates: Rates
+
+    def seconds(self, seeds: int, workers: int) -> float:
+        """Wall-clock of the audit: start-up, the seeds' shared work, then all trials, spread over the workers."""
+        return wall_clock([self], [self], seeds, workers)
+
+
+def wall_clock(conditions: Sequence[Estimate], bases: Sequence[Estimate], seeds: int, workers: int) -> float:
+    """Seconds of an audit of these conditions with ``seeds`` seeds each.
+
+    Args:
+        conditions: one estimate each.
+        bases: an estimate of each piece of shared work; conditions that start from the same one share it.
+    """
+    shared = sum(base.seed_seconds for base in bases) * seeds / min(workers, seeds * len(bases))
+    trials = sum(cost.seconds for condition in conditions for cost in condition.trials) * seeds
+    count = sum(len(condition.trials) for condition in conditions) * seeds
+    return conditions[0].rates.startup + shared + trials / min(workers, count)
+
+
+def _seconds(work: Callable[[], object], seconds: float = 1.0) -> float:
+    """Median seconds of a piece of work, repeated for about ``seconds`` after one time to warm up."""
+    work()
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while not took or time.perf_counter() < end:
+        begun = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - begun)
+    return statistics.median(took)
+
+
+def _step_seconds(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> float:
+    """Seconds of an optimiser step, from a short training of a fork that is thrown away."""
+
+    def train(steps: int) -> float:
+        part = pool.take(range(len(pool) * steps // recipe.training.steps))
+        policy = SelectionPolicy(build_selector("random"), History(), generator(seed, "plan"))
+        rounds: Literal["step"] | int = "step" if recipe.rounds == "step" else 1
+        schedule = Schedule(steps, recipe.budget, rounds, recipe.training.epochs, seed)
+        with learner.fork() as fork:
+            return fork.train(part, policy, schedule).seconds["train"] / steps
+
+    first = train(min(2, recipe.training.steps))
+    return train(max(1, min(recipe.training.steps, round(2 / first))))
+
+
+def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int, threads: int, startup: float) -> Rates:
+    """Time the learner on as many candidates as one step scores, on two items of every task, and on a few steps."""
+    candidates = pool.take(range(max(1, min(len(pool), len(pool) // recipe.training.steps))))
+    tokens = float(candidates.tokens.sum())
+    tasks = [replace(task, items=task.items[:2]) for task in sequence_of(recipe, seed).tasks]
+    with threadpool_limits(limits=threads):
+        return Rates(
+            forward=tokens / _seconds(lambda: learner.signals(candidates, ("loss",))),
+            backward=tokens / _seconds(lambda: learner.signals(candidates, ("grad_sketch",))),
+            items=sum(len(task.items) for task in tasks) / _seconds(lambda: learner.score(tasks)),
+            step=_step_seconds(learner, pool, recipe, seed),
+            startup=startup,
+        )
+
+
+def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estimate:
+    """Cost of one trial of every selector of the recipe (first seed, own condition).
+
+    Args:
+        rates: of this machine; None: measured now.
+    """
+    seed, training, probe = recipe.seeds[0], recipe.training, recipe.probe
+    begun = time.perf_counter()
+    sequence = sequence_of(recipe, seed)
+    learner = make_learner(recipe, seed)
+    pools = [learner.pool(stage.candidates) for stage in sequence.stages]
+    if rates is None:
+        rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - begun)
+    stage_tokens = [int(pool.tokens.sum()) for pool in pools]
+    share = min(1.0, probe.steps / training.steps)
+    own = sum(stage_tokens[1:]) * share * ("own" in probe.kinds)
+    common = sum(stage_tokens[1:]) * share * ("common" in probe.kinds)
+    choices = training.steps if recipe.rounds == "step" else recipe.rounds
+    offered = 1.0 if recipe.rounds == "step" else 1 + (choices - 1) * (1 - recipe.budget / 2)
+    trained = (sum(stage_tokens) + own) * recipe.budget * training.epochs + common * recipe.budget
+    steps = training.steps * len(pools) + probe.steps * (len(pools) - 1) * len(probe.kinds)
+    per_row = sum(len(stage.task.items) for stage in sequence.stages)
+    shifted = sum(len(task.items) for task in sequence.ood)
+    rows_of_ood = len(sequence.stages) if recipe.data.ood_after == "every-stage" else 1
+    probed = sum(len(stage.task.items) for stage in sequence.stages[1:])
+    items = per_row * len(sequence.stages) + shifted * rows_of_ood + probed * probe.points * len(probe.kinds)
+    diagnosed = sum(stage_tokens) * recipe.budget * math.ceil(choices / recipe.metrics.gradient_every) / choices
+    costs = []
+    for spec in recipe.selectors:
+        needs = selector_of(spec).requires
+        kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS}
+        kinds |= {"backward"} if set(needs) & set(CONTEXT) else set()
+        rate = rates.backward if "backward" in kinds else rates.forward if "forward" in kinds else None
+        scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
+        seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
+        seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward
+        costs.append(TrialCost(spec.key, scored, round(trained), items, seconds))
+    shared = sum(stage_tokens) / rates.forward + (per_row + shifted) / rates.items
+    return Estimate(tuple(costs), shared, rates)
+
+
+def estimate_all(recipe: Recipe, threads: int) -> dict[str, Estimate]:
+    """An estimate of every condition; rates are measured once per model, adaptation and budget."""
+    measured: dict[tuple[str, float], Rates] = {}
+    found = {}
+    for condition in expand(recipe):
+        key = (condition.recipe.model.model_dump_json(), condition.recipe.budget)
+        found[condition.name] = estimate(condition.recipe, threads, measured.get(key))
+        measured[key] = found[condition.name].rates
+    return found
+
+
+def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console: Console) -> None:
+    """Print what an audit would do: its trials, their tokens, the estimated time, and where it would write.
+
+    Raises:
+        LonggameError: what the audit itself would be refused for before its work begins.
+    """
+    held = RunDirectory.check(folder, recipe)
+    check_files(folder, recipe)
+    check_plugins(recipe)
+    conditions = expand(recipe)
+    trials = plan_trials(recipe)
+    last = f"stage-{len(outline(recipe).stages)}"
+    left = [trial for trial in trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
+    check_scores(recipe, left)
+    for text in score_warnings(recipe, left):
+        console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+    plans = estimate_all(recipe, threads)
+    own, seeds = plans[""], len(recipe.seeds)
+    title = f"Plan of {recipe.name}: {len(recipe.selectors)} selectors × {seeds} seeds"
+    table = Table(title=title + (", own condition" if len(conditions) > 1 else ""))
+    for heading in ("selector", "trials", "tokens scored", "tokens trained", "items evaluated", "time per trial"):
+        table.add_column(heading, justify="left" if heading == "selector" else "right")
+    for cost in own.trials:
+        counts = (f"{count:,}" for count in (cost.scored_tokens, cost.trained_tokens, cost.scored_items))
+        table.add_row(cost.selector, str(seeds), *counts, f"{cost.seconds:,.1f} s")
+    console.print(table)
+    if len(conditions) > 1:
+        console.print(_condition_table(conditions, plans, seeds))
+    bases = {condition.base: plans[condition.name] for condition in reversed(conditions)}
+    minutes = wall_clock(list(plans.values()), list(bases.values()), seeds, workers) / 60
+    rates = own.rates
+    done = sum(held.store_of(t).has("stage-1") for t in held.trials) if held is not None else 0
+    console.print(
+        f"{len(trials)} trials, about {minutes:.1f} min with {workers} worker(s) of "
+        f"{threads} thread(s), by rates measured now: forward {rates.forward:,.0f} tokens/s, forward+backward "
+        f"{rates.backward:,.0f} tokens/s, a training step {rates.step:.3f} s, evaluation {rates.items:,.0f} items/s.\n"
+        f"Shared by the trials of a seed: the frozen pass and row 0 of R, done {len(bases)} time(s) for "
+        f"{len(conditions)} condition(s) ({own.seed_seconds:,.1f} s).\n"
+        + (f"{done} of these trials are begun or finished in {folder}; they are not done again.\n" if done else "")
+        + f"Results would go to {folder}. Nothing was written.",
+        highlight=False,
+    )
+
+
+def _condition_table(conditions: Sequence[Condition], plans: Mapping[str, Estimate], seeds: int) -> Table:
+    table = Table(title=f"{len(conditions)} conditions")
+    for heading in ("condition", "trials", "tokens trained", "shared work", "time per seed"):
+        table.add_column(heading, justify="left" if heading in ("condition", "shared work") else "right")
+    for condition in conditions:
+        costs = plans[condition.name].trials
+        trained = sum(cost.trained_tokens for cost in costs) * seeds
+        begun = condition.base or "own"
+        seconds = sum(cost.seconds for cost in costs)
+        name = condition.name or "own"
+        table.add_row(name, str(len(costs) * seeds), f"{trained:,}", begun, f"{seconds:,.1f} s")
+    return table

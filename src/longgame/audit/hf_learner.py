@@ -1,0 +1,272 @@
+"""The learner with a real language model behind it: transformers, PEFT, and the selection trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from longgame.data.examples import Example, Pool, SequenceData, Task
+from longgame.data.tokenize import build_pool
+from longgame.errors import ModelError, PluginError, ResumeError
+from longgame.evaluation.evaluator import Evaluator
+from longgame.evaluation.scorers import Score
+from longgame.metrics.diagnostics import adapter_drift, dense_drift, update_norm
+from longgame.models.flops import model_flops
+from longgame.models.load import attach_adapter, load_model
+from longgame.models.smollm2 import cache_dir
+from longgame.recipe import Recipe
+from longgame.seeding import stream_seed
+from longgame.selection.policy import SelectionPolicy
+from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.cache import SignalCache, signal_fingerprint
+from longgame.signals.engine import SignalEngine
+from longgame.signals.quality import quality_scores
+from longgame.signals.source import FrozenSignals
+from longgame.training.schedule import Schedule, StepInfo, TrainingReport, warmup_of
+from longgame.training.stage import run_stage
+
+_LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
+_FROZEN = tuple(name for name, spec in SIGNALS.items() if not spec.live)
+
+_log = logging.getLogger(__name__)
+
+_POOLS: deque[tuple[tuple[str, str], tuple[Example, ...], Pool]] = deque(maxlen=16)
+"""Tokenised pools of this process: the trials of a seed share them, and a probe sees the next stage's."""
+
+
+class HFLearner:
+    """A transformers causal LM with a persistent LoRA adapter (or all weights), as the protocol's `Learner`.
+
+    Args:
+        recipe: model, training, proxy and metric sections are read.
+        seed: the trial's seed; fixes the adapter's initial A factors (B starts at 0, so ∂L/∂A = 0 at the first step).
+    """
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        loaded = load_model(recipe.model)
+        self.recipe = recipe
+        self.seed = seed
+        self.tokenizer = loaded.tokenizer
+        self.model = (
+            attach_adapter(loaded.model, recipe.model, stream_seed(seed, "adapter"))
+            if recipe.model.adaptation == "lora"
+            else loaded.model
+        )
+        if torch.cuda.is_available():
+            torch.nn.Module.to(
+                self.model, "cuda"
+            )  # after the adapter, so that its first factors are the same on every device
+        self.source = loaded.source
+        pad = loaded.pad_token_id
+        self._settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}
+        self.engine = SignalEngine(self.model, **self._settings)
+        self._kept = SignalCache(cache_dir() / "signals")
+        self._first: tuple[int, str | None] = (0, None)
+        self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
+        self.pad_token_id = pad
+        self.frozen: FrozenSignals | None = None
+        self._base = None if isinstance(self.model, PeftModel) else self._copy()
+        self._proxy: Pool | None = None
+        self._proxy_gradient: np.ndarray | None = None
+        self._proxy_age = 0
+        self._proxy_passes = 0
+        self._stage = 0
+        self._flops = model_flops(self.model)
+
+    def pool(self, examples: Sequence[Example]) -> Pool:
+        spec, given = self.recipe.model, tuple(examples)
+        settings = (spec.model_dump_json(), self.recipe.data.too_long)
+        for held_settings, held_examples, pool in _POOLS:
+            if held_settings == settings and held_examples == given:
+                return pool
+        pool = build_pool(given, self.tokenizer, spec.max_length, self.recipe.data.too_long)[0]
+        _POOLS.append((settings, given, pool))
+        return pool
+
+    def describe(self) -> dict[str, str]:
+        parameter = next(self.model.parameters())
+        return {"weights": self.source, "device": parameter.device.type, "dtype": str(parameter.dtype)}
+
+    def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
+        pools = [self.pool(stage.candidates) for stage in sequence.stages]
+        fingerprint = self._fingerprint()
+        columns = [self._kept(self.engine, pool, ("embedding", "loss"), fingerprint) for pool in pools]
+        frozen = FrozenSignals.build(
+            pools,
+            embeddings=[column["embedding"] for column in columns],
+            base_loss=[column["loss"] for column in columns],
+            quality=[quality_scores(pool.examples) for pool in pools],
+            clusters=self.recipe.metrics.clusters,
+            seed=stream_seed(self.seed, "clusters"),
+        )
+        if items := [example for stage in sequence.stages for example in stage.proxy]:
+            proxy = self.pool(items)
+            column = self._kept(self.engine, proxy, ("embedding", "loss"), fingerprint)
+            frozen = frozen.extended(proxy, column["embedding"], column["loss"], quality_scores(proxy.examples))
+        return frozen.to_arrays()
+
+    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
+        self.frozen = FrozenSignals.from_arrays(frozen)
+        items = [example for stage in sequence.stages for example in stage.proxy]
+        self._proxy = self.pool(items) if items else None
+
+    def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
+        live = [name for name in names if name in _LIVE]
+        still = [name for name in names if name in _FROZEN]
+        whole, fingerprint = self._first
+        columns = self._kept(self.engine, pool, live, fingerprint if len(pool) == whole else None) if live else {}
+        if still:
+            if self.frozen is None:
+                raise PluginError(f"signals {still} need the frozen pass; call use() first.")
+            columns |= self.frozen.lookup(pool, still)
+        context = {name: self._future_proxy() for name in names if name in CONTEXT}
+        return Signals(pool.ids, columns, context)
+
+    def _fingerprint(self) -> str | None:
+        """What the engine computes with; None where that cannot be told, and then nothing is kept."""
+        try:
+            return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=self._settings)
+        except ModelError as error:
+            _log.warning("signals are not kept for other trials and runs: %s", error)
+            return None
+
+    def _first_choice(self, pool: Pool, policy: SelectionPolicy, schedule: Schedule) -> tuple[int, str | None]:
+        """Size of the pool and fingerprint of the model where a stage begins with an untouched one.
+
+        The first choice from a whole pool then sees the same signals in every trial of the seed, whatever its budget,
+        so they are kept. Online, only one step's candidates would be shared: less than looking them up costs.
+        """
+        live = set(_LIVE) & set(policy.selector.requires)
+        if self._stage > 0 or schedule.rounds == "step" or not live:
+            return 0, None
+        return len(pool), self._fingerprint()
+
+    def _future_proxy(self) -> np.ndarray:
+        """Mean gradient sketch of the proxy mixture, measured again after every `proxy.refresh_steps` steps."""
+        if self._proxy is None:
+            raise PluginError(
+                "a selector asks for `future_proxy` but the proxy mixture is empty (proxy.items_per_skill)."
+            )
+        if self._proxy_gradient is None or self._proxy_age >= self.recipe.proxy.refresh_steps:
+            self._proxy_gradient = self.engine(self._proxy, ("grad_sketch",))["grad_sketch"].mean(axis=0)
+            self._proxy_age = 0
+            self._proxy_passes += 1
+        return self._proxy_gradient
+
+    def train(
+        self,
+        pool: Pool,
+        policy: SelectionPolicy,
+        schedule: Schedule,
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> TrainingReport:
+        spec = self.recipe.training
+        warmup = warmup_of(spec, schedule.steps)
+        before = self._copy()
+        self._proxy_gradient = None
+        self._proxy_passes = 0
+        self._first = self._first_choice(pool, policy, schedule)
+
+        def stepped(info: StepInfo) -> None:
+            self._proxy_age += info.step > 0
+            if info.step > 0:
+                self._first = (0, None)
+            if on_step is not None:
+                on_step(info)
+
+        report = run_stage(
+            self.model,
+            pad_token_id=self.pad_token_id,
+            pool=pool,
+            policy=policy,
+            schedule=schedule,
+            spec=spec.model_copy(update={"warmup_steps": warmup, "steps": schedule.steps}),
+            scorer=self.signals,
+            on_step=stepped,
+            where=f"stage {self._stage + 1}",
+        )
+        self._stage += 1
+        drift, norm = self._moved(before)
+        return dataclasses.replace(
+            report, drift=drift, update_norm=norm, model=self._flops, proxy_passes=self._proxy_passes
+        )
+
+    def score(self, tasks: Sequence[Task]) -> list[Score]:
+        return self.evaluator.score(tasks)
+
+    @contextmanager
+    def fork(self) -> Iterator[HFLearner]:
+        kept = (self._copy(), self._proxy_gradient, self._proxy_age, self._stage)
+        try:
+            yield self
+        finally:
+            weights, self._proxy_gradient, self._proxy_age, self._stage = kept
+            with torch.no_grad():
+                for name, parameter in self._trainable():
+                    parameter.copy_(weights[name])
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter as PEFT's own files (loadable by anyone), or all weights, and the stage counter."""
+        if isinstance(self.model, PeftModel):
+            config = self.model.peft_config["default"]
+            config.save_pretrained(str(directory))
+            weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in weights.items()}, directory / "adapter_model.safetensors"
+            )
+        else:
+            save_file(
+                {name: value.detach().clone() for name, value in self._trainable()}, directory / "weights.safetensors"
+            )
+        (directory / "learner.json").write_text(json.dumps({"stage": self._stage}) + "\n")
+
+    def load(self, directory: Path) -> None:
+        try:
+            self._stage = int(json.loads((directory / "learner.json").read_text())["stage"])
+            if isinstance(self.model, PeftModel):
+                set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
+            else:
+                weights = load_file(directory / "weights.safetensors")
+                with torch.no_grad():
+                    for name, parameter in self._trainable():
+                        parameter.copy_(weights[name])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ResumeError(f"{directory} cannot be read ({error}).") from error
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._trainable()}
+
+    def _moved(self, before: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """Drift of this stage's update against the sum of the earlier ones, and its Frobenius norm."""
+        if self._base is not None:
+            after = self._copy()
+            update = [(after[name] - before[name]).float().cpu().numpy() for name in after]
+            earlier = [(before[name] - self._base[name]).float().cpu().numpy() for name in after]
+            return dense_drift(earlier, update), float(np.sqrt(sum(float((part**2).sum()) for part in update)))
+        old, new = self._factors(before), self._factors(self._copy())
+        return adapter_drift(old, new), update_norm(old, new)
+
+    def _factors(self, weights: dict[str, torch.Tensor]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """(B, A, scale) of every adapted layer: its effective update is scale · B A."""
+        found = []
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A") and "default" in getattr(module, "lora_A", {}):
+                a = weights[f"{name}.lora_A.default.weight"].float().cpu().numpy()
+                b = weights[f"{name}.lora_B.default.weight"].float().cpu().numpy()
+                found.append((b, a, float(module.scaling["default"])))
+        return found

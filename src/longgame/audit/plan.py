@@ -1,0 +1,390 @@
+"""What one trial is, and the plan of all trials of a recipe."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from longgame.data.sequences import resolve_order
+from longgame.errors import RecipeError
+from longgame.recipe import AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
+from longgame.seeding import generator
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One selector walked through all stages with one seed under one condition."""
+
+    selector: SelectorSpec
+    seed: int
+    condition: str = ""
+    """Name of the condition (`longgame.audit.plan.Condition`); "" for the recipe's own values."""
+
+    @property
+    def name(self) -> str:
+        return f"{safe_name(self.selector.key)}-s{self.seed}" + (f"@{self.condition}" if self.condition else "")
+
+
+def plan_trials(recipe: Recipe) -> list[Trial]:
+    """All trials, seed by seed, so that an interrupted audit holds whole replications.
+
+    Raises:
+        RecipeError: two trials would share a folder, or the axes cannot be (see `expand`).
+    """
+    conditions = expand(recipe)
+    trials = [
+        Trial(selector, seed, condition.name)
+        for seed in recipe.seeds
+        for condition in conditions
+        for selector in condition.recipe.selectors
+    ]
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        other = first.setdefault(trial.name, trial)
+        if other is not trial:
+            raise RecipeError(
+                f"selectors '{other.selector.key}' and '{trial.selector.key}' would share the folder "
+                f"'{trial.name}'. Give one of them another `label`."
+            )
+    return trials
+
+
+# From the axes of a recipe to its conditions: one recipe each, and what the conditions share.
+
+AXES = ("budget", "rounds", "adaptation", "order")
+"""Axes that have a name of their own, in the order in which a condition names them; `axes.vary` follows by key."""
+
+FULL_DATA = "full-data"
+"""The condition of the trials that learn whole pools (`full_data`): a reference that competes with no selector."""
+
+ALL_DATA = SelectorSpec(name="random", label="all data")
+"""What "selects" under `FULL_DATA`: with a budget of the whole pool there is nothing to choose."""
+
+_REPORT_ONLY = (
+    "metrics.alpha",
+    "metrics.beta",
+    "metrics.gamma",
+    "metrics.forgetting_reference",
+    "metrics.bootstrap",
+    "metrics.reference",
+    "probe.threshold",
+)
+"""Keys that are read when results are told, and change no measurement."""
+
+_NOT_VARIED = {
+    **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data"), "it stands above the axes"),
+    **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
+    **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
+    "data.order": "use axes.order",
+    **dict.fromkeys(("data.sequence", "data.stages", "data.ood"), "another sequence is another recipe"),
+    "data.data_dir": "a run reads one folder, so give another folder a run of its own",
+    **dict.fromkeys(_REPORT_ONLY, "it changes how results are told, not what is measured"),
+}
+
+_FREE = ("model.adaptation", "model.lora.", "data.ood_after")
+_FIRST = ("name", "model", "data", "selectors", "seeds", "budget", "rounds", "training", "probe", "proxy", "metrics")
+"""Sections of the first release; a later one is left out of keys where it stands at its default."""
+
+_LATER = (
+    ("data", "mixing"),
+    ("data", "order"),
+    ("model", "per_seed"),
+    ("metrics", "bootstrap"),
+    ("metrics", "reference"),
+)
+"""Keys of the first sections that came later, likewise."""
+
+_BASE = ("model.", "data.", "proxy.items_per_skill", "metrics.clusters")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of one axis, as changes of the recipe."""
+
+    axis: str
+    label: str
+    changes: tuple[tuple[str, Any], ...]
+    """Dotted key → value. Empty: the recipe's own value."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One point of the axes: everything of a trial but its selector and seed."""
+
+    name: str
+    """``budget=0.1,rounds=1``: what differs from the recipe's own values; "" for these."""
+    recipe: Recipe
+    """The recipe of this condition alone (no axes)."""
+    order: tuple[int, ...]
+    """Rows of the sequence's stages in the order of the walk."""
+    base: str
+    """Name of the shared work of a seed that its trials start from; "" for that of the recipe's own condition."""
+    base_recipe: Recipe
+    """What the shared work is done with: the recipe with the changes alone that the shared work depends on."""
+
+    @property
+    def values(self) -> dict[str, str | float]:
+        """The condition's place on every axis with a name, as the results tell it (see docs/results-format.md)."""
+        recipe = self.recipe
+        return {
+            "budget": float(recipe.budget),
+            "rounds": str(recipe.rounds),
+            "adaptation": "full" if recipe.model.adaptation == "full" else f"lora-r{recipe.model.lora.r}",
+            "order": order_label(self.order),
+        }
+
+
+def order_label(order: Sequence[int]) -> str:
+    """``2-3-1``: the sequence's second stage is walked first."""
+    return "-".join(str(row + 1) for row in order)
+
+
+def touches_base(key: str, mixing: float) -> bool:
+    """Whether a change of this key changes the frozen pass or row 0 of R.
+
+    Both are measured on the untouched base model (LoRA's B is 0), and stages in another order are the same stages,
+    unless they hold a share of their neighbours (``mixing``).
+    """
+    if key == "data.order":
+        return mixing > 0
+    return key.startswith(_BASE) and not key.startswith(_FREE)
+
+
+def expand(recipe: Recipe) -> tuple[Condition, ...]:
+    """All conditions of a recipe: its own first, then axis by axis, each axis in a fixed order of its values; last
+    `FULL_DATA`, where the recipe asks for it.
+
+    One axis at a time is varied around the recipe's own values, or the full product is taken (``axes.cross``). What
+    comes out depends on the sets of values alone, not on how the YAML lists them.
+
+    Raises:
+        RecipeError: a value that the recipe does not allow, an order that does not hold every stage once, more
+            permutations than there are, or a key that cannot be varied.
+    """
+    return _expand(recipe.model_dump_json())
+
+
+def order_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Conditions that differ in nothing but the order of the stages, where there are several: ``order=*`` → them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        rest = tuple(part for part in name.split(",") if part and not part.startswith("order="))
+        groups.setdefault(rest, []).append(name)
+    return {",".join([*rest, "order=*"]): group for rest, group in groups.items() if len(group) > 1}
+
+
+def shares_full_data(name: str) -> bool:
+    """Whether the full-data trials are a reference for this condition: it differs in budget or rounds at most."""
+    return name != FULL_DATA and all(part.startswith(("budget=", "rounds=")) for part in name.split(",") if part)
+
+
+@lru_cache(maxsize=8)
+def _expand(recipe_json: str) -> tuple[Condition, ...]:
+    recipe = Recipe.model_validate_json(recipe_json)
+    own = recipe.model_copy(update={"axes": AxesSpec(), "full_data": False})
+    axes = _axes(own, recipe.axes)
+    if recipe.axes.cross:
+        chosen: Iterable[tuple[Point, ...]] = itertools.product(*([Point(a[0].axis, "", ()), *a] for a in axes if a))
+    else:
+        chosen = [(), *((point,) for axis in axes for point in axis)]
+    varied = [_condition(own, tuple(point for point in points if point.changes)) for points in chosen]
+    return (*varied, *([_full_data(own)] if recipe.full_data else []))
+
+
+def _full_data(own: Recipe) -> Condition:
+    """The recipe's own condition with every candidate learned, in steps as large as a selector's and as many passes.
+
+    So there are 1 / budget times as many steps, and the schedule of the learning rate is stretched with them. The own
+    probe is left out beside the common one: with nothing to choose both learn the same candidates.
+    """
+    training, kinds = own.training, own.probe.kinds
+    changes = {
+        "budget": 1.0,
+        "rounds": "step" if own.rounds == "step" else 1,
+        "training.steps": round(training.steps / own.budget),
+        "training.warmup_steps": round(training.warmup_steps / own.budget),
+        "probe.kinds": ["common"] if "common" in kinds else list(kinds),
+        "selectors": [ALL_DATA.model_dump(mode="json")],
+        "metrics.reference": "random",
+    }
+    changed = _changed(own, [Point(FULL_DATA, "", tuple(changes.items()))], FULL_DATA)
+    return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(own))
+
+
+def _condition(own: Recipe, points: tuple[Point, ...]) -> Condition:
+    base = [point for point in points if any(touches_base(key, _mixing(own, points)) for key, _ in point.changes)]
+    name, base_name = (",".join(f"{point.axis}={point.label}" for point in some) for some in (points, base))
+    changed = _changed(own, points, name)
+    return Condition(name, changed, _order_of(changed), base_name, _unordered(_changed(own, base, base_name)))
+
+
+def _unordered(recipe: Recipe) -> Recipe:
+    """The recipe without its order, where no pool depends on it: the shared work of all orders is then one."""
+    if recipe.data.mixing > 0:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"order": ()})})
+
+
+def _mixing(own: Recipe, points: Sequence[Point]) -> float:
+    """The condition's mixing share; where it is above 0, pools depend on the order of the stages."""
+    changes = {key: value for point in points for key, value in point.changes}
+    return float(changes.get("data.mixing", own.data.mixing))
+
+
+def _changed(own: Recipe, points: Sequence[Point], name: str) -> Recipe:
+    if not points:
+        return own
+    raw = own.model_dump(mode="json")
+    for key, value in (change for point in points for change in point.changes):
+        target: Any = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"axes.vary: '{key}' is no key of a recipe; '{parent}' holds {target!r}.")
+        target[last] = value
+    return parse_recipe(raw, f"condition '{name}'")
+
+
+def _axes(own: Recipe, axes: AxesSpec) -> list[list[Point]]:
+    """Per axis its points that differ from the recipe's own value, sorted, none twice."""
+    budgets = sorted({*axes.budget} - {own.budget})
+    rounds = sorted({*axes.rounds} - {own.rounds}, key=lambda value: (value == "step", value))
+    found = [
+        [Point("budget", repr(value), (("budget", value),)) for value in budgets],
+        [Point("rounds", str(value), (("rounds", value),)) for value in rounds],
+        _adaptations(own, axes.adaptation),
+        _orders(own, axes.order),
+    ]
+    return [*found, *(_varied(own, key, axes.vary[key]) for key in sorted(axes.vary))]
+
+
+def _adaptations(own: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
+    lora, found = own.model.lora, {}
+    for value in values:
+        changes: list[tuple[str, Any]] = [("model.adaptation", value.mode)]
+        label: str = value.mode
+        if value.mode == "lora":
+            r = value.r or lora.r
+            alpha = value.alpha or lora.alpha * r / lora.r
+            changes += [("model.lora.r", r), ("model.lora.alpha", alpha)]
+            label = f"lora-r{r}" + ("" if alpha * lora.r == lora.alpha * r else f"-alpha{alpha:g}")
+        if value.learning_rate not in (None, own.training.learning_rate):
+            changes.append(("training.learning_rate", value.learning_rate))
+            label += f"-lr{value.learning_rate!r}"
+        if _differs(own, changes):
+            found[label] = Point("adaptation", label, tuple(changes))
+    return [found[label] for label in sorted(found, key=lambda name: (name.startswith("full"), len(name), name))]
+
+
+def _differs(own: Recipe, changes: Sequence[tuple[str, Any]]) -> bool:
+    held: dict[str, Any] = {"model.adaptation": own.model.adaptation, "model.lora.r": own.model.lora.r}
+    held |= {"model.lora.alpha": own.model.lora.alpha, "training.learning_rate": own.training.learning_rate}
+    return any(held[key] != value for key, value in changes)
+
+
+def _orders(own: Recipe, axis: OrderAxis) -> list[Point]:
+    if axis == OrderAxis():
+        return []
+    names = stage_names(own)
+    first = resolve_order(names, own.data.order)
+    found = {resolve_order(names, order) for order in axis.given}
+    if axis.rotations:
+        found |= {first[place:] + first[:place] for place in range(len(first))}
+    found |= _permutations(first, axis)
+    return [
+        Point("order", order_label(order), (("data.order", tuple(names[row] for row in order)),))
+        for order in sorted(found - {first})
+    ]
+
+
+def _permutations(first: tuple[int, ...], axis: OrderAxis) -> set[tuple[int, ...]]:
+    """The first ``permutations`` distinct orders, other than the recipe's own, of a stream of random ones."""
+    most = math.factorial(len(first)) - 1
+    if axis.permutations > most:
+        raise RecipeError(
+            f"axes.order.permutations is {axis.permutations}, but {len(first)} stages have {most} other orders. "
+            f"Give at most {most}."
+        )
+    rng = generator(axis.seed, "task orders")
+    found: set[tuple[int, ...]] = set()
+    while len(found) < axis.permutations:
+        order = tuple(int(row) for row in rng.permutation(len(first)))
+        if order != first:
+            found.add(order)
+    return found
+
+
+def _varied(own: Recipe, key: str, values: Sequence[bool | float | str]) -> list[Point]:
+    for barred, why in _NOT_VARIED.items():
+        if key == barred or key.startswith(f"{barred}."):
+            raise RecipeError(f"axes.vary cannot vary '{key}': {why}.")
+    held: Any = own.model_dump(mode="json")
+    for part in key.split("."):
+        held = held.get(part) if isinstance(held, dict) else None
+    distinct = {(type(value) is bool, value): value for value in values if value != held}
+    points = {safe_name(repr(value) if isinstance(value, float) else str(value)): value for value in distinct.values()}
+    return [
+        Point(key, label, ((key, points[label]),)) for label in sorted(points, key=lambda x: (_number(points[x]), x))
+    ]
+
+
+def _number(value: bool | float | str) -> float:
+    return math.inf if isinstance(value, str) else float(value)
+
+
+def safe_name(text: str) -> str:
+    """The text as part of a folder's name."""
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in text)
+
+
+def _order_of(recipe: Recipe) -> tuple[int, ...]:
+    return resolve_order(stage_names(recipe), recipe.data.order)
+
+
+def stage_names(recipe: Recipe) -> tuple[str, ...]:
+    """The stages as the recipe's sequence has them, before any order; no data is read."""
+    if recipe.data.sequence == "quadratic":
+        from longgame.quadratic.world import WorldSpec
+
+        return WorldSpec.of(recipe).stages
+    if recipe.data.sequence.startswith("procedural"):
+        from longgame.data.synthetic.sequence import stages_of  # reasoning-gym is slow to import
+
+        return tuple(stages_of(recipe.data))
+    return tuple(stage.name for stage in recipe.data.stages)
+
+
+def measured_by(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a mapping of what its measurements depend on: the content of every key of the run directory.
+
+    Left out or put at its default is what only tells results or adds trials of its own; what came after the first
+    release is left out at its default, so that runs made before it are still known.
+    """
+    raw = recipe.model_dump(mode="json")
+    raw["selectors"] = [selector_content(selector) for selector in raw["selectors"]]
+    del raw["full_data"]
+    defaults = Recipe(name="run", selectors=({"name": "random"},)).model_dump(mode="json")
+    for key in _REPORT_ONLY:
+        section, name = key.split(".")
+        raw[section][name] = defaults[section][name]
+    for section, name in _LATER:
+        if raw[section][name] == defaults[section][name]:
+            del raw[section][name]
+    for task in (*raw["data"]["stages"], *raw["data"]["ood"]):
+        if not task["skills"]:
+            del task["skills"]
+    for section in [name for name in raw if name not in _FIRST and raw[name] == defaults[name]]:
+        del raw[section]
+    return raw
+
+
+def selector_content(selector: Mapping[str, Any]) -> dict[str, Any]:
+    """A selector (as JSON) without options that came after the first release and stand at their default."""
+    plain = SelectorSpec(name="random").model_dump(mode="json")
+    first = ("name", "parameters", "label")
+    return {key: value for key, value in selector.items() if key in first or value != plain[key]}

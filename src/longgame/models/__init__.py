@@ -1,0 +1,1 @@
+"""Models: loading, adaptation, LoRA's layers, the output head, FLOPs."""

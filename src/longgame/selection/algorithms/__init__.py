@@ -1,0 +1,1 @@
+"""Algorithms that selection methods share."""

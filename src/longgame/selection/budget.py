@@ -1,0 +1,219 @@
+"""Rows by score, ties by id, and how a token budget is filled with them, in time linear in the pool."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.errors import BudgetError, PluginError, RecipeError, did_you_mean
+
+_CHUNK = 4096
+
+
+def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
+    """Raise BudgetError where the budget is not positive or holds none of the candidates."""
+    if budget <= 0:
+        raise BudgetError(f"the token budget is {budget}; it must be at least 1. Raise `budget`.")
+    shortest = int(tokens.min()) if len(tokens) else 0
+    if not len(tokens) or shortest > budget:
+        raise BudgetError(
+            f"a budget of {budget} tokens holds none of {len(tokens)} candidates (the shortest has {shortest}). "
+            "Raise `budget`, use fewer rounds, or drop long examples."
+        )
+
+
+def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], budget: int) -> Int[np.ndarray, " k"]:
+    """Walk the rows in pick order and keep each that still fits into the budget.
+
+    A candidate that would overflow is passed over and the walk goes on, so that selectors at the same budget end
+    within one short example of each other. Runs in O(n).
+
+    Raises:
+        BudgetError: nothing fits, or the budget is not positive.
+    """
+    check_budget(tokens, budget)
+    order = np.asarray(order, dtype=np.int64)
+    return order[_walk(tokens[order], int(budget), int(tokens.min()))[0]]
+
+
+def _walk(costs: Int[np.ndarray, " n"], left: int, shortest: int) -> tuple[Int[np.ndarray, " k"], int]:
+    """Places of the costs that are kept, and what is left; ``shortest`` is what must be left to look any further."""
+    kept = []
+    start = 0
+    while start < len(costs) and left >= shortest:
+        # the first stretch goes up to where the budget overflows; after that, short ones, with what fits in them
+        stop = len(costs) if not start else start + _CHUNK
+        places = start + np.flatnonzero(costs[start:stop] <= left)
+        while len(places):
+            spent = np.cumsum(costs[places])
+            fit = int(np.searchsorted(spent, left, side="right"))
+            kept.append(places[:fit])
+            left -= int(spent[fit - 1])
+            if not start and fit < len(places):
+                stop = int(places[fit])
+                break
+            places = places[fit:][costs[places[fit:]] <= left]
+        start = stop
+    return (np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)), left
+
+
+def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Rows in the order of their ids; where sums run in this order, the order of the pool changes no bit.
+
+    Sorts by the 8 bytes behind the prefix that all ids share (UTF-8 keeps the order of the characters), and by whole
+    ids only where those are equal.
+    """
+    if not ids:
+        return np.zeros(0, dtype=np.int64)
+    first, last = min(ids), max(ids)
+    start = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    heads = [name[start : start + 8].encode("utf-8", "surrogatepass") for name in ids]
+    keys = np.array(heads, dtype="S8").view(">u8").astype(np.uint64)
+    order = np.argsort(keys, kind="stable")
+    _sort_runs(order, keys[order], ids)
+    return order
+
+
+def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Rows by falling score; ties by id, so that the order of the pool never decides (NaN last)."""
+    return _by_score(np.arange(len(ids)), -np.asarray(score, dtype=np.float64), ids)
+
+
+def _by_score(rows: Int[np.ndarray, " m"], keys: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> np.ndarray:
+    """These rows by rising key; only runs of equal keys are sorted by id."""
+    order = rows[np.argsort(keys[rows], kind="stable")]
+    _sort_runs(order, keys[order], ids)
+    return order
+
+
+def _sort_runs(order: Int[np.ndarray, " m"], keys: np.ndarray, ids: tuple[str, ...]) -> None:
+    """Sort each stretch of equal keys by id, in place."""
+    same = keys[1:] == keys[:-1]
+    if keys.dtype.kind == "f":
+        same |= np.isnan(keys[1:]) & np.isnan(keys[:-1])
+    edges = np.flatnonzero(np.diff(np.r_[False, same, False]))
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        order[start : stop + 1] = sorted(order[start : stop + 1].tolist(), key=ids.__getitem__)
+
+
+def fill_by_score(
+    score: Float[np.ndarray, " n"], ids: tuple[str, ...], tokens: Int[np.ndarray, " n"], budget: int
+) -> Int[np.ndarray, " k"]:
+    """`fill_budget` of `descending`, without sorting what is not reached: O(n), and k log k for the k picks.
+
+    A partition by score splits off about as many rows as the budget holds; only they are sorted, and only where
+    scores are equal by id. What does not fit when they are walked never will, so the next part is chosen among the
+    rest that still fits. (A score that most of the pool shares makes the ids of all those be sorted.)
+
+    Raises:
+        BudgetError: nothing fits, or the budget is not positive.
+    """
+    check_budget(tokens, budget)
+    keys = -np.asarray(score, dtype=np.float64)
+    unmeasured = np.isnan(keys)  # these come last
+    keys[unmeasured] = np.inf
+    left, kept = int(budget), []
+    for group in (~unmeasured, unmeasured):
+        rest = np.flatnonzero(group & (tokens <= left))
+        while len(rest):
+            wanted = int(1.1 * left / float(tokens[rest].mean())) + 64
+            head = rest
+            if len(rest) > 2 * wanted:
+                near = keys[rest] <= np.partition(keys[rest], wanted)[wanted]
+                head, rest = rest[near], rest[~near]
+            else:
+                rest = rest[:0]
+            head = _by_score(head, keys, ids)
+            places, left = _walk(tokens[head], left, 0)
+            kept.append(head[places])
+            rest = rest[tokens[rest] <= left]
+    return np.concatenate(kept)
+
+
+# Put the terms of a score on one scale, so that a weight of 1 means the same for each of them.
+
+NORMALISE: tuple[str, ...] = ("rank", "z")
+
+
+def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Mid-ranks (ties share their mean rank), moved linearly to [−1, 1] with mean 0; a constant column gives zeros.
+
+    Only the order counts, so a heavy-tailed term such as the loss cannot swamp the others (FORMULAS, "one scale").
+
+    Raises:
+        PluginError: a value is NaN, which has no rank.
+    """
+    n = len(column)
+    _check(column)
+    if n < 2:
+        return np.zeros(n)
+    order = np.argsort(column)
+    ordered = column[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of every run of equal values
+    last = np.append(first[1:], n)
+    scaled = np.empty(n)
+    scaled[order] = np.repeat((first + last - n) / (n - 1.0), last - first)
+    return scaled
+
+
+def z_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """(x − mean) / population standard deviation; a constant column gives zeros.
+
+    Raises:
+        PluginError: a value is NaN.
+    """
+    values = np.asarray(column, dtype=np.float64)
+    _check(values)
+    if len(values) < 2 or values.max() == values.min():
+        return np.zeros(len(values))
+    values = values / np.abs(values).max()  # so that neither tiny nor huge units lose the variance
+    return np.asarray((values - values.mean()) / values.std())
+
+
+def _check(column: Float[np.ndarray, " n"]) -> None:
+    missing = int(np.isnan(column).sum())
+    if missing:
+        raise PluginError(
+            f"{missing} of {len(column)} values to be put on one scale are NaN, which has no place in an order. Give "
+            "every candidate a number, or leave out those that are not to be picked."
+        )
+
+
+def scale(column: Float[np.ndarray, " n"], how: str) -> Float[np.ndarray, " n"]:
+    """Apply `rank_scale` or `z_scale`, whichever ``how`` names."""
+    return rank_scale(column) if how == "rank" else z_scale(column)
+
+
+# Checks of selector parameters; every message names the selector, the value seen, what is allowed, and the fix.
+
+
+def choice(who: str, option: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of the allowed words, else raise RecipeError."""
+    if value not in allowed:
+        near = did_you_mean(str(value), allowed)
+        raise RecipeError(f"selector '{who}': {option} is {value!r}.{near} Allowed: {', '.join(allowed)}.")
+    return str(value)
+
+
+def weight(who: str, option: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a finite number ≥ 0 (0 switches the term off), else raise RecipeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise RecipeError(f"selector '{who}': {option} is {value!r}; give a finite number ≥ 0 (0 switches it off).")
+    return float(value)
+
+
+def count(who: str, option: str, value: Any, least: int = 1) -> int:
+    """Return ``value`` if it is a whole number ≥ ``least``, else raise RecipeError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RecipeError(f"selector '{who}': {option} is {value!r}; give a whole number ≥ {least}.")
+    return value
+
+
+def flag(who: str, option: str, value: Any) -> bool:
+    """Return ``value`` if it is true or false, else raise RecipeError."""
+    if not isinstance(value, bool):
+        raise RecipeError(f"selector '{who}': {option} is {value!r}; give true or false.")
+    return value

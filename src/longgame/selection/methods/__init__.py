@@ -1,0 +1,1 @@
+"""Selection methods of the field, one file each."""

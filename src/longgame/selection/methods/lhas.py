@@ -1,0 +1,325 @@
+"""Alignment with the future: cosines of candidates, and of a whole round, with the future-proxy mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.data.examples import Pool
+from longgame.errors import PluginError, RecipeError
+from longgame.selection.algorithms.farthest import mean_row
+from longgame.selection.algorithms.nearest import Nearest, cosine
+from longgame.selection.base import Selection, Selector, check_budget, id_order
+from longgame.selection.budget import NORMALISE, choice, count, scale, weight
+from longgame.selection.history import History
+from longgame.selection.methods.utility_diversity import UTILITIES, UtilityDiversitySelector
+from longgame.signals.base import Signals
+
+
+def proxy_cosine(signals: Signals, who: str, otherwise: str) -> Float[np.ndarray, " n"]:
+    """Cosine of each candidate's ``grad_sketch`` with ``future_proxy``, in [−1, 1] (p of eq. 5).
+
+    Args:
+        who: the selector that asks, for messages.
+        otherwise: what to do without proxy items, for messages ("future_weight to 0").
+
+    Raises:
+        RecipeError: there is no proxy gradient, or it is zero. PluginError: the two have different widths.
+    """
+    return cosine(signals["grad_sketch"], _proxy(signals, who, otherwise))
+
+
+def stage_alignment(signals: Signals, who: str, otherwise: str) -> float:
+    """Cosine of the candidates' mean ``grad_sketch`` with ``future_proxy``: how far now and later want the same.
+
+    Rows must stand in the order of their ids, so that the order of the pool changes no bit. Raises as `proxy_cosine`.
+    """
+    proxy = _proxy(signals, who, otherwise)
+    mean = np.asarray(signals["grad_sketch"], dtype=np.float64).mean(axis=0)
+    return float(cosine(mean[None], proxy)[0])
+
+
+def check_width(rows: Float[np.ndarray, "n d"], vector: Float[np.ndarray, " d"], what: str) -> None:
+    """Raise PluginError where the candidates' vectors and that of ``what`` have different widths."""
+    if rows.shape[1] != len(vector):
+        raise PluginError(
+            f"the candidates' vectors have width {rows.shape[1]} but those of {what} have {len(vector)}; "
+            "keep the sketch and embedding sizes fixed through a run."
+        )
+
+
+def _proxy(signals: Signals, who: str, otherwise: str) -> Float[np.ndarray, " d"]:
+    if "future_proxy" not in signals or not np.any(signals["future_proxy"]):
+        raise RecipeError(
+            f"selector '{who}' compares candidates with the future proxy, but there is no future-proxy gradient (no "
+            f"proxy items, or all of it is zero). Set proxy.items_per_skill to 1 or more, or {otherwise}."
+        )
+    proxy = signals["future_proxy"]
+    check_width(signals["grad_sketch"], proxy, "future_proxy")
+    return proxy
+
+
+# Long-horizon aware selection: immediate utility, and three terms that look further (paper §4, eq. 5).
+
+_MARGIN = 64
+"""Rows sorted beyond those that a block is expected to take."""
+
+
+class LHASSelector(Selector):
+    """s(x) = z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first; ties by id.
+
+    - u, ``utility``: the score of `UtilityDiversitySelector`, with a buffer of LHAS's own.
+    - c, ``coverage``: what the selected history and the picks so far have not covered. ``distance``: L2 distance to
+      the nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
+      evaluated anew as picks are made, over the candidates that are left.
+    - p, ``future``: cosine of the example's gradient sketch with the mean one of the future-proxy mixture.
+    - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected so far,
+      max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the selected
+      gradients. History as it stood when the round began.
+
+    A term without history is exactly zero for everyone: u's diversity part, c and a in the first round of all (c only
+    until its first picks). Weights of 0 switch a term and its signals off.
+
+    Args:
+        utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
+        diversity_weight, buffer_size: those of `UtilityDiversitySelector`.
+        coverage: ``distance`` or ``cluster``.
+        utility_weight: factor of z(u), 1 in eq. 5; 0 drops the utility and its signals.
+        coverage_weight, future_weight, concentration_weight: λ, η, ρ of eq. 5.
+        normalise: how z(·) puts the terms on one scale, over the candidates of the round: ``rank`` or ``z``.
+        refreshes: coverage is evaluated anew whenever another 1/refreshes of the round's budget is spent (after every
+            pick where that is less than one example), so the cost stays linear in the pool.
+        clusters: number of skill clusters behind 1/clusters; by default as many as have been met so far, among the
+            current candidates and those of earlier rounds.
+
+    ``scores``: the four terms as scaled, before their weights (NaN where switched off), and ``score``, their weighted
+    sum; coverage and score as they stood when the candidate was picked or last considered.
+    """
+
+    name = "lhas"
+    requires: tuple[str, ...] = (
+        "logit_nuclear_norm",
+        "logit_sketch",
+        "embedding",
+        "grad_sketch",
+        "future_proxy",
+        "cluster",
+    )
+
+    def __init__(
+        self,
+        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        diversity_weight: float = 1.0,
+        buffer_size: int = 1024,
+        coverage: Literal["distance", "cluster"] = "distance",
+        utility_weight: float = 1.0,
+        coverage_weight: float = 1.0,
+        future_weight: float = 1.0,
+        concentration_weight: float = 1.0,
+        normalise: Literal["rank", "z"] = "rank",
+        refreshes: int = 32,
+        clusters: int | None = None,
+    ) -> None:
+        self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
+        self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
+        self.utility_weight = weight(self.name, "utility_weight", utility_weight)
+        self.coverage_weight = weight(self.name, "coverage_weight", coverage_weight)
+        self.future_weight = weight(self.name, "future_weight", future_weight)
+        self.concentration_weight = weight(self.name, "concentration_weight", concentration_weight)
+        self.refreshes = count(self.name, "refreshes", refreshes)
+        self.clusters = None if clusters is None else count(self.name, "clusters", clusters)
+        self.uds = UtilityDiversitySelector(
+            choice(self.name, "utility", utility, UTILITIES),  # type: ignore[arg-type]
+            weight(self.name, "diversity_weight", diversity_weight),
+            count(self.name, "buffer_size", buffer_size),
+            normalise,
+        )
+        if not (self.utility_weight or self.coverage_weight or self.future_weight or self.concentration_weight):
+            raise RecipeError(f"selector '{self.name}': all four weights are 0; leave at least one term on.")
+        needed = list(self.uds.requires) if self.utility_weight else []
+        if self.coverage_weight:
+            needed.append("embedding" if self.coverage == "distance" else "cluster")
+        if self.future_weight:
+            needed += ["grad_sketch", "future_proxy"]
+        if self.concentration_weight:
+            needed += ["grad_sketch", "cluster"]
+        self.requires = tuple(dict.fromkeys(needed))
+
+    def select(
+        self,
+        pool: Pool,
+        signals: Signals,
+        history: History,
+        budget: int,
+        rng: np.random.Generator,  # noqa: ARG002 - part of the contract
+    ) -> Selection:
+        by_id = id_order(pool.ids)
+        sorted_signals, tokens = signals.take(by_id), pool.tokens[by_id]
+        check_budget(tokens, budget)
+        terms, fixed = self._fixed_terms(sorted_signals, history)
+        rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
+        if self.utility_weight:
+            self.uds.remember(sorted_signals, rows)
+        place = np.argsort(by_id)
+        return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
+
+    def _fixed_terms(
+        self, signals: Signals, history: History
+    ) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]:
+        """The terms that the round's own picks do not change, and their weighted sum."""
+        n = len(signals.ids)
+        utility = future = concentration = np.full(n, np.nan)
+        total = np.zeros(n)
+        future_weight, concentration_weight = self._weights(signals)
+        if self.utility_weight:
+            utility = scale(self.uds.terms(signals)["score"], self.normalise)
+            total += self.utility_weight * utility
+        if self.future_weight:
+            aligned = proxy_cosine(signals, self.name, "future_weight to 0")
+            future = scale(aligned, self.normalise)
+            total += future_weight * future
+        if self.concentration_weight:
+            concentration = scale(self._concentration(signals, history), self.normalise)
+            total -= concentration_weight * concentration
+        return {"utility": utility, "future": future, "concentration": concentration}, total
+
+    def _weights(self, signals: Signals) -> tuple[float, float]:  # noqa: ARG002 - a subclass measures them
+        """η and ρ of this round; ``signals`` stand in the order of their ids."""
+        return self.future_weight, self.concentration_weight
+
+    def _concentration(self, signals: Signals, history: History) -> Float[np.ndarray, " n"]:
+        met, of_row = np.unique(signals["cluster"], return_inverse=True)
+        clusters = self.clusters or len({*history.cluster_tokens, *met.tolist()})
+        spent = np.array([history.cluster_tokens.get(key, 0) for key in met.tolist()], dtype=np.float64)
+        total = sum(history.cluster_tokens.values())
+        value = np.maximum(0.0, spent / total - 1.0 / clusters)[of_row] if total else np.zeros(len(of_row))
+        top = history.top_gradient_direction()
+        if top is not None:
+            check_width(signals["grad_sketch"], top, "history")
+            value = value + np.square(cosine(signals["grad_sketch"], top), dtype=np.float64)
+        return value
+
+    def _pick(
+        self,
+        signals: Signals,
+        history: History,
+        fixed: Float[np.ndarray, " n"],
+        tokens: Int[np.ndarray, " n"],
+        budget: int,
+    ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Greedy picks in blocks: rows in pick order, and every row's last coverage and score."""
+        covered = self._covered(signals, history)
+        coverage, score = np.full(len(fixed), np.nan), fixed.copy()
+        share = budget / self.refreshes if covered else budget
+        picks: list[int] = []
+        left, running = int(budget), np.ones(len(fixed), dtype=bool)
+        while (rows := np.flatnonzero(running & (tokens <= left))).size:
+            running[:] = False
+            running[rows] = True
+            if covered:
+                coverage[rows] = scale(covered.values(rows), self.normalise)
+                score[rows] = fixed[rows] + self.coverage_weight * coverage[rows]
+            block, left = _best(score, rows, tokens, left, max(left - share, 0))
+            picks += block
+            running[block] = False
+            if covered:
+                covered.add(np.asarray(block))
+        return np.asarray(picks, dtype=np.int64), coverage, score
+
+    def _covered(self, signals: Signals, history: History) -> _Distance | _ClusterCount | None:
+        if not self.coverage_weight:
+            return None
+        if self.coverage == "distance":
+            return _Distance(signals["embedding"], history)
+        return _ClusterCount(signals["cluster"], history)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.uds.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.uds.load_state_dict(state)
+
+
+def _best(
+    score: Float[np.ndarray, " n"],
+    rows: Int[np.ndarray, " m"],
+    tokens: Int[np.ndarray, " n"],
+    left: int,
+    goal: float,
+) -> tuple[list[int], int]:
+    """Take rows by falling score (ties: the lower row), each if it fits, until ``left`` tokens have come to ``goal``.
+
+    Only parts that are reached are sorted: the best rows, about as many as will be taken, are split off in O(m), and
+    what they do not fill goes on with the next ones of those that still fit.
+
+    Returns:
+        The rows taken, in order, and the tokens left.
+    """
+    taken: list[int] = []
+    keys = -score[rows]
+    while rows.size:
+        wanted = int(1.1 * (left - goal) / max(float(tokens[rows].mean()), 1.0)) + _MARGIN
+        near = np.ones(len(rows), dtype=bool)
+        if len(rows) > 2 * wanted:
+            near = ~(keys > np.partition(keys, wanted)[wanted])
+        head = rows[near][np.argsort(keys[near], kind="stable")]
+        for row, cost in zip(head.tolist(), tokens[head].tolist(), strict=True):
+            if cost <= left:
+                taken.append(row)
+                left -= cost
+                if left <= goal:
+                    return taken, left
+        rest = ~near & (tokens[rows] <= left)
+        rows, keys = rows[rest], keys[rest]
+    return taken, left
+
+
+class _Distance:
+    """Distance to the nearest remembered or picked embedding; zero for all while there is none.
+
+    Only candidates that take part meet the new picks, in one product a block (`Nearest`).
+    """
+
+    def __init__(self, embeddings: Float[np.ndarray, "n d"], history: History) -> None:
+        if len(history.embeddings):
+            check_width(embeddings, history.embeddings[0], "history")
+        rows = np.ascontiguousarray(embeddings)
+        self.table = Nearest(rows, mean_row(rows), history.embeddings if len(history.embeddings) else None)
+        self.met = 0
+        if self.table.others is not None:
+            self.met = len(self.table.others.rows)
+            self.table.lower_all(self.table.others, np.arange(self.met))
+        self.waiting = np.zeros(0, dtype=np.int64)
+
+    def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        """Distances of these rows; rows left out once are not asked for again."""
+        if 2 * len(rows) > len(self.table.squared):
+            left_out = np.ones(len(self.table.squared), dtype=bool)
+            left_out[rows] = False
+            self.table.squared[left_out] = 0.0
+            self.table.lower_all(self.table.cloud, self.waiting)
+        else:
+            self.table.lower(rows, self.table.cloud, self.waiting)
+        self.met += len(self.waiting)
+        self.waiting = self.waiting[:0]
+        return np.sqrt(self.table.squared[rows]) if self.met else np.zeros(len(rows))
+
+    def add(self, picks: Int[np.ndarray, " b"]) -> None:
+        self.waiting = np.concatenate([self.waiting, picks])
+
+
+class _ClusterCount:
+    """−log(1 + selected examples of the candidate's cluster)."""
+
+    def __init__(self, clusters: Int[np.ndarray, " n"], history: History) -> None:
+        met, self.of_row = np.unique(clusters, return_inverse=True)
+        self.counts = np.array([history.cluster_counts.get(key, 0) for key in met.tolist()], dtype=np.float64)
+
+    def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        return -np.log1p(self.counts[self.of_row[rows]])
+
+    def add(self, picks: Int[np.ndarray, " b"]) -> None:
+        np.add.at(self.counts, self.of_row[picks], 1.0)

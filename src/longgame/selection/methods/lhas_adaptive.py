@@ -1,0 +1,118 @@
+"""LHAS whose future and concentration weights follow the measured task geometry (paper §5.1, "Task order")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from longgame.data.examples import Pool
+from longgame.errors import RecipeError
+from longgame.selection.base import Selection
+from longgame.selection.history import History
+from longgame.selection.methods.lhas import LHASSelector, stage_alignment
+from longgame.signals.base import Signals
+
+
+class AdaptiveLHASSelector(LHASSelector):
+    """LHAS with η = future_weight·(1 − A) and ρ = concentration_weight·(1 − A), A = alignment of stage and proxy.
+
+    A is the cosine of the candidates' mean gradient sketch g with the future proxy's mean one f, averaged over the
+    rounds of a stage (exponentially; a stage starts anew from its own first round).
+
+    Why 1 − A: let ĝ, f̂ be the unit vectors. Following utility alone, a step lowers the proxy loss at first order by
+    ⟨ĝ, f̂⟩ = A per unit length (Prop. 1, small steps); following ĝ + w·f̂, by A + w. The weight at which every stage
+    makes the progress that a fully aligned one makes by itself, A + w = 1, is w = 1 − A: 0 where the two agree (utility
+    alone is then right), 1 where they are orthogonal (the universal weights of `LHASSelector`), 2 where they are
+    opposed. Repeating the stage's direction moves the proxy loss by the same A, so ρ is scaled alike. Noise in g draws
+    A towards 0, that is, towards the universal weights.
+
+    Args:
+        smoothing: share of the earlier rounds' alignment in A, in [0, 1); 0 takes each round by itself.
+        future_weight, concentration_weight: η and ρ at A = 0.
+        others: those of `LHASSelector`.
+
+    ``scores``: those of `LHASSelector`, and, equal for all candidates of a round, ``alignment`` (A),
+    ``future_weight`` (η) and ``concentration_weight`` (ρ) as used.
+
+    Raises:
+        RecipeError: as `LHASSelector`; both weights are 0, so that there is nothing to adapt.
+    """
+
+    name = "lhas-adaptive"
+
+    def __init__(
+        self,
+        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        diversity_weight: float = 1.0,
+        buffer_size: int = 1024,
+        coverage: Literal["distance", "cluster"] = "distance",
+        utility_weight: float = 1.0,
+        coverage_weight: float = 1.0,
+        future_weight: float = 1.0,
+        concentration_weight: float = 1.0,
+        normalise: Literal["rank", "z"] = "rank",
+        refreshes: int = 32,
+        clusters: int | None = None,
+        smoothing: float = 0.8,
+    ) -> None:
+        super().__init__(
+            utility=utility,
+            diversity_weight=diversity_weight,
+            buffer_size=buffer_size,
+            coverage=coverage,
+            utility_weight=utility_weight,
+            coverage_weight=coverage_weight,
+            future_weight=future_weight,
+            concentration_weight=concentration_weight,
+            normalise=normalise,
+            refreshes=refreshes,
+            clusters=clusters,
+        )
+        number = isinstance(smoothing, int | float) and not isinstance(smoothing, bool)
+        if not number or not 0 <= smoothing < 1:
+            raise RecipeError(f"selector '{self.name}': smoothing is {smoothing!r}; give a number in [0, 1).")
+        if not (self.future_weight or self.concentration_weight):
+            raise RecipeError(
+                f"selector '{self.name}': future_weight and concentration_weight are both 0, so there is nothing to "
+                "adapt; set one of them, or use lhas."
+            )
+        self.smoothing = float(smoothing)
+        self.requires = tuple(dict.fromkeys((*self.requires, "grad_sketch", "future_proxy")))
+        self.alignment = math.nan
+        """A as of the last round; NaN before the first one of a stage."""
+
+    def begin_stage(self) -> None:
+        self.alignment = math.nan
+
+    def select(
+        self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
+    ) -> Selection:
+        chosen = super().select(pool, signals, history, budget, rng)
+        factor = 1.0 - self.alignment
+        used = {
+            "alignment": self.alignment,
+            "future_weight": self.future_weight * factor,
+            "concentration_weight": self.concentration_weight * factor,
+        }
+        columns = {name: np.full(len(pool), value) for name, value in used.items()}
+        return Selection.of(pool, chosen.rows, {**chosen.scores, **columns})
+
+    def _weights(self, signals: Signals) -> tuple[float, float]:
+        found = stage_alignment(signals, self.name, "take lhas with future_weight 0")
+        known = not math.isnan(self.alignment)
+        self.alignment = self.smoothing * self.alignment + (1 - self.smoothing) * found if known else found
+        factor = 1.0 - self.alignment
+        return self.future_weight * factor, self.concentration_weight * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of `LHASSelector` and the alignment (None before a stage's first round)."""
+        return {**super().state_dict(), "alignment": None if math.isnan(self.alignment) else self.alignment}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        super().load_state_dict(state)
+        held = state["alignment"]
+        self.alignment = math.nan if held is None else float(held)

@@ -1,0 +1,85 @@
+"""Utility-diversity selection: UDS, after Zou et al. 2025 (paper §4, "Utility-diversity")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from longgame.data.examples import Pool
+from longgame.selection.algorithms.directions import SketchBuffer
+from longgame.selection.base import Selection, Selector, fill_by_score, id_order
+from longgame.selection.budget import NORMALISE, choice, count, scale, weight
+from longgame.selection.history import History
+from longgame.signals.base import Signals
+
+UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss")
+
+
+class UtilityDiversitySelector(Selector):
+    """score = z(utility) + diversity_weight · z(mean distance of the logit sketch to the buffer), highest first.
+
+    The buffer holds the sketches of the last ``buffer_size`` selected examples and is saved state. While it is empty
+    (the first round of all), diversity is exactly zero for every candidate. The buffer is read once a round, as
+    published: picks of one round do not push each other apart.
+
+    Args:
+        utility: ``logit_nuclear_norm`` is the published form; ``loss`` takes the mean NLL in its place.
+        diversity_weight: α; 0 switches the term and its signal off.
+        buffer_size: sketches remembered (published: 1024).
+        normalise: how z(·) puts both terms on one scale, over the candidates of the round: ``rank`` or ``z``.
+
+    ``scores``: ``utility`` and ``diversity`` as scaled, before the weight (NaN where switched off), and ``score``.
+    """
+
+    name = "utility-diversity"
+    requires: tuple[str, ...] = ("logit_nuclear_norm", "logit_sketch")
+
+    def __init__(
+        self,
+        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        diversity_weight: float = 1.0,
+        buffer_size: int = 1024,
+        normalise: Literal["rank", "z"] = "rank",
+    ) -> None:
+        self.utility = choice(self.name, "utility", utility, UTILITIES)
+        self.diversity_weight = weight(self.name, "diversity_weight", diversity_weight)
+        self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
+        self.buffer = SketchBuffer(count(self.name, "buffer_size", buffer_size))
+        self.requires = (self.utility, "logit_sketch") if self.diversity_weight else (self.utility,)
+
+    def terms(self, signals: Signals) -> dict[str, Float[np.ndarray, " n"]]:
+        """``utility``, ``diversity`` and ``score`` of candidates whose rows stand in the order of their ids."""
+        utility = scale(signals[self.utility], self.normalise)
+        if not self.diversity_weight:
+            return {"utility": utility, "diversity": np.full(len(utility), np.nan), "score": utility}
+        diversity = scale(self.buffer.mean_distance(signals["logit_sketch"]), self.normalise)
+        return {"utility": utility, "diversity": diversity, "score": utility + self.diversity_weight * diversity}
+
+    def remember(self, signals: Signals, rows: np.ndarray) -> None:
+        """Put the sketches of these rows into the buffer, in this order."""
+        if self.diversity_weight:
+            self.buffer.push(signals["logit_sketch"][rows])
+
+    def select(
+        self,
+        pool: Pool,
+        signals: Signals,
+        history: History,  # noqa: ARG002 - part of the contract
+        budget: int,
+        rng: np.random.Generator,  # noqa: ARG002
+    ) -> Selection:
+        by_id = id_order(pool.ids)
+        place = np.argsort(by_id)
+        scores = {key: column[place] for key, column in self.terms(signals.take(by_id)).items()}
+        rows = fill_by_score(scores["score"], pool.ids, pool.tokens, budget)
+        self.remember(signals, rows)
+        return Selection.of(pool, rows, scores)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"buffer": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.buffer.load_state_dict(state["buffer"])

@@ -1,0 +1,343 @@
+"""Writing that a kill or a full disk cannot tear: scratch name, flush to disk, rename.
+
+What stands under its final name is whole. A scratch name is ``NAME.PID.part``, so that two processes that write the
+same thing do not meet; the last rename wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file, save, save_file
+
+from longgame.errors import PluginError, ResumeError, StorageError
+
+ADVICE = "Free the disk or choose another directory, and run the same command again; what was finished stays."
+
+
+@contextmanager
+def storage_errors(what: Path, advice: str = ADVICE) -> Iterator[None]:
+    """Turn whatever hinders writing (a full disk, no permission …) into a StorageError that says what to do.
+
+    safetensors and Arrow have exceptions of their own for a failed write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise StorageError(f"cannot write {what}: {reason}. {advice}") from error
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_all(paths: Sequence[Path]) -> None:
+    """Flush files and folders side by side: a disk takes many at once in little more than the time of one."""
+    with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
+        for _ in pool.map(flush, paths):
+            pass
+
+
+def scratch(path: Path) -> Path:
+    """Name under which this process writes what will be ``path``."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def write_file(path: Path, content: str | bytes, advice: str = ADVICE) -> None:
+    """Write one file, making the folders above it.
+
+    Raises:
+        StorageError: the disk is full or not writable; an older file of that name stays as it was.
+    """
+    part = scratch(path)
+    data = content.encode() if isinstance(content, str) else content
+    with storage_errors(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        flush(path.parent)
+
+
+@contextmanager
+def durable_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
+    """Give a scratch folder; when the block ends well it becomes ``folder``, whole and flushed to disk.
+
+    What stood under that name before gives way.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    part = scratch(folder)
+    with storage_errors(folder, advice):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            _flush_all([*part.rglob("*"), part])
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.rename(folder)
+            flush(folder.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+# State dicts on disk: NumPy arrays in one .safetensors file, everything else in one .json file, no pickle.
+
+_MARK = "$"
+"""Key of an encoded node; a dict of the state that holds it itself is written as a list of items."""
+
+_TENSOR_KINDS = "biuf"
+
+
+def write_state(directory: str | Path, name: str, state: Any, *, flushed: bool = True) -> None:
+    """Write a state to ``directory/name.json`` and ``directory/name.safetensors``, flushed to disk and renamed.
+
+    The JSON file carries the digest of the tensor file, so a pair torn by a kill between the two renames is noticed.
+
+    Args:
+        flushed: False inside a folder that is flushed and renamed as a whole (`longgame.storage.durable_folder`).
+
+    Raises:
+        PluginError: the state holds something that is neither an array nor a plain value (the place is named).
+        StorageError: the disk is full or not writable; nothing half-written stands under the final names.
+    """
+    directory = Path(directory)
+    arrays: dict[str, np.ndarray] = {}
+    tree = _encode(state, name, arrays)
+    tensors = save(arrays)
+    document = {"format": 1, "tensors": hashlib.sha256(tensors).hexdigest(), "state": tree}
+    text = json.dumps(document, allow_nan=False)
+    if flushed:
+        write_file(directory / f"{name}.safetensors", tensors)
+        write_file(directory / f"{name}.json", text)
+    else:
+        (directory / f"{name}.safetensors").write_bytes(tensors)
+        (directory / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def read_state(directory: str | Path, name: str) -> Any:
+    """Read what `write_state` wrote.
+
+    Raises:
+        ResumeError: a file is missing or damaged, or the two do not belong together.
+    """
+    directory = Path(directory)
+    path = directory / f"{name}.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        tensors = (directory / f"{name}.safetensors").read_bytes()
+        if hashlib.sha256(tensors).hexdigest() != document["tensors"]:
+            raise ResumeError(
+                f"{name}.json and {name}.safetensors in {directory} do not belong together (one of them was not "
+                "written to the end). Go back to an earlier checkpoint."
+            )
+        return _decode(document["state"], load(tensors))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ResumeError(
+            f"state '{name}' in {directory} cannot be read ({type(error).__name__}: {error}). "
+            "Go back to an earlier checkpoint, or start again."
+        ) from error
+
+
+def _encode(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if type(value) is int:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {_MARK: "float", "value": repr(value)}
+    if isinstance(value, np.ndarray):
+        return _encode_array(value, place, arrays)
+    if isinstance(value, np.generic):
+        return {_MARK: "scalar", "value": _encode_array(np.asarray(value), place, arrays)}
+    if isinstance(value, Mapping):
+        if _MARK not in value and all(type(key) is str for key in value):
+            return {key: _encode(item, f"{place}.{key}", arrays) for key, item in value.items()}
+        items = [
+            [_encode(key, f"{place} key", arrays), _encode(item, f"{place}.{key}", arrays)]
+            for key, item in value.items()
+        ]
+        return {_MARK: "dict", "items": items}
+    if isinstance(value, list):
+        return [_encode(item, f"{place}[{i}]", arrays) for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {_MARK: "tuple", "items": [_encode(item, f"{place}[{i}]", arrays) for i, item in enumerate(value)]}
+    raise PluginError(
+        f"state '{place}' is a {type(value).__name__}; a state dict holds NumPy arrays, None, bool, int, float, str, "
+        "and lists, tuples and dicts of them. Convert it in state_dict()."
+    )
+
+
+def _encode_array(array: np.ndarray, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    if array.dtype.kind == "U":
+        return {_MARK: "text", "dtype": array.dtype.str, "shape": list(array.shape), "values": array.ravel().tolist()}
+    if array.dtype.kind not in _TENSOR_KINDS or array.dtype.itemsize > 8:
+        raise PluginError(
+            f"state '{place}' is an array of {array.dtype}; numbers, booleans and text can be saved. "
+            "Convert it in state_dict()."
+        )
+    key = f"{len(arrays):05d}"
+    arrays[key] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+    return {_MARK: "array", "key": key, "place": place}
+
+
+def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(node, list):
+        return [_decode(item, arrays) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kind = node.get(_MARK)
+    if kind is None:
+        return {key: _decode(item, arrays) for key, item in node.items()}
+    if kind == "float":
+        return float(node["value"])
+    if kind == "array":
+        return np.array(arrays[node["key"]], copy=True)
+    if kind == "scalar":
+        return _decode(node["value"], arrays)[()]
+    if kind == "text":
+        return np.array(node["values"], dtype=node["dtype"]).reshape(node["shape"])
+    if kind == "tuple":
+        return tuple(_decode(item, arrays) for item in node["items"])
+    if kind == "dict":
+        return {_decode(key, arrays): _decode(item, arrays) for key, item in node["items"]}
+    raise ValueError(f"unknown node '{kind}'")
+
+
+# Files of a run: written durably, read with an error that says what to delete where one is damaged.
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file durably (sorted keys, so that equal values give equal bytes)."""
+    write_file(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def table_bytes(frame: pd.DataFrame) -> bytes:
+    """A Parquet file (zstd) of this table; equal tables give equal bytes."""
+    return parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file (zstd) of this Arrow table."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def refresh_file(path: Path, content: bytes) -> None:
+    """Write a file unless it holds just that, so that a finished run can be printed where nothing can be written."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a Parquet file inside a scratch folder."""
+    path.write_bytes(table_bytes(frame))
+
+
+def unreadable(path: Path, error: Exception) -> ResumeError:
+    """The error for a damaged file, with what to delete: the whole trial, as earlier stages do not keep their model."""
+    whole = next((parent for parent in path.parents if parent.parent.name in ("trials", "seeds")), path)
+    return ResumeError(
+        f"{path} cannot be read ({error}). Delete {whole} and run the command again; only what was in it is done anew."
+    )
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet file of the run.
+
+    Args:
+        columns: those to read; None: all.
+
+    Raises:
+        ResumeError: the file cannot be read.
+    """
+    try:
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        return table.to_pandas(split_blocks=True, self_destruct=True)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def read_narrow(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read these columns of a Parquet file of millions of rows: one after the other, integers as narrow as they may be.
+
+    Raises:
+        ResumeError: the file cannot be read.
+    """
+    try:
+        return pd.DataFrame({name: _narrow(pq.read_table(path, columns=[name])) for name in columns}, copy=False)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def _narrow(table: pa.Table) -> pd.Series:
+    column = table.column(0)
+    if not (pa.types.is_integer(column.type) and len(column)):
+        return table.to_pandas(split_blocks=True, self_destruct=True).iloc[:, 0]
+    low, high = (value.as_py() for value in pc.min_max(column).values())
+    held = np.empty(len(column), np.min_scalar_type(min(low, -1 - high)))  # signed, as codes are subtracted
+    end = np.cumsum([len(chunk) for chunk in column.chunks])
+    for chunk, stop in zip(column.chunks, end, strict=True):
+        held[stop - len(chunk) : stop] = chunk.to_numpy()
+    return pd.Series(held, copy=False)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of the run.
+
+    Raises:
+        ResumeError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write NumPy arrays as safetensors."""
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` wrote.
+
+    Raises:
+        ResumeError: the file is missing or damaged.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, error) from error

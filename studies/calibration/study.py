@@ -1,0 +1,271 @@
+"""The three questions: how often does an audit cry wolf, how often does it see a real effect, do its intervals cover?
+
+Every number comes from the functions behind the scorecard: `summarise` and `verdict_table` for false alarms and power,
+`paired` and `bootstrap_interval` for coverage and what the minimum detectable effect promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Bool, Float
+
+from longgame.metrics.scorecard import ALPHA, IMMEDIATE, summarise
+from longgame.metrics.stats import bootstrap_interval, holm, minimum_detectable_effect, paired, t_power
+from longgame.metrics.tidy import Trials
+from longgame.metrics.verdict import BETTER, MYOPIC, WORSE, rank_reversals, verdict_table
+from longgame.seeding import generator
+from studies.calibration.table import Table
+
+LONG = "long_horizon"
+REFERENCE = "random"
+SEEDS = (3, 5, 10, 20)
+"""Seeds per audit."""
+FAMILY = 7
+"""Selectors per audit, the reference among them."""
+_CHUNK = 2_000
+
+Groups = Float[np.ndarray, "audits selectors seeds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of audits with its 95 % Clopper–Pearson interval."""
+
+    hits: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.of if self.of else float("nan")
+
+    @property
+    def low(self) -> float:
+        return float(scipy.stats.beta.ppf(0.025, self.hits, self.of - self.hits + 1)) if self.hits else 0.0
+
+    @property
+    def high(self) -> float:
+        return float(scipy.stats.beta.ppf(0.975, self.hits + 1, self.of - self.hits)) if self.hits < self.of else 1.0
+
+    @staticmethod
+    def of_audits(hit: Bool[np.ndarray, " audits"]) -> Rate:
+        return Rate(int(hit.sum()), len(hit))
+
+    def columns(self) -> dict[str, float]:
+        """``rate``, ``low``, ``high`` and the number of ``audits``."""
+        return {"rate": self.value, "low": self.low, "high": self.high, "audits": self.of}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the audits said about each selector but the reference."""
+
+    words: np.ndarray
+    """Verdicts, (audits, selectors − 1)."""
+    p_now: Float[np.ndarray, "audits others"]
+    p_long: Float[np.ndarray, "audits others"]
+    """After Holm."""
+    p_flip: Float[np.ndarray, "audits others"]
+    """Exact sign-flip test of the long-horizon score after Holm; NaN beyond its limit of seeds."""
+
+
+def cut(values: Float[np.ndarray, "selectors seeds"], size: int, most: int) -> Groups:
+    """Audits of ``size`` seeds each from independent seeds, without using one twice."""
+    count = min(values.shape[1] // size, most)
+    return values[:, : count * size].reshape(len(values), count, size).transpose(1, 0, 2)
+
+
+def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Said:
+    """Put many audits through the scorecard's summary and verdicts; the first selector is the reference."""
+    _, k, size = now.shape
+    names = tuple(f"{name}-s{seed}" for name in selectors for seed in range(size))
+    trials = Trials(
+        names, tuple(selectors), tuple(range(size)), np.repeat(np.arange(k), size), np.tile(np.arange(size), k)
+    )
+    parts = []
+    for low in range(0, len(now), _CHUNK):
+        views = range(low, min(low + _CHUNK, len(now)))
+        values = {(view, IMMEDIATE): now[view].reshape(-1) for view in views}
+        values |= {(view, LONG): later[view].reshape(-1) for view in views}
+        summary = summarise(values, trials, selectors[0], ("view", "metric"))
+        said = verdict_table(summary, views, selectors, selectors[0], IMMEDIATE)
+        p = summary["p_holm"].to_numpy().reshape(2, len(views), k)[..., 1:]
+        flip = summary["p_permutation"].to_numpy().reshape(2, len(views), k)[1, :, 1:]
+        parts.append((said["verdict"].to_numpy().reshape(len(views), k - 1), p[0], p[1], holm(flip)))
+    return Said(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def false_alarms(
+    table: Table, *, sizes: Sequence[int] = SEEDS, most: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Audits of `FAMILY` exchangeable selectors (uniform selection under seven names): whatever is claimed is false.
+
+    The long-horizon score has the package's default forgetting. A row per number of seeds and claim, by family: an
+    audit counts once however many selectors it is wrong about.
+    """
+    who = table.randoms(generator(seed, "calibrate", "exchangeable"), FAMILY)
+    now = np.take_along_axis(table.values[IMMEDIATE], who, axis=0)
+    later = np.take_along_axis(table.values["long_horizon_best"], who, axis=0)
+    selectors = (REFERENCE, *(f"twin {i}" for i in range(1, FAMILY)))
+    rows = []
+    for size in sizes:
+        groups = cut(now, size, most), cut(later, size, most)
+        said = run_audits(*groups, selectors)
+        reversals = np.array(
+            [
+                len(rank_reversals(a.T, b.T, selectors)) > 0
+                for a, b in zip(*(g[: most // 4] for g in groups), strict=True)
+            ]
+        )
+        claims = {
+            "myopic": (said.words == MYOPIC).any(axis=1),
+            "long-horizon difference": (said.p_long < ALPHA).any(axis=1),
+            "current difference": (said.p_now < ALPHA).any(axis=1),
+            "rank reversal": reversals,
+        }
+        if not np.isnan(said.p_flip).all():
+            claims["long-horizon difference (sign flip)"] = (said.p_flip < ALPHA).any(axis=1)
+        rows += [{"seeds": size, "claim": name} | Rate.of_audits(hit).columns() for name, hit in claims.items()]
+    return rows
+
+
+def hardest_null(
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, most: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The null on which *myopic* is easiest to say: all are ahead now beyond doubt, none differs in the long run.
+
+    Real selectors with their own spread and skew; their long-horizon scores are moved by the true effect, so that it is
+    0 exactly, and their current scores are raised by 100 points.
+    """
+    now, later = _against_random(table, selectors, seed)
+    now[1:] += 100
+    later[1:] -= np.array([[table.effect(name, LONG)] for name in selectors])
+    rows = []
+    for size in sizes:
+        said = run_audits(cut(now, size, most), cut(later, size, most), (REFERENCE, *selectors))
+        claims = {
+            "myopic": (said.words == MYOPIC).any(axis=1),
+            "long-horizon difference": (said.p_long < ALPHA).any(axis=1),
+        }
+        rows += [{"seeds": size, "claim": name} | Rate.of_audits(hit).columns() for name, hit in claims.items()]
+    return rows
+
+
+def power(
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, most: int = 5_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How often an audit of random and one selector tells its true long-horizon effect, beside the noncentral t.
+
+    ``effect`` is the true difference, ``d`` the same over the sd of the paired differences; ``myopic`` the share of the
+    audits that say so.
+    """
+    rows = []
+    for name in selectors:
+        now, later = _against_random(table, (name,), seed)
+        effect, sd = table.effect(name, LONG), float((later[1] - later[0]).std(ddof=1))
+        right = [BETTER] if effect > 0 else [WORSE, MYOPIC]
+        for size in sizes:
+            words = run_audits(cut(now, size, most), cut(later, size, most), (REFERENCE, name)).words[:, 0]
+            rows.append(
+                {"selector": name, "seeds": size, "effect": effect, "d": effect / sd}
+                | Rate.of_audits(np.isin(words, right)).columns()
+                | {"predicted": float(t_power(effect / sd, size, ALPHA)), "myopic": float((words == MYOPIC).mean())}
+            )
+    return rows
+
+
+def power_at_mde(
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, most: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How often a true long-horizon loss of just the minimum detectable effect is shown: 80 % is promised."""
+    _, later = _against_random(table, selectors, seed)
+    rows = []
+    for row, name in enumerate(selectors, start=1):
+        difference = later[row] - later[0]
+        sd = float(difference.std(ddof=1))
+        for size in sizes:
+            lost = float(minimum_detectable_effect(sd, size, ALPHA))
+            groups = cut((difference - table.effect(name, LONG) - lost)[None], size, most)[:, 0]
+            found = paired(groups, np.zeros_like(groups))
+            shown = Rate.of_audits((found.p < ALPHA) & (found.mean < 0))
+            rows.append({"selector": name, "seeds": size, "mde": lost} | shown.columns())
+    return rows
+
+
+def coverage(
+    table: Table,
+    selectors: Sequence[str],
+    *,
+    sizes: Sequence[int] = SEEDS,
+    most: int = 10_000,
+    boot_most: int = 3_000,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """How often a 95 % interval of the paired difference holds the true one: Student's t, and the seed bootstrap."""
+    now, later = _against_random(table, selectors, seed)
+    rows = []
+    for metric, values in ((IMMEDIATE, now), (LONG, later)):
+        for row, name in enumerate(selectors, start=1):
+            truth, difference = table.effect(name, metric), values[row] - values[0]
+            skew = float(scipy.stats.skew(difference))
+            for size in sizes:
+                groups = cut(difference[None], size, most)[:, 0]
+                found = paired(groups, np.zeros_like(groups))
+                rng = generator(seed, "calibrate", "bootstrap", name, metric, size)
+                few = groups[:boot_most]
+                bounds = {"t": (found.ci_low, found.ci_high), "bootstrap": bootstrap_interval(few, resamples, rng)}
+                for interval, (low, high) in bounds.items():
+                    holds = Rate.of_audits((low <= truth) & (truth <= high))
+                    rows.append(
+                        {"metric": metric, "selector": name, "seeds": size, "interval": interval, "skew": skew}
+                        | holds.columns()
+                    )
+    return rows
+
+
+def spread(rows: Sequence[dict[str, Any]], *by: str) -> list[dict[str, Any]]:
+    """Lowest, mean and highest ``rate`` over the rows that agree in these columns."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in by), []).append(row["rate"])
+    return [
+        dict(zip(by, key, strict=True))
+        | {"lowest": min(rates), "mean": float(np.mean(rates)), "highest": max(rates), "rows": len(rates)}
+        for key, rates in found.items()
+    ]
+
+
+def truth_errors(table: Table, selectors: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Mean difference over all simulated seeds against the closed form, in standard errors: a check of the truth."""
+    rows = []
+    for metric, values in zip((IMMEDIATE, LONG), _against_random(table, selectors, seed), strict=True):
+        for row, name in enumerate(selectors, start=1):
+            difference, truth = values[row] - values[0], table.effect(name, metric)
+            error = float(difference.std(ddof=1)) / np.sqrt(len(difference))
+            mean = float(difference.mean())
+            rows.append(
+                {
+                    "metric": metric,
+                    "selector": name,
+                    "truth": truth,
+                    "simulated": mean,
+                    "z": float((mean - truth) / error),
+                }
+            )
+    return rows
+
+
+def _against_random(table: Table, selectors: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Current and long-horizon scores (1 + selectors, seeds): first a random walk drawn for each seed, then these."""
+    who = table.randoms(generator(seed, "calibrate", "reference"), 1)
+    rows = [table.row(name) for name in selectors]
+
+    def of(values: Mapping[str, np.ndarray], metric: str) -> np.ndarray:
+        return np.concatenate([np.take_along_axis(values[metric], who, axis=0), values[metric][rows]])
+
+    return of(table.values, IMMEDIATE), of(table.values, LONG)

@@ -1,0 +1,128 @@
+"""What is kept of the runs: the measurements of whole trials, and a line of facts per run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longgame.audit.learner import outline
+from longgame.audit.plan import FULL_DATA, Condition, expand, order_groups, stage_names
+from longgame.audit.results import gather
+from longgame.audit.store import RECIPE, RunDirectory
+from longgame.errors import DataError
+from longgame.metrics.comparisons import Across
+from longgame.metrics.scorecard import Scorecard
+from longgame.recipe import Recipe, parse_recipe
+from longgame.storage import read_json, refresh_file
+from studies.results.steps import STEPS
+
+DATA = Path("docs/results/data")
+FACTS = "runs.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One run as it is kept."""
+
+    name: str
+    recipe: Recipe
+    results: pd.DataFrame
+    facts: dict[str, Any]
+    """trials, finished, minutes, versions."""
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        return {condition.name: condition for condition in expand(self.recipe)}
+
+    def whole_seeds(self, condition: str = "") -> list[int]:
+        """Seeds in which every selector's trial of this condition is finished, so that means stand over one set."""
+        here = self.results[self.results["condition"] == condition]
+        names = here[["selector", "seed"]].drop_duplicates().groupby("seed", observed=True)["selector"].nunique()
+        asked = len(self.conditions[condition].recipe.selectors)
+        return [int(seed) for seed in names.index[names == asked]]
+
+    def card(self, condition: str = "", reference: str = "random") -> Scorecard:
+        """Scorecard of a condition over its whole seeds.
+
+        Raises:
+            DataError: there is no whole seed.
+        """
+        here = self.results
+        here = here[(here["condition"] == condition) & here["seed"].isin(self.whole_seeds(condition))]
+        if here.empty:
+            raise DataError(f"{self.name}: condition '{condition}' has no seed in which every selector is finished.")
+        recipe = self.conditions[condition].recipe
+        plan = outline(recipe)
+        return Scorecard.build(
+            here,
+            tasks=plan.stages,
+            ood=plan.ood,
+            primary=plan.primary,
+            metric_spec=recipe.metrics,
+            threshold=recipe.probe.threshold,
+            reference=reference,
+        )
+
+    def across(self) -> Across:
+        """All conditions that have a whole seed, side by side."""
+        cards = {name: self.card(name) for name in self.conditions if name != FULL_DATA and self.whole_seeds(name)}
+        groups = {name: held for name, held in order_groups(self.conditions).items() if set(held) <= set(cards)}
+        return Across.build(cards, groups)
+
+
+def keep(folder: Path) -> None:
+    """Write the measurements of every run's finished trials, and the facts of all runs."""
+    found: dict[str, Any] = {}
+    for step in dict.fromkeys(STEPS):
+        if step.name in found or not (step.folder / RECIPE).is_file():
+            continue
+        run = RunDirectory.open(step.folder)
+        stages = len(stage_names(run.recipe))
+        whole = [trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages]
+        if not whole:
+            continue
+        results = gather(run)
+        results = results[results["trial"].isin(whole)]
+        environment = read_json(step.folder / "environment.json")
+        found[step.name] = {
+            "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
+            "trials": len(run.trials),
+            "finished": len(whole),
+            "minutes": round(sum(environment["sessions"]) / 60, 1),
+            "versions": environment["versions"],
+        }
+        refresh_file(folder / f"{step.name}.parquet", _compact(results))
+        print(f"{step.name}: {len(whole)} of {len(run.trials)} trials, {len(results):,} measurements", flush=True)
+    refresh_file(folder / FACTS, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _compact(results: pd.DataFrame) -> bytes:
+    """A Parquet file of what the pages are made from: probes without their sub-skills, single precision."""
+    curves = (results["kind"] == "curve") & (results["sub_skill"] != "")
+    table = results[~curves].astype({"value": "float32"})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink, compression="zstd", compression_level=19)
+    return sink.getvalue().to_pybytes()
+
+
+def load(folder: Path) -> dict[str, Kept]:
+    """Read what is kept, by name of the run.
+
+    Raises:
+        DataError: nothing is kept there.
+    """
+    if not (folder / FACTS).is_file():
+        raise DataError(f"{folder} holds no {FACTS}. Run `python -m studies.results keep` first.")
+    found = {}
+    for name, facts in json.loads((folder / FACTS).read_text(encoding="utf-8")).items():
+        recipe = parse_recipe(facts["recipe"], name)
+        results = pq.read_table(folder / f"{name}.parquet").to_pandas().astype({"value": np.float64})
+        found[name] = Kept(name, recipe, results, facts)
+    return found

@@ -1,0 +1,389 @@
+"""The pages of docs/results: tables and figures made from what is kept, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from longgame.metrics.association import PAIRS
+from longgame.metrics.association import association_table as associate
+from longgame.metrics.catalog import METRICS
+from longgame.metrics.comparisons import intervention_table
+from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.recipe import Recipe
+from longgame.report.conditions import across_note, across_tables, association_table, condition_label, condition_table
+from longgame.report.markdown import escape, pipes
+from longgame.report.tables import (
+    COSTS,
+    DIAGNOSTICS,
+    MAIN,
+    MORE,
+    Cell,
+    Column,
+    Table,
+    interventions_table,
+    metric_table,
+    number,
+    selectors_in_order,
+    shown_views,
+    stage_table,
+)
+from longgame.report.words import legend, reversal_line, set_gap_line, verdict_lines
+from longgame.storage import refresh_file
+from studies.results.claims import CLAIMS, QUESTIONS, Answer, Claim, answers, signed
+from studies.results.data import Kept, load
+from studies.results.figures import draw
+from studies.results.steps import DEVELOPMENT, STEPS
+
+SEQUENCES = ("skill", "domain", "interleaved")
+COMPARED = ("current", "auc_common", "forgetting", "ood", "worst_task", "long_horizon")
+VIEWS = ("token_accuracy", "exact_match")
+GRID = ("lhas-grid",)
+_LEAST_SEEDS = (3, 1)
+"""A run with fewer seeds in which every selector finished has no page; the grid has one seed by design."""
+_NOTE = "Made by `python -m studies.results pages`; do not edit."
+
+
+def write_pages(data: Path) -> None:
+    """Write every page that the kept runs allow beside the folder of data."""
+    everything = load(data)
+    runs = {name: kept for name, kept in everything.items() if len(kept.whole_seeds()) >= _LEAST_SEEDS[name in GRID]}
+    out = data.parent
+    pages = {"runs.md": runs_page(everything), "claims.md": claims_page(runs)}
+    pages |= {f"{name}.md": sequence_page(runs[name]) for name in SEQUENCES if name in runs}
+    makers = {
+        "conditions": conditions_page,
+        "regimes": regimes_page,
+        "interventions": interventions_page,
+        "proxy-items": proxy_page,
+    }
+    pages |= {f"{name}.md": make(runs[name]) for name, make in makers.items() if name in runs}
+    if "lhas-finals" in runs:
+        pages["lhas.md"] = lhas_page(runs)
+    pages["trajectories.md"] = trajectories_page(runs)
+    for name, text in pages.items():
+        refresh_file(out / name, (text.rstrip() + "\n").encode())
+        print(f"Written: {out / name}", flush=True)
+    for path in draw(runs, SEQUENCES, out / "figures"):
+        print(f"Written: {path}", flush=True)
+
+
+def _page(title: str, parts: Iterable[str]) -> str:
+    return "\n\n".join([f"# {title}", f"*{_NOTE}*", *(part for part in parts if part)])
+
+
+def _head(kept: Kept, condition: str = "") -> str:
+    seeds = ", ".join(map(str, kept.whole_seeds(condition)))
+    facts = kept.facts
+    left = "" if facts["finished"] == facts["trials"] else f" ({facts['trials'] - facts['finished']} were not run)"
+    ran = f"{facts['finished']} trials{left}; seeds in which every selector finished: {seeds}"
+    return f"Recipe: {_command(kept.name)}. {ran}."
+
+
+def _command(name: str) -> str:
+    step = next(step for step in STEPS if step.name == name)
+    return f"[{step.recipe.name}](../../{step.recipe})"
+
+
+def runs_page(runs: Mapping[str, Kept]) -> str:
+    """What was run: trials, minutes, questions."""
+    rows = ["| run | recipe | what it answers | trials | minutes |", "| --- | --- | --- | ---: | ---: |"]
+    for name in dict.fromkeys(step.name for step in STEPS):
+        step = next(step for step in STEPS if step.name == name)
+        facts = runs[name].facts if name in runs else None
+        trials = "not run" if facts is None else f"{facts['finished']} of {facts['trials']}"
+        minutes = "" if facts is None else f"{facts['minutes']:.0f}"
+        rows.append(f"| {name} | {_command(name)} | {step.question} | {trials} | {minutes} |")
+    first = next(iter(runs.values()))
+    versions = ", ".join(f"{package} {version}" for package, version in first.facts["versions"].items())
+    note = (
+        "Minutes are wall-clock with two workers of one thread; trials that several recipes ask for were run once, so "
+        f"a run's minutes leave out those it took over. Versions: {versions}."
+    )
+    return _page("Runs", ["\n".join(rows), note])
+
+
+def sequence_page(kept: Kept) -> str:
+    """Verdicts, tables and differences of one run's own condition."""
+    card, recipe = kept.card(), kept.recipe
+    parts = [_head(kept), _verdicts(card, recipe), f"{set_gap_line(card)}.", escape(reversal_line(card))]
+    for view, title in shown_views(card):
+        parts += [f"## Scorecard, {title}", pipes(metric_table(card, recipe, MAIN, "", view)), legend(card)]
+        parts += [f"## Against random, {title}", difference_table(card, recipe, COMPARED, view), _DIFFERENCES]
+    for view, title in shown_views(card):
+        parts += [f"## More of the future, {title}", pipes(metric_table(card, recipe, MORE, "", view))]
+        parts += [
+            f"## By stage, {title}",
+            "Points after its stage → at the end.",
+            pipes(stage_table(card, recipe, view, "")),
+        ]
+    parts += ["## Diagnostics", pipes(metric_table(card, recipe, DIAGNOSTICS, ""))]
+    parts += ["## Cost per trial", pipes(metric_table(card, recipe, COSTS, "")), _SECONDS]
+    return _page(f"{kept.name.capitalize()} sequence", parts)
+
+
+_SECONDS = "Seconds are wall-clock on cores that other work shared: compare FLOPs, not seconds."
+_DIFFERENCES = (
+    "Each cell: mean difference over seeds, its 95 % interval (Student t, paired by seed), and, after “mde”, the "
+    "smallest true difference that these seeds would show with 80 % power. ▲ better, ▼ worse: p < .05 after Holm over "
+    "the selectors."
+)
+
+
+def _verdicts(card: Scorecard, recipe: Recipe) -> str:
+    lines = []
+    for line in verdict_lines(card, recipe):
+        more = [f"({line.other})" if line.other else "", f"{line.power}." if line.power else ""]
+        lines.append(
+            f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}. {' '.join(filter(None, more))}"
+        )
+    return "\n".join(lines)
+
+
+def difference_table(card: Scorecard, recipe: Recipe, metrics: Sequence[str], view: str) -> str:
+    """Selectors × metrics: difference from the reference with interval and smallest detectable difference."""
+    order = [name for name in selectors_in_order(card, recipe) if name != card.reference]
+    columns = [Column("selector", "", numeric=False), *(Column(METRICS[name].label, "") for name in metrics)]
+    rows = []
+    for selector in order:
+        cells = [Cell(selector)]
+        for metric in metrics:
+            cells.append(_difference(_row(card.summary, view, metric, selector), metric))
+        rows.append(tuple(cells))
+    return pipes(Table("", tuple(columns), tuple(rows)))
+
+
+def _row(summary: pd.DataFrame, view: str, metric: str, selector: str) -> pd.Series:
+    rows = summary[
+        (summary["view"].isin([view, ""])) & (summary["metric"] == metric) & (summary["selector"] == selector)
+    ]
+    return rows.iloc[0]
+
+
+def _unit(metric: str) -> str:
+    return "long horizon" if metric == "long_horizon" else METRICS[metric].unit
+
+
+def _signed(value: float, metric: str) -> str:
+    return signed(value, _unit(metric))
+
+
+def _difference(row: pd.Series, metric: str) -> Cell:
+    value = float(row["diff_vs_reference"])
+    if value != value:
+        return Cell("—")
+    text = _signed(value, metric)
+    if row["ci_low"] == row["ci_low"]:
+        text += f" [{_signed(row['ci_low'], metric)}, {_signed(row['ci_high'], metric)}]"
+    if row["mde"] == row["mde"]:
+        text += f" mde {number(float(row['mde']), _unit(metric))}"
+    better = METRICS[metric].better
+    mark = "" if not row["p_holm"] < 0.05 or not better else "▲" if (value > 0) == (better == "higher") else "▼"
+    return Cell(text, mark)
+
+
+def claims_page(runs: Mapping[str, Kept]) -> str:
+    """Every claim of the paper, per sequence and scorer: shown, the opposite shown, or neither."""
+    sides: list[tuple[str, list[Answer | None]]] = []
+    for name in (*SEQUENCES, "smollm2"):
+        if name not in runs or not runs[name].whole_seeds():
+            continue
+        held = [spec.key for spec in runs[name].recipe.selectors]
+        cards = {str(who): runs[name].card(reference=who) for who in ("random", "lhas") if who in held}
+        for view in VIEWS:
+            sides.append((f"{name}, {view.replace('_', ' ')}", answers(cards, CLAIMS, view)))
+    parts = [_CLAIMS]
+    for question, words in QUESTIONS.items():
+        rows = [(i, claim) for i, claim in enumerate(CLAIMS) if claim.question == question]
+        parts += [f"## {question}", words, _claim_table(rows, sides)]
+    return _page("The paper's claims on real training runs", parts)
+
+
+_CLAIMS = (
+    "**shown**: p < .05 in the claimed direction (paired by seed, Holm over the run's selectors); **the opposite is "
+    "shown**: the same in the other direction; *direction only* and *not the direction*: the mean difference has that "
+    "sign and could be chance. Behind each: mean difference and 95 % interval."
+)
+
+
+def _claim_table(rows: Sequence[tuple[int, Claim]], sides: Sequence[tuple[str, list[Answer | None]]]) -> str:
+    lines = ["| claim | " + " | ".join(title for title, _ in sides) + " |", "| --- |" + " --- |" * len(sides)]
+    for i, claim in rows:
+        cells = ["—" if found[i] is None else found[i].text for _, found in sides]  # type: ignore[union-attr]
+        lines.append(f"| {escape(claim.text)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def conditions_page(kept: Kept) -> str:
+    """Budgets, rounds, adaptation and orders side by side, and each condition's differences from random."""
+    across = kept.across()
+    parts = [_head(kept), pipes(condition_table(across, kept.recipe)), across_note(across)]
+    for view, title in shown_views(across.cards[""]):
+        for table in across_tables(across, kept.recipe, view):
+            parts += [f"## {table.title}, {title}", pipes(table)]
+        parts += [f"## Against random, {title}", _by_condition(kept, view), _DIFFERENCES]
+    return _page("Budgets, rounds, adaptation, order", parts)
+
+
+def _by_condition(kept: Kept, view: str) -> str:
+    """Condition × selector: differences from random on what decides about myopia."""
+    metrics = ("current", "forgetting", "auc_common", "long_horizon")
+    columns = [Column("condition", "", numeric=False), Column("seeds", ""), Column("selector", "", numeric=False)]
+    columns += [Column(METRICS[name].label, "") for name in metrics]
+    rows = []
+    across = kept.across()
+    for name in dict.fromkeys(across.summary["condition"]):
+        part = across.summary[across.summary["condition"] == name]
+        for spec in kept.recipe.selectors:
+            if spec.key != "random":
+                found = [_row(part, view, metric, spec.key) for metric in metrics]
+                cells = [_difference(row, metric) for row, metric in zip(found, metrics, strict=True)]
+                rows.append((Cell(condition_label(name)), Cell(str(int(found[0]["diff_n"]))), Cell(spec.key), *cells))
+    return pipes(Table("", tuple(columns), tuple(rows)))
+
+
+def regimes_page(kept: Kept) -> str:
+    """Regimes ordered by how much loss selection loses in the long run."""
+    parts = [_head(kept), _REGIMES]
+    for view, title in shown_views(kept.card()):
+        parts += [f"## Against random, {title}", _by_condition(kept, view), _DIFFERENCES]
+    return _page("Where myopia shows", parts)
+
+
+_REGIMES = (
+    "One thing at a time is changed around the main setting (own: 5 % noise, 20 % unseen sub-skills, sharp borders "
+    "between stages). Seeds and regimes were fixed before any of it was run."
+)
+
+
+def interventions_page(kept: Kept) -> str:
+    """Interventions beside bare loss selection and beside random."""
+    parts = [_head(kept), _verdicts(kept.card(), kept.recipe)]
+    differences = intervention_table(kept.card(), kept.recipe)
+    for view, title in shown_views(kept.card()):
+        table = interventions_table(differences, "", view)
+        parts += [f"## With minus without, {title}", pipes(table), table.note]
+        parts += [f"## Scorecard, {title}", pipes(metric_table(kept.card(), kept.recipe, MAIN, "", view))]
+    parts += ["## Diagnostics", pipes(metric_table(kept.card(), kept.recipe, DIAGNOSTICS, ""))]
+    return _page("Interventions around loss selection", parts)
+
+
+def proxy_page(kept: Kept) -> str:
+    """LHAS beside baselines that learn the proxy items."""
+    parts = [_head(kept), _PROXY]
+    for reference in ("random", "random + proxy items", "loss"):
+        card = kept.card(reference=reference)
+        for view, title in shown_views(card):
+            parts += [f"## Minus {reference}, {title}", difference_table(card, kept.recipe, COMPARED, view)]
+    for view, title in shown_views(kept.card()):
+        parts += [f"## Scorecard, {title}", pipes(metric_table(kept.card(), kept.recipe, MAIN, "", view))]
+    return _page("The proxy items as training data", [*parts, _DIFFERENCES])
+
+
+_PROXY = (
+    "LHAS sees the gradients of a few items of every stage, future ones among them. Here baselines get the same items "
+    "as training data, once a stage and within the same budget."
+)
+
+
+def trajectories_page(runs: Mapping[str, Kept]) -> str:
+    """Trajectory diagnostics against forgetting, over all trials of the study and by sequence."""
+    cards = {
+        (name, condition): card
+        for name, kept in runs.items()
+        if name not in (*DEVELOPMENT, "smollm2")
+        for condition, card in kept.across().cards.items()
+    }
+    seen: set[tuple[str, str]] = set()
+    parts = []
+    for (name, condition), card in cards.items():
+        rows = card.per_trial[
+            ~card.per_trial["selector"].isin([who for who, where in seen if where == _setting(name, condition)])
+        ]
+        seen |= {(str(who), _setting(name, condition)) for who in card.trials.selectors}
+        parts.append(rows.assign(condition=_setting(name, condition)))
+    together = pd.concat(parts, ignore_index=True)
+    found = [
+        f"{together.groupby('condition')['trial'].nunique().sum()} trials, each once, of all tiny runs but the tuning."
+    ]
+    for view in VIEWS:
+        title = view.replace("_", " ")
+        table = association_table(associate(together, [view], TRAJECTORY), "", view)
+        found += [f"## All trials, {title}", pipes(table), table.note]
+    for name in SEQUENCES:
+        if name in runs:
+            table = association_table(associate(runs[name].card().per_trial, [VIEWS[0]], TRAJECTORY), "", VIEWS[0])
+            found += [f"## {name.capitalize()} sequence alone, token accuracy", pipes(table)]
+    return _page("Trajectory and forgetting", found)
+
+
+TRAJECTORY = (
+    *PAIRS[:-1],
+    ("noisy_share", "forgetting"),
+    ("difficulty", "forgetting"),
+    ("update_norm", "forgetting"),
+    PAIRS[-1],
+)
+
+
+def _setting(name: str, condition: str) -> str:
+    """Trials of different runs under one setting are compared under one name."""
+    return condition or (name if name in ("domain", "interleaved") else "skill")
+
+
+def lhas_page(runs: Mapping[str, Kept]) -> str:
+    """The development grid, what was chosen, how it did on held-out seeds and orders; the ablation."""
+    dev = runs["lhas-finals"]
+    card = dev.card()
+    parts = [_TUNING]
+    for kept in (runs["lhas-grid"], dev) if "lhas-grid" in runs else (dev,):
+        parts += [f"## {kept.name}", _head(kept), pipes(metric_table(kept.card(), kept.recipe, MAIN, "", PRIMARY))]
+    parts.append(f"Highest mean long-horizon score of the finals: **{chosen(dev)}**.")
+    held = []
+    for name in SEQUENCES:
+        if name in runs:
+            here = runs[name]
+            for who in ("lhas", "lhas-adaptive"):
+                if who in here.card().trials.selectors:
+                    held.append((name, who, here.card()))
+    parts += ["## Development against held-out", _held_table(card, chosen(dev), held)]
+    if "lhas-ablation" in runs:
+        ablation = runs["lhas-ablation"]
+        parts += ["## Each term left out", _head(ablation)]
+        full = ablation.card(reference="lhas")
+        for view, title in shown_views(full):
+            parts += [f"### Minus full LHAS, {title}", difference_table(full, ablation.recipe, COMPARED, view)]
+            parts += [f"### Scorecard, {title}", pipes(metric_table(ablation.card(), ablation.recipe, MAIN, "", view))]
+    return _page("LHAS: tuning and ablation", [*parts, _DIFFERENCES])
+
+
+_TUNING = (
+    "Chosen on development seeds, a development order of the stages and the base model of the package, none of which "
+    "any held-out run uses: the grid's four forms with the highest long-horizon score (each task's own scorer) on the "
+    "first development seed went on to the other two, with the published form (nuclear norm, distance, future 1: the "
+    "selector's defaults) beside them; the highest mean over all three is what `lhas` means on the held-out pages."
+)
+
+
+def ranked(grid: Kept) -> list[str]:
+    """The grid's forms by falling long-horizon score."""
+    means = grid.card().wide(["long_horizon"], PRIMARY)["long_horizon"].drop("random")
+    return [str(name) for name in means.sort_values(ascending=False).index]
+
+
+def chosen(dev: Kept) -> str:
+    """The finalist with the highest mean long-horizon score on the development seeds."""
+    return ranked(dev)[0]
+
+
+def _held_table(dev: Scorecard, best: str, held: Sequence[tuple[str, str, Scorecard]]) -> str:
+    columns = [Column("where", "", numeric=False), Column("selector", "", numeric=False)]
+    columns += [Column(METRICS[metric].label, "") for metric in COMPARED]
+    rows = [("development", best, dev), *held]
+    body = []
+    for where, who, card in rows:
+        found = [_difference(_row(card.summary, PRIMARY, metric, who), metric) for metric in COMPARED]
+        body.append((Cell(where), Cell(who), *found))
+    return "Differences from random, each task's own scorer.\n\n" + pipes(Table("", tuple(columns), tuple(body)))

@@ -1,0 +1,214 @@
+"""Which recipes make the results, in which order, and how trials that several of them ask for are run once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longgame.audit.plan import plan_trials, stage_names
+from longgame.audit.store import RECIPE, RunDirectory, StageStore
+from longgame.recipe import Recipe, load_recipe
+from longgame.storage import durable_folder, read_json, write_json
+
+RUNS = Path("runs/results")
+BASES = RUNS / "bases"
+PRETRAINING = Path("recipes/tiny-base.yaml")
+BASE_SEEDS = (1, 2, 3, 4, 5)
+ENVIRONMENT = "environment.json"
+_ADVICE = "Free the disk and run the same command again."
+
+
+@dataclass(frozen=True)
+class Step:
+    """One audit of the study."""
+
+    name: str
+    """Its run directory is ``RUNS / name``."""
+    recipe: Path
+    seeds: str = ""
+    """Seeds instead of the recipe's, ``first-last``."""
+    selectors: str = ""
+    """Selectors instead of the recipe's, as ``--selectors`` takes them."""
+    real_data: bool = False
+    """Whether it reads data files (``--data-dir``); without them it is left out."""
+    question: str = field(default="", compare=False)
+    """What it answers, for the table of runs."""
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.name
+
+    def arguments(self, data_dir: Path | None, workers: int) -> list[str]:
+        """Arguments of ``longgame``."""
+        found = ["audit", str(self.recipe), "--out", str(self.folder), "--workers", str(workers), "--threads", "1"]
+        found += ["--seeds", self.seeds] if self.seeds else []
+        found += ["--selectors", self.selectors] if self.selectors else []
+        return found + (["--data-dir", str(data_dir)] if self.real_data and data_dir else [])
+
+    def loaded(self) -> Recipe:
+        """The recipe with this step's seeds and selectors."""
+        changes: dict[str, Any] = {}
+        if self.seeds:
+            first, last = self.seeds.split("-")
+            changes["seeds"] = list(range(int(first), int(last) + 1))
+        if self.selectors:
+            changes["selectors"] = self.selectors.split(",")
+        return load_recipe(self.recipe, changes)
+
+
+def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Step:
+    return Step(name, Path("recipes/results") / f"{name}.yaml", seeds, selectors, question=question)
+
+
+DEVELOPMENT = ("lhas-grid", "lhas-finals")
+"""Steps on development seeds; they start from the base model of the package."""
+STEPS = (
+    _tiny("lhas-grid", "which forms of LHAS go on to the finals (development seed)"),
+    _tiny("lhas-finals", "which of them is taken to the held-out runs (development seeds)"),
+    _tiny("skill", "RQ1-RQ5 on the skill sequence"),
+    _tiny("domain", "RQ1-RQ5 on the domain sequence", "0-2"),
+    _tiny("regimes", "where myopia shows most", "0-2", "random,loss"),
+    _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "0-2", "random,loss"),
+    _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence", "0-2"),
+    _tiny("domain", "RQ1-RQ5 on the domain sequence"),
+    _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence"),
+    _tiny("proxy-items", "what LHAS's extra information is worth as training data"),
+    _tiny("interventions", "what interventions buy around loss selection"),
+    _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "", "random,loss,gradient"),
+    _tiny("regimes", "where myopia shows most"),
+    _tiny("lhas-ablation", "what each term of LHAS buys"),
+    _tiny("conditions", "budgets, rounds, LoRA or full, two orders"),
+    Step(
+        "smollm2",
+        Path("recipes/smollm2-skill-cpu.yaml"),
+        "3-5",
+        "random,lhas",
+        real_data=True,
+        question="SmolLM2-135M and real data, other seeds than smollm2-skill-cpu",
+    ),
+)
+"""In the order of what matters: a run that is stopped early has answered the first questions. A run that stands several
+times grows: selectors and seeds are added to it, and its finished trials are used again."""
+
+
+def pretrain_bases(workers: int, deadline: float) -> bool:
+    """Pretrain the base models that are not there, ``workers`` at a time; False where the time did not suffice."""
+    waiting = [seed for seed in BASE_SEEDS if not (BASES / f"tiny-{seed}").exists()]
+    at_work: list[subprocess.Popen[bytes]] = []
+    while waiting or at_work:
+        while waiting and len(at_work) < workers:
+            seed = waiting.pop(0)
+            print(f"pretraining base model {seed}", flush=True)
+            out = BASES / f"tiny-{seed}"
+            command = [
+                sys.executable,
+                "-m",
+                "studies.tiny_base",
+                str(PRETRAINING),
+                "--seed",
+                str(seed),
+                "--out",
+                str(out),
+            ]
+            at_work.append(subprocess.Popen(command))
+        if time.monotonic() > deadline:
+            _stop(at_work)
+            return False
+        time.sleep(0.5)
+        for process in [each for each in at_work if each.poll() is not None]:
+            at_work.remove(process)
+            if process.returncode:
+                _stop(at_work)
+                raise SystemExit(f"pretraining a base model ended with code {process.returncode}")
+    return True
+
+
+def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -> bool:
+    """Run (or finish) one audit; False where the time did not suffice: its finished stages stay."""
+    if is_finished(step.loaded(), step.folder):
+        return True
+    taken = take_over(step.loaded(), step.folder, [folder for folder in _run_folders() if folder != step.folder])
+    if taken:
+        print(f"{step.name}: {taken} trials are those of other runs", flush=True)
+    process = _longgame(step.arguments(data_dir, workers))
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            _stop([process])
+            return False
+        time.sleep(0.5)
+    if process.returncode:
+        raise SystemExit(f"{step.name} ended with code {process.returncode}")
+    return True
+
+
+def is_finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether the run there, which may have grown since, holds every trial of this recipe."""
+    if not (folder / RECIPE).is_file():
+        return False
+    run = RunDirectory.open(folder)
+    stages = len(stage_names(recipe))
+    done = {trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages}
+    return done >= {trial.name for trial in plan_trials(recipe)}
+
+
+def _run_folders() -> list[Path]:
+    return sorted(path.parent for path in RUNS.glob(f"*/{RECIPE}"))
+
+
+def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
+    """Copy finished trials (and their seeds' shared work) that depend on just the same from other runs.
+
+    A trial is the same where its content key and its name are: then its records hold the same numbers.
+
+    Returns:
+        how many trials were copied.
+
+    Raises:
+        ResumeError: ``folder`` holds a run of another recipe. StorageError: it cannot be written.
+    """
+    stages = len(stage_names(recipe))
+    finished: dict[tuple[str, str], Path] = {}
+    environment: dict[str, Any] | None = None
+    for other in map(RunDirectory.open, others):
+        environment = environment or read_json(other.folder / ENVIRONMENT)
+        for store in _stores(other):
+            parts = ["base"] if store.folder.parent.name == "seeds" else [f"stage-{n + 1}" for n in range(stages)]
+            if all((store.path(part) / "done.json").is_file() for part in parts):
+                finished[store.folder.name, store.key] = store.folder
+    if not finished:
+        return 0
+    run = RunDirectory.create(folder, recipe)
+    if environment and not (folder / ENVIRONMENT).is_file():  # versions and threads that the copied trials rest on
+        write_json(folder / ENVIRONMENT, {**environment, "sessions": []})
+    trials = 0
+    for store in _stores(run):
+        source = finished.get((store.folder.name, store.key))
+        if source is not None and not store.folder.exists():
+            with durable_folder(store.folder, _ADVICE) as part:
+                shutil.copytree(source, part, dirs_exist_ok=True)
+            trials += store.folder.parent.name == "trials"
+    return trials
+
+
+def _stores(run: RunDirectory) -> list[StageStore]:
+    """The trials of a run and the shared work that they start from."""
+    bases = {(trial.seed, trial.condition) for trial in run.trials}
+    shared = {store.folder: store for store in (run.seed_store(*base) for base in sorted(bases))}
+    return [*map(run.store_of, run.trials), *shared.values()]
+
+
+def _longgame(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "from longgame.cli import main; main()", *arguments])
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()

@@ -1,0 +1,61 @@
+import time
+
+import pytest
+
+from longgame.engines.local import Job, WorkerError, run_local
+from longgame.errors import DataError, StorageError
+from support import jobs
+
+
+def test_every_job_runs_once_with_bounded_threads_and_progress_arrives(tmp_path):
+    progress, finished = [], []
+    todo = [Job(f"job-{i}", jobs.write_threads, (str(tmp_path), f"job-{i}")) for i in range(5)]
+    run_local(todo, 2, 1, lambda *args: progress.append(args), finished.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(finished) == [f"job-{i}" for i in range(5)]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"1"}
+    assert sorted(name for name, *_ in progress) == sorted(finished)
+
+
+def test_an_error_of_the_family_reaches_the_caller_as_it_was_raised():
+    with pytest.raises(DataError, match="line 7 is empty"):
+        run_local([Job("bad", jobs.fail, ("line 7 is empty",))], 2, 1, lambda *_: None, lambda _: None)
+
+
+def test_a_full_disk_outside_the_run_directory_is_one_sentence():
+    with pytest.raises(StorageError, match=r"^bad: No space left on device \(/tmp/x\)\. Finished stages are safe"):
+        run_local([Job("bad", jobs.fill_the_disk, ())], 1, 1, lambda *_: None, lambda _: None)
+
+
+def test_an_unforeseen_error_arrives_with_its_traceback():
+    with pytest.raises(WorkerError, match="ZeroDivisionError"):
+        run_local([Job("bad", jobs.crash, ())], 1, 1, lambda *_: None, lambda _: None)
+
+
+def test_a_killed_worker_is_reported_and_not_waited_for():
+    with pytest.raises(WorkerError, match="exit code -9"):
+        run_local([Job("bad", jobs.kill_self, ())], 1, 1, lambda *_: None, lambda _: None)
+
+
+def test_the_first_error_ends_the_other_workers(tmp_path):
+    todo = [
+        Job("bad", jobs.fail, ("stop",)),
+        Job("late", jobs.sleep_then_write, (str(tmp_path), "late", 30.0)),
+    ]
+    begun = time.monotonic()
+    with pytest.raises(DataError):
+        run_local(todo, 2, 1, lambda *_: None, lambda _: None)
+    assert not (tmp_path / "late").exists()
+    assert time.monotonic() - begun < 25
+
+
+def test_a_job_waits_for_the_one_that_it_comes_after_and_others_go_before(tmp_path):
+    todo = [
+        Job("base", jobs.write_after, (str(tmp_path), "base", "free")),
+        Job("late", jobs.write_what_is_there, (str(tmp_path), "late"), after="base"),
+        Job("free", jobs.write_what_is_there, (str(tmp_path), "free")),
+        Job("again", jobs.write_what_is_there, (str(tmp_path), "again"), after="not to be run"),
+    ]
+    finished = []
+    run_local(todo, 2, 1, lambda *_: None, finished.append)
+    assert sorted(finished) == ["again", "base", "free", "late"]
+    assert "base" in (tmp_path / "late").read_text().split()

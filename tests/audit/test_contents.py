@@ -1,0 +1,121 @@
+"""A selector that is a file is known by what is in it: an edited one never goes on with a run of the old one."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from longgame.audit.checks import file_contents, file_of, plugin_names
+from longgame.audit.learner import sequence_of
+from longgame.audit.run import run_audit
+from longgame.audit.store import RunDirectory
+from longgame.errors import ResumeError
+from longgame.recipe import parse_recipe
+
+SELECTOR = """
+import numpy as np
+from longgame import Selection, Selector
+
+class Ends(Selector):
+    name = "ends"
+
+    def select(self, pool, signals, history, budget, rng):
+        order = np.argsort(pool.ids)[::STEP]
+        fits = order[np.cumsum(pool.tokens[order]) <= budget]
+        return Selection.of(pool, fits, {})
+"""
+
+
+class Silent:
+    def begin(self, phase, jobs, stages): ...
+    def progress(self, job, stage, activity, step, steps): ...
+    def finished(self, job): ...
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch):
+    monkeypatch.setattr("longgame.report.page.render_reports", lambda *_: "")
+
+
+def recipe(selector):
+    return parse_recipe(
+        {
+            "name": "q",
+            "model": {"name": "quadratic"},
+            "data": {"sequence": "quadratic", "pool_size": 48, "stages": [{"name": "a"}, {"name": "b"}]},
+            "selectors": ["random", selector],
+            "seeds": [0],
+            "rounds": 1,
+            "training": {"steps": 4, "warmup_steps": 1, "learning_rate": 0.1},
+            "probe": {"steps": 2, "points": 2},
+        }
+    )
+
+
+def audit(selector, folder):
+    return run_audit(recipe(selector), folder, workers=1, threads=1, display=Silent())
+
+
+def numbers(result):
+    return result.results[result.results.unit != "s"].reset_index(drop=True)
+
+
+def plugin(folder, step):
+    """A selector file that takes ids upwards (step 1) or downwards (−1)."""
+    (folder / "mine.py").write_text(SELECTOR.replace("STEP", str(step)))
+    return f"{folder / 'mine.py'}:Ends"
+
+
+def scores(folder, step):
+    """A score file that ranks by id, upwards or downwards."""
+    sequence = sequence_of(recipe("loss"), 0)
+    ids = sorted({example.sample_id for stage in sequence.stages for example in stage.candidates})
+    table = pd.DataFrame({"sample_id": ids, "score": range(0, step * len(ids), step)})
+    table.to_csv(folder / "mine.csv", index=False)
+    return f"scores:{folder / 'mine.csv'}"
+
+
+@pytest.mark.parametrize("write", [plugin, scores])
+def test_an_edited_file_is_refused_until_its_parts_are_measured_anew(tmp_path, write):
+    name = write(tmp_path, 1)
+    first = audit(name, tmp_path / "q")
+    write(tmp_path, -1)
+    trial = next(trial.name for trial in first.run.trials if trial.selector.name == name)
+    with pytest.raises(
+        ResumeError, match=rf"{file_of(name)} is not what it was .*: trials/{trial}\. Put the file back"
+    ):
+        audit(name, tmp_path / "q")
+    shutil.rmtree(tmp_path / "q" / "trials" / trial)
+    anew = audit(name, tmp_path / "q")
+    fresh = audit(name, tmp_path / "fresh")
+    pd.testing.assert_frame_equal(numbers(anew), numbers(fresh), check_exact=True)
+    assert not numbers(anew).value.equals(numbers(first).value)
+    write(tmp_path, 1)
+    with pytest.raises(ResumeError, match="is not what it was"):
+        audit(name, tmp_path / "q")
+
+
+def test_a_finished_run_is_printed_where_the_file_is_not_or_is_another(tmp_path):
+    name = plugin(tmp_path, 1)
+    first = audit(name, tmp_path / "q")
+    (tmp_path / "mine.py").write_text("edited")
+    pd.testing.assert_frame_equal(RunDirectory.open(tmp_path / "q").records(), first.run.records())
+    (tmp_path / "mine.py").unlink()
+    pd.testing.assert_frame_equal(numbers(audit(name, tmp_path / "q")), numbers(first))
+
+
+def test_parts_of_before_contents_were_noted_are_taken_as_they_are(tmp_path):
+    name = plugin(tmp_path, 1)
+    first = audit(name, tmp_path / "q")
+    for mark in (tmp_path / "q").glob("*/*/*/done.json"):
+        mark.write_text(json.dumps({"key": json.loads(mark.read_text())["key"]}))
+    plugin(tmp_path, -1)
+    pd.testing.assert_frame_equal(numbers(audit(name, tmp_path / "q")), numbers(first))
+
+
+def test_only_files_that_are_there_have_contents(tmp_path):
+    (tmp_path / "a.py").write_text("x")
+    names = ("loss", f"{tmp_path / 'a.py'}:A", f"scores:{tmp_path / 'gone.csv'}")
+    assert list(file_contents(names)) == [names[1]]
+    assert plugin_names(recipe(names[1])) == ("random", names[1], *recipe("loss").data.stages[0].scorers)

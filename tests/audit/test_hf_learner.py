@@ -1,0 +1,242 @@
+"""The learner with a real model behind it (tiny substrate)."""
+
+import numpy as np
+import pytest
+import torch
+
+from longgame.audit.hf_learner import HFLearner
+from longgame.audit.learner import make_sequence
+from longgame.audit.plan import plan_trials
+from longgame.audit.store import RunDirectory
+from longgame.audit.walk import prepare_seed, reserve_of, run_trajectory
+from longgame.errors import NumericalError, ResumeError
+from longgame.recipe import parse_recipe
+from longgame.seeding import generator
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.interventions import selector_of
+from longgame.selection.policy import SelectionPolicy
+from longgame.training.schedule import Schedule
+
+
+def recipe(**more):
+    base = {
+        "name": "t",
+        "data": {"pool_size": 40, "items_per_skill": 1, "ood_items_per_skill": 1},
+        "selectors": ["random", "lhas"],
+        "seeds": [0],
+        "training": {"steps": 3, "warmup_steps": 1},
+        "probe": {"steps": 2, "points": 2},
+    }
+    return parse_recipe({**base, **more})
+
+
+def learner_of(rec, seed=0):
+    sequence = make_sequence(rec.model_dump_json(), seed)
+    learner = HFLearner(rec, seed)
+    learner.use(sequence, learner.prepare(sequence))
+    return learner, sequence
+
+
+def policy_of(name="random"):
+    return SelectionPolicy(build_selector(name), History(), generator(0, "select", 1))
+
+
+def weights(learner):
+    return {name: value.detach().clone() for name, value in learner.model.named_parameters()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def schedule(steps=3):
+    return Schedule(steps=steps, budget=0.25, seed=7)
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "full"])
+def test_a_fork_leaves_no_trace_and_a_saved_learner_comes_back_exactly(tmp_path, adaptation):
+    rec = recipe(model={"name": "tiny", "adaptation": adaptation})
+    learner, sequence = learner_of(rec)
+    pool = learner.pool(sequence.stages[0].candidates)
+    learner.train(pool, policy_of(), schedule())
+    before, scores = weights(learner), learner.score(sequence.tasks[:2])
+    with learner.fork() as fork:
+        fork.train(pool, policy_of("lhas"), schedule())
+        assert not same(before, weights(fork))
+    assert same(before, weights(learner))
+    assert learner.score(sequence.tasks[:2]) == scores
+    learner.save(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    again, _ = learner_of(rec)
+    again.load(tmp_path)
+    assert same(before, weights(again))
+    first = learner.train(pool, policy_of(), schedule())
+    second = again.train(pool, policy_of(), schedule())
+    np.testing.assert_array_equal(first.losses, second.losses)
+    assert first.drift == second.drift
+
+
+def test_training_moves_only_the_adapter_and_reports_drift_from_the_second_stage_on():
+    learner, sequence = learner_of(recipe())
+    before = weights(learner)
+    reports = [learner.train(learner.pool(stage.candidates), policy_of(), schedule()) for stage in sequence.stages[:2]]
+    after = weights(learner)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert np.isnan(reports[0].drift)
+    assert 0 <= reports[1].drift <= 2
+    assert all(report.update_norm > 0 for report in reports)
+
+
+def test_frozen_signals_do_not_move_while_live_ones_do():
+    learner, sequence = learner_of(recipe())
+    pool = learner.pool(sequence.stages[0].candidates).take(range(8))
+    names = ("embedding", "base_loss", "cluster", "difficulty", "quality", "loss")
+    first = learner.signals(pool, names)
+    np.testing.assert_allclose(first["loss"], first["base_loss"], rtol=1e-5)
+    learner.train(learner.pool(sequence.stages[0].candidates), policy_of(), schedule())
+    second = learner.signals(pool, names)
+    for name in names[:-1]:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert not np.allclose(first["loss"], second["loss"])
+
+
+def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
+    rec = recipe()
+    sequence = make_sequence(rec.model_dump_json(), 0)
+    first = HFLearner(rec, 0).prepare(sequence)
+    assert len(list((tmp_path / "signals").iterdir())) >= 2 * len(sequence.stages)
+    again, trained = HFLearner(rec, 0), HFLearner(rec, 0)
+    monkeypatch.setattr(again, "engine", lambda *_: pytest.fail("the model was asked"))
+    for name, array in again.prepare(sequence).items():
+        np.testing.assert_array_equal(array, first[name], strict=True)
+    trained.train(trained.pool(sequence.stages[0].candidates), policy_of(), schedule())
+    assert not np.array_equal(trained.prepare(sequence)["base_loss"], first["base_loss"])
+
+
+def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refreshed_in_training():
+    learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1, "refresh_steps": 2}))
+    items = learner.pool([example for stage in sequence.stages for example in stage.proxy])
+    pool = learner.pool(sequence.stages[0].candidates)
+    first = learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"]
+    np.testing.assert_allclose(first, learner.signals(items, ("grad_sketch",))["grad_sketch"].mean(axis=0), atol=1e-7)
+    learner.train(pool, policy_of("lhas"), schedule())
+    assert not np.array_equal(first, learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"])
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_offline_and_round_wise_selection_walk_all_stages_of_a_real_model(tmp_path, rounds):
+    rec = recipe(rounds=rounds, probe={"steps": 1, "points": 2}, selectors=["loss"])
+    sequence = make_sequence(rec.model_dump_json(), 0)
+    run = RunDirectory.create(tmp_path / "r", rec)
+    shared = run.seed_store(0)
+    prepare_seed(0, HFLearner(rec, 0), sequence, shared)
+    trial = plan_trials(rec)[0]
+    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), 0)
+    run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
+    records = run.records()
+    assert store.finished_stages(5) == 5
+    assert records[records.kind == "score"].value.dropna().between(0, 100).all()
+    assert (records[records.name == "selected_examples"].value > 0).all()
+
+
+def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothing():
+    learner, sequence = learner_of(recipe(training={"steps": 3, "warmup_steps": 1, "learning_rate": 1e-3}))
+    pool = learner.pool(sequence.stages[0].candidates)
+    learner.train(pool, policy_of(), schedule())
+    before = weights(learner)
+    embedding = learner.model.get_input_embeddings()
+    token = int(pool.input_ids[3][0])
+    kept = embedding.weight.data[token].clone()
+    embedding.weight.data[token] = float("nan")
+    with pytest.raises(NumericalError) as caught:
+        learner.train(pool, policy_of(), schedule())
+    embedding.weight.data[token] = kept
+    message = str(caught.value)
+    assert "stage 2" in message
+    assert "step 1" in message
+    assert any(sample_id in message for sample_id in pool.ids)
+    assert same(
+        {n: v for n, v in before.items() if "lora" in n}, {n: v for n, v in weights(learner).items() if "lora" in n}
+    )
+
+
+def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
+    rec = recipe(selectors=["random"])
+    sequence = make_sequence(rec.model_dump_json(), 0)
+    run = RunDirectory.create(tmp_path / "r", rec)
+    shared = run.seed_store(0)
+    prepare_seed(0, HFLearner(rec, 0), sequence, shared)
+    monkeypatch.setattr(
+        HFLearner, "describe", lambda self: {"weights": "hub other/model", "device": "cpu", "dtype": "x"}
+    )
+    trial = plan_trials(rec)[0]
+    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), 0)
+    with pytest.raises(ResumeError, match="hub other/model"):
+        run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
+
+
+def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation():
+    """What lets conditions that differ in the adapter share it: B is 0, and full fine-tuning starts from the base."""
+    sequence = make_sequence(recipe().model_dump_json(), 0)
+    found = []
+    for model in ({"lora": {"r": 4, "alpha": 1}}, {"lora": {"r": 16}}, {"adaptation": "full"}):
+        learner = HFLearner(recipe(model={"name": "tiny", **model}), 0)
+        learner._kept = lambda engine, pool, names, _: dict(engine(pool, names))
+        found.append((learner.prepare(sequence), learner.score(sequence.tasks)))
+    for arrays, scores in found[1:]:
+        assert scores == found[0][1]
+        for name, array in found[0][0].items():
+            np.testing.assert_array_equal(arrays[name], array, strict=True)
+
+
+@pytest.mark.parametrize("selector", ["loss", "lhas"])
+def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing(tmp_path, monkeypatch, selector):
+    monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
+    offline = Schedule(steps=3, budget=0.25, rounds=1, seed=7)
+    asked, ends, picks = [], [], []
+    for kept in (False, True, True):
+        learner, sequence = learner_of(recipe(rounds=1))
+        if not kept:
+            monkeypatch.setattr(learner, "_fingerprint", lambda: None)
+        engine, sizes = learner.engine, []
+        monkeypatch.setattr(
+            learner, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)
+        )
+        pool = learner.pool(sequence.stages[0].candidates)
+        policy = policy_of(selector)
+        report = learner.train(pool, policy, offline)
+        asked.append(sizes.count(len(pool)))
+        ends.append((weights(learner), report.losses))
+        picks.append(policy.rounds[0].selection.ids)
+        learner.train(pool, policy_of(selector), offline)
+        assert sizes.count(len(pool)) == asked[-1] + 1  # a model that has learned is always asked
+    assert asked[0] == 1
+    assert asked[2] == 0
+    assert picks[0] == picks[1] == picks[2]
+    for end, losses in ends[1:]:
+        assert same(ends[0][0], end)
+        np.testing.assert_array_equal(ends[0][1], losses)
+
+
+def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_stages_own_candidates():
+    spec = {"name": "loss", "replay": 0.2, "min_cluster_share": 0.1, "proxy_as_data": True}
+    rec = recipe(selectors=[spec])
+    learner, sequence = learner_of(rec)
+    pool = learner.pool(sequence.stages[1].candidates)
+    policy = SelectionPolicy(selector_of(rec.selectors[0]), History(), generator(0, "select", 1))
+    policy.begin_stage(generator(0, "select", 2), reserve_of(learner, sequence, 2, pool, rec, 0))
+    report = learner.train(pool, policy, Schedule(steps=2, budget=0.5, rounds=1, seed=7))
+    learnable = policy.learnable(pool)
+    chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].selection.ids])
+    earlier = {example.sample_id for example in sequence.stages[0].candidates}
+    proxy = {item.sample_id for stage in sequence.stages for item in stage.proxy}
+    assert earlier & set(chosen.ids)
+    assert proxy & set(chosen.ids)
+    assert report.selected_tokens == chosen.tokens.sum() <= 0.5 * pool.tokens.sum()
+    frozen = learner.signals(chosen, ("cluster", "difficulty", "quality", "embedding"))
+    assert frozen["difficulty"].min() >= 0
+    assert frozen["difficulty"].max() <= 1

@@ -1,0 +1,65 @@
+"""What a plan counts is what an audit then does."""
+
+import pytest
+
+from longgame.audit.estimate import Estimate, Rates, TrialCost, estimate
+from longgame.audit.run import run_audit
+from longgame.recipe import parse_recipe
+
+RATES = Rates(forward=1.0, backward=1.0, items=1.0, step=1.0, startup=3.0)
+
+
+def recipe(**more):
+    base = {
+        "name": "q",
+        "model": {"name": "quadratic"},
+        "data": {"sequence": "quadratic", "pool_size": 96},
+        "selectors": ["random", "loss"],
+        "seeds": [0],
+        "training": {"steps": 12},
+        "probe": {"steps": 6, "points": 4},
+    }
+    return parse_recipe({**base, **more})
+
+
+class Silent:
+    def begin(self, phase, jobs, stages): ...
+    def progress(self, job, stage, activity, step, steps): ...
+    def finished(self, job): ...
+
+
+@pytest.mark.parametrize(
+    ("rounds", "epochs", "kinds"), [("step", 1, ("common", "own")), (1, 2, ("common", "own")), (3, 1, ("common",))]
+)
+def test_planned_tokens_are_those_of_the_audit(tmp_path, rounds, epochs, kinds):
+    planned = recipe(rounds=rounds, training={"steps": 12, "epochs": epochs}, probe={"steps": 6, "kinds": kinds})
+    random, loss = estimate(planned, threads=1).trials
+    results = run_audit(planned, tmp_path / "run", workers=1, threads=1, display=Silent()).results
+    spent = results[results.trial == "loss-s0"]
+    cost = spent[spent.kind == "cost"].groupby("name").value.sum()
+    curves = spent[(spent.kind == "curve") & (spent.sub_skill == "") & (spent.scorer == "token_accuracy")]
+    probed = curves.groupby(["stage", "probe"]).tokens.max().groupby("probe").sum()
+    assert loss.trained_tokens == pytest.approx(cost["optimiser_tokens"] + probed.sum(), rel=0.03)
+    own = probed.get("own", 0) / epochs / planned.budget
+    assert loss.scored_tokens == pytest.approx(cost["candidate_tokens"] + own, rel=0.05)
+    assert random.scored_tokens == 0
+    assert random.trained_tokens == loss.trained_tokens
+
+
+def test_planned_items_are_those_of_the_audit():
+    quiet = recipe(probe={"steps": 6, "points": 4, "kinds": []})
+    probed = recipe(probe={"steps": 6, "points": 4, "kinds": ["common"]})
+    each = estimate(quiet, threads=1).trials[0].scored_items, estimate(probed, threads=1).trials[0].scored_items
+    every = recipe(
+        probe={"steps": 6, "points": 4, "kinds": []}, data={**quiet.data.model_dump(), "ood_after": "every-stage"}
+    )
+    rows = estimate(every, threads=1).trials[0].scored_items
+    stage_items = (each[1] - each[0]) / 16  # four points on each of four later stages
+    assert each[0] == pytest.approx(25 * stage_items + (rows - each[0]) / 4)
+
+
+def test_workers_share_the_trials_and_each_seed_s_work():
+    plan = Estimate((TrialCost("a", 0, 0, 0, 10.0), TrialCost("b", 0, 0, 0, 20.0)), 4.0, RATES)
+    assert plan.seconds(seeds=3, workers=1) == 3 + 12 + 90
+    assert plan.seconds(seeds=3, workers=3) == 3 + 4 + 30
+    assert plan.seconds(seeds=1, workers=8) == 3 + 4 + 15  # more workers than trials do not help

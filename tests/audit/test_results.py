@@ -1,0 +1,81 @@
+"""results.parquet stands for thousands of files, as long as it was made of just these."""
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longgame.audit import results
+from longgame.audit.results import gather, results_of, sorted_rows, write_results
+from longgame.audit.store import RECORD_COLUMNS, RunDirectory, records_table
+from longgame.recipe import parse_recipe
+from longgame.storage import write_table
+
+
+@pytest.fixture
+def run(tmp_path):
+    recipe = parse_recipe({"name": "t", "selectors": ["random", "loss"], "seeds": [0, 1], "axes": {"budget": [0.5]}})
+    run = RunDirectory.create(tmp_path / "run", recipe)
+    for trial in run.trials:
+        shared = run.seed_store(trial.seed, trial.condition)
+        if not shared.has("base"):
+            with shared.writing("base") as part:
+                write_table(part / "records.parquet", records_table([row(trial, 0, "", selector="")]))
+        for stage in (1, 2):
+            finish(run, trial, stage)
+    return run
+
+
+def row(trial, stage, name, value=0.5, selector=None):
+    who = {"trial": name, "selector": trial.selector.key if selector is None else selector, "seed": trial.seed}
+    return {**who, "kind": "score", "stage": stage, "task": "a", "scorer": "exact_match", "value": value}
+
+
+def finish(run, trial, stage, value=0.5):
+    with run.store_of(trial).writing(f"stage-{stage}") as part:
+        write_table(part / "records.parquet", records_table([row(trial, stage, trial.name, value)]))
+
+
+def test_a_table_that_was_made_of_these_stages_is_read_instead_of_them(run, monkeypatch):
+    frame = gather(run)
+    assert len(frame) == 8 * 3
+    assert list(frame.condition.cat.categories) == ["", "budget=0.5"]
+    write_results(run, frame)
+    monkeypatch.setattr(results, "gather", lambda _: pytest.fail("the trials were read"))
+    pd.testing.assert_frame_equal(results_of(run), frame)
+
+
+def test_a_stage_that_was_done_again_or_added_or_a_damaged_table_is_seen(run):
+    write_results(run, gather(run))
+    shutil.rmtree(run.store_of(run.trials[0]).folder)
+    assert len(results_of(run)) == 7 * 3
+    for stage in (1, 2):
+        finish(run, run.trials[0], stage, value=0.75)
+    found = results_of(run)
+    assert (found[found.trial == run.trials[0].name].value == 0.75).sum() == 2
+    write_results(run, found)
+    os.truncate(run.folder / "results.parquet", 50)
+    pd.testing.assert_frame_equal(results_of(run), found)
+
+
+def test_a_run_with_nothing_finished_has_an_empty_table_of_all_columns(tmp_path):
+    recipe = parse_recipe({"name": "t", "selectors": ["random"], "seeds": [0]})
+    frame = gather(RunDirectory.create(tmp_path / "run", recipe))
+    assert frame.empty
+    assert set(RECORD_COLUMNS) < set(frame.columns)
+
+
+def test_rows_are_sorted_as_by_all_columns_however_wide_their_range():
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(400):
+        trial, task, skill = (f"{letter}{rng.integers(7)}" for letter in "txs")
+        who = {"trial": trial, "selector": "a", "seed": 0, "kind": "curve", "stage": int(rng.integers(5)), "value": 0.0}
+        rows.append(who | {"task": task, "sub_skill": skill, "step": int(rng.integers(2**40)), "tokens": number})
+    frame = records_table([row for row in rows for _ in range(2)])
+    order = ["trial", "kind", "stage", "probe", "task", "scorer", "sub_skill", "name", "step"]
+    text = {name: "category" for name, kind in RECORD_COLUMNS.items() if kind == "string"}
+    expected = frame.sort_values(order, kind="stable").index.to_numpy()
+    np.testing.assert_array_equal(sorted_rows(frame.astype(text)), expected)

@@ -1,0 +1,38 @@
+"""Time at work: what a killed session noted stays, and the next one is added."""
+
+import json
+
+from longgame.audit import sessions
+from longgame.audit.run import SessionClock
+
+
+class Told:
+    def __init__(self):
+        self.calls = []
+
+    def begin(self, *args):
+        self.calls.append(args)
+
+    progress = finished = begin
+
+
+def held(path):
+    return json.loads(path.read_text())["sessions"]
+
+
+def test_a_session_that_never_ends_well_is_counted_and_the_next_one_added(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(sessions.time, "perf_counter", lambda: now[0])
+    path, display = tmp_path / "environment.json", Told()
+    killed = SessionClock(display, path, {"sessions": []})
+    killed.begin("trials", ["a"], 5)
+    for seconds in (4, 9, 11, 15, 23):
+        now[0] = 100.0 + seconds
+        killed.progress("a", 1, "train", 1, 2)
+    assert held(path) == [23.0]
+    assert len(display.calls) == 6  # all of it was handed on
+    again = SessionClock(Told(), path, json.loads(path.read_text()))
+    now[0] += 7
+    again.finished("a")
+    again.note()
+    assert held(path) == [23.0, 7.0]

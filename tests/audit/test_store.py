@@ -1,0 +1,218 @@
+import errno
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from longgame.audit.store import RunDirectory, StageStore, records_table
+from longgame.errors import ResumeError, StorageError
+from longgame.recipe import parse_recipe
+from longgame.storage import (
+    durable_folder,
+    read_arrays,
+    read_narrow,
+    read_table,
+    write_arrays,
+    write_file,
+    write_table,
+)
+
+
+def recipe(**more):
+    return parse_recipe({"name": "t", "selectors": ["random", "loss"], "seeds": [0, 1], **more})
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), durable_folder(tmp_path / "a") as part:
+        (part / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with durable_folder(tmp_path / "a") as part:
+        (part / "x").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "x").read_text() == "1"
+
+
+def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):
+    write_file(tmp_path / "f", "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*Finished stages are safe"):
+        write_file(tmp_path / "f", "new")
+    with pytest.raises(StorageError), durable_folder(tmp_path / "d") as part:
+        (part / "x").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left"), pa.ArrowInvalid("No space left")])
+def test_a_failed_write_of_a_library_is_told_like_any_other(tmp_path, error):
+    said = r"cannot write .*No space left.*Finished stages are safe"
+    with pytest.raises(StorageError, match=said), durable_folder(tmp_path / "d"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def finish_a_stage(run):
+    with run.trial_store("loss-s0", {"name": "loss"}, 0).writing("stage-1") as part:
+        (part / "x").write_text("1")
+
+
+def test_a_folder_left_without_its_mark_gives_way_to_the_finished_one(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    finish_a_stage(run)
+    stage = run.folder / "trials" / "loss-s0" / "stage-1"
+    (stage / "done.json").unlink()
+    (stage / "x").write_text("old")
+    finish_a_stage(run)
+    assert (stage / "x").read_text() == "1"
+
+
+def test_a_recipe_that_finished_nothing_leaves_the_directory_to_the_next_one(tmp_path):
+    RunDirectory.create(tmp_path / "run", recipe(budget=0.5))
+    write_file(tmp_path / "run" / "environment.json", "{}")
+    RunDirectory.create(tmp_path / "run", recipe())
+    assert RunDirectory.open(tmp_path / "run").recipe == recipe()
+    assert not (tmp_path / "run" / "environment.json").exists()
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(StorageError, match="is a file; results need a directory"):
+        RunDirectory.create(tmp_path / "f", recipe())
+    with pytest.raises(StorageError, match="cannot write"):
+        RunDirectory.create(tmp_path / "f" / "run", recipe())
+
+
+def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path):
+    finish_a_stage(RunDirectory.create(tmp_path / "run", recipe(data={"data_dir": "here"})))
+    again = RunDirectory.create(tmp_path / "run", recipe(data={"data_dir": "there"}))
+    assert again.recipe.data.data_dir == "here"  # what finished stages are keyed by
+
+
+def test_a_damaged_file_of_a_trial_names_the_trial_to_delete(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    finish_a_stage(run)
+    mark = run.folder / "trials" / "loss-s0" / "stage-1" / "done.json"
+    mark.write_text("{")
+    with pytest.raises(ResumeError, match=r"done\.json cannot be read .* Delete .*trials/loss-s0 and run"):
+        run.trial_store("loss-s0", {"name": "loss"}, 0).finished_stages(5)
+
+
+def test_a_changed_recipe_is_refused_with_the_differing_keys(tmp_path):
+    finish_a_stage(RunDirectory.create(tmp_path / "run", recipe()))
+    RunDirectory.create(tmp_path / "run", recipe())
+    with pytest.raises(ResumeError, match=r"budget: 0\.25 there, 0\.5 now") as caught:
+        RunDirectory.create(
+            tmp_path / "run", recipe(budget=0.5, training={"steps": 8, "warmup_steps": 1}, probe={"steps": 6})
+        )
+    assert "training.steps: 32 there, 8 now" in str(caught.value)
+    assert "pool_size" not in str(caught.value)
+
+
+def test_a_directory_with_other_things_in_it_is_refused(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(ResumeError, match="not empty and holds no run"):
+        RunDirectory.create(tmp_path, recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_opening_a_run_clears_scratch_and_keeps_what_is_finished(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    store = run.trial_store("loss-s0", {"name": "loss"}, 0)
+    with store.writing("stage-1") as part:
+        (part / "x").write_text("1")
+    stale = run.folder / "trials" / "loss-s0" / "stage-2.99999.part"
+    stale.mkdir()
+    (stale / "half").write_text("1")
+    RunDirectory.create(tmp_path / "run", recipe())
+    assert not stale.exists()
+    assert store.finished_stages(5) == 1
+
+
+def test_a_stage_of_another_recipe_is_an_error_and_never_used(tmp_path):
+    with StageStore(tmp_path, "a").writing("stage-1") as part:
+        (part / "x").write_text("1")
+    assert StageStore(tmp_path, "a").has("stage-1")
+    with pytest.raises(ResumeError, match="made by another recipe"):
+        StageStore(tmp_path, "b").has("stage-1")
+
+
+def test_a_stage_counts_as_finished_only_when_all_before_it_are(tmp_path):
+    store = StageStore(tmp_path, "a")
+    for name in ("stage-1", "stage-3"):
+        with store.writing(name):
+            pass
+    assert store.finished_stages(5) == 1
+
+
+def test_a_trial_does_not_depend_on_its_siblings(tmp_path):
+    one = RunDirectory(tmp_path, recipe()).trial_store("loss-s0", {"name": "loss"}, 0)
+    two = RunDirectory(tmp_path, recipe(seeds=[0], name="u", selectors=["loss"])).trial_store(
+        "loss-s0", {"name": "loss"}, 0
+    )
+    other = RunDirectory(tmp_path, recipe(budget=0.5)).trial_store("loss-s0", {"name": "loss"}, 0)
+    assert one.key == two.key != other.key
+
+
+def test_row_zero_stands_for_every_trial_of_its_seed_and_nan_stays_nan(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", recipe())
+    row = {"kind": "score", "task": "a", "scorer": "exact_match", "value": float("nan")}
+    for seed in (0, 1):
+        with run.seed_store(seed).writing("base") as part:
+            table = records_table([{"trial": "", "selector": "", "seed": seed, "stage": 0, **row}])
+            write_table(part / "records.parquet", table)
+        for name in ("random", "loss"):
+            trial = f"{name}-s{seed}"
+            with run.trial_store(trial, {"name": name}, seed).writing("stage-1") as part:
+                rows = [{"trial": trial, "selector": name, "seed": seed, "stage": 1, **row, "value": 50.0}]
+                write_table(part / "records.parquet", records_table(rows))
+    records = run.records()
+    assert len(records) == 8
+    assert records.loc[records.stage == 0, "trial"].tolist() == ["loss-s0", "loss-s1", "random-s0", "random-s1"]
+    assert records.loc[records.stage == 0, "value"].isna().all()
+    assert records.loc[records.stage == 0, "value"].isna().sum() == 4
+
+
+def test_arrays_round_trip_and_a_damaged_file_is_named(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], dtype=np.int64)}
+    write_arrays(tmp_path / "x.safetensors", arrays)
+    again = read_arrays(tmp_path / "x.safetensors")
+    assert all(
+        np.array_equal(again[name], value) and again[name].dtype == value.dtype for name, value in arrays.items()
+    )
+    os.truncate(tmp_path / "x.safetensors", 20)
+    with pytest.raises(ResumeError, match=r"x\.safetensors cannot be read"):
+        read_arrays(tmp_path / "x.safetensors")
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)), st.sampled_from([5, 2**7, 2**15, 2**31, 2**63]))
+def test_a_narrow_column_holds_the_same_integers_and_can_be_negative(tmp_path_factory, values, most):
+    values = [value % most for value in values]
+    path = tmp_path_factory.mktemp("narrow") / "t.parquet"
+    frame = pd.DataFrame({"n": pd.Series(values, dtype="int64"), "word": pd.Categorical(["b"] * len(values))})
+    write_table(path, frame)
+    held = read_narrow(path, ["word", "n"])
+    assert held["n"].tolist() == values
+    assert held["word"].equals(read_table(path)["word"])
+    assert held["n"].dtype.kind == "i"
+    assert not values or held["n"].dtype.itemsize <= most.bit_length() // 8 + 1
+
+
+def test_a_narrow_column_of_several_row_groups_is_whole(tmp_path):
+    values = np.arange(-300, 1000)
+    pq.write_table(pa.table({"n": values}), tmp_path / "t.parquet", row_group_size=100)
+    np.testing.assert_array_equal(read_narrow(tmp_path / "t.parquet", ["n"])["n"], values)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ResumeError, match="t.parquet cannot be read"):
+        read_narrow(tmp_path / "t.parquet", ["n"])

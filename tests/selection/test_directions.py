@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longgame.errors import PluginError, ResumeError
+from longgame.selection.algorithms.directions import FrequentDirections
+
+
+def matrix(n: int, d: int, decay: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, d)) * decay ** np.arange(d)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 120),
+    d=st.integers(1, 20),
+    rows=st.integers(1, 8),
+    decay=st.floats(0.3, 1.0),
+    seed=st.integers(0, 9),
+)
+def test_the_sketch_never_overstates_and_stays_within_its_bound(
+    n: int, d: int, rows: int, decay: float, seed: int
+) -> None:
+    gradients = matrix(n, d, decay, seed)
+    sketch = FrequentDirections(rows)
+    sketch.update(gradients)
+    gap = np.linalg.eigvalsh(gradients.T @ gradients - sketch.matrix.T @ sketch.matrix)
+    slack = 1e-9 * sketch.energy
+    assert gap.min() >= -slack
+    assert gap.max() <= sketch.error_bound + slack
+    tails = np.append(np.cumsum(np.linalg.svd(gradients, compute_uv=False)[::-1] ** 2)[::-1], np.zeros(rows + 1))
+    for k in range(rows + 1):
+        assert sketch.error_bound <= tails[k] / (rows + 1 - k) + slack
+
+
+@given(cut=st.lists(st.integers(1, 15), min_size=1, max_size=8))
+def test_batching_of_rows_changes_nothing(cut: list[int]) -> None:
+    gradients = matrix(sum(cut), 12, 0.8, 0)
+    whole, parts = FrequentDirections(3), FrequentDirections(3)
+    whole.update(gradients)
+    for part in np.split(gradients, np.cumsum(cut)[:-1]):
+        parts.update(part)
+    assert np.array_equal(whole.matrix, parts.matrix)
+    assert (whole.energy, whole.error_bound) == (parts.energy, parts.error_bound)
+
+
+def test_few_rows_are_kept_exactly() -> None:
+    gradients = matrix(8, 30, 1.0, 1)
+    sketch = FrequentDirections(4)
+    sketch.update(gradients)
+    assert sketch.error_bound == 0.0
+    assert np.array_equal(sketch.matrix, gradients)
+    assert sketch.energy == pytest.approx((gradients**2).sum())
+
+
+def test_top_direction_is_the_planted_one() -> None:
+    rng = np.random.default_rng(3)
+    planted = np.array([0.6, -0.8, 0.0, 0.0])
+    gradients = 5 * rng.standard_normal((200, 1)) * planted + 0.1 * rng.standard_normal((200, 4))
+    sketch = FrequentDirections(2)
+    sketch.update(gradients)
+    top = sketch.top_direction()
+    assert top is not None
+    assert abs(top @ planted) > 0.999
+    assert np.linalg.norm(top) == pytest.approx(1.0)
+    assert top[np.argmax(np.abs(top))] > 0
+
+
+def test_zero_gradients_have_no_direction() -> None:
+    sketch = FrequentDirections(2)
+    assert sketch.top_direction() is None
+    sketch.update(np.zeros((9, 3)))
+    assert sketch.top_direction() is None
+    assert sketch.count == 9
+
+
+def test_restoring_continues_bit_for_bit() -> None:
+    gradients = matrix(50, 9, 0.9, 4)
+    one, two = FrequentDirections(3), FrequentDirections(3)
+    one.update(gradients[:23])
+    two.load_state_dict(one.state_dict())
+    one.update(gradients[23:])
+    two.update(gradients[23:])
+    assert np.array_equal(one.matrix, two.matrix)
+    assert (one.count, one.energy, one.error_bound) == (two.count, two.energy, two.error_bound)
+
+
+def test_another_width_or_a_larger_saved_sketch_is_refused() -> None:
+    sketch = FrequentDirections(4)
+    sketch.update(np.ones((8, 5)))
+    with pytest.raises(PluginError, match="width 6 came after ones of width 5"):
+        sketch.update(np.ones((1, 6)))
+    with pytest.raises(ResumeError, match="gradient_rows is 2"):
+        FrequentDirections(2).load_state_dict(sketch.state_dict())

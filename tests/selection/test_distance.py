@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from longgame.selection.algorithms import nearest as distance
+from longgame.selection.algorithms.nearest import cosine, mean_distance, nearest_squared, squared_to
+
+MATRIX = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5)).flatmap(
+    lambda shape: st.tuples(
+        hnp.arrays(np.float32, (shape[0], shape[2]), elements=st.floats(-100, 100, width=16)),
+        hnp.arrays(np.float32, (shape[1], shape[2]), elements=st.floats(-100, 100, width=16)),
+    )
+)
+
+
+def table(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
+    return np.array([[np.linalg.norm(row.astype(float) - other.astype(float)) for other in references] for row in rows])
+
+
+@settings(max_examples=60)
+@given(MATRIX)
+def test_nearest_and_mean_agree_with_a_loop_over_pairs(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, references = pair
+    expected = table(rows, references)
+    assert np.allclose(np.sqrt(nearest_squared(rows, references)), expected.min(axis=1), rtol=1e-5, atol=1e-3)
+    assert np.allclose(mean_distance(rows, references), expected.mean(axis=1), rtol=1e-5, atol=1e-3)
+    assert np.allclose(np.sqrt(squared_to(rows, references[0])), expected[:, 0], rtol=1e-5)
+
+
+def test_a_point_that_is_remembered_has_distance_exactly_zero() -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32) * 1e3
+    assert (nearest_squared(rows, rows[::-1]) == 0).all()
+
+
+def test_blocks_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    rows, references = rng.standard_normal((2, 30, 7)).astype(np.float32)
+    whole = nearest_squared(rows, references), mean_distance(rows, references), squared_to(rows, references[0])
+    monkeypatch.setattr(distance, "_BLOCK_CELLS", 90)
+    parts = nearest_squared(rows, references), mean_distance(rows, references), squared_to(rows, references[0], step=4)
+    for first, second in zip(whole, parts, strict=True):
+        assert np.allclose(first, second, rtol=1e-6)
+
+
+def test_equal_rows_get_equal_values_wherever_they_stand() -> None:
+    rng = np.random.default_rng(2)
+    references = rng.standard_normal((1024, 96)).astype(np.float32)
+    rows = np.repeat(rng.standard_normal((1, 96)).astype(np.float32), 37, axis=0)
+    for values in (nearest_squared(rows, references), mean_distance(rows, references), cosine(rows, references[0])):
+        assert len(np.unique(values)) == 1
+
+
+def test_nothing_remembered_means_infinitely_far_and_no_mean_distance() -> None:
+    rows = np.ones((3, 2), dtype=np.float32)
+    none = np.zeros((0, 0), dtype=np.float32)
+    assert np.isinf(nearest_squared(rows, none)).all()
+    assert mean_distance(rows, none).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_cosine_of_a_zero_vector_is_zero() -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]])
+    assert cosine(rows, np.array([2.0, 0.0])).tolist() == pytest.approx([0.6, 0.0, -1.0])
+    assert cosine(rows, np.zeros(2)).tolist() == [0.0, 0.0, 0.0]

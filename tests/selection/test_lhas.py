@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.selectors.conftest import World
+
+from longgame.errors import PluginError, RecipeError
+from longgame.selection.budget import rank_scale
+from longgame.selection.history import History
+from longgame.selection.methods.lhas import LHASSelector
+from longgame.testing import example_pool, example_signals
+
+
+def only(**weights: float) -> LHASSelector:
+    """LHAS with the loss as utility and all terms off but those given."""
+    off = {"coverage_weight": 0.0, "future_weight": 0.0, "concentration_weight": 0.0, "diversity_weight": 0.0}
+    options = {key: value for key, value in weights.items() if key not in off}
+    return LHASSelector(utility="loss", **{**off, **{k: v for k, v in weights.items() if k in off}}, **options)
+
+
+def full_world(world):
+    return world(
+        [1] * 4,
+        loss=[4, 3, 2, 1],
+        embedding=[[0, 0], [0, 1], [8, 0], [0, 4]],
+        grad_sketch=[[1, 0], [0, 1], [1, 1], [-1, 0]],
+        cluster=[0, 0, 1, 2],
+        future_proxy=[0, 2],
+    )
+
+
+def test_all_terms_off_is_the_utility_alone(world) -> None:
+    chosen = full_world(world).select(only(), 2)
+    assert chosen.ids == ("a", "b")
+    for name in ("coverage", "future", "concentration"):
+        assert np.isnan(chosen.scores[name]).all()
+
+
+def test_future_is_the_ranked_cosine_with_the_proxy(world) -> None:
+    # cosines 0, 1, .707, 0 → mid-ranks 1.5, 4, 3, 1.5 of 4
+    chosen = full_world(world).select(only(future_weight=1.0), 1)
+    assert chosen.scores["future"] == pytest.approx([-2 / 3, 1, 1 / 3, -2 / 3])
+    assert chosen.scores["score"] == pytest.approx([1 - 2 / 3, 1 / 3 + 1, 0, -1 - 2 / 3])
+    assert chosen.ids == ("b",)
+
+
+def test_coverage_is_measured_anew_after_every_pick(world) -> None:
+    # a first (no coverage yet); distances to a: b 1, c 8, d 4 → c; then b 1, d 4 → d
+    chosen = full_world(world).select(only(coverage_weight=9.0), 3)
+    assert chosen.ids == ("a", "c", "d")
+    assert chosen.scores["coverage"] == pytest.approx([0, -1, 1, 1])
+
+
+def test_with_one_refresh_coverage_stands_still_within_the_round(world) -> None:
+    assert full_world(world).picks(only(coverage_weight=9.0, refreshes=1), 3) == "abc"
+
+
+def test_coverage_knows_what_earlier_rounds_selected(world) -> None:
+    scene = full_world(world)
+    chosen = scene.select(only(coverage_weight=9.0), 1, scene.remembered([2]))  # distances to c: 8, 8.06, 0, 8.94
+    assert chosen.ids == ("d",)
+    assert chosen.scores["coverage"] == pytest.approx([-1 / 3, 1 / 3, -1, 1])
+
+
+def test_cluster_coverage_counts_history_and_picks(world) -> None:
+    scene = full_world(world)
+    # history: one of cluster 1. Counts 0, 0, 1, 0 → a (utility), then b shares a's cluster: d is alone uncovered
+    selector = only(coverage_weight=9.0, coverage="cluster")
+    assert scene.picks(selector, 4, scene.remembered([2])) == "adbc"
+
+
+def test_concentration_is_the_share_above_uniform_plus_the_squared_cosine(world) -> None:
+    scene = full_world(world)
+    history = scene.remembered([0, 1])  # cluster 0 holds all tokens; gradients (1,0) and (0,1)
+    history.update(scene.select(only(), 1), scene.pool, scene.signals)  # a again: top direction (1, 0)
+    chosen = scene.select(only(concentration_weight=1.0), 4, history)
+    raw = np.array([1 - 1 / 3 + 1, 1 - 1 / 3 + 0, 0.5, 1.0])
+    assert chosen.scores["concentration"] == pytest.approx(rank_scale(raw))
+    fixed = only(concentration_weight=1.0, clusters=50, normalise="z")
+    raw = np.array([1 - 1 / 50 + 1, 1 - 1 / 50 + 0, 0.5, 1.0])
+    concentration = scene.select(fixed, 4, history).scores["concentration"]
+    assert concentration == pytest.approx((raw - raw.mean()) / raw.std(), rel=1e-5)
+
+
+def test_without_history_the_historical_terms_are_exactly_zero(world) -> None:
+    chosen = full_world(world).select(only(coverage_weight=1.0, concentration_weight=1.0, refreshes=1), 1)
+    assert chosen.scores["coverage"].tolist() == [0, 0, 0, 0]
+    assert chosen.scores["concentration"].tolist() == [0, 0, 0, 0]
+
+
+def test_the_score_is_the_weighted_sum_of_the_logged_terms() -> None:
+    selector = LHASSelector(coverage_weight=0.5, future_weight=2.0, concentration_weight=0.25)
+    history, rng = History(), np.random.default_rng(0)
+    for number in range(4):
+        pool = example_pool(30, seed=number)
+        signals = example_signals(pool, selector.requires, seed=number)
+        chosen = selector.select(pool, signals, history, 150, rng)
+        history.update(chosen, pool, signals)
+    terms = chosen.scores
+    total = terms["utility"] + 0.5 * terms["coverage"] + 2.0 * terms["future"] - 0.25 * terms["concentration"]
+    assert terms["score"] == pytest.approx(total)
+    assert set(terms) == {"utility", "coverage", "future", "concentration", "score"}
+
+
+def test_utility_is_the_uds_score_with_a_buffer_of_its_own(world) -> None:
+    scene = world([1] * 3, loss=[1, 3, 2], logit_sketch=[[0], [1], [9]])
+    selector = only(diversity_weight=1.0)
+    assert scene.picks(selector, 1) == "b"
+    assert scene.picks(selector, 1) == "c"  # as in UDS: b's sketch is remembered
+    assert selector.state_dict()["buffer"]["sketches"].ravel().tolist() == [1.0, 9.0]
+
+
+def test_greedy_picks_equal_a_slow_loop_that_scores_everything_anew() -> None:
+    selector = LHASSelector(refreshes=10_000, utility="loss", diversity_weight=0.0)
+    past, rng = History(), np.random.default_rng(0)
+    for number in range(3):
+        pool = example_pool(25, seed=number)
+        signals = example_signals(pool, selector.requires, seed=number)
+        chosen = selector.select(pool, signals, past, 120, rng)
+        if number == 2:
+            break
+        past.update(chosen, pool, signals)
+    cosine = lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
+    gradients, points = signals["grad_sketch"].astype(float), signals["embedding"].astype(float)
+    future = [cosine(row, signals["future_proxy"].astype(float)) for row in gradients]
+    shares = {key: value / sum(past.cluster_tokens.values()) for key, value in past.cluster_tokens.items()}
+    met = len({*shares, *signals["cluster"].tolist()})
+    top = np.linalg.eigh(past.gradients.matrix.T @ past.gradients.matrix)[1][:, -1]
+    use = [
+        max(0, shares.get(cluster, 0) - 1 / met) + cosine(row, top) ** 2
+        for cluster, row in zip(signals["cluster"].tolist(), gradients, strict=True)
+    ]
+    fixed = rank_scale(signals["loss"]) + rank_scale(np.array(future)) - rank_scale(np.array(use))
+    centres, picks, left = list(past.embeddings.astype(float)), [], 120
+    while rest := [row for row in range(25) if row not in picks and pool.tokens[row] <= left]:
+        gaps = np.array([min(np.linalg.norm(points[row] - centre) for centre in centres) for row in rest])
+        score = fixed[rest] + rank_scale(gaps)
+        best = min(zip(-np.round(score, 9), [pool.ids[row] for row in rest], rest, strict=True))[2]
+        picks.append(best)
+        centres.append(points[best])
+        left -= int(pool.tokens[best])
+    assert chosen.rows.tolist() == picks
+
+
+@pytest.mark.parametrize("proxy", [None, [0.0, 0.0]])
+def test_a_missing_future_proxy_is_an_error_not_a_zero(world, proxy: list[float] | None) -> None:
+    context = {} if proxy is None else {"future_proxy": proxy}
+    scene = world([1] * 2, loss=[1, 2], grad_sketch=[[1, 0], [0, 1]], **context)
+    with pytest.raises(RecipeError, match="Set proxy.items_per_skill to 1 or more, or future_weight to 0"):
+        scene.select(only(future_weight=1.0), 1)
+
+
+def test_vectors_of_another_width_are_refused(world) -> None:
+    scene = world([1] * 2, loss=[1, 2], grad_sketch=[[1, 0], [0, 1]], future_proxy=[1, 2, 3])
+    with pytest.raises(PluginError, match="have width 2 but those of future_proxy have 3"):
+        scene.select(only(future_weight=1.0), 1)
+
+
+def mid_ranks(values: list[float]) -> list[float]:
+    """Ranks by counting: below me, and half of those like me; −1 … 1."""
+    n = len(values)
+    counts = [(sum(other < value for other in values), values.count(value)) for value in values]
+    return [(2 * less + same - n) / (n - 1) if n > 1 else 0.0 for less, same in counts]
+
+
+def textbook(tokens, loss, uncovered, refreshes: int, budget: int, covered_by: list) -> list[int]:
+    """Blocks by full sorts: every candidate's coverage and score anew at each refresh, ties by row."""
+    utility = mid_ranks(loss)
+    running, picks, left = list(range(len(loss))), [], budget
+    while running := [row for row in running if row not in picks and tokens[row] <= left]:
+        coverage = mid_ranks([uncovered(row, covered_by) for row in running])
+        score = {row: utility[row] + 2.0 * value for row, value in zip(running, coverage, strict=True)}
+        goal, block = max(left - budget / refreshes, 0), []
+        for row in sorted(running, key=lambda row: (-score[row], row)):
+            if tokens[row] <= left:
+                block.append(row)
+                left -= tokens[row]
+                if left <= goal:
+                    break
+        picks += block
+        covered_by += block
+    return picks
+
+
+@pytest.mark.parametrize("coverage", ["distance", "cluster"])
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 260),
+    levels=st.sampled_from([1, 2, 5, 300]),
+    dearest=st.sampled_from([1, 3, 40]),
+    share=st.floats(0.02, 1.2),
+    refreshes=st.sampled_from([1, 2, 7, 1000]),
+    remembers=st.booleans(),
+)
+def test_blocks_split_off_are_those_of_full_sorts(coverage, seed, n, levels, dearest, share, refreshes, remembers):
+    rng = np.random.default_rng(seed)
+    tokens, points = rng.integers(1, dearest, n, endpoint=True), rng.integers(0, 3, (n, 2))
+    loss, clusters = rng.integers(0, levels, n), rng.integers(0, 4, n)
+    scene = World(tokens, [f"{row:04d}" for row in range(n)], loss=loss, embedding=points, cluster=clusters)
+    budget = max(int(share * tokens.sum()), int(tokens.min()))
+    past = [0] if remembers else []
+
+    def uncovered(row: int, covered_by: list[int]) -> float:
+        if coverage == "cluster":
+            return -sum(clusters[other] == clusters[row] for other in covered_by)
+        return min((int(((points[row] - points[other]) ** 2).sum()) for other in covered_by), default=0)
+
+    selector = only(coverage_weight=2.0, coverage=coverage, refreshes=refreshes)
+    chosen = scene.select(selector, budget, scene.remembered(past))
+    assert chosen.rows.tolist() == textbook(tokens.tolist(), loss.tolist(), uncovered, refreshes, budget, past)

@@ -1,0 +1,95 @@
+"""Top-k under a token budget against sorting everything and walking row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longgame.selection import budget as ranking
+from longgame.selection.budget import descending, fill_budget, fill_by_score, id_order
+
+
+def sorted_rows(score: np.ndarray, ids: tuple[str, ...]) -> list[int]:
+    number = [(np.isnan(value), 0.0 if np.isnan(value) else -float(value)) for value in score]
+    return sorted(range(len(ids)), key=lambda row: (number[row], ids[row]))
+
+
+def walk(order: list[int], tokens: np.ndarray, budget: int) -> list[int]:
+    kept = []
+    for row in order:
+        if tokens[row] <= budget:
+            kept.append(row)
+            budget -= int(tokens[row])
+    return kept
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(["distinct", "levels", "constant", "nan", "infinite"]),
+    st.sampled_from([2, 9, 100, 2000]),
+)
+def test_picks_and_order_are_those_of_a_full_sort_and_a_walk(seed: int, kind: str, dearest: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 500))
+    score = rng.standard_normal(n)
+    if kind == "levels":
+        score = rng.integers(0, 5, n).astype(np.float32)
+    elif kind == "constant":
+        score = np.zeros(n) * rng.choice([-1.0, 1.0], n)  # 0.0 and −0.0 are equal
+    elif kind in ("nan", "infinite"):
+        score[rng.random(n) < 0.3] = np.nan if kind == "nan" else -np.inf
+    ids = tuple(str(number) for number in rng.permutation(n))
+    tokens = rng.integers(1, dearest, n)
+    budget = int(max(tokens.min(), tokens.sum() * rng.random() ** 3))
+    expected = sorted_rows(score, ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_CHUNK", int(rng.integers(1, 50)))
+        assert descending(score, ids).tolist() == expected
+        assert fill_budget(np.array(expected), tokens, budget).tolist() == walk(expected, tokens, budget)
+        assert fill_by_score(score, ids, tokens, budget).tolist() == walk(expected, tokens, budget)
+
+
+def test_only_ids_of_equal_scores_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    class Watched(tuple):
+        def __getitem__(self, row):
+            looked.append(row)
+            return tuple.__getitem__(self, row)
+
+    score = np.arange(2000.0)
+    score[[1990, 1995]] = 1990.0
+    ids = Watched(str(row) for row in range(2000))
+    rows = fill_by_score(score, ids, np.ones(2000, dtype=int), 20)
+    assert set(looked) == {1990, 1995}
+    assert rows.tolist() == [1999, 1998, 1997, 1996, 1994, 1993, 1992, 1991, 1990, 1995, *range(1989, 1979, -1)]
+
+
+def test_the_budget_is_left_unused_only_where_nothing_fits() -> None:
+    tokens = np.array([7, 5, 4, 3, 1])
+    assert fill_by_score(np.array([5.0, 4, 3, 2, 1]), tuple("abcde"), tokens, 12).tolist() == [0, 1]
+    assert fill_by_score(np.array([5.0, 4, 3, 2, 1]), tuple("abcde"), tokens, 11).tolist() == [0, 2]
+    assert fill_by_score(np.array([1.0, 4, 3, 2, 5]), tuple("abcde"), tokens, 8).tolist() == [4, 1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=3), st.lists(st.text(max_size=12), max_size=20, unique=True))
+def test_ids_are_in_the_order_that_python_sorts_them(prefix: str, rest: list[str]) -> None:
+    ids = tuple(prefix + name for name in rest)
+    assert [ids[row] for row in id_order(ids)] == sorted(ids)
+
+
+def test_ids_that_agree_in_their_first_bytes_are_sorted_too() -> None:
+    ids = (
+        "b",
+        "sample-00000000-z",
+        "sample-00000000-a",
+        "sample-00000000",
+        "\U0001f600",
+        "\uffff",
+        "sample-00000000-\x00",
+    )
+    assert [ids[row] for row in id_order(ids)] == sorted(ids)

@@ -1,0 +1,181 @@
+"""The study's runner runs equal trials once; its pages say of a claim what the scorecard's statistics say."""
+
+import inspect
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longgame.audit.run import run_audit
+from longgame.metrics.catalog import METRICS
+from longgame.recipe import load_recipe, parse_recipe
+from longgame.selection.methods.lhas import LHASSelector
+from longgame.storage import read_json
+from studies.results import data, pages, steps
+from studies.results.claims import AGAINST, CLAIMS, DIRECTION, OTHER, SHOWN, Claim, answers
+
+ROOT = Path(__file__).parents[2]
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def begin(self, phase, jobs, stages):
+        pass
+
+    def progress(self, job, stage, activity, step, steps):
+        pass
+
+    def finished(self, job):
+        pass
+
+
+def world(name, selectors, **more):
+    return parse_recipe(
+        {
+            "name": name,
+            "model": {"name": "quadratic"},
+            "data": {
+                "sequence": "quadratic",
+                "stages": [{"name": "general"}, {"name": "math"}, {"name": "code"}],
+                "ood": [{"name": "general-rotated"}],
+                "pool_size": 48,
+            },
+            "selectors": selectors,
+            "seeds": [0, 1, 2],
+            "training": {"steps": 4, "learning_rate": 0.1, "warmup_steps": 1},
+            "probe": {"steps": 4, "points": 3},
+            **more,
+        }
+    )
+
+
+def audit(recipe, folder):
+    return run_audit(recipe, folder, workers=1, threads=1, display=Silent())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A finished run of random and loss."""
+    folder = tmp_path_factory.mktemp("one") / "one"
+    audit(world("one", ["random", "loss"]), folder)
+    return folder
+
+
+def test_a_trial_that_another_run_holds_is_taken_over_and_gives_the_same_numbers(one, tmp_path):
+    two = world("two", ["random", "quality"])
+    assert steps.take_over(two, tmp_path / "two", [one]) == 3  # random with three seeds
+    assert read_json(tmp_path / "two" / "environment.json")["sessions"] == []
+    shared = audit(two, tmp_path / "two").results
+    alone = audit(two, tmp_path / "alone").results
+    assert set(shared["selector"]) == {"random", "quality"}
+    both = [table[table["kind"] != "cost"].reset_index(drop=True) for table in (shared, alone)]
+    pd.testing.assert_frame_equal(*both)
+
+
+def test_a_trial_under_other_settings_is_not_taken_over(one, tmp_path):
+    assert steps.take_over(world("two", ["random"], budget=0.5), tmp_path / "two", [one]) == 0
+
+
+def test_a_step_is_finished_where_its_run_has_grown_beyond_it(one, tmp_path):
+    small = world("one", ["loss"], seeds=[1])
+    assert steps.is_finished(small, one)
+    assert not steps.is_finished(world("one", ["random", "loss", "quality"]), one)
+    assert not steps.is_finished(small, tmp_path)
+
+
+def test_all_trials_can_be_those_of_other_runs(one, tmp_path):
+    two = world("two", ["loss", "random"])
+    assert steps.take_over(two, tmp_path / "two", [one]) == 6
+    assert len(audit(two, tmp_path / "two").scorecard.trials) == 6
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run in which one trial was not finished, kept and loaded again."""
+    folder = tmp_path_factory.mktemp("study")
+    recipe = world("skill", ["random", "loss", "quality"], axes={"budget": [0.1]})
+    audit(recipe, folder / "skill")
+    mark = folder / "skill" / "trials" / "loss-s2@budget=0.1" / "stage-3" / "done.json"
+    mark.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "RUNS", folder)
+        data.keep(folder / "data")
+    return data.load(folder / "data")["skill"]
+
+
+def test_only_seeds_in_which_every_selector_finished_are_compared(kept):
+    assert kept.facts["finished"] == kept.facts["trials"] - 1
+    assert kept.whole_seeds() == [0, 1, 2]
+    assert kept.whole_seeds("budget=0.1") == [0, 1]
+    summary = kept.card("budget=0.1").summary
+    assert set(summary.loc[summary["metric"] == "long_horizon", "n"]) == {2}
+
+
+def test_what_is_kept_gives_the_scorecard_of_the_run(kept, tmp_path):
+    again = audit(world("skill", ["random", "loss", "quality"]), tmp_path / "again").scorecard
+    metrics = ["current", "forgetting", "long_horizon", "auc_common", "capability_entropy"]
+    np.testing.assert_allclose(kept.card().wide(metrics), again.wide(metrics), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "sign", "word"),
+    [(2.0, 0.01, 1, SHOWN), (2.0, 0.01, -1, AGAINST), (2.0, 0.2, 1, DIRECTION), (2.0, 0.2, -1, OTHER)],
+)
+def test_a_claim_is_shown_only_where_the_adjusted_p_and_the_sign_say_so(kept, difference, p, sign, word):
+    card = kept.card()
+    row = (card.summary["view"] == "primary") & (card.summary["metric"] == "current")
+    row &= card.summary["selector"] == "loss"
+    card.summary.loc[row, ["diff_vs_reference", "p_holm"]] = difference, p
+    found = answers({"random": card}, [Claim("RQ1", "loss", "current", sign)], "primary")[0]
+    assert found.word == word
+    assert "+2.0" in found.text
+
+
+def test_a_claim_about_a_selector_that_was_not_run_has_no_answer(kept):
+    assert answers({"random": kept.card()}, [Claim("RQ1", "gradient", "current", 1)], "primary") == [None]
+    assert answers({}, [Claim("RQ1", "loss", "current", 1)], "primary") == [None]
+
+
+def test_every_claim_names_a_metric_that_exists_and_a_direction():
+    assert all(claim.metric in METRICS and claim.sign in (-1, 1) for claim in CLAIMS)
+    assert len({(claim.selector, claim.metric, claim.sign, claim.reference) for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_differences_carry_their_interval_and_the_detectable_size(kept):
+    text = pages.difference_table(kept.card(), kept.recipe, ("current",), "primary")
+    row = kept.card().summary.query("view == 'primary' and metric == 'current' and selector == 'loss'").iloc[0]
+    assert f"{abs(row['diff_vs_reference']):.1f}" in text
+    assert f"mde {row['mde']:.1f}" in text
+
+
+def test_development_and_held_out_recipes_share_no_seed_base_model_or_order():
+    recipes = {path.stem: load_recipe(path) for path in (ROOT / "recipes" / "results").glob("*.yaml")}
+    tuning = [recipes.pop(name) for name in steps.DEVELOPMENT]
+    for dev, recipe in itertools.product(tuning, recipes.values()):
+        assert not set(dev.seeds) & set(recipe.seeds)
+        assert dev.model.name not in recipe.model.per_seed
+        assert recipe.model.per_seed
+        assert dev.data.order not in {recipe.data.order, *recipe.axes.order.given}
+
+
+def test_the_steps_name_recipes_that_exist_and_fit_their_seeds():
+    for step in steps.STEPS:
+        recipe = load_recipe(ROOT / step.recipe)
+        if step.seeds and not step.real_data:
+            first, last = map(int, step.seeds.split("-"))
+            assert set(range(first, last + 1)) <= set(recipe.seeds)
+
+
+def test_lhas_of_the_held_out_runs_is_what_the_development_finals_chose():
+    found = data.load(ROOT / data.DATA)
+    finals = {spec.key: spec for spec in found["lhas-finals"].recipe.selectors}
+    assert set(pages.ranked(found["lhas-grid"])[:4]) <= set(finals)
+    best = finals[pages.chosen(found["lhas-finals"])]
+    defaults = {name: each.default for name, each in inspect.signature(LHASSelector).parameters.items()}
+    for name in ("skill", "domain", "interleaved", "proxy-items", "conditions", "lhas-ablation"):
+        held = {spec.key: spec for spec in load_recipe(ROOT / f"recipes/results/{name}.yaml").selectors}["lhas"]
+        assert held.name == best.name
+        assert defaults | held.parameters == defaults | best.parameters
