@@ -13,7 +13,7 @@ import typer
 from longgame import build_selector
 from longgame.audit.store import RESULT_COLUMNS
 from longgame.cli import app
-from longgame.recipe import RealTask, Recipe, _Part
+from longgame.recipe import Part, RealTask, Recipe
 from longgame.selection.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
 
@@ -32,7 +32,7 @@ def keys_of(model, prefix=""):
     found = {}
     for name, field in model.model_fields.items():
         default = field.default
-        if isinstance(default, _Part):
+        if isinstance(default, Part):
             found |= keys_of(type(default), f"{prefix}{name}.")
         else:
             found[prefix + name] = "required" if field.is_required() else f"`{json.dumps(default)}`"

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.audit import audit
+from longgame.audit import run as audit
 from longgame.audit.learner import sequence_of
 from longgame.audit.run import run_audit
 from longgame.errors import ResumeError

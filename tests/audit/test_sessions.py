@@ -2,7 +2,7 @@
 
 import json
 
-from longgame.audit import sessions
+from longgame.audit import run as sessions
 from longgame.audit.run import SessionClock
 
 

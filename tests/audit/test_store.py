@@ -47,7 +47,7 @@ def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"No space left on device.*Finished stages are safe"):
+    with pytest.raises(StorageError, match=r"No space left on device.*what was finished stays"):
         write_file(tmp_path / "f", "new")
     with pytest.raises(StorageError), durable_folder(tmp_path / "d") as part:
         (part / "x").write_text("1")
@@ -57,7 +57,7 @@ def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, mon
 
 @pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left"), pa.ArrowInvalid("No space left")])
 def test_a_failed_write_of_a_library_is_told_like_any_other(tmp_path, error):
-    said = r"cannot write .*No space left.*Finished stages are safe"
+    said = r"cannot write .*No space left.*what was finished stays"
     with pytest.raises(StorageError, match=said), durable_folder(tmp_path / "d"):
         raise error
     assert list(tmp_path.iterdir()) == []

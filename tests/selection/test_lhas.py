@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.selectors.conftest import World
+from tests.selection.conftest import World
 
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.budget import rank_scale

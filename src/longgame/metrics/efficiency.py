@@ -231,7 +231,7 @@ def feasibility_of(spec: SelectorSpec) -> Feasibility | None:
     if spec.name.startswith(SCORES) or ".py:" in spec.name:  # not read: a finished run is told where the file is not
         return None
     selector = build_selector(spec.name, spec.parameters)
-    if not type(selector).__module__.startswith("longgame.selectors."):
+    if not type(selector).__module__.startswith("longgame.selection."):
         return None
     kinds = {_pass_of(name) for name in selector.requires}
     every = {_pass_of(name) for name in selector_of(spec).requires}
