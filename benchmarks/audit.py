@@ -1,8 +1,8 @@
 """What an audit costs beside scoring, training and evaluation, and how it scales.
 
 ```
-python benchmarks/audit.py                      # some twenty minutes on two idle cores; --quick: one to two minutes
-python benchmarks/audit.py --only tables --json audit.json
+python -m benchmarks.audit                      # some twenty minutes on two idle cores; --quick: one to two minutes
+python -m benchmarks.audit --only tables --json audit.json
 ```
 
 Required: overhead ≤ 15 % on the tiny model, two workers ≥ 1.7 × as fast as one (tiny and closed form); the tables
@@ -14,13 +14,261 @@ workers need two idle cores.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
-from suite.audit import sharing, tables, workers_and_overhead
-from suite.harness import Report
-from suite.machine import measure
+from benchmarks.harness import Report, at_least, at_most, measure_machine
+from longgame.audit.learner import make_learner, outline, sequence_of
+from longgame.audit.plan import order_groups
+from longgame.audit.run import run_audit
+from longgame.audit.store import RESULT_COLUMNS, RunDirectory
+from longgame.metrics.comparisons import Across
+from longgame.metrics.scorecard import Scorecard
+from longgame.recipe import Recipe, parse_recipe
+from longgame.seeding import generator
+
+OVERHEAD, SPEED_UP, TABLES_SECONDS = 0.15, 1.7, 10.0
+TRIALS = 10_000
+_PURE = ("select_seconds", "train_seconds", "evaluate_seconds", "probe_seconds")
+"""Scoring, training and evaluation, as every trial notes them; a probe is training and evaluation."""
+
+
+class QuietDisplay:
+    """Shows nothing."""
+
+    def warn(self, text: str) -> None: ...
+
+    def begin(self, phase: str, jobs: list[str], stages: int) -> None: ...
+
+    def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None: ...
+
+    def finished(self, job: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One audit and the seconds it took, from an empty directory and an empty cache to its report."""
+
+    results: pd.DataFrame
+    seconds: float
+
+    def spent(self, names: tuple[str, ...]) -> float:
+        """Seconds of all trials that went into these parts."""
+        rows = (self.results["kind"] == "cost") & self.results["name"].isin(names)
+        return float(self.results.loc[rows, "value"].sum())
+
+
+@contextmanager
+def _empty_cache(folder: Path) -> Iterator[None]:
+    """Signals of earlier runs would make this one faster than it is; packed base models stay where they are."""
+    before = os.environ.get("LONGGAME_CACHE")
+    os.environ["LONGGAME_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LONGGAME_CACHE"]
+        else:
+            os.environ["LONGGAME_CACHE"] = before
+
+
+def audited(recipe: Recipe, workers: int) -> pd.DataFrame:
+    """Results of an audit in a folder of its own that is deleted afterwards, one thread a worker."""
+    with tempfile.TemporaryDirectory() as folder, _empty_cache(Path(folder) / "cache"):
+        run = Path(folder) / "run"
+        return run_audit(recipe, run, workers=workers, threads=1, display=QuietDisplay()).results
+
+
+def timed(recipe: Recipe, workers: int) -> Timed:
+    """`audited` as a command would run it: a new process, whose start and imports count."""
+    begun = time.perf_counter()
+    results = _apart(audited, recipe, workers)
+    return Timed(results, time.perf_counter() - begun)
+
+
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, which loads every library anew."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def small(name: str, quick: bool) -> Recipe:
+    """A recipe of many trials: ten on ``tiny`` in minutes, or hundreds on ``quadratic`` with three budgets."""
+    quadratic = name == "quadratic"
+    seeds = (11 if quick else 30) if quadratic else (1 if quick else 2)
+    steps, pool = (24, 480) if quadratic else (4, 60) if quick else (16, 480)
+    data = {"sequence": "quadratic"} if quadratic else {"items_per_skill": 1 if quick else 5, "ood_items_per_skill": 1}
+    return parse_recipe(
+        {
+            "name": name,
+            "model": {"name": name},
+            "data": {**data, "pool_size": pool},
+            "selectors": ["random", "loss", "gradient", "utility-diversity", "lhas"][: 2 if quick else 5],
+            "seeds": list(range(seeds)),
+            "training": {"steps": steps, "warmup_steps": 2, "learning_rate": 0.1 if quadratic else 2e-3},
+            "probe": {"steps": 2 if quick else 8, "points": 3 if quick else 5},
+            "axes": {"budget": [0.1, 0.5]} if quadratic or quick else {},
+        }
+    )
+
+
+def shared_seconds(recipe: Recipe) -> float:
+    """Seconds of one seed's shared work on one thread, libraries warm: frozen pass and row 0 of R."""
+    return float(_apart(_shared_seconds, recipe))
+
+
+def _shared_seconds(recipe: Recipe) -> float:
+    torch.set_num_threads(1)
+    seed = recipe.seeds[0]
+    sequence = sequence_of(recipe, seed)
+    took = []
+    with threadpool_limits(limits=1):
+        for _ in range(2):
+            with tempfile.TemporaryDirectory() as folder, _empty_cache(Path(folder)):
+                learner = make_learner(recipe, seed)
+                begun = time.perf_counter()
+                learner.prepare(sequence)
+                learner.score(sequence.tasks)
+                took.append(time.perf_counter() - begun)
+    return min(took)
+
+
+def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int) -> None:
+    """Figures: seconds beside scoring, training and evaluation, and how much faster two workers are than one.
+
+    One worker and two take turns; the faster repeat of each counts. Overhead is what one worker's wall-clock has beyond
+    the seconds that its trials and the seeds' shared work spent on scoring, training and evaluation: the start of
+    Python and its imports, data, models, diagnostics, writing, tables and report.
+    """
+    recipe = small(name, quick)
+    rounds = [(timed(recipe, 1), timed(recipe, 2)) for _ in range(repeats)]
+    one, two = (min((each[side] for each in rounds), key=lambda run: run.seconds) for side in (0, 1))
+    shared = shared_seconds(recipe)
+    pure = one.spent(_PURE) + shared * len(recipe.seeds)
+    diagnosed = one.spent(("diagnose_seconds",))
+    overhead = one.seconds / pure - 1
+    trials = one.results["trial"].nunique()
+    figures = [at_least(f"{name}_two_workers", one.seconds / two.seconds, SPEED_UP)]
+    if name != "quadratic":  # whose work is milliseconds: what is written costs more than it
+        figures.append(at_most(f"{name}_overhead", overhead, OVERHEAD))
+    report.add(
+        figures,
+        [
+            {
+                "substrate": name,
+                "trials": trials,
+                "one worker s": one.seconds,
+                "two workers s": two.seconds,
+                "scoring, training, evaluation s": pure,
+                "diagnostics s": diagnosed,
+                "overhead": overhead,
+                "overhead without diagnostics": (one.seconds - diagnosed) / pure - 1,
+                "shared work s per seed": shared,
+            }
+        ],
+    )
+
+
+def sharing(report: Report, name: str, quick: bool) -> None:
+    """Rows: an audit of conditions against the same conditions as audits of their own, which share nothing."""
+    base = small(name, quick)
+    rounds = {"rounds": 1, "axes": {"budget": [0.1, 0.5], "order": {"permutations": 1}}}
+    recipe = parse_recipe({**base.model_dump(mode="json"), **rounds, "seeds": list(base.seeds[:2])})
+    together = timed(recipe, 1)
+    conditions = RunDirectory(Path(), recipe).conditions.values()
+    apart = [timed(condition.recipe, 1) for condition in conditions]
+    alone = sum(run.seconds for run in apart)
+    chosen = ("select_seconds",)
+    report.add(
+        rows=[
+            {
+                "substrate": name,
+                "conditions": len(apart),
+                "together s": together.seconds,
+                "apart s": alone,
+                "saved": 1 - together.seconds / alone,
+                "selection together s": together.spent(chosen),
+                "selection apart s": sum(run.spent(chosen) for run in apart),
+            }
+        ]
+    )
+
+
+def many_trials(recipe: Recipe, results: pd.DataFrame, trials: int, conditions: int) -> pd.DataFrame:
+    """Results of ``trials`` trials in ``conditions`` conditions, from those of one seed with noise on every value."""
+    one = results[(results["seed"] == recipe.seeds[0]) & (results["condition"] == "")].reset_index(drop=True)
+    selectors = list(one["selector"].cat.categories)
+    copies = -(-trials // len(selectors))
+    names = [f"budget={0.1 + 0.8 * number / conditions:.3f}" if number else "" for number in range(conditions)]
+    condition = np.arange(copies) % conditions
+    labels = [f"{name}-s{copy // conditions}@{names[condition[copy]]}" for copy in range(copies) for name in selectors]
+    noise = generator(0, "many trials").normal(0, 0.5, copies * len(one))
+    columns: dict[str, Any] = {}
+    for name in RESULT_COLUMNS:
+        column = one[name]
+        if name == "trial":
+            codes = one["selector"].cat.codes.to_numpy(np.int64) + len(selectors) * np.arange(copies)[:, None]
+            columns[name] = _words(codes.reshape(-1), labels)
+        elif name == "condition":
+            columns[name] = _words(np.repeat(condition, len(one)), names)
+        elif name == "seed":
+            columns[name] = np.repeat(np.arange(copies) // conditions, len(one))
+        elif column.dtype == "category":
+            columns[name] = _words(np.tile(column.cat.codes.to_numpy(), copies), list(column.cat.categories))
+        else:
+            columns[name] = np.tile(column.to_numpy(), copies) + (noise if name == "value" else 0)
+    return pd.DataFrame(columns)
+
+
+def _words(codes: np.ndarray, words: list[str]) -> Any:
+    return pd.Categorical.from_codes(codes.tolist(), pd.Index(words))
+
+
+def tables(report: Report, conditions: int = 10) -> None:
+    """Figure: seconds from the results of 10,000 trials to the scorecards of all conditions and the tables across."""
+    recipe = parse_recipe({**small("quadratic", True).model_dump(mode="json"), "seeds": [0], "axes": {}})
+    results = many_trials(recipe, audited(recipe, 1), TRIALS, conditions)
+    plan = outline(recipe)
+
+    def cards() -> Mapping[str, Scorecard]:
+        return {
+            str(name): Scorecard.build(
+                results[results["condition"] == name],
+                tasks=plan.stages,
+                ood=plan.ood,
+                primary=plan.primary,
+                metric_spec=recipe.metrics,
+                threshold=recipe.probe.threshold,
+            )
+            for name in results["condition"].cat.categories
+        }
+
+    seconds = min(_seconds(lambda: Across.build(found := cards(), order_groups(found))) for _ in range(2))
+    trials = results["trial"].nunique()
+    report.add(
+        [at_most("tables_10000_trials_s", seconds, TABLES_SECONDS)],
+        [{"trials": trials, "rows": len(results), "conditions": conditions, "tables s": seconds}],
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
 
 PARTS = ("tables", "quadratic", "tiny", "sharing")
 QUICK = ("tables", "tiny")
@@ -34,7 +282,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="timed rounds (default 2, --quick 1)")
     given = parser.parse_args()
     repeats = given.repeats or (1 if given.quick else 2)
-    report = Report("audit", measure(torch.device("cpu")))
+    report = Report("audit", measure_machine(torch.device("cpu")))
     print(report.machine, flush=True)
     for part in given.only or (QUICK if given.quick else PARTS):
         before = len(report.rows)

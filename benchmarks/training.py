@@ -1,8 +1,8 @@
 """What the audit's training step costs over a bare PyTorch loop on the same batches.
 
 ```
-python benchmarks/training.py                         # both models, required: ≤ 1.05 on smollm2-135m
-python benchmarks/training.py --model tiny-like --json training.json
+python -m benchmarks.training                         # both models, required: ≤ 1.05 on smollm2-135m
+python -m benchmarks.training --model tiny-like --json training.json
 ```
 
 Both sides run in one process, by turns, on the same model, batches, loss, optimiser, clipping and schedule; the best

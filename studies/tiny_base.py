@@ -476,6 +476,10 @@ def _echo(rng: np.random.Generator) -> str:
 _SENTENCES = (_walk, _told, _job, _list, _shop, _plan, _echo)
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     recipe: Annotated[Path, typer.Argument(help="A pretraining recipe, e.g. recipes/tiny-base.yaml.")],
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("runs/tiny-base"),
@@ -506,4 +510,4 @@ def main(
 
 if __name__ == "__main__":
     with errors_as_sentences():
-        typer.run(main)
+        app()

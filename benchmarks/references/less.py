@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from benchmarks.references import synchronised
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.seeding import generator, stream_seed
-from references import synchronised
 
 BLOCK_ENTRIES = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Entries of R that exist at one time (16 MiB keeps a CPU's block in its caches; a GPU wants long launches)."""

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from benchmarks.references import synchronised
 from longgame.data.examples import Pool
-from references import synchronised
 
 Sketch = Callable[[Float[Tensor, "N V"]], Float[Tensor, "rows columns"]]
 

@@ -13,6 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from longgame.cli import errors_as_sentences
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def calibrate(
     quick: Annotated[bool, typer.Option("--quick", help="A small version of all of it, within a minute.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws; the worlds stay the same.")] = 0,
@@ -58,4 +62,4 @@ def calibrate(
 
 if __name__ == "__main__":
     with errors_as_sentences():
-        typer.run(calibrate)
+        app()

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness import Figure, at_least, at_most
 from studies.calibration import study
 from studies.calibration.check import protocol_difference
 from studies.calibration.table import DOSES, SELECTORS, Progress, build_table
-from suite.harness import Figure, at_least, at_most
 
 Rows = list[dict[str, Any]]
 

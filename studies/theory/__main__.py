@@ -12,6 +12,10 @@ from rich.console import Console
 from longgame.cli import errors_as_sentences
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def theory(
     worlds: Annotated[int, typer.Option(min=1, help="Worlds to count over.")] = 20,
     out: Annotated[Path, typer.Option(help="Folder for the figure (SVG and PNG).")] = Path("runs/theory"),
@@ -21,9 +25,9 @@ def theory(
 
     Ends with a line for each figure and exit code 1 if one is short.
     """
+    from benchmarks.harness import at_least, at_most
     from longgame.commands.report import print_rows, write_chart, write_json
     from studies.theory.evidence import CONDITIONS, ordering_table, stage_summary, stage_table
-    from suite.harness import at_least, at_most
 
     console = Console()
     ordering, stages = ordering_table(worlds), stage_table(worlds)
@@ -106,4 +110,4 @@ def _chart(ordering: list[dict[str, Any]], stages: list[dict[str, Any]]) -> Any:
 
 if __name__ == "__main__":
     with errors_as_sentences():
-        typer.run(theory)
+        app()

@@ -5,10 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from suite import machine
-from suite.harness import Report, Times, at_least, at_most, peak_memory, take_turns
+from benchmarks.harness import Machine, Report, Times, at_least, at_most, measure_machine, peak_memory, take_turns
 
-HERE = machine.Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3")
+HERE = Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +58,6 @@ def test_a_report_holds_every_figure_and_says_whether_all_are_met(tmp_path, caps
 
 
 def test_the_machines_limits_are_measured_and_positive():
-    found = machine.measure()
+    found = measure_machine()
     assert min(found.memory_gb_per_s, found.float32_gflops, found.bfloat16_gflops) > 0
     assert str(found.threads) in str(found)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.references import bergson_side, less, uds
+from benchmarks.references.uds import bilinear, fourier, uds_signals
 from longgame.errors import PluginError
-from references import bergson_side, less, uds
-from references.uds import bilinear, fourier, uds_signals
 from support.signals import VOCABULARY, autograd_gradients, llama, random_pool, response_logits, with_lora
 
 GROUPS = [np.asarray([3, 0, 8, 5]), np.asarray([1, 2, 4]), np.asarray([6, 7])]

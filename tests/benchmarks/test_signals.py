@@ -1,13 +1,12 @@
 import torch
 from transformers import LlamaConfig
 
+from benchmarks import workload
+from benchmarks.harness import Machine, Report
+from benchmarks.signals import ALL, plain_sides, run, table
+from benchmarks.workload import mixed_lengths, random_pool, real, shaped
 from longgame.errors import ModelError
 from longgame.signals.engine import SignalEngine
-from suite import workload
-from suite.harness import Report
-from suite.machine import Machine
-from suite.signals import ALL, plain_sides, run, table
-from suite.workload import mixed_lengths, random_pool, real, shaped
 
 HERE = Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3")
 SMALL = LlamaConfig(
@@ -86,3 +85,8 @@ def test_without_the_weights_the_shape_takes_their_place_and_says_so(monkeypatch
     assert "random weights" in work.name
     assert "no weights here" in work.name
     assert work.base.dtype == torch.bfloat16
+
+
+def test_a_side_without_a_measured_peak_shows_a_dash():
+    row = {"dtype": "float32", "side": "a", "ms_per_example": 1.0, "tokens_per_second": 2.0, "peak_mib": None}
+    assert "–" in table([row | {"ratio": 1.0, "of": "b"}]).splitlines()[1]

@@ -13,6 +13,7 @@ from longgame.seeding import generator
 from longgame.selection.base import build_selector
 from longgame.testing import check_selector_contract
 from studies.calibration import study
+from studies.calibration.__main__ import app
 from studies.calibration.check import protocol_difference
 from studies.calibration.ensemble import Replay, world_noise
 from studies.calibration.measure import Plan, measure, requirements
@@ -163,12 +164,10 @@ def test_the_hardest_null_has_no_long_horizon_effect_and_everyone_ahead():
 
 
 def test_the_command_ends_with_its_figures_and_writes_what_it_measured(tmp_path, monkeypatch):
-    from longgame.cli import app
-    from studies.calibration import measure as module
 
     small = Plan(worlds=1, seeds=240, audits=40, boot_audits=20, resamples=50)
-    monkeypatch.setattr(module, "QUICK", small)
-    done = CliRunner().invoke(app, ["calibrate", "--quick", "--out", str(tmp_path), "--json", str(tmp_path / "a.json")])
+    monkeypatch.setattr("studies.calibration.measure.QUICK", small)
+    done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--json", str(tmp_path / "a.json")])
     lines = [line for line in done.output.splitlines() if line.startswith("figure ")]
     assert len(lines) == 2 + 8 * len(study.SEEDS)
     assert done.output.rstrip().endswith(lines[-1])

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from longgame.quadratic.learner import QuadraticLearner, build_quadratic_sequence
 from longgame.seeding import generator
+from studies.theory.__main__ import app
 from studies.theory.evidence import NEXT, NOW, next_loss, ordering_table, stage_summary, stage_table, theory_recipe
 from studies.theory.proposition import equal_gain_rate, ordering_holds, ordering_margin, quadratic_loss
 
@@ -83,11 +84,7 @@ def test_the_tables_count_the_exact_condition_as_always_right_and_the_papers_as_
 
 
 def test_the_command_prints_its_tables_writes_its_figure_and_ends_with_its_figures(tmp_path):
-    from longgame.cli import app
-
-    done = CliRunner().invoke(
-        app, ["theory", "--worlds", "1", "--out", str(tmp_path), "--json", str(tmp_path / "t.json")]
-    )
+    done = CliRunner().invoke(app, ["--worlds", "1", "--out", str(tmp_path), "--json", str(tmp_path / "t.json")])
     lines = done.output.rstrip().splitlines()
     assert done.exit_code == 0, done.output
     assert [line.split()[1] for line in lines[-4:]] == [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import selection
 from longgame.selection.base import build_selector, fill_by_score
 from longgame.selection.history import History
-from suite import selection
 
 
 @pytest.mark.parametrize("name", sorted(selection.CLOUDS))
@@ -43,3 +43,14 @@ def test_the_scene_carries_every_signal_a_selector_asks_for(name: str) -> None:
     chosen = build_selector(name).select(pool, signals, History(), 500, np.random.default_rng(0))
     assert chosen.tokens <= 500
     assert chosen.ids
+
+
+def test_every_row_of_the_selection_benchmark_becomes_one_line():
+    rows = [
+        {"what": "top-k", "data": "random scores", "n": 1000, "k": None, "seconds": 0.25},
+        {"what": "farthest-first", "data": "mixture", "n": 1000, "k": 10, "seconds": 1.5, "memory": 1.25},
+    ]
+    lines = selection.table(rows).splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == ["top-k", "random", "scores", "1000", "–", "0.25"]
+    assert lines[2].endswith("1.5  memory 1.25")

@@ -1,11 +1,13 @@
-"""The results that the tables are timed on are those of as many trials, each condition and seed whole."""
+"""The made runs that the tables and the report are timed on have as many trials as they should."""
 
 import numpy as np
 
+from benchmarks.audit import audited, many_trials, small
+from benchmarks.report import run_of_many
 from longgame.audit.learner import outline
+from longgame.audit.loaded import load_picks, load_run
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
-from suite.audit import audited, many_trials, small
 
 
 def test_many_trials_are_whole_conditions_of_distinct_trials():
@@ -28,3 +30,15 @@ def test_many_trials_are_whole_conditions_of_distinct_trials():
     )
     assert len(card.trials) == 8
     assert np.isfinite(card.wide(["long_horizon"]).to_numpy()).all()
+
+
+def test_every_trial_of_the_made_run_is_finished_and_read(tmp_path):
+    run = run_of_many(tmp_path, 15)
+    loaded = load_run(run.folder)
+    assert loaded.finished
+    assert len(loaded.trials) == loaded.scorecard.per_trial["trial"].nunique() == 15
+    picks = load_picks(loaded)
+    assert picks is not None
+    assert (picks.seeds, picks.tables) == (3, 15 * len(loaded.plan.stages))
+    first, second = (loaded.scorecard.per_trial.query("selector == 'loss' and seed == @seed") for seed in (0, 1))
+    assert (first["value"].to_numpy() != second["value"].to_numpy()).any()  # noise tells the copies apart
