@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longgame.cli import errors_as_sentences
 
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 

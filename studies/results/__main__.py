@@ -1,4 +1,4 @@
-"""``python -m studies.results run|keep|pages``: run the audits, keep their measurements, make the pages of docs/results."""
+"""``python -m studies.results run|keep|pages``: the audits behind docs/results, their measurements, their pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the kept mea
 @app.command("run")
 def run_steps(
     only: Annotated[list[str] | None, typer.Option(help="Name of a step; may be repeated (default: all).")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/, for the step on real data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ (real data).")] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this many minutes.")] = float("inf"),
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
 ) -> None:

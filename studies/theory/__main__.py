@@ -11,7 +11,6 @@ from rich.console import Console
 
 from longgame.cli import errors_as_sentences
 
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.selection.conftest import World
 
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.budget import rank_scale
 from longgame.selection.history import History
 from longgame.selection.methods.lhas import LHASSelector
 from longgame.testing import example_pool, example_signals
+from tests.selection.conftest import World
 
 
 def only(**weights: float) -> LHASSelector:
