@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# One thread a worker: pytest-xdist starts one worker a core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+# Pure computation: these tests load no model and start no process.
+QUICK := tests/invariants tests/metrics tests/quadratic tests/selection tests/test_cli.py tests/test_recipe.py \
+	tests/test_registry.py tests/test_seeding.py
 
-.PHONY: quickstart results test lint install clean
+.PHONY: quickstart results check test test-all lint install clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,14 +22,23 @@ install: $(VENV)/installed
 quickstart: install
 	$(BIN)/longgame audit recipes/quickstart.yaml
 
-# About two hours on two cores; what is finished is not run again. DATA_DIR=… adds the step on real data.
+# About two hours on two cores; finished trials are not run again. DATA_DIR=… adds the step on real data.
 results: install
 	$(BIN)/python -m studies.results run $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 	$(BIN)/python -m studies.results keep
 	$(BIN)/python -m studies.results pages
 
+# While you work: style, types and the quick tests, in about a minute.
+check: lint
+	$(PYTEST) -q -m "not slow" $(QUICK)
+
+# Before you push: everything but the tests marked slow.
 test: install
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST) -m "not slow"
+
+# What CI runs.
+test-all: install
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,13 +1,24 @@
-"""What every test has in common."""
+"""Fixtures and marks that all tests share."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = {"benchmarks", "studies"}
+"""Tests of what is not in the package; `make test` leaves them out."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FOLDERS & set(item.path.relative_to(TESTS).parts):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """A cache of the session's own, unless one is named: tests leave nothing in the user's."""
+    """A cache for this session, unless one is named: tests leave nothing in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("LONGGAME_CACHE"):
             patch.setenv("LONGGAME_CACHE", str(tmp_path_factory.mktemp("longgame-cache")))
