@@ -35,7 +35,7 @@ from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training.candidates import padded_batch
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 from longgame.training.stage import learning_rate_share, run_stage
 
 PAD = 0
@@ -113,7 +113,7 @@ def stage(model: nn.Module, pool: Pool, spec: TrainingSpec) -> tuple[float, list
         pad_token_id=PAD,
         pool=pool,
         policy=policy,
-        schedule=Schedule(steps=spec.steps, budget=0.25),
+        selection=SelectionConfig(budget=0.25),
         spec=spec,
         scorer=no_signals,
     )

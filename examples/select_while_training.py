@@ -13,7 +13,7 @@ from collections import Counter
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
-from longgame import SelectionTrainer
+from longgame import SelectionConfig, SelectionTrainer
 from longgame.data.synthetic import build_procedural_sequence
 from longgame.data.tokenize import encode_all
 from longgame.models.load import attach_adapter, load_model
@@ -29,7 +29,7 @@ ARGUMENTS = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
-SELECTION = {"selector": "utility-diversity", "selection_budget": 0.25, "rounds": "step"}
+SELECTION = SelectionConfig(selector="utility-diversity", budget=0.25, rounds="step")
 
 
 def with_transformers(model, tokenizer, examples, folder):
@@ -50,7 +50,7 @@ def with_transformers(model, tokenizer, examples, folder):
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
-        **SELECTION,
+        selection=SELECTION,
     )
 
 
@@ -74,7 +74,7 @@ def with_trl(model, tokenizer, examples, folder):
         SFTConfig(folder, bf16=False, **ARGUMENTS),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        **SELECTION,
+        selection=SELECTION,
     )
 
 

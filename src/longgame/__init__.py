@@ -9,6 +9,7 @@ from longgame.selection.base import Selection, Selector, build_selector
 from longgame.signals.base import Signals
 
 if TYPE_CHECKING:
+    from longgame.training.config import SelectionConfig
     from longgame.training.sft import SelectionSFTTrainer
     from longgame.training.trainers import SelectionTrainer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Pool",
     "Recipe",
     "Selection",
+    "SelectionConfig",
     "SelectionSFTTrainer",
     "SelectionTrainer",
     "Selector",
@@ -33,6 +35,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The trainers load torch and transformers (and TRL), so they are imported where they are asked for."""
+    if name == "SelectionConfig":
+        from longgame.training.config import SelectionConfig
+
+        return SelectionConfig
     if name in ("SelectionTrainer", "SelectionSFTTrainer"):
         from longgame.training import trainers
 

@@ -23,7 +23,7 @@ from longgame.selection.history import History
 from longgame.selection.methods.random import RandomSelector
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 
 Batches = tuple[Int[np.ndarray, " batch"], ...]
 """World rows that each optimiser step learns from."""
@@ -154,14 +154,13 @@ class WalkRecorder:
         policy = SelectionPolicy(selector, History(seed=stream_seed(seed, "history")), generator(seed, "select", 0))
         for number, stage in enumerate(stages, start=1):
             policy.begin_stage(generator(seed, "select", number))
-            schedule = Schedule(
-                recipe.training.steps,
-                recipe.budget,
-                recipe.rounds,
-                recipe.training.epochs,
-                stream_seed(seed, "stage", number),
+            selection = SelectionConfig(
+                budget=recipe.budget,
+                rounds=recipe.rounds,
+                epochs=recipe.training.epochs,
+                seed=stream_seed(seed, "stage", number),
             )
-            learner.train(learner.pool(stage.candidates), policy, schedule)
+            learner.train(learner.pool(stage.candidates), policy, selection, recipe.training.steps)
             if number < len(stages):
                 run_probes(learner, self.sequence, number, policy, recipe, seed, lambda *_: None)
         steps = recipe.training.steps

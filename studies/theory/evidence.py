@@ -16,7 +16,7 @@ from longgame.seeding import generator, stream_seed
 from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 from studies.theory.concentration import (
     relative_variance,
     relative_variance_bounds,
@@ -125,8 +125,8 @@ def stage_table(
             world, base = learner.world, learner.theta
             policy = SelectionPolicy(build_selector(name), History(seed=number), generator(number, "select", 1))
             pool = learner.pool(sequence.stages[0].candidates)
-            schedule = Schedule(recipe.training.steps, recipe.budget, "step", 1, stream_seed(number, "stage", 1))
-            learner.train(pool, policy, schedule)
+            selection = SelectionConfig(budget=recipe.budget, seed=stream_seed(number, "stage", 1))
+            learner.train(pool, policy, selection, recipe.training.steps)
             moved[name] = base - learner.theta
             picked = world.rows([sample_id for batch in learner.picks for sample_id in batch])
             a = world.features[picked]

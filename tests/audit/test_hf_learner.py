@@ -16,7 +16,7 @@ from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 
 
 def recipe(**more):
@@ -50,8 +50,7 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def schedule(steps=3):
-    return Schedule(steps=steps, budget=0.25, seed=7)
+SELECTION = SelectionConfig(budget=0.25, seed=7)
 
 
 @pytest.mark.parametrize("adaptation", ["lora", "full"])
@@ -59,10 +58,10 @@ def test_a_fork_leaves_no_trace_and_a_saved_learner_comes_back_exactly(tmp_path,
     rec = recipe(model={"name": "tiny", "adaptation": adaptation})
     learner, sequence = learner_of(rec)
     pool = learner.pool(sequence.stages[0].candidates)
-    learner.train(pool, policy_of(), schedule())
+    learner.train(pool, policy_of(), SELECTION, 3)
     before, scores = weights(learner), learner.score(sequence.tasks[:2])
     with learner.fork() as fork:
-        fork.train(pool, policy_of("lhas"), schedule())
+        fork.train(pool, policy_of("lhas"), SELECTION, 3)
         assert not same(before, weights(fork))
     assert same(before, weights(learner))
     assert learner.score(sequence.tasks[:2]) == scores
@@ -71,8 +70,8 @@ def test_a_fork_leaves_no_trace_and_a_saved_learner_comes_back_exactly(tmp_path,
     again, _ = learner_of(rec)
     again.load(tmp_path)
     assert same(before, weights(again))
-    first = learner.train(pool, policy_of(), schedule())
-    second = again.train(pool, policy_of(), schedule())
+    first = learner.train(pool, policy_of(), SELECTION, 3)
+    second = again.train(pool, policy_of(), SELECTION, 3)
     np.testing.assert_array_equal(first.losses, second.losses)
     assert first.drift == second.drift
 
@@ -80,7 +79,9 @@ def test_a_fork_leaves_no_trace_and_a_saved_learner_comes_back_exactly(tmp_path,
 def test_training_moves_only_the_adapter_and_reports_drift_from_the_second_stage_on():
     learner, sequence = learner_of(recipe())
     before = weights(learner)
-    reports = [learner.train(learner.pool(stage.candidates), policy_of(), schedule()) for stage in sequence.stages[:2]]
+    reports = [
+        learner.train(learner.pool(stage.candidates), policy_of(), SELECTION, 3) for stage in sequence.stages[:2]
+    ]
     after = weights(learner)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -96,7 +97,7 @@ def test_frozen_signals_do_not_move_while_live_ones_do():
     names = ("embedding", "base_loss", "cluster", "difficulty", "quality", "loss")
     first = learner.signals(pool, names)
     np.testing.assert_allclose(first["loss"], first["base_loss"], rtol=1e-5)
-    learner.train(learner.pool(sequence.stages[0].candidates), policy_of(), schedule())
+    learner.train(learner.pool(sequence.stages[0].candidates), policy_of(), SELECTION, 3)
     second = learner.signals(pool, names)
     for name in names[:-1]:
         np.testing.assert_array_equal(first[name], second[name])
@@ -113,7 +114,7 @@ def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monke
     monkeypatch.setattr(again, "engine", lambda *_: pytest.fail("the model was asked"))
     for name, array in again.prepare(sequence).items():
         np.testing.assert_array_equal(array, first[name], strict=True)
-    trained.train(trained.pool(sequence.stages[0].candidates), policy_of(), schedule())
+    trained.train(trained.pool(sequence.stages[0].candidates), policy_of(), SELECTION, 3)
     assert not np.array_equal(trained.prepare(sequence)["base_loss"], first["base_loss"])
 
 
@@ -123,7 +124,7 @@ def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refr
     pool = learner.pool(sequence.stages[0].candidates)
     first = learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"]
     np.testing.assert_allclose(first, learner.signals(items, ("grad_sketch",))["grad_sketch"].mean(axis=0), atol=1e-7)
-    learner.train(pool, policy_of("lhas"), schedule())
+    learner.train(pool, policy_of("lhas"), SELECTION, 3)
     assert not np.array_equal(first, learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"])
 
 
@@ -146,14 +147,14 @@ def test_offline_and_round_wise_selection_walk_all_stages_of_a_real_model(tmp_pa
 def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothing():
     learner, sequence = learner_of(recipe(training={"steps": 3, "warmup_steps": 1, "learning_rate": 1e-3}))
     pool = learner.pool(sequence.stages[0].candidates)
-    learner.train(pool, policy_of(), schedule())
+    learner.train(pool, policy_of(), SELECTION, 3)
     before = weights(learner)
     embedding = learner.model.get_input_embeddings()
     token = int(pool.input_ids[3][0])
     kept = embedding.weight.data[token].clone()
     embedding.weight.data[token] = float("nan")
     with pytest.raises(NumericalError) as caught:
-        learner.train(pool, policy_of(), schedule())
+        learner.train(pool, policy_of(), SELECTION, 3)
     embedding.weight.data[token] = kept
     message = str(caught.value)
     assert "stage 2" in message
@@ -196,7 +197,7 @@ def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation():
 @pytest.mark.parametrize("selector", ["loss", "lhas"])
 def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing(tmp_path, monkeypatch, selector):
     monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
-    offline = Schedule(steps=3, budget=0.25, rounds=1, seed=7)
+    offline = SelectionConfig(budget=0.25, rounds=1, seed=7)
     asked, ends, picks = [], [], []
     for kept in (False, True, True):
         learner, sequence = learner_of(recipe(rounds=1))
@@ -208,11 +209,11 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
         )
         pool = learner.pool(sequence.stages[0].candidates)
         policy = policy_of(selector)
-        report = learner.train(pool, policy, offline)
+        report = learner.train(pool, policy, offline, 3)
         asked.append(sizes.count(len(pool)))
         ends.append((weights(learner), report.losses))
         picks.append(policy.rounds[0].selection.ids)
-        learner.train(pool, policy_of(selector), offline)
+        learner.train(pool, policy_of(selector), offline, 3)
         assert sizes.count(len(pool)) == asked[-1] + 1  # a model that has learned is always asked
     assert asked[0] == 1
     assert asked[2] == 0
@@ -229,7 +230,7 @@ def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_sta
     pool = learner.pool(sequence.stages[1].candidates)
     policy = SelectionPolicy(selector_of(rec.selectors[0]), History(), generator(0, "select", 1))
     policy.begin_stage(generator(0, "select", 2), reserve_of(learner, sequence, 2, pool, rec, 0))
-    report = learner.train(pool, policy, Schedule(steps=2, budget=0.5, rounds=1, seed=7))
+    report = learner.train(pool, policy, SelectionConfig(budget=0.5, rounds=1, seed=7), 2)
     learnable = policy.learnable(pool)
     chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].selection.ids])
     earlier = {example.sample_id for example in sequence.stages[0].candidates}

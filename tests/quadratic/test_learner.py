@@ -18,7 +18,7 @@ from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import SIGNALS
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def policy(name="loss", seed=0):
     return SelectionPolicy(build_selector(name), History(), generator(seed, "test"))
 
 
-def walk(learner, sequence, name="loss", stages=None, **schedule):
+def walk(learner, sequence, name="loss", stages=None, steps=8, **options):
     held = policy(name)
     reports = []
     for number, stage in enumerate(sequence.stages[:stages]):
         held.begin_stage(generator(1, number))
-        plan = Schedule(**{"steps": 8, "budget": 0.25, "seed": number, **schedule})
-        reports.append(learner.train(learner.pool(stage.candidates), held, plan))
+        selection = SelectionConfig(**{"seed": number, **options})
+        reports.append(learner.train(learner.pool(stage.candidates), held, selection, steps))
     return reports
 
 
@@ -103,7 +103,7 @@ def test_future_proxy_is_refreshed_every_few_steps_while_training_and_always_fre
     learner = QuadraticLearner(changed(recipe, proxy={"refresh_steps": 3}), 0)
     held = policy("random")
     held.extra_signals = ("future_proxy",)
-    learner.train(learner.pool(sequence.stages[0].candidates), held, Schedule(8, 0.25))
+    learner.train(learner.pool(sequence.stages[0].candidates), held, SelectionConfig(), 8)
     seen = [entry.signals["future_proxy"] for entry in held.rounds]
     same = [bool(np.array_equal(seen[i], seen[i + 1])) for i in range(7)]
     assert same == [True, True, False, True, True, False, True]
@@ -170,7 +170,7 @@ def test_training_is_gradient_descent_on_the_picks_with_an_exact_report(learner,
     held = policy("loss")
     pool = learner.pool(sequence.stages[0].candidates)
     theta, start = learner.theta.copy(), learner.theta.copy()
-    report = learner.train(pool, held, Schedule(8, 0.25), told.append)
+    report = learner.train(pool, held, SelectionConfig(), 8, told.append)
     rates = learning_rates(learner.recipe.training, 8)
     updates = []
     for number, batch in enumerate(learner.picks):
@@ -200,7 +200,7 @@ def test_drift_is_measured_against_the_sum_of_earlier_changes(learner, sequence)
     walk(learner, sequence, stages=2)
     middle = learner.theta.copy()
     held = policy("random")
-    report = learner.train(learner.pool(sequence.stages[2].candidates), held, Schedule(8, 0.25))
+    report = learner.train(learner.pool(sequence.stages[2].candidates), held, SelectionConfig(), 8)
     change, before = learner.theta - middle, middle - base
     cosine = change @ before / np.linalg.norm(change) / np.linalg.norm(before)
     assert report.drift == pytest.approx(1 - cosine)
@@ -210,7 +210,7 @@ def test_drift_is_measured_against_the_sum_of_earlier_changes(learner, sequence)
 def test_rounds_spend_the_same_budget_and_never_pick_twice(learner, sequence, rounds):
     held = policy("loss")
     pool = learner.pool(sequence.stages[0].candidates)
-    report = learner.train(pool, held, Schedule(8, 0.25, rounds=rounds, epochs=2))
+    report = learner.train(pool, held, SelectionConfig(rounds=rounds, epochs=2), 8)
     picked = [name for entry in held.rounds for name in entry.selection.ids]
     assert len(held.rounds) == rounds
     assert len(set(picked)) == len(picked)
@@ -224,7 +224,7 @@ def test_later_rounds_see_the_model_as_it_is_then(learner, sequence):
     held = policy("loss")
     pool = learner.pool(sequence.stages[0].candidates)
     before = dict(zip(pool.ids, learner.signals(pool, ("loss",))["loss"], strict=True))
-    learner.train(pool, held, Schedule(8, 0.25, rounds=2))
+    learner.train(pool, held, SelectionConfig(rounds=2), 8)
     first, second = held.rounds
     np.testing.assert_array_equal(first.signals["loss"], [before[name] for name in first.candidate_ids])
     assert not np.array_equal(second.signals["loss"], [before[name] for name in second.candidate_ids])
@@ -235,7 +235,7 @@ def test_candidate_stream_is_the_same_for_every_selector(recipe, sequence):
     for name in ("random", "loss"):
         learner = QuadraticLearner(recipe, 0)
         held = policy(name)
-        learner.train(learner.pool(sequence.stages[0].candidates), held, Schedule(8, 0.25, seed=5))
+        learner.train(learner.pool(sequence.stages[0].candidates), held, SelectionConfig(seed=5), 8)
         streams.append([entry.candidate_ids for entry in held.rounds])
     assert streams[0] == streams[1]
 
@@ -259,7 +259,7 @@ def test_resume_ends_where_the_undisturbed_walk_ends(recipe, learner, sequence, 
     again.load(tmp_path)
     assert (again.picks, again.rates, again.stages_trained) == (learner.picks, learner.rates, 2)
     stage = sequence.stages[2]
-    reports = [one.train(one.pool(stage.candidates), policy(), Schedule(8, 0.25)) for one in (learner, again)]
+    reports = [one.train(one.pool(stage.candidates), policy(), SelectionConfig(), 8) for one in (learner, again)]
     np.testing.assert_array_equal(learner.theta, again.theta)
     assert reports[0].drift == reports[1].drift
     outcome = again.world.outcome(again.picks, np.array(again.rates))
@@ -278,15 +278,15 @@ def test_state_of_another_world_or_a_damaged_one_is_refused(recipe, learner, tmp
 def test_impossible_asks_end_with_a_sentence(recipe, learner, sequence):
     pool = learner.pool(sequence.stages[0].candidates)
     with pytest.raises(BudgetError, match="cannot feed 121 online steps"):
-        learner.train(pool, policy(), Schedule(121, 0.25))
+        learner.train(pool, policy(), SelectionConfig(), 121)
     with pytest.raises(BudgetError):
-        learner.train(pool, policy(), Schedule(8, 0.001, rounds=1))
+        learner.train(pool, policy(), SelectionConfig(budget=0.001, rounds=1), 8)
     without = QuadraticLearner(changed(recipe, proxy={"items_per_skill": 0}), 0)
     with pytest.raises(RecipeError, match="items_per_skill is 0"):
         without.signals(pool, ("future_proxy",))
     wild = QuadraticLearner(changed(recipe, training={"learning_rate": 1e200}), 0)
     with pytest.raises(NumericalError, match="step 2 of stage 1"), np.errstate(all="ignore"):
-        wild.train(wild.pool(sequence.stages[0].candidates), policy("random"), Schedule(8, 0.25))
+        wild.train(wild.pool(sequence.stages[0].candidates), policy("random"), SelectionConfig(), 8)
 
 
 def test_learning_rate_rises_then_falls_to_its_final_share(recipe):

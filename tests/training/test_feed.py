@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
+from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, deal, round_of, split_micro
 from support.training import Coin, make_policy, make_pool
 
@@ -17,9 +18,8 @@ def nothing(pool, names):
 
 
 def make_feed(rounds, steps, budget=0.25, epochs=1, seed=0):
-    return SelectionFeed(
-        make_policy(Coin(), seed), nothing, rounds=rounds, budget=budget, steps=steps, epochs=epochs, seed=seed
-    )
+    selection = SelectionConfig(budget=budget, rounds=rounds, epochs=epochs, seed=seed)
+    return SelectionFeed(make_policy(Coin(), seed), nothing, selection, steps)
 
 
 def run(feed, pool, steps, start=0):
@@ -95,7 +95,7 @@ def test_rounds_offer_only_what_was_not_picked_before():
         offered.append(set(pool.ids))
         return Signals(pool.ids, {})
 
-    feed = SelectionFeed(make_policy(), note, rounds=3, budget=0.5, steps=6)
+    feed = SelectionFeed(make_policy(), note, SelectionConfig(rounds=3, budget=0.5), 6)
     batches = run(feed, pool, 6)
     assert len(offered) == 3
     assert offered[0] == set(pool.ids)

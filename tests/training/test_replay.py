@@ -10,7 +10,7 @@ from longgame.selection.interventions import Replay, Reserve
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training import stage as module
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 from longgame.training.stage import run_stage
 from support.training import PAD, make_model, make_pool
 
@@ -39,7 +39,7 @@ def test_the_trainer_learns_the_picks_of_each_step_replayed_ones_included(monkey
         pad_token_id=PAD,
         pool=own,
         policy=policy,
-        schedule=Schedule(steps=2, budget=0.5, rounds=rounds, seed=3),
+        selection=SelectionConfig(budget=0.5, rounds=rounds, seed=3),
         spec=TrainingSpec(steps=2, warmup_steps=1),
         scorer=lambda pool, names: Signals(pool.ids, {}),
     )

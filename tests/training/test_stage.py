@@ -13,24 +13,24 @@ from longgame.models.head import ResponseHead
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.signals.base import Signals
-from longgame.training import schedule as updates
+from longgame.training import stage as updates
 from longgame.training.compat import model_untouched, shorten_walks
-from longgame.training.schedule import Schedule, stage_order
+from longgame.training.config import SelectionConfig
+from longgame.training.schedule import stage_order
 from longgame.training.stage import learning_rate_share, run_stage
 from support.training import PAD, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
 
 SPEC = TrainingSpec(steps=6, learning_rate=2e-2, warmup_steps=2)
 
 
-def stage(model, pool, selector=None, spec=SPEC, scorer=None, on_step=None, seed=5, **plan):
-    schedule = Schedule(**{"steps": 6, "budget": 0.25, "rounds": "step", "seed": seed, **plan})
+def stage(model, pool, selector=None, spec=SPEC, scorer=None, on_step=None, seed=5, **options):
     policy = make_policy(selector, seed)
     report = run_stage(
         model,
         pad_token_id=PAD,
         pool=pool,
         policy=policy,
-        schedule=schedule,
+        selection=SelectionConfig(**{"seed": seed, **options}),
         spec=spec,
         scorer=scorer or (lambda pool, names: Signals(pool.ids, {})),
         on_step=on_step,

@@ -1,5 +1,6 @@
 """The user-facing trainers: the Trainer's own steps and losses, resumable picks, clear refusals."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -16,6 +17,7 @@ from trl import SFTConfig
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
 from longgame.training import trainers
 from longgame.training.candidates import content_ids, pool_of
+from longgame.training.config import SelectionConfig
 from longgame.training.trainers import SelectionSFTTrainer, SelectionTrainer
 from support.training import PAD, VOCAB, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
 
@@ -72,6 +74,7 @@ class Recording(SelectionTrainer):
 
 
 def make_trainer(folder, tokenizer, cls=Recording, pool=None, model=None, train=None, dropout=0.0, args=None, **more):
+    more = with_selection(more)
     model = model or make_model(dropout=dropout)
     return cls(
         model,
@@ -81,6 +84,14 @@ def make_trainer(folder, tokenizer, cls=Recording, pool=None, model=None, train=
         processing_class=tokenizer,
         **more,
     )
+
+
+def with_selection(more):
+    """Fields of SelectionConfig among these arguments, put into one."""
+    fields = {item.name for item in dataclasses.fields(SelectionConfig)}
+    chosen = {name: value for name, value in more.items() if name in fields}
+    rest = {name: value for name, value in more.items() if name not in fields}
+    return {**rest, "selection": chosen} if chosen else rest
 
 
 def losses(trainer):
@@ -98,9 +109,7 @@ def test_steps_and_learning_rates_are_those_of_a_trainer_on_a_quarter_of_the_row
 
 
 def test_selecting_everything_gives_the_trainers_own_losses(tmp_path, tokenizer):
-    ours = make_trainer(
-        tmp_path, tokenizer, selector=Coin(), selection_budget=1.0, args={"gradient_accumulation_steps": 2}
-    )
+    ours = make_trainer(tmp_path, tokenizer, selector=Coin(), budget=1.0, args={"gradient_accumulation_steps": 2})
     ours.train()
     plain = make_trainer(tmp_path, tokenizer, Trainer, args={"gradient_accumulation_steps": 2})
     plain.train()
@@ -191,7 +200,7 @@ def test_a_checkpoint_holds_selection_without_pickle_and_one_without_it_is_refus
     with pytest.raises(ResumeError, match="'selection'"):
         make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train(resume_from_checkpoint=str(folder))
     with pytest.raises(ResumeError, match=r"budget was 0\.25, is 0\.5"):
-        make_trainer(tmp_path, tokenizer, selector=Coin(), selection_budget=0.5, candidate_ratio=4, args=args).train(
+        make_trainer(tmp_path, tokenizer, selector=Coin(), budget=0.5, candidate_ratio=4, args=args).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-4")
         )
 
@@ -307,7 +316,7 @@ def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tok
     [
         ({"selector": "los"}, RecipeError, "Did you mean 'loss'"),
         ({"selector": 3}, RecipeError, "selector is a int"),
-        ({"selection_budget": 0.0}, RecipeError, "budget is 0.0"),
+        ({"budget": 0.0}, RecipeError, "budget is 0.0"),
         ({"candidate_ratio": 0}, RecipeError, "candidate_ratio is 0"),
         ({"args": {"auto_find_batch_size": True}}, RecipeError, "auto_find_batch_size"),
         ({"args": {"train_sampling_strategy": "batch_rebalance"}}, RecipeError, "batch_rebalance"),
@@ -349,7 +358,9 @@ def sft(folder, tokenizer, args=None, **more):
     known = {name: value for name, value in config.items() if name in SFTConfig.__dataclass_fields__}
     config = SFTConfig(**{name: value for name, value in known.items() if value is not None})
     data = Dataset.from_list(rows)
-    return SelectionSFTTrainer(make_model(), config, train_dataset=data, processing_class=tokenizer, **more)
+    return SelectionSFTTrainer(
+        make_model(), config, train_dataset=data, processing_class=tokenizer, **with_selection(more)
+    )
 
 
 def test_the_sft_trainer_selects_scores_and_resumes(tmp_path, tokenizer):

@@ -26,7 +26,7 @@ from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS
-from longgame.training.schedule import Schedule
+from longgame.training.config import SelectionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,9 @@ def _step_seconds(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> fl
         part = pool.take(range(len(pool) * steps // recipe.training.steps))
         policy = SelectionPolicy(build_selector("random"), History(), generator(seed, "plan"))
         rounds: Literal["step"] | int = "step" if recipe.rounds == "step" else 1
-        schedule = Schedule(steps, recipe.budget, rounds, recipe.training.epochs, seed)
+        selection = SelectionConfig(budget=recipe.budget, rounds=rounds, epochs=recipe.training.epochs, seed=seed)
         with learner.fork() as fork:
-            return fork.train(part, policy, schedule).seconds["train"] / steps
+            return fork.train(part, policy, selection, steps).seconds["train"] / steps
 
     first = train(min(2, recipe.training.steps))
     return train(max(1, min(recipe.training.steps, round(2 / first))))

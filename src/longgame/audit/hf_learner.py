@@ -34,7 +34,8 @@ from longgame.signals.cache import SignalCache, signal_fingerprint
 from longgame.signals.engine import SignalEngine
 from longgame.signals.quality import quality_scores
 from longgame.signals.source import FrozenSignals
-from longgame.training.schedule import Schedule, StepInfo, TrainingReport, warmup_of
+from longgame.training.config import SelectionConfig
+from longgame.training.schedule import StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
 
 _LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
@@ -142,14 +143,14 @@ class HFLearner:
             _log.warning("signals are not kept for other trials and runs: %s", error)
             return None
 
-    def _first_choice(self, pool: Pool, policy: SelectionPolicy, schedule: Schedule) -> tuple[int, str | None]:
+    def _first_choice(self, pool: Pool, policy: SelectionPolicy, selection: SelectionConfig) -> tuple[int, str | None]:
         """Size of the pool and fingerprint of the model where a stage begins with an untouched one.
 
         The first choice from a whole pool then sees the same signals in every trial of the seed, whatever its budget,
         so they are kept. Online, only one step's candidates would be shared: less than looking them up costs.
         """
         live = set(_LIVE) & set(policy.selector.requires)
-        if self._stage > 0 or schedule.rounds == "step" or not live:
+        if self._stage > 0 or selection.rounds == "step" or not live:
             return 0, None
         return len(pool), self._fingerprint()
 
@@ -169,15 +170,16 @@ class HFLearner:
         self,
         pool: Pool,
         policy: SelectionPolicy,
-        schedule: Schedule,
+        selection: SelectionConfig,
+        steps: int,
         on_step: Callable[[StepInfo], None] | None = None,
     ) -> TrainingReport:
         spec = self.recipe.training
-        warmup = warmup_of(spec, schedule.steps)
+        warmup = warmup_of(spec, steps)
         before = self._copy()
         self._proxy_gradient = None
         self._proxy_passes = 0
-        self._first = self._first_choice(pool, policy, schedule)
+        self._first = self._first_choice(pool, policy, selection)
 
         def stepped(info: StepInfo) -> None:
             self._proxy_age += info.step > 0
@@ -191,8 +193,8 @@ class HFLearner:
             pad_token_id=self.pad_token_id,
             pool=pool,
             policy=policy,
-            schedule=schedule,
-            spec=spec.model_copy(update={"warmup_steps": warmup, "steps": schedule.steps}),
+            selection=selection,
+            spec=spec.model_copy(update={"warmup_steps": warmup, "steps": steps}),
             scorer=self.signals,
             on_step=stepped,
             where=f"stage {self._stage + 1}",

@@ -18,7 +18,8 @@ from longgame.evaluation.scorers import Score
 from longgame.recipe import AxesSpec, LoraSpec, Recipe
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
-from longgame.training.schedule import Schedule, StepInfo, TrainingReport
+from longgame.training.config import SelectionConfig
+from longgame.training.schedule import StepInfo, TrainingReport
 
 
 class Learner(Protocol):
@@ -44,7 +45,8 @@ class Learner(Protocol):
         self,
         pool: Pool,
         policy: SelectionPolicy,
-        schedule: Schedule,
+        selection: SelectionConfig,
+        steps: int,
         on_step: Callable[[StepInfo], None] | None = None,
     ) -> TrainingReport:
         """Train through one stage with a fresh optimiser; the policy decides what is learned."""

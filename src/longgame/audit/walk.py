@@ -42,7 +42,8 @@ from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import SIGNALS
 from longgame.storage import read_arrays, read_json, read_state, write_arrays, write_state, write_table
-from longgame.training.schedule import Schedule, StepInfo, TrainingReport, stage_order
+from longgame.training.config import SelectionConfig
+from longgame.training.schedule import StepInfo, TrainingReport, stage_order
 
 GRADIENT = ("grad_sketch",)
 """What the future proxy and the diagnostics are measured by."""
@@ -188,8 +189,7 @@ def _curve(
 ) -> list[dict[str, Any]]:
     common = kind == "common"
     rounds = recipe.rounds if recipe.rounds == "step" else min(recipe.rounds, recipe.probe.steps)
-    schedule = Schedule(
-        steps=recipe.probe.steps,
+    selection = SelectionConfig(
         budget=recipe.budget,
         rounds="step" if common else rounds,
         epochs=1 if common else recipe.training.epochs,
@@ -208,7 +208,7 @@ def _curve(
                 macro = float(np.mean(measured)) if measured else float("nan")
                 rows.append(_point("", scorer, macro, kind, info, following))
 
-    fork.train(pool, policy, schedule, measure)
+    fork.train(pool, policy, selection, recipe.probe.steps, measure)
     return rows
 
 
@@ -372,8 +372,7 @@ def _stage(
         notify(trial.name, number, activity, info.step, info.steps)
 
     pool = learner.pool(stage.candidates)
-    schedule = Schedule(
-        steps=recipe.training.steps,
+    selection = SelectionConfig(
         budget=recipe.budget,
         rounds=recipe.rounds,
         epochs=recipe.training.epochs,
@@ -381,7 +380,7 @@ def _stage(
     )
     reserve = reserve_of(learner, sequence, number, pool, recipe, trial.seed) if policy.replays else None
     policy.begin_stage(generator(trial.seed, "select", number), reserve)
-    report = learner.train(pool, policy, schedule, lambda info: tell("train", info))
+    report = learner.train(pool, policy, selection, recipe.training.steps, lambda info: tell("train", info))
     clock = time.perf_counter()
     notify(trial.name, number, "evaluate", 0, 1)
     last = number == len(sequence.stages)
@@ -389,7 +388,7 @@ def _stage(
     rows = score_rows(learner.score(tasks), tasks, number)
     seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
     items = [item for other in sequence.stages for item in other.proxy] if report.proxy_passes else []
-    work = stage_work(report, policy, pool, learner.pool(items) if items else None, schedule.epochs)
+    work = stage_work(report, policy, pool, learner.pool(items) if items else None, recipe.training.epochs)
     learned = policy.learnable(pool)
     rows += _diagnostics(learner, learned, policy, report, recipe)
     if not last:

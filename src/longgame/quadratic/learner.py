@@ -42,9 +42,9 @@ from longgame.recipe import Recipe, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
+from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed
 from longgame.training.schedule import (
-    Schedule,
     StepInfo,
     TrainingReport,
     learning_rate_share,
@@ -237,30 +237,23 @@ class QuadraticLearner:
         self,
         pool: Pool,
         policy: SelectionPolicy,
-        schedule: Schedule,
+        selection: SelectionConfig,
+        steps: int,
         on_step: Callable[[StepInfo], None] | None = None,
     ) -> TrainingReport:
-        """Train through one stage by SGD; ``policy`` decides what is learned, ``schedule`` when it is asked.
+        """Train through one stage by SGD; ``policy`` decides what is learned, ``selection`` when it is asked.
 
         Raises:
             BudgetError: fewer candidates or picks than steps, or a share of the budget that holds no example.
             NumericalError: θ diverged (stage and step are named).
         """
         start, before = self.theta.copy(), self.theta - self.world.base
-        rates = learning_rates(self.recipe.training, schedule.steps)
-        updates = np.zeros((schedule.steps, len(self.theta)))
-        losses = np.full(schedule.steps, np.nan)
+        rates = learning_rates(self.recipe.training, steps)
+        updates = np.zeros((steps, len(self.theta)))
+        losses = np.full(steps, np.nan)
         seconds = dict.fromkeys(("train", "select", "diagnose", "callbacks"), 0.0)
-        feed = SelectionFeed(
-            policy,
-            self.signals,
-            rounds=schedule.rounds,
-            budget=schedule.budget,
-            steps=schedule.steps,
-            epochs=schedule.epochs,
-            seed=schedule.seed,
-        )
-        candidates, learnable = _candidates(pool, schedule), policy.learnable(pool)
+        feed = SelectionFeed(policy, self.signals, selection, steps)
+        candidates, learnable = _candidates(pool, selection, steps), policy.learnable(pool)
         clock = time.perf_counter()
 
         def lap(part: str) -> None:
@@ -271,12 +264,12 @@ class QuadraticLearner:
 
         def tell(step: int, loss: float) -> None:
             if on_step is not None:
-                on_step(StepInfo(step, schedule.steps, feed.learned, loss))
+                on_step(StepInfo(step, steps, feed.learned, loss))
             lap("callbacks")
 
         tell(0, float("nan"))
         self._hold_proxy, self._proxy_passes = True, 0
-        for step in range(schedule.steps):
+        for step in range(steps):
             if step % self.recipe.proxy.refresh_steps == 0:
                 self._proxy = None
             ids = feed.batch(step, candidates)
@@ -302,7 +295,7 @@ class QuadraticLearner:
         seconds["select"] -= policy.measuring
         seconds["diagnose"] = policy.measuring
         return TrainingReport(
-            steps=schedule.steps,
+            steps=steps,
             selected_tokens=feed.spent,
             optimiser_tokens=feed.learned,
             candidate_tokens=feed.seen,
@@ -381,21 +374,21 @@ class QuadraticLearner:
         return hashlib.sha256(repr((self.world.spec, self.world.seed)).encode()).hexdigest()[:16]
 
 
-def _candidates(pool: Pool, schedule: Schedule) -> Callable[[Collection[str]], Pool]:
+def _candidates(pool: Pool, selection: SelectionConfig, steps: int) -> Callable[[Collection[str]], Pool]:
     """What each round decides over: the next share of the candidate stream, or what is left of the pool.
 
     Raises:
         BudgetError: fewer candidates than online steps.
     """
-    order = stage_order(pool, generator(schedule.seed, "order"))
-    if schedule.rounds != "step":
+    order = stage_order(pool, generator(selection.seed or 0, "order"))
+    if selection.rounds != "step":
         return lambda taken: pool.take([row for row in order if pool.ids[row] not in taken])
-    if len(order) < schedule.steps:
+    if len(order) < steps:
         raise BudgetError(
-            f"a pool of {len(order)} candidates cannot feed {schedule.steps} online steps. "
+            f"a pool of {len(order)} candidates cannot feed {steps} online steps. "
             "Raise the pool size, lower training.steps, or use a number of rounds."
         )
-    chunks = iter(np.array_split(order, schedule.steps))
+    chunks = iter(np.array_split(order, steps))
     return lambda _taken: pool.take(next(chunks))
 
 

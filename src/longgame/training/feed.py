@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -17,42 +17,30 @@ from longgame.data.examples import Pool
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.seeding import generator
 from longgame.selection.policy import Scorer, SelectionPolicy
-
-Rounds = int | Literal["step"]
+from longgame.training.config import SelectionConfig
 
 
 class SelectionFeed:
     """Gives every optimiser step the ids it learns from.
 
     Args:
-        policy: decides; it is told the budget that `SelectionFeed` keeps count of.
+        policy: decides; the budget is passed in each round by `SelectionFeed`, which counts the tokens.
         score: signals of candidates under the model as it is now.
-        rounds: "step", or the number of rounds that share the steps.
-        budget: share of the candidates' tokens that may be spent, in (0, 1].
+        selection: budget, rounds, epochs (default 1) and the seed of the dealing (default 0).
         steps: optimiser steps of the whole run.
-        epochs: passes over what a round picked.
-        seed: of the dealing.
 
     Raises:
-        RecipeError: rounds, budget, steps or epochs are out of range or do not go together.
+        RecipeError: there are more rounds than steps.
     """
 
-    def __init__(
-        self,
-        policy: SelectionPolicy,
-        score: Scorer,
-        *,
-        rounds: Rounds,
-        budget: float,
-        steps: int,
-        epochs: int = 1,
-        seed: int = 0,
-    ) -> None:
-        check_plan(rounds, budget, epochs)
-        if rounds != "step" and rounds > steps:
-            raise RecipeError(f"rounds is {rounds} but there are only {steps} steps; use at most one round per step.")
-        self.policy, self.score = policy, score
-        self.rounds, self.budget, self.steps, self.epochs, self.seed = rounds, budget, steps, epochs, seed
+    def __init__(self, policy: SelectionPolicy, score: Scorer, selection: SelectionConfig, steps: int) -> None:
+        if selection.rounds != "step" and selection.rounds > steps:
+            raise RecipeError(
+                f"rounds is {selection.rounds} but there are only {steps} steps; use at most one round per step."
+            )
+        self.policy, self.score, self.steps = policy, score, steps
+        self.rounds, self.budget = selection.rounds, selection.budget
+        self.epochs, self.seed = selection.epochs or 1, selection.seed or 0
         self.spent = 0
         """Tokens the selector spent."""
         self.seen = 0
@@ -160,21 +148,6 @@ class SelectionFeed:
     def _plan(self) -> dict[str, Any]:
         names = ("rounds", "budget", "steps", "epochs", "seed")
         return {"selector": self.policy.selector.name, **{name: getattr(self, name) for name in names}}
-
-
-def check_plan(rounds: Rounds, budget: float, epochs: int) -> None:
-    """Raise RecipeError where rounds, budget or epochs are out of range or do not go together."""
-    if rounds != "step" and (isinstance(rounds, str) or rounds < 1):
-        raise RecipeError(f"rounds is {rounds!r}; use 'step' or a whole number from 1 on.")
-    if not 0 < budget <= 1:
-        raise RecipeError(f"the selection budget is {budget}; it is a share of the candidates' tokens, in (0, 1].")
-    if epochs < 1:
-        raise RecipeError(f"epochs is {epochs}; use 1 or more.")
-    if rounds == "step" and epochs != 1:
-        raise RecipeError(
-            f"epochs is {epochs} but rounds is 'step': a step learns once from what it picks. "
-            "Use epochs 1, or a number of rounds."
-        )
 
 
 def round_of(step: int, steps: int, rounds: int) -> int:

@@ -5,6 +5,7 @@ The loop is transformers' Trainer with `SelectionMixin`, so what the audit measu
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -24,14 +26,14 @@ from longgame.models.parts import evaluating
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import Scorer, SelectionPolicy
+from longgame.signals.projection import UpdateSketch
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.compat import global_rng_kept, model_untouched, shorten_walks
+from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
 from longgame.training.schedule import (
-    Schedule,
     StepInfo,
     TrainingReport,
-    UpdateRecorder,
     learning_rate_share,
     stage_order,
 )
@@ -46,7 +48,7 @@ def run_stage(
     pad_token_id: int,
     pool: Pool,
     policy: SelectionPolicy,
-    schedule: Schedule,
+    selection: SelectionConfig,
     spec: TrainingSpec,
     scorer: Scorer,
     on_step: OnStep | None = None,
@@ -56,7 +58,7 @@ def run_stage(
     """Train ``model`` in place through one stage, with a fresh AdamW, on the device and in the dtype it comes in.
 
     The loss of a step is the mean over all response tokens of its picks. The candidate stream (`stage_order`) and the
-    dealing depend on ``schedule.seed`` and the pool alone, so every selector of a seed is offered the same candidates
+    dealing depend on ``selection.seed`` and the pool alone, so every selector of a seed is offered the same candidates
     at the same steps. The model's patches, hooks, flags and gradients and all global random states are afterwards as
     they were; only trainable weights differ.
 
@@ -64,8 +66,8 @@ def run_stage(
         model: a causal LM, or a PeftModel around one; whatever requires a gradient is trained.
         pad_token_id: fills up batches (never attended to, never learned).
         policy: decides; its stage has been begun by the caller.
-        schedule: steps, budget, rounds, epochs, seed; ``spec.steps`` and ``spec.epochs`` are not read.
-        spec: learning rate, warm-up, decay, weight decay, clipping, accumulation.
+        selection: budget, rounds, epochs, seed; its selector is not read.
+        spec: steps, learning rate, warm-up, decay, weight decay, clipping, accumulation; ``epochs`` is not read.
         scorer: (pool, names) → signals under the model as it is when called.
         on_step: told before the first update and after every step, with the model in eval mode; what it draws from
             global generators does not reach the training. ``StepInfo.selected_tokens`` counts the tokens learned from
@@ -84,20 +86,20 @@ def run_stage(
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise ModelError("the model has no trainable parameter; attach an adapter or unfreeze its weights.")
-    if schedule.rounds == "step" and len(pool) < schedule.steps:
+    if selection.rounds == "step" and len(pool) < spec.steps:
         raise BudgetError(
-            f"{where}: {len(pool)} candidates cannot be dealt to {schedule.steps} steps. "
+            f"{where}: {len(pool)} candidates cannot be dealt to {spec.steps} steps. "
             "Use a larger pool, fewer steps, or a number of rounds."
         )
     clock = time.perf_counter()
     with model_untouched(model), global_rng_kept(), tempfile.TemporaryDirectory(prefix="longgame-") as scratch:
         trainer = StageTrainer(
             model,
-            _arguments(model, output_dir or scratch, schedule, spec),
+            _arguments(model, output_dir or scratch, selection.seed or 0, spec),
             pool=pool,
             pad_token_id=pad_token_id,
             policy=policy,
-            schedule=schedule,
+            selection=selection,
             spec=spec,
             scorer=scorer,
             trainable=trainable,
@@ -108,11 +110,11 @@ def run_stage(
         return trainer.report(time.perf_counter() - clock)
 
 
-def _arguments(model: nn.Module, output_dir: str, schedule: Schedule, spec: TrainingSpec) -> TrainingArguments:
+def _arguments(model: nn.Module, output_dir: str, seed: int, spec: TrainingSpec) -> TrainingArguments:
     device = next(model.parameters()).device
     return TrainingArguments(
         output_dir=output_dir,
-        max_steps=schedule.steps,
+        max_steps=spec.steps,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
@@ -120,7 +122,7 @@ def _arguments(model: nn.Module, output_dir: str, schedule: Schedule, spec: Trai
         max_grad_norm=spec.max_grad_norm,
         # One kernel for all parameters instead of some ten per parameter, and elementwise: the same bits every time.
         optim="adamw_torch_fused",
-        seed=schedule.seed % 2**32,
+        seed=seed % 2**32,
         use_cpu=device.type == "cpu",
         eval_strategy="no",
         save_strategy="no",
@@ -139,8 +141,6 @@ def _arguments(model: nn.Module, output_dir: str, schedule: Schedule, spec: Trai
 class StageTrainer(SelectionMixin, Trainer):
     """The selection trainer on a tokenised pool: no columns, no files, no logging; built and used by `run_stage`."""
 
-    _selection_keeps_signals = True  # the audit's diagnostics read them
-
     def __init__(
         self,
         model: nn.Module,
@@ -149,15 +149,15 @@ class StageTrainer(SelectionMixin, Trainer):
         pool: Pool,
         pad_token_id: int,
         policy: SelectionPolicy,
-        schedule: Schedule,
+        selection: SelectionConfig,
         spec: TrainingSpec,
         scorer: Scorer,
         trainable: Sequence[tuple[str, nn.Parameter]],
         on_step: OnStep | None,
         where: str,
     ) -> None:
-        self.pool, self.schedule, self.spec, self.where = pool, schedule, spec, where
-        self.losses = np.zeros(schedule.steps)
+        self.pool, self.spec, self.where = pool, spec, where
+        self.losses = np.zeros(spec.steps)
         self.seconds = {"select": 0.0, "callbacks": 0.0}
         self._pad = pad_token_id
         self._parameters = [parameter for _, parameter in trainable]
@@ -166,15 +166,12 @@ class StageTrainer(SelectionMixin, Trainer):
         super().__init__(
             model,
             args,
-            train_dataset=_ticks(pool, schedule, spec.accumulation),
-            selector=policy,
-            selection_budget=schedule.budget,
-            rounds=schedule.rounds,
-            candidate_ratio=1,
+            train_dataset=_ticks(pool, selection, spec),
+            # the diagnostics of the audit read what the selector saw
+            selection=dataclasses.replace(selection, selector=policy, candidate_ratio=1, keep_signals=True),
             signals=scorer,
-            selection_epochs=schedule.epochs,
         )
-        self.updates = UpdateRecorder(trainable, schedule.steps, seed=schedule.seed)
+        self.updates = UpdateRecorder(trainable, spec.steps, seed=selection.seed or 0)
         self._selection_whole = (pool, dict(pool.index))
         self._learnable = policy.learnable(pool)
         self.remove_callback(PrinterCallback)
@@ -188,7 +185,7 @@ class StageTrainer(SelectionMixin, Trainer):
         feed = self._open_selection()
         measuring = self.selection_policy.measuring
         return TrainingReport(
-            steps=self.schedule.steps,
+            steps=self.spec.steps,
             selected_tokens=feed.spent,
             optimiser_tokens=feed.learned,
             candidate_tokens=feed.seen,
@@ -214,12 +211,9 @@ class StageTrainer(SelectionMixin, Trainer):
     def _selection_dataset(self, dataset: Any) -> Any:
         return dataset
 
-    def _selection_seed(self) -> int:
-        return self.schedule.seed
-
     def _selection_batches(self, feed: SelectionFeed, step: int, rows: Sequence[int], parts: int) -> list[Any]:
         begun = time.perf_counter()
-        stream = self.selection_rounds == "step"
+        stream = self.selection.rounds == "step"
         self._picks = feed.batch(step, (lambda _: self.pool.take(rows)) if stream else self._selection_rest)
         self.seconds["select"] += time.perf_counter() - begun
         pool = self._learnable
@@ -274,7 +268,7 @@ class StageTrainer(SelectionMixin, Trainer):
     def _stop(self, what: str, value: float) -> None:
         named = ", ".join(self._picks[:8]) + (f" and {len(self._picks) - 8} more" if len(self._picks) > 8 else "")
         raise NumericalError(
-            f"{self.where}, step {self.state.global_step + 1} of {self.schedule.steps}: the {what} is {value} "
+            f"{self.where}, step {self.state.global_step + 1} of {self.spec.steps}: the {what} is {value} "
             f"(examples {named}). The weights are those of the step before. Lower training.learning_rate, use "
             "float32, or look at these examples."
         )
@@ -303,18 +297,72 @@ class _Watch(TrainerCallback):
         trainer, begun = self._trainer, time.perf_counter()
         learned = trainer._open_selection().learned
         with evaluating(self._modules), global_rng_kept():
-            self._on_step(StepInfo(step, trainer.schedule.steps, learned, loss))
+            self._on_step(StepInfo(step, trainer.spec.steps, learned, loss))
         trainer.seconds["callbacks"] += time.perf_counter() - begun
 
 
-def _ticks(pool: Pool, schedule: Schedule, accumulation: int) -> list[Candidates]:
+def _ticks(pool: Pool, selection: SelectionConfig, spec: TrainingSpec) -> list[Candidates]:
     """The candidate stream: one tick per micro-batch, the ticks of a step holding its share of the pool."""
-    if schedule.rounds != "step":
-        return [Candidates() for _ in range(schedule.steps * accumulation)]
-    order = stage_order(pool, generator(schedule.seed, "candidates"))
-    chunks = np.array_split(order, schedule.steps)
-    return [Candidates(part.tolist()) for chunk in chunks for part in np.array_split(chunk, accumulation)]
+    if selection.rounds != "step":
+        return [Candidates() for _ in range(spec.steps * spec.accumulation)]
+    order = stage_order(pool, generator(selection.seed or 0, "candidates"))
+    chunks = np.array_split(order, spec.steps)
+    return [Candidates(part.tolist()) for chunk in chunks for part in np.array_split(chunk, spec.accumulation)]
 
 
 def _only(ticks: list[Candidates]) -> Candidates:
     return ticks[0]
+
+
+# What the optimiser did to the weights, step by step: the Gram matrix of its updates.
+
+EXACT_FLOATS = 64_000_000
+"""Parameters × steps up to which the updates themselves are kept (float32, 256 MB)."""
+
+SKETCH_DIM = 8192
+"""Numbers per update above that; an inner product is then off by about √(2/8192) = 1.6 % of the two norms' product."""
+
+
+class UpdateRecorder:
+    """Collects Δθ of every step and gives their inner products (the input of update concentration).
+
+    Exact while parameters × steps stay under `EXACT_FLOATS`; above, each update is projected to `SKETCH_DIM` numbers
+    by a count sketch, whose inner products are unbiased.
+
+    Args:
+        parameters: (name, tensor) of everything the optimiser changes.
+        steps: how many updates will be recorded.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, Tensor]], steps: int, *, seed: int = 0) -> None:
+        self._names = [name for name, _ in parameters]
+        self._tensors = [tensor.detach() for _, tensor in parameters]
+        self._sizes = [tensor.numel() for tensor in self._tensors]
+        self.exact = sum(self._sizes) * steps <= EXACT_FLOATS
+        self._seed = seed
+        self._before = self._flat()
+        width = sum(self._sizes) if self.exact else SKETCH_DIM
+        self._updates = torch.zeros(steps, width, dtype=torch.float32, device=self._before.device)
+        self._count = 0
+
+    def _flat(self) -> Float[Tensor, " parameters"]:
+        return torch.cat([tensor.reshape(-1) for tensor in self._tensors]).float()
+
+    def record(self) -> None:
+        """Note what changed since the last call (call it once after every optimiser step)."""
+        after = self._flat()
+        update = torch.sub(after, self._before, out=self._before)
+        if self.exact:
+            self._updates[self._count] = update
+        else:
+            sketch = UpdateSketch(SKETCH_DIM, self._seed)
+            for name, part in zip(self._names, update.split(self._sizes), strict=True):
+                sketch.add(name, part)
+            self._updates[self._count] = torch.as_tensor(sketch.vector())
+        self._before = after
+        self._count += 1
+
+    def gram(self) -> Float[np.ndarray, "steps steps"]:
+        """Inner products of the recorded updates, float64, in squared parameter units."""
+        updates = self._updates[: self._count]
+        return (updates @ updates.T).double().cpu().numpy()

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
 from longgame.models.parts import evaluating
-from longgame.seeding import generator, stream_seed
-from longgame.selection.base import Selector, build_selector
-from longgame.selection.history import History
+from longgame.seeding import stream_seed
+from longgame.selection.base import Selector
 from longgame.selection.policy import Scorer, SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
 from longgame.training.candidates import ID, OWN_COLUMNS, Candidates, pool_of, with_ids
-from longgame.training.feed import Rounds, SelectionFeed, check_plan, split_micro
+from longgame.training.config import SelectionConfig
+from longgame.training.feed import SelectionFeed, split_micro
 from longgame.training.scoring import ModelScorer
 
 if TYPE_CHECKING:
@@ -49,15 +48,9 @@ class SelectionMixin(_Trainer):
     and its state is in every checkpoint: a resumed run picks and learns what an undisturbed one does.
 
     Args:
-        selector: a name (`longgame selectors`), a `Selector`, or a `SelectionPolicy` that brings history and generator.
-        selection_budget: share of the candidates' tokens that is trained on, in (0, 1].
-        rounds: "step" chooses anew at every step from the step's own candidates; a number n splits the training into
-            n rounds, at the start of each all examples not yet picked are scored and the round's share is chosen
-            (n = 1 is one offline choice).
-        candidate_ratio: candidates per place in a batch; default ⌈1 / selection_budget⌉.
+        selection: a `SelectionConfig`, or in short a selector (its name, a `Selector` or a `SelectionPolicy`) or a
+            mapping of the config's fields.
         signals: (pool, names) → Signals; default `longgame.training.scoring.ModelScorer`.
-        selection_epochs: passes over what a round picked; default: as many as the run makes over the dataset
-            (always 1 with ``rounds="step"``).
 
     Raises:
         RecipeError: a wrong value, or a set-up that selection does not go with: packing or padding-free batches,
@@ -72,27 +65,15 @@ class SelectionMixin(_Trainer):
         _signature_columns: Any
         _get_train_sampler: Any
 
-    _selection_keeps_signals = False
-    """Whether the policy's log keeps what the selector saw (grows with every round)."""
-
     def __init__(
         self,
         *args: Any,
-        selector: str | Selector | SelectionPolicy = "random",
-        selection_budget: float = 0.25,
-        rounds: Rounds = "step",
-        candidate_ratio: int | None = None,
+        selection: SelectionConfig | Mapping[str, Any] | str | Selector | SelectionPolicy = SelectionConfig(),
         signals: Scorer | None = None,
-        selection_epochs: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_plan(rounds, selection_budget, selection_epochs or 1)
-        ratio = math.ceil(round(1 / selection_budget, 9)) if candidate_ratio is None else candidate_ratio
-        if ratio < 1:
-            raise RecipeError(f"candidate_ratio is {ratio}; use 1 or more candidates per place in a batch.")
+        self.selection = SelectionConfig.of(selection)
         _refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
-        self.selection_budget, self.selection_rounds, self.candidate_ratio = selection_budget, rounds, ratio
-        self.selection_epochs = selection_epochs
         self._selection_scorer = signals
         self._selection_feed: SelectionFeed | None = None
         self._selection_clock: Any = None
@@ -101,7 +82,7 @@ class SelectionMixin(_Trainer):
         self._refuse_selection()
         # Sending batches from the main process to the others (accelerate's way with streams) knows tensors only.
         self.accelerator.dataloader_config.dispatch_batches = False
-        self.selection_policy = self._selection_policy_of(selector)
+        self.selection_policy = self.selection.build_policy(self._selection_seed())
         if self.train_dataset is not None:
             self.train_dataset = self._selection_dataset(self.train_dataset)
 
@@ -122,7 +103,7 @@ class SelectionMixin(_Trainer):
             loader = self._get_dataloader(
                 dataset=self.train_dataset,
                 description="Training",
-                batch_size=self._train_batch_size * self.candidate_ratio,
+                batch_size=self._train_batch_size * self.selection.ratio,
                 sampler_fn=self._get_train_sampler,
                 is_training=True,
             )
@@ -162,7 +143,7 @@ class SelectionMixin(_Trainer):
 
     def _selection_batches(self, feed: SelectionFeed, step: int, rows: Sequence[Any], parts: int) -> list[Any]:
         """Micro-batches of this step."""
-        if self.selection_rounds == "step":
+        if self.selection.rounds == "step":
             offered = {str(row[ID]): row for row in rows}
             ids = feed.batch(step, lambda _: pool_of(rows, self._selection_decode()))
             features = [offered[sample_id] for sample_id in ids]
@@ -187,22 +168,23 @@ class SelectionMixin(_Trainer):
             self._selection_feed = SelectionFeed(
                 self.selection_policy,
                 self._selection_score,
-                rounds=self.selection_rounds,
-                budget=self.selection_budget,
-                steps=steps,
-                epochs=self._selection_passes(steps),
-                seed=stream_seed(self._selection_seed(), "selection", "deal"),
+                dataclasses.replace(
+                    self.selection,
+                    epochs=self._selection_passes(steps),
+                    seed=stream_seed(self._selection_seed(), "selection", "deal"),
+                ),
+                steps,
             )
         return self._selection_feed
 
     def _selection_passes(self, steps: int) -> int:
-        if self.selection_rounds == "step" or self.selection_epochs is not None:
-            return self.selection_epochs or 1
-        offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.candidate_ratio
+        if self.selection.rounds == "step" or self.selection.epochs is not None:
+            return self.selection.epochs or 1
+        offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
         return max(1, round(offered / len(self.train_dataset)))
 
     def _selection_score(self, pool: Pool, names: Sequence[str]) -> Signals:
-        if self.selection_policy.rounds and not self._selection_keeps_signals:
+        if self.selection_policy.rounds and not self.selection.keep_signals:
             last = self.selection_policy.rounds[-1]
             self.selection_policy.rounds[-1] = dataclasses.replace(last, signals=Signals(last.signals.ids, {}))
         if not names:
@@ -231,22 +213,11 @@ class SelectionMixin(_Trainer):
     # Set-up
 
     def _selection_dataset(self, dataset: Any) -> Any:
-        return with_ids(dataset, self.selection_rounds)
+        return with_ids(dataset, self.selection.rounds)
 
     def _selection_seed(self) -> int:
-        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
-
-    def _selection_policy_of(self, selector: str | Selector | SelectionPolicy) -> SelectionPolicy:
-        if isinstance(selector, SelectionPolicy):
-            return selector
-        if isinstance(selector, str):
-            selector = build_selector(selector)
-        if not isinstance(selector, Selector):
-            raise RecipeError(
-                f"selector is a {type(selector).__name__}; give a name, a Selector instance or a SelectionPolicy."
-            )
-        history = History(seed=stream_seed(self._selection_seed(), "selection", "history"))
-        return SelectionPolicy(selector, history, generator(self._selection_seed(), "selection", "select"))
+        seeds = (self.selection.seed, self.args.data_seed, self.args.seed)
+        return int(next(seed for seed in seeds if seed is not None))
 
     def _selection_tokenizer(self) -> Any:
         held = self.processing_class
@@ -279,7 +250,7 @@ class SelectionMixin(_Trainer):
             raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
         if args.train_sampling_strategy == "batch_rebalance":
             raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
-        if self.selection_rounds != "step" and isinstance(self.train_dataset, IterableDataset):
+        if self.selection.rounds != "step" and isinstance(self.train_dataset, IterableDataset):
             self._selection_dataset(self.train_dataset)
 
 

@@ -3,7 +3,7 @@
 ```python
 from longgame.training.trainers import SelectionSFTTrainer
 
-trainer = SelectionSFTTrainer(model, args, train_dataset=dataset, selector="loss", selection_budget=0.25)
+trainer = SelectionSFTTrainer(model, args, train_dataset=dataset, selection="loss")
 trainer.train()
 ```
 """

@@ -1,0 +1,134 @@
+"""`SelectionConfig`: what is selected while training, in one object for the trainers and the audit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from longgame.errors import RecipeError, unknown
+from longgame.seeding import generator, stream_seed
+from longgame.selection.base import SCORES, Selector, build_selector
+from longgame.selection.history import History
+from longgame.selection.policy import SelectionPolicy
+
+Rounds = int | Literal["step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """How examples are selected while a model trains.
+
+    ```python
+    config = SelectionConfig(selector="loss", budget=0.1)
+    trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=config)
+    ```
+
+    Raises:
+        RecipeError: a value is out of range, or the selector or one of its parameters is unknown.
+        PluginError: the selector cannot be made.
+    """
+
+    selector: str | Selector | SelectionPolicy = "random"
+    """A name (`longgame selectors` lists them, ``path/to/file.py:Class`` is your own), a `Selector`, or a
+    `SelectionPolicy`, which brings its own history and generator."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the selector; only with a name."""
+    budget: float = 0.25
+    """Share of the candidates' tokens (prompt + response) that is trained on, in (0, 1]."""
+    rounds: Rounds = "step"
+    """"step": every step selects from its own candidates. n: training is split into n rounds; each round scores all
+    examples that are not selected yet and selects its share (1 = one offline choice)."""
+    candidate_ratio: int | None = None
+    """Candidates per place in a batch; default: ⌈1 / budget⌉."""
+    epochs: int | None = None
+    """Passes over what a round selected; default: as many as the training makes over the dataset, and always 1 with
+    ``rounds="step"``."""
+    seed: int | None = None
+    """Seed of selection and of dealing examples to steps; default: ``data_seed`` or ``seed`` of the arguments."""
+    proxy_refresh_steps: int = 8
+    """Optimizer steps after which the gradient of the proxy dataset is measured again, for selectors that use it."""
+    keep_signals: bool = False
+    """Keep what the selector saw in every round in the policy's log; memory grows with the rounds."""
+
+    def __post_init__(self) -> None:
+        if self.rounds != "step" and (isinstance(self.rounds, str) or self.rounds < 1):
+            raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.")
+        if not 0 < self.budget <= 1:
+            raise RecipeError(f"budget is {self.budget}; it is a share of the candidates' tokens, in (0, 1].")
+        if self.candidate_ratio is not None and self.candidate_ratio < 1:
+            raise RecipeError(
+                f"candidate_ratio is {self.candidate_ratio}; use 1 or more candidates per place in a batch."
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise RecipeError(f"epochs is {self.epochs}; use 1 or more.")
+        if self.rounds == "step" and self.epochs not in (None, 1):
+            raise RecipeError(
+                f"epochs is {self.epochs} but rounds is 'step': a step trains once on what it selects. "
+                "Use epochs 1, or a number of rounds."
+            )
+        if self.proxy_refresh_steps < 1:
+            raise RecipeError(f"proxy_refresh_steps is {self.proxy_refresh_steps}; use 1 or more.")
+        if isinstance(self.selector, str):
+            if not self.selector.startswith(SCORES):  # reads a file, which may be large
+                build_selector(self.selector, self.parameters)
+        elif not isinstance(self.selector, Selector | SelectionPolicy):
+            raise RecipeError(
+                f"selector is a {type(self.selector).__name__}; give a name, a Selector or a SelectionPolicy."
+            )
+        elif self.parameters:
+            raise RecipeError(
+                f"parameters are {dict(self.parameters)} but selector is a {type(self.selector).__name__} already. "
+                "Pass them where it is made, or give the selector by name."
+            )
+
+    @classmethod
+    def of(cls, value: SelectionConfig | Mapping[str, Any] | str | Selector | SelectionPolicy) -> SelectionConfig:
+        """Return the config that a short form means: a selector, by name or made, or a mapping of fields."""
+        if isinstance(value, SelectionConfig):
+            return value
+        return cls.from_dict(value) if isinstance(value, Mapping) else cls(selector=value)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SelectionConfig:
+        """Return the config of these fields; missing ones have their defaults.
+
+        Raises:
+            RecipeError: a key is no field; otherwise as the class.
+        """
+        names = [item.name for item in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise RecipeError(f"SelectionConfig: {unknown('field', key, names)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, which `from_dict` takes.
+
+        Raises:
+            RecipeError: the selector is an object, whose parameters are not known here.
+        """
+        if not isinstance(self.selector, str):
+            raise RecipeError(
+                f"selector is a {type(self.selector).__name__}, which has no plain form. Give its name and parameters."
+            )
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)} | {
+            "parameters": dict(self.parameters)
+        }
+
+    @property
+    def ratio(self) -> int:
+        """Candidates per place in a batch."""
+        return math.ceil(round(1 / self.budget, 9)) if self.candidate_ratio is None else self.candidate_ratio
+
+    def build_policy(self, seed: int) -> SelectionPolicy:
+        """Return the policy that decides, with an empty history; a `SelectionPolicy` is returned as it is."""
+        if isinstance(self.selector, SelectionPolicy):
+            return self.selector
+        selector = self.selector
+        if isinstance(selector, str):
+            selector = build_selector(selector, self.parameters)
+        history = History(seed=stream_seed(seed, "selection", "history"))
+        return SelectionPolicy(selector, history, generator(seed, "selection", "select"))
