@@ -26,10 +26,10 @@ def calibrate(
 
     Ends with a line for each figure and exit code 1 if one is short.
     """
-    from longgame.commands.report import print_rows, write_chart, write_json
     from studies.calibration.charts import coverage_chart, false_alarms_chart, power_chart
     from studies.calibration.measure import FULL, QUICK, measure, requirements
     from studies.calibration.study import spread
+    from studies.output import print_rows, write_chart, write_json
 
     console, plan = Console(), QUICK if quick else FULL
     with Progress(

@@ -25,7 +25,7 @@ def theory(
     Ends with a line for each figure and exit code 1 if one is short.
     """
     from benchmarks.harness import at_least, at_most
-    from longgame.commands.report import print_rows, write_chart, write_json
+    from studies.output import print_rows, write_chart, write_json
     from studies.theory.evidence import CONDITIONS, ordering_table, stage_summary, stage_table
 
     console = Console()

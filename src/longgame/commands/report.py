@@ -1,22 +1,15 @@
-"""What commands write beside their text: charts for pages that are read without a browser, and JSON."""
+"""``longgame report`` and ``longgame compare``."""
 
 from __future__ import annotations
 
 import gc
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import altair as alt
 import typer
-import vl_convert
 from rich.console import Console
-from rich.table import Table
-
-from longgame.errors import StorageError
 
 if TYPE_CHECKING:
     from longgame.audit.loaded import LoadedRun
@@ -25,80 +18,6 @@ if TYPE_CHECKING:
     from longgame.report.compare import Comparison
     from longgame.report.picks import Picks
 
-
-DIGITS = 6
-"""Significant digits of a fraction in JSON: more than any figure here is known to."""
-_BREAK = re.compile(r"\n\s+")
-_FLAT = re.compile(r"\{\n\s+([^{}\[\]]*?)\n\s*\}")
-_VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-
-
-def write_chart(chart: Any, folder: Path, name: str) -> list[Path]:
-    """Write an altair chart as ``NAME.svg`` and ``NAME.png`` (double size), on white; returns the files.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    spec = chart.configure(background="white").to_dict()
-    content = {
-        folder / f"{name}.svg": vl_convert.vegalite_to_svg(spec, vl_version=_VERSION).encode(),
-        folder / f"{name}.png": vl_convert.vegalite_to_png(spec, vl_version=_VERSION, scale=2),
-    }
-    for path, data in content.items():
-        _write(path, data)
-    return list(content)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, fractions to `DIGITS` significant digits, a line for each flat object; folders are made.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    text = json.dumps(_rounded(value), indent=1, ensure_ascii=False)
-    text = _FLAT.sub(lambda found: "{" + _BREAK.sub(" ", found[1]) + "}", text)
-    _write(path, (text + "\n").encode())
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}. Give another place.") from error
-
-
-# Rows of plain numbers and strings in the terminal.
-
-
-def print_rows(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print rows with the same keys as a table; ``rate``, ``low``, ``high`` and ``audits`` share a column."""
-    shown = [_with_interval(row) for row in rows]
-    table = Table(title=title, title_justify="left")
-    for name, value in shown[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
-    for row in shown:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
-
-
-def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
-    if "audits" not in row:
-        return row
-    rate = f"{row['rate']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['audits']}"
-    parts = {"rate": rate, "low": None, "high": None, "audits": None}
-    return {name: value for name, value in (row | parts).items() if value is not None}
-
-
-# ``longgame report``: a page, figures, Markdown and a verdict for CI from finished or partial runs.
 
 _OBJECTS = 100_000
 """New objects between collections of garbage: a report makes millions and hardly a cycle, so looking is most of it."""

@@ -1,15 +1,15 @@
-"""What commands write for pages and other programs."""
+"""What studies write for pages and other programs."""
 
 import json
 
 import numpy as np
 import pytest
 
-from longgame.commands.report import write_json
 from longgame.errors import StorageError
+from studies.output import write_json
 
 
-def test_json_has_a_line_for_each_flat_object_and_no_digits_that_nobody_knows(tmp_path):
+def test_json_has_six_digits_and_a_line_per_flat_object(tmp_path):
     rows = [
         {"name": "a {b}\nc", "share": 0.9916579770594369},
         {"name": "d", "share": np.float64(3.552713678800501e-16)},
@@ -24,7 +24,7 @@ def test_json_has_a_line_for_each_flat_object_and_no_digits_that_nobody_knows(tm
     assert '   {"name": "d", "share": 3.55271e-16}' in path.read_text().splitlines()
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_place_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="Give another place"):
         write_json(tmp_path / "file" / "figures.json", {})
