@@ -9,8 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.metrics.scorecard import ALPHA
-from longgame.metrics.stats import t_power
+from longgame.metrics.stats import ALPHA, t_power
 from longgame.report.figures import GREY, PALETTE, SHAPES
 
 Rows = Sequence[dict[str, Any]]

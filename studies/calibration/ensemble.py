@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.metrics import matrix
-from longgame.metrics.curves import adaptation_auc
-from longgame.metrics.longhorizon import long_horizon_score
+from longgame.metrics.longhorizon import adaptation_auc, long_horizon_score
 from longgame.quadratic.world import Population, QuadraticWorld
 from longgame.recipe import MetricSpec
 from studies.calibration.walks import Leg, Walk

@@ -1,6 +1,6 @@
 """The three questions: how often does an audit cry wolf, how often does it see a real effect, do its intervals cover?
 
-Every number comes from the functions behind the scorecard: `summarise` and `verdict_table` for false alarms and power,
+Every number comes from the functions behind the scorecard: `summarize` and `verdict_table` for false alarms and power,
 `paired` and `bootstrap_interval` for coverage and what the minimum detectable effect promises.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float
 
-from longgame.metrics.scorecard import ALPHA, IMMEDIATE, summarise
-from longgame.metrics.stats import bootstrap_interval, holm, minimum_detectable_effect, paired, t_power
+from longgame.metrics.scorecard import IMMEDIATE, summarize
+from longgame.metrics.stats import ALPHA, bootstrap_interval, holm, minimum_detectable_effect, paired, t_power
 from longgame.metrics.tidy import Trials
 from longgame.metrics.verdict import BETTER, MYOPIC, WORSE, rank_reversals, verdict_table
 from longgame.seeding import generator
@@ -91,7 +91,7 @@ def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Said:
         views = range(low, min(low + _CHUNK, len(now)))
         values = {(view, IMMEDIATE): now[view].reshape(-1) for view in views}
         values |= {(view, LONG): later[view].reshape(-1) for view in views}
-        summary = summarise(values, trials, selectors[0], ("view", "metric"))
+        summary = summarize(values, trials, selectors[0], ("view", "metric"))
         said = verdict_table(summary, views, selectors, selectors[0], IMMEDIATE)
         p = summary["p_holm"].to_numpy().reshape(2, len(views), k)[..., 1:]
         flip = summary["p_permutation"].to_numpy().reshape(2, len(views), k)[1, :, 1:]

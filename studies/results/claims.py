@@ -121,7 +121,7 @@ def _answer(card: Scorecard | None, claim: Claim, view: str) -> Answer | None:
     difference, p = float(row["diff_vs_reference"]), float(row["p_holm"])
     right = difference * claim.sign > 0
     word = (SHOWN if right else AGAINST) if p < ALPHA else (DIRECTION if right else OTHER)
-    unit = "long horizon" if claim.metric == "long_horizon" else METRICS[claim.metric].unit
+    unit = METRICS[claim.metric].precision
     return Answer(
         word, difference, float(row["ci_low"]), float(row["ci_high"]), p, float(row["mde"]), int(row["diff_n"]), unit
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from longgame.metrics.association import PAIRS
-from longgame.metrics.association import association_table as associate
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.comparisons import intervention_table
+from longgame.metrics.diagnostics import PAIRS
+from longgame.metrics.diagnostics import association_table as associate
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.recipe import Recipe
 from longgame.report.conditions import across_note, across_tables, association_table, condition_label, condition_table
@@ -163,7 +163,7 @@ def _row(summary: pd.DataFrame, view: str, metric: str, selector: str) -> pd.Ser
 
 
 def _unit(metric: str) -> str:
-    return "long horizon" if metric == "long_horizon" else METRICS[metric].unit
+    return METRICS[metric].precision
 
 
 def _signed(value: float, metric: str) -> str:

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.costs import amount_notes, unequal_amounts, with_amounts
 from longgame.metrics.tidy import Trials
+from longgame.metrics.verdict import amount_notes, unequal_amounts, with_amounts
 
 NAN = float("nan")
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from longgame.errors import DataError
-from longgame.metrics import association
-from longgame.metrics.association import associate, association_table
+from longgame.metrics import diagnostics
+from longgame.metrics.diagnostics import associate, association_table
 from longgame.seeding import generator
 
 SEED = np.repeat([0, 1, 2, 3], 3)
@@ -195,7 +195,7 @@ def test_the_intervals_of_five_seeds_hold_the_truth_where_a_bootstrap_over_seeds
 
 
 def test_many_seeds_are_left_out_in_groups():
-    x, y, seed, selector = drawn_trials(generator(1, "association"), 4 * association.MOST_GROUPS)
+    x, y, seed, selector = drawn_trials(generator(1, "association"), 4 * diagnostics.MOST_GROUPS)
     found = associate(x, y, seed, selector).pearson
     assert found.r == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert 0 < found.high - found.low < 0.3

@@ -1,16 +1,17 @@
-"""Costs of a trial: totals, shares, and what an old run leaves open."""
+"""Costs of a trial: totals and shares."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.costs import cost_values, spread_over_stages
+from longgame.metrics.catalog import record_metrics
+from longgame.metrics.matrix import stage_spread
 
 NAN = float("nan")
 
 
 def test_totals_are_sums_over_stages_and_shares_are_of_the_totals():
-    found = cost_values(
+    found = record_metrics(
         {
             ("cost", "score_flops"): np.array([[NAN, 1.0, 3.0], [NAN, 0.0, 0.0]]),
             ("cost", "train_flops"): np.array([[NAN, 2.0, 6.0], [NAN, 5.0, 5.0]]),
@@ -22,28 +23,19 @@ def test_totals_are_sums_over_stages_and_shares_are_of_the_totals():
     assert found["score_flops"].tolist() == [4, 0]
     assert found["flops_share"].tolist() == [0.5, 0]
     np.testing.assert_array_equal(found["seconds_share"], [0.25, NAN])  # a share of nothing is none
-    assert "quality" not in found
-
-
-def test_a_run_whose_first_stage_did_not_count_flops_has_no_total():
-    """Every trial lacks stage 1, so that no other trial shows that something is missing; the tokens do."""
-    found = cost_values(
-        {
-            ("cost", "selected_tokens"): np.array([[NAN, 10.0, 10.0], [NAN, 10.0, 10.0]]),
-            ("cost", "score_flops"): np.array([[NAN, NAN, 3.0], [NAN, NAN, 4.0]]),
-        }
-    )
-    assert np.isnan(found["score_flops"]).all()
-    assert found["selected_tokens"].tolist() == [20, 20]
+    assert found["quality"].tolist() == [1, 1]
 
 
 def test_a_run_without_flops_has_shares_of_time_only():
     tables = {("cost", name): np.array([[NAN, 1.0]]) for name in ("select_seconds", "train_seconds")}
-    assert set(cost_values(tables)) == {"select_seconds", "train_seconds", "seconds_share"}
+    assert set(record_metrics(tables)) == {"select_seconds", "train_seconds", "seconds_share"}
 
 
 @pytest.mark.parametrize(("current", "sd"), [([50.0, 54.0, 58.0], 4.0), ([50.0, NAN, 58.0], NAN), ([50.0], NAN)])
 def test_stability_over_stages_is_the_sample_sd(current, sd):
-    found = float(spread_over_stages(np.array([current]))[0])
+    T = len(current)
+    R = np.full((T + 1, T), NAN)
+    R[np.arange(1, T + 1), np.arange(T)] = current
+    found = float(stage_spread(R))
     assert found == pytest.approx(float(pd.Series(current).std(ddof=1, skipna=False)), nan_ok=True)
     assert found == pytest.approx(sd, nan_ok=True)

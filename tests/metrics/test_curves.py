@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.errors import DataError
-from longgame.metrics.curves import adaptation_auc, curve_gain, curve_start, threshold_ratio, tokens_to_threshold
+from longgame.metrics.longhorizon import adaptation_auc, curve_start, threshold_ratio, tokens_to_threshold
 
 TOKENS = np.array([0.0, 100.0, 300.0, 400.0])
 SCORES = np.array([20.0, 40.0, 60.0, 50.0])
@@ -22,7 +22,7 @@ def test_auc_equals_the_trapezoids_by_hand():
 
 def test_auc_splits_into_the_start_and_what_was_learned():
     assert curve_start(SCORES) == 0.2
-    assert curve_gain(TOKENS, SCORES) == pytest.approx(0.2625)
+    assert adaptation_auc(TOKENS, SCORES) - curve_start(SCORES) == pytest.approx(0.2625)
 
 
 def test_threshold_is_interpolated_between_points():
@@ -45,7 +45,6 @@ def test_the_first_crossing_counts_even_if_the_curve_falls_again():
 def test_unmeasured_is_nan_and_not_reached_is_not_nan():
     holed = np.array([20.0, np.nan, 60.0, 50.0])
     assert np.isnan(adaptation_auc(TOKENS, holed))
-    assert np.isnan(curve_gain(TOKENS, holed))
     assert np.isnan(tokens_to_threshold(TOKENS, holed, 10.0))
     assert np.isnan(tokens_to_threshold(TOKENS, SCORES, np.nan))
     assert not np.isnan(tokens_to_threshold(TOKENS, SCORES, 99.0))
@@ -89,7 +88,7 @@ def test_auc_of_a_constant_curve_is_the_constant(curve, level):
     tokens, _ = curve
     flat = np.full(len(tokens), level)
     assert adaptation_auc(tokens, flat) == pytest.approx(level / 100, abs=1e-12)
-    assert curve_gain(tokens, flat) == pytest.approx(0, abs=1e-12)
+    assert curve_start(flat) == pytest.approx(level / 100, abs=1e-12)
 
 
 @given(drawn_curves(), st.floats(0.1, 1000))

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from longgame.metrics.costs import missed_notes
 from longgame.metrics.tidy import Trials
+from longgame.metrics.verdict import missed_notes
 
 NAN = float("nan")
 TRIALS = Trials(("a", "b", "c"), ("random", "replay"), (0, 1), np.array([0, 1, 1]), np.array([0, 0, 1]))

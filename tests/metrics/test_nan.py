@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from longgame.metrics import curves, diagnostics, matrix
-from longgame.metrics import longhorizon as ranking
+from longgame.metrics import diagnostics, longhorizon, matrix
 from longgame.metrics.longhorizon import long_horizon_score, weight_sensitivity
 from longgame.metrics.stats import (
     bootstrap_interval,
@@ -76,17 +75,16 @@ def test_a_score_matrix_metric_with_a_hole_is_nan_or_did_not_need_the_hole(data,
 def test_a_curve_metric_with_a_hole_is_nan_or_did_not_need_the_hole(values, other, missing):
     tokens = np.tile(TOKENS, (2, 1))
     metrics = (
-        lambda y: curves.adaptation_auc(tokens, y),
-        curves.curve_start,
-        lambda y: curves.curve_gain(tokens, y),
-        lambda y: curves.tokens_to_threshold(tokens, y, 50.0),
+        lambda y: longhorizon.adaptation_auc(tokens, y),
+        longhorizon.curve_start,
+        lambda y: longhorizon.tokens_to_threshold(tokens, y, 50.0),
     )
     for metric in metrics:
         unchanged_where_finite(metric, values, missing, other)
-    reached = curves.tokens_to_threshold(tokens, np.where(missing, np.nan, values), 50.0)
+    reached = longhorizon.tokens_to_threshold(tokens, np.where(missing, np.nan, values), 50.0)
     assert np.isnan(reached[missing.any(axis=1)]).all()  # neither reached nor "not reached"
-    assert np.isnan(curves.threshold_ratio(np.nan, 10.0))
-    assert np.isnan(curves.threshold_ratio(10.0, np.nan))
+    assert np.isnan(longhorizon.threshold_ratio(np.nan, 10.0))
+    assert np.isnan(longhorizon.threshold_ratio(10.0, np.nan))
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,14 +130,13 @@ def test_holm_over_the_tests_made_equals_holm_without_the_others(p, missing):
 @settings(max_examples=60, deadline=None)
 @given(scores(4), holes(4), scores(4))
 def test_ranks_and_gaps_with_an_unmeasured_selector_are_not_guessed(values, missing, long):
-    ranks = ranking.ranks(np.where(missing, np.nan, values))
+    ranks = longhorizon.ranks(np.where(missing, np.nan, values))
     assert np.isnan(ranks[missing]).all()
-    np.testing.assert_array_equal(ranks[~missing], ranking.ranks(values[~missing]))
-    gap = ranking.myopia_gap(np.where(missing, np.nan, values), long)
+    np.testing.assert_array_equal(ranks[~missing], longhorizon.ranks(values[~missing]))
+    gap = longhorizon.myopia_gap(np.where(missing, np.nan, values), long)
     assert np.isnan(gap) == missing.any()
     table = np.where(missing, np.nan, values)[None, None]
-    assert np.isnan(ranking.seed_myopia_gap(table, long[None])).all() == missing.any()
-    assert np.isnan(ranking.selector_myopia_gap(table, long[None])).all() == missing.any()
+    assert np.isnan(longhorizon.seed_myopia_gap(table, long[None])).all() == missing.any()
 
 
 @settings(max_examples=40, deadline=None)

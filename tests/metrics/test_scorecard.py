@@ -10,7 +10,7 @@ from longgame.audit.store import records_table
 from longgame.errors import DataError
 from longgame.metrics import matrix
 from longgame.metrics.catalog import METRICS
-from longgame.metrics.curves import adaptation_auc
+from longgame.metrics.longhorizon import adaptation_auc
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.stats import unit_effect
 from longgame.recipe import MetricSpec
@@ -403,7 +403,7 @@ def test_diagnostics_are_means_over_measured_stages_and_costs_are_sums():
         card.wide(["curent"])
 
 
-def test_every_metric_of_a_card_is_in_the_catalogue(card):
+def test_every_metric_of_a_card_is_in_the_catalog(card):
     assert set(card.summary["metric"]) <= set(METRICS)
     assert {name for name, metric in METRICS.items() if metric.group == "score"} == set(card.summary["metric"])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.association import association_table as associate
 from longgame.metrics.comparisons import Across, intervention_table
+from longgame.metrics.diagnostics import association_table as associate
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
 from longgame.report.conditions import across_tables, association_line, association_table

@@ -1,10 +1,27 @@
-"""What each metric of a scorecard is called, its unit, and which way is better."""
+"""Every metric of a scorecard, named once: how it is computed, what it is called, and which tables show it.
+
+To add a metric, add one entry to ``_TABLE``. The scorecard computes it, its tables have a column for it, and the
+report and ``docs/metrics.md`` describe it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from longgame.metrics import longhorizon, matrix
+from longgame.metrics.stats import moments
+from longgame.metrics.tidy import PROBES, View, over_measured
+
+PerTrial = Float[np.ndarray, " trials"]
+ByStage = Float[np.ndarray, "trials stages"]
+ShownIn = Literal["main", "level 1", "level 2", "more", "diagnostics", "costs", "interventions"]
+"""Tables of a report: the scorecard (paper's Table 1), the two levels of §5.1, further scores, Table 2, costs, and what
+each intervention buys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,98 +30,231 @@ class Metric:
 
     name: str
     label: str
+    short: str
+    """Label for narrow columns."""
     unit: str
     better: Literal["higher", "lower", ""]
     """Empty: a spread, a diagnostic or a cost, which explains and does not judge."""
     group: Literal["score", "diagnostic", "cost"]
     meaning: str
+    tables: tuple[ShownIn, ...] = ()
+    function: Callable[[View], PerTrial] | None = None
+    """One value per trial of a view, for a score; it may read ``view.metrics`` of entries above its own. Without a
+    function the records of this name are reduced: a diagnostic to its mean over stages, a cost to its sum."""
+    by_stage: Callable[[View], ByStage] | None = None
+    """Per trial, the values of stages 1, 2 …, where the metric has any."""
+    share_of: tuple[str, str] | None = None
+    """Two costs: the metric is the first over the second."""
+    precision: str = ""
+    """Unit that sets the number of digits, where it is not ``unit``."""
 
 
+def _score(
+    name: str,
+    label: str,
+    unit: str,
+    better: Literal["higher", "lower", ""],
+    meaning: str,
+    function: Callable[[View], PerTrial],
+    *tables: ShownIn,
+    by_stage: Callable[[View], ByStage] | None = None,
+    short: str = "",
+    precision: str = "",
+) -> Metric:
+    return Metric(
+        name, label, short or label, unit, better, "score", meaning, tables, function, by_stage, None, precision or unit
+    )
+
+
+def _diagnostic(name: str, label: str, short: str, unit: str, meaning: str, *tables: ShownIn) -> Metric:
+    return Metric(name, label, short, unit, "", "diagnostic", meaning, tables, precision=unit)
+
+
+def _cost(
+    name: str,
+    label: str,
+    short: str,
+    unit: str,
+    meaning: str,
+    *tables: ShownIn,
+    share_of: tuple[str, str] | None = None,
+) -> Metric:
+    return Metric(name, label, short, unit, "", "cost", meaning, ("costs", *tables), share_of=share_of, precision=unit)
+
+
+def _tokens_ratio(view: View, kind: str) -> PerTrial:
+    """Tokens to threshold over the reference's mean over its measured seeds; NaN without the reference."""
+    tokens, trials = view.metrics[f"tokens_to_threshold_{kind}"], view.trials
+    unit = float("nan")
+    if view.reference in trials.selectors:
+        unit = float(moments(trials.grid(tokens)[trials.selectors.index(view.reference)])[1])
+    return longhorizon.threshold_ratio(tokens, unit)
+
+
+def _threshold_reached(view: View, kind: str) -> PerTrial:
+    tokens = view.probes[kind].tokens
+    return over_measured(np.where(np.isnan(tokens), np.nan, np.isfinite(tokens)))
+
+
+def _long_horizon(view: View) -> PerTrial:
+    """Eq. 2 with the weights in force for this view; NaN with one stage, which has no future."""
+    terms, metrics = view.terms, view.metrics
+    if matrix.stage_count(view.R) == 1:
+        return np.full(len(view.R), np.nan)
+    return longhorizon.long_horizon_score(
+        metrics["final"],
+        metrics[f"auc_{terms.probe or 'common'}"],
+        metrics["forgetting"],
+        metrics["ood"],
+        alpha=terms.alpha,
+        beta=terms.beta,
+        gamma=terms.gamma,
+    )
+
+
+def _myopia_gap(view: View) -> PerTrial:
+    trials, T = view.trials, matrix.stage_count(view.R)
+    gain = trials.grid(matrix.immediate_gain(view.R)[:, : T - 1]).transpose(1, 2, 0)  # (seeds, transitions, selectors)
+    gap = longhorizon.seed_myopia_gap(gain, trials.grid(view.metrics["long_horizon"]).T)
+    return gap[trials.seed_of, trials.selector_of]
+
+
+# fmt: off
 def _probe(kind: str) -> tuple[Metric, ...]:
-    say = "shared random" if kind == "common" else "the selector's own"
+    """Metrics of one kind of probe (`longgame.metrics.tidy.PROBES`)."""
+    picks = "shared random picks" if kind == "common" else "the selector's own picks"
+    more: tuple[ShownIn, ...] = ("more",) if kind == "common" else ()
     return (
-        Metric(f"auc_{kind}", f"future AUC ({kind})", "0–1", "higher", "score", f"adaptation on {say} picks"),
-        Metric(f"auc_start_{kind}", f"AUC start ({kind})", "0–1", "higher", "score", "what it owes to the start"),
-        Metric(f"auc_gain_{kind}", f"AUC gain ({kind})", "0–1", "higher", "score", "what it owes to learning"),
-        Metric(
-            f"tokens_to_threshold_{kind}", f"tokens to threshold ({kind})", "tokens", "lower", "score",
-            "mean over transitions; a fork that starts above it needs 0",
-        ),
-        Metric(
-            f"tokens_ratio_{kind}", f"tokens / reference ({kind})", "ratio", "lower", "score",
-            "tokens to threshold over the reference's mean",
-        ),
-        Metric(
-            f"threshold_reached_{kind}", f"threshold reached ({kind})", "share", "higher", "score",
-            "share of the transitions on which the threshold was reached",
-        ),
-    )  # fmt: skip
+        _score(f"auc_{kind}", f"future AUC ({kind})", "0–1", "higher", f"adaptation on {picks}",
+               lambda view: over_measured(view.probes[kind].auc), "main", "level 2",
+               by_stage=lambda view: view.probes[kind].auc, short=f"AUC {kind}"),
+        _score(f"auc_start_{kind}", f"AUC start ({kind})", "0–1", "higher", "part of the AUC owed to the start",
+               lambda view: over_measured(view.probes[kind].start), *more,
+               by_stage=lambda view: view.probes[kind].start),
+        _score(f"auc_gain_{kind}", f"AUC gain ({kind})", "0–1", "higher", "part of the AUC owed to learning",
+               lambda view: over_measured(view.probes[kind].auc - view.probes[kind].start), *more),
+        _score(f"tokens_to_threshold_{kind}", f"tokens to threshold ({kind})", "tokens", "lower",
+               "mean over transitions; a fork that starts above it needs 0",
+               lambda view: over_measured(view.probes[kind].tokens), *more,
+               by_stage=lambda view: view.probes[kind].tokens),
+        _score(f"tokens_ratio_{kind}", f"tokens / reference ({kind})", "ratio", "lower",
+               "tokens to threshold over the reference's mean", lambda view: _tokens_ratio(view, kind), *more),
+        _score(f"threshold_reached_{kind}", f"threshold reached ({kind})", "share", "higher",
+               "share of the transitions on which the threshold was reached",
+               lambda view: _threshold_reached(view, kind), *more),
+    )
 
 
 _TABLE = (
-    Metric("current", "current score", "points", "higher", "score", "mean of R[t,t]"),
-    Metric(
-        "current_sd_stages",
-        "sd over stages",
-        "points",
-        "",
-        "score",
-        "stability: sd of R[t,t] over the stages (over seeds it is the ± of the current score)",
-    ),
-    Metric("immediate_gain", "immediate gain", "points", "higher", "score", "mean of R[t,t] − R[t−1,t] (eq. 1)"),
-    Metric("final", "final score", "points", "higher", "score", "mean of R[T,1…T]"),
-    *_probe("common"),
-    *_probe("own"),
-    Metric("forgetting", "forgetting", "points", "lower", "score", "mean drop from the best (or first) earlier score"),
-    Metric("forward_transfer", "forward transfer", "points", "higher", "score", "mean of R[j−1,j] − R[0,j], j ≥ 2"),
-    Metric("backward_transfer", "backward transfer", "points", "higher", "score", "mean of R[T,j] − R[j,j], j < T"),
-    Metric("imbalance", "capability imbalance", "points", "lower", "score", "population sd of R[T,1…T]"),
-    Metric("worst_task", "worst task", "points", "higher", "score", "min of R[T,1…T]"),
-    Metric("ood", "OOD score", "points", "higher", "score", "mean of the last row over the OOD sets"),
-    Metric("long_horizon", "long-horizon score", "0–1", "higher", "score", "eq. 2, normalised"),
-    Metric("myopia_gap", "myopia gap", "0–1", "lower", "score", "mean rank difference over transitions, /(K−1)"),
-    Metric("capability_entropy", "capability entropy", "nats", "", "diagnostic", "spread of the picks over clusters"),
-    Metric("selection_concentration", "selection concentration", "0–1", "", "diagnostic", "eq. 4 over picks"),
-    Metric("update_concentration", "update concentration", "0–1", "", "diagnostic", "eq. 4 over optimiser updates"),
-    Metric("adapter_drift", "adapter drift", "0–2", "", "diagnostic", "1 − cos of a stage's update with the past"),
-    Metric("update_norm", "update norm", "weight", "", "diagnostic", "Frobenius norm of a stage's update"),
-    Metric("difficulty", "mean difficulty", "percentile", "", "diagnostic", "pool percentile of base-model NLL"),
-    Metric("quality", "mean quality", "0–1", "", "diagnostic", "quality of the picks"),
-    Metric("noisy_share", "noisy share", "share", "", "diagnostic", "share of picked tokens that are noise"),
-    Metric("pool_tokens", "pool tokens", "tokens", "", "cost", "tokens of the candidates"),
-    Metric(
-        "scored_tokens",
-        "scored tokens",
-        "tokens",
-        "",
-        "cost",
-        "tokens that the model read in order to choose, each time it did",
-    ),
-    Metric("selected_tokens", "selected tokens", "tokens", "", "cost", "tokens the selector spent"),
-    Metric("optimiser_tokens", "optimiser tokens", "tokens", "", "cost", "tokens that went through the optimiser"),
-    Metric(
-        "candidate_tokens",
-        "candidate tokens",
-        "tokens",
-        "",
-        "cost",
-        "tokens offered to choose from, each time they were",
-    ),
-    Metric(
-        "score_flops", "scoring FLOPs", "FLOP", "", "cost", "signals, proxy gradients and frozen pass, cached or not"
-    ),
-    Metric("frozen_flops", "of these frozen", "FLOP", "", "cost", "the pass over the pool that a seed's trials share"),
-    Metric("train_flops", "training FLOPs", "FLOP", "", "cost", "forward and backward over the picks"),
-    Metric("flops_share", "scoring / training FLOPs", "share", "", "cost", "scoring FLOPs over training FLOPs"),
-    Metric("diagnose_flops", "diagnostics FLOPs", "FLOP", "", "cost", "gradients for selection concentration"),
-    Metric("train_seconds", "training time", "s", "", "cost", "wall-clock of the training steps"),
-    Metric("select_seconds", "selection time", "s", "", "cost", "wall-clock of signals and selector"),
-    Metric("seconds_share", "selection / training time", "share", "", "cost", "selection time over training time"),
-    Metric(
-        "diagnose_seconds", "diagnostics time", "s", "", "cost", "wall-clock of gradients for selection concentration"
-    ),
-    Metric("evaluate_seconds", "evaluation time", "s", "", "cost", "wall-clock of scoring"),
-    Metric("probe_seconds", "probe time", "s", "", "cost", "wall-clock of the probes"),
+    _score("current", "current score", "points", "higher", "mean of R[t,t]",
+           lambda view: matrix.current_score(view.R), "main", "level 1", "interventions",
+           by_stage=lambda view: matrix.diagonal(view.R), short="current"),
+    _score("current_sd_stages", "sd over stages", "points", "",
+           "stability: sd of R[t,t] over the stages (over seeds it is the ± of the current score)",
+           lambda view: matrix.stage_spread(view.R), "level 1", short="sd stages"),
+    _score("immediate_gain", "immediate gain", "points", "higher", "mean of R[t,t] − R[t−1,t] (eq. 1)",
+           lambda view: matrix.mean_immediate_gain(view.R), "main", "level 1",
+           by_stage=lambda view: matrix.immediate_gain(view.R), short="gain"),
+    _score("final", "final score", "points", "higher", "mean of R[T,1…T]",
+           lambda view: matrix.final_score(view.R), "more", by_stage=lambda view: matrix.final_row(view.R)),
+    *(metric for kind in PROBES for metric in _probe(kind)),
+    _score("forgetting", "forgetting", "points", "lower", "mean drop from the best (or first) earlier score",
+           lambda view: matrix.forgetting(view.R, view.forgetting_reference), "main", "level 2", "interventions",
+           by_stage=lambda view: matrix.forgetting_per_task(view.R, view.forgetting_reference)),
+    _score("forward_transfer", "forward transfer", "points", "higher", "mean of R[j−1,j] − R[0,j], j ≥ 2",
+           lambda view: matrix.forward_transfer(view.R), "more"),
+    _score("backward_transfer", "backward transfer", "points", "higher", "mean of R[T,j] − R[j,j], j < T",
+           lambda view: matrix.backward_transfer(view.R), "more"),
+    _score("imbalance", "capability imbalance", "points", "lower", "population sd of R[T,1…T]",
+           lambda view: matrix.capability_imbalance(view.R), "more"),
+    _score("ood", "OOD score", "points", "higher", "mean of the last row over the OOD sets",
+           lambda view: matrix.ood_score(view.R), "main", "level 2", "interventions", short="OOD"),
+    _score("worst_task", "worst task", "points", "higher", "min of R[T,1…T]",
+           lambda view: matrix.worst_task(view.R), "main", "level 2"),
+    _score("long_horizon", "long-horizon score", "0–1", "higher", "eq. 2, normalised",
+           _long_horizon, "main", "level 2", "interventions", short="long horizon", precision="long horizon"),
+    _score("myopia_gap", "myopia gap", "0–1", "lower", "mean rank difference over transitions, /(K−1)",
+           _myopia_gap, "main", "level 2"),
+
+    _diagnostic("capability_entropy", "capability entropy", "entropy", "nats", "spread of the picks over clusters",
+                "diagnostics"),
+    _diagnostic("difficulty", "mean difficulty", "difficulty", "percentile", "pool percentile of base-model NLL",
+                "diagnostics"),
+    _diagnostic("quality", "mean quality", "quality", "0–1", "quality of the picks", "diagnostics"),
+    _diagnostic("update_concentration", "update concentration", "update conc.", "0–1",
+                "eq. 4 over optimiser updates", "diagnostics", "level 2"),
+    _diagnostic("selection_concentration", "selection concentration", "selection conc.", "0–1", "eq. 4 over picks",
+                "diagnostics"),
+    _diagnostic("adapter_drift", "adapter drift", "drift", "0–2", "1 − cos of a stage's update with the past",
+                "diagnostics"),
+    _diagnostic("update_norm", "update norm", "update norm", "weight", "Frobenius norm of a stage's update", "level 1"),
+    _diagnostic("noisy_share", "noisy share", "noisy share", "share", "share of picked tokens that are noise",
+                "diagnostics"),
+
+    _cost("pool_tokens", "pool tokens", "pool", "tokens", "tokens of the candidates"),
+    _cost("candidate_tokens", "candidate tokens", "offered", "tokens",
+          "tokens offered to choose from, each time they were"),
+    _cost("scored_tokens", "scored tokens", "scored", "tokens",
+          "tokens that the model read in order to choose, each time it did"),
+    _cost("selected_tokens", "selected tokens", "selected", "tokens", "tokens the selector spent", "level 1"),
+    _cost("optimiser_tokens", "optimiser tokens", "optimiser", "tokens", "tokens that went through the optimiser"),
+    _cost("score_flops", "scoring FLOPs", "scoring FLOPs", "FLOP",
+          "signals, proxy gradients and frozen pass, cached or not", "level 1"),
+    _cost("frozen_flops", "of these frozen", "of these frozen", "FLOP",
+          "the pass over the pool that a seed's trials share"),
+    _cost("train_flops", "training FLOPs", "train FLOPs", "FLOP", "forward and backward over the picks"),
+    _cost("flops_share", "scoring / training FLOPs", "FLOPs share", "share", "scoring FLOPs over training FLOPs",
+          "level 1", share_of=("score_flops", "train_flops")),
+    _cost("diagnose_flops", "diagnostics FLOPs", "diagnose FLOPs", "FLOP", "gradients for selection concentration"),
+    _cost("train_seconds", "training time", "train s", "s", "wall-clock of the training steps", "level 1"),
+    _cost("select_seconds", "selection time", "select s", "s", "wall-clock of signals and selector", "level 1"),
+    _cost("seconds_share", "selection / training time", "time share", "share", "selection time over training time",
+          "level 1", share_of=("select_seconds", "train_seconds")),
+    _cost("diagnose_seconds", "diagnostics time", "diagnose s", "s",
+          "wall-clock of gradients for selection concentration"),
+    _cost("evaluate_seconds", "evaluation time", "evaluate s", "s", "wall-clock of scoring"),
+    _cost("probe_seconds", "probe time", "probe s", "s", "wall-clock of the probes"),
 )
+# fmt: on
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
-"""Every metric a scorecard computes, in the order tables show them; records may name further diagnostics and costs."""
+"""Every metric by name, in the order in which tables show them. Records may name further diagnostics and costs."""
+
+
+def shown_in(table: ShownIn) -> tuple[str, ...]:
+    """Names of the metrics that a table of a report shows, in its order."""
+    return tuple(name for name, metric in METRICS.items() if table in metric.tables)
+
+
+def measure(view: View) -> View:
+    """The view with every score metric in it, per trial and per stage."""
+    for name, metric in METRICS.items():
+        if metric.function is not None:
+            view.metrics[name] = metric.function(view)
+        if metric.by_stage is not None:
+            view.stagewise.update({(name, t + 1): column for t, column in enumerate(metric.by_stage(view).T)})
+    return view
+
+
+def record_metrics(tables: Mapping[tuple[str, str], ByStage]) -> dict[str, PerTrial]:
+    """Diagnostics and costs of every trial: means and sums over its stages, and one cost as a share of another.
+
+    NaN where a stage was not measured that another trial measured, and for a share of nothing.
+
+    Args:
+        tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
+    """
+    values = {name: over_measured(table) for (kind, name), table in tables.items() if kind == "diagnostic"}
+    values |= {name: over_measured(table, total=True) for (kind, name), table in tables.items() if kind == "cost"}
+    for name, metric in METRICS.items():
+        part, total = (values.get(cost) for cost in metric.share_of or ("", ""))
+        if part is not None and total is not None:
+            values[name] = part / np.where(total > 0, total, np.nan)
+    return values
+
+
+def metrics_table() -> str:
+    """The catalog as a Markdown table (``docs/metrics.md``)."""
+    lines = ["| metric | name in results | unit | better | meaning |", "|---|---|---|---|---|"]
+    for metric in METRICS.values():
+        lines.append(f"| {metric.label} | `{metric.name}` | {metric.unit} | {metric.better} | {metric.meaning} |")
+    return "\n".join(lines)

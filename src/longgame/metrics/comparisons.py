@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from longgame.errors import DataError
-from longgame.metrics.association import association_table
-from longgame.metrics.scorecard import IMMEDIATE, Scorecard, summarise
+from longgame.metrics.catalog import shown_in
+from longgame.metrics.diagnostics import association_table
+from longgame.metrics.scorecard import IMMEDIATE, Scorecard, summarize
 from longgame.metrics.stats import holm, paired
 from longgame.metrics.tidy import read_trials
 from longgame.metrics.verdict import verdict_table
 from longgame.recipe import Recipe
 
-SCORES = ("current", "forgetting", "long_horizon", "ood")
 _COLUMNS = ["view", "selector", "bare", "intervention", "metric"]
 _COLUMNS += ["n", "mean", "ci_low", "ci_high", "p", "p_permutation", "p_holm"]
 
@@ -36,7 +36,7 @@ def bare_selectors(recipe: Recipe) -> dict[str, str]:
 
 
 def intervention_table(card: Scorecard, recipe: Recipe) -> pd.DataFrame:
-    """Paired differences, with − without, of `SCORES` in every view.
+    """Paired differences, with − without, of the metrics shown in "interventions" in every view.
 
     Args:
         card: scorecard of one condition of the recipe.
@@ -54,7 +54,7 @@ def intervention_table(card: Scorecard, recipe: Recipe) -> pd.DataFrame:
     with_, without = ([names.index(pair[side]) for pair in pairs] for side in (0, 1))
     rows = []
     for view, measured in card.views.items():
-        for metric in SCORES:
+        for metric in shown_in("interventions"):
             table = card.trials.grid(measured.metrics[metric])
             if np.isnan(table).all():
                 continue
@@ -142,7 +142,7 @@ def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> tuple[pd.DataFra
         (str(view), str(metric)): part.droplevel(["view", "metric"]).reindex(rows).to_numpy(np.float64)
         for (view, metric), part in value.groupby(["view", "metric"], sort=False)
     }
-    summary = summarise(values, trials, cards[0].reference, ("view", "metric"), bootstrap=bootstrap)
+    summary = summarize(values, trials, cards[0].reference, ("view", "metric"), bootstrap=bootstrap)
     views = tuple(cards[0].views)
     return summary, verdict_table(summary, views, trials.selectors, cards[0].reference, IMMEDIATE)
 

@@ -1,13 +1,107 @@
-"""The long-horizon score (eq. 2, normalised) and how much a ranking by it owes to its weights."""
+"""The long run: adaptation curves, the long-horizon score (eq. 2, normalised), and the myopia gap (eq. 3)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from longgame.errors import DataError
 
+Points = Float[np.ndarray, "... p"]
+PerCurve = Float[np.ndarray, "..."]
 Values = Float[np.ndarray, "..."] | float
+
+# Adaptation curves: how fast a fork of the model learns the next stage (paper §3, appendix A). A curve is p points:
+# selected tokens spent by the probe, from 0 on, and the score on the next stage's task there (points 0–100). Leading
+# axes hold many curves of equal length. A NaN score makes every metric that needs it NaN (not measured).
+# `tokens_to_threshold` marks *not reached* with ``math.inf``, which is not NaN.
+
+
+def _check(tokens: Points, scores: Points) -> None:
+    if tokens.shape != scores.shape or tokens.ndim < 1 or tokens.shape[-1] < 2:
+        raise DataError(
+            f"a curve has tokens of shape {tokens.shape} and scores of shape {scores.shape}; "
+            "both need the same shape with at least 2 points on the last axis."
+        )
+    if not (tokens[..., 0] == 0).all():
+        raise DataError(f"a curve starts at {tokens[..., 0].max():g} tokens; score the fork at 0 tokens first.")
+    if not (np.diff(tokens, axis=-1) >= 0).all() or not (tokens[..., -1] > 0).all():
+        raise DataError("the token counts of a curve must not fall and must end above 0; sort its points by tokens.")
+
+
+def adaptation_auc(tokens: Points, scores: Points) -> PerCurve:
+    """Future AUC: (1/τ_max) ∫ score(τ)/100 dτ by trapezoids, 0–1 (eq. 2's AUC term).
+
+    Args:
+        tokens: selected tokens, from 0, not falling.
+        scores: points 0–100.
+
+    Raises:
+        DataError: shapes differ, fewer than 2 points, or token counts that do not rise from 0.
+    """
+    _check(tokens, scores)
+    return np.trapezoid(scores, tokens, axis=-1) / tokens[..., -1] / 100
+
+
+def curve_start(scores: Points) -> PerCurve:
+    """The part of the AUC that the model starts with: its score at 0 tokens, /100.
+
+    The rest of the AUC is learned: a selector can leave a lower start without slowing learning.
+    """
+    return scores[..., 0] / 100
+
+
+def tokens_to_threshold(tokens: Points, scores: Points, threshold: PerCurve | float) -> PerCurve:
+    """Fewest probe tokens at which the curve, linear between its points, reaches ``threshold`` (points).
+
+    Returns:
+        Tokens; ``inf`` where the threshold is not reached within the probe; NaN where a score or the threshold is NaN.
+
+    Raises:
+        DataError: as `adaptation_auc`.
+    """
+    _check(tokens, scores)
+    level = np.broadcast_to(np.asarray(threshold, dtype=float), scores.shape[:-1])[..., None]
+    above = scores >= level
+    first = above.argmax(axis=-1)[..., None]
+    before = np.maximum(first - 1, 0)
+
+    def at(points: Points, index: np.ndarray) -> PerCurve:
+        return np.take_along_axis(points, index, axis=-1)[..., 0]
+
+    rise = at(scores, first) - at(scores, before)
+    share = np.divide(level[..., 0] - at(scores, before), rise, out=np.zeros_like(rise), where=rise > 0)
+    crossing = at(tokens, before) + share * (at(tokens, first) - at(tokens, before))
+    found = np.where(above.any(axis=-1), crossing, np.inf)
+    return np.where(np.isnan(scores).any(axis=-1) | np.isnan(level[..., 0]), np.nan, found)
+
+
+def threshold_ratio(tokens: PerCurve, reference: PerCurve | float) -> PerCurve:
+    """How many times the reference's tokens were needed (paper §5: gradient ≈ 1.35 × LHAS).
+
+    ``inf``: the threshold was not reached, though the reference reached it. NaN: one is unmeasured, or the reference
+    gives no unit to count in, because it did not reach the threshold or needed no token at all.
+    """
+    first, second = np.broadcast_arrays(np.asarray(tokens, dtype=float), np.asarray(reference, dtype=float))
+    unit = np.where(np.isfinite(second) & (second > 0), second, np.nan)
+    return first / unit
+
+
+# The long-horizon score and how much a ranking by it owes to its weights.
+
+
+@dataclass(frozen=True)
+class LongHorizonTerms:
+    """What the long-horizon score of a view is made of."""
+
+    probe: str
+    """``common``; ``own`` where only that probe was run; "" where there was none."""
+    alpha: float
+    beta: float
+    gamma: float
+    """Weights in force: 0 for a term that no trial measured, so that it is missing for all selectors alike."""
 
 
 def long_horizon_score(
@@ -147,7 +241,9 @@ def chance_gap(selectors: int) -> float:
 def seed_myopia_gap(
     immediate: Float[np.ndarray, "seeds transitions k"], long: Float[np.ndarray, "seeds k"]
 ) -> Float[np.ndarray, "seeds k"]:
-    """Per seed and selector, abs(rank_imm(t) − rank_long)/(K−1) averaged over the stage transitions t → t+1.
+    """Myopia gap of each selector in each seed: abs(rank_imm(t) − rank_long)/(K−1), mean over transitions t → t+1.
+
+    The paper's eq. 3 gives one number per set; its Table 1 shows one per selector, which this definition supplies.
 
     Args:
         immediate: U_imm(t) (eq. 1) of the stage before each transition, t = 1 … T−1.
@@ -163,15 +259,3 @@ def seed_myopia_gap(
     if immediate.shape[1] == 0:
         return np.full(long.shape, np.nan)
     return _rank_difference(immediate, long[:, None, :]).mean(axis=1)
-
-
-def selector_myopia_gap(
-    immediate: Float[np.ndarray, "seeds transitions k"], long: Float[np.ndarray, "seeds k"]
-) -> Float[np.ndarray, " k"]:
-    """Myopia gap of each selector: `seed_myopia_gap` averaged over the seeds in which every selector was measured.
-
-    The paper's eq. 3 gives one number per set; its Table 1 shows one per selector, which this definition supplies.
-    """
-    per_seed = seed_myopia_gap(immediate, long)
-    complete = ~np.isnan(per_seed).any(axis=-1)
-    return per_seed[complete].mean(axis=0) if complete.any() else np.full(long.shape[-1], np.nan)

@@ -66,6 +66,20 @@ def diagonal(R: Matrix) -> Float[np.ndarray, "... T"]:
     return np.diagonal(R[..., 1:, :T], axis1=-2, axis2=-1)
 
 
+def stage_spread(R: Matrix) -> Float[np.ndarray, ...]:
+    """Sample sd of R[t, t] over the stages, points; NaN with one stage, or where a stage was not measured."""
+    current = diagonal(R)
+    if current.shape[-1] < 2:
+        return np.full(current.shape[:-1], np.nan)
+    return current.std(axis=-1, ddof=1)
+
+
+def final_row(R: Matrix) -> Float[np.ndarray, "... T"]:
+    """``R[T, 1…T]``: the score on every stage's task after the last stage, points."""
+    T = stage_count(R)
+    return R[..., T, :T]
+
+
 def immediate_gain(R: Matrix) -> Float[np.ndarray, "... T"]:
     """Per stage, U_imm(t) = R[t, t] − R[t−1, t] in points (eq. 1). Stage 1 needs row 0."""
     T = stage_count(R)

@@ -23,6 +23,8 @@ from jaxtyping import Float, Int
 
 from longgame.errors import DataError
 
+ALPHA = 0.05
+"""Level of the tests after Holm, on which marks, verdicts and minimum detectable effects rest."""
 EXACT_SEEDS = 16
 """Up to so many seeds the sign-flip test is enumerated (2^15 distinct flips); beyond, its p is NaN."""
 

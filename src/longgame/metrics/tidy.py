@@ -1,27 +1,27 @@
-"""From tidy records (one row per measurement) to dense arrays: trials × stages × columns. NaN = not measured."""
+"""Tidy records (one row per measurement) as dense arrays: trials × stages × columns. NaN = not measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
 from longgame.errors import DataError, unknown
-from longgame.metrics import curves
+from longgame.metrics import longhorizon, matrix
 
 PROBES = ("common", "own")
 _SCORE = ("sub_skill", "scorer", "value")
 _CURVE = ("scorer", "probe", "step", "tokens", "value")
 _CODE = np.int32
-"""Of every record there are several codes; in millions of records their size is what takes time."""
+"""Small, because a run has millions of records and several codes of each."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Who the rows of every array are: one trial per selector × seed, sorted by selector, then seed."""
+    """The rows of every array: one trial per selector × seed, sorted by selector, then seed."""
 
     names: tuple[str, ...]
     selectors: tuple[str, ...]
@@ -52,9 +52,9 @@ class Trials:
 
 
 def distinct_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame's distinct rows, in the order in which they come first.
+    """The frame's distinct rows, in order of first appearance.
 
-    Only rows that differ from the one before them are hashed: the millions of records of a run stand trial by trial.
+    Only rows that differ from the row before are hashed: the millions of records of a run are sorted by trial.
     """
     differs = np.zeros(max(len(frame) - 1, 0), dtype=bool)
     for name in frame:
@@ -65,42 +65,42 @@ def distinct_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_trials(results: pd.DataFrame, reference: str) -> Trials:
-    """Find the trials of the results.
+    """The trials of the results.
 
     Raises:
         DataError: there are none, a trial has two selectors or seeds, or two trials share selector and seed.
     """
-    who = distinct_rows(results[["trial", "selector", "seed"]])
-    if who.empty:
+    trials = distinct_rows(results[["trial", "selector", "seed"]])
+    if trials.empty:
         raise DataError("the results hold no measurement; finish at least one stage of one trial first.")
-    for columns, what in ((["trial"], "trial"), (["selector", "seed"], "selector and seed")):
-        twice = who[who.duplicated(columns, keep=False)].sort_values(columns)
-        if not twice.empty:
-            rows = ", ".join(str(tuple(row)) for row in twice.head(2).itertuples(index=False))
+    for columns, key in ((["trial"], "trial"), (["selector", "seed"], "selector and seed")):
+        repeated = trials[trials.duplicated(columns, keep=False)].sort_values(columns)
+        if not repeated.empty:
+            rows = ", ".join(str(tuple(row)) for row in repeated.head(2).itertuples(index=False))
             raise DataError(
-                f"the same {what} stands for different trials: {rows}. "
+                f"the same {key} stands for different trials: {rows}. "
                 "Build one scorecard per condition, with one trial per selector and seed."
             )
-    names = sorted(set(who["selector"]), key=lambda name: (name != reference, name))
-    seeds = sorted({int(seed) for seed in who["seed"]})
-    who = who.assign(s=codes(who["selector"], names), d=codes(who["seed"], seeds)).sort_values(["s", "d"])
+    names = sorted(set(trials["selector"]), key=lambda name: (name != reference, name))
+    seeds = sorted({int(seed) for seed in trials["seed"]})
+    trials = trials.assign(s=codes(trials["selector"], names), d=codes(trials["seed"], seeds)).sort_values(["s", "d"])
     return Trials(
-        tuple(str(name) for name in who["trial"]),
+        tuple(str(name) for name in trials["trial"]),
         tuple(str(name) for name in names),
         tuple(seeds),
-        who["s"].to_numpy(np.int64),
-        who["d"].to_numpy(np.int64),
+        trials["s"].to_numpy(np.int64),
+        trials["d"].to_numpy(np.int64),
     )
 
 
-def codes(values: pd.Series, known: Sequence[str] | Sequence[int]) -> Int[np.ndarray, " n"]:
-    """Position of each value in ``known``, −1 where it is not there."""
+def codes(values: pd.Series, names: Sequence[str] | Sequence[int]) -> Int[np.ndarray, " n"]:
+    """Position of each value in ``names``, −1 where it is not there."""
     if isinstance(values.dtype, pd.CategoricalDtype):
-        found, distinct = values.cat.codes.to_numpy(), values.cat.categories
+        code, distinct = values.cat.codes.to_numpy(), values.cat.categories
     else:
-        found, distinct = pd.factorize(values)
-    position = pd.Index(known).get_indexer(pd.Index(distinct).astype(pd.Index(known).dtype))
-    return np.append(position, -1).astype(_CODE)[found]
+        code, distinct = pd.factorize(values)
+    position = pd.Index(names).get_indexer(pd.Index(distinct).astype(pd.Index(names).dtype))
+    return np.append(position, -1).astype(_CODE)[code]
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,16 @@ class Scores:
 
 
 def _strings(values: pd.Series) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
-    found, distinct = pd.factorize(values)
-    return found.astype(_CODE), tuple(str(value) for value in distinct)
+    code, distinct = pd.factorize(values)
+    return code.astype(_CODE), tuple(str(value) for value in distinct)
 
 
 def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> Int[np.ndarray, " n"]:
-    found = codes(frame["task"], columns)
-    if (found < 0).any():
-        raise DataError("the results hold an " + unknown("task", str(frame["task"].iloc[int(found.argmin())]), columns))
-    return found
+    column = codes(frame["task"], columns)
+    if (column < 0).any():
+        task = str(frame["task"].iloc[int(column.argmin())])
+        raise DataError("the results hold an " + unknown("task", task, columns))
+    return column
 
 
 def _check_stages(frame: pd.DataFrame, stages: int) -> Int[np.ndarray, " n"]:
@@ -137,7 +138,7 @@ def _check_stages(frame: pd.DataFrame, stages: int) -> Int[np.ndarray, " n"]:
     return stage
 
 
-def read_scores(results: pd.DataFrame, trials: Trials, columns: Sequence[str], stages: int) -> Scores:
+def read_score_rows(results: pd.DataFrame, trials: Trials, columns: Sequence[str], stages: int) -> Scores:
     """Read the rows of kind ``score``.
 
     Raises:
@@ -186,37 +187,37 @@ class Cube:
 
 
 def view_cube(scores: Scores, trials: Trials, columns: Sequence[str], stages: int, scorer: Mapping[str, str]) -> Cube:
-    """Cut one view out of the scores: for each task the scorer named for it.
+    """The scores of one view: for each task those of the scorer named for it.
 
     A macro row (sub-skill "") counts only where a task has no sub-skill of its own.
 
     Raises:
-        DataError: the same measurement stands twice.
+        DataError: a measurement is repeated.
     """
     index = {name: code for code, name in enumerate(scores.scorers)}
-    wanted = np.array([index.get(scorer[task], -1) for task in columns], dtype=np.int64)
-    keep = wanted[scores.column] == scores.scorer
+    code = np.array([index.get(scorer[task], -1) for task in columns], dtype=np.int64)
+    keep = code[scores.column] == scores.scorer
     key = scores.column[keep] * max(len(scores.sub_skills), 1) + scores.sub_skill[keep]
-    held = np.bincount(key) > 0
-    items, item = np.flatnonzero(held), (np.cumsum(held) - 1)[key]
+    measured = np.bincount(key) > 0
+    items, item = np.flatnonzero(measured), (np.cumsum(measured) - 1)[key]
     shape = (len(trials), stages + 1, len(items))
     flat = (
         np.ravel_multi_index((scores.trial[keep], scores.stage[keep], item), shape) if keep.any() else np.empty(0, int)
     )
     times = np.bincount(flat)
     if (times > 1).any():
-        trial, stage, which = np.unravel_index(int(times.argmax()), shape)
+        trial, stage, place = np.unravel_index(int(times.argmax()), shape)
         raise DataError(
-            f"trial '{trials.names[trial]}' holds the score of '{columns[items[which] // len(scores.sub_skills)]}' "
-            f"after stage {stage} twice; every measurement may stand once."
+            f"trial '{trials.names[trial]}' holds the score of '{columns[items[place] // len(scores.sub_skills)]}' "
+            f"after stage {stage} twice; every measurement may be there once."
         )
     values = np.full(shape, np.nan)
     values.reshape(-1)[flat] = scores.value[keep]
     column, sub_skill = np.divmod(items, max(len(scores.sub_skills), 1))
     names = tuple(scores.sub_skills[code] for code in sub_skill)
-    named = {int(c) for c, name in zip(column, names, strict=True) if name}
-    kept = [i for i, name in enumerate(names) if name or int(column[i]) not in named]
-    return Cube(values[..., kept], column[kept], tuple(names[i] for i in kept), len(columns))
+    with_names = {int(c) for c, name in zip(column, names, strict=True) if name}
+    rows = [i for i, name in enumerate(names) if name or int(column[i]) not in with_names]
+    return Cube(values[..., rows], column[rows], tuple(names[i] for i in rows), len(columns))
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,24 @@ class Probe:
     """Tokens to threshold."""
     threshold: Float[np.ndarray, " T-1"]
     """Points; common to all selectors and seeds."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view's arrays, trial by trial, and the metrics computed from them (`longgame.metrics.catalog.measure`)."""
+
+    trials: Trials
+    reference: str
+    """Selector that the others are compared with."""
+    scorer: Mapping[str, str]
+    """Task → the scorer that fills its column."""
+    cube: Cube
+    R: Float[np.ndarray, "trials rows cols"]
+    probes: Mapping[str, Probe]
+    terms: longhorizon.LongHorizonTerms
+    forgetting_reference: matrix.ForgettingReference = "best"
+    metrics: dict[str, Float[np.ndarray, " trials"]] = field(default_factory=dict)
+    stagewise: dict[tuple[str, int], Float[np.ndarray, " trials"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -282,9 +301,9 @@ def read_curves(results: pd.DataFrame, trials: Trials, tasks: Sequence[str]) -> 
 
 
 def view_probe(
-    read: Curves, trials: Trials, tasks: Sequence[str], scorer: Mapping[str, str], probe: str, share: float
+    curves: Curves, trials: Trials, tasks: Sequence[str], scorer: Mapping[str, str], probe: str, share: float
 ) -> Probe:
-    """Reduce the curves of one view and probe kind.
+    """The curves of one view and probe kind, reduced.
 
     The threshold of a transition is ``share`` of the mean end-of-probe score over every measured trial.
 
@@ -292,52 +311,54 @@ def view_probe(
         DataError: a curve has fewer than two points or does not start at 0 tokens.
     """
     shape = (len(trials), max(len(tasks) - 1, 0))
-    index = {name: code for code, name in enumerate(read.scorers)}
-    wanted = np.array([index.get(scorer[task], -1) for task in tasks], dtype=np.int64)
-    keep = np.flatnonzero((read.stage >= 1) & (read.probe == PROBES.index(probe)) & (wanted[read.stage] == read.scorer))
-    where = (read.trial[keep], read.stage[keep] - 1)
+    index = {name: code for code, name in enumerate(curves.scorers)}
+    code = np.array([index.get(scorer[task], -1) for task in tasks], dtype=np.int64)
+    keep = np.flatnonzero(
+        (curves.stage >= 1) & (curves.probe == PROBES.index(probe)) & (code[curves.stage] == curves.scorer)
+    )
+    where = (curves.trial[keep], curves.stage[keep] - 1)
     end = np.full(shape, np.nan)
-    end[where] = read.score[read.first[keep] + read.length[keep] - 1]
+    end[where] = curves.score[curves.first[keep] + curves.length[keep] - 1]
     measured = ~np.isnan(end)
     total = np.where(measured, end, 0.0).sum(axis=0)
     threshold = share * np.where(measured.any(axis=0), total / np.maximum(measured.sum(axis=0), 1), np.nan)
     auc, start, tokens = (np.full(shape, np.nan) for _ in range(3))
-    for length in np.unique(read.length[keep]):
-        some = keep[read.length[keep] == length]
-        points = read.first[some][:, None] + np.arange(length)
-        where = (read.trial[some], read.stage[some] - 1)
-        x, y = read.tokens[points], read.score[points]
-        auc[where] = curves.adaptation_auc(x, y)
-        start[where] = curves.curve_start(y)
-        tokens[where] = curves.tokens_to_threshold(x, y, threshold[where[1]])
+    for length in np.unique(curves.length[keep]):
+        some = keep[curves.length[keep] == length]
+        points = curves.first[some][:, None] + np.arange(length)
+        where = (curves.trial[some], curves.stage[some] - 1)
+        x, y = curves.tokens[points], curves.score[points]
+        auc[where] = longhorizon.adaptation_auc(x, y)
+        start[where] = longhorizon.curve_start(y)
+        tokens[where] = longhorizon.tokens_to_threshold(x, y, threshold[where[1]])
     return Probe(auc, start, tokens, threshold)
 
 
 def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[tuple[str, str], np.ndarray]:
-    """Read diagnostics (mean over a stage's steps) and costs (sum): (kind, name) → Float[trials, T+1].
+    """Diagnostics (mean over a stage's steps) and costs (sum) by stage: (kind, name) → Float[trials, T+1].
 
-    Diagnostics measured inside a probe are not the trial's and are left out; a probe's costs are counted.
+    Diagnostics measured inside a probe are left out; a probe's costs are counted.
 
     Raises:
         DataError: a stage beyond the last.
     """
-    found: dict[tuple[str, str], np.ndarray] = {}
+    tables: dict[tuple[str, str], np.ndarray] = {}
     for kind in ("diagnostic", "cost"):
         mask = (results["kind"] == kind).to_numpy(bool)
         if kind == "diagnostic":
             mask = mask & (results["probe"] == "").to_numpy(bool)
         rows = results.loc[mask, ["trial", "stage", "name", "value"]]
-        name, names = _strings(rows["name"])
+        code, names = _strings(rows["name"])
         shape = (len(names), len(trials), stages + 1)
         if not names:
             continue
-        flat = np.ravel_multi_index((name, codes(rows["trial"], trials.names), _check_stages(rows, stages)), shape)
+        flat = np.ravel_multi_index((code, codes(rows["trial"], trials.names), _check_stages(rows, stages)), shape)
         size = int(np.prod(shape))
         number = np.bincount(flat, minlength=size).astype(float)
         total = np.bincount(flat, weights=rows["value"].to_numpy(np.float64), minlength=size)
         value = np.where(number > 0, total, np.nan) / (np.maximum(number, 1) if kind == "diagnostic" else 1)
-        found |= {(kind, each): table for each, table in zip(names, value.reshape(shape), strict=True)}
-    return found
+        tables |= {(kind, name): table for name, table in zip(names, value.reshape(shape), strict=True)}
+    return tables
 
 
 def over_measured(values: Float[np.ndarray, "trials k"], total: bool = False) -> Float[np.ndarray, " trials"]:
@@ -345,5 +366,5 @@ def over_measured(values: Float[np.ndarray, "trials k"], total: bool = False) ->
     keep = ~np.isnan(values).all(axis=0)
     if not keep.any():
         return np.full(len(values), np.nan)
-    kept = values[:, keep]
-    return kept.sum(axis=1) if total else kept.mean(axis=1)
+    measured = values[:, keep]
+    return measured.sum(axis=1) if total else measured.mean(axis=1)

@@ -9,8 +9,8 @@ import numpy as np
 
 from longgame.errors import RecipeError, unknown
 from longgame.metrics.comparisons import Across
-from longgame.metrics.scorecard import ALPHA, PRIMARY, Scorecard
-from longgame.metrics.stats import holm, paired
+from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.stats import ALPHA, holm, paired
 from longgame.metrics.verdict import BETTER, INDISTINGUISHABLE, MYOPIC, NOT_ENOUGH, NOW_ONLY, WORSE
 from longgame.recipe import Recipe
 from longgame.report.conditions import condition_label

@@ -142,7 +142,7 @@ def _table(before: Scorecard, now: Scorecard, common: Sequence[str]) -> Table:
             there[:, [before.trials.seeds.index(seed) for seed in seeds]],
         )
         adjusted = holm(pair.p)
-        unit = "long horizon" if name == "long_horizon" else METRICS[name].unit
+        unit = METRICS[name].precision
         (_, mean0, sd0), (_, mean1, sd1) = moments(there), moments(here)
         for place, selector in enumerate(common):
             difference = float(pair.mean[place])

@@ -9,9 +9,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.metrics.association import MIN_SEEDS, MOST_GROUPS
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.comparisons import Across, intervention_table
+from longgame.metrics.diagnostics import MIN_SEEDS, MOST_GROUPS
 from longgame.metrics.scorecard import PRIMARY
 from longgame.recipe import Recipe
 from longgame.report.charts import GREY, Figure, Style, ink_on_cividis, interval_half, intervals, spec, strip

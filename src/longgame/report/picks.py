@@ -431,7 +431,7 @@ def trials_table(card: Scorecard, most: int) -> Table:
     columns = [Column("trial", "trial", numeric=False), Column("selector", "selector", numeric=False)]
     columns += [Column("seed", "seed")]
     columns += [Column(METRICS[name].label, METRICS[name].label, METRICS[name].meaning) for name in held]
-    units = ["long horizon" if name == "long_horizon" else METRICS[name].unit for name in held]
+    units = [METRICS[name].precision for name in held]
     values = [wide[name].to_numpy(float) for name in held]
     rows = []
     for place, (trial, selector, seed) in enumerate(zip(wide["trial"], wide["selector"], wide["seed"], strict=True)):

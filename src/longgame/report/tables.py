@@ -10,10 +10,9 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from longgame.metrics.catalog import METRICS
-from longgame.metrics.comparisons import SCORES
-from longgame.metrics.scorecard import ALPHA, PRIMARY, SCORER_VIEWS, Scorecard
-from longgame.metrics.stats import moments
+from longgame.metrics.catalog import METRICS, shown_in
+from longgame.metrics.scorecard import PRIMARY, SCORER_VIEWS, Scorecard
+from longgame.metrics.stats import ALPHA, moments
 from longgame.recipe import Recipe
 
 _SELECTORS = ("random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas")
@@ -87,7 +86,7 @@ def interventions_table(differences: pd.DataFrame, title: str, view: str = PRIMA
         differences: as `longgame.metrics.comparisons.intervention_table` makes it.
     """
     part = differences[differences["view"] == view]
-    measured = [name for name in SCORES if (part["metric"] == name).any()]
+    measured = [name for name in shown_in("interventions") if (part["metric"] == name).any()]
     columns = [Column("with − without", "with − without", numeric=False)]
     for name in measured:
         better = f"{METRICS[name].better} is better"
@@ -102,7 +101,7 @@ def interventions_table(differences: pd.DataFrame, title: str, view: str = PRIMA
 
 
 def _cell_interventions(row: dict[Any, Any], metric: str) -> Cell:
-    unit = "long horizon" if metric == "long_horizon" else METRICS[metric].unit
+    unit = METRICS[metric].precision
     mean, p = float(row["mean"]), float(row["p_holm"])
     if np.isnan(mean):
         return Cell(NOT_MEASURED)
@@ -122,122 +121,20 @@ def _cell_interventions(row: dict[Any, Any], metric: str) -> Cell:
 
 # The tables of a scorecard as text cells, made once and shown by terminal, Markdown and HTML alike.
 
-ALPHA = 0.05
 NOT_MEASURED = "—"
 NOT_REACHED = "not reached"
 
-MAIN = (
-    "current",
-    "immediate_gain",
-    "auc_common",
-    "auc_own",
-    "forgetting",
-    "ood",
-    "worst_task",
-    "long_horizon",
-    "myopia_gap",
-)
+MAIN = shown_in("main")
 """Columns of the scorecard (the paper's Table 1, with both probes, the immediate gain and eq. 2)."""
-LEVEL_ONE = (
-    "current",
-    "current_sd_stages",
-    "immediate_gain",
-    "selected_tokens",
-    "score_flops",
-    "flops_share",
-    "select_seconds",
-    "train_seconds",
-    "seconds_share",
-    "update_norm",
-)
+LEVEL_ONE = shown_in("level 1")
 """The first level of the paper's two-level scorecard (§5.1): score now and its stability, tokens, what scoring cost
 beside training in FLOPs and in wall-clock, size of the updates."""
-LEVEL_TWO = (
-    "auc_common",
-    "auc_own",
-    "forgetting",
-    "worst_task",
-    "ood",
-    "update_concentration",
-    "long_horizon",
-    "myopia_gap",
-)
+LEVEL_TWO = shown_in("level 2")
 """The second level: what is left for later."""
-MORE = (
-    "final",
-    "auc_start_common",
-    "auc_gain_common",
-    "tokens_to_threshold_common",
-    "tokens_ratio_common",
-    "threshold_reached_common",
-    "forward_transfer",
-    "backward_transfer",
-    "imbalance",
-)
-DIAGNOSTICS = (
-    "capability_entropy",
-    "difficulty",
-    "quality",
-    "update_concentration",
-    "selection_concentration",
-    "adapter_drift",
-    "noisy_share",
-)
+MORE = shown_in("more")
+DIAGNOSTICS = shown_in("diagnostics")
 """Columns of the diagnostics (the paper's Table 2, with eq. 4 over the picks, drift and noise)."""
-COSTS = (
-    "pool_tokens",
-    "candidate_tokens",
-    "scored_tokens",
-    "selected_tokens",
-    "optimiser_tokens",
-    "score_flops",
-    "frozen_flops",
-    "train_flops",
-    "flops_share",
-    "diagnose_flops",
-    "train_seconds",
-    "select_seconds",
-    "seconds_share",
-    "diagnose_seconds",
-    "evaluate_seconds",
-    "probe_seconds",
-)
-
-_SHORT = {
-    "current": "current",
-    "immediate_gain": "gain",
-    "auc_common": "AUC common",
-    "auc_own": "AUC own",
-    "forgetting": "forgetting",
-    "ood": "OOD",
-    "worst_task": "worst task",
-    "long_horizon": "long horizon",
-    "myopia_gap": "myopia gap",
-    "capability_entropy": "entropy",
-    "difficulty": "difficulty",
-    "quality": "quality",
-    "update_concentration": "update conc.",
-    "selection_concentration": "selection conc.",
-    "adapter_drift": "drift",
-    "noisy_share": "noisy share",
-    "selected_tokens": "selected",
-    "optimiser_tokens": "optimiser",
-    "candidate_tokens": "offered",
-    "current_sd_stages": "sd stages",
-    "pool_tokens": "pool",
-    "scored_tokens": "scored",
-    "score_flops": "scoring FLOPs",
-    "frozen_flops": "of these frozen",
-    "train_flops": "train FLOPs",
-    "flops_share": "FLOPs share",
-    "diagnose_flops": "diagnose FLOPs",
-    "seconds_share": "time share",
-    "train_seconds": "train s",
-    "select_seconds": "select s",
-    "diagnose_seconds": "diagnose s",
-    "evaluate_seconds": "evaluate s",
-    "probe_seconds": "probe s",
-}
+COSTS = shown_in("costs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +254,7 @@ def metric_table(
         metric = METRICS[name]
         unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
         arrow = {"higher": ", higher is better", "lower": ", lower is better"}.get(metric.better, "")
-        columns.append(Column(metric.label, _SHORT.get(name, metric.label), f"{metric.meaning}{unit}{arrow}"))
+        columns.append(Column(metric.label, metric.short, f"{metric.meaning}{unit}{arrow}"))
         for selector in order:
             cells[selector].append(found[selector])
     return Table(title, tuple(columns), tuple(tuple(cells[name]) for name in order))
@@ -375,7 +272,7 @@ def metric_cells(
     if not part or all(np.isnan(row["mean"]) for row in part.values()):
         return {}
     metric = METRICS[name]
-    precision = "long horizon" if name == "long_horizon" else metric.unit
+    precision = metric.precision
     best = _best({selector: part[selector]["mean"] for selector in order}, metric.better, precision)
     return {
         selector: Cell(
