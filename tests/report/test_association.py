@@ -102,7 +102,7 @@ def test_an_intervention_s_row_tells_difference_interval_and_p(run):
     card, _, recipe = run
     table = interventions_table(intervention_table(card, recipe), "t")
     labels = [column.label for column in table.columns]
-    assert labels == ["with − without", "current score", "forgetting", "long-horizon score", "OOD score"]
+    assert labels == ["with − without", "current score", "forgetting", "OOD score", "long-horizon score"]
     (row,) = table.rows
     assert row[0].text == "ahead + replay − ahead"
     cell = row[labels.index("forgetting")]
