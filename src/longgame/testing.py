@@ -25,7 +25,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
-_WIDTH = {"embedding": 12, "grad_sketch": 16, "adam_grad_sketch": 16, "logit_sketch": 10, "future_proxy": 16}
+_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10}
 _CLUSTERS = 5
 
 
@@ -48,7 +48,9 @@ def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool 
     context: dict[str, np.ndarray] = {}
     for name in names:
         if name in CONTEXT:
-            context[name] = generator(seed, "testing", name).standard_normal(_WIDTH[name]).astype(np.float32)
+            context[name] = (
+                generator(seed, "testing", name).standard_normal(_WIDTH[CONTEXT[name].width]).astype(np.float32)
+            )
         else:
             keys = ["tied"] * len(pool) if tied else list(pool.ids)
             columns[name] = _column(name, [generator(seed, "testing", name, key) for key in keys])
@@ -58,8 +60,8 @@ def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool 
 def _column(name: str, streams: list[np.random.Generator]) -> np.ndarray:
     if name == "cluster":
         return np.array([stream.integers(_CLUSTERS) for stream in streams], dtype=np.int64)
-    if SIGNALS[name].vector:
-        return np.stack([stream.standard_normal(_WIDTH[name]) for stream in streams]).astype(np.float32)
+    if width := SIGNALS[name].width:
+        return np.stack([stream.standard_normal(_WIDTH[width]) for stream in streams]).astype(np.float32)
     return np.array([stream.uniform(0.05, 1.0) for stream in streams], dtype=np.float32)
 
 

@@ -111,7 +111,7 @@ def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monke
     first = HFLearner(rec, 0).prepare(sequence)
     assert len(list((tmp_path / "signals").iterdir())) >= 2 * len(sequence.stages)
     again, trained = HFLearner(rec, 0), HFLearner(rec, 0)
-    monkeypatch.setattr(again, "engine", lambda *_: pytest.fail("the model was asked"))
+    monkeypatch.setattr(again.source, "engine", lambda *_: pytest.fail("the model was asked"))
     for name, array in again.prepare(sequence).items():
         np.testing.assert_array_equal(array, first[name], strict=True)
     trained.train(trained.pool(sequence.stages[0].candidates), policy_of(), SELECTION, 3)
@@ -180,13 +180,13 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
         run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
 
 
-def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation():
+def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation(monkeypatch):
     """What lets conditions that differ in the adapter share it: B is 0, and full fine-tuning starts from the base."""
     sequence = make_sequence(recipe().model_dump_json(), 0)
     found = []
     for model in ({"lora": {"r": 4, "alpha": 1}}, {"lora": {"r": 16}}, {"adaptation": "full"}):
         learner = HFLearner(recipe(model={"name": "tiny", **model}), 0)
-        learner._kept = lambda engine, pool, names, _: dict(engine(pool, names))
+        monkeypatch.setattr(learner.source, "_cache", None)
         found.append((learner.prepare(sequence), learner.score(sequence.tasks)))
     for arrays, scores in found[1:]:
         assert scores == found[0][1]
@@ -202,10 +202,10 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
     for kept in (False, True, True):
         learner, sequence = learner_of(recipe(rounds=1))
         if not kept:
-            monkeypatch.setattr(learner, "_fingerprint", lambda: None)
-        engine, sizes = learner.engine, []
+            monkeypatch.setattr(learner.source, "_cache", None)
+        engine, sizes = learner.source.engine, []
         monkeypatch.setattr(
-            learner, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)
+            learner.source, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)
         )
         pool = learner.pool(sequence.stages[0].candidates)
         policy = policy_of(selector)

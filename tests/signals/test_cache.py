@@ -31,7 +31,7 @@ from longgame.signals.cache import (
     tokenizer_fingerprint,
 )
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
-from longgame.training.scoring import ModelScorer
+from longgame.signals.source import SignalSource
 from support.signals import llama, random_pool, with_lora
 
 FORK = multiprocessing.get_context("fork")
@@ -394,8 +394,8 @@ def test_two_processes_that_write_and_make_room_at_once_always_read_whole_column
 
 def test_the_default_scorer_reads_the_frozen_base_of_an_earlier_run(tmp_path, monkeypatch):
     pool, cache = random_pool(), SignalCache(tmp_path / "c")
-    first = ModelScorer(fresh(), pad_token_id=0, cache=cache)(pool, ("base_loss", "embedding"))
+    first = SignalSource.of_model(fresh(), pad_token_id=0, cache=cache)(pool, ("base_loss", "embedding"))
     monkeypatch.setattr(SignalEngine, "__call__", lambda *_: pytest.fail("the model was asked"))
-    again = ModelScorer(fresh(), pad_token_id=0, cache=cache)(pool, ("base_loss", "embedding"))
+    again = SignalSource.of_model(fresh(), pad_token_id=0, cache=cache)(pool, ("base_loss", "embedding"))
     for name in ("base_loss", "embedding"):
         np.testing.assert_array_equal(first[name], again[name])

@@ -22,14 +22,15 @@ def build(pools, losses, embeddings=None, clusters=2, seed=0):
     if embeddings is None:
         embeddings = [rng.standard_normal((len(pool), 3)).astype(np.float32) for pool in pools]
     quality = [np.linspace(0, 1, len(pool)) for pool in pools]
-    return FrozenSignals.build(pools, embeddings, losses, quality, clusters, seed)
+    columns = {"embedding": embeddings, "base_loss": losses, "quality": quality}
+    return FrozenSignals.build(pools, columns, clusters, seed)
 
 
 def blobs(seed=0, per=20):
     """Three directions with a little noise, lengths that vary: 3 clusters once normalised."""
     rng = generator(seed, "blobs")
-    centres = np.repeat(np.eye(3), [per, per // 2, per // 4], axis=0)
-    return (centres + 0.05 * rng.standard_normal(centres.shape)) * rng.uniform(0.1, 10, (len(centres), 1))
+    centers = np.repeat(np.eye(3), [per, per // 2, per // 4], axis=0)
+    return (centers + 0.05 * rng.standard_normal(centers.shape)) * rng.uniform(0.1, 10, (len(centers), 1))
 
 
 def test_difficulty_is_the_mid_rank_within_the_stage_pool():
@@ -140,7 +141,8 @@ def test_examples_that_are_no_candidates_are_added_without_moving_anything():
     pool, extra = pool_of("a", "b", "c", "d"), pool_of("x", "b", "y")
     points = [[2.0, 0.0], [1.0, 0.1], [3.0, 0.0], [0.0, 5.0]]
     plain = build([pool], [[1.0, 2.0, 3.0, 4.0]], [np.array(points)])
-    found = plain.extended(extra, np.array([[0.1, 9.0], [0.0, 1.0], [7.0, 0.2]]), [2.5, 9.0, 0.5], [0.1, 0.2, 0.3])
+    columns = {"embedding": np.array([[0.1, 9.0], [0.0, 1.0], [7.0, 0.2]]), "base_loss": [2.5, 9.0, 0.5]}
+    found = plain.extended(extra, columns | {"quality": [0.1, 0.2, 0.3]})
     assert found.ids == ("a", "b", "c", "d", "x", "y")  # b keeps its row
     for name in COLUMNS:
         np.testing.assert_array_equal(found.lookup(pool, [name])[name], plain.lookup(pool, [name])[name])
@@ -149,4 +151,4 @@ def test_examples_that_are_no_candidates_are_added_without_moving_anything():
     np.testing.assert_allclose(rows["difficulty"], [0.5, 0.375, 0.0])  # two, (b's own), none of four losses below
     np.testing.assert_allclose(rows["quality"], np.float32([0.1, 1 / 3, 0.3]))
     with pytest.raises(DataError, match="'base_loss' has 1 rows for 3 examples"):
-        plain.extended(extra, np.zeros((3, 2)), [1.0], [1.0, 1.0, 1.0])
+        plain.extended(extra, columns | {"base_loss": [1.0]})

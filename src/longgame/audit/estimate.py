@@ -25,7 +25,7 @@ from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import CONTEXT, SIGNALS
+from longgame.signals.base import work_of
 from longgame.training.config import SelectionConfig
 
 
@@ -156,9 +156,7 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     costs = []
     for spec in recipe.selectors:
         needs = selector_of(spec).requires
-        kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS}
-        kinds |= {"backward"} if set(needs) & set(CONTEXT) else set()
-        rate = rates.backward if "backward" in kinds else rates.forward if "forward" in kinds else None
+        rate = {"backward": rates.backward, "forward": rates.forward, "none": None}[work_of(needs)]
         scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
 from longgame.data.tokenize import build_pool
-from longgame.errors import ModelError, PluginError, ResumeError
+from longgame.errors import ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
 from longgame.metrics.diagnostics import adapter_drift, dense_drift, update_norm
@@ -29,19 +28,13 @@ from longgame.models.smollm2 import cache_dir
 from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import CONTEXT, SIGNALS, Signals
-from longgame.signals.cache import SignalCache, signal_fingerprint
+from longgame.signals.base import SIGNALS, Signals
+from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
-from longgame.signals.quality import quality_scores
-from longgame.signals.source import FrozenSignals
+from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
-
-_LIVE = tuple(name for name, spec in SIGNALS.items() if spec.live)
-_FROZEN = tuple(name for name, spec in SIGNALS.items() if not spec.live)
-
-_log = logging.getLogger(__name__)
 
 _POOLS: deque[tuple[tuple[str, str], tuple[Example, ...], Pool]] = deque(maxlen=16)
 """Tokenised pools of this process: the trials of a seed share them, and a probe sees the next stage's."""
@@ -69,20 +62,20 @@ class HFLearner:
             torch.nn.Module.to(
                 self.model, "cuda"
             )  # after the adapter, so that its first factors are the same on every device
-        self.source = loaded.source
+        self._weights = loaded.source
         pad = loaded.pad_token_id
-        self._settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}
-        self.engine = SignalEngine(self.model, **self._settings)
-        self._kept = SignalCache(cache_dir() / "signals")
-        self._first: tuple[int, str | None] = (0, None)
+        settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}
+        self.source = SignalSource(
+            SignalEngine(self.model, **settings),
+            proxy_refresh=recipe.proxy.refresh_steps,
+            clusters=recipe.metrics.clusters,
+            seed=stream_seed(seed, "clusters"),
+            cache=SignalCache(cache_dir() / "signals"),
+            fingerprint=lambda: try_fingerprint(self.model, tokenizer=self.tokenizer, settings=settings),
+        )
         self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
         self.pad_token_id = pad
-        self.frozen: FrozenSignals | None = None
         self._base = None if isinstance(self.model, PeftModel) else self._copy()
-        self._proxy: Pool | None = None
-        self._proxy_gradient: np.ndarray | None = None
-        self._proxy_age = 0
-        self._proxy_passes = 0
         self._stage = 0
         self._flops = model_flops(self.model)
 
@@ -98,73 +91,20 @@ class HFLearner:
 
     def describe(self) -> dict[str, str]:
         parameter = next(self.model.parameters())
-        return {"weights": self.source, "device": parameter.device.type, "dtype": str(parameter.dtype)}
+        return {"weights": self._weights, "device": parameter.device.type, "dtype": str(parameter.dtype)}
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
+        items = [example for stage in sequence.stages for example in stage.proxy]
         pools = [self.pool(stage.candidates) for stage in sequence.stages]
-        fingerprint = self._fingerprint()
-        columns = [self._kept(self.engine, pool, ("embedding", "loss"), fingerprint) for pool in pools]
-        frozen = FrozenSignals.build(
-            pools,
-            embeddings=[column["embedding"] for column in columns],
-            base_loss=[column["loss"] for column in columns],
-            quality=[quality_scores(pool.examples) for pool in pools],
-            clusters=self.recipe.metrics.clusters,
-            seed=stream_seed(self.seed, "clusters"),
-        )
-        if items := [example for stage in sequence.stages for example in stage.proxy]:
-            proxy = self.pool(items)
-            column = self._kept(self.engine, proxy, ("embedding", "loss"), fingerprint)
-            frozen = frozen.extended(proxy, column["embedding"], column["loss"], quality_scores(proxy.examples))
-        return frozen.to_arrays()
+        return self.source.freeze(pools, self.pool(items) if items else None, quality=True).to_arrays()
 
     def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
-        self.frozen = FrozenSignals.from_arrays(frozen)
+        self.source.frozen = FrozenSignals.from_arrays(frozen)
         items = [example for stage in sequence.stages for example in stage.proxy]
-        self._proxy = self.pool(items) if items else None
+        self.source.proxy = (lambda: self.pool(items)) if items else None
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
-        live = [name for name in names if name in _LIVE]
-        still = [name for name in names if name in _FROZEN]
-        whole, fingerprint = self._first
-        columns = self._kept(self.engine, pool, live, fingerprint if len(pool) == whole else None) if live else {}
-        if still:
-            if self.frozen is None:
-                raise PluginError(f"signals {still} need the frozen pass; call use() first.")
-            columns |= self.frozen.lookup(pool, still)
-        context = {name: self._future_proxy() for name in names if name in CONTEXT}
-        return Signals(pool.ids, columns, context)
-
-    def _fingerprint(self) -> str | None:
-        """What the engine computes with; None where that cannot be told, and then nothing is kept."""
-        try:
-            return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=self._settings)
-        except ModelError as error:
-            _log.warning("signals are not kept for other trials and runs: %s", error)
-            return None
-
-    def _first_choice(self, pool: Pool, policy: SelectionPolicy, selection: SelectionConfig) -> tuple[int, str | None]:
-        """Size of the pool and fingerprint of the model where a stage begins with an untouched one.
-
-        The first choice from a whole pool then sees the same signals in every trial of the seed, whatever its budget,
-        so they are kept. Online, only one step's candidates would be shared: less than looking them up costs.
-        """
-        live = set(_LIVE) & set(policy.selector.requires)
-        if self._stage > 0 or selection.rounds == "step" or not live:
-            return 0, None
-        return len(pool), self._fingerprint()
-
-    def _future_proxy(self) -> np.ndarray:
-        """Mean gradient sketch of the proxy mixture, measured again after every `proxy.refresh_steps` steps."""
-        if self._proxy is None:
-            raise PluginError(
-                "a selector asks for `future_proxy` but the proxy mixture is empty (proxy.items_per_skill)."
-            )
-        if self._proxy_gradient is None or self._proxy_age >= self.recipe.proxy.refresh_steps:
-            self._proxy_gradient = self.engine(self._proxy, ("grad_sketch",))["grad_sketch"].mean(axis=0)
-            self._proxy_age = 0
-            self._proxy_passes += 1
-        return self._proxy_gradient
+        return self.source(pool, names)
 
     def train(
         self,
@@ -177,16 +117,10 @@ class HFLearner:
         spec = self.recipe.training
         warmup = warmup_of(spec, steps)
         before = self._copy()
-        self._proxy_gradient = None
-        self._proxy_passes = 0
-        self._first = self._first_choice(pool, policy, selection)
-
-        def stepped(info: StepInfo) -> None:
-            self._proxy_age += info.step > 0
-            if info.step > 0:
-                self._first = (0, None)
-            if on_step is not None:
-                on_step(info)
+        live = any(name in SIGNALS and SIGNALS[name].live for name in policy.selector.requires)
+        # Online, trials would share one step's candidates only: less than looking them up costs.
+        shared = live and self._stage == 0 and selection.rounds != "step"
+        self.source.begin_stage(pool if shared else None)
 
         report = run_stage(
             self.model,
@@ -195,14 +129,15 @@ class HFLearner:
             policy=policy,
             selection=selection,
             spec=spec.model_copy(update={"warmup_steps": warmup, "steps": steps}),
-            scorer=self.signals,
-            on_step=stepped,
+            scorer=self.source,
+            on_step=on_step,
             where=f"stage {self._stage + 1}",
         )
+        self.source.end_stage()
         self._stage += 1
         drift, norm = self._moved(before)
         return dataclasses.replace(
-            report, drift=drift, update_norm=norm, model=self._flops, proxy_passes=self._proxy_passes
+            report, drift=drift, update_norm=norm, model=self._flops, proxy_passes=self.source.proxy_passes
         )
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
@@ -210,11 +145,11 @@ class HFLearner:
 
     @contextmanager
     def fork(self) -> Iterator[HFLearner]:
-        kept = (self._copy(), self._proxy_gradient, self._proxy_age, self._stage)
+        weights, stage = self._copy(), self._stage
         try:
             yield self
         finally:
-            weights, self._proxy_gradient, self._proxy_age, self._stage = kept
+            self._stage = stage
             with torch.no_grad():
                 for name, parameter in self._trainable():
                     parameter.copy_(weights[name])

@@ -31,7 +31,7 @@ from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe
 from longgame.selection.interventions import selector_of
-from longgame.signals.base import SIGNALS
+from longgame.signals.base import work_of
 from longgame.storage import read_json, refresh_file, storage_errors, write_json
 
 
@@ -313,9 +313,7 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
     """Within each seed whole pools and selectors that need gradients come first, so that workers end close together."""
 
     def cost(trial: Trial) -> int:
-        needs = selector_of(trial.selector).requires
-        kinds = {SIGNALS[name].cost for name in needs if name in SIGNALS} | {"none"}
-        return -max(("none", "forward", "backward").index(kind) for kind in kinds)
+        return -("none", "forward", "backward").index(work_of(selector_of(trial.selector).requires))
 
     place = {seed: place for place, seed in enumerate(dict.fromkeys(trial.seed for trial in trials))}
     costs = {key: cost(trial) for key, trial in {trial.selector.key: trial for trial in trials}.items()}

@@ -69,7 +69,7 @@ def stage_work(
     """
     held = policy.learnable(pool)
     live = [name for name in policy.required if name in SIGNALS and SIGNALS[name].live]
-    frozen = [name for name in policy.required if name in SIGNALS and not SIGNALS[name].live and name != "quality"]
+    frozen = [name for name in policy.required if name in SIGNALS and "base" in SIGNALS[name].needs]
     scored = [held.take([held.index[name] for name in entry.candidate_ids]) for entry in policy.rounds] if live else []
     picked = [held.take([held.index[name] for name in entry.selection.ids]) for entry in policy.rounds]
     passes = report.proxy_passes if proxy is not None else 0

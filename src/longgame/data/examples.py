@@ -14,6 +14,9 @@ from jaxtyping import Int
 
 from longgame.errors import DataError
 
+RESPONSE_LAST = "response_is_suffix"
+"""Row-aligned key of `Pool.info`: whether all labelled tokens of an example stand at its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -249,7 +249,7 @@ def _pass_of(signal: str) -> str:
     """Which work a signal comes from: ``column``, ``frozen``, ``forward``, ``backward`` or ``proxy``."""
     if signal in CONTEXT:
         return "proxy"
-    if signal == "quality":
+    if SIGNALS[signal].needs == ("text",):
         return "column"
     cost = SIGNALS[signal].cost
     return "frozen" if cost == "none" else cost

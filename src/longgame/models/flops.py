@@ -31,11 +31,6 @@ from longgame.models.head import LogitHead
 from longgame.models.parts import decoder_of, unwrap
 from longgame.signals.base import SIGNALS
 
-_HEADED = frozenset({"loss", "base_loss", "el2n", "difficulty"})
-"""Signals that read the vocabulary's probabilities."""
-_TEXT_ONLY = frozenset({"quality"})
-"""Signals that need no model."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFlops:
@@ -99,13 +94,13 @@ class ModelFlops:
         costs 2 P d² + 2 P d min(P, d) (product with K, and the smaller Gram matrix) and the logit sketch of shape
         (r, c) 2 r d (P + c), neither of them the vocabulary. Left out: eigenvalues and count sketches.
         """
-        wanted = set(names) - _TEXT_ONLY
-        if not wanted:
+        specs = [SIGNALS[name] for name in names if {"model", "base"} & {*SIGNALS[name].needs}]
+        if not specs:
             return np.zeros(len(pool))
         tokens, predicted = pool.tokens, predicted_tokens(pool)
-        gradient = any(name in SIGNALS and SIGNALS[name].cost == "backward" for name in wanted)
-        logits = wanted & {"logit_nuclear_norm", "logit_sketch"}
-        headed = gradient or bool(wanted & _HEADED)
+        gradient = any(spec.cost == "backward" for spec in specs)
+        logits = {spec.name for spec in specs} & {"logit_nuclear_norm", "logit_sketch"}
+        headed = any("head" in spec.needs for spec in specs)
         total = self.forward(tokens, predicted if headed else np.zeros_like(predicted))
         if gradient:
             total = total + self.backward(tokens, predicted, head=False)

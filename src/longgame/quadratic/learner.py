@@ -30,7 +30,7 @@ from math import erf, sqrt
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -41,7 +41,8 @@ from longgame.quadratic.world import QuadraticWorld, WorldSpec, build_world, ski
 from longgame.recipe import Recipe, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
+from longgame.signals.base import Signals
+from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed
 from longgame.training.schedule import (
@@ -55,7 +56,8 @@ from longgame.training.schedule import (
 TOLERANCE = 0.5
 """τ of `exact_match`: how far from the sound label an answer still counts as right, in label units."""
 
-_FROZEN = ("embedding", "base_loss", "difficulty", "quality", "cluster")
+LIVE = ("loss", "el2n", "logit_nuclear_norm", "logit_sketch", "grad_norm", "grad_sketch")
+"""Live signals that have a meaning here."""
 
 
 def build_quadratic_sequence(recipe: Recipe, seed: int) -> SequenceData:
@@ -105,12 +107,14 @@ class QuadraticLearner:
         self.stages_trained = 0
         self.picks: list[tuple[str, ...]] = []
         self.rates: list[float] = []
-        self._frozen: dict[str, np.ndarray] | None = None
-        self._hold_proxy = False
-        self._proxy: Float[np.ndarray, " d"] | None = None
-        self._proxy_passes = 0
-        proxy = [item.sample_id for stage in self.world.sequence.stages for item in stage.proxy]
-        self._proxy_rows = self.world.rows(proxy)
+        items = [item for stage in self.world.sequence.stages for item in stage.proxy]
+        proxy = self.pool(items)
+        self.source = SignalSource(
+            self._live,
+            proxy=(lambda: proxy) if items else None,
+            proxy_refresh=recipe.proxy.refresh_steps,
+            supported=(*LIVE, *COLUMNS),
+        )
 
     def pool(self, examples: Sequence[Example]) -> Pool:
         """Candidates with their token counts and matrices (``info``: row, features, label).
@@ -129,26 +133,30 @@ class QuadraticLearner:
         )
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
-        """Frozen columns of all candidates of the sequence, stage after stage, and a fingerprint of their ids.
+        """Frozen columns of all candidates and, behind them, of the proxy items.
 
-        Behind them the proxy items, whose difficulty is their percentile among all candidates.
+        The difficulty of a proxy item is its percentile among all candidates.
         """
-        rows, candidates = self._frozen_rows(sequence)
-        features = self.world.features[rows]
-        from scipy.stats import rankdata  # takes as long to import as all the rest
+        from scipy.stats import rankdata  # slow to import
 
+        examples = [example for stage in sequence.stages for example in stage.candidates]
+        candidates = len(examples)
+        examples += [example for stage in sequence.stages for example in stage.proxy]
+        ids = [example.sample_id for example in examples]
+        rows = self.world.rows(ids)
+        features = self.world.features[rows]
         loss = 0.5 * (features @ self.world.base - self.world.labels[rows]) ** 2
         sizes = np.cumsum([len(stage.candidates) for stage in sequence.stages])[:-1]
         ranks = [(rankdata(part) - 0.5) / len(part) for part in np.split(loss[:candidates], sizes)]
         ranks.append(np.searchsorted(np.sort(loss[:candidates]), loss[candidates:]) / candidates)
-        return {
-            "embedding": features.astype(np.float32),
-            "base_loss": loss.astype(np.float32),
-            "difficulty": np.concatenate(ranks).astype(np.float32),
-            "quality": self.world.quality[rows].astype(np.float32),
-            "cluster": self.world.capability[rows].astype(np.int64),
-            "fingerprint": self._fingerprint(rows),
+        columns = {
+            "embedding": features,
+            "base_loss": loss,
+            "difficulty": np.concatenate(ranks),
+            "quality": self.world.quality[rows],
+            "cluster": self.world.capability[rows],
         }
+        return FrozenSignals(ids, columns).to_arrays()
 
     def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
         """Adopt a frozen pass.
@@ -156,82 +164,33 @@ class QuadraticLearner:
         Raises:
             DataError: it was made for other candidates.
         """
-        rows, _ = self._frozen_rows(sequence)
-        missing = [name for name in (*_FROZEN, "fingerprint") if name not in frozen]
-        if missing or not np.array_equal(frozen["fingerprint"], self._fingerprint(rows)):
-            raise DataError(
-                "the frozen pass was made for other candidates"
-                + (f" (it lacks {', '.join(missing)})" if missing else "")
-                + "; make it with prepare() on the same sequence."
-            )
-        place = np.full(len(self.world.labels), -1, dtype=np.int64)
-        place[rows] = np.arange(len(rows))
-        self._frozen = {**{name: frozen[name] for name in _FROZEN}, "place": place}
-
-    def _frozen_rows(self, sequence: SequenceData) -> tuple[Int[np.ndarray, " n"], int]:
-        """World rows of all candidates and, behind them, of the proxy items; how many candidates there are."""
-        candidates = [example.sample_id for stage in sequence.stages for example in stage.candidates]
-        proxy = [example.sample_id for stage in sequence.stages for example in stage.proxy]
-        return self.world.rows([*candidates, *proxy]), len(candidates)
-
-    def _fingerprint(self, rows: Int[np.ndarray, " n"]) -> np.ndarray:
-        digest = hashlib.sha256(rows.tobytes() + self.world.labels[rows].tobytes()).digest()
-        return np.frombuffer(digest, dtype=np.uint8).copy()
+        self.source.frozen = FrozenSignals.from_arrays(frozen)
+        for stage in sequence.stages:
+            self.source.frozen.lookup(self.pool(stage.candidates), ())
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
         """Columns under θ as it is now; ``future_proxy`` is at most ``proxy.refresh_steps`` steps old while training.
 
         Raises:
-            PluginError: unknown signal. DataError: a frozen signal before `use`, or of an item that is no candidate.
+            PluginError: unknown signal, or a frozen one before `use`. DataError: a signal without closed form, or a
+                frozen one of an item that is no candidate.
         """
-        check_names(names, "the caller")
-        a, y = pool.info["features"], pool.info["label"]
+        return self.source(pool, names)
+
+    def _live(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Live signals in closed form."""
+        a = pool.info["features"]
         logit = a @ self.theta
-        residual = logit - y
-        columns: dict[str, np.ndarray] = {}
-        for name in dict.fromkeys(names):
-            if name in CONTEXT:
-                continue
-            if not SIGNALS[name].live:
-                columns[name] = self._frozen_column(name, pool)
-            elif name == "loss":
-                columns[name] = 0.5 * residual**2
-            elif name == "el2n":
-                columns[name] = np.abs(residual)
-            elif name == "logit_nuclear_norm":
-                columns[name] = np.abs(logit)
-            elif name == "logit_sketch":
-                columns[name] = a * self.theta
-            elif name == "grad_norm":
-                columns[name] = np.abs(residual) * np.linalg.norm(a, axis=1)
-            elif name == "grad_sketch":
-                columns[name] = a * residual[:, None]
-            else:
-                raise DataError(f"signal '{name}' has no meaning on the quadratic world; drop the selector that asks.")
+        residual = logit - pool.info["label"]
         columns = {
-            name: column if column.dtype.kind == "i" else column.astype(np.float32) for name, column in columns.items()
+            "loss": lambda: 0.5 * residual**2,
+            "el2n": lambda: np.abs(residual),
+            "logit_nuclear_norm": lambda: np.abs(logit),
+            "logit_sketch": lambda: a * self.theta,
+            "grad_norm": lambda: np.abs(residual) * np.linalg.norm(a, axis=1),
+            "grad_sketch": lambda: a * residual[:, None],
         }
-        context = {"future_proxy": self._proxy_gradient().astype(np.float32)} if "future_proxy" in names else {}
-        return Signals(pool.ids, columns, context)
-
-    def _frozen_column(self, name: str, pool: Pool) -> np.ndarray:
-        if self._frozen is None:
-            raise DataError(f"frozen signal '{name}' is not there yet; call use(sequence, prepare(sequence)) first.")
-        place = self._frozen["place"][pool.info["row"]]
-        if len(place) and place.min() < 0:
-            raise DataError(f"{pool.ids[int(place.argmin())]} is no candidate and has no frozen signal '{name}'.")
-        return self._frozen[name][place]
-
-    def _proxy_gradient(self) -> Float[np.ndarray, " d"]:
-        """Mean gradient over the proxy items, all stages together."""
-        if self._hold_proxy and self._proxy is not None:
-            return self._proxy
-        if not len(self._proxy_rows):
-            raise RecipeError("a selector asks for future_proxy but proxy.items_per_skill is 0; set it to 1 or more.")
-        self._proxy_passes += 1
-        a = self.world.features[self._proxy_rows]
-        self._proxy = (a @ self.theta - self.world.labels[self._proxy_rows]) @ a / len(a)
-        return self._proxy
+        return {name: columns[name]() for name in names}
 
     def train(
         self,
@@ -252,7 +211,7 @@ class QuadraticLearner:
         updates = np.zeros((steps, len(self.theta)))
         losses = np.full(steps, np.nan)
         seconds = dict.fromkeys(("train", "select", "diagnose", "callbacks"), 0.0)
-        feed = SelectionFeed(policy, self.signals, selection, steps)
+        feed = SelectionFeed(policy, self.source, selection, steps)
         candidates, learnable = _candidates(pool, selection, steps), policy.learnable(pool)
         clock = time.perf_counter()
 
@@ -268,10 +227,9 @@ class QuadraticLearner:
             lap("callbacks")
 
         tell(0, float("nan"))
-        self._hold_proxy, self._proxy_passes = True, 0
+        self.source.begin_stage()
         for step in range(steps):
-            if step % self.recipe.proxy.refresh_steps == 0:
-                self._proxy = None
+            self.source.step = step
             ids = feed.batch(step, candidates)
             lap("select")
             rows = [learnable.index[sample_id] for sample_id in ids]
@@ -290,7 +248,7 @@ class QuadraticLearner:
             self.rates.append(float(rates[step]))
             lap("train")
             tell(step + 1, float(losses[step]))
-        self._hold_proxy, self._proxy = False, None
+        self.source.end_stage()
         self.stages_trained += 1
         seconds["select"] -= policy.measuring
         seconds["diagnose"] = policy.measuring
@@ -304,7 +262,7 @@ class QuadraticLearner:
             drift=_drift(self.theta - start, before),
             update_norm=float(np.linalg.norm(self.theta - start)),
             seconds=seconds,
-            proxy_passes=self._proxy_passes,
+            proxy_passes=self.source.proxy_passes,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
@@ -336,6 +294,8 @@ class QuadraticLearner:
     def fork(self) -> Iterator[QuadraticLearner]:
         """A copy in the same state; the world and the frozen columns are shared, being read-only."""
         twin = copy.copy(self)
+        twin.source = copy.copy(self.source)
+        twin.source.engine = twin._live
         twin.theta, twin.picks, twin.rates = self.theta.copy(), list(self.picks), list(self.rates)
         yield twin
 

@@ -1,54 +1,138 @@
-"""The columns that selectors see, and the table of the signals that exist."""
+"""The table of signals, and `Signals`: the columns per candidate that selectors see.
+
+To add a signal, add one row to `_TABLE`. A signal without ``compute`` is measured by the engine in its shared pass; any
+other one is computed from what `Provider` gives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from longgame.data.examples import Pool
 from longgame.errors import NumericalError, PluginError, unknown
+
+Engine = Callable[[Pool, Sequence[str]], Mapping[str, np.ndarray]]
+"""(pool, names) → one row-aligned column per name, under the model as it is now; `SignalEngine` is one."""
+
+
+class Provider(Protocol):
+    """What a computed signal can draw on; `longgame.signals.source.SignalSource` is one."""
+
+    def live(self, pool: Pool, name: str) -> np.ndarray:
+        """An engine signal of this pool, under the model as it is now."""
+        ...
+
+    def of_base(self, pool: Pool, name: str) -> np.ndarray:
+        """An engine signal of this pool, under the frozen base model."""
+        ...
+
+    def fitted(self, pool: Pool, name: str) -> np.ndarray:
+        """A signal that is fitted over all candidates: ``difficulty`` or ``cluster``."""
+        ...
+
+    def quality(self, pool: Pool) -> np.ndarray:
+        """Quality of each example, in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class SignalSpec:
-    """What a signal is: its unit, its shape, what it costs, and whether it changes while training."""
+class Signal:
+    """One row of the table of signals."""
 
     name: str
     unit: str
-    vector: bool
-    cost: str
-    """``none`` (from the text or a cache), ``forward`` or ``backward``."""
-    live: bool
-    """True if it depends on the model as it is now; False if the untouched base model (or the text) fixes it."""
     meaning: str
+    needs: tuple[str, ...]
+    """``model`` (as it is now), ``base`` (frozen), ``head`` (its vocabulary projection), ``text``, ``candidates``
+    (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture)."""
+    cost: Literal["none", "forward", "backward"] = "none"
+    """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
+    width: str = ""
+    """Numbers per candidate: "" for one, else the size that gives it: ``hidden``, ``sketch_dim``, ``logit_sketch``."""
+    compute: Callable[[Provider, Pool], np.ndarray] | None = None
+    """None: the engine's shared pass."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it depends on the model as it is now; else the base model or the text fixes it."""
+        return "model" in self.needs
 
 
+_SLOPE = "nats/token per parameter unit"
 _TABLE = (
-    SignalSpec("loss", "nats/token", False, "forward", True, "mean NLL per response token"),
-    SignalSpec("el2n", "1", False, "forward", True, "mean L2 norm of softmax − one-hot over response tokens"),
-    SignalSpec("logit_nuclear_norm", "logit", False, "forward", True, "nuclear norm of the response logits (UDS)"),
-    SignalSpec("logit_sketch", "logit", True, "forward", True, "bilinear sketch of the response logits (UDS)"),
-    SignalSpec("grad_norm", "nats/token per parameter unit", False, "backward", True, "exact L2 norm of the gradient"),
-    SignalSpec("grad_sketch", "nats/token per parameter unit", True, "backward", True, "sketch of the gradient"),
-    SignalSpec("adam_grad_sketch", "1", True, "backward", True, "sketch of Adam's step on the example (LESS)"),
-    SignalSpec("embedding", "1", True, "none", False, "mean-pooled hidden state of the frozen base model"),
-    SignalSpec("base_loss", "nats/token", False, "none", False, "mean NLL under the frozen base model"),
-    SignalSpec("difficulty", "pool percentile", False, "none", False, "rank of base_loss in its stage pool"),
-    SignalSpec("quality", "0–1", False, "none", False, "quality column, or rules where there is none"),
-    SignalSpec("cluster", "index", False, "none", False, "k-means cluster of the frozen embeddings"),
+    Signal("loss", "nats/token", "mean NLL per response token", ("model", "head"), "forward"),
+    Signal("el2n", "1", "mean L2 norm of softmax − one-hot over response tokens", ("model", "head"), "forward"),
+    Signal("logit_nuclear_norm", "logit", "nuclear norm of the response logits (UDS)", ("model",), "forward"),
+    Signal("logit_sketch", "logit", "sketch of the response logits (UDS)", ("model",), "forward", "logit_sketch"),
+    Signal("grad_norm", _SLOPE, "exact L2 norm of the gradient", ("model", "head"), "backward"),
+    Signal("grad_sketch", _SLOPE, "sketch of the gradient", ("model", "head"), "backward", "sketch_dim"),
+    Signal(
+        "adam_grad_sketch",
+        "1",
+        "sketch of Adam's step on the example (LESS)",
+        ("model", "head", "optimizer"),
+        "backward",
+        "sketch_dim",
+    ),
+    Signal(
+        "embedding",
+        "1",
+        "mean-pooled hidden state of the frozen base model",
+        ("base",),
+        width="hidden",
+        compute=lambda provider, pool: provider.of_base(pool, "embedding"),
+    ),
+    Signal(
+        "base_loss",
+        "nats/token",
+        "mean NLL under the frozen base model",
+        ("base", "head"),
+        compute=lambda provider, pool: provider.of_base(pool, "loss"),
+    ),
+    Signal(
+        "difficulty",
+        "pool percentile",
+        "rank of base_loss in its stage pool",
+        ("base", "head", "candidates"),
+        compute=lambda provider, pool: provider.fitted(pool, "difficulty"),
+    ),
+    Signal(
+        "quality",
+        "0–1",
+        "quality column, or rules where there is none",
+        ("text",),
+        compute=lambda provider, pool: provider.quality(pool),
+    ),
+    Signal(
+        "cluster",
+        "index",
+        "k-means cluster of the frozen embeddings",
+        ("base", "candidates"),
+        compute=lambda provider, pool: provider.fitted(pool, "cluster"),
+    ),
 )
-SIGNALS: Mapping[str, SignalSpec] = {spec.name: spec for spec in _TABLE}
-"""Every signal a selector may name in ``requires``, and ``future_proxy`` (see `Signals.context`)."""
+SIGNALS: Mapping[str, Signal] = {signal.name: signal for signal in _TABLE}
+"""Every signal per candidate that a selector may name in ``requires``."""
+
+CONTEXT: Mapping[str, Signal] = {
+    "future_proxy": Signal(
+        "future_proxy",
+        _SLOPE,
+        "mean grad_sketch over the future-proxy mixture, measured again every proxy.refresh_steps",
+        ("model", "head", "proxy"),
+        "backward",
+        "sketch_dim",
+    )
+}
+"""Vectors that describe the moment, not one candidate; a selector names them in ``requires`` like a signal."""
 
 _CHECKED_ENTRIES = 1 << 20
 """Entries of a column that are checked at a time."""
-
-CONTEXT: Mapping[str, str] = {
-    "future_proxy": "mean grad_sketch over the future-proxy mixture, Float[d]; refreshed every proxy.refresh_steps",
-}
-"""Vectors that describe the moment, not one candidate; a selector names them in ``requires`` like a signal."""
 
 
 def check_names(names: Iterable[str], who: str) -> None:
@@ -57,6 +141,13 @@ def check_names(names: Iterable[str], who: str) -> None:
     for name in names:
         if name not in allowed:
             raise PluginError(f"{who} requires an " + unknown("signal", name, allowed))
+
+
+def work_of(names: Iterable[str]) -> str:
+    """The dearest cost among these signals and context vectors: ``none``, ``forward`` or ``backward``."""
+    table = {**SIGNALS, **CONTEXT}
+    costs = {table[name].cost for name in names if name in table}
+    return next((cost for cost in ("backward", "forward") if cost in costs), "none")
 
 
 @dataclass(frozen=True)
@@ -75,21 +166,17 @@ class Signals:
         for name, column in self.columns.items():
             if len(column) != len(self.ids):
                 raise PluginError(f"signal '{name}' has {len(column)} rows for {len(self.ids)} candidates.")
-            bad = [self.ids[row] for row in _not_finite(column)] if column.dtype.kind == "f" else []
-            if bad:
-                more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-                raise NumericalError(
-                    f"signal '{name}' is NaN or infinite for example {bad[0]}{more}. "
-                    "Check the example's text, lower the learning rate, or use float32."
-                )
+            check_finite(name, column, self.ids)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.columns:
             return self.columns[name]
         if name in self.context:
             return self.context[name]
-        held = [*self.columns, *self.context]
-        raise PluginError(f"signal '{name}' was not asked for; name it in the selector's `requires`. Held: {held}.")
+        raise PluginError(
+            f"signal '{name}' was not asked for; name it in the selector's `requires`. "
+            f"Available: {[*self.columns, *self.context]}."
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self.columns or name in self.context
@@ -101,12 +188,22 @@ class Signals:
         return Signals(tuple(self.ids[row] for row in rows), columns, self.context)
 
 
-def _not_finite(column: Float[np.ndarray, "n ..."]) -> list[int]:
-    """Rows with a NaN or infinity, looked at block by block: a column may be a memory map larger than memory."""
+def check_finite(name: str, column: np.ndarray, ids: Sequence[str]) -> None:
+    """Raise NumericalError, naming the example, where a float column holds a NaN or infinity.
+
+    The column is read block by block: it may be a memory map larger than memory.
+    """
+    if column.dtype.kind != "f":
+        return
     step = max(1, _CHECKED_ENTRIES // max(1, column[:1].size))
-    found: list[int] = []
+    rows: list[int] = []
     for start in range(0, len(column), step):
         finite = np.isfinite(column[start : start + step])
         if not finite.all():
-            found += (start + np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))).tolist()
-    return found
+            rows += (start + np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))).tolist()
+    if rows:
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        raise NumericalError(
+            f"signal '{name}' is NaN or infinite for example {ids[rows[0]]}{others}. "
+            "Check the example's text and the model's weights, lower the learning rate, or use float32."
+        )

@@ -13,7 +13,7 @@ import platform
 import time
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longgame.data.examples import Pool
 from longgame.errors import ModelError, StorageError
-from longgame.signals.base import SIGNALS
+from longgame.signals.base import SIGNALS, Engine
 from longgame.storage import write_file
 
 _PLAIN = (
@@ -78,6 +78,15 @@ def signal_fingerprint(
         "environment": _environment(),
     }
     return _short(json.dumps(parts, sort_keys=True).encode())
+
+
+def try_fingerprint(model: nn.Module, **options: Any) -> str | None:
+    """As `signal_fingerprint`; None, with a warning, where the content of the model cannot be determined."""
+    try:
+        return signal_fingerprint(model, **options)
+    except ModelError as error:
+        _log.warning("signals are not cached: %s", error)
+        return None
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -295,9 +304,6 @@ def _tensor_digest(tensor: Tensor) -> str:
 
 
 # Signals kept by content: what was computed once for the same weights, examples and settings is read from disk.
-
-Engine = Callable[[Pool, Sequence[str]], Mapping[str, np.ndarray]]
-"""What computes signals: `SignalEngine`, or anything that is called like it."""
 
 _SUFFIX = ".safetensors"
 _STALE_SECONDS = 3600.0

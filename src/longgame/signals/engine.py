@@ -17,6 +17,7 @@ from longgame.errors import DataError, ModelError, NumericalError, PluginError, 
 from longgame.models.head import LogitHead
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
 from longgame.models.parts import decoder_of, evaluating, unwrap
+from longgame.signals.base import SIGNALS
 from longgame.signals.gradients import (
     AdamPreconditioner,
     BatchGradients,
@@ -287,13 +288,9 @@ class SignalEngine:
         return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // held))
 
     def _width(self, name: str) -> tuple[int, ...]:
-        if name == "embedding":
-            return (self._head.module.in_features,)
-        return {
-            "logit_sketch": (self._logits.width,),
-            "grad_sketch": (self._sketch.dim,),
-            ADAM: (self._sketch.dim,),
-        }.get(name, ())
+        hidden, sketch, logits = self._head.module.in_features, self._sketch.dim, self._logits.width
+        width = SIGNALS[name].width
+        return ({"hidden": hidden, "sketch_dim": sketch, "logit_sketch": logits}[width],) if width else ()
 
     def _batch(
         self, batch: Batch, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None, fused: Layers

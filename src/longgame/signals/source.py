@@ -1,155 +1,392 @@
-"""Signals that the untouched base model or the text fixes: computed once per seed, looked up by id ever after."""
+"""`SignalSource`: the signals of candidates, for the trainers, the audit and the quadratic world alike.
+
+Live signals come from an engine in one shared pass. Signals of the frozen base are computed once per example;
+``cluster`` and ``difficulty`` are fitted over all candidates. No torch here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 
-from longgame.data.examples import Pool
-from longgame.errors import DataError, NumericalError, PluginError, unknown
+from longgame.data.examples import RESPONSE_LAST, Pool
+from longgame.errors import DataError, ModelError, PluginError, RecipeError, unknown
 from longgame.seeding import stream_seed
+from longgame.signals.base import CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
+from longgame.signals.quality import quality_scores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from longgame.signals.cache import SignalCache
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
+"""Columns of the frozen pass of a seed, in the order of its file."""
 _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
 
+_log = logging.getLogger(__name__)
+
+
+class SignalSource:
+    """``source(pool, names)`` gives `Signals` under the model as it is now.
+
+    Whoever trains sets ``step`` to the number of optimizer steps taken, so that ``future_proxy`` is measured again
+    every ``proxy_refresh`` steps; ``step = None`` (not training) measures it at every call.
+
+    Args:
+        engine: computes live signals, e.g. a `SignalEngine`.
+        base: context manager in which the engine computes signals of the frozen base; None: the base is gone.
+        candidates: returns the pools over which ``cluster`` and ``difficulty`` are fitted; None: a stream.
+        proxy: returns the proxy mixture (or target set) behind ``future_proxy``; None: there is none.
+        proxy_refresh: optimizer steps after which ``future_proxy`` is measured again.
+        clusters: k of the k-means behind ``cluster``.
+        seed: of the k-means.
+        supported: names of the signals that have a meaning here; default: all.
+        cache: stores base signals, and first live signals (`begin_stage`), across runs.
+        fingerprint: content of the model as it is now, for ``cache``; None where it cannot be determined.
+
+    Attributes:
+        frozen: columns looked up by id before anything is computed: a seed's frozen pass, or what was fitted here.
+        proxy_passes: times that ``future_proxy`` was measured since `begin_stage`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        base: Callable[[], AbstractContextManager[Any]] | None = None,
+        candidates: Callable[[], Sequence[Pool]] | None = None,
+        proxy: Callable[[], Pool] | None = None,
+        proxy_refresh: int = 8,
+        clusters: int = 8,
+        seed: int = 0,
+        supported: Collection[str] = tuple(SIGNALS),
+        cache: SignalCache | None = None,
+        fingerprint: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.engine = engine
+        self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
+        self.frozen: FrozenSignals | None = None
+        self.step: int | None = None
+        self.proxy_passes = 0
+        self._base, self._clusters, self._seed, self._supported = base, clusters, seed, frozenset(supported)
+        self._cache, self._fingerprint = cache, fingerprint
+        self._base_columns: dict[str, dict[str, np.ndarray]] = {}
+        self._proxy: tuple[int, np.ndarray] | None = None
+        self._first: tuple[int, str] | None = None
+
+    @classmethod
+    def of_model(cls, model: nn.Module, *, pad_token_id: int | None, seed: int = 0, **options: Any) -> SignalSource:
+        """A source whose engine is a `SignalEngine` on ``model`` and whose base is ``model`` without its adapters.
+
+        Args:
+            model: a causal LM or a PeftModel. A model trained in full has no base left; see `prepare`.
+            pad_token_id: fills up batches; None is refused where a signal needs the model.
+            seed: of sketches and clusters.
+            options: candidates, proxy, proxy_refresh, clusters, cache of `SignalSource`.
+        """
+        from longgame.signals.cache import try_fingerprint
+        from longgame.signals.engine import SignalEngine
+
+        if pad_token_id is None:
+            return cls(_no_padding, seed=seed, **options)
+        settings = {"pad_token_id": pad_token_id, "seed": seed}
+        return cls(
+            SignalEngine(model, pad_token_id=pad_token_id, seed=seed),
+            base=getattr(model, "disable_adapter", None),
+            seed=seed,
+            fingerprint=lambda: try_fingerprint(model, settings=settings),
+            **options,
+        )
+
+    def __call__(self, pool: Pool, names: Sequence[str]) -> Signals:
+        """Compute these columns for the pool's examples.
+
+        Raises:
+            PluginError: an unknown signal, or one that has no meaning here.
+            RecipeError: ``future_proxy`` without a proxy mixture.
+            DataError: an example without the text or the position in the frozen pass that a signal needs.
+            ModelError: a signal of the frozen base, and there is none.
+        """
+        check_names(names, "the caller")
+        names = tuple(dict.fromkeys(names))
+        columns: dict[str, np.ndarray] = {}
+        shared = []
+        for name in (name for name in names if name in SIGNALS):
+            compute = SIGNALS[name].compute
+            if self.frozen is not None and name in self.frozen:
+                columns[name] = self.frozen.lookup(pool, [name])[name]
+            elif name not in self._supported:
+                raise DataError(f"signal '{name}' has no meaning here; use a selector that does not require it.")
+            elif compute is None:
+                shared.append(name)
+            else:
+                columns[name] = compute(self, pool)
+        if shared:
+            columns |= self._run(pool, shared, self._first[1] if self._is_first(pool) and self._first else None)
+        context = {name: self._future_proxy() for name in names if name in CONTEXT}
+        return Signals(pool.ids, _narrowed(columns), _narrowed(context))
+
+    def begin_stage(self, first: Pool | None = None) -> None:
+        """Start counting steps at 0 and forget ``future_proxy``.
+
+        Args:
+            first: a pool whose live signals before the first step are stored in the cache. Give it where the model is
+                untouched: all trials of a seed then see the same signals at their first choice from the whole pool.
+        """
+        self.step, self.proxy_passes, self._proxy = 0, 0, None
+        fingerprint = None if first is None or self._cache is None else self._fingerprint()
+        self._first = None if first is None or fingerprint is None else (len(first), fingerprint)
+
+    def end_stage(self) -> None:
+        """Stop counting steps: from now on ``future_proxy`` is measured at every call."""
+        self.step, self._proxy, self._first = None, None, None
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Compute base signals of all candidates now if the model will have no base once it is trained.
+
+        Call it before training starts; with adapters, or where no name needs the base, it does nothing.
+        """
+        needed = any("base" in SIGNALS[name].needs for name in names if name in SIGNALS)
+        if needed and self._base is None and self.candidates is not None and self.frozen is None:
+            self.frozen = self.freeze(self.candidates())
+
+    def freeze(self, pools: Sequence[Pool], extra: Pool | None = None, *, quality: bool = False) -> FrozenSignals:
+        """Return base signals, difficulty and clusters of all candidates (a model without adapters must be untouched).
+
+        Args:
+            pools: candidates of each stage.
+            extra: examples that are no candidates, such as proxy items (see `FrozenSignals.extended`).
+            quality: add the column ``quality``.
+
+        Raises:
+            DataError, NumericalError: as `FrozenSignals.build`.
+        """
+        fingerprint = self._fingerprint() if self._cache is not None else None
+
+        def columns_of(pool: Pool) -> dict[str, np.ndarray]:
+            with (self._base or nullcontext)():
+                columns = self._run(pool, ("embedding", "loss"), fingerprint)
+            scores = {"quality": quality_scores(pool.examples)} if quality else {}
+            return {"embedding": columns["embedding"], "base_loss": columns["loss"], **scores}
+
+        parts = [columns_of(pool) for pool in pools]
+        columns = {name: [part[name] for part in parts] for name in parts[0]} if parts else {}
+        frozen = FrozenSignals.build(pools, columns, self._clusters, self._seed)
+        return frozen if extra is None else frozen.extended(extra, columns_of(extra))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ``future_proxy`` in use and the step it was measured at; everything else is computed again."""
+        return {} if self._proxy is None else {"step": self._proxy[0], "future_proxy": self._proxy[1]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._proxy = (int(state["step"]), np.asarray(state["future_proxy"])) if state else None
+
+    # What computed signals draw on (`longgame.signals.base.Provider`)
+
+    def live(self, pool: Pool, name: str) -> np.ndarray:
+        return self._run(pool, (name,))[name]
+
+    def of_base(self, pool: Pool, name: str) -> np.ndarray:
+        if self._base is None:
+            raise PluginError(
+                f"'{name}' of the frozen base model is needed, but no base is left: the model is trained in full, or "
+                "the frozen pass was not given (call use). Train an adapter, or pass signals= with stored columns."
+            )
+        stored = self._base_columns.setdefault(name, {})
+        fresh = [row for row, sample_id in enumerate(pool.ids) if sample_id not in stored]
+        if fresh:
+            with self._base():
+                fingerprint = self._fingerprint() if self._cache is not None else None
+                column = self._run(pool.take(fresh), (name,), fingerprint)[name]
+            stored.update(zip([pool.ids[row] for row in fresh], column, strict=True))
+        return np.stack([stored[sample_id] for sample_id in pool.ids])
+
+    def fitted(self, pool: Pool, name: str) -> np.ndarray:
+        if self.candidates is None or self._base is None:
+            reason = (
+                "the candidates are a stream, which cannot be read as a whole. Use a dataset with a length"
+                if self.candidates is None
+                else "the model is trained in full and has no base left. Train an adapter"
+            )
+            raise PluginError(f"'{name}' is fitted over all candidates, but {reason}, or pass signals=.")
+        self.frozen = self.freeze(self.candidates())
+        return self.frozen.lookup(pool, [name])[name]
+
+    def quality(self, pool: Pool) -> np.ndarray:
+        if any(example.quality is None and not example.response for example in pool.examples):
+            raise DataError(
+                "quality is scored from the text, and candidates carry none. Pass the tokenizer as processing_class, "
+                "or give the dataset a 'quality' column in [0, 1]."
+            )
+        return quality_scores(pool.examples)
+
+    def _run(self, pool: Pool, names: Sequence[str], fingerprint: str | None = None) -> dict[str, np.ndarray]:
+        at_end = pool.info.get(RESPONSE_LAST)
+        if at_end is not None and not at_end.all():
+            sample_id = pool.ids[int(np.flatnonzero(~at_end)[0])]
+            raise DataError(
+                f"candidate {sample_id} has unlabelled tokens after labelled ones (several assistant turns?); signals "
+                "are measured on a response that ends the example. Split the conversation, or pass signals=."
+            )
+        if self._cache is None:
+            return dict(self.engine(pool, names))
+        return self._cache(self.engine, pool, names, fingerprint)
+
+    def _is_first(self, pool: Pool) -> bool:
+        return self.step == 0 and self._first is not None and len(pool) == self._first[0]
+
+    def _future_proxy(self) -> Float[np.ndarray, " d"]:
+        """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
+        if self.proxy is None:
+            raise RecipeError(
+                "a selector requires future_proxy, but there is no proxy mixture. Pass proxy_dataset= to the trainer, "
+                "or set proxy.items_per_skill to 1 or more in the recipe."
+            )
+        if self.step is None or self._proxy is None or self.step - self._proxy[0] >= self.proxy_refresh:
+            gradient = self._run(self.proxy(), ("grad_sketch",))["grad_sketch"].mean(axis=0)
+            self._proxy = (self.step or 0, gradient)
+            self.proxy_passes += 1
+        return self._proxy[1]
+
+
+def _narrowed(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """These columns in float32 (integers stay as they are)."""
+    return {
+        name: column if column.dtype.kind == "i" else column.astype(np.float32, copy=False)
+        for name, column in columns.items()
+    }
+
+
+def _no_padding(pool: Pool, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+    raise ModelError(
+        f"no padding token is known, and {len(pool)} candidates are scored in padded batches for {', '.join(names)}. "
+        "Pass a tokenizer with a pad token as processing_class."
+    )
+
 
 class FrozenSignals:
-    """Rows of embedding, base_loss, difficulty, quality and cluster, addressed by example id.
+    """Columns that the untouched base model or the text fixes, addressed by example id.
 
     Args:
         ids: n distinct example ids.
-        columns: one row-aligned array for each name in `COLUMNS`.
+        columns: row-aligned arrays, by names of `COLUMNS`.
 
     Raises:
-        DataError: a missing column, a column of the wrong length, or an id that stands twice.
+        DataError: a column of the wrong length, or a repeated id.
     """
 
     def __init__(self, ids: Sequence[str], columns: Mapping[str, np.ndarray]) -> None:
         self.ids = tuple(ids)
-        for name in COLUMNS:
-            rows = len(columns[name]) if name in columns else 0
-            if rows != len(self.ids):
-                raise DataError(f"frozen signals need '{name}' for {len(self.ids)} examples, but hold {rows} rows.")
+        for name, column in columns.items():
+            if len(column) != len(self.ids):
+                raise DataError(f"frozen signals need '{name}' for {len(self.ids)} examples, but have {len(column)}.")
         self._columns = {
-            name: np.asarray(columns[name], dtype=np.int64 if name == "cluster" else np.float32) for name in COLUMNS
+            name: np.asarray(columns[name], dtype=np.int64 if name == "cluster" else np.float32)
+            for name in COLUMNS
+            if name in columns
         }
         self._index = {sample_id: row for row, sample_id in enumerate(self.ids)}
         if len(self._index) != len(self.ids):
-            raise DataError("frozen signals hold an example id twice; build them with FrozenSignals.build().")
+            raise DataError("frozen signals have an example id twice; build them with FrozenSignals.build().")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
 
     @classmethod
     def build(
-        cls,
-        pools: Sequence[Pool],
-        embeddings: Sequence[Float[np.ndarray, "n d"]],
-        base_loss: Sequence[Float[np.ndarray, " n"]],
-        quality: Sequence[Float[np.ndarray, " n"]],
-        clusters: int,
-        seed: int,
+        cls, pools: Sequence[Pool], columns: Mapping[str, Sequence[np.ndarray]], clusters: int, seed: int
     ) -> FrozenSignals:
-        """Gather the stages' columns; rank difficulty within each pool and cluster over all of them.
+        """Concatenate the stages' columns, rank difficulty within each pool and cluster over all of them.
 
         difficulty = (mid-rank of base_loss − ½)/n within the stage's pool: in (0, 1), mean ½, ties share a value
-        (FORMULAS: mean difficulty). cluster = k-means on L2-normalised embeddings of all stages together, numbered by
-        falling size; examples are sorted by id first, so the order of stages or candidates changes nothing. With fewer
-        distinct normalised embeddings (to 6 decimals) than ``clusters``, k is their number.
-
-        An example that stands in several pools keeps the row of the first.
+        (FORMULAS: mean difficulty). cluster: see the function `cluster`. An example of several pools keeps the row of
+        the first.
 
         Args:
             pools: candidates of each stage.
-            embeddings, base_loss, quality: one array per stage, row-aligned with its pool.
+            columns: ``embedding``, ``base_loss`` and optionally ``quality``: one array per stage, row-aligned.
             clusters: k, at least 1.
-            seed: of the k-means initialisation.
+            seed: of the k-means initialization.
 
         Raises:
             DataError: no example at all, or arrays that do not match their pools. PluginError: ``clusters`` below 1.
             NumericalError: a value is NaN or infinite (names the example).
         """
+        from scipy.stats import rankdata  # slow to import, and the closed-form world does not need it
+
         if clusters < 1:
             raise PluginError(f"clusters is {clusters}; k-means needs at least 1.")
-        given = {"embedding": embeddings, "base_loss": base_loss, "quality": quality}
-        for name, parts in given.items():
-            if [len(part) for part in parts] != [len(pool) for pool in pools]:
-                sizes = ([len(part) for part in parts], [len(pool) for pool in pools])
-                raise DataError(f"'{name}' has {sizes[0]} rows for pools of {sizes[1]}; give one row per candidate.")
         if not sum(len(pool) for pool in pools):
             raise DataError("frozen signals were asked for, but every pool is empty.")
+        for name, parts in columns.items():
+            sizes = ([len(part) for part in parts], [len(pool) for pool in pools])
+            if sizes[0] != sizes[1]:
+                raise DataError(f"'{name}' has {sizes[0]} rows for pools of {sizes[1]}; give one row per candidate.")
         all_ids = [sample_id for pool in pools for sample_id in pool.ids]
         place = {sample_id: row for row, sample_id in reversed(list(enumerate(all_ids)))}
         first = sorted(place.values())
         ids = [all_ids[row] for row in first]
-        columns = {name: np.concatenate([np.asarray(part) for part in parts])[first] for name, parts in given.items()}
-        for name, column in columns.items():
-            good = np.isfinite(column.reshape(len(column), -1)).all(axis=1)
-            if not good.all():
-                raise NumericalError(
-                    f"signal '{name}' of the frozen base model is NaN or infinite for example "
-                    f"{ids[int(np.flatnonzero(~good)[0])]}. Check the example's text and the model, or use float32."
-                )
-        ranks = [(rankdata(part, method="average") - 0.5) / max(1, len(part)) for part in base_loss]
-        columns["difficulty"] = np.concatenate(ranks)[first]
-        columns["cluster"] = cluster(ids, columns["embedding"], clusters, seed)
-        return cls(ids, columns)
+        joined = {name: np.concatenate([np.asarray(part) for part in parts])[first] for name, parts in columns.items()}
+        for name, column in joined.items():
+            check_finite(name, column, ids)
+        ranks = [(rankdata(part, method="average") - 0.5) / max(1, len(part)) for part in columns["base_loss"]]
+        joined["difficulty"] = np.concatenate(ranks)[first]
+        joined["cluster"] = cluster(ids, joined["embedding"], clusters, seed)
+        return cls(ids, joined)
 
-    def extended(
-        self,
-        pool: Pool,
-        embedding: Float[np.ndarray, "n d"],
-        base_loss: Float[np.ndarray, " n"],
-        quality: Float[np.ndarray, " n"],
-    ) -> FrozenSignals:
-        """These signals and rows for examples that are no candidates (proxy items), without moving any cluster.
+    def extended(self, pool: Pool, columns: Mapping[str, np.ndarray]) -> FrozenSignals:
+        """Add rows for examples that are no candidates (proxy items) without moving any cluster.
 
-        Their cluster is the one whose mean normalised embedding is nearest, their difficulty the percentile of
-        base_loss among all candidates. An example that is already known keeps its row.
+        Their cluster is the one whose mean normalized embedding is nearest, their difficulty the percentile of
+        base_loss among all candidates. An example that has a row keeps it.
 
         Raises:
             DataError: a column does not have one row per example of the pool.
         """
-        fresh = np.asarray([row for row, name in enumerate(pool.ids) if name not in self._index], dtype=np.int64)
-        given = {"embedding": embedding, "base_loss": base_loss, "quality": quality}
-        for name, column in given.items():
+        for name, column in columns.items():
             if len(column) != len(pool):
                 raise DataError(f"'{name}' has {len(column)} rows for {len(pool)} examples; give one row for each.")
-        columns = {name: np.asarray(column)[fresh] for name, column in given.items()}
-        held, k = _unit(self._columns["embedding"]), int(self._columns["cluster"].max()) + 1
-        centres = np.stack([held[self._columns["cluster"] == number].mean(axis=0) for number in range(k)])
-        gaps = np.square(_unit(columns["embedding"])[:, None] - centres).sum(axis=2)
-        columns["cluster"] = gaps.argmin(axis=1)
+        fresh = np.asarray([row for row, name in enumerate(pool.ids) if name not in self._index], dtype=np.int64)
+        added = {name: np.asarray(column)[fresh] for name, column in columns.items()}
+        units, k = _unit(self._columns["embedding"]), int(self._columns["cluster"].max()) + 1
+        centers = np.stack([units[self._columns["cluster"] == number].mean(axis=0) for number in range(k)])
+        gaps = np.square(_unit(added["embedding"])[:, None] - centers).sum(axis=2)
+        added["cluster"] = gaps.argmin(axis=1)
         losses = np.sort(self._columns["base_loss"])
-        left, right = (np.searchsorted(losses, columns["base_loss"], side=side) for side in ("left", "right"))
-        columns["difficulty"] = (left + right) / (2 * len(losses))
+        left, right = (np.searchsorted(losses, added["base_loss"], side=side) for side in ("left", "right"))
+        added["difficulty"] = (left + right) / (2 * len(losses))
         ids = (*self.ids, *(pool.ids[row] for row in fresh))
-        return FrozenSignals(ids, {name: np.concatenate([self._columns[name], columns[name]]) for name in COLUMNS})
+        return FrozenSignals(ids, {name: np.concatenate([self._columns[name], added[name]]) for name in self._columns})
 
     def lookup(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return these columns for the pool's examples, row-aligned (float32; ``cluster`` int64).
 
         Raises:
-            PluginError: a name that is not in `COLUMNS`. DataError: an example that was not in any pool of `build`.
+            PluginError: a column that is not here. DataError: an example that was not in any pool of `build`.
         """
         for name in names:
             if name not in self._columns:
-                raise PluginError("frozen signals were asked for an " + unknown("signal", name, COLUMNS))
+                raise PluginError("frozen signals were asked for an " + unknown("signal", name, self._columns))
         missing = [sample_id for sample_id in pool.ids if sample_id not in self._index]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"example {missing[0]}{more} is unknown to the frozen signals ({len(self.ids)} examples). "
+                f"example {missing[0]}{others} is unknown to the frozen signals ({len(self.ids)} examples). "
                 "Build them from every stage's candidates."
             )
         rows = np.asarray([self._index[sample_id] for sample_id in pool.ids], dtype=np.int64)
         return {name: self._columns[name][rows] for name in names}
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return everything as plain numeric arrays (ids: UTF-8 bytes, zero-padded, uint8) for safetensors or npz."""
+        """Return everything as numeric arrays (ids: UTF-8 bytes, zero-padded, uint8) for safetensors or npz."""
         encoded = [sample_id.encode() for sample_id in self.ids]
         width = max(map(len, encoded), default=1)
         padded = b"".join(item.ljust(width, b"\0") for item in encoded)
@@ -162,26 +399,30 @@ class FrozenSignals:
         Raises:
             DataError: arrays are missing or do not fit together.
         """
-        if "ids" not in arrays or np.asarray(arrays["ids"]).dtype != np.uint8:
-            raise DataError("the stored frozen signals hold no uint8 array 'ids'; compute them again.")
+        missing = [name for name in ("ids", *COLUMNS) if name not in arrays]
+        if missing or np.asarray(arrays["ids"]).dtype != np.uint8:
+            raise DataError(f"the stored frozen signals lack '{(missing or ['ids'])[0]}'; compute them again.")
         ids = [bytes(row).rstrip(b"\0").decode() for row in np.asarray(arrays["ids"])]
-        return cls(ids, {name: column for name, column in arrays.items() if name != "ids"})
+        return cls(ids, {name: arrays[name] for name in COLUMNS})
 
 
 def cluster(
     ids: Sequence[str], embeddings: Float[np.ndarray, "n d"], clusters: int, seed: int
 ) -> Int[np.ndarray, " n"]:
-    """Return the k-means cluster of each L2-normalised embedding, numbered by falling size (ties: smallest id first).
+    """Return the k-means cluster of each L2-normalized embedding, numbered by falling size (ties: smallest id first).
 
     Deterministic for a seed, whatever the row order and the number of threads. From 50 000 examples on, mini-batches.
     With fewer distinct points (to 6 decimals) than ``clusters``, k is their number. A zero embedding stays zero.
     """
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
+
     order = sorted(range(len(ids)), key=ids.__getitem__)
     points = _unit(np.asarray(embeddings)[order])
     k = min(int(clusters), len(np.unique(points.round(6), axis=0)))
     state = stream_seed(seed, "k-means") % 2**32
     method = MiniBatchKMeans if len(points) >= _MINI_BATCH_FROM else KMeans
-    with threadpool_limits(limits=1):  # the order in which threads add up centres would decide the last digits
+    with threadpool_limits(limits=1):  # the order in which threads add up centers would decide the last digits
         labels = method(n_clusters=k, n_init=4, random_state=state).fit_predict(points)
     sizes = np.bincount(labels, minlength=k)
     leader = np.full(k, len(labels))

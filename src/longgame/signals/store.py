@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, NumericalError, PluginError, ResumeError, StorageError, unknown
-from longgame.signals.base import Signals
+from longgame.signals.base import Engine, Signals
 from longgame.signals.cache import pool_fingerprint
 from longgame.storage import flush, storage_errors, write_file
 
@@ -509,9 +509,6 @@ def _narrowed(name: str, values: Float[np.ndarray, "m ..."], dtype: np.dtype, id
 
 
 # Signals of a pool that comes in shards, in memory that does not grow with it.
-
-Engine = Callable[[Pool, Sequence[str]], Mapping[str, np.ndarray]]
-"""What computes signals: `SignalEngine`, or anything that is called like it."""
 
 
 def stream_signals(

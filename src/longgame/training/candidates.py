@@ -12,14 +12,12 @@ import torch
 from jaxtyping import Int
 from torch.utils.data import Dataset, IterableDataset
 
-from longgame.data.examples import Example, Pool
+from longgame.data.examples import RESPONSE_LAST, Example, Pool
 from longgame.errors import DataError
 
 ID = "sample_id"
 OWN_COLUMNS = (ID, "skill", "quality")
 """Columns that selection reads and the model never sees."""
-SUFFIX = "response_is_suffix"
-"""Row-aligned key of `Pool.info`: whether all labelled tokens of a row stand at its end."""
 
 
 @dataclass
@@ -93,7 +91,7 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
         suffix.append(bool(learned[len(ids) - responses :].all()))
     lengths = np.asarray([len(ids) for ids in inputs], dtype=np.int64)
     prompts = np.asarray(prompt, dtype=np.int64)
-    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {SUFFIX: np.asarray(suffix)})
+    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {RESPONSE_LAST: np.asarray(suffix)})
 
 
 def content_ids(features: Sequence[Mapping[str, Any]], seen: dict[str, int] | None = None) -> list[str]:

@@ -24,11 +24,11 @@ from longgame.seeding import stream_seed
 from longgame.selection.base import Selector
 from longgame.selection.policy import Scorer, SelectionPolicy
 from longgame.signals.base import Signals
+from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_state
 from longgame.training.candidates import ID, OWN_COLUMNS, Candidates, pool_of, with_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
-from longgame.training.scoring import ModelScorer
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -50,7 +50,7 @@ class SelectionMixin(_Trainer):
     Args:
         selection: a `SelectionConfig`, or in short a selector (its name, a `Selector` or a `SelectionPolicy`) or a
             mapping of the config's fields.
-        signals: (pool, names) → Signals; default `longgame.training.scoring.ModelScorer`.
+        signals: (pool, names) → Signals; default a `SignalSource` on the model.
 
     Raises:
         RecipeError: a wrong value, or a set-up that selection does not go with: packing or padding-free batches,
@@ -191,7 +191,16 @@ class SelectionMixin(_Trainer):
             return Signals(pool.ids, {})
         if self._selection_scorer is None:
             pad, seed = self._selection_pad_token(), self._selection_seed()
-            self._selection_scorer = ModelScorer(self.model, pad_token_id=pad, seed=seed)
+            stream = isinstance(self.train_dataset, IterableDataset)
+            self._selection_scorer = SignalSource.of_model(
+                self.model,
+                pad_token_id=pad,
+                seed=seed,
+                candidates=None if stream else lambda: [self._selection_pool()[0]],
+            )
+            self._selection_scorer.begin_stage()
+        if isinstance(self._selection_scorer, SignalSource):
+            self._selection_scorer.step = int(self.state.global_step)
         with evaluating(self.model.modules()):
             return self._selection_scorer(pool, names)
 
