@@ -133,7 +133,7 @@ def test_frozen_pass_of_another_seed_or_none_is_refused(recipe, learner, sequenc
     with pytest.raises(DataError, match="unknown to the frozen signals"):
         other.use(build_quadratic_sequence(recipe, 1), learner.prepare(sequence))
     bare = QuadraticLearner(recipe, 0)
-    with pytest.raises(PluginError, match="call use"):
+    with pytest.raises(DataError, match="call use"):
         bare.signals(bare.pool(sequence.stages[0].candidates), ("quality",))
     with pytest.raises(DataError, match="unknown to the frozen signals"):
         learner.signals(learner.pool(sequence.stages[0].task.items), ("quality",))

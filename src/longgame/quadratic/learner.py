@@ -42,7 +42,7 @@ from longgame.recipe import Recipe, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
-from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource
+from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed
 from longgame.training.schedule import (
@@ -113,7 +113,7 @@ class QuadraticLearner:
             self._live,
             proxy=(lambda: proxy) if items else None,
             proxy_refresh=recipe.proxy.refresh_steps,
-            supported=(*LIVE, *COLUMNS),
+            supported=LIVE,
         )
 
     def pool(self, examples: Sequence[Example]) -> Pool:
@@ -172,8 +172,8 @@ class QuadraticLearner:
         """Columns under θ as it is now; ``future_proxy`` is at most ``proxy.refresh_steps`` steps old while training.
 
         Raises:
-            PluginError: unknown signal, or a frozen one before `use`. DataError: a signal without closed form, or a
-                frozen one of an item that is no candidate.
+            PluginError: unknown signal. DataError: a signal without closed form, or a frozen one before `use` or of an
+                item that is no candidate.
         """
         return self.source(pool, names)
 

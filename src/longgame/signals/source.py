@@ -109,10 +109,10 @@ class SignalSource:
         """Compute these columns for the pool's examples.
 
         Raises:
-            PluginError: an unknown signal, or one that has no meaning here.
+            PluginError: an unknown signal, or one of a frozen base or of all candidates where there are none.
             RecipeError: ``future_proxy`` without a proxy mixture.
-            DataError: an example without the text or the position in the frozen pass that a signal needs.
-            ModelError: a signal of the frozen base, and there is none.
+            DataError: a signal that has no meaning here, or an example without text or row in the frozen pass.
+            ModelError: no padding token.
         """
         check_names(names, "the caller")
         names = tuple(dict.fromkeys(names))
@@ -123,7 +123,10 @@ class SignalSource:
             if self.frozen is not None and name in self.frozen:
                 columns[name] = self.frozen.lookup(pool, [name])[name]
             elif name not in self._supported:
-                raise DataError(f"signal '{name}' has no meaning here; use a selector that does not require it.")
+                raise DataError(
+                    f"signal '{name}' is not available: it has no meaning for this model (use a selector that does not "
+                    "require it), or the frozen pass is missing (call use)."
+                )
             elif compute is None:
                 shared.append(name)
             else:
