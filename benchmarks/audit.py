@@ -94,9 +94,9 @@ def audited(recipe: Recipe, workers: int) -> pd.DataFrame:
 
 def timed(recipe: Recipe, workers: int) -> Timed:
     """`audited` as a command would run it: a new process, whose start and imports count."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     results = _apart(audited, recipe, workers)
-    return Timed(results, time.perf_counter() - begun)
+    return Timed(results, time.perf_counter() - start)
 
 
 def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -139,10 +139,10 @@ def _shared_seconds(recipe: Recipe) -> float:
         for _ in range(2):
             with tempfile.TemporaryDirectory() as folder, _empty_cache(Path(folder)):
                 learner = make_learner(recipe, seed)
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 learner.prepare(sequence)
                 learner.score(sequence.tasks)
-                took.append(time.perf_counter() - begun)
+                took.append(time.perf_counter() - start)
     return min(took)
 
 
@@ -155,13 +155,13 @@ def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int) -
     """
     recipe = small(name, quick)
     rounds = [(timed(recipe, 1), timed(recipe, 2)) for _ in range(repeats)]
-    one, two = (min((each[side] for each in rounds), key=lambda run: run.seconds) for side in (0, 1))
+    single, two = (min((pair[side] for pair in rounds), key=lambda run: run.seconds) for side in (0, 1))
     shared = shared_seconds(recipe)
-    pure = one.spent(_PURE) + shared * len(recipe.seeds)
-    diagnosed = one.spent(("diagnose_seconds",))
-    overhead = one.seconds / pure - 1
-    trials = one.results["trial"].nunique()
-    figures = [at_least(f"{name}_two_workers", one.seconds / two.seconds, SPEED_UP)]
+    pure = single.spent(_PURE) + shared * len(recipe.seeds)
+    diagnosed = single.spent(("diagnose_seconds",))
+    overhead = single.seconds / pure - 1
+    trials = single.results["trial"].nunique()
+    figures = [at_least(f"{name}_two_workers", single.seconds / two.seconds, SPEED_UP)]
     if name != "quadratic":  # whose work is milliseconds: what is written costs more than it
         figures.append(at_most(f"{name}_overhead", overhead, OVERHEAD))
     report.add(
@@ -170,12 +170,12 @@ def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int) -
             {
                 "substrate": name,
                 "trials": trials,
-                "one worker s": one.seconds,
+                "one worker s": single.seconds,
                 "two workers s": two.seconds,
                 "scoring, training, evaluation s": pure,
                 "diagnostics s": diagnosed,
                 "overhead": overhead,
-                "overhead without diagnostics": (one.seconds - diagnosed) / pure - 1,
+                "overhead without diagnostics": (single.seconds - diagnosed) / pure - 1,
                 "shared work s per seed": shared,
             }
         ],
@@ -209,23 +209,23 @@ def sharing(report: Report, name: str, quick: bool) -> None:
 
 def many_trials(recipe: Recipe, results: pd.DataFrame, trials: int, conditions: int) -> pd.DataFrame:
     """Results of ``trials`` trials in ``conditions`` conditions, from those of one seed with noise on every value."""
-    one = results[(results["seed"] == recipe.seeds[0]) & (results["condition"] == "")].reset_index(drop=True)
-    selectors = list(one["selector"].cat.categories)
+    seed_rows = results[(results["seed"] == recipe.seeds[0]) & (results["condition"] == "")].reset_index(drop=True)
+    selectors = list(seed_rows["selector"].cat.categories)
     copies = -(-trials // len(selectors))
     names = [f"budget={0.1 + 0.8 * number / conditions:.3f}" if number else "" for number in range(conditions)]
     condition = np.arange(copies) % conditions
     labels = [f"{name}-s{copy // conditions}@{names[condition[copy]]}" for copy in range(copies) for name in selectors]
-    noise = generator(0, "many trials").normal(0, 0.5, copies * len(one))
+    noise = generator(0, "many trials").normal(0, 0.5, copies * len(seed_rows))
     columns: dict[str, Any] = {}
     for name in RESULT_COLUMNS:
-        column = one[name]
+        column = seed_rows[name]
         if name == "trial":
-            codes = one["selector"].cat.codes.to_numpy(np.int64) + len(selectors) * np.arange(copies)[:, None]
+            codes = seed_rows["selector"].cat.codes.to_numpy(np.int64) + len(selectors) * np.arange(copies)[:, None]
             columns[name] = _words(codes.reshape(-1), labels)
         elif name == "condition":
-            columns[name] = _words(np.repeat(condition, len(one)), names)
+            columns[name] = _words(np.repeat(condition, len(seed_rows)), names)
         elif name == "seed":
-            columns[name] = np.repeat(np.arange(copies) // conditions, len(one))
+            columns[name] = np.repeat(np.arange(copies) // conditions, len(seed_rows))
         elif column.dtype == "category":
             columns[name] = _words(np.tile(column.cat.codes.to_numpy(), copies), list(column.cat.categories))
         else:
@@ -256,7 +256,7 @@ def tables(report: Report, conditions: int = 10) -> None:
             for name in results["condition"].cat.categories
         }
 
-    seconds = min(_seconds(lambda: Across.build(found := cards(), order_groups(found))) for _ in range(2))
+    seconds = min(_seconds(lambda: Across.build(scorecards := cards(), order_groups(scorecards))) for _ in range(2))
     trials = results["trial"].nunique()
     report.add(
         [at_most("tables_10000_trials_s", seconds, TABLES_SECONDS)],
@@ -265,9 +265,9 @@ def tables(report: Report, conditions: int = 10) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 PARTS = ("tables", "quadratic", "tiny", "sharing")
@@ -280,24 +280,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all; --quick: tables tiny")
     parser.add_argument("--repeats", type=int, help="timed rounds (default 2, --quick 1)")
-    given = parser.parse_args()
-    repeats = given.repeats or (1 if given.quick else 2)
+    options = parser.parse_args()
+    repeats = options.repeats or (1 if options.quick else 2)
     report = Report("audit", measure_machine(torch.device("cpu")))
     print(report.machine, flush=True)
-    for part in given.only or (QUICK if given.quick else PARTS):
+    for part in options.only or (QUICK if options.quick else PARTS):
         before = len(report.rows)
         if part == "tables":
             tables(report)
         elif part == "sharing":
-            sharing(report, "quadratic" if given.quick else "tiny", given.quick)
+            sharing(report, "quadratic" if options.quick else "tiny", options.quick)
         else:
-            workers_and_overhead(report, part, given.quick, repeats)
+            workers_and_overhead(report, part, options.quick, repeats)
         for row in report.rows[before:]:
             shown = (
                 f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
             print(part + ": " + ", ".join(shown), flush=True)
-    report.finish(given.json)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
 def _best(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
     times = []
     for _ in range(repeats + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return min(times[1:])
 
 
@@ -147,17 +147,17 @@ def take_turns(
         warmup: untimed rounds before them.
         device: where a CUDA device works asynchronously, the clock waits for it.
     """
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warmup + repeats):
         for name, side in sides.items():
             gc.collect()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             side()
             if device is not None and device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number >= warmup:
-                found[name].append(time.perf_counter() - begun)
-    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(values)) for name, values in seconds.items()}
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device | None = None) -> int:

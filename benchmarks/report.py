@@ -44,17 +44,17 @@ def run_of_many(folder: Path, trials: int) -> RunDirectory:
         trials: about so many, the same number of every selector.
     """
     recipe = parse_recipe({**small("quadratic", False).model_dump(mode="json"), "seeds": [0], "axes": {}})
-    one = run_audit(recipe, folder / "one", workers=1, threads=1, display=QuietDisplay())
+    single = run_audit(recipe, folder / "one", workers=1, threads=1, display=QuietDisplay())
     seeds = trials // len(recipe.selectors)
     run = RunDirectory.create(folder / "many", recipe.model_copy(update={"seeds": tuple(range(seeds))}))
-    shutil.copy(one.run.folder / "environment.json", run.folder)
+    shutil.copy(single.run.folder / "environment.json", run.folder)
     for trial in run.trials:
         for stage in range(1, len(outline(recipe).stages) + 1):
             part = run.folder / "trials" / trial.name / f"stage-{stage}"
             part.mkdir(parents=True)
             for name in _LINKED:
-                os.link(one.run.folder / "trials" / f"{trial.selector.key}-s0" / part.name / name, part / name)
-    results = many_trials(recipe, one.results, len(run.trials), 1)
+                os.link(single.run.folder / "trials" / f"{trial.selector.key}-s0" / part.name / name, part / name)
+    results = many_trials(recipe, single.results, len(run.trials), 1)
     results["trial"] = results["trial"].cat.rename_categories(lambda name: name.removesuffix("@"))
     write_results(run, results)
     return run
@@ -68,9 +68,9 @@ def report_page(report: Report, quick: bool, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = run_of_many(Path(folder), TRIALS // 5 if quick else TRIALS)
         stages = len(outline(run.recipe).stages)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         write_picks(run, dict.fromkeys((trial.name for trial in run.trials), stages))
-        gathered = time.perf_counter() - begun
+        gathered = time.perf_counter() - start
         page = Path(folder) / "report.html"
         seconds = min(_command_seconds(run.folder, page) for _ in range(repeats))
         trials, megabytes = len(run.trials), page.stat().st_size / 1e6
@@ -92,13 +92,13 @@ def report_page(report: Report, quick: bool, repeats: int) -> None:
 
 
 def _command_seconds(run: Path, page: Path) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "longgame.cli", "report", str(run), "--out", str(page)],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -106,13 +106,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2,000 trials and one repeat")
     parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
     parser.add_argument("--repeats", type=int, help="timed repeats (default 3, --quick 1)")
-    given = parser.parse_args()
+    options = parser.parse_args()
     report = Report("report", measure_machine(torch.device("cpu")))
     print(report.machine, flush=True)
-    report_page(report, given.quick, given.repeats or (1 if given.quick else 3))
+    report_page(report, options.quick, options.repeats or (1 if options.quick else 3))
     for row in report.rows:
         print(", ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
-    report.finish(given.json)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

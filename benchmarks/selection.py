@@ -89,14 +89,14 @@ def sorted_walk(
 ) -> Int[np.ndarray, " k"]:
     """Budgeted top-k as it is usually written: sort all rows by id and score, then walk them one by one."""
     by_id = np.asarray(sorted(range(len(ids)), key=ids.__getitem__))
-    kept, left, shortest = [], budget, int(tokens.min())
+    picks, left, shortest = [], budget, int(tokens.min())
     for row in by_id[np.argsort(-score[by_id].astype(np.float64), kind="stable")]:
         if left < shortest:
             break
         if tokens[row] <= left:
-            kept.append(int(row))
+            picks.append(int(row))
             left -= int(tokens[row])
-    return np.asarray(kept, dtype=np.int64)
+    return np.asarray(picks, dtype=np.int64)
 
 
 def run(report: Report, quick: bool, device: str = "cpu") -> None:
@@ -131,13 +131,21 @@ def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
         _farthest_memory(report, "farthest_first_1m_memory_ratio", 1_000_000, 10_000, device)
     n, k, parts = (50_000, 1_000, 8) if quick else (400_000, 10_000, 8)
     rows, ones = mixture(n), np.ones(n, dtype=np.int64)
-    whole, (_, distance) = _timed(lambda: farthest_first(rows, ones, k, device=device))
-    taken, found = _timed(lambda: farthest_first_partitioned(rows, ones, k, parts, device=device))
+    exact_seconds, (_, distance) = _timed(lambda: farthest_first(rows, ones, k, device=device))
+    parts_seconds, partitioned = _timed(lambda: farthest_first_partitioned(rows, ones, k, parts, device=device))
     report.add(
-        [at_most("partitioned_radius_over_lower_bound", found.radius / (found.apart / 2), 8)],
+        [at_most("partitioned_radius_over_lower_bound", partitioned.radius / (partitioned.apart / 2), 8)],
         [
-            _row("farthest-first", "mixture", n, k, whole, radius=float(np.sort(distance)[: n - k].max())),
-            _row("farthest-first, 8 parts", "mixture", n, k, taken, radius=found.radius, apart=found.apart),
+            _row("farthest-first", "mixture", n, k, exact_seconds, radius=float(np.sort(distance)[: n - k].max())),
+            _row(
+                "farthest-first, 8 parts",
+                "mixture",
+                n,
+                k,
+                parts_seconds,
+                radius=partitioned.radius,
+                apart=partitioned.apart,
+            ),
         ],
     )
 
@@ -145,8 +153,8 @@ def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
 def _farthest_memory(report: Report, name: str, n: int, k: int, device: str) -> None:
     rows = gaussian(n)
     seconds: list[float] = []
-    more = peak_memory(lambda: seconds.append(_timed(lambda: lazy(rows, k, device))[0]))
-    ratio = 1.0 + more / rows.nbytes
+    rise = peak_memory(lambda: seconds.append(_timed(lambda: lazy(rows, k, device))[0]))
+    ratio = 1.0 + rise / rows.nbytes
     report.add([at_most(name, ratio, 1.5)], [_row("farthest-first", "gaussian", n, k, seconds[0], memory=ratio)])
 
 
@@ -166,9 +174,9 @@ def ranking(report: Report, quick: bool) -> None:
             },
             5,
         )
-        for name, found in times.items():
-            seconds[name].append(found.best)
-            report.add(rows=[_row(name, "random scores", n, None, found.best)])
+        for name, side in times.items():
+            seconds[name].append(side.best)
+            report.add(rows=[_row(name, "random scores", n, None, side.best)])
     report.add(
         [
             at_most("topk_growth", growth(sizes, seconds["top-k"]), 1.15),
@@ -190,10 +198,10 @@ def selectors(report: Report, quick: bool) -> None:
         pool, signals = scene(n)
         for name, (selector, share) in cases.items():
             budget = int(share * pool.tokens.sum()) if share else 100_000
-            found = min(_decision(selector, pool, signals, budget)[0] for _ in range(2))
-            seconds[name].append(found)
-            report.add(rows=[_row(name, "random signals", n, None, found, budget=budget)])
-    report.add([at_most(f"{name}_growth", growth(sizes, taken), 1.15) for name, taken in seconds.items()])
+            best = min(_decision(selector, pool, signals, budget)[0] for _ in range(2))
+            seconds[name].append(best)
+            report.add(rows=[_row(name, "random signals", n, None, best, budget=budget)])
+    report.add([at_most(f"{name}_growth", growth(sizes, times), 1.15) for name, times in seconds.items()])
     history, updates = History(), []
     pool, signals = scene(5_000)
     chosen = Selection.of(pool, np.arange(500))
@@ -211,17 +219,17 @@ def others(report: Report, quick: bool) -> None:
     n, k = (5_000, 200) if quick else (100_000, 5_000)
     rows, ones = mixture(n), np.ones(n, dtype=np.int64)
     order = np.arange(n)
-    taken, (picks, _) = _timed(lambda: threshold_diverse(rows, order, ones, n, 0.9))
-    report.add(rows=[_row("threshold", "mixture", n, len(picks), taken)])
-    held = min(k, 1_000)
+    duration, (picks, _) = _timed(lambda: threshold_diverse(rows, order, ones, n, 0.9))
+    report.add(rows=[_row("threshold", "mixture", n, len(picks), duration)])
+    picked = min(k, 1_000)
     ways: tuple[Literal["lazy", "stochastic"], ...] = ("lazy", "stochastic")
     for greedy in ways:
-        taken, found = _timed(partial(facility_location, rows, ones, held, generator(0, "bench"), greedy))
-        report.add(rows=[_row(f"facility location, {greedy}", "mixture", n, held, taken, value=found.value)])
+        duration, chosen = _timed(partial(facility_location, rows, ones, picked, generator(0, "bench"), greedy))
+        report.add(rows=[_row(f"facility location, {greedy}", "mixture", n, picked, duration, value=chosen.value)])
     pool = _pool(n)
     signals = Signals(pool.ids, {"embedding": rows})
-    taken, _ = _decision("diversity", pool, signals, int(SHARE * pool.tokens.sum()), {"method": "k-means"})
-    report.add(rows=[_row("k-means", "mixture", n, None, taken)])
+    duration, _ = _decision("diversity", pool, signals, int(SHARE * pool.tokens.sum()), {"method": "k-means"})
+    report.add(rows=[_row("k-means", "mixture", n, None, duration)])
 
 
 def scene(n: int, width: int = 64) -> tuple[Pool, Signals]:
@@ -266,21 +274,21 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Aligned text of the rows; what a row has beyond seconds stands behind them."""
     lines = [f"{'what':30} {'data':15} {'n':>9} {'k':>7} {'seconds':>9}"]
     for line in rows:
-        more = {key: value for key, value in line.items() if key not in ("what", "data", "n", "k", "seconds")}
-        extra = ", ".join(f"{key} {value:.4g}" for key, value in more.items())
+        extras = {key: value for key, value in line.items() if key not in ("what", "data", "n", "k", "seconds")}
+        extra = ", ".join(f"{key} {value:.4g}" for key, value in extras.items())
         picks = "–" if line["k"] is None else line["k"]
         lines.append(f"{line['what']:30} {line['data']:15} {line['n']:>9} {picks:>7} {line['seconds']:>9.3g}  {extra}")
     return "\n".join(lines)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
-    found = work()
-    return time.perf_counter() - begun, found
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
 
 
-def _row(what: str, data: str, n: int, k: int | None, seconds: float, **more: float) -> dict[str, Any]:
-    return {"what": what, "data": data, "n": n, "k": k, "seconds": seconds, **more}
+def _row(task: str, data: str, n: int, k: int | None, seconds: float, **extras: float) -> dict[str, Any]:
+    return {"what": task, "data": data, "n": n, "k": k, "seconds": seconds, **extras}
 
 
 Side = Callable[[np.ndarray, int], object]
@@ -333,8 +341,8 @@ def packages(report: Report, quick: bool) -> None:
         report.add(
             [at_least(f"farthest_first_vs_{name}", times[name].best / times["ours"].best, 1)],
             [
-                {"what": f"farthest-first, {side}", "data": "gaussian", "n": n, "k": k, "seconds": found.best}
-                for side, found in times.items()
+                {"what": f"farthest-first, {side}", "data": "gaussian", "n": n, "k": k, "seconds": time.best}
+                for side, time in times.items()
             ],
         )
 
@@ -344,13 +352,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller pools, under a minute")
     parser.add_argument("--json", type=Path, help="write figures and rows here")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where matrix products run")
-    given = parser.parse_args()
-    report = Report("selection", measure_machine(torch.device(given.device)))
+    options = parser.parse_args()
+    report = Report("selection", measure_machine(torch.device(options.device)))
     print(report.machine)
-    run(report, given.quick, given.device)
-    packages(report, given.quick)
+    run(report, options.quick, options.device)
+    packages(report, options.quick)
     print(table(report.rows))
-    report.finish(given.json)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def _loss(work: Workload, batch: Batch, response: bool) -> Tensor:
         return nn.functional.cross_entropy(logits.float(), batch.target)
     labels = torch.full_like(batch.input_ids, -100)
     labels[batch.example, batch.position + 1] = batch.target
-    found: Tensor = work.base(input_ids=batch.input_ids, labels=labels, use_cache=False).loss
-    return found
+    loss: Tensor = work.base(input_ids=batch.input_ids, labels=labels, use_cache=False).loss
+    return loss
 
 
 UDS = ("logit_nuclear_norm", "logit_sketch")
@@ -174,18 +174,18 @@ def uds_figures(report: Report, work: Workload, repeats: int) -> None:
     groups = plan(work.pool, MAX_BATCH_TOKENS)
     vocabulary = int(work.base.config.vocab_size)
     longest, responses = int(work.pool.tokens.max()), int(work.pool.response_tokens.max())
-    own = uds.bilinear(
+    projected = uds.bilinear(
         engine._logits._left_signs(responses + 1).to(work.device),
         engine._logits._right_signs(0, vocabulary).to(work.device),
     )
     shape = (8, 128)
     published = uds.fourier(longest, vocabulary, shape, torch.Generator().manual_seed(0), work.device)
-    found: dict[str, list[uds.UdsSignals]] = {"published": [], "response": []}
+    results: dict[str, list[uds.UdsSignals]] = {"published": [], "response": []}
 
     def theirs(kind: str) -> None:
         everywhere = kind == "published"
-        sketch = published if everywhere else own
-        found[kind].append(
+        sketch = published if everywhere else projected
+        results[kind].append(
             uds.uds_signals(work.base, work.pool, groups, sketch, pad_token_id=work.pad_token_id, everywhere=everywhere)
         )
 
@@ -205,9 +205,9 @@ def uds_figures(report: Report, work: Workload, repeats: int) -> None:
     plain = {name: plain_sides(work, (MAX_BATCH_TOKENS,))[name]}
     forward = take_turns(plain, repeats, device=work.device)[name].best
     # what a forward pass to the last hidden state leaves to be done: the logits, and what is made of them
-    bare = min(item.forward_seconds + item.signal_seconds for item in found["published"]) - forward
+    bare = min(item.forward_seconds + item.signal_seconds for item in results["published"]) - forward
     values = engine(work.pool, UDS)
-    reference = found["response"][0]
+    reference = results["response"][0]
     norm = float(np.max(np.abs(values[UDS[0]] / reference.nuclear_norm - 1)))
     gap = np.linalg.norm(values[UDS[1]] - reference.sketch, axis=1) / np.linalg.norm(reference.sketch, axis=1)
     dtype = dtype_of(work)
@@ -242,17 +242,17 @@ def less_figures(report: Report, work: Workload, repeats: int, dim: int) -> None
     report.add([at_least(f"less_speed_{dtype_of(work)}", theirs / ours, required)])
     share = 16  # of R's rows: the draw costs the same for each
     size = sum(weight.numel() for weight in work.model.parameters() if weight.requires_grad) // share
-    held = torch.ones(16, size, device=work.device)
+    gradients = torch.ones(16, size, device=work.device)
     drawn = take_turns(
         {
-            "bits": lambda: less.project(held, dim, 0, "bits"),
-            "randint": lambda: less.project(held, dim, 0, "randint"),
+            "bits": lambda: less.project(gradients, dim, 0, "bits"),
+            "randint": lambda: less.project(gradients, dim, 0, "randint"),
         },
         1,
         device=work.device,
     )
-    more = (drawn["randint"].best - drawn["bits"].best) * share * -(-len(work.pool) // 16)
-    report.add([at_least(f"less_speed_one_draw_a_sign_{dtype_of(work)}", (theirs + more) / ours, required)])
+    extra = (drawn["randint"].best - drawn["bits"].best) * share * -(-len(work.pool) // 16)
+    report.add([at_least(f"less_speed_one_draw_a_sign_{dtype_of(work)}", (theirs + extra) / ours, required)])
 
 
 def bergson_figures(report: Report, work: Workload, repeats: int) -> None:
@@ -337,15 +337,15 @@ def uds_growth(report: Report, device: torch.device) -> None:
 @torch.no_grad()
 def _hidden_states(work: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of each batch: last hidden states of the response positions, padded, and which are valid."""
-    found = []
+    states = []
     for batch in batches(work.pool, work.pad_token_id, MAX_BATCH_TOKENS, work.device):
         hidden = work.base.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         padded = hidden.new_zeros(len(batch.rows), int(batch.counts.max()), hidden.shape[2])
         valid = padded.new_zeros(padded.shape[:2], dtype=torch.float32)
         padded[batch.example, batch.rank] = hidden[batch.example, batch.position]
         valid[batch.example, batch.rank] = 1
-        found.append((padded, valid))
-    return found
+        states.append((padded, valid))
+    return states
 
 
 def _from_states(engine: SignalEngine, padded: torch.Tensor, valid: torch.Tensor) -> None:
@@ -364,39 +364,41 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--growth", action="store_true", help="rows only: how cost grows")
-    given = parser.parse_args()
-    count, repeats = given.examples or (6 if given.quick else 32), given.repeats or (1 if given.quick else 3)
-    longest = 128 if given.quick else 512
-    report = Report("signals", measure_machine(given.device))
+    options = parser.parse_args()
+    count, repeats = options.examples or (6 if options.quick else 32), options.repeats or (1 if options.quick else 3)
+    longest = 128 if options.quick else 512
+    report = Report("signals", measure_machine(options.device))
     print(report.machine, flush=True)
-    if given.growth:
-        growth(report, given.device)
-        uds_growth(report, given.device)
-        report.finish(given.json)
+    if options.growth:
+        growth(report, options.device)
+        uds_growth(report, options.device)
+        report.finish(options.json)
         return
-    for dtype in given.dtype or (["bfloat16"] if given.quick else ["bfloat16", "float32"]):
-        if given.shape:
+    for dtype in options.dtype or (["bfloat16"] if options.quick else ["bfloat16", "float32"]):
+        if options.shape:
             lengths = mixed_lengths(count, longest)
             precision = getattr(torch, dtype)
-            work = shaped(SHAPES[given.shape], dtype=precision, device=given.device, lengths=lengths, name=given.shape)
+            work = shaped(
+                SHAPES[options.shape], dtype=precision, device=options.device, lengths=lengths, name=options.shape
+            )
         else:
-            work = real(count, dtype=dtype, data_dir=given.data_dir, max_length=longest)
-            work.model.to(given.device)
+            work = real(count, dtype=dtype, data_dir=options.data_dir, max_length=longest)
+            work.model.to(options.device)
         tokens, answered = int(work.pool.tokens.sum()), int(work.pool.response_tokens.sum())
         print(f"{work.name}: {len(work.pool)} examples, {tokens} tokens, {answered} of them response", flush=True)
         before = len(report.rows)
-        run(report, work, repeats=repeats, memory=not given.quick, budgets=(1024,) if given.quick else (1024, 4096))
+        run(report, work, repeats=repeats, memory=not options.quick, budgets=(1024,) if options.quick else (1024, 4096))
         print(table(report.rows[before:]), flush=True)
         for part in (
             uds_figures,
             bergson_figures,
-            partial(less_figures, dim=512 if given.quick else LESS_SIZE),
+            partial(less_figures, dim=512 if options.quick else LESS_SIZE),
         ):
             before = len(report.rows)
             part(report, work, repeats)
             print("\n".join(table(report.rows[before:]).splitlines()[1:]), flush=True)
-            report.save(given.json)
-    report.finish(given.json)
+            report.save(options.json)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _tenths(marks: list[tuple[int, float, int]], rows: int) -> Iterator[dict[str
     """Rate of the fastest shard (load beside it only slows) and highest resident memory in each tenth of the pool."""
     for tenth in range(1, 11):
         first, last = (tenth - 1) * rows // 10, tenth * rows // 10
-        pairs = [(begun, ended) for begun, ended in pairwise(marks) if first < ended[0] <= last]
+        pairs = [(start, ended) for start, ended in pairwise(marks) if first < ended[0] <= last]
         yield {
             "up_to": last,
             "rows_per_second": max((end[0] - begin[0]) / (end[1] - begin[1]) for begin, end in pairs),

@@ -125,7 +125,7 @@ def bare_loop(
     model: nn.Module, batches: list[dict], spec: TrainingSpec, loss_of: Callable
 ) -> tuple[float, list[float]]:
     """Seconds and losses of the loop that one would write by hand."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -141,7 +141,7 @@ def bare_loop(
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return time.perf_counter() - begun, losses
+    return time.perf_counter() - start, losses
 
 
 def measure(name: str, steps: int, repeats: int, device: str, all_logits: bool) -> dict[str, float]:
@@ -180,10 +180,10 @@ def measure(name: str, steps: int, repeats: int, device: str, all_logits: bool) 
         if all_logits:
             again()
             times["bare, all logits"].append(bare_loop(model, batches, spec, full)[0])
-    best = {side: min(found) for side, found in times.items()}
+    best = {side: min(seconds) for side, seconds in times.items()}
     tokens = sum(len(pool.input_ids[row]) for picked in rows for row in picked)
-    for side, found in times.items():
-        every = " ".join(f"{seconds:.3f}" for seconds in found)
+    for side, seconds in times.items():
+        every = " ".join(f"{value:.3f}" for value in seconds)
         rate = f"{best[side] / steps * 1e3:9.2f} ms/step {tokens / best[side]:9.0f} tokens/s"
         print(f"{name:13s} {side:17s} {rate}  [{every}]")
     ratios = {"ratio": best["stage"] / best["bare"]}
@@ -213,19 +213,18 @@ def main() -> int:
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} thread(s), float32, LoRA r=16")
     figures, short = [], False
     for name in names:
-        found = measure(name, *plan[name], options.device, all_logits=not options.quick)
+        ratios = measure(name, *plan[name], options.device, all_logits=not options.quick)
         required = CASES[name].required
-        for key in [key for key in found if key.startswith("ratio")]:
+        for key in [key for key in ratios if key.startswith("ratio")]:
             limit = required if key == "ratio" else None
-            fine = limit is None or found[key] <= limit
+            fine = limit is None or ratios[key] <= limit
             short |= not fine
             figure = f"training.{name}.{key}"
-            print(
-                f"figure {figure} {found[key]:.3f} {'-' if limit is None else f'<={limit}'} {'ok' if fine else 'short'}"
-            )
-            figures.append({"name": figure, "value": found[key], "required": limit, "ok": fine})
-        print(f"figure training.{name}.overhead_ms {found['stage_ms_per_step'] - found['bare_ms_per_step']:.2f} - ok")
-        figures.append({"name": f"training.{name}.detail", "value": found, "required": None, "ok": True})
+            bound = "-" if limit is None else f"<={limit}"
+            print(f"figure {figure} {ratios[key]:.3f} {bound} {'ok' if fine else 'short'}")
+            figures.append({"name": figure, "value": ratios[key], "required": limit, "ok": fine})
+        print(f"figure training.{name}.overhead_ms {ratios['stage_ms_per_step'] - ratios['bare_ms_per_step']:.2f} - ok")
+        figures.append({"name": f"training.{name}.detail", "value": ratios, "required": None, "ok": True})
     if options.json:
         case = {name: asdict(CASES[name]) for name in names}
         about = {"torch": torch.__version__, "device": options.device, "threads": torch.get_num_threads()}

@@ -90,7 +90,7 @@ def main() -> None:
 
     policy = trainer.selection_policy
     skill_of = {example.sample_id: example.skill for example in examples}
-    picked = Counter(skill_of[sample_id] for made in policy.rounds for sample_id in made.selection.ids)
+    picked = Counter(skill_of[sample_id] for done in policy.rounds for sample_id in done.selection.ids)
     print(f"{len(policy.rounds)} rounds picked {picked.total()} of {len(examples)} examples:", dict(picked))
 
 

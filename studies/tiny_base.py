@@ -142,12 +142,12 @@ def load_pretrain_spec(path: str | Path) -> PretrainSpec:
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = sorted(PretrainSpec.model_fields)
-        return f"unknown key '{key}'.{did_you_mean(key, known)} Known here: {', '.join(known)}."
+        allowed = sorted(PretrainSpec.model_fields)
+        return f"unknown key '{key}'.{did_you_mean(key, allowed)} Known here: {', '.join(allowed)}."
     if problem["type"] == "missing":
         return f"'{key}' is missing; it has no default."
-    seen = "" if isinstance(problem["input"], dict) else f" (seen: {problem['input']!r})"
-    return f"'{key or 'recipe'}': {problem['msg'].removeprefix('Value error, ')}{seen}."
+    value = "" if isinstance(problem["input"], dict) else f" (seen: {problem['input']!r})"
+    return f"'{key or 'recipe'}': {problem['msg'].removeprefix('Value error, ')}{value}."
 
 
 def pretrain(spec: PretrainSpec, out: str | Path, progress: Progress | None = None) -> PretrainReport:
@@ -264,8 +264,10 @@ def _train(
             group["lr"] = rate
         inputs, labels, weights = _tensors(batch, spec)
         logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-        loss = (each * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        token_losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none"
+        )
+        loss = (token_losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
         if not torch.isfinite(loss):
             raise NumericalError(
                 f"the loss is {loss.item()} at step {len(losses) + 1} of pretraining. Lower learning_rate."
@@ -354,11 +356,11 @@ def _token_accuracy(model: LlamaForCausalLM, encoded: Sequence[Encoded]) -> floa
     inputs = torch.zeros((len(encoded), length), dtype=torch.int64)
     for row, item in enumerate(encoded):
         inputs[row, : len(item)] = torch.from_numpy(item.ids)
-    said = model(input_ids=inputs, use_cache=False).logits[:, :-1].argmax(-1).numpy()
+    choices = model(input_ids=inputs, use_cache=False).logits[:, :-1].argmax(-1).numpy()
     shares = []
     for row, item in enumerate(encoded):
         start = len(item.prompt_ids) - 1
-        shares.append(np.mean(said[row, start : len(item) - 1] == item.response_ids))
+        shares.append(np.mean(choices[row, start : len(item) - 1] == item.response_ids))
     return 100.0 * float(np.mean(shares))
 
 
@@ -426,14 +428,14 @@ def pretraining_texts(seed: int) -> Iterator[Example]:
     occur. The reader stops when it has its tokens.
     """
     rng = generator(seed, "procedural", "pretraining")
-    seen = [[skill for skill in skills if skill.seen] for skills in STAGES.values()]
+    seen_skills = [[skill for skill in skills if skill.seen] for skills in STAGES.values()]
     edges = np.cumsum([LEVEL_SHARES[level] for level in LEVELS])
     while True:
         if rng.random() < GENERIC_SHARE:
             yield Example.make("", generic_text(rng), source="longgame:generic")
         else:
             level = LEVELS[min(int(np.searchsorted(edges, rng.random())), len(LEVELS) - 1)]
-            yield pick(rng, pick(rng, seen)).example(rng, level)
+            yield pick(rng, pick(rng, seen_skills)).example(rng, level)
 
 
 def generic_text(rng: np.random.Generator) -> str:

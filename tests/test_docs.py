@@ -29,19 +29,19 @@ def rows(page):
 
 def keys_of(model, prefix=""):
     """Dotted key → default (as JSON, or 'required') of every leaf of a recipe."""
-    found = {}
+    keys = {}
     for name, field in model.model_fields.items():
         default = field.default
         if isinstance(default, Part):
-            found |= keys_of(type(default), f"{prefix}{name}.")
+            keys |= keys_of(type(default), f"{prefix}{name}.")
         else:
-            found[prefix + name] = "required" if field.is_required() else f"`{json.dumps(default)}`"
-    return found
+            keys[prefix + name] = "required" if field.is_required() else f"`{json.dumps(default)}`"
+    return keys
 
 
 def test_the_recipe_page_has_every_key_with_its_default():
-    told = {cells[0].strip("`"): cells[1] for cells in rows("recipe.md") if cells[0].startswith("`")}
-    assert told == {**keys_of(Recipe), **keys_of(RealTask, "data.stages[].")}
+    documented = {cells[0].strip("`"): cells[1] for cells in rows("recipe.md") if cells[0].startswith("`")}
+    assert documented == {**keys_of(Recipe), **keys_of(RealTask, "data.stages[].")}
 
 
 @pytest.mark.parametrize("name", SELECTORS.names())
@@ -55,13 +55,13 @@ def test_the_selector_page_has_every_parameter(name):
 
 
 def test_the_selector_page_has_every_signal():
-    told = {cells[0].strip("`") for cells in rows("selectors.md")}
-    assert {*SIGNALS, *CONTEXT} <= told
+    documented = {cells[0].strip("`") for cells in rows("selectors.md")}
+    assert {*SIGNALS, *CONTEXT} <= documented
 
 
 def test_the_results_page_has_every_column():
-    told = {name for cells in rows("results-format.md") for name in re.findall(r"`(\w+)`", cells[0])}
-    assert told == set(RESULT_COLUMNS)
+    documented = {name for cells in rows("results-format.md") for name in re.findall(r"`(\w+)`", cells[0])}
+    assert documented == set(RESULT_COLUMNS)
 
 
 def resolve(dotted):
@@ -69,12 +69,12 @@ def resolve(dotted):
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:length]))
+            target = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for part in parts[length:]:
-            found = getattr(found, part)
-        return found
+            target = getattr(target, part)
+        return target
     raise ModuleNotFoundError(dotted)
 
 
@@ -86,23 +86,25 @@ def test_every_name_of_the_paper_index_exists(name):
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`longgame ([^`]+)`", PAPER_INDEX))))
 def test_every_command_of_the_paper_index_parses(command):
     name, *arguments = shlex.split(command)
-    found = typer.main.get_command(app).commands[name]
-    context = found.context_class(found, info_name=name)
-    _, left, _ = found.make_parser(context).parse_args(arguments)
+    parser = typer.main.get_command(app).commands[name]
+    context = parser.context_class(parser, info_name=name)
+    _, left, _ = parser.make_parser(context).parse_args(arguments)
     assert not left
-    for recipe in (each for each in arguments if each.startswith("recipes/")):
+    for recipe in (argument for argument in arguments if argument.startswith("recipes/")):
         assert (DOCS.parent / recipe).is_file()
 
 
 def test_the_paper_index_has_every_equation_table_and_figure():
-    told = " ".join(cells[0] for cells in rows("paper_index.md"))
+    documented = " ".join(cells[0] for cells in rows("paper_index.md"))
     numbers = {
-        int(n) for low, high in re.findall(r"eq\. (\d)(?:–(\d))?", told) for n in range(int(low), int(high or low) + 1)
+        int(n)
+        for low, high in re.findall(r"eq\. (\d)(?:–(\d))?", documented)
+        for n in range(int(low), int(high or low) + 1)
     }
     assert numbers == set(range(1, 10))
-    for wanted in ("Def. 1", "Prop. 1", "B.2", "Table 1", "Table 2", "Table 3", "Figure 1"):
-        assert wanted in told
-    assert set(re.findall(r"Figure (\d \(\w\))", told)) == {
+    for item in ("Def. 1", "Prop. 1", "B.2", "Table 1", "Table 2", "Table 3", "Figure 1"):
+        assert item in documented
+    assert set(re.findall(r"Figure (\d \(\w\))", documented)) == {
         f"{n} ({part})" for n, parts in ((2, "abcd"), (3, "abcd"), (4, "ab")) for part in parts
     }
 

@@ -141,5 +141,5 @@ def version() -> str:
     """Return bergson's version (for the report)."""
     import bergson
 
-    found: Any = getattr(bergson, "__version__", "unknown")
-    return str(found)
+    features: Any = getattr(bergson, "__version__", "unknown")
+    return str(features)

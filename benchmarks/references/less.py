@@ -91,11 +91,11 @@ def less_features(
     backward = projection = 0.0
     for start in range(0, len(pool), interval):
         rows = range(start, min(start + interval, len(pool)))
-        begun = synchronised(device)
-        held = torch.stack([_gradient(model, weights, pool, row, adam) for row in rows])
+        before = synchronised(device)
+        gathered = torch.stack([_gradient(model, weights, pool, row, adam) for row in rows])
         between = synchronised(device)
-        features[start : rows.stop] = project(held, dim, seed, draw).cpu().numpy()
-        backward, projection = backward + between - begun, projection + synchronised(device) - between
+        features[start : rows.stop] = project(gathered, dim, seed, draw).cpu().numpy()
+        backward, projection = backward + between - before, projection + synchronised(device) - between
     return LessFeatures(features, backward, projection)
 
 
@@ -120,11 +120,11 @@ def sign_blocks(
     if dim < 64 or dim % 64:
         raise PluginError(f"the projection has {dim} columns; it must be a positive multiple of 64, e.g. 8192.")
     fill = _from_bits if draw == "bits" else _from_integers
-    most = min(size, max(1, BLOCK_ENTRIES[device.type] // dim))
-    held = torch.empty(most * dim, device=device)
+    limit = min(size, max(1, BLOCK_ENTRIES[device.type] // dim))
+    signs = torch.empty(limit * dim, device=device)
     source = _source(seed, device)
-    for start in range(0, size, most):
-        block = held[: min(most, size - start) * dim]
+    for start in range(0, size, limit):
+        block = signs[: min(limit, size - start) * dim]
         fill(block, source)
         yield block.view(-1, dim)
 

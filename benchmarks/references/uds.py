@@ -48,10 +48,10 @@ def fourier(
         device: of the logits.
     """
 
-    def side(length: int, kept: int) -> tuple[Tensor, Tensor]:
+    def side(length: int, rows: int) -> tuple[Tensor, Tensor]:
         sign = torch.randint(0, 2, (length,), generator=generator) * 2 - 1
-        frequency = torch.randint(0, length, (kept,), generator=generator)
-        return sign.float().mul_((length / kept) ** 0.5).to(device), frequency.to(device)
+        frequency = torch.randint(0, length, (rows,), generator=generator)
+        return sign.float().mul_((length / rows) ** 0.5).to(device), frequency.to(device)
 
     (row_sign, row_at), (column_sign, column_at) = side(positions, shape[0]), side(vocabulary, shape[1])
 
@@ -97,16 +97,16 @@ def uds_signals(
     sketches: dict[int, np.ndarray] = {}
     forward = signal = 0.0
     for rows in groups:
-        begun = synchronised(device)
+        start = synchronised(device)
         logits = model(input_ids=_padded(pool, rows, pad_token_id).to(device), use_cache=False).logits.float()
         between = synchronised(device)
-        for row, whole in zip(rows, logits, strict=True):
+        for row, padded in zip(rows, logits, strict=True):
             first, end = max(1, int(pool.prompt_tokens[row])), int(pool.tokens[row])
-            matrix = whole if everywhere else whole[first - 1 : end - 1]
+            matrix = padded if everywhere else padded[first - 1 : end - 1]
             norms[row] = float(torch.linalg.svdvals(matrix).sum())
             sketches[row] = sketch(matrix).flatten().cpu().numpy()
-        forward, signal = forward + between - begun, signal + synchronised(device) - between
-        del logits, whole, matrix  # before the next batch's logits come
+        forward, signal = forward + between - start, signal + synchronised(device) - between
+        del logits, padded, matrix  # before the next batch's logits come
     return UdsSignals(norms, np.stack([sketches[row] for row in range(len(pool))]), forward, signal)
 
 

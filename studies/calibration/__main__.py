@@ -51,8 +51,8 @@ def calibrate(
         write_chart(coverage_chart(tables["coverage"]), out, "calibration-coverage")
         console.print(f"Written: figures in {out}", highlight=False)
     if json is not None:
-        found = [asdict(figure) | {"ok": figure.ok} for figure in figures]
-        write_json(json, {"plan": asdict(plan), "seed": seed, "figures": found, "tables": tables})
+        results = [asdict(figure) | {"ok": figure.ok} for figure in figures]
+        write_json(json, {"plan": asdict(plan), "seed": seed, "figures": results, "tables": tables})
     for figure in figures:
         typer.echo(str(figure))
     if not all(figure.ok for figure in figures):

@@ -20,10 +20,10 @@ _SHARE = alt.Axis(format="%")
 def encodings(field: str, names: Sequence[str], title: str | None, *, grey_first: bool = False) -> tuple[Any, Any]:
     """Colour and shape of a series, with scales that agree so that one legend tells both."""
     colours = ([GREY] if grey_first else []) + list(PALETTE)
-    told: dict[str, Any] = {"sort": list(names), "title": title}
+    options: dict[str, Any] = {"sort": list(names), "title": title}
     return (
-        alt.Color(f"{field}:N", scale=alt.Scale(domain=list(names), range=colours[: len(names)]), **told),
-        alt.Shape(f"{field}:N", scale=alt.Scale(domain=list(names), range=list(SHAPES)[: len(names)]), **told),
+        alt.Color(f"{field}:N", scale=alt.Scale(domain=list(names), range=colours[: len(names)]), **options),
+        alt.Shape(f"{field}:N", scale=alt.Scale(domain=list(names), range=list(SHAPES)[: len(names)]), **options),
     )
 
 

@@ -26,7 +26,7 @@ def protocol_difference(selectors: Sequence[str] = ("random", "loss", "lhas"), s
     with tempfile.TemporaryDirectory() as folder, RichDisplay(Console(quiet=True)) as quiet:
         card = run_audit(recipe, Path(folder) / "run", workers=1, threads=1, display=quiet).scorecard
     table = card.per_trial[card.per_trial["view"] == PRIMARY].set_index(["selector", "seed", "metric"])["value"]
-    found = 0.0
+    largest = 0.0
     for seed in seeds:
         recorder = WalkRecorder(recipe, seed)
         noise = world_noise(recorder.world)
@@ -39,5 +39,5 @@ def protocol_difference(selectors: Sequence[str] = ("random", "loss", "lhas"), s
             gaps = [float(np.nanmax(np.abs(cells)))]
             for metric, scale in ((IMMEDIATE, 100), ("auc_common", 1), ("long_horizon", 1)):
                 gaps.append(abs(float(metrics[metric][0]) - float(table[name, seed, metric])) / scale)
-            found = max(found, *gaps)
-    return found
+            largest = max(largest, *gaps)
+    return largest

@@ -71,8 +71,8 @@ class _Task:
     def __init__(self, population: Population) -> None:
         values, vectors = np.linalg.eigh(population.covariances)
         roots = vectors * np.sqrt(np.clip(values, 0, None))[:, None, :]  # (k, d, d), Σ = F Fᵀ
-        kept = values.max(axis=0) > 1e-12 * values.max()
-        self.roots = roots[:, :, kept]
+        directions = values.max(axis=0) > 1e-12 * values.max()
+        self.roots = roots[:, :, directions]
         self.optimum = population.optimum
         self._flat = self.roots.transpose(1, 0, 2).reshape(len(self.optimum), -1)
 
@@ -85,9 +85,9 @@ class _Task:
         """Its expectation for θ ~ N(mean, spread spreadᵀ), points."""
         mu = (mean - self.optimum) @ self.roots  # (k, r)
         half = self.roots.transpose(0, 2, 1) @ spread
-        whole = np.eye(mu.shape[-1]) + half @ half.transpose(0, 2, 1)  # I + V
-        solved = np.linalg.solve(whole, mu[..., None])[..., 0]
-        logs = -0.5 * (np.linalg.slogdet(whole)[1] + (mu * solved).sum(axis=-1))
+        total = np.eye(mu.shape[-1]) + half @ half.transpose(0, 2, 1)  # I + V
+        solved = np.linalg.solve(total, mu[..., None])[..., 0]
+        logs = -0.5 * (np.linalg.slogdet(total)[1] + (mu * solved).sum(axis=-1))
         return float(100 * np.exp(logs).mean())
 
 
@@ -135,10 +135,10 @@ class Replay:
 
     def measure(self, noise: Noise) -> Measured:
         """Scores under this label noise."""
-        own = noise[:, self.used]
+        drawn = noise[:, self.used]
 
         def points(state: _State, task: _Task) -> Float[np.ndarray, " n"]:
-            return task.points(state.mean + own @ state.spread.T)
+            return task.points(state.mean + drawn @ state.spread.T)
 
         return self._fill(len(noise), points)
 

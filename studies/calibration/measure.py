@@ -51,18 +51,18 @@ def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> 
     table = build_table(
         plan.worlds, plan.seeds, selectors=plan.selectors, doses=plan.doses, seed=seed, progress=progress
     )
-    most, selectors = plan.audits, plan.selectors
+    limit, selectors = plan.audits, plan.selectors
     same = [{"metric": "R, current, AUC, long-horizon", "difference": protocol_difference()}]
     walks = table.names[table.random :]
     return {
         "replay against protocol": same,
         "truth": study.truth_errors(table, walks, seed),
-        "false alarms": study.false_alarms(table, most=most, seed=seed),
-        "hardest null": study.hardest_null(table, selectors, most=most, seed=seed),
-        "power": study.power(table, walks, most=most, seed=seed),
-        "power at the minimum detectable effect": study.power_at_mde(table, selectors, most=most, seed=seed),
+        "false alarms": study.false_alarms(table, limit=limit, seed=seed),
+        "hardest null": study.hardest_null(table, selectors, limit=limit, seed=seed),
+        "power": study.power(table, walks, limit=limit, seed=seed),
+        "power at the minimum detectable effect": study.power_at_mde(table, selectors, limit=limit, seed=seed),
         "coverage": study.coverage(
-            table, selectors, most=most, boot_most=plan.boot_audits, resamples=plan.resamples, seed=seed
+            table, selectors, limit=limit, boot_limit=plan.boot_audits, resamples=plan.resamples, seed=seed
         ),
     }
 
@@ -73,7 +73,7 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
     *Myopic* is held to 5 % by the upper limit of its interval; a rate whose nominal level is 5 % just so fails only if
     its lower limit is above.
     """
-    found = [
+    figures = [
         at_most("calibrate.replay_difference", tables["replay against protocol"][0]["difference"], SAME_WALK),
         at_most("calibrate.truth_z", max(abs(row["z"]) for row in tables["truth"]), TRUTH_Z),
     ]
@@ -84,7 +84,7 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
         covered = {kind: min(r["rate"] for r in at_size if r["interval"] == kind) for kind in ("t", "bootstrap")}
         mde = [row["rate"] for row in tables["power at the minimum detectable effect"] if row["seeds"] == size]
         n = f"n{size}"
-        found += [
+        figures += [
             at_most(f"calibrate.false_alarms.myopic.{n}", rates["myopic"]["high"], NOMINAL),
             at_most(f"calibrate.false_alarms.myopic_hardest.{n}", hardest["myopic"]["high"], NOMINAL),
             at_most(f"calibrate.false_alarms.reversal.{n}", rates["rank reversal"]["high"], NOMINAL),
@@ -94,4 +94,4 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
             at_least(f"calibrate.coverage.t.{n}", covered["t"], COVERED),
             at_least(f"calibrate.coverage.t_over_bootstrap.{n}", covered["t"] - covered["bootstrap"], 0.0),
         ]
-    return found
+    return figures

@@ -73,9 +73,9 @@ class Said:
     """Exact sign-flip test of the long-horizon score after Holm; NaN beyond its limit of seeds."""
 
 
-def cut(values: Float[np.ndarray, "selectors seeds"], size: int, most: int) -> Groups:
+def cut(values: Float[np.ndarray, "selectors seeds"], size: int, limit: int) -> Groups:
     """Audits of ``size`` seeds each from independent seeds, without using one twice."""
-    count = min(values.shape[1] // size, most)
+    count = min(values.shape[1] // size, limit)
     return values[:, : count * size].reshape(len(values), count, size).transpose(1, 0, 2)
 
 
@@ -92,49 +92,49 @@ def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Said:
         values = {(view, IMMEDIATE): now[view].reshape(-1) for view in views}
         values |= {(view, LONG): later[view].reshape(-1) for view in views}
         summary = summarize(values, trials, selectors[0], ("view", "metric"))
-        said = verdict_table(summary, views, selectors, selectors[0], IMMEDIATE)
+        verdicts = verdict_table(summary, views, selectors, selectors[0], IMMEDIATE)
         p = summary["p_holm"].to_numpy().reshape(2, len(views), k)[..., 1:]
         flip = summary["p_permutation"].to_numpy().reshape(2, len(views), k)[1, :, 1:]
-        parts.append((said["verdict"].to_numpy().reshape(len(views), k - 1), p[0], p[1], holm(flip)))
+        parts.append((verdicts["verdict"].to_numpy().reshape(len(views), k - 1), p[0], p[1], holm(flip)))
     return Said(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def false_alarms(
-    table: Table, *, sizes: Sequence[int] = SEEDS, most: int = 10_000, seed: int = 0
+    table: Table, *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Audits of `FAMILY` exchangeable selectors (uniform selection under seven names): whatever is claimed is false.
 
     The long-horizon score has the package's default forgetting. A row per number of seeds and claim, by family: an
     audit counts once however many selectors it is wrong about.
     """
-    who = table.randoms(generator(seed, "calibrate", "exchangeable"), FAMILY)
-    now = np.take_along_axis(table.values[IMMEDIATE], who, axis=0)
-    later = np.take_along_axis(table.values["long_horizon_best"], who, axis=0)
+    walks = table.randoms(generator(seed, "calibrate", "exchangeable"), FAMILY)
+    now = np.take_along_axis(table.values[IMMEDIATE], walks, axis=0)
+    later = np.take_along_axis(table.values["long_horizon_best"], walks, axis=0)
     selectors = (REFERENCE, *(f"twin {i}" for i in range(1, FAMILY)))
     rows = []
     for size in sizes:
-        groups = cut(now, size, most), cut(later, size, most)
-        said = run_audits(*groups, selectors)
+        groups = cut(now, size, limit), cut(later, size, limit)
+        outcome = run_audits(*groups, selectors)
         reversals = np.array(
             [
                 len(rank_reversals(a.T, b.T, selectors)) > 0
-                for a, b in zip(*(g[: most // 4] for g in groups), strict=True)
+                for a, b in zip(*(g[: limit // 4] for g in groups), strict=True)
             ]
         )
         claims = {
-            "myopic": (said.words == MYOPIC).any(axis=1),
-            "long-horizon difference": (said.p_long < ALPHA).any(axis=1),
-            "current difference": (said.p_now < ALPHA).any(axis=1),
+            "myopic": (outcome.words == MYOPIC).any(axis=1),
+            "long-horizon difference": (outcome.p_long < ALPHA).any(axis=1),
+            "current difference": (outcome.p_now < ALPHA).any(axis=1),
             "rank reversal": reversals,
         }
-        if not np.isnan(said.p_flip).all():
-            claims["long-horizon difference (sign flip)"] = (said.p_flip < ALPHA).any(axis=1)
+        if not np.isnan(outcome.p_flip).all():
+            claims["long-horizon difference (sign flip)"] = (outcome.p_flip < ALPHA).any(axis=1)
         rows += [{"seeds": size, "claim": name} | Rate.of_audits(hit).columns() for name, hit in claims.items()]
     return rows
 
 
 def hardest_null(
-    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, most: int = 10_000, seed: int = 0
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """The null on which *myopic* is easiest to say: all are ahead now beyond doubt, none differs in the long run.
 
@@ -146,17 +146,17 @@ def hardest_null(
     later[1:] -= np.array([[table.effect(name, LONG)] for name in selectors])
     rows = []
     for size in sizes:
-        said = run_audits(cut(now, size, most), cut(later, size, most), (REFERENCE, *selectors))
+        outcome = run_audits(cut(now, size, limit), cut(later, size, limit), (REFERENCE, *selectors))
         claims = {
-            "myopic": (said.words == MYOPIC).any(axis=1),
-            "long-horizon difference": (said.p_long < ALPHA).any(axis=1),
+            "myopic": (outcome.words == MYOPIC).any(axis=1),
+            "long-horizon difference": (outcome.p_long < ALPHA).any(axis=1),
         }
         rows += [{"seeds": size, "claim": name} | Rate.of_audits(hit).columns() for name, hit in claims.items()]
     return rows
 
 
 def power(
-    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, most: int = 5_000, seed: int = 0
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 5_000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """How often an audit of random and one selector tells its true long-horizon effect, beside the noncentral t.
 
@@ -169,7 +169,7 @@ def power(
         effect, sd = table.effect(name, LONG), float((later[1] - later[0]).std(ddof=1))
         right = [BETTER] if effect > 0 else [WORSE, MYOPIC]
         for size in sizes:
-            words = run_audits(cut(now, size, most), cut(later, size, most), (REFERENCE, name)).words[:, 0]
+            words = run_audits(cut(now, size, limit), cut(later, size, limit), (REFERENCE, name)).words[:, 0]
             rows.append(
                 {"selector": name, "seeds": size, "effect": effect, "d": effect / sd}
                 | Rate.of_audits(np.isin(words, right)).columns()
@@ -179,7 +179,7 @@ def power(
 
 
 def power_at_mde(
-    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, most: int = 10_000, seed: int = 0
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """How often a true long-horizon loss of just the minimum detectable effect is shown: 80 % is promised."""
     _, later = _against_random(table, selectors, seed)
@@ -189,9 +189,9 @@ def power_at_mde(
         sd = float(difference.std(ddof=1))
         for size in sizes:
             lost = float(minimum_detectable_effect(sd, size, ALPHA))
-            groups = cut((difference - table.effect(name, LONG) - lost)[None], size, most)[:, 0]
-            found = paired(groups, np.zeros_like(groups))
-            shown = Rate.of_audits((found.p < ALPHA) & (found.mean < 0))
+            groups = cut((difference - table.effect(name, LONG) - lost)[None], size, limit)[:, 0]
+            test = paired(groups, np.zeros_like(groups))
+            shown = Rate.of_audits((test.p < ALPHA) & (test.mean < 0))
             rows.append({"selector": name, "seeds": size, "mde": lost} | shown.columns())
     return rows
 
@@ -201,8 +201,8 @@ def coverage(
     selectors: Sequence[str],
     *,
     sizes: Sequence[int] = SEEDS,
-    most: int = 10_000,
-    boot_most: int = 3_000,
+    limit: int = 10_000,
+    boot_limit: int = 3_000,
     resamples: int = 1_000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -214,11 +214,11 @@ def coverage(
             truth, difference = table.effect(name, metric), values[row] - values[0]
             skew = float(scipy.stats.skew(difference))
             for size in sizes:
-                groups = cut(difference[None], size, most)[:, 0]
-                found = paired(groups, np.zeros_like(groups))
+                groups = cut(difference[None], size, limit)[:, 0]
+                test = paired(groups, np.zeros_like(groups))
                 rng = generator(seed, "calibrate", "bootstrap", name, metric, size)
-                few = groups[:boot_most]
-                bounds = {"t": (found.ci_low, found.ci_high), "bootstrap": bootstrap_interval(few, resamples, rng)}
+                few = groups[:boot_limit]
+                bounds = {"t": (test.ci_low, test.ci_high), "bootstrap": bootstrap_interval(few, resamples, rng)}
                 for interval, (low, high) in bounds.items():
                     holds = Rate.of_audits((low <= truth) & (truth <= high))
                     rows.append(
@@ -230,13 +230,13 @@ def coverage(
 
 def spread(rows: Sequence[dict[str, Any]], *by: str) -> list[dict[str, Any]]:
     """Lowest, mean and highest ``rate`` over the rows that agree in these columns."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+    groups: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in by), []).append(row["rate"])
+        groups.setdefault(tuple(row[name] for name in by), []).append(row["rate"])
     return [
         dict(zip(by, key, strict=True))
         | {"lowest": min(rates), "mean": float(np.mean(rates)), "highest": max(rates), "rows": len(rates)}
-        for key, rates in found.items()
+        for key, rates in groups.items()
     ]
 
 
@@ -262,10 +262,10 @@ def truth_errors(table: Table, selectors: Sequence[str], seed: int = 0) -> list[
 
 def _against_random(table: Table, selectors: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Current and long-horizon scores (1 + selectors, seeds): first a random walk drawn for each seed, then these."""
-    who = table.randoms(generator(seed, "calibrate", "reference"), 1)
+    walks = table.randoms(generator(seed, "calibrate", "reference"), 1)
     rows = [table.row(name) for name in selectors]
 
     def of(values: Mapping[str, np.ndarray], metric: str) -> np.ndarray:
-        return np.concatenate([np.take_along_axis(values[metric], who, axis=0), values[metric][rows]])
+        return np.concatenate([np.take_along_axis(values[metric], walks, axis=0), values[metric][rows]])
 
     return of(table.values, IMMEDIATE), of(table.values, LONG)

@@ -80,9 +80,9 @@ def dose_name(share: float) -> str:
 
 def walkers(random: int, selectors: Sequence[str], doses: Sequence[float]) -> dict[str, Callable[[], Selector]]:
     """Name → maker of a fresh selector (they keep state)."""
-    made: dict[str, Callable[[], Selector]] = {f"random {i}": partial(AnotherRandom, i) for i in range(random)}
-    made |= {name: partial(build_selector, name) for name in selectors}
-    return made | {dose_name(share): partial(Diluted, DOSED, share) for share in doses}
+    makers: dict[str, Callable[[], Selector]] = {f"random {i}": partial(AnotherRandom, i) for i in range(random)}
+    makers |= {name: partial(build_selector, name) for name in selectors}
+    return makers | {dose_name(share): partial(Diluted, DOSED, share) for share in doses}
 
 
 def build_table(
@@ -115,10 +115,10 @@ def build_table(
         noise = generator(seed, "calibrate", "noise", number).standard_normal((len(mine), labels))
         for row, maker in enumerate(makers.values()):
             replay = Replay(recorder.world, recorder.walk(maker()))
-            for name, found in replay.measure(noise).metrics(recipe.metrics).items():
-                values.setdefault(name, np.full((len(makers), seeds), np.nan))[row, mine] = found
-            for name, found in replay.truth().metrics(recipe.metrics).items():
-                truth.setdefault(name, np.zeros(len(makers)))[row] += float(found[0]) / worlds
+            for name, scores in replay.measure(noise).metrics(recipe.metrics).items():
+                values.setdefault(name, np.full((len(makers), seeds), np.nan))[row, mine] = scores
+            for name, scores in replay.truth().metrics(recipe.metrics).items():
+                truth.setdefault(name, np.zeros(len(makers)))[row] += float(scores[0]) / worlds
         progress("worlds", number + 1, worlds)
     del truth["long_horizon_best"]  # the best of several expectations is not the expectation of the best
     return Table(random, tuple(makers), values, truth)

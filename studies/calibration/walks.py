@@ -67,8 +67,8 @@ class AnotherRandom(RandomSelector):
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
-        own = generator(int(rng.integers(2**62)), "stream", self.stream)
-        return super().select(pool, signals, history, budget, own)
+        stream = generator(int(rng.integers(2**62)), "stream", self.stream)
+        return super().select(pool, signals, history, budget, stream)
 
 
 class Diluted(Selector):
@@ -105,10 +105,10 @@ class RecordingLearner(QuadraticLearner):
 
     @contextmanager
     def fork(self) -> Iterator[QuadraticLearner]:
-        begun = len(self.picks)
+        start = len(self.picks)
         with super().fork() as twin:
             yield twin
-        self.probes.append((twin.picks[begun:], twin.rates[begun:]))
+        self.probes.append((twin.picks[start:], twin.rates[start:]))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("RQ4", "utility-diversity", "current", +1),
     *_each("RQ4", ("diversity", "utility-diversity"), "long_horizon", -1, "lhas"),
     *_each("RQ4", ("diversity", "utility-diversity"), "worst_task", -1, "lhas"),
-    *(Claim("RQ5", who, metric, sign) for metric, sign in _BETTER_LATER for who in ("lhas", "lhas-adaptive")),
+    *(Claim("RQ5", name, metric, sign) for metric, sign in _BETTER_LATER for name in ("lhas", "lhas-adaptive")),
     *_each("RQ5", ("loss", "gradient"), "long_horizon", -1, "lhas"),
     *_each("RQ5", ("loss", "gradient"), "current", +1, "lhas"),
 )

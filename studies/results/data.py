@@ -45,8 +45,8 @@ class Kept:
         """Seeds in which every selector's trial of this condition is finished, so that means stand over one set."""
         here = self.results[self.results["condition"] == condition]
         names = here[["selector", "seed"]].drop_duplicates().groupby("seed", observed=True)["selector"].nunique()
-        asked = len(self.conditions[condition].recipe.selectors)
-        return [int(seed) for seed in names.index[names == asked]]
+        selectors = len(self.conditions[condition].recipe.selectors)
+        return [int(seed) for seed in names.index[names == selectors]]
 
     def card(self, condition: str = "", reference: str = "random") -> Scorecard:
         """Scorecard of a condition over its whole seeds.
@@ -73,34 +73,36 @@ class Kept:
     def across(self) -> Across:
         """All conditions that have a whole seed, side by side."""
         cards = {name: self.card(name) for name in self.conditions if name != FULL_DATA and self.whole_seeds(name)}
-        groups = {name: held for name, held in order_groups(self.conditions).items() if set(held) <= set(cards)}
+        groups = {
+            name: members for name, members in order_groups(self.conditions).items() if set(members) <= set(cards)
+        }
         return Across.build(cards, groups)
 
 
 def keep(folder: Path) -> None:
     """Write the measurements of every run's finished trials, and the facts of all runs."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for step in dict.fromkeys(STEPS):
-        if step.name in found or not (step.folder / RECIPE).is_file():
+        if step.name in facts or not (step.folder / RECIPE).is_file():
             continue
         run = RunDirectory.open(step.folder)
         stages = len(stage_names(run.recipe))
-        whole = [trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages]
-        if not whole:
+        finished = [trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages]
+        if not finished:
             continue
         results = gather(run)
-        results = results[results["trial"].isin(whole)]
+        results = results[results["trial"].isin(finished)]
         environment = read_json(step.folder / "environment.json")
-        found[step.name] = {
+        facts[step.name] = {
             "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
             "trials": len(run.trials),
-            "finished": len(whole),
+            "finished": len(finished),
             "minutes": round(sum(environment["sessions"]) / 60, 1),
             "versions": environment["versions"],
         }
         refresh_file(folder / f"{step.name}.parquet", _compact(results))
-        print(f"{step.name}: {len(whole)} of {len(run.trials)} trials, {len(results):,} measurements", flush=True)
-    refresh_file(folder / FACTS, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+        print(f"{step.name}: {len(finished)} of {len(run.trials)} trials, {len(results):,} measurements", flush=True)
+    refresh_file(folder / FACTS, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _compact(results: pd.DataFrame) -> bytes:
@@ -120,9 +122,9 @@ def load(folder: Path) -> dict[str, Kept]:
     """
     if not (folder / FACTS).is_file():
         raise DataError(f"{folder} holds no {FACTS}. Run `python -m studies.results keep` first.")
-    found = {}
+    runs = {}
     for name, facts in json.loads((folder / FACTS).read_text(encoding="utf-8")).items():
         recipe = parse_recipe(facts["recipe"], name)
         results = pq.read_table(folder / f"{name}.parquet").to_pandas().astype({"value": np.float64})
-        found[name] = Kept(name, recipe, results, facts)
-    return found
+        runs[name] = Kept(name, recipe, results, facts)
+    return runs

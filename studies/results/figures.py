@@ -36,8 +36,8 @@ def _differences(summary: pd.DataFrame, view: str, metric: str) -> pd.DataFrame:
 
 def _now_and_later(runs: Mapping[str, Kept]) -> Figure:
     charts = []
-    for name, kept in runs.items():
-        summary = kept.card().summary
+    for name, run in runs.items():
+        summary = run.card().summary
         now, later = (_differences(summary, "token_accuracy", metric) for metric in ("current", "long_horizon"))
         both = now.merge(later, on="selector", suffixes=("_now", "_later"))
         x = alt.X("mean_now:Q", title="current score − random's (points)")
@@ -51,14 +51,14 @@ def _now_and_later(runs: Mapping[str, Kept]) -> Figure:
             base.mark_point(size=45, filled=True, color=PALETTE[0], opacity=1).encode(x, y),
             base.mark_text(dy=-8, fontSize=9).encode(x, y, text="selector:N"),
         )
-        said = f"{name}: difference from random now and in the long run, a point per selector"
-        charts.append(spec(layers.properties(title=f"{name} sequence"), said, 260))
+        description = f"{name}: difference from random now and in the long run, a point per selector"
+        charts.append(spec(layers.properties(title=f"{name} sequence"), description, 260))
     caption = "Token accuracy; differences from random with 95 % intervals over seeds. Lower right is myopic."
     return Figure("now-and-later", "Now and later", caption, tuple(charts))
 
 
-def _regimes(kept: Kept) -> Figure:
-    across = kept.across()
+def _regimes(run: Kept) -> Figure:
+    across = run.across()
     charts = []
     for metric in ("current", "forgetting", "long_horizon"):
         parts = [
@@ -76,7 +76,7 @@ def _regimes(kept: Kept) -> Figure:
             base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), alt.X2("high:Q")),
             base.mark_point(size=45, filled=True, opacity=1).encode(alt.X("mean:Q", title=title)),
         )
-        said = f"{METRICS[metric].label}: difference from random by regime, loss and gradient selection"
-        charts.append(spec(layers.properties(title=METRICS[metric].label), said, 34 * table["regime"].nunique()))
+        description = f"{METRICS[metric].label}: difference from random by regime, loss and gradient selection"
+        charts.append(spec(layers.properties(title=METRICS[metric].label), description, 34 * table["regime"].nunique()))
     caption = "Token accuracy; differences from random with 95 % intervals over seeds."
     return Figure("regimes", "Regimes", caption, tuple(charts))

@@ -49,7 +49,7 @@ _NOTE = "Made by `python -m studies.results pages`; do not edit."
 def write_pages(data: Path) -> None:
     """Write every page that the kept runs allow beside the folder of data."""
     everything = load(data)
-    runs = {name: kept for name, kept in everything.items() if len(kept.whole_seeds()) >= _LEAST_SEEDS[name in GRID]}
+    runs = {name: run for name, run in everything.items() if len(run.whole_seeds()) >= _LEAST_SEEDS[name in GRID]}
     out = data.parent
     pages = {"runs.md": runs_page(everything), "claims.md": claims_page(runs)}
     pages |= {f"{name}.md": sequence_page(runs[name]) for name in SEQUENCES if name in runs}
@@ -74,12 +74,12 @@ def _page(title: str, parts: Iterable[str]) -> str:
     return "\n\n".join([f"# {title}", f"*{_NOTE}*", *(part for part in parts if part)])
 
 
-def _head(kept: Kept, condition: str = "") -> str:
-    seeds = ", ".join(map(str, kept.whole_seeds(condition)))
-    facts = kept.facts
+def _head(run: Kept, condition: str = "") -> str:
+    seeds = ", ".join(map(str, run.whole_seeds(condition)))
+    facts = run.facts
     left = "" if facts["finished"] == facts["trials"] else f" ({facts['trials'] - facts['finished']} were not run)"
     ran = f"{facts['finished']} trials{left}; seeds in which every selector finished: {seeds}"
-    return f"Recipe: {_command(kept.name)}. {ran}."
+    return f"Recipe: {_command(run.name)}. {ran}."
 
 
 def _command(name: str) -> str:
@@ -105,10 +105,10 @@ def runs_page(runs: Mapping[str, Kept]) -> str:
     return _page("Runs", ["\n".join(rows), note])
 
 
-def sequence_page(kept: Kept) -> str:
+def sequence_page(run: Kept) -> str:
     """Verdicts, tables and differences of one run's own condition."""
-    card, recipe = kept.card(), kept.recipe
-    parts = [_head(kept), _verdicts(card, recipe), f"{set_gap_line(card)}.", escape(reversal_line(card))]
+    card, recipe = run.card(), run.recipe
+    parts = [_head(run), _verdicts(card, recipe), f"{set_gap_line(card)}.", escape(reversal_line(card))]
     for view, title in shown_views(card):
         parts += [f"## Scorecard, {title}", pipes(metric_table(card, recipe, MAIN, "", view)), legend(card)]
         parts += [f"## Against random, {title}", difference_table(card, recipe, COMPARED, view), _DIFFERENCES]
@@ -121,7 +121,7 @@ def sequence_page(kept: Kept) -> str:
         ]
     parts += ["## Diagnostics", pipes(metric_table(card, recipe, DIAGNOSTICS, ""))]
     parts += ["## Cost per trial", pipes(metric_table(card, recipe, COSTS, "")), _SECONDS]
-    return _page(f"{kept.name.capitalize()} sequence", parts)
+    return _page(f"{run.name.capitalize()} sequence", parts)
 
 
 _SECONDS = "Seconds are wall-clock on cores that other work shared: compare FLOPs, not seconds."
@@ -135,9 +135,9 @@ _DIFFERENCES = (
 def _verdicts(card: Scorecard, recipe: Recipe) -> str:
     lines = []
     for line in verdict_lines(card, recipe):
-        more = [f"({line.other})" if line.other else "", f"{line.power}." if line.power else ""]
+        notes = [f"({line.other})" if line.other else "", f"{line.power}." if line.power else ""]
         lines.append(
-            f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}. {' '.join(filter(None, more))}"
+            f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}. {' '.join(filter(None, notes))}"
         )
     return "\n".join(lines)
 
@@ -190,8 +190,12 @@ def claims_page(runs: Mapping[str, Kept]) -> str:
     for name in (*SEQUENCES, "smollm2"):
         if name not in runs or not runs[name].whole_seeds():
             continue
-        held = [spec.key for spec in runs[name].recipe.selectors]
-        cards = {str(who): runs[name].card(reference=who) for who in ("random", "lhas") if who in held}
+        selectors = [spec.key for spec in runs[name].recipe.selectors]
+        cards = {
+            str(reference): runs[name].card(reference=reference)
+            for reference in ("random", "lhas")
+            if reference in selectors
+        }
         for view in VIEWS:
             sides.append((f"{name}, {view.replace('_', ' ')}", answers(cards, CLAIMS, view)))
     parts = [_CLAIMS]
@@ -211,44 +215,46 @@ _CLAIMS = (
 def _claim_table(rows: Sequence[tuple[int, Claim]], sides: Sequence[tuple[str, list[Answer | None]]]) -> str:
     lines = ["| claim | " + " | ".join(title for title, _ in sides) + " |", "| --- |" + " --- |" * len(sides)]
     for i, claim in rows:
-        cells = ["—" if found[i] is None else found[i].text for _, found in sides]  # type: ignore[union-attr]
+        cells = ["—" if column[i] is None else column[i].text for _, column in sides]  # type: ignore[union-attr]
         lines.append(f"| {escape(claim.text)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def conditions_page(kept: Kept) -> str:
+def conditions_page(run: Kept) -> str:
     """Budgets, rounds, adaptation and orders side by side, and each condition's differences from random."""
-    across = kept.across()
-    parts = [_head(kept), pipes(condition_table(across, kept.recipe)), across_note(across)]
+    across = run.across()
+    parts = [_head(run), pipes(condition_table(across, run.recipe)), across_note(across)]
     for view, title in shown_views(across.cards[""]):
-        for table in across_tables(across, kept.recipe, view):
+        for table in across_tables(across, run.recipe, view):
             parts += [f"## {table.title}, {title}", pipes(table)]
-        parts += [f"## Against random, {title}", _by_condition(kept, view), _DIFFERENCES]
+        parts += [f"## Against random, {title}", _by_condition(run, view), _DIFFERENCES]
     return _page("Budgets, rounds, adaptation, order", parts)
 
 
-def _by_condition(kept: Kept, view: str) -> str:
+def _by_condition(run: Kept, view: str) -> str:
     """Condition × selector: differences from random on what decides about myopia."""
     metrics = ("current", "forgetting", "auc_common", "long_horizon")
     columns = [Column("condition", "", numeric=False), Column("seeds", ""), Column("selector", "", numeric=False)]
     columns += [Column(METRICS[name].label, "") for name in metrics]
     rows = []
-    across = kept.across()
+    across = run.across()
     for name in dict.fromkeys(across.summary["condition"]):
         part = across.summary[across.summary["condition"] == name]
-        for spec in kept.recipe.selectors:
+        for spec in run.recipe.selectors:
             if spec.key != "random":
-                found = [_row(part, view, metric, spec.key) for metric in metrics]
-                cells = [_difference(row, metric) for row, metric in zip(found, metrics, strict=True)]
-                rows.append((Cell(condition_label(name)), Cell(str(int(found[0]["diff_n"]))), Cell(spec.key), *cells))
+                differences = [_row(part, view, metric, spec.key) for metric in metrics]
+                cells = [_difference(row, metric) for row, metric in zip(differences, metrics, strict=True)]
+                rows.append(
+                    (Cell(condition_label(name)), Cell(str(int(differences[0]["diff_n"]))), Cell(spec.key), *cells)
+                )
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
-def regimes_page(kept: Kept) -> str:
+def regimes_page(run: Kept) -> str:
     """Regimes ordered by how much loss selection loses in the long run."""
-    parts = [_head(kept), _REGIMES]
-    for view, title in shown_views(kept.card()):
-        parts += [f"## Against random, {title}", _by_condition(kept, view), _DIFFERENCES]
+    parts = [_head(run), _REGIMES]
+    for view, title in shown_views(run.card()):
+        parts += [f"## Against random, {title}", _by_condition(run, view), _DIFFERENCES]
     return _page("Where myopia shows", parts)
 
 
@@ -258,27 +264,27 @@ _REGIMES = (
 )
 
 
-def interventions_page(kept: Kept) -> str:
+def interventions_page(run: Kept) -> str:
     """Interventions beside bare loss selection and beside random."""
-    parts = [_head(kept), _verdicts(kept.card(), kept.recipe)]
-    differences = intervention_table(kept.card(), kept.recipe)
-    for view, title in shown_views(kept.card()):
+    parts = [_head(run), _verdicts(run.card(), run.recipe)]
+    differences = intervention_table(run.card(), run.recipe)
+    for view, title in shown_views(run.card()):
         table = interventions_table(differences, "", view)
         parts += [f"## With minus without, {title}", pipes(table), table.note]
-        parts += [f"## Scorecard, {title}", pipes(metric_table(kept.card(), kept.recipe, MAIN, "", view))]
-    parts += ["## Diagnostics", pipes(metric_table(kept.card(), kept.recipe, DIAGNOSTICS, ""))]
+        parts += [f"## Scorecard, {title}", pipes(metric_table(run.card(), run.recipe, MAIN, "", view))]
+    parts += ["## Diagnostics", pipes(metric_table(run.card(), run.recipe, DIAGNOSTICS, ""))]
     return _page("Interventions around loss selection", parts)
 
 
-def proxy_page(kept: Kept) -> str:
+def proxy_page(run: Kept) -> str:
     """LHAS beside baselines that learn the proxy items."""
-    parts = [_head(kept), _PROXY]
+    parts = [_head(run), _PROXY]
     for reference in ("random", "random + proxy items", "loss"):
-        card = kept.card(reference=reference)
+        card = run.card(reference=reference)
         for view, title in shown_views(card):
-            parts += [f"## Minus {reference}, {title}", difference_table(card, kept.recipe, COMPARED, view)]
-    for view, title in shown_views(kept.card()):
-        parts += [f"## Scorecard, {title}", pipes(metric_table(kept.card(), kept.recipe, MAIN, "", view))]
+            parts += [f"## Minus {reference}, {title}", difference_table(card, run.recipe, COMPARED, view)]
+    for view, title in shown_views(run.card()):
+        parts += [f"## Scorecard, {title}", pipes(metric_table(run.card(), run.recipe, MAIN, "", view))]
     return _page("The proxy items as training data", [*parts, _DIFFERENCES])
 
 
@@ -292,31 +298,33 @@ def trajectories_page(runs: Mapping[str, Kept]) -> str:
     """Trajectory diagnostics against forgetting, over all trials of the study and by sequence."""
     cards = {
         (name, condition): card
-        for name, kept in runs.items()
+        for name, run in runs.items()
         if name not in (*DEVELOPMENT, "smollm2")
-        for condition, card in kept.across().cards.items()
+        for condition, card in run.across().cards.items()
     }
-    seen: set[tuple[str, str]] = set()
+    done: set[tuple[str, str]] = set()
     parts = []
     for (name, condition), card in cards.items():
         rows = card.per_trial[
-            ~card.per_trial["selector"].isin([who for who, where in seen if where == _setting(name, condition)])
+            ~card.per_trial["selector"].isin(
+                [selector for selector, where in done if where == _setting(name, condition)]
+            )
         ]
-        seen |= {(str(who), _setting(name, condition)) for who in card.trials.selectors}
+        done |= {(str(selector), _setting(name, condition)) for selector in card.trials.selectors}
         parts.append(rows.assign(condition=_setting(name, condition)))
     together = pd.concat(parts, ignore_index=True)
-    found = [
+    sections = [
         f"{together.groupby('condition')['trial'].nunique().sum()} trials, each once, of all tiny runs but the tuning."
     ]
     for view in VIEWS:
         title = view.replace("_", " ")
         table = association_table(associate(together, [view], TRAJECTORY), "", view)
-        found += [f"## All trials, {title}", pipes(table), table.note]
+        sections += [f"## All trials, {title}", pipes(table), table.note]
     for name in SEQUENCES:
         if name in runs:
             table = association_table(associate(runs[name].card().per_trial, [VIEWS[0]], TRAJECTORY), "", VIEWS[0])
-            found += [f"## {name.capitalize()} sequence alone, token accuracy", pipes(table)]
-    return _page("Trajectory and forgetting", found)
+            sections += [f"## {name.capitalize()} sequence alone, token accuracy", pipes(table)]
+    return _page("Trajectory and forgetting", sections)
 
 
 TRAJECTORY = (
@@ -338,17 +346,17 @@ def lhas_page(runs: Mapping[str, Kept]) -> str:
     dev = runs["lhas-finals"]
     card = dev.card()
     parts = [_TUNING]
-    for kept in (runs["lhas-grid"], dev) if "lhas-grid" in runs else (dev,):
-        parts += [f"## {kept.name}", _head(kept), pipes(metric_table(kept.card(), kept.recipe, MAIN, "", PRIMARY))]
+    for run in (runs["lhas-grid"], dev) if "lhas-grid" in runs else (dev,):
+        parts += [f"## {run.name}", _head(run), pipes(metric_table(run.card(), run.recipe, MAIN, "", PRIMARY))]
     parts.append(f"Highest mean long-horizon score of the finals: **{chosen(dev)}**.")
-    held = []
+    held_out = []
     for name in SEQUENCES:
         if name in runs:
             here = runs[name]
-            for who in ("lhas", "lhas-adaptive"):
-                if who in here.card().trials.selectors:
-                    held.append((name, who, here.card()))
-    parts += ["## Development against held-out", _held_table(card, chosen(dev), held)]
+            for selector in ("lhas", "lhas-adaptive"):
+                if selector in here.card().trials.selectors:
+                    held_out.append((name, selector, here.card()))
+    parts += ["## Development against held-out", _held_table(card, chosen(dev), held_out)]
     if "lhas-ablation" in runs:
         ablation = runs["lhas-ablation"]
         parts += ["## Each term left out", _head(ablation)]
@@ -378,12 +386,12 @@ def chosen(dev: Kept) -> str:
     return ranked(dev)[0]
 
 
-def _held_table(dev: Scorecard, best: str, held: Sequence[tuple[str, str, Scorecard]]) -> str:
+def _held_table(dev: Scorecard, best: str, held_out: Sequence[tuple[str, str, Scorecard]]) -> str:
     columns = [Column("where", "", numeric=False), Column("selector", "", numeric=False)]
     columns += [Column(METRICS[metric].label, "") for metric in COMPARED]
-    rows = [("development", best, dev), *held]
+    rows = [("development", best, dev), *held_out]
     body = []
-    for where, who, card in rows:
-        found = [_difference(_row(card.summary, PRIMARY, metric, who), metric) for metric in COMPARED]
-        body.append((Cell(where), Cell(who), *found))
+    for where, selector, card in rows:
+        cells = [_difference(_row(card.summary, PRIMARY, metric, selector), metric) for metric in COMPARED]
+        body.append((Cell(where), Cell(selector), *cells))
     return "Differences from random, each task's own scorer.\n\n" + pipes(Table("", tuple(columns), tuple(body)))

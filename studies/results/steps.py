@@ -46,10 +46,10 @@ class Step:
 
     def arguments(self, data_dir: Path | None, workers: int) -> list[str]:
         """Arguments of ``longgame``."""
-        found = ["audit", str(self.recipe), "--out", str(self.folder), "--workers", str(workers), "--threads", "1"]
-        found += ["--seeds", self.seeds] if self.seeds else []
-        found += ["--selectors", self.selectors] if self.selectors else []
-        return found + (["--data-dir", str(data_dir)] if self.real_data and data_dir else [])
+        arguments = ["audit", str(self.recipe), "--out", str(self.folder), "--workers", str(workers), "--threads", "1"]
+        arguments += ["--seeds", self.seeds] if self.seeds else []
+        arguments += ["--selectors", self.selectors] if self.selectors else []
+        return arguments + (["--data-dir", str(data_dir)] if self.real_data and data_dir else [])
 
     def loaded(self) -> Recipe:
         """The recipe with this step's seeds and selectors."""
@@ -121,7 +121,7 @@ def pretrain_bases(workers: int, deadline: float) -> bool:
             _stop(at_work)
             return False
         time.sleep(0.5)
-        for process in [each for each in at_work if each.poll() is not None]:
+        for process in [job for job in at_work if job.poll() is not None]:
             at_work.remove(process)
             if process.returncode:
                 _stop(at_work)
@@ -133,9 +133,9 @@ def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -
     """Run (or finish) one audit; False where the time did not suffice: its finished stages stay."""
     if is_finished(step.loaded(), step.folder):
         return True
-    taken = take_over(step.loaded(), step.folder, [folder for folder in _run_folders() if folder != step.folder])
-    if taken:
-        print(f"{step.name}: {taken} trials are those of other runs", flush=True)
+    copied = take_over(step.loaded(), step.folder, [folder for folder in _run_folders() if folder != step.folder])
+    if copied:
+        print(f"{step.name}: {copied} trials are those of other runs", flush=True)
     process = _longgame(step.arguments(data_dir, workers))
     while process.poll() is None:
         if time.monotonic() > deadline:

@@ -52,8 +52,8 @@ def theory(
         ),
     ]  # fmt: skip
     if json is not None:
-        found = [asdict(figure) | {"ok": figure.ok} for figure in figures]
-        write_json(json, {"figures": found, "tables": {"ordering": ordering, "stages": stages}})
+        results = [asdict(figure) | {"ok": figure.ok} for figure in figures]
+        write_json(json, {"figures": results, "tables": {"ordering": ordering, "stages": stages}})
     for figure in figures:
         typer.echo(str(figure))
     if not all(figure.ok for figure in figures):
@@ -71,9 +71,9 @@ def _chart(ordering: list[dict[str, Any]], stages: list[dict[str, Any]]) -> Any:
     from studies.theory.concentration import relative_variance_bounds
     from studies.theory.evidence import CONDITIONS, theory_recipe
 
-    told = pd.DataFrame(ordering).melt("rate", list(CONDITIONS), "condition", "right").dropna()
+    rates = pd.DataFrame(ordering).melt("rate", list(CONDITIONS), "condition", "right").dropna()
     colour, shape = encodings("condition", CONDITIONS, "condition")
-    base = alt.Chart(told).encode(
+    base = alt.Chart(rates).encode(
         alt.X("rate:Q", title="learning rate η", scale=alt.Scale(type="log"), axis=alt.Axis(values=[0.01, 0.1, 1, 10])),
         alt.Y("right:Q", title="pairs of batches ordered right", axis=alt.Axis(format="%")),
         colour,

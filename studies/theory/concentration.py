@@ -64,9 +64,9 @@ def relative_variance_bounds(concentration: float, dimensions: int) -> tuple[flo
     if not (1 - 1e-12) / dimensions <= concentration <= 1 + 1e-12:
         raise DataError(f"a concentration of {concentration} in {dimensions} dimensions; it lies in [1/d, 1].")
     c = float(np.clip(concentration, 1 / dimensions, 1.0))
-    rest = (1 - c) ** 2 / (dimensions - 1) if dimensions > 1 else 0.0
+    others = (1 - c) ** 2 / (dimensions - 1) if dimensions > 1 else 0.0
     many = np.floor(1 / c + 1e-12)
-    return 2 * (c**2 + rest), float(2 * (many * c**2 + max(1 - many * c, 0.0) ** 2))
+    return 2 * (c**2 + others), float(2 * (many * c**2 + max(1 - many * c, 0.0) ** 2))
 
 
 def sample_projections(

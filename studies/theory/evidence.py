@@ -161,7 +161,7 @@ def stage_table(
 
 def stage_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per selector, over worlds: means of the stage table, and the share of worlds that each condition told right."""
-    found = []
+    summary = []
     for name in dict.fromkeys(row["selector"] for row in rows):
         mine = [row for row in rows if row["selector"] == name]
         compared = [row for row in mine if "higher" in row]
@@ -172,9 +172,9 @@ def stage_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         def right(key: str, of: Sequence[dict[str, Any]] = compared) -> float:
             return float(np.mean([row[key] == row["higher"] for row in of])) if of else float("nan")
 
-        found.append(
+        summary.append(
             {"selector": name, "worlds": len(mine), "C": mean("concentration")}
             | {"variance": mean("relative_variance"), "simulated": mean("simulated"), "unserved": mean("unserved")}
             | {"higher": mean("higher", compared), "exact": right("exact"), "linear": right("linear")}
         )
-    return found
+    return summary

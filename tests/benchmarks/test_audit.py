@@ -12,13 +12,13 @@ from longgame.recipe import parse_recipe
 
 def test_many_trials_are_whole_conditions_of_distinct_trials():
     recipe = parse_recipe({**small("quadratic", True).model_dump(mode="json"), "seeds": [0], "axes": {}})
-    one = audited(recipe, 1)
-    many = many_trials(recipe, one, trials=24, conditions=3)
+    single = audited(recipe, 1)
+    many = many_trials(recipe, single, trials=24, conditions=3)
     assert many.trial.nunique() == 24
-    assert len(many) == 24 / one.trial.nunique() * len(one)
-    who = many[["trial", "selector", "seed", "condition"]].drop_duplicates()
-    assert len(who) == 24
-    assert (who.groupby("condition", observed=True).size() == 8).all()
+    assert len(many) == 24 / single.trial.nunique() * len(single)
+    trials = many[["trial", "selector", "seed", "condition"]].drop_duplicates()
+    assert len(trials) == 24
+    assert (trials.groupby("condition", observed=True).size() == 8).all()
     plan = outline(recipe)
     card = Scorecard.build(
         many[many.condition == ""],

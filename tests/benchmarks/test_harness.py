@@ -50,14 +50,14 @@ def test_a_report_holds_every_figure_and_says_whether_all_are_met(tmp_path, caps
     assert report.finish(tmp_path / "new" / "sides.json")
     report.add([at_least("speed", 1.0, 3.0)])
     assert not report.finish(tmp_path / "sides.json")
-    held = json.loads((tmp_path / "sides.json").read_text())
-    assert [figure["ok"] for figure in held["figures"]] == [True, False]
-    assert held["rows"] == [{"side": "plain", "seconds": 2.0}]
-    assert held["machine"]["processor"] == "a processor"
+    payload = json.loads((tmp_path / "sides.json").read_text())
+    assert [figure["ok"] for figure in payload["figures"]] == [True, False]
+    assert payload["rows"] == [{"side": "plain", "seconds": 2.0}]
+    assert payload["machine"]["processor"] == "a processor"
     assert capsys.readouterr().out.splitlines()[-1] == "figure speed 1 >=3 short"
 
 
 def test_the_machines_limits_are_measured_and_positive():
-    found = measure_machine()
-    assert min(found.memory_gb_per_s, found.float32_gflops, found.bfloat16_gflops) > 0
-    assert str(found.threads) in str(found)
+    limits = measure_machine()
+    assert min(limits.memory_gb_per_s, limits.float32_gflops, limits.bfloat16_gflops) > 0
+    assert str(limits.threads) in str(limits)

@@ -104,8 +104,8 @@ def test_truth_of_the_table_is_the_mean_of_its_seeds(table):
 @pytest.mark.parametrize(("hits", "of"), [(0, 50), (3, 50), (50, 50)])
 def test_rates_have_clopper_pearson_intervals(hits, of):
     rate = study.Rate(hits, of)
-    found = binomtest(hits, of).proportion_ci(method="exact")
-    assert (rate.low, rate.high) == pytest.approx((found.low, found.high))
+    interval = binomtest(hits, of).proportion_ci(method="exact")
+    assert (rate.low, rate.high) == pytest.approx((interval.low, interval.high))
     assert rate.value == hits / of
 
 
@@ -151,9 +151,9 @@ def test_normal_differences_are_covered_and_shown_as_promised():
     assert rate["long_horizon", "bootstrap"] < 0.9
     (shown,) = study.power_at_mde(table, ("planted",), sizes=(4,))
     assert shown["rate"] == pytest.approx(0.8, abs=0.04)
-    (least, most) = study.spread([{"a": 1, "rate": 0.1}, {"a": 1, "rate": 0.3}, {"a": 2, "rate": 0.5}], "a")
-    assert least == {"a": 1, "lowest": 0.1, "mean": 0.2, "highest": 0.3, "rows": 2}
-    assert most["a"] == 2
+    (first, second) = study.spread([{"a": 1, "rate": 0.1}, {"a": 1, "rate": 0.3}, {"a": 2, "rate": 0.5}], "a")
+    assert first == {"a": 1, "lowest": 0.1, "mean": 0.2, "highest": 0.3, "rows": 2}
+    assert second["a"] == 2
 
 
 def test_the_hardest_null_has_no_long_horizon_effect_and_everyone_ahead():

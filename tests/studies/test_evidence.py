@@ -17,13 +17,13 @@ from studies.theory.proposition import equal_gain_rate, ordering_holds, ordering
 def worlds():
     """Per seed: the learner and the exact gradients of the first stage's candidates."""
     recipe = theory_recipe()
-    made = []
+    pairs = []
     for seed in range(3):
         learner = QuadraticLearner(recipe, seed)
         pool = learner.pool(build_quadratic_sequence(recipe, seed).stages[0].candidates)
         a, y = pool.info["features"], pool.info["label"]
-        made.append((learner, a * (a @ learner.theta - y)[:, None]))
-    return made
+        pairs.append((learner, a * (a @ learner.theta - y)[:, None]))
+    return pairs
 
 
 def drawn(worlds, case):
@@ -67,8 +67,8 @@ def test_equal_gain_is_equal_on_the_current_stage_and_the_condition_orders_the_n
     assert after[0] == pytest.approx(after[1], rel=1e-7)
     first, second = (next_loss(world, theta - moved) for moved in (rate * a, step * b))
     if abs(first - second) > 1e-9 * max(first, second):
-        held = ordering_holds(rate * a, step * b, theta, 1.0, following.optimum, following.curvature)
-        assert held == (first > second)
+        predicted = ordering_holds(rate * a, step * b, theta, 1.0, following.optimum, following.curvature)
+        assert predicted == (first > second)
 
 
 def test_the_tables_count_the_exact_condition_as_always_right_and_the_papers_as_right_at_small_rates():

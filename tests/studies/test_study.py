@@ -32,7 +32,7 @@ class Silent:
         pass
 
 
-def world(name, selectors, **more):
+def world(name, selectors, **changes):
     return parse_recipe(
         {
             "name": name,
@@ -47,7 +47,7 @@ def world(name, selectors, **more):
             "seeds": [0, 1, 2],
             "training": {"steps": 4, "learning_rate": 0.1, "warmup_steps": 1},
             "probe": {"steps": 4, "points": 3},
-            **more,
+            **changes,
         }
     )
 
@@ -129,9 +129,9 @@ def test_a_claim_is_shown_only_where_the_adjusted_p_and_the_sign_say_so(kept, di
     row = (card.summary["view"] == "primary") & (card.summary["metric"] == "current")
     row &= card.summary["selector"] == "loss"
     card.summary.loc[row, ["diff_vs_reference", "p_holm"]] = difference, p
-    found = answers({"random": card}, [Claim("RQ1", "loss", "current", sign)], "primary")[0]
-    assert found.word == word
-    assert "+2.0" in found.text
+    answer = answers({"random": card}, [Claim("RQ1", "loss", "current", sign)], "primary")[0]
+    assert answer.word == word
+    assert "+2.0" in answer.text
 
 
 def test_a_claim_about_a_selector_that_was_not_run_has_no_answer(kept):
@@ -170,12 +170,12 @@ def test_the_steps_name_recipes_that_exist_and_fit_their_seeds():
 
 
 def test_lhas_of_the_held_out_runs_is_what_the_development_finals_chose():
-    found = data.load(ROOT / data.DATA)
-    finals = {spec.key: spec for spec in found["lhas-finals"].recipe.selectors}
-    assert set(pages.ranked(found["lhas-grid"])[:4]) <= set(finals)
-    best = finals[pages.chosen(found["lhas-finals"])]
-    defaults = {name: each.default for name, each in inspect.signature(LHASSelector).parameters.items()}
+    runs = data.load(ROOT / data.DATA)
+    finals = {spec.key: spec for spec in runs["lhas-finals"].recipe.selectors}
+    assert set(pages.ranked(runs["lhas-grid"])[:4]) <= set(finals)
+    best = finals[pages.chosen(runs["lhas-finals"])]
+    defaults = {name: parameter.default for name, parameter in inspect.signature(LHASSelector).parameters.items()}
     for name in ("skill", "domain", "interleaved", "proxy-items", "conditions", "lhas-ablation"):
-        held = {spec.key: spec for spec in load_recipe(ROOT / f"recipes/results/{name}.yaml").selectors}["lhas"]
-        assert held.name == best.name
-        assert defaults | held.parameters == defaults | best.parameters
+        lhas = {spec.key: spec for spec in load_recipe(ROOT / f"recipes/results/{name}.yaml").selectors}["lhas"]
+        assert lhas.name == best.name
+        assert defaults | lhas.parameters == defaults | best.parameters

@@ -95,9 +95,9 @@ def test_any_text_survives_the_tokenizer(tokenizer):
 
 def test_chat_template_renders_prompt_then_response_then_eos(tokenizer):
     user = [{"role": "user", "content": "Say hi."}]
-    whole = [*user, {"role": "assistant", "content": "hi"}]
+    turns = [*user, {"role": "assistant", "content": "hi"}]
     assert tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True) == "<user>Say hi.<assistant>"
-    assert tokenizer.apply_chat_template(whole, tokenize=False) == "<user>Say hi.<assistant>hi<eos>"
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "<user>Say hi.<assistant>hi<eos>"
     encoded = encode(Example.make("Say hi.", "hi"), tokenizer, 64)
     assert tokenizer.decode(encoded.prompt_ids) == "<user>Say hi.<assistant>"
     assert tokenizer.decode(encoded.response_ids) == "hi<eos>"

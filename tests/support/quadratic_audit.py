@@ -20,7 +20,7 @@ class Silent:
         self.done.append(job)
 
 
-def recipe(**more):
+def recipe(**changes):
     """Three stages a, b, c, two seeds; random and loss unless told otherwise."""
     base = {
         "name": "q",
@@ -31,11 +31,11 @@ def recipe(**more):
         "training": {"steps": 6, "warmup_steps": 1, "learning_rate": 0.1},
         "probe": {"steps": 4, "points": 3},
     }
-    return parse_recipe({**base, **more})
+    return parse_recipe({**base, **changes})
 
 
-def walk(folder, **more):
+def walk(folder, **changes):
     """Run or go on with an audit: its result, and the trials (not what they share) that were finished now."""
     display = Silent()
-    result = run_audit(recipe(**more), folder, workers=1, threads=1, display=display)
+    result = run_audit(recipe(**changes), folder, workers=1, threads=1, display=display)
     return result, [name for name in display.done if not name.startswith("seed-")]

@@ -46,9 +46,9 @@ def assert_exact(
     **options: object,
 ) -> None:
     """Every example's norm and sketch lie within ``tolerance`` (relative) of the loop's."""
-    found = engine_of(model, **options)(pool, ["grad_norm", "grad_sketch"])
+    computed = engine_of(model, **options)(pool, ["grad_norm", "grad_sketch"])
     norms, sketches = reference(model, pool, keep)
     assert norms.min() > 0
-    np.testing.assert_allclose(found["grad_norm"], norms, rtol=tolerance)
-    gaps = np.linalg.norm(found["grad_sketch"] - sketches, axis=1) / np.linalg.norm(sketches, axis=1)
+    np.testing.assert_allclose(computed["grad_norm"], norms, rtol=tolerance)
+    gaps = np.linalg.norm(computed["grad_sketch"] - sketches, axis=1) / np.linalg.norm(sketches, axis=1)
     assert gaps.max() < tolerance, gaps

@@ -26,12 +26,12 @@ def model_of(kind: str) -> tuple[nn.Module, AdamPreconditioner | None]:
         target_modules=["embed_tokens", "q_proj", "up_proj"] if kind == "embedding" else "all-linear",
     )
     perturb(model, "lora_embedding_A", 0.1, 5)
-    held = {
+    moments = {
         name: Moments(0.01 * weight.detach().float(), weight.detach().float() ** 2, (0.9, 0.999), 1e-8, 3)
         for name, weight in model.named_parameters()
         if weight.requires_grad
     }
-    return model, AdamPreconditioner(held)
+    return model, AdamPreconditioner(moments)
 
 
 def signals(kind: str, pool: Pool, **options: object) -> dict[str, np.ndarray]:

@@ -48,24 +48,24 @@ def make_pool(n=24, seed=0):
 
 
 class Peek(Selector):
-    """Highest live loss first; remembers how often it was asked (state)."""
+    """Highest live loss first; counts its rounds (state)."""
 
     name = "peek"
     requires = ("loss",)
 
     def __init__(self):
-        self.asked = 0
+        self.rounds = 0
 
     def select(self, pool, signals, history, budget, rng):
-        self.asked += 1
-        score = signals["loss"] + 1e-3 * self.asked * rng.random(len(pool))
+        self.rounds += 1
+        score = signals["loss"] + 1e-3 * self.rounds * rng.random(len(pool))
         return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
 
     def state_dict(self):
-        return {"asked": self.asked}
+        return {"rounds": self.rounds}
 
     def load_state_dict(self, state):
-        self.asked = int(state["asked"])
+        self.rounds = int(state["rounds"])
 
 
 class Coin(Selector):
@@ -81,12 +81,12 @@ def make_policy(selector=None, seed=0):
     return SelectionPolicy(selector or Coin(), History(), generator(seed, "select"))
 
 
-def loss_scorer(model, seen=None):
+def loss_scorer(model, calls=None):
     """Mean response NLL per candidate, one by one."""
 
     def score(pool, names):
-        if seen is not None:
-            seen.append((pool.ids, tuple(names), model.training))
+        if calls is not None:
+            calls.append((pool.ids, tuple(names), model.training))
         values = []
         with torch.no_grad():
             for row in range(len(pool)):

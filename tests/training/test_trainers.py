@@ -186,7 +186,7 @@ def test_resuming_at_any_step_gives_the_picks_and_losses_of_an_undisturbed_run(t
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
         assert resumed.picks == {step: whole.picks[step] for step in range(stop, 6)}
         assert losses(resumed) == losses(whole)
-        assert resumed.selection_policy.selector.asked == whole.selection_policy.selector.asked
+        assert resumed.selection_policy.selector.rounds == whole.selection_policy.selector.rounds
         for (name, a), (_, b) in zip(resumed.model.named_parameters(), whole.model.named_parameters(), strict=True):
             assert torch.equal(a, b), name
 
