@@ -16,7 +16,8 @@ from longgame.data.examples import Example, Pool
 from longgame.data.sources import load_examples
 from longgame.data.tokenize import build_pool
 from longgame.errors import DataError, ModelError
-from longgame.models.load import attach_adapter, load_model
+from longgame.models.adaptation import adapt
+from longgame.models.load import load_model
 from longgame.recipe import LoraSpec, ModelSpec
 from longgame.seeding import generator, stream_seed
 
@@ -156,7 +157,7 @@ def random_pool(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Pool:
 
 def _warm(base: PreTrainedModel, spec: ModelSpec) -> PeftModel:
     """Attach an adapter and move B off zero, as training would: at B = 0 half of the gradient is zero."""
-    model = cast(PeftModel, attach_adapter(base, spec, 0))
+    model = cast(PeftModel, adapt(base, spec, 0).model)
     model.to(base.device)
     draw = torch.Generator().manual_seed(stream_seed(0, "bench", "adapter") % 2**63)
     with torch.no_grad():

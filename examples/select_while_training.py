@@ -16,7 +16,8 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments
 from longgame import SelectionConfig, SelectionTrainer
 from longgame.data.synthetic import build_procedural_sequence
 from longgame.data.tokenize import encode_all
-from longgame.models.load import attach_adapter, load_model
+from longgame.models.adaptation import adapt
+from longgame.models.load import load_model
 from longgame.recipe import DataSpec, ModelSpec, ProxySpec
 
 ARGUMENTS = {
@@ -80,7 +81,7 @@ def with_trl(model, tokenizer, examples, folder):
 
 def main() -> None:
     loaded = load_model(ModelSpec(name="tiny"))
-    model = attach_adapter(loaded.model, ModelSpec(name="tiny"), seed=0)
+    model = adapt(loaded.model, ModelSpec(name="tiny"), seed=0).model
     sequence = build_procedural_sequence(DataSpec(pool_size=240), seed=0, proxy=ProxySpec())
     examples = sequence.stages[1].candidates  # the maths stage
     make = with_trl if sys.argv[1:] == ["trl"] else with_transformers

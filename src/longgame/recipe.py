@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from longgame.errors import RecipeError, did_you_mean
+from longgame.errors import RecipeError, did_you_mean, unknown
 
 Rounds = Literal["step"] | Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -20,10 +21,37 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptationKind:
+    """What a recipe and its plan know of a kind of adaptation; `longgame.models.adaptation` holds its class."""
+
+    low_rank: bool = True
+    """Whether `model.lora` applies."""
+    own_base: bool = False
+    """Whether the base model is another one (quantized), so that the frozen pass and row 0 of R differ."""
+
+
+ADAPTATION_KINDS = {
+    "full": AdaptationKind(low_rank=False),
+    "lora": AdaptationKind(),
+    "qlora": AdaptationKind(own_base=True),
+}
+"""Values of `model.adaptation`."""
+
+
+def _known_adaptation(value: str) -> str:
+    if value not in ADAPTATION_KINDS:
+        raise ValueError(unknown("adaptation", value, ADAPTATION_KINDS).removesuffix("."))
+    return value
+
+
+AdaptationName = Annotated[str, AfterValidator(_known_adaptation)]
+
+
 class AdaptationValue(Part):
     """One way to adapt the model; what is left out stays as the recipe's `model` and `training` have it."""
 
-    mode: Literal["lora", "full"] = "lora"
+    mode: AdaptationName = "lora"
     r: int | None = Field(None, ge=1)
     """LoRA rank."""
     alpha: float | None = Field(None, gt=0)
@@ -33,7 +61,7 @@ class AdaptationValue(Part):
 
     @model_validator(mode="after")
     def _check(self) -> AdaptationValue:
-        if self.mode == "full" and (self.r is not None or self.alpha is not None):
+        if not ADAPTATION_KINDS[self.mode].low_rank and (self.r is not None or self.alpha is not None):
             raise ValueError("full fine-tuning has no r and no alpha; leave them out, or use mode: lora")
         return self
 
@@ -51,7 +79,7 @@ class OrderAxis(Part):
 
 
 def _mode(value: Any) -> Any:
-    """Accept `lora` and `full` beside the long form."""
+    """Accept the kind alone beside the long form."""
     return {"mode": value} if isinstance(value, str) else value
 
 
@@ -103,7 +131,7 @@ class ModelSpec(Part):
     """`tiny`, `smollm2-135m`, `quadratic`, a Hugging Face id, or a directory."""
     per_seed: tuple[str, ...] = ()
     """Base models in turn, instead of `name`: seed s starts from the (s mod n)-th of n."""
-    adaptation: Literal["lora", "full"] = "lora"
+    adaptation: AdaptationName = "lora"
     lora: LoraSpec = LoraSpec()
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(256, ge=8)
@@ -112,6 +140,11 @@ class ModelSpec(Part):
     """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none."""
     pad_token: str | None = None
     """Padding token, for a tokenizer that has none."""
+
+    @property
+    def adaptation_label(self) -> str:
+        """``lora-r16``, ``full``: how results and tables name the adaptation."""
+        return self.adaptation + (f"-r{self.lora.r}" if ADAPTATION_KINDS[self.adaptation].low_rank else "")
 
 
 class RealTask(Part):

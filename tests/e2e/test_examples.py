@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 
 from longgame.data.synthetic import build_procedural_sequence
-from longgame.models.load import attach_adapter, load_model
+from longgame.models.adaptation import adapt
+from longgame.models.load import load_model
 from longgame.recipe import DataSpec, ModelSpec, ProxySpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -23,7 +24,7 @@ def test_transformers_and_trl_pick_and_learn_the_same(tmp_path):
     picks, losses = [], []
     for make in (example.with_transformers, example.with_trl):
         loaded = load_model(ModelSpec(name="tiny"))
-        model = attach_adapter(loaded.model, ModelSpec(name="tiny"), seed=0)
+        model = adapt(loaded.model, ModelSpec(name="tiny"), seed=0).model
         trainer = make(model, loaded.tokenizer, candidates, str(tmp_path))
         losses.append(trainer.train().training_loss)
         picks.append([made.selection.ids for made in trainer.selection_policy.rounds])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from longgame.evaluation.merged import folded_adapters
+from longgame.models.lora import folded_lora
 
 
 def adapted(base, **changes) -> PeftModel:
@@ -29,7 +29,7 @@ def test_folded_logits_equal_unfolded_ones_and_the_weights_come_back_bit_for_bit
     model = adapted(build_model())
     before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
     expected = model(input_ids=ids).logits
-    with folded_adapters(model) as folded:
+    with folded_lora(model) as folded:
         assert folded
         assert model.base_model.model.model.layers[0].mlp.up_proj.merged
         inside = model(input_ids=ids).logits
@@ -46,7 +46,7 @@ def test_an_error_inside_still_puts_the_weights_back(build_model, ids) -> None:
     model = adapted(build_model())
     weight = model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
     original = weight.data
-    with pytest.raises(KeyError), folded_adapters(model):
+    with pytest.raises(KeyError), folded_lora(model):
         raise KeyError
     assert weight.data.data_ptr() == original.data_ptr()
     assert not model.base_model.model.model.layers[0].mlp.up_proj.merged
@@ -69,7 +69,7 @@ def test_what_folding_could_change_runs_as_it_is(build_model, ids, make) -> None
     model = make(build_model)
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-        with folded_adapters(model) as folded:
+        with folded_lora(model) as folded:
             assert not folded
             assert torch.equal(model(input_ids=ids).logits, expected)
 
@@ -77,6 +77,6 @@ def test_what_folding_could_change_runs_as_it_is(build_model, ids, make) -> None
 def test_a_disabled_adapter_stays_disabled(build_model, ids) -> None:
     base = build_model()
     model = adapted(build_model())
-    with torch.no_grad(), model.disable_adapter(), folded_adapters(model) as folded:
+    with torch.no_grad(), model.disable_adapter(), folded_lora(model) as folded:
         assert not folded
         torch.testing.assert_close(model(input_ids=ids).logits, base(input_ids=ids).logits)

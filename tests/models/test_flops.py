@@ -8,10 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from longgame.data.examples import Example, Pool
-from longgame.models.flops import ModelFlops, model_flops, predicted_tokens
+from longgame.models.adaptation import adapt, adaptation_of
+from longgame.models.flops import ModelFlops
 from longgame.models.head import ResponseHead
-from longgame.models.load import attach_adapter, load_model
+from longgame.models.load import load_model
 from longgame.recipe import ModelSpec
+from longgame.signals.flops import predicted_tokens, signal_flops, training_flops
 from tests.support.training import make_model
 
 SIZES = ModelFlops(dense=10, lora=3, attention=4, hidden=2, head=14, logit_sketch=(2, 3))
@@ -34,10 +36,10 @@ def test_predicted_tokens_have_a_token_before_them():
 def test_learning_costs_what_one_counts_by_hand():
     # T=5, P=2: forward 2·13·5 + 4·4·25 + 2·14·2 = 130 + 400 + 56; backward 130 + 8·4·25 + 56, and 2·3·5 for the factors
     # T=4, P=3: forward 2·13·4 + 4·4·16 + 2·14·3 = 104 + 256 + 84; backward 104 + 8·4·16 + 84, and 2·3·4
-    assert SIZES.training(POOL).tolist() == [586 + 986 + 30, 444 + 700 + 24]
+    assert training_flops(SIZES, POOL).tolist() == [586 + 986 + 30, 444 + 700 + 24]
     full = dataclasses.replace(SIZES, lora=0, trains_dense=True, trains_head=True)
     # forward 100 + 400 + 56; backward 100 + 800 + 56; weights 100 + 56
-    assert full.training(POOL)[0] == 556 + 956 + 156
+    assert training_flops(full, POOL)[0] == 556 + 956 + 156
 
 
 @pytest.mark.parametrize(
@@ -58,40 +60,40 @@ def test_learning_costs_what_one_counts_by_hand():
     ],
 )
 def test_one_pass_serves_all_signals_and_the_vocabulary_counts_where_it_is_read(names, first):
-    assert SIZES.scoring(POOL, names)[0] == first
+    assert signal_flops(SIZES, POOL, names)[0] == first
 
 
 def test_a_gradient_signal_leaves_the_heads_own_gradient_out():
     full = dataclasses.replace(SIZES, lora=0, trains_dense=True, trains_head=True)
-    assert full.training(POOL)[0] - full.scoring(POOL, ("grad_norm",))[0] == 2 * 14 * 2
+    assert training_flops(full, POOL)[0] - signal_flops(full, POOL, ("grad_norm",))[0] == 2 * 14 * 2
 
 
 def test_a_soft_cap_makes_logit_signals_read_the_vocabulary():
     capped = dataclasses.replace(SIZES, capped=True)
-    assert capped.scoring(POOL, ("logit_nuclear_norm", "logit_sketch"))[0] == 530 + 2 * 56
+    assert signal_flops(capped, POOL, ("logit_nuclear_norm", "logit_sketch"))[0] == 530 + 2 * 56
 
 
 def test_sizes_of_a_small_model_are_those_of_its_layers():
     # two layers of 4 · 16² + 3 · 16 · 24; rank 4: 4 · (16 + 16) in four modules, 4 · (16 + 24) in three
-    sizes = model_flops(make_model())
+    sizes = adaptation_of(make_model()).flops()
     assert sizes == ModelFlops(
         dense=2 * (4 * 256 + 3 * 384), lora=2 * (4 * 128 + 3 * 160), attention=2 * 16, hidden=16, head=16 * 61
     )
-    full = model_flops(make_model(lora=False))
+    full = adaptation_of(make_model(lora=False)).flops()
     assert full == dataclasses.replace(sizes, lora=0, trains_dense=True, trains_head=True)
 
 
 def test_weights_outside_linear_layers_leave_a_model_uncounted(caplog):
     model = make_model(lora=False)
     model.model.layers[0].mlp.experts = torch.nn.Parameter(torch.zeros(2, 3, 4))
-    assert model_flops(model) is None
+    assert adaptation_of(model).flops() is None
     assert "layers.0.mlp.experts" in caplog.text
 
 
 @pytest.fixture(scope="module")
 def tiny():
     spec = ModelSpec(name="tiny")
-    model = attach_adapter(load_model(spec).model, spec, 0)
+    model = adapt(load_model(spec).model, spec, 0).model
     model.set_attn_implementation("eager")  # the counter knows no kernel of fused attention on a CPU
     return model
 
@@ -111,15 +113,15 @@ def inputs_of(prompt, response):
 
 @pytest.mark.parametrize(("prompt", "response"), [(40, 24), (100, 60)])
 def test_torch_counts_the_same_flops_on_the_tiny_model(tiny, prompt, response):
-    sizes, pool = model_flops(tiny), pool_of((prompt, response))
+    sizes, pool = adaptation_of(tiny).flops(), pool_of((prompt, response))
     head, inputs = ResponseHead.of(tiny), inputs_of(prompt, response)
     with torch.no_grad():
         forward = counted(lambda: head.loss(inputs, response))
     # beside the formula torch sees the rotary table, 2 · (head size / 2) · T: under 0.01 %
-    assert forward == pytest.approx(float(sizes.scoring(pool, ("loss",))[0]), rel=1e-3)
+    assert forward == pytest.approx(float(signal_flops(sizes, pool, ("loss",))[0]), rel=1e-3)
     learned = counted(lambda: head.loss(inputs, response).backward())
     # autograd ends at the first layer's q, k and v, whose input asks for no gradient: 2 · 3 · (d² + r d) per token less
     spared = 2 * 3 * (96 * 96 + 16 * 96) * (prompt + response)
-    ours = float(sizes.training(pool)[0])
+    ours = float(training_flops(sizes, pool)[0])
     assert learned == pytest.approx(ours - spared, rel=1e-3)
     assert learned == pytest.approx(ours, rel=0.03)

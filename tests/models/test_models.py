@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longgame.errors import ModelError
 from longgame.models import load as models
 from longgame.models import smollm2
-from longgame.models.load import attach_adapter, load_model, load_tokenizer
+from longgame.models.adaptation import adapt
+from longgame.models.load import load_model, load_tokenizer
 from longgame.recipe import ModelSpec
 from support.chat_model import CHATML, chat_tokenizer, llama, save
 
@@ -55,7 +56,7 @@ def gradient(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, leng
 
 def test_a_gradient_does_not_depend_on_padding_or_batch_mates(folder: str) -> None:
     spec = ModelSpec(name=folder)
-    model = attach_adapter(load_model(spec).model, spec, 0)
+    model = adapt(load_model(spec).model, spec, 0).model
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -73,7 +74,7 @@ def test_a_gradient_does_not_depend_on_padding_or_batch_mates(folder: str) -> No
 def test_adapter_draw_is_fixed_by_the_seed_and_leaves_the_global_generator_alone(folder: str) -> None:
     def adapter(seed: int) -> dict[str, torch.Tensor]:
         spec = ModelSpec(name=folder)
-        model = attach_adapter(load_model(spec, seed=seed).model, spec, seed)
+        model = adapt(load_model(spec, seed=seed).model, spec, seed).model
         return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     state = torch.random.get_rng_state()
@@ -86,7 +87,7 @@ def test_adapter_draw_is_fixed_by_the_seed_and_leaves_the_global_generator_alone
 
 def test_lora_covers_every_linear_layer_but_the_head_in_float32_on_a_bfloat16_base(folder: str) -> None:
     spec = ModelSpec(name=folder, dtype="bfloat16")
-    model = attach_adapter(load_model(spec).model, spec, 0)
+    model = adapt(load_model(spec).model, spec, 0).model
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2 * 7  # A and B, two layers, q k v o gate up down
     assert not any("lm_head" in name or "embed" in name for name in trained)
@@ -97,14 +98,14 @@ def test_lora_covers_every_linear_layer_but_the_head_in_float32_on_a_bfloat16_ba
 
 def test_full_adaptation_trains_every_parameter(folder: str) -> None:
     spec = ModelSpec(name=folder, adaptation="full")
-    model = attach_adapter(load_model(spec).model, spec, 0)
+    model = adapt(load_model(spec).model, spec, 0).model
     assert all(p.requires_grad for p in model.parameters())
 
 
 def test_target_modules_that_do_not_exist_are_refused(folder: str) -> None:
     spec = ModelSpec.model_validate({"name": folder, "lora": {"target_modules": ["no_such_layer"]}})
     with pytest.raises(ModelError, match=r"no_such_layer.*model\.lora\.target_modules"):
-        attach_adapter(load_model(spec).model, spec, 0)
+        adapt(load_model(spec).model, spec, 0)
 
 
 def test_padding_is_never_taken_from_eos_unasked(tmp_path: Path) -> None:

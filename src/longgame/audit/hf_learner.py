@@ -12,18 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
 from longgame.data.tokenize import build_pool
 from longgame.errors import ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
-from longgame.metrics.diagnostics import adapter_drift, dense_drift, update_norm
-from longgame.models.flops import model_flops
-from longgame.models.load import attach_adapter, load_model
+from longgame.models.adaptation import adapt
+from longgame.models.load import load_model
 from longgame.models.smollm2 import cache_dir
 from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
@@ -41,7 +38,7 @@ _POOLS: deque[tuple[tuple[str, str], tuple[Example, ...], Pool]] = deque(maxlen=
 
 
 class HFLearner:
-    """A transformers causal LM with a persistent LoRA adapter (or all weights), as the protocol's `Learner`.
+    """A transformers causal LM that is adapted as the recipe says, as the audit's `Learner`.
 
     Args:
         recipe: model, training, proxy and metric sections are read.
@@ -53,11 +50,8 @@ class HFLearner:
         self.recipe = recipe
         self.seed = seed
         self.tokenizer = loaded.tokenizer
-        self.model = (
-            attach_adapter(loaded.model, recipe.model, stream_seed(seed, "adapter"))
-            if recipe.model.adaptation == "lora"
-            else loaded.model
-        )
+        self.adaptation = adapt(loaded.model, recipe.model, stream_seed(seed, "adapter"))
+        self.model = self.adaptation.model
         if torch.cuda.is_available():
             torch.nn.Module.to(
                 self.model, "cuda"
@@ -75,9 +69,8 @@ class HFLearner:
         )
         self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
         self.pad_token_id = pad
-        self._base = None if isinstance(self.model, PeftModel) else self._copy()
         self._stage = 0
-        self._flops = model_flops(self.model)
+        self._flops = self.adaptation.flops()
 
     def pool(self, examples: Sequence[Example]) -> Pool:
         spec, given = self.recipe.model, tuple(examples)
@@ -116,7 +109,7 @@ class HFLearner:
     ) -> TrainingReport:
         spec = self.recipe.training
         warmup = warmup_of(spec, steps)
-        before = self._copy()
+        before = self.adaptation.copy()
         live = any(name in SIGNALS and SIGNALS[name].live for name in policy.selector.requires)
         # Online, trials would share one step's candidates only: less than looking them up costs.
         shared = live and self._stage == 0 and selection.rounds != "step"
@@ -135,7 +128,7 @@ class HFLearner:
         )
         self.source.end_stage()
         self._stage += 1
-        drift, norm = self._moved(before)
+        drift, norm = self.adaptation.movement(before)
         return dataclasses.replace(
             report, drift=drift, update_norm=norm, model=self._flops, proxy_passes=self.source.proxy_passes
         )
@@ -145,65 +138,21 @@ class HFLearner:
 
     @contextmanager
     def fork(self) -> Iterator[HFLearner]:
-        weights, stage = self._copy(), self._stage
+        weights, stage = self.adaptation.copy(), self._stage
         try:
             yield self
         finally:
             self._stage = stage
-            with torch.no_grad():
-                for name, parameter in self._trainable():
-                    parameter.copy_(weights[name])
+            self.adaptation.restore(weights)
 
     def save(self, directory: Path) -> None:
-        """Write the adapter as PEFT's own files (loadable by anyone), or all weights, and the stage counter."""
-        if isinstance(self.model, PeftModel):
-            config = self.model.peft_config["default"]
-            config.save_pretrained(str(directory))
-            weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in weights.items()}, directory / "adapter_model.safetensors"
-            )
-        else:
-            save_file(
-                {name: value.detach().clone() for name, value in self._trainable()}, directory / "weights.safetensors"
-            )
+        """Write the trained weights and the stage counter."""
+        self.adaptation.save(directory)
         (directory / "learner.json").write_text(json.dumps({"stage": self._stage}) + "\n")
 
     def load(self, directory: Path) -> None:
         try:
             self._stage = int(json.loads((directory / "learner.json").read_text())["stage"])
-            if isinstance(self.model, PeftModel):
-                set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
-            else:
-                weights = load_file(directory / "weights.safetensors")
-                with torch.no_grad():
-                    for name, parameter in self._trainable():
-                        parameter.copy_(weights[name])
+            self.adaptation.load(directory)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ResumeError(f"{directory} cannot be read ({error}).") from error
-
-    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-    def _copy(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self._trainable()}
-
-    def _moved(self, before: dict[str, torch.Tensor]) -> tuple[float, float]:
-        """Drift of this stage's update against the sum of the earlier ones, and its Frobenius norm."""
-        if self._base is not None:
-            after = self._copy()
-            update = [(after[name] - before[name]).float().cpu().numpy() for name in after]
-            earlier = [(before[name] - self._base[name]).float().cpu().numpy() for name in after]
-            return dense_drift(earlier, update), float(np.sqrt(sum(float((part**2).sum()) for part in update)))
-        old, new = self._factors(before), self._factors(self._copy())
-        return adapter_drift(old, new), update_norm(old, new)
-
-    def _factors(self, weights: dict[str, torch.Tensor]) -> list[tuple[np.ndarray, np.ndarray, float]]:
-        """(B, A, scale) of every adapted layer: its effective update is scale · B A."""
-        found = []
-        for name, module in self.model.named_modules():
-            if hasattr(module, "lora_A") and "default" in getattr(module, "lora_A", {}):
-                a = weights[f"{name}.lora_A.default.weight"].float().cpu().numpy()
-                b = weights[f"{name}.lora_B.default.weight"].float().cpu().numpy()
-                found.append((b, a, float(module.scaling["default"])))
-        return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from longgame.data.sequences import resolve_order
 from longgame.errors import RecipeError
-from longgame.recipe import AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
+from longgame.recipe import ADAPTATION_KINDS, AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
 from longgame.seeding import generator
 
 
@@ -133,7 +133,7 @@ class Condition:
         return {
             "budget": float(recipe.budget),
             "rounds": str(recipe.rounds),
-            "adaptation": "full" if recipe.model.adaptation == "full" else f"lora-r{recipe.model.lora.r}",
+            "adaptation": recipe.model.adaptation_label,
             "order": order_label(self.order),
         }
 
@@ -216,10 +216,21 @@ def _full_data(own: Recipe) -> Condition:
 
 
 def _condition(own: Recipe, points: tuple[Point, ...]) -> Condition:
-    base = [point for point in points if any(touches_base(key, _mixing(own, points)) for key, _ in point.changes)]
+    base = [
+        point
+        for point in points
+        if _other_base(own, point) or any(touches_base(key, _mixing(own, points)) for key, _ in point.changes)
+    ]
     name, base_name = (",".join(f"{point.axis}={point.label}" for point in some) for some in (points, base))
     changed = _changed(own, points, name)
     return Condition(name, changed, _order_of(changed), base_name, _unordered(_changed(own, base, base_name)))
+
+
+def _other_base(own: Recipe, point: Point) -> bool:
+    """Whether the point adapts the model in a way that begins with other base weights."""
+    first = own.model.adaptation
+    second = dict(point.changes).get("model.adaptation", first)
+    return first != second and (ADAPTATION_KINDS[first].own_base or ADAPTATION_KINDS[second].own_base)
 
 
 def _unordered(recipe: Recipe) -> Recipe:
@@ -268,11 +279,11 @@ def _adaptations(own: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
     for value in values:
         changes: list[tuple[str, Any]] = [("model.adaptation", value.mode)]
         label: str = value.mode
-        if value.mode == "lora":
+        if ADAPTATION_KINDS[value.mode].low_rank:
             r = value.r or lora.r
             alpha = value.alpha or lora.alpha * r / lora.r
             changes += [("model.lora.r", r), ("model.lora.alpha", alpha)]
-            label = f"lora-r{r}" + ("" if alpha * lora.r == lora.alpha * r else f"-alpha{alpha:g}")
+            label = f"{value.mode}-r{r}" + ("" if alpha * lora.r == lora.alpha * r else f"-alpha{alpha:g}")
         if value.learning_rate not in (None, own.training.learning_rate):
             changes.append(("training.learning_rate", value.learning_rate))
             label += f"-lr{value.learning_rate!r}"

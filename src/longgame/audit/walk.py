@@ -41,6 +41,7 @@ from longgame.selection.interventions import Intervention, Reserve, selector_of
 from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import SIGNALS
+from longgame.signals.flops import signal_flops, training_flops
 from longgame.storage import read_arrays, read_json, read_state, write_arrays, write_state, write_table
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, stage_order
@@ -80,10 +81,10 @@ def stage_work(
     model = report.model
     if model is None:
         return found
-    still = float(model.scoring(pool, frozen).sum())
-    flops = still + sum(float(model.scoring(part, live).sum()) for part in scored)
+    still = float(signal_flops(model, pool, frozen).sum())
+    flops = still + sum(float(signal_flops(model, part, live).sum()) for part in scored)
     if passes and proxy is not None:
-        flops += passes * float(model.scoring(proxy, GRADIENT).sum())
+        flops += passes * float(signal_flops(model, proxy, GRADIENT).sum())
     measured = [
         part
         for part, entry in zip(picked, policy.rounds, strict=True)
@@ -92,8 +93,8 @@ def stage_work(
     return found | {
         "score_flops": known * flops,
         "frozen_flops": known * still,
-        "train_flops": epochs * sum(float(model.training(part).sum()) for part in picked),
-        "diagnose_flops": sum((float(model.scoring(part, GRADIENT).sum()) for part in measured), 0.0),
+        "train_flops": epochs * sum(float(training_flops(model, part).sum()) for part in picked),
+        "diagnose_flops": sum((float(signal_flops(model, part, GRADIENT).sum()) for part in measured), 0.0),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +16,9 @@ from longgame.data.examples import Example, Task
 from longgame.data.tokenize import encode
 from longgame.errors import DataError, PluginError
 from longgame.evaluation.forward import Row, run_rows
-from longgame.evaluation.merged import folded_adapters
 from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
+from longgame.models.adaptation import adaptation_of
+from longgame.models.parts import evaluating
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 
@@ -86,7 +86,7 @@ class Evaluator:
         rows: dict[tuple[bytes, bytes], Row] = {}
         asked = [[self._ask(task, item, rows) for item in task.items] for task in tasks]
         stop_ids = self._stop_ids(rows.values())
-        with _evaluating(self.model), folded_adapters(self.model), torch.inference_mode():
+        with evaluating(self.model.modules()), adaptation_of(self.model).merged(), torch.inference_mode():
             run_rows(
                 self.model,
                 list(rows.values()),
@@ -200,15 +200,3 @@ def _without_end(row: Row, stop_ids: frozenset[int]) -> Float[np.ndarray, " leng
     """NLL of an option's own tokens: what the template puts from the end token on is left out."""
     ends = np.flatnonzero(np.isin(row.response, list(stop_ids)))
     return row.nll[: ends[0]] if len(ends) and ends[0] > 0 else row.nll
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; outside, every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ import jinja2
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from longgame.errors import ModelError, did_you_mean
 from longgame.models import smollm2
+from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.hub import require_repo
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
@@ -81,7 +80,7 @@ def load_model(spec: ModelSpec, *, seed: int = 0, attention: Literal["eager", "s
     with ExitStack() as stack:
         place, source, local = _resolve(spec.name, stack)
         tokenizer = _tokenizer(spec, place, local)
-        with torch.random.fork_rng(devices=_cuda_devices()):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(stream_seed(seed, "load"))
             model = _model(spec, place, attention, local)
     loaded = LoadedModel(model.eval(), tokenizer, spec.name, source or _revision(place, model))
@@ -98,42 +97,6 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     with ExitStack() as stack:
         place, _, local = _resolve(spec.name, stack)
         return _tokenizer(spec, place, local)
-
-
-def attach_adapter(model: PreTrainedModel, spec: ModelSpec, seed: int) -> PeftModel | PreTrainedModel:
-    """Make the model trainable as the recipe says, in place.
-
-    ``lora``: PEFT LoRA on the linear layers (not the head); the base is frozen and the factors are float32 whatever
-    the base's dtype. A is drawn from ``seed``, B is 0. Attach before moving to a GPU, so that the draw is the same
-    everywhere. ``full``: every parameter trains, in the model's dtype.
-
-    Raises:
-        ModelError: no module matches ``target_modules``, or PEFT does not take them.
-    """
-    if spec.adaptation == "full":
-        return model.requires_grad_(True)
-    lora = spec.lora
-    target: str | list[str] = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
-    # PEFT types alpha as int but only ever divides by it
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=target,
-    )
-    with torch.random.fork_rng(devices=_cuda_devices()):
-        torch.manual_seed(stream_seed(seed, "adapter"))
-        try:
-            with warnings.catch_warnings():
-                # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-                return get_peft_model(model, config, autocast_adapter_dtype=True)
-        except ValueError as error:
-            raise ModelError(
-                f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. "
-                "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
-            ) from error
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -250,6 +213,7 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
                 use_safetensors=True,
                 local_files_only=local,
                 output_loading_info=True,
+                **ADAPTATIONS[spec.adaptation].load_options(spec),
             )
     except _LOADING_ERRORS as error:
         raise _cannot_load(spec, "model", error) from error
@@ -268,10 +232,6 @@ def _cannot_load(spec: ModelSpec, what: str, error: Exception) -> ModelError:
         f"{what} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be a causal language model of a known "
         "architecture, complete, with safetensors weights and a tokenizer."
     )
-
-
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count()))
 
 
 def _revision(place: str, model: PreTrainedModel) -> str:

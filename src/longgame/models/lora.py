@@ -13,17 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -562,3 +565,129 @@ class _Thin(torch.autograd.Function):
         back = delta @ weight
         back.flatten(0, -2).addmm_(outward.flatten(0, -2), a)
         return (back, *[None] * 7)
+
+
+# The adapter as numbers: effective updates, sizes.
+
+
+class Factors(NamedTuple):
+    """One LoRA module: effective update ``scale · B @ A``."""
+
+    B: Float[np.ndarray, "out r"]
+    A: Float[np.ndarray, "r in"]
+    scale: float
+
+
+def lora_factors(model: PeftModel, weights: Mapping[str, Tensor]) -> list[Factors]:
+    """Return every adapted layer's factors, float32, with these values of the trained weights (by name)."""
+    return [
+        Factors(_array(weights[b]), _array(weights[a]), float(layer.scaling[adapter]))
+        for _, layer, adapter, a, b in _adapted(model)
+    ]
+
+
+def dora_weights(model: PeftModel, weights: Mapping[str, Tensor] | None) -> Iterator[Float[np.ndarray, "out in"]]:
+    """Yield each DoRA layer's effective weight m ∘ (W + s·BA)/‖W + s·BA‖, float32; without ``weights`` the base's W."""
+    for name, layer, adapter, a, b in _adapted(model):
+        weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
+        weight = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
+        if weights is not None:
+            weight = weight + layer.scaling[adapter] * (weights[b].detach().float() @ weights[a].detach().float())
+            magnitude = weights[f"{name}.lora_magnitude_vector.{adapter}.weight"].detach().float()
+            weight = (magnitude / torch.linalg.norm(weight, dim=1))[:, None] * weight
+        yield _array(weight)
+
+
+def factor_sizes(decoder: nn.Module) -> tuple[int, set[int]]:
+    """Return the entries of all factors that multiply activations, and the ids of all factors.
+
+    An embedding's A is looked up, so it multiplies nothing.
+    """
+    size, ids = 0, set()
+    for name, module in decoder.named_modules():
+        path = name.split(".")
+        if isinstance(module, nn.ParameterDict) and path[-1] in ("lora_embedding_A", "lora_embedding_B"):
+            ids |= {id(factor) for factor in module.values()}
+            size += sum(factor.numel() for factor in module.values()) if path[-1] == "lora_embedding_B" else 0
+        elif isinstance(module, nn.Linear) and {"lora_A", "lora_B"} & {*path}:
+            ids.add(id(module.weight))
+            size += module.weight.numel()
+    return size, ids
+
+
+def _adapted(model: PeftModel) -> Iterator[tuple[str, LoraLayer, str, str, str]]:
+    """(name, layer, adapter, names of the weights A and B) of every layer that the active adapter changes."""
+    adapter = model.active_adapter
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or adapter not in layer.scaling:
+            continue
+        a, b = ("lora_A", "lora_B") if adapter in layer.lora_A else ("lora_embedding_A", "lora_embedding_B")
+        suffix = f"{adapter}.weight" if adapter in layer.lora_A else adapter
+        yield name, layer, adapter, f"{name}.{a}.{suffix}", f"{name}.{b}.{suffix}"
+
+
+def _array(tensor: Tensor) -> Float[np.ndarray, ...]:
+    return tensor.detach().float().cpu().numpy()
+
+
+# Plain LoRA folded into its base weights for the time of a measurement (a third of the matrix products is enough).
+
+_LARGEST = 2**28
+"""Weights of all adapted layers together above which nothing is folded: the folded copies take as much memory again."""
+
+
+@contextmanager
+def folded_lora(model: nn.Module) -> Iterator[bool]:
+    """Inside, every adapted layer multiplies once, by W + s·B·A; outside, its weights are the very tensors they were.
+
+    Only where that changes nothing but rounding in float32: plain LoRA on `torch.nn.Linear`, active, not merged by
+    anyone else, its weights shared with no other module. Any other model (bfloat16, quantised, DoRA, several adapter
+    kinds, very large) runs as it is. PEFT's own merge and unmerge would leave rounding errors in the base weights, so
+    the original tensors are put back instead.
+
+    Yields:
+        Whether the adapters were folded.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    plain = [cast(LoraLinear, layer) for layer in layers if isinstance(layer, LoraLinear) and _foldable(layer)]
+    weights = [_base(layer).weight for layer in plain]
+    shared = len({id(weight) for weight in weights}) < len(weights) or any(
+        module.weight is weight for module in model.modules() if isinstance(module, nn.Embedding) for weight in weights
+    )
+    if not plain or shared or len(plain) < len(layers) or sum(weight.numel() for weight in weights) > _LARGEST:
+        yield False
+        return
+    originals = [weight.data for weight in weights]
+    try:
+        with torch.no_grad():
+            for layer, weight in zip(plain, weights, strict=True):
+                for name in _names(layer):
+                    weight.data = weight.data + layer.get_delta_weight(name)
+                    layer.merged_adapters.append(name)
+        yield True
+    finally:
+        for layer, weight, original in zip(plain, weights, originals, strict=True):
+            weight.data = original
+            layer.merged_adapters.clear()
+
+
+def _base(layer: LoraLinear) -> nn.Linear:
+    return cast(nn.Linear, layer.get_base_layer())
+
+
+def _names(layer: LoraLinear) -> list[str]:
+    """Adapters that the layer applies."""
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
+def _foldable(layer: LoraLinear) -> bool:
+    base, names = _base(layer), _names(layer)
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and bool(names)
+        and not layer.merged
+        and not layer.disable_adapters
+        and not any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
+        and all(cast(nn.Linear, layer.lora_B[name]).weight.dtype == torch.float32 for name in names)
+    )

@@ -37,9 +37,7 @@ def condition_label(name: str) -> str:
 
 def condition_table(across: Across, recipe: Recipe) -> Table:
     """What every condition is: what differs from the recipe's own values, and the order of its stages."""
-    model = recipe.model
-    adaptation = model.adaptation if model.adaptation == "full" else f"LoRA r={model.lora.r}"
-    own = f"{OWN}: budget {recipe.budget:g}, rounds {recipe.rounds}, {adaptation}"
+    own = f"{OWN}: budget {recipe.budget:g}, rounds {recipe.rounds}, {recipe.model.adaptation_label}"
     rows = [
         (Cell(condition_label(name) if name else own), Cell(" → ".join(card.tasks)))
         for name, card in across.cards.items()

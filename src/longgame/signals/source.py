@@ -91,15 +91,17 @@ class SignalSource:
             seed: of sketches and clusters.
             options: candidates, proxy, proxy_refresh, clusters, cache of `SignalSource`.
         """
+        from longgame.models.adaptation import adaptation_of
         from longgame.signals.cache import try_fingerprint
         from longgame.signals.engine import SignalEngine
 
         if pad_token_id is None:
             return cls(_no_padding, seed=seed, **options)
         settings = {"pad_token_id": pad_token_id, "seed": seed}
+        adaptation = adaptation_of(model)
         return cls(
             SignalEngine(model, pad_token_id=pad_token_id, seed=seed),
-            base=getattr(model, "disable_adapter", None),
+            base=adaptation.frozen_base if adaptation.has_base else None,
             seed=seed,
             fingerprint=lambda: try_fingerprint(model, settings=settings),
             **options,

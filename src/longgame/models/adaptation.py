@@ -1,0 +1,381 @@
+"""How a model is fine-tuned, and all that depends on it: which weights train, the frozen base, how far a stage moved
+the weights, the files, the FLOPs.
+
+A new kind of adaptation is a class here with a line in `ADAPTATIONS`, and a line in `recipe.ADAPTATION_KINDS`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from longgame.errors import ModelError
+from longgame.models.flops import ModelFlops
+from longgame.models.head import LogitHead
+from longgame.models.lora import Factors, dora_weights, factor_sizes, folded_lora, lora_factors
+from longgame.models.parts import decoder_of, unwrap
+from longgame.recipe import ModelSpec
+from longgame.seeding import stream_seed
+
+Weights = Mapping[str, Tensor]
+"""Copies of the trained parameters by name."""
+
+_log = logging.getLogger(__name__)
+
+
+class Movement(NamedTuple):
+    """What a stage did to the weights, in effective weight space (paper §3, trajectory diagnostics)."""
+
+    drift: float
+    """1 − cos(ΔW_t, Σ_{s<t} ΔW_s): 0 onwards, 1 across, 2 straight back; NaN at stage 1 or when nothing moved."""
+    norm: float
+    """‖ΔW_t‖, Frobenius."""
+
+
+class Adaptation(ABC):
+    """A causal LM together with the choice of the weights that fine-tuning changes.
+
+    Args:
+        model: the adapted model, as trainers take it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @classmethod
+    def load_options(cls, _spec: ModelSpec) -> dict[str, Any]:
+        """Keyword arguments that ``from_pretrained`` needs for the base model."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
+        """Make the base model trainable, in place.
+
+        Raises:
+            ModelError: the model cannot be adapted as the spec says.
+        """
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that training changes, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def copy(self) -> Weights:
+        """Copy the trained parameters."""
+        return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+
+    @torch.no_grad()
+    def restore(self, weights: Weights) -> None:
+        """Put a `copy` back.
+
+        Raises:
+            KeyError: a trained parameter is not among ``weights``.
+        """
+        for name, parameter in self.trained().items():
+            parameter.copy_(weights[name])
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the model that fine-tuning began with can be had by `frozen_base`."""
+        return True
+
+    @abstractmethod
+    def frozen_base(self) -> AbstractContextManager[None]:
+        """Inside, the model is the one that fine-tuning began with.
+
+        Raises:
+            ModelError: that model is no longer there.
+        """
+
+    @abstractmethod
+    def movement(self, before: Weights) -> Movement:
+        """Movement of a stage that began at ``before`` and ended at the weights of now."""
+
+    def merged(self) -> AbstractContextManager[bool]:
+        """Inside, adapters may be folded into the base weights to save time; yields whether they are."""
+        return nullcontext(False)
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the trained parameters."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, SafetensorError, KeyError: the files are missing, damaged, or of another model.
+        """
+
+    def flops(self) -> ModelFlops | None:
+        """Return what a token costs in this model, or None (with a warning) where its weights do not tell.
+
+        Linear layers are counted, quantized ones by their nominal size. A weight matrix outside of them (experts, of
+        which a token uses a few) leaves the model uncounted.
+
+        Raises:
+            ModelError: not a causal LM with a decoder and a plain output head.
+        """
+        base = unwrap(self.model)
+        head, decoder = LogitHead(base), decoder_of(base)
+        lora, factors = factor_sizes(decoder)
+        counted = set(factors)
+        dense, trains_dense = 0, False
+        for module in decoder.modules():
+            if isinstance(module, nn.Embedding):
+                counted.add(id(module.weight))
+            elif isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in factors:
+                counted.add(id(module.weight))
+                dense += (
+                    module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
+                )
+                trains_dense |= bool(module.weight.requires_grad)
+        config = base.config.get_text_config()
+        layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+        others = [name for name, weight in decoder.named_parameters() if weight.dim() > 1 and id(weight) not in counted]
+        if others or not layers or not heads:
+            why = (
+                f"'{others[0]}' is a weight outside linear layers" if others else "its config names no attention heads"
+            )
+            _log.warning("the FLOPs of %s are not counted: %s.", type(base).__name__, why)
+            return None
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return ModelFlops(
+            dense=dense,
+            lora=lora,
+            attention=layers * heads * head_size,
+            hidden=head.module.in_features,
+            head=head.module.in_features * head.module.out_features,
+            trains_dense=trains_dense,
+            trains_head=head.trainable,
+            capped=head.cap is not None,
+        )
+
+
+class FullAdaptation(Adaptation):
+    """Every parameter trains, in the model's dtype.
+
+    Args:
+        model: the causal LM.
+        start: the weights before any training, where they were kept.
+    """
+
+    _FILE = "weights.safetensors"
+
+    def __init__(self, model: Any, start: Weights | None = None) -> None:
+        super().__init__(model)
+        self._start = start
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, _spec: ModelSpec, _seed: int) -> Self:
+        """Make every parameter trainable, and keep a copy of all of them."""
+        return cls(model, cls(model.requires_grad_(True)).copy())
+
+    @property
+    def has_base(self) -> bool:
+        return self._start is not None
+
+    @contextmanager
+    def frozen_base(self) -> Iterator[None]:
+        start, now = self._kept_start(), self.copy()
+        self.restore(start)
+        try:
+            yield
+        finally:
+            self.restore(now)
+
+    def movement(self, before: Weights) -> Movement:
+        start = self._kept_start()
+        return dense_movement(
+            (_array(before[name] - start[name].to(now.device)), _array(now.detach() - before[name]))
+            for name, now in self.trained().items()
+        )
+
+    def save(self, folder: Path) -> None:
+        save_file(dict(self.copy()), folder / self._FILE)
+
+    def load(self, folder: Path) -> None:
+        self.restore(load_file(folder / self._FILE))
+
+    def _kept_start(self) -> Weights:
+        if self._start is None:
+            raise ModelError(
+                "the model is trained in full, and no copy of its weights before training was kept. Train an adapter, "
+                "or compute what needs the frozen base (embedding, base_loss) before training."
+            )
+        return self._start
+
+
+class LoraAdaptation(Adaptation):
+    """PEFT LoRA on the linear layers but the head; the base is frozen.
+
+    The factors are float32 whatever the base's dtype. A is drawn from the seed and B is 0, so training begins at the
+    base. Attach before moving to a GPU: then the draw is the same everywhere.
+    """
+
+    config: ClassVar[Mapping[str, Any]] = {}
+    """What a variant of LoRA adds to PEFT's `LoraConfig`."""
+    _FILE = "adapter_model.safetensors"
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
+        lora = spec.lora
+        target = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT types alpha as int but only ever divides by it
+            lora_dropout=lora.dropout,
+            target_modules=target,
+            **cls.config,
+        )
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(stream_seed(seed, "adapter"))
+            try:
+                with warnings.catch_warnings():
+                    # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
+                    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                    return cls(get_peft_model(model, config, autocast_adapter_dtype=True))
+            except ValueError as error:
+                raise ModelError(
+                    f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. "
+                    "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
+                ) from error
+
+    def frozen_base(self) -> AbstractContextManager[None]:
+        return self.model.disable_adapter()
+
+    def movement(self, before: Weights) -> Movement:
+        after = self.trained()
+        if self.model.active_peft_config.use_dora:
+            old, new, start = (dora_weights(self.model, weights) for weights in (before, after, None))
+            return dense_movement((past - base, now - past) for past, now, base in zip(old, new, start, strict=True))
+        return low_rank_movement(lora_factors(self.model, before), lora_factors(self.model, after))
+
+    def merged(self) -> AbstractContextManager[bool]:
+        return folded_lora(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as PEFT's own files, loadable by anyone."""
+        self.model.active_peft_config.save_pretrained(str(folder))
+        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / self._FILE)
+
+    def load(self, folder: Path) -> None:
+        set_peft_model_state_dict(self.model, load_file(folder / self._FILE))
+
+
+class QLoraAdaptation(LoraAdaptation):
+    """LoRA on a base whose linear layers hold 4-bit NF4 weights (arXiv 2305.14314); needs bitsandbytes."""
+
+    @classmethod
+    def load_options(cls, spec: ModelSpec) -> dict[str, Any]:
+        """Quantize while loading; activations have the spec's dtype.
+
+        Raises:
+            ModelError: bitsandbytes is not installed.
+        """
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModelError(
+                "model.adaptation 'qlora' needs bitsandbytes, which is not installed. "
+                "Run: pip install 'longgame[qlora]', or use adaptation: lora."
+            )
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
+            )
+        }
+
+
+ADAPTATIONS: dict[str, type[Adaptation]] = {
+    "full": FullAdaptation,
+    "lora": LoraAdaptation,
+    "qlora": QLoraAdaptation,
+}
+"""`model.adaptation` of a recipe → its class."""
+
+
+def adapt(model: PreTrainedModel, spec: ModelSpec, seed: int) -> Adaptation:
+    """Make a base model trainable in place, as the spec says; what is drawn comes from ``seed``.
+
+    Raises:
+        ModelError: no module matches ``target_modules``, or PEFT does not take them.
+    """
+    return ADAPTATIONS[spec.adaptation].attach(model, spec, seed)
+
+
+def adaptation_of(model: nn.Module) -> Adaptation:
+    """Return the adaptation of a model that its user has made trainable."""
+    return LoraAdaptation(model) if isinstance(model, PeftModel) else FullAdaptation(model)
+
+
+def low_rank_movement(before: Sequence[Factors], after: Sequence[Factors]) -> Movement:
+    """Movement of adapters that began at W = 0 (LoRA: B = 0), without ever forming a d × d matrix.
+
+    ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), and W' − W = [B' − B, B] [A'; A' − A]: in this form small steps do not drown in
+    the rounding of large weights.
+    """
+    old, new = [_float64(module) for module in before], [_float64(module) for module in after]
+    update = [(np.hstack([B1 - B0, B0]), np.vstack([A1, A1 - A0])) for (B0, A0), (B1, A1) in zip(old, new, strict=True)]
+    squared = _inner(update, update)
+    return Movement(_one_minus_cosine(_inner(update, old), squared, _inner(old, old)), float(np.sqrt(max(squared, 0))))
+
+
+def dense_movement(changes: Iterable[tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]]) -> Movement:
+    """Movement from the weight changes themselves.
+
+    Args:
+        changes: per parameter, the sum of the earlier stages' changes W_{t−1} − W_0, and this stage's W_t − W_{t−1}.
+    """
+    inner = squared_past = squared_update = squared_norm = 0.0
+    for past, update in changes:
+        a, b = past.astype(np.float64).ravel(), update.astype(np.float64).ravel()
+        inner += float(a @ b)
+        squared_past += float(a @ a)
+        squared_update += float(b @ b)
+        squared_norm += float((update**2).sum())
+    return Movement(_one_minus_cosine(inner, squared_update, squared_past), float(np.sqrt(squared_norm)))
+
+
+_Product = tuple[Float[np.ndarray, "out r"], Float[np.ndarray, "r in"]]
+
+
+def _float64(module: Factors) -> _Product:
+    """B and A, with the scale inside B."""
+    return float(module.scale) * module.B.astype(np.float64), module.A.astype(np.float64)
+
+
+def _inner(first: Sequence[_Product], second: Sequence[_Product]) -> float:
+    """Σ over modules of the Frobenius inner product ⟨B₁A₁, B₂A₂⟩."""
+    total = 0.0
+    for (B1, A1), (B2, A2) in zip(first, second, strict=True):
+        total += float(((B1.T @ B2) * (A1 @ A2.T)).sum())
+    return total
+
+
+def _one_minus_cosine(inner: float, squared_first: float, squared_second: float) -> float:
+    if not (squared_first > 0 and squared_second > 0):
+        return float("nan")
+    return 1.0 - float(np.clip(inner / np.sqrt(squared_first) / np.sqrt(squared_second), -1.0, 1.0))
+
+
+def _array(tensor: Tensor) -> Float[np.ndarray, ...]:
+    return tensor.float().cpu().numpy()

@@ -1,0 +1,51 @@
+"""FLOPs of computing signals and of learning examples, from a model's sizes and a pool's token counts (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.data.examples import Pool
+from longgame.models.flops import ModelFlops
+from longgame.signals.base import SIGNALS
+
+
+def training_flops(model: ModelFlops, pool: Pool) -> Float[np.ndarray, " n"]:
+    """FLOPs of learning each example once: forward and backward."""
+    return model.training(pool.tokens, predicted_tokens(pool))
+
+
+def signal_flops(model: ModelFlops, pool: Pool, names: Collection[str]) -> Float[np.ndarray, " n"]:
+    """FLOPs of the one pass that gives each example these signals (0 where none of them needs the model).
+
+    A gradient signal costs a backward pass over activations and the weights' gradients, one per example instead of
+    one per batch: as much as learning, but for the output head, whose gradient no signal reads. The nuclear norm
+    costs 2 P d² + 2 P d min(P, d) (product with K, and the smaller Gram matrix) and the logit sketch of shape
+    (r, c) 2 r d (P + c), neither of them the vocabulary. Left out: eigenvalues and count sketches.
+    """
+    specs = [SIGNALS[name] for name in names if {"model", "base"} & {*SIGNALS[name].needs}]
+    if not specs:
+        return np.zeros(len(pool))
+    tokens, predicted = pool.tokens, predicted_tokens(pool)
+    gradient = any(spec.cost == "backward" for spec in specs)
+    logits = {spec.name for spec in specs} & {"logit_nuclear_norm", "logit_sketch"}
+    headed = any("head" in spec.needs for spec in specs)
+    total = model.forward(tokens, predicted if headed else np.zeros_like(predicted))
+    if gradient:
+        total = total + model.backward(tokens, predicted, head=False)
+    if model.capped:
+        return total + 2.0 * model.head * predicted * len(logits)
+    d, length = float(model.hidden), predicted.astype(np.float64)
+    if "logit_nuclear_norm" in logits:
+        total = total + 2.0 * length * d**2 + 2.0 * length * d * np.minimum(length, d)
+    if "logit_sketch" in logits:
+        rows, columns = model.logit_sketch
+        total = total + 2.0 * rows * d * (length + columns)
+    return total
+
+
+def predicted_tokens(pool: Pool) -> Int[np.ndarray, " n"]:
+    """P: response tokens that have a token before them (the first token of a text without prompt has none)."""
+    return pool.tokens - np.maximum(pool.prompt_tokens, 1)
