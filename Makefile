@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
-# One thread a worker: pytest-xdist starts one worker a core.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # Pure computation: these tests load no model and start no process.
 QUICK := tests/invariants tests/metrics tests/quadratic tests/selection tests/test_cli.py tests/test_recipe.py \
 	tests/test_registry.py tests/test_seeding.py

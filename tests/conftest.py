@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Set before torch is imported. The models of the tests are so small that more threads only wait for each other."""
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = {"benchmarks", "studies"}
 """Tests of what is not in the package; `make test` leaves them out."""

@@ -1,6 +1,7 @@
-"""The reference pages name every key, parameter and column, with the defaults that the code has."""
+"""The documentation names what the code has: keys, parameters, columns, modules, commands; its example runs."""
 
 import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -16,9 +17,19 @@ from longgame.cli import app
 from longgame.recipe import Part, RealTask, Recipe
 from longgame.selection.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
+from support.cli import run_python
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAPER_INDEX = (DOCS / "paper_index.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), DOCS / "results" / "README.md"]
+
+
+def in_pages(pattern):
+    """Every first group of the pattern in the pages, once each."""
+    texts = (page.read_text(encoding="utf-8") for page in PAGES)
+    return sorted({match for text in texts for match in re.findall(pattern, text, flags=re.MULTILINE)})
 
 
 def rows(page):
@@ -65,7 +76,7 @@ def test_the_results_page_has_every_column():
 
 
 def resolve(dotted):
-    """What a dotted name stands for: a module, or an attribute of one."""
+    """The module, or the attribute of one, that a dotted name stands for."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         try:
@@ -78,20 +89,60 @@ def resolve(dotted):
     raise ModuleNotFoundError(dotted)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(longgame(?:\.\w+)+)`", PAPER_INDEX))))
-def test_every_name_of_the_paper_index_exists(name):
+@pytest.mark.parametrize("name", in_pages(r"`((?:longgame|studies|benchmarks)(?:\.\w+)+)`"))
+def test_every_dotted_name_in_the_docs_exists(name):
     assert resolve(name) is not None
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`longgame ([^`]+)`", PAPER_INDEX))))
-def test_every_command_of_the_paper_index_parses(command):
+@pytest.mark.parametrize("name", in_pages(r"python -m ((?:studies|benchmarks)[\w.]*)"))
+def test_every_module_that_the_docs_run_exists(name):
+    assert importlib.util.find_spec(name) is not None
+
+
+@pytest.mark.parametrize("command", in_pages(r"(?:`|^)longgame ([a-z][^`#\n]*[^`#\s])"))
+def test_every_command_in_the_docs_parses(command):
     name, *arguments = shlex.split(command)
     parser = typer.main.get_command(app).commands[name]
-    context = parser.context_class(parser, info_name=name)
-    _, left, _ = parser.make_parser(context).parse_args(arguments)
-    assert not left
+    context = parser.context_class(parser, info_name=name, resilient_parsing=True)
+    _, unknown, _ = parser.make_parser(context).parse_args([a for a in arguments if a not in ("…", "...")])
+    assert not unknown
     for recipe in (argument for argument in arguments if argument.startswith("recipes/")):
-        assert (DOCS.parent / recipe).is_file()
+        assert (ROOT / recipe).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_relative_link_has_a_target(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        place, _, anchor = link.partition("#")
+        target = page if not place else (page.parent / place).resolve()
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
+
+
+def test_readme_is_short_and_starts_with_an_example():
+    lines = README.splitlines()
+    assert len(README.split()) <= 800
+    assert any("pip install" in line for line in lines[:40])
+    assert lines.index("```python") < lines.index("trainer.train()") < 40
+
+
+def test_readme_example_prints_what_it_says(tmp_path):
+    code, output = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, flags=re.DOTALL).groups()
+    done = run_python(["-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed, promised = ([int(n) for n in re.findall(r"\d+", text)] for text in (done.stdout.splitlines()[-1], output))
+    assert printed[1:] == promised[1:]
+    assert printed[0] == pytest.approx(promised[0], abs=5)  # ties in the loss depend on the processor
+
+
+def test_readme_quotes_the_verdicts_of_the_quickstart():
+    (quote,) = re.findall(r"^> (.*)$", README, flags=re.MULTILINE)
+    assert quote in (DOCS / "results" / "quickstart" / "scorecard.md").read_text(encoding="utf-8")
 
 
 def test_the_paper_index_has_every_equation_table_and_figure():

@@ -10,11 +10,15 @@ def environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
-def longgame(*arguments, cwd, timeout=300):
-    command = [sys.executable, "-m", "longgame.cli", *map(str, arguments)]
+def run_python(arguments, cwd, timeout=300):
+    command = [sys.executable, *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def longgame(*arguments, cwd, timeout=300):
+    return run_python(["-m", "longgame.cli", *map(str, arguments)], cwd, timeout)
 
 
 def _heed_ctrl_c():
