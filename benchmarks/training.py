@@ -27,7 +27,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longgame.data.examples import Example, Pool
-from longgame.models.head import ResponseHead
+from longgame.models.head import response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.base import build_selector
@@ -157,12 +157,8 @@ def measure(name: str, steps: int, repeats: int, device: str, all_logits: bool) 
                 if key in start:
                     value.copy_(start[key])
 
-    head = ResponseHead.of(model)
-    if head is None:
-        raise SystemExit(f"{name}: the response head does not give the model's own logits")
-
     def short(batch: dict) -> torch.Tensor:
-        return head.loss(batch, batch["labels"][:, 1:].ne(-100).sum())
+        return response_loss(model, batch, batch["labels"][:, 1:].ne(-100).sum())
 
     def full(batch: dict) -> torch.Tensor:
         return model(**batch, use_cache=False).loss

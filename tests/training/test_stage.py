@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longgame.errors import BudgetError, ModelError, NumericalError
-from longgame.models.head import ResponseHead
+from longgame.models.head import response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.signals.base import Signals
@@ -95,8 +95,7 @@ def test_loss_from_response_positions_is_the_models_own_loss(pool, tied):
     ids = torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]])
     mask = (ids != 0).long()
     labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 10, 11, -100, 13]])
-    head = ResponseHead.of(model)
-    ours = head.loss({"input_ids": ids, "labels": labels}, 5)
+    ours = response_loss(model, {"input_ids": ids, "labels": labels}, 5)
     theirs = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=torch.tensor(5)).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     parameters = [value for value in model.parameters() if value.requires_grad]
@@ -104,7 +103,7 @@ def test_loss_from_response_positions_is_the_models_own_loss(pool, tied):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_model_that_changes_its_logits_after_the_head_gets_no_shortcut():
+def test_loss_from_response_positions_keeps_a_soft_cap():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
@@ -116,12 +115,15 @@ def test_a_model_that_changes_its_logits_after_the_head_gets_no_shortcut():
         model = Gemma2ForCausalLM(config)
     with torch.no_grad():
         model.lm_head.weight.mul_(50)
-    assert ResponseHead.of(model) is None
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    labels = torch.tensor([[-100, -100, 7, 8], [-100, 10, 11, -100]])
+    theirs = model(input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(4)).loss
+    torch.testing.assert_close(response_loss(model, {"input_ids": ids, "labels": labels}, 4), theirs)
 
 
 def test_without_the_shortcut_a_stage_learns_the_same(pool, monkeypatch):
     quick, _ = stage(make_model(), pool)
-    monkeypatch.setattr(ResponseHead, "of", classmethod(lambda cls, model: None))
+    monkeypatch.setattr(updates, "has_other_loss", lambda model: True)
     plain, _ = stage(make_model(), pool)
     np.testing.assert_allclose(plain.losses, quick.losses, rtol=1e-5)
 

@@ -18,7 +18,7 @@ from longgame.errors import DataError, PluginError
 from longgame.evaluation.forward import Row, run_rows
 from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
 from longgame.models.adaptation import adaptation_of
-from longgame.models.parts import evaluating
+from longgame.models.head import evaluating
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 

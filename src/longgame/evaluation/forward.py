@@ -11,18 +11,17 @@ Two exact shortcuts make this cheap enough to be called at every probe point:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import nn
 from transformers import DynamicCache
 
 from longgame.errors import NumericalError
 from longgame.evaluation.decode import Prefix, decode, generate, input_device, keeps_keys_and_values
+from longgame.models.head import response_logits
 
 _LOGIT_ELEMENTS = 2**26
 """Largest response-positions × vocabulary matrix of one batch (256 MiB in float32)."""
@@ -92,11 +91,6 @@ def run_rows(
         generate(model, batch, pad_token_id, stop_ids, max_positions)
 
 
-def head(model: nn.Module) -> nn.Module:
-    """Return the module that turns hidden states into logits."""
-    return model.get_output_embeddings()  # type: ignore[operator]
-
-
 def _batches(rows: Sequence[Row], max_tokens: int, max_predictions: int) -> Iterator[list[Row]]:
     """Rows of similar length together, longest first, within both bounds (one row at least)."""
     batch: list[Row] = []
@@ -111,27 +105,6 @@ def _batches(rows: Sequence[Row], max_tokens: int, max_predictions: int) -> Iter
         predictions += len(row.response)
     if batch:
         yield batch
-
-
-@contextmanager
-def _head_on(model: nn.Module, index: Int[Tensor, " k"]) -> Iterator[list[bool]]:
-    """Let the head see only these rows of the flattened (batch × length) hidden states.
-
-    A hook keeps whatever the model does to its logits afterwards (scale, soft-cap). Yields a list that is no longer
-    empty once the head has run; a model that computes logits without its head module is then gathered afterwards.
-    """
-    seen: list[bool] = []
-
-    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen.append(True)
-        hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[index.to(hidden.device)].unsqueeze(0), *args[1:])  # (1, k, d)
-
-    handle = head(model).register_forward_pre_hook(narrow)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def _teacher_forced(
@@ -158,15 +131,14 @@ def _teacher_forced(
     input_ids = torch.from_numpy(ids).to(input_device(model))
     wanted = native and any(row.limit for row in rows)
     cache = DynamicCache() if wanted else None  # without a config every layer keeps all of its keys and values
-    with _head_on(model, flat) as seen:
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            past_key_values=cache,
-            use_cache=wanted,
-        ).logits
-    logits = logits.reshape(-1, logits.shape[-1])  # (k, V), or (B·L, V) where the head was not called
-    logits = (logits if seen else logits[flat.to(logits.device)]).float()
+    logits = response_logits(
+        model,
+        flat,
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        past_key_values=cache,
+        use_cache=wanted,
+    ).float()
     of_gold = logits.gather(1, target.to(logits.device)[:, None]).squeeze(1)
     nll = (torch.logsumexp(logits, dim=-1) - of_gold).cpu().numpy()
     best = logits.argmax(dim=-1).cpu().numpy()

@@ -26,9 +26,8 @@ from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError
 from longgame.models.flops import ModelFlops
-from longgame.models.head import LogitHead
+from longgame.models.head import LogitHead, decoder_of, unwrap
 from longgame.models.lora import Factors, dora_weights, factor_sizes, folded_lora, lora_factors
-from longgame.models.parts import decoder_of, unwrap
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
 

@@ -1,12 +1,18 @@
-"""The vocabulary projection, only where the response is predicted and never as a whole (batch, length, V) block."""
+"""The parts of a causal LM: the model inside PEFT's wrapper, its decoder, its modes, and its output head.
+
+The vocabulary projection is the largest matrix of a small model, so it runs only where a response token is predicted:
+no (batch, length, vocabulary) block ever exists.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -14,7 +20,122 @@ from transformers import PreTrainedModel
 from longgame.errors import ModelError
 
 LOGIT_ENTRIES = 1 << 22
-"""Logits that exist at one time."""
+"""Logits that exist at one time in `LogitHead.tokens`."""
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of bitsandbytes' Linear4bit: whether it may repack its weights for inference."""
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the causal LM itself, with adapter layers in place where PEFT has put them.
+
+    Raises:
+        ModelError: not a transformers model, or a PEFT method that lives outside the layers (prompt learning).
+    """
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            kind = str(model.active_peft_config.peft_type)
+            raise ModelError(f"signals do not support the adapter type {kind} (prompt learning). Use LoRA.")
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        kind = type(model).__name__
+        raise ModelError(f"signals need a transformers causal LM or a PeftModel around one, not {kind}.")
+    return model
+
+
+def decoder_of(base: PreTrainedModel) -> nn.Module:
+    """Return the stack from token ids to the last hidden state, without the output head.
+
+    Raises:
+        ModelError: the model names no decoder.
+    """
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    if decoder is None or decoder is base:
+        raise ModelError(
+            f"{type(base).__name__} names no decoder (get_decoder()). Signals need a decoder-only causal LM."
+        )
+    return decoder
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put each of these modules into evaluation mode, and back into its previous mode afterwards.
+
+    bitsandbytes' 4-bit layers must not repack their weights: on a CPU with bfloat16 instructions they do so at the
+    first forward pass in evaluation mode without gradient, and never pass a gradient on again.
+    """
+    modules = list(modules)
+    training = [module for module in modules if module.training]
+    packing = [module for module in modules if vars(module).get(_REPACKS)]
+    try:
+        for module in training:
+            vars(module)["training"] = False  # nn.Module.__setattr__ takes ten times as long, on every call
+        for module in packing:
+            vars(module)[_REPACKS] = False
+        yield
+    finally:
+        for module in training:
+            vars(module)["training"] = True
+        for module in packing:
+            vars(module)[_REPACKS] = True
+
+
+def response_logits(model: nn.Module, index: Int[Tensor, " k"], **inputs: Any) -> Float[Tensor, "k V"]:
+    """Run a causal LM and return its logits at these positions only.
+
+    A hook lets the head see no other hidden states, so whatever the model does to its logits afterwards (scale, soft
+    cap) still happens. A model that computes logits without its head module is gathered from afterwards.
+
+    Args:
+        model: a causal LM of transformers, or a PeftModel around one.
+        index: rows of the flattened (batch × length) input.
+        inputs: the model's arguments without labels.
+
+    Raises:
+        ModelError: the head sees another number of positions than the input has (prompt learning).
+    """
+    positions, head_ran = inputs["input_ids"].numel(), False
+
+    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal head_ran
+        head_ran = True
+        hidden = args[0].reshape(-1, args[0].shape[-1])
+        if len(hidden) != positions:
+            raise ModelError(
+                f"the output head sees {len(hidden)} positions of an input of {positions} tokens: the model adds or "
+                "leaves out some (prompt learning?). Use LoRA or full fine-tuning."
+            )
+        return (hidden[index.to(hidden.device)].unsqueeze(0), *args[1:])  # (1, k, d)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(narrow)  # type: ignore[operator]
+    try:
+        logits = model(**inputs).logits
+    finally:
+        handle.remove()
+    logits = logits.reshape(-1, logits.shape[-1])  # (k, V), or (batch · length, V) where the head did not run
+    return logits if head_ran else logits[index.to(logits.device)]
+
+
+def response_loss(model: nn.Module, inputs: Mapping[str, Tensor], items: Tensor | int) -> Float[Tensor, ""]:
+    """Sum of response NLL in a micro-batch over ``items``, the labelled tokens of the whole step (nats/token).
+
+    The same sum over the same tokens as the model's own loss.
+
+    Args:
+        model: a causal LM whose loss has no other terms (see `has_other_loss`).
+        inputs: what the model takes, with ``labels`` [b, n] that are −100 where no loss is taken.
+        items: labelled tokens.
+    """
+    labels = inputs["labels"]
+    rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    others = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = response_logits(model, rows * labels.shape[1] + columns, **others, use_cache=False)
+    return functional.cross_entropy(logits.float(), labels[rows, columns + 1], reduction="sum") / items
+
+
+def has_other_loss(model: nn.Module) -> bool:
+    """Whether the model's loss is more than the NLL of labels: mixtures of experts add a load-balancing term."""
+    config: Any = model.config
+    return bool(getattr(config.get_text_config(), "output_router_logits", False))
 
 
 class LogitHead:
@@ -108,59 +229,3 @@ class LogitHead:
                 miss *= weight[part, None] * self.scale
                 gradient[part] = miss.to(vocabulary.dtype) @ vocabulary
         return nll, error, gradient
-
-
-# The language-model loss with the head applied to response positions only.
-
-
-class ResponseHead:
-    """Mean response NLL without the logits of prompt and padding positions.
-
-    The backbone gives the hidden states, and only those that predict a labelled token pass the output layer: the same
-    sum over the same tokens as the model's own loss, without (batch, length, vocabulary) logits.
-    """
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        self.backbone, self.head = backbone, head
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: Any) -> ResponseHead | None:
-        """Return the shortcut for this model, or None where it would not give the model's own logits.
-
-        A model may scale, cap or otherwise change what its output layer gives, or put virtual tokens before the
-        input; whether this one does is tried on four tokens rather than guessed from its class.
-        """
-        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-        backbone = getattr(inner, "base_model", None)
-        if head is None or not isinstance(backbone, nn.Module) or backbone is inner:
-            return None
-        if getattr(inner.config.get_text_config(), "output_router_logits", False):
-            return None  # the model's own loss carries a load-balancing term
-        device = next(model.parameters()).device
-        tokens = torch.arange(4, device=device)[None] % inner.config.get_text_config().vocab_size
-        mask = torch.ones_like(tokens)
-        training = model.training
-        model.eval()
-        try:
-            expected = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-            found = head(backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state)
-        finally:
-            model.train(training)
-        if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-3, atol=1e-3):
-            return None
-        return cls(backbone, head)
-
-    def loss(self, inputs: Mapping[str, Tensor], items: Tensor | int) -> Float[Tensor, ""]:
-        """Sum of response NLL in this micro-batch over ``items``, the labelled tokens of the whole step (nats/token).
-
-        Args:
-            inputs: what the model takes, with ``labels`` [b, n] that are −100 where no loss is taken.
-        """
-        asked = {name: value for name, value in inputs.items() if name != "labels"}
-        hidden = self.backbone(**asked, use_cache=False).last_hidden_state
-        targets = inputs["labels"][:, 1:]
-        rows, columns = (targets != -100).nonzero(as_tuple=True)
-        logits = self.head(hidden[rows, columns])  # (response tokens, V)
-        return functional.cross_entropy(logits.float(), targets[rows, columns], reduction="sum") / items

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, PluginError
-from longgame.models.parts import decoder_blocks, is_repacked
+from longgame.models.head import decoder_of
 
 
 @dataclass(frozen=True)
@@ -691,3 +691,26 @@ def _foldable(layer: LoraLinear) -> bool:
         and not any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
         and all(cast(nn.Linear, layer.lora_B[name]).weight.dtype == torch.float32 for name in names)
     )
+
+
+def decoder_blocks(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the decoder's layers in order, and the list's name among the causal LM's modules.
+
+    Raises:
+        ModelError: the decoder holds no list of ``num_hidden_layers`` layers.
+    """
+    count = base.config.get_text_config().num_hidden_layers
+    decoder = decoder_of(base)
+    for name, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder.children():
+            return name, module
+    raise ModelError(
+        f"{type(decoder).__name__} keeps its {count} layers in no list of its own, so the last ones cannot be told. "
+        "Leave gradient_layers out."
+    )
+
+
+def is_repacked(module: nn.Module) -> bool:
+    """Whether this is a 4-bit layer that has repacked its weights for inference and passes no gradient on."""
+    state = getattr(module._parameters.get("weight"), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, NumericalError, PluginError, unknown
-from longgame.models.head import LogitHead
+from longgame.models.head import LogitHead, decoder_of, evaluating, unwrap
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
-from longgame.models.parts import decoder_of, evaluating, unwrap
 from longgame.signals.base import SIGNALS
 from longgame.signals.gradients import (
     AdamPreconditioner,

@@ -21,8 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, ModelError, NumericalError
-from longgame.models.head import ResponseHead
-from longgame.models.parts import evaluating
+from longgame.models.head import evaluating, has_other_loss, response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import Scorer, SelectionPolicy
@@ -161,7 +160,6 @@ class StageTrainer(SelectionMixin, Trainer):
         self.seconds = {"select": 0.0, "callbacks": 0.0}
         self._pad = pad_token_id
         self._parameters = [parameter for _, parameter in trainable]
-        self._head = ResponseHead.of(model)
         self._picks: list[str] = []
         super().__init__(
             model,
@@ -243,9 +241,9 @@ class StageTrainer(SelectionMixin, Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean response NLL; the head runs on response positions only where that gives the model's own logits."""
-        if self._head is None or return_outputs:
+        if return_outputs or has_other_loss(model):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return self._head.loss(inputs, num_items_in_batch)
+        return response_loss(model, inputs, num_items_in_batch)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
-from longgame.models.parts import evaluating
+from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
 from longgame.selection.base import Selector
 from longgame.selection.policy import Scorer, SelectionPolicy
