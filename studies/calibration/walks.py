@@ -160,7 +160,7 @@ class WalkRecorder:
                 epochs=recipe.training.epochs,
                 seed=stream_seed(seed, "stage", number),
             )
-            learner.train(learner.pool(stage.candidates), policy, selection, recipe.training.steps)
+            learner.train(stage.pool, policy, selection, recipe.training.steps)
             if number < len(stages):
                 run_probes(learner, self.sequence, number, policy, recipe, seed, lambda *_: None)
         steps = recipe.training.steps

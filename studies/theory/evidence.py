@@ -72,7 +72,7 @@ def ordering_table(
     for number in range(worlds):
         learner, sequence = QuadraticLearner(recipe, number), build_quadratic_sequence(recipe, number)
         world, theta = learner.world, learner.theta
-        gradients = learner.signals(learner.pool(sequence.stages[0].candidates), ("grad_sketch",))["grad_sketch"]
+        gradients = learner.signals(sequence.stages[0].pool, ("grad_sketch",))["grad_sketch"]
         now, following = world.populations[NOW], world.populations[NEXT]
         rng = generator(seed, "theory", "pairs", number)
         for _ in range(pairs):
@@ -124,7 +124,7 @@ def stage_table(
             learner.use(sequence, learner.prepare(sequence))
             world, base = learner.world, learner.theta
             policy = SelectionPolicy(build_selector(name), History(seed=number), generator(number, "select", 1))
-            pool = learner.pool(sequence.stages[0].candidates)
+            pool = sequence.stages[0].pool
             selection = SelectionConfig(budget=recipe.budget, seed=stream_seed(number, "stage", 1))
             learner.train(pool, policy, selection, recipe.training.steps)
             moved[name] = base - learner.theta

@@ -57,7 +57,7 @@ SELECTION = SelectionConfig(budget=0.25, seed=7)
 def test_a_fork_leaves_no_trace_and_a_saved_learner_comes_back_exactly(tmp_path, adaptation):
     rec = recipe(model={"name": "tiny", "adaptation": adaptation})
     learner, sequence = learner_of(rec)
-    pool = learner.pool(sequence.stages[0].candidates)
+    pool = sequence.stages[0].pool
     learner.train(pool, policy_of(), SELECTION, 3)
     before, scores = weights(learner), learner.score(sequence.tasks[:2])
     with learner.fork() as fork:
@@ -79,9 +79,7 @@ def test_a_fork_leaves_no_trace_and_a_saved_learner_comes_back_exactly(tmp_path,
 def test_training_moves_only_the_adapter_and_reports_drift_from_the_second_stage_on():
     learner, sequence = learner_of(recipe())
     before = weights(learner)
-    reports = [
-        learner.train(learner.pool(stage.candidates), policy_of(), SELECTION, 3) for stage in sequence.stages[:2]
-    ]
+    reports = [learner.train(stage.pool, policy_of(), SELECTION, 3) for stage in sequence.stages[:2]]
     after = weights(learner)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -93,11 +91,11 @@ def test_training_moves_only_the_adapter_and_reports_drift_from_the_second_stage
 
 def test_frozen_signals_do_not_move_while_live_ones_do():
     learner, sequence = learner_of(recipe())
-    pool = learner.pool(sequence.stages[0].candidates).take(range(8))
+    pool = sequence.stages[0].pool.take(range(8))
     names = ("embedding", "base_loss", "cluster", "difficulty", "quality", "loss")
     first = learner.signals(pool, names)
     np.testing.assert_allclose(first["loss"], first["base_loss"], rtol=1e-5)
-    learner.train(learner.pool(sequence.stages[0].candidates), policy_of(), SELECTION, 3)
+    learner.train(sequence.stages[0].pool, policy_of(), SELECTION, 3)
     second = learner.signals(pool, names)
     for name in names[:-1]:
         np.testing.assert_array_equal(first[name], second[name])
@@ -114,14 +112,14 @@ def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monke
     monkeypatch.setattr(again.source, "engine", lambda *_: pytest.fail("the model was asked"))
     for name, array in again.prepare(sequence).items():
         np.testing.assert_array_equal(array, first[name], strict=True)
-    trained.train(trained.pool(sequence.stages[0].candidates), policy_of(), SELECTION, 3)
+    trained.train(sequence.stages[0].pool, policy_of(), SELECTION, 3)
     assert not np.array_equal(trained.prepare(sequence)["base_loss"], first["base_loss"])
 
 
 def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refreshed_in_training():
     learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1, "refresh_steps": 2}))
-    items = learner.pool([example for stage in sequence.stages for example in stage.proxy])
-    pool = learner.pool(sequence.stages[0].candidates)
+    items = sequence.proxy_pool
+    pool = sequence.stages[0].pool
     first = learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"]
     np.testing.assert_allclose(first, learner.signals(items, ("grad_sketch",))["grad_sketch"].mean(axis=0), atol=1e-7)
     learner.train(pool, policy_of("lhas"), SELECTION, 3)
@@ -146,7 +144,7 @@ def test_offline_and_round_wise_selection_walk_all_stages_of_a_real_model(tmp_pa
 
 def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothing():
     learner, sequence = learner_of(recipe(training={"steps": 3, "warmup_steps": 1, "learning_rate": 1e-3}))
-    pool = learner.pool(sequence.stages[0].candidates)
+    pool = sequence.stages[0].pool
     learner.train(pool, policy_of(), SELECTION, 3)
     before = weights(learner)
     embedding = learner.model.get_input_embeddings()
@@ -207,7 +205,7 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
         monkeypatch.setattr(
             learner.source, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)
         )
-        pool = learner.pool(sequence.stages[0].candidates)
+        pool = sequence.stages[0].pool
         policy = policy_of(selector)
         report = learner.train(pool, policy, offline, 3)
         asked.append(sizes.count(len(pool)))
@@ -227,9 +225,9 @@ def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_sta
     spec = {"name": "loss", "replay": 0.2, "min_cluster_share": 0.1, "proxy_as_data": True}
     rec = recipe(selectors=[spec])
     learner, sequence = learner_of(rec)
-    pool = learner.pool(sequence.stages[1].candidates)
+    pool = sequence.stages[1].pool
     policy = SelectionPolicy(selector_of(rec.selectors[0]), History(), generator(0, "select", 1))
-    policy.begin_stage(generator(0, "select", 2), reserve_of(learner, sequence, 2, pool, rec, 0))
+    policy.begin_stage(generator(0, "select", 2), reserve_of(sequence, 2, pool, rec, 0))
     report = learner.train(pool, policy, SelectionConfig(budget=0.5, rounds=1, seed=7), 2)
     learnable = policy.learnable(pool)
     chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].selection.ids])

@@ -240,7 +240,7 @@ def test_the_order_of_trials_and_of_selectors_changes_nothing(tmp_path, audit):
 def test_rounds_once_several_or_every_step_spend_the_same_budget(tmp_path, rounds):
     records = walk(recipe(rounds=rounds), tmp_path / "q").records()
     spent = records[(records.kind == "cost") & (records.name == "selected_tokens")].value
-    pool = make_learner(recipe(), 0).pool(make_sequence(recipe().model_dump_json(), 0).stages[0].candidates)
+    pool = make_sequence(recipe().model_dump_json(), 0).stages[0].pool
     assert len(spent) == 5
     assert spent.iloc[0] == pytest.approx(0.25 * pool.tokens.sum(), abs=24)
 

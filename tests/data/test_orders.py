@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longgame.data.examples import Example, SequenceData, StageData, Task
+from longgame.data.examples import Example, SequenceData, Stage, Task
 from longgame.data.sequences import pool_shares, reorder, resolve_order
 from longgame.errors import RecipeError
 
 
 def sequence(names: str = "abcd", **fields: object) -> SequenceData:
-    stages = tuple(StageData(name, (Example.make(name, name),), Task(name, ())) for name in names)
+    stages = tuple(Stage(name, (Example.make(name, name),), Task(name, ())) for name in names)
     ood = [Task("far", (), "ood"), *(Task(f"{name}-ood", (), "ood", stage=name) for name in names)]
     return SequenceData("s", stages, (*ood, Task("further", (), "ood")), **fields)
 

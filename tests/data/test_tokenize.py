@@ -167,11 +167,11 @@ def test_too_long_is_an_error_with_id_length_and_fix_or_is_dropped_and_counted()
 def test_fits_within_agrees_with_encode_and_looks_at_every_option() -> None:
     example = Example.make("Which?", "A. a")
     length = len(encode(example, TOKENIZER, 100))
-    assert fits_within(TOKENIZER, length)(example)
-    assert not fits_within(TOKENIZER, length - 1)(example)
+    assert fits_within(example, TOKENIZER, length)
+    assert not fits_within(example, TOKENIZER, length - 1)
     choice = Example.make("Which?", "A. a", answer="A", choices=("a", " ".join(WORDS)))
-    assert not fits_within(TOKENIZER, length)(choice)
-    assert fits_within(TOKENIZER, 10_000)(choice)
+    assert not fits_within(choice, TOKENIZER, length)
+    assert fits_within(choice, TOKENIZER, 10_000)
 
 
 def test_prompt_ids_do_not_depend_on_the_response() -> None:

@@ -45,7 +45,7 @@ def walk(learner, sequence, name="loss", stages=None, steps=8, **options):
     for number, stage in enumerate(sequence.stages[:stages]):
         held.begin_stage(generator(1, number))
         selection = SelectionConfig(**{"seed": number, **options})
-        reports.append(learner.train(learner.pool(stage.candidates), held, selection, steps))
+        reports.append(learner.train(stage.pool, held, selection, steps))
     return reports
 
 
@@ -62,7 +62,7 @@ def test_no_torch_behind_the_learner():
 
 
 def test_every_signal_exists_finite_and_in_its_type(learner, sequence):
-    pool = learner.pool(sequence.stages[1].candidates)
+    pool = sequence.stages[1].pool
     names = (*LIVE, *COLUMNS)
     signals = learner.signals(pool, [*names, "future_proxy"])
     for name in names:
@@ -73,7 +73,7 @@ def test_every_signal_exists_finite_and_in_its_type(learner, sequence):
 
 def test_live_signals_agree_with_finite_differences_of_the_loss(learner, sequence):
     walk(learner, sequence, stages=1)
-    pool = learner.pool(sequence.stages[1].candidates[:20])
+    pool = sequence.stages[1].pool.take(range(20))
     signals = learner.signals(pool, ("loss", "grad_sketch", "grad_norm", "el2n", "logit_nuclear_norm", "logit_sketch"))
     h = 1e-3
     theta = learner.theta.copy()
@@ -97,7 +97,7 @@ def test_future_proxy_is_the_mean_gradient_over_the_proxy_items_of_all_stages(le
     for item in items:
         a = learner.world.features[learner.world.index[item.sample_id]]
         slow += a * (a @ learner.theta - float(item.response)) / len(items)
-    pool = learner.pool(sequence.stages[0].candidates[:2])
+    pool = sequence.stages[0].pool.take(range(2))
     np.testing.assert_allclose(learner.signals(pool, ("future_proxy",))["future_proxy"], slow, atol=1e-5)
 
 
@@ -105,11 +105,11 @@ def test_future_proxy_is_refreshed_every_few_steps_while_training_and_always_fre
     learner = QuadraticLearner(changed(recipe, proxy={"refresh_steps": 3}), 0)
     held = policy("random")
     held.extra_signals = ("future_proxy",)
-    learner.train(learner.pool(sequence.stages[0].candidates), held, SelectionConfig(), 8)
+    learner.train(sequence.stages[0].pool, held, SelectionConfig(), 8)
     seen = [entry.signals["future_proxy"] for entry in held.rounds]
     same = [bool(np.array_equal(seen[i], seen[i + 1])) for i in range(7)]
     assert same == [True, True, False, True, True, False, True]
-    pool = learner.pool(sequence.stages[0].candidates[:1])
+    pool = sequence.stages[0].pool.take(range(1))
     before = learner.signals(pool, ("future_proxy",))["future_proxy"]
     learner.theta = learner.theta + 1
     assert not np.array_equal(before, learner.signals(pool, ("future_proxy",))["future_proxy"])
@@ -117,7 +117,7 @@ def test_future_proxy_is_refreshed_every_few_steps_while_training_and_always_fre
 
 def test_frozen_signals_do_not_move_with_the_model(learner, sequence):
     names = ("embedding", "base_loss", "difficulty", "quality", "cluster")
-    pool = learner.pool(sequence.stages[2].candidates)
+    pool = sequence.stages[2].pool
     before = learner.signals(pool, names)
     walk(learner, sequence, stages=2)
     after = learner.signals(pool, names)
@@ -134,11 +134,11 @@ def test_frozen_pass_of_another_seed_or_none_is_refused(recipe, learner, sequenc
         other.use(build_quadratic_sequence(recipe, 1), learner.prepare(sequence))
     bare = QuadraticLearner(recipe, 0)
     with pytest.raises(DataError, match="call use"):
-        bare.signals(bare.pool(sequence.stages[0].candidates), ("quality",))
+        bare.signals(sequence.stages[0].pool, ("quality",))
     with pytest.raises(DataError, match="unknown to the frozen signals"):
-        learner.signals(learner.pool(sequence.stages[0].task.items), ("quality",))
+        learner.signals(learner.world.pool(sequence.stages[0].task.items), ("quality",))
     with pytest.raises(PluginError, match="Did you mean 'loss'"):
-        learner.signals(learner.pool(sequence.stages[0].candidates), ("los",))
+        learner.signals(sequence.stages[0].pool, ("los",))
 
 
 def test_scores_are_the_stated_functions_of_the_exact_loss(learner, sequence):
@@ -170,7 +170,7 @@ def test_exact_match_is_the_share_of_fresh_answers_within_tolerance(recipe):
 def test_training_is_gradient_descent_on_the_picks_with_an_exact_report(learner, sequence):
     told = []
     held = policy("loss")
-    pool = learner.pool(sequence.stages[0].candidates)
+    pool = sequence.stages[0].pool
     theta, start = learner.theta.copy(), learner.theta.copy()
     report = learner.train(pool, held, SelectionConfig(), 8, told.append)
     rates = learning_rates(learner.recipe.training, 8)
@@ -202,7 +202,7 @@ def test_drift_is_measured_against_the_sum_of_earlier_changes(learner, sequence)
     walk(learner, sequence, stages=2)
     middle = learner.theta.copy()
     held = policy("random")
-    report = learner.train(learner.pool(sequence.stages[2].candidates), held, SelectionConfig(), 8)
+    report = learner.train(sequence.stages[2].pool, held, SelectionConfig(), 8)
     change, before = learner.theta - middle, middle - base
     cosine = change @ before / np.linalg.norm(change) / np.linalg.norm(before)
     assert report.drift == pytest.approx(1 - cosine)
@@ -211,7 +211,7 @@ def test_drift_is_measured_against_the_sum_of_earlier_changes(learner, sequence)
 @pytest.mark.parametrize("rounds", [1, 3, 8])
 def test_rounds_spend_the_same_budget_and_never_pick_twice(learner, sequence, rounds):
     held = policy("loss")
-    pool = learner.pool(sequence.stages[0].candidates)
+    pool = sequence.stages[0].pool
     report = learner.train(pool, held, SelectionConfig(rounds=rounds, epochs=2), 8)
     picked = [name for entry in held.rounds for name in entry.selection.ids]
     assert len(held.rounds) == rounds
@@ -224,7 +224,7 @@ def test_rounds_spend_the_same_budget_and_never_pick_twice(learner, sequence, ro
 
 def test_later_rounds_see_the_model_as_it_is_then(learner, sequence):
     held = policy("loss")
-    pool = learner.pool(sequence.stages[0].candidates)
+    pool = sequence.stages[0].pool
     before = dict(zip(pool.ids, learner.signals(pool, ("loss",))["loss"], strict=True))
     learner.train(pool, held, SelectionConfig(rounds=2), 8)
     first, second = held.rounds
@@ -237,7 +237,7 @@ def test_candidate_stream_is_the_same_for_every_selector(recipe, sequence):
     for name in ("random", "loss"):
         learner = QuadraticLearner(recipe, 0)
         held = policy(name)
-        learner.train(learner.pool(sequence.stages[0].candidates), held, SelectionConfig(seed=5), 8)
+        learner.train(sequence.stages[0].pool, held, SelectionConfig(seed=5), 8)
         streams.append([entry.candidate_ids for entry in held.rounds])
     assert streams[0] == streams[1]
 
@@ -261,7 +261,7 @@ def test_resume_ends_where_the_undisturbed_walk_ends(recipe, learner, sequence, 
     again.load(tmp_path)
     assert (again.picks, again.rates, again.stages_trained) == (learner.picks, learner.rates, 2)
     stage = sequence.stages[2]
-    reports = [one.train(one.pool(stage.candidates), policy(), SelectionConfig(), 8) for one in (learner, again)]
+    reports = [one.train(stage.pool, policy(), SelectionConfig(), 8) for one in (learner, again)]
     np.testing.assert_array_equal(learner.theta, again.theta)
     assert reports[0].drift == reports[1].drift
     outcome = again.world.outcome(again.picks, np.array(again.rates))
@@ -278,7 +278,7 @@ def test_state_of_another_world_or_a_damaged_one_is_refused(recipe, learner, tmp
 
 
 def test_impossible_asks_end_with_a_sentence(recipe, learner, sequence):
-    pool = learner.pool(sequence.stages[0].candidates)
+    pool = sequence.stages[0].pool
     with pytest.raises(BudgetError, match="cannot feed 121 online steps"):
         learner.train(pool, policy(), SelectionConfig(), 121)
     with pytest.raises(BudgetError):
@@ -288,7 +288,7 @@ def test_impossible_asks_end_with_a_sentence(recipe, learner, sequence):
         without.signals(pool, ("future_proxy",))
     wild = QuadraticLearner(changed(recipe, training={"learning_rate": 1e200}), 0)
     with pytest.raises(NumericalError, match="step 2 of stage 1"), np.errstate(all="ignore"):
-        wild.train(wild.pool(sequence.stages[0].candidates), policy("random"), SelectionConfig(), 8)
+        wild.train(sequence.stages[0].pool, policy("random"), SelectionConfig(), 8)
 
 
 def test_learning_rate_rises_then_falls_to_its_final_share(recipe):

@@ -20,7 +20,7 @@ def worlds():
     pairs = []
     for seed in range(3):
         learner = QuadraticLearner(recipe, seed)
-        pool = learner.pool(build_quadratic_sequence(recipe, seed).stages[0].candidates)
+        pool = build_quadratic_sequence(recipe, seed).stages[0].pool
         a, y = pool.info["features"], pool.info["label"]
         pairs.append((learner, a * (a @ learner.theta - y)[:, None]))
     return pairs

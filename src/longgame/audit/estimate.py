@@ -136,7 +136,7 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     begun = time.perf_counter()
     sequence = sequence_of(recipe, seed)
     learner = make_learner(recipe, seed)
-    pools = [learner.pool(stage.candidates) for stage in sequence.stages]
+    pools = [stage.pool for stage in sequence.stages]
     if rates is None:
         rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - begun)
     stage_tokens = [int(pool.tokens.sum()) for pool in pools]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from longgame.data.examples import Example, Pool, SequenceData, Task
-from longgame.data.tokenize import build_pool
+from longgame.data.examples import Pool, SequenceData, Task
 from longgame.errors import ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
@@ -32,9 +30,6 @@ from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
-
-_POOLS: deque[tuple[tuple[str, str], tuple[Example, ...], Pool]] = deque(maxlen=16)
-"""Tokenised pools of this process: the trials of a seed share them, and a probe sees the next stage's."""
 
 
 class HFLearner:
@@ -72,29 +67,18 @@ class HFLearner:
         self._stage = 0
         self._flops = self.adaptation.flops()
 
-    def pool(self, examples: Sequence[Example]) -> Pool:
-        spec, given = self.recipe.model, tuple(examples)
-        settings = (spec.model_dump_json(), self.recipe.data.too_long)
-        for held_settings, held_examples, pool in _POOLS:
-            if held_settings == settings and held_examples == given:
-                return pool
-        pool = build_pool(given, self.tokenizer, spec.max_length, self.recipe.data.too_long)[0]
-        _POOLS.append((settings, given, pool))
-        return pool
-
     def describe(self) -> dict[str, str]:
         parameter = next(self.model.parameters())
         return {"weights": self._weights, "device": parameter.device.type, "dtype": str(parameter.dtype)}
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
-        items = [example for stage in sequence.stages for example in stage.proxy]
-        pools = [self.pool(stage.candidates) for stage in sequence.stages]
-        return self.source.freeze(pools, self.pool(items) if items else None, quality=True).to_arrays()
+        pools = [stage.pool for stage in sequence.stages]
+        return self.source.freeze(pools, sequence.proxy_pool, quality=True).to_arrays()
 
     def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
         self.source.frozen = FrozenSignals.from_arrays(frozen)
-        items = [example for stage in sequence.stages for example in stage.proxy]
-        self.source.proxy = (lambda: self.pool(items)) if items else None
+        proxy = sequence.proxy_pool
+        self.source.proxy = None if proxy is None else lambda: proxy
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
         return self.source(pool, names)

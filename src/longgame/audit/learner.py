@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,10 +24,6 @@ from longgame.training.schedule import StepInfo, TrainingReport
 
 class Learner(Protocol):
     """A model that can be asked for signals, trained, scored, forked and saved."""
-
-    def pool(self, examples: Sequence[Example]) -> Pool:
-        """Tokenise candidates (raises DataError for one longer than the context, naming it)."""
-        ...
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
         """The seed's frozen pass over all candidates, as arrays to be saved and shared between trials."""
@@ -137,11 +133,20 @@ def make_sequence(recipe_json: str, seed: int) -> SequenceData:
         return reorder(build_quadratic_sequence(recipe, seed), recipe.data.order)
     from longgame.data.sequences import build_sequence
 
-    order = recipe.data.order
-    if recipe.data.sequence == "files" and recipe.data.too_long == "drop":
-        from longgame.data.tokenize import fits_within
-        from longgame.models.load import load_tokenizer
+    @cache
+    def tokenizer() -> Any:
+        from longgame.models.load import load_tokenizer  # transformers is loaded only where text is tokenized
 
-        fits = fits_within(load_tokenizer(recipe.for_seed(seed).model), recipe.model.max_length)
-        return build_sequence(recipe, seed, fits=fits, order=order)
-    return build_sequence(recipe, seed, order=order)
+        return load_tokenizer(recipe.for_seed(seed).model)
+
+    def make_pool(examples: Sequence[Example]) -> Pool:
+        from longgame.data.tokenize import build_pool
+
+        return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)[0]
+
+    def fits(example: Example) -> bool:
+        from longgame.data.tokenize import fits_within
+
+        return fits_within(example, tokenizer(), recipe.model.max_length)
+
+    return build_sequence(recipe, seed, fits=fits, order=recipe.data.order).with_pools(make_pool)

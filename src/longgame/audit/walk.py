@@ -22,7 +22,7 @@ from longgame.audit.learner import Learner
 from longgame.audit.plan import Trial
 from longgame.audit.results import write_selection
 from longgame.audit.store import StageStore, records_table
-from longgame.data.examples import Pool, SequenceData, StageData, Task
+from longgame.data.examples import Pool, SequenceData, Stage, Task
 from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.scorers import Score
 from longgame.metrics.diagnostics import (
@@ -112,16 +112,15 @@ def _scored_elsewhere(selector: Selector) -> bool:
 # What a stage may replay: earlier stages' candidates and the proxy items, as pools of the learner.
 
 
-def reserve_of(learner: Learner, sequence: SequenceData, number: int, pool: Pool, recipe: Recipe, seed: int) -> Reserve:
+def reserve_of(sequence: SequenceData, number: int, pool: Pool, recipe: Recipe, seed: int) -> Reserve:
     """The reserve of stage ``number`` (1-based), or of a probe on it, whose candidates are ``pool``.
 
     The order of replay hangs on the seed and the stage alone, so that all selectors of a seed replay alike.
     """
-    items = [item for stage in sequence.stages for item in stage.proxy]
     return Reserve(
         own=pool,
-        earlier=tuple(learner.pool(stage.candidates) for stage in sequence.stages[: number - 1]),
-        proxy=learner.pool(items) if items else None,
+        earlier=tuple(stage.pool for stage in sequence.stages[: number - 1]),
+        proxy=sequence.proxy_pool,
         budget=round(recipe.budget * int(pool.tokens.sum())),
         rng=generator(seed, "replay", number),
     )
@@ -167,8 +166,8 @@ def run_probes(
         mean (sub-skill "").
     """
     following = sequence.stages[stage]
-    pool = probe_pool(learner.pool(following.candidates), recipe, seed, stage)
-    replayed = reserve_of(learner, sequence, stage + 1, pool, recipe, seed) if policy.replays else None
+    pool = probe_pool(following.pool, recipe, seed, stage)
+    replayed = reserve_of(sequence, stage + 1, pool, recipe, seed) if policy.replays else None
     rows: list[dict[str, Any]] = []
     for kind in recipe.probe.kinds:
         chooser = _policy(kind, policy, seed, stage, replayed)
@@ -180,7 +179,7 @@ def run_probes(
 def _curve(
     fork: Learner,
     pool: Pool,
-    following: StageData,
+    following: Stage,
     kind: str,
     policy: SelectionPolicy,
     recipe: Recipe,
@@ -213,9 +212,7 @@ def _curve(
     return rows
 
 
-def _point(
-    sub_skill: str, scorer: str, value: float, kind: str, info: StepInfo, following: StageData
-) -> dict[str, Any]:
+def _point(sub_skill: str, scorer: str, value: float, kind: str, info: StepInfo, following: Stage) -> dict[str, Any]:
     return {
         "kind": "curve",
         "task": following.task.name,
@@ -372,14 +369,14 @@ def _stage(
     def tell(activity: str, info: StepInfo) -> None:
         notify(trial.name, number, activity, info.step, info.steps)
 
-    pool = learner.pool(stage.candidates)
+    pool = stage.pool
     selection = SelectionConfig(
         budget=recipe.budget,
         rounds=recipe.rounds,
         epochs=recipe.training.epochs,
         seed=stream_seed(trial.seed, "stage", number),
     )
-    reserve = reserve_of(learner, sequence, number, pool, recipe, trial.seed) if policy.replays else None
+    reserve = reserve_of(sequence, number, pool, recipe, trial.seed) if policy.replays else None
     policy.begin_stage(generator(trial.seed, "select", number), reserve)
     report = learner.train(pool, policy, selection, recipe.training.steps, lambda info: tell("train", info))
     clock = time.perf_counter()
@@ -388,8 +385,9 @@ def _stage(
     tasks = sequence.tasks if last or recipe.data.ood_after == "every-stage" else [s.task for s in sequence.stages]
     rows = score_rows(learner.score(tasks), tasks, number)
     seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
-    items = [item for other in sequence.stages for item in other.proxy] if report.proxy_passes else []
-    work = stage_work(report, policy, pool, learner.pool(items) if items else None, recipe.training.epochs)
+    work = stage_work(
+        report, policy, pool, sequence.proxy_pool if report.proxy_passes else None, recipe.training.epochs
+    )
     learned = policy.learnable(pool)
     rows += _diagnostics(learner, learned, policy, report, recipe)
     if not last:

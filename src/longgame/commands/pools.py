@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from longgame.data.examples import Example, Pool
+from longgame.data.examples import Example
 from longgame.recipe import Recipe
 from longgame.storage import write_file
 
@@ -44,7 +43,7 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
     places: list[dict[str, Any]] = []
     for (name, condition), seed in itertools.product(distinct.items(), recipe.seeds):
         for number, stage in enumerate(sequence_of(condition.recipe, seed).stages, start=1):
-            pool = _tokenised(condition.recipe, seed, stage.candidates)
+            pool = stage.pool
             where = {"condition": name, "seed": seed, "stage": number, "stage_name": stage.name}
             for example, prompt, response in zip(
                 pool.examples, pool.prompt_tokens.tolist(), pool.response_tokens.tolist(), strict=True
@@ -73,18 +72,6 @@ def _row(example: Example) -> dict[str, Any]:
         "quality": example.quality,
         "source": example.source,
     }
-
-
-def _tokenised(recipe: Recipe, seed: int, examples: Sequence[Example]) -> Pool:
-    if recipe.model.name == "quadratic":
-        from longgame.audit.learner import make_learner
-
-        return make_learner(recipe, seed).pool(examples)
-    from longgame.data.tokenize import build_pool
-    from longgame.models.load import load_tokenizer
-
-    spec = recipe.for_seed(seed).model
-    return build_pool(examples, load_tokenizer(spec), spec.max_length, recipe.data.too_long)[0]
 
 
 def _table(frame: pd.DataFrame, kind: Format) -> bytes:

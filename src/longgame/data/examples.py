@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -95,8 +95,18 @@ class Task:
     """Of an OOD set: the stage whose skills it shifts; None where it belongs to none."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageData:
+MakePool = Callable[[Sequence[Example]], "Pool"]
+"""Tokenizes candidates."""
+
+
+def _no_tokenizer(examples: Sequence[Example]) -> Pool:
+    raise DataError(
+        f"{len(examples)} examples have no tokenizer; give the sequence one: sequence.with_pools(make_pool)."
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
     """One stage: what may be selected, and what the stage is validated on."""
 
     name: str
@@ -104,14 +114,24 @@ class StageData:
     task: Task
     proxy: tuple[Example, ...] = ()
     """A few items of the future-proxy mixture that this stage contributes (disjoint from pool and task)."""
+    make_pool: MakePool = field(default=_no_tokenizer, repr=False, compare=False)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The candidates, tokenized at the first access.
+
+        Raises:
+            DataError: a candidate is longer than the context (names it), or there is no tokenizer (`with_pools`).
+        """
+        return self.make_pool(self.candidates)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SequenceData:
     """All stages of one seed, in order, and the OOD tasks."""
 
     name: str
-    stages: tuple[StageData, ...]
+    stages: tuple[Stage, ...]
     ood: tuple[Task, ...] = ()
     mixing: float = 0.0
     """Share of each pool that comes from the stages before and after (see `longgame.data.sequences`)."""
@@ -120,6 +140,17 @@ class SequenceData:
     def tasks(self) -> tuple[Task, ...]:
         """Columns of the score matrix: the stages' tasks, then the OOD tasks."""
         return (*(stage.task for stage in self.stages), *self.ood)
+
+    @cached_property
+    def proxy_pool(self) -> Pool | None:
+        """The future-proxy mixture: the proxy items of all stages, tokenized; None where there are none."""
+        items = [example for stage in self.stages for example in stage.proxy]
+        return self.stages[0].make_pool(items) if items else None
+
+    def with_pools(self, make_pool: MakePool) -> SequenceData:
+        """Return the sequence with stages that tokenize their candidates by ``make_pool``."""
+        stages = tuple(dataclasses.replace(stage, make_pool=make_pool) for stage in self.stages)
+        return dataclasses.replace(self, stages=stages)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from longgame.data.examples import Example, SequenceData, StageData, Task, with_unique_ids
+from longgame.data.examples import Example, SequenceData, Stage, Task, with_unique_ids
 from longgame.data.sources import Split, load_examples, source_name
 from longgame.errors import DataError, RecipeError, unknown
 from longgame.recipe import RealTask, Recipe
@@ -112,7 +112,7 @@ class _FileSequence:
                 if giver != row:
                     pools[row] += self._pool(stages[row], self._foreign(stages[row], stages[giver]), count)
         unique = [with_unique_ids(pool) for pool in pools]
-        built = (StageData(s.name, p, t, x) for s, p, t, x in zip(stages, unique, tasks, proxies, strict=True))
+        built = (Stage(s.name, p, t, x) for s, p, t, x in zip(stages, unique, tasks, proxies, strict=True))
         return walk(SequenceData(self.recipe.name, tuple(built), shifted, self.data.mixing), rows)
 
     def _foreign(self, stage: RealTask, giver: RealTask) -> list[_Source]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -75,18 +75,14 @@ def build_pool(
     return pool, dropped
 
 
-def fits_within(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[Example], bool]:
-    """Return ``fits(example)``: whether prompt + response are at most ``max_length`` tokens.
+def fits_within(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+    """Whether prompt + response are at most ``max_length`` tokens.
 
     Of a multiple-choice item every option has to fit in the place of the response, since they are scored there.
     """
-
-    def fits(example: Example) -> bool:
-        options = [f"{chr(65 + place)}. {text}" for place, text in enumerate(example.choices or ()) if text.strip()]
-        versions = [example, *(dataclasses.replace(example, response=option) for option in options)]
-        return all(len(item) <= max_length for item in encode_all(versions, tokenizer))
-
-    return fits
+    options = [f"{chr(65 + place)}. {text}" for place, text in enumerate(example.choices or ()) if text.strip()]
+    versions = [example, *(dataclasses.replace(example, response=option) for option in options)]
+    return all(len(item) <= max_length for item in encode_all(versions, tokenizer))
 
 
 def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from longgame.data.examples import Example, Pool, SequenceData, Task
+from longgame.data.examples import Pool, SequenceData, Task
 from longgame.errors import BudgetError, DataError, NumericalError, RecipeError, ResumeError, unknown
 from longgame.evaluation.scorers import Score
 from longgame.quadratic.world import QuadraticWorld, WorldSpec, build_world, skill_name
@@ -107,29 +107,12 @@ class QuadraticLearner:
         self.stages_trained = 0
         self.picks: list[tuple[str, ...]] = []
         self.rates: list[float] = []
-        items = [item for stage in self.world.sequence.stages for item in stage.proxy]
-        proxy = self.pool(items)
+        proxy = self.world.sequence.proxy_pool
         self.source = SignalSource(
             self._live,
-            proxy=(lambda: proxy) if items else None,
+            proxy=None if proxy is None else lambda: proxy,
             proxy_refresh=recipe.proxy.refresh_steps,
             supported=LIVE,
-        )
-
-    def pool(self, examples: Sequence[Example]) -> Pool:
-        """Candidates with their token counts and matrices (``info``: row, features, label).
-
-        Raises:
-            DataError: an example that is not of this world.
-        """
-        rows = self.world.rows([example.sample_id for example in examples])
-        empty = np.zeros(0, dtype=np.int64)
-        return Pool(
-            tuple(examples),
-            (empty,) * len(rows),
-            self.world.prompt_tokens[rows],
-            self.world.response_tokens[rows],
-            {"row": rows, "features": self.world.features[rows], "label": self.world.labels[rows]},
         )
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
@@ -166,7 +149,7 @@ class QuadraticLearner:
         """
         self.source.frozen = FrozenSignals.from_arrays(frozen)
         for stage in sequence.stages:
-            self.source.frozen.lookup(self.pool(stage.candidates), ())
+            self.source.frozen.lookup(stage.pool, ())
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
         """Columns under θ as it is now; ``future_proxy`` is at most ``proxy.refresh_steps`` steps old while training.

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import expm
 
-from longgame.data.examples import Example, SequenceData, StageData, Task, with_unique_ids
+from longgame.data.examples import Example, Pool, SequenceData, Stage, Task, with_unique_ids
 from longgame.errors import DataError, RecipeError
 from longgame.recipe import Recipe
 from longgame.seeding import generator
@@ -235,8 +235,8 @@ class QuadraticWorld:
             Task(name, examples[2 * n + i], "stage" if i < n else "ood", spec.scorers)
             for i, name in enumerate((*spec.stages, *spec.ood))
         ]
-        stages = tuple(StageData(name, examples[i], tasks[i], examples[n + i]) for i, name in enumerate(spec.stages))
-        self.sequence = SequenceData("quadratic", stages, tuple(tasks[n:]))
+        stages = tuple(Stage(name, examples[i], tasks[i], examples[n + i]) for i, name in enumerate(spec.stages))
+        self.sequence = SequenceData("quadratic", stages, tuple(tasks[n:])).with_pools(self.pool)
 
     def _block(self, name: str, part: str, count: int) -> dict[str, Any]:
         """Draw the pool of a stage (``count`` rows, noise, copies) or its clean items (``count`` per sub-skill)."""
@@ -278,6 +278,17 @@ class QuadraticWorld:
             "origin": origin,
             "examples": with_unique_ids(examples),
         }
+
+    def pool(self, examples: Sequence[Example]) -> Pool:
+        """Examples with their token counts and matrices (``info``: row, features, label).
+
+        Raises:
+            DataError: an example that is not of this world.
+        """
+        rows = self.rows([example.sample_id for example in examples])
+        empty = np.zeros(0, dtype=np.int64)
+        info = {"row": rows, "features": self.features[rows], "label": self.labels[rows]}
+        return Pool(tuple(examples), (empty,) * len(rows), self.prompt_tokens[rows], self.response_tokens[rows], info)
 
     def rows(self, ids: Sequence[str]) -> Int[np.ndarray, " n"]:
         """World rows of these examples.

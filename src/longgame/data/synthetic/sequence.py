@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from longgame.data.examples import Example, SequenceData, StageData, Task, with_unique_ids
+from longgame.data.examples import Example, SequenceData, Stage, Task, with_unique_ids
 from longgame.data.sequences import pool_shares, resolve_order, walk
 from longgame.data.synthetic.base import OOD, SubSkill
 from longgame.data.synthetic.coding import CODING
@@ -59,7 +59,7 @@ def build_procedural_sequence(
         scorers, least = (own[name].scorers, own[name].max_new_tokens) if own else ((*SCORERS, *choice), 1)
         tokens, tokens_ood = (max(least, *(NEW_TOKENS[skill.name][row] for skill in skills)) for row in (0, 1))
         task = Task(name, validation, "stage", scorers, tokens)
-        built.append(StageData(name, pool, task, future))
+        built.append(Stage(name, pool, task, future))
         ood.append(Task(f"{name}-ood", shifted, "ood", scorers, tokens_ood, stage=name))
     return walk(SequenceData(spec.sequence, tuple(built), tuple(ood), spec.mixing), rows)
 
