@@ -117,7 +117,7 @@ def test_identical_orders_average_to_themselves():
 
 
 def test_nothing_to_tell_is_an_error():
-    with pytest.raises(DataError, match="no condition"):
+    with pytest.raises(DataError, match="no scorecard"):
         Across.build({}, {})
     with pytest.raises(DataError, match="order=2-1, which have no scorecard"):
         Across.build({"": card(0, ("a", "b"))}, {"order=*": ["", "order=2-1"]})

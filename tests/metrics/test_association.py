@@ -151,7 +151,7 @@ def test_unmeasured_trials_are_left_out_and_a_line_has_no_interval():
 @pytest.mark.parametrize(
     ("columns", "more", "says"),
     [
-        ((X[:-1], Y, SEED, SELECTOR), {}, "cannot be set against each other"),
+        ((X[:-1], Y, SEED, SELECTOR), {}, "cannot be correlated"),
         ((np.where(X > 5, np.inf, X), Y, SEED, SELECTOR), {}, "infinite"),
         ((X, Y, SEED, SELECTOR), {"confidence": 95}, "between 0 and 1"),
     ],

@@ -1,6 +1,6 @@
-"""Pure NumPy functions of the score matrix, the curves and the sketches, and the scorecard made of them.
+"""Metrics of an audit: array functions, the catalog that names them, and the scorecard made of them.
 
-``matrix`` (R) · ``curves`` (adaptation) · ``longhorizon`` (eq. 2) · ``ranking`` (eq. 3) · ``diagnostics`` (eq. 4) ·
-``drift`` (adapters) · ``association`` (diagnostics with forgetting) · ``stats`` (over seeds) · ``interventions`` ·
-``verdict`` (words) · ``tidy`` → ``summary`` → ``scorecard`` (tables) · ``catalog`` (names, units, which way is better).
+``matrix`` (R) · ``longhorizon`` (curves, eq. 2, eq. 3) · ``diagnostics`` (eq. 4, drift, association with forgetting) ·
+``stats`` (over seeds) · ``tidy`` (records → arrays) · ``catalog`` (every metric, named once) · ``scorecard`` (tables) ·
+``verdict`` (words) · ``comparisons`` (interventions, conditions) · ``efficiency`` (PIR, SDF, feasibility).
 """

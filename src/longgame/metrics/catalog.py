@@ -123,25 +123,25 @@ def _myopia_gap(view: View) -> PerTrial:
 def _probe(kind: str) -> tuple[Metric, ...]:
     """Metrics of one kind of probe (`longgame.metrics.tidy.PROBES`)."""
     picks = "shared random picks" if kind == "common" else "the selector's own picks"
-    more: tuple[ShownIn, ...] = ("more",) if kind == "common" else ()
+    tables: tuple[ShownIn, ...] = ("more",) if kind == "common" else ()
     return (
         _score(f"auc_{kind}", f"future AUC ({kind})", "0–1", "higher", f"adaptation on {picks}",
                lambda view: over_measured(view.probes[kind].auc), "main", "level 2",
                by_stage=lambda view: view.probes[kind].auc, short=f"AUC {kind}"),
         _score(f"auc_start_{kind}", f"AUC start ({kind})", "0–1", "higher", "part of the AUC owed to the start",
-               lambda view: over_measured(view.probes[kind].start), *more,
+               lambda view: over_measured(view.probes[kind].start), *tables,
                by_stage=lambda view: view.probes[kind].start),
         _score(f"auc_gain_{kind}", f"AUC gain ({kind})", "0–1", "higher", "part of the AUC owed to learning",
-               lambda view: over_measured(view.probes[kind].auc - view.probes[kind].start), *more),
+               lambda view: over_measured(view.probes[kind].auc - view.probes[kind].start), *tables),
         _score(f"tokens_to_threshold_{kind}", f"tokens to threshold ({kind})", "tokens", "lower",
                "mean over transitions; a fork that starts above it needs 0",
-               lambda view: over_measured(view.probes[kind].tokens), *more,
+               lambda view: over_measured(view.probes[kind].tokens), *tables,
                by_stage=lambda view: view.probes[kind].tokens),
         _score(f"tokens_ratio_{kind}", f"tokens / reference ({kind})", "ratio", "lower",
-               "tokens to threshold over the reference's mean", lambda view: _tokens_ratio(view, kind), *more),
+               "tokens to threshold over the reference's mean", lambda view: _tokens_ratio(view, kind), *tables),
         _score(f"threshold_reached_{kind}", f"threshold reached ({kind})", "share", "higher",
                "share of the transitions on which the threshold was reached",
-               lambda view: _threshold_reached(view, kind), *more),
+               lambda view: _threshold_reached(view, kind), *tables),
     )
 
 

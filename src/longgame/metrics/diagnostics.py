@@ -1,6 +1,6 @@
-"""Diagnostics of what was selected and how the model moved (paper §3, Table 2). They explain; nothing optimises them.
+"""Diagnostics of the picks and of the weight updates (paper §3, Table 2), and their association with forgetting.
 
-Every mean is weighted by tokens, because tokens are what a budget is made of. What cannot be told is NaN.
+Diagnostics explain; no selector optimizes them. Means are weighted by tokens, the unit of budgets. NaN = not measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def mean_quality(quality: Float[np.ndarray, " n"], tokens: Tokens) -> float:
 
 
 def noisy_share(noisy: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"], tokens: Tokens) -> float:
-    """Share of the selected tokens that belong to examples damaged on purpose; NaN where that is not known."""
+    """Share of the selected tokens in examples damaged on purpose; NaN where damage is unknown."""
     return token_weighted_mean(noisy, tokens)
 
 
@@ -97,7 +97,7 @@ def selection_concentration(gradients: Float[np.ndarray, "n d"], eps: float = 0.
 
 
 def update_concentration(gram: Float[np.ndarray, "steps steps"]) -> float:
-    """Share of the largest eigenvalue of the optimiser updates' Gram matrix: eq. 4 over actual updates (Table 2).
+    """Share of the largest eigenvalue of the optimizer updates' Gram matrix: eq. 4 over actual updates (Table 2).
 
     Args:
         gram: inner products of the updates with each other.
@@ -117,10 +117,17 @@ def update_concentration(gram: Float[np.ndarray, "steps steps"]) -> float:
     return _top_share((matrix + matrix.T) / 2, 0.0)
 
 
+# Association of diagnostics with forgetting over all trials (paper Fig. 4 (b), and Fig. 3 (b) for the last pair).
+#
+# Trials of one seed share pools, items, order and base model, so they are not independent: n trials of k seeds are k
+# replications. The intervals leave out one seed at a time (jackknife on Fisher's z, Student's t with k − 1 degrees of
+# freedom). They hold for other seeds of *these* selectors; the range of r with any one selector left out shows how much
+# r depends on a single selector. With 3–5 seeds a percentile bootstrap over seeds would be far too narrow.
+
 MIN_SEEDS = 3
 """With fewer seeds there is no interval."""
 MOST_GROUPS = 50
-"""More seeds than this are left out in so many groups of nearly equal size."""
+"""More seeds than this are left out in this many groups of nearly equal size."""
 PAIRS = (
     ("capability_entropy", "forgetting"),
     ("selection_concentration", "forgetting"),
@@ -128,7 +135,7 @@ PAIRS = (
     ("adapter_drift", "forgetting"),
     ("capability_entropy", "update_concentration"),
 )
-"""Diagnostic and what it is set against."""
+"""Pairs of metrics that are correlated."""
 
 _Values = Float[np.ndarray, " n"]
 _Codes = Int[np.ndarray, " n"]
@@ -146,17 +153,17 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """Two columns against each other, a trial a point."""
+    """Two metrics against each other, one point per trial."""
 
     trials: int
     """Trials in which both were measured."""
     seeds: int
-    """Seeds that they come from: the replications."""
+    """Seeds of these trials: the replications."""
     pearson: Correlation
     spearman: Correlation
     """Pearson's r of the ranks over all trials, ties sharing the mean rank."""
     within: Correlation
-    """Pearson's r after each group's (seed's) mean is taken off both: what is left when seeds differ as a whole."""
+    """Pearson's r after subtracting each group's (seed's) mean from both, so that differences of seeds drop out."""
     least: float
     """Smallest Pearson's r with any one selector left out; NaN with fewer than three selectors."""
     greatest: float
@@ -168,22 +175,22 @@ def associate(
     """Correlate two measurements over trials (see `Association`).
 
     r is NaN without spread; the interval is NaN with fewer than `MIN_SEEDS` seeds, where leaving out a seed leaves no
-    spread, and where the points lie on a line. The order of the trials plays no part.
+    spread, and where the points lie on a line.
 
     Args:
         x, y: one value per trial, any unit; NaN = not measured, such trials are left out.
-        seed: which trials are not independent of each other.
-        selector: whose trial it is.
-        group: whose means `Association.within` takes off; by default the seed's.
+        seed: seed of each trial; trials of one seed are not independent.
+        selector: selector of each trial.
+        group: groups whose means `Association.within` subtracts; by default the seeds.
 
     Raises:
         DataError: lengths differ, a value is infinite, or ``confidence`` is not between 0 and 1.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     group = seed if group is None else group
-    lengths = [np.shape(each) for each in (x, y, seed, selector, group)]
+    lengths = [np.shape(column) for column in (x, y, seed, selector, group)]
     if x.ndim != 1 or len(set(lengths)) > 1:
-        raise DataError(f"columns of shapes {lengths} cannot be set against each other; all need one value per trial.")
+        raise DataError(f"columns of shapes {lengths} cannot be correlated; all need one value per trial.")
     if np.isinf(x).any() or np.isinf(y).any():
         raise DataError("an infinite value has no correlation; leave such trials out or use another metric.")
     if not 0 < confidence < 1:
@@ -192,16 +199,16 @@ def associate(
     x, y, group = x[keep], y[keep], group[keep]
     seeds, place = np.unique(seed[keep], return_inverse=True)
     draws = _leaving_out(place % MOST_GROUPS)
-    each = _pearson(x, y, _leaving_out(selector[keep]))[1:]
-    told = len(each) > 2 and not np.isnan(each).any()
+    without_one = _pearson(x, y, _leaving_out(selector[keep]))[1:]
+    has_range = len(without_one) > 2 and not np.isnan(without_one).any()
     return Association(
         trials=len(x),
         seeds=len(seeds),
         pearson=_interval(_pearson(x, y, draws), confidence),
         spearman=_interval(_pearson(_midranks(x, draws), _midranks(y, draws), draws), confidence),
-        within=_interval(_pearson(_centred(x, group), _centred(y, group), draws), confidence),
-        least=float(each.min()) if told else float("nan"),
-        greatest=float(each.max()) if told else float("nan"),
+        within=_interval(_pearson(_centered(x, group), _centered(y, group), draws), confidence),
+        least=float(without_one.min()) if has_range else float("nan"),
+        greatest=float(without_one.max()) if has_range else float("nan"),
     )
 
 
@@ -211,30 +218,30 @@ def association_table(
     """`associate` for every view and pair of metrics that the trials measured.
 
     Args:
-        per_trial: trial, selector, seed, view, metric, value (`Scorecard.per_trial`), and ``condition`` where trials of
-            several conditions stand together; then `Association.within` takes off each condition's seed's mean.
-        views: those of the scores; a pair of two diagnostics, which no scorer touches, has the view "".
+        per_trial: trial, selector, seed, view, metric, value (`Scorecard.per_trial`), and ``condition`` for trials of
+            several conditions; then `Association.within` subtracts the mean of each condition and seed.
+        views: views of the scores; a pair of two diagnostics has the view "".
 
     Returns:
         view, x, y, trials, seeds, pearson, pearson_low, pearson_high, spearman …, within …, least, greatest.
     """
-    who = [name for name in ("condition", "trial", "selector", "seed") if name in per_trial.columns]
-    wanted = per_trial[per_trial["metric"].isin({name for pair in pairs for name in pair})]
-    wide = wanted.set_index([*who, "view", "metric"])["value"].unstack(["view", "metric"])
+    keys = [name for name in ("condition", "trial", "selector", "seed") if name in per_trial.columns]
+    paired = per_trial[per_trial["metric"].isin({name for pair in pairs for name in pair})]
+    wide = paired.set_index([*keys, "view", "metric"])["value"].unstack(["view", "metric"])
     trials = wide.index.to_frame(index=False)
     seed, selector = (np.unique(trials[name], return_inverse=True)[1] for name in ("seed", "selector"))
-    by = [name for name in ("condition", "seed") if name in who]
+    by = [name for name in ("condition", "seed") if name in keys]
     group = trials.groupby(by).ngroup().to_numpy(np.int64)
-    held = set(wide.columns)
+    measured = set(wide.columns)
     rows = []
     for x, y in pairs:
-        for view in views if ("", y) not in held else ("",):
-            if ("", x) in held and (view, y) in held:
+        for view in views if ("", y) not in measured else ("",):
+            if ("", x) in measured and (view, y) in measured:
                 columns = (wide["", x].to_numpy(float), wide[view, y].to_numpy(float))
-                found = associate(*columns, seed, selector, group)
-                if found.trials:
-                    sizes = (found.trials, found.seeds, *astuple(found.pearson), *astuple(found.spearman))
-                    rows.append((view, x, y, *sizes, *astuple(found.within), found.least, found.greatest))
+                result = associate(*columns, seed, selector, group)
+                if result.trials:
+                    sizes = (result.trials, result.seeds, *astuple(result.pearson), *astuple(result.spearman))
+                    rows.append((view, x, y, *sizes, *astuple(result.within), result.least, result.greatest))
     numbers = [f"{name}{end}" for name in ("pearson", "spearman", "within") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["view", "x", "y", "trials", "seeds", *numbers, "least", "greatest"])
 
@@ -268,7 +275,7 @@ def _midranks(values: _Values, draws: _Weights) -> _Weights:
     return (np.cumsum(count, axis=1) - (count - 1) / 2)[:, place]
 
 
-def _centred(values: _Values, group: _Codes) -> _Values:
+def _centered(values: _Values, group: _Codes) -> _Values:
     groups, place = np.unique(group, return_inverse=True)
     mean = np.bincount(place, values, len(groups)) / np.bincount(place, minlength=len(groups))
     left = values - mean[place]
@@ -276,12 +283,12 @@ def _centred(values: _Values, group: _Codes) -> _Values:
 
 
 def _interval(r: Float[np.ndarray, " draws"], confidence: float) -> Correlation:
-    """r of all trials, with the interval that its values without each group give."""
-    whole, without = float(r[0]), r[1:]
+    """r of all trials (first), with the jackknife interval from its values without each group."""
+    total, without = float(r[0]), r[1:]
     n = len(without)
     if n < MIN_SEEDS or not (np.abs(r) < 1 - 1e-12).all():
-        return Correlation(whole, float("nan"), float("nan"))
+        return Correlation(total, float("nan"), float("nan"))
     z = np.arctanh(without)
     error = float(np.sqrt((n - 1) / n * ((z - z.mean()) ** 2).sum()))
     half = float(scipy.special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
-    return Correlation(whole, float(np.tanh(np.arctanh(whole) - half)), float(np.tanh(np.arctanh(whole) + half)))
+    return Correlation(total, float(np.tanh(np.arctanh(total) - half)), float(np.tanh(np.arctanh(total) + half)))

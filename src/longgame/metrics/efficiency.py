@@ -32,10 +32,10 @@ RATIOS = ("pir_now", "pir_later")
 FRACTIONS = ("sdf_rows", "sdf_tokens")
 _COUNTS = {"sdf_rows": "selected_examples", "sdf_tokens": "selected_tokens"}
 
-Scores = Float[np.ndarray, "... benchmarks"]
+_Scores = Float[np.ndarray, "... benchmarks"]
 
 
-def performance_improvement_ratio(subset: Scores, full: Scores) -> Float[np.ndarray, ...]:
+def performance_improvement_ratio(subset: _Scores, full: _Scores) -> Float[np.ndarray, ...]:
     """PIR: mean over benchmarks of ``subset / full`` (survey §"efficiency"; FORMULAS).
 
     A benchmark that is NaN in every entry of either array was not measured and is left out for all entries alike;
@@ -57,14 +57,14 @@ def performance_improvement_ratio(subset: Scores, full: Scores) -> Float[np.ndar
     return selected_fraction(subset[..., keep], full[..., keep]).mean(axis=-1)
 
 
-def _measured(scores: Scores) -> Bool[np.ndarray, " benchmarks"]:
+def _measured(scores: _Scores) -> Bool[np.ndarray, " benchmarks"]:
     return ~np.isnan(scores).all(axis=tuple(range(scores.ndim - 1)))
 
 
-def selected_fraction(selected: Float[np.ndarray, ...], whole: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
-    """SDF: ``selected / whole`` (rows or tokens); NaN where the whole is 0 or either was not measured."""
-    selected, whole = np.asarray(selected, dtype=float), np.asarray(whole, dtype=float)
-    return np.divide(selected, whole, out=np.full(np.broadcast(selected, whole).shape, np.nan), where=whole > 0)
+def selected_fraction(selected: Float[np.ndarray, ...], total: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
+    """SDF: ``selected / total`` (rows or tokens); NaN where the total is 0 or either was not measured."""
+    selected, total = np.asarray(selected, dtype=float), np.asarray(total, dtype=float)
+    return np.divide(selected, total, out=np.full(np.broadcast(selected, total).shape, np.nan), where=total > 0)
 
 
 def trial_efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> pd.DataFrame:
@@ -91,13 +91,12 @@ def trial_efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> p
     if len(full.trials.selectors) != 1:
         raise DataError(
             f"the full-data trials have {len(full.trials.selectors)} selectors "
-            f"({', '.join(full.trials.selectors)}); there is one way to learn everything."
+            f"({', '.join(full.trials.selectors)}); give the trials of one."
         )
-    R, whole = card.views[view].R, _of_seed(full.views[view].R, card, full)
-    T = matrix.stage_count(R)
+    R, R_full = card.views[view].R, _of_seed(full.views[view].R, card, full)
     frame = card.trials.frame()
-    frame["pir_now"] = performance_improvement_ratio(matrix.diagonal(R), matrix.diagonal(whole))
-    frame["pir_later"] = performance_improvement_ratio(R[:, T, :T], whole[:, T, :T])
+    frame["pir_now"] = performance_improvement_ratio(matrix.diagonal(R), matrix.diagonal(R_full))
+    frame["pir_later"] = performance_improvement_ratio(matrix.final_row(R), matrix.final_row(R_full))
     for name, count in _COUNTS.items():
         frame[name] = selected_fraction(_cost(card, count), _of_seed(_cost(full, count), card, full))
     return frame
@@ -106,15 +105,10 @@ def trial_efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> p
 def _of_seed(
     values: Float[np.ndarray, "full ..."], card: Scorecard, full: Scorecard
 ) -> Float[np.ndarray, "trials ..."]:
-    """Beside each trial the value of the full-data trial of its seed; NaN where there is none."""
-    place = {seed: row for row, seed in enumerate(full.trials.seeds)}
-    by_seed = full.trials.grid(values)[0]
-    found = np.full((len(card.trials), *values.shape[1:]), np.nan)
-    for row, seed in enumerate(card.trials.seed_of):
-        at = place.get(card.trials.seeds[seed])
-        if at is not None:
-            found[row] = by_seed[at]
-    return found
+    """For each trial, the value of the full-data trial of its seed; NaN where there is none."""
+    by_seed = dict(zip(full.trials.seeds, full.trials.grid(values)[0], strict=True))
+    missing = np.full(values.shape[1:], np.nan)
+    return np.stack([by_seed.get(card.trials.seeds[seed], missing) for seed in card.trials.seed_of])
 
 
 def _cost(card: Scorecard, name: str) -> Float[np.ndarray, " trials"]:
@@ -153,20 +147,19 @@ def efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> pd.Data
 def undefined_ratios(full: Scorecard, view: str = PRIMARY) -> tuple[str, ...]:
     """Tasks on which a full-data trial scored 0 right after its stage or at the end: no ratio to it is defined."""
     R = full.views[view].R
-    T = matrix.stage_count(R)
-    zero = (matrix.diagonal(R) == 0).any(axis=0) | (R[:, T, :T] == 0).any(axis=0)
-    return tuple(task for task, none in zip(full.tasks, zero, strict=True) if none)
+    zero = ((matrix.diagonal(R) == 0) | (matrix.final_row(R) == 0)).any(axis=0)
+    return tuple(task for task, is_zero in zip(full.tasks, zero, strict=True) if is_zero)
 
 
 # Feasibility of a selector: how much work it is to run, and where it can be used (survey arXiv 2406.14115).
 
 MANY_LLMS, _MANY_LLMS_PENALTY = 100, 200.0
-"""With more trained LLMs than this the survey puts the whole simplicity penalty at 200."""
+"""With more trained LLMs than this the survey sets the simplicity penalty to 200."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feasibility:
-    """What the survey asks of a method."""
+    """The survey's indicators of a method."""
 
     trained_llms: float
     """LLMs trained to build the selector (not the model that is fine-tuned on what it selects)."""
@@ -210,43 +203,42 @@ def dense_rank(penalties: Float[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
 
 def feasibility_ranks(methods: Sequence[Feasibility]) -> pd.DataFrame:
     """simplicity, flexibility and feasibility rank of each method among these; feasibility ranks the sum of the two."""
-    simplicity = dense_rank(np.array([each.simplicity_penalty for each in methods]))
-    flexibility = dense_rank(np.array([each.flexibility_penalty for each in methods]))
+    simplicity = dense_rank(np.array([method.simplicity_penalty for method in methods]))
+    flexibility = dense_rank(np.array([method.flexibility_penalty for method in methods]))
     return pd.DataFrame(
         {"simplicity": simplicity, "flexibility": flexibility, "feasibility": dense_rank(simplicity + flexibility)}
     )
 
 
 def feasibility_of(spec: SelectorSpec) -> Feasibility | None:
-    """The indicators of a recipe's selector; None where only its author knows them (a plug-in, a file of scores).
+    """The indicators of a recipe's selector; None for plug-ins and files of scores, whose making is unknown.
 
-    No selector of this package trains a model or asks a proprietary one. Counted as a step each: a pass of the model
-    over the candidates (frozen, forward, backward: whichever its signals need), a column or rules that it reads, the
-    future proxy's gradient, the choice itself, and every intervention around it. It is model-free if no
-    model computes any of its signals.
+    No selector of this package trains a model or asks a proprietary one. Its steps are: each kind of pass over the
+    candidates that its signals need (frozen, forward, backward), a column or rules that it reads, the future proxy's
+    gradient, the choice itself, and every intervention. It is model-free if no model computes any of its signals.
 
     Raises:
         RecipeError, PluginError: as `longgame.selection.interventions.selector_of`.
     """
-    if spec.name.startswith(SCORES) or ".py:" in spec.name:  # not read: a finished run is told where the file is not
+    if spec.name.startswith(SCORES) or ".py:" in spec.name:  # reports do not need the file
         return None
     selector = build_selector(spec.name, spec.parameters)
     if not type(selector).__module__.startswith("longgame.selection."):
         return None
     kinds = {_pass_of(name) for name in selector.requires}
-    every = {_pass_of(name) for name in selector_of(spec).requires}
+    with_interventions = {_pass_of(name) for name in selector_of(spec).requires}
     return Feasibility(
         trained_llms=0,
         steps=1 + len(kinds) + len(spec.interventions),
         reproducible=True,
-        model_free=every <= {"column"},
+        model_free=with_interventions <= {"column"},
         dataset_free=True,
         gpt_free=True,
     )
 
 
 def _pass_of(signal: str) -> str:
-    """Which work a signal comes from: ``column``, ``frozen``, ``forward``, ``backward`` or ``proxy``."""
+    """The pass that computes a signal: ``column``, ``frozen``, ``forward``, ``backward`` or ``proxy``."""
     if signal in CONTEXT:
         return "proxy"
     if SIGNALS[signal].needs == ("text",):

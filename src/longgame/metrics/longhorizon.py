@@ -74,8 +74,8 @@ def tokens_to_threshold(tokens: Points, scores: Points, threshold: PerCurve | fl
     rise = at(scores, first) - at(scores, before)
     share = np.divide(level[..., 0] - at(scores, before), rise, out=np.zeros_like(rise), where=rise > 0)
     crossing = at(tokens, before) + share * (at(tokens, first) - at(tokens, before))
-    found = np.where(above.any(axis=-1), crossing, np.inf)
-    return np.where(np.isnan(scores).any(axis=-1) | np.isnan(level[..., 0]), np.nan, found)
+    reached = np.where(above.any(axis=-1), crossing, np.inf)
+    return np.where(np.isnan(scores).any(axis=-1) | np.isnan(level[..., 0]), np.nan, reached)
 
 
 def threshold_ratio(tokens: PerCurve, reference: PerCurve | float) -> PerCurve:
@@ -176,17 +176,17 @@ def _winning_area(corners: Float[np.ndarray, "k 3"], row: int) -> float:
         if other == row:
             continue
         ahead = polygon @ (corners[row] - corners[other])
-        kept = []
+        vertices = []
         for here in range(len(polygon)):
             after = (here + 1) % len(polygon)
             if ahead[here] >= 0:
-                kept.append(polygon[here])
+                vertices.append(polygon[here])
             if ahead[here] * ahead[after] < 0:
                 share = ahead[here] / (ahead[here] - ahead[after])
-                kept.append(polygon[here] + share * (polygon[after] - polygon[here]))
-        if len(kept) < 3:
+                vertices.append(polygon[here] + share * (polygon[after] - polygon[here]))
+        if len(vertices) < 3:
             return 0.0
-        polygon = np.stack(kept)
+        polygon = np.stack(vertices)
     x, y = polygon[:, 0], polygon[:, 1]
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 

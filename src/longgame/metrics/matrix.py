@@ -6,7 +6,7 @@ T stages in order, then the OOD sets. T is ``rows − 1``. Every function takes 
 NaN means *not measured* and never turns into 0:
 
 * a column that is NaN in every cell of the whole array (exact match on an open-ended task, say) is left out of means,
-  the same for every matrix in the array; ``columns`` overrides which ones count;
+  the same for every matrix in the array;
 * a NaN in a cell that a metric needs makes the metric NaN;
 * what a matrix cannot tell is NaN: transfer and forgetting with T = 1, forward transfer and the first immediate gain
   without row 0, imbalance with fewer than two measured stages, OOD without OOD columns.
@@ -23,7 +23,6 @@ from longgame.errors import DataError, unknown
 
 ForgettingReference = Literal["best", "first"]
 Matrix = Float[np.ndarray, "... rows cols"]
-Columns = Bool[np.ndarray, " cols"]
 
 
 def stage_count(R: Matrix) -> int:
@@ -40,24 +39,16 @@ def stage_count(R: Matrix) -> int:
     return R.shape[-2] - 1
 
 
-def measured_columns(R: Matrix) -> Columns:
+def measured_columns(R: Matrix) -> Bool[np.ndarray, " cols"]:
     """Whether each column holds at least one measurement anywhere in the array."""
     return ~np.isnan(R).all(axis=tuple(range(R.ndim - 1)))
 
 
 def _mean(values: Float[np.ndarray, "... k"], keep: Bool[np.ndarray, " k"]) -> Float[np.ndarray, ...]:
-    """Mean over the kept entries of the last axis; NaN where there are none or one of them is NaN."""
+    """Mean over the entries of the last axis marked in ``keep``; NaN without any, or where one of them is NaN."""
     if not keep.any():
         return np.full(values.shape[:-1], np.nan)
     return values[..., keep].mean(axis=-1)
-
-
-def _keep(R: Matrix, columns: Columns | None) -> Columns:
-    if columns is None:
-        return measured_columns(R)
-    if columns.shape != (R.shape[-1],):
-        raise DataError(f"`columns` has shape {columns.shape}; a mask of {R.shape[-1]} columns is needed.")
-    return columns
 
 
 def diagonal(R: Matrix) -> Float[np.ndarray, "... T"]:
@@ -86,20 +77,20 @@ def immediate_gain(R: Matrix) -> Float[np.ndarray, "... T"]:
     return diagonal(R) - np.diagonal(R[..., :-1, :T], axis1=-2, axis2=-1)
 
 
-def mean_immediate_gain(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def mean_immediate_gain(R: Matrix) -> Float[np.ndarray, ...]:
     """Mean over stages of U_imm(t), points; NaN without row 0."""
-    return _mean(immediate_gain(R), _keep(R, columns)[: stage_count(R)])
+    return _mean(immediate_gain(R), measured_columns(R)[: stage_count(R)])
 
 
-def current_score(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def current_score(R: Matrix) -> Float[np.ndarray, ...]:
     """Mean over stages of R[t, t], points."""
-    return _mean(diagonal(R), _keep(R, columns)[: stage_count(R)])
+    return _mean(diagonal(R), measured_columns(R)[: stage_count(R)])
 
 
-def final_score(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def final_score(R: Matrix) -> Float[np.ndarray, ...]:
     """Mean over stage tasks of R[T, j], points (the first term of eq. 2, as a mean)."""
     T = stage_count(R)
-    return _mean(R[..., T, :T], _keep(R, columns)[:T])
+    return _mean(final_row(R), measured_columns(R)[:T])
 
 
 def forgetting_per_task(R: Matrix, reference: ForgettingReference = "best") -> Float[np.ndarray, "... T-1"]:
@@ -122,48 +113,46 @@ def forgetting_per_task(R: Matrix, reference: ForgettingReference = "best") -> F
     return before - R[..., T, : T - 1]
 
 
-def forgetting(
-    R: Matrix, reference: ForgettingReference = "best", columns: Columns | None = None
-) -> Float[np.ndarray, ...]:
+def forgetting(R: Matrix, reference: ForgettingReference = "best") -> Float[np.ndarray, ...]:
     """Mean over j < T of F_j in points (see `forgetting_per_task`); NaN for T = 1: nothing came before."""
-    return _mean(forgetting_per_task(R, reference), _keep(R, columns)[: stage_count(R) - 1])
+    return _mean(forgetting_per_task(R, reference), measured_columns(R)[: stage_count(R) - 1])
 
 
-def forward_transfer(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def forward_transfer(R: Matrix) -> Float[np.ndarray, ...]:
     """Mean over stages j ≥ 2 of R[j−1, j] − R[0, j] in points: what earlier stages taught about later ones.
 
     NaN for T = 1 and without row 0.
     """
     T = stage_count(R)
     before = np.diagonal(R[..., :-1, :T], axis1=-2, axis2=-1)
-    return _mean((before - R[..., 0, :T])[..., 1:], _keep(R, columns)[1:T])
+    return _mean((before - R[..., 0, :T])[..., 1:], measured_columns(R)[1:T])
 
 
-def backward_transfer(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def backward_transfer(R: Matrix) -> Float[np.ndarray, ...]:
     """Mean over stages j < T of R[T, j] − R[j, j] in points; NaN for T = 1."""
     T = stage_count(R)
-    return _mean((R[..., T, :T] - diagonal(R))[..., : T - 1], _keep(R, columns)[: T - 1])
+    return _mean((final_row(R) - diagonal(R))[..., : T - 1], measured_columns(R)[: T - 1])
 
 
-def capability_imbalance(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def capability_imbalance(R: Matrix) -> Float[np.ndarray, ...]:
     """Population standard deviation of R[T, 1…T], points; NaN with fewer than two measured stage tasks."""
     T = stage_count(R)
-    keep = _keep(R, columns)[:T]
+    keep = measured_columns(R)[:T]
     if keep.sum() < 2:
         return np.full(R.shape[:-2], np.nan)
-    return R[..., T, :T][..., keep].std(axis=-1)
+    return final_row(R)[..., keep].std(axis=-1)
 
 
-def worst_task(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def worst_task(R: Matrix) -> Float[np.ndarray, ...]:
     """Smallest R[T, j] over the stage tasks, points."""
     T = stage_count(R)
-    keep = _keep(R, columns)[:T]
+    keep = measured_columns(R)[:T]
     if not keep.any():
         return np.full(R.shape[:-2], np.nan)
-    return R[..., T, :T][..., keep].min(axis=-1)
+    return final_row(R)[..., keep].min(axis=-1)
 
 
-def ood_score(R: Matrix, columns: Columns | None = None) -> Float[np.ndarray, ...]:
+def ood_score(R: Matrix) -> Float[np.ndarray, ...]:
     """Mean of the last row over the OOD columns, points; NaN where there are none."""
     T = stage_count(R)
-    return _mean(R[..., T, T:], _keep(R, columns)[T:])
+    return _mean(R[..., T, T:], measured_columns(R)[T:])

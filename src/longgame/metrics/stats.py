@@ -1,14 +1,14 @@
 """Statistics over seeds. The seed is the replication unit; selectors are compared paired by seed.
 
-NaN = not measured: such seeds are left out and ``n`` says how many remain. Evaluation items are never counted as runs.
+NaN = not measured: such seeds are left out and ``n`` counts the others. Evaluation items are never counted as runs.
 
-Which of them is used where (how each holds up on known truth: docs/calibration.md):
+Use of each (their calibration on known truth: docs/calibration.md):
 
 * Student's t (`paired`) decides marks and verdicts and gives the intervals, from two seeds on;
-* the exact sign-flip test (`sign_flip_p`) stands beside it as a column: it assumes no normal distribution, but cannot
-  fall below 2^(1−n), so it decides nothing below 6 seeds, and below 8 after Holm over six selectors;
-* the bootstrap over seeds (`bootstrap_interval`) is an option: too narrow at every number of seeds that an audit is
-  likely to have (its 95 % intervals hold the truth in about 75, 83, 90 and 92 % of audits of 3, 5, 10 and 20 seeds).
+* the exact sign-flip test (`sign_flip_p`) is a column of its own: it assumes no normal distribution, but cannot fall
+  below 2^(1−n), so it decides nothing below 6 seeds, and below 8 after Holm over six selectors;
+* the bootstrap over seeds (`bootstrap_interval`) is an option and too narrow: its 95 % intervals hold the truth in
+  about 75, 83, 90 and 92 % of audits of 3, 5, 10 and 20 seeds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longgame.errors import DataError
 ALPHA = 0.05
 """Level of the tests after Holm, on which marks, verdicts and minimum detectable effects rest."""
 EXACT_SEEDS = 16
-"""Up to so many seeds the sign-flip test is enumerated (2^15 distinct flips); beyond, its p is NaN."""
+"""Largest number of seeds for which the sign-flip test is enumerated (2^15 distinct flips); beyond, its p is NaN."""
 
 PerRow = Float[np.ndarray, "..."]
 
@@ -39,7 +39,7 @@ class Paired:
     """Seeds in which both were measured."""
     mean: PerRow
     sd: PerRow
-    """Of the difference, n − 1 in the denominator; NaN for n < 2."""
+    """Sample sd of the difference; NaN for n < 2."""
     ci_low: PerRow
     ci_high: PerRow
     """Student-t interval of the mean difference."""
@@ -65,7 +65,7 @@ def moments(values: Float[np.ndarray, "... seeds"]) -> tuple[Int[np.ndarray, ...
 
 
 def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"], confidence: float = 0.95) -> Paired:
-    """Compare a with b seed by seed.
+    """The difference a − b, seed by seed.
 
     With one seed, interval and p are NaN. With an infinite value on either side everything but n is NaN: a mean over
     the other seeds would hide the censored one. If all differences are equal (scores on a coarse grid) there is no
@@ -93,10 +93,8 @@ def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"],
         p = 2 * scipy.special.stdtr(n - 1, -np.abs(mean) / error)
         p = np.where(flat, np.where(mean == 0, 1.0, 2.0 ** (1 - n)), p)
 
-    def shown(values: PerRow) -> PerRow:
-        return np.where(censored, np.nan, values)
-
-    return Paired(n, shown(mean), shown(sd), shown(mean - half), shown(mean + half), shown(p), shown(permutation))
+    numbers = (mean, sd, mean - half, mean + half, p, permutation)
+    return Paired(n, *(np.where(censored, np.nan, values) for values in numbers))
 
 
 def _check_confidence(confidence: float) -> None:
@@ -150,12 +148,12 @@ def bootstrap_interval(
     rows = values.reshape(math.prod(shape), values.shape[-1])
     bounds = np.full((2, len(rows)), np.nan)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    patterns, which = np.unique(~np.isnan(rows), axis=0, return_inverse=True)
+    patterns, pattern_of = np.unique(~np.isnan(rows), axis=0, return_inverse=True)
     for number, measured in enumerate(patterns):
         n = int(measured.sum())
         if n < 2:
             continue
-        of_pattern = np.flatnonzero(which.reshape(-1) == number)
+        of_pattern = np.flatnonzero(pattern_of.reshape(-1) == number)
         weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
         step = max(1, 2**22 // resamples)
         for low in range(0, len(of_pattern), step):
@@ -179,17 +177,17 @@ def holm(p: Float[np.ndarray, "... m"]) -> Float[np.ndarray, "... m"]:
     return np.where(np.isnan(p), np.nan, adjusted)
 
 
-# What a number of seeds can show: power of the paired t test, smallest difference it detects, seeds it needs.
+# Power of the paired t test: the smallest difference that a number of seeds detects, and the seeds a difference needs.
 
 POWER = 0.8
-"""The chance that a difference is shown, on which `minimum_detectable_effect` and `seeds_needed` are built."""
+"""Chance of showing a difference that `minimum_detectable_effect` and `seeds_needed` assume."""
 MOST_SEEDS = 1_000
-"""`seeds_needed` counts up to here; beyond, it says ``inf``."""
+"""Largest answer of `seeds_needed`; beyond, it is ``inf``."""
 
 Seeds = Int[np.ndarray, "..."] | int
 
 
-def t_power(effect: PerRow | float, seeds: Seeds, alpha: float = 0.05) -> PerRow:
+def t_power(effect: PerRow | float, seeds: Seeds, alpha: float = ALPHA) -> PerRow:
     """Chance that the paired t test shows a true difference, with its sign.
 
     Args:
@@ -208,7 +206,7 @@ def t_power(effect: PerRow | float, seeds: Seeds, alpha: float = 0.05) -> PerRow
     return np.where((n < 2) | np.isnan(effect), np.nan, shown)
 
 
-def unit_effect(seeds: Seeds, alpha: float = 0.05, power: float = POWER) -> PerRow:
+def unit_effect(seeds: Seeds, alpha: float = ALPHA, power: float = POWER) -> PerRow:
     """Smallest true difference, in sd of the differences, that ``seeds`` pairs show with probability ``power``.
 
     NaN below 2 seeds.
@@ -219,15 +217,15 @@ def unit_effect(seeds: Seeds, alpha: float = 0.05, power: float = POWER) -> PerR
     _check(alpha, power)
     n = np.asarray(seeds)
     table = _table(alpha, power)
-    known = np.take(table, np.clip(n, 0, MOST_SEEDS))
+    effect = np.take(table, np.clip(n, 0, MOST_SEEDS))
     beyond = n > MOST_SEEDS
     if beyond.any():
         values, place = np.unique(np.where(beyond, n, MOST_SEEDS + 1), return_inverse=True)
-        known = np.where(beyond, _solve(values, alpha, power)[place.reshape(n.shape)], known)
-    return known
+        effect = np.where(beyond, _solve(values, alpha, power)[place.reshape(n.shape)], effect)
+    return effect
 
 
-def minimum_detectable_effect(sd: PerRow | float, seeds: Seeds, alpha: float = 0.05, power: float = POWER) -> PerRow:
+def minimum_detectable_effect(sd: PerRow | float, seeds: Seeds, alpha: float = ALPHA, power: float = POWER) -> PerRow:
     """Smallest true mean difference that these seeds show with probability ``power``, in the units of ``sd``.
 
     NaN where the sd is NaN or 0 (no spread to plan with) and below 2 seeds.
@@ -239,7 +237,7 @@ def minimum_detectable_effect(sd: PerRow | float, seeds: Seeds, alpha: float = 0
     return sd * unit_effect(seeds, alpha, power)
 
 
-def seeds_needed(effect: PerRow | float, sd: PerRow | float, alpha: float = 0.05, power: float = POWER) -> PerRow:
+def seeds_needed(effect: PerRow | float, sd: PerRow | float, alpha: float = ALPHA, power: float = POWER) -> PerRow:
     """Fewest seeds (≥ 2) that show a true mean difference ``effect`` with probability ``power``.
 
     ``inf``: more than ``MOST_SEEDS``, or no effect at all. NaN where effect or sd is NaN or the sd is 0.
@@ -249,11 +247,11 @@ def seeds_needed(effect: PerRow | float, sd: PerRow | float, alpha: float = 0.05
     """
     _check(alpha, power)
     sd = _spread(sd)
-    wanted = np.abs(np.asarray(effect, dtype=float)) / sd
+    unit = np.abs(np.asarray(effect, dtype=float)) / sd
     falling = _table(alpha, power)[2:]
-    first = np.searchsorted(-falling, -np.nan_to_num(wanted, nan=np.inf), side="left")
-    counted = np.where(first < len(falling), first + 2.0, np.inf)
-    return np.where(np.isnan(wanted), np.nan, counted)
+    first = np.searchsorted(-falling, -np.nan_to_num(unit, nan=np.inf), side="left")
+    seeds = np.where(first < len(falling), first + 2.0, np.inf)
+    return np.where(np.isnan(unit), np.nan, seeds)
 
 
 def _spread(sd: PerRow | float) -> PerRow:
@@ -281,12 +279,12 @@ def _table(alpha: float, power: float) -> Float[np.ndarray, " n"]:
 def _above(critical: np.ndarray, freedom: np.ndarray, noncentrality: np.ndarray) -> np.ndarray:
     """Chance that a noncentral t exceeds ``critical``; NaN only where an argument is.
 
-    `scipy.special` alone, as importing `scipy.stats` takes as long as a small report. Its noncentral t gives NaN where
-    the chance of less is below the smallest double.
+    `scipy.special` alone, because importing `scipy.stats` takes as long as a small report. Its noncentral t gives NaN
+    where the chance of less is below the smallest double.
     """
     less = scipy.special.nctdtr(freedom, noncentrality, critical)
-    given = ~(np.isnan(critical) | np.isnan(freedom) | np.isnan(noncentrality))
-    return 1 - np.where(given & np.isnan(less), 0.0, less)
+    defined = ~(np.isnan(critical) | np.isnan(freedom) | np.isnan(noncentrality))
+    return 1 - np.where(defined & np.isnan(less), 0.0, less)
 
 
 def _solve(n: Int[np.ndarray, " k"], alpha: float, power: float) -> Float[np.ndarray, " k"]:

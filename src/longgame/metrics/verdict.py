@@ -1,4 +1,4 @@
-"""What the numbers allow one to say, in words; and rank reversals."""
+"""Conclusions in words: verdicts, rank reversals, and notes where selectors did not learn the same number of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from longgame.errors import DataError
-from longgame.metrics.stats import MOST_SEEDS, POWER, holm, paired
+from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, paired
 from longgame.metrics.tidy import Trials
 
 MYOPIC = "myopic"
@@ -29,12 +29,12 @@ class Verdict:
     word: str
     reason: str
     power: str = ""
-    """What these seeds could have shown, and how many the differences seen would need; empty where that is unknown."""
+    """Differences that these seeds detect, and seeds that the measured ones need; empty where that is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference from the reference: over how many seeds, how large, and its Holm-adjusted p."""
+    """A paired difference from the reference over n seeds, with its Holm-adjusted p."""
 
     n: int
     mean: float
@@ -44,13 +44,13 @@ class Difference:
     mde: float = float("nan")
     """Smallest true difference that so many seeds show with 80 % power."""
     seeds_needed: float = float("nan")
-    """Seeds that would show a true difference as large as the one seen, with 80 % power."""
+    """Seeds that show a true difference as large as the measured one with 80 % power."""
 
 
 def verdict(
-    immediate: Difference, long: Difference, *, reference: str = "random", alpha: float = 0.05, min_seeds: int = 3
+    immediate: Difference, long: Difference, *, reference: str = "random", alpha: float = ALPHA, min_seeds: int = 3
 ) -> Verdict:
-    """Put a selector's two differences from the reference into words.
+    """The verdict on a selector, from its two differences from the reference.
 
     * *not enough seeds*: fewer than ``min_seeds`` seeds measured both scores, or no p could be computed;
     * *myopic*: significantly ahead on the immediate score and significantly behind on the long-horizon score;
@@ -96,7 +96,7 @@ def verdict_table(
 
     Args:
         summary: rows of `longgame.metrics.scorecard.summarize` with the key columns ``view`` and ``metric``.
-        immediate: the metric that stands for the immediate score; the other is ``long_horizon``.
+        immediate: the metric used as the immediate score; the other one is ``long_horizon``.
 
     Returns:
         view, selector, verdict, reason, power; empty without the reference.
@@ -106,10 +106,10 @@ def verdict_table(
     if reference in selectors:
         table = summary[summary["metric"].isin([immediate, "long_horizon"])]
         indexed = table.set_index(["view", "metric", "selector"])[columns]
-        found = dict(zip(indexed.index, indexed.to_numpy(dtype=float).tolist(), strict=True))
+        numbers = dict(zip(indexed.index, indexed.to_numpy(dtype=float).tolist(), strict=True))
 
         def difference(view: Hashable, metric: str, selector: str, unit: str) -> Difference:
-            n, mean, p, mde, needed = found[view, metric, selector]
+            n, mean, p, mde, needed = numbers[view, metric, selector]
             return Difference(int(n), mean, p, unit, mde, needed)
 
         for view in views:
@@ -118,13 +118,13 @@ def verdict_table(
                     continue
                 now = difference(view, immediate, selector, "points")
                 later = difference(view, "long_horizon", selector, "")
-                said = verdict(now, later, reference=reference)
-                rows.append((view, selector, said.word, said.reason, said.power))
+                result = verdict(now, later, reference=reference)
+                rows.append((view, selector, result.word, result.reason, result.power))
     return pd.DataFrame(rows, columns=["view", "selector", "verdict", "reason", "power"])
 
 
 def _power(immediate: Difference, long: Difference, alpha: float) -> str:
-    """One sentence: the smallest differences that would be shown, and the seeds that those seen would need."""
+    """One sentence: the smallest differences that these seeds detect, and the seeds that the measured ones need."""
     if np.isnan(immediate.mde) or np.isnan(long.mde):
         return ""
     n = min(immediate.n, long.n)
@@ -132,24 +132,24 @@ def _power(immediate: Difference, long: Difference, alpha: float) -> str:
         f"{n} seeds show true differences of {immediate.mde:.1f} points now and {long.mde:.3f} in the long run with "
         f"{POWER:.0%} power"
     )
-    wanted = [
+    needs = [
         f"{_count(side.seeds_needed)} for {name}"
         for side, name in ((immediate, "the current score"), (long, "the long-horizon score"))
         if not side.p < alpha and not np.isnan(side.seeds_needed)
     ]
-    return text + (f"; differences as seen would take {' and '.join(wanted)}" if wanted else "")
+    return text + (f"; differences as seen would take {' and '.join(needs)}" if needs else "")
 
 
 def _count(seeds: float) -> str:
     return f"{seeds:.0f} seeds" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,} seeds"
 
 
-def _clause(difference: Difference, what: str, alpha: float) -> str:
+def _clause(difference: Difference, score: str, alpha: float) -> str:
     size = (
         f"{difference.mean:+.1f} points" if difference.unit == "points" else f"{difference.mean:+.3f} on its 0–1 scale"
     )
-    said = "no difference shown" if difference.p >= alpha else "ahead" if difference.mean > 0 else "behind"
-    return f"{what} {size}: {said} (p = {difference.p:.2g})"
+    result = "no difference shown" if difference.p >= alpha else "ahead" if difference.mean > 0 else "behind"
+    return f"{score} {size}: {result} (p = {difference.p:.2g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def rank_reversals(
     immediate: Float[np.ndarray, "seeds k"],
     long: Float[np.ndarray, "seeds k"],
     selectors: Sequence[str],
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
 ) -> list[RankReversal]:
     """Pairs whose order on the immediate score reverses on the long-horizon score, with both differences significant.
 
@@ -181,7 +181,7 @@ def rank_reversals(
             "both must be seeds × selectors."
         )
     pairs = np.array(list(itertools.combinations(range(len(selectors)), 2)), dtype=int).reshape(-1, 2)
-    found = []
+    reversals = []
     sides = []
     for values in (immediate.T, long.T):
         result = paired(values[pairs[:, 0]], values[pairs[:, 1]])
@@ -191,7 +191,7 @@ def rank_reversals(
     for row in np.flatnonzero(reversed_):
         sign = 1 if now.mean[row] > 0 else -1
         first, second = pairs[row][::sign]
-        found.append(
+        reversals.append(
             RankReversal(
                 selectors[first],
                 selectors[second],
@@ -199,10 +199,8 @@ def rank_reversals(
                 Difference(int(later.n[row]), float(sign * later.mean[row]), float(later_p[row])),
             )
         )
-    return found
+    return reversals
 
-
-# Whether selectors were compared at equal token counts, and by how much they were not, in words.
 
 _TOKENS, _EXAMPLES = ("cost", "selected_tokens"), ("cost", "selected_examples")
 
@@ -210,78 +208,75 @@ _TOKENS, _EXAMPLES = ("cost", "selected_tokens"), ("cost", "selected_examples")
 def unequal_amounts(
     tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stages"]], trials: Trials, reference: str
 ) -> dict[str, str]:
-    """Selector → how its tokens differ from the reference's, where the mean over seeds and stages does by more than one
-    example (of mean size, the larger of the two selectors'); a budget is filled in whole examples.
+    """Selector → how its token count differs from the reference's, in words; selectors with equal counts are left out.
 
-    Only stages that both measured in a seed are compared. Empty without the reference, or where the costs were not
-    measured.
+    A budget is filled in whole examples. So counts are equal if their means over seeds and stages differ by at most one
+    example (of mean size, the larger of the two selectors'). Only stages that both measured in a seed are compared.
+    Empty without the reference, or where the costs were not measured.
 
     Args:
-        tables: (kind, name) → values by stage, NaN = not measured (`longgame.metrics.tidy.read_stagewise`).
+        tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
     """
     if reference not in trials.selectors or _TOKENS not in tables or _EXAMPLES not in tables:
         return {}
     tokens, examples = trials.grid(tables[_TOKENS]), trials.grid(tables[_EXAMPLES])
     row = trials.selectors.index(reference)
-    found = {}
+    unequal = {}
     for place, selector in enumerate(trials.selectors):
         both = ~np.isnan(tokens[place] + tokens[row] + examples[place] + examples[row])
         if place == row or not both.any():
             continue
-        own, other = (float(tokens[each][both].mean()) for each in (place, row))
-        example = max(float(tokens[each][both].sum() / examples[each][both].sum()) for each in (place, row))
-        if abs(own - other) > example:
-            more = "more" if own > other else "fewer"
-            found[selector] = (
-                f"{abs(own / other - 1):.0%} {more} tokens learned than by {reference} "
-                f"({own:,.0f} against {other:,.0f} per stage)"
+        count, expected = (float(tokens[side][both].mean()) for side in (place, row))
+        example = max(float(tokens[side][both].sum() / examples[side][both].sum()) for side in (place, row))
+        if abs(count - expected) > example:
+            unequal[selector] = (
+                f"{abs(count / expected - 1):.0%} {'more' if count > expected else 'fewer'} tokens learned than by "
+                f"{reference} ({count:,.0f} against {expected:,.0f} per stage)"
             )
-    return found
+    return unequal
 
 
 def amount_notes(unequal: Mapping[str, str]) -> list[str]:
     """A note for each of `unequal_amounts`."""
     return [
-        f"{selector}: {words}; a difference in scores may come from the amount and not from the choice."
-        for selector, words in unequal.items()
+        f"{selector}: {text}; a difference in scores may come from the amount and not from the choice."
+        for selector, text in unequal.items()
     ]
 
 
 def with_amounts(verdicts: pd.DataFrame, unequal: Mapping[str, str]) -> pd.DataFrame:
-    """The verdicts, each with what was unequal behind its reason."""
-    said = [
+    """The verdicts with `unequal_amounts` added to their reasons."""
+    reasons = [
         f"{reason}; {unequal[selector]}" if selector in unequal else reason
         for selector, reason in zip(verdicts["selector"], verdicts["reason"], strict=True)
     ]
-    return verdicts.assign(reason=said)
+    return verdicts.assign(reason=reasons)
 
-
-# Replay that a stage could not give, in words: a table that says "replay 20%" must not hide that it was less.
 
 _MISSED = {
     "replay_missed_tokens": "replayed {total:,.0f} tokens less than its share allows",
     "proxy_items_missed": "left {total:,.0f} proxy items unlearned",
 }
-"""Cost of a stage (`longgame.selection.interventions.Replay.unmet`) → what it says."""
+"""Cost of a stage (`longgame.selection.interventions.Replay.unmet`) → its words in a note."""
 
 
 def missed_notes(tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stages"]], trials: Trials) -> list[str]:
-    """A note for each selector and kind of replay that some stage missed by more than one example.
+    """A note for each selector and kind of replay with stages that replayed less than asked for.
 
     Args:
-        tables: (kind, name) → values by stage, NaN = not measured (`longgame.metrics.tidy.read_stagewise`).
+        tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
     """
     notes = []
-    for name, words in _MISSED.items():
+    for name, text in _MISSED.items():
         if ("cost", name) not in tables:
             continue
         for selector, missed in zip(trials.selectors, trials.grid(tables["cost", name]), strict=True):
             measured = missed[~np.isnan(missed)]
             short = int((measured > 0).sum())
             if short:
-                said = words.format(total=measured.sum())
                 notes.append(
-                    f"{selector}: {short} of {len(measured)} stages {said}: their steps hold too few tokens, or there "
-                    "is no more to replay. Raise the budget, or offer more candidates a step."
+                    f"{selector}: {short} of {len(measured)} stages {text.format(total=measured.sum())}: their steps "
+                    "hold too few tokens, or there is no more to replay. Raise the budget, or offer more candidates a "
+                    "step."
                 )
     return notes
