@@ -31,8 +31,9 @@ from longgame.seeding import generator
 from longgame.selection.algorithms.facility import facility_location
 from longgame.selection.algorithms.farthest import farthest_first, farthest_first_partitioned
 from longgame.selection.algorithms.nearest import threshold_diverse
-from longgame.selection.base import Selection, Selector, build_selector, fill_by_score
-from longgame.selection.history import History
+from longgame.selection.base import Selector, build_selector
+from longgame.selection.budget import fill_by_score
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 WIDTH = 384

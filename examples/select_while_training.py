@@ -91,7 +91,7 @@ def main() -> None:
 
     policy = trainer.selection_policy
     skill_of = {example.sample_id: example.skill for example in examples}
-    picked = Counter(skill_of[sample_id] for done in policy.rounds for sample_id in done.selection.ids)
+    picked = Counter(skill_of[sample_id] for done in policy.rounds for sample_id in done.picked_ids)
     print(f"{len(policy.rounds)} rounds picked {picked.total()} of {len(examples)} examples:", dict(picked))
 
 

@@ -34,10 +34,10 @@ def test_a_class_of_a_file_is_found_and_a_wrong_class_is_named(tmp_path):
         ("raise ValueError('boom')", "ValueError: boom"),
         ("raise SystemExit(1)", "SystemExit: 1"),
         ("def (", "SyntaxError: invalid syntax"),
-        ("class First: pass", "lacks `name`"),
+        ("class First: pass", "does not derive from longgame.Selector"),
         (GOOD.replace("requires = ()", "requires = 'loss'"), "is a string"),
         (GOOD.replace("requires = ()", "requires = ('los',)"), "unknown signal 'los'. Did you mean 'loss'"),
-        (GOOD.replace("def select", "def other"), "does not define select"),
+        (GOOD.replace("def select", "def other"), "defines neither score"),
         ("First = 3", "not a class"),
     ],
 )

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from longgame.data.examples import Example, Pool, Task
 from longgame.errors import LonggameError
 from longgame.recipe import Recipe, load_recipe
-from longgame.selection.base import Selection, Selector, build_selector
+from longgame.selection.base import Selector, build_selector
+from longgame.selection.history import Selection
 from longgame.signals.base import Signals
 
 if TYPE_CHECKING:

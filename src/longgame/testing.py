@@ -19,8 +19,8 @@ import numpy as np
 from longgame.data.examples import Example, Pool
 from longgame.errors import BudgetError, PluginError, unknown
 from longgame.seeding import generator
-from longgame.selection.base import Selection, Selector, check_selector
-from longgame.selection.history import History
+from longgame.selection.base import Selector, check_selector
+from longgame.selection.history import History, Selection
 from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
@@ -118,7 +118,7 @@ def _require(holds: bool, who: str, message: str) -> None:
 
 
 def declares_itself(make: SelectorFactory) -> None:
-    """Has a name, asks only for signals that exist, and defines ``select``."""
+    """Has a name, asks only for signals that exist, and defines ``score`` or ``select``."""
     selector = make()
     check_selector(type(selector).__qualname__, type(selector))
     name: Any = selector.name
@@ -127,7 +127,7 @@ def declares_itself(make: SelectorFactory) -> None:
 
 
 def picks_from_the_pool(make: SelectorFactory) -> None:
-    """Returns rows of the pool, each once, with the ids and the token count that belong to them."""
+    """Returns rows of the pool, no row twice, and the token count of those rows."""
     for n in (1, 2, 30):
         scene = _Scene(make, n)
         chosen = scene.select(int(scene.pool.tokens.sum()))
@@ -135,11 +135,6 @@ def picks_from_the_pool(make: SelectorFactory) -> None:
         inside = len(rows) > 0 and rows.min() >= 0 and rows.max() < n
         _require(inside, scene.name, f"rows {rows.tolist()} of a pool of {n}; give rows in 0…{n - 1}, at least one.")
         _require(len(set(rows.tolist())) == len(rows), scene.name, f"rows {rows.tolist()} hold one twice.")
-        _require(
-            tuple(chosen.ids) == tuple(scene.pool.ids[row] for row in rows),
-            scene.name,
-            "ids do not belong to the rows; build the result with Selection.of(pool, rows, scores).",
-        )
         spent = int(scene.pool.tokens[rows].sum())
         _require(chosen.tokens == spent, scene.name, f"reports {chosen.tokens} tokens for rows that cost {spent}.")
 
@@ -217,8 +212,8 @@ def _permuted(make: SelectorFactory, tied: bool) -> None:
             other.pool, other.signals = other.pool.take(order), other.signals.take(order)
             found = other.select()
             by_row = {key: np.asarray(column)[np.argsort(order)] for key, column in found.scores.items()}
-            rows = np.asarray([plain.pool.index[sample_id] for sample_id in found.ids], dtype=np.int64)
-            moved = Selection(found.ids, rows, found.tokens, by_row)
+            rows = np.asarray([plain.pool.index[other.pool.ids[row]] for row in found.rows], dtype=np.int64)
+            moved = Selection(rows, found.tokens, by_row)
             _same(plain.name, "the same candidates in another row order", expected, moved)
 
 
@@ -288,8 +283,8 @@ def _budgets(make: SelectorFactory) -> list[int]:
 
 
 def _same(who: str, what: str, first: Selection, second: Selection) -> None:
-    message = f"{what} gave other picks: {list(first.ids)} and then {list(second.ids)}."
-    _require(tuple(first.ids) == tuple(second.ids), who, message)
+    message = f"{what} gave other picks: rows {first.rows.tolist()} and then {second.rows.tolist()}."
+    _require(first.rows.tolist() == second.rows.tolist(), who, message)
     _require(set(first.scores) == set(second.scores), who, f"{what} logged other terms.")
     for key, column in first.scores.items():
         equal = np.allclose(column, second.scores[key], rtol=1e-5, atol=1e-7, equal_nan=True)

@@ -18,8 +18,8 @@ from longgame.quadratic.learner import QuadraticLearner, build_quadratic_sequenc
 from longgame.quadratic.world import QuadraticWorld
 from longgame.recipe import Recipe, parse_recipe
 from longgame.seeding import generator, stream_seed
-from longgame.selection.base import Selection, Selector, build_selector
-from longgame.selection.history import History
+from longgame.selection.base import Selector, build_selector
+from longgame.selection.history import History, Selection
 from longgame.selection.methods.random import RandomSelector
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals

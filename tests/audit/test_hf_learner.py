@@ -210,7 +210,7 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
         report = learner.train(pool, policy, offline, 3)
         asked.append(sizes.count(len(pool)))
         ends.append((weights(learner), report.losses))
-        picks.append(policy.rounds[0].selection.ids)
+        picks.append(policy.rounds[0].picked_ids)
         learner.train(pool, policy_of(selector), offline, 3)
         assert sizes.count(len(pool)) == asked[-1] + 1  # a model that has learned is always asked
     assert asked[0] == 1
@@ -230,7 +230,7 @@ def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_sta
     policy.begin_stage(generator(0, "select", 2), reserve_of(sequence, 2, pool, rec, 0))
     report = learner.train(pool, policy, SelectionConfig(budget=0.5, rounds=1, seed=7), 2)
     learnable = policy.learnable(pool)
-    chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].selection.ids])
+    chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].picked_ids])
     earlier = {example.sample_id for example in sequence.stages[0].candidates}
     proxy = {item.sample_id for stage in sequence.stages for item in stage.proxy}
     assert earlier & set(chosen.ids)

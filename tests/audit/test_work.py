@@ -8,8 +8,8 @@ import pytest
 from longgame.audit.walk import stage_work
 from longgame.data.examples import Example, Pool
 from longgame.models.flops import ModelFlops
-from longgame.selection.base import Selection, Selector
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.history import History, Selection
 from longgame.selection.interventions import ClusterFloor
 from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy

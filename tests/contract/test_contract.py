@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from longgame.errors import PluginError
-from longgame.selection.base import Selection, Selector, descending, fill_budget
+from longgame.selection.base import Selector
+from longgame.selection.budget import descending, fill_budget
+from longgame.selection.history import Selection
 from longgame.testing import CONTRACT, check_selector_contract
 
 
@@ -14,12 +16,8 @@ class Sound(Selector):
     name = "sound"
     requires = ("loss",)
 
-    def score(self, pool, signals, rng):
+    def score(self, pool, signals, history):
         return signals["loss"]
-
-    def select(self, pool, signals, history, budget, rng):
-        score = self.score(pool, signals, rng)
-        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
 
 
 class Overspends(Sound):
@@ -38,7 +36,7 @@ class PicksTwice(Sound):
 class Misreports(Sound):
     def select(self, pool, signals, history, budget, rng):
         chosen = super().select(pool, signals, history, budget, rng)
-        return Selection(chosen.ids, chosen.rows, chosen.tokens - 1, chosen.scores)
+        return Selection(chosen.rows, chosen.tokens - 1, chosen.scores)
 
 
 class StopsEarly(Sound):
@@ -54,8 +52,9 @@ class TakesSomethingAnyway(Sound):
 
 
 class GoesByPosition(Sound):
-    def score(self, pool, signals, rng):
-        return rng.random(len(pool))
+    def select(self, pool, signals, history, budget, rng):
+        score = rng.random(len(pool))
+        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
 
 
 class BreaksTiesByPosition(Sound):
@@ -65,13 +64,13 @@ class BreaksTiesByPosition(Sound):
 
 
 class GlobalRandom(Sound):
-    def score(self, pool, signals, rng):
+    def score(self, pool, signals, history):
         np.random.random()  # noqa: NPY002
         return signals["loss"]
 
 
 class Writes(Sound):
-    def score(self, pool, signals, rng):
+    def score(self, pool, signals, history):
         signals["loss"][:] *= 2
         return signals["loss"]
 
@@ -80,7 +79,7 @@ class Forgets(Sound):
     def __init__(self):
         self.rounds = 0
 
-    def score(self, pool, signals, rng):
+    def score(self, pool, signals, history):
         self.rounds += 1
         return signals["loss"] * (-1) ** self.rounds
 
@@ -99,7 +98,7 @@ class Silent(Sound):
 
 
 class PeeksAtAnotherSignal(Sound):
-    def score(self, pool, signals, rng):
+    def score(self, pool, signals, history):
         return signals["loss"] + signals["quality"]
 
 

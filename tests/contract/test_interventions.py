@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from longgame.recipe import SelectorSpec
-from longgame.selection.base import SELECTORS, Selection, Selector, build_selector, fill_by_score
-from longgame.selection.history import History
+from longgame.selection.base import SELECTORS, Selector, build_selector
+from longgame.selection.budget import fill_by_score
+from longgame.selection.history import History, Selection
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty, Replay, selector_of
 from longgame.testing import check_selector_contract, example_pool, example_signals
 

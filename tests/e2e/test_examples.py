@@ -27,7 +27,7 @@ def test_transformers_and_trl_pick_and_learn_the_same(tmp_path):
         model = adapt(loaded.model, ModelSpec(name="tiny"), seed=0).model
         trainer = make(model, loaded.tokenizer, candidates, str(tmp_path))
         losses.append(trainer.train().training_loss)
-        picks.append([made.selection.ids for made in trainer.selection_policy.rounds])
+        picks.append([made.picked_ids for made in trainer.selection_policy.rounds])
     assert picks[0] == picks[1]
     assert sum(map(len, picks[0])) > 0
     assert abs(losses[0] - losses[1]) < 1e-4

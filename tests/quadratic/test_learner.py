@@ -213,13 +213,13 @@ def test_rounds_spend_the_same_budget_and_never_pick_twice(learner, sequence, ro
     held = policy("loss")
     pool = sequence.stages[0].pool
     report = learner.train(pool, held, SelectionConfig(rounds=rounds, epochs=2), 8)
-    picked = [name for entry in held.rounds for name in entry.selection.ids]
+    picked = [name for entry in held.rounds for name in entry.picked_ids]
     assert len(held.rounds) == rounds
     assert len(set(picked)) == len(picked)
     assert sorted(name for batch in learner.picks for name in batch) == sorted([*picked, *picked])
     assert 0.25 * pool.tokens.sum() - 24 <= report.selected_tokens <= 0.25 * pool.tokens.sum() + 1
     assert report.optimiser_tokens == 2 * report.selected_tokens
-    assert len(held.rounds[-1].candidate_ids) == len(pool) - sum(len(e.selection.ids) for e in held.rounds[:-1])
+    assert len(held.rounds[-1].candidate_ids) == len(pool) - sum(len(e.picked_ids) for e in held.rounds[:-1])
 
 
 def test_later_rounds_see_the_model_as_it_is_then(learner, sequence):

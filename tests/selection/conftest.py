@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from longgame.data.examples import Example, Pool
-from longgame.selection.base import Selection, Selector
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.history import History, Selection
 from longgame.signals.base import CONTEXT, Signals
 
 
@@ -34,7 +34,10 @@ class World:
         return selector.select(self.pool, self.signals, history, budget, np.random.default_rng(seed))
 
     def picks(self, selector: Selector, budget: int, history: History | None = None, seed: int = 0) -> str:
-        return "".join(self.select(selector, budget, history, seed).ids)
+        return self.names(self.select(selector, budget, history, seed))
+
+    def names(self, selection: Selection) -> str:
+        return "".join(self.pool.ids[row] for row in selection.rows)
 
     def remembered(self, rows: Sequence[int]) -> History:
         """A history in which these rows were selected."""

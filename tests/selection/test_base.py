@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.errors import BudgetError, PluginError, RecipeError
-from longgame.selection.base import Selector, build_selector, check_selector, descending, fill_budget
+from longgame.selection.base import Selector, build_selector, check_selector
+from longgame.selection.budget import descending, fill_budget
 
 
 def test_what_does_not_fit_is_passed_over_and_the_walk_goes_on() -> None:
@@ -100,9 +101,9 @@ def test_a_class_that_breaks_the_contract_is_refused() -> None:
         name = "foreign"
 
     for cls, message in (
-        (NoSelect, "does not define select"),
+        (NoSelect, "neither score.* nor select"),
         (OneString, r"write it as a tuple: \('loss',\)"),
-        (Foreign, "lacks `requires`"),
+        (Foreign, "does not derive from longgame.Selector"),
     ):
         with pytest.raises(PluginError, match=message):
             check_selector(cls.name, cls)

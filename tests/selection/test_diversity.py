@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.selection.algorithms.farthest import farthest_first
-from longgame.selection.base import Selection
-from longgame.selection.history import History
+from longgame.selection.history import History, Selection
 from longgame.selection.methods.diversity import DiversitySelector
 
 
@@ -63,7 +62,7 @@ def test_a_line_by_hand(world) -> None:
     # mean 4.4 → d (4) first, then f (10), a (0), then b (2: 2 from a and d), c and e (1 from d): c by id
     scene = world([1] * 6, embedding=[[0], [2], [5], [4], [5.5], [10]])
     chosen = scene.select(DiversitySelector(), 4)
-    assert "".join(chosen.ids) == "dfab"
+    assert scene.names(chosen) == "dfab"
     assert chosen.scores["score"].tolist() == [4.0, 2.0, 1.0, 6.0, 1.5, 6.0]
 
 
@@ -93,9 +92,9 @@ def test_k_means_deals_over_the_clusters(world) -> None:
     blob_of = {name: blob for blob, names in enumerate(("abcd", "efg", "hi")) for name in names}
     for seed in range(5):
         chosen = scene.select(DiversitySelector("k-means"), 3, seed=seed)
-        assert [blob_of[name] for name in chosen.ids] == [0, 1, 2]
+        assert [blob_of[name] for name in scene.names(chosen)] == [0, 1, 2]
     dealt = scene.select(DiversitySelector("k-means", clusters=3), 9)
-    assert [blob_of[name] for name in dealt.ids] == [0, 1, 2, 0, 1, 2, 0, 1, 0]
+    assert [blob_of[name] for name in scene.names(dealt)] == [0, 1, 2, 0, 1, 2, 0, 1, 0]
     assert dealt.scores["centre_distance"][0] == pytest.approx(np.sqrt(0.5))
     assert dealt.scores["score"][dealt.rows] == pytest.approx(1 - np.arange(9) / 9)
 
@@ -113,5 +112,5 @@ def test_history_of_the_same_stage_counts(world) -> None:
     for _ in range(3):
         chosen = scene.select(selector, 1, history)
         history.update(Selection.of(scene.pool, chosen.rows), scene.pool, scene.signals)
-        picked += chosen.ids
+        picked += scene.names(chosen)
     assert picked == ["c", "d", "a"]

@@ -8,8 +8,7 @@ from scipy import stats
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, ResumeError
-from longgame.selection.base import Selection
-from longgame.selection.history import History
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 from longgame.testing import example_pool, example_signals
 
@@ -35,7 +34,6 @@ def test_counts_by_hand() -> None:
     assert history.cluster_tokens == {0: 0, 2: spent, 7: 0}
     assert history.cluster_counts == {0: 0, 2: 2, 7: 0}
     assert (history.n_selected, history.tokens) == (2, spent)
-    assert history.recent_ids == (pool.ids[2], pool.ids[0])
 
 
 def test_it_remembers_only_what_the_signals_carry() -> None:
@@ -48,12 +46,10 @@ def test_it_remembers_only_what_the_signals_carry() -> None:
 
 
 def test_size_is_bounded() -> None:
-    history = History(max_embeddings=5, gradient_rows=2, max_ids=7)
+    history = History(max_embeddings=5, gradient_rows=2)
     feed(history, range(30))
     assert history.embeddings.shape == (5, 12)
     assert len(history.gradients.matrix) <= 4
-    assert len(history.recent_ids) == 7
-    assert history.recent_ids[-1] == example_pool(12, seed=29).ids[10]
 
 
 def test_the_reservoir_is_a_uniform_sample() -> None:
@@ -88,7 +84,7 @@ def test_embeddings_cannot_be_written_to() -> None:
 
 
 def test_restoring_continues_identically() -> None:
-    one, two = (History(max_embeddings=4, gradient_rows=2, seed=3, max_ids=9) for _ in range(2))
+    one, two = (History(max_embeddings=4, gradient_rows=2, seed=3) for _ in range(2))
     feed(one, range(5))
     state = one.state_dict()
     frozen = json.dumps(state, default=lambda array: array.tolist())

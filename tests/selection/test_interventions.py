@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from longgame.errors import PluginError, RecipeError
 from longgame.recipe import parse_recipe
-from longgame.selection.base import Selection, Selector, build_selector, descending, fill_budget
-from longgame.selection.history import History
-from longgame.selection.interventions import ClusterFloor, ProxyPenalty, Replay, Reserve, selector_of
+from longgame.selection.base import Reserve, Selector, build_selector
+from longgame.selection.budget import descending, fill_budget
+from longgame.selection.history import History, Selection
+from longgame.selection.interventions import ClusterFloor, ProxyPenalty, Replay, selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.testing import example_pool, example_signals
 from longgame.training.feed import SelectionFeed
@@ -59,7 +60,7 @@ def replayed(policy):
     return [
         name
         for entry in policy.rounds
-        for name, row in zip(entry.selection.ids, entry.selection.rows, strict=True)
+        for name, row in zip(entry.picked_ids, entry.selection.rows, strict=True)
         if entry.selection.scores["replayed"][row]
     ]
 
@@ -130,13 +131,13 @@ def walked(selector, own, budgets):
     for budget in budgets:
         offered = selector.offer(own, budget)
         chosen = selector.select(offered, example_signals(offered, ("loss",)), History(), budget, rng)
-        picks.append("".join(chosen.ids))
+        picks.append("".join(offered.ids[row] for row in chosen.rows))
     return picks
 
 
 def begun(selector, given_reserve):
     selector.begin_stage()
-    selector.bring(given_reserve)
+    selector.use_reserve(given_reserve)
     return selector
 
 
@@ -210,7 +211,7 @@ def test_an_example_that_does_not_fit_waits_for_the_next_round(world) -> None:
     own, old = world([1] * 8, loss=range(8)).pool, world([3, 3], ids=["x", "y"]).pool
     selector = Replay(build_selector("loss"), 0.3)
     selector.begin_stage()
-    selector.bring(reserve(own, [old]))
+    selector.use_reserve(reserve(own, [old]))
     rng, history, counts = np.random.default_rng(0), History(), []
     for _ in range(5):  # 4 tokens a round: 1.2, 2.4, 3.6 (one of 3), 4.8, 6 (the other)
         offered = selector.offer(own, 4)
@@ -236,7 +237,7 @@ def test_the_selector_inside_sees_its_own_candidates_only() -> None:
     chosen = policy.rounds[0].selection
     assert np.isnan(chosen.scores["score"][len(own) :]).all()
     assert replayed(policy)
-    assert policy.history.recent_ids == chosen.ids  # what is replayed is selected history
+    assert policy.history.n_selected == len(chosen.rows)  # what is replayed is selected history
 
 
 def test_all_selectors_of_a_seed_replay_the_same_examples() -> None:
@@ -250,7 +251,7 @@ def test_replay_of_the_selected_takes_what_earlier_stages_selected_and_nothing_e
     first, second = example_pool(30, seed=1), example_pool(30, seed=2)
     selector = Replay(build_selector("loss"), 0.5, "selected")
     policy = walk(selector, [first], reserve(first))
-    chosen = set(policy.rounds[0].selection.ids)
+    chosen = set(policy.rounds[0].picked_ids)
     assert not replayed(policy)
     fresh = Replay(build_selector("loss"), 0.5, "selected")
     fresh.load_state_dict(selector.state_dict())
@@ -298,7 +299,7 @@ def test_a_cluster_in_debt_is_filled_in_the_selectors_own_order(world) -> None:
     scene = world([1] * 8, loss=[8, 7, 6, 5, 4, 3, 2, 1], cluster=[0, 0, 0, 0, 0, 1, 1, 2])
     assert scene.picks(build_selector("loss"), 4) == "abcd"
     chosen = scene.select(ClusterFloor(build_selector("loss"), 0.25), 4)  # one token each for clusters 0, 1 and 2
-    assert sorted(chosen.ids) == ["a", "b", "f", "h"]
+    assert sorted(scene.names(chosen)) == ["a", "b", "f", "h"]
     assert chosen.scores["cluster_floor"].tolist() == [1, 0, 0, 0, 0, 1, 0, 1]
     assert chosen.scores["score"].tolist() == [8, 7, 6, 5, 4, 3, 2, 1]
 
@@ -307,7 +308,7 @@ def test_what_is_replayed_counts_for_the_floor_of_its_cluster(world) -> None:
     scene = world([1] * 8, loss=[8, 7, 6, 5, 4, 3, 2, 1], cluster=[0, 0, 0, 0, 0, 1, 1, 2])
     floor = ClusterFloor(build_selector("loss"), 0.25)
     floor.begin_stage()
-    floor.beside(scene.pool, scene.signals, np.array([5, 6]))  # two tokens of cluster 1, beside the round's 4
+    floor.count_replayed(scene.pool, scene.signals, np.array([5, 6]))  # two tokens of cluster 1, beside the round's 4
     # of 6 tokens each cluster is owed 1: cluster 1 has it, and 2 gets one of the round's
     assert sorted(scene.picks(floor, 4)) == ["a", "b", "c", "h"]
 
@@ -330,7 +331,7 @@ def test_with_replay_the_floor_is_a_share_of_all_tokens_of_the_stage(seed) -> No
 def test_where_the_selectors_own_picks_pay_every_debt_they_stand_as_they_are(world) -> None:
     scene = world([1] * 6, loss=[6, 5, 4, 3, 2, 1], cluster=[0, 1, 0, 1, 0, 1])
     plain, held = scene.select(build_selector("loss"), 4), scene.select(ClusterFloor(build_selector("loss"), 0.5), 4)
-    assert held.ids == plain.ids == ("a", "b", "c", "d")
+    assert scene.names(held) == scene.names(plain) == "abcd"
     assert not held.scores["cluster_floor"].any()
 
 
@@ -380,7 +381,7 @@ def test_the_selector_inside_remembers_just_what_was_picked_in_the_end() -> None
         signals = example_signals(pool, selector.requires)
         plain = build_selector("utility-diversity").select(pool, signals, History(), 200, np.random.default_rng(0))
         chosen = selector.select(pool, signals, History(), 200, np.random.default_rng(0))
-        assert set(chosen.ids) != set(plain.ids)
+        assert set(chosen.rows.tolist()) != set(plain.rows.tolist())
         held = selector.state_dict()["inner"]["buffer"]["sketches"]
         wanted = signals["logit_sketch"][chosen.rows]
         assert sorted(map(tuple, held.tolist())) == sorted(map(tuple, wanted.tolist()))
@@ -401,7 +402,7 @@ def test_the_penalty_is_what_the_candidate_has_against_the_proxy_by_rank(world) 
     assert chosen.scores["misalignment"] == pytest.approx([1, 0, 0.5**0.5, 0])
     assert chosen.scores["score"] == pytest.approx([0, 1, -2 / 3, -1 / 3])
     assert chosen.scores["selector_score"].tolist() == [4, 3, 2, 1]
-    assert chosen.ids == ("b", "a")
+    assert scene.names(chosen) == "ba"
 
 
 def test_without_opponents_of_the_proxy_the_selectors_own_picks_stand(world) -> None:
@@ -430,10 +431,10 @@ def test_what_a_selector_scores_nan_ranks_behind_and_is_picked_by_itself_alone(w
         return {"score": np.where([name in "ac" for name in pool.ids], np.nan, signals["loss"])}
 
     chosen = scene.select(ProxyPenalty(Own(scores, rejects="ac"), 2.0), 2)
-    assert chosen.ids == ("d", "b")  # of the two that it scores, b opposes the proxy; a and c were never in question
+    assert scene.names(chosen) == "db"  # of the two that it scores, b opposes the proxy; a and c were never in question
     assert chosen.scores["score"].tolist() == [-6, -1, -6, 1]
     taken = scene.select(ProxyPenalty(Own(scores), 1.0), 4)  # it picked a and c although it could not score them
-    assert set(taken.ids) == set("abcd")
+    assert set(scene.names(taken)) == set("abcd")
     assert taken.scores["score"][0] < taken.scores["score"][3]
 
 
@@ -443,7 +444,7 @@ def test_a_selector_that_gives_no_score_is_penalised_by_its_order(world) -> None
     # picks a and b: 1 and ¾, by rank 1 and ⅓, the rest −⅔; misalignment of a by rank 1, of the others −⅓
     assert chosen.scores["selector_score"].tolist() == [1, 0.75, 0, 0]
     assert chosen.scores["score"] == pytest.approx([0, 2 / 3, -1 / 3, -1 / 3])
-    assert chosen.ids == ("b", "a")
+    assert scene.names(chosen) == "ba"
 
 
 @pytest.mark.parametrize("answer", [lambda pool: [True], lambda pool: np.ones(len(pool)), lambda pool: None])

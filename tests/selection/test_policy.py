@@ -8,8 +8,8 @@ import pytest
 
 from longgame.errors import PluginError
 from longgame.recipe import SelectorSpec
-from longgame.selection.base import Selection, Selector, build_selector
-from longgame.selection.history import History
+from longgame.selection.base import Selector, build_selector
+from longgame.selection.history import History, Selection
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.testing import example_pool, example_signals
@@ -77,9 +77,8 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
             "selected nothing from 4 candidates .* 4 of them fit",
         ),
         (lambda pool: Selection.of(pool, np.array([1, 1])), "a row twice or outside 0…3"),
-        (lambda pool: Selection(("x",), np.array([9]), 1), "a row twice or outside 0…3"),
-        (lambda pool: Selection(("x",), np.array([0]), 1), "ids that do not belong to its rows"),
-        (lambda pool: Selection((pool.ids[0],), np.array([0]), 0), "and reported 0"),
+        (lambda pool: Selection(np.array([9]), 1), "a row twice or outside 0…3"),
+        (lambda pool: Selection(np.array([0]), 0), "and reported 0"),
         (lambda pool: Selection.of(pool, np.arange(4)), "tokens of 20 and reported"),
         (lambda pool: None, "returned a NoneType; return Selection.of"),
         (lambda pool: [0], "returned a list"),
@@ -87,7 +86,7 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
         (lambda pool: Selection.of(pool, pool.tokens < 9), "np.flatnonzero"),
         (lambda pool: Selection.of(pool, np.array([-1])), "rows outside 0…3"),
         (lambda pool: Selection.of(pool, np.array([4])), "rows outside 0…3"),
-        (lambda pool: Selection.of(pool, np.array([0]), {"score": np.zeros(3)}), "'score' of shape \\(3,\\)"),
+        (lambda pool: Selection.of(pool, np.array([0]), {"score": np.zeros(3)}), "'score' with shape \\(3,\\)"),
         (lambda pool: {}["no such key"], "failed in select\\(\\): KeyError: 'no such key'"),
         (lambda pool: sys.exit(3), "failed in select\\(\\): SystemExit: 3"),
         (lambda: None, "failed in select\\(\\): TypeError"),
@@ -131,6 +130,6 @@ def test_restoring_continues_identically(name: str) -> None:
     for number in range(3, 6):
         pool = example_pool(12, seed=number)
         first, second = one.choose(pool, 70, example_signals), two.choose(pool, 70, example_signals)
-        assert first.ids == second.ids
-        np.testing.assert_equal(dict(first.scores), dict(second.scores))
+        assert first.picked_ids == second.picked_ids
+        np.testing.assert_equal(dict(first.selection.scores), dict(second.selection.scores))
     assert one.carry == two.carry

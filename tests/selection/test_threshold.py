@@ -54,7 +54,7 @@ def test_the_best_of_what_is_alike_is_kept_and_the_rest_only_fills_up(world) -> 
     selector = DiversitySelector("threshold", threshold=0.9)
     assert scene.picks(selector, 3) == "bde"
     full = scene.select(selector, 5)
-    assert "".join(full.ids) == "bdeac"
+    assert scene.names(full) == "bdeac"
     assert full.scores["alike"].tolist() == [1, 0, 1, 0, 0]
 
 

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longgame.data.examples import Example, Pool
 from longgame.seeding import generator
-from longgame.selection.base import Selection, Selector, descending, fill_budget
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.budget import descending, fill_budget
+from longgame.selection.history import History, Selection
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from longgame.recipe import TrainingSpec
-from longgame.selection.base import build_selector
+from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
-from longgame.selection.interventions import Replay, Reserve
+from longgame.selection.interventions import Replay
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training import stage as module
@@ -43,7 +43,7 @@ def test_the_trainer_learns_the_picks_of_each_step_replayed_ones_included(monkey
         spec=TrainingSpec(steps=2, warmup_steps=1),
         scorer=lambda pool, names: Signals(pool.ids, {}),
     )
-    picks = [name for entry in policy.rounds for name in entry.selection.ids]
+    picks = [name for entry in policy.rounds for name in entry.picked_ids]
     assert sorted(learned) == sorted(picks)
     assert set(picks) & set(own.ids)
     assert set(picks) & set(earlier.ids)

@@ -161,7 +161,7 @@ def test_accumulation_is_memory_not_mathematics(rounds):
         model = make_model()
         spec = SPEC.model_copy(update={"accumulation": accumulation})
         report, policy = stage(model, pool, Peek(), spec=spec, scorer=loss_scorer(model), rounds=rounds)
-        runs.append((report, [r.selection.ids for r in policy.rounds]))
+        runs.append((report, [r.picked_ids for r in policy.rounds]))
     for report, picks in runs[1:]:
         assert picks == runs[0][1]
         np.testing.assert_allclose(report.losses, runs[0][0].losses, rtol=1e-5)
@@ -171,7 +171,7 @@ def test_more_micro_batches_than_picks_changes_nothing():
     pool = make_pool(18)
     plain, _ = stage(make_model(), pool)
     many, policy = stage(make_model(), pool, spec=SPEC.model_copy(update={"accumulation": 3}))
-    assert min(len(r.selection.ids) for r in policy.rounds) < 3
+    assert min(len(r.picked_ids) for r in policy.rounds) < 3
     np.testing.assert_allclose(many.losses, plain.losses, rtol=1e-5)
 
 

@@ -124,7 +124,7 @@ def test_the_loss_counts_selected_tokens_only(tmp_path, tokenizer):
         tmp_path, tokenizer, pool=pool, model=model, selector=Coin(), args={"max_steps": 1, "learning_rate": 0.0}
     )
     trainer.train()
-    found = trainer.selection_policy.rounds[0].selection.ids
+    found = trainer.selection_policy.rounds[0].picked_ids
     rows = [pool.index[i] for i in found]
     each = before(pool.take(rows), ("loss",))["loss"]
     expected = np.average(each, weights=pool.response_tokens[rows])
@@ -163,7 +163,7 @@ def test_micro_batches_times_accumulation_do_not_change_what_is_picked(tmp_path,
                   "train_sampling_strategy": "sequential"},
         )  # fmt: skip
         trainer.train()
-        picks.append((losses(trainer), [done.selection.ids for done in trainer.selection_policy.rounds]))
+        picks.append((losses(trainer), [done.picked_ids for done in trainer.selection_policy.rounds]))
     for other in picks[1:]:
         assert other[1] == picks[0][1]
         np.testing.assert_allclose(other[0], picks[0][0], rtol=1e-4)
@@ -344,7 +344,7 @@ def test_a_policy_brings_its_own_history(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, selector=policy, args={"max_steps": 2})
     trainer.train()
     assert trainer.selection_policy is policy
-    assert policy.history.n_selected == sum(len(done.selection.ids) for done in policy.rounds)
+    assert policy.history.n_selected == sum(len(done.picked_ids) for done in policy.rounds)
 
 
 def sft(folder, tokenizer, args=None, **more):
@@ -371,7 +371,7 @@ def test_the_sft_trainer_selects_scores_and_resumes(tmp_path, tokenizer):
     for stop in (2, 4):
         resumed = sft(tmp_path / f"b{stop}", tokenizer, selector="loss", args=args)
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
-        picks = [[done.selection.ids for done in run.selection_policy.rounds] for run in (whole, resumed)]
+        picks = [[done.picked_ids for done in run.selection_policy.rounds] for run in (whole, resumed)]
         assert picks[1] == picks[0][stop:]
         assert losses(resumed) == losses(whole)
 

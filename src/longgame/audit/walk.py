@@ -35,10 +35,9 @@ from longgame.metrics.diagnostics import (
 )
 from longgame.recipe import Recipe
 from longgame.seeding import generator, stream_seed
-from longgame.selection.base import Selector, build_selector
+from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
-from longgame.selection.interventions import Intervention, Reserve, selector_of
-from longgame.selection.methods.from_scores import FromScores
+from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import SIGNALS
 from longgame.signals.flops import signal_flops, training_flops
@@ -66,17 +65,17 @@ def stage_work(
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
         were scored, the frozen pass over the pool, and proxy items); ``score_flops`` for them, ``frozen_flops`` of
         these for the frozen pass; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
-        What a `FromScores` selector's file cost is not known: NaN.
+        The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
     held = policy.learnable(pool)
     live = [name for name in policy.required if name in SIGNALS and SIGNALS[name].live]
     frozen = [name for name in policy.required if name in SIGNALS and "base" in SIGNALS[name].needs]
     scored = [held.take([held.index[name] for name in entry.candidate_ids]) for entry in policy.rounds] if live else []
-    picked = [held.take([held.index[name] for name in entry.selection.ids]) for entry in policy.rounds]
+    picked = [held.take([held.index[name] for name in entry.picked_ids]) for entry in policy.rounds]
     passes = report.proxy_passes if proxy is not None else 0
     tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
     tokens += passes * _tokens(proxy) if proxy is not None else 0
-    known = np.nan if _scored_elsewhere(policy.selector) else 1.0
+    known = np.nan if policy.selector.score_source else 1.0
     found = {"pool_tokens": float(_tokens(pool)), "scored_tokens": known * tokens}
     model = report.model
     if model is None:
@@ -100,13 +99,6 @@ def stage_work(
 
 def _tokens(pool: Pool) -> int:
     return int(pool.tokens.sum())
-
-
-def _scored_elsewhere(selector: Selector) -> bool:
-    """Whether the choice rests on scores that another system made."""
-    while isinstance(selector, Intervention):
-        selector = selector.inner
-    return isinstance(selector, FromScores)
 
 
 # What a stage may replay: earlier stages' candidates and the proxy items, as pools of the learner.
@@ -421,7 +413,7 @@ def _diagnostics(
     learner: Learner, pool: Pool, policy: SelectionPolicy, report: TrainingReport, recipe: Recipe
 ) -> list[dict[str, Any]]:
     """Table 2 of the paper for this stage; measured beside the training, never fed back into it."""
-    rows = sorted({pool.index[name] for entry in policy.rounds for name in entry.selection.ids})
+    rows = sorted({pool.index[name] for entry in policy.rounds for name in entry.picked_ids})
     chosen = pool.take(rows)
     frozen = learner.signals(chosen, ("cluster", "difficulty", "quality"))
     per_cluster = np.bincount(frozen["cluster"], weights=chosen.tokens, minlength=recipe.metrics.clusters)
@@ -451,7 +443,7 @@ def _costs(
         "selected_tokens": report.selected_tokens,
         "optimiser_tokens": report.optimiser_tokens,
         "candidate_tokens": report.candidate_tokens,
-        "selected_examples": sum(len(entry.selection.ids) for entry in policy.rounds),
+        "selected_examples": sum(len(entry.picked_ids) for entry in policy.rounds),
         **policy.unmet,
     }
     rows = [{"kind": "cost", "name": name, "value": float(value), "unit": "count"} for name, value in counts.items()]

@@ -1,10 +1,10 @@
-"""What a selector is, and what it returns; how a token budget is filled is re-exported from `ranking`."""
+"""What a selector is: `Selector`, the registry of methods, and `build_selector`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,105 +12,140 @@ from jaxtyping import Bool, Float, Int
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import Registry
-from longgame.selection.budget import check_budget as check_budget
-from longgame.selection.budget import descending as descending
-from longgame.selection.budget import fill_budget as fill_budget
-from longgame.selection.budget import fill_by_score as fill_by_score
-from longgame.selection.budget import id_order as id_order
+from longgame.selection.budget import fill_by_score
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals, check_names
-
-if TYPE_CHECKING:
-    from longgame.selection.history import History
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What was chosen and why: enough to explain every decision."""
+class Reserve:
+    """Examples that a stage may learn beside its own candidates; an audit hands it over when the stage begins."""
 
-    ids: tuple[str, ...]
-    """Chosen examples, in pick order."""
-    rows: Int[np.ndarray, " k"]
-    """Their rows in the pool that `Selector.select` was given, in pick order."""
-    tokens: int
-    """Prompt + response tokens spent."""
-    scores: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
-    """Per term, one value for every *candidate* in pool order; ``score`` is what decided."""
-
-    @staticmethod
-    def of(pool: Pool, rows: Int[np.ndarray, " k"], scores: Mapping[str, np.ndarray] | None = None) -> Selection:
-        """Build the selection of these rows of the pool, in this order.
-
-        Raises:
-            PluginError: the rows are not whole numbers (a mask is not), or not rows of the pool.
-        """
-        given = np.asarray(rows)
-        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
-            raise PluginError(
-                f"a selection was made of an array of {given.dtype} with shape {given.shape}; give the row numbers of "
-                "the picks in pick order (of a mask: np.flatnonzero(mask))."
-            )
-        rows = given.astype(np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(pool)):
-            raise PluginError(f"a selection was made of rows outside 0…{len(pool) - 1}; give rows of the pool.")
-        ids = tuple(pool.ids[row] for row in rows)
-        return Selection(ids, rows, int(pool.tokens[rows].sum()), dict(scores or {}))
+    own: Pool
+    """The stage's candidates; none of them is replayed."""
+    earlier: tuple[Pool, ...]
+    """Candidates of the earlier stages, in order; empty in the first stage."""
+    proxy: Pool | None
+    """Items of the future-proxy mixture, all stages together."""
+    budget: int
+    """Tokens that the stage may spend."""
+    rng: np.random.Generator
+    """Fixes the order of replay, the same for every selector of a seed."""
 
 
 class Selector:
-    """Base class of a selection method (a subclass is one file, and one line in `SELECTORS`).
+    """Base class of a selection method (one file, and one line in `SELECTORS`).
 
-    A subclass sets ``name`` and ``requires`` and defines ``select``; parameters are keyword arguments of ``__init__``
-    (that is how a recipe's ``{name: …, parameter: …}`` reaches it). A selector with state also defines
-    ``state_dict`` / ``load_state_dict`` with NumPy arrays and plain numbers, strings, lists and dicts as values.
+    A subclass sets ``name`` and ``requires`` and defines ``score``; a method that decides pick by pick defines
+    ``select`` instead. Parameters are keyword arguments of ``__init__`` (a recipe's ``{name: …, parameter: …}`` sets
+    them). A selector with state also defines ``state_dict`` and ``load_state_dict``.
     """
 
     name: ClassVar[str]
     requires: tuple[str, ...] = ()
-    """Signals that must be there (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
+    """Signals to compute (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
+    score_source: str = ""
+    """Where scores come from that another system made ("score file 'x.csv'"); their cost is unknown."""
+
+    def score(
+        self, pool: Pool, signals: Signals, history: History
+    ) -> Float[np.ndarray, " n"] | Mapping[str, Float[np.ndarray, " n"]]:
+        """Return one number per candidate, highest first; NaN = never pick.
+
+        A mapping of named terms is logged as it is; its term ``score`` decides.
+        """
+        raise NotImplementedError(f"selector '{self.name}' defines neither score() nor select().")
 
     def select(
-        self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
+        self,
+        pool: Pool,
+        signals: Signals,
+        history: History,
+        budget: int,
+        rng: np.random.Generator,  # noqa: ARG002 - for selectors that draw
     ) -> Selection:
-        """Choose from the pool at most ``budget`` tokens (prompt + response).
+        """Choose at most ``budget`` tokens; by default fill it by `score` with eligible candidates, ties by id.
 
         Args:
-            pool: n candidates; ``pool.tokens`` is what each would spend.
+            pool: n candidates; ``pool.tokens`` holds what each costs (prompt + response tokens).
             signals: the columns named in ``requires``, row-aligned with the pool.
-            history: what earlier stages and rounds selected (read only here).
+            history: what earlier stages and rounds selected (read only).
             budget: tokens, ≥ 1.
             rng: the only source of randomness allowed.
+
+        Raises:
+            BudgetError: no candidate fits into the budget.
+            PluginError: `score` did not return one number per candidate.
         """
-        raise NotImplementedError(f"selector '{self.name}' must define select()")
+        terms = self.score(pool, signals, history)
+        if not isinstance(terms, Mapping):
+            terms = {"score": terms}
+        score = terms.get("score")
+        if score is None or np.shape(score) != (len(pool),):
+            raise PluginError(
+                f"selector '{self.name}': score() returned {_described(terms)}; return one number for each of the "
+                f"{len(pool)} candidates, or a mapping of such terms of which 'score' decides."
+            )
+        allowed = np.where(eligible_of(self, pool), score, np.nan)
+        return Selection.of(pool, fill_by_score(allowed, pool.ids, pool.tokens, budget), terms)
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
-        """Candidates that this selector would pick at all, whatever the budget; by default all.
+        """Return which candidates may be picked at all, whatever the budget; by default all.
 
-        For a selector that takes a subset by what it knows of the examples: the interventions around it never pick
-        what is False here. (What it rejects by a signal, it scores NaN: no intervention changes that, either.)
+        For a selector that rejects examples by their content. Interventions never pick what is False here, nor what
+        the selector scores NaN.
         """
         return np.ones(len(pool), dtype=bool)
 
     def begin_stage(self) -> None:
-        """A stage begins, and with it what is kept for one stage alone; by default there is nothing of that kind."""
+        """Drop state that belongs to one stage; by default there is none."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that later decisions depend on; empty for a selector without memory."""
+        """Return everything that later decisions depend on: NumPy arrays, numbers, strings, lists and dicts."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         if state:
             raise PluginError(f"selector '{self.name}' keeps no state but was given {sorted(state)}.")
 
+    # For interventions that replay examples beside the selector's picks; a selection method needs none of these.
+
+    replays: bool = False
+    """Whether the selector needs a `Reserve`."""
+
+    def use_reserve(self, reserve: Reserve) -> None:
+        """Take the stage's reserve, after `begin_stage`."""
+
+    def learnable(self, pool: Pool) -> Pool:
+        """Return the stage's candidates and, behind them, everything that may be replayed."""
+        return pool
+
+    def offer(self, pool: Pool, budget: int) -> Pool:  # noqa: ARG002
+        """Return the round's candidates and, behind them, what the round replays."""
+        return pool
+
+    def count_replayed(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " e"]) -> None:
+        """Take note, before `select`, of the rows of its pool that the round replays."""
+
+    def unmet(self) -> dict[str, int]:
+        """Return by how much the stage missed what it should have replayed, per cost name."""
+        return {}
+
+
+def _described(terms: Mapping[str, Any]) -> str:
+    if "score" not in terms:
+        return f"the terms {sorted(terms)}"
+    return f"an array of shape {np.shape(terms['score'])}"
+
 
 def eligible_of(selector: Selector, pool: Pool) -> Bool[np.ndarray, " n"]:
-    """The selector's own `Selector.eligible`; all candidates where it has none (it need not derive from Selector).
+    """Return `Selector.eligible`, checked.
 
     Raises:
-        PluginError: its answer is no mask of the candidates.
+        PluginError: the answer is no mask of the candidates.
     """
-    asked = getattr(selector, "eligible", None)
-    mask = np.ones(len(pool), dtype=bool) if asked is None else np.asarray(asked(pool))
+    mask = np.asarray(selector.eligible(pool))
     if mask.shape != (len(pool),) or mask.dtype != bool:
         raise PluginError(
             f"selector '{selector.name}': eligible() returned an array of {mask.dtype} with shape {mask.shape}; "
@@ -121,13 +156,15 @@ def eligible_of(selector: Selector, pool: Pool) -> Bool[np.ndarray, " n"]:
 
 def check_selector(name: str, cls: Any) -> None:
     """Raise PluginError unless the class ``cls`` keeps the contract of `Selector`."""
-    for attribute in ("name", "requires", "select", "state_dict", "load_state_dict"):
-        if not hasattr(cls, attribute):
-            raise PluginError(
-                f"selector '{name}' ({cls.__qualname__}) lacks `{attribute}`. Derive it from longgame.Selector."
-            )
-    if not callable(cls.select) or cls.select is Selector.select:
-        raise PluginError(f"selector '{name}' does not define select(pool, signals, history, budget, rng).")
+    if not issubclass(cls, Selector):
+        raise PluginError(f"selector '{name}' ({cls.__qualname__}) does not derive from longgame.Selector; derive it.")
+    if not hasattr(cls, "name"):
+        raise PluginError(f"selector '{name}' ({cls.__qualname__}) lacks `name`. Set name = '…' in the class.")
+    if cls.select is Selector.select and cls.score is Selector.score:
+        raise PluginError(
+            f"selector '{name}' defines neither score(pool, signals, history) nor "
+            "select(pool, signals, history, budget, rng). Define one of them."
+        )
     _check_requires(name, cls.requires)
 
 
@@ -153,9 +190,8 @@ SELECTORS = Registry(
     check_selector,
 )
 
-
 SCORES = "scores:"
-"""``scores:FILE`` stands for the selector that follows the scores or keep flags of a file."""
+"""``scores:FILE`` names the selector that follows the scores or keep flags of a file."""
 
 _OF_FILES = Registry("selector", "", {SCORES: "longgame.selection.methods.from_scores:FromScores"}, check_selector)
 
@@ -168,8 +204,7 @@ def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Se
         PluginError: the class cannot be made or breaks the contract. DataError: a file of scores is wrong.
     """
     if name.startswith(SCORES):
-        file = {"file": name.removeprefix(SCORES)}
-        return _OF_FILES.make(SCORES, {**(parameters or {}), **file})
+        return _OF_FILES.make(SCORES, {**(parameters or {}), "file": name.removeprefix(SCORES)})
     selector: Selector = SELECTORS.make(name, parameters or {})
     _check_requires(name, selector.requires)
     return selector

@@ -102,35 +102,32 @@ def _sort_runs(order: Int[np.ndarray, " m"], keys: np.ndarray, ids: tuple[str, .
 def fill_by_score(
     score: Float[np.ndarray, " n"], ids: tuple[str, ...], tokens: Int[np.ndarray, " n"], budget: int
 ) -> Int[np.ndarray, " k"]:
-    """`fill_budget` of `descending`, without sorting what is not reached: O(n), and k log k for the k picks.
+    """Fill the budget by falling score, ties by id; rows with a score of NaN are never picked.
 
-    A partition by score splits off about as many rows as the budget holds; only they are sorted, and only where
-    scores are equal by id. What does not fit when they are walked never will, so the next part is chosen among the
-    rest that still fits. (A score that most of the pool shares makes the ids of all those be sorted.)
+    The picks are those of `fill_budget` over `descending`, in O(n) and k log k for the k picks: a partition by score
+    splits off about as many rows as the budget holds, and only those are sorted. What does not fit when they are walked
+    never will, so the next part comes from the remaining rows that still fit. (Of a score that most of the pool shares,
+    all those ids are sorted.)
 
     Raises:
-        BudgetError: nothing fits, or the budget is not positive.
+        BudgetError: no candidate fits, or the budget is not positive.
     """
     check_budget(tokens, budget)
     keys = -np.asarray(score, dtype=np.float64)
-    unmeasured = np.isnan(keys)  # these come last
-    keys[unmeasured] = np.inf
-    left, kept = int(budget), []
-    for group in (~unmeasured, unmeasured):
-        rest = np.flatnonzero(group & (tokens <= left))
-        while len(rest):
-            wanted = int(1.1 * left / float(tokens[rest].mean())) + 64
-            head = rest
-            if len(rest) > 2 * wanted:
-                near = keys[rest] <= np.partition(keys[rest], wanted)[wanted]
-                head, rest = rest[near], rest[~near]
-            else:
-                rest = rest[:0]
-            head = _by_score(head, keys, ids)
-            places, left = _walk(tokens[head], left, 0)
-            kept.append(head[places])
-            rest = rest[tokens[rest] <= left]
-    return np.concatenate(kept)
+    left = int(budget)
+    picks = [np.zeros(0, dtype=np.int64)]
+    rows = np.flatnonzero(~np.isnan(keys) & (tokens <= left))
+    while len(rows):
+        expected = int(1.1 * left / float(tokens[rows].mean())) + 64
+        head, rows = rows, rows[:0]
+        if len(head) > 2 * expected:
+            near = keys[head] <= np.partition(keys[head], expected)[expected]
+            head, rows = head[near], head[~near]
+        head = _by_score(head, keys, ids)
+        places, left = _walk(tokens[head], left, 0)
+        picks.append(head[places])
+        rows = rows[tokens[rows] <= left]
+    return np.concatenate(picks)
 
 
 # Put the terms of a score on one scale, so that a weight of 1 means the same for each of them.

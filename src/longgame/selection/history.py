@@ -1,43 +1,66 @@
-"""What earlier stages and rounds selected, in bounded memory."""
+"""One round's `Selection`, and the `History` of all rounds in bounded memory."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, ResumeError
 from longgame.seeding import generator
 from longgame.selection.algorithms.directions import FrequentDirections
-from longgame.selection.base import Selection
 from longgame.signals.base import Signals
 
 
-class History:
-    """The selected history H_t and S_{1:t−1} of eq. 5; selectors read it, `update` alone writes it.
+@dataclass(frozen=True)
+class Selection:
+    """The picks of one round, with the terms that explain every decision."""
 
-    It holds only what the signals of each round carried: a selector that asks for no embedding has a history without
-    embeddings. Size is bounded whatever the run's length: a reservoir of ``max_embeddings`` embeddings (each selected
-    example is in it with the same probability), a frequent-directions sketch of 2·``gradient_rows`` gradient rows, two
-    counters per cluster, and the last ``max_ids`` ids.
+    rows: Int[np.ndarray, " k"]
+    """Rows of the pool that `Selector.select` saw, in pick order."""
+    tokens: int
+    """Prompt + response tokens spent."""
+    scores: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    """Per term, one value for every *candidate* in pool order; ``score`` decided."""
+
+    @staticmethod
+    def of(pool: Pool, rows: Int[np.ndarray, " k"], scores: Mapping[str, np.ndarray] | None = None) -> Selection:
+        """Build the selection of these rows of the pool, in this order.
+
+        Raises:
+            PluginError: the rows are not whole numbers (a mask is not), or not rows of the pool.
+        """
+        array = np.asarray(rows)
+        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+            raise PluginError(
+                f"a selection was made of an array of {array.dtype} with shape {array.shape}; give the row numbers of "
+                "the picks in pick order (of a mask: np.flatnonzero(mask))."
+            )
+        rows = array.astype(np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(pool)):
+            raise PluginError(f"a selection was made of rows outside 0…{len(pool) - 1}; give rows of the pool.")
+        return Selection(rows, int(pool.tokens[rows].sum()), dict(scores or {}))
+
+
+class History:
+    """The selected history H_t and S_{1:t−1} of eq. 5; selectors read it, only `update` writes it.
+
+    It holds what the signals of each round carried: without the signal ``embedding`` there are no embeddings. Its size
+    does not grow with the run: a reservoir of ``max_embeddings`` embeddings (each selected example is in it with the
+    same probability), a frequent-directions sketch of 2·``gradient_rows`` gradient rows, and two counters per cluster.
 
     Args:
         max_embeddings: size of the reservoir.
         gradient_rows: rows of the gradient sketch; its error bound falls as 1 / (gradient_rows + 1).
         seed: seed of the reservoir's own generator (its state is saved; no selector's draws disturb it).
-        max_ids: how many of the latest ids are kept.
     """
 
-    def __init__(self, max_embeddings: int = 1024, gradient_rows: int = 32, seed: int = 0, max_ids: int = 4096) -> None:
-        for name, value in (
-            ("max_embeddings", max_embeddings),
-            ("gradient_rows", gradient_rows),
-            ("max_ids", max_ids),
-        ):
+    def __init__(self, max_embeddings: int = 1024, gradient_rows: int = 32, seed: int = 0) -> None:
+        for name, value in (("max_embeddings", max_embeddings), ("gradient_rows", gradient_rows)):
             if value < 1:
                 raise PluginError(f"History: {name} is {value}; it must be at least 1.")
         self.max_embeddings = max_embeddings
@@ -46,18 +69,17 @@ class History:
         self.tokens = 0
         """Prompt + response tokens selected so far."""
         self.cluster_tokens: dict[int, int] = {}
-        """Tokens selected per cluster index; a cluster that was offered but never picked stands with 0."""
+        """Tokens selected per cluster index; 0 for a cluster that was offered but never picked."""
         self.cluster_counts: dict[int, int] = {}
         """Examples selected per cluster index, with the same keys."""
         self.gradients = FrequentDirections(gradient_rows)
         """Sketch of the selected gradients: ``.energy``, ``.error_bound``, ``.matrix``."""
-        self._ids: deque[str] = deque(maxlen=max_ids)
         self._reservoir: Float[np.ndarray, "max_embeddings d"] = np.zeros((0, 0), dtype=np.float32)
-        self._embeddings_seen = 0
+        self._embedding_count = 0
         self._rng = generator(seed, "history", "reservoir")
 
     def update(self, selection: Selection, pool: Pool, signals: Signals) -> None:
-        """Remember a selection from ``pool``, with whichever of cluster, embedding and grad_sketch ``signals`` carries.
+        """Record a selection from ``pool``, with the cluster, embedding and grad_sketch that ``signals`` carries.
 
         Raises:
             PluginError: an embedding or gradient sketch has another width than those before.
@@ -66,13 +88,12 @@ class History:
         tokens = pool.tokens[rows]
         self.n_selected += len(rows)
         self.tokens += int(tokens.sum())
-        self._ids.extend(selection.ids)
         if "cluster" in signals:
-            offered = signals["cluster"]
-            for cluster in np.unique(offered).tolist():
+            clusters = signals["cluster"]
+            for cluster in np.unique(clusters).tolist():
                 self.cluster_tokens.setdefault(cluster, 0)
                 self.cluster_counts.setdefault(cluster, 0)
-            for cluster, cost in zip(offered[rows].tolist(), tokens.tolist(), strict=True):
+            for cluster, cost in zip(clusters[rows].tolist(), tokens.tolist(), strict=True):
                 self.cluster_tokens[cluster] += cost
                 self.cluster_counts[cluster] += 1
         if "embedding" in signals:
@@ -83,7 +104,7 @@ class History:
     def _remember(self, embeddings: Float[np.ndarray, "k d"]) -> None:
         """Algorithm R (Vitter 1985): the i-th embedding replaces a random one with probability max_embeddings / i."""
         width = embeddings.shape[1]
-        if not self._embeddings_seen:
+        if not self._embedding_count:
             self._reservoir = np.zeros((self.max_embeddings, width), dtype=np.float32)
         if width != self._reservoir.shape[1]:
             raise PluginError(
@@ -91,24 +112,19 @@ class History:
                 "keep one embedding model through a run."
             )
         for embedding in embeddings:
-            self._embeddings_seen += 1
-            place = self._embeddings_seen - 1
+            self._embedding_count += 1
+            place = self._embedding_count - 1
             if place >= self.max_embeddings:
-                place = int(self._rng.integers(self._embeddings_seen))
+                place = int(self._rng.integers(self._embedding_count))
             if place < self.max_embeddings:
                 self._reservoir[place] = embedding
 
     @property
     def embeddings(self) -> Float[np.ndarray, "m d"]:
         """Uniform sample of the selected embeddings, float32; m = 0 before the first. A read-only view."""
-        view = self._reservoir[: min(self._embeddings_seen, self.max_embeddings)]
+        view = self._reservoir[: min(self._embedding_count, self.max_embeddings)]
         view.flags.writeable = False
         return view
-
-    @property
-    def recent_ids(self) -> tuple[str, ...]:
-        """The latest selected ids, oldest first."""
-        return tuple(self._ids)
 
     def top_gradient_direction(self) -> Float[np.ndarray, " d"] | None:
         """Unit vector along the top eigenvector of the sketched selected-gradient covariance; None without gradients.
@@ -123,36 +139,34 @@ class History:
         return {
             "n_selected": self.n_selected,
             "tokens": self.tokens,
-            "ids": list(self._ids),
             "clusters": np.asarray(clusters, dtype=np.int64),
             "cluster_tokens": np.asarray([self.cluster_tokens[key] for key in clusters], dtype=np.int64),
             "cluster_counts": np.asarray([self.cluster_counts[key] for key in clusters], dtype=np.int64),
             "embeddings": np.array(self.embeddings),
-            "embeddings_seen": self._embeddings_seen,
+            "embedding_count": self._embedding_count,
             "rng": self._rng.bit_generator.state,
             "gradients": self.gradients.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
             ResumeError: the state was saved by a history of another size.
         """
         saved = np.asarray(state["embeddings"], dtype=np.float32)
-        seen = int(state["embeddings_seen"])
-        if len(saved) != min(seen, self.max_embeddings):
+        count = int(state["embedding_count"])
+        if len(saved) != min(count, self.max_embeddings):
             raise ResumeError(
-                f"the saved history holds {len(saved)} of {seen} embeddings but max_embeddings is "
+                f"the saved history holds {len(saved)} of {count} embeddings but max_embeddings is "
                 f"{self.max_embeddings}; resume with the setting the run was started with."
             )
         self.gradients.load_state_dict(state["gradients"])
         self.n_selected, self.tokens = int(state["n_selected"]), int(state["tokens"])
-        self._ids = deque(state["ids"], maxlen=self._ids.maxlen)
         clusters = np.asarray(state["clusters"]).tolist()
         self.cluster_tokens = dict(zip(clusters, np.asarray(state["cluster_tokens"]).tolist(), strict=True))
         self.cluster_counts = dict(zip(clusters, np.asarray(state["cluster_counts"]).tolist(), strict=True))
-        self._reservoir = np.zeros((self.max_embeddings if seen else 0, saved.shape[1]), dtype=np.float32)
+        self._reservoir = np.zeros((self.max_embeddings if count else 0, saved.shape[1]), dtype=np.float32)
         self._reservoir[: len(saved)] = saved
-        self._embeddings_seen = seen
+        self._embedding_count = count
         self._rng.bit_generator.state = state["rng"]

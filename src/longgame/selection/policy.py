@@ -13,11 +13,8 @@ from jaxtyping import Float, Int
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import plugin_at_work
-from longgame.selection.base import Selection, Selector, eligible_of
-from longgame.selection.history import History
-from longgame.selection.interventions.base import Intervention
-from longgame.selection.interventions.replay import Replay, Reserve
-from longgame.selection.methods.from_scores import FromScores
+from longgame.selection.base import Reserve, Selector, eligible_of
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 Scorer = Callable[[Pool, Sequence[str]], Signals]
@@ -30,7 +27,7 @@ class Round:
 
     number: int
     budget: int
-    """Tokens that could be spent, what earlier rounds left over included."""
+    """Tokens that could be spent, including what earlier rounds left over."""
     candidate_ids: tuple[str, ...]
     selection: Selection
     signals: Signals
@@ -39,6 +36,11 @@ class Round:
     """Tokens of each pick, in pick order."""
     gradients: Float[np.ndarray, "k d"] | None = None
     """Gradient sketches of the picks, where this round was measured for the diagnostics."""
+
+    @property
+    def picked_ids(self) -> tuple[str, ...]:
+        """Ids of the picks, in pick order."""
+        return tuple(self.candidate_ids[row] for row in self.selection.rows)
 
 
 @dataclass
@@ -54,8 +56,9 @@ class SelectionPolicy:
     """Measure the gradient sketches of the picks in every n-th round, for selection concentration; 0 = never."""
     rounds: list[Round] = field(default_factory=list)
     carry: int = 0
+    """Tokens that earlier rounds of the stage left over."""
     measuring: float = 0.0
-    """Seconds of this stage that went into gradients which only the diagnostics read."""
+    """Seconds of this stage spent on gradients that only the diagnostics read."""
 
     def begin_stage(self, rng: np.random.Generator, reserve: Reserve | None = None) -> None:
         """Forget the rounds of the last stage (not the history) and draw from ``rng`` from now on.
@@ -64,126 +67,124 @@ class SelectionPolicy:
             reserve: what may be replayed, for a selector that `replays`.
         """
         self.rng, self.rounds, self.carry, self.measuring = rng, [], 0, 0.0
-        if isinstance(self.selector, Selector):
-            with plugin_at_work(self._who, "begin_stage()"):
-                self.selector.begin_stage()
-        if isinstance(self.selector, Replay) and reserve is not None:
-            self.selector.bring(reserve)
+        with plugin_at_work(self._subject, "begin_stage()"):
+            self.selector.begin_stage()
+        if reserve is not None:
+            self.selector.use_reserve(reserve)
 
     @property
     def replays(self) -> bool:
         """Whether a stage may learn from more than its own candidates."""
-        return isinstance(self.selector, Replay)
+        return self.selector.replays
 
     def learnable(self, pool: Pool) -> Pool:
-        """All that a stage with these candidates may learn: what is replayed stands behind them."""
-        return self.selector.learnable(pool) if isinstance(self.selector, Replay) else pool
+        """Return all that a stage with these candidates may learn: what may be replayed stands behind them."""
+        return self.selector.learnable(pool)
 
     @property
     def unmet(self) -> dict[str, int]:
-        """What this stage should have replayed and did not (`Replay.unmet`); empty for a selector without replay."""
-        return self.selector.unmet() if isinstance(self.selector, Replay) else {}
+        """By how much the stage missed what it should have replayed (`Replay.unmet`); empty without replay."""
+        return self.selector.unmet()
 
     @property
     def required(self) -> tuple[str, ...]:
+        """Signals to compute for every round."""
         return tuple(dict.fromkeys((*self.selector.requires, *self.extra_signals)))
 
-    def choose(self, pool: Pool, budget: int, score: Scorer) -> Selection:
-        """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and remember it.
+    def choose(self, pool: Pool, budget: int, signals: Scorer) -> Round:
+        """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and log it.
 
-        What is replayed comes on top of the candidates, in the same budget: the picks' rows may lie behind the pool's
-        (ids and costs tell what they are), and `learnable` holds them.
+        Replayed examples come on top of the candidates, in the same budget: their rows lie behind the pool's, and
+        `learnable` holds them.
 
         Raises:
             PluginError: the selector raised an error, or returned something that is no Selection, rows outside the
                 pool, a row twice, or more than the budget; or the signals are not row-aligned with the pool.
         """
         available = int(budget) + self.carry
-        if isinstance(self.selector, Replay):
-            pool = self.selector.offer(pool, available)
-        signals = score(pool, self.required)
-        if signals.ids != pool.ids:
+        pool = self.selector.offer(pool, available)
+        columns = signals(pool, self.required)
+        if columns.ids != pool.ids:
             raise PluginError(
                 "the signals are not those of the candidates, row by row; return them in the pool's order."
             )
-        with plugin_at_work(self._who, "select()"):
-            selection = self.selector.select(pool, signals, self.history, available, self.rng)
+        with plugin_at_work(self._subject, "select()"):
+            selection = self.selector.select(pool, columns, self.history, available, self.rng)
         self._check(pool, selection, available)
         self.carry = available - selection.tokens
-        self.history.update(selection, pool, signals)
-        gradients = self._gradients(pool, selection, signals, score)
+        self.history.update(selection, pool, columns)
+        gradients = self._gradients(pool, selection, columns, signals)
         costs = pool.tokens[selection.rows]
-        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, signals, costs, gradients))
-        return selection
+        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, columns, costs, gradients))
+        return self.rounds[-1]
 
     def _gradients(
-        self, pool: Pool, selection: Selection, signals: Signals, score: Scorer
+        self, pool: Pool, selection: Selection, columns: Signals, signals: Scorer
     ) -> Float[np.ndarray, "k d"] | None:
-        """Gradient sketches of the picks: the selector's own where it asked for them, else measured here."""
+        """Gradient sketches of the picks: the selector's own if it requires them, else measured here."""
         if not self.gradient_every or len(self.rounds) % self.gradient_every:
             return None
-        if "grad_sketch" in signals:
-            return signals["grad_sketch"][selection.rows]
-        begun = time.perf_counter()
-        found = score(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
-        self.measuring += time.perf_counter() - begun
-        return found
+        if "grad_sketch" in columns:
+            return columns["grad_sketch"][selection.rows]
+        start = time.perf_counter()
+        sketches = signals(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
+        self.measuring += time.perf_counter() - start
+        return sketches
 
     def _check(self, pool: Pool, selection: Selection, budget: int) -> None:
-        who = self._who
+        subject = self._subject
         if not isinstance(selection, Selection):
-            raise PluginError(f"{who} returned a {type(selection).__name__}; return Selection.of(pool, rows, scores).")
+            raise PluginError(
+                f"{subject} returned a {type(selection).__name__}; return Selection.of(pool, rows, scores)."
+            )
         rows = np.asarray(selection.rows)
         if len(rows) == 0:
-            raise PluginError(self._nothing(pool, budget))
+            raise PluginError(self._why_empty(pool, budget))
         if len(set(rows.tolist())) != len(rows) or rows.min() < 0 or rows.max() >= len(pool):
-            raise PluginError(f"{who} returned a row twice or outside 0…{len(pool) - 1}.")
-        if tuple(pool.ids[row] for row in rows) != tuple(selection.ids):
-            raise PluginError(f"{who} returned ids that do not belong to its rows; use Selection.of(pool, rows).")
+            raise PluginError(f"{subject} returned a row twice or outside 0…{len(pool) - 1}.")
         spent = int(pool.tokens[rows].sum())
         if spent != selection.tokens or spent > budget:
             raise PluginError(
-                f"{who} spent {spent} tokens of {budget} and reported {selection.tokens}. "
+                f"{subject} spent {spent} tokens of {budget} and reported {selection.tokens}. "
                 "Walk the rows with fill_budget(order, pool.tokens, budget)."
             )
         for term, column in selection.scores.items():
             if np.shape(column) != (len(pool),):
                 raise PluginError(
-                    f"{who} explains itself by '{term}' of shape {np.shape(column)}; give one number for each of the "
+                    f"{subject} logs the term '{term}' with shape {np.shape(column)}; give one number for each of the "
                     f"{len(pool)} candidates, in the pool's order."
                 )
 
-    def _nothing(self, pool: Pool, budget: int) -> str:
-        """What to say of a round in which nothing was selected: who decided, why, and what to do about it."""
-        inner = self.selector
-        while isinstance(inner, Intervention):
-            inner = inner.inner
-        kept = eligible_of(inner, pool)
-        who = f"score file '{inner.file.path}'" if isinstance(inner, FromScores) else self._who
+    def _why_empty(self, pool: Pool, budget: int) -> str:
+        """The error of a round in which nothing was selected: who decided, why, and the fix."""
+        eligible = eligible_of(self.selector, pool)
+        subject = self.selector.score_source or self._subject
         offered = f"the {len(pool)} candidates of round {len(self.rounds) + 1}"
-        if not kept.any():
-            why = f"keeps none of {offered}"
-        elif pool.tokens[kept].min() > budget:
-            shortest = int(pool.tokens[kept].min())
-            why = f"keeps {int(kept.sum())} of {offered}, the shortest of {shortest} tokens; {budget} may be spent"
+        if not eligible.any():
+            reason = f"keeps none of {offered}"
+        elif pool.tokens[eligible].min() > budget:
+            shortest = int(pool.tokens[eligible].min())
+            reason = (
+                f"keeps {int(eligible.sum())} of {offered}, the shortest of {shortest} tokens; {budget} may be spent"
+            )
         else:
             return (
-                f"{who} selected nothing from {len(pool)} candidates with {budget} tokens to spend, although "
-                f"{int(np.sum(kept & (pool.tokens <= budget)))} of them fit. Return at least one; one that takes a "
-                "subset says so in eligible(pool), and needs rounds that offer enough of it (rounds: 1 offers all)."
+                f"{subject} selected nothing from {len(pool)} candidates with {budget} tokens to spend, although "
+                f"{int(np.sum(eligible & (pool.tokens <= budget)))} of them fit. Return at least one; a selector of a "
+                "subset defines eligible(pool), and needs rounds that offer enough of it (rounds: 1 offers all)."
             )
         return (
-            f"{who} {why}, so there is nothing to learn. Keep more, or set rounds: 1: then it chooses once, from all "
-            "candidates of the stage."
+            f"{subject} {reason}, so there is nothing to learn. Keep more, or set rounds: 1: then it chooses once, "
+            "from all candidates of the stage."
         )
 
     @property
-    def _who(self) -> str:
+    def _subject(self) -> str:
         return f"selector '{self.selector.name}'"
 
     def state_dict(self) -> dict[str, Any]:
         """State that later stages depend on (selector, history, carried tokens)."""
-        with plugin_at_work(self._who, "state_dict()"):
+        with plugin_at_work(self._subject, "state_dict()"):
             state = self.selector.state_dict()
         return {
             "selector": state,
@@ -193,8 +194,8 @@ class SelectionPolicy:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        with plugin_at_work(self._who, "load_state_dict()"):
+        """Restore what `state_dict` returned."""
+        with plugin_at_work(self._subject, "load_state_dict()"):
             self.selector.load_state_dict(state["selector"])
         self.history.load_state_dict(state["history"])
         self.rng.bit_generator.state = state["rng"]

@@ -81,19 +81,19 @@ class SelectionFeed:
                 raise ResumeError(f"step {step} is inside round {number} but nothing is queued for it.")
             total = offered + sum(self._taken.values())
             entitled = round(self.budget * total * (number + 1) / self.rounds)
-        selection = self.policy.choose(pool, self._grant(pool, entitled) - self.policy.carry, self.score)
-        self.spent += selection.tokens
+        decision = self.policy.choose(pool, self._grant(pool, entitled) - self.policy.carry, self.score)
+        self.spent += decision.selection.tokens
         self.seen += offered
-        costs = self.policy.rounds[-1].costs
-        picked = dict(zip(selection.ids, costs.tolist(), strict=True))
+        ids, costs = decision.picked_ids, decision.costs
+        picked = dict(zip(ids, costs.tolist(), strict=True))
         if self.rounds == "step":
             self._costs = picked
-            self._queue = [list(selection.ids)]
+            self._queue = [list(ids)]
             return
         self._taken |= {sample_id: cost for sample_id, cost in picked.items() if sample_id in pool.index}
         self._costs |= picked
         dealt = deal(costs, last - first, self.epochs, generator(self.seed, "deal", number))
-        self._queue = [[selection.ids[row] for row in rows] for rows in dealt]
+        self._queue = [[ids[row] for row in rows] for rows in dealt]
 
     def _grant(self, pool: Pool, entitled: int) -> int:
         """Tokens that may be spent now: what the share allows so far, less what was spent.

@@ -1,11 +1,31 @@
 """What the paper recommends around any selector (§6): replay mixture, coverage constraint, future-proxy penalty.
 
-Each is a selector around a selector, and keeps the same contract: the token budget, the log of every term, the state.
+Each wraps a selector and keeps the same contract: the token budget, the log of every term, the state.
 """
 
-from longgame.selection.interventions.base import Intervention
-from longgame.selection.interventions.build import selector_of
-from longgame.selection.interventions.penalties import ClusterFloor, ProxyPenalty
-from longgame.selection.interventions.replay import Replay, Reserve
+from longgame.recipe import SelectorSpec
+from longgame.selection.base import Selector, build_selector
+from longgame.selection.interventions.constraints import ClusterFloor, ProxyPenalty
+from longgame.selection.interventions.replay import Replay
 
-__all__ = ["ClusterFloor", "Intervention", "ProxyPenalty", "Replay", "Reserve", "selector_of"]
+__all__ = ["ClusterFloor", "ProxyPenalty", "Replay", "selector_of"]
+
+
+def selector_of(spec: SelectorSpec) -> Selector:
+    """Make the selector of a recipe's entry, with the interventions around it.
+
+    The penalty is innermost (it changes the order), then the coverage constraint (it limits where that order counts),
+    then replay (it takes its share before the selector chooses).
+
+    Raises:
+        RecipeError, PluginError: as `build_selector` and the interventions.
+    """
+    selector = build_selector(spec.name, spec.parameters)
+    if spec.proxy_penalty:
+        selector = ProxyPenalty(selector, spec.proxy_penalty)
+    if spec.min_cluster_share:
+        selector = ClusterFloor(selector, spec.min_cluster_share)
+    if spec.replay is not None or spec.proxy_as_data:
+        share, source = (spec.replay.share, spec.replay.source) if spec.replay is not None else (0.0, "pools")
+        selector = Replay(selector, share, source, spec.proxy_as_data)
+    return selector

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -13,32 +12,16 @@ from jaxtyping import Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, RecipeError
-from longgame.selection.base import Selection, Selector, id_order
-from longgame.selection.budget import choice
-from longgame.selection.history import History
-from longgame.selection.interventions.base import Intervention
+from longgame.selection.base import Reserve, Selector
+from longgame.selection.budget import choice, id_order
+from longgame.selection.history import History, Selection
+from longgame.selection.interventions.constraints import Intervention
 from longgame.signals.base import Signals
 
 REPLAYED = "replayed"
 """Row-aligned key of `Pool.info` (and term of the log): which candidates are not the stage's own."""
 _MOST_PROXY = Fraction(1, 2)
 _TOKENS_MISSED, _ITEMS_MISSED = "replay_missed_tokens", "proxy_items_missed"
-
-
-@dataclass(frozen=True)
-class Reserve:
-    """What a stage may learn beside its own candidates; the protocol gives it when the stage begins."""
-
-    own: Pool
-    """The stage's candidates: nothing of them is replayed."""
-    earlier: tuple[Pool, ...]
-    """Candidates of the stages before, in order; none before the first one."""
-    proxy: Pool | None
-    """Items of the future-proxy mixture, all stages together."""
-    budget: int
-    """Tokens that the stage may spend."""
-    rng: np.random.Generator
-    """Fixes the order of replay, the same for every selector of a seed."""
 
 
 class _Queue:
@@ -124,6 +107,8 @@ class Replay(Intervention):
     ``scores``: the inner selector's, NaN for replayed examples, and ``replayed``, 1 or 0.
     """
 
+    replays = True
+
     def __init__(
         self,
         inner: Selector,
@@ -148,7 +133,7 @@ class Replay(Intervention):
         super().begin_stage()
         self._reserve, self._queues, self._spent, self._kept = None, (), 0, 0
 
-    def bring(self, reserve: Reserve) -> None:
+    def use_reserve(self, reserve: Reserve) -> None:
         """Take what this stage may replay (after `begin_stage`).
 
         Raises:
@@ -240,15 +225,14 @@ class Replay(Intervention):
         marks = np.asarray(pool.info.get(REPLAYED, np.zeros(len(pool))), dtype=bool)
         own, extra = np.flatnonzero(~marks), np.flatnonzero(marks)
         extra = extra[id_order(tuple(pool.ids[row] for row in extra))]
-        if isinstance(self.inner, Intervention):
-            self.inner.beside(pool, signals, extra)
+        self.inner.count_replayed(pool, signals, extra)
         left = budget - int(pool.tokens[extra].sum()) - self._kept
         if len(extra) and left < self._least(pool.take(own)):
             chosen = Selection.of(pool, np.zeros(0, dtype=np.int64))
         else:
-            chosen = self.ask(pool, signals, history, left, rng, own if len(extra) else None)
+            chosen = self.select_inner(pool, signals, history, left, rng, own if len(extra) else None)
         if self.source == "selected":
-            self._selected |= dict.fromkeys(chosen.ids)
+            self._selected |= dict.fromkeys(pool.ids[row] for row in chosen.rows)
         rows = np.concatenate([chosen.rows, extra])
         self._spent += int(pool.tokens[rows].sum())
         return Selection.of(pool, rows, {**chosen.scores, "replayed": marks.astype(np.float64)})

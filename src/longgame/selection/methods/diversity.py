@@ -15,9 +15,9 @@ from longgame.errors import RecipeError
 from longgame.selection.algorithms.facility import facility_location
 from longgame.selection.algorithms.farthest import farthest_first, farthest_first_partitioned
 from longgame.selection.algorithms.nearest import threshold_diverse
-from longgame.selection.base import Selection, Selector, check_budget, descending, fill_budget, id_order
-from longgame.selection.budget import choice, count, flag
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.budget import check_budget, choice, count, descending, fill_budget, flag, id_order
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 _MOST_CLUSTERS = 256

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
 from longgame.data.sources import read_scores
 from longgame.errors import DataError
-from longgame.selection.base import Selection, Selector, check_budget, fill_by_score
+from longgame.selection.base import Selector
 from longgame.selection.budget import choice
 from longgame.selection.history import History
 from longgame.signals.base import Signals
@@ -40,25 +40,13 @@ class FromScores(Selector):
     def __init__(self, file: str, missing: Literal["error", "skip"] = "error") -> None:
         self.missing = choice(self.name, "missing", missing, ("error", "skip"))
         self.file = read_scores(str(file))
+        self.score_source = f"score file '{self.file.path}'"
         self._place = {sample_id: row for row, sample_id in enumerate(self.file.ids)}
 
-    def select(
-        self,
-        pool: Pool,
-        signals: Signals,  # noqa: ARG002 - part of the contract
-        history: History,  # noqa: ARG002
-        budget: int,
-        rng: np.random.Generator,  # noqa: ARG002
-    ) -> Selection:
-        check_budget(pool.tokens, budget)
+    def score(self, pool: Pool, signals: Signals, history: History) -> dict[str, Float[np.ndarray, " n"]]:  # noqa: ARG002
         places = self.places(pool.ids)
         score = np.where(places >= 0, self.file.score[places], np.nan)
-        keep = self.eligible(pool)
-        rows = np.flatnonzero(keep & (pool.tokens <= budget))
-        if len(rows):
-            part = pool.take(rows)
-            rows = rows[fill_by_score(score[rows], part.ids, part.tokens, budget)]
-        return Selection.of(pool, rows, {"score": score, "keep": keep.astype(np.float64)})
+        return {"score": score, "keep": self.eligible(pool).astype(np.float64)}
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         """Candidates that the file names and keeps."""

@@ -12,9 +12,9 @@ from longgame.data.examples import Pool
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.algorithms.farthest import mean_row
 from longgame.selection.algorithms.nearest import Nearest, cosine
-from longgame.selection.base import Selection, Selector, check_budget, id_order
-from longgame.selection.budget import NORMALISE, choice, count, scale, weight
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.budget import NORMALISE, check_budget, choice, count, id_order, scale, weight
+from longgame.selection.history import History, Selection
 from longgame.selection.methods.utility_diversity import UTILITIES, UtilityDiversitySelector
 from longgame.signals.base import Signals
 

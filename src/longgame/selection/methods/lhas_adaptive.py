@@ -10,8 +10,7 @@ import numpy as np
 
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
-from longgame.selection.base import Selection
-from longgame.selection.history import History
+from longgame.selection.history import History, Selection
 from longgame.selection.methods.lhas import LHASSelector, stage_alignment
 from longgame.signals.base import Signals
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from longgame.data.examples import Pool
-from longgame.selection.base import Selection, Selector, fill_by_score
+from longgame.selection.base import Selector
 from longgame.selection.history import History
 from longgame.signals.base import Signals
 
@@ -16,13 +17,5 @@ class LossSelector(Selector):
     name = "loss"
     requires = ("loss",)
 
-    def select(
-        self,
-        pool: Pool,
-        signals: Signals,
-        history: History,  # noqa: ARG002 - part of the contract
-        budget: int,
-        rng: np.random.Generator,  # noqa: ARG002
-    ) -> Selection:
-        score = signals["loss"]
-        return Selection.of(pool, fill_by_score(score, pool.ids, pool.tokens, budget), {"score": score})
+    def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002
+        return signals["loss"]

@@ -1,20 +1,21 @@
-"""Random selection: the baseline without an opinion (paper §4, "Random")."""
+"""Random selection: the baseline that looks at nothing (paper §4, "Random")."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from longgame.data.examples import Pool
-from longgame.selection.base import Selection, Selector, fill_by_score, id_order
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.budget import fill_by_score, id_order
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 
 class RandomSelector(Selector):
     """Uniform without replacement.
 
-    Each candidate draws one number in [0, 1), in the order of the sorted ids, and the largest are taken: the choice
-    depends on the generator and on which candidates there are, not on how the pool is ordered. ``score`` is the number.
+    Each candidate draws one number in [0, 1), in the order of the sorted ids, and the largest win. The choice depends
+    on the generator and the set of candidates, not on the order of the pool. ``score`` is the number.
     """
 
     name = "random"

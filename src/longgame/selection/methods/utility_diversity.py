@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from longgame.data.examples import Pool
 from longgame.selection.algorithms.directions import SketchBuffer
-from longgame.selection.base import Selection, Selector, fill_by_score, id_order
-from longgame.selection.budget import NORMALISE, choice, count, scale, weight
-from longgame.selection.history import History
+from longgame.selection.base import Selector
+from longgame.selection.budget import NORMALISE, choice, count, id_order, scale, weight
+from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss")
@@ -63,20 +63,17 @@ class UtilityDiversitySelector(Selector):
         if self.diversity_weight:
             self.buffer.push(signals["logit_sketch"][rows])
 
-    def select(
-        self,
-        pool: Pool,
-        signals: Signals,
-        history: History,  # noqa: ARG002 - part of the contract
-        budget: int,
-        rng: np.random.Generator,  # noqa: ARG002
-    ) -> Selection:
+    def score(self, pool: Pool, signals: Signals, history: History) -> dict[str, Float[np.ndarray, " n"]]:  # noqa: ARG002
         by_id = id_order(pool.ids)
         place = np.argsort(by_id)
-        scores = {key: column[place] for key, column in self.terms(signals.take(by_id)).items()}
-        rows = fill_by_score(scores["score"], pool.ids, pool.tokens, budget)
-        self.remember(signals, rows)
-        return Selection.of(pool, rows, scores)
+        return {name: column[place] for name, column in self.terms(signals.take(by_id)).items()}
+
+    def select(
+        self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
+    ) -> Selection:
+        selection = super().select(pool, signals, history, budget, rng)
+        self.remember(signals, selection.rows)
+        return selection
 
     def state_dict(self) -> dict[str, Any]:
         return {"buffer": self.buffer.state_dict()}
