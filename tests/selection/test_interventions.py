@@ -13,6 +13,7 @@ from longgame.selection.history import History, Selection
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty, Replay, selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.testing import example_pool, example_signals
+from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed
 
 
@@ -33,7 +34,7 @@ def stage(selector, pools, given_reserve, budget):
     """The policy after one stage with a step for each pool, and the tokens it spent; ``budget`` is a share of them."""
     policy = SelectionPolicy(selector, History(max_embeddings=8), np.random.default_rng(0))
     policy.begin_stage(np.random.default_rng(1), given_reserve)
-    feed = SelectionFeed(policy, example_signals, rounds="step", budget=budget, steps=len(pools))
+    feed = SelectionFeed(policy, example_signals, SelectionConfig(budget=budget), len(pools))
     for step, pool in enumerate(pools):
         feed.batch(step, lambda _, pool=pool: pool)
     return policy, feed.spent
