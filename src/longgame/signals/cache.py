@@ -138,9 +138,9 @@ def _short(data: bytes | memoryview) -> str:
 def _code() -> str:
     """Digest of the source that computes signals: no version number has to be remembered."""
     digest = blake2b(digest_size=16)
-    for package in ("longgame.signals", "longgame"):
+    for package in ("longgame.signals", "longgame.models", "longgame"):
         for file in sorted(resources.files(package).iterdir(), key=lambda item: item.name):
-            if file.name.endswith(".py") and (package == "longgame.signals" or file.name == "seeding.py"):
+            if file.name.endswith(".py") and (package != "longgame" or file.name == "seeding.py"):
                 digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

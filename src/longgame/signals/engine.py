@@ -311,7 +311,7 @@ class SignalEngine:
             torch.enable_grad(),
         ):
             hidden = self._hidden(batch)
-        if not record.seen:
+        if not record.used:
             raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")
         outward = torch.zeros_like(hidden)
         scale = loss_scale(batch.counts, hidden)
