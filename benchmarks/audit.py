@@ -31,10 +31,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Report, at_least, at_most, measure_machine
+from longgame.audit.execute import run_audit
 from longgame.audit.learner import make_learner, outline, sequence_of
 from longgame.audit.plan import order_groups
-from longgame.audit.run import run_audit
-from longgame.audit.store import RESULT_COLUMNS, RunDirectory
+from longgame.audit.run import Run
+from longgame.audit.store import RESULT_COLUMNS
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, parse_recipe
@@ -188,7 +189,7 @@ def sharing(report: Report, name: str, quick: bool) -> None:
     rounds = {"rounds": 1, "axes": {"budget": [0.1, 0.5], "order": {"permutations": 1}}}
     recipe = parse_recipe({**base.model_dump(mode="json"), **rounds, "seeds": list(base.seeds[:2])})
     together = timed(recipe, 1)
-    conditions = RunDirectory(Path(), recipe).conditions.values()
+    conditions = Run(Path(), recipe).plan.conditions.values()
     apart = [timed(condition.recipe, 1) for condition in conditions]
     alone = sum(run.seconds for run in apart)
     chosen = ("select_seconds",)

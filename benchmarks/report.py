@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.audit import TRIALS, QuietDisplay, many_trials, small
 from benchmarks.harness import Report, at_most, measure_machine
-from longgame.audit.learner import outline
-from longgame.audit.results import write_picks, write_results
-from longgame.audit.run import run_audit
-from longgame.audit.store import RunDirectory
+from longgame.audit.execute import run_audit
+from longgame.audit.picks import write_picks
+from longgame.audit.results import write_results
+from longgame.audit.run import Run
 from longgame.recipe import parse_recipe
 
 REPORT_SECONDS, REPORT_MB = 10.0, 15.0
@@ -36,7 +36,7 @@ _LINKED = ("done.json", "selection.parquet")
 """What a report reads of a stage of a finished run; its records stand in results.parquet."""
 
 
-def run_of_many(folder: Path, trials: int) -> RunDirectory:
+def run_of_many(folder: Path, trials: int) -> Run:
     """A finished run of the closed-form world: one seed is run, the others are that seed with noise on every value.
 
     Args:
@@ -46,17 +46,17 @@ def run_of_many(folder: Path, trials: int) -> RunDirectory:
     recipe = parse_recipe({**small("quadratic", False).model_dump(mode="json"), "seeds": [0], "axes": {}})
     single = run_audit(recipe, folder / "one", workers=1, threads=1, display=QuietDisplay())
     seeds = trials // len(recipe.selectors)
-    run = RunDirectory.create(folder / "many", recipe.model_copy(update={"seeds": tuple(range(seeds))}))
-    shutil.copy(single.run.folder / "environment.json", run.folder)
-    for trial in run.trials:
-        for stage in range(1, len(outline(recipe).stages) + 1):
+    run = Run.create(folder / "many", recipe.model_copy(update={"seeds": tuple(range(seeds))}))
+    shutil.copy(single.folder / "environment.json", run.folder)
+    for trial in run.plan.trials:
+        for stage in range(1, len(run.plan.stages) + 1):
             part = run.folder / "trials" / trial.name / f"stage-{stage}"
             part.mkdir(parents=True)
             for name in _LINKED:
-                os.link(single.run.folder / "trials" / f"{trial.selector.key}-s0" / part.name / name, part / name)
-    results = many_trials(recipe, single.results, len(run.trials), 1)
+                os.link(single.folder / "trials" / f"{trial.selector.key}-s0" / part.name / name, part / name)
+    results = many_trials(recipe, single.results, len(run.plan.trials), 1)
     results["trial"] = results["trial"].cat.rename_categories(lambda name: name.removesuffix("@"))
-    write_results(run, results)
+    write_results(run.folder, results, run.finished_stages)
     return run
 
 
@@ -67,13 +67,13 @@ def report_page(report: Report, quick: bool, repeats: int) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         run = run_of_many(Path(folder), TRIALS // 5 if quick else TRIALS)
-        stages = len(outline(run.recipe).stages)
+        stages = len(run.plan.stages)
         start = time.perf_counter()
-        write_picks(run, dict.fromkeys((trial.name for trial in run.trials), stages))
+        write_picks(run.folder, run.plan, run.finished_stages, run.picks)
         gathered = time.perf_counter() - start
         page = Path(folder) / "report.html"
         seconds = min(_command_seconds(run.folder, page) for _ in range(repeats))
-        trials, megabytes = len(run.trials), page.stat().st_size / 1e6
+        trials, megabytes = len(run.plan.trials), page.stat().st_size / 1e6
     report.add(
         [
             at_most(f"report_{trials}_trials_s", seconds, REPORT_SECONDS),

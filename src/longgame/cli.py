@@ -194,8 +194,9 @@ def _audit(
     dry_run: bool,
     keep_models: bool,
 ) -> None:
-    from longgame.audit.plan import plan_trials
-    from longgame.audit.run import RichDisplay, held_threads, run_audit
+    from longgame.audit.execute import RichDisplay, held_threads, run_audit
+    from longgame.audit.plan import Plan
+    from longgame.report.run import write_report
     from longgame.report.terminal import print_scorecard
 
     console = Console()
@@ -203,7 +204,7 @@ def _audit(
         raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
     loaded = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, changes)
     folder = out or (recipe if recipe.is_dir() else Path("runs") / loaded.name)
-    jobs = len(plan_trials(loaded))
+    jobs = len(Plan(loaded).trials)
     cores = os.cpu_count() or 1
     count = min(workers or cores, max(jobs, 1))
     per_worker = threads or held_threads(folder) or max(1, cores // (workers or cores))
@@ -214,8 +215,9 @@ def _audit(
         print_plan(loaded, folder, count, per_worker, console)
         return
     with RichDisplay(console) as display:
-        result = run_audit(loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models)
-    print_scorecard(result.scorecard, loaded, console, result.across)
+        run = run_audit(loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models)
+        write_report(run)
+    print_scorecard(run.scorecard, loaded, console, run.across)
     console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
 
 

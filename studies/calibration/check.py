@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from longgame.audit.run import RichDisplay, run_audit
+from longgame.audit.execute import RichDisplay, run_audit
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY
 from longgame.selection.base import build_selector
 from studies.calibration.ensemble import Replay, world_noise

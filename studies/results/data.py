@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from longgame.audit.learner import outline
 from longgame.audit.plan import FULL_DATA, Condition, expand, order_groups, stage_names
-from longgame.audit.results import gather
-from longgame.audit.store import RECIPE, RunDirectory
+from longgame.audit.run import RECIPE, Run
 from longgame.errors import DataError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
@@ -85,23 +84,25 @@ def keep(folder: Path) -> None:
     for step in dict.fromkeys(STEPS):
         if step.name in facts or not (step.folder / RECIPE).is_file():
             continue
-        run = RunDirectory.open(step.folder)
+        run = Run.open(step.folder)
         stages = len(stage_names(run.recipe))
-        finished = [trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages]
+        finished = [trial.name for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) == stages]
         if not finished:
             continue
-        results = gather(run)
+        results = run.results
         results = results[results["trial"].isin(finished)]
         environment = read_json(step.folder / "environment.json")
         facts[step.name] = {
             "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
-            "trials": len(run.trials),
+            "trials": len(run.plan.trials),
             "finished": len(finished),
             "minutes": round(sum(environment["sessions"]) / 60, 1),
             "versions": environment["versions"],
         }
         refresh_file(folder / f"{step.name}.parquet", _compact(results))
-        print(f"{step.name}: {len(finished)} of {len(run.trials)} trials, {len(results):,} measurements", flush=True)
+        print(
+            f"{step.name}: {len(finished)} of {len(run.plan.trials)} trials, {len(results):,} measurements", flush=True
+        )
     refresh_file(folder / FACTS, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
+from longgame.audit.plan import condition_label
 from longgame.metrics.catalog import METRICS
 from longgame.report.charts import GREY, PALETTE, Figure, spec, write_figures
-from longgame.report.conditions import condition_label
 from studies.results.data import Kept
 
 _FIELDS = {"diff_vs_reference": "mean", "ci_low": "low", "ci_high": "high"}

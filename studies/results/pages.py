@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from longgame.audit.plan import condition_label
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.comparisons import intervention_table
 from longgame.metrics.diagnostics import PAIRS
 from longgame.metrics.diagnostics import association_table as associate
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.recipe import Recipe
-from longgame.report.conditions import across_note, across_tables, association_table, condition_label, condition_table
+from longgame.report.conditions import across_note, across_tables, association_table, condition_table
 from longgame.report.markdown import escape, pipes
 from longgame.report.tables import (
     COSTS,

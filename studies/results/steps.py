@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longgame.audit.plan import plan_trials, stage_names
-from longgame.audit.store import RECIPE, RunDirectory, StageStore
+from longgame.audit.plan import Plan, stage_names
+from longgame.audit.run import RECIPE, Run
+from longgame.audit.store import StageStore
 from longgame.recipe import Recipe, load_recipe
 from longgame.storage import durable_folder, read_json, write_json
 
@@ -151,10 +152,10 @@ def is_finished(recipe: Recipe, folder: Path) -> bool:
     """Whether the run there, which may have grown since, holds every trial of this recipe."""
     if not (folder / RECIPE).is_file():
         return False
-    run = RunDirectory.open(folder)
+    run = Run.open(folder)
     stages = len(stage_names(recipe))
-    done = {trial.name for trial in run.trials if run.store_of(trial).finished_stages(stages) == stages}
-    return done >= {trial.name for trial in plan_trials(recipe)}
+    done = {trial.name for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) == stages}
+    return done >= {trial.name for trial in Plan(recipe).trials}
 
 
 def _run_folders() -> list[Path]:
@@ -175,7 +176,7 @@ def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
     stages = len(stage_names(recipe))
     finished: dict[tuple[str, str], Path] = {}
     environment: dict[str, Any] | None = None
-    for other in map(RunDirectory.open, others):
+    for other in map(Run.open, others):
         environment = environment or read_json(other.folder / ENVIRONMENT)
         for store in _stores(other):
             parts = ["base"] if store.folder.parent.name == "seeds" else [f"stage-{n + 1}" for n in range(stages)]
@@ -183,7 +184,7 @@ def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
                 finished[store.folder.name, store.key] = store.folder
     if not finished:
         return 0
-    run = RunDirectory.create(folder, recipe)
+    run = Run.create(folder, recipe)
     if environment and not (folder / ENVIRONMENT).is_file():  # versions and threads that the copied trials rest on
         write_json(folder / ENVIRONMENT, {**environment, "sessions": []})
     trials = 0
@@ -196,11 +197,11 @@ def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
     return trials
 
 
-def _stores(run: RunDirectory) -> list[StageStore]:
+def _stores(run: Run) -> list[StageStore]:
     """The trials of a run and the shared work that they start from."""
-    bases = {(trial.seed, trial.condition) for trial in run.trials}
+    bases = {(trial.seed, trial.condition) for trial in run.plan.trials}
     shared = {store.folder: store for store in (run.seed_store(*base) for base in sorted(bases))}
-    return [*map(run.store_of, run.trials), *shared.values()]
+    return [*map(run.trial_store, run.plan.trials), *shared.values()]
 
 
 def _longgame(arguments: Sequence[str]) -> subprocess.Popen[bytes]:

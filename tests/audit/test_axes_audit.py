@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.audit import run as audit
+from longgame.audit import execute
+from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
-from longgame.audit.run import run_audit
 from longgame.errors import ResumeError
 from support import quadratic_audit
 
@@ -64,7 +64,7 @@ def test_a_condition_has_the_numbers_of_the_recipe_that_says_the_same_without_ax
 
 def test_conditions_do_differ(varied):
     own = numbers(varied.results)
-    for name in varied.run.conditions:
+    for name in varied.plan.conditions:
         other = numbers(varied.results, name)
         assert name == "" or not np.array_equal(own.value.sort_values(), other.value.sort_values(), equal_nan=True)
 
@@ -79,7 +79,7 @@ def test_every_row_says_its_condition(varied):
         ("data.noise=0.3", 0.25, "step", "lora-r16", "1-2-3"),
     }
     assert varied.results.groupby("condition", observed=True).trial.nunique().eq(4).all()
-    again = pd.read_parquet(varied.run.folder / "results.parquet")
+    again = pd.read_parquet(varied.folder / "results.parquet")
     pd.testing.assert_frame_equal(varied.results, again, check_dtype=False, check_categorical=False)
 
 
@@ -94,7 +94,7 @@ def test_an_order_is_walked_and_its_columns_are_named_by_task(varied):
             assert first == other  # the model before any stage knows no order
     stages = {stage.name: {item.sample_id for item in stage.candidates} for stage in sequence_of(recipe(), 0).stages}
     for number, name in enumerate(("c", "a", "b"), start=1):
-        trial = varied.run.folder / "trials" / "lhas-s0@order=3-1-2" / f"stage-{number}"
+        trial = varied.folder / "trials" / "lhas-s0@order=3-1-2" / f"stage-{number}"
         assert set(pd.read_parquet(trial / "selection.parquet").sample_id) <= stages[name]
     results = varied.results[(varied.results.condition == "order=3-1-2") & (varied.results.kind == "curve")]
     assert set(results[["stage", "task"]].drop_duplicates().itertuples(index=False, name=None)) == {(1, "a"), (2, "b")}
@@ -107,7 +107,7 @@ def test_a_stage_learns_its_own_task_whatever_its_place(varied):
 
 
 def test_shared_work_is_done_once_for_conditions_that_share_it(varied):
-    seeds = sorted(path.name for path in (varied.run.folder / "seeds").iterdir())
+    seeds = sorted(path.name for path in (varied.folder / "seeds").iterdir())
     assert seeds == ["seed-0", "seed-0@data.noise=0.3", "seed-1", "seed-1@data.noise=0.3"]
 
 
@@ -129,7 +129,7 @@ def test_a_run_grows_by_what_is_added_and_keeps_the_rest(tmp_path, varied):
     for path, when in marks.items():
         assert path.stat().st_mtime_ns == when
     kept = result.results[result.results.selector != "loss"]
-    for name in varied.run.conditions:
+    for name in varied.plan.conditions:
         pd.testing.assert_frame_equal(numbers(kept, name), numbers(varied.results, name), check_exact=True)
     pd.testing.assert_frame_equal(numbers(first.results), numbers(kept[kept.seed == 0]), check_exact=True)
 
@@ -146,16 +146,16 @@ def test_a_run_grows_by_what_is_added_and_keeps_the_rest(tmp_path, varied):
     ],
 )  # fmt: skip
 def test_a_recipe_that_would_lose_or_change_trials_is_refused(varied, change, message):
-    before = {path: path.stat().st_mtime_ns for path in varied.run.folder.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in varied.folder.rglob("*")}
     with pytest.raises(ResumeError, match=message):
         run_audit(
             recipe(**{"axes": AXES, **change}),
-            varied.run.folder,
+            varied.folder,
             workers=1,
             threads=1,
             display=quadratic_audit.Silent(),
         )
-    assert before == {path: path.stat().st_mtime_ns for path in varied.run.folder.rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in varied.folder.rglob("*")}
 
 
 def test_other_weights_tell_the_same_trials_anew(tmp_path):
@@ -168,9 +168,9 @@ def test_other_weights_tell_the_same_trials_anew(tmp_path):
 
 
 def test_a_trial_is_done_by_no_worker_before_what_it_starts_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(audit, "_WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(execute, "_WORTH_A_PROCESS", 2)
     jobs = []
-    monkeypatch.setattr(audit, "run_local", lambda given, *_: jobs.extend(given))
+    monkeypatch.setattr(execute, "run_local", lambda given, *_: jobs.extend(given))
     with pytest.raises(ResumeError, match="not finished"):
         run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=quadratic_audit.Silent())
     names = [job.name for job in jobs]
@@ -182,7 +182,7 @@ def test_a_trial_is_done_by_no_worker_before_what_it_starts_from(tmp_path, monke
 
 
 def test_two_workers_end_with_the_numbers_of_one(tmp_path, varied, monkeypatch):
-    monkeypatch.setattr(audit, "_WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(execute, "_WORTH_A_PROCESS", 2)
     result = run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=quadratic_audit.Silent())
-    for name in varied.run.conditions:
+    for name in varied.plan.conditions:
         pd.testing.assert_frame_equal(numbers(result.results, name), numbers(varied.results, name), check_exact=True)

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from longgame.audit.checks import _empty_step, check_scores, score_warnings
 from longgame.audit.estimate import print_plan
+from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
-from longgame.audit.plan import plan_trials
-from longgame.audit.run import run_audit
+from longgame.audit.plan import Plan
 from longgame.errors import DataError, ResumeError
 from support.quadratic_audit import Silent, recipe, walk
 
@@ -63,8 +63,8 @@ def test_candidates_of_another_condition_are_looked_for_and_only_where_work_is_l
     axes = {"vary": {"data.noise": [0.4]}, "budget": [0.5]}
     varied = recipe(selectors=["random", name], axes=axes)
     with pytest.raises(DataError, match=r"\(in seed 0 of data\.noise=0\.4, seed 1 of data\.noise=0\.4\)"):
-        check_scores(varied, plan_trials(varied))
-    check_scores(varied, [trial for trial in plan_trials(varied) if "noise" not in trial.condition])
+        check_scores(varied, Plan(varied).trials)
+    check_scores(varied, [trial for trial in Plan(varied).trials if "noise" not in trial.condition])
 
 
 def test_a_plan_is_refused_as_its_audit_would_be(tmp_path):
@@ -155,7 +155,7 @@ def test_a_run_whose_marks_are_of_whole_files_is_told_and_refuses_a_grown_one(tm
 
 def warnings_of(**more):
     rec = recipe(**more)
-    return score_warnings(rec, plan_trials(rec))
+    return score_warnings(rec, Plan(rec).trials)
 
 
 def test_a_share_below_the_budget_is_warned_of_under_every_schedule(tmp_path):

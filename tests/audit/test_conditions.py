@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longgame.audit.plan import expand, measured_by, order_groups, plan_trials, stage_names
-from longgame.audit.store import RunDirectory
+from longgame.audit.plan import Plan, Trial, expand, measured_by, order_groups, stage_names
+from longgame.audit.run import Run
 from longgame.errors import RecipeError
 from longgame.recipe import load_recipe, parse_recipe
 
@@ -70,8 +70,8 @@ def test_how_a_recipe_lists_its_values_changes_no_condition_and_no_key(spec, cro
     one, two = recipe(axes={**spec, "cross": cross}), recipe(axes={**turned, "cross": cross})
     assert expand(one) == expand(two)
     turned_more = {"seeds": [1, 0], "selectors": ["loss", "random"], "axes": {**turned, "cross": cross}}
-    runs = [RunDirectory(Path("run"), rec) for rec in (one, recipe(**turned_more))]
-    keys = [{trial.name: run.store_of(trial).key for trial in run.trials} for run in runs]
+    runs = [Run(Path("run"), rec) for rec in (one, recipe(**turned_more))]
+    keys = [{trial.name: run.trial_store(trial).key for trial in run.plan.trials} for run in runs]
     assert keys[0] == keys[1]
     assert len(set(keys[0].values())) == len(keys[0])
 
@@ -87,21 +87,21 @@ def test_a_condition_is_the_recipe_that_says_the_same_without_axes(spec, cross):
 
 
 def test_a_trial_s_key_under_a_condition_is_that_of_the_recipe_that_is_this_condition():
-    varied = RunDirectory(Path("run"), recipe(axes={"budget": [0.1], "adaptation": ["full"]}))
-    alone = RunDirectory(Path("run"), recipe(budget=0.1))
-    under = next(trial for trial in varied.trials if trial.name == "loss-s1@budget=0.1")
-    assert varied.store_of(under).key == alone.trial_store("loss-s1", under.selector.model_dump(mode="json"), 1).key
-    assert {trial.name for trial in varied.trials} >= {"random-s0", "random-s0@adaptation=full"}
+    varied = Run(Path("run"), recipe(axes={"budget": [0.1], "adaptation": ["full"]}))
+    alone = Run(Path("run"), recipe(budget=0.1))
+    under = next(trial for trial in varied.plan.trials if trial.name == "loss-s1@budget=0.1")
+    assert varied.trial_store(under).key == alone.trial_store(Trial(under.selector, 1)).key
+    assert {trial.name for trial in varied.plan.trials} >= {"random-s0", "random-s0@adaptation=full"}
 
 
 def test_a_recipe_without_axes_has_the_keys_of_the_first_release():
-    run = RunDirectory(Path("run"), load_recipe(Path(__file__).parents[2] / "recipes" / "quadratic.yaml"))
-    trial = run.trials[1]
+    run = Run(Path("run"), load_recipe(Path(__file__).parents[2] / "recipes" / "quadratic.yaml"))
+    trial = run.plan.trials[1]
     assert trial.name == "loss-s0"
     assert measured_by(run.recipe).keys() == {
         "name", "model", "data", "selectors", "seeds", "budget", "rounds", "training", "probe", "proxy", "metrics"
     }  # fmt: skip
-    assert run.store_of(trial).key == "258842bea1e747f5"
+    assert run.trial_store(trial).key == "258842bea1e747f5"
     assert run.seed_store(0).key == "fb0578f1338052ba"
 
 
@@ -117,9 +117,10 @@ def test_a_recipe_without_axes_has_the_keys_of_the_first_release():
     ],
 )
 def test_what_changes_no_measurement_changes_no_key(change):
-    before, after = RunDirectory(Path("run"), recipe()), RunDirectory(Path("run"), recipe(**change))
-    assert [before.store_of(trial).key for trial in before.trials] == [
-        after.store_of(trial).key for trial in after.trials if trial.name in {each.name for each in before.trials}
+    before, after = Run(Path("run"), recipe()), Run(Path("run"), recipe(**change))
+    names = {trial.name for trial in before.plan.trials}
+    assert [before.trial_store(trial).key for trial in before.plan.trials] == [
+        after.trial_store(trial).key for trial in after.plan.trials if trial.name in names
     ]
 
 
@@ -135,19 +136,18 @@ def test_what_changes_no_measurement_changes_no_key(change):
     ],
 )
 def test_what_changes_a_measurement_changes_the_key(change):
-    before, after = RunDirectory(Path("run"), recipe()), RunDirectory(Path("run"), recipe(**change))
-    assert before.store_of(before.trials[0]).key != after.store_of(after.trials[0]).key
+    before, after = Run(Path("run"), recipe()), Run(Path("run"), recipe(**change))
+    assert before.trial_store(before.plan.trials[0]).key != after.trial_store(after.plan.trials[0]).key
 
 
 def test_a_base_model_of_its_own_changes_the_keys_of_its_seeds_alone():
     one, two = recipe(model={"per_seed": ["tiny", "a"]}), recipe(model={"per_seed": ["tiny", "b"]})
     keys = [
-        [run.store_of(trial).key for trial in run.trials]
-        for run in (RunDirectory(Path("r"), one), RunDirectory(Path("r"), two))
+        [run.trial_store(trial).key for trial in run.plan.trials] for run in (Run(Path("r"), one), Run(Path("r"), two))
     ]
     same = [a == b for a, b in zip(*keys, strict=True)]
     assert same == [True, True, False, False]
-    assert keys[0][:2] == [RunDirectory(Path("r"), recipe()).store_of(trial).key for trial in plan_trials(recipe())[:2]]
+    assert keys[0][:2] == [Run(Path("r"), recipe()).trial_store(trial).key for trial in Plan(recipe()).trials[:2]]
 
 
 def test_one_order_may_stand_without_a_list_around_it():

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from longgame.audit.checks import file_contents, file_of, plugin_names
+from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
-from longgame.audit.run import run_audit
-from longgame.audit.store import RunDirectory
+from longgame.audit.run import Run
 from longgame.errors import ResumeError
 from longgame.recipe import parse_recipe
 
@@ -81,7 +81,7 @@ def test_an_edited_file_is_refused_until_its_parts_are_measured_anew(tmp_path, w
     name = write(tmp_path, 1)
     first = audit(name, tmp_path / "q")
     write(tmp_path, -1)
-    trial = next(trial.name for trial in first.run.trials if trial.selector.name == name)
+    trial = next(trial.name for trial in first.plan.trials if trial.selector.name == name)
     with pytest.raises(
         ResumeError, match=rf"{file_of(name)} is not what it was .*: trials/{trial}\. Put the file back"
     ):
@@ -100,7 +100,7 @@ def test_a_finished_run_is_printed_where_the_file_is_not_or_is_another(tmp_path)
     name = plugin(tmp_path, 1)
     first = audit(name, tmp_path / "q")
     (tmp_path / "mine.py").write_text("edited")
-    pd.testing.assert_frame_equal(RunDirectory.open(tmp_path / "q").records(), first.run.records())
+    pd.testing.assert_frame_equal(Run.open(tmp_path / "q").results, first.results)
     (tmp_path / "mine.py").unlink()
     pd.testing.assert_frame_equal(numbers(audit(name, tmp_path / "q")), numbers(first))
 

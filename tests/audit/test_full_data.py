@@ -7,7 +7,7 @@ import pytest
 
 from longgame.audit.estimate import Rates, estimate
 from longgame.audit.plan import FULL_DATA, expand
-from longgame.audit.store import RunDirectory
+from longgame.audit.run import Run
 from longgame.errors import RecipeError
 from support.quadratic_audit import recipe, walk
 
@@ -67,9 +67,9 @@ def test_it_is_added_to_a_finished_run_whose_trials_are_kept(tmp_path):
 
 
 def test_it_changes_no_key_of_another_trial():
-    plain, asked = (RunDirectory(Path("run"), recipe(full_data=value)) for value in (False, True))
-    keys = {trial.name: asked.store_of(trial).key for trial in asked.trials}
-    assert {trial.name: plain.store_of(trial).key for trial in plain.trials} == {
+    plain, asked = (Run(Path("run"), recipe(full_data=value)) for value in (False, True))
+    keys = {trial.name: asked.trial_store(trial).key for trial in asked.plan.trials}
+    assert {trial.name: plain.trial_store(trial).key for trial in plain.plan.trials} == {
         name: key for name, key in keys.items() if "@" not in name
     }
     assert plain.seed_store(0).key == asked.seed_store(0, FULL_DATA).key

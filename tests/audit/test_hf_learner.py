@@ -6,8 +6,8 @@ import torch
 
 from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import make_sequence
-from longgame.audit.plan import plan_trials
-from longgame.audit.store import RunDirectory
+from longgame.audit.plan import Plan
+from longgame.audit.run import Run
 from longgame.audit.walk import prepare_seed, reserve_of, run_trajectory
 from longgame.errors import NumericalError, ResumeError
 from longgame.recipe import parse_recipe
@@ -130,13 +130,13 @@ def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refr
 def test_offline_and_round_wise_selection_walk_all_stages_of_a_real_model(tmp_path, rounds):
     rec = recipe(rounds=rounds, probe={"steps": 1, "points": 2}, selectors=["loss"])
     sequence = make_sequence(rec.model_dump_json(), 0)
-    run = RunDirectory.create(tmp_path / "r", rec)
+    run = Run.create(tmp_path / "r", rec)
     shared = run.seed_store(0)
     prepare_seed(0, HFLearner(rec, 0), sequence, shared)
-    trial = plan_trials(rec)[0]
-    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), 0)
+    trial = Plan(rec).trials[0]
+    store = run.trial_store(trial)
     run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
-    records = run.records()
+    records = run.results
     assert store.finished_stages(5) == 5
     assert records[records.kind == "score"].value.dropna().between(0, 100).all()
     assert (records[records.name == "selected_examples"].value > 0).all()
@@ -166,14 +166,14 @@ def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothi
 def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
     rec = recipe(selectors=["random"])
     sequence = make_sequence(rec.model_dump_json(), 0)
-    run = RunDirectory.create(tmp_path / "r", rec)
+    run = Run.create(tmp_path / "r", rec)
     shared = run.seed_store(0)
     prepare_seed(0, HFLearner(rec, 0), sequence, shared)
     monkeypatch.setattr(
         HFLearner, "describe", lambda self: {"weights": "hub other/model", "device": "cpu", "dtype": "x"}
     )
-    trial = plan_trials(rec)[0]
-    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), 0)
+    trial = Plan(rec).trials[0]
+    store = run.trial_store(trial)
     with pytest.raises(ResumeError, match="hub other/model"):
         run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
-from longgame.audit.run import run_audit
 from longgame.commands.pools import write_pools
 from longgame.errors import DataError
 from longgame.recipe import parse_recipe
@@ -48,7 +48,7 @@ def run(rec, folder, display=None):
 def log(result, key, stage):
     """The selection log of a stage."""
     trial = result.results[result.results.selector == key].trial.iloc[0]
-    return pd.read_parquet(result.run.folder / "trials" / trial / f"stage-{stage}" / "selection.parquet")
+    return pd.read_parquet(result.folder / "trials" / trial / f"stage-{stage}" / "selection.parquet")
 
 
 @pytest.fixture(scope="module", params=["step", 3])
@@ -57,7 +57,7 @@ def audit(request, tmp_path_factory):
 
 
 def pools(result):
-    sequence = sequence_of(result.run.recipe, 0)
+    sequence = sequence_of(result.recipe, 0)
     return [{example.sample_id for example in stage.candidates} for stage in sequence.stages], {
         item.sample_id for stage in sequence.stages for item in stage.proxy
     }
@@ -119,7 +119,7 @@ def test_an_audit_that_was_stopped_between_stages_ends_with_the_same_numbers(aud
             if stage == 4 and "replay" in job:
                 raise StopError
 
-    rec = recipe([ENTRIES[2]], rounds=audit.run.recipe.rounds)
+    rec = recipe([ENTRIES[2]], rounds=audit.recipe.rounds)
     with pytest.raises(StopError):
         run(rec, tmp_path / "q", Stopping())
     again = run(rec, tmp_path / "q").results

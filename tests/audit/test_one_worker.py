@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from longgame.audit.run import run_audit
+from longgame.audit.execute import run_audit
 from longgame.engines.local import Job, run_here
 from longgame.errors import DataError, StorageError
 from longgame.recipe import parse_recipe

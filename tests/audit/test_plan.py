@@ -3,7 +3,7 @@
 import pytest
 
 from longgame.audit.estimate import Estimate, Rates, TrialCost, estimate
-from longgame.audit.run import run_audit
+from longgame.audit.execute import run_audit
 from longgame.recipe import parse_recipe
 
 RATES = Rates(forward=1.0, backward=1.0, items=1.0, step=1.0, startup=3.0)

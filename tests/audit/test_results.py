@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from longgame.audit import results
-from longgame.audit.results import gather, results_of, sorted_rows, write_results
-from longgame.audit.store import RECORD_COLUMNS, RunDirectory, records_table
+from longgame.audit.results import sorted_rows, write_results
+from longgame.audit.run import Run
+from longgame.audit.store import RECORD_COLUMNS, records_table
 from longgame.recipe import parse_recipe
 from longgame.storage import write_table
 
@@ -17,8 +18,8 @@ from longgame.storage import write_table
 @pytest.fixture
 def run(tmp_path):
     recipe = parse_recipe({"name": "t", "selectors": ["random", "loss"], "seeds": [0, 1], "axes": {"budget": [0.5]}})
-    run = RunDirectory.create(tmp_path / "run", recipe)
-    for trial in run.trials:
+    run = Run.create(tmp_path / "run", recipe)
+    for trial in run.plan.trials:
         shared = run.seed_store(trial.seed, trial.condition)
         if not shared.has("base"):
             with shared.writing("base") as part:
@@ -34,35 +35,35 @@ def row(trial, stage, name, value=0.5, selector=None):
 
 
 def finish(run, trial, stage, value=0.5):
-    with run.store_of(trial).writing(f"stage-{stage}") as part:
+    with run.trial_store(trial).writing(f"stage-{stage}") as part:
         write_table(part / "records.parquet", records_table([row(trial, stage, trial.name, value)]))
 
 
 def test_a_table_that_was_made_of_these_stages_is_read_instead_of_them(run, monkeypatch):
-    frame = gather(run)
+    frame = run.results
     assert len(frame) == 8 * 3
     assert list(frame.condition.cat.categories) == ["", "budget=0.5"]
-    write_results(run, frame)
-    monkeypatch.setattr(results, "gather", lambda _: pytest.fail("the trials were read"))
-    pd.testing.assert_frame_equal(results_of(run), frame)
+    write_results(run.folder, run.results, run.finished_stages)
+    monkeypatch.setattr(results, "gather", lambda *_: pytest.fail("the trials were read"))
+    pd.testing.assert_frame_equal(Run.open(run.folder).results, frame)
 
 
 def test_a_stage_that_was_done_again_or_added_or_a_damaged_table_is_seen(run):
-    write_results(run, gather(run))
-    shutil.rmtree(run.store_of(run.trials[0]).folder)
-    assert len(results_of(run)) == 7 * 3
+    write_results(run.folder, run.results, run.finished_stages)
+    shutil.rmtree(run.trial_store(run.plan.trials[0]).folder)
+    assert len(Run.open(run.folder).results) == 7 * 3
     for stage in (1, 2):
-        finish(run, run.trials[0], stage, value=0.75)
-    found = results_of(run)
-    assert (found[found.trial == run.trials[0].name].value == 0.75).sum() == 2
-    write_results(run, found)
+        finish(run, run.plan.trials[0], stage, value=0.75)
+    again = Run.open(run.folder)
+    assert (again.results[again.results.trial == run.plan.trials[0].name].value == 0.75).sum() == 2
+    write_results(run.folder, again.results, again.finished_stages)
     os.truncate(run.folder / "results.parquet", 50)
-    pd.testing.assert_frame_equal(results_of(run), found)
+    pd.testing.assert_frame_equal(Run.open(run.folder).results, again.results)
 
 
 def test_a_run_with_nothing_finished_has_an_empty_table_of_all_columns(tmp_path):
     recipe = parse_recipe({"name": "t", "selectors": ["random"], "seeds": [0]})
-    frame = gather(RunDirectory.create(tmp_path / "run", recipe))
+    frame = Run.create(tmp_path / "run", recipe).results
     assert frame.empty
     assert set(RECORD_COLUMNS) < set(frame.columns)
 

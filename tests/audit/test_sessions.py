@@ -2,8 +2,8 @@
 
 import json
 
-from longgame.audit import run as sessions
-from longgame.audit.run import SessionClock
+from longgame.audit import execute
+from longgame.audit.execute import SessionClock
 
 
 class Told:
@@ -22,7 +22,7 @@ def held(path):
 
 def test_a_session_that_never_ends_well_is_counted_and_the_next_one_added(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(sessions.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(execute.time, "perf_counter", lambda: now[0])
     path, display = tmp_path / "environment.json", Told()
     killed = SessionClock(display, path, {"sessions": []})
     killed.begin("trials", ["a"], 5)

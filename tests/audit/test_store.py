@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from longgame.audit.store import RunDirectory, StageStore, records_table
+from longgame.audit.plan import Trial
+from longgame.audit.run import Run
+from longgame.audit.store import StageStore, records_table
 from longgame.errors import ResumeError, StorageError
-from longgame.recipe import parse_recipe
+from longgame.recipe import SelectorSpec, parse_recipe
 from longgame.storage import (
     durable_folder,
     read_arrays,
@@ -64,12 +66,12 @@ def test_a_failed_write_of_a_library_is_told_like_any_other(tmp_path, error):
 
 
 def finish_a_stage(run):
-    with run.trial_store("loss-s0", {"name": "loss"}, 0).writing("stage-1") as part:
+    with run.trial_store(Trial(SelectorSpec(name="loss"), 0)).writing("stage-1") as part:
         (part / "x").write_text("1")
 
 
 def test_a_folder_left_without_its_mark_gives_way_to_the_finished_one(tmp_path):
-    run = RunDirectory.create(tmp_path / "run", recipe())
+    run = Run.create(tmp_path / "run", recipe())
     finish_a_stage(run)
     stage = run.folder / "trials" / "loss-s0" / "stage-1"
     (stage / "done.json").unlink()
@@ -79,43 +81,41 @@ def test_a_folder_left_without_its_mark_gives_way_to_the_finished_one(tmp_path):
 
 
 def test_a_recipe_that_finished_nothing_leaves_the_directory_to_the_next_one(tmp_path):
-    RunDirectory.create(tmp_path / "run", recipe(budget=0.5))
+    Run.create(tmp_path / "run", recipe(budget=0.5))
     write_file(tmp_path / "run" / "environment.json", "{}")
-    RunDirectory.create(tmp_path / "run", recipe())
-    assert RunDirectory.open(tmp_path / "run").recipe == recipe()
+    Run.create(tmp_path / "run", recipe())
+    assert Run.open(tmp_path / "run").recipe == recipe()
     assert not (tmp_path / "run" / "environment.json").exists()
 
 
 def test_a_file_in_the_place_of_the_directory_is_named(tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(StorageError, match="is a file; results need a directory"):
-        RunDirectory.create(tmp_path / "f", recipe())
+        Run.create(tmp_path / "f", recipe())
     with pytest.raises(StorageError, match="cannot write"):
-        RunDirectory.create(tmp_path / "f" / "run", recipe())
+        Run.create(tmp_path / "f" / "run", recipe())
 
 
 def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path):
-    finish_a_stage(RunDirectory.create(tmp_path / "run", recipe(data={"data_dir": "here"})))
-    again = RunDirectory.create(tmp_path / "run", recipe(data={"data_dir": "there"}))
+    finish_a_stage(Run.create(tmp_path / "run", recipe(data={"data_dir": "here"})))
+    again = Run.create(tmp_path / "run", recipe(data={"data_dir": "there"}))
     assert again.recipe.data.data_dir == "here"  # what finished stages are keyed by
 
 
 def test_a_damaged_file_of_a_trial_names_the_trial_to_delete(tmp_path):
-    run = RunDirectory.create(tmp_path / "run", recipe())
+    run = Run.create(tmp_path / "run", recipe())
     finish_a_stage(run)
     mark = run.folder / "trials" / "loss-s0" / "stage-1" / "done.json"
     mark.write_text("{")
     with pytest.raises(ResumeError, match=r"done\.json cannot be read .* Delete .*trials/loss-s0 and run"):
-        run.trial_store("loss-s0", {"name": "loss"}, 0).finished_stages(5)
+        run.trial_store(Trial(SelectorSpec(name="loss"), 0)).finished_stages(5)
 
 
 def test_a_changed_recipe_is_refused_with_the_differing_keys(tmp_path):
-    finish_a_stage(RunDirectory.create(tmp_path / "run", recipe()))
-    RunDirectory.create(tmp_path / "run", recipe())
+    finish_a_stage(Run.create(tmp_path / "run", recipe()))
+    Run.create(tmp_path / "run", recipe())
     with pytest.raises(ResumeError, match=r"budget: 0\.25 there, 0\.5 now") as caught:
-        RunDirectory.create(
-            tmp_path / "run", recipe(budget=0.5, training={"steps": 8, "warmup_steps": 1}, probe={"steps": 6})
-        )
+        Run.create(tmp_path / "run", recipe(budget=0.5, training={"steps": 8, "warmup_steps": 1}, probe={"steps": 6}))
     assert "training.steps: 32 there, 8 now" in str(caught.value)
     assert "pool_size" not in str(caught.value)
 
@@ -123,19 +123,19 @@ def test_a_changed_recipe_is_refused_with_the_differing_keys(tmp_path):
 def test_a_directory_with_other_things_in_it_is_refused(tmp_path):
     (tmp_path / "precious").write_text("x")
     with pytest.raises(ResumeError, match="not empty and holds no run"):
-        RunDirectory.create(tmp_path, recipe())
+        Run.create(tmp_path, recipe())
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
 def test_opening_a_run_clears_scratch_and_keeps_what_is_finished(tmp_path):
-    run = RunDirectory.create(tmp_path / "run", recipe())
-    store = run.trial_store("loss-s0", {"name": "loss"}, 0)
+    run = Run.create(tmp_path / "run", recipe())
+    store = run.trial_store(Trial(SelectorSpec(name="loss"), 0))
     with store.writing("stage-1") as part:
         (part / "x").write_text("1")
     stale = run.folder / "trials" / "loss-s0" / "stage-2.99999.part"
     stale.mkdir()
     (stale / "half").write_text("1")
-    RunDirectory.create(tmp_path / "run", recipe())
+    Run.create(tmp_path / "run", recipe())
     assert not stale.exists()
     assert store.finished_stages(5) == 1
 
@@ -157,16 +157,16 @@ def test_a_stage_counts_as_finished_only_when_all_before_it_are(tmp_path):
 
 
 def test_a_trial_does_not_depend_on_its_siblings(tmp_path):
-    one = RunDirectory(tmp_path, recipe()).trial_store("loss-s0", {"name": "loss"}, 0)
-    two = RunDirectory(tmp_path, recipe(seeds=[0], name="u", selectors=["loss"])).trial_store(
-        "loss-s0", {"name": "loss"}, 0
+    one = Run(tmp_path, recipe()).trial_store(Trial(SelectorSpec(name="loss"), 0))
+    two = Run(tmp_path, recipe(seeds=[0], name="u", selectors=["loss"])).trial_store(
+        Trial(SelectorSpec(name="loss"), 0)
     )
-    other = RunDirectory(tmp_path, recipe(budget=0.5)).trial_store("loss-s0", {"name": "loss"}, 0)
+    other = Run(tmp_path, recipe(budget=0.5)).trial_store(Trial(SelectorSpec(name="loss"), 0))
     assert one.key == two.key != other.key
 
 
 def test_row_zero_stands_for_every_trial_of_its_seed_and_nan_stays_nan(tmp_path):
-    run = RunDirectory.create(tmp_path / "run", recipe())
+    run = Run.create(tmp_path / "run", recipe())
     row = {"kind": "score", "task": "a", "scorer": "exact_match", "value": float("nan")}
     for seed in (0, 1):
         with run.seed_store(seed).writing("base") as part:
@@ -174,10 +174,10 @@ def test_row_zero_stands_for_every_trial_of_its_seed_and_nan_stays_nan(tmp_path)
             write_table(part / "records.parquet", table)
         for name in ("random", "loss"):
             trial = f"{name}-s{seed}"
-            with run.trial_store(trial, {"name": name}, seed).writing("stage-1") as part:
+            with run.trial_store(Trial(SelectorSpec(name=name), seed)).writing("stage-1") as part:
                 rows = [{"trial": trial, "selector": name, "seed": seed, "stage": 1, **row, "value": 50.0}]
                 write_table(part / "records.parquet", records_table(rows))
-    records = run.records()
+    records = run.results
     assert len(records) == 8
     assert records.loc[records.stage == 0, "trial"].tolist() == ["loss-s0", "loss-s1", "random-s0", "random-s1"]
     assert records.loc[records.stage == 0, "value"].isna().all()

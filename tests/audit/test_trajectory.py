@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.audit.execute import run_audit
 from longgame.audit.learner import make_learner, make_sequence
-from longgame.audit.plan import plan_trials
-from longgame.audit.run import run_audit
-from longgame.audit.store import RunDirectory
+from longgame.audit.plan import Plan
+from longgame.audit.run import Run
 from longgame.audit.walk import prepare_seed, probe_steps, run_trajectory
 from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
+from longgame.report.run import write_report
 
 SELECTORS = ["random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas"]
 
@@ -52,11 +53,11 @@ def numbers(frame):
 
 def walk(rec, folder, selector="loss", seed=0, notify=lambda *_: None):
     sequence = make_sequence(rec.model_dump_json(), seed)
-    run = RunDirectory.create(folder, rec)
+    run = Run.create(folder, rec)
     shared = run.seed_store(seed)
     prepare_seed(seed, make_learner(rec, seed), sequence, shared)
-    trial = next(t for t in plan_trials(rec) if t.selector.name == selector and t.seed == seed)
-    store = run.trial_store(trial.name, trial.selector.model_dump(mode="json"), seed)
+    trial = next(t for t in Plan(rec).trials if t.selector.name == selector and t.seed == seed)
+    store = run.trial_store(trial)
     run_trajectory(trial, rec, make_learner(rec, seed), sequence, shared, store, notify)
     return run
 
@@ -93,8 +94,8 @@ def test_common_probes_train_every_selector_on_the_same_tokens(audit):
 
 
 def test_probes_leave_no_trace(tmp_path):
-    with_probes = walk(recipe(), tmp_path / "a").records()
-    without = walk(recipe(probe={"steps": 6, "points": 4, "kinds": []}), tmp_path / "b").records()
+    with_probes = walk(recipe(), tmp_path / "a").results
+    without = walk(recipe(probe={"steps": 6, "points": 4, "kinds": []}), tmp_path / "b").results
     assert (with_probes.kind == "curve").any()
     pd.testing.assert_frame_equal(
         numbers(with_probes[with_probes.kind != "curve"]), numbers(without[without.kind != "curve"])
@@ -112,7 +113,7 @@ def test_a_point_of_a_curve_is_the_mean_over_its_sub_skills(audit):
 
 @pytest.mark.parametrize("rounds", [1, 3, "step"])
 def test_a_curve_counts_the_tokens_learned_so_far_whatever_the_rounds(tmp_path, rounds):
-    records = walk(recipe(rounds=rounds, probe={"steps": 6, "points": 7}), tmp_path, "loss").records()
+    records = walk(recipe(rounds=rounds, probe={"steps": 6, "points": 7}), tmp_path, "loss").results
     curves = records[(records.kind == "curve") & (records.sub_skill == "") & (records.scorer == "token_accuracy")]
     for _, curve in curves.groupby(["stage", "probe"]):
         tokens = curve.sort_values("step").tokens.to_numpy()
@@ -133,7 +134,7 @@ def test_a_probe_starts_where_the_stage_before_it_ended(audit):
 @pytest.mark.parametrize("selector", ["random", "utility-diversity", "lhas"])
 @pytest.mark.parametrize("moment", [3, 40, 71])
 def test_a_walk_stopped_anywhere_and_started_again_ends_with_the_same_numbers(tmp_path, selector, moment):
-    undisturbed = walk(recipe(), tmp_path / "a", selector).records()
+    undisturbed = walk(recipe(), tmp_path / "a", selector).results
     calls = []
 
     def interrupt(*progress):
@@ -144,7 +145,7 @@ def test_a_walk_stopped_anywhere_and_started_again_ends_with_the_same_numbers(tm
     with pytest.raises(StopHereError):
         walk(recipe(), tmp_path / "b", selector, notify=interrupt)
     assert not list((tmp_path / "b").rglob("*.part"))
-    resumed = walk(recipe(), tmp_path / "b", selector).records()
+    resumed = walk(recipe(), tmp_path / "b", selector).results
     pd.testing.assert_frame_equal(numbers(undisturbed), numbers(resumed))
 
 
@@ -152,13 +153,13 @@ def test_a_finished_audit_is_printed_again_without_training(tmp_path, monkeypatc
     small = recipe(selectors=["random", "loss"], seeds=[0])
     first = run_audit(small, tmp_path / "q", workers=1, threads=1, display=Silent())
     monkeypatch.setattr("longgame.quadratic.learner.QuadraticLearner.train", None)
-    monkeypatch.setattr("longgame.audit.run.selector_of", None)
+    monkeypatch.setattr("longgame.audit.execute.selector_of", None)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*")}
     again = run_audit(small, tmp_path / "q", workers=1, threads=4, display=Silent())
     pd.testing.assert_frame_equal(first.results, again.results)
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*")}
     os.truncate(tmp_path / "q" / "results.parquet", 100)
-    run_audit(small, tmp_path / "q", workers=1, threads=4, display=Silent())
+    write_report(run_audit(small, tmp_path / "q", workers=1, threads=4, display=Silent()))
     pd.testing.assert_frame_equal(first.results, pd.read_parquet(tmp_path / "q" / "results.parquet"), check_dtype=False)
     assert (tmp_path / "q" / "report.html").stat().st_size > 1000
     assert "random" in (tmp_path / "q" / "scorecard.md").read_text()
@@ -194,8 +195,8 @@ def test_damaged_state_names_the_trial_to_delete_and_then_the_run_goes_on(tmp_pa
     with pytest.raises(ResumeError, match=r"loss-s0 cannot go on after stage 1: .*Delete .*loss-s0 and run"):
         walk(recipe(), tmp_path / "q")
     shutil.rmtree(trial)
-    resumed = walk(recipe(), tmp_path / "q").records()
-    pd.testing.assert_frame_equal(numbers(walk(recipe(), tmp_path / "a").records()), numbers(resumed))
+    resumed = walk(recipe(), tmp_path / "q").results
+    pd.testing.assert_frame_equal(numbers(walk(recipe(), tmp_path / "a").results), numbers(resumed))
 
 
 def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
@@ -238,7 +239,7 @@ def test_the_order_of_trials_and_of_selectors_changes_nothing(tmp_path, audit):
 
 @pytest.mark.parametrize("rounds", [1, 3, "step"])
 def test_rounds_once_several_or_every_step_spend_the_same_budget(tmp_path, rounds):
-    records = walk(recipe(rounds=rounds), tmp_path / "q").records()
+    records = walk(recipe(rounds=rounds), tmp_path / "q").results
     spent = records[(records.kind == "cost") & (records.name == "selected_tokens")].value
     pool = make_sequence(recipe().model_dump_json(), 0).stages[0].pool
     assert len(spent) == 5
@@ -253,17 +254,17 @@ def test_probe_points_are_even_and_hold_both_ends():
 
 def test_two_labels_of_one_selector_are_two_trials():
     rec = recipe(selectors=[{"name": "loss", "label": "a"}, {"name": "loss", "label": "b/c"}], seeds=[4])
-    assert [trial.name for trial in plan_trials(rec)] == ["a-s4", "b-c-s4"]
+    assert [trial.name for trial in Plan(rec).trials] == ["a-s4", "b-c-s4"]
 
 
 def test_two_labels_that_would_share_a_folder_are_refused():
     rec = recipe(selectors=[{"name": "loss", "label": "b-c"}, {"name": "loss", "label": "b/c"}], seeds=[4])
     with pytest.raises(RecipeError, match="'b-c' and 'b/c' would share the folder 'b-c-s4'"):
-        plan_trials(rec)
+        Plan(rec)
 
 
 def test_every_pick_of_a_stage_is_explained(audit):
-    folder = audit.run.folder / "trials" / "lhas-s0" / "stage-2"
+    folder = audit.folder / "trials" / "lhas-s0" / "stage-2"
     picks = pd.read_parquet(folder / "selection.parquet")
     terms = {"term_utility", "term_coverage", "term_future", "term_concentration", "term_score"}
     assert terms <= set(picks.columns)

@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.audit import audited, many_trials, small
 from benchmarks.report import run_of_many
 from longgame.audit.learner import outline
-from longgame.audit.loaded import load_picks, load_run
+from longgame.audit.run import load_run
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
 
@@ -36,8 +36,8 @@ def test_every_trial_of_the_made_run_is_finished_and_read(tmp_path):
     run = run_of_many(tmp_path, 15)
     loaded = load_run(run.folder)
     assert loaded.finished
-    assert len(loaded.trials) == loaded.scorecard.per_trial["trial"].nunique() == 15
-    picks = load_picks(loaded)
+    assert len(loaded.plan.own_trials) == loaded.scorecard.per_trial["trial"].nunique() == 15
+    picks = loaded.picks
     assert picks is not None
     assert (picks.seeds, picks.tables) == (3, 15 * len(loaded.plan.stages))
     first, second = (loaded.scorecard.per_trial.query("selector == 'loss' and seed == @seed") for seed in (0, 1))

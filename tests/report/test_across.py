@@ -7,8 +7,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from longgame.audit.plan import condition_label
 from longgame.metrics.comparisons import Across
-from longgame.report.conditions import across_tables, condition_label, condition_table
+from longgame.report.conditions import across_tables, condition_table
 from longgame.report.markdown import scorecard_markdown
 from longgame.report.tables import MAIN, metric_table
 from longgame.report.terminal import print_scorecard

@@ -148,7 +148,7 @@ def test_means_are_over_own_seeds_and_differences_over_common_ones(over_seeds):
     )
     row = next(row for row in told.table.rows if row[0].text == "random" and row[1].text == "current score")
     means = [float(np.mean(card.trials.grid(card.views["primary"].metrics["current"])[0])) for card in (before, now)]
-    assert before.trials.selectors[0] == "random"
+    assert before.plan.trials.selectors[0] == "random"
     assert [row[2].value, row[3].value] == pytest.approx(means)
     assert row[4].value == 0  # the seeds that both have are the same trials
     assert row[4].detail.startswith("paired over 2 seeds")

@@ -11,11 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from longgame.audit.picks import combine_shares, reduce_stage
 from longgame.metrics.efficiency import feasibility_of
 from longgame.recipe import SelectorSpec
 from longgame.report.compare import Compared, comparison, efficiency_figures
 from longgame.report.page import RunReport, render_reports
-from longgame.report.picks import StagePicks, read_picks
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 
@@ -80,8 +80,8 @@ def picks_of(order):
                  "sub_skill": skills, "term_loss": np.arange(8.0), "term_far": np.arange(8.0)[::-1] ** 2,
                  "term_score": np.arange(8.0)}
             )  # fmt: skip
-            stages.append(StagePicks(selector, 0, number, pa.Table.from_pandas(table)))
-    return read_picks(stages)
+            stages.append(reduce_stage(selector, 0, number, pa.Table.from_pandas(table)))
+    return combine_shares(stages)
 
 
 @pytest.mark.parametrize(("width", "seeds"), [(390, 5), (1440, 5), (1440, 1)])

@@ -11,15 +11,15 @@ from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner
 
-from longgame.audit.loaded import load_details, load_picks, load_run, names_of, places_of
-from longgame.audit.results import gather_picks
-from longgame.audit.store import RunDirectory
+from longgame.audit.picks import gather_picks
+from longgame.audit.run import Run, condition_places, load_run
 from longgame.cli import app
 from longgame.commands.watch import finish_times, progress_line, seconds_left
 from longgame.errors import RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.report.charts import Style
 from longgame.report.conditions import axes_figures
+from longgame.report.run import condition_notes, load_details, names_of
 from longgame.storage import read_table, write_table
 
 RECIPE = """
@@ -176,12 +176,12 @@ def test_a_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path)
 
 def test_details_hold_every_stage_and_every_term(run):
     loaded = load_run(run)
-    details = {detail.name: detail for detail in load_details(loaded, 3)}
+    details = {detail.name: detail for detail in load_details(loaded, 3, [])}
     assert set(details) == {"random-s0", "loss-s0", "lhas-s0"}
     assert [stage.stage for stage in details["lhas-s0"].stages] == [1, 2, 3]
     terms = [name for name, _ in details["lhas-s0"].stages[1].most[0].terms]
     assert {"utility", "future", "coverage", "score"} <= set(terms)
-    assert load_picks(loaded).seeds == 3
+    assert loaded.picks.seeds == 3
 
 
 def test_an_audit_leaves_the_page_that_a_report_makes(run, tmp_path):
@@ -190,26 +190,29 @@ def test_an_audit_leaves_the_page_that_a_report_makes(run, tmp_path):
     assert (tmp_path / "r.html").read_text() == (run / "report.html").read_text()
 
 
+def again(run):
+    return gather_picks(run.folder, run.plan, run.finished_stages)
+
+
 def test_what_was_selected_is_kept_for_all_seeds_and_made_anew_where_stages_differ(run, partial, tmp_path):
-    whole = load_picks(load_run(run))
+    whole = load_run(run).picks
     assert whole.tables == 27
-    gathered = gather_picks(load_run(run).run, load_run(run).done)
+    gathered = again(load_run(run))
     pd.testing.assert_frame_equal(whole.frame(), gathered.frame())
-    part = load_picks(load_run(partial))
+    part = load_run(partial).picks
     assert part.tables == 23
     assert (part.overlap["n"] < whole.overlap["n"]).any()
     shutil.copytree(run, tmp_path / "old")
     for table in (tmp_path / "old").glob("trials/*/stage-*/selection.parquet"):
         write_table(table, read_table(table))  # as before tables held what reports keep of them
-    older = load_run(tmp_path / "old")
-    pd.testing.assert_frame_equal(gather_picks(older.run, older.done).frame(), whole.frame())
+    pd.testing.assert_frame_equal(again(load_run(tmp_path / "old")).frame(), whole.frame())
     shutil.copytree(run, tmp_path / "run")
     for table in (tmp_path / "run").glob("trials/*/stage-*/selection.parquet"):
         table.unlink()
-    assert load_picks(load_run(tmp_path / "run")).frame().equals(whole.frame())  # from picks.parquet alone
+    assert load_run(tmp_path / "run").picks.frame().equals(whole.frame())  # from picks.parquet alone
     (tmp_path / "run" / "picks.parquet").write_bytes(b"damaged")
     with pytest.raises(ResumeError, match="run the command again"):
-        load_picks(load_run(tmp_path / "run"))
+        _ = load_run(tmp_path / "run").picks
 
 
 def test_what_holds_no_run_or_is_named_twice_is_a_sentence(run, tmp_path):
@@ -285,7 +288,7 @@ def test_conditions_of_a_run_with_axes_stand_side_by_side(varied, tmp_path):
 
 def test_an_axis_figure_varies_one_axis_around_the_own_condition(varied):
     loaded = load_run(varied)
-    made = axes_figures(loaded.across, loaded.conditions, Style(["random", "loss"], "random"))
+    made = axes_figures(loaded.across, loaded.places, Style(["random", "loss"], "random"))
     budget = next(figure for figure in made if figure.name == "axis-budget")
     rows = [row for data in budget.charts[1]["datasets"].values() for row in data]
     assert {row["at"] for row in rows} == {0.25, 0.5}
@@ -302,7 +305,7 @@ def test_a_condition_that_lacks_a_selector_is_left_out_and_counted(varied, tmp_p
         shutil.rmtree(trial)
     loaded = load_run(tmp_path / "run")
     assert "budget=0.5" not in loaded.across.cards
-    assert "5 of 6 conditions" in loaded.notes[0]
+    assert "5 of 6 conditions" in condition_notes(loaded)[0]
 
 
 def test_trials_that_another_condition_lacks_leave_the_run_unfinished(varied, tmp_path):
@@ -313,7 +316,8 @@ def test_trials_that_another_condition_lacks_leave_the_run_unfinished(varied, tm
     for trial in (tmp_path / "run" / "trials").glob("*@budget=0.5"):
         shutil.rmtree(trial)
     part = load_run(tmp_path / "run")
-    assert part.done == whole.done  # its own condition is whole
+    own = [trial.name for trial in part.plan.own_trials]
+    assert all(part.finished_stages[name] == 3 for name in own)
     assert not part.finished
     assert "30 of 36 trials, 90 of 108 stages" in part.progress
     assert part.progress.endswith("Unfinished trials by condition: budget 0.5 (6).")
@@ -345,7 +349,7 @@ def test_the_guard_asks_every_condition_and_the_outputs_tell_of_them(varied, tmp
 
 def test_a_varied_key_is_shown_by_each_selectors_difference_from_the_reference(varied):
     loaded = load_run(varied)
-    made = axes_figures(loaded.across, loaded.conditions, Style(["random", "loss"], "random"))
+    made = axes_figures(loaded.across, loaded.places, Style(["random", "loss"], "random"))
     figure = next(figure for figure in made if figure.name == "vary-training.learning_rate")
     assert [key.selector for key in figure.keys] == ["loss"]
     rows = [row for data in figure.charts[1]["datasets"].values() for row in data if "at" in row]
@@ -362,7 +366,7 @@ def test_a_varied_key_is_shown_by_each_selectors_difference_from_the_reference(v
 def test_adaptations_that_differ_in_more_than_their_rank_keep_their_own_place(tmp_path):
     axes = {"adaptation": ["full", {"mode": "full", "learning_rate": 0.01}]}
     recipe = parse_recipe({"name": "r", "selectors": ["random"], "seeds": [0], "axes": axes})
-    run = RunDirectory(tmp_path, recipe)
-    places = places_of(run, list(run.conditions))
+    run = Run(tmp_path, recipe)
+    places = condition_places(run.plan, list(run.plan.conditions))
     assert list(places["adaptation"]) == ["lora-r16", "full", "full-lr0.01"]
     assert set(places["budget"]) == {0.25}

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 import vl_convert
 
+from longgame.audit.picks import combine_shares, reduce_stage
 from longgame.errors import StorageError
 from longgame.recipe import parse_recipe
 from longgame.report.charts import write_figures
 from longgame.report.figures import curve_table, figures, interval_half
 from longgame.report.page import RunReport, render_html, render_reports, write_html
-from longgame.report.picks import StagePicks, read_picks, trial_detail
+from longgame.report.picks import trial_detail
 from longgame.report.tables import Cell, Column, Table, beside
 
 
@@ -169,7 +170,7 @@ def test_dataset_text_stays_text(card, results, recipe, environment):
     rows = results[results["trial"] == "1-s0"]
     texts = {"p": (trap, trap)}
     detail = trial_detail("1-s0", "ahead", 0, card.tasks, {1: table}, rows, [("seed", trap)], texts.get)
-    picks = read_picks([StagePicks("ahead", 0, 1, pa.Table.from_pandas(table))])
+    picks = combine_shares([reduce_stage("ahead", 0, 1, pa.Table.from_pandas(table))])
     page = render_reports([RunReport(card, results, recipe, environment, picks=picks, trials=[detail])])
     elements = Elements(page)
     assert len(elements.scripts) == 3
@@ -201,7 +202,7 @@ def complete(card, results, recipe, environment):
     )  # fmt: skip
     rows = results[results["trial"] == "1-s0"]
     detail = trial_detail("1-s0", "ahead", 0, card.tasks, {1: table}, rows, [], lambda name: ("prompt", "response"))
-    picks = read_picks([StagePicks("ahead", 0, 1, pa.Table.from_pandas(table))])
+    picks = combine_shares([reduce_stage("ahead", 0, 1, pa.Table.from_pandas(table))])
     return RunReport(card, results, recipe, environment, picks=picks, trials=[detail])
 
 

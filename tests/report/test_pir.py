@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from longgame.audit.loaded import compared, efficiency_figures_of, load_run
+from longgame.audit.run import load_run
 from longgame.cli import app
 from longgame.errors import RecipeError, ResumeError
 from longgame.metrics.efficiency import Feasibility, published
@@ -21,6 +21,7 @@ from longgame.report.compare import (
     feasibility_table,
 )
 from longgame.report.figures import figures
+from longgame.report.run import compared, efficiency_figures_of
 from longgame.report.tables import selectors_in_order
 
 RECIPE = """

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.audit.run import run_audit
+from longgame.audit.execute import run_audit
 from longgame.metrics.catalog import METRICS
 from longgame.recipe import load_recipe, parse_recipe
 from longgame.selection.methods.lhas import LHASSelector

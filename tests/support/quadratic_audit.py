@@ -1,6 +1,6 @@
 """Small audits of the closed-form world, each a fraction of a second."""
 
-from longgame.audit.run import run_audit
+from longgame.audit.execute import run_audit
 from longgame.recipe import parse_recipe
 
 

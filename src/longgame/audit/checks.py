@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from longgame.audit.learner import sequence_of
-from longgame.audit.plan import Trial, expand, plan_trials
+from longgame.audit.plan import Plan, Trial, expand
 from longgame.data.examples import SequenceData
 from longgame.data.sources import read_scores
 from longgame.errors import DataError, ResumeError
@@ -98,7 +98,7 @@ def check_files(folder: Path, recipe: Recipe) -> None:
     """
     now = file_contents(plugin_names(recipe))
     marks = sorted(folder.glob("*/*/*/done.json")) if now else []
-    trials = {trial.name: trial for trial in plan_trials(recipe)} if marks else {}
+    trials = {trial.name: trial for trial in Plan(recipe).trials} if marks else {}
 
     @cache
     def said(name: str, trial: str) -> str | None:

@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings
 from longgame.audit.learner import Learner, make_learner, outline, sequence_of
-from longgame.audit.plan import Condition, expand, plan_trials
-from longgame.audit.store import RunDirectory
+from longgame.audit.plan import Condition, Plan, expand
+from longgame.audit.run import Run
 from longgame.data.examples import Pool
 from longgame.recipe import Recipe
 from longgame.seeding import generator
@@ -182,11 +182,11 @@ def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console
     Raises:
         LonggameError: what the audit itself would be refused for before its work begins.
     """
-    held = RunDirectory.check(folder, recipe)
+    held = Run.check(folder, recipe)
     check_files(folder, recipe)
     check_plugins(recipe)
     conditions = expand(recipe)
-    trials = plan_trials(recipe)
+    trials = Plan(recipe).trials
     last = f"stage-{len(outline(recipe).stages)}"
     left = [trial for trial in trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
     check_scores(recipe, left)
@@ -207,7 +207,7 @@ def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console
     bases = {condition.base: plans[condition.name] for condition in reversed(conditions)}
     minutes = wall_clock(list(plans.values()), list(bases.values()), seeds, workers) / 60
     rates = own.rates
-    done = sum(held.store_of(t).has("stage-1") for t in held.trials) if held is not None else 0
+    done = sum(held.trial_store(t).has("stage-1") for t in held.plan.trials) if held is not None else 0
     console.print(
         f"{len(trials)} trials, about {minutes:.1f} min with {workers} worker(s) of "
         f"{threads} thread(s), by rates measured now: forward {rates.forward:,.0f} tokens/s, forward+backward "

@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+from longgame.audit.learner import Outline, outline
 from longgame.data.sequences import resolve_order
 from longgame.errors import RecipeError
 from longgame.recipe import ADAPTATION_KINDS, AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
@@ -29,34 +30,13 @@ class Trial:
         return f"{safe_name(self.selector.key)}-s{self.seed}" + (f"@{self.condition}" if self.condition else "")
 
 
-def plan_trials(recipe: Recipe) -> list[Trial]:
-    """All trials, seed by seed, so that an interrupted audit holds whole replications.
-
-    Raises:
-        RecipeError: two trials would share a folder, or the axes cannot be (see `expand`).
-    """
-    conditions = expand(recipe)
-    trials = [
-        Trial(selector, seed, condition.name)
-        for seed in recipe.seeds
-        for condition in conditions
-        for selector in condition.recipe.selectors
-    ]
-    first: dict[str, Trial] = {}
-    for trial in trials:
-        other = first.setdefault(trial.name, trial)
-        if other is not trial:
-            raise RecipeError(
-                f"selectors '{other.selector.key}' and '{trial.selector.key}' would share the folder "
-                f"'{trial.name}'. Give one of them another `label`."
-            )
-    return trials
-
-
 # From the axes of a recipe to its conditions: one recipe each, and what the conditions share.
 
 AXES = ("budget", "rounds", "adaptation", "order")
 """Axes that have a name of their own, in the order in which a condition names them; `axes.vary` follows by key."""
+
+OWN = "own"
+"""What tables call the condition of the recipe's own values."""
 
 FULL_DATA = "full-data"
 """The condition of the trials that learn whole pools (`full_data`): a reference that competes with no selector."""
@@ -166,6 +146,12 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
             permutations than there are, or a key that cannot be varied.
     """
     return _expand(recipe.model_dump_json())
+
+
+def condition_label(name: str) -> str:
+    """``budget=0.1,order=*`` as a heading: ``budget 0.1, mean of orders``; the recipe's own condition is ``own``."""
+    parts = ["mean of orders" if part == "order=*" else part.replace("=", " ", 1) for part in name.split(",")]
+    return ", ".join(parts) if name else OWN
 
 
 def order_groups(names: Iterable[str]) -> dict[str, list[str]]:
@@ -399,3 +385,53 @@ def selector_content(selector: Mapping[str, Any]) -> dict[str, Any]:
     plain = SelectorSpec(name="random").model_dump(mode="json")
     first = ("name", "parameters", "label")
     return {key: value for key, value in selector.items() if key in first or value != plain[key]}
+
+
+class Plan:
+    """What an audit of a recipe consists of: its conditions, trials and stages, computed once.
+
+    Attributes:
+        conditions: name → condition; the recipe's own comes first and is called "".
+        trials: seed by seed, so that an interrupted audit holds complete replications.
+
+    Raises:
+        RecipeError: two trials would share a folder, or the axes are not possible (see `expand`).
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.conditions = {condition.name: condition for condition in expand(recipe)}
+        self.trials = [
+            Trial(selector, seed, condition.name)
+            for seed in recipe.seeds
+            for condition in self.conditions.values()
+            for selector in condition.recipe.selectors
+        ]
+        first: dict[str, Trial] = {}
+        for trial in self.trials:
+            other = first.setdefault(trial.name, trial)
+            if other is not trial:
+                raise RecipeError(
+                    f"selectors '{other.selector.key}' and '{trial.selector.key}' would share the folder "
+                    f"'{trial.name}'. Give one of them another `label`."
+                )
+
+    @property
+    def own_trials(self) -> list[Trial]:
+        """Trials of the recipe's own condition."""
+        return [trial for trial in self.trials if trial.condition == ""]
+
+    @cached_property
+    def outline(self) -> Outline:
+        """Names of stages and OOD sets, and their scorers, in the recipe's own condition."""
+        return outline(self.recipe)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages in the order of the walk."""
+        return self.outline.stages
+
+    def base_name(self, seed: int, condition: str) -> str:
+        """Folder name of the shared work of a seed that the condition's trials start from."""
+        base = self.conditions[condition].base
+        return f"seed-{seed}" + (f"@{base}" if base else "")

@@ -1,421 +1,315 @@
-"""Progress for a person: which trial, which stage, which step, how long still."""
+"""A run: everything that an audit wrote, in one folder.
+
+```
+RUN/
+  recipe.yaml            the resolved recipe; another recipe in the same directory is refused
+  environment.json       versions, threads, machine
+  seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
+  trials/loss-s0/stage-1 records.parquet, selection.parquet, policy.json + .safetensors, learner/, done.json
+  trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.audit.plan`)
+  results.parquet  picks.parquet  scorecard.md  report.html
+```
+"""
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
-import os
-import platform
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
+import shutil
+from collections import Counter
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+import yaml
 
-from longgame.audit.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings
-from longgame.audit.learner import load_libraries, make_learner, outline, sequence_of
-from longgame.audit.plan import FULL_DATA, Trial
-from longgame.audit.results import results_of, scorecards, write_results
-from longgame.audit.store import LOCK, RECIPE, RunDirectory
-from longgame.audit.walk import prepare_seed, run_trajectory
-from longgame.engines.local import Job, Notify, run_here, run_local
+from longgame.audit.checks import plugin_names
+from longgame.audit.picks import Picks, read_picks, write_picks
+from longgame.audit.plan import (
+    FULL_DATA,
+    Plan,
+    Trial,
+    condition_label,
+    measured_by,
+    order_groups,
+    safe_name,
+    selector_content,
+)
+from longgame.audit.results import full_data_scorecard, of_condition, read_results, scorecards, write_results
+from longgame.audit.store import StageStore, content_hash
 from longgame.errors import ResumeError, StorageError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
-from longgame.recipe import Recipe
-from longgame.selection.interventions import selector_of
-from longgame.signals.base import work_of
-from longgame.storage import read_json, refresh_file, storage_errors, write_json
+from longgame.recipe import Recipe, load_recipe
+from longgame.storage import read_json, storage_errors, write_file
+
+RECIPE, LOCK, ENVIRONMENT = "recipe.yaml", "audit.lock", "environment.json"
+_NAMED_CONDITIONS = 6
+"""Unfinished conditions that `Run.progress` names; further ones are counted."""
 
 
-class RichDisplay:
-    """A bar for the whole audit and a line for each running job; plain lines where there is no terminal."""
+class Run:
+    """One audit on disk, finished or not: folder, recipe, plan, environment, results.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._lines: dict[str, TaskID] = {}
-        self._shares: dict[str, float] = {}
-        self._total: TaskID | None = None
-        self._jobs = 0
-        self._done = 0
-        self._begun = 0.0
-        self._stages = 1
+    Each attribute is read from disk at its first use and then stays as it is: open the run again to see later stages.
+    """
 
-    def __enter__(self) -> RichDisplay:
-        self.bars.start()
-        return self
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._contents: dict[tuple[str, bool, str], dict[str, Any]] = {}
 
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run.
 
-    def warn(self, text: str) -> None:
-        """Print what had better be known before the work is done."""
-        self.console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+        Raises:
+            ResumeError: the directory holds no readable recipe.yaml.
+        """
+        if not (folder / RECIPE).is_file():
+            raise ResumeError(f"{folder} holds no run (no {RECIPE}).")
+        return cls(folder, load_recipe(folder / RECIPE))
 
-    def begin(self, phase: str, jobs: list[str], stages: int) -> None:
-        for line in [*self._lines.values(), *([self._total] if self._total is not None else [])]:
-            self.bars.remove_task(line)
-        self._lines, self._shares, self._total = {}, {}, None
-        self._jobs, self._done, self._begun, self._stages = len(jobs), 0, time.monotonic(), max(1, stages)
-        if jobs:
-            self._total = self.bars.add_task(phase, total=len(jobs), note="")
-            if not self.console.is_terminal:
-                self.console.print(f"{phase}: {len(jobs)}")
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe) -> Run:
+        """Open the directory for this recipe, new or to be resumed; files that a kill left half-written are deleted.
 
-    def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None:
-        if job not in self._lines:
-            self._lines[job] = self.bars.add_task(job, total=steps, note="")
-        where = f"stage {stage}/{self._stages} · {activity}" if stage else activity
-        self.bars.update(self._lines[job], completed=step, total=steps, note=where)
-        if not stage:  # the shared work of a seed tells what it does, not how far it is
-            return
-        inside = 0.6 * step / max(1, steps) if activity == "train" else 0.8
-        self._shares[job] = max(self._shares.get(job, 0.0), (max(0, stage - 1) + inside) / self._stages)
-        self._update_total()
+        Raises:
+            ResumeError, StorageError: as `check`; or it cannot be written.
+        """
+        old = cls.check(folder, recipe)
+        if old is None:
+            with storage_errors(folder):
+                (folder / ENVIRONMENT).unlink(missing_ok=True)
+        run = cls(folder, recipe if old is None else _with_data_dir(recipe, old.recipe.data.data_dir))
+        if old is None or old.recipe != run.recipe:
+            write_file(folder / RECIPE, yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False))
+        with storage_errors(folder):
+            for stale in (path for depth in ("*.part", "*/*.part", "*/*/*.part") for path in folder.glob(depth)):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        return run
 
-    def finished(self, job: str) -> None:
-        self._done += 1
-        self._shares.pop(job, None)
-        line = self._lines.pop(job, None)
-        if line is not None:
-            self.bars.remove_task(line)
-        self._update_total()
-        if not self.console.is_terminal:
-            self.console.print(f"  {job} done ({self._done}/{self._jobs}), {self.time_left()}")
+    @classmethod
+    def check(cls, folder: Path, recipe: Recipe) -> Run | None:
+        """The run in this directory that the recipe resumes; None where nothing could be lost.
 
-    def time_left(self) -> str:
-        """Time left by the share of the work that is done; empty until a twentieth is."""
-        share = (self._done + sum(self._shares.values())) / max(1, self._jobs)
-        if share < 0.05:
+        A recipe resumes a run if its own condition measures the same and it includes every trial that has a finished
+        stage: selectors, seeds and values of axes may be added, weights of metrics may change. A recipe that failed
+        before anything was finished (a misspelt file, say) leaves the directory to the next one. The data may lie
+        in another folder than before (`data.data_dir`): they are known by their content.
+
+        Raises:
+            ResumeError: it holds a run of another recipe (the differing keys are named), or something else.
+            StorageError: it is a file.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise StorageError(f"'{folder}' is a file; results need a directory. Choose another --out.")
+        if not (folder / RECIPE).is_file():
+            if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+                raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
+            return None
+        if not any(folder.glob("*/*/*/done.json")):
+            return None
+        run = cls.open(folder)
+        moved = _with_data_dir(recipe, run.recipe.data.data_dir)
+        if moved == run.recipe:
+            return run
+        differing = _differences(*_comparable(run.recipe, moved))
+        if differing:
+            raise ResumeError(
+                f"{folder} holds a run of another recipe. Differing: " + "; ".join(differing) + ". "
+                "Use another --out, or delete the directory."
+            )
+        planned = {trial.name for trial in Plan(moved).trials}
+        lost = [name for name, stages in run.finished_stages.items() if stages and name not in planned]
+        if lost:
+            raise ResumeError(
+                f"{folder} holds trials that this recipe does not ask for: {', '.join(lost[:5])}"
+                f"{f' and {len(lost) - 5} more' if lost[5:] else ''}. Selectors, seeds and values of axes can be added "
+                "to a run, not taken from it. Name them all, or use another --out."
+            )
+        return run
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan(self.recipe)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, threads and the seconds of every session (environment.json)."""
+        return dict(read_json(self.folder / ENVIRONMENT))
+
+    @cached_property
+    def finished_stages(self) -> dict[str, int]:
+        """Every planned trial → how many of its stages are finished."""
+        stages = range(len(self.plan.stages), 0, -1)
+
+        def last(trial: Path) -> int:
+            return next((n for n in stages if (trial / f"stage-{n}" / "done.json").is_file()), 0)
+
+        return {trial.name: last(self.folder / "trials" / trial.name) for trial in self.plan.trials}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned trial is, in all conditions."""
+        return all(stages == len(self.plan.stages) for stages in self.finished_stages.values())
+
+    @property
+    def progress(self) -> str:
+        """How much is finished, as a sentence; empty when all is."""
+        if self.finished:
             return ""
-        left = (time.monotonic() - self._begun) * (1 - share) / share
-        return f"{int(left // 60)}:{int(left % 60):02d} left"
-
-    def _update_total(self) -> None:
-        if self._total is not None:
-            self.bars.update(self._total, completed=self._done, note=self.time_left())
-
-
-# How long an audit was at work, kept on disk while it works.
-
-EVERY = 10.0
-"""Seconds between two notes of the time: at most so much of a killed session is not counted."""
-
-
-class Display(Protocol):
-    """What shows the progress of an audit to a person."""
-
-    def warn(self, text: str) -> None: ...
-
-    def begin(self, phase: str, jobs: list[str], stages: int) -> None: ...
-
-    def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None: ...
-
-    def finished(self, job: str) -> None: ...
-
-
-class SessionClock:
-    """A display that hands everything on and notes the time at work in ``environment.json`` as it goes.
-
-    Args:
-        display: what is told of the progress.
-        path: environment.json of the run.
-        environment: its content; an entry of ``sessions`` (seconds) is added and kept up to date.
-    """
-
-    def __init__(self, display: Display, path: Path, environment: dict[str, Any]) -> None:
-        self._display, self._path, self._environment = display, path, environment
-        self._begun = self._noted = time.perf_counter()
-        environment["sessions"].append(0.0)
-
-    def warn(self, text: str) -> None:
-        self._display.warn(text)
-
-    def begin(self, phase: str, jobs: list[str], stages: int) -> None:
-        self._display.begin(phase, jobs, stages)
-
-    def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None:
-        self._display.progress(job, stage, activity, step, steps)
-        if time.perf_counter() - self._noted >= EVERY:
-            self.note()
-
-    def finished(self, job: str) -> None:
-        self._display.finished(job)
-
-    def note(self) -> None:
-        """Write down the seconds of this session so far."""
-        self._noted = time.perf_counter()
-        self._environment["sessions"][-1] = round(self._noted - self._begun, 1)
-        write_json(self._path, self._environment)
-
-
-# A whole audit: plan, run what is missing, and write results, scorecard and report.
-
-_PACKAGES = (
-    "longgame",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "tokenizers",
-    "datasets",
-    "numpy",
-    "reasoning-gym",
-)
-
-
-_WORTH_A_PROCESS = 64
-"""Trials of the closed-form world from which starting workers pays."""
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """What a finished audit gives: everything a table or a page is made from."""
-
-    run: RunDirectory
-    results: pd.DataFrame
-    """Measurements of all conditions."""
-    scorecard: Scorecard
-    """Of the recipe's own condition."""
-    environment: dict[str, Any]
-    across: Across | None = None
-    """All conditions side by side, where the recipe has axes."""
-
-
-def seed_job(folder: str, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
-    """Worker function: the shared work of one seed (for a condition), with the data from where it lies now."""
-    path = Path(folder) / RECIPE
-    _seed_work(_opened(folder, path.stat().st_mtime_ns), data_dir, seed, condition, notify)
-
-
-def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
-    """Worker function: one trial from where it stands to its end, with the data from where it lies now."""
-    path = Path(folder) / RECIPE
-    _trial_work(_opened(folder, path.stat().st_mtime_ns), data_dir, trial, keep_models, notify)
-
-
-@lru_cache(maxsize=1)
-def _opened(folder: str, _changed: int) -> RunDirectory:
-    """The run, read once per process and version of its recipe."""
-    return RunDirectory.open(Path(folder))
-
-
-def _seed_work(run: RunDirectory, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
-    store = run.seed_store(seed, condition)
-    if store.has("base"):
-        return
-    recipe = run.conditions[condition].base_recipe
-    notify(store.folder.name, 0, "data", 0, 1)
-    sequence = sequence_of(_with_data(recipe, data_dir), seed)
-    notify(store.folder.name, 0, "frozen pass", 0, 1)
-    prepare_seed(seed, make_learner(recipe, seed), sequence, store.begun())
-
-
-def _trial_work(run: RunDirectory, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
-    condition = run.conditions[trial.condition]
-    recipe = condition.recipe
-    sequence = sequence_of(_with_data(recipe, data_dir), trial.seed)
-    prepared = sequence_of(_with_data(condition.base_recipe, data_dir), trial.seed)
-    learner = make_learner(recipe, trial.seed)
-    shared = run.seed_store(trial.seed, trial.condition)
-    store = run.store_of(trial).begun(candidates_in(sequence))
-    with _told_as_error(recipe):
-        run_trajectory(trial, recipe, learner, sequence, shared, store, notify, keep_models, prepared)
-
-
-def _told_as_error(recipe: Recipe) -> AbstractContextManager[object]:
-    """In the closed-form world a walk that diverges is told as NumericalError; NumPy's warnings add nothing."""
-    return np.errstate(over="ignore", invalid="ignore") if recipe.model.name == "quadratic" else nullcontext()
-
-
-def run_audit(
-    recipe: Recipe, folder: Path, *, workers: int, threads: int, display: Display, keep_models: bool = False
-) -> AuditResult:
-    """Run (or finish) an audit and write its results.
-
-    Raises:
-        ResumeError: the directory holds another recipe, or another process is at work in it.
-        LonggameError: whatever a trial raised; finished stages stay.
-    """
-    with _only_one(folder, recipe):
-        run = RunDirectory.create(folder, recipe)
-        stages = len(outline(run.recipe).stages)
-        trials = [trial for trial in run.trials if not _is_done(run, trial, stages)]
-        bases = _missing_bases(run, trials)
-        if bases or trials:
-            check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
-            check_scores(recipe, trials)
-            for text in score_warnings(recipe, trials):
-                display.warn(text)
-            clock = SessionClock(display, folder / "environment.json", _environment(run, workers, threads))
-            jobs = _jobs(run, recipe.data.data_dir, bases, trials, keep_models)
-            clock.begin("trials and what they share", [job.name for job in jobs], stages)
-            if workers == 1 or (recipe.model.name == "quadratic" and len(trials) < _WORTH_A_PROCESS):
-                load_libraries(recipe)  # before their threads are bound
-                run_here(jobs, threads, clock.progress, clock.finished)
-            else:
-                run_local(jobs, workers, threads, clock.progress, clock.finished)
-            clock.note()
-        return finish(run)
-
-
-def _missing_bases(run: RunDirectory, trials: list[Trial]) -> dict[str, tuple[int, str]]:
-    """Shared work that is not done yet and that some trial waits for: folder name → (seed, a condition it is for)."""
-    found: dict[str, tuple[int, str]] = {}
-    for trial in trials:
-        store = run.seed_store(trial.seed, trial.condition)
-        if store.folder.name not in found and not store.has("base"):
-            found[store.folder.name] = (trial.seed, trial.condition)
-    return found
-
-
-def _jobs(
-    run: RunDirectory,
-    data_dir: str | None,
-    bases: Mapping[str, tuple[int, str]],
-    trials: list[Trial],
-    keep_models: bool,
-) -> list[Job]:
-    """Seed by seed: shared work, then the trials that wait for it."""
-    folder = str(run.folder.resolve())
-    jobs: list[Job] = []
-    begun: set[str] = set()
-    for trial in _costly_first(trials):
-        base = run.seed_store(trial.seed, trial.condition).folder.name
-        if base in bases and base not in begun:
-            begun.add(base)
-            jobs.append(Job(base, seed_job, (folder, data_dir, *bases[base])))
-        jobs.append(Job(trial.name, trial_job, (folder, data_dir, trial, keep_models), after=base))
-    return jobs
-
-
-def _with_data(recipe: Recipe, data_dir: str | None) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": data_dir})})
-
-
-def _costly_first(trials: list[Trial]) -> list[Trial]:
-    """Within each seed whole pools and selectors that need gradients come first, so that workers end close together."""
-
-    def cost(trial: Trial) -> int:
-        return -("none", "forward", "backward").index(work_of(selector_of(trial.selector).requires))
-
-    place = {seed: place for place, seed in enumerate(dict.fromkeys(trial.seed for trial in trials))}
-    costs = {key: cost(trial) for key, trial in {trial.selector.key: trial for trial in trials}.items()}
-    return sorted(
-        trials, key=lambda trial: (place[trial.seed], trial.condition != FULL_DATA, costs[trial.selector.key])
-    )
-
-
-def _is_done(run: RunDirectory, trial: Trial, stages: int) -> bool:
-    return run.store_of(trial).finished_stages(stages) == stages
-
-
-@contextmanager
-def _only_one(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """Hold the directory's lock; the system lets go of it however the process ends.
-
-    It is opened for reading, so that a finished run can be printed from where nothing can be written.
-    """
-    RunDirectory.check(folder, recipe)
-    check_files(folder, recipe)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ResumeError(f"another audit is at work in {folder}. Wait for it, or choose another --out.") from error
-        except OSError as error:
-            raise StorageError(
-                f"{folder} cannot be locked: {error.strerror or error}. Choose an --out on a file system with locks."
-            ) from error
-        yield
-    finally:
-        os.close(lock)
-
-
-def held_threads(folder: Path) -> int | None:
-    """Threads per worker that the run in this directory was begun with; None where there is none yet."""
-    path = folder / "environment.json"
-    return int(read_json(path)["threads"]) if path.is_file() else None
-
-
-def _environment(run: RunDirectory, workers: int, threads: int) -> dict[str, Any]:
-    """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend."""
-    path = run.folder / "environment.json"
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    if path.is_file():
-        held: dict[str, Any] = read_json(path)
-        if held["threads"] != threads:
-            raise ResumeError(
-                f"{run.folder} was begun with {held['threads']} thread(s) per worker, now {threads}; the last bits of "
-                f"every number depend on it. Use --threads {held['threads']}, or another --out."
-            )
-        if held["versions"] != versions:
-            there = [f"{name}=={version}" for name, version in held["versions"].items() if versions[name] != version]
-            raise ResumeError(
-                f"{run.folder} was begun with {', '.join(there)}, now "
-                f"{', '.join(versions[spec.partition('==')[0]] for spec in there)}; numbers of two versions do not "
-                "belong in one table. Install those, or use another --out."
-            )
-        return held
-    environment: dict[str, Any] = {
-        "versions": versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "workers": workers,
-        "threads": threads,
-        "sessions": [],
-    }
-    write_json(path, environment)
-    return environment
-
-
-def finish(run: RunDirectory) -> AuditResult:
-    """Assemble the results of a run and write results.parquet, picks.parquet, scorecard.md and report.html.
-
-    Raises:
-        ResumeError: a trial is not finished.
-    """
-    from longgame.audit.loaded import run_report, told_run
-    from longgame.audit.results import write_picks
-    from longgame.report.markdown import scorecard_markdown
-    from longgame.report.page import render_reports
-
-    recipe = run.recipe
-    stages = len(outline(recipe).stages)
-    missing = [trial.name for trial in run.trials if not _is_done(run, trial, stages)]
-    if missing:
-        raise ResumeError(
-            f"{run.folder} is not finished ({len(missing)} trials left: {', '.join(missing[:5])}…). "
-            "Give the recipe again to go on."
+        stages, total = self.finished_stages, len(self.plan.stages)
+        complete = sum(count == total for count in stages.values())
+        text = (
+            f"This run is not finished: {complete:,} of {len(stages):,} trials, {sum(stages.values()):,} of "
+            f"{len(stages) * total:,} stages. What is missing counts as not measured."
         )
-    environment = read_json(run.folder / "environment.json")
-    results = results_of(run)
-    cards = scorecards(run, results)
-    told = told_run(run, results, cards, environment, dict.fromkeys((trial.name for trial in run.trials), stages))
-    write_results(run, results)
-    picks = write_picks(run, told.done)
-    text = scorecard_markdown(told.scorecard, told.results, recipe, environment, told.across)
-    refresh_file(run.folder / "scorecard.md", text.encode())
-    refresh_file(run.folder / "report.html", render_reports([run_report(told, picks)]).encode())
-    return AuditResult(run, results, told.scorecard, environment, told.across)
+        if len(self.plan.conditions) == 1:
+            return text
+        missing = Counter(trial.condition for trial in self.plan.trials if stages[trial.name] < total)
+        labels = [f"{condition_label(name)} ({count:,})" for name, count in missing.items()]
+        others = f" and {len(labels) - _NAMED_CONDITIONS} more" if len(labels) > _NAMED_CONDITIONS else ""
+        return f"{text} Unfinished trials by condition: {'; '.join(labels[:_NAMED_CONDITIONS])}{others}."
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """All finished measurements of all conditions, one row each (see docs/results-format.md)."""
+        return read_results(self.folder, self.plan, self.finished_stages)
+
+    @cached_property
+    def own_results(self) -> pd.DataFrame:
+        """The measurements of the recipe's own condition."""
+        return of_condition(self.results, "")
+
+    @cached_property
+    def scorecards(self) -> dict[str, Scorecard]:
+        """Condition → scorecard: the recipe's own, and those in which every selector has measurements."""
+        return scorecards(self.plan, self.results)
+
+    @property
+    def scorecard(self) -> Scorecard:
+        """The scorecard of the recipe's own condition."""
+        return self.scorecards[""]
+
+    @cached_property
+    def full_data(self) -> Scorecard | None:
+        """The scorecard of the full-data trials; None where none has a finished stage."""
+        return full_data_scorecard(self.plan, self.results)
+
+    @cached_property
+    def across(self) -> Across | None:
+        """All conditions side by side; None for a recipe without axes."""
+        if not self.plan.conditions.keys() - {"", FULL_DATA}:
+            return None
+        cards = self.scorecards
+        groups = {name: names for name, names in order_groups(self.plan.conditions).items() if set(names) <= set(cards)}
+        return Across.build(cards, groups, bootstrap=self.recipe.metrics.bootstrap)
+
+    @cached_property
+    def places(self) -> pd.DataFrame | None:
+        """condition, budget, rounds, adaptation, order and the varied keys: a row for each condition of `across`.
+
+        A place is what the condition's name says (``adaptation=full-lr0.001``), else the recipe's own value.
+        """
+        return None if self.across is None else condition_places(self.plan, list(self.scorecards))
+
+    @cached_property
+    def picks(self) -> Picks | None:
+        """What the trials of the recipe's own condition selected; None before the first finished stage."""
+        return read_picks(self.folder, self.plan, self.finished_stages)
+
+    def write_tables(self) -> None:
+        """Write results.parquet and picks.parquet, so that reports need not read the stages.
+
+        Raises:
+            ResumeError: a file of a stage cannot be read. StorageError: a table cannot be written.
+        """
+        write_results(self.folder, self.results, self.finished_stages)
+        write_picks(self.folder, self.plan, self.finished_stages, self.picks)
+
+    def seed_store(self, seed: int, condition: str = "") -> StageStore:
+        """The store of a seed's shared work that this condition's trials start from."""
+        found = self.plan.conditions[condition]
+        key = content_hash(self._content(condition, True, seed), seed=seed)
+        scorers = plugin_names(found.base_recipe.model_copy(update={"selectors": ()}))
+        return StageStore(self.folder / "seeds" / self.plan.base_name(seed, condition), key, scorers)
+
+    def trial_store(self, trial: Trial) -> StageStore:
+        """The store of a trial's stages."""
+        content = self._content(trial.condition, False, trial.seed)
+        selector = selector_content(trial.selector.model_dump(mode="json"))
+        scorers = plugin_names(self.plan.conditions[trial.condition].recipe.model_copy(update={"selectors": ()}))
+        key = content_hash(content, selector=selector, seed=trial.seed)
+        return StageStore(self.folder / "trials" / trial.name, key, (trial.selector.name, *scorers))
+
+    def _content(self, condition: str, base: bool, seed: int) -> dict[str, Any]:
+        """What numbers depend on, without the lists that trials are made from: siblings change nothing."""
+        found = self.plan.conditions[condition]
+        recipe = (found.base_recipe if base else found.recipe).for_seed(seed)
+        key = (condition, base, recipe.model.name)
+        if key not in self._contents:
+            self._contents[key] = {**measured_by(recipe), "selectors": [], "seeds": [], "name": "run"}
+        return self._contents[key]
+
+
+def load_run(folder: Path) -> Run:
+    """Open a run that has something to report.
+
+    Raises:
+        ResumeError: there is no run, or no stage of the recipe's own condition is finished.
+    """
+    run = Run.open(folder)
+    if not any(run.finished_stages[trial.name] for trial in run.plan.own_trials):
+        raise ResumeError(f"{folder} has no finished stage yet. Wait for one, or start it: longgame audit {folder}")
+    return run
+
+
+def condition_places(plan: Plan, names: list[str]) -> pd.DataFrame:
+    """condition and its place on every axis and on every key of `axes.vary`, a row each."""
+    recipe = plan.recipe.model_dump(mode="json")
+    own = {**plan.conditions[""].values, **{key: _value_at(recipe, key) for key in sorted(plan.recipe.axes.vary)}}
+    rows = [
+        {"condition": name, **own, **dict(part.split("=", 1) for part in name.split(",") if part)} for name in names
+    ]
+    places = pd.DataFrame(rows).astype(object)
+    places["budget"] = places["budget"].astype(float)
+    return places
+
+
+def _value_at(recipe: Any, key: str) -> str:
+    """The recipe's own value of a dotted key, as names of conditions write values."""
+    for part in key.split("."):
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    return "default" if recipe is None else safe_name(repr(recipe) if isinstance(recipe, float) else str(recipe))
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted({*old, *new}):
+            lines += _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        return lines
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and any(isinstance(x, dict) for x in old)
+    ):
+        pairs = zip(old, new, strict=True)
+        return [line for i, (a, b) in enumerate(pairs) for line in _differences(a, b, f"{where}.{i}")]
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
+
+
+def _with_data_dir(recipe: Recipe, folder: str | None) -> Recipe:
+    """The recipe with this data folder: finished stages are keyed by the one that the run started with."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": folder})})
+
+
+def _comparable(old: Recipe, new: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What must be equal for one recipe to resume the other's run: selectors only where both have one of that name."""
+    shared = {spec.key for spec in old.selectors} & {spec.key for spec in new.selectors}
+    contents = []
+    for recipe in (old, new):
+        selectors = {spec.key: spec.model_dump(mode="json") for spec in recipe.selectors if spec.key in shared}
+        contents.append({**measured_by(recipe), "axes": None, "seeds": None, "selectors": selectors})
+    return contents[0], contents[1]

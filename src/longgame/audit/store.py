@@ -1,37 +1,22 @@
-"""The run directory: what is finished is durable, what is not finished leaves no trace.
+"""Durable parts of a run: what is finished is complete on disk, what is not finished leaves no trace.
 
-```
-RUN/
-  recipe.yaml            the resolved recipe; another recipe in the same directory is refused
-  environment.json       versions, threads, machine
-  seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
-  trials/loss-s0/stage-1 records.parquet, selection.parquet, policy.json + .safetensors, learner/, done.json
-  trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.audit.plan`)
-  results.parquet  scorecard.md  report.html
-```
-
-Every folder is written as ``NAME.PID.part``, flushed to disk, and renamed: it is there whole or not at all.
+Every folder is written as ``NAME.PID.part``, flushed to disk, and renamed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from longgame.audit.checks import file_contents, plugin_names, row_contents
-from longgame.audit.plan import Condition, Trial, expand, measured_by, plan_trials, selector_content
-from longgame.errors import ResumeError, StorageError
-from longgame.recipe import Recipe
-from longgame.storage import durable_folder, read_json, storage_errors, write_file
+from longgame.audit.checks import file_contents, row_contents
+from longgame.errors import ResumeError
+from longgame.storage import durable_folder, read_json
 
 RECORD_COLUMNS = {
     "trial": "string",
@@ -62,8 +47,6 @@ CONDITION_COLUMNS = {
 """What a run's results add to the records: the condition of the trial, and its place on the axes with a name."""
 
 RESULT_COLUMNS = RECORD_COLUMNS | CONDITION_COLUMNS
-
-RECIPE, LOCK = "recipe.yaml", "audit.lock"
 
 _DEFAULTS: dict[str, Any] = {
     "task": "",
@@ -150,169 +133,3 @@ class StageStore:
         while done < stages and self.has(f"stage-{done + 1}"):
             done += 1
         return done
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted({*old, *new}):
-            found += _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-        return found
-    if (
-        isinstance(old, list)
-        and isinstance(new, list)
-        and len(old) == len(new)
-        and any(isinstance(x, dict) for x in old)
-    ):
-        pairs = zip(old, new, strict=True)
-        return [line for i, (a, b) in enumerate(pairs) for line in _differences(a, b, f"{where}.{i}")]
-    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
-
-
-def _where_held(recipe: Recipe, held: Recipe) -> Recipe:
-    """The recipe with the data folder that the run was begun with, by which finished stages are keyed."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": held.data.data_dir})})
-
-
-def _compared(held: Recipe, now: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What must be equal for one run to go on as the other: selectors only where both have one of that name."""
-    both = {spec.key for spec in held.selectors} & {spec.key for spec in now.selectors}
-    sides = []
-    for recipe in (held, now):
-        own = {**measured_by(recipe), "axes": None, "seeds": None}
-        own["selectors"] = {spec.key: spec.model_dump(mode="json") for spec in recipe.selectors if spec.key in both}
-        sides.append(own)
-    return sides[0], sides[1]
-
-
-class RunDirectory:
-    """One audit on disk."""
-
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder = folder
-        self.recipe = recipe
-        self._contents: dict[tuple[str, bool, str], dict[str, Any]] = {}
-
-    @cached_property
-    def conditions(self) -> dict[str, Condition]:
-        """The recipe's conditions by name; the recipe's own comes first and is called ""."""
-        return {condition.name: condition for condition in expand(self.recipe)}
-
-    @cached_property
-    def trials(self) -> list[Trial]:
-        """Every trial that the recipe asks for, finished or not."""
-        return plan_trials(self.recipe)
-
-    @classmethod
-    def create(cls, folder: Path, recipe: Recipe) -> RunDirectory:
-        """Open the directory for this recipe, new or to be resumed; what a kill left half-written is cleared away.
-
-        Raises:
-            ResumeError, StorageError: as `check`; or it cannot be written.
-        """
-        held = cls.check(folder, recipe)
-        if held is None:
-            with storage_errors(folder):
-                (folder / "environment.json").unlink(missing_ok=True)
-        run = cls(folder, recipe if held is None else _where_held(recipe, held.recipe))
-        if held is None or held.recipe != run.recipe:
-            write_file(folder / RECIPE, yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False))
-        with storage_errors(folder):
-            for stale in (path for depth in ("*.part", "*/*.part", "*/*/*.part") for path in folder.glob(depth)):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        return run
-
-    @classmethod
-    def check(cls, folder: Path, recipe: Recipe) -> RunDirectory | None:
-        """Return the run that the directory holds and this recipe goes on with, None where nothing could be lost.
-
-        A recipe goes on with a run if its own condition measures the same and it asks for every trial that has a
-        finished stage: selectors, seeds and values of axes may be added, weights of metrics may change. A recipe that
-        ended before anything was finished (a misspelt file, say) leaves the directory to the next one, and the data
-        may lie elsewhere than before (`data.data_dir`): it is known by its content.
-
-        Raises:
-            ResumeError: it holds a run of another recipe (the differing keys are named), or something else.
-            StorageError: it is a file.
-        """
-        if folder.exists() and not folder.is_dir():
-            raise StorageError(f"'{folder}' is a file; results need a directory. Choose another --out.")
-        if not (folder / RECIPE).is_file():
-            if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-                raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
-            return None
-        if not any(folder.glob("*/*/*/done.json")):
-            return None
-        run = cls.open(folder)
-        moved = _where_held(recipe, run.recipe)
-        if moved == run.recipe:
-            return run
-        differing = _differences(*_compared(run.recipe, moved))
-        if differing:
-            raise ResumeError(
-                f"{folder} holds a run of another recipe. Differing: " + "; ".join(differing) + ". "
-                "Use another --out, or delete the directory."
-            )
-        run._check_none_lost(moved)
-        return run
-
-    def _check_none_lost(self, recipe: Recipe) -> None:
-        """Raise ResumeError where a trial with a finished stage is not asked for any more."""
-        wanted = {trial.name for trial in plan_trials(recipe)}
-        lost = [
-            trial.name
-            for trial in self.trials
-            if trial.name not in wanted and (self.folder / "trials" / trial.name / "stage-1" / "done.json").is_file()
-        ]
-        if lost:
-            raise ResumeError(
-                f"{self.folder} holds trials that this recipe does not ask for: {', '.join(lost[:5])}"
-                f"{f' and {len(lost) - 5} more' if lost[5:] else ''}. Selectors, seeds and values of axes can be added "
-                "to a run, not taken from it. Name them all, or use another --out."
-            )
-
-    @classmethod
-    def open(cls, folder: Path) -> RunDirectory:
-        """Open an existing run.
-
-        Raises:
-            ResumeError: the directory holds no readable recipe.yaml.
-        """
-        from longgame.recipe import load_recipe
-
-        held = folder / RECIPE
-        if not held.is_file():
-            raise ResumeError(f"{folder} holds no run (no recipe.yaml).")
-        return cls(folder, load_recipe(held))
-
-    def seed_store(self, seed: int, condition: str = "") -> StageStore:
-        """Where the shared work of a seed stands that this condition's trials start from."""
-        base = self.conditions[condition].base
-        name = f"seed-{seed}" + (f"@{base}" if base else "")
-        key = content_hash(self._content(condition, True, seed), seed=seed)
-        scorers = plugin_names(self.conditions[condition].base_recipe.model_copy(update={"selectors": ()}))
-        return StageStore(self.folder / "seeds" / name, key, scorers)
-
-    def trial_store(self, trial: str, selector: Mapping[str, Any], seed: int, condition: str = "") -> StageStore:
-        key = content_hash(self._content(condition, False, seed), selector=selector_content(selector), seed=seed)
-        scorers = plugin_names(self.conditions[condition].recipe.model_copy(update={"selectors": ()}))
-        return StageStore(self.folder / "trials" / trial, key, (selector["name"], *scorers))
-
-    def _content(self, condition: str, base: bool, seed: int) -> dict[str, Any]:
-        """What numbers depend on, without the lists that trials are made from: siblings change nothing."""
-        found = self.conditions[condition]
-        recipe = (found.base_recipe if base else found.recipe).for_seed(seed)
-        key = (condition, base, recipe.model.name)
-        if key not in self._contents:
-            self._contents[key] = {**measured_by(recipe), "selectors": [], "seeds": [], "name": "run"}
-        return self._contents[key]
-
-    def store_of(self, trial: Trial) -> StageStore:
-        """The store of a planned trial."""
-        return self.trial_store(trial.name, trial.selector.model_dump(mode="json"), trial.seed, trial.condition)
-
-    def records(self) -> pd.DataFrame:
-        """All finished measurements (see `longgame.audit.results.gather`)."""
-        from longgame.audit.results import gather
-
-        return gather(self)

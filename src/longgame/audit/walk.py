@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from longgame.audit.learner import Learner
+from longgame.audit.picks import write_selection
 from longgame.audit.plan import Trial
-from longgame.audit.results import write_selection
 from longgame.audit.store import StageStore, records_table
 from longgame.data.examples import Pool, SequenceData, Stage, Task
 from longgame.errors import NumericalError, ResumeError

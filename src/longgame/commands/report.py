@@ -12,11 +12,10 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from longgame.audit.loaded import LoadedRun
+    from longgame.audit.run import Run
     from longgame.report.answer import Claim
     from longgame.report.charts import Figure
     from longgame.report.compare import Comparison
-    from longgame.report.picks import Picks
 
 
 _OBJECTS = 100_000
@@ -43,10 +42,10 @@ def report(
     ] = None,
 ) -> None:
     """Show what audits found: the answer in words, scorecard, figures, and every trial with what it wanted most."""
-    from longgame.audit.loaded import SHOWN_TRIALS
     from longgame.errors import LonggameError
     from longgame.report.answer import parse_condition
     from longgame.report.page import begin_bundle, write_page
+    from longgame.report.run import SHOWN_TRIALS
 
     console = Console(highlight=False, markup=False)
     gc.set_threshold(_OBJECTS)
@@ -56,7 +55,7 @@ def report(
             out = Path("report.html")
         if out is not None:
             begin_bundle()  # it is made while the runs are read
-        shown = _read(runs, compare, claims, with_picks=bool(out or figures))
+        shown = _read(runs, compare, claims)
         written: list[Path] = []
         if out is not None:
             write_page(out, _page(shown, SHOWN_TRIALS if trials is None else trials))
@@ -84,24 +83,24 @@ def report(
 class _Shown:
     """A run of this report."""
 
-    loaded: LoadedRun
+    run: Run
     name: Path
     """Tells it apart from the other runs of the report."""
     title: str
     """What it is called; empty where it is the only one."""
     comparison: Comparison | None
-    picks: Picks | None
 
 
-def _read(runs: Sequence[Path], compare: Path | None, claims: Sequence[Claim], with_picks: bool) -> list[_Shown]:
-    from longgame.audit.loaded import load_picks, load_run, names_of
+def _read(runs: Sequence[Path], compare: Path | None, claims: Sequence[Claim]) -> list[_Shown]:
+    from longgame.audit.run import load_run
     from longgame.errors import RecipeError, ResumeError
     from longgame.report.compare import compare as compare_runs
+    from longgame.report.run import names_of
 
     if len({run.resolve() for run in runs}) < len(runs):
         raise RecipeError("a run directory is given twice. Name each run once.")
     loaded = [load_run(run) for run in runs]
-    if claims and (unfinished := [f"{each.run.folder}: {each.progress}" for each in loaded if not each.finished]):
+    if claims and (unfinished := [f"{each.folder}: {each.progress}" for each in loaded if not each.finished]):
         raise ResumeError(
             f"--fail-if asks for finished runs. {' '.join(unfinished)} Finish it first: longgame audit RUN"
         )
@@ -115,17 +114,15 @@ def _read(runs: Sequence[Path], compare: Path | None, claims: Sequence[Claim], w
                 str(names[-1]), baseline.scorecard, baseline.recipe, each.scorecard, each.recipe, baseline.progress
             )
         title = f"{each.recipe.name} ({name})" if len(loaded) > 1 else ""
-        shown.append(_Shown(each, name, title, comparison, load_picks(each) if with_picks else None))
+        shown.append(_Shown(each, name, title, comparison))
     return shown
 
 
 def _page(shown: Sequence[_Shown], trials: int) -> str:
-    from longgame.audit.loaded import run_report
     from longgame.report.page import render_reports
+    from longgame.report.run import run_report
 
-    return render_reports(
-        [run_report(each.loaded, each.picks, trials // len(shown), each.title, each.comparison) for each in shown]
-    )
+    return render_reports([run_report(each.run, trials // len(shown), each.title, each.comparison) for each in shown])
 
 
 def _write_figures(shown: Sequence[_Shown], folder: Path) -> list[Path]:
@@ -139,36 +136,37 @@ def _write_figures(shown: Sequence[_Shown], folder: Path) -> list[Path]:
 
 
 def _figures(shown: _Shown) -> list[Figure]:
-    from longgame.audit.loaded import efficiency_figures_of
     from longgame.report.figures import figures
+    from longgame.report.run import efficiency_figures_of
 
-    run = shown.loaded
-    drawn = figures(run.scorecard, run.results, run.recipe, shown.picks, run.across, run.conditions)
+    run = shown.run
+    drawn = figures(run.scorecard, run.own_results, run.recipe, run.picks, run.across, run.places)
     return [*drawn, *efficiency_figures_of(run)]
 
 
 def _markdown(shown: _Shown) -> str:
     from longgame.report.markdown import comparison_markdown, scorecard_markdown
 
-    run = shown.loaded
-    text = scorecard_markdown(run.scorecard, run.results, run.recipe, run.environment, run.across, shown.title)
+    run = shown.run
+    text = scorecard_markdown(run.scorecard, run.own_results, run.recipe, run.environment, run.across, shown.title)
     told = f"\n## Against the baseline\n\n{comparison_markdown(shown.comparison)}\n" if shown.comparison else ""
     return (f"> {run.progress}\n\n" if run.progress else "") + text + told
 
 
 def _card(shown: _Shown) -> str:
     from longgame.report.markdown import audit_card
+    from longgame.report.run import condition_notes
 
-    run = shown.loaded
+    run = shown.run
     return audit_card(
         run.scorecard,
-        run.results,
+        run.own_results,
         run.recipe,
         run.environment,
         run.progress,
         shown.comparison,
         across=run.across,
-        notes=run.notes,
+        notes=condition_notes(run),
         title=shown.title,
     )
 
@@ -178,14 +176,14 @@ def _holds(claims: tuple[Claim, ...], shown: Sequence[_Shown], console: Console)
     from longgame.report.answer import true_claims
 
     held = [
-        f"{each.title or each.loaded.recipe.name}: {claim}"
+        f"{each.title or each.run.recipe.name}: {claim}"
         for each in shown
-        for claim in true_claims(claims, each.loaded.scorecard, each.loaded.across)
+        for claim in true_claims(claims, each.run.scorecard, each.run.across)
     ]
     for line in held:
         console.print(f"failed: {line}", soft_wrap=True)
     if not held:
-        asked = sum(1 if each.loaded.across is None else len(each.loaded.across.cards) for each in shown)
+        asked = sum(1 if each.run.across is None else len(each.run.across.cards) for each in shown)
         where = f" in any of {asked} conditions" if asked > len(shown) else ""
         console.print(f"passed: none of {' or '.join(map(str, claims))} holds{where}.", soft_wrap=True)
     return bool(held)
@@ -205,7 +203,7 @@ def compare(
     view: Annotated[str, typer.Option(help="Scorer: primary, token_accuracy or exact_match.")] = "primary",
 ) -> None:
     """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility."""
-    from longgame.audit.loaded import compared, load_run, names_of
+    from longgame.audit.run import load_run
     from longgame.errors import RecipeError
     from longgame.report.charts import write_figures
     from longgame.report.compare import (
@@ -218,6 +216,7 @@ def compare(
     )
     from longgame.report.markdown import escape, pipes
     from longgame.report.page import write_page
+    from longgame.report.run import compared, names_of
     from longgame.report.tables import selectors_in_order
     from longgame.report.terminal import print_table
 
@@ -260,17 +259,17 @@ def compare(
         console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def _notes(loaded: LoadedRun, view: str) -> list[str]:
+def _notes(run: Run, view: str) -> list[str]:
     """What the numbers of a run leave out, in words."""
     from longgame.audit.plan import FULL_DATA, shares_full_data
     from longgame.metrics.efficiency import undefined_ratios
 
-    name, notes = loaded.recipe.name, [f"{loaded.recipe.name}: {loaded.progress}"] if loaded.progress else []
-    if loaded.full_data is not None and (zero := undefined_ratios(loaded.full_data, view)):
+    name, notes = run.recipe.name, [f"{run.recipe.name}: {run.progress}"] if run.progress else []
+    if run.full_data is not None and (zero := undefined_ratios(run.full_data, view)):
         notes.append(
             f"{name}: a full-data trial scored 0 on {', '.join(zero)}; no PIR over it is defined for that seed."
         )
-    other = [each for each in loaded.run.conditions if each != FULL_DATA and not shares_full_data(each)]
+    other = [each for each in run.plan.conditions if each != FULL_DATA and not shares_full_data(each)]
     if other:
         notes.append(
             f"{name}: {len(other)} condition(s) differ from the full-data trials in more than budget and rounds and "

@@ -48,24 +48,23 @@ class Watched:
     """A run directory that is looked at again and again; its records are read only when a stage was finished."""
 
     def __init__(self, folder: Path, console: Console) -> None:
-        from longgame.audit.learner import outline
-        from longgame.audit.store import RunDirectory
+        from longgame.audit.run import Run
 
         self.folder = folder
         self.finished = False
         self._console = console
-        self._stages = len(outline(RunDirectory.open(folder).recipe).stages)
+        self._stages = len(Run.open(folder).plan.stages)
         self._seen = 0
         self._scorecard = Text("No stage is finished yet.", style="dim")
 
     def view(self) -> RenderableType:
         """Progress, time left and scorecard as they are now. The recipe is read anew: trials may have been added."""
-        from longgame.audit.store import RunDirectory
+        from longgame.audit.run import Run
 
-        held = RunDirectory.open(self.folder)
-        marks = finish_times(self.folder, [trial.name for trial in held.trials], self._stages)
-        total = len(held.trials) * self._stages
-        own = {trial.name for trial in held.trials if trial.condition == ""}
+        held = Run.open(self.folder)
+        marks = finish_times(self.folder, [trial.name for trial in held.plan.trials], self._stages)
+        total = len(held.plan.trials) * self._stages
+        own = {trial.name for trial in held.plan.trials if trial.condition == ""}
         if len(marks) != self._seen and any(name in own for name, _ in marks):
             self._scorecard = self._read()
             self._seen = len(marks)
@@ -75,7 +74,7 @@ class Watched:
 
     def _read(self) -> Text:
         """The scorecard as `longgame audit` prints it, for this console."""
-        from longgame.audit.loaded import load_run
+        from longgame.audit.run import load_run
         from longgame.report.terminal import print_scorecard
 
         loaded = load_run(self.folder)

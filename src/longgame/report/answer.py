@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longgame.audit.plan import condition_label
 from longgame.errors import RecipeError, unknown
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import ALPHA, holm, paired
 from longgame.metrics.verdict import BETTER, INDISTINGUISHABLE, MYOPIC, NOT_ENOUGH, NOW_ONLY, WORSE
 from longgame.recipe import Recipe
-from longgame.report.conditions import condition_label
 from longgame.report.tables import number, selectors_in_order
 from longgame.report.words import elsewhere
 

@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from longgame.audit.plan import OWN, condition_label
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.comparisons import Across, intervention_table
 from longgame.metrics.diagnostics import MIN_SEEDS, MOST_GROUPS
@@ -26,13 +27,6 @@ from longgame.report.tables import (
 )
 
 SHOWN = ("current", "auc_common", "auc_own", "forgetting", "long_horizon")
-OWN = "own"
-
-
-def condition_label(name: str) -> str:
-    """``budget=0.1,order=*`` as a heading: ``budget 0.1, mean of orders``; the recipe's own condition is ``own``."""
-    parts = ["mean of orders" if part == "order=*" else part.replace("=", " ", 1) for part in name.split(",")]
-    return ", ".join(parts) if name else OWN
 
 
 def condition_table(across: Across, recipe: Recipe) -> Table:

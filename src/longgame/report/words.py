@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from longgame.audit.plan import condition_label
 from longgame.metrics.comparisons import Across
 from longgame.metrics.longhorizon import chance_gap
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.verdict import BETTER, MYOPIC, NOW_ONLY, WORSE
 from longgame.recipe import Recipe
-from longgame.report.conditions import condition_label
 from longgame.report.tables import ALPHA, number, selectors_in_order
 
 _MOST_CONDITIONS = 6
