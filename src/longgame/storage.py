@@ -27,7 +27,16 @@ from safetensors.numpy import load, load_file, save, save_file
 
 from longgame.errors import PluginError, ResumeError, StorageError
 
+CACHE_VARIABLE = "LONGGAME_CACHE"
 ADVICE = "Free the disk or choose another directory, and run the same command again; what was finished stays."
+
+
+def cache_dir() -> Path:
+    """Return ``$LONGGAME_CACHE``, else ``$XDG_CACHE_HOME/longgame``, else ``~/.cache/longgame``."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache")).expanduser() / "longgame"
 
 
 @contextmanager

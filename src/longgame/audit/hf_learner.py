@@ -19,7 +19,6 @@ from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
 from longgame.models.adaptation import adapt
 from longgame.models.load import load_model
-from longgame.models.smollm2 import cache_dir
 from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
 from longgame.selection.policy import SelectionPolicy
@@ -27,6 +26,7 @@ from longgame.signals.base import SIGNALS, Signals
 from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
 from longgame.signals.source import FrozenSignals, SignalSource
+from longgame.storage import cache_dir
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage

@@ -1,4 +1,4 @@
-"""Models by name: a causal LM with its tokenizer, checked for what training needs, and its LoRA adapter."""
+"""Models by name: a causal LM with its tokenizer, checked for what training needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from longgame.models import smollm2
 from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.hub import require_repo
 from longgame.recipe import ModelSpec
-from longgame.seeding import stream_seed
 
 ALIASES = ("tiny", "smollm2-135m")
 """Names that are neither a hub id nor a directory."""
@@ -45,33 +44,23 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str
-    """As the recipe calls it."""
     source: str
-    """Where the weights really came from (hub id and revision, directory, package data, GGUF digest); record it."""
+    """Origin of the weights: hub id and revision, directory, package data, or digest of a GGUF."""
 
     @property
     def pad_token_id(self) -> int:
-        """Id that fills a batch; may equal EOS where the tokenizer itself says so, so mask by length, not by id."""
+        """Id that fills a batch. It may equal EOS, so mask by length, not by id."""
         return int(cast(int, self.tokenizer.pad_token_id))
 
-    @property
-    def context_length(self) -> int | None:
-        """Longest input in tokens that the architecture takes; None where the config does not say."""
-        length = getattr(self.model.config, "max_position_embeddings", None)
-        return int(length) if length is not None else None
 
-
-def load_model(spec: ModelSpec, *, seed: int = 0, attention: Literal["eager", "sdpa"] = "eager") -> LoadedModel:
-    """Load the base model and tokenizer of a recipe.
+def load_model(spec: ModelSpec, *, attention: Literal["eager", "sdpa"] = "eager") -> LoadedModel:
+    """Load the base model and tokenizer of a recipe; the global random state stays as it is.
 
     Args:
         spec: which one, and its dtype, template and padding token.
-        seed: of whatever loading itself draws (nothing, for a complete checkpoint); the global generator is left as
-            it was found.
-        attention: ``eager`` computes each example's attention by itself: padding and batch mates leave its logits
-            bit-equal in float32. ``sdpa`` may pick another kernel when a mask appears (differences near 1e-6 on the
-            CPU, more with flash kernels), but does not hold the L × L weights of long contexts.
+        attention: with ``eager``, padding and other examples of a batch leave an example's float32 logits bit-equal.
+            ``sdpa`` may pick another kernel when a mask appears (differences near 1e-6 on the CPU, more with flash
+            kernels), but does not hold the L × L weights of long contexts.
 
     Raises:
         ModelError: unknown model, no network, damaged or incomplete files, no chat template, padding or EOS token,
@@ -81,11 +70,12 @@ def load_model(spec: ModelSpec, *, seed: int = 0, attention: Literal["eager", "s
         place, source, local = _resolve(spec.name, stack)
         tokenizer = _tokenizer(spec, place, local)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(stream_seed(seed, "load"))
             model = _model(spec, place, attention, local)
-    loaded = LoadedModel(model.eval(), tokenizer, spec.name, source or _revision(place, model))
-    _check_together(loaded, spec)
-    return loaded
+    _check_together(model, tokenizer, spec)
+    if not source:
+        commit: Any = getattr(model.config, "_commit_hash", None)
+        source = f"hub {place}" + (f" at {commit}" if commit else "")
+    return LoadedModel(model.eval(), tokenizer, source)
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -118,12 +108,18 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
         tokenizer.pad_token = spec.pad_token
     if tokenizer.pad_token is None:
         raise ModelError(
-            f"the tokenizer of '{spec.name}' has no padding token, and EOS is never used in its place unasked. "
+            f"the tokenizer of '{spec.name}' has no padding token, and EOS is not used in its place by default. "
             f"Set model.pad_token to one of its special tokens: {', '.join(tokenizer.all_special_tokens)}."
         )
     if spec.chat_template is not None:
         tokenizer.chat_template = _template(spec.chat_template, tokenizer)
-        _try_template(tokenizer, spec.chat_template)
+        try:
+            turn = [{"role": "user", "content": "a"}]
+            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"model.chat_template '{spec.chat_template}' does not render: {error}. Correct the template."
+            ) from error
     elif not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of '{spec.name}' has no chat template. Set model.chat_template to the path of a Jinja "
@@ -142,15 +138,8 @@ def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _try_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> None:
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
-        raise ModelError(f"model.chat_template '{setting}' does not render: {error}. Mend the template.") from error
-
-
 def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
-    """Where to load from, how to record that place ('' = by the loaded model's revision), and whether it is local."""
+    """Return where to load from, the source to record ("" = the loaded model's revision), and whether it is local."""
     if name == "quadratic":
         raise ModelError("model 'quadratic' is a closed-form world without text; it has no language model to load.")
     if name == "tiny":
@@ -162,8 +151,8 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
             )
         return str(stack.enter_context(importlib.resources.as_file(folder))), "package data longgame/assets/tiny", True
     if name == "smollm2-135m":
-        found = smollm2.locate()
-        return found.place, found.source, found.local
+        model = smollm2.locate()
+        return model.place, model.source, model.local
     folder_path = Path(name).expanduser()
     if folder_path.is_dir():
         if not (folder_path / "config.json").is_file():
@@ -192,13 +181,13 @@ def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerB
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without transformers' own bars: longgame's commands show progress of their own. The setting is put back."""
-    shown = hf_logging.is_progress_bar_enabled()
+    """Switch transformers' bars off, since longgame's commands show their own progress."""
+    enabled = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             hf_logging.enable_progress_bar()
 
 
@@ -220,8 +209,8 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"model '{spec.name}' lacks {len(missing)} weights (the first: {missing[0]}); training would start from "
-            "random numbers there. Give a complete causal-LM checkpoint."
+            f"model '{spec.name}' lacks {len(missing)} weights (the first: {missing[0]}), which would be random. "
+            "Give a complete causal-LM checkpoint."
         )
     return cast(PreTrainedModel, model)
 
@@ -234,20 +223,15 @@ def _cannot_load(spec: ModelSpec, what: str, error: Exception) -> ModelError:
     )
 
 
-def _revision(place: str, model: PreTrainedModel) -> str:
-    commit: Any = getattr(model.config, "_commit_hash", None)
-    return f"hub {place}" + (f" at {commit}" if commit else "")
-
-
-def _check_together(loaded: LoadedModel, spec: ModelSpec) -> None:
-    embeddings: Any = loaded.model.get_input_embeddings()
+def _check_together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
+    embeddings: Any = model.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
-    if len(loaded.tokenizer) > rows:
+    if len(tokenizer) > rows:
         raise ModelError(
-            f"the tokenizer of '{spec.name}' has {len(loaded.tokenizer)} tokens but the model embeds {rows}; they do "
-            "not belong together. Use the tokenizer that the model was trained with."
+            f"the tokenizer of '{spec.name}' has {len(tokenizer)} tokens but the model embeds {rows}, so they do not "
+            "belong together. Use the tokenizer that the model was trained with."
         )
-    context = loaded.context_length
+    context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and spec.max_length > context:
         raise ModelError(
             f"model.max_length is {spec.max_length} but '{spec.name}' takes at most {context} tokens. Lower max_length."

