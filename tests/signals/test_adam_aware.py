@@ -136,5 +136,5 @@ def test_no_optimizer_no_step_another_optimizer_and_another_model_are_refused(po
 def test_full_fine_tuning_is_refused():
     model = llama()
     adam = AdamPreconditioner.from_optimizer(trained(model), model)
-    with pytest.raises(PluginError, match="is for LoRA"):
+    with pytest.raises(PluginError, match="needs LoRA"):
         engine_of(model, preconditioner=adam)(random_pool(), [ADAM])

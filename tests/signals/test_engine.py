@@ -49,7 +49,6 @@ def slow_forward(model, pool):
     loss, el2n, nuclear, embedding = zip(*rows, strict=True)
     return {
         "loss": np.array(loss),
-        "base_loss": np.array(loss),
         "el2n": np.array(el2n),
         "logit_nuclear_norm": np.array(nuclear),
         "embedding": np.array(embedding),

@@ -1,4 +1,7 @@
-"""Length-bucketed, token-budgeted batches of a pool, right-padded, with the positions that predict the response."""
+"""`SignalEngine`: one pass over a pool computes all signals that are asked for.
+
+Batches are bucketed by length, bounded by padded tokens, and right-padded.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longgame.data.examples import Pool
-from longgame.errors import DataError, ModelError, NumericalError, PluginError, unknown
+from longgame.errors import DataError, ModelError, PluginError, unknown
 from longgame.models.head import LogitHead, decoder_of, evaluating, unwrap
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
-from longgame.signals.base import SIGNALS
+from longgame.signals.base import SIGNALS, check_finite
 from longgame.signals.gradients import (
     AdamPreconditioner,
     BatchGradients,
@@ -26,8 +29,20 @@ from longgame.signals.gradients import (
 )
 from longgame.signals.logits import ResponseLogits
 
+FORWARD = ("loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
+BACKWARD = ("grad_norm", "grad_sketch")
+ADAM = "adam_grad_sketch"
+
+MAX_BATCH_TOKENS = 4096
+"""Default padded tokens of a batch."""
+_CPU_BYTES = 3 << 29
+"""Bytes of activations of a gradient batch on a CPU, where more than some hundred tokens are no faster."""
+_UNIT_BYTES = 90
+"""Bytes of activations per token, decoder layer and hidden unit (float32, eager attention)."""
 _PADDING = 256
-"""Padded tokens a batch may hold. On a 0.5M-parameter model the time is flat from 64 to 384, worse at 1024."""
+"""Padding tokens of a batch at most. On a 0.5M-parameter model the time is flat from 64 to 384, worse at 1024."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,8 @@ def batches(pool: Pool, pad_token_id: int, max_tokens: int, device: torch.device
 def plan(pool: Pool, max_tokens: int) -> list[Int[np.ndarray, " b"]]:
     """Group a pool's rows into batches of at most ``max_tokens`` padded tokens (one example may exceed it alone).
 
-    Examples are ordered by (length, id), so what stands together does not depend on the pool's order. A batch also ends
-    where its padding would cost more than another pass over the model's layers (256 tokens).
+    Examples are ordered by (length, id), so batches do not depend on the pool's order. A batch also ends where its
+    padding would cost more than another pass over the model's layers (256 tokens).
 
     Raises:
         DataError: an example's token ids do not match its token counts, or it has no token to predict.
@@ -87,21 +102,15 @@ def plan(pool: Pool, max_tokens: int) -> list[Int[np.ndarray, " b"]]:
             )
     order = sorted(range(len(pool)), key=lambda row: (lengths[row], pool.ids[row]))
     groups: list[list[int]] = []
-    held = 0
+    tokens = 0
     for row in order:
         padded = (len(groups[-1]) + 1) * int(lengths[row]) if groups else 0
-        if not groups or padded > max_tokens or padded - held - lengths[row] > _PADDING:
+        if not groups or padded > max_tokens or padded - tokens - lengths[row] > _PADDING:
             groups.append([])
-            held = 0
+            tokens = 0
         groups[-1].append(row)
-        held += int(lengths[row])
+        tokens += int(lengths[row])
     return [np.asarray(group) for group in groups]
-
-
-def halves(rows: Int[np.ndarray, " b"]) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " e"]]:
-    """Split a batch of at least two rows; the first half is never the longer one."""
-    middle = len(rows) // 2
-    return rows[:middle], rows[middle:]
 
 
 def padded_tokens(pool: Pool, rows: Int[np.ndarray, " b"]) -> int:
@@ -128,28 +137,11 @@ def collate(pool: Pool, rows: Int[np.ndarray, " b"], pad: int, device: torch.dev
     return Batch(rows, lengths, counts, *(torch.from_numpy(column).to(device) for column in columns))
 
 
-# One pass over a pool computes the union of the signals that are asked for.
-
-FORWARD = ("loss", "base_loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
-BACKWARD = ("grad_norm", "grad_sketch")
-ADAM = "adam_grad_sketch"
-
-MAX_BATCH_TOKENS = 4096
-"""Default padded tokens of a batch."""
-_CPU_BYTES = 3 << 29
-"""What a gradient batch on a CPU may hold in activations: beyond some hundred tokens size buys no speed there."""
-_UNIT_BYTES = 90
-"""Bytes of activations that a token leaves behind in a decoder layer, per hidden unit (float32, eager attention)."""
-
-_log = logging.getLogger(__name__)
-
-
 class SignalEngine:
     """Signals of a pool under a causal LM as it is now, each float32 and row-aligned with the pool.
 
     =====================  =========  ====================================================================
-    ``loss, base_loss``    (n,)       mean NLL per response token, nats/token (the same number: the caller
-                                      asks for ``base_loss`` while the model is the untouched base)
+    ``loss``               (n,)       mean NLL per response token, nats/token
     ``el2n``               (n,)       mean ‖softmax − one-hot‖₂ over response tokens
     ``logit_nuclear_norm`` (n,)       nuclear norm of the response logits (UDS), exact
     ``logit_sketch``       (n, r·c)   bilinear sketch of the response logits (UDS)
@@ -160,12 +152,11 @@ class SignalEngine:
                                       ``preconditioner`` and LoRA
     =====================  =========  ====================================================================
 
-    One batched forward pass serves everything, one backward pass over activations both gradient signals. The vocabulary
-    projection runs on response positions only, in chunks. Without adapters (full fine-tuning) the gradient is that of
-    the decoder's trainable linear weights; embeddings, output head, norms and biases are left out of it.
+    All signals share one batched forward pass, and gradient signals one backward pass over activations. The vocabulary
+    projection runs on response positions only, in chunks. In full fine-tuning the gradient is that of the decoder's
+    trainable linear weights, without embeddings, output head, norms and biases.
 
-    The model is put back as it was: modes, parameters' ``grad`` and ``requires_grad``, hooks. No random number is drawn
-    from a global generator.
+    Modes, gradients, ``requires_grad`` and hooks of the model are restored; no global generator is used.
 
     Args:
         model: a transformers causal LM, or a PeftModel around one.
@@ -174,12 +165,11 @@ class SignalEngine:
             √(2/k) around the cosine of the gradients (1/√k around 0).
         logit_sketch_shape: r, c of the logit sketch.
         seed: fixes the projections, the same on every machine.
-        max_batch_tokens: padded tokens of a batch. By default 4,096, and on a CPU fewer where gradients of a larger
-            model are asked for (about 1.5 GiB of activations). A batch that does not fit into memory is halved, and so
+        max_batch_tokens: padded tokens of a batch. Default: 4,096, and on a CPU fewer where gradients of a larger
+            model are computed (about 1.5 GiB of activations). A batch that does not fit into memory is halved, and so
             are those after it.
-        gradient_layers: gradients of the last so many decoder layers only; the layers before them cost no backward
-            pass. None: all layers.
-        preconditioner: Adam's moments for ``adam_grad_sketch``; may be set anew on the engine as training goes on.
+        gradient_layers: gradients of the last so many decoder layers only; earlier layers cost no backward pass.
+        preconditioner: Adam's moments for ``adam_grad_sketch``; may be replaced as training goes on.
 
     Raises:
         ModelError: no plain output head, no decoder, an unsupported adapter.
@@ -209,101 +199,109 @@ class SignalEngine:
         self._head = LogitHead(self._base)
         self._logits = ResponseLogits(self._head, logit_sketch_shape, seed)
         self._sketch = GradientSketch(sketch_dim, seed)
-        self._trusted = False
+        self._logits_checked = False
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute these signals for every example of the pool.
 
         Raises:
             PluginError: a name that is not computed here.
-            ModelError: gradient signals of an adapter that is not supported; logits that are not understood.
+            ModelError: gradient signals of an unsupported adapter; logits that are not head(last hidden state).
             DataError: an example without a token to predict, or with wrong counts.
             NumericalError: a signal is NaN or infinite (names the example and the signal).
         """
-        wanted = frozenset(names)
         for name in names:
             if name not in (*FORWARD, *BACKWARD, ADAM):
-                known = (*FORWARD, *BACKWARD, ADAM)
-                raise PluginError("the signal engine was asked for an " + unknown("signal", name, known))
-        named = dict(self._base.named_modules())  # walked on every call: adapters may have come, gone or been switched
-        targets = gradient_targets(self._base, named, self.gradient_layers) if wanted & {*BACKWARD, ADAM} else None
-        if targets is not None and ADAM in wanted:
-            check_preconditioner(self.preconditioner, targets)
-        if targets is not None and wanted & {"grad_sketch", ADAM} and targets.size < self._sketch.dim:
-            raise PluginError(
-                f"sketch_dim is {self._sketch.dim}, larger than the gradient ({targets.size} entries). "
-                "Use a smaller sketch_dim, or a larger LoRA rank."
-            )
-        columns = {name: np.zeros((len(pool), *self._width(name)), dtype=np.float32) for name in dict.fromkeys(names)}
-        fused = plain_layers(named)
-        with evaluating(named.values()):
+                allowed = (*FORWARD, *BACKWARD, ADAM)
+                raise PluginError("the signal engine was asked for an " + unknown("signal", name, allowed))
+        modules = dict(self._base.named_modules())  # walked at every call: adapters may have been added or switched
+        targets = None
+        if {*names} & {*BACKWARD, ADAM}:
+            targets = gradient_targets(self._base, modules, self.gradient_layers)
+            if ADAM in names:
+                check_preconditioner(self.preconditioner, targets)
+            if {*names} & {"grad_sketch", ADAM} and targets.size < self._sketch.dim:
+                raise PluginError(
+                    f"sketch_dim is {self._sketch.dim}, larger than the gradient ({targets.size} entries). "
+                    "Use a smaller sketch_dim, or a larger LoRA rank."
+                )
+        columns = {name: np.zeros((len(pool), *self._shape(name)), dtype=np.float32) for name in dict.fromkeys(names)}
+        fused = plain_layers(modules)
+        with evaluating(modules.values()):
             self._logits.refresh()
-            for rows, found in self._batches(pool, wanted, targets, fused):
-                for name, values in found.items():
-                    _check_finite(name, values, pool, rows)
-                    columns[name][rows] = values
+            for rows, values in self._batches(pool, frozenset(names), targets, fused):
+                for name, part in values.items():
+                    check_finite(name, part, [pool.ids[row] for row in rows])
+                    columns[name][rows] = part
         return columns
 
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of one example's value."""
+        sizes = {
+            "hidden": self._head.module.in_features,
+            "sketch_dim": self._sketch.dim,
+            "logit_sketch": self._logits.width,
+        }
+        width = SIGNALS[name].width
+        return (sizes[width],) if width else ()
+
     def _batches(
-        self, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None, fused: Layers
+        self, pool: Pool, names: frozenset[str], targets: GradientTargets | None, fused: Layers
     ) -> Iterator[tuple[Int[np.ndarray, " b"], Mapping[str, np.ndarray]]]:
-        """(rows, signals) of one batch after another; what does not fit into memory is halved."""
+        """(rows, signals) batch by batch; a batch that does not fit into memory is halved."""
         device = self._head.module.weight.device
         limit = self.max_batch_tokens or self._default_batch_tokens(targets is not None, device)
         waiting = deque(plan(pool, limit))
         while waiting:
             rows = waiting.popleft()
             if len(rows) > 1 and padded_tokens(pool, rows) > limit:
-                waiting.extendleft(reversed(halves(rows)))
+                middle = len(rows) // 2
+                waiting.extendleft((rows[middle:], rows[:middle]))
                 continue
             batch = collate(pool, rows, self.pad_token_id, device)
-            if not self._trusted:
+            if not self._logits_checked:
                 self._check_logits(batch)
             try:
-                found = self._batch(batch, pool, wanted, targets, fused)
+                values = self._batch(batch, pool, names, targets, fused)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                # The CPU's allocator has no error class of its own.
+                if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                     raise
                 if len(rows) == 1:
                     raise ModelError(
                         f"example {pool.ids[rows[0]]} of {batch.input_ids.shape[1]} tokens does not fit into memory "
                         f"alone ({device}). Use shorter examples (max_length), bfloat16, or a larger device."
                     ) from error
-                found = None
-            if found is not None:
-                yield rows, found
+                values = None
+            if values is not None:
+                yield rows, values
                 continue
             limit = max(1, padded_tokens(pool, rows) // 2)  # outside the handler, whose traceback holds the activations
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            _log.warning("out of memory on a batch of %d tokens; going on with at most %d", 2 * limit, limit)
+            _log.warning("out of memory on a batch of %d tokens; continuing with at most %d", 2 * limit, limit)
             waiting.appendleft(rows)
 
     def _default_batch_tokens(self, gradients: bool, device: torch.device) -> int:
         if not gradients or device.type != "cpu":
             return MAX_BATCH_TOKENS
         layers = sum(isinstance(module, nn.ModuleList) and len(module) for module in self._decoder.children())
-        held = max(1, layers) * self._head.module.in_features * _UNIT_BYTES
-        return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // held))
-
-    def _width(self, name: str) -> tuple[int, ...]:
-        hidden, sketch, logits = self._head.module.in_features, self._sketch.dim, self._logits.width
-        width = SIGNALS[name].width
-        return ({"hidden": hidden, "sketch_dim": sketch, "logit_sketch": logits}[width],) if width else ()
+        token_bytes = max(1, layers) * self._head.module.in_features * _UNIT_BYTES
+        return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // token_bytes))
 
     def _batch(
-        self, batch: Batch, pool: Pool, wanted: frozenset[str], targets: GradientTargets | None, fused: Layers
+        self, batch: Batch, pool: Pool, names: frozenset[str], targets: GradientTargets | None, fused: Layers
     ) -> Mapping[str, np.ndarray]:
         if targets is None:
             with fused_lora(fused), torch.no_grad():
-                return self._forward_signals(batch, pool, wanted, self._hidden(batch), None)
+                return self._forward_signals(batch, pool, names, self._hidden(batch), None)
         gradients = BatchGradients(
             len(batch.rows),
-            self._sketch if "grad_sketch" in wanted else None,
-            "grad_norm" in wanted,
+            self._sketch if "grad_sketch" in names else None,
+            "grad_norm" in names,
             targets.lora,
             batch.input_ids.device,
-            (self._sketch, self.preconditioner) if ADAM in wanted and self.preconditioner is not None else None,
+            (self._sketch, self.preconditioner) if ADAM in names and self.preconditioner is not None else None,
         )
         with (
             recording(self._base, targets, gradients.add) as record,
@@ -313,17 +311,12 @@ class SignalEngine:
             hidden = self._hidden(batch)
         if not record.used:
             raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")
-        outward = torch.zeros_like(hidden)
+        slope = torch.zeros_like(hidden)
         scale = loss_scale(batch.counts, hidden)
-        found = self._forward_signals(batch, pool, wanted, hidden.detach(), outward, scale)
-        gradients.backward(hidden, record.inputs, outward, scale)
-        if "grad_norm" in wanted:
-            found["grad_norm"] = gradients.norms()
-        if "grad_sketch" in wanted:
-            found["grad_sketch"] = gradients.sketches()
-        if ADAM in wanted:
-            found[ADAM] = gradients.step_sketches()
-        return found
+        values = self._forward_signals(batch, pool, names, hidden.detach(), slope, scale)
+        gradients.backward(hidden, record.inputs, slope, scale)
+        results = {"grad_norm": gradients.norms, "grad_sketch": gradients.sketches, ADAM: gradients.step_sketches}
+        return values | {name: result() for name, result in results.items() if name in names}
 
     def _hidden(self, batch: Batch) -> Float[Tensor, "b T d"]:
         return self._decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -332,82 +325,67 @@ class SignalEngine:
         self,
         batch: Batch,
         pool: Pool,
-        wanted: frozenset[str],
+        names: frozenset[str],
         hidden: Float[Tensor, "b T d"],
-        outward: Float[Tensor, "b T d"] | None,
+        slope: Float[Tensor, "b T d"] | None,
         scale: Float[Tensor, " b"] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Signals of the last hidden state; fills ``outward`` with scale · ∂(mean NLL)/∂hidden per example."""
-        found: dict[str, np.ndarray] = {}
+        """Signals of the last hidden state; fills ``slope`` with scale · ∂(mean NLL)/∂hidden per example."""
+        values: dict[str, np.ndarray] = {}
         states = hidden[batch.example, batch.position]
-        losses = [name for name in ("loss", "base_loss") if name in wanted]
-        if losses or "el2n" in wanted or outward is not None:
-            share = None
-            if outward is not None:
-                share = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
-                share = share if scale is None else share * scale[batch.example]
-            nll, error, slope = self._head.tokens(states, batch.target, el2n="el2n" in wanted, weight=share)
-            found |= dict.fromkeys(losses, _means(nll, batch))
+        if names & {"loss", "el2n"} or slope is not None:
+            weight = None
+            if slope is not None:
+                weight = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
+                weight = weight if scale is None else weight * scale[batch.example]
+            nll, error, token_slope = self._head.tokens(states, batch.target, el2n="el2n" in names, weight=weight)
+            if "loss" in names:
+                values["loss"] = _means(nll, batch)
             if error is not None:
-                found["el2n"] = _means(error, batch)
-            if outward is not None and slope is not None:
-                outward[batch.example, batch.position] = slope
-        if wanted & {"logit_nuclear_norm", "logit_sketch"}:
+                values["el2n"] = _means(error, batch)
+            if slope is not None and token_slope is not None:
+                slope[batch.example, batch.position] = token_slope
+        if names & {"logit_nuclear_norm", "logit_sketch"}:
             padded = hidden.new_zeros(len(batch.rows), int(batch.counts.max()), hidden.shape[2])
             valid = padded.new_zeros(padded.shape[:2], dtype=torch.float32)
             padded[batch.example, batch.rank] = states
             valid[batch.example, batch.rank] = 1
-            if "logit_sketch" in wanted:
-                found["logit_sketch"] = self._logits.sketches(padded, valid).cpu().numpy()
-            if "logit_nuclear_norm" in wanted:
-                # eigvalsh raises on NaN without saying whose it is
-                _check_finite("logit_nuclear_norm", padded.flatten(1).float().cpu().numpy(), pool, batch.rows)
-                found["logit_nuclear_norm"] = self._logits.nuclear_norms(padded, valid).cpu().numpy()
-        if "embedding" in wanted:
+            if "logit_sketch" in names:
+                values["logit_sketch"] = self._logits.sketches(padded, valid).cpu().numpy()
+            if "logit_nuclear_norm" in names:
+                # eigvalsh raises on NaN without naming the example
+                states_of = padded.flatten(1).float().cpu().numpy()
+                check_finite("logit_nuclear_norm", states_of, [pool.ids[row] for row in batch.rows])
+                values["logit_nuclear_norm"] = self._logits.nuclear_norms(padded, valid).cpu().numpy()
+        if "embedding" in names:
             lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
             inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths
             total = hidden.float().masked_fill(~inside[..., None], 0).sum(1)
-            found["embedding"] = (total / lengths).cpu().numpy()
-        return found
+            values["embedding"] = (total / lengths).cpu().numpy()
+        return values
 
     @torch.no_grad()
     def _check_logits(self, batch: Batch) -> None:
         """Compare with the model's own logits once, on a few tokens.
 
         Raises:
-            ModelError: they differ, so the model does to its logits something that is not known here.
+            ModelError: they differ, so the model transforms its logits in a way that is not known here.
         """
         ids = batch.input_ids[:1, : min(8, int(batch.lengths[0]))]
-        theirs = self._base(input_ids=ids, use_cache=False).logits.float()
-        ours = self._head.logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state)
+        expected = self._base(input_ids=ids, use_cache=False).logits.float()
+        logits = self._head.logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state)
         exact = self._head.module.weight.dtype == torch.float32
-        tolerance = (1e-4 if exact else 5e-2) * float(theirs.abs().amax())
-        gap = float((ours - theirs).abs().amax())
+        tolerance = (1e-4 if exact else 5e-2) * float(expected.abs().amax())
+        gap = float((logits - expected).abs().amax())
         if gap > tolerance:  # NaN passes here and is reported with its example's name
             raise ModelError(
                 f"{type(self._base).__name__}'s logits differ from head(last hidden state) by {gap:.3g}: it transforms "
                 "them in a way other than logit_scale, logits_scaling or final_logit_softcapping. "
                 "Signals of this model would be wrong; use another model."
             )
-        self._trusted = bool(np.isfinite(gap))
+        self._logits_checked = bool(np.isfinite(gap))
 
 
 def _means(values: Float[Tensor, " m"], batch: Batch) -> Float[np.ndarray, " b"]:
     """Mean over each example's response positions, summed in float64."""
     return np.add.reduceat(values.double().cpu().numpy(), batch.starts) / batch.counts
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the CPU's allocator (which has no error class of its own), refused an allocation."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _check_finite(name: str, values: Float[np.ndarray, "b ..."], pool: Pool, rows: Int[np.ndarray, " b"]) -> None:
-    good = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    if not good.all():
-        bad = [pool.ids[row] for row in rows[~good]]
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise NumericalError(
-            f"signal '{name}' is NaN or infinite for example {bad[0]}{more}. "
-            "Check the example's text and the model's weights, lower the learning rate, or use float32."
-        )

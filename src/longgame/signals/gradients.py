@@ -1,4 +1,8 @@
-"""The step that Adam would take on one example, from the moments it has gathered (LESS, arXiv 2402.04333, §3.1)."""
+"""Per-example gradients: norms, sketches, and the step that Adam would take on one example (LESS).
+
+`BatchGradients` receives each weight's output gradient and input while one backward pass runs, so no gradient of a
+whole model is ever formed.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,19 @@ from longgame.errors import PluginError
 from longgame.models.lora import GradientTargets, OneHot
 from longgame.signals.projection import CountSketch, canonical_name, signs
 
+SIDE = 64
+"""Full fine-tuning: a weight's gradient is first projected to at most SIDE × SIDE, then count-sketched."""
+
+LOSS_SCALE = 256.0
+"""Float16: slope of the scaled loss by each token's NLL."""
+_RETREAT = 64.0
+"""Float16: factor by which the scale falls after an overflow, at most `_RETREATS` times."""
+_RETREATS = 3
+
 
 @dataclass(frozen=True)
 class Moments:
-    """What Adam remembers about one parameter, and its settings there."""
+    """Adam's moments and settings for one parameter."""
 
     first: Float[Tensor, ...]
     """m, float32, in the parameter's shape."""
@@ -34,13 +47,14 @@ class Moments:
 class AdamPreconditioner:
     """Γ(g) = (β₁m + (1−β₁)g) / (√(β₂v + (1−β₂)g²) + ε) per weight, for one example's gradient g.
 
-    As FORMULAS states it: ε stands outside of the root, as in Adam (the published LESS code has it inside, which
-    damps weights with a small v up to a hundredfold). Weight decay and the learning rate are no part of Γ.
+    The step that Adam would take (LESS, arXiv 2402.04333, §3.1), without learning rate and weight decay. ε stands
+    outside of the root, as in Adam; the published LESS code has it inside, which damps weights with a small v up to a
+    hundredfold.
 
     Args:
         moments: per weight, by its parameter name.
         bias_correction: divide both moments by 1 − βᵗ⁺¹ first, as the LESS paper writes it and Adam's own step does.
-            Off by default, as in the published code: it rescales every Γ of a weight alike but for ε.
+            Off by default, as in the published code: up to ε it rescales every Γ of a weight alike.
     """
 
     def __init__(self, moments: Mapping[str, Moments], *, bias_correction: bool = False) -> None:
@@ -95,22 +109,22 @@ class AdamPreconditioner:
         return cls(moments, bias_correction=bias_correction)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that Γ depends on, as plain numbers and tensors: for `signal_fingerprint`'s ``settings``."""
-        held = {
+        """Everything that Γ depends on, as numbers and tensors, for the ``settings`` of `signal_fingerprint`."""
+        moments = {
             name: {field.name: getattr(moment, field.name) for field in fields(Moments)}
             for name, moment in self._moments.items()
         }
-        return {"bias_correction": self._correct, "moments": held}
+        return {"bias_correction": self._correct, "moments": moments}
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raise PluginError unless there are moments of the right size for each of these weights."""
         for name, weight in weights.items():
             moment = self._moments.get(canonical_name(name))
             if moment is None or moment.first.numel() != weight.numel():
-                seen = "no moments" if moment is None else f"moments of shape {tuple(moment.first.shape)}"
+                present = "no moments" if moment is None else f"moments of shape {tuple(moment.first.shape)}"
                 raise PluginError(
-                    f"the Adam preconditioner holds {seen} for '{name}' of shape {tuple(weight.shape)}. Build it from "
-                    "the optimizer that trains this model (AdamPreconditioner.from_optimizer)."
+                    f"the Adam preconditioner has {present} for '{name}' of shape {tuple(weight.shape)}. "
+                    "Build it from the optimizer that trains this model (AdamPreconditioner.from_optimizer)."
                 )
 
     def __call__(self, name: str, gradient: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
@@ -124,12 +138,12 @@ class AdamPreconditioner:
     def _step(self, name: str, gradient: Tensor, entry: Tensor | slice) -> Tensor:
         moment = self._moments[canonical_name(name)]
         first, second = (part.flatten().to(gradient.device)[entry] for part in (moment.first, moment.second))
-        one, two = moment.betas
-        mean = torch.add(one * first, gradient, alpha=1 - one)
-        square = torch.addcmul(two * second, gradient, gradient, value=1 - two)
+        beta1, beta2 = moment.betas
+        mean = torch.add(beta1 * first, gradient, alpha=1 - beta1)
+        square = torch.addcmul(beta2 * second, gradient, gradient, value=1 - beta2)
         if self._correct:
-            mean /= 1 - one ** (moment.step + 1)
-            square /= 1 - two ** (moment.step + 1)
+            mean /= 1 - beta1 ** (moment.step + 1)
+            square /= 1 - beta2 ** (moment.step + 1)
         return mean.div_(square.sqrt_().add_(moment.eps))
 
 
@@ -143,22 +157,10 @@ def check_preconditioner(preconditioner: AdamPreconditioner | None, targets: Gra
         )
     if not targets.lora:
         raise PluginError(
-            "adam_grad_sketch is for LoRA: in full fine-tuning no example's gradient is ever written out. "
+            "adam_grad_sketch needs LoRA: in full fine-tuning no example's gradient is ever formed. "
             "Use grad_sketch, or train a LoRA adapter."
         )
     preconditioner.check(targets.weights)
-
-
-# Per-example gradient norms and sketches, gathered weight by weight while one backward pass runs.
-
-SIDE = 64
-"""Full fine-tuning: a weight's gradient is first projected to at most SIDE × SIDE, then count-sketched."""
-
-LOSS_SCALE = 256.0
-"""Float16: slope of the scaled loss by each token's NLL."""
-_RETREAT = 64.0
-"""Float16: by how much the scale falls after an overflow, at most `_RETREATS` times."""
-_RETREATS = 3
 
 
 class GradientSketch:
@@ -178,7 +180,7 @@ class GradientSketch:
         self._sides: dict[tuple[str, str, int, torch.device], Tensor] = {}
 
     def reduce(self, name: str, side: str, states: Float[Tensor, "b T n"]) -> Float[Tensor, "b T m"]:
-        """Project the last dimension to SIDE by signs, or leave it where it is no longer than that."""
+        """Project the last dimension to SIDE numbers by signs, if it is longer than that."""
         size = states.shape[-1]
         if size <= SIDE:
             return states
@@ -197,7 +199,7 @@ class BatchGradients:
         sketch: projection, or None where only the norm is asked for.
         norm: whether the norm is asked for.
         lora: whether gradients are of LoRA factors (small enough to be formed) or of full weights.
-        preconditioned: where Adam's step on each example is to be sketched too, with what; LoRA only.
+        preconditioned: the sketch and the preconditioner of Adam's step on each example; LoRA only.
     """
 
     def __init__(
@@ -238,29 +240,29 @@ class BatchGradients:
         self,
         hidden: Float[Tensor, "b T d"],
         inputs: list[Tensor],
-        outward: Float[Tensor, "b T d"],
+        slope: Float[Tensor, "b T d"],
         scale: Float[Tensor, " b"] | None = None,
     ) -> None:
-        """Drive the recorded backward pass from scale · ∂(loss)/∂hidden, and start again at less where that overflows.
+        """Run the recorded backward pass from scale · ∂(loss)/∂hidden, and again at a smaller scale if it overflows.
 
         Args:
-            hidden: what the recorded forward pass ended in.
+            hidden: the last hidden state of the recorded forward pass.
             inputs: `Recording.inputs`.
-            outward: scale · ∂(loss)/∂hidden.
+            slope: scale · ∂(loss)/∂hidden.
             scale: `loss_scale` of the examples; None: not scaled.
         """
         if scale is None:
-            torch.autograd.grad(hidden, inputs, outward)
+            torch.autograd.grad(hidden, inputs, slope)
             return
-        for more in (*(True for _ in range(_RETREATS)), False):
+        for retreats_left in range(_RETREATS, -1, -1):
             self._unscale = scale.reciprocal()
-            torch.autograd.grad(hidden, inputs, outward, retain_graph=more)
+            torch.autograd.grad(hidden, inputs, slope, retain_graph=retreats_left > 0)
             totals = (self._square, self._vector, self._step)
-            if not more or all(bool(total.isfinite().all()) for total in totals):
+            if not retreats_left or all(bool(total.isfinite().all()) for total in totals):
                 return
             for total in totals:
                 total.zero_()
-            outward, scale = outward / _RETREAT, scale / _RETREAT
+            slope, scale = slope / _RETREAT, scale / _RETREAT
 
     def _add_formed(self, name: str, gradient: Float[Tensor, "b n"]) -> None:
         if self._norm:
@@ -272,7 +274,7 @@ class BatchGradients:
             self._step += sketch.count.project(name, adam(name, gradient))
 
     def _add_columns(self, name: str, delta: Float[Tensor, "b T o"], x: OneHot) -> None:
-        """The gradient is zero but for the columns that the example's tokens look up."""
+        """Add a gradient that is zero but for the columns that the example's tokens look up."""
         index, columns = _sum_by_index(delta, x.index)
         size = columns.shape[2] * x.size
         row = torch.arange(columns.shape[2], device=delta.device)
@@ -282,31 +284,31 @@ class BatchGradients:
             self._square += torch.linalg.vector_norm(value, dim=1).square_()
         if self._sketch is not None:
             self._vector += self._sketch.count.project_entries(name, size, entry, value)
-        if self._preconditioned is not None:  # Γ is not zero elsewhere: Γ(0), corrected where tokens look
+        if self._preconditioned is not None:  # elsewhere Γ is Γ(0), not zero: add Γ(0), and the difference at entries
             sketch, adam = self._preconditioned
-            still = adam(name, value.new_zeros(1, size))
-            moved = adam.at(name, value, entry) - adam.at(name, torch.zeros_like(value), entry)
-            self._step += sketch.count.project(name, still)
-            self._step += sketch.count.project_entries(name, size, entry, moved)
+            at_zero = adam(name, value.new_zeros(1, size))
+            difference = adam.at(name, value, entry) - adam.at(name, torch.zeros_like(value), entry)
+            self._step += sketch.count.project(name, at_zero)
+            self._step += sketch.count.project_entries(name, size, entry, difference)
 
     def norms(self) -> Float[np.ndarray, " b"]:
         """‖g‖₂ of each example."""
         return self._square.double().sqrt().cpu().numpy()
 
     def sketches(self) -> Float[np.ndarray, "b dim"]:
-        """The sketch of each example's gradient (of width 0 where none was asked for)."""
+        """Sketch of each example's gradient (width 0 where none was asked for)."""
         return self._vector.cpu().numpy()
 
     def step_sketches(self) -> Float[np.ndarray, "b dim"]:
-        """The sketch of Adam's step on each example (of width 0 where none was asked for)."""
+        """Sketch of Adam's step on each example (width 0 where none was asked for)."""
         return self._step.cpu().numpy()
 
 
 def loss_scale(counts: Int[np.ndarray, " b"], hidden: Float[Tensor, "b T d"]) -> Float[Tensor, " b"] | None:
-    """What each example's loss is multiplied by before its gradient is taken, so that float16 holds it; else None.
+    """Factor of each example's loss before its gradient is taken, so that float16 represents it; other dtypes: None.
 
-    A mean over ``counts`` tokens gives each of them a slope near 1/count, and softmax puts 1e-7 on most of the
-    vocabulary: below float16's 6e-5 bits are lost, below 6e-8 all. bfloat16 and float32 have the range.
+    A mean over ``counts`` tokens gives each token a slope near 1/count, and softmax puts 1e-7 on most of the
+    vocabulary. Below 6e-5 float16 loses bits, below 6e-8 all.
     """
     if hidden.dtype != torch.float16:
         return None
@@ -318,7 +320,7 @@ def _sum_by_index(
 ) -> tuple[Int[Tensor, "b T"], Float[Tensor, "b T o"]]:
     """Sum each example's rows of equal index into the first of them; the others become zero, with index −1.
 
-    By a product with the T × T table of equal indices: the same sum order every time, unlike a scatter on a GPU.
+    A product with the T × T table of equal indices sums in the same order every time, unlike a scatter on a GPU.
     """
     same = index[:, :, None] == index[:, None, :]
     first = same.int().argmax(2) == torch.arange(index.shape[1], device=index.device)

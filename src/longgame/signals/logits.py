@@ -20,10 +20,10 @@ _STREAM_ROWS = 256
 class ResponseLogits:
     """Functions of L = scale · (H Wᵀ + b), the logits of one response, from H alone.
 
-    What depends only on the head (K with K Kᵀ = WᵀW, and WᵀR₂) is computed once per state of its weights, and afresh
-    on every `refresh` while the head is trainable. A bias joins as one more column of W, and of ones in H. A soft cap
-    breaks L's product form: both functions then go through vocabulary chunks of the true logits, which is exact too
-    and costs the whole projection.
+    Parts that depend only on the head (K with K Kᵀ = WᵀW, and WᵀR₂) are computed once per state of its weights, and
+    again on every `refresh` while the head is trainable. A bias is one more column of W, and of ones in H. A soft cap
+    breaks the product form of L: both functions then use vocabulary chunks of the true logits, which is exact too and
+    costs the whole projection.
 
     Args:
         head: the output head.
@@ -51,7 +51,7 @@ class ResponseLogits:
         return self._shape[0] * self._shape[1]
 
     def refresh(self) -> None:
-        """Forget what was derived from the head if its weights may have changed since."""
+        """Drop what was derived from the head if its weights may have changed since."""
         if self._head.trainable or self._version != self._head.version:
             self._version, self._root, self._projected = self._head.version, None, None
 

@@ -1,10 +1,10 @@
 """Seeded sketches of long vectors whose inner products are kept in expectation.
 
 A sketch is a *balanced count sketch*: a random permutation deals the n entries of a named vector into ``dim`` buckets
-of equal size, a random sign is put before each, and every bucket is summed. Because the signs are independent,
-E⟨s(g), s(h)⟩ = ⟨g, h⟩, and Var⟨s(g), s(h)⟩ ≤ (‖g‖²‖h‖² + ⟨g, h⟩²)/dim, the bound of a dense Gaussian matrix, at O(n)
-cost and without the dense n × dim matrix. Named parts of one long vector (the parameters of a model) are added into the
-same ``dim`` numbers: their signs are independent, so the parts do not disturb each other's expectation.
+of equal size, each entry gets a random sign, and every bucket is summed. E⟨s(g), s(h)⟩ = ⟨g, h⟩ and
+Var⟨s(g), s(h)⟩ ≤ (‖g‖²‖h‖² + ⟨g, h⟩²)/dim, the bound of a dense Gaussian matrix, at O(n) cost and without that matrix.
+Named parts of one long vector (the parameters of a model) are added into the same ``dim`` numbers; their signs are
+independent, so the parts do not disturb each other's expectation.
 
 The tables depend on (seed, name, length, dim) alone and are integers, so every machine draws the same sketch.
 """
@@ -24,8 +24,8 @@ from longgame.seeding import generator
 
 _BLOCK = 1 << 18
 """Entries that share one permutation; longer vectors are sketched block by block."""
-_HELD = 1 << 25
-"""Table entries kept between calls (8 bytes each); beyond that, tables are drawn again when needed."""
+_STORED = 1 << 25
+"""Table entries stored between calls (8 bytes each); further tables are drawn again when needed."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -48,7 +48,7 @@ def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, 
 
 
 class CountSketch:
-    """Balanced count sketch into ``dim`` numbers; tables are drawn once per (name, length, device) and kept.
+    """Balanced count sketch into ``dim`` numbers; tables are drawn once per (name, length, device).
 
     Raises:
         PluginError: ``dim`` is below 1.
@@ -60,7 +60,7 @@ class CountSketch:
         self.dim = int(dim)
         self.seed = int(seed)
         self._tables: dict[tuple[str, int, int, torch.device], tuple[Tensor, Tensor]] = {}
-        self._held = 0
+        self._stored = 0
 
     def project(self, name: str, rows: Float[Tensor, "b n"]) -> Float[Tensor, "b dim"]:
         """Sketch each row of a batch of vectors that all belong to the part called ``name``."""
@@ -104,9 +104,9 @@ class CountSketch:
         spare = entry >= length
         entry[spare], sign[spare] = 0, 0.0
         table = (torch.from_numpy(entry.astype(np.int32)).to(device), torch.from_numpy(sign).to(device))
-        if self._held + slots <= _HELD:
+        if self._stored + slots <= _STORED:
             self._tables[key] = table
-            self._held += slots
+            self._stored += slots
         return table
 
 
