@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from support.cli import longgame
+from support.cli import longgame, longgame_here
 
 QUADRATIC = """
 name: q
@@ -38,7 +38,7 @@ def home(tmp_path_factory):
 
 
 def wrong(home, *arguments):
-    done = longgame(*arguments, cwd=home)
+    done = longgame_here(*arguments, cwd=home)
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stderr
     assert done.stderr.strip(), done.stdout
@@ -67,7 +67,6 @@ def toy(home, lines):
         (["audit", "tiny.yaml", "--model", "nobody/no-such-model"], "nobody/no-such-model"),
         (["audit", "tiny.yaml", "--data-dir", "nowhere"], "--data-dir 'nowhere' is not a directory"),
         (["audit", "data"], "is a directory without a run"),
-        (["pretrain", "none.yaml"], "none.yaml"),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(home, arguments, message):
@@ -108,34 +107,26 @@ def test_an_audit_prints_its_scorecard_and_prints_it_again_from_its_directory(ho
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(home):
-    done = longgame("audit", "q.yaml", "--dry-run", "--out", "dry", cwd=home)
+    done = longgame_here("audit", "q.yaml", "--dry-run", "--out", "dry", cwd=home)
     assert done.returncode == 0, done.stderr
     assert "4 trials" in done.stdout
     assert not (home / "dry").exists()
 
 
 def test_axes_on_the_command_line_add_conditions_to_a_run(home):
-    first = longgame("audit", "q.yaml", "--seeds", "0", "--out", "axes", cwd=home)
+    first = longgame_here("audit", "q.yaml", "--seeds", "0", "--out", "axes", cwd=home)
     assert first.returncode == 0, first.stderr
-    more = [
-        "--axis",
-        "budget=0.5",
-        "--axis",
-        "order=permutations: 1",
-        "--axis",
-        "rounds=1,2",
-        "--axis",
-        "data.noise=0.3",
-    ]
-    plan = longgame("audit", "q.yaml", "--seeds", "0", "--out", "axes", "--dry-run", *more, cwd=home)
+    axes = ("budget=0.5", "order=permutations: 1", "rounds=1,2", "data.noise=0.3")
+    options = [argument for axis in axes for argument in ("--axis", axis)]
+    plan = longgame_here("audit", "q.yaml", "--seeds", "0", "--out", "axes", "--dry-run", *options, cwd=home)
     assert "12 trials" in plan.stdout
     assert "done 2 time(s) for 6 condition(s)" in " ".join(plan.stdout.split())
-    done = longgame("audit", "q.yaml", "--seeds", "0", "--out", "axes", *more, cwd=home)
+    done = longgame_here("audit", "q.yaml", "--seeds", "0", "--out", "axes", *options, cwd=home)
     assert done.returncode == 0, done.stderr
     assert "loss-s0@budget=0.5 done" in done.stdout
     assert "loss-s0 done" not in done.stdout
     assert "long-horizon score by condition" in done.stdout
-    again = longgame("audit", "axes", cwd=home)
+    again = longgame_here("audit", "axes", cwd=home)
     assert "long-horizon score by condition" in again.stdout
     lost = wrong(home, "audit", "q.yaml", "--seeds", "0", "--out", "axes")
     assert "holds trials that this recipe does not ask for: " in lost

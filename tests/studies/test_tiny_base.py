@@ -27,6 +27,7 @@ from studies.tiny_base import (
     measure,
     pretrain,
 )
+from support.cli import run_python
 
 SHIPPED = Path(longgame.__file__).parent / "assets" / "tiny"
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny-base.yaml"
@@ -247,6 +248,13 @@ def test_a_wrong_recipe_is_one_clear_error(tmp_path, text, message):
 def test_a_missing_recipe_suggests_the_nearest_name():
     with pytest.raises(RecipeError, match=r"does not exist\. Did you mean 'tiny-base.yaml'"):
         load_pretrain_spec(RECIPE.with_name("tiny-bas.yaml"))
+
+
+def test_command_with_a_missing_recipe_ends_with_one_sentence(tmp_path):
+    done = run_python(["-m", "studies.tiny_base", str(tmp_path / "none.yaml")], RECIPE.parents[1])
+    assert done.returncode == 2
+    assert "none.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_specs_and_reports_are_frozen(small):
