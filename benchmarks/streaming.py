@@ -132,7 +132,7 @@ def _tenths(marks: list[tuple[int, float, int]], rows: int) -> Iterator[dict[str
 
 def _read_back(path: Path, rows: int) -> None:
     """Open the store, compare every byte with its digest, and look at every value."""
-    signals = SignalStore.open(path).signals(widen=False)
+    signals = SignalStore(path).signals(widen=False)
     if len(signals.ids) != rows:
         raise ValueError(f"{len(signals.ids)} of {rows} rows were stored")
 

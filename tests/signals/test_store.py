@@ -227,7 +227,7 @@ def test_a_damaged_column_is_an_error_that_names_it_finished_or_not(tmp_path, na
     write(tmp_path / "s")
     spoil(tmp_path / "s" / name, how)
     with pytest.raises(ResumeError, match=rf"damaged \({name}"):
-        SignalStore.open(tmp_path / "s").signals()
+        SignalStore(tmp_path / "s").signals()
     with SignalWriter(tmp_path / "t", COLUMNS, "f") as writer:
         writer.append(*shard(0))
     spoil(tmp_path / "t.part" / name, how)
@@ -237,25 +237,25 @@ def test_a_damaged_column_is_an_error_that_names_it_finished_or_not(tmp_path, na
 
 def test_a_missing_file_and_a_foreign_directory_are_named(tmp_path):
     with pytest.raises(ResumeError, match=r"holds no signal store"):
-        SignalStore.open(tmp_path)
+        SignalStore(tmp_path)
     write(tmp_path / "s")
     (tmp_path / "s" / "loss.npy").unlink()
     with pytest.raises(ResumeError, match=r"loss\.npy"):
-        SignalStore.open(tmp_path / "s")
+        SignalStore(tmp_path / "s")
     (tmp_path / "s" / "manifest.json").write_text(json.dumps({"format": "other", "columns": {}, "fingerprint": ""}))
     with pytest.raises(ResumeError, match="is not that of a signal store"):
-        SignalStore.open(tmp_path / "s")
+        SignalStore(tmp_path / "s")
     (tmp_path / "s" / "manifest.json").write_text("{")
     with pytest.raises(ResumeError, match=r"manifest\.json"):
-        SignalStore.open(tmp_path / "s")
+        SignalStore(tmp_path / "s")
     (tmp_path / "mine.part").mkdir()
     (tmp_path / "mine.part" / "precious").write_text("x")
     with pytest.raises(StorageError, match="holds 'precious'"):
         SignalWriter(tmp_path / "mine", COLUMNS, "f")
     with SignalWriter(tmp_path / "u", COLUMNS, "f") as writer:
         writer.append(*shard(0))
-    with pytest.raises(ResumeError, match="begun and not finished"):
-        SignalStore.open(tmp_path / "u")
+    with pytest.raises(ResumeError, match="It is not finished"):
+        SignalStore(tmp_path / "u")
 
 
 def test_columns_that_do_not_fit_are_refused(tmp_path):
