@@ -12,7 +12,7 @@ from longgame.signals.base import Signals
 if TYPE_CHECKING:
     from longgame.training.config import SelectionConfig
     from longgame.training.sft import SelectionSFTTrainer
-    from longgame.training.trainers import SelectionTrainer
+    from longgame.training.trainer import SelectionTrainer
 
 __version__ = "0.1.0"
 
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
 
         return SelectionConfig
     if name in ("SelectionTrainer", "SelectionSFTTrainer"):
-        from longgame.training import trainers
+        from longgame.training import trainer
 
-        return getattr(trainers, name)
+        return getattr(trainer, name)
     raise AttributeError(f"module 'longgame' has no attribute '{name}'")

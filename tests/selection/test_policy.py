@@ -129,7 +129,7 @@ def test_restoring_continues_identically(name: str) -> None:
     two.load_state_dict(one.state_dict())
     for number in range(3, 6):
         pool = example_pool(12, seed=number)
-        first, second = one.choose(pool, 70, example_signals), two.choose(pool, 70, example_signals)
+        first, second = (policy.choose(pool, 70, example_signals)[1] for policy in (one, two))
         assert first.picked_ids == second.picked_ids
         np.testing.assert_equal(dict(first.selection.scores), dict(second.selection.scores))
     assert one.carry == two.carry

@@ -15,10 +15,10 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from trl import SFTConfig
 
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
-from longgame.training import trainers
+from longgame.training import trainer as trainers
 from longgame.training.candidates import content_ids, pool_of
 from longgame.training.config import SelectionConfig
-from longgame.training.trainers import SelectionSFTTrainer, SelectionTrainer
+from longgame.training.trainer import SelectionSFTTrainer, SelectionTrainer
 from support.training import PAD, VOCAB, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
 
 
@@ -65,12 +65,13 @@ def arguments(folder, **more):
 class Recording(SelectionTrainer):
     """Notes the ids of every step."""
 
-    def _selection_batches(self, feed, step, rows, parts):
-        batches = super()._selection_batches(feed, step, rows, parts)
+    def get_batch_samples(self, *args):
+        batches, items = super().get_batch_samples(*args)
         if not hasattr(self, "picks"):
             self.picks = {}
-        self.picks[step] = [batch["input_ids"].tolist() for batch in batches]
-        return batches
+        if batches:
+            self.picks[self.state.global_step] = [batch["input_ids"].tolist() for batch in batches]
+        return batches, items
 
 
 def make_trainer(folder, tokenizer, cls=Recording, pool=None, model=None, train=None, dropout=0.0, args=None, **more):
@@ -148,7 +149,7 @@ def test_an_offline_choice_is_passed_over_as_often_as_the_trainer_passes_over_th
         tmp_path, tokenizer, pool=make_pool(48), selector=Coin(), rounds=1, args={"num_train_epochs": 3}
     )
     trainer.train()
-    assert trainer._selection_feed.learned == 3 * trainer._selection_feed.spent
+    assert trainer.selection_feed.learned == 3 * trainer.selection_feed.spent
     sizes = [sum(map(len, step)) for step in trainer.picks.values()]
     assert np.mean(sizes) == pytest.approx(2, abs=0.7)
 
@@ -208,9 +209,9 @@ def test_a_checkpoint_holds_selection_without_pickle_and_one_without_it_is_refus
 def test_training_twice_counts_rounds_and_budget_anew(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), rounds=2)
     trainer.train()
-    spent = trainer._selection_feed.spent
+    spent = trainer.selection_feed.spent
     trainer.train()
-    assert abs(trainer._selection_feed.spent - spent) <= 13
+    assert abs(trainer.selection_feed.spent - spent) <= 13
     assert len(trainer.selection_policy.rounds) == 4
 
 

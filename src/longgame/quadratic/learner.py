@@ -24,7 +24,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import erf, sqrt
 from pathlib import Path
@@ -194,8 +194,15 @@ class QuadraticLearner:
         updates = np.zeros((steps, len(self.theta)))
         losses = np.full(steps, np.nan)
         seconds = dict.fromkeys(("train", "select", "diagnose", "callbacks"), 0.0)
-        feed = SelectionFeed(policy, self.source, selection, steps)
-        candidates, learnable = _candidates(pool, selection, steps), policy.learnable(pool)
+        order = stage_order(pool, generator(selection.seed or 0, "order"))
+        online = selection.rounds == "step"
+        if online and len(pool) < steps:
+            raise BudgetError(
+                f"a pool of {len(pool)} candidates cannot feed {steps} online steps. "
+                "Raise the pool size, lower training.steps, or use a number of rounds."
+            )
+        chunks = np.array_split(order, steps)
+        feed = SelectionFeed(policy, self.source, selection, steps, None if online else pool.take(order))
         clock = time.perf_counter()
 
         def lap(part: str) -> None:
@@ -213,11 +220,10 @@ class QuadraticLearner:
         self.source.begin_stage()
         for step in range(steps):
             self.source.step = step
-            ids = feed.batch(step, candidates)
+            batch, rows = feed.batch(step, pool.take(chunks[step]) if online else None)
             lap("select")
-            rows = [learnable.index[sample_id] for sample_id in ids]
-            a = learnable.info["features"][rows]
-            residual = a @ self.theta - learnable.info["label"][rows]
+            a = batch.info["features"][rows]
+            residual = a @ self.theta - batch.info["label"][rows]
             losses[step] = 0.5 * float(np.mean(residual**2))
             gradient = residual @ a / len(rows)
             updates[step] = -rates[step] * (gradient + self.recipe.training.weight_decay * self.theta)
@@ -225,9 +231,9 @@ class QuadraticLearner:
             if not np.isfinite(self.theta).all():
                 raise NumericalError(
                     f"θ is no longer finite at step {step + 1} of stage {self.stages_trained + 1} "
-                    f"(example {ids[0]} and {len(ids) - 1} more); lower training.learning_rate."
+                    f"(example {batch.ids[rows[0]]} and {len(rows) - 1} more); lower training.learning_rate."
                 )
-            self.picks.append(tuple(ids))
+            self.picks.append(tuple(batch.ids[row] for row in rows))
             self.rates.append(float(rates[step]))
             lap("train")
             tell(step + 1, float(losses[step]))
@@ -239,7 +245,7 @@ class QuadraticLearner:
             steps=steps,
             selected_tokens=feed.spent,
             optimiser_tokens=feed.learned,
-            candidate_tokens=feed.seen,
+            candidate_tokens=feed.scored,
             losses=losses,
             update_gram=updates @ updates.T,
             drift=_drift(self.theta - start, before),
@@ -315,24 +321,6 @@ class QuadraticLearner:
 
     def _world_name(self) -> str:
         return hashlib.sha256(repr((self.world.spec, self.world.seed)).encode()).hexdigest()[:16]
-
-
-def _candidates(pool: Pool, selection: SelectionConfig, steps: int) -> Callable[[Collection[str]], Pool]:
-    """What each round decides over: the next share of the candidate stream, or what is left of the pool.
-
-    Raises:
-        BudgetError: fewer candidates than online steps.
-    """
-    order = stage_order(pool, generator(selection.seed or 0, "order"))
-    if selection.rounds != "step":
-        return lambda taken: pool.take([row for row in order if pool.ids[row] not in taken])
-    if len(order) < steps:
-        raise BudgetError(
-            f"a pool of {len(order)} candidates cannot feed {steps} online steps. "
-            "Raise the pool size, lower training.steps, or use a number of rounds."
-        )
-    chunks = iter(np.array_split(order, steps))
-    return lambda _taken: pool.take(next(chunks))
 
 
 def _drift(change: Float[np.ndarray, " d"], before: Float[np.ndarray, " d"]) -> float:

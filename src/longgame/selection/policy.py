@@ -91,11 +91,12 @@ class SelectionPolicy:
         """Signals to compute for every round."""
         return tuple(dict.fromkeys((*self.selector.requires, *self.extra_signals)))
 
-    def choose(self, pool: Pool, budget: int, signals: Scorer) -> Round:
+    def choose(self, pool: Pool, budget: int, signals: Scorer) -> tuple[Pool, Round]:
         """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and log it.
 
-        Replayed examples come on top of the candidates, in the same budget: their rows lie behind the pool's, and
-        `learnable` holds them.
+        Returns:
+            The candidates with what is replayed behind them (in the same budget), and the round, whose rows are of
+            that pool.
 
         Raises:
             PluginError: the selector raised an error, or returned something that is no Selection, rows outside the
@@ -116,7 +117,7 @@ class SelectionPolicy:
         gradients = self._gradients(pool, selection, columns, signals)
         costs = pool.tokens[selection.rows]
         self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, columns, costs, gradients))
-        return self.rounds[-1]
+        return pool, self.rounds[-1]
 
     def _gradients(
         self, pool: Pool, selection: Selection, columns: Signals, signals: Scorer

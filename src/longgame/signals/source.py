@@ -187,12 +187,17 @@ class SignalSource:
         return frozen if extra is None else frozen.extended(extra, columns_of(extra))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ``future_proxy`` in use and the step it was measured at; everything else is computed again."""
-        return {} if self._proxy is None else {"step": self._proxy[0], "future_proxy": self._proxy[1]}
+        """Return the ``future_proxy`` in use with its step, and the frozen columns where no base is left."""
+        frozen = self.frozen.to_arrays() if self.frozen is not None and self._base is None else {}
+        proxy = {} if self._proxy is None else {"step": self._proxy[0], "future_proxy": self._proxy[1]}
+        return {"proxy": proxy, "frozen": frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self._proxy = (int(state["step"]), np.asarray(state["future_proxy"])) if state else None
+        """Restore what `state_dict` returned."""
+        proxy = state["proxy"]
+        self._proxy = (int(proxy["step"]), np.asarray(proxy["future_proxy"])) if proxy else None
+        if state["frozen"]:
+            self.frozen = FrozenSignals.from_arrays(state["frozen"])
 
     # What computed signals draw on (`longgame.signals.base.Provider`)
 
@@ -404,11 +409,11 @@ class FrozenSignals:
         Raises:
             DataError: arrays are missing or do not fit together.
         """
-        missing = [name for name in ("ids", *COLUMNS) if name not in arrays]
+        missing = [name for name in ("ids", *COLUMNS) if name not in arrays and name != "quality"]
         if missing or np.asarray(arrays["ids"]).dtype != np.uint8:
             raise DataError(f"the stored frozen signals lack '{(missing or ['ids'])[0]}'; compute them again.")
         ids = [bytes(row).rstrip(b"\0").decode() for row in np.asarray(arrays["ids"])]
-        return cls(ids, {name: arrays[name] for name in COLUMNS})
+        return cls(ids, {name: arrays[name] for name in COLUMNS if name in arrays})
 
 
 def cluster(

@@ -50,6 +50,8 @@ class SelectionConfig:
     """Seed of selection and of dealing examples to steps; default: ``data_seed`` or ``seed`` of the arguments."""
     proxy_refresh_steps: int = 8
     """Optimizer steps after which the gradient of the proxy dataset is measured again, for selectors that use it."""
+    clusters: int = 8
+    """Clusters of the candidates' embeddings, for selectors that use ``cluster``."""
     keep_signals: bool = False
     """Keep what the selector saw in every round in the policy's log; memory grows with the rounds."""
 
@@ -58,19 +60,15 @@ class SelectionConfig:
             raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.")
         if not 0 < self.budget <= 1:
             raise RecipeError(f"budget is {self.budget}; it is a share of the candidates' tokens, in (0, 1].")
-        if self.candidate_ratio is not None and self.candidate_ratio < 1:
-            raise RecipeError(
-                f"candidate_ratio is {self.candidate_ratio}; use 1 or more candidates per place in a batch."
-            )
-        if self.epochs is not None and self.epochs < 1:
-            raise RecipeError(f"epochs is {self.epochs}; use 1 or more.")
+        for name in ("candidate_ratio", "epochs", "proxy_refresh_steps", "clusters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} is {value}; use 1 or more.")
         if self.rounds == "step" and self.epochs not in (None, 1):
             raise RecipeError(
                 f"epochs is {self.epochs} but rounds is 'step': a step trains once on what it selects. "
                 "Use epochs 1, or a number of rounds."
             )
-        if self.proxy_refresh_steps < 1:
-            raise RecipeError(f"proxy_refresh_steps is {self.proxy_refresh_steps}; use 1 or more.")
         if isinstance(self.selector, str):
             if not self.selector.startswith(SCORES):  # reads a file, which may be large
                 build_selector(self.selector, self.parameters)

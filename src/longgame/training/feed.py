@@ -1,13 +1,13 @@
-"""What a step learns: the policy's decisions, the token ledger between them, and how picks are dealt over steps.
+"""Which examples each step trains on: rounds of selection, the token ledger between them, and the dealing to steps.
 
-Free of torch. One path for one offline choice, n rounds and a choice every step: a *round* decides once over its
-candidates, and what it picks is dealt over the round's steps (with a round per step there is one to deal to).
+Free of torch. A *round* selects once from its candidates; its picks are dealt over the round's steps. One offline
+selection is one round; ``rounds="step"`` makes every step a round, with candidates of its own.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,129 +21,140 @@ from longgame.training.config import SelectionConfig
 
 
 class SelectionFeed:
-    """Gives every optimiser step the ids it learns from.
+    """Gives every optimizer step the examples that it trains on.
 
     Args:
-        policy: decides; the budget is passed in each round by `SelectionFeed`, which counts the tokens.
+        policy: selects, within the budget that the feed grants to each round.
         score: signals of candidates under the model as it is now.
         selection: budget, rounds, epochs (default 1) and the seed of the dealing (default 0).
-        steps: optimiser steps of the whole run.
+        steps: optimizer steps of the whole training.
+        pool: all candidates, for a number of rounds; with ``rounds="step"`` each step brings its own.
 
     Raises:
-        RecipeError: there are more rounds than steps.
+        RecipeError: there are more rounds than steps, or a number of rounds and no pool.
     """
 
-    def __init__(self, policy: SelectionPolicy, score: Scorer, selection: SelectionConfig, steps: int) -> None:
-        if selection.rounds != "step" and selection.rounds > steps:
-            raise RecipeError(
-                f"rounds is {selection.rounds} but there are only {steps} steps; use at most one round per step."
-            )
-        self.policy, self.score, self.steps = policy, score, steps
+    def __init__(
+        self, policy: SelectionPolicy, score: Scorer, selection: SelectionConfig, steps: int, pool: Pool | None = None
+    ) -> None:
+        self.policy, self.score, self.steps, self.pool = policy, score, steps, pool
         self.rounds, self.budget = selection.rounds, selection.budget
         self.epochs, self.seed = selection.epochs or 1, selection.seed or 0
+        if self.rounds != "step" and self.rounds > steps:
+            raise RecipeError(f"rounds is {self.rounds} but there are only {steps} steps; use at most one per step.")
+        if self.rounds != "step" and pool is None:
+            raise RecipeError(f"rounds is {self.rounds} but there is no pool; pass all candidates, or use 'step'.")
         self.spent = 0
-        """Tokens the selector spent."""
-        self.seen = 0
-        """Tokens of the candidates that were scored."""
+        """Tokens selected so far."""
+        self.scored = 0
+        """Tokens of all candidates so far; a candidate counts again in every round that offers it."""
         self.learned = 0
-        """Tokens handed to the optimiser."""
-        self._stream = 0
-        self._taken: dict[str, int] = {}
-        self._queue: list[list[str]] = []
-        self._costs: dict[str, int] = {}
+        """Tokens trained on so far; a second pass counts again."""
+        self._selected = np.zeros(0 if pool is None else len(pool), dtype=bool)
+        """Rows of `pool` that earlier rounds selected."""
+        self._queue: list[tuple[Pool, list[int]]] = []
 
-    def batch(self, step: int, candidates: Callable[[Collection[str]], Pool]) -> list[str]:
-        """Return the ids of this step's examples, deciding first where a round begins.
+    def batch(self, step: int, candidates: Pool | None = None) -> tuple[Pool, list[int]]:
+        """Return a pool and the rows of it that this step trains on; where a round begins, select first.
+
+        The pool is what the round selected from: its candidates, and behind them what the policy replays.
 
         Args:
-            step: 0-based optimiser step; steps must be asked for in order.
-            candidates: called where a round begins, with the ids that are out of the running (those earlier rounds
-                picked; none with ``rounds="step"``, where the stream brings its own), gives the round's candidates.
+            step: 0-based optimizer step; steps must come in order.
+            candidates: of this step, with ``rounds="step"``.
 
         Raises:
             BudgetError: the budget holds no example, or fewer examples than the round has steps.
         """
         if not self._queue:
-            self._decide(step, candidates(self._taken.keys() if self.rounds != "step" else ()))
-        ids = self._queue.pop(0)
-        self.learned += sum(self._costs[sample_id] for sample_id in ids)
-        return ids
+            self._queue = self._round(step) if candidates is None else self._step(candidates)
+        pool, rows = self._queue.pop(0)
+        self.learned += int(pool.tokens[rows].sum())
+        return pool, rows
 
-    def _decide(self, step: int, pool: Pool) -> None:
-        offered = int(pool.tokens.sum())
-        if self.rounds == "step":
-            self._stream += offered
-            entitled, first, last, number = round(self.budget * self._stream), step, step + 1, step
-        else:
-            number = round_of(step, self.steps, self.rounds)
-            first, last = (self.steps * number // self.rounds, self.steps * (number + 1) // self.rounds)
-            if step != first:
-                raise ResumeError(f"step {step} is inside round {number} but nothing is queued for it.")
-            total = offered + sum(self._taken.values())
-            entitled = round(self.budget * total * (number + 1) / self.rounds)
-        decision = self.policy.choose(pool, self._grant(pool, entitled) - self.policy.carry, self.score)
+    def _step(self, candidates: Pool) -> list[tuple[Pool, list[int]]]:
+        entitled = round(self.budget * (self.scored + int(candidates.tokens.sum())))
+        pool, rows = self._select(candidates, entitled)
+        return [(pool, rows.tolist())]
+
+    def _round(self, step: int) -> list[tuple[Pool, list[int]]]:
+        if self.pool is None or self.rounds == "step":
+            raise RecipeError(f"step {step} has no candidates; with rounds='step' pass those of every step.")
+        number = round_of(step, self.steps, self.rounds)
+        first, last = (self.steps * number // self.rounds, self.steps * (number + 1) // self.rounds)
+        if step != first:
+            raise ResumeError(f"step {step} is inside round {number} but nothing is queued for it.")
+        entitled = round(self.budget * int(self.pool.tokens.sum()) * (number + 1) / self.rounds)
+        rest = np.flatnonzero(~self._selected)
+        pool, rows = self._select(self.pool.take(rest), entitled)
+        self._selected[rest[rows[rows < len(rest)]]] = True
+        dealt = deal(pool.tokens[rows], last - first, self.epochs, generator(self.seed, "deal", number))
+        return [(pool, rows[picks].tolist()) for picks in dealt]
+
+    def _select(self, candidates: Pool, entitled: int) -> tuple[Pool, Int[np.ndarray, " k"]]:
+        """Let the policy select; return the pool with what it replays, and the selected rows of it."""
+        granted = self._grant(candidates, entitled)
+        pool, decision = self.policy.choose(candidates, granted - self.policy.carry, self.score)
         self.spent += decision.selection.tokens
-        self.seen += offered
-        ids, costs = decision.picked_ids, decision.costs
-        picked = dict(zip(ids, costs.tolist(), strict=True))
-        if self.rounds == "step":
-            self._costs = picked
-            self._queue = [list(ids)]
-            return
-        self._taken |= {sample_id: cost for sample_id, cost in picked.items() if sample_id in pool.index}
-        self._costs |= picked
-        dealt = deal(costs, last - first, self.epochs, generator(self.seed, "deal", number))
-        self._queue = [[ids[row] for row in rows] for rows in dealt]
+        self.scored += int(candidates.tokens.sum())
+        return pool, decision.selection.rows
 
-    def _grant(self, pool: Pool, entitled: int) -> int:
-        """Tokens that may be spent now: what the share allows so far, less what was spent.
+    def _grant(self, candidates: Pool, entitled: int) -> int:
+        """Tokens that may be spent now: the share of the budget so far, minus what was spent.
 
-        Where that holds not even the shortest candidate, this one is advanced and settled by the next rounds, so
-        that a run never spends more than its share and one example.
+        Where that holds not even the shortest candidate, its tokens are granted in advance and missing in the next
+        rounds, so that a training never spends more than its share and one example.
         """
-        if len(pool) == 0:
-            raise BudgetError("no candidates are left to choose from; lower `rounds` or raise the pool.")
-        left, shortest = entitled - self.spent, int(pool.tokens.min())
+        if len(candidates) == 0:
+            raise BudgetError("no candidates are left to select from; lower `rounds` or raise the pool.")
+        left, shortest = entitled - self.spent, int(candidates.tokens.min())
         if left >= shortest:
             return left
         if left <= 0:
             raise BudgetError(
-                f"a share of {self.budget:g} of {len(pool)} candidates leaves {left} tokens for this round, and the "
-                f"shortest has {shortest}. Raise the budget, give each round more candidates, or use fewer rounds."
+                f"a share of {self.budget:g} of {len(candidates)} candidates leaves {left} tokens for this round, and "
+                f"the shortest has {shortest}. Raise the budget, give each round more candidates, or use fewer rounds."
             )
         return shortest
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later batches depend on, the policy's state included."""
+        """Return everything that later batches depend on, the policy's state included; examples by ``sample_id``."""
+        ids = () if self.pool is None else self.pool.ids
         return {
             "policy": self.policy.state_dict(),
             "plan": self._plan(),
             "spent": self.spent,
-            "seen": self.seen,
+            "scored": self.scored,
             "learned": self.learned,
-            "stream": self._stream,
-            "taken": dict(self._taken),
-            "queue": [list(ids) for ids in self._queue],
-            "costs": dict(self._costs),
+            "selected": [ids[row] for row in np.flatnonzero(self._selected)],
+            "queue": [[pool.ids[row] for row in rows] for pool, rows in self._queue],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ResumeError: the state belongs to another plan (steps, rounds, budget, epochs, seed).
+            ResumeError: the state belongs to another plan (steps, rounds, budget, epochs, seed) or other candidates.
         """
-        old, new = state["plan"], self._plan()
-        differing = [f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
+        saved, now = state["plan"], self._plan()
+        differing = [f"{key} was {saved.get(key)!r}, is {now[key]!r}" for key in now if saved.get(key) != now[key]]
         if differing:
             raise ResumeError(
                 f"the checkpoint's selection belongs to another plan: {'; '.join(differing)}. "
                 "Resume with the arguments it was started with."
             )
         self.policy.load_state_dict(state["policy"])
-        self.spent, self.seen, self.learned = state["spent"], state["seen"], state["learned"]
-        self._stream, self._taken, self._costs = state["stream"], dict(state["taken"]), dict(state["costs"])
-        self._queue = [list(ids) for ids in state["queue"]]
+        self.spent, self.scored, self.learned = state["spent"], state["scored"], state["learned"]
+        if self.pool is None:
+            return
+        try:
+            self._selected[[self.pool.index[sample_id] for sample_id in state["selected"]]] = True
+            self._queue = [(self.pool, [self.pool.index[sample_id] for sample_id in ids]) for ids in state["queue"]]
+        except KeyError as error:
+            raise ResumeError(
+                f"the checkpoint selected example {error}, which is not among the {len(self.pool)} candidates. "
+                "Resume with the dataset it was started with."
+            ) from error
 
     def _plan(self) -> dict[str, Any]:
         names = ("rounds", "budget", "steps", "epochs", "seed")
@@ -158,8 +169,8 @@ def round_of(step: int, steps: int, rounds: int) -> int:
 def deal(tokens: Int[np.ndarray, " k"], steps: int, epochs: int, rng: np.random.Generator) -> list[list[int]]:
     """Deal k picks, ``epochs`` times each, over steps of nearly equal token counts.
 
-    Every pass is shuffled anew; the passes stand behind each other and are cut where the running token count comes
-    nearest to equal shares, so nothing is seen a second time before everything was seen once.
+    Every pass is shuffled anew. The passes are concatenated and cut where the running token count comes nearest to
+    equal shares, so no pick comes a second time before all came once.
 
     Returns:
         ``steps`` non-empty lists of rows.
@@ -186,7 +197,7 @@ def deal(tokens: Int[np.ndarray, " k"], steps: int, epochs: int, rng: np.random.
 
 
 def split_micro(tokens: Sequence[int], parts: int) -> list[list[int]]:
-    """Split a step's examples into micro-batches of nearly equal tokens (longest first into the lightest).
+    """Split a step's examples into micro-batches of nearly equal tokens: the longest first, into the lightest.
 
     Returns:
         ``parts`` lists of positions in pick order; some are empty where there are fewer examples than parts.
@@ -199,4 +210,4 @@ def split_micro(tokens: Sequence[int], parts: int) -> list[list[int]]:
         lightest = load.index(min(load))
         bins[lightest].append(position)
         load[lightest] += tokens[position]
-    return [sorted(found) for found in bins]
+    return [sorted(positions) for positions in bins]

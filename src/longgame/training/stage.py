@@ -1,6 +1,6 @@
-"""One stage of the audit: `run_stage` trains a model on what a policy picks from a pool, and leaves no more.
+"""One stage of the audit: `run_stage` trains a model on what a policy selects from a pool.
 
-The loop is transformers' Trainer with `SelectionMixin`, so what the audit measures is what users run.
+The loop is transformers' Trainer with `SelectionMixin`, so the audit measures what users run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ from longgame.signals.projection import UpdateSketch
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.compat import global_rng_kept, model_untouched, shorten_walks
 from longgame.training.config import SelectionConfig
-from longgame.training.feed import SelectionFeed, split_micro
 from longgame.training.schedule import (
     StepInfo,
     TrainingReport,
@@ -97,8 +97,8 @@ def run_stage(
             _arguments(model, output_dir or scratch, selection.seed or 0, spec),
             pool=pool,
             pad_token_id=pad_token_id,
-            policy=policy,
-            selection=selection,
+            # the diagnostics of the audit read what the selector saw
+            selection=dataclasses.replace(selection, selector=policy, candidate_ratio=1, keep_signals=True),
             spec=spec,
             scorer=scorer,
             trainable=trainable,
@@ -138,7 +138,7 @@ def _arguments(model: nn.Module, output_dir: str, seed: int, spec: TrainingSpec)
 
 
 class StageTrainer(SelectionMixin, Trainer):
-    """The selection trainer on a tokenised pool: no columns, no files, no logging; built and used by `run_stage`."""
+    """The selection trainer on a tokenized pool: no columns, no files, no logging; built and used by `run_stage`."""
 
     def __init__(
         self,
@@ -147,7 +147,6 @@ class StageTrainer(SelectionMixin, Trainer):
         *,
         pool: Pool,
         pad_token_id: int,
-        policy: SelectionPolicy,
         selection: SelectionConfig,
         spec: TrainingSpec,
         scorer: Scorer,
@@ -155,83 +154,66 @@ class StageTrainer(SelectionMixin, Trainer):
         on_step: OnStep | None,
         where: str,
     ) -> None:
-        self.pool, self.spec, self.where = pool, spec, where
+        self.spec, self.where = spec, where
         self.losses = np.zeros(spec.steps)
-        self.seconds = {"select": 0.0, "callbacks": 0.0}
         self._pad = pad_token_id
         self._parameters = [parameter for _, parameter in trainable]
-        self._picks: list[str] = []
-        super().__init__(
-            model,
-            args,
-            train_dataset=_ticks(pool, selection, spec),
-            # the diagnostics of the audit read what the selector saw
-            selection=dataclasses.replace(selection, selector=policy, candidate_ratio=1, keep_signals=True),
-            signals=scorer,
-        )
+        super().__init__(model, args, train_dataset=_ticks(pool, selection, spec), selection=selection, signals=scorer)
+        self._selection_pool = pool
         self.updates = UpdateRecorder(trainable, spec.steps, seed=selection.seed or 0)
-        self._selection_whole = (pool, dict(pool.index))
-        self._learnable = policy.learnable(pool)
         self.remove_callback(PrinterCallback)
         shorten_walks(model, self._parameters)
         # train() begins by releasing what an accelerator holds, with a full garbage collection; this one is new.
         vars(self.accelerator)["free_memory"] = lambda *objects: objects
-        self.add_callback(_Watch(self, on_step))
+        self.watch = _Watch(self, on_step)
+        self.add_callback(self.watch)
 
     def report(self, seconds: float) -> TrainingReport:
-        """Sum up a finished run that took this long."""
-        feed = self._open_selection()
-        measuring = self.selection_policy.measuring
+        """Return the report of a finished stage that took this long."""
+        feed, measuring = self.selection_feed, self.selection_policy.measuring
         return TrainingReport(
             steps=self.spec.steps,
             selected_tokens=feed.spent,
             optimiser_tokens=feed.learned,
-            candidate_tokens=feed.seen,
+            candidate_tokens=feed.scored,
             losses=self.losses,
             update_gram=self.updates.gram(),
             drift=math.nan,
             update_norm=math.nan,
             seconds={
-                **self.seconds,
-                "train": seconds - sum(self.seconds.values()),
-                "select": self.seconds["select"] - measuring,
+                "train": seconds - self.selection_seconds - self.watch.seconds,
+                "select": self.selection_seconds - measuring,
                 "diagnose": measuring,
+                "callbacks": self.watch.seconds,
             },
         )
 
-    # Data: the stream is fixed beforehand, one tick per micro-batch
+    # Data: the stream is fixed beforehand, one tick of pool rows per micro-batch
 
     def get_train_dataloader(self) -> DataLoader:
         ticks: Any = self.train_dataset
-        loader = DataLoader(ticks, batch_size=1, sampler=SequentialSampler(ticks), collate_fn=_only)
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(DataLoader(ticks, sampler=SequentialSampler(ticks), collate_fn=itemgetter(0)))
 
     def _selection_dataset(self, dataset: Any) -> Any:
         return dataset
 
-    def _selection_batches(self, feed: SelectionFeed, step: int, rows: Sequence[int], parts: int) -> list[Any]:
-        begun = time.perf_counter()
-        stream = self.selection.rounds == "step"
-        self._picks = feed.batch(step, (lambda _: self.pool.take(rows)) if stream else self._selection_rest)
-        self.seconds["select"] += time.perf_counter() - begun
-        pool = self._learnable
-        picked = [pool.index[sample_id] for sample_id in self._picks]
-        batches = []
-        for part in split_micro(pool.tokens[picked].tolist(), parts):
-            batch = padded_batch(pool, [picked[i] for i in part] or picked[:1], self._pad)
-            if not part:
-                batch["labels"].fill_(-100)
-            batches.append(batch)
-        return batches
+    def _selection_seed(self) -> int:
+        return self.selection.seed or 0
+
+    def _selection_offer(self, candidates: Sequence[int]) -> Pool:
+        return self._selection_candidates().take(candidates)
+
+    def _selection_collate(self, pool: Pool, rows: Sequence[int]) -> Any:
+        return padded_batch(pool, rows, self._pad)
 
     # The step: the Trainer's own, with what this stage does not need left out
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Linear warm-up and decay to ``final_lr_share`` (`learning_rate_share`)."""
         spec = self.spec
-        held: Any = self.optimizer if optimizer is None else optimizer
+        target: Any = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            held,
+            target,
             lambda step: learning_rate_share(step, num_training_steps, spec.warmup_steps, spec.final_lr_share),
         )
         self._created_lr_scheduler = True
@@ -263,40 +245,42 @@ class StageTrainer(SelectionMixin, Trainer):
         """Nothing: counting walks over all modules at every step, and no one reads it here."""
         return 0
 
-    def _stop(self, what: str, value: float) -> None:
-        named = ", ".join(self._picks[:8]) + (f" and {len(self._picks) - 8} more" if len(self._picks) > 8 else "")
+    def _stop(self, quantity: str, value: float) -> NoReturn:
+        pool, rows = self.selection_picks
+        ids = [pool.ids[row] for row in rows]
+        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise NumericalError(
-            f"{self.where}, step {self.state.global_step + 1} of {self.spec.steps}: the {what} is {value} "
+            f"{self.where}, step {self.state.global_step + 1} of {self.spec.steps}: the {quantity} is {value} "
             f"(examples {named}). The weights are those of the step before. Lower training.learning_rate, use "
             "float32, or look at these examples."
         )
 
 
 class _Watch(TrainerCallback):
-    """Records updates and tells `on_step`."""
+    """Records updates and calls `on_step`."""
 
     def __init__(self, trainer: StageTrainer, on_step: OnStep | None) -> None:
         self._trainer, self._on_step = trainer, on_step
         self._modules = list(trainer.model.modules())
+        self.seconds = 0.0
 
-    def on_train_begin(self, *_event: Any, **_about: Any) -> None:
-        self._tell(0, math.nan)
+    def on_train_begin(self, *_event: Any, **_state: Any) -> None:
+        self._notify(0, math.nan)
 
-    def on_optimizer_step(self, *_event: Any, **_about: Any) -> None:
+    def on_optimizer_step(self, *_event: Any, **_state: Any) -> None:
         self._trainer.updates.record()
 
-    def on_step_end(self, *_event: Any, **_about: Any) -> None:
+    def on_step_end(self, *_event: Any, **_state: Any) -> None:
         step = self._trainer.state.global_step
-        self._tell(step, float(self._trainer.losses[step - 1]))
+        self._notify(step, float(self._trainer.losses[step - 1]))
 
-    def _tell(self, step: int, loss: float) -> None:
+    def _notify(self, step: int, loss: float) -> None:
         if self._on_step is None:
             return
-        trainer, begun = self._trainer, time.perf_counter()
-        learned = trainer._open_selection().learned
+        trainer, started = self._trainer, time.perf_counter()
         with evaluating(self._modules), global_rng_kept():
-            self._on_step(StepInfo(step, trainer.spec.steps, learned, loss))
-        trainer.seconds["callbacks"] += time.perf_counter() - begun
+            self._on_step(StepInfo(step, trainer.spec.steps, trainer.selection_feed.learned, loss))
+        self.seconds += time.perf_counter() - started
 
 
 def _ticks(pool: Pool, selection: SelectionConfig, spec: TrainingSpec) -> list[Candidates]:
@@ -306,10 +290,6 @@ def _ticks(pool: Pool, selection: SelectionConfig, spec: TrainingSpec) -> list[C
     order = stage_order(pool, generator(selection.seed or 0, "candidates"))
     chunks = np.array_split(order, spec.steps)
     return [Candidates(part.tolist()) for chunk in chunks for part in np.array_split(chunk, spec.accumulation)]
-
-
-def _only(ticks: list[Candidates]) -> Candidates:
-    return ticks[0]
 
 
 # What the optimiser did to the weights, step by step: the Gram matrix of its updates.

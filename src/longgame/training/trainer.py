@@ -1,20 +1,26 @@
 """Selection inside transformers' Trainer and TRL's SFTTrainer.
 
 The training dataloader becomes a clock that yields *candidates*, ``candidate_ratio`` times as many as a batch holds,
-so steps, learning-rate schedule and skipping on resume stay the Trainer's own. What a step then trains on is decided
+so steps, learning-rate schedule and skipping on resume stay the Trainer's own. What a step then trains on is selected
 in ``get_batch_samples``, the one place that sees all micro-batches of a step and sets the loss denominator.
+
+`longgame.training.compat` lists the private members of Trainer that this relies on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longgame.data.examples import Pool
@@ -26,31 +32,36 @@ from longgame.selection.policy import Scorer, SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_state
-from longgame.training.candidates import ID, OWN_COLUMNS, Candidates, pool_of, with_ids
+from longgame.training.candidates import OWN_COLUMNS, Candidates, pool_of, with_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
 
 if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
+    _Base = Trainer
 else:
-    _Trainer = object
+    _Base = object
 
 STATE = "selection"
 """Name of the selection state in a checkpoint: ``selection.json`` and ``selection.safetensors``."""
 
+ROW = "row"
+"""Row-aligned key of `Pool.info`: the row of the training dataset."""
 
-class SelectionMixin(_Trainer):
+
+class SelectionMixin(_Base):
     """Put before a Trainer class: ``class MyTrainer(SelectionMixin, Trainer)``.
 
     Examples are known by a ``sample_id`` column; a dataset without one gets ids by a hash of tokens and labels.
     Columns ``skill`` and ``quality`` reach the selector where the dataset has them. Budgets count prompt + response
     tokens; what a round leaves over goes to the next. Selection draws on its own generator, never on a global one,
-    and its state is in every checkpoint: a resumed run picks and learns what an undisturbed one does.
+    and its state is in every checkpoint: a resumed training selects and trains as an uninterrupted one.
 
     Args:
         selection: a `SelectionConfig`, or in short a selector (its name, a `Selector` or a `SelectionPolicy`) or a
             mapping of the config's fields.
-        signals: (pool, names) → Signals; default a `SignalSource` on the model.
+        signals: (pool, names) → Signals; default: a `SignalSource` on the model.
+        proxy_dataset: examples that stand for the future, in the form of the training dataset; for selectors that
+            require ``future_proxy``, such as ``lhas``. They are never trained on.
 
     Raises:
         RecipeError: a wrong value, or a set-up that selection does not go with: packing or padding-free batches,
@@ -70,14 +81,21 @@ class SelectionMixin(_Trainer):
         *args: Any,
         selection: SelectionConfig | Mapping[str, Any] | str | Selector | SelectionPolicy = SelectionConfig(),
         signals: Scorer | None = None,
+        proxy_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         self.selection = SelectionConfig.of(selection)
         _refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
-        self._selection_scorer = signals
+        self.selection_seconds = 0.0
+        """Wall-clock of computing signals and selecting, over all steps."""
+        self.selection_picks: tuple[Pool, Sequence[int]]
+        """What the last step trained on: a pool, and rows of it."""
+        self.selection_signals = signals
+        """What computes signals; made when training starts if it was not given."""
+        self._selection_makes_signals = signals is None
         self._selection_feed: SelectionFeed | None = None
-        self._selection_clock: Any = None
-        self._selection_whole: tuple[Pool, dict[str, int]] | None = None
+        self._selection_pool: Pool | None = None
+        self._selection_loader: Any = None
         super().__init__(*args, **kwargs)
         self._refuse_selection()
         # Sending batches from the main process to the others (accelerate's way with streams) knows tensors only.
@@ -85,22 +103,19 @@ class SelectionMixin(_Trainer):
         self.selection_policy = self.selection.build_policy(self._selection_seed())
         if self.train_dataset is not None:
             self.train_dataset = self._selection_dataset(self.train_dataset)
+        self.proxy_dataset = None if proxy_dataset is None else with_ids(self._selection_prepare(proxy_dataset), 1)
 
     # What the Trainer calls, in the order in which it does
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; every call counts rounds and budget from the start (the selector's history goes on)."""
-        self._selection_feed = None
-        return super().train(*args, **kwargs)
-
     def get_train_dataloader(self) -> DataLoader:
-        """Return the clock: batches of candidates, their columns uncollated."""
+        """Return the clock: batches of candidates, their columns uncollated. Rounds and budget start over with it."""
+        self._selection_feed = None
         collator, columns = self.data_collator, self._signature_columns
         self._set_signature_columns_if_needed()
         self.data_collator = Candidates
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *OWN_COLUMNS])]
         try:
-            loader = self._get_dataloader(
+            self._selection_loader = self._get_dataloader(
                 dataset=self.train_dataset,
                 description="Training",
                 batch_size=self._train_batch_size * self.selection.ratio,
@@ -109,150 +124,169 @@ class SelectionMixin(_Trainer):
             )
         finally:
             self.data_collator, self._signature_columns = collator, columns
-        self._selection_clock = loader
-        return loader
+        return self._selection_loader
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._open_selection().load_state_dict(read_state(checkpoint, STATE))
+            state = read_state(checkpoint, STATE)
+            self.selection_feed.load_state_dict(state["feed"])
+            if isinstance(self.selection_signals, SignalSource):
+                self.selection_signals.load_state_dict(state["signals"])
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Candidates], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Choose what this step learns, and give it in exactly ``num_batches`` micro-batches.
+        """Select what this step trains on, and return it in exactly ``num_batches`` micro-batches.
 
-        The selector sees the candidates of all micro-batches together: accumulation is memory, not mathematics.
+        The selector sees the candidates of all micro-batches together, so accumulation does not change what it selects.
         """
         ticks = list(itertools.islice(epoch_iterator, num_batches))
         if not ticks:
             return [], None
-        feed = self._open_selection()
-        step = int(self.state.global_step)
-        batches = self._selection_batches(feed, step, [row for tick in ticks for row in tick.rows], len(ticks))
+        batches = self._selection_batches([row for tick in ticks for row in tick.rows], len(ticks))
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the rest: pushing to the hub and deleting old checkpoints happen inside super().
         if not self.args.save_only_model:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_state(folder, STATE, self._open_selection().state_dict())
+            source = self.selection_signals
+            signals = source.state_dict() if isinstance(source, SignalSource) else {}
+            write_state(folder, STATE, {"feed": self.selection_feed.state_dict(), "signals": signals})
         super()._save_checkpoint(model, trial)
 
     # Selection
 
-    def _selection_batches(self, feed: SelectionFeed, step: int, rows: Sequence[Any], parts: int) -> list[Any]:
-        """Micro-batches of this step."""
-        if self.selection.rounds == "step":
-            offered = {str(row[ID]): row for row in rows}
-            ids = feed.batch(step, lambda _: pool_of(rows, self._selection_decode()))
-            features = [offered[sample_id] for sample_id in ids]
-        else:
-            ids = feed.batch(step, self._selection_rest)
-            _, place = self._selection_pool()
-            features = self._selection_fetch([place[sample_id] for sample_id in ids])
-        lengths = [len(feature["input_ids"]) for feature in features]
-        split = split_micro(lengths, parts)
-        return [self._selection_collate([features[i] for i in part] or features[:1], masked=not part) for part in split]
-
-    def _selection_collate(self, features: list[dict[str, Any]], masked: bool) -> Any:
-        """Collate; ``masked`` makes a micro-batch that adds nothing (a step with fewer picks than micro-batches)."""
-        batch = self.data_collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in features])
-        if masked:
-            batch["labels"] = torch.full_like(batch["labels"], -100)
-        return batch
-
-    def _open_selection(self) -> SelectionFeed:
+    @property
+    def selection_feed(self) -> SelectionFeed:
+        """The feed of this training: tokens selected, scored and trained on so far."""
         if self._selection_feed is None:
-            steps = int(self.state.max_steps)
-            self._selection_feed = SelectionFeed(
-                self.selection_policy,
-                self._selection_score,
-                dataclasses.replace(
-                    self.selection,
-                    epochs=self._selection_passes(steps),
-                    seed=stream_seed(self._selection_seed(), "selection", "deal"),
-                ),
-                steps,
-            )
+            steps, selection = int(self.state.max_steps), self.selection
+            pool = None if selection.rounds == "step" else self._selection_candidates()
+            epochs, seed = self._selection_epochs(steps), stream_seed(self._selection_seed(), "selection", "deal")
+            selection = dataclasses.replace(selection, epochs=epochs, seed=seed)
+            if self._selection_makes_signals and self.selection_policy.required:
+                self._selection_begin_signals()
+            self._selection_feed = SelectionFeed(self.selection_policy, self._selection_score, selection, steps, pool)
         return self._selection_feed
 
-    def _selection_passes(self, steps: int) -> int:
-        if self.selection.rounds == "step" or self.selection.epochs is not None:
-            return self.selection.epochs or 1
-        offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
-        return max(1, round(offered / len(self.train_dataset)))
+    def _selection_batches(self, candidates: Sequence[Any], parts: int) -> list[Any]:
+        """Return the micro-batches of this step; ``candidates`` are what the clock offers to it."""
+        started = time.perf_counter()
+        feed, step = self.selection_feed, int(self.state.global_step)
+        pool, rows = feed.batch(step, self._selection_offer(candidates) if self.selection.rounds == "step" else None)
+        self.selection_picks = pool, rows
+        self.selection_seconds += time.perf_counter() - started
+        split = split_micro(pool.tokens[rows].tolist(), parts)
+        batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
+        for part, batch in zip(split, batches, strict=True):
+            if not part:  # fewer picks than micro-batches: one stands in again and adds nothing
+                batch["labels"] = torch.full_like(batch["labels"], -100)
+        return batches
 
-    def _selection_score(self, pool: Pool, names: Sequence[str]) -> Signals:
-        if self.selection_policy.rounds and not self.selection.keep_signals:
-            last = self.selection_policy.rounds[-1]
-            self.selection_policy.rounds[-1] = dataclasses.replace(last, signals=Signals(last.signals.ids, {}))
-        if not names:
-            return Signals(pool.ids, {})
-        if self._selection_scorer is None:
-            pad, seed = self._selection_pad_token(), self._selection_seed()
-            stream = isinstance(self.train_dataset, IterableDataset)
-            self._selection_scorer = SignalSource.of_model(
-                self.model,
-                pad_token_id=pad,
-                seed=seed,
-                candidates=None if stream else lambda: [self._selection_pool()[0]],
-            )
-            self._selection_scorer.begin_stage()
-        if isinstance(self._selection_scorer, SignalSource):
-            self._selection_scorer.step = int(self.state.global_step)
-        with evaluating(self.model.modules()):
-            return self._selection_scorer(pool, names)
+    def _selection_offer(self, candidates: Sequence[Any]) -> Pool:
+        """Return the candidates of a step as a pool, row by row."""
+        self._selection_features = candidates
+        return pool_of(candidates, self._selection_decode())
+
+    def _selection_candidates(self) -> Pool:
+        """Return the whole dataset as a pool; made once."""
+        if self._selection_pool is None:
+            pool = pool_of(self._selection_fetch(range(len(self.train_dataset))), self._selection_decode())
+            self._selection_pool = dataclasses.replace(pool, info={**pool.info, ROW: np.arange(len(pool))})
+        return self._selection_pool
+
+    def _selection_collate(self, pool: Pool, rows: Sequence[int]) -> Any:
+        """Return these rows of the pool as a batch."""
+        if ROW in pool.info:
+            features = self._selection_fetch(pool.info[ROW][rows].tolist())
+        else:
+            features = [self._selection_features[row] for row in rows]
+        return self.data_collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in features])
 
     def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of the training dataset as the clock gives them (columns removed alike)."""
-        return self._selection_clock.collate_fn([self._selection_clock.dataset[row] for row in rows]).rows
+        """Return rows of the training dataset with the columns that the clock gives."""
+        loader = self._selection_loader
+        return loader.collate_fn([loader.dataset[row] for row in rows]).rows
 
-    def _selection_pool(self) -> tuple[Pool, dict[str, int]]:
-        """The whole dataset as a pool, and the row of every id; made once."""
-        if self._selection_whole is None:
-            pool = pool_of(self._selection_fetch(range(len(self.train_dataset))), self._selection_decode())
-            self._selection_whole = (pool, dict(pool.index))
-        return self._selection_whole
+    def _selection_begin_signals(self) -> Scorer:
+        """Return the source of signals, made if there is none, with its steps counted from here."""
+        source = self.selection_signals
+        if source is None:
+            stream = isinstance(self.train_dataset, IterableDataset)
+            proxy = None if self.proxy_dataset is None else pool_of(list(self.proxy_dataset), self._selection_decode())
+            self.selection_signals = source = SignalSource.of_model(
+                self.model,
+                pad_token_id=self._selection_pad_token(),
+                seed=self._selection_seed(),
+                candidates=None if stream else lambda: [self._selection_candidates()],
+                proxy=None if proxy is None else lambda: proxy,
+                proxy_refresh=self.selection.proxy_refresh_steps,
+                clusters=self.selection.clusters,
+            )
+        if isinstance(source, SignalSource):
+            source.begin_stage()
+            if self.state.global_step == 0:  # a resumed training finds the base's signals in its checkpoint
+                with evaluating(self.model.modules()):
+                    source.prepare(self.selection_policy.required)
+        return source
 
-    def _selection_rest(self, taken: Collection[str]) -> Pool:
-        pool, _ = self._selection_pool()
-        return pool.take([row for row, sample_id in enumerate(pool.ids) if sample_id not in taken])
+    def _selection_score(self, pool: Pool, names: Sequence[str]) -> Signals:
+        rounds = self.selection_policy.rounds
+        if rounds and not self.selection.keep_signals:
+            rounds[-1] = dataclasses.replace(rounds[-1], signals=Signals(rounds[-1].signals.ids, {}))
+        if not names:
+            return Signals(pool.ids, {})
+        source = self.selection_signals or self._selection_begin_signals()
+        if isinstance(source, SignalSource):
+            source.step = int(self.state.global_step)
+        with evaluating(self.model.modules()):
+            return source(pool, names)
 
     # Set-up
 
     def _selection_dataset(self, dataset: Any) -> Any:
         return with_ids(dataset, self.selection.rounds)
 
+    def _selection_prepare(self, dataset: Any) -> Any:
+        """Return the proxy dataset tokenized as the trainer tokenizes the training dataset."""
+        return dataset
+
     def _selection_seed(self) -> int:
         seeds = (self.selection.seed, self.args.data_seed, self.args.seed)
         return int(next(seed for seed in seeds if seed is not None))
 
+    def _selection_epochs(self, steps: int) -> int:
+        if self.selection.rounds == "step" or self.selection.epochs is not None:
+            return self.selection.epochs or 1
+        offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
+        return max(1, round(offered / len(self.train_dataset)))
+
     def _selection_tokenizer(self) -> Any:
-        held = self.processing_class
-        return getattr(held, "tokenizer", held)
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
 
     def _selection_decode(self) -> Any:
         tokenizer = self._selection_tokenizer()
         return None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
     def _selection_pad_token(self) -> int | None:
-        holders = (self._selection_tokenizer(), self.data_collator, getattr(self.model, "config", None))
-        found = (getattr(holder, "pad_token_id", None) for holder in holders)
-        return next((int(token) for token in found if token is not None), None)
+        sources = (self._selection_tokenizer(), self.data_collator, getattr(self.model, "config", None))
+        tokens = (getattr(source, "pad_token_id", None) for source in sources)
+        return next((int(token) for token in tokens if token is not None), None)
 
     def _refuse_selection(self) -> None:
         args = self.args
-        wrong = {
+        unsupported = {
             "several processes": args.world_size > 1,
             f"{args.n_gpu} GPUs in one process (nn.DataParallel)": args.n_gpu > 1,
             "FSDP": bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled),
             "DeepSpeed": bool(self.is_deepspeed_enabled),
         }
-        for what, found in wrong.items():
-            if found:
+        for setup, enabled in unsupported.items():
+            if enabled:
                 raise RecipeError(
-                    f"selection does not run with {what}: every rank would score and choose on its own. "
+                    f"selection does not run with {setup}: every rank would score and select on its own. "
                     "Use one process and one GPU (CUDA_VISIBLE_DEVICES=0)."
                 )
         if args.auto_find_batch_size:
@@ -270,3 +304,23 @@ def _refuse_packing(arguments: Any) -> None:
                 f"{name}=True joins examples into one row, and their ids are lost before anything can be selected. "
                 f"Set {name}=False."
             )
+
+
+class SelectionTrainer(SelectionMixin, Trainer):
+    """transformers' Trainer that selects what it trains on; arguments of both (see `SelectionMixin`).
+
+    ```python
+    trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=SelectionConfig(selector="loss"))
+    ```
+    """
+
+
+def __getattr__(name: str) -> Any:
+    """Import `SelectionSFTTrainer` when it is asked for: TRL is an extra, and slow to import."""
+    if name != "SelectionSFTTrainer":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if importlib.util.find_spec("trl") is None:
+        raise ImportError("SelectionSFTTrainer needs TRL, which is not installed. Run: pip install 'longgame[trl]'")
+    from longgame.training.sft import SelectionSFTTrainer
+
+    return SelectionSFTTrainer
