@@ -15,6 +15,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from trl import SFTConfig
 
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
+from longgame.selection.base import SELECTORS
 from longgame.training import trainer as trainers
 from longgame.training.candidates import content_ids, pool_of
 from longgame.training.config import SelectionConfig
@@ -290,14 +291,49 @@ def test_the_default_scorer_gives_live_signals_base_signals_and_quality(tmp_path
     assert not np.allclose([seen[i]["loss"] for i in pool.ids], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("needed", ["cluster", "future_proxy", "difficulty"])
-def test_the_default_scorer_says_what_it_cannot_give(tmp_path, tokenizer, needed):
-    class Needy(Coin):
-        name = "needy"
-        requires = (needed,)
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_every_registered_selector_trains(tmp_path, tokenizer, name):
+    proxy = Dataset.from_list(rows_of(make_pool(4, seed=9)))
+    trainer = make_trainer(tmp_path, tokenizer, selector=name, proxy_dataset=proxy, args={"max_steps": 2})
+    trainer.train()
+    assert len(trainer.selection_policy.rounds) == 2
+    assert trainer.selection_feed.spent > 0
 
-    with pytest.raises(PluginError, match=f"requires '{needed}'.*Pass signals="):
-        make_trainer(tmp_path, tokenizer, selector=Needy()).train()
+
+def test_signals_of_all_candidates_need_a_dataset_with_a_length(tmp_path, tokenizer):
+    class Clustered(Coin):
+        name = "clustered"
+        requires = ("cluster", "difficulty")
+
+        def select(self, pool, signals, history, budget, rng):
+            self.columns = [signals[name] for name in self.requires]
+            return super().select(pool, signals, history, budget, rng)
+
+    trainer = make_trainer(tmp_path, tokenizer, selector=Clustered(), clusters=3, args={"max_steps": 1})
+    trainer.train()
+    cluster, difficulty = trainer.selection_policy.selector.columns
+    assert set(cluster) <= {0, 1, 2}
+    assert ((difficulty > 0) & (difficulty < 1)).all()
+    with pytest.raises(PluginError, match="candidates are a stream"):
+        make_trainer(tmp_path, tokenizer, train=stream(), selector=Clustered(), args={"max_steps": 1}).train()
+
+
+def test_a_future_term_without_a_proxy_dataset_is_refused(tmp_path, tokenizer):
+    with pytest.raises(RecipeError, match="Pass proxy_dataset="):
+        make_trainer(tmp_path, tokenizer, selector="lhas").train()
+
+
+def test_full_fine_tuning_resumes_with_the_base_signals_it_started_with(tmp_path, tokenizer):
+    def build(folder):
+        args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        return make_trainer(folder, tokenizer, model=make_model(lora=False), selector="utility-diversity", args=args)
+
+    first = build(tmp_path / "first")
+    first.train()
+    resumed = build(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
+    assert resumed.picks == {step: first.picks[step] for step in (2, 3)}
+    assert losses(resumed) == losses(first)
 
 
 def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tokenizer):
@@ -375,6 +411,13 @@ def test_the_sft_trainer_selects_scores_and_resumes(tmp_path, tokenizer):
         picks = [[done.picked_ids for done in run.selection_policy.rounds] for run in (whole, resumed)]
         assert picks[1] == picks[0][stop:]
         assert losses(resumed) == losses(whole)
+
+
+def test_the_sft_trainer_prepares_the_proxy_dataset_like_the_training_dataset(tmp_path, tokenizer):
+    proxy = Dataset.from_list([{"prompt": "w3 w4 ", "completion": "w5 w6"}, {"prompt": "w7 ", "completion": "w8"}])
+    trainer = sft(tmp_path, tokenizer, selector="lhas", proxy_dataset=proxy, args={"max_steps": 1})
+    trainer.train()
+    assert trainer.proxy_dataset[0]["input_ids"][:4] == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("name", ["packing", "padding_free"])
