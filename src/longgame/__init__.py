@@ -1,5 +1,6 @@
 """longgame: data selection for LLM fine-tuning that plays the long game."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from longgame.data.examples import Example, Pool, Task
@@ -34,14 +35,15 @@ __all__ = [
 ]
 
 
+_LAZY = {
+    "SelectionConfig": "longgame.training.config",
+    "SelectionSFTTrainer": "longgame.training.sft",
+    "SelectionTrainer": "longgame.training.trainer",
+}
+"""Names whose modules load torch, transformers or TRL, and so are imported when they are first used."""
+
+
 def __getattr__(name: str) -> Any:
-    """The trainers load torch and transformers (and TRL), so they are imported where they are asked for."""
-    if name == "SelectionConfig":
-        from longgame.training.config import SelectionConfig
-
-        return SelectionConfig
-    if name in ("SelectionTrainer", "SelectionSFTTrainer"):
-        from longgame.training import trainer
-
-        return getattr(trainer, name)
-    raise AttributeError(f"module 'longgame' has no attribute '{name}'")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'longgame' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)

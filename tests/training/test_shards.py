@@ -59,7 +59,7 @@ def test_a_dataset_streams_into_a_store(tmp_path):
 def test_what_is_no_pool_is_refused(tmp_path):
     with pytest.raises(DataError, match="empty"):
         next(dataset_pools(Dataset.from_list([])))
-    with pytest.raises(DataError, match="at least one"):
+    with pytest.raises(DataError, match="rows is 0"):
         next(dataset_pools(Dataset.from_list(rows()), 0))
     with pytest.raises(DataError, match="no 'input_ids'"):
         next(dataset_pools(Dataset.from_list([{"text": "a"}])))

@@ -14,7 +14,6 @@ from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.signals.base import Signals
 from longgame.training import stage as updates
-from longgame.training.compat import model_untouched, shorten_walks
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import stage_order
 from longgame.training.stage import learning_rate_share, run_stage
@@ -321,28 +320,3 @@ def test_too_small_a_pool_and_a_frozen_model_are_refused():
         stage(make_model(), make_pool(4))
     with pytest.raises(ModelError, match="no trainable parameter"):
         stage(make_model().requires_grad_(False), make_pool(12))
-
-
-def test_shorter_walks_do_what_the_long_ones_do_and_a_copy_keeps_its_own():
-    model = make_model(dropout=0.5)
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    with model_untouched(model):
-        shorten_walks(model, parameters)
-        twin = copy.deepcopy(model)
-        twin.eval()
-        assert model.training
-        assert not any(module.training for module in twin.modules())
-        model.eval()
-        assert not any(module.training for module in model.modules())
-        model.train()
-        assert all(module.training for module in model.modules())
-        for value in parameters:
-            value.grad = torch.ones_like(value)
-        twin.zero_grad()
-        assert all(value.grad is not None for value in parameters)
-        model.zero_grad(set_to_none=False)
-        assert not any(value.grad.any() for value in parameters)
-        model.zero_grad()
-        assert all(value.grad is None for value in parameters)
-    assert "train" not in vars(model)
-    assert "zero_grad" not in vars(model)

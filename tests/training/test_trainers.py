@@ -1,8 +1,8 @@
 """The user-facing trainers: the Trainer's own steps and losses, resumable picks, clear refusals."""
 
 import dataclasses
-import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,12 +14,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from trl import SFTConfig
 
+import longgame
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
 from longgame.selection.base import SELECTORS
-from longgame.training import trainer as trainers
 from longgame.training.candidates import content_ids, pool_of
 from longgame.training.config import SelectionConfig
-from longgame.training.trainer import SelectionSFTTrainer, SelectionTrainer
+from longgame.training.sft import SelectionSFTTrainer
+from longgame.training.trainer import SelectionTrainer
 from support.training import PAD, VOCAB, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
 
 
@@ -357,7 +358,7 @@ def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tok
         ({"candidate_ratio": 0}, RecipeError, "candidate_ratio is 0"),
         ({"args": {"auto_find_batch_size": True}}, RecipeError, "auto_find_batch_size"),
         ({"args": {"train_sampling_strategy": "batch_rebalance"}}, RecipeError, "batch_rebalance"),
-        ({"train": lambda: Dataset.from_list(rows_of(make_pool(2)) * 2)}, DataError, "'id000' stands twice"),
+        ({"train": lambda: Dataset.from_list(rows_of(make_pool(2)) * 2)}, DataError, "'id000' repeats"),
         ({"train": lambda: Dataset.from_dict({"input_ids": []})}, DataError, "is empty"),
         ({"train": lambda: stream(ids=False), "args": {"max_steps": 1}}, DataError, "stream without a 'sample_id'"),
         ({"train": stream, "rounds": 2, "args": {"max_steps": 2}}, DataError, "cannot be scored as a whole"),
@@ -427,8 +428,9 @@ def test_the_sft_trainer_refuses_rows_that_join_examples(tmp_path, tokenizer, na
 
 
 def test_without_trl_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "longgame.training.sft")
+    monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"pip install 'longgame\[trl\]'"):
-        trainers.__getattr__("SelectionSFTTrainer")
+        longgame.SelectionSFTTrainer  # noqa: B018
     with pytest.raises(AttributeError):
-        trainers.__getattr__("Other")
+        longgame.Other  # noqa: B018

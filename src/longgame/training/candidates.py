@@ -1,9 +1,10 @@
-"""Rows of a training dataset as candidates: ids by content, token counts, pools."""
+"""Rows of a tokenized dataset as candidates: ids by content, token counts, pools, shards of pools, batches."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,16 @@ from longgame.data.examples import RESPONSE_LAST, Example, Pool
 from longgame.errors import DataError
 
 ID = "sample_id"
-OWN_COLUMNS = (ID, "skill", "quality")
+SELECTION_COLUMNS = (ID, "skill", "quality")
 """Columns that selection reads and the model never sees."""
+MODEL_COLUMNS = ("input_ids", "labels", "attention_mask")
 
 
 @dataclass
 class Candidates:
-    """One tick of the clock: rows of the dataset, untouched.
+    """What one tick of the clock offers: rows of the dataset, unchanged.
 
-    A class of its own because accelerate and pin_memory walk through lists and dicts element by element.
+    A class, because accelerate and pin_memory walk through lists and dicts element by element.
     """
 
     rows: list[Any] = field(default_factory=list)
@@ -38,7 +40,7 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
     """
     if "input_ids" not in feature:
         raise DataError(
-            f"a candidate has the columns {sorted(feature)} and no 'input_ids'. Tokenise the dataset before training "
+            f"a candidate has the columns {sorted(feature)} and no 'input_ids'. Tokenize the dataset before training "
             "(SFTTrainer does), and leave image or audio datasets to a trainer without selection."
         )
     ids = np.asarray(feature["input_ids"], dtype=np.int64)
@@ -62,7 +64,7 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
         decode: token ids to text, for selectors that read it; without it the examples carry no text.
 
     Raises:
-        DataError: a feature has no token with a loss, or an id stands twice.
+        DataError: a feature has no token with a loss, or an id repeats.
     """
     examples, inputs, prompt, suffix = [], [], [], []
     for feature in features:
@@ -94,23 +96,23 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
     return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {RESPONSE_LAST: np.asarray(suffix)})
 
 
-def content_ids(features: Sequence[Mapping[str, Any]], seen: dict[str, int] | None = None) -> list[str]:
+def content_ids(features: Iterable[Mapping[str, Any]], copies: dict[str, int] | None = None) -> list[str]:
     """Return an id per feature: 16 hex digits of SHA-256 over its tokens and labels, ``#2``, ``#3`` … for copies.
 
-    ``seen`` counts the copies, and goes from call to call where a dataset comes in parts.
+    ``copies`` counts the copies; pass the same dict to every call where a dataset comes in parts.
     """
-    seen = {} if seen is None else seen
-    found = []
+    copies = {} if copies is None else copies
+    sample_ids = []
     for feature in features:
         ids, labels = tokens_and_labels(feature)
         base = hashlib.sha256(ids.tobytes() + b"\x1e" + labels.tobytes()).hexdigest()[:16]
-        seen[base] = seen.get(base, 0) + 1
-        found.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
-    return found
+        copies[base] = copies.get(base, 0) + 1
+        sample_ids.append(base if copies[base] == 1 else f"{base}#{copies[base]}")
+    return sample_ids
 
 
 class _WithIds(Dataset):
-    """A map-style dataset of dicts with an id put into each."""
+    """A map-style dataset of dicts with an id added to each."""
 
     def __init__(self, rows: Any, ids: Sequence[str]) -> None:
         self._rows, self._ids = rows, list(ids)
@@ -123,10 +125,10 @@ class _WithIds(Dataset):
 
 
 def with_ids(dataset: Any, rounds: int | str) -> Any:
-    """Return the dataset with a ``sample_id`` per row; one that has none gets it by content (`content_ids`).
+    """Return the dataset with a ``sample_id`` per row; one without the column gets ids by content (`content_ids`).
 
     Raises:
-        DataError: ids repeat, or the dataset is a stream that carries none (or is to be selected from in rounds).
+        DataError: ids repeat, or the dataset is a stream without ids, or one to be selected from in rounds.
     """
     if isinstance(dataset, IterableDataset):
         if rounds != "step":
@@ -134,30 +136,28 @@ def with_ids(dataset: Any, rounds: int | str) -> Any:
                 f"rounds is {rounds} but the training dataset is a stream, which cannot be scored as a whole. "
                 "Use rounds='step', or a dataset with a length."
             )
-        first = next(iter(dataset), None)
-        if first is None or ID not in first:
+        if ID not in next(iter(dataset), {}):
             raise DataError(
-                "the training dataset is a stream without a 'sample_id' column; examples of a stream cannot be told "
-                "apart by position. Add the column (any unique text per example), or use a dataset with a length."
+                "the training dataset is a stream without a 'sample_id' column, and examples of a stream have no "
+                "position to know them by. Add the column (any unique text), or use a dataset with a length."
             )
         return dataset
     if len(dataset) == 0:
         raise DataError("the training dataset is empty; there is nothing to select from.")
-    table = hasattr(dataset, "add_column")
+    columns = getattr(dataset, "column_names", None)  # of a datasets.Dataset
     if ID not in dataset[0]:
-        columns = [name for name in ("input_ids", "labels", "attention_mask") if table and name in dataset.column_names]
-        rows = dataset.select_columns(columns) if columns else dataset
-        ids = content_ids([rows[row] for row in range(len(rows))])
-        return dataset.add_column(ID, ids) if table else _WithIds(dataset, ids)
-    held = dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))]
-    seen: set[str] = set()
-    for sample_id in held:
-        if str(sample_id) in seen:
-            raise DataError(
-                f"sample_id '{sample_id}' stands twice in the training dataset; selection knows examples by id. "
-                "Make ids unique, or drop the column to have them made from the content."
-            )
-        seen.add(str(sample_id))
+        rows = dataset.select_columns([name for name in MODEL_COLUMNS if name in columns]) if columns else dataset
+        ids = content_ids(rows[row] for row in range(len(dataset)))
+        return dataset.add_column(ID, ids) if columns else _WithIds(dataset, ids)
+    ids = [
+        str(sample_id) for sample_id in (dataset[ID] if columns else (dataset[row][ID] for row in range(len(dataset))))
+    ]
+    if len(set(ids)) != len(ids):
+        repeated = next(sample_id for sample_id, count in Counter(ids).items() if count > 1)
+        raise DataError(
+            f"sample_id '{repeated}' repeats in the training dataset; selection knows examples by id. "
+            "Make ids unique, or drop the column to have them made from the content."
+        )
     return dataset
 
 
@@ -176,40 +176,34 @@ def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str
     return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
 
-# A tokenised dataset as shards of a pool, for signals of more examples than memory holds.
-
-_COLUMNS = (ID, "input_ids", "labels", "attention_mask", "skill", "quality")
-
-
 def dataset_pools(dataset: Any, rows: int = 8192, decode: Callable[[Any], str] | None = None) -> Iterator[Pool]:
-    """Walk through a `datasets.Dataset` (memory-mapped Arrow), ``rows`` examples at a time.
+    """Yield a `datasets.Dataset` (memory-mapped Arrow) as pools of ``rows`` examples, the last one perhaps smaller.
 
     Args:
         dataset: columns ``input_ids`` and, where present, ``labels``, ``attention_mask``, ``sample_id``, ``skill``,
             ``quality``. Without ``sample_id`` ids are made from the content, as `SelectionTrainer` makes them; their
-            counts are kept, some 100 bytes an example.
-        rows: examples of a shard; the last one may be smaller.
-        decode: token ids to text, as for `longgame.training.candidates.pool_of`.
+            counts take about 100 bytes an example.
+        decode: as for `pool_of`.
 
     Raises:
-        DataError: the dataset is empty or has no ``input_ids``, an example has no token to learn, or an id stands twice
-            in a shard.
+        DataError: the dataset is empty or has no ``input_ids``, an example has no token to learn, or an id repeats in a
+            pool.
     """
     if rows < 1:
-        raise DataError(f"a shard of {rows} examples was asked for; it needs at least one.")
+        raise DataError(f"rows is {rows}; a pool needs at least one example.")
     if len(dataset) == 0:
         raise DataError("the dataset is empty; there is nothing to compute signals of.")
     if "input_ids" not in dataset.column_names:
         raise DataError(
-            f"the dataset has the columns {dataset.column_names} and no 'input_ids'. Tokenise it first (dataset.map)."
+            f"the dataset has the columns {dataset.column_names} and no 'input_ids'. Tokenize it first (dataset.map)."
         )
-    names = [name for name in _COLUMNS if name in dataset.column_names]
+    names = [name for name in (*SELECTION_COLUMNS, *MODEL_COLUMNS) if name in dataset.column_names]
     table = dataset.select_columns(names)
-    seen: dict[str, int] = {}
+    copies: dict[str, int] = {}
     for start in range(0, len(dataset), rows):
         columns = table[start : start + rows]
         features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if ID not in names:
-            for feature, sample_id in zip(features, content_ids(features, seen), strict=True):
+            for feature, sample_id in zip(features, content_ids(features, copies), strict=True):
                 feature[ID] = sample_id
         yield pool_of(features, decode)

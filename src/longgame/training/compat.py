@@ -1,25 +1,65 @@
-"""Training that leaves nothing behind: global random states, patches on the model, train/eval flags."""
+"""What longgame relies on inside transformers' Trainer, accelerate and TRL, and how it cleans up after them.
+
+Private members are listed here with their reason, and `tests/training/test_compat.py` holds their signatures. The upper
+bound on transformers in pyproject.toml ends where they were last checked.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+TRAINER_METHODS: Mapping[str, tuple[str, ...]] = {
+    # A loader of candidates needs the Trainer's own seeding and resuming, but another batch size and collator.
+    "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training"),
+    "_get_train_sampler": ("train_dataset",),
+    "_set_signature_columns_if_needed": (),
+    # The one place that sees all micro-batches of a step; its second result is the denominator of the loss.
+    "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+    "_get_num_items_in_batch": ("batch_samples", "device"),
+    # State of the selection goes into every checkpoint; at _load_rng_state it would come too late.
+    "_save_checkpoint": ("model", "trial"),
+    "_get_output_dir": ("trial",),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    # The audit stops at a gradient that is not finite, before the optimizer spoils the weights.
+    "_clip_grad_norm": ("model",),
+    "training_step": ("model", "inputs", "num_items_in_batch"),
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "create_scheduler": ("num_training_steps", "optimizer"),
+    "floating_point_ops": ("inputs",),
+}
+"""Methods of Trainer that are called or overridden, and the parameters that longgame relies on."""
+
+TRAINER_ATTRIBUTES: tuple[str, ...] = (
+    "_signature_columns",  # columns that reach the collator: those of the selection are added
+    "_train_batch_size",  # places in a batch, from which the number of candidates follows
+    "_created_lr_scheduler",  # set where create_scheduler is overridden, as Trainer does
+)
+"""Private attributes of a Trainer that are read or set."""
+
+SFT_METHODS: Mapping[str, tuple[str, ...]] = {
+    # The proxy dataset is tokenized as SFTTrainer tokenizes the training dataset.
+    "_prepare_dataset": ("dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"),
+}
+"""Methods of TRL's SFTTrainer, likewise."""
+
+SFT_ATTRIBUTES: tuple[str, ...] = ("_formatting_func",)
+"""Private attributes of an SFTTrainer that are read."""
+
 
 @contextmanager
-def global_rng_kept() -> Iterator[None]:
-    """Put Python's, NumPy's and torch's global random states back when the block ends.
+def global_rng_restored() -> Iterator[None]:
+    """Restore Python's, NumPy's and torch's global random states when the block ends.
 
     transformers' Trainer seeds all of them when it is made; longgame never lets that show outside.
     """
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (kept, never drawn from)
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (restored, never drawn from)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         try:
@@ -29,51 +69,28 @@ def global_rng_kept() -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
-def shorten_walks(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-    """Spare a small model the walks over all its modules that the Trainer makes at every step.
-
-    ``train()`` returns at once where the model already is in that mode, and ``zero_grad()`` visits ``parameters`` only.
-    Both are methods put on this instance (a copy of the model gets its own); `model_untouched` takes them off.
-    """
-    model.train()
-
-    def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        return self if self.training == mode else type(self).train(self, mode)
-
-    def zero_grad(self: nn.Module, set_to_none: bool = True) -> None:
-        for parameter in vars(self)["_learned_here"]:
-            if set_to_none:
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
-
-    vars(model).update(
-        _learned_here=list(parameters), train=MethodType(train, model), zero_grad=MethodType(zero_grad, model)
-    )
-
-
 @contextmanager
 def model_untouched(model: nn.Module) -> Iterator[None]:
     """Undo, when the block ends, what Trainer and accelerate put on the model besides new weights.
 
-    Kept are instance attributes of every module (accelerate marks the model as prepared and, under mixed precision,
-    wraps ``forward`` once more for every Trainer), hooks, train/eval flags, and ``config.use_cache``. Gradients are
-    dropped.
+    Instance attributes of every module are restored (accelerate marks the model as prepared and, under mixed precision,
+    wraps ``forward`` once more for every Trainer), and so are hooks, train/eval flags and ``config.use_cache``.
+    Gradients are dropped.
     """
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]
-    hooks = [{key: dict(value) for key, value in held.items() if key.endswith("_hooks")} for held in attributes]
+    hooks = [{key: dict(value) for key, value in before.items() if key.endswith("_hooks")} for before in attributes]
     config: Any = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)
     try:
         yield
     finally:
-        for module, held, hook in zip(modules, attributes, hooks, strict=True):
+        for module, before, module_hooks in zip(modules, attributes, hooks, strict=True):
             now = vars(module)
-            for name in [name for name in now if name not in held]:
+            for name in [name for name in now if name not in before]:
                 del now[name]
-            now.update(held)
-            for name, entries in hook.items():
+            now.update(before)
+            for name, entries in module_hooks.items():
                 if len(now[name]) != len(entries):
                     now[name].clear()
                     now[name].update(entries)

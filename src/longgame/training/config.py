@@ -6,15 +6,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from longgame.errors import RecipeError, unknown
+from longgame.recipe import Rounds
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
-
-Rounds = int | Literal["step"]
 
 
 @dataclass(frozen=True, kw_only=True)

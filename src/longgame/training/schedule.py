@@ -1,4 +1,4 @@
-"""How a stage is trained and what is told about it; free of torch, so that every substrate speaks it."""
+"""The course of a stage: candidate order, learning rate, and the report; free of torch, for every kind of learner."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """Told to `on_step`: step 0 is before the first update."""
+    """What `on_step` receives; step 0 is before the first update."""
 
     step: int
     steps: int
     selected_tokens: int
-    """Selected tokens learned from so far (a second pass counts again): the x-axis of an adaptation curve."""
+    """Selected tokens trained on so far; a second pass counts again. The x-axis of an adaptation curve."""
     loss: float
     """Training loss of the step, nats/token; NaN at step 0."""
 
@@ -33,15 +33,15 @@ class TrainingReport:
 
     steps: int
     selected_tokens: int
-    """Tokens the selector spent."""
+    """Tokens that were selected."""
     optimiser_tokens: int
-    """Tokens that went through the optimiser (selected × epochs)."""
+    """Tokens that went through the optimizer (selected × epochs)."""
     candidate_tokens: int
-    """Tokens that were scored to choose."""
+    """Tokens of the candidates of all rounds."""
     losses: Float[np.ndarray, " steps"]
     """Mean loss per step, nats/token."""
     update_gram: Float[np.ndarray, "steps steps"]
-    """Inner products of the optimiser updates with each other (exact or sketched), for update concentration."""
+    """Inner products of the optimizer's updates with each other (exact or sketched), for update concentration."""
     drift: float
     """1 − cos of this stage's update with the sum of the earlier ones, in effective weight space; NaN at stage 1."""
     update_norm: float
@@ -50,18 +50,18 @@ class TrainingReport:
     """Wall-clock by part: ``train``, ``select`` (signals + selector), ``diagnose`` (gradients of the picks that only
     the diagnostics read), ``callbacks``."""
     model: ModelFlops | None = None
-    """What a token costs in the model; None: a closed form, or a model whose FLOPs cannot be told."""
+    """FLOPs of a token; None: a closed form, or a model whose FLOPs are not known."""
     proxy_passes: int = 0
-    """Times that the future-proxy mixture was measured for the choice."""
+    """Times that the future-proxy mixture was measured."""
 
 
 def stage_order(pool: Pool, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """The candidate stream of a stage: a permutation of the pool that is the same for every selector of a seed."""
+    """Return the candidate stream of a stage: a permutation of the pool, the same for every selector of a seed."""
     return rng.permutation(len(pool))
 
 
 def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> float:
-    """Share of the learning rate at a 0-based step: linear up to 1 at step ``warmup`` − 1, then linear to ``final``.
+    """Return the factor of the learning rate at a 0-based step: linear to 1 at ``warmup`` − 1, then linear to ``final``.
 
     The first step already learns (1 / warmup) and the last one runs at ``final``.
     """
@@ -71,5 +71,5 @@ def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> flo
 
 
 def warmup_of(spec: TrainingSpec, steps: int) -> int:
-    """Warm-up steps of a run of ``steps``: a probe goes through the stage's whole schedule, shortened in proportion."""
+    """Return the warm-up steps of a training of ``steps``: a probe runs the stage's schedule shortened in proportion."""
     return round(spec.warmup_steps * steps / spec.steps)

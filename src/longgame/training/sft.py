@@ -1,10 +1,15 @@
-"""TRL's SFTTrainer with selection; import it from `longgame.training.trainer`, which explains a missing TRL."""
+"""TRL's SFTTrainer with selection; a module of its own, because TRL is an extra and slow to import."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from trl import SFTTrainer
+try:
+    from trl import SFTTrainer
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "SelectionSFTTrainer needs TRL, which is not installed. Run: pip install 'longgame[trl]'"
+    ) from error
 
 from longgame.training.trainer import SelectionMixin
 

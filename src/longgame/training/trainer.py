@@ -10,7 +10,6 @@ in ``get_batch_samples``, the one place that sees all micro-batches of a step an
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from longgame.selection.policy import Scorer, SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_state
-from longgame.training.candidates import OWN_COLUMNS, Candidates, pool_of, with_ids
+from longgame.training.candidates import SELECTION_COLUMNS, Candidates, pool_of, with_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
 
@@ -113,7 +112,7 @@ class SelectionMixin(_Base):
         collator, columns = self.data_collator, self._signature_columns
         self._set_signature_columns_if_needed()
         self.data_collator = Candidates
-        self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *OWN_COLUMNS])]
+        self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *SELECTION_COLUMNS])]
         try:
             self._selection_loader = self._get_dataloader(
                 dataset=self.train_dataset,
@@ -203,7 +202,7 @@ class SelectionMixin(_Base):
             features = self._selection_fetch(pool.info[ROW][rows].tolist())
         else:
             features = [self._selection_features[row] for row in rows]
-        return self.data_collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in features])
+        return self.data_collator([{k: v for k, v in row.items() if k not in SELECTION_COLUMNS} for row in features])
 
     def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return rows of the training dataset with the columns that the clock gives."""
@@ -215,13 +214,14 @@ class SelectionMixin(_Base):
         source = self.selection_signals
         if source is None:
             stream = isinstance(self.train_dataset, IterableDataset)
-            proxy = None if self.proxy_dataset is None else pool_of(list(self.proxy_dataset), self._selection_decode())
+            items = self.proxy_dataset
+            proxy = items and pool_of([items[row] for row in range(len(items))], self._selection_decode())
             self.selection_signals = source = SignalSource.of_model(
                 self.model,
                 pad_token_id=self._selection_pad_token(),
                 seed=self._selection_seed(),
                 candidates=None if stream else lambda: [self._selection_candidates()],
-                proxy=None if proxy is None else lambda: proxy,
+                proxy=proxy and (lambda: proxy),
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
             )
@@ -313,14 +313,3 @@ class SelectionTrainer(SelectionMixin, Trainer):
     trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=SelectionConfig(selector="loss"))
     ```
     """
-
-
-def __getattr__(name: str) -> Any:
-    """Import `SelectionSFTTrainer` when it is asked for: TRL is an extra, and slow to import."""
-    if name != "SelectionSFTTrainer":
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    if importlib.util.find_spec("trl") is None:
-        raise ImportError("SelectionSFTTrainer needs TRL, which is not installed. Run: pip install 'longgame[trl]'")
-    from longgame.training.sft import SelectionSFTTrainer
-
-    return SelectionSFTTrainer
