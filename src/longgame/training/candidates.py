@@ -144,14 +144,13 @@ def with_ids(dataset: Any, rounds: int | str) -> Any:
         return dataset
     if len(dataset) == 0:
         raise DataError("the training dataset is empty; there is nothing to select from.")
-    columns = getattr(dataset, "column_names", None)  # of a datasets.Dataset
+    table = hasattr(dataset, "add_column")
     if ID not in dataset[0]:
-        rows = dataset.select_columns([name for name in MODEL_COLUMNS if name in columns]) if columns else dataset
+        columns = [name for name in MODEL_COLUMNS if table and name in dataset.column_names]
+        rows = dataset.select_columns(columns) if columns else dataset
         ids = content_ids(rows[row] for row in range(len(dataset)))
-        return dataset.add_column(ID, ids) if columns else _WithIds(dataset, ids)
-    ids = [
-        str(sample_id) for sample_id in (dataset[ID] if columns else (dataset[row][ID] for row in range(len(dataset))))
-    ]
+        return dataset.add_column(ID, ids) if table else _WithIds(dataset, ids)
+    ids = [str(name) for name in (dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))])]
     if len(set(ids)) != len(ids):
         repeated = next(sample_id for sample_id, count in Counter(ids).items() if count > 1)
         raise DataError(

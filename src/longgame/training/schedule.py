@@ -61,7 +61,7 @@ def stage_order(pool: Pool, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
 
 
 def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> float:
-    """Return the factor of the learning rate at a 0-based step: linear to 1 at ``warmup`` − 1, then linear to ``final``.
+    """Return the learning rate's factor at a 0-based step: linear to 1 at ``warmup`` − 1, then linear to ``final``.
 
     The first step already learns (1 / warmup) and the last one runs at ``final``.
     """
@@ -71,5 +71,5 @@ def learning_rate_share(step: int, steps: int, warmup: int, final: float) -> flo
 
 
 def warmup_of(spec: TrainingSpec, steps: int) -> int:
-    """Return the warm-up steps of a training of ``steps``: a probe runs the stage's schedule shortened in proportion."""
+    """Return the warm-up steps of ``steps`` steps: a probe runs the stage's schedule, shortened in proportion."""
     return round(spec.warmup_steps * steps / spec.steps)

@@ -214,14 +214,15 @@ class SelectionMixin(_Base):
         source = self.selection_signals
         if source is None:
             stream = isinstance(self.train_dataset, IterableDataset)
-            items = self.proxy_dataset
-            proxy = items and pool_of([items[row] for row in range(len(items))], self._selection_decode())
+            items, proxy = self.proxy_dataset, None
+            if items is not None:
+                proxy = pool_of([items[row] for row in range(len(items))], self._selection_decode())
             self.selection_signals = source = SignalSource.of_model(
                 self.model,
                 pad_token_id=self._selection_pad_token(),
                 seed=self._selection_seed(),
                 candidates=None if stream else lambda: [self._selection_candidates()],
-                proxy=proxy and (lambda: proxy),
+                proxy=None if proxy is None else lambda: proxy,
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
             )
