@@ -1,7 +1,7 @@
 """Pretraining of the tiny base model: tokenizer, weights and model card from nothing but a recipe, in minutes.
 
-The base is a Llama of half a million parameters that has learned the *seen* sub-skills of the procedural sequence and
-never met the others. It is small on purpose: what an audit measures on it takes seconds, not hours.
+The base is a Llama of half a million parameters. It has learned the *seen* sub-skills of the procedural sequence and
+has never met the others. It is small so that an audit of it takes minutes, not hours.
 """
 
 from __future__ import annotations
@@ -388,7 +388,7 @@ tags: [longgame, procedural, tiny]
 # {spec.name}
 
 A Llama-architecture language model of {report.parameters / 1e6:.2f} million parameters for longgame's audits on a
-laptop. It follows the few short instructions that it was trained on and nothing else; it is a measuring object, not an
+laptop. It follows the few short instructions that it was trained on and nothing else; it is for measurements, not an
 assistant.
 
 - **Model**: {spec.layers} layers, width {spec.hidden_size}, {spec.heads} heads, feed-forward {spec.feed_forward}, tied

@@ -18,7 +18,7 @@ _SHARE = alt.Axis(format="%")
 
 
 def encodings(field: str, names: Sequence[str], title: str | None, *, grey_first: bool = False) -> tuple[Any, Any]:
-    """Colour and shape of a series, with scales that agree so that one legend tells both."""
+    """Colour and shape of a series, with scales that agree so that they share one legend."""
     colours = ([GREY] if grey_first else []) + list(PALETTE)
     options: dict[str, Any] = {"sort": list(names), "title": title}
     return (

@@ -1,4 +1,4 @@
-"""Is the fast path the real one? Real walks through the protocol, their scorecard, and the replay of the same picks."""
+"""A check of the replay: real audits, their scorecards, and the replay of the same picks."""
 
 from __future__ import annotations
 

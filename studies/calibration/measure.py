@@ -1,4 +1,4 @@
-"""The whole calibration: how much is simulated, its tables, and what is required of them."""
+"""The calibration: its size, its tables, and their required values."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COVERED = 0.93
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is simulated."""
+    """Size of the simulation."""
 
     worlds: int
     seeds: int
     audits: int
-    """At most, per setting; fewer where the seeds do not last."""
+    """Upper bound per setting; fewer if the seeds do not suffice."""
     boot_audits: int
     resamples: int
     selectors: tuple[str, ...] = SELECTORS
@@ -39,7 +39,7 @@ class Plan:
 
 FULL = Plan(worlds=64, seeds=160_000, audits=20_000, boot_audits=4_000, resamples=1_000)
 QUICK = Plan(40, 30_000, 4_000, boot_audits=400, resamples=500, selectors=("loss", "diversity", "quality"), doses=())
-"""Fewer selectors rather than worlds: for a population of a handful of worlds t intervals are too narrow."""
+"""It has fewer selectors rather than fewer worlds: for a population of a few worlds, t intervals are too narrow."""
 
 
 def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> dict[str, Rows]:
@@ -68,10 +68,10 @@ def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> 
 
 
 def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
-    """Figures with what is required of them.
+    """Return the figures with their limits.
 
-    *Myopic* is held to 5 % by the upper limit of its interval; a rate whose nominal level is 5 % just so fails only if
-    its lower limit is above.
+    The upper limit of *myopic*'s interval must be below 5 %. A rate whose nominal level is exactly 5 % fails only if
+    its lower limit is above 5 %.
     """
     figures = [
         at_most("calibrate.replay_difference", tables["replay against protocol"][0]["difference"], SAME_WALK),

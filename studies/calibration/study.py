@@ -1,4 +1,4 @@
-"""The three questions: how often does an audit cry wolf, how often does it see a real effect, do its intervals cover?
+"""False alarms, power and coverage of an audit.
 
 Every number comes from the functions behind the scorecard: `summarize` and `verdict_table` for false alarms and power,
 `paired` and `bootstrap_interval` for coverage and what the minimum detectable effect promises.
@@ -61,8 +61,8 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the audits said about each selector but the reference."""
+class Outcome:
+    """Verdicts and p values of many audits, for each selector but the reference."""
 
     words: np.ndarray
     """Verdicts, (audits, selectors − 1)."""
@@ -79,7 +79,7 @@ def cut(values: Float[np.ndarray, "selectors seeds"], size: int, limit: int) -> 
     return values[:, : count * size].reshape(len(values), count, size).transpose(1, 0, 2)
 
 
-def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Said:
+def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Outcome:
     """Put many audits through the scorecard's summary and verdicts; the first selector is the reference."""
     _, k, size = now.shape
     names = tuple(f"{name}-s{seed}" for name in selectors for seed in range(size))
@@ -96,16 +96,16 @@ def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Said:
         p = summary["p_holm"].to_numpy().reshape(2, len(views), k)[..., 1:]
         flip = summary["p_permutation"].to_numpy().reshape(2, len(views), k)[1, :, 1:]
         parts.append((verdicts["verdict"].to_numpy().reshape(len(views), k - 1), p[0], p[1], holm(flip)))
-    return Said(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Outcome(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def false_alarms(
     table: Table, *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Audits of `FAMILY` exchangeable selectors (uniform selection under seven names): whatever is claimed is false.
+    """Audits of `FAMILY` exchangeable selectors (uniform selection under seven names): every claim is false.
 
     The long-horizon score has the package's default forgetting. A row per number of seeds and claim, by family: an
-    audit counts once however many selectors it is wrong about.
+    audit with several false claims counts once.
     """
     walks = table.randoms(generator(seed, "calibrate", "exchangeable"), FAMILY)
     now = np.take_along_axis(table.values[IMMEDIATE], walks, axis=0)
@@ -136,10 +136,10 @@ def false_alarms(
 def hardest_null(
     table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The null on which *myopic* is easiest to say: all are ahead now beyond doubt, none differs in the long run.
+    """The null with the most false *myopic* verdicts: all selectors are far ahead now, none differs in the long run.
 
-    Real selectors with their own spread and skew; their long-horizon scores are moved by the true effect, so that it is
-    0 exactly, and their current scores are raised by 100 points.
+    Real selectors keep their spread and skew. Their long-horizon scores are shifted so that the true effect is exactly
+    0, and their current scores are raised by 100 points.
     """
     now, later = _against_random(table, selectors, seed)
     now[1:] += 100
@@ -158,10 +158,10 @@ def hardest_null(
 def power(
     table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 5_000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """How often an audit of random and one selector tells its true long-horizon effect, beside the noncentral t.
+    """How often an audit of random and one selector shows its true long-horizon effect, and the prediction of t.
 
-    ``effect`` is the true difference, ``d`` the same over the sd of the paired differences; ``myopic`` the share of the
-    audits that say so.
+    ``effect`` is the true difference, ``d`` the same over the sd of the paired differences, ``predicted`` the power by
+    the noncentral t, and ``myopic`` the share of audits with that verdict.
     """
     rows = []
     for name in selectors:
@@ -181,7 +181,7 @@ def power(
 def power_at_mde(
     table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """How often a true long-horizon loss of just the minimum detectable effect is shown: 80 % is promised."""
+    """How often a true long-horizon loss of exactly the minimum detectable effect is shown; 80 % is promised."""
     _, later = _against_random(table, selectors, seed)
     rows = []
     for row, name in enumerate(selectors, start=1):
@@ -206,7 +206,7 @@ def coverage(
     resamples: int = 1_000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """How often a 95 % interval of the paired difference holds the true one: Student's t, and the seed bootstrap."""
+    """How often a 95 % interval of the paired difference contains the true one, by Student's t and by the bootstrap."""
     now, later = _against_random(table, selectors, seed)
     rows = []
     for metric, values in ((IMMEDIATE, now), (LONG, later)):

@@ -1,6 +1,6 @@
-"""One value per seed and walk, for as many seeds as a study asks for, with the true means beside them.
+"""One value per seed and walk for any number of seeds, and the true means.
 
-A seed draws one of the worlds and fresh label noise; the walks of a world (which selector picks what) stay as they were
+A seed draws one of the worlds and fresh label noise. The walks of a world (the picks of each selector) stay as
 recorded. That is a population of known mean: the average over the worlds of each walk's closed-form expectation.
 Seeds are independent, and the selectors of a seed share world and noise, so they are paired as in a real audit.
 """
@@ -27,7 +27,7 @@ DOSES = (0.05, 0.1, 0.2, 0.4)
 """Shares of the choices in which a diluted selector follows `DOSED`."""
 
 Progress = Callable[[str, int, int], None]
-"""(what, done, of) → nothing."""
+"""Called with (activity, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Table:
     """Metrics of every walk over many independent seeds."""
 
     random: int
-    """So many of the names are walks of uniform selection; they come first and are exchangeable."""
+    """Number of walks of uniform selection; they come first and are exchangeable."""
     names: tuple[str, ...]
     values: Mapping[str, Float[np.ndarray, "names seeds"]]
     """Metric → one value per walk and seed."""
@@ -68,7 +68,7 @@ class Table:
             DataError: there are fewer.
         """
         if count > self.random:
-            raise DataError(f"{count} walks of uniform selection are wanted; the table holds {self.random}.")
+            raise DataError(f"{count} walks of uniform selection were requested, and the table holds {self.random}.")
         order = rng.permuted(np.tile(np.arange(self.random), (self.seeds, 1)), axis=1)
         return order[:, :count].T
 

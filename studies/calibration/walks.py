@@ -1,4 +1,4 @@
-"""Walks of the quadratic world whose picks are written down, so that they can be replayed with other label noise."""
+"""Walks of the quadratic world with recorded picks, which can be replayed with other label noise."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def calibration_recipe(selectors: tuple[str, ...] = ("random",), seeds: tuple[in
 
 
 class AnotherRandom(RandomSelector):
-    """Uniform selection from a stream of its own: as many exchangeable selectors as one likes."""
+    """Uniform selection from its own random stream: any number of exchangeable selectors."""
 
     name = "another-random"
 
@@ -72,7 +72,7 @@ class AnotherRandom(RandomSelector):
 
 
 class Diluted(Selector):
-    """Follows another selector in a share of its choices and picks at random in the others: a dose of its effect."""
+    """Follows another selector in a share of its choices and picks at random in the others."""
 
     name = "diluted"
 
@@ -97,7 +97,7 @@ class Diluted(Selector):
 
 
 class RecordingLearner(QuadraticLearner):
-    """A quadratic learner that remembers what its forks (the probes) learned from."""
+    """A quadratic learner that records the batches of its forks (the probes)."""
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
         super().__init__(recipe, seed)
@@ -113,7 +113,7 @@ class RecordingLearner(QuadraticLearner):
 
 @dataclass(frozen=True)
 class Leg:
-    """What was learned between two states: a stage, or the probe after it."""
+    """The batches between two states: of a stage, or of the probe after it."""
 
     batches: Batches
     rates: tuple[float, ...]
@@ -121,7 +121,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Walk:
-    """What one selector learned from in one world, step by step."""
+    """The batches of one selector in one world, step by step."""
 
     stages: tuple[Leg, ...]
     probes: tuple[Leg, ...]
@@ -133,7 +133,7 @@ class Walk:
 
 
 class WalkRecorder:
-    """Walks selectors through the world of one seed as the protocol does, and writes their picks down.
+    """Walks selectors through the world of one seed as an audit does, and records their picks.
 
     Attributes:
         world: the world of the seed.

@@ -74,7 +74,7 @@ SHOWN, AGAINST, DIRECTION, OTHER = "shown", "the opposite is shown", "direction 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a scorecard says of a claim."""
+    """A scorecard's answer to a claim."""
 
     word: str
     difference: float
@@ -98,13 +98,13 @@ class Answer:
 
 
 def signed(value: float, unit: str) -> str:
-    """A difference with its sign, none where it is 0 in the digits shown."""
+    """Return a difference with its sign; no sign if its shown digits are 0."""
     text = number(abs(value), unit)
     return text if math.isnan(value) or not float(text.replace(",", "")) else f"{'−' if value < 0 else '+'}{text}"
 
 
 def answers(cards: dict[str, Scorecard], claims: Iterable[Claim], view: str) -> list[Answer | None]:
-    """Answer every claim from the scorecard that was built with its reference; None where a side is missing.
+    """Answer every claim from the scorecard with its reference; None if a side is missing.
 
     Args:
         cards: reference → scorecard of the same results.

@@ -1,4 +1,4 @@
-"""What is kept of the runs: the measurements of whole trials, and a line of facts per run."""
+"""The committed part of a run: measurements of finished trials, and a few facts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FACTS = "runs.json"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One run as it is kept."""
+class StudyRun:
+    """One run of the study, from its committed measurements."""
 
     name: str
     recipe: Recipe
@@ -40,21 +40,21 @@ class Kept:
     def conditions(self) -> dict[str, Condition]:
         return {condition.name: condition for condition in expand(self.recipe)}
 
-    def whole_seeds(self, condition: str = "") -> list[int]:
-        """Seeds in which every selector's trial of this condition is finished, so that means stand over one set."""
+    def complete_seeds(self, condition: str = "") -> list[int]:
+        """Seeds in which every selector's trial of this condition is finished: all means are over these seeds."""
         here = self.results[self.results["condition"] == condition]
         names = here[["selector", "seed"]].drop_duplicates().groupby("seed", observed=True)["selector"].nunique()
         selectors = len(self.conditions[condition].recipe.selectors)
         return [int(seed) for seed in names.index[names == selectors]]
 
     def card(self, condition: str = "", reference: str = "random") -> Scorecard:
-        """Scorecard of a condition over its whole seeds.
+        """Scorecard of a condition over its complete seeds.
 
         Raises:
-            DataError: there is no whole seed.
+            DataError: no seed is complete.
         """
         here = self.results
-        here = here[(here["condition"] == condition) & here["seed"].isin(self.whole_seeds(condition))]
+        here = here[(here["condition"] == condition) & here["seed"].isin(self.complete_seeds(condition))]
         if here.empty:
             raise DataError(f"{self.name}: condition '{condition}' has no seed in which every selector is finished.")
         recipe = self.conditions[condition].recipe
@@ -70,8 +70,8 @@ class Kept:
         )
 
     def across(self) -> Across:
-        """All conditions that have a whole seed, side by side."""
-        cards = {name: self.card(name) for name in self.conditions if name != FULL_DATA and self.whole_seeds(name)}
+        """All conditions with a complete seed, side by side."""
+        cards = {name: self.card(name) for name in self.conditions if name != FULL_DATA and self.complete_seeds(name)}
         groups = {
             name: members for name, members in order_groups(self.conditions).items() if set(members) <= set(cards)
         }
@@ -107,7 +107,7 @@ def keep(folder: Path) -> None:
 
 
 def _compact(results: pd.DataFrame) -> bytes:
-    """A Parquet file of what the pages are made from: probes without their sub-skills, single precision."""
+    """Return a Parquet file of what the pages need: probes without sub-skills, in single precision."""
     curves = (results["kind"] == "curve") & (results["sub_skill"] != "")
     table = results[~curves].astype({"value": "float32"})
     sink = pa.BufferOutputStream()
@@ -115,11 +115,11 @@ def _compact(results: pd.DataFrame) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def load(folder: Path) -> dict[str, Kept]:
-    """Read what is kept, by name of the run.
+def load(folder: Path) -> dict[str, StudyRun]:
+    """Read the committed runs, by name.
 
     Raises:
-        DataError: nothing is kept there.
+        DataError: the folder holds no runs.
     """
     if not (folder / FACTS).is_file():
         raise DataError(f"{folder} holds no {FACTS}. Run `python -m studies.results keep` first.")
@@ -127,5 +127,5 @@ def load(folder: Path) -> dict[str, Kept]:
     for name, facts in json.loads((folder / FACTS).read_text(encoding="utf-8")).items():
         recipe = parse_recipe(facts["recipe"], name)
         results = pq.read_table(folder / f"{name}.parquet").to_pandas().astype({"value": np.float64})
-        runs[name] = Kept(name, recipe, results, facts)
+        runs[name] = StudyRun(name, recipe, results, facts)
     return runs

@@ -11,13 +11,13 @@ import pandas as pd
 from longgame.audit.plan import condition_label
 from longgame.metrics.catalog import METRICS
 from longgame.report.charts import GREY, PALETTE, Figure, spec, write_figures
-from studies.results.data import Kept
+from studies.results.data import StudyRun
 
 _FIELDS = {"diff_vs_reference": "mean", "ci_low": "low", "ci_high": "high"}
 
 
-def draw(runs: Mapping[str, Kept], sequences: tuple[str, ...], folder: Path) -> list[Path]:
-    """Write the figures that the kept runs allow, as SVG."""
+def draw(runs: Mapping[str, StudyRun], sequences: tuple[str, ...], folder: Path) -> list[Path]:
+    """Write the figures that these runs allow, as SVG; returns the files."""
     figures = [_now_and_later({name: runs[name] for name in sequences if name in runs})]
     if "regimes" in runs:
         figures.append(_regimes(runs["regimes"]))
@@ -34,7 +34,7 @@ def _differences(summary: pd.DataFrame, view: str, metric: str) -> pd.DataFrame:
     return rows[["selector", *_FIELDS]].rename(columns=_FIELDS)
 
 
-def _now_and_later(runs: Mapping[str, Kept]) -> Figure:
+def _now_and_later(runs: Mapping[str, StudyRun]) -> Figure:
     charts = []
     for name, run in runs.items():
         summary = run.card().summary
@@ -57,7 +57,7 @@ def _now_and_later(runs: Mapping[str, Kept]) -> Figure:
     return Figure("now-and-later", "Now and later", caption, tuple(charts))
 
 
-def _regimes(run: Kept) -> Figure:
+def _regimes(run: StudyRun) -> Figure:
     across = run.across()
     charts = []
     for metric in ("current", "forgetting", "long_horizon"):

@@ -1,4 +1,4 @@
-"""The pages of docs/results: tables and figures made from what is kept, and from nothing else."""
+"""The pages of docs/results: tables and figures, made from docs/results/data only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from longgame.report.tables import (
 from longgame.report.words import legend, reversal_line, set_gap_line, verdict_lines
 from longgame.storage import refresh_file
 from studies.results.claims import CLAIMS, QUESTIONS, Answer, Claim, answers, signed
-from studies.results.data import Kept, load
+from studies.results.data import StudyRun, load
 from studies.results.figures import draw
 from studies.results.steps import DEVELOPMENT, STEPS
 
@@ -48,9 +48,9 @@ _NOTE = "Made by `python -m studies.results pages`; do not edit."
 
 
 def write_pages(data: Path) -> None:
-    """Write every page that the kept runs allow beside the folder of data."""
+    """Write every page that the committed runs allow into the folder above ``data``."""
     everything = load(data)
-    runs = {name: run for name, run in everything.items() if len(run.whole_seeds()) >= _LEAST_SEEDS[name in GRID]}
+    runs = {name: run for name, run in everything.items() if len(run.complete_seeds()) >= _LEAST_SEEDS[name in GRID]}
     out = data.parent
     pages = {"runs.md": runs_page(everything), "claims.md": claims_page(runs)}
     pages |= {f"{name}.md": sequence_page(runs[name]) for name in SEQUENCES if name in runs}
@@ -75,8 +75,8 @@ def _page(title: str, parts: Iterable[str]) -> str:
     return "\n\n".join([f"# {title}", f"*{_NOTE}*", *(part for part in parts if part)])
 
 
-def _head(run: Kept, condition: str = "") -> str:
-    seeds = ", ".join(map(str, run.whole_seeds(condition)))
+def _head(run: StudyRun, condition: str = "") -> str:
+    seeds = ", ".join(map(str, run.complete_seeds(condition)))
     facts = run.facts
     left = "" if facts["finished"] == facts["trials"] else f" ({facts['trials'] - facts['finished']} were not run)"
     ran = f"{facts['finished']} trials{left}; seeds in which every selector finished: {seeds}"
@@ -88,7 +88,7 @@ def _command(name: str) -> str:
     return f"[{step.recipe.name}](../../{step.recipe})"
 
 
-def runs_page(runs: Mapping[str, Kept]) -> str:
+def runs_page(runs: Mapping[str, StudyRun]) -> str:
     """What was run: trials, minutes, questions."""
     rows = ["| run | recipe | what it answers | trials | minutes |", "| --- | --- | --- | ---: | ---: |"]
     for name in dict.fromkeys(step.name for step in STEPS):
@@ -100,13 +100,13 @@ def runs_page(runs: Mapping[str, Kept]) -> str:
     first = next(iter(runs.values()))
     versions = ", ".join(f"{package} {version}" for package, version in first.facts["versions"].items())
     note = (
-        "Minutes are wall-clock with two workers of one thread; trials that several recipes ask for were run once, so "
-        f"a run's minutes leave out those it took over. Versions: {versions}."
+        "Minutes are wall-clock with two workers of one thread. A trial that several recipes share was run once, so "
+        f"a run's minutes exclude the trials it shares with earlier runs. Versions: {versions}."
     )
     return _page("Runs", ["\n".join(rows), note])
 
 
-def sequence_page(run: Kept) -> str:
+def sequence_page(run: StudyRun) -> str:
     """Verdicts, tables and differences of one run's own condition."""
     card, recipe = run.card(), run.recipe
     parts = [_head(run), _verdicts(card, recipe), f"{set_gap_line(card)}.", escape(reversal_line(card))]
@@ -117,7 +117,7 @@ def sequence_page(run: Kept) -> str:
         parts += [f"## More of the future, {title}", pipes(metric_table(card, recipe, MORE, "", view))]
         parts += [
             f"## By stage, {title}",
-            "Points after its stage → at the end.",
+            "Points right after the stage → at the end.",
             pipes(stage_table(card, recipe, view, "")),
         ]
     parts += ["## Diagnostics", pipes(metric_table(card, recipe, DIAGNOSTICS, ""))]
@@ -125,7 +125,7 @@ def sequence_page(run: Kept) -> str:
     return _page(f"{run.name.capitalize()} sequence", parts)
 
 
-_SECONDS = "Seconds are wall-clock on cores that other work shared: compare FLOPs, not seconds."
+_SECONDS = "Seconds are wall-clock on cores shared with other work. Compare FLOPs, not seconds."
 _DIFFERENCES = (
     "Each cell: mean difference over seeds, its 95 % interval (Student t, paired by seed), and, after “mde”, the "
     "smallest true difference that these seeds would show with 80 % power. ▲ better, ▼ worse: p < .05 after Holm over "
@@ -185,11 +185,11 @@ def _difference(row: pd.Series, metric: str) -> Cell:
     return Cell(text, mark)
 
 
-def claims_page(runs: Mapping[str, Kept]) -> str:
+def claims_page(runs: Mapping[str, StudyRun]) -> str:
     """Every claim of the paper, per sequence and scorer: shown, the opposite shown, or neither."""
     sides: list[tuple[str, list[Answer | None]]] = []
     for name in (*SEQUENCES, "smollm2"):
-        if name not in runs or not runs[name].whole_seeds():
+        if name not in runs or not runs[name].complete_seeds():
             continue
         selectors = [spec.key for spec in runs[name].recipe.selectors]
         cards = {
@@ -209,7 +209,7 @@ def claims_page(runs: Mapping[str, Kept]) -> str:
 _CLAIMS = (
     "**shown**: p < .05 in the claimed direction (paired by seed, Holm over the run's selectors); **the opposite is "
     "shown**: the same in the other direction; *direction only* and *not the direction*: the mean difference has that "
-    "sign and could be chance. Behind each: mean difference and 95 % interval."
+    "sign, but can be chance. Each cell ends with the mean difference and its 95 % interval."
 )
 
 
@@ -221,7 +221,7 @@ def _claim_table(rows: Sequence[tuple[int, Claim]], sides: Sequence[tuple[str, l
     return "\n".join(lines)
 
 
-def conditions_page(run: Kept) -> str:
+def conditions_page(run: StudyRun) -> str:
     """Budgets, rounds, adaptation and orders side by side, and each condition's differences from random."""
     across = run.across()
     parts = [_head(run), pipes(condition_table(across, run.recipe)), across_note(across)]
@@ -232,7 +232,7 @@ def conditions_page(run: Kept) -> str:
     return _page("Budgets, rounds, adaptation, order", parts)
 
 
-def _by_condition(run: Kept, view: str) -> str:
+def _by_condition(run: StudyRun, view: str) -> str:
     """Condition × selector: differences from random on what decides about myopia."""
     metrics = ("current", "forgetting", "auc_common", "long_horizon")
     columns = [Column("condition", "", numeric=False), Column("seeds", ""), Column("selector", "", numeric=False)]
@@ -251,7 +251,7 @@ def _by_condition(run: Kept, view: str) -> str:
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
-def regimes_page(run: Kept) -> str:
+def regimes_page(run: StudyRun) -> str:
     """Regimes ordered by how much loss selection loses in the long run."""
     parts = [_head(run), _REGIMES]
     for view, title in shown_views(run.card()):
@@ -260,12 +260,12 @@ def regimes_page(run: Kept) -> str:
 
 
 _REGIMES = (
-    "One thing at a time is changed around the main setting (own: 5 % noise, 20 % unseen sub-skills, sharp borders "
-    "between stages). Seeds and regimes were fixed before any of it was run."
+    "Each regime changes one value of the main setting (own: 5 % noise, 20 % unseen sub-skills, sharp borders between "
+    "stages). Seeds and regimes were fixed before the first run."
 )
 
 
-def interventions_page(run: Kept) -> str:
+def interventions_page(run: StudyRun) -> str:
     """Interventions beside bare loss selection and beside random."""
     parts = [_head(run), _verdicts(run.card(), run.recipe)]
     differences = intervention_table(run.card(), run.recipe)
@@ -277,7 +277,7 @@ def interventions_page(run: Kept) -> str:
     return _page("Interventions around loss selection", parts)
 
 
-def proxy_page(run: Kept) -> str:
+def proxy_page(run: StudyRun) -> str:
     """LHAS beside baselines that learn the proxy items."""
     parts = [_head(run), _PROXY]
     for reference in ("random", "random + proxy items", "loss"):
@@ -290,12 +290,12 @@ def proxy_page(run: Kept) -> str:
 
 
 _PROXY = (
-    "LHAS sees the gradients of a few items of every stage, future ones among them. Here baselines get the same items "
-    "as training data, once a stage and within the same budget."
+    "LHAS sees the gradients of a few items of every stage, future stages included. Here baselines learn the same "
+    "items as training data, once per stage and within the same budget."
 )
 
 
-def trajectories_page(runs: Mapping[str, Kept]) -> str:
+def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
     """Trajectory diagnostics against forgetting, over all trials of the study and by sequence."""
     cards = {
         (name, condition): card
@@ -314,9 +314,8 @@ def trajectories_page(runs: Mapping[str, Kept]) -> str:
         done |= {(str(selector), _setting(name, condition)) for selector in card.trials.selectors}
         parts.append(rows.assign(condition=_setting(name, condition)))
     together = pd.concat(parts, ignore_index=True)
-    sections = [
-        f"{together.groupby('condition')['trial'].nunique().sum()} trials, each once, of all tiny runs but the tuning."
-    ]
+    trials = together.groupby("condition")["trial"].nunique().sum()
+    sections = [f"{trials} trials, each once, of all tiny runs except the tuning."]
     for view in VIEWS:
         title = view.replace("_", " ")
         table = association_table(associate(together, [view], TRAJECTORY), "", view)
@@ -338,12 +337,12 @@ TRAJECTORY = (
 
 
 def _setting(name: str, condition: str) -> str:
-    """Trials of different runs under one setting are compared under one name."""
+    """Name of the setting that trials of different runs share."""
     return condition or (name if name in ("domain", "interleaved") else "skill")
 
 
-def lhas_page(runs: Mapping[str, Kept]) -> str:
-    """The development grid, what was chosen, how it did on held-out seeds and orders; the ablation."""
+def lhas_page(runs: Mapping[str, StudyRun]) -> str:
+    """The development grid, the chosen form, its held-out results, and the ablation."""
     dev = runs["lhas-finals"]
     card = dev.card()
     parts = [_TUNING]
@@ -369,20 +368,21 @@ def lhas_page(runs: Mapping[str, Kept]) -> str:
 
 
 _TUNING = (
-    "Chosen on development seeds, a development order of the stages and the base model of the package, none of which "
-    "any held-out run uses: the grid's four forms with the highest long-horizon score (each task's own scorer) on the "
-    "first development seed went on to the other two, with the published form (nuclear norm, distance, future 1: the "
-    "selector's defaults) beside them; the highest mean over all three is what `lhas` means on the held-out pages."
+    "LHAS was chosen on development seeds, a development order of the stages and the base model of the package. No "
+    "held-out run uses any of these. The four forms of the grid with the highest long-horizon score (each task's own "
+    "scorer) on the first development seed were run on the other two, together with the published form (nuclear norm, "
+    "distance, future 1: the selector's defaults). The form with the highest mean over all three seeds is `lhas` on "
+    "the held-out pages."
 )
 
 
-def ranked(grid: Kept) -> list[str]:
+def ranked(grid: StudyRun) -> list[str]:
     """The grid's forms by falling long-horizon score."""
     means = grid.card().wide(["long_horizon"], PRIMARY)["long_horizon"].drop("random")
     return [str(name) for name in means.sort_values(ascending=False).index]
 
 
-def chosen(dev: Kept) -> str:
+def chosen(dev: StudyRun) -> str:
     """The finalist with the highest mean long-horizon score on the development seeds."""
     return ranked(dev)[0]
 

@@ -1,4 +1,4 @@
-"""Which recipes make the results, in which order, and how trials that several of them ask for are run once."""
+"""The recipes behind the results, their order, and trials that several recipes share."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Step:
     selectors: str = ""
     """Selectors instead of the recipe's, as ``--selectors`` takes them."""
     real_data: bool = False
-    """Whether it reads data files (``--data-dir``); without them it is left out."""
+    """Whether it reads data files (``--data-dir``); without them it is skipped."""
     question: str = field(default="", compare=False)
-    """What it answers, for the table of runs."""
+    """Its question, for the table of runs."""
 
     @property
     def folder(self) -> Path:
@@ -70,20 +70,20 @@ def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Ste
 DEVELOPMENT = ("lhas-grid", "lhas-finals")
 """Steps on development seeds; they start from the base model of the package."""
 STEPS = (
-    _tiny("lhas-grid", "which forms of LHAS go on to the finals (development seed)"),
-    _tiny("lhas-finals", "which of them is taken to the held-out runs (development seeds)"),
+    _tiny("lhas-grid", "which forms of LHAS reach the finals (development seed)"),
+    _tiny("lhas-finals", "which of them the held-out runs use (development seeds)"),
     _tiny("skill", "RQ1-RQ5 on the skill sequence"),
     _tiny("domain", "RQ1-RQ5 on the domain sequence", "0-2"),
-    _tiny("regimes", "where myopia shows most", "0-2", "random,loss"),
+    _tiny("regimes", "where myopia is largest", "0-2", "random,loss"),
     _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "0-2", "random,loss"),
     _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence", "0-2"),
     _tiny("domain", "RQ1-RQ5 on the domain sequence"),
     _tiny("interleaved", "RQ1-RQ5 on the interleaved sequence"),
-    _tiny("proxy-items", "what LHAS's extra information is worth as training data"),
-    _tiny("interventions", "what interventions buy around loss selection"),
+    _tiny("proxy-items", "the value of LHAS's extra information as training data"),
+    _tiny("interventions", "the effect of interventions around loss selection"),
     _tiny("conditions", "budgets, rounds, LoRA or full, two orders", "", "random,loss,gradient"),
-    _tiny("regimes", "where myopia shows most"),
-    _tiny("lhas-ablation", "what each term of LHAS buys"),
+    _tiny("regimes", "where myopia is largest"),
+    _tiny("lhas-ablation", "the effect of each term of LHAS"),
     _tiny("conditions", "budgets, rounds, LoRA or full, two orders"),
     Step(
         "smollm2",
@@ -94,12 +94,12 @@ STEPS = (
         question="SmolLM2-135M and real data, other seeds than smollm2-skill-cpu",
     ),
 )
-"""In the order of what matters: a run that is stopped early has answered the first questions. A run that stands several
-times grows: selectors and seeds are added to it, and its finished trials are used again."""
+"""Most important first, so that a study that is stopped early has answered the first questions. A run that is listed
+several times grows: selectors and seeds are added, and its finished trials are used again."""
 
 
 def pretrain_bases(workers: int, deadline: float) -> bool:
-    """Pretrain the base models that are not there, ``workers`` at a time; False where the time did not suffice."""
+    """Pretrain the missing base models, ``workers`` at a time; False if the time runs out."""
     waiting = [seed for seed in BASE_SEEDS if not (BASES / f"tiny-{seed}").exists()]
     at_work: list[subprocess.Popen[bytes]] = []
     while waiting or at_work:
@@ -131,12 +131,12 @@ def pretrain_bases(workers: int, deadline: float) -> bool:
 
 
 def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -> bool:
-    """Run (or finish) one audit; False where the time did not suffice: its finished stages stay."""
+    """Run or resume one audit; False if the time runs out (its finished stages stay)."""
     if is_finished(step.loaded(), step.folder):
         return True
     copied = take_over(step.loaded(), step.folder, [folder for folder in _run_folders() if folder != step.folder])
     if copied:
-        print(f"{step.name}: {copied} trials are those of other runs", flush=True)
+        print(f"{step.name}: {copied} trials are copied from other runs", flush=True)
     process = _longgame(step.arguments(data_dir, workers))
     while process.poll() is None:
         if time.monotonic() > deadline:
@@ -149,7 +149,7 @@ def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -
 
 
 def is_finished(recipe: Recipe, folder: Path) -> bool:
-    """Whether the run there, which may have grown since, holds every trial of this recipe."""
+    """Whether the run in ``folder`` has finished every trial of this recipe; it may hold more."""
     if not (folder / RECIPE).is_file():
         return False
     run = Run.open(folder)
@@ -163,12 +163,12 @@ def _run_folders() -> list[Path]:
 
 
 def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
-    """Copy finished trials (and their seeds' shared work) that depend on just the same from other runs.
+    """Copy finished trials, and the shared work of their seeds, from other runs.
 
-    A trial is the same where its content key and its name are: then its records hold the same numbers.
+    Two trials are the same if their names and content keys are equal. Their records then hold the same numbers.
 
     Returns:
-        how many trials were copied.
+        Number of copied trials.
 
     Raises:
         ResumeError: ``folder`` holds a run of another recipe. StorageError: it cannot be written.

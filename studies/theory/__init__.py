@@ -1,1 +1,1 @@
-"""The quadratic world, where the true long-term effect of a selection is known."""
+"""Proposition 1 and the concentration corollary, proved on the quadratic world."""

@@ -30,7 +30,7 @@ def theory(
 
     console = Console()
     ordering, stages = ordering_table(worlds), stage_table(worlds)
-    print_rows("Which of two batches leaves the higher next-stage loss: share of pairs told right", ordering, console)
+    print_rows("Which of two batches leaves the higher next-stage loss: share of correct pairs", ordering, console)
     print_rows("A whole stage of each selector, mean over worlds", stage_summary(stages), console)
     for path in write_chart(_chart(ordering, stages), out, "theory"):
         console.print(f"Written: {path}", highlight=False)

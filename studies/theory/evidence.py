@@ -53,18 +53,18 @@ def next_loss(world: QuadraticWorld, theta: Float[np.ndarray, " d"]) -> float:
 
 
 def _ordered(first: float, second: float) -> bool | None:
-    """Whether the first loss is higher; None where rounding would decide."""
+    """Whether the first loss is higher; None if rounding would decide."""
     return None if abs(first - second) <= _TIE * max(first, second) else first > second
 
 
 def ordering_table(
     worlds: int = 20, pairs: int = 50, batch: int = 8, rates: Sequence[float] = RATES, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """How often each condition tells which of two batches leaves the higher next-stage loss, by learning rate.
+    """How often each condition finds which of two batches leaves the higher next-stage loss, by learning rate.
 
     Batches of ``batch`` candidates of the first stage, drawn at random; their real mean gradients at the base
     parameters. ``exact`` is `ordering_holds`, ``paper`` the linear condition alone (eq. 9). At *equal gain* the second
-    takes the step that improves the current stage just as much (the proposition's premise), where there is one.
+    takes the step that improves the current stage by the same amount (the proposition's premise), if one exists.
     """
     recipe = theory_recipe()
     names = CONDITIONS
@@ -108,7 +108,7 @@ def _share(hits: Sequence[bool]) -> float:
 def stage_table(
     worlds: int = 20, selectors: Sequence[str] = SELECTORS, directions: int = 20_000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """A whole first stage of each selector: what it leaves for the next, and how concentrated it was.
+    """A first stage of each selector: the next stage's loss after it, and its concentration.
 
     Per world and selector: displacement of the stage; whether the next stage's loss is higher than after random
     selection, by truth (``higher``), by the exact condition on the displacements and by its linear part; concentration
@@ -160,7 +160,7 @@ def stage_table(
 
 
 def stage_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per selector, over worlds: means of the stage table, and the share of worlds that each condition told right."""
+    """Per selector: means of the stage table over worlds, and the share of worlds in which each condition is right."""
     summary = []
     for name in dict.fromkeys(row["selector"] for row in rows):
         mine = [row for row in rows if row["selector"] == name]

@@ -108,8 +108,8 @@ def kept(tmp_path_factory):
 
 def test_only_seeds_in_which_every_selector_finished_are_compared(kept):
     assert kept.facts["finished"] == kept.facts["trials"] - 1
-    assert kept.whole_seeds() == [0, 1, 2]
-    assert kept.whole_seeds("budget=0.1") == [0, 1]
+    assert kept.complete_seeds() == [0, 1, 2]
+    assert kept.complete_seeds("budget=0.1") == [0, 1]
     summary = kept.card("budget=0.1").summary
     assert set(summary.loc[summary["metric"] == "long_horizon", "n"]) == {2}
 
