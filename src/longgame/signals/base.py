@@ -24,20 +24,19 @@ class Provider(Protocol):
     """What a computed signal can draw on; `longgame.signals.source.SignalSource` is one."""
 
     def live(self, pool: Pool, name: str) -> np.ndarray:
-        """An engine signal of this pool, under the model as it is now."""
-        ...
+        """An engine signal under the model as it is now."""
 
     def of_base(self, pool: Pool, name: str) -> np.ndarray:
-        """An engine signal of this pool, under the frozen base model."""
-        ...
+        """An engine signal under the frozen base model."""
 
     def fitted(self, pool: Pool, name: str) -> np.ndarray:
-        """A signal that is fitted over all candidates: ``difficulty`` or ``cluster``."""
-        ...
+        """``difficulty`` or ``cluster``, which are fitted over all candidates."""
 
     def quality(self, pool: Pool) -> np.ndarray:
         """Quality of each example, in [0, 1]."""
-        ...
+
+
+Compute = Callable[[Provider, Pool], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Signal:
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
     """Numbers per candidate: "" for one, else the size that gives it: ``hidden``, ``sketch_dim``, ``logit_sketch``."""
-    compute: Callable[[Provider, Pool], np.ndarray] | None = None
+    compute: Compute | None = None
     """None: the engine's shared pass."""
 
     @property
@@ -63,58 +62,35 @@ class Signal:
         return "model" in self.needs
 
 
+def _of_base(name: str) -> Compute:
+    return lambda provider, pool: provider.of_base(pool, name)
+
+
+def _fitted(name: str) -> Compute:
+    return lambda provider, pool: provider.fitted(pool, name)
+
+
 _SLOPE = "nats/token per parameter unit"
+_HEAD = ("model", "head")
 _TABLE = (
-    Signal("loss", "nats/token", "mean NLL per response token", ("model", "head"), "forward"),
-    Signal("el2n", "1", "mean L2 norm of softmax − one-hot over response tokens", ("model", "head"), "forward"),
+    Signal("loss", "nats/token", "mean NLL per response token", _HEAD, "forward"),
+    Signal("el2n", "1", "mean L2 norm of softmax − one-hot over response tokens", _HEAD, "forward"),
     Signal("logit_nuclear_norm", "logit", "nuclear norm of the response logits (UDS)", ("model",), "forward"),
     Signal("logit_sketch", "logit", "sketch of the response logits (UDS)", ("model",), "forward", "logit_sketch"),
-    Signal("grad_norm", _SLOPE, "exact L2 norm of the gradient", ("model", "head"), "backward"),
-    Signal("grad_sketch", _SLOPE, "sketch of the gradient", ("model", "head"), "backward", "sketch_dim"),
-    Signal(
-        "adam_grad_sketch",
-        "1",
-        "sketch of Adam's step on the example (LESS)",
-        ("model", "head", "optimizer"),
-        "backward",
-        "sketch_dim",
-    ),
-    Signal(
-        "embedding",
-        "1",
-        "mean-pooled hidden state of the frozen base model",
-        ("base",),
-        width="hidden",
-        compute=lambda provider, pool: provider.of_base(pool, "embedding"),
-    ),
-    Signal(
-        "base_loss",
-        "nats/token",
-        "mean NLL under the frozen base model",
-        ("base", "head"),
-        compute=lambda provider, pool: provider.of_base(pool, "loss"),
-    ),
+    Signal("grad_norm", _SLOPE, "exact L2 norm of the gradient", _HEAD, "backward"),
+    Signal("grad_sketch", _SLOPE, "sketch of the gradient", _HEAD, "backward", "sketch_dim"),
+    Signal("adam_grad_sketch", "1", "sketch of Adam's step (LESS)", (*_HEAD, "optimizer"), "backward", "sketch_dim"),
+    Signal("embedding", "1", "mean-pooled hidden state", ("base",), "none", "hidden", _of_base("embedding")),
+    Signal("base_loss", "nats/token", "mean NLL per response token", ("base", "head"), compute=_of_base("loss")),
     Signal(
         "difficulty",
         "pool percentile",
         "rank of base_loss in its stage pool",
         ("base", "head", "candidates"),
-        compute=lambda provider, pool: provider.fitted(pool, "difficulty"),
+        compute=_fitted("difficulty"),
     ),
-    Signal(
-        "quality",
-        "0–1",
-        "quality column, or rules where there is none",
-        ("text",),
-        compute=lambda provider, pool: provider.quality(pool),
-    ),
-    Signal(
-        "cluster",
-        "index",
-        "k-means cluster of the frozen embeddings",
-        ("base", "candidates"),
-        compute=lambda provider, pool: provider.fitted(pool, "cluster"),
-    ),
+    Signal("quality", "0–1", "quality column, or rules", ("text",), compute=lambda source, pool: source.quality(pool)),
+    Signal("cluster", "index", "k-means of embedding", ("base", "candidates"), compute=_fitted("cluster")),
 )
 SIGNALS: Mapping[str, Signal] = {signal.name: signal for signal in _TABLE}
 """Every signal per candidate that a selector may name in ``requires``."""
