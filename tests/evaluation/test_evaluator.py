@@ -16,8 +16,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from longgame.data.examples import Example, Task
 from longgame.data.tokenize import encode
 from longgame.errors import DataError, NumericalError, PluginError
-from longgame.evaluation import decode, evaluator, forward
+from longgame.evaluation import evaluator
 from longgame.evaluation.answers import matches
+from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.evaluator import Evaluator
 from support import slow_scoring
 
@@ -32,10 +33,10 @@ def decoded(model, tokenizer, examples, limit: int, **options) -> list[str]:
     rows = []
     for example in examples:
         encoded = encode(example, tokenizer, 10**6)
-        rows.append(forward.Row(encoded.prompt_ids, encoded.response_ids, example.sample_id, limit))
+        rows.append(Row(encoded.prompt_ids, encoded.response_ids, example.sample_id, limit))
     settings = {"pad_token_id": 0, "stop_ids": frozenset({1}), "max_batch_tokens": 4096, "max_positions": 10**6}
     with torch.inference_mode():
-        forward.run_rows(model, rows, **{**settings, **options})
+        run_rows(model, rows, **{**settings, **options})
     return [tokenizer.decode(row.decoded, skip_special_tokens=True).strip() for row in rows]
 
 
@@ -97,26 +98,29 @@ def test_decoding_equals_generate_row_by_row(model, tokenizer, max_batch_tokens)
     assert decoded(model, tokenizer, examples, 20, max_batch_tokens=max_batch_tokens) == expected
 
 
-def test_decoding_is_skipped_where_the_teacher_forced_pass_decides_it(model, tokenizer, monkeypatch) -> None:
+def test_decoding_is_skipped_where_the_pass_decides_it(model, tokenizer) -> None:
     texts = [(item, slow_scoring.greedy(model, tokenizer, item, 20)) for item in prompts(40)]
     stopping = [Example.make(item.prompt, text) for item, text in texts if 0 < len(text) < 20]
     stopping = [
         item for item in stopping if bool(slow_scoring.response_log_probabilities(model, tokenizer, item)[1].all())
     ]
     assert len(stopping) > 3
-    monkeypatch.setattr(forward, "decode", lambda *_: pytest.fail("decoded although the pass had decided"))
-    with pytest.raises(pytest.fail.Exception):
-        decoded(model, tokenizer, prompts(3), 20)
+    passes = Counter()
+    handle = model.register_forward_pre_hook(lambda *_: passes.update(["forward"]))
     assert decoded(model, tokenizer, stopping, 20) == [item.response for item in stopping]
+    assert passes["forward"] == 1
+    decoded(model, tokenizer, prompts(3), 20)
+    handle.remove()
+    assert passes["forward"] > 2
 
 
-def test_native_decoding_equals_the_generate_route(model, tokenizer, monkeypatch) -> None:
+def test_decoding_with_a_cache_equals_generate(model, tokenizer, monkeypatch) -> None:
     examples = continued(model, tokenizer, 24, 20)
     native = decoded(model, tokenizer, examples, 20)
     calls = Counter()
-    original = decode.generate
-    monkeypatch.setattr(forward, "keeps_keys_and_values", lambda _: False)
-    monkeypatch.setattr(forward, "generate", lambda *args: (calls.update(["generate"]), original(*args)))
+    original = model.generate
+    monkeypatch.setattr(model, "_is_stateful", True, raising=False)  # as transformers marks a recurrent cache
+    monkeypatch.setattr(model, "generate", lambda **options: (calls.update(["generate"]), original(**options))[1])
     assert decoded(model, tokenizer, examples, 20, max_batch_tokens=200) == native
     assert calls["generate"] > 1
 

@@ -15,7 +15,7 @@ from torch import nn
 from longgame.data.examples import Example, Task
 from longgame.data.tokenize import encode
 from longgame.errors import DataError, PluginError
-from longgame.evaluation.forward import Row, run_rows
+from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
 from longgame.models.adaptation import adaptation_of
 from longgame.models.head import evaluating

@@ -1,0 +1,374 @@
+"""Teacher-forced passes and greedy decoding of many rows with one model, each row as if it were alone.
+
+Three exact shortcuts make evaluation cheap enough for every probe point:
+
+- the output head runs on response positions only (`longgame.models.head.response_logits`);
+- the teacher-forced pass over the gold response decides how greedy decoding begins: both agree up to and including the
+  first token where the argmax differs from the gold one. So decoding starts behind that token, on the keys and values
+  of the same pass, and is skipped where the argmax is right to the end;
+- rows of several passes are decoded in one batch, and finished rows are dropped from it.
+
+Measured against transformers' `generate` (batched, left padded, greedy) on the quickstart's 480 items, one CPU thread,
+tiny model: 1.55 s a call instead of 3.08 s, 0.20 s instead of 0.47 s for the 60 items of a probe point, with the same
+decoded tokens. `generate` serves models whose cache is not only keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from longgame.errors import ModelError, NumericalError
+from longgame.models.head import response_logits
+
+_LOGIT_ELEMENTS = 2**26
+"""Largest response-positions × vocabulary matrix of one batch (256 MiB in float32)."""
+_CACHE_FACTOR = 8
+"""Decoding starts once the waiting prefixes hold this many times max_batch_tokens."""
+_COMPACT_BELOW = 0.75
+"""Finished rows are dropped once the share of unfinished ones falls below this (copying the cache costs a step)."""
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass
+class Row:
+    """One prompt with a response, evaluated once however many tasks and scorers need it."""
+
+    prompt: Int[np.ndarray, " p"]
+    response: Int[np.ndarray, " r"]
+    label: str
+    """Task and item, for messages."""
+    limit: int = 0
+    """New tokens of greedy decoding from the prompt; 0 = no decoding."""
+    nll: Float[np.ndarray, " r"] = field(default_factory=lambda: np.empty(0, np.float32))
+    """Nats per response token."""
+    correct: Bool[np.ndarray, " r"] = field(default_factory=lambda: np.empty(0, bool))
+    decoded: list[int] = field(default_factory=list)
+    """Greedily decoded tokens without the stop token."""
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+    def room(self, max_positions: int) -> int:
+        """New tokens that this row may have."""
+        return min(self.limit, max_positions - len(self.prompt))
+
+
+def run_rows(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    pad_token_id: int,
+    stop_ids: frozenset[int],
+    max_batch_tokens: int,
+    max_positions: int,
+) -> None:
+    """Fill ``nll``, ``correct`` and (where ``limit`` > 0) ``decoded`` of every row.
+
+    Args:
+        model: a causal LM of transformers, or a PeftModel around one, in eval mode.
+        rows: prompt and response hold one token at least.
+        pad_token_id: any id of the vocabulary; padded positions are never attended to.
+        stop_ids: tokens that end decoding.
+        max_batch_tokens: upper bound on rows × longest row of one pass (a longer row runs alone).
+        max_positions: prompt + decoded tokens never exceed it.
+
+    Raises:
+        NumericalError: a logit that matters is NaN or infinite; the message names the row.
+    """
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)  # type: ignore[union-attr, operator]
+    cacheable = _caches_keys_and_values(model)
+    waiting: list[_Prefix] = []
+    uncached: list[Row] = []
+    for batch in _batches(rows, max_batch_tokens, max(1, _LOGIT_ELEMENTS // vocabulary)):
+        unfinished = _teacher_forced(model, batch, pad_token_id, stop_ids, max_positions, cacheable)
+        if isinstance(unfinished, _Prefix):
+            waiting.append(unfinished)
+        else:
+            uncached.extend(unfinished)
+        if sum(prefix.cells for prefix in waiting) > _CACHE_FACTOR * max_batch_tokens:
+            _decode(model, waiting, stop_ids)
+            waiting = []
+    if waiting:
+        _decode(model, waiting, stop_ids)
+    for batch in _batches(uncached, max_batch_tokens, len(uncached)):
+        _generate(model, batch, pad_token_id, stop_ids, max_positions)
+
+
+def _caches_keys_and_values(model: nn.Module) -> bool:
+    """Whether the model's cache of a prefix is keys and values alone (no recurrent or convolutional state)."""
+    config: Any = model.config
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
+    stateful = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "_is_stateful", False)  # type: ignore[operator]
+    return not stateful and (kinds is None or set(kinds) <= _ATTENTION)
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """The device of token ids (the first one of a model spread over several)."""
+    return model.get_input_embeddings().weight.device  # type: ignore[operator]
+
+
+def _batches(rows: Sequence[Row], max_tokens: int, max_predictions: int) -> Iterator[list[Row]]:
+    """Rows of similar length together, longest first, within both bounds (one row at least)."""
+    batch: list[Row] = []
+    predictions = 0
+    for row in sorted(rows, key=lambda row: (-row.length, -len(row.prompt), row.label)):
+        longest = batch[0].length if batch else row.length
+        full = (len(batch) + 1) * longest > max_tokens or predictions + len(row.response) > max_predictions
+        if batch and full:
+            yield batch
+            batch, predictions = [], 0
+        batch.append(row)
+        predictions += len(row.response)
+    if batch:
+        yield batch
+
+
+def _teacher_forced(
+    model: nn.Module,
+    rows: list[Row],
+    pad_token_id: int,
+    stop_ids: frozenset[int],
+    max_positions: int,
+    cacheable: bool,
+) -> _Prefix | list[Row]:
+    """Fill nll and correct, and ``decoded`` where the pass decides it; return the unfinished rows with their cache.
+
+    Rows are padded on the right, so with causal attention no real position sees padding and no mask is needed.
+    """
+    width = rows[0].length
+    ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    index, gold = [], []
+    for at, row in enumerate(rows):
+        ids[at, : row.length] = np.concatenate([row.prompt, row.response])
+        index.append(at * width + np.arange(len(row.prompt) - 1, row.length - 1))
+        gold.append(row.response)
+    target = torch.from_numpy(np.concatenate(gold).astype(np.int64))
+    input_ids = torch.from_numpy(ids).to(_input_device(model))
+    use_cache = cacheable and any(row.limit for row in rows)
+    cache = DynamicCache() if use_cache else None  # without a config every layer keeps all of its keys and values
+    logits = response_logits(
+        model,
+        torch.from_numpy(np.concatenate(index)),
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        past_key_values=cache,
+        use_cache=use_cache,
+    ).float()
+    of_gold = logits.gather(1, target.to(logits.device)[:, None]).squeeze(1)
+    nll = (torch.logsumexp(logits, dim=-1) - of_gold).cpu().numpy()
+    best = logits.argmax(dim=-1).cpu().numpy()
+
+    cuts = np.cumsum([len(part) for part in gold])[:-1]
+    starts: list[tuple[int, int, list[int]]] = []  # row of the batch, cached positions, tokens decoded so far
+    for at, (row, losses, tokens) in enumerate(zip(rows, np.split(nll, cuts), np.split(best, cuts), strict=True)):
+        if not np.isfinite(losses).all():
+            raise NumericalError(
+                f"{row.label}: the likelihood of response token {int(np.argmin(np.isfinite(losses)))} is NaN or "
+                "infinite. Lower the learning rate, check the weights, or use float32."
+            )
+        row.nll, row.correct = losses, tokens == row.response
+        if row.limit:
+            wrong = np.flatnonzero(~row.correct)
+            start = tokens[: int(wrong[0]) + 1 if len(wrong) else len(tokens)].tolist()
+            row.decoded, stopped = _until_stop(start, stop_ids)
+            row.decoded = row.decoded[: row.room(max_positions)]
+            if not stopped and len(row.decoded) < row.room(max_positions):
+                starts.append((at, len(row.prompt) + len(start) - 1, start))
+    unfinished = [rows[at] for at, _, _ in starts]
+    return _Prefix.of(cache, unfinished, starts, max_positions) if cache is not None and starts else unfinished
+
+
+def _until_stop(tokens: list[int], stop_ids: frozenset[int]) -> tuple[list[int], bool]:
+    """The tokens before the first stop token, and whether there is one."""
+    stops = [place for place, token in enumerate(tokens) if token in stop_ids]
+    return (tokens[: stops[0]], True) if stops else (tokens, False)
+
+
+@dataclass
+class _Prefix:
+    """Unfinished rows of one teacher-forced batch, with the keys and values of their first positions."""
+
+    rows: list[Row]
+    cached: Int[np.ndarray, " n"]
+    """Leading positions of each row in ``keys``; the newest decoded token is not among them, it is the next input."""
+    room: Int[np.ndarray, " n"]
+    """New tokens each row may have in all."""
+    tokens: list[list[int]]
+    """New tokens so far; the last one is the next input."""
+    keys: list[Float[Tensor, "n heads length dim"]]
+    values: list[Float[Tensor, "n heads length dim"]]
+
+    @staticmethod
+    def of(
+        cache: DynamicCache, rows: list[Row], starts: Sequence[tuple[int, int, list[int]]], max_positions: int
+    ) -> _Prefix:
+        """The part of a batch's cache that the unfinished rows need."""
+        cached = np.asarray([length for _, length, _ in starts], dtype=np.int64)
+        room = np.asarray([row.room(max_positions) for row in rows], dtype=np.int64)
+        longest = int(cached.max(initial=0))
+        keys, values = [], []
+        for layer in cache.layers:
+            if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+                raise ModelError(
+                    f"the model's cache of a prompt holds a {type(layer).__name__}, not keys and values, so it cannot "
+                    "decode. Score it without scorers that need a generation (token_accuracy, likelihood, choice)."
+                )
+            at = torch.as_tensor([place for place, _, _ in starts], device=layer.keys.device)
+            keys.append(layer.keys[:, :, :longest].index_select(0, at))
+            values.append(layer.values[:, :, :longest].index_select(0, at))
+        return _Prefix(rows, cached, room, [tokens for _, _, tokens in starts], keys, values)
+
+    @property
+    def cells(self) -> int:
+        """Cached positions with padding, and the tokens still to come."""
+        return len(self.rows) * int((self.cached + self.room).max(initial=0))
+
+
+class _Buffer(DynamicLayer):
+    """Keys and values in a buffer with room for the tokens to come: a step writes one column and copies nothing."""
+
+    def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self._show((keys, values), used)
+
+    def _show(self, buffers: tuple[Tensor, Tensor], used: int) -> tuple[Tensor, Tensor]:
+        self.buffers, self.used = buffers, used
+        self.keys, self.values = buffers[0][:, :, :used], buffers[1][:, :, :used]
+        return self.keys, self.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        end = self.used + key_states.shape[-2]
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.used : end] = new
+        return self._show(self.buffers, end)
+
+    def keep(self, rows: Int[Tensor, " k"], drop: int) -> None:
+        """Keep only these rows, without the first ``drop`` columns."""
+        rows = rows.to(self.device)
+        first, second = (buffer[:, :, drop:].index_select(0, rows) for buffer in self.buffers)
+        self._show((first, second), self.used - drop)
+
+
+def _join(parts: list[list[Tensor]], cached: list[Int[np.ndarray, " n"]], width: int, capacity: int) -> list[Tensor]:
+    """Per layer, all prefixes in one buffer (rows, heads, capacity, dim), each row's positions ending at ``width``."""
+    sources = []
+    for lengths in cached:
+        places = np.arange(width)[None, :] - (width - lengths)[:, None]  # (n, width); negative = padding
+        sources.append(torch.from_numpy(np.clip(places, 0, None)))
+    joined = []
+    for layer in zip(*parts, strict=True):
+        rows = sum(len(part) for part in layer)
+        buffer = layer[0].new_empty(rows, layer[0].shape[1], capacity, layer[0].shape[3])
+        done = 0
+        for part, source in zip(layer, sources, strict=True):
+            at = torch.arange(len(part), device=part.device)[:, None]
+            moved = part[at, :, source.to(part.device)]  # (n, width, heads, dim)
+            buffer[done : done + len(part), :, :width] = moved.transpose(1, 2)
+            done += len(part)
+        joined.append(buffer)
+    return joined
+
+
+def _decode(model: nn.Module, prefixes: list[_Prefix], stop_ids: frozenset[int]) -> None:
+    """Decode every row of the prefixes (one at least) to its stop token or its room, and write `Row.decoded`.
+
+    Rows are aligned on the right (padding in front, masked), as transformers' `generate` expects of a batch.
+
+    Raises:
+        NumericalError: a logit is NaN; the message names the row.
+    """
+    rows = [row for prefix in prefixes for row in prefix.rows]
+    decoded = [list(tokens) for prefix in prefixes for tokens in prefix.tokens]
+    cached = np.concatenate([prefix.cached for prefix in prefixes])
+    room = np.concatenate([prefix.room for prefix in prefixes])
+    width = int(cached.max())
+    capacity = width + int((room - [len(tokens) for tokens in decoded]).max())
+    lengths = [prefix.cached for prefix in prefixes]
+    keys = _join([prefix.keys for prefix in prefixes], lengths, width, capacity)
+    values = _join([prefix.values for prefix in prefixes], lengths, width, capacity)
+    layers = [_Buffer(key, value, width) for key, value in zip(keys, values, strict=True)]
+    for prefix in prefixes:
+        prefix.keys, prefix.values = [], []
+    cache = Cache(layers=list(layers))
+    device = _input_device(model)
+    mask = np.arange(capacity)[None, :] >= (width - cached)[:, None]
+    attention = torch.from_numpy(mask.astype(np.int64)).to(device)
+    position = torch.from_numpy(cached).to(device)[:, None]
+    token = torch.as_tensor([[tokens[-1]] for tokens in decoded], device=device)
+    row_of = np.arange(len(rows))  # by line of the batch
+    alive = np.ones(len(rows), dtype=bool)  # by line
+    used = width
+    while True:
+        used += 1
+        logits = model(
+            input_ids=token,
+            attention_mask=attention[:, :used],
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        top, best = logits.max(dim=-1)
+        failed, chosen = torch.isnan(top).cpu().numpy(), best.cpu().numpy()
+        for line in np.flatnonzero(alive):
+            row = int(row_of[line])
+            if failed[line]:
+                raise NumericalError(
+                    f"{rows[row].label}: a logit is NaN at decoded token {len(decoded[row])}. Lower the learning rate, "
+                    "check the weights, or use float32."
+                )
+            alive[line] = int(chosen[line]) not in stop_ids
+            if alive[line]:
+                decoded[row].append(int(chosen[line]))
+                alive[line] = len(decoded[row]) < room[row]
+            if not alive[line]:
+                rows[row].decoded = decoded[row]
+        if not alive.any():
+            return
+        token, position = best[:, None].to(device), position + 1
+        if alive.mean() < _COMPACT_BELOW:
+            lines = np.flatnonzero(alive)
+            drop = int((width - cached[row_of[lines]]).min())
+            keep = torch.from_numpy(lines).to(device)
+            for layer in layers:
+                layer.keep(keep, drop)
+            attention, token, position = attention[keep, drop:], token[keep], position[keep]
+            row_of, alive = row_of[lines], alive[lines]
+            width, used = width - drop, used - drop
+
+
+def _generate(
+    model: nn.Module, rows: list[Row], pad_token_id: int, stop_ids: frozenset[int], max_positions: int
+) -> None:
+    """Decode greedily with transformers' own `generate`, for models whose cache is not only keys and values."""
+    width = max(len(row.prompt) for row in rows)
+    device = _input_device(model)
+    ids = torch.full((len(rows), width), pad_token_id, device=device)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        ids[at, width - len(row.prompt) :] = torch.from_numpy(row.prompt.astype(np.int64)).to(device)
+        mask[at, width - len(row.prompt) :] = 1
+    room = [row.room(max_positions) for row in rows]
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=max(room),
+        pad_token_id=pad_token_id,
+        eos_token_id=sorted(stop_ids) or None,
+    )
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+    for row, tokens, limit in zip(rows, output[:, width:].tolist(), room, strict=True):
+        row.decoded, _ = _until_stop(tokens[:limit], stop_ids)
