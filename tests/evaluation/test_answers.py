@@ -107,7 +107,7 @@ def test_fractions_equal_decimals_only_where_exact() -> None:
 def test_a_number_survives_commas_and_trailing_zeros(value, zeros) -> None:
     decimals = "." + "0" * zeros if zeros else ""
     assert answers.parse_number(f"{value:,}{decimals}") == value
-    assert answers.number(f"It is then {value:,}{decimals}") == value
+    assert answers.number_answered(f"It is then {value:,}{decimals}") == value
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_number_survives_commas_and_trailing_zeros(value, zeros) -> None:
     ],
 )
 def test_number_takes_the_marked_answer_else_the_last_number(text, expected) -> None:
-    assert answers.number(text) == expected
+    assert answers.number_answered(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_number_takes_the_marked_answer_else_the_last_number(text, expected) -> 
     ],
 )
 def test_verdict(text, expected) -> None:
-    assert answers.verdict(text) == expected
+    assert answers.truth_word(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,10 @@ def test_option(text, expected) -> None:
     assert answers.option(text, ("red", "blue", "dark red")) == expected
 
 
-def test_normalise_folds_case_space_quotes_and_final_punctuation() -> None:
-    assert answers.normalise('  "The   Beatles!" ') == "the beatles"
-    assert answers.normalise("ＡＢＣ") == "abc"
-    assert answers.normalise("3.5") == "3.5"
+def test_normalize_folds_case_space_quotes_and_final_punctuation() -> None:
+    assert answers.normalize('  "The   Beatles!" ') == "the beatles"
+    assert answers.normalize("ＡＢＣ") == "abc"
+    assert answers.normalize("3.5") == "3.5"
 
 
 def item(answer: str | None, response: str = "r", choices: tuple[str, ...] | None = None) -> Example:

@@ -1,4 +1,4 @@
-"""Score a causal language model on tasks: every pass is made once and shared by all tasks and scorers."""
+"""Scores of a causal language model on tasks; all tasks and scorers share one pass of each kind."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from longgame.seeding import generator
 
 
 @dataclass
-class _Asked:
-    """What the scorers of its task want of one item."""
+class _Item:
+    """One item with the rows and scorers that measure it."""
 
     example: Example
     row: Row | None = None
-    """The item's own response, with the decoding limit if any scorer of any task wants to see it decoded."""
+    """The item's own response, with a decoding limit if a scorer of any task requires a generation."""
     options: dict[str, list[Row]] = field(default_factory=dict)
     """By scorer, a row per option text."""
     scorers: list[str] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Evaluator:
             RecipeError, PluginError: an unknown scorer, or one that breaks its contract.
         """
         rows: dict[tuple[bytes, bytes], Row] = {}
-        asked = [[self._ask(task, item, rows) for item in task.items] for task in tasks]
+        plans = [[self._plan(task, item, rows) for item in task.items] for task in tasks]
         stop_ids = self._stop_ids(rows.values())
         with evaluating(self.model.modules()), adaptation_of(self.model).merged(), torch.inference_mode():
             run_rows(
@@ -95,9 +95,9 @@ class Evaluator:
                 max_batch_tokens=self.max_batch_tokens,
                 max_positions=self.max_positions,
             )
-        self._to_text(tasks, asked)
+        self._to_text(tasks, plans)
         return [
-            score for task, items in zip(tasks, asked, strict=True) for score in self._scores(task, items, stop_ids)
+            score for task, items in zip(tasks, plans, strict=True) for score in self._scores(task, items, stop_ids)
         ]
 
     def _scorer(self, name: str) -> Scorer:
@@ -105,35 +105,34 @@ class Evaluator:
             self._scorers[name] = build_scorer(name)
         return self._scorers[name]
 
-    def _ask(self, task: Task, item: Example, rows: dict[tuple[bytes, bytes], Row]) -> _Asked:
-        label = f"task '{task.name}', item {item.sample_id}"
-        asked = _Asked(item)
+    def _plan(self, task: Task, example: Example, rows: dict[tuple[bytes, bytes], Row]) -> _Item:
+        label = f"task '{task.name}', item {example.sample_id}"
+        item = _Item(example)
         for name in dict.fromkeys(task.scorers):
             scorer = self._scorer(name)
             with plugin_at_work(f"scorer '{name}'", f"measures() of {label}"):
-                measured = scorer.measures(item)
+                measured = scorer.measures(example)
             if not measured:
                 continue
-            asked.scorers.append(name)
+            item.scorers.append(name)
             if "options" in scorer.requires:
                 with plugin_at_work(f"scorer '{name}'", f"options() of {label}"):
-                    texts = list(scorer.options(item))
+                    texts = list(scorer.options(example))
                 if not texts:
                     raise PluginError(f"scorer '{name}' measures {label} but gives no options for it.")
-                asked.options[name] = [self._row(rows, item, text, label) for text in texts]
+                item.options[name] = [self._row(rows, example, text, label) for text in texts]
             if {"response", "generation"} & set(scorer.requires):
-                asked.row = self._row(rows, item, item.response, label)
-            if "generation" in scorer.requires and asked.row is not None:
-                asked.row.limit = max(asked.row.limit, task.max_new_tokens)
-        return asked
+                item.row = self._row(rows, example, example.response, label)
+            if "generation" in scorer.requires and item.row is not None:
+                item.row.limit = max(item.row.limit, task.max_new_tokens)
+        return item
 
-    def _row(self, rows: dict[tuple[bytes, bytes], Row], item: Example, text: str, label: str) -> Row:
-        """Return the row of the item's prompt with this text behind it; equal token sequences share one row."""
-        key = (item.prompt, item.messages, text)
+    def _row(self, rows: dict[tuple[bytes, bytes], Row], example: Example, text: str, label: str) -> Row:
+        """The row of the example's prompt with this response; equal token sequences share one row."""
+        key = (example.prompt, example.messages, text)
         if key not in self._encoded:
-            example = item if text == item.response else replace(item, response=text)
             try:
-                encoded = encode(example, self.tokenizer, self.max_length)
+                encoded = encode(replace(example, response=text), self.tokenizer, self.max_length)
             except DataError as error:
                 raise DataError(f"{label}: {error}") from error
             self._encoded[key] = (np.asarray(encoded.prompt_ids), np.asarray(encoded.response_ids))
@@ -143,31 +142,31 @@ class Evaluator:
     def _stop_ids(self, rows: Iterable[Row]) -> frozenset[int]:
         """Tokens that end a response: EOS of tokenizer and generation config, and the template's end-of-turn token."""
         config = getattr(self.model, "generation_config", None)
-        found = [self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)]
-        flat = [token for entry in found for token in (entry if isinstance(entry, list | tuple) else [entry])]
+        tokens = [self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)]
+        flat = [token for entry in tokens for token in (entry if isinstance(entry, list | tuple) else [entry])]
         ends = {int(row.response[-1]) for row in rows} & self._special
         return frozenset(int(token) for token in flat if token is not None) | ends
 
-    def _to_text(self, tasks: Sequence[Task], asked: list[list[_Asked]]) -> None:
-        """Turn the decoded tokens of each item into text, cut at its own task's limit."""
-        waiting = [
+    def _to_text(self, tasks: Sequence[Task], plans: list[list[_Item]]) -> None:
+        """Set the text of each item's decoded tokens, cut at its own task's limit."""
+        decoded = [
             (item, item.row.decoded[: task.max_new_tokens])
-            for task, items in zip(tasks, asked, strict=True)
+            for task, items in zip(tasks, plans, strict=True)
             for item in items
             if item.row is not None and any("generation" in self._scorer(name).requires for name in item.scorers)
         ]
-        if not waiting:  # batch_decode([]) decodes one empty sequence
+        if not decoded:  # batch_decode([]) decodes one empty sequence
             return
         texts = self.tokenizer.batch_decode(
-            [tokens for _, tokens in waiting], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [tokens for _, tokens in decoded], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        for (item, _), text in zip(waiting, texts, strict=True):
+        for (item, _), text in zip(decoded, texts, strict=True):
             item.generated = text.strip()
 
-    def _scores(self, task: Task, items: list[_Asked], stop_ids: frozenset[int]) -> Iterator[Score]:
+    def _scores(self, task: Task, items: list[_Item], stop_ids: frozenset[int]) -> Iterator[Score]:
         if not items:
             raise DataError(f"task '{task.name}' has no items to score. Give it some, or leave the task out.")
-        groups: dict[str, list[_Asked]] = {}
+        groups: dict[str, list[_Item]] = {}
         for item in items:
             groups.setdefault(item.example.skill or "all", []).append(item)
         for sub_skill in sorted(groups):
@@ -176,7 +175,7 @@ class Evaluator:
                 mean = 100 * math.fsum(values) / len(values) if values else math.nan
                 yield Score(task.name, sub_skill, name, mean, len(values))
 
-    def _judge(self, task: Task, name: str, item: _Asked, stop_ids: frozenset[int]) -> float:
+    def _judge(self, task: Task, name: str, item: _Item, stop_ids: frozenset[int]) -> float:
         scorer, row = self._scorer(name), item.row
         needs = scorer.requires
         options = [_without_end(option, stop_ids) for option in item.options.get(name, ())]
@@ -197,6 +196,6 @@ class Evaluator:
 
 
 def _without_end(row: Row, stop_ids: frozenset[int]) -> Float[np.ndarray, " length"]:
-    """NLL of an option's own tokens: what the template puts from the end token on is left out."""
+    """NLL of an option's own tokens, without the end token and what the template puts behind it."""
     ends = np.flatnonzero(np.isin(row.response, list(stop_ids)))
     return row.nll[: ends[0]] if len(ends) and ends[0] > 0 else row.nll

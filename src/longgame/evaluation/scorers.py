@@ -1,4 +1,4 @@
-"""What a measurement is, and what a scorer is; free of torch, so that every substrate speaks it."""
+"""Measurements and scorers: the contract, the registry and the built-in ones. No torch, so every learner can use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError, unknown
-from longgame.evaluation.answers import gold_option, is_short, matches, normalise, reward, verified
+from longgame.evaluation.answers import gold_option, is_short, matches, normalize, reward, verified
 from longgame.registry import Registry
 
 
@@ -33,12 +33,12 @@ NEEDS: Mapping[str, str] = {
     "generation": "greedy decoding from the item's prompt: Evidence.generation",
     "options": "likelihood of each text that Scorer.options() returns: Evidence.option_nll",
 }
-"""What a scorer may name in ``requires``; each is computed once per set of tasks and shared by all scorers."""
+"""Names allowed in ``Scorer.requires``; each is computed once per set of tasks and shared by all scorers."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the model did on one item. Reading what the scorer did not require raises PluginError."""
+    """The model's output on one item. Reading evidence that the scorer does not require raises PluginError."""
 
     response: tuple[Float[np.ndarray, " length"], Bool[np.ndarray, " length"]] | None = None
     generated: str | None = None
@@ -47,42 +47,42 @@ class Evidence:
 
     @property
     def token_nll(self) -> Float[np.ndarray, " length"]:
-        """Negative log-likelihood of each response token given all before it, the end token included; nats."""
-        return self._held("response", self.response)[0]
+        """Negative log-likelihood of each response token given all before it, end token included; nats."""
+        return _required("response", self.response)[0]
 
     @property
     def token_correct(self) -> Bool[np.ndarray, " length"]:
         """Whether each response token is the most likely one (argmax) given all before it."""
-        return self._held("response", self.response)[1]
+        return _required("response", self.response)[1]
 
     @property
     def generation(self) -> str:
         """Greedy decoding of the prompt, without special tokens and surrounding white space."""
-        return self._held("generation", self.generated)
+        return _required("generation", self.generated)
 
     @property
     def option_nll(self) -> tuple[Float[np.ndarray, " length"], ...]:
         """Per text of `Scorer.options`, in its order: NLL of each token (nats), the end token left out."""
-        return self._held("options", self.options)
+        return _required("options", self.options)
 
     def generator(self) -> np.random.Generator:
-        """Return the random stream of this item (for a scorer that samples); the same one at every call."""
+        """The random stream of this item, for scorers that sample; the same at every call."""
         if self.rng is None:
-            raise PluginError("this evidence was made without a random stream; give Evidence(rng=…).")
+            raise PluginError("this evidence has no random stream; pass Evidence(rng=…).")
         return self.rng()
 
-    @staticmethod
-    def _held(need: str, value: Any) -> Any:
-        if value is None:
-            raise PluginError(f"a scorer reads '{need}' without naming it in `requires`. It gives the {NEEDS[need]}.")
-        return value
+
+def _required(need: str, value: Any) -> Any:
+    if value is None:
+        raise PluginError(f"a scorer reads '{need}' without naming it in `requires`. It gives the {NEEDS[need]}.")
+    return value
 
 
 class Scorer:
-    """Base class of a scorer: it judges one item from what the model did on it.
+    """Base class of a scorer, which judges one item from the model's output.
 
     A subclass sets ``name`` and ``requires`` (names in `NEEDS`) and defines ``score``; parameters are keyword arguments
-    of ``__init__``. It sees no model and no tokenizer, so that all scorers share one pass of each kind.
+    of ``__init__``. It sees no model and no tokenizer, so all scorers share one pass of each kind.
     """
 
     name: ClassVar[str]
@@ -93,16 +93,16 @@ class Scorer:
         return True
 
     def options(self, example: Example) -> Sequence[str]:
-        """Texts whose likelihood after the prompt is wanted (only asked if ``requires`` names ``options``)."""
+        """Texts whose likelihood after the prompt is measured (only if ``requires`` names ``options``)."""
         raise NotImplementedError(f"scorer '{self.name}' requires options and must define options()")
 
     def score(self, example: Example, evidence: Evidence) -> float:
-        """Return the item's score in [0, 1] (1 = all right)."""
+        """The item's score in [0, 1] (1 = right)."""
         raise NotImplementedError(f"scorer '{self.name}' must define score()")
 
 
 def check_scorer(name: str, cls: type) -> None:
-    """Raise PluginError unless ``cls`` keeps the contract of `Scorer`."""
+    """Raise PluginError unless ``cls`` follows the contract of `Scorer`."""
     for attribute in ("name", "requires", "measures", "score", "options"):
         if not hasattr(cls, attribute):
             raise PluginError(
@@ -159,18 +159,17 @@ def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def build_scorer(text: str) -> Scorer:
-    """Make the scorer that a task names: a registered name or ``file.py:Class``, parameters in parentheses.
+    """The scorer that a task names: a registered name or ``file.py:Class``, with parameters in parentheses.
 
     Raises:
-        RecipeError: unknown name, unreadable parameters, or one that it does not take. PluginError: a value it does
-            not take, or a broken contract.
+        RecipeError: unknown name, unreadable or unknown parameters. PluginError: a refused value or a broken contract.
     """
     name, parameters = parse_scorer(text)
     scorer: Scorer = SCORERS.make(name, parameters)
     return scorer
 
 
-# The built-in scorers; what each measures, and which is the default and why, is told in docs/scorers.md.
+# The built-in scorers (docs/scorers.md: what each measures, and which is the default and why).
 
 Form = Literal["auto", "letter_text", "letter", "text"]
 Normalisation = Literal["tokens", "characters", "none"]
@@ -230,9 +229,9 @@ class Choice(Scorer):
     """Whether the right option is the most likely continuation of the prompt; k options tied for best share the point.
 
     Args:
-        form: what stands for an option: ``letter`` ("B"), ``text`` ("False"), ``letter_text`` ("B. False"), or
-            ``auto``: the form in which the item's own response gives the right option (text where it gives neither).
-        normalise: log-likelihood per token, per character, or summed (``none``: favours short options).
+        form: the text of an option: ``letter`` ("B"), ``text`` ("False"), ``letter_text`` ("B. False"), or ``auto``:
+            the form of the item's own response (``text`` if it has none of them).
+        normalise: log-likelihood per token, per character, or summed (``none``: favors short options).
 
     Raises:
         PluginError: an unknown ``form`` or ``normalise``. DataError (while scoring): an ``answer`` that is no option.
@@ -256,30 +255,24 @@ class Choice(Scorer):
         return [render(form, index, text) for index, text in enumerate(example.choices or ())]
 
     def score(self, example: Example, evidence: Evidence) -> float:
-        right = _right(example)
-        texts = self.options(example)
-        values = [
-            -float(nll.sum(dtype=np.float64)) / self._length(nll, text)
-            for nll, text in zip(evidence.option_nll, texts, strict=True)
-        ]
+        values = []
+        for nll, text in zip(evidence.option_nll, self.options(example), strict=True):
+            length = {"tokens": len(nll), "characters": len(text), "none": 1}[self.normalise]
+            values.append(-float(nll.sum(dtype=np.float64)) / length)
         best = [index for index, value in enumerate(values) if value == max(values)]
-        return 1 / len(best) if right in best else 0.0
-
-    def _length(self, nll: np.ndarray, text: str) -> int:
-        return {"tokens": len(nll), "characters": len(text), "none": 1}[self.normalise]
+        return 1 / len(best) if _right(example) in best else 0.0
 
     def _form(self, example: Example) -> Form:
         if self.form != "auto":
             return self.form
         right = _right(example)
-        said = normalise(example.response)
+        response, text = normalize(example.response), (example.choices or ())[right]
         forms: tuple[Form, ...] = ("letter_text", "letter", "text")
-        rendered = {form: normalise(render(form, right, (example.choices or ())[right])) for form in forms}
-        return next((form for form in forms if rendered[form] == said), "text")
+        return next((form for form in forms if normalize(render(form, right, text)) == response), "text")
 
 
 def render(form: Form, index: int, text: str) -> str:
-    """Return an option as a continuation: ``B``, ``False`` or ``B. False``."""
+    """An option as a continuation of the prompt: ``B``, ``False`` or ``B. False``."""
     name = chr(65 + index)
     return {"letter": name, "text": text, "letter_text": f"{name}. {text}"}[form]
 
@@ -290,6 +283,6 @@ def _right(example: Example) -> int:
         options = list(example.choices or ())
         raise DataError(
             f"item {example.sample_id}: answer {example.answer!r} is neither a letter from A nor one of its choices "
-            f"{options}. Mend the item, or leave `choice` out of the task's scorers."
+            f"{options}. Correct the item, or leave `choice` out of the task's scorers."
         )
     return right
