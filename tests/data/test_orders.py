@@ -1,4 +1,4 @@
-"""Stages in time: orders are permutations that take their columns along; mixing takes exact shares of neighbours."""
+"""Stages in time: orders are permutations that take their columns along; mixing takes exact shares of neighbors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.data.examples import Example, SequenceData, Stage, Task
-from longgame.data.sequences import pool_shares, reorder, resolve_order
+from longgame.data.orders import pool_shares, reorder, resolve_order
 from longgame.errors import RecipeError
 
 
@@ -60,7 +60,7 @@ def test_a_mixed_sequence_is_only_walked_as_it_was_built() -> None:
 
 
 def test_shares_by_hand() -> None:
-    # 0.3 of 10 are 3: two from the stage before, one from the stage after; an end has one neighbour
+    # 0.3 of 10 are 3: two from the stage before, one from the stage after; an end has one neighbor
     assert pool_shares(10, (0, 1, 2), 0.3) == [{0: 7, 1: 3}, {1: 7, 0: 2, 2: 1}, {2: 7, 1: 3}]
     # walked 2, 0, 1: row 0 stands in the middle
     assert pool_shares(10, (2, 0, 1), 0.3) == [{0: 7, 2: 2, 1: 1}, {1: 7, 0: 3}, {2: 7, 0: 3}]
@@ -75,7 +75,7 @@ def test_a_single_stage_has_nothing_to_mix_with() -> None:
 
 
 @given(st.integers(2, 2000), st.integers(2, 6), st.floats(0, 0.99), st.randoms(use_true_random=False))
-def test_shares_sum_up_and_come_from_neighbours_in_time_alone(size, stages, mixing, chance) -> None:
+def test_shares_sum_up_and_come_from_neighbors_in_time_alone(size, stages, mixing, chance) -> None:
     rows = list(range(stages))
     chance.shuffle(rows)
     shares = pool_shares(size, rows, mixing)

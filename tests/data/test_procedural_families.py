@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from longgame.data.examples import Example, SequenceData
-from longgame.data.sequences import build_sequence, reorder
+from longgame.data.orders import reorder
+from longgame.data.sequences import build_sequence
 from longgame.data.synthetic import (
     DOMAINS,
     FAMILIES,
@@ -159,7 +160,7 @@ def test_building_in_an_order_is_reordering_where_borders_are_sharp() -> None:
     assert [task.name for task in built.tasks] == [*ORDER, *(f"{name}-ood" for name in ORDER)]
 
 
-def test_in_an_order_the_neighbours_of_the_walk_are_mixed_in_and_nothing_else_changes() -> None:
+def test_in_an_order_the_neighbors_of_the_walk_are_mixed_in_and_nothing_else_changes() -> None:
     usual = {s.name: s for s in build("procedural-interleaved", pool_size=80, mixing=0.5).stages}
     walked = build("procedural-interleaved", order=ORDER, pool_size=80, mixing=0.5).stages
     for place, stage in enumerate(walked):
@@ -219,7 +220,7 @@ def test_a_stage_of_many_sub_skills_of_one_kind_makes_a_pool() -> None:
     [
         ({"stages": [{"name": "a", "skills": ["redactt"]}]}, "'a': unknown sub-skill 'redactt'. Did you mean 'redact'"),
         ({"stages": [{"name": "a", "skills": ["redact", "redact"]}]}, "names the sub-skill 'redact' twice"),
-        ({"stages": [{"name": "a", "skills": ["redact"]}] * 2}, "'a' stands twice"),
+        ({"stages": [{"name": "a", "skills": ["redact"]}] * 2}, "'a' is used twice"),
         ({"stages": [{"name": "a", "train": ["f"]}]}, "'a' of sequence: procedural names `skills`"),
         ({"sequence": "files"}, "'desk' names skills, which only sequence: procedural has"),
         ({"sequence": "procedural-domain"}, "has stages of its own"),
@@ -229,7 +230,7 @@ def test_a_stage_of_many_sub_skills_of_one_kind_makes_a_pool() -> None:
         ({"mixing": 0.5, "stages": [{"name": "a", "skills": ["redact"]}]}, "the sequence has one stage"),
         (
             {"mixing": 0.5, "stages": [{"name": n, "skills": ["redact"]} for n in "ab"]},
-            "stage 'b' has no sub-skill that its neighbour 'a' lacks",
+            "stage 'b' has no sub-skill that its neighbor 'a' lacks",
         ),
     ],
 )

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from longgame.data.examples import Example, SequenceData
-from longgame.data.sequences import build_sequence, reorder
+from longgame.data.orders import reorder
+from longgame.data.sequences import build_sequence
 from longgame.data.sources import source_name
 from longgame.errors import DataError, RecipeError
 from longgame.evaluation.scorers import SCORERS
@@ -190,7 +191,7 @@ def test_too_few_evaluation_or_proxy_items_are_an_error(folder: Path) -> None:
         ({"stages": [{"name": "a", "eval": ["big"]}]}, "'a' names no train files"),
         ({"stages": [{"name": "a", "train": ["big"]}]}, "'a' names no eval files"),
         ({"ood": [{"name": "b"}]}, "ood 'b' names no eval files"),
-        ({"ood": [{"name": "one", "eval": ["far"]}]}, "'one' stands twice"),
+        ({"ood": [{"name": "one", "eval": ["far"]}]}, "'one' is used twice"),
         (
             {"stages": [{"name": "a", "train": ["big", "elsewhere/big.jsonl"], "eval": ["big"]}]},
             "two train files alike",
@@ -263,7 +264,7 @@ def wide(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mixing", [0.1, 0.3, 0.5, 0.9])
-def test_the_mixing_share_is_exact_and_comes_from_the_neighbours_own_files(wide: Path, mixing: float) -> None:
+def test_the_mixing_share_is_exact_and_comes_from_the_neighbors_own_files(wide: Path, mixing: float) -> None:
     sequence = build_sequence(recipe(wide, stages=THREE, pool_size=21, mixing=mixing), 0)
     one, two, three = (Counter(example.skill for example in stage.candidates) for stage in sequence.stages)
     foreign = round(mixing * 21)
@@ -289,7 +290,7 @@ def test_mixing_leaves_evaluation_and_proxy_items_alone_and_takes_the_head_of_un
         assert not set(first) & set(second)
 
 
-def test_files_in_another_order_mix_with_the_neighbours_of_the_walk(wide: Path) -> None:
+def test_files_in_another_order_mix_with_the_neighbors_of_the_walk(wide: Path) -> None:
     order = ["three", "one", "two"]
     sharp = recipe(wide, stages=THREE, pool_size=20)
     assert build_sequence(sharp, 0, order=order) == reorder(build_sequence(sharp, 0), order)
@@ -305,7 +306,7 @@ def test_files_in_another_order_mix_with_the_neighbours_of_the_walk(wide: Path) 
 
 def test_mixing_that_cannot_be_is_an_error_that_names_the_stage(folder: Path) -> None:
     alike = [{"name": name, "train": ["big"], "eval": ["big"]} for name in ("one", "two")]
-    with pytest.raises(RecipeError, match="stage 'two' has no train file that its neighbour 'one' lacks"):
+    with pytest.raises(RecipeError, match="stage 'two' has no train file that its neighbor 'one' lacks"):
         build_sequence(recipe(folder, stages=alike, mixing=0.5), 0)
     scarce = [{"name": "one", "train": ["big"], "eval": ["big"]}, {"name": "two", "train": ["small"], "eval": ["big"]}]
     message = _error(recipe(folder, stages=scarce, pool_size=14, mixing=0.5, ood=[]))

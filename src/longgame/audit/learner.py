@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
-from longgame.data.sequences import reorder, resolve_order
+from longgame.data.orders import reorder, resolve_order
 from longgame.evaluation.scorers import Score
 from longgame.recipe import AxesSpec, LoraSpec, Recipe
 from longgame.selection.policy import SelectionPolicy

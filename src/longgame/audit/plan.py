@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from longgame.audit.learner import Outline, outline
-from longgame.data.sequences import resolve_order
+from longgame.data.orders import resolve_order
 from longgame.errors import RecipeError
 from longgame.recipe import ADAPTATION_KINDS, AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
 from longgame.seeding import generator

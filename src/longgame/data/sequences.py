@@ -1,4 +1,4 @@
-"""The stages of one seed: what may be selected, what is validated on, what is shifted, what the proxy shows."""
+"""The data of one seed: per stage its pool, validation, OOD and proxy items, generated or drawn from files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from longgame.data.examples import Example, SequenceData, Stage, Task, with_unique_ids
+from longgame.data.orders import pool_shares, resolve_order, walk
 from longgame.data.sources import Split, load_examples, source_name
-from longgame.errors import DataError, RecipeError, unknown
+from longgame.data.synthetic.sequence import build_procedural_sequence
+from longgame.errors import DataError, RecipeError
 from longgame.recipe import RealTask, Recipe
 from longgame.seeding import generator
 
@@ -26,20 +28,18 @@ def build_sequence(
     Args:
         recipe: ``data.sequence`` decides: ``procedural…`` generates, ``files`` reads.
         seed: of this replication; pools, validation items and proxy items are drawn from its own streams.
-        fits: where ``data.too_long`` is ``drop``, says whether an example is short enough; others are passed over
-            before sampling (see `longgame.data.tokenize.fits_within`). Procedural items are made to fit.
-        order: in which the stages are walked (names or rows, see `resolve_order`); empty: as the
-            recipe has them. Validation, OOD and proxy items and a stage's own candidates are the same in every order;
-            what ``data.mixing`` adds to a pool comes from its neighbours in this order.
+        fits: with ``data.too_long: drop``, whether an example is short enough; longer ones are skipped before sampling
+            (see `longgame.data.tokenize.fits_within`). Procedural items always fit.
+        order: of the walk (names or rows, see `resolve_order`); empty: the recipe's. Validation, OOD and proxy items
+            and a stage's own candidates are the same in every order; what ``data.mixing`` adds to a pool comes from
+            its neighbors in this order.
 
     Raises:
         DataError: a file cannot be used, or holds fewer examples than the recipe asks for.
-        RecipeError: a stage without files, a name that stands twice, an order or a mixing share that cannot be, or
-            ``quadratic`` (it has a world of its own).
+        RecipeError: a stage without files, a repeated name, an impossible order or mixing share, or ``quadratic``,
+            which has no text.
     """
     if recipe.data.sequence.startswith("procedural"):
-        from longgame.data.synthetic import build_procedural_sequence  # reasoning-gym is slow to import
-
         return build_procedural_sequence(recipe.data, seed, recipe.proxy, order)
     if recipe.data.sequence == "files":
         return _FileSequence(recipe, seed, fits if recipe.data.too_long == "drop" else None).build(order)
@@ -50,23 +50,23 @@ def build_sequence(
 
 
 class _Source:
-    """One file in the seed's random order; examples are taken from it one by one, never twice."""
+    """One file in the seed's random order; every example is drawn at most once."""
 
     def __init__(self, name: str, examples: list[Example], fits: Fits | None, seed: int, *stream: str) -> None:
         self.name = name
-        self.held = len(examples)
+        self.size = len(examples)
         self.too_long = 0
-        self.taken_before = 0
+        self.used_before = 0
         self._examples = examples
         self._fits = fits
         self._order: Iterator[int] = iter(generator(seed, "files", *stream, name).permutation(len(examples)).tolist())
 
     def next(self, used: set[str], prompts: set[str] | None = None) -> Example | None:
-        """The next example that fits and whose content (and prompt) is not used yet; None when there is no more."""
+        """The next example that fits and whose content (and prompt) is unused; None at the end of the file."""
         for row in self._order:
             example = self._examples[row]
             if example.sample_id in used or (prompts is not None and _prompt_key(example) in prompts):
-                self.taken_before += 1
+                self.used_before += 1
             elif self._fits is not None and not self._fits(example):
                 self.too_long += 1
             else:
@@ -74,19 +74,19 @@ class _Source:
         return None
 
     def __str__(self) -> str:
-        parts = [f"{self.held} examples"]
+        parts = [f"{self.size} examples"]
         if self.too_long:
             parts.append(f"{self.too_long} longer than model.max_length")
-        if self.taken_before:
-            parts.append(f"{self.taken_before} used elsewhere in the sequence")
+        if self.used_before:
+            parts.append(f"{self.used_before} used elsewhere in the sequence")
         return f"{self.name} ({', '.join(parts)})"
 
 
 class _FileSequence:
     """Draws evaluation items first, then proxy items, then pools, so that all are disjoint by content.
 
-    A candidate or proxy item is also passed over where its prompt is that of an evaluation item. What is mixed into a
-    pool from its neighbours' files is drawn last, so that it takes nothing from the stages' own candidates.
+    A candidate or proxy item with the prompt of an evaluation item is skipped, too. What is mixed into a pool from its
+    neighbors' files is drawn last, so a stage's own candidates do not depend on it.
     """
 
     def __init__(self, recipe: Recipe, seed: int, fits: Fits | None) -> None:
@@ -107,8 +107,8 @@ class _FileSequence:
         sources = [self._sources(stage, stage.train, "train") for stage in stages]
         proxies = [self._proxy(stage_sources) for stage_sources in sources]
         pools = [self._pool(stages[row], sources[row], shares[row][row]) for row in range(len(stages))]
-        for row, given in enumerate(shares):
-            for giver, count in given.items():
+        for row, share in enumerate(shares):
+            for giver, count in share.items():
                 if giver != row:
                     pools[row] += self._pool(stages[row], self._foreign(stages[row], stages[giver]), count)
         unique = [with_unique_ids(pool) for pool in pools]
@@ -116,12 +116,12 @@ class _FileSequence:
         return walk(SequenceData(self.recipe.name, tuple(built), shifted, self.data.mixing), rows)
 
     def _foreign(self, stage: RealTask, giver: RealTask) -> list[_Source]:
-        """The giver's training files that the stage does not have, in an order of their own."""
-        own = {source_name(reference) for reference in stage.train}
-        references = tuple(reference for reference in giver.train if source_name(reference) not in own)
+        """The giver's training files that the stage does not have, in a random order of their own."""
+        names = {source_name(reference) for reference in stage.train}
+        references = tuple(reference for reference in giver.train if source_name(reference) not in names)
         if not references:
             raise RecipeError(
-                f"data.mixing: stage '{giver.name}' has no train file that its neighbour '{stage.name}' lacks, so it "
+                f"data.mixing: stage '{giver.name}' has no train file that its neighbor '{stage.name}' lacks, so it "
                 "has nothing to mix in. Use data.mixing: 0, another order, or other files."
             )
         return self._sources(stage, references, "train", "mixed")
@@ -130,7 +130,7 @@ class _FileSequence:
         names = [task.name for task in (*self.data.stages, *self.data.ood)]
         for name in names:
             if names.count(name) > 1:
-                raise RecipeError(f"the name '{name}' stands twice in data.stages and data.ood; names must differ.")
+                raise RecipeError(f"the name '{name}' is used twice in data.stages and data.ood; names must differ.")
         for kind, tasks in (("stages", self.data.stages), ("ood", self.data.ood)):
             for task in tasks:
                 for key in ("train", "eval") if kind == "stages" else ("eval",):
@@ -189,7 +189,7 @@ class _FileSequence:
         return tuple(drawn)
 
     def _pool(self, spec: RealTask, sources: list[_Source], size: int) -> tuple[Example, ...]:
-        """``size`` candidates in equal shares of the files; a file that runs out leaves its share to the rest."""
+        """``size`` candidates in equal shares of the files; the other files replace what an exhausted one lacks."""
         drawn: list[Example] = []
         open_sources = list(sources)
         while open_sources and len(drawn) < size:
@@ -225,95 +225,3 @@ def _prompt_key(example: Example) -> str:
     """The prompt without case and spacing; empty for plain text."""
     turns = example.messages if example.messages is not None else (("user", example.prompt),)
     return " ".join(" ".join(content for _, content in turns).casefold().split())
-
-
-# Stages in time: in which order a sequence is walked, and how far its stages run into one another.
-
-
-def resolve_order(names: Sequence[str], order: Sequence[str] | Sequence[int]) -> tuple[int, ...]:
-    """Return the rows of the stages in the order in which they are walked.
-
-    Args:
-        names: the stages as they stand in the sequence.
-        order: the same names in another order, or their rows (0 is the first); empty: as they stand.
-
-    Raises:
-        RecipeError: a name or row that does not exist, or an order that does not hold every stage just once.
-    """
-    rows = []
-    for part in order:
-        if isinstance(part, str):
-            if part not in names:
-                raise RecipeError(f"task order {list(order)}: {unknown('stage', part, names)}")
-            rows.append(list(names).index(part))
-        else:
-            rows.append(int(part))
-    if order and sorted(rows) != list(range(len(names))):
-        raise RecipeError(
-            f"task order {list(order)} is no order of the {len(names)} stages {', '.join(names)}. Name every stage "
-            f"once, or give every row from 0 to {len(names) - 1} once."
-        )
-    return tuple(rows) if order else tuple(range(len(names)))
-
-
-def reorder(sequence: SequenceData, order: Sequence[str] | Sequence[int]) -> SequenceData:
-    """Return the same stages, pools and items in another order of time.
-
-    The columns of the score matrix follow: stage tasks in the order of the walk, then the OOD sets that belong to a
-    stage (`Task.stage`) in the same order, then those that belong to none, as they stood.
-
-    Raises:
-        RecipeError: not an order of the stages (see `resolve_order`), or pools with a mixing share: what is mixed in
-            comes from the neighbours in time, so such a sequence has to be built in its order
-            (``build_sequence(…, order=order)``).
-    """
-    names = [stage.name for stage in sequence.stages]
-    rows = resolve_order(names, order)
-    if sequence.mixing > 0 and rows != tuple(range(len(names))):
-        raise RecipeError(
-            f"the pools of '{sequence.name}' hold a mixing share of {sequence.mixing:g} from the stages before and "
-            "after, which another order changes. Build the sequence in that order: build_sequence(…, order=…)."
-        )
-    return walk(sequence, rows)
-
-
-def walk(sequence: SequenceData, rows: Sequence[int]) -> SequenceData:
-    """Put stages, and the OOD sets that belong to them, in the order of these rows (see `reorder`)."""
-    stages = tuple(sequence.stages[row] for row in rows)
-    place = {stage.name: place for place, stage in enumerate(stages)}
-    ood = sorted(sequence.ood, key=lambda task: place.get(task.stage or "", len(stages)))
-    return dataclasses.replace(sequence, stages=stages, ood=tuple(ood))
-
-
-def pool_shares(pool_size: int, rows: Sequence[int], mixing: float) -> list[dict[int, int]]:
-    """How many candidates of each stage's pool come from which stage.
-
-    ``round(mixing · pool_size)`` candidates of a pool are foreign. The stage walked just before gives half of them (the
-    odd one too) and the stage just after the rest; the first and the last stage have one neighbour, which gives all.
-
-    Args:
-        pool_size: candidates of a pool.
-        rows: the order of the walk.
-        mixing: share in [0, 1).
-
-    Returns:
-        For every row of the sequence (not of the walk): row that gives → candidates; the stage's own stand first, and
-        rows that would give none are left out.
-
-    Raises:
-        RecipeError: a mixing share above 0 with a single stage.
-    """
-    foreign = round(mixing * pool_size)
-    if foreign and len(rows) < 2:
-        raise RecipeError(
-            f"data.mixing is {mixing:g}, but the sequence has one stage and so no neighbour. Use data.mixing: 0."
-        )
-    shares: list[dict[int, int]] = [{} for _ in rows]
-    for place, row in enumerate(rows):
-        before, after = foreign - foreign // 2, foreign // 2
-        if place == 0 or place == len(rows) - 1:
-            given = {rows[1] if place == 0 else rows[place - 1]: foreign} if foreign else {}
-        else:
-            given = {rows[place - 1]: before, rows[place + 1]: after}
-        shares[row] = {row: pool_size - foreign, **{giver: count for giver, count in given.items() if count}}
-    return shares

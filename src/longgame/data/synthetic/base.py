@@ -79,7 +79,7 @@ def worked(prompt: str, working: str, answer: str) -> Draft:
     return Draft(prompt, f"{working}{ANSWER_MARK}{answer}", answer)
 
 
-def verdict(prompt: str, answer: str, choices: Sequence[str]) -> Draft:
+def one_of(prompt: str, answer: str, choices: Sequence[str]) -> Draft:
     """Return an item whose response is one of a few words, e.g. ``Yes`` of ``("Yes", "No")``."""
     return Draft(prompt, answer, answer, choices=tuple(choices))
 
@@ -119,7 +119,7 @@ def joined(items: Sequence[str]) -> str:
 # Word lists shared by the generators; small enough for a 640-entry vocabulary to hold most of them whole.
 
 
-def words(text: str) -> tuple[str, ...]:
+def word_list(text: str) -> tuple[str, ...]:
     """Return the words of a text."""
     return tuple(text.split())
 
@@ -129,16 +129,16 @@ def _pairs(text: str) -> dict[str, str]:
     return {left: right for left, _, right in (pair.partition(":") for pair in text.split())}
 
 
-NAMES = words(
+NAMES = word_list(
     "Ana Ben Cara Dan Ella Finn Gita Hugo Ines Jack Kim Leo Mia Nora Omar Pia Quinn Rosa Sam Tara Uma Vic Wes Yara Zoe"
 )
-CITIES = words("Oslo Rome Paris Lima Cairo Delhi Tokyo Dublin Vienna Boston Quito Riga")
-JOBS = words("baker pilot nurse farmer singer lawyer painter driver teacher sailor")
-COLOURS = words("red blue green black white yellow brown grey pink purple")
-ADJECTIVES = words("old new small large clean broken heavy empty round warm quiet bright")
-THINGS = words("lamp cup map boat door chair book clock box ladder basket window garden bottle mirror")
-PLACES = words("lake market station bridge school harbour museum hill library park")
-GOODS = words("apples pens coins books eggs stamps shells cards nuts bricks")
+CITIES = word_list("Oslo Rome Paris Lima Cairo Delhi Tokyo Dublin Vienna Boston Quito Riga")
+JOBS = word_list("baker pilot nurse farmer singer lawyer painter driver teacher sailor")
+COLORS = word_list("red blue green black white yellow brown grey pink purple")
+ADJECTIVES = word_list("old new small large clean broken heavy empty round warm quiet bright")
+THINGS = word_list("lamp cup map boat door chair book clock box ladder basket window garden bottle mirror")
+PLACES = word_list("lake market station bridge school harbour museum hill library park")
+GOODS = word_list("apples pens coins books eggs stamps shells cards nuts bricks")
 VERBS = _pairs("walks:walked hurries:hurried runs:ran goes:went swims:swam drives:drove returns:returned comes:came")
 """Verbs of movement: present → past."""
 ACTIONS = _pairs(
@@ -147,19 +147,19 @@ ACTIONS = _pairs(
 )
 """Verbs with an object: present → past."""
 KINDS = {
-    "fruit": words("apple pear plum cherry melon mango lemon grape"),
-    "tools": words("hammer saw drill wrench pliers chisel axe file"),
-    "animals": words("horse tiger rabbit camel otter goat zebra mouse"),
-    "metals": words("iron copper silver gold zinc lead nickel tin"),
-    "clothes": words("shirt scarf glove coat sock hat belt shoe"),
-    "instruments": words("violin flute drum piano harp trumpet cello guitar"),
+    "fruit": word_list("apple pear plum cherry melon mango lemon grape"),
+    "tools": word_list("hammer saw drill wrench pliers chisel axe file"),
+    "animals": word_list("horse tiger rabbit camel otter goat zebra mouse"),
+    "metals": word_list("iron copper silver gold zinc lead nickel tin"),
+    "clothes": word_list("shirt scarf glove coat sock hat belt shoe"),
+    "instruments": word_list("violin flute drum piano harp trumpet cello guitar"),
 }
-CODE_WORDS = words(
+CODE_WORDS = word_list(
     "lantern marble pocket silver orange planet garden window bridge castle market pencil rocket velvet "
     "cherry lemon hammer wrench tiger rabbit camel copper nickel scarf glove violin flute trumpet guitar"
 )
-WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-EVENTS = words("talk lunch run game lesson dinner concert walk test meeting swim film")
+WEEKDAYS = word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+EVENTS = word_list("talk lunch run game lesson dinner concert walk test meeting swim film")
 
 
 # Sub-skills of the reasoning-gym package, each with four parameter sets and its own verifier kept beside the item.

@@ -73,9 +73,9 @@ def _trace_variables(rng: np.random.Generator, level: str) -> Draft:
         values[target] = {"+": old + number, "-": old - number, "*": old * number}[operator]
         lines.append(f"{target} = {source} {operator} {number}")
         working.append(f"{target}={values[target]}")
-    asked = pick(rng, list(values))
-    program = "\n".join([*lines, f"print({asked})"])
-    return worked(f"Trace this program.\n{program}", ", ".join(working), str(values[asked]))
+    shown = pick(rng, list(values))
+    program = "\n".join([*lines, f"print({shown})"])
+    return worked(f"Trace this program.\n{program}", ", ".join(working), str(values[shown]))
 
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}

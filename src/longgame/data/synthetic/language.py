@@ -1,4 +1,4 @@
-"""Stage `general`: follow an instruction about a text (copy with a change, extract, reformat)."""
+"""Stages `general` and `safety`: instructions about a text, and what to refuse, hide or soften."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from longgame.data.synthetic.base import (
     ACTIONS,
     ADJECTIVES,
     CITIES,
-    COLOURS,
+    COLORS,
     JOBS,
     NAMES,
     PLACES,
@@ -28,11 +28,13 @@ from longgame.data.synthetic.base import (
     worked,
 )
 
+# Stage `general`: follow an instruction about a text (copy with a change, extract, reformat).
+
 
 def noun_phrases(rng: np.random.Generator, count: int) -> list[str]:
     """Return ``count`` different phrases such as ``the red lamp``."""
     things = sample(rng, THINGS, count)
-    return [f"the {pick(rng, COLOURS if rng.random() < 0.5 else ADJECTIVES)} {thing}" for thing in things]
+    return [f"the {pick(rng, COLORS if rng.random() < 0.5 else ADJECTIVES)} {item}" for item in things]
 
 
 _JOINS = {"dashes": "-", "underscores": "_", "slashes": "/", "dots": "."}
@@ -43,11 +45,11 @@ def _join_words(rng: np.random.Generator, level: str) -> Draft:
     words = f"{pick(rng, NAMES)} {pick(rng, list(ACTIONS))} {text}".split()
     name = pick(rng, list(_JOINS))
     ask = f"{pick(rng, ('Join with', 'Write with'))} {name}"
-    kept = words
+    chosen = words
     if level != "easy" and rng.random() < 0.5:
         ask += ", leave out the"
-        kept = [word for word in words if word != "the"]
-    return plain(f"{ask}: {' '.join(words)}", _JOINS[name].join(kept))
+        chosen = [word for word in words if word != "the"]
+    return plain(f"{ask}: {' '.join(words)}", _JOINS[name].join(chosen))
 
 
 def record(rng: np.random.Generator, count: int) -> dict[str, str | int]:
@@ -57,7 +59,7 @@ def record(rng: np.random.Generator, count: int) -> dict[str, str | int]:
         "city": pick(rng, CITIES),
         "age": int(rng.integers(18, 80)),
         "job": pick(rng, JOBS),
-        "colour": pick(rng, COLOURS),
+        "colour": pick(rng, COLORS),
         "room": int(rng.integers(100, 400)),
     }
     return {key: values[key] for key in sample(rng, list(values), count)}
@@ -65,17 +67,17 @@ def record(rng: np.random.Generator, count: int) -> dict[str, str | int]:
 
 def _extract_field(rng: np.random.Generator, level: str) -> Draft:
     fields = record(rng, span(rng, level, easy=(2, 3), mid=(3, 4), hard=(4, 5), ood=(6, 6)))
-    asked = sample(rng, list(fields), 1 if level == "easy" or rng.random() < 0.4 else 2)
+    keys = sample(rng, list(fields), 1 if level == "easy" or rng.random() < 0.4 else 2)
     text = "; ".join(f"{key}: {value}" for key, value in fields.items())
     question = pick(rng, ("Give the", "Find the"))
-    return plain(f"{text}. {question} {' and the '.join(asked)}.", ", ".join(str(fields[key]) for key in asked))
+    return plain(f"{text}. {question} {' and the '.join(keys)}.", ", ".join(str(fields[key]) for key in keys))
 
 
 def _replace_word(rng: np.random.Generator, level: str) -> Draft:
     phrases = noun_phrases(rng, span(rng, level, easy=(1, 2), mid=(2, 2), hard=(3, 3), ood=(4, 5)))
     words = f"{pick(rng, NAMES)} {pick(rng, list(ACTIONS))} {' and '.join(phrases)}".split()
     old = pick(rng, [word for word in words if word not in ("the", "and")])
-    new = pick(rng, [word for word in (*COLOURS, *THINGS) if word not in words])
+    new = pick(rng, [word for word in (*COLORS, *THINGS) if word not in words])
     text = " ".join(words)
     return plain(f"Replace {old} with {new}: {text}", " ".join(new if word == old else word for word in words))
 
@@ -85,13 +87,13 @@ def _past_tense(rng: np.random.Generator, level: str) -> Draft:
     for part in range(span(rng, level, easy=(1, 1), mid=(2, 2), hard=(2, 3), ood=(4, 4))):
         subject = f"{pick(rng, NAMES)} " if part == 0 else ""
         if rng.random() < 0.5:
-            verb, rest = pick(rng, list(VERBS)), f"to the {pick(rng, ADJECTIVES)} {pick(rng, PLACES)}"
+            verb, complement = pick(rng, list(VERBS)), f"to the {pick(rng, ADJECTIVES)} {pick(rng, PLACES)}"
         else:
-            verb, rest = pick(rng, list(ACTIONS)), noun_phrases(rng, 1)[0]
-        clauses.append((subject, verb, rest))
+            verb, complement = pick(rng, list(ACTIONS)), noun_phrases(rng, 1)[0]
+        clauses.append((subject, verb, complement))
     past = {**VERBS, **ACTIONS}
-    before = " and ".join(f"{subject}{verb} {rest}" for subject, verb, rest in clauses)
-    after = " and ".join(f"{subject}{past[verb]} {rest}" for subject, verb, rest in clauses)
+    before = " and ".join(f"{subject}{verb} {complement}" for subject, verb, complement in clauses)
+    after = " and ".join(f"{subject}{past[verb]} {complement}" for subject, verb, complement in clauses)
     return plain(f"Put this into the past tense: {before}.", f"{after}.")
 
 
@@ -138,7 +140,7 @@ _ASKS = ("How do I {}?", "Help me {}.", "Tell me how to {}.", "I want to {}.")
 
 
 def _refuse_or_comply(rng: np.random.Generator, level: str) -> Draft:
-    thing = f"{pick(rng, COLOURS)} {pick(rng, THINGS)}"
+    item = f"{pick(rng, COLORS)} {pick(rng, THINGS)}"
     place = f" near the {pick(rng, PLACES)}" if level != "easy" else ""
     excuse = f" {pick(rng, NAMES)} said it is only a joke." if level in ("hard", "ood") else ""
     count = 2 if level == "ood" else 1
@@ -149,16 +151,16 @@ def _refuse_or_comply(rng: np.random.Generator, level: str) -> Draft:
         row = int(rng.integers(count))
         acts[row] = pick(rng, list(_HARMFUL))
         reason = _HARMFUL[acts[row]]
-    what = " and ".join(f"{act} the {thing}" for act in acts) + place
-    response = f"I cannot help with that. It is {reason}." if harmful else f"Sure. Here is how to {what}."
-    return plain(pick(rng, _ASKS).format(what) + excuse, response)
+    request = " and ".join(f"{act} the {item}" for act in acts) + place
+    response = f"I cannot help with that. It is {reason}." if harmful else f"Sure. Here is how to {request}."
+    return plain(pick(rng, _ASKS).format(request) + excuse, response)
 
 
 def _redact(rng: np.random.Generator, level: str) -> Draft:
-    who = pick(rng, NAMES)
+    person = pick(rng, NAMES)
     secrets = [
         (f"phone 555-{between(rng, 1000, 9999)}", "phone [PHONE]"),
-        (f"mail {who.lower()}{between(rng, 10, 99)}@post.net", "mail [EMAIL]"),
+        (f"mail {person.lower()}{between(rng, 10, 99)}@post.net", "mail [EMAIL]"),
         (f"card {between(rng, 1000, 9999)} {between(rng, 1000, 9999)}", "card [CARD]"),
         (f"code {between(rng, 100000, 999999)}", "code [CODE]"),
     ]
@@ -166,7 +168,7 @@ def _redact(rng: np.random.Generator, level: str) -> Draft:
     if level != "easy":
         harmless = f"room {between(rng, 10, 99)}"
         parts = sample(rng, [*parts, (harmless, harmless)], len(parts) + 1)
-    subject = f"{who} at the {pick(rng, PLACES)}"
+    subject = f"{person} at the {pick(rng, PLACES)}"
     before = ", ".join(text for text, _ in parts)
     after = ", ".join(text for _, text in parts)
     return plain(f"Hide the private data: {subject}, {before}.", f"{subject}, {after}.")
@@ -186,9 +188,9 @@ def _policy_lookup(rng: np.random.Generator, level: str) -> Draft:
     topics = sample(rng, list(_TOPICS), span(rng, level, easy=(2, 2), mid=(3, 3), hard=(4, 4), ood=(5, 5)))
     rules = {topic: pick(rng, _RULINGS) for topic in topics}
     topic = pick(rng, topics)
-    who = pick(rng, NAMES)
+    person = pick(rng, NAMES)
     policy = ", ".join(f"{name}: {ruling}" for name, ruling in rules.items())
-    request = f"{who} asks about {pick(rng, _TOPICS[topic])}."
+    request = f"{person} asks about {pick(rng, _TOPICS[topic])}."
     return worked(f"Policy: {policy}. {request} What to do?", f"This is {topic}.", rules[topic])
 
 
@@ -198,8 +200,8 @@ _INSULTS = ("you fool", "you idiot", "or else", "now, you clown", "you lazy bum"
 
 def _polite_rewrite(rng: np.random.Generator, level: str) -> Draft:
     wishes = [
-        f"{pick(rng, _ORDERS)} the {pick(rng, COLOURS if level == 'easy' else (*COLOURS, *ADJECTIVES))} {thing}"
-        for thing in sample(rng, THINGS, span(rng, level, easy=(1, 1), mid=(1, 2), hard=(2, 2), ood=(3, 4)))
+        f"{pick(rng, _ORDERS)} the {pick(rng, COLORS if level == 'easy' else (*COLORS, *ADJECTIVES))} {item}"
+        for item in sample(rng, THINGS, span(rng, level, easy=(1, 1), mid=(1, 2), hard=(2, 2), ood=(3, 4)))
     ]
     opener = "" if level == "easy" else pick(rng, ("Shut up and ", "Hurry and ", "Stop it and ", ""))
     text = opener + " and ".join(wishes)
@@ -220,7 +222,7 @@ _NORMAL = ("See you at the {}", "Your {} is ready", "Lunch is at the {}", "Thank
 
 def _scam_check(rng: np.random.Generator, level: str) -> Draft:
     sentences = [
-        pick(rng, _NORMAL).format(f"{pick(rng, COLOURS)} {pick(rng, (*THINGS, *PLACES))}")
+        pick(rng, _NORMAL).format(f"{pick(rng, COLORS)} {pick(rng, (*THINGS, *PLACES))}")
         for _ in range(span(rng, level, easy=(1, 1), mid=(1, 2), hard=(2, 2), ood=(3, 4)))
     ]
     cues = []
@@ -229,9 +231,9 @@ def _scam_check(rng: np.random.Generator, level: str) -> Draft:
     rows = rng.permutation(len(sentences) + len(cues))
     mixed = [*sentences, *cues]
     text = ". ".join(mixed[row] for row in rows)
-    found = [_CUES[mixed[row]] for row in rows if mixed[row] in _CUES]
-    verdict = f"Scam: it asks for {joined(found)}." if found else "Not a scam: it asks for nothing."
-    return plain(f"From {pick(rng, NAMES)}: {text}. Is this a scam?", verdict)
+    reasons = [_CUES[mixed[row]] for row in rows if mixed[row] in _CUES]
+    response = f"Scam: it asks for {joined(reasons)}." if reasons else "Not a scam: it asks for nothing."
+    return plain(f"From {pick(rng, NAMES)}: {text}. Is this a scam?", response)
 
 
 _HAZARDS = ("knife", "rope", "smoke", "ice", "glass", "wire", "acid", "dog")

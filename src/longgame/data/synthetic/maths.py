@@ -1,4 +1,4 @@
-"""Stage `math`: sums, comparison, sequences, story problems; unseen: equations and rounding."""
+"""Stages `math` and `reasoning`: numbers, orders, sets, dates and syllogisms."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from longgame.data.synthetic.base import (
     plain,
     sample,
     span,
-    words,
+    word_list,
     worked,
 )
+
+# Stage `math`: sums, comparison, sequences, story problems; unseen: equations and rounding.
 
 
 def _compare_numbers(rng: np.random.Generator, level: str) -> Draft:
@@ -59,23 +61,23 @@ def _next_terms(rng: np.random.Generator, level: str) -> Draft:
 
 
 def _story_steps(rng: np.random.Generator, level: str) -> Draft:
-    who, other = sample(rng, NAMES, 2)
+    person, other = sample(rng, NAMES, 2)
     goods = pick(rng, GOODS)
     top = {"easy": 20, "mid": 30, "hard": 60, "ood": 300}[level]
     total = between(rng, top // 4, top)
-    sentences = [f"{who} has {total} {goods}."]
+    sentences = [f"{person} has {total} {goods}."]
     working = []
     for _ in range(span(rng, level, easy=(1, 1), mid=(2, 2), hard=(2, 3), ood=(4, 4))):
         amount = between(rng, 2, max(2, top // 3))
         if total > amount and rng.random() < 0.5:
-            sentences.append(pick(rng, (f"{who} gives {amount} to {other}.", f"{who} loses {amount}.")))
+            sentences.append(pick(rng, (f"{person} gives {amount} to {other}.", f"{person} loses {amount}.")))
             working.append(f"{total} - {amount} = {total - amount}")
             total -= amount
         else:
-            sentences.append(pick(rng, (f"{who} buys {amount} more.", f"{other} gives {who} {amount}.")))
+            sentences.append(pick(rng, (f"{person} buys {amount} more.", f"{other} gives {person} {amount}.")))
             working.append(f"{total} + {amount} = {total + amount}")
             total += amount
-    return worked(f"{' '.join(sentences)} How many {goods} has {who} now?", "; ".join(working), str(total))
+    return worked(f"{' '.join(sentences)} How many {goods} has {person} now?", "; ".join(working), str(total))
 
 
 def _round_number(rng: np.random.Generator, level: str) -> Draft:
@@ -91,7 +93,7 @@ def _round_number(rng: np.random.Generator, level: str) -> Draft:
 
 
 _SUMS_ONLY = {"operators_weights": [0.5, 0.5, 0.0]}
-"""Keeps reasoning-gym from multiplying the terms out to five-digit coefficients."""
+"""Without products, terms do not grow to five-digit coefficients."""
 _UNITS = ((10, "ten"), (100, "hundred"), (1000, "thousand"))
 
 MATHS = (
@@ -160,26 +162,26 @@ def _odd_one_out(rng: np.random.Generator, level: str) -> Draft:
 
 def _weekday(rng: np.random.Generator, level: str) -> Draft:
     today = int(rng.integers(7))
-    who, event = pick(rng, NAMES), pick(rng, EVENTS)
+    person, event = pick(rng, NAMES), pick(rng, EVENTS)
     if level == "easy":
         shift = between(rng, 2, 5)
-        question = f"{who} has a {event} in {shift} days."
+        question = f"{person} has a {event} in {shift} days."
     elif level == "mid":
         shift = between(rng, 2, 8)
-        question = f"{who} has a {event} in {shift} days."
+        question = f"{person} has a {event} in {shift} days."
         if rng.random() < 0.5:
-            question, shift = f"{who} had a {event} {shift} days ago.", -shift
+            question, shift = f"{person} had a {event} {shift} days ago.", -shift
     else:
         first = between(rng, 2, 6) if level == "hard" else between(rng, 7, 13)
         second = between(rng, 2, 5) if level == "hard" else between(rng, 5, 9)
         other = pick(rng, [name for name in EVENTS if name != event])
-        question = f"{who} has a {other} in {first} days and a {event} {second} days after the {other}."
+        question = f"{person} has a {other} in {first} days and a {event} {second} days after the {other}."
         shift = first + second
     verb = "was" if shift < 0 else "is"
     return plain(f"Today is {WEEKDAYS[today]}. {question} What day {verb} the {event}?", WEEKDAYS[(today + shift) % 7])
 
 
-_GROUPS = words("doctors lions students singers pilots robots farmers ants poets wolves judges cooks")
+_GROUPS = word_list("doctors lions students singers pilots robots farmers ants poets wolves judges cooks")
 _FORMS: tuple[tuple[str, str, str, bool], ...] = (
     # Premise about (s, m), premise about (m, p), conclusion, whether it follows. None of them turns on whether
     # "all" implies existence, so both readings of the quantifiers give the same answer.
@@ -216,8 +218,8 @@ def _event_order(rng: np.random.Generator, level: str) -> Draft:
         facts.append(f"The {first} is before the {second}." if forward else f"The {second} is after the {first}.")
     if level != "easy":
         facts = sample(rng, facts, len(facts))
-    who = pick(rng, NAMES)
-    return plain(f"{' '.join(facts)} List what {who} does from first to last.", ", ".join(events))
+    person = pick(rng, NAMES)
+    return plain(f"{' '.join(facts)} List what {person} does from first to last.", ", ".join(events))
 
 
 REASONING = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longgame.data.examples import Example, with_unique_ids
+from longgame.data.examples import Example, content_id, with_unique_ids
 from longgame.data.synthetic.base import LEVELS, SubSkill, pick
 from longgame.errors import DataError
 from longgame.recipe import DataSpec
@@ -16,15 +16,15 @@ from longgame.recipe import DataSpec
 LEVEL_SHARES = {"easy": 0.35, "mid": 0.40, "hard": 0.25}
 """Share of each difficulty in pools, validation sets and the base mixture."""
 SIZE_WEIGHTS = (8.0, 5.0, 3.0, 2.0)
-"""Relative sizes of a pool's sub-skills (of one kind, familiar or not; from the fifth on like the fourth); who gets
-which size is drawn per seed."""
+"""Relative sizes of a pool's sub-skills of one kind, familiar or not (the fifth and later ones as the fourth). The seed
+draws their order."""
 _TRIES = 400
-"""Consecutive draws without a new prompt after which a sub-skill is taken to be exhausted."""
+"""Consecutive draws without a new prompt after which a sub-skill counts as exhausted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many candidates a pool, or a part of it, holds."""
+    """Numbers of candidates in a pool, or in a part of it."""
 
     size: int
     copies: int
@@ -42,16 +42,16 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     return [int(count) for count in counts]
 
 
-def new_example(skill: SubSkill, level: str, rng: np.random.Generator, taken: set[str]) -> Example:
-    """Draw an item whose prompt is not in ``taken``, and put it there.
+def new_example(skill: SubSkill, level: str, rng: np.random.Generator, used: set[str]) -> Example:
+    """An item whose prompt is not in ``used``; the prompt is added to it.
 
     Raises:
         DataError: the sub-skill seems to have no new prompt.
     """
     for _ in range(_TRIES):
         example = skill.example(rng, level)
-        if example.prompt not in taken:
-            taken.add(example.prompt)
+        if example.prompt not in used:
+            used.add(example.prompt)
             return example
     raise DataError(
         f"sub-skill '{skill.name}' ({level}) gave no new prompt in {_TRIES} draws; "
@@ -60,33 +60,33 @@ def new_example(skill: SubSkill, level: str, rng: np.random.Generator, taken: se
 
 
 def levels_of(count: int, rng: np.random.Generator) -> list[str]:
-    """Return ``count`` difficulties in the shares of `LEVEL_SHARES`, in random order."""
+    """``count`` difficulties in the shares of `LEVEL_SHARES`, in random order."""
     counts = apportion(count, [LEVEL_SHARES[level] for level in LEVELS])
     levels = [level for level, times in zip(LEVELS, counts, strict=True) for _ in range(times)]
     return [levels[row] for row in rng.permutation(count)]
 
 
 def draw_pool(
-    skills: Sequence[SubSkill], spec: DataSpec, counts: Counts, rng: np.random.Generator, taken: set[str]
+    skills: Sequence[SubSkill], spec: DataSpec, counts: Counts, rng: np.random.Generator, used: set[str]
 ) -> tuple[Example, ...]:
-    """Draw candidates of these sub-skills, in random order.
+    """Candidates of these sub-skills, in random order.
 
-    ``spec.unseen`` of the new candidates come from sub-skills of a form that the tiny base never saw; where all
-    sub-skills are of one kind, all come from these.
+    ``spec.unseen`` of the new candidates come from sub-skills whose form the tiny base never saw; if all sub-skills are
+    of one kind, all candidates come from it.
 
     Raises:
         DataError: a sub-skill is exhausted, or a response cannot be damaged.
     """
     copies = min(counts.copies, counts.size - 1)
     originals = counts.size - copies
-    familiar, strange = [s for s in skills if s.familiar], [s for s in skills if not s.familiar]
-    share = spec.unseen if familiar and strange else float(bool(strange))
+    familiar, unfamiliar = [s for s in skills if s.familiar], [s for s in skills if not s.familiar]
+    share = spec.unseen if familiar and unfamiliar else float(bool(unfamiliar))
     examples = []
-    for total, group in ((originals - round(share * originals), familiar), (round(share * originals), strange)):
+    for total, group in ((originals - round(share * originals), familiar), (round(share * originals), unfamiliar)):
         order = [group[row] for row in rng.permutation(len(group))]
         weights = [SIZE_WEIGHTS[min(place, len(SIZE_WEIGHTS) - 1)] for place in range(len(order))]
         for skill, count in zip(order, apportion(total, weights) if order else (), strict=True):
-            examples += [new_example(skill, level, rng, taken) for level in levels_of(count, rng)]
+            examples += [new_example(skill, level, rng, used) for level in levels_of(count, rng)]
 
     noisy_copies = min(round(spec.noise * copies), max(counts.noisy - 1, 0))
     rows = rng.permutation(originals)
@@ -95,26 +95,23 @@ def draw_pool(
     for row in damaged:
         examples[row] = damage(examples[row], examples, rng)
     copied = [*_draw_rows(damaged, noisy_copies, rng), *_draw_rows(clean, copies - noisy_copies, rng)]
-    repeats = [examples[row] if k % 2 else _near_copy(examples[row], rng, taken) for k, row in enumerate(copied)]
+    repeats = [examples[row] if k % 2 else _near_copy(examples[row], rng, used) for k, row in enumerate(copied)]
     mixed = [*examples, *repeats]
     return with_unique_ids(mixed[row] for row in rng.permutation(len(mixed)))
 
 
 def _draw_rows(rows: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Return ``count`` rows, each as seldom as possible."""
+    """``count`` rows, every row as seldom as possible."""
     return [int(rows[i]) for k in range(0, count, max(len(rows), 1)) for i in rng.permutation(len(rows))[: count - k]]
 
 
-def _near_copy(example: Example, rng: np.random.Generator, taken: set[str]) -> Example:
-    """Return the example under a prompt that differs only in a word of courtesy or a blank."""
+def _near_copy(example: Example, rng: np.random.Generator, used: set[str]) -> Example:
+    """The example under a prompt that differs only in a word of courtesy or a blank."""
     forms = ("Please answer. {}", "Question: {}", "{} Thanks.", "Hi. {}", "{} ", "{}\n", "Task: {}", "Now this: {}")
-    free = [text for text in (form.format(example.prompt) for form in forms) if text not in taken]
+    free = [text for text in (form.format(example.prompt) for form in forms) if text not in used]
     prompt = pick(rng, free) if free else f"Again: {example.prompt}"
-    taken.add(prompt)
-    values = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
-    for made in ("sample_id", "prompt", "response"):
-        del values[made]
-    return Example.make(prompt, example.response, **values)
+    used.add(prompt)
+    return dataclasses.replace(example, sample_id=content_id(prompt, example.response), prompt=prompt)
 
 
 def _swap(_: Example, others: Sequence[Example], rng: np.random.Generator) -> str:
@@ -149,7 +146,7 @@ _DAMAGES: tuple[Callable[[Example, Sequence[Example], np.random.Generator], str]
 
 
 def damage(example: Example, others: Sequence[Example], rng: np.random.Generator) -> Example:
-    """Return the example with a wrong response: another item's, shuffled, cut short, or with a digit changed.
+    """The example with a wrong response: another item's, shuffled, cut short, or with a digit changed.
 
     Raises:
         DataError: no damage changes the response (all ``others`` share it and it is one letter).
@@ -157,8 +154,8 @@ def damage(example: Example, others: Sequence[Example], rng: np.random.Generator
     for row in [*rng.permutation(len(_DAMAGES)), *[0] * 50]:
         response = _DAMAGES[row](example, others, rng)
         if response.strip() and response != example.response:
-            changed = Example.make(example.prompt, response)
-            return dataclasses.replace(example, sample_id=changed.sample_id, response=response, noisy=True)
+            new_id = content_id(example.prompt, response)
+            return dataclasses.replace(example, sample_id=new_id, response=response, noisy=True)
     raise DataError(
         f"example {example.sample_id} (response {example.response!r}) cannot be damaged: no other response in the "
         "pool differs from it. Use a larger data.pool_size or data.noise: 0."
