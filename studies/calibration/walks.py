@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,15 +141,15 @@ class WalkRecorder:
     def __init__(self, recipe: Recipe, seed: int) -> None:
         self.recipe, self.seed = recipe, seed
         self.sequence = build_quadratic_sequence(recipe, seed)
-        self._start = RecordingLearner(recipe, seed)
-        self._start.use(self.sequence, self._start.prepare(self.sequence))
-        self.world: QuadraticWorld = self._start.world
+        learner = RecordingLearner(recipe, seed)
+        self._frozen = learner.prepare(self.sequence)
+        self.world: QuadraticWorld = learner.world
 
     def walk(self, selector: Selector) -> Walk:
         """Train through all stages with the recipe's protocol; probe after each but the last."""
         recipe, seed, stages = self.recipe, self.seed, self.sequence.stages
-        learner = copy.copy(self._start)
-        learner.picks, learner.rates, learner.probes = [], [], []
+        learner = RecordingLearner(recipe, seed)
+        learner.use(self.sequence, self._frozen)
         policy = SelectionPolicy(selector, History(seed=stream_seed(seed, "history")), generator(seed, "select", 0))
         for number, stage in enumerate(stages, start=1):
             policy.begin_stage(generator(seed, "select", number))
