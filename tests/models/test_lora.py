@@ -1,14 +1,27 @@
+"""Faster ways through plain LoRA layers: fused for one pass, folded for many; both give PEFT's own numbers."""
+
 import numpy as np
 import pytest
 import torch
 
 from longgame.errors import PluginError
-from longgame.models.lora import Recording, fused_lora, plain_layers
+from longgame.models.lora import Recording, folded_lora, fused_lora, plain_layers
 from longgame.signals import engine as module
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
-from support.signals import llama, with_lora
+from support.signals import llama, random_pool, with_lora
 
 ALL = (*FORWARD, *BACKWARD)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return random_pool()
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A LoRA adapter with B ≠ 0; tests leave it as it is."""
+    return with_lora(llama())
 
 
 def layers_of(model):
@@ -19,7 +32,7 @@ def measure(model, pool):
     return SignalEngine(model, pad_token_id=0, sketch_dim=64)(pool, ALL)
 
 
-def test_every_linear_layer_of_a_float32_adapter_runs_fused(adapted):
+def test_fused_are_all_linear_layers_of_a_float32_adapter(adapted):
     assert len(layers_of(adapted)) == 14
 
 
@@ -32,7 +45,7 @@ def test_fused_layers_give_the_signals_of_pefts_own(adapted, pool, monkeypatch):
 
 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
-def test_beside_a_bfloat16_base_fused_layers_are_as_near_to_float32_as_pefts_own(factors, pool, monkeypatch):
+def test_fused_bfloat16_is_as_near_to_float32_as_pefts_own(factors, pool, monkeypatch):
     model = with_lora(llama()).to(torch.bfloat16)
     truth = measure(model.float(), pool)
     for name, weight in model.to(torch.bfloat16).named_parameters():
@@ -49,7 +62,7 @@ def test_beside_a_bfloat16_base_fused_layers_are_as_near_to_float32_as_pefts_own
         assert not np.array_equal(fused[name], own[name]), name
 
 
-def test_merging_for_the_moment_moves_no_weight(pool):
+def test_fused_pass_moves_no_weight(pool):
     model = with_lora(llama())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     measure(model, pool)
@@ -60,7 +73,7 @@ def test_merging_for_the_moment_moves_no_weight(pool):
 @pytest.mark.parametrize(
     "change", ["float16", "float64", "disabled", "merged", "dora", "autocast", "hooked", "patched"]
 )
-def test_layers_that_are_not_plain_keep_their_own_forward(change):
+def test_fused_are_only_plain_layers(change):
     if change == "autocast":
         model = with_lora(llama())
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -86,7 +99,7 @@ def test_layers_that_are_not_plain_keep_their_own_forward(change):
     assert len(layers_of(model)) == left
 
 
-def test_a_bfloat16_base_with_a_float32_adapter_is_measured_through_pefts_own_forward(pool):
+def test_signals_of_a_bfloat16_base_are_near_float32(pool):
     exact = measure(with_lora(llama()), pool)
     model = with_lora(llama().to(torch.bfloat16))
     factors = [weight for name, weight in model.named_parameters() if "lora_" in name]
@@ -96,13 +109,13 @@ def test_a_bfloat16_base_with_a_float32_adapter_is_measured_through_pefts_own_fo
         assert np.linalg.norm(found[name] - exact[name]) < 0.05 * np.linalg.norm(exact[name]), name
 
 
-def test_eager_attention_gives_the_signals_of_sdpa(pool):
+def test_signals_of_eager_attention_are_those_of_sdpa(pool):
     one, other = (measure(with_lora(llama(attn_implementation=kind)), pool) for kind in ("sdpa", "eager"))
     for name in ALL:
         assert np.linalg.norm(one[name] - other[name]) < 1e-5 * np.linalg.norm(one[name]), name
 
 
-def test_a_layer_used_twice_in_one_pass_is_refused_with_gradients_and_forward_is_restored():
+def test_fused_layer_used_twice_in_one_pass_is_refused():
     model = with_lora(llama()).eval()
     layers = layers_of(model)
     layer = next(iter(layers.values()))
@@ -113,10 +126,76 @@ def test_a_layer_used_twice_in_one_pass_is_refused_with_gradients_and_forward_is
     assert not any("forward" in vars(one) for one in layers.values())
 
 
-def test_activations_without_a_batch_dimension_are_refused_with_gradients():
+def test_fused_activations_without_a_batch_are_refused():
     model = with_lora(llama()).eval()
     layers = layers_of(model)
     layer = next(iter(layers.values()))
     x = torch.zeros(80, layer.in_features, requires_grad=True)
     with pytest.raises(PluginError, match="batch"), fused_lora(layers, Recording(lambda *_: None, inputs=[x])):
         layer(x)
+
+
+def scaled(model):
+    """B large enough for folding to show."""
+    return with_lora(model, b_scale=0.3).eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(4, 40, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_folded_logits_equal_and_weights_come_back_bit_for_bit(ids):
+    model = scaled(llama())
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+    expected = model(input_ids=ids).logits
+    with folded_lora(model) as folded:
+        assert folded
+        assert model.base_model.model.model.layers[0].mlp.up_proj.merged
+        inside = model(input_ids=ids).logits
+    assert not torch.equal(inside, expected), "the adapters were not folded"
+    torch.testing.assert_close(inside, expected, rtol=1e-4, atol=1e-5)
+    for name, value in model.state_dict().items():
+        pointer, original = before[name]
+        assert value.data_ptr() == pointer, name
+        assert torch.equal(value, original), name
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_folded_weights_come_back_after_an_error():
+    layer = (model := scaled(llama())).base_model.model.model.layers[0].mlp.up_proj
+    original = layer.base_layer.weight.data
+    with pytest.raises(KeyError), folded_lora(model):
+        raise KeyError
+    assert layer.base_layer.weight.data.data_ptr() == original.data_ptr()
+    assert not layer.merged
+
+
+def disabled():
+    model = scaled(llama())
+    model.base_model.disable_adapter_layers()
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: llama().eval(), id="no adapter"),
+        pytest.param(lambda: with_lora(llama().to(torch.bfloat16)).eval(), id="bfloat16"),
+        pytest.param(lambda: with_lora(llama(), use_dora=True).eval(), id="dora"),
+        pytest.param(
+            lambda: with_lora(llama(), target_modules=["q_proj", "lm_head"]).eval(),
+            id="head tied to the embedding",
+            marks=pytest.mark.filterwarnings("ignore"),
+        ),
+        pytest.param(disabled, id="disabled"),
+    ],
+)
+@torch.no_grad()
+def test_folding_leaves_other_models_as_they_are(ids, make):
+    model = make()
+    expected = model(input_ids=ids).logits
+    with folded_lora(model) as folded:
+        assert not folded
+        assert torch.equal(model(input_ids=ids).logits, expected)

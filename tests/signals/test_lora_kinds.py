@@ -1,4 +1,8 @@
-"""LoRA on the input embedding, whose factor A is looked up by token id, against autograd one example at a time."""
+"""Gradient signals of LoRA's other kinds, against autograd one example at a time.
+
+DoRA: A, B and the magnitude, with the weight's norm held constant as the paper and PEFT do. LoRA on the input
+embedding: its factor A is looked up by token id.
+"""
 
 import numpy as np
 import pytest
@@ -7,10 +11,48 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 
 from longgame.errors import ModelError
 from longgame.signals import projection
-from longgame.signals.engine import SignalEngine
+from longgame.signals.engine import FORWARD, SignalEngine
 from longgame.signals.projection import CountSketch
-from support.signals import VOCABULARY, llama, perturb, random_pool, with_lora
+from support.signals import VOCABULARY, autograd_gradients, llama, perturb, random_pool, with_lora
 from support.signals_exact import assert_exact, engine_of
+
+
+def dora(model, **changes):
+    adapted = with_lora(model, use_dora=True, **changes)
+    perturb(adapted, "lora_magnitude", 0.1, 6)
+    return adapted
+
+
+@pytest.mark.parametrize("attention_bias", [False, True])
+def test_dora_gradients_equal_the_autograd_loop(attention_bias, pool):
+    model = dora(llama(attention_bias=attention_bias))
+    gradient = autograd_gradients(model, pool, lambda name: "magnitude" in name)[0]
+    assert all(float(part.norm()) > 0 for part in gradient.values())
+    assert_exact(model, pool)
+
+
+def test_dora_gradients_on_conv1d_equal_the_autograd_loop(pool):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=24, n_layer=2, n_head=2))
+    perturb(base, "", 0.05, 3)
+    assert_exact(dora(base, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True), pool)
+
+
+def test_dora_forward_signals_are_those_of_the_merged_model(pool):
+    model = dora(llama())
+    found = engine_of(model)(pool, FORWARD)
+    merged = engine_of(model.merge_and_unload())(pool, FORWARD)
+    for name in FORWARD:
+        assert abs(found[name] - merged[name]).max() < 1e-4 * abs(merged[name]).max(), name
+
+
+def test_dora_magnitude_of_zero_is_refused(pool):
+    model = dora(llama())
+    with torch.no_grad():
+        model.base_model.model.model.layers[1].mlp.up_proj.lora_magnitude_vector["default"].weight[3] = 0
+    with pytest.raises(ModelError, match="layers.1.mlp.up_proj' holds a 0"):
+        engine_of(model)(pool, ["grad_norm"])
 
 
 def embedded(model, **changes):
@@ -21,11 +63,11 @@ def embedded(model, **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_rslora": True}, {"target_modules": ["embed_tokens"]}])
-def test_gradients_equal_the_autograd_loop(changes, pool):
+def test_embedding_gradients_equal_the_autograd_loop(changes, pool):
     assert_exact(embedded(llama(), **changes), pool)
 
 
-def test_tokens_that_occur_often_and_the_padding_token_are_counted_as_autograd_counts_them():
+def test_embedding_repeated_and_padding_tokens_are_exact():
     """Seven different tokens; the row of the padding index gets no gradient, although the token occurs."""
     model = embedded(llama(pad_token_id=3))
     assert model.get_input_embeddings().base_layer.padding_idx == 3
@@ -34,7 +76,7 @@ def test_tokens_that_occur_often_and_the_padding_token_are_counted_as_autograd_c
     assert_exact(model, pool)
 
 
-def test_untied_and_scaled_embeddings_are_exact(pool):
+def test_embedding_untied_or_scaled_is_exact(pool):
     assert_exact(embedded(llama(tie_word_embeddings=False)), pool)
     config = Gemma3TextConfig(
         vocab_size=VOCABULARY,
@@ -54,14 +96,14 @@ def test_untied_and_scaled_embeddings_are_exact(pool):
     assert_exact(embedded(model), pool)
 
 
-def test_batches_of_any_size_agree(pool):
+def test_embedding_batches_of_any_size_agree(pool):
     model = embedded(llama())
     whole, single = (engine_of(model, max_batch_tokens=size)(pool, ["grad_norm", "grad_sketch"]) for size in (4096, 1))
     for name in whole:
         np.testing.assert_allclose(single[name], whole[name], rtol=1e-5, atol=1e-6 * np.abs(whole[name]).max())
 
 
-def test_a_sketch_of_few_entries_is_the_sketch_of_the_filled_out_vector(monkeypatch):
+def test_sketch_of_few_entries_is_that_of_the_dense_vector(monkeypatch):
     monkeypatch.setattr(projection, "_BLOCK", 10)
     entry = torch.tensor([[0, 36, 17, 9], [10, -1, 5, 5]])
     value = torch.tensor([[1.0, -2.0, 3.0, 0.5], [4.0, 9.0, 1.0, 2.0]])
@@ -72,7 +114,7 @@ def test_a_sketch_of_few_entries_is_the_sketch_of_the_filled_out_vector(monkeypa
     torch.testing.assert_close(sketch.project_entries("w", 37, entry, value), sketch.project("w", dense))
 
 
-def test_an_embedding_of_positions_is_refused(pool):
+def test_embedding_of_positions_is_refused(pool):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=24, n_layer=2, n_head=2))
     adapted = with_lora(model, target_modules=["wpe", "c_attn"], fan_in_fan_out=True)
     with pytest.raises(ModelError, match="'transformer.wpe' is another embedding"):

@@ -1,6 +1,6 @@
-"""LoRA on quantised bases: the factors' gradients equal autograd's on the same quantised model.
+"""LoRA on quantized bases: the factors' gradients equal autograd's on the same quantized model.
 
-Each test needs the package that quantises (bitsandbytes, torchao, gguf) and is skipped where it is not installed.
+Each test needs the package that quantizes (bitsandbytes, torchao, gguf) and is skipped where it is not installed.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ def eight_bits(module: nn.Linear) -> nn.Module:
     return layer.to("cpu")
 
 
-def quantised(make, **changes):
+def quantized(make, **changes):
     base = replaced(llama(hidden_size=64, intermediate_size=128), make)
     base.is_loaded_in_8bit, base.is_loaded_in_4bit = make is eight_bits, make is four_bits
     model = with_lora(base, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], **changes)
@@ -69,17 +69,17 @@ def never_repacking(model):
 
 @bitsandbytes
 @pytest.mark.parametrize("dora", [False, True])
-def test_four_bit_weights(dora, pool):
-    model = quantised(four_bits, use_dora=dora)
+def test_four_bit_gradients_equal_the_autograd_loop(dora, pool):
+    model = quantized(four_bits, use_dora=dora)
     assert "Linear4bit" in type(model.get_base_model().model.layers[0].mlp.up_proj).__name__
     assert_exact(never_repacking(model), pool)
 
 
 @bitsandbytes
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_measuring_four_bit_weights_does_not_repack_them_for_inference(mode, pool):
+def test_four_bit_weights_are_not_repacked_by_signals(mode, pool):
     """On a CPU with bfloat16 instructions they would pass no gradient on afterwards, neither here nor in training."""
-    model = getattr(quantised(four_bits), mode)()
+    model = getattr(quantized(four_bits), mode)()
     flags = [vars(module).get("support_avx512bf16_for_cpu") for module in model.modules()]
     engine_of(model)(pool, ["loss", "embedding"])
     found = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
@@ -90,7 +90,7 @@ def test_measuring_four_bit_weights_does_not_repack_them_for_inference(mode, poo
 
 @bitsandbytes
 def test_four_bit_weights_that_were_repacked_are_refused(pool):
-    model = quantised(four_bits).eval()
+    model = quantized(four_bits).eval()
     with torch.no_grad():
         model(input_ids=torch.ones(1, 3, dtype=torch.int64))
     if not any(is_repacked(module) for module in model.modules()):
@@ -100,10 +100,10 @@ def test_four_bit_weights_that_were_repacked_are_refused(pool):
 
 
 @bitsandbytes
-def test_eight_bit_weights_one_example_at_a_time_are_exact_and_batches_are_close():
+def test_eight_bit_gradients_are_exact_one_at_a_time():
     """LLM.int8 picks outlier columns and scales from the batch it sees: signals depend on it a little by design."""
     pool = random_pool()
-    model = quantised(eight_bits)
+    model = quantized(eight_bits)
     assert_exact(model, pool, tolerance=1e-4, max_batch_tokens=1)
     norms, _ = reference(model, pool, is_lora)
     found = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
@@ -111,7 +111,7 @@ def test_eight_bit_weights_one_example_at_a_time_are_exact_and_batches_are_close
 
 
 @torchao
-def test_torchao_int8_weights(pool):
+def test_torchao_int8_gradients_equal_the_autograd_loop(pool):
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     base = llama(hidden_size=64, intermediate_size=128)
@@ -174,7 +174,7 @@ GGUF_NAMES = {
 
 
 @pytest.mark.skipif(not has("gguf"), reason="gguf is not installed")
-def test_a_model_loaded_from_gguf(tmp_path, pool):
+def test_gguf_gradients_equal_the_autograd_loop(tmp_path, pool):
     """transformers turns GGUF back into plain weights, so LoRA on it runs fused."""
     write_gguf(tmp_path / "small.gguf", llama(hidden_size=64, intermediate_size=128, num_key_value_heads=4))
     base = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf", dtype=torch.float32)

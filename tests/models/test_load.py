@@ -1,0 +1,196 @@
+"""Models by name: checked before they are trusted, adapted reproducibly, gradients free of the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longgame.errors import ModelError
+from longgame.models.adaptation import adapt
+from longgame.models.load import load_model, load_tokenizer
+from longgame.recipe import ModelSpec
+from support.chat_model import CHATML, chat_tokenizer, llama, save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("model"), chat_tokenizer())
+
+
+def test_directory_loads_with_its_dtype_in_evaluation_mode(folder: str) -> None:
+    loaded = load_model(ModelSpec(name=folder, dtype="bfloat16"))
+    assert loaded.model.dtype == torch.bfloat16
+    assert not loaded.model.training
+    assert loaded.pad_token_id == 0
+    assert folder in loaded.source
+    reference = llama(len(chat_tokenizer())).to(torch.bfloat16).state_dict()
+    assert all(torch.equal(value, reference[key]) for key, value in loaded.model.state_dict().items())
+    alone = load_tokenizer(ModelSpec(name=folder))
+    assert alone.get_vocab() == loaded.tokenizer.get_vocab()
+    assert alone.chat_template == loaded.tokenizer.chat_template == CHATML
+
+
+def gradient(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Gradient of the first row's mean NLL (positions 20 … length) with respect to every trainable parameter."""
+    model.zero_grad()
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, 19 : length - 1]
+    torch.nn.functional.cross_entropy(logits, ids[0, 20:length]).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None])
+
+
+def test_gradient_does_not_depend_on_padding_or_batch_mates(folder: str) -> None:
+    spec = ModelSpec(name=folder)
+    model = adapt(load_model(spec).model, spec, 0).model
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    ids = torch.randint(3, 300, (6, 90), generator=generator)
+    length = 57
+    alone = gradient(model, ids[:1, :length], torch.ones(1, length, dtype=torch.long), length)
+    mask = torch.ones(6, 90, dtype=torch.long)
+    mask[0, length:] = 0
+    together = gradient(model, ids, mask, length)
+    assert alone.norm() > 1e-3
+    assert (together - alone).norm() / alone.norm() < 2e-6
+
+
+def test_adapter_draw_depends_on_the_seed_alone(folder: str) -> None:
+    def adapter(seed: int) -> dict[str, torch.Tensor]:
+        spec = ModelSpec(name=folder)
+        model = adapt(load_model(spec).model, spec, seed).model
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    state = torch.random.get_rng_state()
+    first, again, other = adapter(1), adapter(1), adapter(2)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], other[name]) == ("lora_B" in name) for name in first)
+    assert all(not value.any() for name, value in first.items() if "lora_B" in name)
+
+
+def test_lora_is_float32_on_all_linear_layers_but_the_head(folder: str) -> None:
+    spec = ModelSpec(name=folder, dtype="bfloat16")
+    model = adapt(load_model(spec).model, spec, 0).model
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 7  # A and B, two layers, q k v o gate up down
+    assert not any("lm_head" in name or "embed" in name for name in trained)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.shape[0] for name, p in trained.items() if "lora_A" in name} == {16}
+
+
+def test_full_adaptation_trains_every_parameter(folder: str) -> None:
+    spec = ModelSpec(name=folder, adaptation="full")
+    model = adapt(load_model(spec).model, spec, 0).model
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_target_modules_that_do_not_exist_are_refused(folder: str) -> None:
+    spec = ModelSpec.model_validate({"name": folder, "lora": {"target_modules": ["no_such_layer"]}})
+    with pytest.raises(ModelError, match=r"no_such_layer.*model\.lora\.target_modules"):
+        adapt(load_model(spec).model, spec, 0)
+
+
+def test_padding_is_never_taken_from_eos_by_default(tmp_path: Path) -> None:
+    name = save(tmp_path, chat_tokenizer(pad=False))
+    with pytest.raises(ModelError, match=r"no padding token.*model\.pad_token.*<\|endoftext\|>"):
+        load_model(ModelSpec(name=name))
+    assert load_model(ModelSpec(name=name, pad_token="<|endoftext|>")).pad_token_id == 0
+    with pytest.raises(ModelError, match=r"not in the vocabulary.*Did you mean '<\|endoftext\|>'"):
+        load_model(ModelSpec(name=name, pad_token="<|endoftxt|>"))
+
+
+def test_missing_or_broken_chat_template_is_refused(tmp_path: Path) -> None:
+    name = save(tmp_path, chat_tokenizer(template=None))
+    with pytest.raises(ModelError, match=r"no chat template.*model\.chat_template"):
+        load_model(ModelSpec(name=name))
+    own = tmp_path / "own.jinja"
+    own.write_text(CHATML)
+    assert load_tokenizer(ModelSpec(name=name, chat_template=str(own))).chat_template == CHATML
+    with pytest.raises(ModelError, match="is not a file"):
+        load_model(ModelSpec(name=name, chat_template="absent.jinja"))
+    own.write_text("{% for %}")
+    with pytest.raises(ModelError, match="does not render"):
+        load_model(ModelSpec(name=name, chat_template=str(own)))
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    name = save(tmp_path, tokenizer, llama(len(tokenizer) - 1))
+    with pytest.raises(ModelError, match=f"has {len(tokenizer)} tokens but the model embeds {len(tokenizer) - 1}"):
+        load_model(ModelSpec(name=name))
+
+
+def test_max_length_beyond_the_context_is_refused(folder: str) -> None:
+    with pytest.raises(ModelError, match="max_length is 257 .* at most 256"):
+        load_model(ModelSpec(name=folder, max_length=257))
+
+
+def test_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    name = save(tmp_path, chat_tokenizer())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights .*up_proj"):
+        load_model(ModelSpec(name=name))
+
+
+def test_damaged_and_pickled_weights_are_refused(tmp_path: Path) -> None:
+    name = save(tmp_path, chat_tokenizer())
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:2000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSpec(name=name))
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSpec(name=name))
+
+
+def test_names_that_are_no_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        load_model(ModelSpec(name=str(tmp_path)))
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(ModelSpec(name=str(tmp_path / "absent")))
+    with pytest.raises(ModelError, match="'bad name!' is neither a directory nor a hub id.*one of tiny, smollm2-135m"):
+        load_model(ModelSpec(name="bad name!"))
+    with pytest.raises(ModelError, match="no language model"):
+        load_model(ModelSpec(name="quadratic"))
+
+
+_UNKNOWN = """
+import sys
+from longgame.errors import ModelError
+from longgame.models.load import load_model
+from longgame.recipe import ModelSpec
+try:
+    load_model(ModelSpec(name=sys.argv[1]))
+except ModelError as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+def test_unknown_id_without_network_ends_fast_with_help(tmp_path: Path) -> None:
+    environment = {"HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _UNKNOWN, "smollm-135m"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "'smollm-135m' is not in the local cache, and HF_HUB_OFFLINE is set" in done.stdout
+    assert "Did you mean 'smollm2-135m'?" in done.stdout
+    assert time.monotonic() - start < 45  # nearly all of it imports torch and transformers
