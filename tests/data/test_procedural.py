@@ -22,7 +22,6 @@ from longgame.data.synthetic import (
 )
 from longgame.data.synthetic.base import Draft
 from longgame.data.synthetic.pool import apportion
-from longgame.data.synthetic.sequence import NEW_TOKENS
 from longgame.errors import DataError
 from longgame.recipe import DataSpec, ProxySpec
 from longgame.seeding import generator
@@ -181,9 +180,8 @@ def test_the_base_mixture_depends_on_its_seed_alone():
 
 
 def test_an_exhausted_sub_skill_is_an_error_that_names_it(monkeypatch):
-    poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(12)}.", "yes", "yes"))
+    poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(12)}.", "yes", "yes"), (8, 8))
     monkeypatch.setitem(FAMILIES, "procedural-skill", {"general": (poor,)})
-    monkeypatch.setitem(NEW_TOKENS, "poor", (8, 8))
     spec = DataSpec(items_per_skill=3, ood_items_per_skill=3, pool_size=4, unseen=0.0, duplicates=0.0)
     build_procedural_sequence(spec.model_copy(update={"noise": 0.0}), 0, PROXY)
     with pytest.raises(DataError, match=r"sub-skill 'poor' \(\w+\) gave no new prompt .* smaller data.pool_size"):

@@ -20,7 +20,6 @@ from longgame.data.synthetic import (
     SUB_SKILLS,
     build_procedural_sequence,
 )
-from longgame.data.synthetic.sequence import NEW_TOKENS
 from longgame.data.tokenize import encode_all
 from longgame.errors import RecipeError
 from longgame.evaluation.scorers import SCORERS
@@ -46,7 +45,7 @@ def own(stage: str) -> set[str]:
 
 def test_sub_skills_have_one_name_and_one_length_each() -> None:
     assert len(SUB_SKILLS) == sum(len(skills) for stages in (STAGES, DOMAINS) for skills in stages.values()) == 60
-    assert set(NEW_TOKENS) == set(SUB_SKILLS)
+    assert all(0 < skill.new_tokens[0] <= skill.new_tokens[1] for skill in SUB_SKILLS.values())
 
 
 def test_four_sub_skills_of_a_stage_take_a_form_that_the_base_saw() -> None:
@@ -202,7 +201,10 @@ def test_a_sequence_of_ones_own_is_made_of_the_named_sub_skills() -> None:
     assert names(desk.task.items) == {"extract-field": 2, "redact": 2}
     assert [task.name for task in sequence.tasks] == ["desk", "books", "desk-ood", "books-ood"]
     assert (desk.task.max_new_tokens, desk.task.scorers) == (90, ("token_accuracy", "exact_match"))
-    assert (books.task.max_new_tokens, books.task.scorers) == (NEW_TOKENS["book-entry"][0], ("token_accuracy",))
+    assert (books.task.max_new_tokens, books.task.scorers) == (
+        SUB_SKILLS["book-entry"].new_tokens[0],
+        ("token_accuracy",),
+    )
     assert sum(e.skill in ("balance", "book-entry") for e in desk.candidates) == 20
     assert sum(e.skill == "extract-field" for e in books.candidates) == 20
     assert build_sequence(parse_recipe(custom()), 0, order=["books", "desk"]).stages[0].name == "books"

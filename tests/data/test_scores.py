@@ -41,9 +41,9 @@ def test_without_scores_the_order_of_the_file_counts_and_without_flags_everythin
     [
         ([{"sample_id": "a", "points": 1}], "has the columns sample_id, points; it needs sample_id, and score or keep"),
         ([{"name": "a", "score": 1}], "it needs sample_id"),
-        ([{"id": "a", "score": 1}, {"id": "a", "score": 2}], "1 ids stand twice, a. Give one row"),
-        ([{"id": "a", "score": 1}, {"id": "b", "score": None}], "1 ids have no finite number as score, b"),
-        ([{"id": "a", "score": "high"}], "no finite number as score, a"),
+        ([{"id": "a", "score": 1}, {"id": "a", "score": 2}], "repeats 1 ids: a. Give one row"),
+        ([{"id": "a", "score": 1}, {"id": "b", "score": None}], "1 ids have no finite number as score: b"),
+        ([{"id": "a", "score": "high"}], "no finite number as score: a"),
         ([{"id": 7, "score": 1}], "id holds 7, which is no text"),
         ([{"id": "a", "keep": "maybe"}], "keep holds 'maybe'; write true or false"),
     ],

@@ -1,4 +1,4 @@
-"""Where examples come from: JSONL and Parquet files, a folder of them, or a data set of the Hugging Face hub."""
+"""Examples from JSONL and Parquet files, folders of them, and data sets of the Hugging Face hub; files of scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from longgame.models.hub import require_repo
 Split = Literal["train", "eval"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-"""File names that are read; a reference that ends in one of them is a path."""
+"""Endings of files that are read; a reference with one of them is a path."""
 
 FORMATS = (
     "prompt + response",
@@ -44,24 +44,23 @@ _HUB_REMEDY = _FILES_REMEDY + ", or set HF_HUB_OFFLINE=1 to use a copy that is a
 
 
 def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> list[Example]:
-    """Read the examples behind a reference, in file order.
+    """The examples of a reference, in file order.
 
     Args:
         reference: a bare name (``data_dir/split/NAME.jsonl``, ``.jsonl.gz`` or ``.parquet``), a path that ends in one
             of these, or ``hub:owner/name[:config[:split]]``.
         data_dir: folder with ``train/`` and ``eval/``; only bare names need it.
-        split: the folder for a bare name; for a hub data set without an explicit split, ``train``, or the first that
+        split: the folder of a bare name; for a hub data set without an explicit split, ``train``, or the first that
             exists of validation, test, eval and dev.
 
     Accepted columns are TRL's (prompt/completion, messages, text), instruction/input/output, instruction/context/
-    response, question/context/answer and the normalised form (prompt/response); optional: skill, answer, choices,
-    quality, source, noisy, difficulty, verifier. Of a conversation, the last assistant turn is the response and what
-    stands before it the prompt. Where ``answer`` is the response, the gold answer is what stands behind ``####``, else
-    the answer itself if it is one line.
+    response, question/context/answer and prompt/response; optional: skill, answer, choices, quality, source, noisy,
+    difficulty, verifier. The last assistant turn of a conversation is the response, the turns before it the prompt.
+    Where ``answer`` is the response, the gold answer is the text after ``####``, else the answer if it is one line.
 
     Raises:
         DataError: unknown name or file, a line that does not parse or has no response (the first one with its number,
-            and how many more), a file without examples, a hub that cannot be reached or lacks the data set.
+            and the count of the others), a file without examples, a hub that cannot be reached or lacks the data set.
     """
     if reference.startswith("hub:"):
         return _convert(reference, "row", _hub_rows(reference, split))
@@ -72,7 +71,7 @@ def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> lis
 
 
 def source_name(reference: str) -> str:
-    """Return the short name of a reference: the file's stem, or the hub id without ``hub:``."""
+    """The short name of a reference: the file's stem, or the hub id without ``hub:``."""
     if reference.startswith("hub:"):
         return reference.removeprefix("hub:")
     name = Path(reference).name
@@ -103,41 +102,40 @@ def _locate(reference: str, data_dir: Path | None, split: Split) -> Path:
         )
     folder = Path(data_dir).expanduser() / split
     if not folder.is_dir():
-        seen_from = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
+        where = "" if folder.is_absolute() else f" (relative to {Path.cwd()})"
         raise DataError(
-            f"data folder '{folder}' does not exist{seen_from}. Give --data-dir, a folder with train/ and eval/."
+            f"data folder '{folder}' does not exist{where}. Give --data-dir, a folder with train/ and eval/."
         )
-    found = [folder / (reference + suffix) for suffix in SUFFIXES if (folder / (reference + suffix)).is_file()]
-    if len(found) > 1:
-        several = ", ".join(path.name for path in found)
+    paths = [folder / (reference + suffix) for suffix in SUFFIXES if (folder / (reference + suffix)).is_file()]
+    if len(paths) > 1:
+        several = ", ".join(path.name for path in paths)
         raise DataError(f"data name '{reference}' fits {several} in '{folder}'. Keep one, or write the path of one.")
-    if not found:
+    if not paths:
         names = sorted({source_name(path.name) for path in folder.iterdir() if path.name.endswith(SUFFIXES)})
-        known = ", ".join(names) if names else "no data files"
-        raise DataError(f"unknown data name '{reference}'.{did_you_mean(reference, names)} '{folder}' holds: {known}.")
-    return found[0]
+        content = ", ".join(names) if names else "no data files"
+        raise DataError(
+            f"unknown data name '{reference}'.{did_you_mean(reference, names)} '{folder}' holds: {content}."
+        )
+    return paths[0]
 
 
 class _RowError(Exception):
-    """What is wrong with one row; gathered by `_convert`."""
+    """The fault of one row; collected by `_convert`."""
 
 
 def _convert(where: str, unit: str, rows: Iterable[tuple[int, Callable[[], Any]]]) -> list[Example]:
-    """Turn rows into examples; all rows are read before the first problem is reported, so that it can be counted."""
+    """The rows as examples; all rows are read before an error is raised, so that it counts the bad ones."""
     examples: list[Example] = []
-    first: tuple[int, str] | None = None
-    more = 0
+    faults: list[tuple[int, str]] = []
     for number, read in rows:
         try:
             examples.append(_example(read()))
         except _RowError as error:
-            if first is None:
-                first = (number, str(error))
-            else:
-                more += 1
-    if first is not None:
-        tail = f" {more} more {unit}{'s' if more != 1 else ''} cannot be used." if more else ""
-        raise DataError(f"{where}, {unit} {first[0]}: {first[1]}.{tail} Mend or remove what is named.")
+            faults.append((number, str(error)))
+    if faults:
+        others = len(faults) - 1
+        tail = f" {others} more {unit}{'s' if others != 1 else ''} cannot be used." if others else ""
+        raise DataError(f"{where}, {unit} {faults[0][0]}: {faults[0][1]}.{tail} Correct or remove these rows.")
     if not examples:
         raise DataError(f"'{where}' holds no examples. Give a file with at least one {unit}.")
     return examples
@@ -186,18 +184,17 @@ def _hub_rows(reference: str, split: Split) -> Iterator[tuple[int, Callable[[], 
     if len(parts) > 3 or not parts[0] or "/" not in parts[0]:
         raise DataError(f"data reference '{reference}' must read hub:owner/name, optionally with :config and :split.")
     name = parts[0]
-    config = parts[1] if len(parts) > 1 and parts[1] else None
-    wanted = parts[2] if len(parts) > 2 and parts[2] else None
+    config, named_split = ((*parts, "", "")[place] or None for place in (1, 2))
     if not datasets.config.HF_HUB_OFFLINE:
         require_repo(name, "dataset", DataError, _HUB_REMEDY)
     try:
-        chosen = wanted or _pick_split(reference, datasets.get_dataset_split_names(name, config), split)
+        chosen = named_split or _pick_split(reference, datasets.get_dataset_split_names(name, config), split)
         table = datasets.load_dataset(name, config, split=chosen)
     except ConnectionError as error:
         offline = datasets.config.HF_HUB_OFFLINE
-        said = "HF_HUB_OFFLINE is set" if offline else str(error)
+        reason = "HF_HUB_OFFLINE is set" if offline else str(error)
         remedy = _FILES_REMEDY + "." if offline else _HUB_REMEDY
-        raise DataError(f"hub data set '{reference}' is not in the local cache, and {said}. {remedy}") from error
+        raise DataError(f"hub data set '{reference}' is not in the local cache, and {reason}. {remedy}") from error
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
@@ -210,9 +207,9 @@ def _hub_rows(reference: str, split: Split) -> Iterator[tuple[int, Callable[[], 
 
 def _pick_split(reference: str, available: Iterable[str], split: Split) -> str:
     names = list(available)
-    for wanted in ("train",) if split == "train" else _EVAL_SPLITS:
-        if wanted in names:
-            return wanted
+    for name in ("train",) if split == "train" else _EVAL_SPLITS:
+        if name in names:
+            return name
     raise DataError(
         f"hub data set '{reference}' has the splits {', '.join(names)}; none is the {split} split by name. "
         "Name it: hub:owner/name:config:split."
@@ -227,8 +224,8 @@ def _example(row: Any) -> Example:
         raise _RowError("the response is empty")
     optional = _optional(row)
     if optional.get("answer") == response and "question" in row:
-        lines = response.rpartition("####")[2].strip()
-        optional["answer"] = lines if lines and "\n" not in lines else None
+        answer = response.rpartition("####")[2].strip()
+        optional["answer"] = answer if answer and "\n" not in answer else None
     if all(not content for _, content in turns):
         return Example.make("", response, **optional)
     if len(turns) == 1 and turns[0][0] == "user":
@@ -238,30 +235,30 @@ def _example(row: Any) -> Example:
 
 
 def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
-    """Turns before the response, and the response, of whichever format the row has."""
+    """Turns before the response, and the response, in any of `FORMATS`."""
     if row.get("messages") is not None:
         return _split_conversation(_turns(row["messages"], "messages"))
     for key in ("response", "completion"):
         if row.get(key) is None:
             continue
-        before = _turns(row["prompt"], "prompt") if row.get("prompt") is not None else [("user", _asked(row))]
+        before = _turns(row["prompt"], "prompt") if row.get("prompt") is not None else [("user", _instruction(row))]
         answer = row[key]
         if isinstance(answer, str):
             return before, answer
         between, response = _split_conversation(_turns(answer, key))
         return [*before, *between], response
     if row.get("output") is not None:
-        return [("user", _asked(row))], _text(row["output"], "output")
+        return [("user", _instruction(row))], _text(row["output"], "output")
     if row.get("text") is not None:
         return [("user", "")], _text(row["text"], "text")
     if row.get("question") is not None and row.get("answer") is not None:
-        return [("user", _asked(row))], _text(row["answer"], "answer")
-    held = ", ".join(str(key) for key in row) or "nothing"
-    raise _RowError(f"has no response (fields: {held}; accepted: {'; '.join(FORMATS)})")
+        return [("user", _instruction(row))], _text(row["answer"], "answer")
+    names = ", ".join(str(key) for key in row) or "nothing"
+    raise _RowError(f"has no response (fields: {names}; accepted: {'; '.join(FORMATS)})")
 
 
-def _asked(row: Mapping[str, Any]) -> str:
-    """Instruction or question, and under it what it is about (input or context); empty where a row has neither."""
+def _instruction(row: Mapping[str, Any]) -> str:
+    """Instruction or question, with the input or context below it; empty where a row has neither."""
     ask = next((_text(row[key], key) for key in ("instruction", "question") if row.get(key)), "")
     extra = next((_text(row[key], key) for key in ("input", "context") if row.get(key)), "")
     return f"{ask}\n\n{extra}" if ask and extra else ask or extra
@@ -328,7 +325,7 @@ def _optional(row: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-# Scores and keep flags that a user's own system gave to candidates, read from a file.
+# Files of scores and keep flags that a user's own system gave to candidates.
 
 _IDS = ("sample_id", "id")
 _READ: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -336,41 +333,40 @@ _READ: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": lambda path: pd.read_csv(path, dtype=dict.fromkeys(_IDS, str), keep_default_na=True),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
-"""How each kind of file is read; ids stay the text that they are (an id may consist of digits)."""
+"""Reader of each kind of file; ids stay text (an id may consist of digits)."""
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """What a file says about m examples, in its order."""
+    """Scores and keep flags of m examples, in the order of the file."""
 
     path: str
     ids: tuple[str, ...]
     score: Float[np.ndarray, " m"]
-    """Higher is taken first; without a ``score`` column 1 − place / m, the order of the file."""
+    """Higher is selected first; without a ``score`` column 1 − place / m, the order of the file."""
     keep: Bool[np.ndarray, " m"]
-    """Whether the example may be taken at all; True for all without a ``keep`` column."""
+    """Whether the example may be selected; True for all without a ``keep`` column."""
     scored: bool = True
     """Whether there is a ``score`` column."""
 
     def digest(self, ids: Collection[str]) -> str:
-        """Content hash of what the file says about these examples, whatever else it holds.
+        """Content hash of the file's rows of these examples.
 
-        Where the order of the file stands for a score it is the order of these examples among each other that counts,
-        else no order does.
+        Their order in the file counts only where it replaces a score.
         """
-        wanted = frozenset(ids)
-        rows = [row for row, name in enumerate(self.ids) if name in wanted]
+        names = frozenset(ids)
+        rows = [row for row, name in enumerate(self.ids) if name in names]
         ranks = self.score[rows].tolist() if self.scored else range(len(rows))
-        said = sorted(zip([self.ids[row] for row in rows], ranks, self.keep[rows].tolist(), strict=True))
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+        content = sorted(zip([self.ids[row] for row in rows], ranks, self.keep[rows].tolist(), strict=True))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def read_scores(path: str) -> ScoreFile:
     """Read a Parquet, CSV or JSON-lines file with a column ``sample_id`` (or ``id``) and ``score``, ``keep`` or both.
 
     Raises:
-        DataError: the file is not there or unreadable; a column is missing or of the wrong kind; an id stands twice;
-            a score is missing or infinite.
+        DataError: a missing or unreadable file; a column that is missing or of the wrong kind; a repeated id; a missing
+            or infinite score.
     """
     file = Path(path).expanduser()
     reader = _READ.get(file.suffix)
@@ -380,42 +376,38 @@ def read_scores(path: str) -> ScoreFile:
         frame = reader(file)
     except FileNotFoundError as error:
         raise DataError(f"score file '{path}' does not exist. Give the path of a {', '.join(_READ)} file.") from error
-    except (OSError, ValueError) as error:  # pandas and pyarrow tell damaged content by kinds of ValueError
+    except (OSError, ValueError) as error:  # pandas and pyarrow report damaged content by kinds of ValueError
         raise DataError(f"score file '{path}' cannot be read: {' '.join(str(error).split())}.") from error
-    return _checked(path, frame)
-
-
-def _checked(path: str, frame: pd.DataFrame) -> ScoreFile:
-    who = f"score file '{path}'"
+    label = f"score file '{path}'"
     column = next((name for name in _IDS if name in frame), None)
     if column is None or not {"score", "keep"} & set(frame):
-        held = ", ".join(map(str, frame.columns)) or "none"
-        raise DataError(f"{who} has the columns {held}; it needs sample_id, and score or keep or both.")
+        names = ", ".join(map(str, frame.columns)) or "none"
+        raise DataError(f"{label} has the columns {names}; it needs sample_id, and score or keep or both.")
     ids = frame[column].tolist()
     if not ids:
-        raise DataError(f"{who} has no rows. Give one row for each example.")
-    strange = [value for value in ids if not isinstance(value, str)]
-    if strange:
-        raise DataError(f"{who}: {column} holds {strange[0]!r}, which is no text; write ids as they were given.")
-    twice = frame[column][frame[column].duplicated()].tolist()
-    if twice:
-        raise DataError(f"{who}: {len(twice)} ids stand twice, {_some(twice)}. Give one row for each example.")
-    keep = np.ones(len(ids), dtype=bool) if "keep" not in frame else _flags(who, frame["keep"].tolist())
+        raise DataError(f"{label} has no rows. Give one row for each example.")
+    not_text = [value for value in ids if not isinstance(value, str)]
+    if not_text:
+        raise DataError(f"{label}: {column} holds {not_text[0]!r}, which is no text; write ids as they were given.")
+    repeated = frame[column][frame[column].duplicated()].tolist()
+    if repeated:
+        raise DataError(f"{label} repeats {len(repeated)} ids: {_some(repeated)}. Give one row for each example.")
+    keep = np.ones(len(ids), dtype=bool) if "keep" not in frame else _flags(label, frame["keep"].tolist())
     score = 1 - np.arange(len(ids)) / max(1, len(ids))
     if "score" in frame:
         score = pd.to_numeric(frame["score"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         bad = [name for name, value in zip(ids, score.tolist(), strict=True) if not np.isfinite(value)]
         if bad:
-            raise DataError(f"{who}: {len(bad)} ids have no finite number as score, {_some(bad)}. Drop or mend them.")
+            raise DataError(f"{label}: {len(bad)} ids have no finite number as score: {_some(bad)}. Drop or set them.")
     return ScoreFile(path, tuple(ids), score, keep, "score" in frame)
 
 
-def _flags(who: str, values: list[Any]) -> Bool[np.ndarray, " m"]:
-    words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-    found = [words.get(str(value).lower()) for value in values]
-    if None in found:
-        raise DataError(f"{who}: keep holds {values[found.index(None)]!r}; write true or false, or 1 or 0.")
-    return np.asarray(found, dtype=bool)
+def _flags(label: str, values: list[Any]) -> Bool[np.ndarray, " m"]:
+    meanings = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    flags = [meanings.get(str(value).lower()) for value in values]
+    if None in flags:
+        raise DataError(f"{label}: keep holds {values[flags.index(None)]!r}; write true or false, or 1 or 0.")
+    return np.asarray(flags, dtype=bool)
 
 
 def _some(ids: list[str]) -> str:

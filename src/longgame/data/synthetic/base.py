@@ -1,4 +1,4 @@
-"""What every sub-skill is made of: a level of difficulty in, a prompt with its exact answer out."""
+"""Building blocks of sub-skills, which turn a level of difficulty into a prompt with its exact answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVELS = ("easy", "mid", "hard")
 OOD = "ood"
 """The shifted level: the same generator with longer or larger parameters than any of `LEVELS`."""
 ANSWER_MARK = "\nAnswer: "
-"""Stands between short working and the answer in responses that show working."""
+"""Separates short working from the answer, in responses that show working."""
 
 T = TypeVar("T")
 
@@ -42,11 +42,14 @@ class SubSkill:
     """Unique over all sequences."""
     draw: Callable[[np.random.Generator, str], Draft]
     """(generator, level) → item; level is one of `LEVELS` or `OOD`."""
+    new_tokens: tuple[int, int]
+    """Tokens allowed for a generated answer, in validation and at the level `OOD`: the longest gold response under the
+    tiny base's tokenizer, and a few more."""
     seen: bool = True
     """Whether the tiny base model is pretrained on it."""
     source: str = "longgame"
     kin: str | None = None
-    """The seen sub-skill whose form this one has, in other words: new matter, but no new kind of question."""
+    """The seen sub-skill with the same kind of question, on another subject."""
 
     @property
     def familiar(self) -> bool:
@@ -70,49 +73,49 @@ class SubSkill:
 
 
 def plain(prompt: str, answer: str) -> Draft:
-    """Return an item whose response is the answer alone."""
+    """An item whose response is the answer alone."""
     return Draft(prompt, answer, answer)
 
 
 def worked(prompt: str, working: str, answer: str) -> Draft:
-    """Return an item whose response is short working, then the answer behind `ANSWER_MARK`."""
+    """An item whose response is short working, then the answer after `ANSWER_MARK`."""
     return Draft(prompt, f"{working}{ANSWER_MARK}{answer}", answer)
 
 
 def one_of(prompt: str, answer: str, choices: Sequence[str]) -> Draft:
-    """Return an item whose response is one of a few words, e.g. ``Yes`` of ``("Yes", "No")``."""
+    """An item whose response is one of a few words, e.g. ``Yes`` of ``("Yes", "No")``."""
     return Draft(prompt, answer, answer, choices=tuple(choices))
 
 
 def lettered(question: str, right: str, options: Sequence[str]) -> Draft:
-    """Return a multiple-choice item: ``question A. … B. …`` with the response ``B. text`` and the answer ``B``."""
+    """A multiple-choice item: ``question A. … B. …`` with the response ``B. text`` and the answer ``B``."""
     letter = chr(65 + options.index(right))
     listed = " ".join(f"{chr(65 + place)}. {text}" for place, text in enumerate(options))
     return Draft(f"{question} {listed}", f"{letter}. {right}", letter, choices=tuple(options))
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """Return one of the options, uniformly (much faster than `Generator.choice` on a list)."""
+    """One of the options, uniformly (much faster than `Generator.choice` on a list)."""
     return options[int(rng.integers(len(options)))]
 
 
 def sample(rng: np.random.Generator, options: Sequence[T], count: int) -> list[T]:
-    """Return ``count`` different options, in random order."""
+    """``count`` different options, in random order."""
     return [options[int(row)] for row in rng.permutation(len(options))[:count]]
 
 
 def between(rng: np.random.Generator, low: int, high: int) -> int:
-    """Return an integer of [low, high], both ends included."""
+    """An integer of [low, high], both ends included."""
     return int(rng.integers(low, high + 1))
 
 
 def span(rng: np.random.Generator, level: str, **bounds: tuple[int, int]) -> int:
-    """Return an integer from the bounds of this level, e.g. ``span(rng, level, easy=(2, 3), …, ood=(8, 9))``."""
+    """An integer from the bounds of this level, e.g. ``span(rng, level, easy=(2, 3), …, ood=(8, 9))``."""
     return between(rng, *bounds[level])
 
 
 def joined(items: Sequence[str]) -> str:
-    """Return ``a, b and c``."""
+    """``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
@@ -120,12 +123,12 @@ def joined(items: Sequence[str]) -> str:
 
 
 def word_list(text: str) -> tuple[str, ...]:
-    """Return the words of a text."""
+    """The words of a text."""
     return tuple(text.split())
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Return ``a:b c:d`` as a mapping."""
+    """``a:b c:d`` as a mapping."""
     return {left: right for left, _, right in (pair.partition(":") for pair in text.split())}
 
 
@@ -162,10 +165,10 @@ WEEKDAYS = word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 EVENTS = word_list("talk lunch run game lesson dinner concert walk test meeting swim film")
 
 
-# Sub-skills of the reasoning-gym package, each with four parameter sets and its own verifier kept beside the item.
+# Sub-skills of the reasoning-gym package: four parameter sets, and the dataset's own verifier with every item.
 
 _INDICES = 2**40
-"""reasoning-gym seeds item i with ``seed + i``; a random index below this bound makes every draw its own item."""
+"""Bound of random indices: reasoning-gym seeds item i with ``seed + i``, so every draw is another item."""
 
 
 @cache
@@ -175,15 +178,17 @@ def _dataset(name: str, parameters: str) -> Any:
     return create_dataset(name, seed=0, size=_INDICES, **json.loads(parameters))
 
 
-def gym_draw(dataset: str, levels: Mapping[str, Mapping[str, Any]]) -> Callable[[np.random.Generator, str], Draft]:
-    """Return a drawing function for a reasoning-gym dataset.
+def gym_skill(
+    name: str, dataset: str, new_tokens: tuple[int, int], *, seen: bool = True, **levels: Mapping[str, Any]
+) -> SubSkill:
+    """A sub-skill whose items come from a reasoning-gym dataset.
 
     Args:
         dataset: its name in reasoning-gym.
         levels: level → parameters of the dataset's configuration.
 
-    The item's ``verifier`` is ``{"library", "dataset", "entry"}`` with the entry as JSON-safe values, so that the
-    dataset's own ``score_answer(answer, entry)`` can judge an answer later.
+    An item's ``verifier`` is ``{"library", "dataset", "entry"}`` with the entry as JSON-safe values, so the dataset's
+    own ``score_answer(answer, entry)`` can judge an answer later.
     """
     parameters = {level: json.dumps(values, sort_keys=True) for level, values in levels.items()}
 
@@ -192,4 +197,4 @@ def gym_draw(dataset: str, levels: Mapping[str, Mapping[str, Any]]) -> Callable[
         verifier = {"library": "reasoning_gym", "dataset": dataset, "entry": json.loads(json.dumps(entry))}
         return Draft(entry["question"].strip(), entry["answer"], entry["answer"], verifier)
 
-    return draw
+    return SubSkill(name, draw, new_tokens, seen, f"reasoning_gym:{dataset}")

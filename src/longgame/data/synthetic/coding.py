@@ -9,7 +9,7 @@ from longgame.data.synthetic.base import (
     Draft,
     SubSkill,
     between,
-    gym_draw,
+    gym_skill,
     pick,
     plain,
     sample,
@@ -164,23 +164,19 @@ def _filter_parameters(low: int, high: int, bound: int) -> dict[str, int]:
 
 
 CODING = (
-    SubSkill("eval-expression", _eval_expression),
-    SubSkill("trace-variables", _trace_variables),
-    SubSkill("close-brackets", _close_brackets),
-    SubSkill("slice-string", _slice_string),
-    SubSkill("list-method", _list_method, seen=False),
-    SubSkill(
+    SubSkill("eval-expression", _eval_expression, (7, 9)),
+    SubSkill("trace-variables", _trace_variables, (40, 60)),
+    SubSkill("close-brackets", _close_brackets, (15, 22)),
+    SubSkill("slice-string", _slice_string, (12, 20)),
+    SubSkill("list-method", _list_method, (32, 46), seen=False),
+    gym_skill(
         "filter-list",
-        gym_draw(
-            "number_filtering",
-            {
-                "easy": _filter_parameters(2, 3, 30),
-                "mid": _filter_parameters(3, 4, 50),
-                "hard": _filter_parameters(4, 5, 90),
-                "ood": _filter_parameters(6, 7, 500),
-            },
-        ),
+        "number_filtering",
+        (31, 47),
         seen=False,
-        source="reasoning_gym:number_filtering",
+        easy=_filter_parameters(2, 3, 30),
+        mid=_filter_parameters(3, 4, 50),
+        hard=_filter_parameters(4, 5, 90),
+        ood=_filter_parameters(6, 7, 500),
     ),
 )

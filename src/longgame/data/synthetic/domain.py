@@ -24,7 +24,7 @@ from longgame.data.synthetic.base import (
     Draft,
     SubSkill,
     between,
-    gym_draw,
+    gym_skill,
     joined,
     lettered,
     one_of,
@@ -110,24 +110,20 @@ def _where_is(rng: np.random.Generator, level: str) -> Draft:
 
 
 GENERAL_QA = (
-    SubSkill("fact-lookup", _fact_lookup, seen=False, kin="extract-field"),
-    SubSkill("kind-choice", _kind_choice, seen=False, kin="odd-one-out"),
-    SubSkill("compare-facts", _compare_facts, seen=False, kin="compare-numbers"),
-    SubSkill("true-or-false", _true_or_false, seen=False, kin="syllogism"),
-    SubSkill("where-is", _where_is, seen=False),
-    SubSkill(
+    SubSkill("fact-lookup", _fact_lookup, (9, 10), seen=False, kin="extract-field"),
+    SubSkill("kind-choice", _kind_choice, (11, 12), seen=False, kin="odd-one-out"),
+    SubSkill("compare-facts", _compare_facts, (8, 9), seen=False, kin="compare-numbers"),
+    SubSkill("true-or-false", _true_or_false, (6, 7), seen=False, kin="syllogism"),
+    SubSkill("where-is", _where_is, (11, 12), seen=False),
+    gym_skill(
         "who-feels",
-        gym_draw(
-            "needle_haystack",
-            {
-                "easy": {"min_num_statements": 1, "max_num_statements": 1},
-                "mid": {"min_num_statements": 2, "max_num_statements": 2},
-                "hard": {"min_num_statements": 2, "max_num_statements": 3},
-                "ood": {"min_num_statements": 4, "max_num_statements": 5},
-            },
-        ),
+        "needle_haystack",
+        (18, 20),
         seen=False,
-        source="reasoning_gym:needle_haystack",
+        easy={"min_num_statements": 1, "max_num_statements": 1},
+        mid={"min_num_statements": 2, "max_num_statements": 2},
+        hard={"min_num_statements": 2, "max_num_statements": 3},
+        ood={"min_num_statements": 4, "max_num_statements": 5},
     ),
 )
 
@@ -235,12 +231,12 @@ def _one_clash(
 
 
 BIOMEDICAL = (
-    SubSkill("lab-flag", _lab_flag, seen=False, kin="compare-numbers"),
-    SubSkill("diagnosis", _diagnosis, seen=False, kin="policy-lookup"),
-    SubSkill("dose-total", _dose_total, seen=False, kin="story-steps"),
-    SubSkill("trial-verdict", _trial_verdict, seen=False, kin="compare-numbers"),
-    SubSkill("dna-pair", _dna_pair, seen=False),
-    SubSkill("drug-clash", _drug_clash, seen=False),
+    SubSkill("lab-flag", _lab_flag, (8, 9), seen=False, kin="compare-numbers"),
+    SubSkill("diagnosis", _diagnosis, (8, 9), seen=False, kin="policy-lookup"),
+    SubSkill("dose-total", _dose_total, (37, 74), seen=False, kin="story-steps"),
+    SubSkill("trial-verdict", _trial_verdict, (8, 9), seen=False, kin="compare-numbers"),
+    SubSkill("dna-pair", _dna_pair, (18, 28), seen=False),
+    SubSkill("drug-clash", _drug_clash, (13, 14), seen=False),
 )
 
 
@@ -336,12 +332,12 @@ def _vote_count(rng: np.random.Generator, level: str) -> Draft:
 
 
 LEGAL = (
-    SubSkill("clause-find", _clause_find, seen=False, kin="extract-field"),
-    SubSkill("penalty", _penalty, seen=False, kin="policy-lookup"),
-    SubSkill("appeal-day", _appeal_day, seen=False, kin="weekday"),
-    SubSkill("cite-case", _cite_case, seen=False, kin="extract-field"),
-    SubSkill("clause-relevant", _clause_relevant, seen=False),
-    SubSkill("vote-count", _vote_count, seen=False),
+    SubSkill("clause-find", _clause_find, (10, 11), seen=False, kin="extract-field"),
+    SubSkill("penalty", _penalty, (23, 24), seen=False, kin="policy-lookup"),
+    SubSkill("appeal-day", _appeal_day, (9, 10), seen=False, kin="weekday"),
+    SubSkill("cite-case", _cite_case, (26, 50), seen=False, kin="extract-field"),
+    SubSkill("clause-relevant", _clause_relevant, (11, 12), seen=False),
+    SubSkill("vote-count", _vote_count, (20, 21), seen=False),
 )
 
 
@@ -437,12 +433,12 @@ def _book_entry(rng: np.random.Generator, level: str) -> Draft:
 
 
 FINANCE = (
-    SubSkill("table-cell", _table_cell, seen=False, kin="extract-field"),
-    SubSkill("balance", _balance, seen=False, kin="story-steps"),
-    SubSkill("best-year", _best_year, seen=False, kin="compare-numbers"),
-    SubSkill("outlook", _outlook, seen=False, kin="policy-lookup"),
-    SubSkill("simple-interest", _simple_interest, seen=False),
-    SubSkill("book-entry", _book_entry, seen=False),
+    SubSkill("table-cell", _table_cell, (6, 7), seen=False, kin="extract-field"),
+    SubSkill("balance", _balance, (53, 74), seen=False, kin="story-steps"),
+    SubSkill("best-year", _best_year, (8, 9), seen=False, kin="compare-numbers"),
+    SubSkill("outlook", _outlook, (10, 11), seen=False, kin="policy-lookup"),
+    SubSkill("simple-interest", _simple_interest, (34, 40), seen=False),
+    SubSkill("book-entry", _book_entry, (54, 105), seen=False),
 )
 
 
@@ -545,18 +541,19 @@ def _legs(low: int, high: int, instances: int) -> dict[str, int]:
 
 
 SCIENCE = (
-    SubSkill("food-chain", _food_chain, seen=False, kin="compare-chain"),
-    SubSkill("melting", _melting, seen=False, kin="compare-numbers"),
-    SubSkill("cause-effect", _cause_effect, seen=False, kin="compare-chain"),
-    SubSkill("cycle-step", _cycle_step, seen=False, kin="weekday"),
-    SubSkill("count-atoms", _count_atoms, seen=False),
-    SubSkill(
+    SubSkill("food-chain", _food_chain, (31, 40), seen=False, kin="compare-chain"),
+    SubSkill("melting", _melting, (22, 32), seen=False, kin="compare-numbers"),
+    SubSkill("cause-effect", _cause_effect, (8, 9), seen=False, kin="compare-chain"),
+    SubSkill("cycle-step", _cycle_step, (9, 10), seen=False, kin="weekday"),
+    SubSkill("count-atoms", _count_atoms, (20, 25), seen=False),
+    gym_skill(
         "leg-count",
-        gym_draw(
-            "leg_counting",
-            {"easy": _legs(1, 1, 9), "mid": _legs(1, 2, 5), "hard": _legs(2, 2, 9), "ood": _legs(4, 5, 12)},
-        ),
+        "leg_counting",
+        (7, 8),
         seen=False,
-        source="reasoning_gym:leg_counting",
+        easy=_legs(1, 1, 9),
+        mid=_legs(1, 2, 5),
+        hard=_legs(2, 2, 9),
+        ood=_legs(4, 5, 12),
     ),
 )

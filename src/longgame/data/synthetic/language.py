@@ -19,7 +19,7 @@ from longgame.data.synthetic.base import (
     Draft,
     SubSkill,
     between,
-    gym_draw,
+    gym_skill,
     joined,
     pick,
     plain,
@@ -104,24 +104,20 @@ def _make_json(rng: np.random.Generator, level: str) -> Draft:
 
 
 GENERAL = (
-    SubSkill("join-words", _join_words),
-    SubSkill("extract-field", _extract_field),
-    SubSkill("replace-word", _replace_word),
-    SubSkill(
+    SubSkill("join-words", _join_words, (38, 66)),
+    SubSkill("extract-field", _extract_field, (14, 15)),
+    SubSkill("replace-word", _replace_word, (30, 45)),
+    gym_skill(
         "reverse-words",
-        gym_draw(
-            "word_sequence_reversal",
-            {
-                "easy": {"min_words": 2, "max_words": 2},
-                "mid": {"min_words": 3, "max_words": 3},
-                "hard": {"min_words": 4, "max_words": 5},
-                "ood": {"min_words": 6, "max_words": 7},
-            },
-        ),
-        source="reasoning_gym:word_sequence_reversal",
+        "word_sequence_reversal",
+        (39, 54),
+        easy={"min_words": 2, "max_words": 2},
+        mid={"min_words": 3, "max_words": 3},
+        hard={"min_words": 4, "max_words": 5},
+        ood={"min_words": 6, "max_words": 7},
     ),
-    SubSkill("past-tense", _past_tense, seen=False),
-    SubSkill("make-json", _make_json, seen=False),
+    SubSkill("past-tense", _past_tense, (58, 72), seen=False),
+    SubSkill("make-json", _make_json, (72, 96), seen=False),
 )
 
 
@@ -253,10 +249,10 @@ def _risk_score(rng: np.random.Generator, level: str) -> Draft:
 
 
 SAFETY = (
-    SubSkill("refuse-or-comply", _refuse_or_comply),
-    SubSkill("redact", _redact),
-    SubSkill("policy-lookup", _policy_lookup),
-    SubSkill("polite-rewrite", _polite_rewrite),
-    SubSkill("scam-check", _scam_check, seen=False),
-    SubSkill("risk-score", _risk_score, seen=False),
+    SubSkill("refuse-or-comply", _refuse_or_comply, (37, 48)),
+    SubSkill("redact", _redact, (48, 68)),
+    SubSkill("policy-lookup", _policy_lookup, (15, 16)),
+    SubSkill("polite-rewrite", _polite_rewrite, (30, 50)),
+    SubSkill("scam-check", _scam_check, (31, 39), seen=False),
+    SubSkill("risk-score", _risk_score, (21, 28), seen=False),
 )

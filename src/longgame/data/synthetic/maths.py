@@ -16,7 +16,7 @@ from longgame.data.synthetic.base import (
     Draft,
     SubSkill,
     between,
-    gym_draw,
+    gym_skill,
     pick,
     plain,
     sample,
@@ -97,37 +97,29 @@ _SUMS_ONLY = {"operators_weights": [0.5, 0.5, 0.0]}
 _UNITS = ((10, "ten"), (100, "hundred"), (1000, "thousand"))
 
 MATHS = (
-    SubSkill(
+    gym_skill(
         "chain-sum",
-        gym_draw(
-            "chain_sum",
-            {
-                "easy": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-                "mid": {"min_terms": 2, "max_terms": 3, "min_digits": 2, "max_digits": 2},
-                "hard": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
-                "ood": {"min_terms": 3, "max_terms": 5, "min_digits": 3, "max_digits": 3},
-            },
-        ),
-        source="reasoning_gym:chain_sum",
+        "chain_sum",
+        (8, 10),
+        easy={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+        mid={"min_terms": 2, "max_terms": 3, "min_digits": 2, "max_digits": 2},
+        hard={"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
+        ood={"min_terms": 3, "max_terms": 5, "min_digits": 3, "max_digits": 3},
     ),
-    SubSkill("compare-numbers", _compare_numbers),
-    SubSkill("next-terms", _next_terms),
-    SubSkill("story-steps", _story_steps),
-    SubSkill(
+    SubSkill("compare-numbers", _compare_numbers, (8, 10)),
+    SubSkill("next-terms", _next_terms, (12, 13)),
+    SubSkill("story-steps", _story_steps, (52, 80)),
+    gym_skill(
         "solve-equation",
-        gym_draw(
-            "simple_equations",
-            {
-                "easy": {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
-                "mid": {"min_terms": 2, "max_terms": 2, "min_value": 2, "max_value": 20},
-                "hard": {"min_terms": 3, "max_terms": 3, "min_value": 2, "max_value": 20, **_SUMS_ONLY},
-                "ood": {"min_terms": 4, "max_terms": 4, "min_value": 10, "max_value": 99, **_SUMS_ONLY},
-            },
-        ),
+        "simple_equations",
+        (6, 7),
         seen=False,
-        source="reasoning_gym:simple_equations",
+        easy={"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
+        mid={"min_terms": 2, "max_terms": 2, "min_value": 2, "max_value": 20},
+        hard={"min_terms": 3, "max_terms": 3, "min_value": 2, "max_value": 20, **_SUMS_ONLY},
+        ood={"min_terms": 4, "max_terms": 4, "min_value": 10, "max_value": 99, **_SUMS_ONLY},
     ),
-    SubSkill("round-number", _round_number, seen=False),
+    SubSkill("round-number", _round_number, (10, 11), seen=False),
 )
 
 
@@ -223,23 +215,19 @@ def _event_order(rng: np.random.Generator, level: str) -> Draft:
 
 
 REASONING = (
-    SubSkill("compare-chain", _compare_chain),
-    SubSkill("odd-one-out", _odd_one_out),
-    SubSkill("weekday", _weekday),
-    SubSkill("syllogism", _syllogism),
-    SubSkill("event-order", _event_order, seen=False),
-    SubSkill(
+    SubSkill("compare-chain", _compare_chain, (21, 27)),
+    SubSkill("odd-one-out", _odd_one_out, (23, 24)),
+    SubSkill("weekday", _weekday, (9, 10)),
+    SubSkill("syllogism", _syllogism, (6, 7)),
+    SubSkill("event-order", _event_order, (28, 36), seen=False),
+    gym_skill(
         "family-relation",
-        gym_draw(
-            "family_relationships",
-            {
-                "easy": {"min_family_size": 3, "max_family_size": 3},
-                "mid": {"min_family_size": 3, "max_family_size": 4},
-                "hard": {"min_family_size": 4, "max_family_size": 4},
-                "ood": {"min_family_size": 5, "max_family_size": 6},
-            },
-        ),
+        "family_relationships",
+        (13, 14),
         seen=False,
-        source="reasoning_gym:family_relationships",
+        easy={"min_family_size": 3, "max_family_size": 3},
+        mid={"min_family_size": 3, "max_family_size": 4},
+        hard={"min_family_size": 4, "max_family_size": 4},
+        ood={"min_family_size": 5, "max_family_size": 6},
     ),
 )

@@ -64,71 +64,6 @@ FAMILIES: dict[str, Stages] = {
 }
 """``data.sequence`` → its stages."""
 
-NEW_TOKENS: dict[str, tuple[int, int]] = {
-    "join-words": (38, 66),
-    "extract-field": (14, 15),
-    "replace-word": (30, 45),
-    "reverse-words": (39, 54),
-    "past-tense": (58, 72),
-    "make-json": (72, 96),
-    "chain-sum": (8, 10),
-    "compare-numbers": (8, 10),
-    "next-terms": (12, 13),
-    "story-steps": (52, 80),
-    "solve-equation": (6, 7),
-    "round-number": (10, 11),
-    "eval-expression": (7, 9),
-    "trace-variables": (40, 60),
-    "close-brackets": (15, 22),
-    "slice-string": (12, 20),
-    "list-method": (32, 46),
-    "filter-list": (31, 47),
-    "compare-chain": (21, 27),
-    "odd-one-out": (23, 24),
-    "weekday": (9, 10),
-    "syllogism": (6, 7),
-    "event-order": (28, 36),
-    "family-relation": (13, 14),
-    "refuse-or-comply": (37, 48),
-    "redact": (48, 68),
-    "policy-lookup": (15, 16),
-    "polite-rewrite": (30, 50),
-    "scam-check": (31, 39),
-    "risk-score": (21, 28),
-    "fact-lookup": (9, 10),
-    "kind-choice": (11, 12),
-    "compare-facts": (8, 9),
-    "true-or-false": (6, 7),
-    "where-is": (11, 12),
-    "who-feels": (18, 20),
-    "lab-flag": (8, 9),
-    "diagnosis": (8, 9),
-    "dose-total": (37, 74),
-    "trial-verdict": (8, 9),
-    "dna-pair": (18, 28),
-    "drug-clash": (13, 14),
-    "clause-find": (10, 11),
-    "penalty": (23, 24),
-    "appeal-day": (9, 10),
-    "cite-case": (26, 50),
-    "clause-relevant": (11, 12),
-    "vote-count": (20, 21),
-    "table-cell": (6, 7),
-    "balance": (53, 74),
-    "best-year": (8, 9),
-    "outlook": (10, 11),
-    "simple-interest": (34, 40),
-    "book-entry": (54, 105),
-    "food-chain": (31, 40),
-    "melting": (22, 32),
-    "cause-effect": (8, 9),
-    "cycle-step": (9, 10),
-    "count-atoms": (20, 25),
-    "leg-count": (7, 8),
-}
-"""Sub-skill → tokens allowed for a generated answer in validation and in the OOD set: the longest gold response under
-the tiny base's tokenizer, and a few more."""
-
 
 def stages_of(spec: DataSpec) -> Stages:
     """The stages of a procedural sequence; those of ``procedural`` are in ``data.stages``.
@@ -197,7 +132,7 @@ def build_procedural_sequence(
         scorers, least = ("token_accuracy", "exact_match", *choice), 1
         if custom:
             scorers, least = custom[name].scorers, custom[name].max_new_tokens
-        tokens, tokens_ood = (max(least, *(NEW_TOKENS[skill.name][row] for skill in skills)) for row in (0, 1))
+        tokens, tokens_ood = (max(least, *(skill.new_tokens[row] for skill in skills)) for row in (0, 1))
         task = Task(name, validation, "stage", scorers, tokens)
         built.append(Stage(name, pool, task, future))
         ood.append(Task(f"{name}-ood", shifted, "ood", scorers, tokens_ood, stage=name))
