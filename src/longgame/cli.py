@@ -196,8 +196,8 @@ def _audit(
 ) -> None:
     from longgame.audit.execute import RichDisplay, held_threads, run_audit
     from longgame.audit.plan import Plan
-    from longgame.report.run import write_report
-    from longgame.report.terminal import print_scorecard
+    from longgame.report.layout import report_layout
+    from longgame.report.render import print_layout, write_report
 
     console = Console()
     if recipe.is_dir() and not (recipe / "recipe.yaml").is_file():
@@ -217,7 +217,7 @@ def _audit(
     with RichDisplay(console) as display:
         run = run_audit(loaded, folder, workers=count, threads=per_worker, display=display, keep_models=keep_models)
         write_report(run)
-    print_scorecard(run.scorecard, loaded, console, run.across)
+    print_layout(report_layout(run), console)
     console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from longgame.metrics.stats import ALPHA, t_power
-from longgame.report.figures import GREY, PALETTE, SHAPES
+from longgame.report.charts import GREY, PALETTE, SHAPES
 
 Rows = Sequence[dict[str, Any]]
 
@@ -18,11 +18,11 @@ _SHARE = alt.Axis(format="%")
 
 
 def encodings(field: str, names: Sequence[str], title: str | None, *, grey_first: bool = False) -> tuple[Any, Any]:
-    """Colour and shape of a series, with scales that agree so that they share one legend."""
-    colours = ([GREY] if grey_first else []) + list(PALETTE)
+    """Color and shape of a series, with scales that agree so that they share one legend."""
+    colors = ([GREY] if grey_first else []) + list(PALETTE)
     options: dict[str, Any] = {"sort": list(names), "title": title}
     return (
-        alt.Color(f"{field}:N", scale=alt.Scale(domain=list(names), range=colours[: len(names)]), **options),
+        alt.Color(f"{field}:N", scale=alt.Scale(domain=list(names), range=colors[: len(names)]), **options),
         alt.Shape(f"{field}:N", scale=alt.Scale(domain=list(names), range=list(SHAPES)[: len(names)]), **options),
     )
 
@@ -46,11 +46,11 @@ def false_alarms_chart(exchangeable: Rows, hardest: Rows) -> Any:
     }
     top = max(0.08, 1.05 * max(float(frame["high"].max()) for frame in parts.values()))
     names = list(dict.fromkeys(row["claim"] for row in exchangeable))
-    colour, shape = encodings("claim", names, "claim")
+    color, shape = encodings("claim", names, "claim")
     title, scale = "audits with a false claim", alt.Scale(domain=[0, top])
     charts = []
     for heading, frame in parts.items():
-        base = _by_seeds(frame).encode(alt.XOffset("claim:N", sort=names), colour)
+        base = _by_seeds(frame).encode(alt.XOffset("claim:N", sort=names), color)
         bars = base.mark_rule(strokeWidth=2).encode(alt.Y("low:Q", title=title, scale=scale), alt.Y2("high:Q"))
         points = base.mark_point(size=60, filled=True).encode(
             alt.Y("rate:Q", title=title, axis=_SHARE, scale=scale), shape
@@ -70,12 +70,12 @@ def power_chart(rows: Rows) -> Any:
     lines = pd.concat(
         [pd.DataFrame({"size": grid, "rate": t_power(grid, n, ALPHA), "seeds": f"{n} seeds"}) for n in sizes]
     )
-    colour, shape = encodings("seeds", names, None)
+    color, shape = encodings("seeds", names, None)
     title = "audits that say so"
     x = alt.X("size:Q", title="true long-horizon effect, in sd of the paired differences")
     y = alt.Y("rate:Q", title=title, axis=_SHARE, scale=alt.Scale(domain=[0, 1]))
-    curves = alt.Chart(lines).mark_line(strokeWidth=1.5).encode(x, y, colour)
-    base = alt.Chart(frame).encode(x, colour)
+    curves = alt.Chart(lines).mark_line(strokeWidth=1.5).encode(x, y, color)
+    base = alt.Chart(frame).encode(x, color)
     bars = base.mark_rule(strokeWidth=2).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q"))
     points = base.mark_point(size=60, filled=True).encode(y, shape)
     return (curves + bars + points + _rule(0.8)).properties(width=460, height=280)
@@ -85,8 +85,8 @@ def coverage_chart(rows: Rows) -> Any:
     """Coverage of the 95 % intervals, a point per selector and metric."""
     low = min(0.6, min(row["rate"] for row in rows) - 0.02)
     names = ["t", "bootstrap"]
-    colour, shape = encodings("interval", names, "interval")
+    color, shape = encodings("interval", names, "interval")
     y = alt.Y("rate:Q", title="intervals that hold the truth", axis=_SHARE, scale=alt.Scale(domain=[low, 1]))
-    points = _by_seeds(pd.DataFrame(rows)).encode(alt.XOffset("interval:N", sort=names), y, colour, shape)
+    points = _by_seeds(pd.DataFrame(rows)).encode(alt.XOffset("interval:N", sort=names), y, color, shape)
     marks = points.mark_point(size=45, filled=True, opacity=0.75)
     return (marks + _rule(0.95)).properties(width=460, height=260)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import Scorecard
-from longgame.report.tables import ALPHA, NOT_MEASURED, number
+from longgame.metrics.stats import ALPHA
+from longgame.report.tables import NOT_MEASURED, format_signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +92,10 @@ class Answer:
         """One cell: the word, the difference, its 95 % interval."""
         if math.isnan(self.difference):
             return NOT_MEASURED
-        size = signed(self.difference, self.unit)
-        span = "" if math.isnan(self.low) else f" [{signed(self.low, self.unit)}, {signed(self.high, self.unit)}]"
+        size, low, high = (format_signed(value, self.unit) for value in (self.difference, self.low, self.high))
+        span = "" if math.isnan(self.low) else f" [{low}, {high}]"
         word = f"**{self.word}**" if self.word in (SHOWN, AGAINST) else self.word
         return f"{word} {size}{span}"
-
-
-def signed(value: float, unit: str) -> str:
-    """Return a difference with its sign; no sign if its shown digits are 0."""
-    text = number(abs(value), unit)
-    return text if math.isnan(value) or not float(text.replace(",", "")) else f"{'−' if value < 0 else '+'}{text}"
 
 
 def answers(cards: dict[str, Scorecard], claims: Iterable[Claim], view: str) -> list[Answer | None]:

@@ -66,9 +66,9 @@ def _regimes(run: StudyRun) -> Figure:
             for name, card in across.cards.items()
         ]
         table = pd.concat(parts, ignore_index=True)
-        colour = alt.Color("selector:N", scale=alt.Scale(range=list(PALETTE)), legend=alt.Legend(title=None))
+        color = alt.Color("selector:N", scale=alt.Scale(range=list(PALETTE)), legend=alt.Legend(title=None))
         offset = alt.YOffset("selector:N")
-        base = alt.Chart(table).encode(alt.Y("regime:N", sort=None, title=None), offset, colour)
+        base = alt.Chart(table).encode(alt.Y("regime:N", sort=None, title=None), offset, color)
         zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(x="zero:Q")
         title = f"{METRICS[metric].label} − random's"
         layers = alt.layer(

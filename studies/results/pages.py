@@ -9,13 +9,12 @@ import pandas as pd
 
 from longgame.audit.plan import condition_label
 from longgame.metrics.catalog import METRICS
-from longgame.metrics.comparisons import intervention_table
-from longgame.metrics.diagnostics import PAIRS
-from longgame.metrics.diagnostics import association_table as associate
+from longgame.metrics.diagnostics import PAIRS, association_table
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.recipe import Recipe
-from longgame.report.conditions import across_note, across_tables, association_table, condition_table
-from longgame.report.markdown import escape, pipes
+from longgame.report.answer import legend, reversal_line, set_gap_line, verdict_lines
+from longgame.report.conditions import across_note, across_tables, condition_table
+from longgame.report.render import escape, pipes
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -24,16 +23,18 @@ from longgame.report.tables import (
     Cell,
     Column,
     Table,
+    correlation_table,
+    difference_mark,
+    format_number,
+    format_signed,
     interventions_table,
     metric_table,
-    number,
     selectors_in_order,
     shown_views,
     stage_table,
 )
-from longgame.report.words import legend, reversal_line, set_gap_line, verdict_lines
 from longgame.storage import refresh_file
-from studies.results.claims import CLAIMS, QUESTIONS, Answer, Claim, answers, signed
+from studies.results.claims import CLAIMS, QUESTIONS, Answer, Claim, answers
 from studies.results.data import StudyRun, load
 from studies.results.figures import draw
 from studies.results.steps import DEVELOPMENT, STEPS
@@ -109,7 +110,7 @@ def runs_page(runs: Mapping[str, StudyRun]) -> str:
 def sequence_page(run: StudyRun) -> str:
     """Verdicts, tables and differences of one run's own condition."""
     card, recipe = run.card(), run.recipe
-    parts = [_head(run), _verdicts(card, recipe), f"{set_gap_line(card)}.", escape(reversal_line(card))]
+    parts = [_head(run), _verdicts(card, recipe), set_gap_line(card), escape(reversal_line(card))]
     for view, title in shown_views(card):
         parts += [f"## Scorecard, {title}", pipes(metric_table(card, recipe, MAIN, "", view)), legend(card)]
         parts += [f"## Against random, {title}", difference_table(card, recipe, COMPARED, view), _DIFFERENCES]
@@ -163,26 +164,17 @@ def _row(summary: pd.DataFrame, view: str, metric: str, selector: str) -> pd.Ser
     return rows.iloc[0]
 
 
-def _unit(metric: str) -> str:
-    return METRICS[metric].precision
-
-
-def _signed(value: float, metric: str) -> str:
-    return signed(value, _unit(metric))
-
-
 def _difference(row: pd.Series, metric: str) -> Cell:
-    value = float(row["diff_vs_reference"])
+    value, unit = float(row["diff_vs_reference"]), METRICS[metric].precision
     if value != value:
         return Cell("—")
-    text = _signed(value, metric)
+    text = format_signed(value, unit)
     if row["ci_low"] == row["ci_low"]:
-        text += f" [{_signed(row['ci_low'], metric)}, {_signed(row['ci_high'], metric)}]"
+        text += f" [{format_signed(row['ci_low'], unit)}, {format_signed(row['ci_high'], unit)}]"
     if row["mde"] == row["mde"]:
-        text += f" mde {number(float(row['mde']), _unit(metric))}"
+        text += f" mde {format_number(float(row['mde']), unit)}"
     better = METRICS[metric].better
-    mark = "" if not row["p_holm"] < 0.05 or not better else "▲" if (value > 0) == (better == "higher") else "▼"
-    return Cell(text, mark)
+    return Cell(text, difference_mark(row["p_holm"], value, better) if better else "")
 
 
 def claims_page(runs: Mapping[str, StudyRun]) -> str:
@@ -268,9 +260,8 @@ _REGIMES = (
 def interventions_page(run: StudyRun) -> str:
     """Interventions beside bare loss selection and beside random."""
     parts = [_head(run), _verdicts(run.card(), run.recipe)]
-    differences = intervention_table(run.card(), run.recipe)
     for view, title in shown_views(run.card()):
-        table = interventions_table(differences, "", view)
+        table = interventions_table(run.card(), run.recipe, "", view)
         parts += [f"## With minus without, {title}", pipes(table), table.note]
         parts += [f"## Scorecard, {title}", pipes(metric_table(run.card(), run.recipe, MAIN, "", view))]
     parts += ["## Diagnostics", pipes(metric_table(run.card(), run.recipe, DIAGNOSTICS, ""))]
@@ -318,11 +309,12 @@ def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
     sections = [f"{trials} trials, each once, of all tiny runs except the tuning."]
     for view in VIEWS:
         title = view.replace("_", " ")
-        table = association_table(associate(together, [view], TRAJECTORY), "", view)
+        table = correlation_table(association_table(together, [view], TRAJECTORY), "", view)
         sections += [f"## All trials, {title}", pipes(table), table.note]
     for name in SEQUENCES:
         if name in runs:
-            table = association_table(associate(runs[name].card().per_trial, [VIEWS[0]], TRAJECTORY), "", VIEWS[0])
+            pairs = association_table(runs[name].card().per_trial, [VIEWS[0]], TRAJECTORY)
+            table = correlation_table(pairs, "", VIEWS[0])
             sections += [f"## {name.capitalize()} sequence alone, token accuracy", pipes(table)]
     return _page("Trajectory and forgetting", sections)
 

@@ -66,17 +66,17 @@ def _chart(ordering: list[dict[str, Any]], stages: list[dict[str, Any]]) -> Any:
     import pandas as pd
 
     from longgame.quadratic.world import WorldSpec
-    from longgame.report.figures import GREY
+    from longgame.report.charts import GREY
     from studies.calibration.charts import encodings
     from studies.theory.concentration import relative_variance_bounds
     from studies.theory.evidence import CONDITIONS, theory_recipe
 
     rates = pd.DataFrame(ordering).melt("rate", list(CONDITIONS), "condition", "right").dropna()
-    colour, shape = encodings("condition", CONDITIONS, "condition")
+    color, shape = encodings("condition", CONDITIONS, "condition")
     base = alt.Chart(rates).encode(
         alt.X("rate:Q", title="learning rate η", scale=alt.Scale(type="log"), axis=alt.Axis(values=[0.01, 0.1, 1, 10])),
         alt.Y("right:Q", title="pairs of batches ordered right", axis=alt.Axis(format="%")),
-        colour,
+        color,
     )
     left = base.mark_line() + base.mark_point(size=60, filled=True).encode(shape)
     d = WorldSpec.of(theory_recipe()).dimensions
@@ -84,7 +84,7 @@ def _chart(ordering: list[dict[str, Any]], stages: list[dict[str, Any]]) -> Any:
         [(c, *relative_variance_bounds(c, d)) for c in np.linspace(1 / d, 1, 200)], columns=["c", "low", "high"]
     )
     frame = pd.DataFrame(stages)[["selector", "concentration", "simulated"]]
-    colour, shape = encodings("selector", list(dict.fromkeys(frame["selector"])), "selector", grey_first=True)
+    color, shape = encodings("selector", list(dict.fromkeys(frame["selector"])), "selector", grey_first=True)
     title, scale = "selection concentration C(S)", alt.Scale(domain=[0, 1])
     area = (
         alt.Chart(band)
@@ -97,7 +97,7 @@ def _chart(ordering: list[dict[str, Any]], stages: list[dict[str, Any]]) -> Any:
         .encode(
             alt.X("concentration:Q", title=title, scale=scale),
             alt.Y("simulated:Q", title="variance of future alignment / mean²"),
-            colour,
+            color,
             shape,
         )
     )

@@ -34,7 +34,7 @@ def numbers(frame, condition=""):
 def _no_page():
     """The page is not looked at here and takes longer than the walks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longgame.report.page.render_html", lambda *_: "")
+        patch.setattr("longgame.report.render.html_page", lambda *_: "")
         yield
 
 

@@ -20,7 +20,7 @@ from support.quadratic_audit import Silent, recipe, walk
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch):
-    monkeypatch.setattr("longgame.report.page.render_reports", lambda *_: "")
+    monkeypatch.setattr("longgame.report.render.html_page", lambda *_: "")
 
 
 def ids_of(rec, seed):

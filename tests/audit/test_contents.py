@@ -35,7 +35,7 @@ class Silent:
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch):
-    monkeypatch.setattr("longgame.report.page.render_reports", lambda *_: "")
+    monkeypatch.setattr("longgame.report.render.html_page", lambda *_: "")
 
 
 def recipe(selector):

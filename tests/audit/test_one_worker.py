@@ -72,7 +72,7 @@ def test_errors_here_are_those_of_workers_and_end_the_run(tmp_path, job, error, 
 
 @pytest.mark.slow
 def test_one_worker_and_two_measure_the_same_to_the_last_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("longgame.report.page.render_reports", lambda *_: "")
+    monkeypatch.setattr("longgame.report.render.html_page", lambda *_: "")
     found = []
     for workers in (1, 2):
         monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path / f"cache-{workers}"))

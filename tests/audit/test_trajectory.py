@@ -17,7 +17,7 @@ from longgame.audit.run import Run
 from longgame.audit.walk import prepare_seed, probe_steps, run_trajectory
 from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
-from longgame.report.run import write_report
+from longgame.report.render import write_report
 
 SELECTORS = ["random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas"]
 

@@ -62,7 +62,7 @@ def test_orders_of_mixed_stages_have_rows_of_their_own(tmp_path):
 
 
 def test_what_was_written_for_a_recipe_with_axes_is_all_that_its_audit_asks_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("longgame.report.page.render_reports", lambda *_: "")
+    monkeypatch.setattr("longgame.report.render.html_page", lambda *_: "")
     axes = {"vary": {"data.noise": [0.4]}, "budget": [0.5]}
     _, candidates = written(recipe(axes=axes), tmp_path / "c")
     candidates.assign(score=range(len(candidates))).to_parquet(tmp_path / "mine.parquet")

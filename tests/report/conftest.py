@@ -1,9 +1,13 @@
 """A small run whose numbers are known: `ahead` is better now and worse later, `hostile` has a name full of traps."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.audit.run import Run
+from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
 
@@ -93,6 +97,39 @@ def make_card(results, primary="token_accuracy"):
     )
 
 
+def make_run(results, recipe=None, card=None, cards=None, orders=None, **attributes):
+    """A finished run whose measurements are these, without a folder.
+
+    Args:
+        cards: condition → scorecard, for a run of several conditions; ``orders`` as `Across.build` has them.
+        attributes: further attributes of the run.
+    """
+    recipe = recipe or make_recipe()
+    run = Run(Path("nowhere"), recipe)
+    cards = cards or {"": card or make_card(results)}
+    measured = {
+        "results": results,
+        "own_results": results,
+        "scorecards": cards,
+        "across": Across.build(cards, orders or {}) if len(cards) > 1 else None,
+        "places": None,
+        "full_data": None,
+        "picks": None,
+        "environment": ENVIRONMENT,
+        "finished_stages": {trial.name: len(run.plan.stages) for trial in run.plan.trials},
+    }
+    vars(run).update(measured | attributes)
+    return run
+
+
+def lifted(results):
+    """The results with `ahead` 40 points higher after every stage: it leads in the long run too."""
+    changed = results.copy()
+    better = (changed["selector"] == "ahead") & (changed["kind"] == "score") & (changed["stage"] > 0)
+    changed.loc[better, "value"] += 40
+    return changed
+
+
 @pytest.fixture(scope="session")
 def results():
     return make_results()
@@ -109,8 +146,8 @@ def card(results):
 
 
 @pytest.fixture(scope="session")
-def environment():
-    return ENVIRONMENT
+def run(results, recipe, card):
+    return make_run(results, recipe, card)
 
 
 @pytest.fixture(scope="session")

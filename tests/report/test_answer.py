@@ -1,161 +1,255 @@
-import numpy as np
+import pandas as pd
 import pytest
 
-from longgame.metrics.comparisons import Across
-from longgame.report.answer import answer
-from longgame.report.compare import compare
-from longgame.report.markdown import audit_card, escape
+from longgame.errors import RecipeError
+from longgame.report.answer import (
+    VERDICTS,
+    Claim,
+    answer,
+    base_models,
+    cost_line,
+    headline,
+    parse_condition,
+    run_facts,
+    seeds_caveat,
+    set_gap_line,
+    true_claims,
+    verdict_lines,
+)
+from longgame.report.layout import report_layout
+from longgame.report.render import escape, markdown_card
+from longgame.report.tables import COSTS, LEVEL_ONE, NOT_MEASURED, metric_table
+from tests.report.conftest import HOSTILE, NOW, lifted, make_card, make_recipe, make_results, make_run
 
 
-def lifted(results):
-    """The results with `ahead` 40 points higher after every stage: it leads in the long run too."""
-    changed = results.copy()
-    better = (changed["selector"] == "ahead") & (changed["kind"] == "score") & (changed["stage"] > 0)
-    changed.loc[better, "value"] += 40
-    return changed
+def test_answer_names_the_myopic_and_claims_nothing_more(run):
+    sentences = answer(run)
+    assert "Myopic (ahead now, behind in the long run): ahead." in sentences["Which are myopic"]
+    assert sentences["Which to use"].startswith("No selector is shown to be better than random")
+    assert "Use random" in sentences["Which to use"]
+    assert "5 seeds" in sentences["How sure"]
+    assert "80 % power" in sentences["How sure"]
+    assert "3,000 selected tokens per trial" in sentences["What it cost"]
 
 
-@pytest.fixture(scope="module")
-def over_seeds(synthetic):
-    """Scorecard and recipe of the run over these seeds."""
-    make_results, make_card, make_recipe = synthetic
-
-    def made(*seeds):
-        results = make_results(seeds=max(seeds) + 1)
-        return make_card(results[results["seed"].isin(seeds)]), make_recipe().model_copy(update={"seeds": seeds})
-
-    return made
+def test_one_seed_advises_nothing():
+    sentences = answer(make_run(make_results(seeds=1), make_recipe(1)))
+    assert sentences["Which to use"].startswith("Too few seeds")
+    assert sentences["How sure"].startswith("1 seed,")
 
 
-def test_the_answer_names_the_myopic_and_advises_nothing_that_was_not_shown(card, recipe):
-    said = answer(card, recipe)
-    assert "Myopic (ahead now, behind in the long run): ahead." in said.avoid
-    assert said.use.startswith("No selector is shown to be better than random")
-    assert "Use random" in said.use
-    assert "5 seeds" in said.sure
-    assert "80 % power" in said.sure
-    assert "3,000 selected tokens per trial" in said.cost
+def test_a_clear_winner_is_advised_with_its_interval(results):
+    advice = answer(make_run(lifted(results)))["Which to use"]
+    assert advice.startswith("Use ahead: long-horizon score ")
+    assert "95 % interval +" in advice
+    assert "Not shown to differ" not in advice
 
 
-def test_one_seed_advises_nothing(synthetic):
-    make_results, make_card, make_recipe = synthetic
-    card = make_card(make_results(seeds=1))
-    said = answer(card, make_recipe(1))
-    assert said.use.startswith("Too few seeds")
-    assert said.sure.startswith("1 seed,")
-
-
-def test_a_clear_winner_is_advised_with_its_interval(synthetic):
-    make_results, make_card, make_recipe = synthetic
-    results = make_results()
-    said = answer(make_card(lifted(results)), make_recipe())
-    assert said.use.startswith("Use ahead: long-horizon score ")
-    assert "95 % interval +" in said.use
-    assert "Not shown to differ" not in said.use
-
-
-def test_the_card_escapes_names_and_tells_verdicts_and_limits(card, results, recipe, environment, hostile):
-    text = audit_card(card, results, recipe, environment, "half done")
+def test_card_escapes_names_and_holds_verdicts_and_limits(results, hostile):
+    run = make_run(results)
+    run.finished_stages["ahead-s0"] = 1
+    text = markdown_card(report_layout(run))
     assert "<script>" not in text
     assert escape(hostile) in text
-    assert "*half done*" in text
-    for part in ("### Verdicts", "### Limits", "- seeds: 5 (0, 1, 2, 3, 4)", "| ahead | myopic |"):
+    assert "> This run is not finished: 14 of 15 trials" in text
+    parts = ("### Verdicts", "The base model is the same in all seeds", "- **seeds**: 5 (0, 1, 2, 3, 4)")
+    for part in (*parts, "- **ahead**: *myopic*. against random"):
         assert part in text
 
 
-def test_a_run_beside_itself_has_not_changed(card, recipe):
-    same = compare("base", card, recipe, card, recipe)
-    assert same.changed == []
-    assert same.recipe == ()
-    assert same.caveat == (
-        "Both runs have the same recipe but for selectors and seeds. "
-        "Differences are paired over 5 common seeds (0, 1, 2, 3, 4)."
-    )
-    assert {row[4].value for row in same.table.rows} <= {0.0} | {
-        row[4].value for row in same.table.rows if row[4].text == "—"
-    }
-    assert not any(row[4].mark for row in same.table.rows)
-
-
-def test_a_changed_score_verdict_and_recipe_are_told(synthetic, card, recipe):
-    make_results, make_card, _ = synthetic
-    results = make_results()
-    now = make_card(lifted(results))
-    told = compare("base", card, recipe, now, recipe.model_copy(update={"budget": 0.5}))
-    assert ("ahead", "myopic", "long-horizon better") in told.changed
-    assert told.recipe == (f"budget: {recipe.budget} → 0.5",)
-    assert "may come from there" in told.caveat
-    row = next(row for row in told.table.rows if row[0].text == "ahead" and row[1].text == "current score")
-    assert row[4].value == 40
-    assert row[4].mark == ""  # all seeds moved alike: no spread to test with, and 2^(1−5) is not below 5 % after Holm
-
-
-def test_another_verdict_in_another_condition_stands_in_the_answer_and_on_the_card(synthetic, environment):
-    make_results, make_card, make_recipe = synthetic
-    results, recipe = make_results(), make_recipe()
-    own, other = make_card(results), make_card(lifted(results))
-    across = Across.build({"": own, "budget=0.5": own, "data.noise=0.3": other}, {})
-    said = answer(own, recipe, across)
-    assert said.elsewhere.startswith("Long-horizon better: ahead (data.noise 0.3). All other verdicts of the 2 other")
-    assert ("In other conditions", said.elsewhere) in said.lines
-    text = audit_card(own, results, recipe, environment, across=across, notes=["a note of the run"], title="named")
-    assert f"- **In other conditions**: {escape(said.elsewhere)}" in text
-    assert "- a note of the run" in text
+def test_verdicts_of_other_conditions_are_in_answer_and_card(results, card):
+    cards = {"": card, "budget=0.5": card, "data.noise=0.3": make_card(lifted(results))}
+    run = make_run(results, cards=cards)
+    others = answer(run)["In other conditions"]
+    assert others.startswith("Long-horizon better: ahead (data.noise 0.3). All other verdicts of the 2 other")
+    text = markdown_card(report_layout(run, "named"))
+    assert f"- **In other conditions**: {escape(others)}" in text
+    assert "- Answer, scorecard and most figures are about the recipe's own condition" in text
     assert text.startswith("## Data-selection audit: named\n")
 
 
-def test_harm_in_other_conditions_is_named_first_and_long_lists_are_counted(synthetic):
-    make_results, make_card, make_recipe = synthetic
+def test_harm_elsewhere_comes_first_and_long_lists_are_counted(results, card):
+    cards = {"": make_card(lifted(results)), **{f"data.noise=0.{place}": card for place in range(1, 9)}}
+    others = answer(make_run(results, cards=cards))["In other conditions"]
+    assert others.startswith("Myopic: ahead (data.noise 0.1; ")
+    assert "data.noise 0.6; and 2 more)." in others
+
+
+def test_agreeing_conditions_are_one_sentence(results, card, run):
+    alike = answer(make_run(results, cards=dict.fromkeys(("", "budget=0.5", "budget=0.1"), card)))
+    assert alike["In other conditions"] == "Every verdict is the same in all 2 other conditions."
+    assert "In other conditions" not in answer(run)
+
+
+def test_one_selector_alone_is_compared_with_nothing(results):
+    alone = answer(make_run(results[results["selector"] == "random"]))
+    assert alone["Which to use"].startswith("Nothing was compared")
+    assert list(alone) == ["Which to use", "What it cost"]
+
+
+def test_verdicts_and_headline_name_the_myopic(card, recipe):
+    lines = {line.selector: line for line in verdict_lines(card, recipe)}
+    assert "random" not in lines
+    assert lines["ahead"].word == "myopic"
+    text = headline(card, recipe)
+    assert text.startswith("Myopic: ahead")
+    assert "3 selectors, 5 seeds" in text
+
+
+def test_disagreement_between_scorers_is_in_the_verdict(recipe):
     results = make_results()
-    own, other = make_card(lifted(results)), make_card(results)
-    across = Across.build({"": own, **{f"data.noise=0.{place}": other for place in range(1, 9)}}, {})
-    said = answer(own, make_recipe(), across).elsewhere
-    assert said.startswith("Myopic: ahead (data.noise 0.1; ")
-    assert "data.noise 0.6; and 2 more)." in said
+    flat = (results["scorer"] == "exact_match") & (results["kind"] == "score")
+    results.loc[flat, "value"] = 40.0
+    lines = {line.selector: line for line in verdict_lines(make_card(results), recipe)}
+    assert lines["ahead"].word == "myopic"
+    assert lines["ahead"].other == "under exact match: indistinguishable from random"
 
 
-def test_conditions_that_agree_are_told_to_agree(card, recipe):
-    alike = Across.build({"": card, "budget=0.5": card, "budget=0.1": card}, {})
-    assert answer(card, recipe, alike).elsewhere == "Every verdict is the same in all 2 other conditions."
-    assert answer(card, recipe, Across.build({"": card}, {})).elsewhere == ""
-    assert "In other conditions" not in dict(answer(card, recipe).lines)
+def test_few_seeds_give_no_verdict():
+    card, recipe = make_card(make_results(seeds=1)), make_recipe(1)
+    assert {line.word for line in verdict_lines(card, recipe)} == {"not enough seeds"}
+    assert "1 seed)" in set_gap_line(card)
 
 
-def test_one_selector_is_compared_with_nothing_so_no_test_is_named(synthetic):
-    make_results, make_card, make_recipe = synthetic
-    results = make_results()
-    alone = answer(make_card(results[results["selector"] == "random"]), make_recipe())
-    assert alone.use.startswith("Nothing was compared")
-    assert list(dict(alone.lines)) == ["Which to use", "What it cost"]
+def test_headline_without_reference_compares_nothing(results, recipe):
+    card = make_card(results[results["selector"] != "random"])
+    assert headline(card, recipe).startswith("Nothing was compared")
 
 
-def test_runs_without_a_common_seed_show_both_sides_and_no_difference(over_seeds):
-    (before, there), (now, here) = over_seeds(0, 1), over_seeds(2, 3, 4)
-    told = compare("base", before, there, now, here, "The baseline is half done.")
-    assert "no seed in common (there 0, 1; now 2, 3, 4)" in told.caveat
-    assert told.caveat.endswith("The baseline is half done.")
-    assert {row[4].text for row in told.table.rows} == {"—"}
-    for side, card in ((2, before), (3, now)):
-        row = next(row for row in told.table.rows if row[0].text == "ahead" and row[1].text == "current score")
-        assert row[side].value == pytest.approx(card.wide(["current"])["current"]["ahead"])
+def test_facts_hold_versions_seeds_and_duration(run):
+    facts = run_facts(run)
+    assert facts["duration"] == "2.0 min in 2 sessions"
+    assert facts["versions"] == "longgame 0.1.0, numpy 2.0"
+    assert facts["seeds"] == "5 (0, 1, 2, 3, 4)"
 
 
-def test_means_are_over_own_seeds_and_differences_over_common_ones(over_seeds):
-    (before, there), (now, here) = over_seeds(0, 1, 2), over_seeds(1, 2, 3, 4)
-    told = compare("base", before, there, now, here)
-    assert "paired over 2 common seeds (1, 2); means are over each run's own seeds (there 0, 1, 2; now 1, 2, 3, 4)" in (
-        told.caveat
+def test_shared_base_models_make_intervals_too_narrow(recipe):
+    def caveat(bases):
+        return seeds_caveat(recipe.model_copy(update={"model": recipe.model.model_copy(update={"per_seed": bases})}))
+
+    assert "5 seeds share 2 base models, the intervals are too narrow" in caveat(("a", "b"))
+    assert "The intervals cover such base models" in caveat(tuple("abcde"))
+    assert "The base model is the same in all seeds" in caveat(("a", "a"))
+
+
+def test_only_base_models_of_the_seeds_are_named(recipe, results, card):
+    bases = tuple("abcdefgh")
+    changed = recipe.model_copy(
+        update={"seeds": (9, 2), "model": recipe.model.model_copy(update={"per_seed": bases})}
+    )  # a seed takes the base at its number, counted round
+    assert base_models(changed) == ["b", "c"]
+    assert run_facts(make_run(results, changed, card))["model"] == "b, c, lora"
+    assert "one of 2 base models" in seeds_caveat(changed)
+
+
+SPENT = {
+    "random": {"score_flops": 0.0, "train_flops": 4e9, "select_seconds": 0.0, "train_seconds": 2.0},
+    "ahead": {"score_flops": 1e9, "train_flops": 4e9, "select_seconds": 0.5, "train_seconds": 2.0},
+    HOSTILE: {"score_flops": float("nan"), "train_flops": 4e9, "select_seconds": 0.1, "train_seconds": 2.0},
+}
+
+
+@pytest.fixture(scope="module")
+def counted(results):
+    rows = results[results["name"] == "selected_tokens"]
+    more = [
+        rows.assign(name=name, value=rows["selector"].map({who: SPENT[who][name] for who in NOW}), unit="")
+        for name in SPENT["random"]
+    ]
+    return make_card(pd.concat([results, *more], ignore_index=True))
+
+
+def row(table, name):
+    cells = next(cells for cells in table.rows if cells[0].text == name)
+    return {column.short: cell.short for column, cell in zip(table.columns, cells, strict=True)}
+
+
+def test_level_one_sums_stages_and_relates_them_to_training(counted, recipe):
+    table = metric_table(counted, recipe, LEVEL_ONE, "", "primary")
+    ahead = row(table, "ahead")
+    assert ahead["scoring FLOPs"] == "3 G±0"
+    assert row(metric_table(counted, recipe, COSTS, "", "primary"), "ahead")["train FLOPs"] == "12 G±0"
+    assert ahead["FLOPs share"] == ".25±.00"
+    assert ahead["time share"] == ".25±.00"
+    assert row(table, HOSTILE)["scoring FLOPs"] == row(table, HOSTILE)["FLOPs share"] == NOT_MEASURED
+    assert row(table, "random")["scoring FLOPs"] == "0±0"
+
+
+def test_verdict_names_the_cost_of_choosing(counted, recipe):
+    lines = {line.selector: line.cost for line in verdict_lines(counted, recipe)}
+    assert lines["ahead"] == (
+        "Choosing took 3 GFLOP (25.0% of the training FLOPs) and 1.50 s (25.0% of the training time) per trial"
     )
-    row = next(row for row in told.table.rows if row[0].text == "random" and row[1].text == "current score")
-    means = [float(np.mean(card.trials.grid(card.views["primary"].metrics["current"])[0])) for card in (before, now)]
-    assert before.plan.trials.selectors[0] == "random"
-    assert [row[2].value, row[3].value] == pytest.approx(means)
-    assert row[4].value == 0  # the seeds that both have are the same trials
-    assert row[4].detail.startswith("paired over 2 seeds")
+    assert lines[HOSTILE] == "Choosing took 0.30 s (5.0% of the training time) per trial"
+    assert cost_line(counted, "random").startswith("Choosing took no FLOPs of the model and 0.00 s")
 
 
-def test_one_common_seed_is_told_to_be_beyond_a_test(over_seeds):
-    (before, there), (now, here) = over_seeds(0, 1), over_seeds(1, 2)
-    told = compare("base", before, there, now, here)
-    assert "paired over 1 common seed (1), and one seed cannot be tested; means" in told.caveat
-    assert not any(row[4].mark for row in told.table.rows)
+def test_uncounted_costs_are_left_out(card, recipe):
+    assert {line.cost for line in verdict_lines(card, recipe)} == {""}
+    assert "scoring FLOPs" not in {column.short for column in metric_table(card, recipe, LEVEL_ONE, "").columns}
+
+
+def test_claims_keep_selector_names():
+    text = "myopic(my-selector) or  worse( path/to/file.py:Class ) or better(a (b) c)"
+    assert parse_condition(text) == (
+        Claim("myopic", "my-selector"), Claim("worse", "path/to/file.py:Class"), Claim("better", "a (b) c"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read"),
+        ("myopic", "cannot be read"),
+        ("myopic()", "cannot be read"),
+        ("myopic(loss", "cannot be read"),
+        ("myopic(loss) and worse(loss)", "' or '"),
+        ("myopic(loss) or", "' or '"),
+        ("myopic(loss) or ", "' or '"),
+        ("myopic(loss)or worse(loss)", "' or '"),
+        ("not myopic(loss)", "cannot be read"),
+        ("myopc(loss)", "Did you mean 'myopic'"),
+        ("__import__('os').system('x')", "cannot be read"),
+    ],
+)
+def test_unreadable_condition_is_an_error(text, message):
+    with pytest.raises(RecipeError) as error:
+        parse_condition(text)
+    assert message in str(error.value)
+
+
+def test_claims_hold_as_the_verdicts_say(run, card, hostile):
+    assert [line.split(":")[0] for line in true_claims(parse_condition("myopic(ahead) or worse(ahead)"), run)] == [
+        "myopic(ahead)"
+    ]
+    assert len(true_claims(parse_condition("myopic(*)"), run)) == 1
+    assert true_claims(parse_condition("worse(*) or better(*)"), run) == []
+    words = dict(zip(card.verdicts["selector"], card.verdicts["verdict"], strict=False))
+    word = next(name for name, text in VERDICTS.items() if text.format(reference="random") == words[hostile])
+    assert len(true_claims((Claim(word, hostile),), run)) == 1
+
+
+def test_guard_does_not_pass_because_of_a_wrong_name(run):
+    with pytest.raises(RecipeError, match="Did you mean 'ahead'"):
+        true_claims(parse_condition("myopic(ahed)"), run)
+    with pytest.raises(RecipeError, match="compared with"):
+        true_claims(parse_condition("myopic(random)"), run)
+
+
+def test_claim_that_holds_only_in_another_condition_names_it(results, card):
+    own, claims = make_card(lifted(results)), parse_condition("myopic(ahead)")
+    assert true_claims(claims, make_run(results, card=own)) == []
+    run = make_run(results, cards={"": own, "data.noise=0.3": card})
+    (line,) = true_claims(claims, run)
+    assert line.startswith("myopic(ahead) in condition 'data.noise 0.3': against random: ")
+    (line,) = true_claims(parse_condition("better(*)"), run)
+    assert line.startswith("better(ahead): ")
+
+
+def test_guard_checks_the_mean_over_orders(results, card):
+    orders = {"order=*": ["", "order=2-1-3"]}
+    run = make_run(results, cards={"": card, "order=2-1-3": card}, orders=orders)
+    claims = [line.partition(":")[0] for line in true_claims(parse_condition("myopic(ahead)"), run)]
+    assert claims == [
+        "myopic(ahead)", "myopic(ahead) in condition 'order 2-1-3'", "myopic(ahead) in condition 'mean of orders'",
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 from longgame.audit.picks import combine_shares, reduce_stage
 from longgame.metrics.efficiency import feasibility_of
 from longgame.recipe import SelectorSpec
-from longgame.report.compare import Compared, comparison, efficiency_figures
-from longgame.report.page import RunReport, render_reports
+from longgame.report.efficiency import Compared, efficiency_figures, efficiency_frame
+from longgame.report.figures import style_of
+from longgame.report.layout import Gallery, Section, report_layout
+from longgame.report.render import html_page
+from tests.report.conftest import make_recipe, make_results, make_run
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 
@@ -54,8 +58,9 @@ def with_costs(results):
     return pd.concat([results, *parts], ignore_index=True)
 
 
-def full_data_figures(order, seeds):
+def full_data_figures(run, seeds):
     """What a run with full-data trials adds."""
+    order = [spec.key for spec in run.recipe.selectors]
     n = len(order)
     rows = {"selector": sorted(order), "sdf_rows": np.linspace(0.2, 0.3, n), "sdf_tokens": 0.25}
     for name in ("pir_now", "pir_later"):
@@ -64,7 +69,7 @@ def full_data_figures(order, seeds):
         rows |= {name: ratio, f"{name}_low": ratio - half, f"{name}_high": ratio + half, f"{name}_n": seeds}
     known = ("random", "loss", "lhas", "quality", "diversity", "utility-diversity")
     feasibility = {name: feasibility_of(SelectorSpec(name=key)) for name, key in zip(order, known, strict=False)}
-    return efficiency_figures(comparison([Compared("", pd.DataFrame(rows), feasibility)]), order)
+    return efficiency_figures(efficiency_frame([Compared("", pd.DataFrame(rows), feasibility)]), style_of(run))
 
 
 def picks_of(order):
@@ -85,15 +90,13 @@ def picks_of(order):
 
 
 @pytest.mark.parametrize(("width", "seeds"), [(390, 5), (1440, 5), (1440, 1)])
-def test_chromium_draws_every_chart_without_a_word_in_the_console_and_cuts_off_none(
-    tmp_path, width, seeds, synthetic, environment
-):
-    make_results, make_card, make_recipe = synthetic
-    results, recipe = with_costs(make_results(seeds=seeds)), make_recipe(seeds)
-    card = make_card(results)
-    order = [spec.key for spec in recipe.selectors]
-    report = RunReport(card, results, recipe, environment, picks=picks_of(order), more=full_data_figures(order, seeds))
-    page = render_reports([report])
+def test_chromium_draws_every_chart_and_cuts_off_none(tmp_path, width, seeds):
+    recipe = make_recipe(seeds)
+    picks = picks_of([spec.key for spec in recipe.selectors])
+    run = make_run(with_costs(make_results(seeds=seeds)), recipe, picks=picks)
+    layout = report_layout(run, trials=0)
+    more = Section("more-figures", "More figures").show(Gallery(tuple(full_data_figures(run, seeds))))
+    page = html_page([replace(layout, sections=[*layout.sections, more])])
     (tmp_path / "report.html").write_text(MEASURE.join(page.rsplit("</body>", 1)), encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]

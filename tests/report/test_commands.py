@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from longgame.audit.picks import gather_picks
 from longgame.audit.run import Run, condition_places, load_run
 from longgame.cli import app
+from longgame.commands.report import short_names
 from longgame.commands.watch import finish_times, progress_line, seconds_left
-from longgame.errors import RecipeError, ResumeError
+from longgame.errors import RecipeError, ResumeError, StorageError
 from longgame.recipe import parse_recipe
-from longgame.report.charts import Style
+from longgame.report.answer import condition_note
 from longgame.report.conditions import axes_figures
-from longgame.report.run import condition_notes, load_details, names_of
+from longgame.report.picks import first_trials, trial_details
 from longgame.storage import read_table, write_table
 
 RECIPE = """
@@ -59,7 +60,7 @@ def partial(run, tmp_path):
     return tmp_path / "partial"
 
 
-def test_a_report_writes_what_was_asked_for(run, tmp_path):
+def test_report_writes_the_requested_files(run, tmp_path):
     asked = ["--out", tmp_path / "r.html", "--figures", tmp_path / "figures", "--markdown", tmp_path / "r.md"]
     done = invoke("report", run, *asked, "--card", tmp_path / "card.md", "--trials", 2)
     assert done.exit_code == 0, done.output
@@ -72,7 +73,7 @@ def test_a_report_writes_what_was_asked_for(run, tmp_path):
     assert (tmp_path / "card.md").read_text().startswith("## Data-selection audit: small")
 
 
-def test_a_finished_run_is_read_from_its_results_and_a_partial_one_from_its_stages(run, partial):
+def test_partial_run_is_read_from_its_stages(run, partial):
     whole, part = load_run(run), load_run(partial)
     assert whole.finished
     assert whole.progress == ""
@@ -87,7 +88,7 @@ def test_a_finished_run_is_read_from_its_results_and_a_partial_one_from_its_stag
     }  # fmt: skip
 
 
-def test_results_of_fewer_trials_than_planned_are_not_believed(run, tmp_path):
+def test_results_of_fewer_trials_than_planned_are_not_used(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     whole = load_run(run)
     less = whole.results[whole.results["trial"] != "loss-s1"]
@@ -95,30 +96,38 @@ def test_results_of_fewer_trials_than_planned_are_not_believed(run, tmp_path):
     assert set(load_run(tmp_path / "run").results["trial"]) == set(whole.results["trial"])
 
 
-def test_a_partial_run_is_told_as_such_everywhere(partial, tmp_path):
+def test_partial_run_is_reported_as_partial_everywhere(partial, tmp_path):
     paths = [tmp_path / name for name in ("r.html", "r.md", "card.md")]
     done = invoke("report", partial, "--out", paths[0], "--markdown", paths[1], "--card", paths[2])
     assert done.exit_code == 0, done.output
     assert all("7 of 9 trials" in path.read_text() for path in paths)
 
 
-def test_folders_of_files_that_are_asked_for_are_made(run, tmp_path):
+def test_folders_of_requested_files_are_made(run, tmp_path):
     paths = [tmp_path / folder / name for folder, name in (("a/b", "r.html"), ("c", "r.md"), ("d", "card.md"))]
     done = invoke("report", run, "--out", paths[0], "--markdown", paths[1], "--card", paths[2], "--trials", 0)
     assert done.exit_code == 0, done.output
     assert all(path.stat().st_size for path in paths)
 
 
-def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
+def test_unwritable_page_is_an_error(run, tmp_path):
+    (tmp_path / "file").touch()
+    for option, message in (("--out", "Choose another path"), ("--figures", "Give another --figures")):
+        error = invoke("report", run, option, tmp_path / "file" / "report.html", "--trials", 0).exception
+        assert isinstance(error, StorageError)
+        assert message in str(error)
+
+
+def test_short_names_distinguish_all_runs(tmp_path):
     folders = [tmp_path / path for path in ("monday/skill", "tuesday/skill", "tuesday/domain")]
-    assert [str(name) for name in names_of(folders)] == ["monday/skill", "tuesday/skill", "domain"]
+    assert [str(name) for name in short_names(folders)] == ["monday/skill", "tuesday/skill", "domain"]
     deep = [tmp_path / path for path in ("x/monday/skill", "y/monday/skill", "skill")]
-    assert [name.parts[-3:-1] for name in names_of(deep)[:2]] == [("x", "monday"), ("y", "monday")]
-    assert len(set(names_of(deep))) == 3
-    assert names_of([folders[0], folders[0]]) == [names_of(folders[:1])[0]] * 2  # a run beside itself
+    assert [name.parts[-3:-1] for name in short_names(deep)[:2]] == [("x", "monday"), ("y", "monday")]
+    assert len(set(short_names(deep))) == 3
+    assert short_names([folders[0], folders[0]]) == [short_names(folders[:1])[0]] * 2  # a run beside itself
 
 
-def test_two_runs_in_folders_of_one_name_keep_their_own_titles_and_figures(run, partial, tmp_path, monkeypatch):
+def test_runs_of_one_folder_name_have_their_own_titles(run, partial, tmp_path, monkeypatch):
     def note(figures, folder):
         folder.mkdir(parents=True)  # fails where another run has been
         (folder / "names").write_text(" ".join(figure.name for figure in figures))
@@ -130,14 +139,14 @@ def test_two_runs_in_folders_of_one_name_keep_their_own_titles_and_figures(run, 
     asked = ["--figures", tmp_path / "f", "--out", tmp_path / "r.html", "--card", tmp_path / "c.md", "--trials", 0]
     done = invoke("report", run, again, *asked)
     assert done.exit_code == 0, done.output
-    assert all((tmp_path / "f" / name / "names").is_file() for name in names_of([run, again]))
-    titles = [f"small ({name})" for name in names_of([run, again])]
+    assert all((tmp_path / "f" / name / "names").is_file() for name in short_names([run, again]))
+    titles = [f"small ({name})" for name in short_names([run, again])]
     page, card = (tmp_path / "r.html").read_text(), (tmp_path / "c.md").read_text()
     assert all(f'<h2 class="title">{title}</h2>' in page for title in titles)
     assert [line.partition(": ")[2] for line in card.splitlines() if line.startswith("## ")] == titles
 
 
-def test_a_guard_fails_passes_and_refuses(run, partial):
+def test_guard_fails_passes_and_refuses(run, partial):
     verdicts = load_run(run).scorecard.verdicts
     word = str(verdicts[(verdicts["view"] == "primary") & (verdicts["selector"] == "loss")]["verdict"].iloc[0])
     names = {"myopic": "myopic", "long-horizon worse": "worse", "long-horizon better": "better",
@@ -153,7 +162,7 @@ def test_a_guard_fails_passes_and_refuses(run, partial):
     assert isinstance(invoke("report", run, "--fail-if", "myopic(los)").exception, RecipeError)
 
 
-def test_a_guard_that_cannot_tell_never_ends_as_one_that_failed(run, partial, tmp_path):
+def test_undecided_guard_has_its_own_exit_code(run, partial, tmp_path):
     def code(*arguments):
         return invoke("report", *arguments).exception.exit_code
 
@@ -165,7 +174,7 @@ def test_a_guard_that_cannot_tell_never_ends_as_one_that_failed(run, partial, tm
     assert code(tmp_path / "none") == ResumeError.exit_code == 1
 
 
-def test_a_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path):
+def test_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path):
     done = invoke("report", run, "--compare", run, "--card", tmp_path / "card.md")
     assert done.exit_code == 0, done.output
     assert "No verdict changed." in (tmp_path / "card.md").read_text()
@@ -176,10 +185,10 @@ def test_a_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path)
 
 def test_details_hold_every_stage_and_every_term(run):
     loaded = load_run(run)
-    details = {detail.name: detail for detail in load_details(loaded, 3, [])}
+    details = {detail.name: detail for detail in trial_details(loaded, first_trials(loaded, 3), {})}
     assert set(details) == {"random-s0", "loss-s0", "lhas-s0"}
     assert [stage.stage for stage in details["lhas-s0"].stages] == [1, 2, 3]
-    terms = [name for name, _ in details["lhas-s0"].stages[1].most[0].terms]
+    terms = [name for name, _ in details["lhas-s0"].stages[1].highest[0].terms]
     assert {"utility", "future", "coverage", "score"} <= set(terms)
     assert loaded.picks.seeds == 3
 
@@ -194,7 +203,7 @@ def again(run):
     return gather_picks(run.folder, run.plan, run.finished_stages)
 
 
-def test_what_was_selected_is_kept_for_all_seeds_and_made_anew_where_stages_differ(run, partial, tmp_path):
+def test_picks_are_stored_and_made_anew_where_stages_differ(run, partial, tmp_path):
     whole = load_run(run).picks
     assert whole.tables == 27
     gathered = again(load_run(run))
@@ -215,7 +224,7 @@ def test_what_was_selected_is_kept_for_all_seeds_and_made_anew_where_stages_diff
         _ = load_run(tmp_path / "run").picks
 
 
-def test_what_holds_no_run_or_is_named_twice_is_a_sentence(run, tmp_path):
+def test_missing_or_repeated_run_is_an_error(run, tmp_path):
     assert isinstance(invoke("report", tmp_path, "--out", tmp_path / "x.html").exception, ResumeError)
     assert isinstance(invoke("report", run, run, "--out", tmp_path / "x.html").exception, RecipeError)
 
@@ -238,7 +247,7 @@ def test_watch_before_anything_is_finished_says_so(run, tmp_path):
     assert "No stage is finished yet" in shown.output
 
 
-def test_finished_stages_are_those_before_the_first_hole(tmp_path):
+def test_finished_stages_end_at_the_first_gap(tmp_path):
     for stage, at in ((1, 100.0), (3, 50.0)):
         mark = tmp_path / "trials" / "a" / f"stage-{stage}" / "done.json"
         mark.parent.mkdir(parents=True)
@@ -247,7 +256,7 @@ def test_finished_stages_are_those_before_the_first_hole(tmp_path):
     assert finish_times(tmp_path, ["a", "b"], 3) == [("a", 100.0)]
 
 
-def test_time_left_is_at_the_pace_of_the_last_stages_up_to_now():
+def test_time_left_follows_the_pace_of_the_last_stages():
     assert seconds_left([0.0, 10.0, 20.0], 5, 20.0) == 20.0
     assert seconds_left([0.0, 10.0, 20.0], 5, 40.0) == 40.0  # a pause counts
     assert seconds_left([0.0, 10.0], 5, 20.0) is None
@@ -276,7 +285,7 @@ def varied(tmp_path_factory):
     return folder / "run"
 
 
-def test_conditions_of_a_run_with_axes_stand_side_by_side(varied, tmp_path):
+def test_run_with_axes_reports_its_conditions(varied, tmp_path):
     asked = ["--out", tmp_path / "r.html", "--figures", tmp_path / "f", "--markdown", tmp_path / "r.md"]
     done = invoke("report", varied, *asked)
     assert done.exit_code == 0, done.output
@@ -286,9 +295,9 @@ def test_conditions_of_a_run_with_axes_stand_side_by_side(varied, tmp_path):
     assert "budget 0.5" in (tmp_path / "r.md").read_text()
 
 
-def test_an_axis_figure_varies_one_axis_around_the_own_condition(varied):
+def test_axis_figure_varies_one_axis(varied):
     loaded = load_run(varied)
-    made = axes_figures(loaded.across, loaded.places, Style(["random", "loss"], "random"))
+    made = axes_figures(loaded)
     budget = next(figure for figure in made if figure.name == "axis-budget")
     rows = [row for data in budget.charts[1]["datasets"].values() for row in data]
     assert {row["at"] for row in rows} == {0.25, 0.5}
@@ -299,16 +308,16 @@ def test_an_axis_figure_varies_one_axis_around_the_own_condition(varied):
     assert {row["at"] for data in orders.charts[0]["datasets"].values() for row in data} == {"1-2-3", "2-3-1", "3-1-2"}
 
 
-def test_a_condition_that_lacks_a_selector_is_left_out_and_counted(varied, tmp_path):
+def test_condition_without_a_selector_is_left_out(varied, tmp_path):
     shutil.copytree(varied, tmp_path / "run")
     for trial in (tmp_path / "run" / "trials").glob("loss-s*@budget=0.5"):
         shutil.rmtree(trial)
     loaded = load_run(tmp_path / "run")
     assert "budget=0.5" not in loaded.across.cards
-    assert "5 of 6 conditions" in condition_notes(loaded)[0]
+    assert "5 of 6 conditions" in condition_note(loaded)
 
 
-def test_trials_that_another_condition_lacks_leave_the_run_unfinished(varied, tmp_path):
+def test_missing_trials_of_a_condition_leave_run_unfinished(varied, tmp_path):
     whole = load_run(varied)
     assert whole.finished
     assert whole.progress == ""
@@ -329,7 +338,7 @@ def test_trials_that_another_condition_lacks_leave_the_run_unfinished(varied, tm
     assert all("30 of 36 trials" in (tmp_path / name).read_text() for name in ("card.md", "r.md"))
 
 
-def test_the_guard_asks_every_condition_and_the_outputs_tell_of_them(varied, tmp_path):
+def test_guard_checks_every_condition(varied, tmp_path):
     across = load_run(varied).across
     rows = across.verdicts[(across.verdicts["view"] == "primary") & (across.verdicts["selector"] == "loss")]
     words = {"myopic": "myopic", "long-horizon worse": "worse", "long-horizon better": "better",
@@ -347,9 +356,9 @@ def test_the_guard_asks_every_condition_and_the_outputs_tell_of_them(varied, tmp
     assert all("In other conditions" in path.read_text() for path in paths)
 
 
-def test_a_varied_key_is_shown_by_each_selectors_difference_from_the_reference(varied):
+def test_varied_key_shows_differences_from_the_reference(varied):
     loaded = load_run(varied)
-    made = axes_figures(loaded.across, loaded.places, Style(["random", "loss"], "random"))
+    made = axes_figures(loaded)
     figure = next(figure for figure in made if figure.name == "vary-training.learning_rate")
     assert [key.selector for key in figure.keys] == ["loss"]
     rows = [row for data in figure.charts[1]["datasets"].values() for row in data if "at" in row]
@@ -363,7 +372,7 @@ def test_a_varied_key_is_shown_by_each_selectors_difference_from_the_reference(v
     )
 
 
-def test_adaptations_that_differ_in_more_than_their_rank_keep_their_own_place(tmp_path):
+def test_adaptations_have_their_own_place(tmp_path):
     axes = {"adaptation": ["full", {"mode": "full", "learning_rate": 0.01}]}
     recipe = parse_recipe({"name": "r", "selectors": ["random"], "seeds": [0], "axes": axes})
     run = Run(tmp_path, recipe)

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from longgame.audit.picks import Picks, combine_shares, reduce_stage
-from longgame.report.picks import most_and_least
+from longgame.report.picks import highest_and_lowest
 
 
 def table(picked, skills="aabb", tokens=(1, 1, 2, 4), score=(0.0, 1.0, 2.0, 3.0), **terms):
@@ -63,11 +63,11 @@ def test_terms_tell_how_far_the_picked_lie_above_their_round():
     assert "flat" not in terms
 
 
-def test_most_and_least_follow_the_score_and_no_score_has_no_least():
-    most, least = most_and_least(table([-1, -1, 0, 1]), 2)
+def test_highest_and_lowest_follow_the_score():
+    most, least = highest_and_lowest(table([-1, -1, 0, 1]), 2)
     assert list(most["sample_id"]) == ["i3", "i2"]
     assert list(least["sample_id"]) == ["i0", "i1"]
-    most, least = most_and_least(table([1, -1, 0, -1]).drop(columns="term_score"), 2)
+    most, least = highest_and_lowest(table([1, -1, 0, -1]).drop(columns="term_score"), 2)
     assert list(most["sample_id"]) == ["i2", "i0"]
     assert least.empty
 

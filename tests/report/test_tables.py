@@ -1,19 +1,26 @@
 import numpy as np
+import pandas as pd
 import pytest
 
+from longgame.recipe import parse_recipe
 from longgame.report.tables import (
     DIAGNOSTICS,
     MAIN,
-    _best,
+    Cell,
+    Column,
+    Table,
+    format_number,
     mean_sd,
+    metric_cells,
+    metric_column,
     metric_table,
-    number,
     selectors_in_order,
     shown_views,
     stage_table,
     sub_skill_table,
+    with_paper,
 )
-from longgame.report.words import headline, run_facts, set_gap_line, verdict_lines
+from tests.report.conftest import make_card, make_results
 
 
 def cell(table, row, label):
@@ -38,7 +45,15 @@ def cell(table, row, label):
     ],
 )
 def test_numbers_have_the_precision_of_their_unit(value, unit, compact, text):
-    assert number(value, unit, compact) == text
+    assert format_number(value, unit, compact) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (7, "7"), (999.4, "999"), (999.6, "1 k"), (1.2345e9, "1.23 G"), (9.996e11, "1 T"), (3e26, "3e+05 Z")],
+)
+def test_flops_have_three_digits_and_a_prefix(value, text):
+    assert format_number(value, "FLOP") == text
 
 
 def test_one_seed_has_a_mean_and_no_sd():
@@ -64,21 +79,27 @@ def test_marks_say_better_or_worse_not_higher_or_lower(card, recipe, hostile):
     assert {cell(table, "random", column.label).mark for column in table.columns[1:]} == {""}
 
 
-def test_best_of_a_column_follows_the_metric_s_direction(card, recipe):
+def test_best_of_a_column_follows_the_direction(card, recipe):
     table = metric_table(card, recipe, MAIN, "t", "token_accuracy")
     assert cell(table, "ahead", "current score").best
     assert not cell(table, "ahead", "forgetting").best
     assert not any(cell(table, name, "current score").best for name in ("random",))
 
 
+def best(metric, **means):
+    columns = ("sd", "n", "p_holm", "diff_vs_reference", "ci_low", "ci_high")
+    summary = pd.DataFrame({"selector": list(means), "metric": metric, "mean": list(means.values())})
+    cells = metric_cells(summary.assign(**dict.fromkeys(columns, 1.0)), metric, list(means), "a")
+    return {name for name, cell in cells.items() if cell.best}
+
+
 def test_means_that_look_alike_are_best_together_or_not_at_all():
-    assert _best({"a": 52.04, "b": 51.96, "c": 50.0}, "higher", "points") == {"a", "b"}
-    assert _best({"a": 1.0, "b": 1.0}, "higher", "share") == set()
-    assert _best({"a": 1.0, "b": float("inf")}, "lower", "tokens") == set()
+    assert best("current", a=52.04, b=51.96, c=50.0) == {"a", "b"}
+    assert best("threshold_reached_common", a=1.0, b=1.0) == set()
+    assert best("tokens_to_threshold_common", a=1.0, b=float("inf")) == set()
 
 
-def test_unmeasured_columns_are_left_out_and_single_gaps_are_dashes(synthetic, recipe, card):
-    make_results, make_card, _ = synthetic
+def test_unmeasured_columns_are_left_out_and_gaps_are_dashes(recipe, card):
     assert "noisy share" not in [c.label for c in metric_table(card, recipe, DIAGNOSTICS, "t").columns]
     results = make_results()
     gone = (results["selector"] == "ahead") & (results["name"] == "difficulty")
@@ -87,18 +108,17 @@ def test_unmeasured_columns_are_left_out_and_single_gaps_are_dashes(synthetic, r
     assert cell(table, "random", "mean difficulty").text == "0.400 ± 0.000"
 
 
-def test_selectors_stand_in_the_recipe_s_order(card, recipe, hostile):
+def test_selectors_have_the_order_of_the_recipe(card, recipe, hostile):
     assert selectors_in_order(card, recipe) == ["random", "ahead", hostile]
 
 
-def test_primary_stands_alone_only_where_it_is_another_scorer(card, synthetic):
+def test_primary_view_is_shown_only_where_it_is_another_scorer(card):
     assert shown_views(card) == [("token_accuracy", "token accuracy (primary)"), ("exact_match", "exact match")]
-    make_results, make_card, _ = synthetic
     own = make_card(make_results(scorers=("choice", "token_accuracy")), primary="choice")
     assert [view for view, _ in shown_views(own)] == ["primary", "token_accuracy"]
 
 
-def test_stage_and_sub_skill_cells_go_from_after_the_stage_to_the_end(card, recipe):
+def test_stage_and_sub_skill_cells_show_both_times(card, recipe):
     R = np.mean([card.R("token_accuracy", "ahead", seed) for seed in range(5)], axis=0)
     table = stage_table(card, recipe, "token_accuracy", "t")
     assert cell(table, "ahead", "one").text == f"{R[1, 0]:.1f} → {R[3, 0]:.1f}"
@@ -110,43 +130,21 @@ def test_stage_and_sub_skill_cells_go_from_after_the_stage_to_the_end(card, reci
     assert skills.rows[6][2].text == f"{value:.1f}"
 
 
-def test_verdicts_and_headline_name_the_myopic(card, recipe):
-    lines = {line.selector: line for line in verdict_lines(card, recipe)}
-    assert "random" not in lines
-    assert lines["ahead"].word == "myopic"
-    said = headline(card, recipe)
-    assert said.startswith("Myopic: ahead")
-    assert "3 selectors, 5 seeds" in said
+def test_few_seeds_give_no_marks(recipe):
+    table = metric_table(make_card(make_results(seeds=1)), recipe, MAIN, "t", "token_accuracy")
+    assert {cell.mark for row in table.rows for cell in row} == {""}
 
 
-def test_disagreement_between_scorers_is_said(card, recipe, synthetic):
-    make_results, make_card, _ = synthetic
-    results = make_results()
-    flat = (results["scorer"] == "exact_match") & (results["kind"] == "score")
-    results.loc[flat, "value"] = 40.0
-    lines = {line.selector: line for line in verdict_lines(make_card(results), recipe)}
-    assert lines["ahead"].word == "myopic"
-    assert lines["ahead"].other == "under exact match: indistinguishable from random"
+def test_paper_values_stand_beside_on_demand():
+    recipe = parse_recipe({"name": "r", "selectors": ["random", "loss"], "seeds": [0], "budget": 0.25})
 
+    def table(name):
+        rows = tuple((Cell(selector), Cell("1", value=1.0)) for selector in ("random", "loss", "own"))
+        return Table("t", (Column("selector", numeric=False), metric_column(name)), rows)
 
-def test_few_seeds_give_no_verdict_and_no_marks(synthetic):
-    make_results, make_card, make_recipe = synthetic
-    card, recipe = make_card(make_results(seeds=1)), make_recipe(1)
-    assert {line.word for line in verdict_lines(card, recipe)} == {"not enough seeds"}
-    table = metric_table(card, recipe, MAIN, "t", "token_accuracy")
-    assert {c.mark for row in table.rows for c in row} == {""}
-    assert "1 seed)" in set_gap_line(card)
-
-
-def test_without_the_reference_the_headline_says_that_nothing_was_compared(synthetic, recipe):
-    make_results, make_card, _ = synthetic
-    results = make_results()
-    card = make_card(results[results["selector"] != "random"])
-    assert headline(card, recipe).startswith("Nothing was compared")
-
-
-def test_facts_hold_versions_seeds_and_duration(results, recipe, environment):
-    facts = dict(run_facts(recipe, results, environment))
-    assert facts["duration"] == "2.0 min in 2 sessions"
-    assert facts["versions"] == "longgame 0.1.0, numpy 2.0"
-    assert facts["seeds"] == "5 (0, 1, 2, 3, 4)"
+    assert with_paper(table("final"), recipe) == table("final")
+    wide = with_paper(table("long_horizon"), recipe)
+    assert [column.label for column in wide.columns] == ["selector", "long-horizon score", "paper: long horizon"]
+    assert [row[2].text for row in wide.rows] == ["0.59", "0.51", ""]
+    assert wide.columns[2].aside
+    assert wide.without_asides().columns == wide.columns[:2]

@@ -228,7 +228,7 @@ def _told_as_error(recipe: Recipe) -> AbstractContextManager[object]:
 def run_audit(
     recipe: Recipe, folder: Path, *, workers: int, threads: int, display: Display, keep_models: bool = False
 ) -> Run:
-    """Run (or finish) an audit and write its tables; the report is `longgame.report.run.write_report`.
+    """Run (or finish) an audit and write its tables; the report is `longgame.report.render.write_report`.
 
     Raises:
         ResumeError: the directory holds another recipe, or another process is at work in it.

@@ -75,7 +75,8 @@ class Watched:
     def _read(self) -> Text:
         """The scorecard as `longgame audit` prints it, for this console."""
         from longgame.audit.run import load_run
-        from longgame.report.terminal import print_scorecard
+        from longgame.report.layout import report_layout
+        from longgame.report.render import print_layout
 
         loaded = load_run(self.folder)
         colours = self._console.color_system or "standard"
@@ -86,7 +87,7 @@ class Watched:
             color_system="truecolor" if colours == "truecolor" else "standard",
         )
         with paper.capture() as printed:
-            print_scorecard(loaded.scorecard, loaded.recipe, paper)
+            print_layout(report_layout(loaded), paper)
         return Text.from_ansi(printed.get())
 
 

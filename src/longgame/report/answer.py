@@ -1,89 +1,155 @@
-"""The answer at the top of a report: which selector to use, which are myopic, how sure that is, what it cost."""
+"""The sentences of a report: the answer, a verdict per selector, how to read it, its limits, and `--fail-if`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from longgame.audit.plan import condition_label
+from longgame.audit.plan import FULL_DATA, condition_label
+from longgame.audit.run import Run
 from longgame.errors import RecipeError, unknown
-from longgame.metrics.comparisons import Across
-from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.catalog import METRICS
+from longgame.metrics.longhorizon import chance_gap
+from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.stats import ALPHA, holm, paired
 from longgame.metrics.verdict import BETTER, INDISTINGUISHABLE, MYOPIC, NOT_ENOUGH, NOW_ONLY, WORSE
 from longgame.recipe import Recipe
-from longgame.report.tables import number, selectors_in_order
-from longgame.report.words import elsewhere
+from longgame.report.tables import format_number, selectors_in_order
 
-_LONG = "long horizon"
+_NAMED_CONDITIONS = 6
+"""Conditions named for one selector's verdict; further ones are counted, and all are in the tables."""
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 seed``, ``2 seeds``, ``1,000 seeds``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Sentences, in the order in which a reader needs them."""
+class VerdictLine:
+    """One selector's verdict as sentences, each without its full stop."""
 
-    use: str
-    avoid: str
-    elsewhere: str
-    sure: str
-    cost: str
+    selector: str
+    word: str
+    reason: str
+    other: str = ""
+    """Where another scorer disagrees."""
+    power: str = ""
+    """What these seeds could have shown."""
+    cost: str = ""
+    """What choosing took."""
 
     @property
-    def lines(self) -> list[tuple[str, str]]:
-        """(question, sentence) of everything that can be said."""
-        asked = ("Which to use", "Which are myopic", "In other conditions", "How sure", "What it cost")
-        said = (self.use, self.avoid, self.elsewhere, self.sure, self.cost)
-        return [(question, text) for question, text in zip(asked, said, strict=True) if text]
+    def reasons(self) -> list[str]:
+        """Everything behind the word, as full sentences."""
+        first = f"{self.reason} ({self.other})" if self.other else self.reason
+        return [f"{sentence}." for sentence in (first, self.power, self.cost) if sentence]
 
 
-def answer(card: Scorecard, recipe: Recipe, across: Across | None = None) -> Answer:
-    """Put the scorecard's primary view into an answer. It says no more than the tests show.
+def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
+    """One line per selector but the reference, by the primary view, with disagreements of the other views."""
+    rows = {(str(row["view"]), str(row["selector"])): row for row in card.verdicts.to_dict("records")}
+    lines = []
+    for selector in selectors_in_order(card, recipe):
+        if (PRIMARY, selector) not in rows:
+            continue
+        row = rows[PRIMARY, selector]
+        words = {view: str(rows[view, selector]["verdict"]) for view in SCORER_VIEWS if (view, selector) in rows}
+        word = str(row["verdict"])
+        others = [f"under {view.replace('_', ' ')}: {other}" for view, other in words.items() if other != word]
+        cost = cost_line(card, selector)
+        lines.append(VerdictLine(selector, word, str(row["reason"]), "; ".join(others), str(row["power"]), cost))
+    return lines
 
-    Args:
-        card: of the recipe's own condition.
-        across: all conditions of a recipe with axes.
-    """
-    verdicts = {
-        str(row["selector"]): str(row["verdict"]) for row in card.verdicts.to_dict("records") if row["view"] == PRIMARY
+
+def cost_line(card: Scorecard, selector: str) -> str:
+    """FLOPs and seconds per trial of a selector's choices, as shares of training too; empty if not measured."""
+    rows = card.summary[(card.summary["view"] == "") & (card.summary["selector"] == selector)]
+    mean = dict(zip(rows["metric"].astype(str), rows["mean"].astype(float), strict=True))
+    flops, seconds = mean.get("score_flops", float("nan")), mean.get("select_seconds", float("nan"))
+    parts = []
+    if flops == 0:
+        parts.append("no FLOPs of the model")
+    elif flops > 0:
+        parts.append(f"{format_number(flops, 'FLOP')}FLOP{_of_training(mean, 'flops_share', 'FLOPs')}")
+    if seconds >= 0:
+        parts.append(f"{format_number(seconds, 's')} s{_of_training(mean, 'seconds_share', 'time')}")
+    return f"Choosing took {' and '.join(parts)} per trial" if parts else ""
+
+
+def _of_training(mean: Mapping[str, float], share: str, noun: str) -> str:
+    return f" ({mean[share]:.1%} of the training {noun})" if mean.get(share, float("nan")) >= 0 else ""
+
+
+def headline(card: Scorecard, recipe: Recipe) -> str:
+    """The verdicts in one sentence, then the highest long-horizon score."""
+    runs = f"{plural(len(card.trials.selectors), 'selector')}, {plural(len(card.trials.seeds), 'seed')}"
+    by_word: dict[str, list[str]] = {}
+    for line in verdict_lines(card, recipe):
+        by_word.setdefault(line.word, []).append(line.selector)
+    if not by_word:
+        return f"Nothing was compared ({runs}; the reference selector '{card.reference}' has no trial or stands alone)."
+    verdicts = ". ".join(f"{_capital(word)}: {', '.join(names)}" for word, names in by_word.items())
+    means = card.wide(["long_horizon"])["long_horizon"].dropna()
+    if means.empty:
+        return f"{verdicts} ({runs})."
+    leader = str(means.idxmax())
+    text = f"{verdicts} ({runs}). Highest long-horizon score: {leader} ({format_number(float(means.max()), '0–1')})"
+    p = float(card.wide(["long_horizon"], column="p_holm")["long_horizon"][leader])
+    if leader != card.reference and not p < ALPHA:
+        text += f", which is not shown to differ from {card.reference}"
+    return text + "."
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def answer(run: Run) -> dict[str, str]:
+    """Question → sentence, by the primary view of the recipe's own condition; it claims no more than the tests show."""
+    card = run.scorecard
+    rows = card.verdicts[card.verdicts["view"] == PRIMARY]
+    verdicts = dict(zip(rows["selector"].astype(str), rows["verdict"].astype(str), strict=True))
+    sentences = {
+        "Which to use": _advice(card, verdicts),
+        "Which are myopic": _myopic(card, run.recipe, verdicts),
+        "In other conditions": elsewhere(run),
+        "How sure": _certainty(card) if verdicts else "",
+        "What it cost": _cost(card),
     }
-    sure = _sure(card) if verdicts else ""
-    return Answer(_use(card, verdicts), _avoid(card, recipe, verdicts), elsewhere(across), sure, _cost(card))
+    return {question: text for question, text in sentences.items() if text}
 
 
-def _use(card: Scorecard, verdicts: dict[str, str]) -> str:
+def _advice(card: Scorecard, verdicts: Mapping[str, str]) -> str:
     if not verdicts:
         return f"Nothing was compared: the reference selector '{card.reference}' has no trial or stands alone."
     means = card.wide(["long_horizon"])["long_horizon"].dropna()
     if means.empty:
         return "No long-horizon score was measured yet, so nothing can be advised."
+    leader = str(means.idxmax())
     better = [name for name, word in verdicts.items() if word == BETTER]
     if better:
         best = max(better, key=lambda name: float(means[name]))
         rivals = _not_shown_to_differ(card, best)
-        text = f"Use {best}: long-horizon score {_compared(card, best)}."
-        if rivals:
-            text += f" Not shown to differ from it: {', '.join(rivals)}."
-        return text
+        text = f"Use {best}: long-horizon score {_against_reference(card, best)}."
+        return f"{text} Not shown to differ from it: {', '.join(rivals)}." if rivals else text
     if all(word == NOT_ENOUGH for word in verdicts.values()):
-        return f"Too few seeds to advise anything. Highest long-horizon score so far: {means.idxmax()}."
-    leader = str(means.idxmax())
+        return f"Too few seeds to advise anything. Highest long-horizon score so far: {leader}."
     text = f"No selector is shown to be better than {card.reference} in the long run"
     if leader != card.reference:
-        text += f"; the highest mean is that of {leader}, {_compared(card, leader)}"
+        text += f"; the highest mean is that of {leader}, {_against_reference(card, leader)}"
     cheap = ", which costs nothing" if card.reference == "random" else ""
     return f"{text}. Use {card.reference}{cheap}, or measure more seeds."
 
 
-def _compared(card: Scorecard, selector: str) -> str:
-    rows = card.summary[
-        (card.summary["view"] == PRIMARY)
-        & (card.summary["metric"] == "long_horizon")
-        & (card.summary["selector"] == selector)
-    ]
-    row = rows.iloc[0]
-    text = number(float(row["mean"]), _LONG)
+def _against_reference(card: Scorecard, selector: str) -> str:
+    table = card.summary
+    at = (table["view"] == PRIMARY) & (table["metric"] == "long_horizon") & (table["selector"] == selector)
+    row = table[at].iloc[0]
+    text = format_number(float(row["mean"]), METRICS["long_horizon"].precision)
     if np.isfinite(row["diff_vs_reference"]):
         text += f", {float(row['diff_vs_reference']):+.3f} against {card.reference}"
     if np.isfinite(row["ci_low"]):
@@ -99,28 +165,25 @@ def _not_shown_to_differ(card: Scorecard, best: str) -> list[str]:
     others = [place for place, name in enumerate(names) if name != best]
     if not others:
         return []
-    result = paired(values[others], np.broadcast_to(values[names.index(best)], values[others].shape).copy())
-    adjusted = holm(result.p)
-    return [names[place] for place, p in zip(others, adjusted, strict=True) if not p < ALPHA]
+    difference = paired(values[others], np.broadcast_to(values[names.index(best)], values[others].shape).copy())
+    return [names[place] for place, p in zip(others, holm(difference.p), strict=True) if not p < ALPHA]
 
 
-def _avoid(card: Scorecard, recipe: Recipe, verdicts: dict[str, str]) -> str:
+def _myopic(card: Scorecard, recipe: Recipe, verdicts: Mapping[str, str]) -> str:
     if not verdicts:
         return ""
     order = [name for name in selectors_in_order(card, recipe) if name in verdicts]
-    myopic = [name for name in order if verdicts[name] == MYOPIC]
-    worse = [name for name in order if verdicts[name] == WORSE]
-    text = (
-        f"Myopic (ahead now, behind in the long run): {', '.join(myopic)}." if myopic else "None is shown to be myopic."
-    )
+    myopic, worse = ([name for name in order if verdicts[name] == word] for word in (MYOPIC, WORSE))
+    text = "None is shown to be myopic."
+    if myopic:
+        text = f"Myopic (ahead now, behind in the long run): {', '.join(myopic)}."
     if worse:
         text += f" Behind in the long run, and not shown to be ahead now: {', '.join(worse)}."
     return text
 
 
-def _sure(card: Scorecard) -> str:
-    seeds = len(card.trials.seeds)
-    text = f"{seeds} seed{'s' if seeds != 1 else ''}, compared by seed, Holm over the selectors, 5 % level."
+def _certainty(card: Scorecard) -> str:
+    text = f"{plural(len(card.trials.seeds), 'seed')}, compared by seed, Holm over the selectors, 5 % level."
     now, later = (_detectable(card, metric) for metric in ("current", "long_horizon"))
     if np.isfinite(now) and np.isfinite(later):
         text += (
@@ -138,23 +201,170 @@ def _detectable(card: Scorecard, metric: str) -> float:
 
 
 def _cost(card: Scorecard) -> str:
-    held = set(card.summary.loc[card.summary["view"] == "", "metric"])
-    text = ""
-    if "selected_tokens" in held:
+    measured = set(card.summary.loc[card.summary["view"] == "", "metric"])
+    sentences = []
+    if "selected_tokens" in measured:
         tokens = card.wide(["selected_tokens"])["selected_tokens"].dropna()
         if len(tokens):
             low, high = float(tokens.min()), float(tokens.max())
             span = f"{low:,.0f}" if high - low < 0.5 else f"{low:,.0f} to {high:,.0f}"
-            text += f"{span} selected tokens per trial. "
-    if "select_seconds" in held:
+            sentences.append(f"{span} selected tokens per trial.")
+    if "select_seconds" in measured:
         seconds = card.wide(["select_seconds"])["select_seconds"].dropna()
         if len(seconds) > 1:
-            first, last = (f"{number(float(value), 's')} s" for value in (seconds.min(), seconds.max()))
-            text += f"Choosing took from {first} ({seconds.idxmin()}) to {last} ({seconds.idxmax()}) per trial."
-    return text.strip()
+            fast, slow = (f"{format_number(float(value), 's')} s" for value in (seconds.min(), seconds.max()))
+            span = f"from {fast} ({seconds.idxmin()}) to {slow} ({seconds.idxmax()})"
+            sentences.append(f"Choosing took {span} per trial.")
+    return " ".join(sentences)
 
 
-# Conditions on which a check fails: ``myopic(my-selector) or worse(loss)``.
+def elsewhere(run: Run) -> str:
+    """Verdicts of other conditions (and of means over orders) that differ from the recipe's own, by the primary view.
+
+    Empty where the run has no other condition or nothing was compared.
+    """
+    if run.across is None:
+        return ""
+    rows = run.across.verdicts[run.across.verdicts["view"] == PRIMARY]
+    verdicts = list(rows[["condition", "selector", "verdict"]].astype(str).itertuples(index=False, name=None))
+    recipe_words = {selector: word for condition, selector, word in verdicts if not condition}
+    others = {condition for condition, _, _ in verdicts if condition}
+    if not others:
+        return ""
+    by_word: dict[str, dict[str, list[str]]] = {word: {} for word in (MYOPIC, WORSE, BETTER, NOW_ONLY)}
+    for condition, selector, word in verdicts:
+        if condition and recipe_words.get(selector) != word:
+            by_word.setdefault(word, {}).setdefault(selector, []).append(condition_label(condition))
+    sentences = [
+        f"{_capital(word)}: {', '.join(f'{name} ({_some(labels)})' for name, labels in selectors.items())}."
+        for word, selectors in by_word.items()
+        if selectors
+    ]
+    count = plural(len(others), "other condition")
+    if not sentences:
+        return f"Every verdict is the same in {'the' if len(others) == 1 else 'all'} {count}."
+    return (
+        f"{' '.join(sentences)} All other verdicts of the {count} are those of the recipe's own. Each condition is "
+        "compared separately, without a correction over conditions."
+    )
+
+
+def _some(labels: Sequence[str]) -> str:
+    further = f"; and {len(labels) - _NAMED_CONDITIONS} more" if len(labels) > _NAMED_CONDITIONS else ""
+    return "; ".join(labels[:_NAMED_CONDITIONS]) + further
+
+
+def reversal_line(card: Scorecard) -> str:
+    """Pairs whose order changes between the current and the long-horizon score, both differences significant."""
+    rows = card.reversals[card.reversals["view"] == PRIMARY].to_dict("records")
+    if not rows:
+        return "Rank reversals with both sides significant: none."
+    pairs = "; ".join(
+        f"{row['ahead']} leads {row['behind']} by {row['immediate_diff']:.1f} points now and trails it by "
+        f"{-row['long_diff']:.3f} in the long run"
+        for row in rows
+    )
+    return f"Rank reversals with both sides significant ({len(rows)}): {pairs}."
+
+
+def set_gap_line(card: Scorecard) -> str:
+    """Eq. 3 for all selectors together, by the primary view: rank disagreement of seed means."""
+    rows = card.set_gap[(card.set_gap["view"] == PRIMARY) & (card.set_gap["immediate"] == IMMEDIATE)]
+    row = rows.iloc[0]
+    selectors = int(row["selectors"])
+    text = f"Myopia gap of the set (eq. 3, current against long-horizon ranks): {format_number(row['gap'], 'ratio')}"
+    text += f" ({selectors} selectors, {plural(int(row['seeds']), 'seed')})"
+    if selectors > 1:
+        text += f"; ranks by chance alone give {format_number(chance_gap(selectors), 'ratio')} on average"
+    return text + "."
+
+
+def legend(card: Scorecard) -> str:
+    """How to read the cells of a metric table."""
+    return (
+        f"mean ± sd over seeds. ▲ better, ▼ worse than {card.reference} (paired by seed, p < {ALPHA:g} after Holm over "
+        "the selectors); * different where neither direction is better; — not measured. Bold: the best mean of its "
+        "column, shown to differ or not."
+    )
+
+
+def base_models(recipe: Recipe) -> list[str]:
+    """The base models that the run's seeds start from, in the order of the seeds, each once."""
+    return list(dict.fromkeys(recipe.for_seed(seed).model.name for seed in recipe.seeds))
+
+
+def seeds_caveat(recipe: Recipe) -> str:
+    """What differs between the seeds of this run, so what its intervals cover and do not cover."""
+    if recipe.data.sequence == "quadratic":
+        return (
+            "A seed draws a whole world: geometry, base parameters, pools and order. Scores are exact population "
+            "values, so the intervals cover worlds of this recipe, without evaluation noise."
+        )
+    draws = (
+        "A seed draws the candidates and items that the data source leaves open, their order, and the selectors' own "
+        "randomness"
+    )
+    noise = "and scores on small validation sets move by chance as well."
+    bases, seeds = len(base_models(recipe)), len(recipe.seeds)
+    if bases == 1:
+        return (
+            f"{draws}. The base model is the same in all seeds, so the intervals do not cover another base model or "
+            f"another data source, {noise}"
+        )
+    text = f"{draws}, and starts from one of {bases} base models in turn, the same for all selectors."
+    if bases < seeds:
+        return (
+            f"{text} As {seeds} seeds share {bases} base models, the intervals are too narrow where the base model "
+            "matters: seeds of one base model are not independent. Name as many base models as seeds."
+        )
+    return f"{text} The intervals cover such base models, but no other data source, {noise}"
+
+
+def condition_note(run: Run) -> str:
+    """Which condition the parts of a report are about; empty for a recipe without axes."""
+    if run.across is None:
+        return ""
+    return (
+        f"Answer, scorecard and most figures are about the recipe's own condition; {len(run.scorecards)} of "
+        f"{len(run.plan.conditions.keys() - {FULL_DATA})} conditions have measurements of every selector and stand "
+        "side by side."
+    )
+
+
+def run_facts(run: Run) -> dict[str, str]:
+    """What was run, on which machine, for how long: name → value."""
+    recipe, environment = run.recipe, run.environment
+    rounds = "a choice every step" if recipe.rounds == "step" else f"{recipe.rounds} round(s) per stage"
+    names = ", ".join(base_models(recipe))
+    machine = [str(environment[key]) for key in ("system", "machine") if environment.get(key)]
+    if environment.get("python"):
+        machine.append(f"Python {environment['python']}")
+    counts = {"cores": "cores", "workers": "workers", "threads": "threads per worker"}
+    machine += [f"{label} {environment[key]}" for key, label in counts.items() if environment.get(key) is not None]
+    sessions = environment.get("sessions") or []
+    facts = {
+        "model": names if names == "quadratic" else f"{names}, {recipe.model.adaptation}",
+        "data": f"{recipe.data.sequence}, pools of {recipe.data.pool_size}",
+        "budget": f"{recipe.budget:.0%} of each pool's tokens, {rounds}, {recipe.training.steps} steps per stage",
+        "seeds": f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})",
+        "measurements": f"{len(run.own_results):,}",
+        "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        "machine": ", ".join(machine),
+        "duration": _duration(sum(sessions)) + (f" in {len(sessions)} sessions" if sessions[1:] else ""),
+    }
+    if not sessions:
+        del facts["duration"]
+    return {name: value for name, value in facts.items() if value}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+# The condition of `longgame report --fail-if`: ``myopic(my-selector) or worse(loss)``.
 
 VERDICTS = {
     "myopic": MYOPIC,
@@ -182,61 +392,55 @@ class Claim:
 
 
 def parse_condition(text: str) -> tuple[Claim, ...]:
-    """Read a condition; nothing in it is ever executed.
+    """Read a condition; nothing in it is executed.
 
     Raises:
         RecipeError: it is not claims joined by ``or``, or a verdict is unknown.
     """
-    claims = []
-    place, rest = 0, text.strip()
+    claims: list[Claim] = []
+    place, condition = 0, text.strip()
     while True:
-        found = _CLAIM.match(rest, place)
-        if found is None or not found[2].strip():
-            near = rest[place : place + 30]
+        match = _CLAIM.match(condition, place)
+        if match is None or not match[2].strip():
             raise RecipeError(
-                f"--fail-if is '{text}'; it cannot be read at '{near}'. Write VERDICT(SELECTOR), joined by or, e.g. "
-                f'"myopic(loss) or worse(loss)". Verdicts: {", ".join(VERDICTS)}.'
+                f"--fail-if is '{text}'; it cannot be read at '{condition[place : place + 30]}'. Write "
+                'VERDICT(SELECTOR), joined by or, e.g. "myopic(loss) or worse(loss)". '
+                f"Verdicts: {', '.join(VERDICTS)}."
             )
-        verdict, selector = found[1], found[2].strip()
-        if verdict not in VERDICTS:
-            raise RecipeError(f"--fail-if is '{text}': " + unknown("verdict", verdict, VERDICTS))
-        claims.append(Claim(verdict, selector))
-        place = found.end()
-        if place == len(rest):
+        if match[1] not in VERDICTS:
+            raise RecipeError(f"--fail-if is '{text}': " + unknown("verdict", match[1], VERDICTS))
+        claims.append(Claim(match[1], match[2].strip()))
+        if match.end() == len(condition):
             return tuple(claims)
-        joint = _OR.match(rest, place)
+        joint = _OR.match(condition, match.end())
         if joint is None:
-            raise RecipeError(f"--fail-if is '{text}'; after '{claims[-1]}' there must stand ' or ' or nothing.")
+            raise RecipeError(f"--fail-if is '{text}'; only ' or ' can follow '{claims[-1]}'.")
         place = joint.end()
 
 
-def true_claims(claims: tuple[Claim, ...], card: Scorecard, across: Across | None = None) -> list[str]:
-    """The claims that hold by the primary view, each with the selector and condition it holds for and why.
-
-    Args:
-        card: of the recipe's own condition.
-        across: all conditions of a recipe with axes: every one is asked, and each was compared for itself.
+def true_claims(claims: Sequence[Claim], run: Run) -> list[str]:
+    """The claims that hold by the primary view in any condition, each with its selector, condition and reason.
 
     Raises:
-        RecipeError: a selector that the run does not compare: a guard must not pass because of a wrong name.
+        RecipeError: the run does not compare a selector: a guard must not pass because of a wrong name.
     """
-    held = card.verdicts.assign(condition="") if across is None else across.verdicts
-    rows = held[held["view"] == PRIMARY][["condition", "selector", "verdict", "reason"]].astype(str)
-    told = list(rows.itertuples(index=False, name=None))
-    words = {selector for _, selector, _, _ in told}
-    found = []
+    reference = run.scorecard.reference
+    table = run.scorecard.verdicts.assign(condition="") if run.across is None else run.across.verdicts
+    columns = ["condition", "selector", "verdict", "reason"]
+    rows = list(table.loc[table["view"] == PRIMARY, columns].astype(str).itertuples(index=False, name=None))
+    compared = {selector for _, selector, _, _ in rows}
+    holding = []
     for claim in claims:
-        if claim.selector != ANY and claim.selector not in words:
-            if claim.selector == card.reference:
-                raise RecipeError(
-                    f"--fail-if asks for '{claim}', but {claim.selector} is what others are compared with."
-                )
-            raise RecipeError("--fail-if: " + unknown("selector", claim.selector, words))
-        if claim.selector == ANY and not words:
-            raise RecipeError(f"--fail-if asks for '{claim}', but the run compares no selector with {card.reference}.")
-        wanted = VERDICTS[claim.verdict].format(reference=card.reference)
-        for condition, selector, word, reason in told:
-            if word == wanted and claim.selector in (ANY, selector):
+        if claim.selector == ANY:
+            if not compared:
+                raise RecipeError(f"--fail-if asks for '{claim}', but the run compares no selector with {reference}.")
+        elif claim.selector == reference and reference not in compared:
+            raise RecipeError(f"--fail-if asks for '{claim}', but {reference} is what others are compared with.")
+        elif claim.selector not in compared:
+            raise RecipeError("--fail-if: " + unknown("selector", claim.selector, compared))
+        verdict = VERDICTS[claim.verdict].format(reference=reference)
+        for condition, selector, word, reason in rows:
+            if word == verdict and claim.selector in (ANY, selector):
                 where = f" in condition '{condition_label(condition)}'" if condition else ""
-                found.append(f"{claim.verdict}({selector}){where}: {reason}")
-    return found
+                holding.append(f"{claim.verdict}({selector}){where}: {reason}")
+    return holding

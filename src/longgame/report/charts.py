@@ -1,18 +1,14 @@
-"""What all figures share: colours and shapes of selectors, intervals, and the pieces that a chart is put together from.
+"""What all figures share: colors and shapes of selectors, the parts that charts are built from, and SVG and PNG files.
 
-Colour and shape both tell selectors apart (Okabe–Ito palette, grey for the reference), so that no figure depends on
-colour vision. Backgrounds and text colours are left to the page, which knows whether it is dark.
+Color and shape both identify a selector (Okabe–Ito palette, grey for the reference), so that no figure depends on color
+vision. The page sets backgrounds and text colors, because it knows whether it is dark.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +18,29 @@ import pandas as pd
 import scipy.special
 import vl_convert
 
-from longgame.errors import StorageError
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.storage import write_file
 
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+"""The Vega-Lite version that altair's specifications are written for."""
 GREY = "#8c8c8c"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C78500", "#3796D2", "#8A63D2", "#A0522D")
-"""Okabe–Ito without black and yellow (illegible on a dark or a light page), orange and sky blue darkened until they
-stand out from white (contrast ≥ 3), then two more."""
+"""Okabe–Ito without black and yellow (illegible on a dark or a light page), with orange and sky blue darkened to a
+contrast of 3 with white, then two more."""
 SHAPES = {
-    "square": "■",
-    "triangle-up": "▲",
-    "diamond": "◆",
-    "cross": "✚",
-    "triangle-down": "▼",
-    "triangle-right": "▶",
-    "triangle-left": "◀",
-    "circle": "●",
-}
+    "square": "■", "triangle-up": "▲", "diamond": "◆", "cross": "✚", "triangle-down": "▼", "triangle-right": "▶",
+    "triangle-left": "◀", "circle": "●",
+}  # fmt: skip
 """Vega's symbol → the glyph that stands for it in the page's legend."""
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class LegendKey:
     """One line of a legend, drawn by the page once for all charts of a figure."""
 
     selector: str
-    colour: str
+    color: str
     glyph: str
 
 
@@ -60,15 +52,34 @@ class Figure:
     title: str
     caption: str
     charts: tuple[dict[str, Any], ...]
-    keys: tuple[Key, ...] = ()
+    keys: tuple[LegendKey, ...] = ()
     """The legend, where charts do not name the selectors themselves."""
-    group: str = "paper"
-    """Which part of the page it belongs to: ``paper`` (its figures), ``run`` or ``picks``."""
 
     @property
     def single(self) -> bool:
-        """Whether it is one chart, which may stand beside another figure."""
+        """Whether it is one chart, which fits next to another figure."""
         return len(self.charts) == 1
+
+
+class Style:
+    """Scales that give a selector the same color and shape in every figure."""
+
+    def __init__(self, selectors: Sequence[str], reference: str) -> None:
+        others = [name for name in selectors if name != reference]
+        color = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)} | {reference: GREY}
+        marks = list(SHAPES)  # shifted by one after each palette, so that no pair of color and shape comes twice
+        shape = {name: marks[(i + i // len(PALETTE)) % len(marks)] for i, name in enumerate(others)}
+        shape[reference] = "circle"
+        self.selectors = list(selectors)
+        self.keys = tuple(LegendKey(name, color[name], SHAPES[shape[name]]) for name in selectors)
+        self._colors = alt.Scale(domain=self.selectors, range=[color[name] for name in selectors])
+        self._shapes = alt.Scale(domain=self.selectors, range=[shape[name] for name in selectors])
+
+    def color(self) -> alt.Color:
+        return alt.Color("selector:N", scale=self._colors, legend=None)
+
+    def shape(self) -> alt.Shape:
+        return alt.Shape("selector:N", scale=self._shapes, legend=None)
 
 
 def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np.ndarray:
@@ -77,28 +88,7 @@ def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np
         return np.where(n > 1, scipy.special.stdtrit(n - 1, 0.5 + confidence / 2) * sd / np.sqrt(n), np.nan)
 
 
-class Style:
-    """Scales that give a selector the same colour and shape in every figure."""
-
-    def __init__(self, selectors: Sequence[str], reference: str) -> None:
-        others = [name for name in selectors if name != reference]
-        colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)} | {reference: GREY}
-        marks = list(SHAPES)  # after a whole palette they go on one further, so that no pair of both comes twice
-        shape = {name: marks[(i + i // len(PALETTE)) % len(marks)] for i, name in enumerate(others)}
-        shape[reference] = "circle"
-        self.selectors = list(selectors)
-        self.keys = tuple(Key(name, colour[name], SHAPES[shape[name]]) for name in selectors)
-        self._colours = alt.Scale(domain=self.selectors, range=[colour[name] for name in selectors])
-        self._shapes = alt.Scale(domain=self.selectors, range=[shape[name] for name in selectors])
-
-    def colour(self) -> alt.Color:
-        return alt.Color("selector:N", scale=self._colours, legend=None)
-
-    def shape(self) -> alt.Shape:
-        return alt.Shape("selector:N", scale=self._shapes, legend=None)
-
-
-def points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
+def metric_points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
     """One row per selector: mean, low and high of each metric (95 % interval of the mean over seeds)."""
     mean, sd, n = (card.wide(list(metrics), PRIMARY, column) for column in ("mean", "sd", "n"))
     frame = pd.DataFrame({"selector": mean.index.to_numpy()})
@@ -109,21 +99,65 @@ def points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
     return frame.replace([np.inf, -np.inf], np.nan)
 
 
-def ink_on_cividis(field: str, low: float, high: float) -> Any:
-    """Black or white, whichever is legible (contrast ≥ 4.5) on the cividis scale from low to high."""
-    middle = low + 0.47 * (high - low)
-    return alt.condition(f"datum.{field} > {middle!r}", alt.value("#000000"), alt.value("#ffffff"))
-
-
 def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
-    """The chart as a Vega-Lite specification that fills its place's width, described for who cannot see it."""
+    """The chart as a Vega-Lite specification that fills its container, with a description for screen readers."""
     sized = chart.properties(width="container", height=height, description=alt_text)
     return sized.to_dict(validate=False)  # the tests validate every figure; here it would take most of the time
 
 
+def dashed_line(channel: str, value: float, title: str) -> alt.Chart:
+    """A dashed grey line across the chart at a value of ``x`` or ``y``."""
+    rule = alt.Chart(pd.DataFrame({"line": [value]})).mark_rule(strokeDash=[4, 3], color=GREY)
+    return rule.encode(**{channel: {"x": alt.X, "y": alt.Y}[channel]("line:Q", title=title)})
+
+
 def intervals(frame: pd.DataFrame, layer: Any, low: str = "low") -> list[Any]:
-    """The layer of the intervals, or none where no row has one (one seed): an empty layer has no extent."""
+    """The layer of the intervals; none where no row has one (one seed), as an empty layer has no extent."""
     return [layer] if frame[low].notna().any() else []
+
+
+def band_chart(
+    frame: pd.DataFrame, style: Style, x: alt.X, tooltip: Sequence[Any], unit: str, behind: Sequence[Any] = ()
+) -> Any:
+    """A line per selector with a band around it.
+
+    Args:
+        frame: selector, the column of ``x``, mean, low, high.
+        unit: title of the vertical axis.
+        behind: layers drawn first.
+    """
+    base = alt.Chart(frame).encode(x)
+    y = alt.Y("mean:Q", title=unit, scale=alt.Scale(zero=False))
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.09)
+    return alt.layer(
+        *behind,
+        *intervals(frame, band.encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.color())),
+        base.mark_line(strokeWidth=2).encode(y, color=style.color()),
+        base.mark_point(size=34, filled=True, opacity=1).encode(
+            y, color=style.color(), shape=style.shape(), tooltip=["selector:N", *tooltip]
+        ),
+    )
+
+
+def heat_map(base: alt.Chart, field: str, ends: tuple[float, float], digits: str, tooltip: Sequence[Any]) -> Any:
+    """Cells on the cividis scale with their values as text.
+
+    Args:
+        base: the chart of the rows with its axes.
+        ends: values at the ends of the color scale.
+        digits: number format of the text.
+    """
+    color = alt.Color(f"{field}:Q", scale=alt.Scale(scheme="cividis", domain=list(ends)), legend=None)
+    text = base.mark_text(fontSize=10).encode(
+        text=alt.Text(f"{field}:Q", format=digits), color=ink_on_cividis(field, *ends)
+    )
+    return alt.layer(base.mark_rect().encode(color=color, tooltip=list(tooltip)), text)
+
+
+def ink_on_cividis(field: str, low: float, high: float) -> Any:
+    """Black or white, whichever is legible (contrast ≥ 4.5) on the cividis scale from low to high."""
+    middle = low + 0.47 * (high - low)
+    return alt.condition(f"datum.{field} > {middle!r}", alt.value("#000000"), alt.value("#ffffff"))
 
 
 def strip(
@@ -140,7 +174,7 @@ def strip(
 
     Args:
         frame: selector, mean, low, high; rows without a mean are left out.
-        order: selectors from top to bottom; without it, the figure's own order.
+        order: selectors from top to bottom; without it, the style's order.
         chance: a dashed line to compare with, where it is finite.
         extent: ends of the axis, for strips that are read side by side; without it, those of the data.
     """
@@ -151,60 +185,26 @@ def strip(
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high"))]
     layers = [
-        *intervals(frame, rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.colour())),
+        *([dashed_line("x", chance, unit)] if np.isfinite(chance) else []),
+        *intervals(frame, rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.color())),
         base.mark_point(size=80, filled=True, opacity=1).encode(
-            x, color=style.colour(), shape=style.shape(), tooltip=tooltip
+            x, color=style.color(), shape=style.shape(), tooltip=tooltip
         ),
     ]
-    if np.isfinite(chance):
-        line = alt.Chart(pd.DataFrame({"chance": [chance]})).mark_rule(strokeDash=[4, 3], color=GREY)
-        layers.insert(0, line.encode(alt.X("chance:Q", title=unit)))
     return spec(alt.layer(*layers).properties(title=title), alt_text, height=24 * len(frame))
 
 
-def metric_strip(card: Scorecard, style: Style, metric: str, alt_text: str, **more: Any) -> dict[str, Any] | None:
+def metric_strip(card: Scorecard, style: Style, metric: str, alt_text: str, **options: Any) -> dict[str, Any] | None:
     """`strip` of one metric of the scorecard; None where no trial measured it."""
-    frame = points(card, (metric,)).rename(columns={metric: "mean", f"{metric}_low": "low", f"{metric}_high": "high"})
+    columns = {metric: "mean", f"{metric}_low": "low", f"{metric}_high": "high"}
+    frame = metric_points(card, (metric,)).rename(columns=columns)
     if frame["mean"].isna().all():
         return None
-    return strip(frame, style, METRICS[metric].label, METRICS[metric].unit, alt_text, **more)
+    return strip(frame, style, METRICS[metric].label, METRICS[metric].unit, alt_text, **options)
 
 
-# Vega, Vega-Lite and vega-embed as one script, in the version that altair's specifications are written for.
+# Figures as files: SVG and PNG on white, with legends.
 
-
-def make_bundle(version: str) -> str:
-    """The script for this version of Vega-Lite ("6.1"), safe between script tags."""
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    return re.sub(r"</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE)
-
-
-@cache
-def begin_bundle(version: str) -> subprocess.Popen[bytes]:
-    """Begin making it in a process beside this one; `finish_bundle` waits for it."""
-    command = [sys.executable, "-m", __name__, version]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-
-@cache
-def finish_bundle(version: str) -> str:
-    """The script; made here where no process was begun (or where it was stopped)."""
-    if begin_bundle.cache_info().currsize:
-        process = begin_bundle(version)
-        bundle = process.communicate()[0]
-        if process.returncode == 0:
-            return bundle.decode()
-    return make_bundle(version)
-
-
-if __name__ == "__main__":
-    sys.stdout.buffer.write(make_bundle(sys.argv[1]).encode())
-
-
-# Figures as files for papers: every figure as SVG and PNG, with its legend, on white.
-
-VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-"""Of Vega-Lite, for which altair's specifications are written."""
 _WIDTH = {1: 460, 2: 320}
 _NARROW, _COLUMNS = 220, 3
 _CONFIG = {
@@ -225,28 +225,19 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
     """
     written = []
     for figure in figures:
-        spec = static_spec(figure)
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
-        content = {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=2)}
-        for suffix, data in content.items():
-            path = folder / f"{figure.name}{suffix}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            except OSError as error:
-                raise StorageError(
-                    f"cannot write {path}: {error.strerror or error}. Give another --figures."
-                ) from error
-            written.append(path)
+        svg = figure_svg(figure)
+        for suffix, data in {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=2)}.items():
+            written.append(folder / f"{figure.name}{suffix}")
+            write_file(written[-1], data, "Give another --figures.")
     return written
 
 
-def static_spec(figure: Figure) -> dict[str, Any]:
-    """One Vega-Lite specification of a whole figure: its charts side by side at fixed widths, and a legend."""
+def figure_svg(figure: Figure) -> str:
+    """The whole figure as SVG: its charts side by side at fixed widths, and a legend."""
     width = _WIDTH.get(len(figure.charts), _NARROW)
     charts, datasets, schema = [], {}, ""
-    for each in figure.charts:
-        chart = copy.deepcopy(each)
+    for original in figure.charts:
+        chart = copy.deepcopy(original)
         schema = chart.pop("$schema")
         chart.pop("config", None)
         datasets.update(chart.pop("datasets", {}))
@@ -255,13 +246,14 @@ def static_spec(figure: Figure) -> dict[str, Any]:
             _show_legend(chart)
         charts.append(chart)
     body: dict[str, Any] = charts[0] if len(charts) == 1 else {"concat": charts, "columns": _COLUMNS}
-    if len(charts) > 1 and not figure.keys:  # each chart explains its own colours
+    if len(charts) > 1 and not figure.keys:  # each chart explains its own colors
         body["resolve"] = {"scale": {"color": "independent"}}
-    return {"$schema": schema, "config": _CONFIG, "datasets": datasets, **body}
+    drawing = {"$schema": schema, "config": _CONFIG, "datasets": datasets, **body}
+    return vl_convert.vegalite_to_svg(drawing, vl_version=VEGA_LITE)
 
 
 def _show_legend(node: Any) -> None:
-    """Give the selectors' colours and shapes, which the page explains beside its charts, a legend of their own."""
+    """Give the selectors' colors and shapes, which the page explains next to its charts, a legend in the chart."""
     if isinstance(node, list):
         for item in node:
             _show_legend(item)

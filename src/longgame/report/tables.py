@@ -1,22 +1,37 @@
-"""The paper's Tables 1–3, to stand beside a run's numbers on demand. They come from other models and data."""
+"""Tables of a report as text cells, made once and shown alike by the terminal, Markdown and the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from longgame.metrics.catalog import METRICS, shown_in
+from longgame.metrics.comparisons import intervention_table
+from longgame.metrics.diagnostics import MIN_SEEDS, MOST_GROUPS
 from longgame.metrics.scorecard import PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.stats import ALPHA, moments
 from longgame.recipe import Recipe
 
-_SELECTORS = ("random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas")
-TABLES: Mapping[str, tuple[int, tuple[float, ...]]] = {
+NOT_MEASURED = "—"
+NOT_REACHED = "not reached"
+
+MAIN = shown_in("main")
+"""Columns of the scorecard: the paper's Table 1, with both probes, the immediate gain and eq. 2."""
+LEVEL_ONE = shown_in("level 1")
+"""First level of the paper's scorecard (§5.1): current score, its stability, tokens, cost of choosing, update size."""
+LEVEL_TWO = shown_in("level 2")
+"""Second level of the paper's scorecard: what later stages get."""
+MORE = shown_in("more")
+DIAGNOSTICS = shown_in("diagnostics")
+"""Columns of the diagnostics: the paper's Table 2, with eq. 4 over the picks, drift and noise."""
+COSTS = shown_in("costs")
+
+_PAPER_SELECTORS = ("random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas")
+PAPER_TABLES: Mapping[str, tuple[int, tuple[float, ...]]] = {
     "current": (1, (58.2, 61.9, 62.4, 59.5, 61.1, 62.0, 61.4)),
     "auc_common": (1, (0.61, 0.54, 0.52, 0.63, 0.57, 0.62, 0.67)),
     "forgetting": (1, (4.8, 8.6, 9.4, 4.3, 7.5, 5.5, 3.9)),
@@ -28,137 +43,41 @@ TABLES: Mapping[str, tuple[int, tuple[float, ...]]] = {
     "quality": (2, (0.65, 0.51, 0.53, 0.64, 0.83, 0.68, 0.70)),
     "update_concentration": (2, (0.31, 0.58, 0.63, 0.27, 0.49, 0.39, 0.25)),
 }
-"""Metric → (table of the paper, its values in the order of its seven selectors); the budget is 25 %."""
-LONG_HORIZON: Mapping[float, tuple[float, ...]] = {
+"""Metric → (table of the paper, values of its seven selectors in the paper's order) at a budget of 25 %."""
+PAPER_LONG_HORIZON: Mapping[float, tuple[float, ...]] = {
     0.10: (0.54, 0.47, 0.45, 0.57, 0.49, 0.58, 0.62),
     0.25: (0.59, 0.51, 0.50, 0.62, 0.54, 0.64, 0.69),
     0.50: (0.63, 0.56, 0.55, 0.65, 0.58, 0.67, 0.71),
 }
-"""Table 3: the long-horizon score by budget."""
-
-
-def beside(table: Table, metrics: Mapping[str, str], recipe: Recipe) -> Table:
-    """The table with the paper's column after each of those that it has; a selector that it does not have gets "".
-
-    Args:
-        table: as `longgame.report.tables.metric_table` makes it.
-        metrics: a column's label → its metric.
-    """
-    known = {spec.key: spec.name for spec in recipe.selectors}
-    columns, cells = [], []
-    for place, column in enumerate(table.columns):
-        columns.append(column)
-        cells.append([row[place] for row in table.rows])
-        held = _values(metrics.get(column.label, ""), recipe.budget)
-        names = [known.get(row[0].text, "") for row in table.rows]
-        if held is None or not set(names) & set(_SELECTORS):
-            continue
-        number, values = held
-        by_name = dict(zip(_SELECTORS, values, strict=True))
-        meaning = f"{column.label} in the paper's Table {number}; other models and data"
-        columns.append(Column(f"paper: {column.short}", f"paper: {column.short}", meaning, aside=True))
-        cells.append([_cell(by_name.get(name)) for name in names])
-    return replace(table, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))
-
-
-def _values(metric: str, budget: float) -> tuple[int, tuple[float, ...]] | None:
-    if metric == "long_horizon":
-        return (3, LONG_HORIZON[budget]) if budget in LONG_HORIZON else None
-    return TABLES.get(metric)
-
-
-def _cell(value: float | None) -> Cell:
-    return Cell("") if value is None else Cell(f"{value:g}" if abs(value) >= 10 else f"{value:.2f}", value=value)
-
-
-# What each intervention buys, as a table: with it minus without it.
-
-NOTE = (
-    "Differences paired by seed, with their 95 % intervals; p after Holm over the interventions of a score. "
-    f"▲ better, ▼ worse than the same selector without (p < {ALPHA:g})."
-)
-
-
-def interventions_table(differences: pd.DataFrame, title: str, view: str = PRIMARY) -> Table:
-    """One row for each selector with interventions; no columns but the first where there is none.
-
-    Args:
-        differences: as `longgame.metrics.comparisons.intervention_table` makes it.
-    """
-    part = differences[differences["view"] == view]
-    measured = [name for name in shown_in("interventions") if (part["metric"] == name).any()]
-    columns = [Column("with − without", "with − without", numeric=False)]
-    for name in measured:
-        better = f"{METRICS[name].better} is better"
-        columns.append(
-            Column(METRICS[name].label, METRICS[name].label, f"difference of the {METRICS[name].label}, {better}")
-        )
-    rows = []
-    for (selector, bare), group in part.groupby(["selector", "bare"], sort=False):
-        of_metric = {str(row["metric"]): row for row in group.to_dict("records")}
-        rows.append((Cell(f"{selector} − {bare}"), *(_cell_interventions(of_metric[name], name) for name in measured)))
-    return Table(title, tuple(columns), tuple(rows), NOTE)
-
-
-def _cell_interventions(row: dict[Any, Any], metric: str) -> Cell:
-    unit = METRICS[metric].precision
-    mean, p = float(row["mean"]), float(row["p_holm"])
-    if np.isnan(mean):
-        return Cell(NOT_MEASURED)
-
-    def signed(value: float) -> str:
-        text = number(abs(value), unit)
-        return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"
-
-    text = signed(mean)
-    if np.isfinite(row["ci_low"]):
-        text += f" ({signed(float(row['ci_low']))} to {signed(float(row['ci_high']))})"
-    if np.isfinite(p):
-        text += f", p = {p:.2g}"
-    detail = f"n = {int(row['n'])} seeds"
-    return Cell(text, difference_mark(p, mean, METRICS[metric].better), detail, value=mean)
-
-
-# The tables of a scorecard as text cells, made once and shown by terminal, Markdown and HTML alike.
-
-NOT_MEASURED = "—"
-NOT_REACHED = "not reached"
-
-MAIN = shown_in("main")
-"""Columns of the scorecard (the paper's Table 1, with both probes, the immediate gain and eq. 2)."""
-LEVEL_ONE = shown_in("level 1")
-"""The first level of the paper's two-level scorecard (§5.1): score now and its stability, tokens, what scoring cost
-beside training in FLOPs and in wall-clock, size of the updates."""
-LEVEL_TWO = shown_in("level 2")
-"""The second level: what is left for later."""
-MORE = shown_in("more")
-DIAGNOSTICS = shown_in("diagnostics")
-"""Columns of the diagnostics (the paper's Table 2, with eq. 4 over the picks, drift and noise)."""
-COSTS = shown_in("costs")
+"""The paper's Table 3: budget → long-horizon scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: a name for narrow and for wide pages, and what it means."""
+    """One column: its label, a shorter one for the terminal, and what it means."""
 
     label: str
-    short: str
+    short: str = ""
     meaning: str = ""
     numeric: bool = True
     aside: bool = False
-    """Shown on demand only (the paper's values)."""
+    """Shown by the page on demand only (the paper's values)."""
+    metric: str = ""
+    """Name in the catalog."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell. ``mark`` is "", "▲", "▼" or "*"; ``detail`` is what a tooltip or footnote would add."""
+    """One cell. ``mark`` is "", "▲", "▼" or "*"; ``detail`` is the text of a tooltip."""
 
     text: str
     mark: str = ""
     detail: str = ""
     best: bool = False
     value: float = float("nan")
-    """What a column is sorted by; NaN comes last, or the text decides."""
+    """Sort key; NaN comes last."""
+    short: str = ""
+    """Text for narrow places; without it, ``text``."""
 
     def __str__(self) -> str:
         return f"{self.text} {self.mark}".rstrip()
@@ -166,46 +85,67 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table; the first column is the row's name."""
+    """A titled table whose first column is the row's name. Without a second column it is empty, and not shown."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    closed: bool = False
+    """The page shows it on demand."""
+    plain: bool = False
+    """No cell has a mark or a detail; the page then writes many rows in fewer bytes."""
+
+    def __bool__(self) -> bool:
+        return len(self.columns) > 1
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """Label → meaning of the columns that have one."""
+        return {column.label: column.meaning for column in self.columns if column.meaning and not column.aside}
+
+    def without_asides(self) -> Table:
+        """The table without columns that are shown on demand only."""
+        places = [place for place, column in enumerate(self.columns) if not column.aside]
+        rows = tuple(tuple(row[place] for place in places) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[place] for place in places), rows=rows)
 
 
 def selectors_in_order(card: Scorecard, recipe: Recipe) -> list[str]:
-    """Selectors that have trials: first as the recipe lists them, then any others."""
-    wanted = [spec.key for spec in recipe.selectors]
-    held = card.trials.selectors
-    return [name for name in wanted if name in held] + [name for name in held if name not in wanted]
+    """Selectors that have trials: those of the recipe in its order, then any others."""
+    listed = [spec.key for spec in recipe.selectors]
+    measured = card.trials.selectors
+    return [name for name in listed if name in measured] + [name for name in measured if name not in listed]
 
 
 def shown_views(card: Scorecard) -> list[tuple[str, str]]:
-    """(view, title) to show; ``primary`` stands alone only where it is not one of the two scorers everywhere."""
+    """(view, title) of the views to show; ``primary`` only where it differs from both scorers' views."""
     views = []
-    alone = True
     for view in SCORER_VIEWS:
-        if view not in card.views:
-            continue
-        own = np.array_equal(card.views[view].R, card.views[PRIMARY].R, equal_nan=True)
-        alone &= not own
-        views.append((view, view.replace("_", " ") + (" (primary)" if own else "")))
-    return [(PRIMARY, "each task's own scorer (primary)"), *views] if alone else views
+        if view in card.views:
+            primary = np.array_equal(card.views[view].R, card.views[PRIMARY].R, equal_nan=True)
+            views.append((view, view.replace("_", " ") + (" (primary)" if primary else "")))
+    if any(title.endswith("(primary)") for _, title in views):
+        return views
+    return [(PRIMARY, "each task's own scorer (primary)"), *views]
 
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 _DIGITS = {"ratio": 2, "nats": 2, "weight": 2, "s": 2, "long horizon": 3}
 
 
-def number(value: float, unit: str, compact: bool = False) -> str:
-    """A value in the precision that its unit deserves; "—" for NaN, "not reached" for an infinite count."""
+def format_number(value: float, unit: str, compact: bool = False) -> str:
+    """A value with the digits of its unit; "—" for NaN, "not reached" for an infinite count.
+
+    Args:
+        compact: for narrow places: two digits of a fraction, without its leading zero.
+    """
     if np.isnan(value):
         return NOT_MEASURED
     if np.isinf(value):
         return NOT_REACHED
     if unit == "FLOP":
-        return _prefixed(value)
+        return _with_prefix(value)
     if unit in ("tokens", "count"):
         return f"{value:,.0f}"
     if unit == "points" or (unit == "s" and abs(value) >= 10):
@@ -215,94 +155,97 @@ def number(value: float, unit: str, compact: bool = False) -> str:
     return text.replace("0.", ".", 1) if compact and unit != "s" and text.lstrip("-").startswith("0.") else text
 
 
-def _prefixed(value: float) -> str:
-    """Three digits and the prefix of a thousand's power: 1.23 G."""
+def _with_prefix(value: float) -> str:
+    """Three digits and an SI prefix: 1.23 G."""
     rounded = float(f"{value:.2e}")
     power = 0 if rounded < 1 else min(int(np.log10(rounded) // 3), len(_PREFIXES) - 1)
     return f"{rounded / 1000**power:.3g} {_PREFIXES[power]}".rstrip()
 
 
+def format_signed(value: float, unit: str) -> str:
+    """A difference with its sign; without one where its digits are all 0."""
+    text = format_number(abs(value), unit)
+    return text if np.isnan(value) or not float(text.replace(",", "")) else f"{'−' if value < 0 else '+'}{text}"
+
+
 def mean_sd(mean: float, sd: float, unit: str, compact: bool = False) -> str:
-    """``mean ± sd``; the mean alone where there is no sd (one seed)."""
-    text = number(mean, unit, compact)
+    """``mean ± sd``; only the mean where there is no sd (one seed)."""
+    text = format_number(mean, unit, compact)
     if not np.isfinite(mean) or not np.isfinite(sd):
         return text
-    if unit == "s":  # the sd in the mean's precision
+    if unit == "s":  # the sd with the digits of the mean
         return f"{text}{'±' if compact else ' ± '}{sd:.{1 if abs(mean) >= 10 else 2}f}"
-    return text + ("±" if compact else " ± ") + number(sd, unit, compact)
+    return text + ("±" if compact else " ± ") + format_number(sd, unit, compact)
 
 
-def metric_table(
-    card: Scorecard, recipe: Recipe, metrics: Sequence[str], title: str, view: str = "", compact: bool = False
-) -> Table:
-    """Selectors × metrics: mean ± sd over seeds, marks against the reference; the best mean of a column is ``best``.
+def metric_column(name: str) -> Column:
+    """The column of a metric: label, unit and direction from the catalog."""
+    metric = METRICS[name]
+    unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
+    direction = f", {metric.better} is better" if metric.better else ""
+    return Column(metric.label, metric.short, f"{metric.meaning}{unit}{direction}", metric=name)
 
-    Metrics that the run did not measure in any trial are left out.
+
+def metric_table(card: Scorecard, recipe: Recipe, metrics: Iterable[str], title: str, view: str = "") -> Table:
+    """Selectors × metrics: mean ± sd over seeds, with marks against the reference; a column's best mean is ``best``.
+
+    Metrics that no trial measured are left out.
 
     Args:
-        view: view of the score metrics; diagnostics and costs are found under any.
-        compact: for narrow places: no spaces around ±, no leading zero.
+        view: view of the score metrics; diagnostics and costs belong to every view.
     """
     frame = card.summary[card.summary["view"].isin([view, ""])]
     order = selectors_in_order(card, recipe)
-    columns = [Column("selector", "selector", numeric=False)]
-    cells: dict[str, list[Cell]] = {name: [Cell(name)] for name in order}
+    columns = [Column("selector", numeric=False)]
+    rows = [[Cell(name)] for name in order]
     for name in metrics:
-        found = metric_cells(frame, name, order, card.reference, compact)
-        if not found:
-            continue
-        metric = METRICS[name]
-        unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
-        arrow = {"higher": ", higher is better", "lower": ", lower is better"}.get(metric.better, "")
-        columns.append(Column(metric.label, metric.short, f"{metric.meaning}{unit}{arrow}"))
-        for selector in order:
-            cells[selector].append(found[selector])
-    return Table(title, tuple(columns), tuple(tuple(cells[name]) for name in order))
+        if cells := metric_cells(frame, name, order, card.reference):
+            columns.append(metric_column(name))
+            for row, selector in zip(rows, order, strict=True):
+                row.append(cells[selector])
+    return Table(title, tuple(columns), tuple(map(tuple, rows)))
 
 
-def metric_cells(
-    summary: pd.DataFrame, name: str, order: Sequence[str], reference: str, compact: bool = False
-) -> dict[str, Cell]:
+def metric_cells(summary: pd.DataFrame, name: str, order: Sequence[str], reference: str) -> dict[str, Cell]:
     """Selector → mean ± sd of one metric, marked against the reference; empty where nothing was measured.
 
     Args:
-        summary: rows of `Scorecard.summary` of one view (and of "", where diagnostics and costs are asked for).
+        summary: rows of `Scorecard.summary` of one view, with those of view "" for diagnostics and costs.
     """
-    part = {str(row["selector"]): row for row in _rows(summary[summary["metric"] == name], "selector").values()}
-    if not part or all(np.isnan(row["mean"]) for row in part.values()):
+    rows = {str(row["selector"]): row for row in _records(summary[summary["metric"] == name])}
+    if all(np.isnan(row["mean"]) for row in rows.values()):
         return {}
-    metric = METRICS[name]
-    precision = metric.precision
-    best = _best({selector: part[selector]["mean"] for selector in order}, metric.better, precision)
+    better, unit = METRICS[name].better, METRICS[name].precision
+    best = _best({selector: rows[selector]["mean"] for selector in order}, better, unit)
     return {
         selector: Cell(
-            mean_sd(part[selector]["mean"], part[selector]["sd"], precision, compact),
-            difference_mark(part[selector]["p_holm"], part[selector]["diff_vs_reference"], metric.better),
-            _detail(part[selector], precision, reference),
+            mean_sd(row["mean"], row["sd"], unit),
+            difference_mark(row["p_holm"], row["diff_vs_reference"], better),
+            _detail(row, unit, reference),
             selector in best,
-            part[selector]["mean"],
+            row["mean"],
+            mean_sd(row["mean"], row["sd"], unit, compact=True),
         )
-        for selector in order
+        for selector, row in ((selector, rows[selector]) for selector in order)
     }
 
 
-def _rows(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The frame's rows by these columns."""
-    return {tuple(row[key] for key in keys): row for row in cast("list[dict[str, Any]]", frame.to_dict("records"))}
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", frame.to_dict("records"))
 
 
 def _best(means: Mapping[str, float], better: str, unit: str) -> set[str]:
-    """Who has the best mean, as far as the digits shown tell; nobody where all are alike."""
+    """Selectors whose mean is best in the digits shown; none where all look alike."""
     finite = {name: mean for name, mean in means.items() if np.isfinite(mean)}
     if better == "" or not finite or any(np.isinf(mean) for mean in means.values()):
         return set()
-    top = number(max(finite.values()) if better == "higher" else min(finite.values()), unit)
-    leaders = {name for name, mean in finite.items() if number(mean, unit) == top}
+    top = format_number(max(finite.values()) if better == "higher" else min(finite.values()), unit)
+    leaders = {name for name, mean in finite.items() if format_number(mean, unit) == top}
     return leaders if len(leaders) < len(means) else set()
 
 
 def difference_mark(p: float, difference: float, better: str) -> str:
-    """The mark of a difference with this p: ``▲`` better, ``▼`` worse, ``*`` neither, "" where none is shown."""
+    """Mark of a difference: ``▲`` better, ``▼`` worse, ``*`` neither, "" where p is not below `ALPHA`."""
     if not p < ALPHA or difference == 0:
         return ""
     if better == "":
@@ -313,31 +256,62 @@ def difference_mark(p: float, difference: float, better: str) -> str:
 def _detail(row: Mapping[str, Any], unit: str, reference: str) -> str:
     parts = [f"n = {int(row['n'])} seeds"]
     if np.isfinite(row["diff_vs_reference"]):
-        parts.append(f"difference from {reference} {number(row['diff_vs_reference'], unit)}")
+        parts.append(f"difference from {reference} {format_number(row['diff_vs_reference'], unit)}")
     if np.isfinite(row["ci_low"]):
-        parts.append(f"95 % interval {number(row['ci_low'], unit)} to {number(row['ci_high'], unit)}")
+        parts.append(f"95 % interval {format_number(row['ci_low'], unit)} to {format_number(row['ci_high'], unit)}")
     if np.isfinite(row["p_holm"]):
         parts.append(f"p = {row['p_holm']:.2g} after Holm")
     return "; ".join(parts)
 
 
+def with_paper(table: Table, recipe: Recipe) -> Table:
+    """The table of `metric_table` with the paper's values beside each column that the paper reports.
+
+    The values are shown on demand only, because they come from other models and data. They are left out where the
+    run has none of the paper's selectors.
+    """
+    names = {spec.key: spec.name for spec in recipe.selectors}
+    selectors = [names.get(row[0].text, "") for row in table.rows]
+    if not set(selectors) & set(_PAPER_SELECTORS):
+        return table
+    columns: list[Column] = []
+    cells: list[list[Cell]] = []
+    for place, column in enumerate(table.columns):
+        columns.append(column)
+        cells.append([row[place] for row in table.rows])
+        number, values = PAPER_TABLES.get(column.metric, (0, ()))
+        if column.metric == "long_horizon":
+            number, values = 3, PAPER_LONG_HORIZON.get(recipe.budget, ())
+        if values:
+            by_name = dict(zip(_PAPER_SELECTORS, values, strict=True))
+            meaning = f"{column.label} in the paper's Table {number}; other models and data"
+            columns.append(Column(f"paper: {column.short}", "", meaning, aside=True))
+            cells.append([_paper_cell(by_name.get(name)) for name in selectors])
+    return replace(table, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))
+
+
+def _paper_cell(value: float | None) -> Cell:
+    return Cell("") if value is None else Cell(f"{value:g}" if abs(value) >= 10 else f"{value:.2f}", value=value)
+
+
 def stage_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> Table:
-    """Selectors × stages: score right after the stage → score at the end of the sequence (points, mean over seeds)."""
-    held = _rows(card.stage_summary[card.stage_summary["view"] == view], "metric", "stage", "selector")
-    columns = [Column("selector", "selector", numeric=False)]
-    columns += [Column(task, task, "after its stage → at the end") for task in card.tasks]
+    """Selectors × stages: score right after the stage → score at the end (points, mean over seeds)."""
+    summary = card.stage_summary[card.stage_summary["view"] == view]
+    means = {(row["metric"], row["stage"], row["selector"]): row["mean"] for row in _records(summary)}
+    columns = [Column("selector", numeric=False)]
+    columns += [Column(task, meaning="after its stage → at the end") for task in card.tasks]
     rows = []
     for selector in selectors_in_order(card, recipe):
         cells = [Cell(selector)]
         for stage in range(1, len(card.tasks) + 1):
-            now, end = (held[metric, stage, selector]["mean"] for metric in ("current", "final"))
-            cells.append(Cell(_from_to(now, end), value=end))
+            end = means["final", stage, selector]
+            cells.append(Cell(_from_to(means["current", stage, selector], end), value=end))
         rows.append(tuple(cells))
     return Table(title, tuple(columns), tuple(rows))
 
 
 def _from_to(now: float, end: float) -> str:
-    return f"{number(now, 'points')} → {number(end, 'points')}"
+    return f"{format_number(now, 'points')} → {format_number(end, 'points')}"
 
 
 def sub_skill_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> Table:
@@ -345,41 +319,119 @@ def sub_skill_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> T
     cube, tasks = card.views[view].cube, (*card.tasks, *card.ood)
     last = len(card.tasks)
     order = selectors_in_order(card, recipe)
-    rows_of = {name: card.trials.selector_of == card.trials.selectors.index(name) for name in order}
-    columns = [Column("task / sub-skill", "task / sub-skill", numeric=False)]
-    columns += [Column(name, name) for name in order]
+    trials_of = [card.trials.selector_of == card.trials.selectors.index(name) for name in order]
+    columns = [Column("task / sub-skill", numeric=False), *(Column(name) for name in order)]
     rows = []
     for item in np.lexsort((np.arange(len(cube.column)), cube.column)):
         column = int(cube.column[item])
         cells = [Cell(" / ".join(filter(None, (tasks[column], cube.sub_skill[item]))))]
-        for name in order:
-            values = cube.values[rows_of[name]][:, :, item]
-            end = float(moments(values[:, last])[1])
-            if column < last:
-                cells.append(Cell(_from_to(float(moments(values[:, column + 1])[1]), end), value=end))
-            else:
-                cells.append(Cell(number(end, "points"), value=end))
+        for trials in trials_of:
+            mean = moments(cube.values[trials][:, :, item].T)[1]
+            end = float(mean[last])
+            text = _from_to(float(mean[column + 1]), end) if column < last else format_number(end, "points")
+            cells.append(Cell(text, value=end))
         rows.append(tuple(cells))
     return Table(title, tuple(columns), tuple(rows))
 
 
-def template_environment() -> jinja2.Environment:
-    """Templates of the package; what is put into one is text, and a name that nobody gave is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("longgame.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests["with_meanings"] = _has_meanings
-    environment.tests["with_aside"] = _has_aside
-    return environment
+_INTERVENTIONS_NOTE = (
+    "Differences paired by seed, with their 95 % intervals; p after Holm over the interventions of a score. "
+    f"▲ better, ▼ worse than the same selector without (p < {ALPHA:g})."
+)
 
 
-def _has_meanings(table: Table) -> bool:
-    return len({column.meaning for column in table.columns if column.meaning and not column.aside}) > 1
+def interventions_table(card: Scorecard, recipe: Recipe, title: str, view: str = PRIMARY) -> Table:
+    """Each selector with interventions minus the same selector without; empty where there is none."""
+    differences = intervention_table(card, recipe)
+    part = differences[differences["view"] == view]
+    measured = [name for name in shown_in("interventions") if (part["metric"] == name).any()]
+    columns = [Column("with − without", numeric=False)]
+    for name in measured:
+        meaning = f"difference of the {METRICS[name].label}, {METRICS[name].better} is better"
+        columns.append(Column(METRICS[name].label, meaning=meaning))
+    rows = []
+    for (selector, bare), group in part.groupby(["selector", "bare"], sort=False):
+        by_metric = {str(row["metric"]): row for row in _records(group)}
+        rows.append((Cell(f"{selector} − {bare}"), *(_bought(by_metric[name], name) for name in measured)))
+    return Table(title, tuple(columns), tuple(rows), _INTERVENTIONS_NOTE)
 
 
-def _has_aside(table: Table) -> bool:
-    return any(column.aside for column in table.columns)
+def _bought(row: Mapping[str, Any], metric: str) -> Cell:
+    unit, mean, p = METRICS[metric].precision, float(row["mean"]), float(row["p_holm"])
+    if np.isnan(mean):
+        return Cell(NOT_MEASURED)
+    text = format_signed(mean, unit)
+    if np.isfinite(row["ci_low"]):
+        text += f" ({format_signed(row['ci_low'], unit)} to {format_signed(row['ci_high'], unit)})"
+    if np.isfinite(p):
+        text += f", p = {p:.2g}"
+    detail = f"n = {int(row['n'])} seeds"
+    return Cell(text, difference_mark(p, mean, METRICS[metric].better), detail, value=mean)
+
+
+_CORRELATION_COLUMNS = (
+    Column("pair", numeric=False),
+    Column("trials", meaning="a trial is a point: one selector, one seed"),
+    Column("seeds", meaning="trials of one seed are not independent; intervals count seeds"),
+    Column("Pearson r", meaning="over all trials, with the 95 % interval over seeds"),
+    Column("Spearman r", meaning="the same of the ranks"),
+    Column("r within seeds", "within seeds", "Pearson's r after each seed's mean is taken off both"),
+    Column("one selector left out", "one left out", "range of Pearson's r when any one selector is left out"),
+)
+_CORRELATION_NOTE = (
+    f"Intervals leave out one seed at a time (jackknife, Student's t; at most {MOST_GROUPS} groups of seeds); fewer "
+    f"than {MIN_SEEDS} seeds give none. They cover other seeds of these selectors, not other selectors, and a "
+    "correlation over selectors does not say what causes what."
+)
+
+
+def correlation_table(association: pd.DataFrame, title: str, view: str = PRIMARY) -> Table:
+    """Diagnostics against forgetting and against each other.
+
+    Args:
+        association: `Scorecard.association` or `Across.association`.
+        view: view of the scores; pairs of diagnostics belong to every view.
+    """
+    rows = []
+    for row in _records(association[association["view"].isin([view, ""])]):
+        span = f"{_r(row['least'])} to {_r(row['greatest'])}" if np.isfinite(row["least"]) else NOT_MEASURED
+        rows.append(
+            (
+                Cell(f"{METRICS[row['x']].label} – {METRICS[row['y']].label}"),
+                Cell(str(row["trials"]), value=row["trials"]),
+                Cell(str(row["seeds"]), value=row["seeds"]),
+                *(Cell(_with_interval(row, name), value=row[name]) for name in ("pearson", "spearman", "within")),
+                Cell(span, value=row["least"]),
+            )
+        )
+    return Table(title, _CORRELATION_COLUMNS if rows else (), tuple(rows), _CORRELATION_NOTE)
+
+
+def correlation_line(association: pd.DataFrame, x: str, y: str) -> str:
+    """One sentence on a pair of metrics, for the caption of its figure; "" where the pair was not measured."""
+    rows = association[association["view"].isin([PRIMARY, ""]) & (association["x"] == x) & (association["y"] == y)]
+    if rows.empty:
+        return ""
+    row = _records(rows)[0]
+    seeds = int(row["seeds"])
+    text = f"Over all {row['trials']} trials of {seeds} seed{'s' if seeds != 1 else ''}"
+    if not np.isfinite(row["pearson"]):
+        return f"{text} there is no spread to correlate."
+    text += f", r = {_with_interval(row, 'pearson', '95 % interval ')}"
+    if seeds < MIN_SEEDS:
+        text += f" (too few seeds for an interval: {MIN_SEEDS} are needed)"
+    text += f"; rank correlation {_r(row['spearman'])}"
+    if np.isfinite(row["within"]):
+        text += f"; with each seed's mean taken off {_with_interval(row, 'within')}"
+    return text + "."
+
+
+def _with_interval(row: Mapping[str, Any], name: str, label: str = "") -> str:
+    text = _r(row[name])
+    if np.isfinite(row[f"{name}_low"]):
+        text += f" ({label}{_r(row[f'{name}_low'])} to {_r(row[f'{name}_high'])})"
+    return text
+
+
+def _r(value: float) -> str:
+    return NOT_MEASURED if np.isnan(value) else f"{value:+.2f}".replace("-", "−")

@@ -8,28 +8,33 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from longgame.audit.plan import condition_label
-from longgame.metrics.comparisons import Across
 from longgame.report.conditions import across_tables, condition_table
-from longgame.report.markdown import scorecard_markdown
+from longgame.report.layout import report_layout
+from longgame.report.render import markdown, print_layout
 from longgame.report.tables import MAIN, metric_table
-from longgame.report.terminal import print_scorecard
+from tests.report.conftest import make_run
 
 
 @pytest.fixture(scope="module")
-def across(card):
+def varied(results, card):
     cards = dict.fromkeys(("", "budget=0.1", "order=3-1-2"), card)
-    return Across.build(cards, {"order=*": ["", "order=3-1-2"]})
+    return make_run(results, cards=cards, orders={"order=*": ["", "order=3-1-2"]})
+
+
+@pytest.fixture(scope="module")
+def across(varied):
+    return varied.across
 
 
 LABELS = ["own", "budget 0.1", "order 3-1-2", "mean of orders"]
 
 
-def test_names_of_conditions_read_as_headings():
+def test_condition_labels_read_as_headings():
     assert [condition_label(name) for name in ("", "budget=0.1", "order=3-1-2", "order=*")] == LABELS
     assert condition_label("budget=0.1,order=*") == "budget 0.1, mean of orders"
 
 
-def test_every_table_has_a_column_for_every_condition_and_the_cells_of_its_scorecard(across, card, recipe):
+def test_tables_have_the_cells_of_each_condition_scorecard(across, card, recipe):
     view = "token_accuracy"
     alone = metric_table(card, recipe, MAIN, "t", view)
     tables = across_tables(across, recipe, view)
@@ -45,16 +50,16 @@ def test_every_table_has_a_column_for_every_condition_and_the_cells_of_its_score
     assert "random" not in words
 
 
-def test_what_every_condition_is_stands_in_a_table(across, recipe):
+def test_condition_table_names_values_and_orders(across, recipe):
     table = condition_table(across, recipe)
     assert [row[0].text for row in table.rows] == ["own: budget 0.25, rounds step, LoRA r=16", *LABELS[1:3]]
     assert table.rows[0][1].text == "one → two <b> → three"
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_the_terminal_shows_them_within_its_width(across, card, recipe, width):
+def test_terminal_shows_conditions_within_its_width(varied, width):
     out = io.StringIO()
-    print_scorecard(card, recipe, Console(file=out, width=width), across)
+    print_layout(report_layout(varied), Console(file=out, width=width))
     text = out.getvalue()
     assert max(cell_len(line) for line in text.splitlines()) <= width
     assert "own: budget 0.25, rounds step, LoRA r=16: one → two <b> → three" in " ".join(text.split())
@@ -62,15 +67,13 @@ def test_the_terminal_shows_them_within_its_width(across, card, recipe, width):
     assert "Verdict by condition" in text
 
 
-def test_markdown_shows_them_after_the_own_condition_and_only_where_there_are_some(
-    across, card, results, recipe, environment
-):
-    text = scorecard_markdown(card, results, recipe, environment, across)
-    own, _, rest = text.partition("## All conditions")
+def test_markdown_shows_conditions_after_the_own(varied, run):
+    own, _, rest = markdown(report_layout(varied)).partition("## Across conditions")
     assert "## Scorecard" in own
+    rest = rest.partition("## Diagnostics\n")[0]
     heads = [line for line in rest.splitlines() if line.startswith("| selector")]
     assert len(heads) >= 6
     for head in heads:
         assert len(re.findall(r"(?<!\\)\|", head)) == 2 + len(LABELS)
     assert "replications are the seeds, not the orders" in " ".join(rest.split())
-    assert "All conditions" not in scorecard_markdown(card, results, recipe, environment)
+    assert "Across conditions" not in markdown(report_layout(run))

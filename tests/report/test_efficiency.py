@@ -12,17 +12,18 @@ from longgame.cli import app
 from longgame.errors import RecipeError, ResumeError
 from longgame.metrics.efficiency import Feasibility, published
 from longgame.report.charts import Style
-from longgame.report.compare import (
+from longgame.report.efficiency import (
     Compared,
-    comparison,
-    comparison_page,
+    compared_conditions,
     efficiency_figures,
+    efficiency_frame,
     efficiency_table,
     feasibility_table,
 )
-from longgame.report.figures import figures
-from longgame.report.run import compared, efficiency_figures_of
+from longgame.report.layout import efficiency_layout, report_layout
+from longgame.report.render import html_page
 from longgame.report.tables import selectors_in_order
+from tests.report.conftest import make_run
 
 RECIPE = """
 name: small
@@ -58,10 +59,10 @@ def frame_of(ratio, low=np.nan, high=np.nan, feasibility=EASY):
     row = {"selector": ["a <b>"], "sdf_rows": [0.2], "sdf_tokens": [0.25]}
     for name in ("pir_now", "pir_later"):
         row |= {name: [ratio], f"{name}_low": [low], f"{name}_high": [high], f"{name}_n": [3]}
-    return comparison([Compared("", pd.DataFrame(row), {"a <b>": feasibility})])
+    return efficiency_frame([Compared("", pd.DataFrame(row), {"a <b>": feasibility})])
 
 
-def test_a_run_without_full_data_trials_is_refused_with_the_remedy(tmp_path):
+def test_run_without_full_data_trials_is_refused(tmp_path):
     plain = audit(tmp_path / "q")
     error = invoke("compare", plain).exception
     assert isinstance(error, ResumeError)
@@ -94,7 +95,7 @@ def test_files_hold_every_method_once_with_its_source(run, tmp_path):
 
 def test_the_numbers_are_those_of_the_score_matrix(run):
     loaded = load_run(run)
-    own, half = compared(loaded)
+    own, half = compared_conditions(loaded)
     assert (own.label, half.label) == ("", "budget 0.5")
     expected = []
     for seed in (0, 1):
@@ -106,12 +107,12 @@ def test_the_numbers_are_those_of_the_score_matrix(run):
     assert half.efficiency.set_index("selector")["sdf_tokens"]["loss"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_page_of_a_run_shows_the_figures_only_with_full_data_trials(run, tmp_path):
+def test_page_shows_efficiency_only_with_full_data_trials(run, tmp_path):
     assert "Performance improvement ratio" in (run / "report.html").read_text()
     assert "Performance improvement ratio" not in (audit(tmp_path / "q") / "report.html").read_text()
 
 
-def test_all_data_is_a_reference_of_1_and_what_is_unknown_a_dash():
+def test_all_data_is_a_reference_of_one():
     frame = frame_of(1.2, 1.1, 1.3, feasibility=None).set_index("method")
     assert (frame.loc["all data", ["pir_now", "pir_later", "sdf_rows", "sdf_tokens"]] == 1).all()
     assert frame.loc[["a <b>", "all data"], ["steps", "feasibility"]].isna().all(axis=None)
@@ -130,33 +131,32 @@ def test_a_mark_needs_an_interval_that_leaves_1_out():
 
 
 def test_no_ratio_draws_no_efficiency_figure():
-    assert [figure.name for figure in efficiency_figures(frame_of(np.nan))] == ["feasibility"]
-    (efficiency, feasibility) = efficiency_figures(frame_of(1.2, 1.1, 1.3))
+    style = Style(["a <b>"], "random")
+    assert [figure.name for figure in efficiency_figures(frame_of(np.nan), style)] == ["feasibility"]
+    (efficiency, feasibility) = efficiency_figures(frame_of(1.2, 1.1, 1.3), style)
     assert len(efficiency.charts) == 3
-    rows = [row for data in feasibility.charts[0]["datasets"].values() for row in data]
-    easiest = next(row for row in rows if row["simplicity"] == row["flexibility"] == 1)
-    assert (easiest["methods"], easiest["whose"]) == ("a <b>", "this audit")
-    assert next(row for row in rows if row["flexibility"] == 1 and row["simplicity"] == 3)["methods"] == (
-        "Nuggets, CaR, SelectIT"
-    )
+    rows = [row for data in feasibility.charts[0]["datasets"].values() for row in data if "simplicity" in row]
+    ranks = {row["method"]: (row["simplicity"], row["flexibility"]) for row in rows}
+    assert {row["method"] for row in rows if row["kind"] == "audit"} == {"a <b>"}
+    assert ranks["a <b>"] == (1, 1)
+    assert ranks["Nuggets"] == ranks["CaR"] == ranks["SelectIT"] == (3, 1)
 
 
-def test_a_selector_has_one_colour_and_shape_on_the_whole_page(run):
+def test_a_selector_looks_the_same_on_the_whole_page(run):
     loaded = load_run(run)
     own = {key.selector: key for key in Style(selectors_in_order(loaded.scorecard, loaded.recipe), "random").keys}
-    drawn = [*figures(loaded.scorecard, loaded.results, loaded.recipe), *efficiency_figures_of(loaded)]
-    keyed = [figure for figure in drawn if figure.keys]
+    keyed = [figure for figure in report_layout(loaded).figures if figure.keys]
     assert {"immediate-long", "efficiency"} <= {figure.name for figure in keyed}
     for figure in keyed:
         assert all(key == own[key.selector] for key in figure.keys), figure.name
 
 
-def test_keys_follow_the_order_given_and_not_that_of_the_frame():
+def test_keys_follow_the_style_and_not_the_frame():
     row = {"selector": ["a", "b", "own"], "sdf_rows": [0.2] * 3, "sdf_tokens": [0.2] * 3}
     for name in ("pir_now", "pir_later"):
         row |= {name: [1.0] * 3, f"{name}_low": [0.9] * 3, f"{name}_high": [1.1] * 3, f"{name}_n": [3] * 3}
     parts = [Compared(label, pd.DataFrame(row), {}) for label in ("", "budget 0.5")]
-    efficiency = efficiency_figures(comparison(parts), ["own", "b", "a"], "own")[0]
+    efficiency = efficiency_figures(efficiency_frame(parts), Style(["own", "b", "a"], "own"))[0]
     assert efficiency.keys == Style(["own", "b", "a"], "own").keys
     titles = [chart["title"] for chart in efficiency.charts]
     assert titles[:4] == [
@@ -164,11 +164,12 @@ def test_keys_follow_the_order_given_and_not_that_of_the_frame():
     ]
 
 
-def test_names_are_text_on_the_page_and_it_loads_nothing():
-    frame = frame_of(1.2, 1.1, 1.3)
-    page = comparison_page(frame, "t <i>", ["n <b>"], efficiency_figures(frame))
+def test_names_are_text_on_the_page_and_it_loads_nothing(results, recipe):
+    named = make_run(results)
+    named.recipe = recipe.model_copy(update={"name": "t <i>"})
+    page = html_page([efficiency_layout(frame_of(1.2, 1.1, 1.3), [named], "primary")], scripts=False)
     assert "t &lt;i&gt;" in page
-    assert "<td>a &lt;b&gt;</td>" in page
+    assert ">a &lt;b&gt;</th>" in page
     assert "a <b>" not in page
     assert not re.search(r"<script|(?:src|href)=\"http", page)
 

@@ -4,15 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.comparisons import Across, intervention_table
-from longgame.metrics.diagnostics import association_table as associate
+from longgame.metrics.comparisons import Across
+from longgame.metrics.diagnostics import association_table
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import parse_recipe
-from longgame.report.conditions import across_tables, association_line, association_table
-from longgame.report.figures import figures
-from longgame.report.markdown import scorecard_markdown
-from longgame.report.page import render_html
-from longgame.report.tables import interventions_table
+from longgame.report.conditions import interventions_across
+from longgame.report.figures import walk_figures
+from longgame.report.layout import report_layout
+from longgame.report.render import html_page, markdown
+from longgame.report.tables import correlation_line, correlation_table, interventions_table
+from tests.report.conftest import make_results, make_run
 
 X = {("random", 0): 0.3, ("random", 1): 0.35, ("random", 2): 0.3, ("loss", 0): 0.6, ("loss", 1): 0.5, ("loss", 2): 0.7}
 Y = {("random", 0): 4.0, ("random", 1): 5.0, ("random", 2): 4.5, ("loss", 0): 8.0, ("loss", 1): 9.0, ("loss", 2): 10.0}
@@ -28,43 +29,44 @@ def per_trial(seeds=3, x=X):
     return pd.DataFrame(rows)
 
 
-def said(frame):
-    return association_line(associate(frame, ["primary"]), "update_concentration", "forgetting")
+def sentence(frame):
+    return correlation_line(association_table(frame, ["primary"]), "update_concentration", "forgetting")
 
 
-def test_a_sentence_tells_r_its_interval_and_how_many_seeds():
-    row = associate(per_trial(), ["primary"]).iloc[0]
+def test_sentence_has_r_its_interval_and_the_seeds():
+    row = association_table(per_trial(), ["primary"]).iloc[0]
     r, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("pearson", "pearson_low", "pearson_high"))
-    assert said(per_trial()).startswith(f"Over all 6 trials of 3 seeds, r = {r} (95 % interval {low} to {high}); rank")
-    assert "with each seed's mean taken off" in said(per_trial())
+    text = sentence(per_trial())
+    assert text.startswith(f"Over all 6 trials of 3 seeds, r = {r} (95 % interval {low} to {high}); rank")
+    assert "with each seed's mean taken off" in text
 
 
-def test_two_seeds_are_told_to_be_too_few():
-    text = said(per_trial(2))
+def test_two_seeds_are_too_few_for_an_interval():
+    text = sentence(per_trial(2))
     assert text.startswith("Over all 4 trials of 2 seeds, r = ")
     assert "too few seeds for an interval: 3 are needed" in text
     assert " to " not in text
 
 
 def test_no_spread_and_no_measurement_have_words_of_their_own():
-    assert said(per_trial(x=dict.fromkeys(X, 0.3))) == "Over all 6 trials of 3 seeds there is no spread to correlate."
-    assert association_line(associate(per_trial(), ["primary"]), "adapter_drift", "forgetting") == ""
+    text = sentence(per_trial(x=dict.fromkeys(X, 0.3)))
+    assert text == "Over all 6 trials of 3 seeds there is no spread to correlate."
+    assert correlation_line(association_table(per_trial(), ["primary"]), "adapter_drift", "forgetting") == ""
 
 
 def test_the_table_has_a_row_for_each_pair_and_view():
-    table = association_table(associate(per_trial(), ["primary"]), "t")
-    row = associate(per_trial(), ["primary"]).iloc[0]
+    table = correlation_table(association_table(per_trial(), ["primary"]), "t")
+    row = association_table(per_trial(), ["primary"]).iloc[0]
     (cells,) = table.rows
     assert [cell.text for cell in cells[:3]] == ["update concentration – forgetting", "6", "3"]
     assert [cell.value for cell in cells[3:6]] == [row["pearson"], row["spearman"], row["within"]]
     assert cells[6].text == "—"  # two selectors: leaving one out leaves one
-    assert len(association_table(associate(per_trial(), ["primary"]), "t", "exact_match").columns) == 1
+    assert not correlation_table(association_table(per_trial(), ["primary"]), "t", "exact_match")
 
 
 @pytest.fixture(scope="module")
-def run(synthetic):
+def replayed_run():
     """The synthetic run with concentrations, in which replay takes half of what `ahead` forgets away."""
-    make_results, _, _ = synthetic
     results = make_results()
     ahead = results[results["selector"] == "ahead"]
     replayed = ahead.assign(selector="ahead + replay", trial=ahead["trial"] + "r")
@@ -95,12 +97,11 @@ def run(synthetic):
         results, tasks=tasks, ood=ood, primary=dict.fromkeys(tasks + ood, "token_accuracy"),
         metric_spec=recipe.metrics, threshold=0.9,
     )  # fmt: skip
-    return card, results, recipe
+    return make_run(results, recipe, card)
 
 
-def test_an_intervention_s_row_tells_difference_interval_and_p(run):
-    card, _, recipe = run
-    table = interventions_table(intervention_table(card, recipe), "t")
+def test_intervention_row_has_difference_interval_and_p(replayed_run):
+    table = interventions_table(replayed_run.scorecard, replayed_run.recipe, "t")
     labels = [column.label for column in table.columns]
     assert labels == ["with − without", "current score", "forgetting", "OOD score", "long-horizon score"]
     (row,) = table.rows
@@ -114,34 +115,26 @@ def test_an_intervention_s_row_tells_difference_interval_and_p(run):
 
 
 def test_without_interventions_there_is_no_table(card, recipe):
-    assert len(interventions_table(intervention_table(card, recipe), "t").columns) == 1
+    assert not interventions_table(card, recipe, "t")
 
 
-def test_scorecard_page_and_caption_tell_both(run, environment):
-    card, results, recipe = run
-    line = association_line(card.association, "update_concentration", "forgetting")
+def test_markdown_page_and_caption_show_both(replayed_run):
+    line = correlation_line(replayed_run.scorecard.association, "update_concentration", "forgetting")
     assert line.startswith("Over all 20 trials of 5 seeds, r = +0.")
-    caption = next(each.caption for each in figures(card, results, recipe) if each.name == "concentration-forgetting")
-    assert caption.endswith(line)
-    text = scorecard_markdown(card, results, recipe, environment)
-    page = render_html(card, results, recipe, environment)
-    for told in (text, page):
-        assert "What each intervention buys" in told
-        assert "ahead + replay − ahead" in told
-        assert "Diagnostics and forgetting" in told
-        assert "update concentration – forgetting" in told
-        assert "Holm over the interventions" in told
+    figures = {figure.name: figure for figure in walk_figures(replayed_run)}
+    assert figures["concentration-forgetting"].caption.endswith(line)
+    layout = report_layout(replayed_run, trials=0)
+    for text in (markdown(layout), html_page([layout])):
+        assert "What each intervention buys" in text
+        assert "ahead + replay − ahead" in text
+        assert "Diagnostics and forgetting" in text
+        assert "update concentration – forgetting" in text
+        assert "Holm over the interventions" in text
 
 
-def test_what_interventions_buy_is_told_of_every_other_condition_too(run):
-    card, _, recipe = run
+def test_interventions_are_shown_for_every_other_condition(replayed_run):
+    card, recipe = replayed_run.scorecard, replayed_run.recipe
     across = Across.build({"": card, "budget=0.1": card}, {})
-
-    def bought(compact):
-        tables = across_tables(across, recipe, compact=compact)
-        return [table for table in tables if table.title.startswith("What each intervention buys")]
-
-    (table,) = bought(compact=False)
+    (table,) = interventions_across(across, recipe)
     assert table.title == "What each intervention buys, budget 0.1"
-    assert table.rows == interventions_table(intervention_table(card, recipe), "t").rows
-    assert bought(compact=True) == []
+    assert table.rows == interventions_table(card, recipe, "t").rows

@@ -1,0 +1,391 @@
+"""What a report shows of a run: one ordered list of sections, rendered by `longgame.report.render`.
+
+A section holds blocks (sentences, lists, tables, figures, trials), and each block says which outputs show it. To add a
+section, write a function from `Run` to `Section` and name it in `report_layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal
+
+import pandas as pd
+import yaml
+
+from longgame.audit.run import Run
+from longgame.errors import LonggameError
+from longgame.report.answer import (
+    VerdictLine,
+    answer,
+    condition_note,
+    headline,
+    legend,
+    reversal_line,
+    run_facts,
+    seeds_caveat,
+    set_gap_line,
+    verdict_lines,
+)
+from longgame.report.baseline import Comparison
+from longgame.report.charts import Figure, Style
+from longgame.report.conditions import (
+    across_note,
+    across_tables,
+    axes_figures,
+    condition_table,
+    interventions_across,
+    orders_line,
+)
+from longgame.report.efficiency import (
+    PUBLISHED,
+    efficiency_figures,
+    efficiency_notes,
+    efficiency_table,
+    feasibility_table,
+    run_efficiency_figures,
+)
+from longgame.report.figures import outcome_figures, walk_figures
+from longgame.report.picks import TrialDetail, example_texts, first_trials, picks_figures, trial_details, trials_table
+from longgame.report.tables import (
+    COSTS,
+    DIAGNOSTICS,
+    LEVEL_ONE,
+    LEVEL_TWO,
+    MAIN,
+    MORE,
+    Table,
+    correlation_table,
+    interventions_table,
+    metric_table,
+    selectors_in_order,
+    shown_views,
+    stage_table,
+    sub_skill_table,
+    with_paper,
+)
+
+Output = Literal["terminal", "markdown", "card", "page"]
+"""Where a report is shown: a terminal, scorecard.md, the short audit card, the HTML page."""
+ALL: frozenset[Output] = frozenset({"terminal", "markdown", "card", "page"})
+PAGE: frozenset[Output] = frozenset({"page"})
+TEXTS: frozenset[Output] = frozenset({"terminal", "markdown"})
+FILES: frozenset[Output] = frozenset({"markdown", "page"})
+
+SHOWN_TRIALS = 20
+"""Trials that a page shows in full by default."""
+CARD_METRICS = ("current", "auc_common", "forgetting", "ood", "long_horizon", "myopia_gap")
+CARD_FACTS = ("model", "data", "budget", "seeds", "versions")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A paragraph; empty text is not shown."""
+
+    text: str
+    tone: Literal["plain", "lead", "soft", "note"] = "plain"
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names with their values. With a title, the page shows them on demand."""
+
+    pairs: Mapping[str, str]
+    title: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    """A list of sentences. With a title, the page shows them on demand."""
+
+    items: tuple[str, ...]
+    title: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The selectors' verdicts."""
+
+    lines: tuple[VerdictLine, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Figures next to each other."""
+
+    figures: tuple[Figure, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Text as it is in a file, shown on demand."""
+
+    title: str
+    text: str
+
+
+Block = Text | Facts | Bullets | Verdicts | Table | Gallery | TrialDetail | Source
+"""What a section is made of; an empty block is not shown."""
+
+
+@dataclass
+class Section:
+    """A titled part of a report."""
+
+    name: str
+    """Unique in the report; the page's anchor."""
+    title: str
+    last: bool = False
+    """A terminal prints it after the others, where its reader looks first."""
+    parts: list[tuple[Callable[[], Iterable[Block]], frozenset[Output]]] = field(default_factory=list)
+
+    def show(self, *blocks: Block, on: frozenset[Output] = ALL) -> Section:
+        """Add blocks that these outputs show."""
+        self.parts.append((lambda: blocks, on))
+        return self
+
+    def draw(self, make: Callable[[], Iterable[Block]], on: frozenset[Output] = PAGE) -> Section:
+        """Add blocks that are made at their first use, because they take long."""
+        self.parts.append((cache(make), on))
+        return self
+
+    def blocks(self, output: Output) -> list[Block]:
+        """The blocks that an output shows."""
+        return [block for make, on in self.parts if output in on for block in make() if block]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that a report shows of a run, in order."""
+
+    title: str
+    sections: Sequence[Section]
+    progress: str = ""
+    """How much of the run is finished; empty for a finished one."""
+    subject: str = "Scorecard"
+
+    def shown(self, output: Output) -> list[tuple[Section, list[Block]]]:
+        """The sections of an output with their blocks; a section without blocks is left out."""
+        pairs = [(section, section.blocks(output)) for section in self.sections]
+        return [(section, blocks) for section, blocks in pairs if blocks]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, in the order of the page."""
+        blocks = [block for _, blocks in self.shown("page") for block in blocks if isinstance(block, Gallery)]
+        return [figure for block in blocks for figure in block.figures]
+
+
+def report_layout(
+    run: Run, title: str = "", comparison: Comparison | None = None, trials: int = SHOWN_TRIALS
+) -> Layout:
+    """The layout of a run's report.
+
+    Args:
+        title: what the run is called; without it, the recipe's name.
+        comparison: the run against a baseline.
+        trials: so many trials are shown in full.
+    """
+    sections = [
+        answer_section(run),
+        verdicts_section(run),
+        scorecard_section(run),
+        interventions_section(run),
+        baseline_section(comparison),
+        Section("outcomes", "Now and later").draw(lambda: _gallery(outcome_figures(run), run_efficiency_figures(run))),
+        conditions_section(run),
+        Section("walk", "The walk").draw(lambda: _gallery(walk_figures(run))),
+        Section("picks", "What was selected").draw(lambda: _gallery(picks_figures(run))),
+        diagnostics_section(run),
+        more_section(run),
+        trials_section(run, trials),
+        run_section(run),
+    ]
+    return Layout(title or run.recipe.name, sections, run.progress)
+
+
+def _gallery(*figures: Iterable[Figure]) -> list[Block]:
+    return [Gallery(tuple(figure for group in figures for figure in group))]
+
+
+def _meanings(*tables: Table) -> Facts:
+    """What the columns of these tables mean; empty where only one column has a meaning."""
+    pairs = {label: meaning for table in tables for label, meaning in table.meanings.items()}
+    return Facts(pairs if len(pairs) > 1 else {}, "What the columns mean")
+
+
+def answer_section(run: Run) -> Section:
+    section = Section("answer", "The answer", last=True)
+    return section.show(Text(headline(run.scorecard, run.recipe), "lead")).show(Facts(answer(run)))
+
+
+def verdicts_section(run: Run) -> Section:
+    card = run.scorecard
+    section = Section("verdicts", "Verdicts", last=True)
+    section.show(Verdicts(tuple(verdict_lines(card, run.recipe))))
+    return section.show(Text(set_gap_line(card), "soft"), Text(reversal_line(card), "soft"), on=ALL - {"card"})
+
+
+def scorecard_section(run: Run) -> Section:
+    """Both levels of the paper's scorecard by the first view, and its Table 1 by every view."""
+    card, recipe = run.scorecard, run.recipe
+    section = Section("scorecard", "Scorecard")
+    tables = []
+    for place, (view, title) in enumerate(shown_views(card)):
+        main = with_paper(metric_table(card, recipe, MAIN, f"Scorecard, {title}", view), recipe)
+        tables.append(main)
+        if place == 0:
+            now = metric_table(card, recipe, LEVEL_ONE, f"Level 1: now, and what it cost, {title}", view)
+            later = metric_table(card, recipe, LEVEL_TWO, f"Level 2: the long run, {title}", view)
+            tables += [now, later]
+            section.show(with_paper(now, recipe), on=ALL - {"card"}).show(with_paper(later, recipe), on=FILES)
+            section.show(main, on=TEXTS)  # the page has these columns in both levels
+            section.show(metric_table(card, recipe, CARD_METRICS, f"Scores, {title}", view), on=frozenset({"card"}))
+        else:
+            section.show(main, on=ALL - {"card"})
+    section.show(Text(legend(card), "soft")).show(
+        Text("A heading is a button that sorts by its column; a shaded edge means that the table continues.", "soft"),
+        on=PAGE,
+    )
+    return section.show(_meanings(*tables), on=FILES)
+
+
+def interventions_section(run: Run) -> Section:
+    section = Section("interventions", "What each intervention buys")
+    for place, (view, title) in enumerate(shown_views(run.scorecard)):
+        table = interventions_table(run.scorecard, run.recipe, f"With minus without, {title}", view)
+        section.show(table, on=FILES if place == 0 else frozenset({"markdown"}))
+    return section
+
+
+def baseline_section(comparison: Comparison | None) -> Section:
+    section = Section("baseline", "Against the baseline")
+    if comparison is not None:
+        section.show(Text(f"Baseline: {comparison.baseline}. {comparison.caveat}"))
+        none = "not there"
+        changes = tuple(f"{name}: {before or none} → {now or none}" for name, before, now in comparison.changed)
+        section.show(Bullets(changes) if changes else Text("No verdict changed."))
+        section.show(comparison.table, Bullets(comparison.recipe, "What differs in the recipe"))
+    return section
+
+
+def conditions_section(run: Run) -> Section:
+    """All conditions side by side; empty for a recipe without axes."""
+    section = Section("conditions", "Across conditions")
+    across = run.across
+    if across is None:
+        return section
+    section.draw(lambda: _gallery(axes_figures(run)))
+    section.show(Text(orders_line(across, run.recipe), "soft"), on=frozenset({"terminal"}))
+    section.show(condition_table(across, run.recipe), on=FILES)
+    section.show(*across_tables(across, run.recipe), on=frozenset({"terminal", "page"}))
+    section.show(*interventions_across(across, run.recipe), on=PAGE)
+    for view, title in shown_views(run.scorecard):
+        tables = [*across_tables(across, run.recipe, view), *interventions_across(across, run.recipe, view)]
+        tables.append(correlation_table(across.association, "Diagnostics and forgetting over all conditions", view))
+        section.show(*(_titled(table, title) for table in tables), on=frozenset({"markdown"}))
+    return section.show(Text(across_note(across), "soft"), on=ALL - {"card"})
+
+
+def _titled(table: Table, view: str) -> Table:
+    return replace(table, title=f"{table.title}, {view}")
+
+
+def diagnostics_section(run: Run) -> Section:
+    section = Section("diagnostics", "Diagnostics")
+    table = metric_table(run.scorecard, run.recipe, DIAGNOSTICS, "What was selected, and the updates")
+    section.show(with_paper(table, run.recipe), on=ALL - {"card"}).show(_meanings(table), on=FILES)
+    for place, (view, title) in enumerate(shown_views(run.scorecard)):
+        pairs = correlation_table(run.scorecard.association, f"Diagnostics and forgetting, {title}", view)
+        section.show(pairs, on=FILES if place == 0 else frozenset({"markdown"}))
+    return section
+
+
+def more_section(run: Run) -> Section:
+    """Further scores, scores by stage and by sub-skill, and costs."""
+    card, recipe, views = run.scorecard, run.recipe, shown_views(run.scorecard)
+    section = Section("more", "More tables")
+    stages = [stage_table(card, recipe, view, f"By stage, {title}") for view, title in views]
+    tables = [metric_table(card, recipe, MORE, f"More of the future, {title}", view) for view, title in views]
+    tables.append(metric_table(card, recipe, COSTS, "Cost per trial"))
+    section.show(*(replace(table, closed=True) for table in tables), on=FILES).show(_meanings(*tables), on=FILES)
+    cells = (
+        "By stage and by sub-skill, a cell is: points right after the stage → points at the end of the sequence, mean "
+        "over seeds (OOD sets: at the end)."
+    )
+    section.show(Text(cells, "soft"), on=ALL - {"card"})
+    section.show(*(replace(table, closed=True) for table in stages[:1]), on=ALL - {"card"})
+    skills = [sub_skill_table(card, recipe, view, f"By sub-skill, {title}") for view, title in views]
+    return section.show(*(replace(table, closed=True) for table in (*stages[1:], *skills)), on=FILES)
+
+
+def trials_section(run: Run, count: int) -> Section:
+    """Every trial in one table, and the first ones in full."""
+
+    def details() -> Iterable[Block]:
+        trials, note = first_trials(run, count), ""
+        try:
+            texts = example_texts(run, trials)
+        except LonggameError as error:
+            texts = {}
+            note = f"Examples are shown without their text, because the data cannot be read: {error}"
+        return [trials_table(run.scorecard), Text(note, "note"), *trial_details(run, trials, texts)]
+
+    return Section("trials", "Trials").draw(details)
+
+
+def run_section(run: Run) -> Section:
+    """What was run, what the numbers do not cover, and the recipe."""
+    facts = run_facts(run)
+    section = Section("run", "The run")
+    section.show(Facts(facts), on=FILES)
+    section.show(Facts({name: facts[name] for name in CARD_FACTS}), on=frozenset({"card"}))
+    notes = (seeds_caveat(run.recipe), condition_note(run), *run.scorecard.notes)
+    section.show(Bullets(tuple(filter(None, notes))))
+    section.show(
+        Bullets(
+            (
+                "“—” is not measured; it is never counted as 0.",
+                "“not reached”: in at least one seed and transition the curve stayed below the common threshold.",
+            )
+        ),
+        on=frozenset({"markdown"}),
+    )
+    recipe = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return section.show(Source("Resolved recipe", recipe), on=FILES)
+
+
+def efficiency_layout(frame: pd.DataFrame, runs: Sequence[Run], view: str) -> Layout:
+    """The layout of `longgame compare`.
+
+    Args:
+        frame: all methods (`longgame.report.efficiency.efficiency_frame`).
+        runs: the runs whose selectors are in it.
+        view: the scorer.
+    """
+    order = dict.fromkeys(name for run in runs for name in selectors_in_order(run.scorecard, run.recipe))
+    style = Style(list(order), runs[0].scorecard.reference)
+    notes = Section("notes", "Notes").show(Bullets(tuple(note for run in runs for note in efficiency_notes(run, view))))
+    sources = frame.loc[frame["kind"] == PUBLISHED, "source"].unique()
+    sections = [
+        Section("tables", "Methods").show(efficiency_table(frame), feasibility_table(frame)),
+        Section("figures", "Figures").draw(lambda: _gallery(efficiency_figures(frame, style))),
+        notes.show(Bullets(tuple(f"Published points: {source}." for source in sources)), on=FILES),
+    ]
+    return Layout(", ".join(run.recipe.name for run in runs), sections, subject="Selectors beside published methods")
