@@ -52,7 +52,7 @@ def test_tables_have_the_cells_of_each_condition_scorecard(across, card, recipe)
 
 def test_condition_table_names_values_and_orders(across, recipe):
     table = condition_table(across, recipe)
-    assert [row[0].text for row in table.rows] == ["own: budget 0.25, rounds step, LoRA r=16", *LABELS[1:3]]
+    assert [row[0].text for row in table.rows] == ["own: budget 0.25, rounds step, lora-r16", *LABELS[1:3]]
     assert table.rows[0][1].text == "one → two <b> → three"
 
 
@@ -62,7 +62,7 @@ def test_terminal_shows_conditions_within_its_width(varied, width):
     print_layout(report_layout(varied), Console(file=out, width=width))
     text = out.getvalue()
     assert max(cell_len(line) for line in text.splitlines()) <= width
-    assert "own: budget 0.25, rounds step, LoRA r=16: one → two <b> → three" in " ".join(text.split())
+    assert "own: budget 0.25, rounds step, lora-r16: one → two <b> → three" in " ".join(text.split())
     assert "forgetting by condition" in text
     assert "Verdict by condition" in text
 

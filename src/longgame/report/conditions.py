@@ -45,9 +45,7 @@ DRAWN = ("current", "long_horizon")
 
 def condition_table(across: Across, recipe: Recipe) -> Table:
     """Each condition: how it differs from the recipe's own values, and the order of its stages."""
-    model = recipe.model
-    adaptation = model.adaptation if model.adaptation == "full" else f"LoRA r={model.lora.r}"
-    values = f"{OWN}: budget {recipe.budget:g}, rounds {recipe.rounds}, {adaptation}"
+    values = f"{OWN}: budget {recipe.budget:g}, rounds {recipe.rounds}, {recipe.model.adaptation_label}"
     rows = tuple(
         (Cell(condition_label(name) if name else values), Cell(" → ".join(card.tasks)))
         for name, card in across.cards.items()
