@@ -163,7 +163,7 @@ def test_the_paper_index_has_every_equation_table_and_figure():
     }
 
 
-def test_every_deviation_of_the_paper_index_is_explained_and_every_explanation_used():
+def test_paper_index_deviations_are_explained_and_used():
     body, _, last = PAPER_INDEX.partition("## Deviations")
     explained = re.findall(r"^\| (\d+) \|", last, flags=re.MULTILINE)
     assert explained == [str(n) for n in range(1, len(explained) + 1)]

@@ -44,7 +44,7 @@ def test_peak_memory_sees_what_was_held_for_a_moment():
     assert peak_memory(lambda: None) < 0.1 * size
 
 
-def test_a_report_holds_every_figure_and_says_whether_all_are_met(tmp_path, capsys):
+def test_report_holds_every_figure_and_its_result(tmp_path, capsys):
     report = Report("sides", HERE)
     report.add([at_most("cost", 1.0, 1.1)], [{"side": "plain", "seconds": 2.0}])
     assert report.finish(tmp_path / "new" / "sides.json")

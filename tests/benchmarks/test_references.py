@@ -37,25 +37,27 @@ def drawn(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_uds_signals_are_numpys_singular_values_and_the_two_products(model, pool):
+def test_uds_signals_equal_numpys_svd_and_products(model, pool):
     left, right = drawn(30, 3), drawn(VOCABULARY, 5)
-    found = uds_signals(model, pool, GROUPS, bilinear(left, right), pad_token_id=0)
-    assert found.sketch.shape == (9, 15)
-    assert found.forward_seconds > 0
-    assert found.signal_seconds > 0
+    signals = uds_signals(model, pool, GROUPS, bilinear(left, right), pad_token_id=0)
+    assert signals.sketch.shape == (9, 15)
+    assert signals.forward_seconds > 0
+    assert signals.signal_seconds > 0
     for row in range(len(pool)):
         with torch.no_grad():
             logits = response_logits(model, pool, row)[0].double().numpy()
         singular = np.linalg.svd(logits, compute_uv=False)
         product = left[: len(logits)].double().numpy().T @ logits @ right.double().numpy()
-        np.testing.assert_allclose(found.nuclear_norm[row], singular.sum(), rtol=1e-5)
-        np.testing.assert_allclose(found.sketch[row], product.ravel(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(signals.nuclear_norm[row], singular.sum(), rtol=1e-5)
+        np.testing.assert_allclose(signals.sketch[row], product.ravel(), rtol=1e-4, atol=1e-4)
 
 
-def test_uds_signals_everywhere_are_of_the_padded_batchs_whole_logits(model, pool):
+def test_uds_signals_everywhere_are_of_padded_logits(model, pool):
     rows = GROUPS[0]
     left, right = drawn(30, 3), drawn(VOCABULARY, 5)
-    found = uds_signals(model, pool.take(rows), [np.arange(4)], bilinear(left, right), pad_token_id=7, everywhere=True)
+    signals = uds_signals(
+        model, pool.take(rows), [np.arange(4)], bilinear(left, right), pad_token_id=7, everywhere=True
+    )
     longest = max(len(pool.input_ids[row]) for row in rows)
     for k, row in enumerate(rows):
         ids = torch.full((1, longest), 7)
@@ -63,49 +65,49 @@ def test_uds_signals_everywhere_are_of_the_padded_batchs_whole_logits(model, poo
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0].double().numpy()
         expected = np.linalg.svd(logits, compute_uv=False).sum()
-        np.testing.assert_allclose(found.nuclear_norm[k], expected, rtol=1e-5)
+        np.testing.assert_allclose(signals.nuclear_norm[k], expected, rtol=1e-5)
         product = left[:longest].double().numpy().T @ logits @ right.double().numpy()
-        np.testing.assert_allclose(found.sketch[k], product.ravel(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(signals.sketch[k], product.ravel(), rtol=1e-4, atol=1e-4)
 
 
 def test_fourier_sketch_is_the_cosine_sums_of_its_definition():
-    positions, vocabulary, kept, device = 5, 7, (2, 3), torch.device("cpu")
-    sketch = fourier(positions, vocabulary, kept, torch.Generator().manual_seed(3), device)
+    positions, vocabulary, shape, device = 5, 7, (2, 3), torch.device("cpu")
+    sketch = fourier(positions, vocabulary, shape, torch.Generator().manual_seed(3), device)
     again = torch.Generator().manual_seed(3)
     signs, at = [], []
-    for length, count in zip((positions, vocabulary), kept, strict=True):
+    for length, count in zip((positions, vocabulary), shape, strict=True):
         signs.append(torch.randint(0, 2, (length,), generator=again).numpy() * 2.0 - 1)
         at.append(torch.randint(0, length, (count,), generator=again).numpy())
     logits = drawn(4, vocabulary)  # a response of four tokens: the fifth position is zero
-    expected = np.zeros(kept)
+    expected = np.zeros(shape)
     for a, f in enumerate(at[0]):
         for b, g in enumerate(at[1]):
             for t in range(4):
                 for v in range(vocabulary):
                     wave = math.cos(2 * math.pi * f * t / positions) * math.cos(2 * math.pi * g * v / vocabulary)
                     expected[a, b] += signs[0][t] * signs[1][v] * wave * float(logits[t, v])
-    expected *= math.sqrt(positions / kept[0] * vocabulary / kept[1])
+    expected *= math.sqrt(positions / shape[0] * vocabulary / shape[1])
     np.testing.assert_allclose(sketch(logits).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("draw", ["bits", "randint"])
-def test_less_features_are_the_gradients_times_one_matrix_of_signs(model, pool, gradients, draw):
+def test_less_features_are_gradients_times_one_sign_matrix(model, pool, gradients, draw):
     blocks = less.sign_blocks(gradients.shape[1], 128, 5, torch.device("cpu"), draw)
     matrix = torch.cat([block.clone() for block in blocks])
     assert set(matrix.unique().tolist()) == {-1.0, 1.0}
-    found = less.less_features(model, pool, dim=128, interval=4, seed=5, draw=draw)
-    np.testing.assert_allclose(found.features, (gradients @ matrix).numpy() / math.sqrt(128), rtol=1e-4, atol=1e-5)
-    assert found.backward_seconds > 0
-    assert found.projection_seconds > 0
+    features = less.less_features(model, pool, dim=128, interval=4, seed=5, draw=draw)
+    np.testing.assert_allclose(features.features, (gradients @ matrix).numpy() / math.sqrt(128), rtol=1e-4, atol=1e-5)
+    assert features.backward_seconds > 0
+    assert features.projection_seconds > 0
 
 
 @pytest.mark.parametrize("draw", ["bits", "randint"])
-def test_the_sign_matrix_depends_on_the_seed_and_not_on_its_blocks(monkeypatch, draw):
+def test_sign_matrix_depends_on_the_seed_not_on_blocks(monkeypatch, draw):
     gradients = torch.eye(37)
-    whole = less.project(gradients, 64, 1, draw)
+    projected = less.project(gradients, 64, 1, draw)
     monkeypatch.setitem(less.BLOCK_ENTRIES, "cpu", 64 * 5)
-    assert torch.equal(less.project(gradients, 64, 1, draw), whole)
-    assert not torch.equal(less.project(gradients, 64, 2, draw), whole)
+    assert torch.equal(less.project(gradients, 64, 1, draw), projected)
+    assert not torch.equal(less.project(gradients, 64, 2, draw), projected)
 
 
 @pytest.mark.parametrize("draw", ["bits", "randint"])
@@ -118,17 +120,17 @@ def test_signs_are_balanced_and_rows_uncorrelated(draw):
 
 def test_adam_direction_by_hand():
     state = less.AdamState(torch.tensor([0.5, 0.0]), torch.tensor([0.04, 0.0]), beta1=0.9, beta2=0.99, epsilon=1e-3)
-    found = state.direction(torch.tensor([1.0, -2.0]))
+    features = state.direction(torch.tensor([1.0, -2.0]))
     first = (0.9 * 0.5 + 0.1 * 1.0) / (math.sqrt(0.99 * 0.04 + 0.01 * 1.0) + 1e-3)
     second = (0.1 * -2.0) / (math.sqrt(0.01 * 4.0) + 1e-3)
-    np.testing.assert_allclose(found.numpy(), [first, second], rtol=1e-5)
+    np.testing.assert_allclose(features.numpy(), [first, second], rtol=1e-5)
 
 
 def test_adam_aware_features_project_the_direction(model, pool, gradients):
     state = less.AdamState(gradients.mean(0), gradients.square().mean(0))
-    found = less.less_features(model, pool, dim=64, adam=state).features
+    features = less.less_features(model, pool, dim=64, adam=state).features
     directions = torch.stack([state.direction(gradient) for gradient in gradients])
-    np.testing.assert_allclose(found, less.project(directions, 64, 0).numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(features, less.project(directions, 64, 0).numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dim", [0, 100])
@@ -148,12 +150,12 @@ def test_references_leave_the_model_as_it_was(model, pool):
 
 @pytest.mark.skipif(not bergson_side.available(), reason=bergson_side.HOW_TO_INSTALL)
 class TestBergson:
-    def test_its_unprojected_features_have_the_norms_and_products_of_autograds_gradients(self, model, pool, gradients):
-        found = bergson_side.bergson_features(model, pool, projection_dim=None, max_batch_tokens=64)
-        np.testing.assert_allclose(found @ found.T, (gradients @ gradients.T).numpy(), rtol=1e-4, atol=1e-4)
+    def test_unprojected_features_have_autograds_norms_and_products(self, model, pool, gradients):
+        features = bergson_side.bergson_features(model, pool, projection_dim=None, max_batch_tokens=64)
+        np.testing.assert_allclose(features @ features.T, (gradients @ gradients.T).numpy(), rtol=1e-4, atol=1e-4)
 
     def test_its_projected_features_have_the_size_that_is_told(self, model, pool):
-        found = bergson_side.bergson_features(model, pool, projection_dim=4, max_batch_tokens=64)
-        assert found.shape == (len(pool), bergson_side.feature_size(model, 4))
-        assert np.isfinite(found).all()
-        assert (np.linalg.norm(found, axis=1) > 0).all()
+        features = bergson_side.bergson_features(model, pool, projection_dim=4, max_batch_tokens=64)
+        assert features.shape == (len(pool), bergson_side.feature_size(model, 4))
+        assert np.isfinite(features).all()
+        assert (np.linalg.norm(features, axis=1) > 0).all()

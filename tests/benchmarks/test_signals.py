@@ -45,7 +45,7 @@ def test_a_ratio_is_against_the_fastest_plain_pass_of_its_kind():
     assert report.figures[1].value == seconds["signals: forward + gradients"] / limit
 
 
-def test_the_adapter_is_off_its_start_so_that_no_half_of_the_gradient_is_zero():
+def test_workload_adapter_has_no_zero_half_gradient():
     work = small()
     norms = SignalEngine(work.model, pad_token_id=0, sketch_dim=32)(work.pool, ALL)["grad_norm"]
     factors = [weight for name, weight in work.model.named_parameters() if ".lora_B." in name]
@@ -61,7 +61,7 @@ def test_plain_passes_leave_no_gradient_behind():
     assert all(weight.grad is None for weight in work.model.parameters())
 
 
-def test_every_weight_that_tokens_are_multiplied_with_counts_once():
+def test_every_product_weight_counts_once():
     per_layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48  # q, o; k, v; gate, up, down
     factors = sum(weight.numel() for name, weight in small().model.named_parameters() if "lora_" in name)
     assert small().product_parameters == 2 * per_layer + factors
@@ -75,7 +75,7 @@ def test_lengths_are_mixed_and_fit():
     assert [(int(p), int(r)) for p, r in zip(pool.prompt_tokens, pool.response_tokens, strict=True)] == lengths[:5]
 
 
-def test_without_the_weights_the_shape_takes_their_place_and_says_so(monkeypatch):
+def test_missing_weights_are_replaced_by_their_shape(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise ModelError("no weights here")
 

@@ -73,7 +73,7 @@ def test_a_wrong_option_is_one_clear_sentence(home, arguments, message):
     assert message in wrong(home, *arguments)
 
 
-def test_a_line_that_does_not_parse_is_named_with_file_and_number(home):
+def test_unparsable_line_is_named_with_file_and_number(home):
     toy(home, ['{"prompt": "a", "response": "b"}', "{oops", '{"prompt": "a", "response": " "}'])
     message = wrong(home, "audit", "files.yaml", "--data-dir", "data", "--out", "r1")
     assert "toy.jsonl" in message
@@ -94,7 +94,7 @@ def test_an_example_longer_than_the_context_is_named(home):
     assert "max_length" in message
 
 
-def test_an_audit_prints_its_scorecard_and_prints_it_again_from_its_directory(home):
+def test_audit_prints_its_scorecard_again_from_its_directory(home):
     first = longgame("audit", "q.yaml", "--out", "run", cwd=home)
     assert first.returncode == 0, first.stderr
     assert "random" in first.stdout

@@ -69,7 +69,7 @@ def undisturbed(tmp_path_factory):
         ("trials/*/stage-3*", 0.05),
     ],
 )
-def test_killed_at_any_moment_and_started_again_ends_with_the_same_numbers(tmp_path, undisturbed, pattern, extra):
+def test_killed_audit_resumes_with_the_same_numbers(tmp_path, undisturbed, pattern, extra):
     process = start_and_wait_for(tmp_path, pattern, extra)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -95,7 +95,7 @@ def test_workers_end_when_only_their_parent_is_killed(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_one_sentence_and_keeps_what_is_finished(tmp_path, undisturbed):
+def test_ctrl_c_ends_with_one_sentence_and_keeps_stages(tmp_path, undisturbed):
     process = start_and_wait_for(tmp_path, "trials/*/stage-1/done.json", 0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_with_one_sentence_and_keeps_what_is_finished(tmp_path, undi
 
 
 @pytest.mark.slow
-def test_a_second_audit_in_the_same_directory_is_refused_while_the_first_is_at_work(tmp_path, undisturbed):
+def test_second_audit_in_the_same_directory_is_refused(tmp_path, undisturbed):
     process = start_and_wait_for(tmp_path, "seeds/seed-0/base/done.json", 0.0)
     second = longgame(*AUDIT, cwd=tmp_path)
     os.killpg(process.pid, signal.SIGKILL)

@@ -15,7 +15,7 @@ probe: {steps: 2, points: 2}
 """
 
 
-def test_candidates_are_written_and_their_scores_audited_beside_the_recipes_selectors(tmp_path):
+def test_pools_are_written_and_their_scores_audited(tmp_path):
     (tmp_path / "q.yaml").write_text(RECIPE)
     done = longgame_here("pools", "q.yaml", "--out", "c", "--jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

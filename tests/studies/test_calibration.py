@@ -68,7 +68,7 @@ def test_the_closed_form_truth_is_the_average_over_label_noise(recorder):
         assert abs(simulated[name].mean() - expected[name][0]) < 5 * simulated[name].std() / np.sqrt(len(noise))
 
 
-def test_random_walks_of_other_streams_differ_and_a_dose_of_nothing_is_random(recorder):
+def test_random_walks_differ_by_stream_and_doses_mix(recorder):
     def picks(selector):
         return [tuple(rows) for leg in recorder.walk(selector).stages for rows in leg.batches]
 
@@ -132,7 +132,7 @@ def planted(now, later, noise=0.01, seeds=400):
     return Table(7, names, values | {"long_horizon_best": values["long_horizon"]}, truth)
 
 
-def test_a_large_planted_effect_is_always_said_and_none_is_rarely_said():
+def test_large_planted_effect_is_always_shown_and_none_rarely():
     sure = study.power(planted(20, -0.2), ("planted",), sizes=(5,))[0]
     assert (sure["rate"], sure["myopic"]) == (1, 1)
     assert sure["predicted"] == pytest.approx(1, abs=1e-6)
@@ -156,14 +156,14 @@ def test_normal_differences_are_covered_and_shown_as_promised():
     assert second["a"] == 2
 
 
-def test_the_hardest_null_has_no_long_horizon_effect_and_everyone_ahead():
+def test_hardest_null_has_leads_and_no_long_horizon_effect():
     rows = study.hardest_null(planted(0, -0.5, seeds=3_000), ("planted",), sizes=(5,))
     rate = {row["claim"]: row["rate"] for row in rows}
     assert rate["myopic"] == pytest.approx(0.025, abs=0.02)  # one direction of a 5 % test
     assert rate["myopic"] < rate["long-horizon difference"] < 0.1
 
 
-def test_the_command_ends_with_its_figures_and_writes_what_it_measured(tmp_path, monkeypatch):
+def test_command_ends_with_its_figures_and_writes_tables(tmp_path, monkeypatch):
 
     small = Plan(worlds=1, seeds=240, audits=40, boot_audits=20, resamples=50)
     monkeypatch.setattr("studies.calibration.measure.QUICK", small)

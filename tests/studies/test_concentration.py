@@ -41,7 +41,7 @@ def test_moments_agree_with_simulated_future_directions():
 
 @settings(max_examples=80, deadline=None)
 @given(spectra)
-def test_the_variance_lies_between_the_bounds_of_its_concentration(values):
+def test_variance_lies_between_bounds_of_its_concentration(values):
     concentration = values.max() / values.sum()
     low, high = relative_variance_bounds(concentration, len(values))
     assert low - 1e-9 <= relative_variance(np.diag(values)) <= high + 1e-9

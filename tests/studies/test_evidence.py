@@ -38,7 +38,7 @@ cases = st.tuples(st.integers(0, 2), st.integers(0, 10_000), st.integers(1, 40))
 
 @settings(max_examples=80, deadline=None)
 @given(cases, st.floats(1e-3, 30))
-def test_the_exact_condition_predicts_the_sign_of_the_true_difference_at_every_rate(worlds, case, rate):
+def test_exact_condition_has_the_sign_of_the_true_difference(worlds, case, rate):
     learner, (a, b) = drawn(worlds, case)
     population = learner.world.populations[NEXT]
     first, second = (next_loss(learner.world, learner.theta - rate * g) for g in (a, b))
@@ -50,7 +50,7 @@ def test_the_exact_condition_predicts_the_sign_of_the_true_difference_at_every_r
 
 @settings(max_examples=80, deadline=None)
 @given(cases, st.floats(1e-3, 3))
-def test_equal_gain_is_equal_on_the_current_stage_and_the_condition_orders_the_next(worlds, case, rate):
+def test_equal_gain_is_equal_now_and_condition_orders_the_next(worlds, case, rate):
     learner, (a, b) = drawn(worlds, case)
     world, theta = learner.world, learner.theta
     now, following = world.populations[NOW], world.populations[NEXT]
@@ -71,7 +71,7 @@ def test_equal_gain_is_equal_on_the_current_stage_and_the_condition_orders_the_n
         assert predicted == (first > second)
 
 
-def test_the_tables_count_the_exact_condition_as_always_right_and_the_papers_as_right_at_small_rates():
+def test_tables_count_exact_condition_right_at_every_rate():
     table = {row["rate"]: row for row in ordering_table(worlds=2, pairs=30, rates=(0.01, 10.0))}
     assert all(row["exact"] == row["exact, equal gain"] == 1 for row in table.values())
     assert table[0.01]["paper"] > 0.95 > table[10.0]["paper"]
@@ -83,7 +83,7 @@ def test_the_tables_count_the_exact_condition_as_always_right_and_the_papers_as_
     assert np.isnan(summary["random"]["higher"])
 
 
-def test_the_command_prints_its_tables_writes_its_figure_and_ends_with_its_figures(tmp_path):
+def test_command_prints_tables_and_writes_its_figure(tmp_path):
     done = CliRunner().invoke(app, ["--worlds", "1", "--out", str(tmp_path), "--json", str(tmp_path / "t.json")])
     lines = done.output.rstrip().splitlines()
     assert done.exit_code == 0, done.output

@@ -45,7 +45,7 @@ def test_exact_condition_orders_next_stage_losses_at_every_rate(case, rate):
 
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.floats(0.01, 0.99))
-def test_paper_condition_is_exact_below_the_largest_rate_and_wrong_above_it(case, share):
+def test_paper_condition_is_exact_only_below_the_largest_rate(case, share):
     first, second, theta, optimum, curvature = case
     limit = largest_rate(first, second, theta, optimum, curvature)
     claim = small_rate_ordering(first, second, theta, optimum, curvature)
@@ -67,7 +67,7 @@ def test_hand_computed_case_where_the_linear_condition_fails():
     assert ordering_margin(first, second, theta, 0.8, optimum, curvature) == pytest.approx(0.02 - 0.18)
 
 
-def test_equal_immediate_gain_can_leave_different_next_stage_losses():
+def test_equal_gain_can_leave_different_next_stage_losses():
     # the current stage sees only x, the next only y: equal x-steps, opposite y-steps
     theta, nxt = np.zeros(2), np.diag([0.0, 1.0])
     first, second = np.array([-1.0, 1.0]), np.array([-1.0, -1.0])

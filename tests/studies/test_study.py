@@ -57,16 +57,16 @@ def audit(recipe, folder):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def first_run(tmp_path_factory):
     """A finished run of random and loss."""
     folder = tmp_path_factory.mktemp("one") / "one"
     audit(world("one", ["random", "loss"]), folder)
     return folder
 
 
-def test_a_trial_that_another_run_holds_is_taken_over_and_gives_the_same_numbers(one, tmp_path):
+def test_trial_copied_from_another_run_has_the_same_numbers(first_run, tmp_path):
     two = world("two", ["random", "quality"])
-    assert steps.take_over(two, tmp_path / "two", [one]) == 3  # random with three seeds
+    assert steps.take_over(two, tmp_path / "two", [first_run]) == 3  # random with three seeds
     assert read_json(tmp_path / "two" / "environment.json")["sessions"] == []
     shared = audit(two, tmp_path / "two").results
     alone = audit(two, tmp_path / "alone").results
@@ -75,25 +75,25 @@ def test_a_trial_that_another_run_holds_is_taken_over_and_gives_the_same_numbers
     pd.testing.assert_frame_equal(*both)
 
 
-def test_a_trial_under_other_settings_is_not_taken_over(one, tmp_path):
-    assert steps.take_over(world("two", ["random"], budget=0.5), tmp_path / "two", [one]) == 0
+def test_a_trial_under_other_settings_is_not_taken_over(first_run, tmp_path):
+    assert steps.take_over(world("two", ["random"], budget=0.5), tmp_path / "two", [first_run]) == 0
 
 
-def test_a_step_is_finished_where_its_run_has_grown_beyond_it(one, tmp_path):
+def test_a_step_is_finished_where_its_run_has_grown_beyond_it(first_run, tmp_path):
     small = world("one", ["loss"], seeds=[1])
-    assert steps.is_finished(small, one)
-    assert not steps.is_finished(world("one", ["random", "loss", "quality"]), one)
+    assert steps.is_finished(small, first_run)
+    assert not steps.is_finished(world("one", ["random", "loss", "quality"]), first_run)
     assert not steps.is_finished(small, tmp_path)
 
 
-def test_all_trials_can_be_those_of_other_runs(one, tmp_path):
+def test_all_trials_can_be_copied_from_other_runs(first_run, tmp_path):
     two = world("two", ["loss", "random"])
-    assert steps.take_over(two, tmp_path / "two", [one]) == 6
+    assert steps.take_over(two, tmp_path / "two", [first_run]) == 6
     assert len(audit(two, tmp_path / "two").scorecard.trials) == 6
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
+def study_run(tmp_path_factory):
     """A run in which one trial was not finished, kept and loaded again."""
     folder = tmp_path_factory.mktemp("study")
     recipe = world("skill", ["random", "loss", "quality"], axes={"budget": [0.1]})
@@ -106,26 +106,26 @@ def kept(tmp_path_factory):
     return data.load(folder / "data")["skill"]
 
 
-def test_only_seeds_in_which_every_selector_finished_are_compared(kept):
-    assert kept.facts["finished"] == kept.facts["trials"] - 1
-    assert kept.complete_seeds() == [0, 1, 2]
-    assert kept.complete_seeds("budget=0.1") == [0, 1]
-    summary = kept.card("budget=0.1").summary
+def test_only_complete_seeds_are_compared(study_run):
+    assert study_run.facts["finished"] == study_run.facts["trials"] - 1
+    assert study_run.complete_seeds() == [0, 1, 2]
+    assert study_run.complete_seeds("budget=0.1") == [0, 1]
+    summary = study_run.card("budget=0.1").summary
     assert set(summary.loc[summary["metric"] == "long_horizon", "n"]) == {2}
 
 
-def test_what_is_kept_gives_the_scorecard_of_the_run(kept, tmp_path):
+def test_committed_data_give_the_scorecard_of_the_run(study_run, tmp_path):
     again = audit(world("skill", ["random", "loss", "quality"]), tmp_path / "again").scorecard
     metrics = ["current", "forgetting", "long_horizon", "auc_common", "capability_entropy"]
-    np.testing.assert_allclose(kept.card().wide(metrics), again.wide(metrics), rtol=1e-5)
+    np.testing.assert_allclose(study_run.card().wide(metrics), again.wide(metrics), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("difference", "p", "sign", "word"),
     [(2.0, 0.01, 1, SHOWN), (2.0, 0.01, -1, AGAINST), (2.0, 0.2, 1, DIRECTION), (2.0, 0.2, -1, OTHER)],
 )
-def test_a_claim_is_shown_only_where_the_adjusted_p_and_the_sign_say_so(kept, difference, p, sign, word):
-    card = kept.card()
+def test_claim_is_shown_by_adjusted_p_and_sign(study_run, difference, p, sign, word):
+    card = study_run.card()
     row = (card.summary["view"] == "primary") & (card.summary["metric"] == "current")
     row &= card.summary["selector"] == "loss"
     card.summary.loc[row, ["diff_vs_reference", "p_holm"]] = difference, p
@@ -134,8 +134,8 @@ def test_a_claim_is_shown_only_where_the_adjusted_p_and_the_sign_say_so(kept, di
     assert "+2.0" in answer.text
 
 
-def test_a_claim_about_a_selector_that_was_not_run_has_no_answer(kept):
-    assert answers({"random": kept.card()}, [Claim("RQ1", "gradient", "current", 1)], "primary") == [None]
+def test_a_claim_about_a_selector_that_was_not_run_has_no_answer(study_run):
+    assert answers({"random": study_run.card()}, [Claim("RQ1", "gradient", "current", 1)], "primary") == [None]
     assert answers({}, [Claim("RQ1", "loss", "current", 1)], "primary") == [None]
 
 
@@ -144,14 +144,14 @@ def test_every_claim_names_a_metric_that_exists_and_a_direction():
     assert len({(claim.selector, claim.metric, claim.sign, claim.reference) for claim in CLAIMS}) == len(CLAIMS)
 
 
-def test_differences_carry_their_interval_and_the_detectable_size(kept):
-    text = pages.difference_table(kept.card(), kept.recipe, ("current",), "primary")
-    row = kept.card().summary.query("view == 'primary' and metric == 'current' and selector == 'loss'").iloc[0]
+def test_differences_have_interval_and_detectable_size(study_run):
+    text = pages.difference_table(study_run.card(), study_run.recipe, ("current",), "primary")
+    row = study_run.card().summary.query("view == 'primary' and metric == 'current' and selector == 'loss'").iloc[0]
     assert f"{abs(row['diff_vs_reference']):.1f}" in text
     assert f"mde {row['mde']:.1f}" in text
 
 
-def test_development_and_held_out_recipes_share_no_seed_base_model_or_order():
+def test_development_and_held_out_recipes_share_nothing():
     recipes = {path.stem: load_recipe(path) for path in (ROOT / "recipes" / "results").glob("*.yaml")}
     tuning = [recipes.pop(name) for name in steps.DEVELOPMENT]
     for dev, recipe in itertools.product(tuning, recipes.values()):
@@ -169,7 +169,7 @@ def test_the_steps_name_recipes_that_exist_and_fit_their_seeds():
             assert set(range(first, last + 1)) <= set(recipe.seeds)
 
 
-def test_lhas_of_the_held_out_runs_is_what_the_development_finals_chose():
+def test_held_out_lhas_is_the_choice_of_the_finals():
     runs = data.load(ROOT / data.DATA)
     finals = {spec.key: spec for spec in runs["lhas-finals"].recipe.selectors}
     assert set(pages.ranked(runs["lhas-grid"])[:4]) <= set(finals)

@@ -117,7 +117,7 @@ def test_generation_tags_mark_exactly_the_response(tokenizer):
     assert tokenizer.decode(ids) == "hi there<eos>"
 
 
-def test_shipped_model_knows_seen_sub_skills_better_than_unseen_ones(accuracy):
+def test_shipped_model_is_better_on_seen_sub_skills(accuracy):
     for skills in STAGES.values():
         seen = [accuracy[skill.name] for skill in skills if skill.seen]
         unseen = [accuracy[skill.name] for skill in skills if not skill.seen]
@@ -137,7 +137,7 @@ def test_model_card_states_what_is_measured(accuracy):
             assert float(value) == pytest.approx(accuracy[skill.name], abs=25)  # other items: sampling error only
 
 
-def test_pretraining_lowers_the_loss_and_writes_a_model_that_loads(small):
+def test_pretraining_lowers_the_loss_and_its_model_loads(small):
     out, report, seen = small
     assert seen[-1][2] < seen[0][2] - 0.5
     assert report.tokens >= SMALL.tokens
