@@ -1,5 +1,7 @@
 """Faster ways through plain LoRA layers: fused for one pass, folded for many; both give PEFT's own numbers."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -199,3 +201,13 @@ def test_folding_leaves_other_models_as_they_are(ids, make):
     with folded_lora(model) as folded:
         assert not folded
         assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_peft_has_the_internals_that_lora_relies_on():
+    layer = with_lora(llama(), use_dora=True).base_model.model.model.layers[0].mlp.up_proj
+    names = "scaling lora_A lora_B lora_dropout lora_variant lora_magnitude_vector fan_in_fan_out base_layer"
+    names += " active_adapters disable_adapters merged merged_adapters get_delta_weight"
+    assert [name for name in names.split() if not hasattr(layer, name)] == []
+    assert isinstance(layer.merged_adapters, list)
+    taken = inspect.signature(layer.lora_magnitude_vector["default"].forward).parameters
+    assert {"base_layer", "base_result"} <= set(taken)

@@ -91,11 +91,11 @@ def test_activations_that_turn_nan_inside_are_reported_for_every_signal(pool):
 
 
 def test_a_sketch_larger_than_the_gradient_is_refused_and_one_of_its_size_is_not(pool):
-    """Rank 4 on q_proj (24 → 24) of the last layer: 4·24 + 24·4 = 192 entries."""
-    model = with_lora(llama(), target_modules=["q_proj"])
+    """Rank 4 on q_proj (24 → 24) of one layer: 4·24 + 24·4 = 192 entries."""
+    model = with_lora(llama(), target_modules=["q_proj"], layers_to_transform=[1])
     with pytest.raises(PluginError, match=r"sketch_dim is 193, larger than the gradient \(192 entries\)"):
-        engine_of(model, sketch_dim=193, gradient_layers=1)(pool, ["grad_sketch"])
-    found = engine_of(model, sketch_dim=192, gradient_layers=1)(pool, ["grad_sketch", "grad_norm"])
+        engine_of(model, sketch_dim=193)(pool, ["grad_sketch"])
+    found = engine_of(model, sketch_dim=192)(pool, ["grad_sketch", "grad_norm"])
     assert found["grad_sketch"].shape == (len(pool), 192)
     # each factor's entries fall into buckets of their own; only the two factors meet, at random signs
     ratio = np.linalg.norm(found["grad_sketch"], axis=1) / found["grad_norm"]
