@@ -1,13 +1,19 @@
-"""Entropy, concentration and token-weighted means."""
+"""Diagnostics of picks and updates, and their correlation over trials that are not independent."""
+
+import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+import scipy.stats
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from hypothesis.extra.numpy import arrays
 
 from longgame.errors import DataError, NumericalError
 from longgame.metrics import diagnostics
+from longgame.metrics.diagnostics import associate, association_table
 from longgame.seeding import generator
 
 
@@ -90,3 +96,238 @@ def test_an_unknown_value_makes_the_mean_unknown():
     assert np.isnan(diagnostics.token_weighted_mean(np.array([]), np.array([])))
     with pytest.raises(DataError, match=r"\(2,\) values"):
         diagnostics.token_weighted_mean(np.array([1.0, 2.0]), np.array([1]))
+
+
+# Correlations with forgetting: by hand, against SciPy, and where the truth is known
+
+
+SEED = np.repeat([0, 1, 2, 3], 3)
+SELECTOR = np.tile([0, 1, 2], 4)
+# Halves and whole numbers, so that sums are exact whatever their order.
+X = np.array([1.0, 2, 4, 2, 3, 5, 1, 4, 3, 2, 2, 6])
+Y = np.array([2.0, 3, 3, 4, 4, 6, 1, 2, 4, 5, 3, 8])
+
+
+def column(draw, length):
+    return draw(arrays(float, length, elements=st.integers(-40, 40).map(lambda each: each / 2)))
+
+
+@st.composite
+def trials(draw):
+    seeds, selectors = draw(st.integers(3, 6)), draw(st.integers(2, 4))
+    n = seeds * selectors
+    return (
+        column(draw, n),
+        column(draw, n),
+        np.repeat(np.arange(seeds), selectors),
+        np.tile(np.arange(selectors), seeds),
+    )
+
+
+def everything(found):
+    parts = (found.pearson, found.spearman, found.within)
+    numbers = itertools.chain.from_iterable((each.r, each.low, each.high) for each in parts)
+    return np.array([found.trials, found.seeds, *numbers, found.least, found.greatest], dtype=float)
+
+
+def test_two_seeds_by_hand():
+    # x − mean: −2 −1 0 3; y − mean: −2 0 1 1: Σxy 7, Σxx 14, Σyy 6. Ranks of y: 1 2 3½ 3½ against 1 2 3 4.
+    # Within seeds: x ∓½ ∓1½, y ∓1, 0 0: Σxy 1, Σxx 5, Σyy 2.
+    found = associate(
+        np.array([0.0, 1, 2, 5]), np.array([1.0, 3, 4, 4]), np.array([7, 7, 9, 9]), np.array([0, 1, 0, 1])
+    )
+    assert (found.trials, found.seeds) == (4, 2)
+    assert found.pearson.r == pytest.approx(7 / np.sqrt(14 * 6))
+    assert found.spearman.r == pytest.approx(4.5 / np.sqrt(5 * 4.5))
+    assert found.within.r == pytest.approx(1 / np.sqrt(5 * 2))
+    for each in (found.pearson, found.spearman, found.within):  # two seeds give no interval
+        assert np.isnan([each.low, each.high]).all()
+    assert np.isnan([found.least, found.greatest]).all()  # nor do two selectors give a range
+
+
+@given(trials())
+@settings(max_examples=60, deadline=None)
+def test_r_is_that_of_scipy_and_the_interval_that_of_leaving_out_each_seed(drawn):
+    x, y, seed, selector = drawn
+    found = associate(x, y, seed, selector)
+
+    def centred(values, keep):
+        return np.concatenate([values[keep & (seed == s)] - values[keep & (seed == s)].mean() for s in set(seed[keep])])
+
+    ways = {
+        "pearson": lambda keep: (x[keep], y[keep]),
+        "spearman": lambda keep: (scipy.stats.rankdata(x[keep]), scipy.stats.rankdata(y[keep])),
+        "within": lambda keep: (centred(x, keep), centred(y, keep)),
+    }
+    for name, way in ways.items():
+
+        def r(keep, way=way):
+            a, b = way(keep)
+            flat = np.ptp(a) < 1e-9 or np.ptp(b) < 1e-9
+            return np.nan if flat else np.corrcoef(a, b)[0, 1]
+
+        whole = r(seed >= 0)
+        got = getattr(found, name)
+        assert got.r == pytest.approx(whole, abs=1e-9, nan_ok=True)
+        without = np.array([r(seed != each) for each in np.unique(seed)])
+        if not (np.abs([whole, *without]) < 1 - 1e-9).all():
+            assert np.isnan([got.low, got.high]).all()
+            continue
+        z, n = np.arctanh(without), len(without)
+        half = scipy.stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((z - z.mean()) ** 2).sum())
+        assert (got.low, got.high) == pytest.approx(
+            tuple(np.tanh(np.arctanh(whole) + np.array([-half, half]))), abs=1e-6
+        )
+
+
+@given(trials(), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_the_order_of_trials_and_the_names_of_seeds_play_no_part(drawn, shuffle):
+    x, y, seed, selector = drawn
+    order = list(range(len(x)))
+    shuffle.shuffle(order)
+    again = associate(x[order], y[order], 100 - seed[order], selector[order] + 5)
+    np.testing.assert_allclose(everything(again), everything(associate(x, y, seed, selector)), atol=1e-9)
+
+
+@given(trials())
+@settings(max_examples=40, deadline=None)
+def test_sides_may_be_swapped_and_units_changed(drawn):
+    x, y, seed, selector = drawn
+    found = everything(associate(x, y, seed, selector))
+    np.testing.assert_allclose(everything(associate(y, x, seed, selector)), found, atol=1e-9)
+    np.testing.assert_allclose(everything(associate(4 * x + 8, y / 2, seed, selector)), found, atol=1e-9)
+    turned = associate(x, -y, seed, selector)
+    assert turned.pearson.r == pytest.approx(-found[2], nan_ok=True)
+    assert (turned.pearson.low, turned.pearson.high) == pytest.approx((-found[4], -found[3]), nan_ok=True)
+
+
+def test_what_differs_between_seeds_only_is_no_correlation_within_them():
+    level = np.repeat([0.0, 10, 20, 30], 3)
+    found = associate(X + level, np.tile([1.0, -1, 0], 4) + level, SEED, SELECTOR)
+    assert found.pearson.r > 0.95
+    assert found.within.r < 0
+    flat = associate(X + level, level, SEED, SELECTOR)
+    assert np.isnan(flat.within.r)
+    assert flat.pearson.r > 0.95
+
+
+def test_the_range_without_a_selector_is_that_of_the_others():
+    found = associate(X, Y, SEED, SELECTOR)
+    each = [np.corrcoef(X[one != SELECTOR], Y[one != SELECTOR])[0, 1] for one in range(3)]
+    assert (found.least, found.greatest) == pytest.approx((min(each), max(each)))
+
+
+def test_unmeasured_trials_are_left_out_and_a_line_has_no_interval():
+    holed = np.where(np.arange(12) == 4, np.nan, X)
+    keep = np.arange(12) != 4
+    np.testing.assert_allclose(
+        everything(associate(holed, Y, SEED, SELECTOR)),
+        everything(associate(X[keep], Y[keep], SEED[keep], SELECTOR[keep])),
+    )
+    line = associate(X, 3 * X, SEED, SELECTOR).pearson
+    assert line.r == pytest.approx(1)
+    assert np.isnan([line.low, line.high]).all()
+    nothing = associate(np.full(12, np.nan), Y, SEED, SELECTOR)
+    assert (nothing.trials, nothing.seeds) == (0, 0)
+    assert np.isnan(everything(nothing)[2:]).all()
+    assert np.isnan(associate(np.full(12, 0.3), Y, SEED, SELECTOR).pearson.r)
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "says"),
+    [
+        ((X[:-1], Y, SEED, SELECTOR), {}, "cannot be correlated"),
+        ((np.where(X > 5, np.inf, X), Y, SEED, SELECTOR), {}, "infinite"),
+        ((X, Y, SEED, SELECTOR), {"confidence": 95}, "between 0 and 1"),
+    ],
+)
+def test_columns_that_cannot_be_correlated_are_errors(columns, more, says):
+    with pytest.raises(DataError, match=says):
+        associate(*columns, **more)
+
+
+def drawn_trials(rng, seeds, selectors=7):
+    """Selectors that differ on both sides, seeds that move all of their trials, and noise."""
+    base = np.linspace(-1, 1, selectors)
+    x = base + 0.7 * rng.normal(size=(seeds, 1)) + 0.4 * rng.normal(size=(seeds, selectors))
+    y = 0.5 * base + 0.7 * rng.normal(size=(seeds, 1)) + 0.5 * rng.normal(size=(seeds, selectors))
+    seed, selector = np.repeat(np.arange(seeds), selectors), np.tile(np.arange(selectors), seeds)
+    return x.ravel(), y.ravel(), seed, selector
+
+
+def test_the_intervals_of_five_seeds_hold_the_truth_where_a_bootstrap_over_seeds_does_not():
+    # Variances of x and y over all trials: 4/9 of the selectors' levels, then seeds and noise; their levels covary.
+    spread = np.mean(np.linspace(-1, 1, 7) ** 2)
+    true = 0.5 * spread / np.sqrt((spread + 0.49 + 0.16) * (0.25 * spread + 0.49 + 0.25))
+    within = 0.5 * spread / np.sqrt((spread + 0.16 * 6 / 7) * (0.25 * spread + 0.25 * 6 / 7))
+    rng = generator(0, "association")
+    audits, held = 300, np.zeros(3)
+    for _ in range(audits):
+        x, y, seed, selector = drawn_trials(rng, 5)
+        found = associate(x, y, seed, selector)
+        X5, Y5 = x.reshape(5, 7), y.reshape(5, 7)
+        again = [np.corrcoef(X5[rows].ravel(), Y5[rows].ravel())[0, 1] for rows in rng.integers(0, 5, (100, 5))]
+        low, high = np.quantile(again, [0.025, 0.975])
+        held += [
+            found.pearson.low <= true <= found.pearson.high,
+            found.within.low <= within <= found.within.high,
+            low <= true <= high,
+        ]
+    pearson, centred, bootstrap = held / audits
+    assert 0.88 <= pearson <= 0.99
+    assert 0.88 <= centred <= 0.99
+    assert bootstrap < 0.85
+
+
+def test_many_seeds_are_left_out_in_groups():
+    x, y, seed, selector = drawn_trials(generator(1, "association"), 4 * diagnostics.MOST_GROUPS)
+    found = associate(x, y, seed, selector).pearson
+    assert found.r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert 0 < found.high - found.low < 0.3
+
+
+def frame(conditions=("",)):
+    rows = []
+    for condition, (place, selector, seed) in itertools.product(conditions, enumerate_trials()):
+        who = {"trial": f"{selector}-s{seed}{condition}", "selector": selector, "seed": seed, "condition": condition}
+        shift = 10.0 * len(condition)
+        values = (("", "capability_entropy", X[place]), ("", "update_concentration", -X[place] - Y[place] / 4))
+        values += (("primary", "forgetting", Y[place] + shift), ("exact_match", "forgetting", -Y[place]))
+        rows += [who | {"view": view, "metric": metric, "value": value} for view, metric, value in values]
+        rows.append(who | {"view": "primary", "metric": "current", "value": 1.0})
+    return pd.DataFrame(rows)
+
+
+def enumerate_trials():
+    return [(place, f"s{SELECTOR[place]}", int(SEED[place])) for place in range(12)]
+
+
+def test_the_table_has_every_view_and_pair_that_was_measured():
+    table = association_table(frame().drop(columns="condition"), ["primary", "exact_match"]).set_index(
+        ["view", "x", "y"]
+    )
+    expected = [
+        ("primary", "capability_entropy", "forgetting"),
+        ("exact_match", "capability_entropy", "forgetting"),
+        ("primary", "update_concentration", "forgetting"),
+        ("exact_match", "update_concentration", "forgetting"),
+        ("", "capability_entropy", "update_concentration"),
+    ]
+    assert list(table.index) == expected
+    np.testing.assert_allclose(
+        table.loc["primary", "capability_entropy", "forgetting"].to_numpy(float),
+        everything(associate(X, Y, SEED, SELECTOR)),
+    )
+    row = table.loc["exact_match", "capability_entropy", "forgetting"]
+    assert row["pearson"] == pytest.approx(-associate(X, Y, SEED, SELECTOR).pearson.r)
+    assert association_table(frame().head(0), ["primary"]).empty
+
+
+def test_conditions_together_have_the_seeds_of_one_and_are_centred_each_by_itself():
+    one = association_table(frame(), ["primary"]).iloc[0]
+    two = association_table(frame(("", "budget=0.1")), ["primary"]).iloc[0]
+    assert (one["trials"], two["trials"]) == (12, 24)
+    assert one["seeds"] == two["seeds"] == 4
+    assert two["within"] == pytest.approx(one["within"])  # the second condition's level of forgetting is taken off
+    assert two["pearson"] < one["pearson"]

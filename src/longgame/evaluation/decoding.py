@@ -8,9 +8,10 @@ Three exact shortcuts make evaluation cheap enough for every probe point:
   of the same pass, and is skipped where the argmax is right to the end;
 - rows of several passes are decoded in one batch, and finished rows are dropped from it.
 
-Measured against transformers' `generate` (batched, left padded, greedy) on the quickstart's 480 items, one CPU thread,
-tiny model: 1.55 s a call instead of 3.08 s, 0.20 s instead of 0.47 s for the 60 items of a probe point, with the same
-decoded tokens. `generate` serves models whose cache is not only keys and values.
+Measured against transformers' `generate` (batched, left padded, greedy) with the same teacher-forced pass before it, in
+seconds of one CPU thread, with the same decoded tokens: the quickstart's 480 items on the tiny model take 1.6 instead
+of 3.1, the 60 items of a probe point 0.20 instead of 0.47; 60 items on SmolLM2-135M take 34 instead of 134. `generate`
+serves only models whose cache is not keys and values alone.
 """
 
 from __future__ import annotations

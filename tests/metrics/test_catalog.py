@@ -1,10 +1,12 @@
-"""Costs of a trial: totals and shares."""
+"""The catalog: totals and shares of costs, and the page that lists every metric."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.metrics.catalog import record_metrics
+from longgame.metrics.catalog import METRICS, metrics_table, record_metrics, shown_in
 from longgame.metrics.matrix import stage_spread
 
 NAN = float("nan")
@@ -39,3 +41,16 @@ def test_stability_over_stages_is_the_sample_sd(current, sd):
     found = float(stage_spread(R))
     assert found == pytest.approx(float(pd.Series(current).std(ddof=1, skipna=False)), nan_ok=True)
     assert found == pytest.approx(sd, nan_ok=True)
+
+
+def test_every_score_has_a_function_and_every_metric_a_table():
+    assert all((metric.function is not None) == (metric.group == "score") for metric in METRICS.values())
+    hidden = {name for name, metric in METRICS.items() if not metric.tables}
+    assert all(name.endswith("_own") for name in hidden)
+    assert shown_in("main")[:2] == ("current", "immediate_gain")
+
+
+def test_the_metrics_page_lists_the_catalog():
+    page = Path(__file__).parents[2] / "docs/metrics.md"
+    table = metrics_table()
+    assert table in page.read_text(encoding="utf-8"), f"put this table under `All metrics` of docs/metrics.md:\n{table}"
