@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from longgame.errors import BudgetError, ModelError, NumericalError
-from longgame.models.head import response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.signals.base import Signals
@@ -86,38 +85,6 @@ def test_learning_rate_warms_up_from_the_first_step_and_ends_at_its_final_share(
     shares = [learning_rate_share(step, 6, 2, 0.1) for step in range(6)]
     np.testing.assert_allclose(shares, [0.5, 1.0, 0.775, 0.55, 0.325, 0.1], rtol=1e-12)
     assert learning_rate_share(0, 4, 0, 0.0) == 0.75
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_loss_from_response_positions_is_the_models_own_loss(pool, tied):
-    model = make_model(tie_word_embeddings=tied)
-    ids = torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]])
-    mask = (ids != 0).long()
-    labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 10, 11, -100, 13]])
-    ours = response_loss(model, {"input_ids": ids, "labels": labels}, 5)
-    theirs = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=torch.tensor(5)).loss
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-
-
-def test_loss_from_response_positions_keeps_a_soft_cap():
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    config = Gemma2Config(
-        vocab_size=31, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Gemma2ForCausalLM(config)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(50)
-    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-    labels = torch.tensor([[-100, -100, 7, 8], [-100, 10, 11, -100]])
-    theirs = model(input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(4)).loss
-    torch.testing.assert_close(response_loss(model, {"input_ids": ids, "labels": labels}, 4), theirs)
 
 
 def test_without_the_shortcut_a_stage_learns_the_same(pool, monkeypatch):

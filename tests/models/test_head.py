@@ -1,0 +1,70 @@
+"""The output head on response positions only gives the model's own logits and loss."""
+
+import pytest
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from torch.nn import functional
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
+
+from longgame.errors import ModelError
+from longgame.models.head import evaluating, response_logits, response_loss
+from support.training import make_model
+
+IDS = torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]])
+LABELS = torch.tensor([[-100, -100, 7, 8, -100], [-100, 10, 11, -100, 13]])
+INDEX = torch.tensor([1, 2, 5, 6, 8])
+"""Flattened positions that predict a labelled token."""
+
+
+def soft_capped():
+    config = Gemma2Config(
+        vocab_size=31, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(50)
+    return model
+
+
+@pytest.mark.parametrize("make", [make_model, lambda: make_model(tie_word_embeddings=True), soft_capped])
+def test_response_loss_is_the_models_own_loss(make):
+    model = make()
+    ours = response_loss(model, {"input_ids": IDS, "labels": LABELS}, 5)
+    theirs = model(input_ids=IDS, labels=LABELS, num_items_in_batch=torch.tensor(5)).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_response_logits_of_a_model_that_skips_its_head_module():
+    model = make_model(lora=False)
+    expected = response_logits(model, INDEX, input_ids=IDS)
+    model.__class__ = type("Skipping", (LlamaForCausalLM,), {"forward": skipping_head})
+    torch.testing.assert_close(response_logits(model, INDEX, input_ids=IDS), expected)
+
+
+def skipping_head(model, input_ids):
+    hidden = model.model(input_ids).last_hidden_state
+    return type("Output", (), {"logits": functional.linear(hidden, model.lm_head.weight)})
+
+
+@torch.no_grad()
+def test_response_logits_of_prompt_learning_are_refused():
+    model = get_peft_model(make_model(lora=False), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match="14 positions of an input of 10 tokens.*LoRA"):
+        response_logits(model, INDEX, input_ids=IDS, attention_mask=torch.ones_like(IDS))
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_evaluating_puts_each_module_back_into_its_mode():
+    model = make_model().train()
+    model.base_model.model.model.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    with evaluating(model.modules()):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
