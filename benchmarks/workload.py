@@ -131,7 +131,7 @@ def real(
     share = -(-examples // len(FILES))
     columns = [load_examples(name, data_dir=data_dir, split="train")[: 4 * share] for name in FILES]
     mixed = [example for row in zip(*columns, strict=False) for example in row]
-    pool = build_pool(mixed, loaded.tokenizer, max_length, "drop")[0]
+    pool = build_pool(mixed, loaded.tokenizer, max_length, "drop")
     if len(pool) < examples:
         raise DataError(f"only {len(pool)} of {examples} examples have at most {max_length} tokens; ask for fewer.")
     name = f"{loaded.source}, examples of {', '.join(FILES)}"

@@ -16,22 +16,22 @@ def pool(names, **info):
 
 
 def test_a_joined_pool_holds_both_row_by_row():
-    one, two = pool("ab", value=np.array([1, 2]), world="w"), pool("cde", value=np.array([3, 4, 5]), world="w")
-    joined = one.join(two)
+    left, right = pool("ab", value=np.array([1, 2]), world="w"), pool("cde", value=np.array([3, 4, 5]), world="w")
+    joined = left.join(right)
     assert joined.ids == ("a", "b", "c", "d", "e")
     assert joined.info["value"].tolist() == [1, 2, 3, 4, 5]
     assert joined.info["world"] == "w"
-    assert joined.tokens.tolist() == [*one.tokens, *two.tokens]
-    assert joined.input_ids[3] is two.input_ids[1]
+    assert joined.tokens.tolist() == [*left.tokens, *right.tokens]
+    assert joined.input_ids[3] is right.input_ids[1]
     part = joined.take([4, 0])
     assert (part.ids, part.info["value"].tolist()) == (("e", "a"), [5, 1])
 
 
 def test_nothing_joined_to_a_pool_is_the_pool_and_a_pool_joined_to_nothing_is_its_equal():
-    one, none = pool("ab", value=np.array([1, 2])), pool("ab", value=np.array([1, 2])).take([])
-    assert one.join(none) is one
-    assert none.join(one).ids == one.ids
-    assert none.join(one).info["value"].tolist() == [1, 2]
+    left, none = pool("ab", value=np.array([1, 2])), pool("ab", value=np.array([1, 2])).take([])
+    assert left.join(none) is left
+    assert none.join(left).ids == left.ids
+    assert none.join(left).info["value"].tolist() == [1, 2]
 
 
 def test_pools_that_share_an_id_or_are_of_two_substrates_are_not_joined():
@@ -42,5 +42,5 @@ def test_pools_that_share_an_id_or_are_of_two_substrates_are_not_joined():
 
 
 def test_a_copy_of_a_pool_is_the_pool():
-    one = pool("ab")
-    assert copy.deepcopy({"pool": one})["pool"] is one
+    left = pool("ab")
+    assert copy.deepcopy({"pool": left})["pool"] is left

@@ -24,9 +24,9 @@ def slow(example: Example) -> tuple[list[int], list[int]]:
     messages = [{"role": role, "content": content} for role, content in turns]
     prompt = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     messages.append({"role": "assistant", "content": example.response})
-    whole = TOKENIZER.apply_chat_template(messages, tokenize=True, return_dict=False)
-    end = len(whole) - 1 - whole[::-1].index(TOKENIZER.eos_token_id)
-    return prompt, whole[: end + 1]
+    complete = TOKENIZER.apply_chat_template(messages, tokenize=True, return_dict=False)
+    end = len(complete) - 1 - complete[::-1].index(TOKENIZER.eos_token_id)
+    return prompt, complete[: end + 1]
 
 
 def examples() -> list[Example]:
@@ -37,13 +37,13 @@ def examples() -> list[Example]:
 
 def test_the_batch_equals_the_slow_way_example_by_example() -> None:
     for example, encoded in zip(examples(), encode_all(examples(), TOKENIZER), strict=True):
-        prompt, whole = slow(example)
+        prompt, complete = slow(example)
         assert encoded.prompt_ids.tolist() == prompt
-        if whole[: len(prompt)] == prompt:  # no token straddles the border
-            assert encoded.ids.tolist() == whole
-        one = encode(example, TOKENIZER, 10_000)
-        assert one.prompt_ids.tolist() == encoded.prompt_ids.tolist()
-        assert one.response_ids.tolist() == encoded.response_ids.tolist()
+        if complete[: len(prompt)] == prompt:  # no token straddles the border
+            assert encoded.ids.tolist() == complete
+        single = encode(example, TOKENIZER, 10_000)
+        assert single.prompt_ids.tolist() == encoded.prompt_ids.tolist()
+        assert single.response_ids.tolist() == encoded.response_ids.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -116,8 +116,8 @@ def test_a_template_that_trims_the_content_is_accepted() -> None:
         (CHATML.replace("message['content']", "(message['content'] | upper)"), "changes the response"),
     ],
 )
-def test_a_template_that_cannot_carry_the_loss_is_refused_with_the_fix(template: str | None, what: str) -> None:
-    with pytest.raises(ModelError, match=what) as caught:
+def test_a_template_that_cannot_carry_the_loss_is_refused_with_the_fix(template: str | None, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason) as caught:
         encode(Example.make("Hi", "hello"), chat_tokenizer(template=template), 100)
     assert "model.chat_template" in str(caught.value)
 
@@ -131,8 +131,7 @@ def test_roles_that_the_template_refuses_name_the_example() -> None:
 
 def test_the_pool_is_row_aligned_and_counts_both_parts() -> None:
     candidates = with_unique_ids([*examples(), *examples()[:3]])
-    pool, dropped = build_pool(candidates, TOKENIZER, 200)
-    assert dropped == 0
+    pool = build_pool(candidates, TOKENIZER, 200)
     assert pool.examples == candidates
     for row, example in enumerate(candidates):
         encoded = encode(example, TOKENIZER, 200)
@@ -141,7 +140,7 @@ def test_the_pool_is_row_aligned_and_counts_both_parts() -> None:
         assert pool.response_tokens[row] == len(encoded.response_ids)
 
 
-def test_too_long_is_an_error_with_id_length_and_fix_or_is_dropped_and_counted() -> None:
+def test_too_long_is_an_error_or_dropped() -> None:
     short = [Example.make(f"q{i}", "a") for i in range(3)]
     long = [Example.make("q", " ".join(WORDS) * n, source="the file") for n in (6, 9)]
     lengths = [len(encode(example, TOKENIZER, 10_000)) for example in long]
@@ -153,11 +152,9 @@ def test_too_long_is_an_error_with_id_length_and_fix_or_is_dropped_and_counted()
     assert "It begins with 'q'" in message
     assert f"the longest has {max(lengths)}" in message
     assert "data.too_long: drop" in message
-    pool, dropped = build_pool([short[0], *long, *short[1:]], TOKENIZER, 60, too_long="drop")
-    assert dropped == 2
+    pool = build_pool([short[0], *long, *short[1:]], TOKENIZER, 60, too_long="drop")
     assert pool.ids == tuple(example.sample_id for example in short)
-    exact, none = build_pool(long[:1], TOKENIZER, lengths[0])
-    assert (len(exact), none) == (1, 0)
+    assert len(build_pool(long[:1], TOKENIZER, lengths[0])) == 1
     with pytest.raises(DataError, match="too long"):
         build_pool(long, TOKENIZER, 60, too_long="drop")
     with pytest.raises(DataError, match=long[0].sample_id):
@@ -175,5 +172,5 @@ def test_fits_within_agrees_with_encode_and_looks_at_every_option() -> None:
 
 
 def test_prompt_ids_do_not_depend_on_the_response() -> None:
-    one, two = Example.make("def f(x):", "    return x"), Example.make("def f(x):", "pass")
-    np.testing.assert_array_equal(prompt_ids(one, TOKENIZER), prompt_ids(two, TOKENIZER))
+    short, long = Example.make("def f(x):", "    return x"), Example.make("def f(x):", "pass")
+    np.testing.assert_array_equal(prompt_ids(short, TOKENIZER), prompt_ids(long, TOKENIZER))

@@ -41,9 +41,9 @@ def test_fused_are_all_linear_layers_of_a_float32_adapter(adapted):
 def test_fused_layers_give_the_signals_of_pefts_own(adapted, pool, monkeypatch):
     fused = measure(adapted, pool)
     monkeypatch.setattr(module, "plain_layers", lambda named: {})
-    own = measure(adapted, pool)
+    expected = measure(adapted, pool)
     for name in ALL:
-        assert np.linalg.norm(fused[name] - own[name]) < 1e-5 * np.linalg.norm(own[name]), name
+        assert np.linalg.norm(fused[name] - expected[name]) < 1e-5 * np.linalg.norm(expected[name]), name
 
 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
@@ -56,12 +56,12 @@ def test_fused_bfloat16_is_as_near_to_float32_as_pefts_own(factors, pool, monkey
     assert len(layers_of(model)) == 14
     fused = measure(model, pool)
     monkeypatch.setattr(module, "plain_layers", lambda named: {})
-    own = measure(model, pool)
+    expected = measure(model, pool)
     for name in ALL:
         size = np.linalg.norm(truth[name])
-        allowed = 1.5 * np.linalg.norm(own[name] - truth[name]) + 2**-9 * size  # half a unit in the last place more
+        allowed = 1.5 * np.linalg.norm(expected[name] - truth[name]) + 2**-9 * size  # half a last bit
         assert np.linalg.norm(fused[name] - truth[name]) < allowed, name
-        assert not np.array_equal(fused[name], own[name]), name
+        assert not np.array_equal(fused[name], expected[name]), name
 
 
 def test_fused_pass_moves_no_weight(pool):
@@ -82,7 +82,7 @@ def test_fused_are_only_plain_layers(change):
             assert layers_of(model) == {}
         return
     model = with_lora(llama(), use_dora=change == "dora")
-    one = model.base_model.model.model.layers[0].mlp.up_proj
+    single = model.base_model.model.model.layers[0].mlp.up_proj
     left = 0
     if change == "float16":
         model.get_base_model().to(torch.float16)
@@ -93,10 +93,10 @@ def test_fused_are_only_plain_layers(change):
     elif change == "merged":
         model.merge_adapter()
     elif change == "hooked":
-        one.base_layer.register_forward_hook(lambda *_: None)
+        single.base_layer.register_forward_hook(lambda *_: None)
         left = 13
     elif change == "patched":
-        one.lora_A["default"].forward = one.lora_A["default"].forward
+        single.lora_A["default"].forward = single.lora_A["default"].forward
         left = 13
     assert len(layers_of(model)) == left
 
@@ -106,15 +106,15 @@ def test_signals_of_a_bfloat16_base_are_near_float32(pool):
     model = with_lora(llama().to(torch.bfloat16))
     factors = [weight for name, weight in model.named_parameters() if "lora_" in name]
     assert {weight.dtype for weight in factors} == {torch.float32}
-    found = measure(model, pool)
+    result = measure(model, pool)
     for name in ALL:
-        assert np.linalg.norm(found[name] - exact[name]) < 0.05 * np.linalg.norm(exact[name]), name
+        assert np.linalg.norm(result[name] - exact[name]) < 0.05 * np.linalg.norm(exact[name]), name
 
 
 def test_signals_of_eager_attention_are_those_of_sdpa(pool):
-    one, other = (measure(with_lora(llama(attn_implementation=kind)), pool) for kind in ("sdpa", "eager"))
+    single, other = (measure(with_lora(llama(attn_implementation=kind)), pool) for kind in ("sdpa", "eager"))
     for name in ALL:
-        assert np.linalg.norm(one[name] - other[name]) < 1e-5 * np.linalg.norm(one[name]), name
+        assert np.linalg.norm(single[name] - other[name]) < 1e-5 * np.linalg.norm(single[name]), name
 
 
 def test_fused_layer_used_twice_in_one_pass_is_refused():
@@ -125,7 +125,7 @@ def test_fused_layer_used_twice_in_one_pass_is_refused():
     record = Recording(lambda *_: None, inputs=[x])
     with pytest.raises(PluginError, match="used twice"), fused_lora(layers, record):
         layer(layer(x)[..., : layer.in_features])
-    assert not any("forward" in vars(one) for one in layers.values())
+    assert not any("forward" in vars(single) for single in layers.values())
 
 
 def test_fused_activations_without_a_batch_are_refused():

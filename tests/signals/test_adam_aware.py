@@ -16,14 +16,14 @@ ADAM = "adam_grad_sketch"
 
 def trained(model, optimizer=torch.optim.AdamW, steps=3, **options):
     """The optimizer after some steps on random tokens."""
-    made = optimizer([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, **options)
+    adam = optimizer([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, **options)
     ids = torch.arange(40).reshape(2, 20)
     for step in range(steps):
         loss = model(input_ids=(ids + step) % 61, labels=ids).loss
         loss.backward()
-        made.step()
-        made.zero_grad()
-    return made
+        adam.step()
+        adam.zero_grad()
+    return adam
 
 
 def by_formula(optimizer, model, gradient, correct=False):
@@ -33,12 +33,12 @@ def by_formula(optimizer, model, gradient, correct=False):
         if name not in gradient:
             continue
         state, group = optimizer.state[weight], optimizer.param_groups[0]
-        (one, two), g = group["betas"], gradient[name].double()
-        m = one * state["exp_avg"].double() + (1 - one) * g
-        v = two * state["exp_avg_sq"].double() + (1 - two) * g**2
+        (beta1, beta2), g = group["betas"], gradient[name].double()
+        m = beta1 * state["exp_avg"].double() + (1 - beta1) * g
+        v = beta2 * state["exp_avg_sq"].double() + (1 - beta2) * g**2
         if correct:
             step = int(state["step"]) + 1
-            m, v = m / (1 - one**step), v / (1 - two**step)
+            m, v = m / (1 - beta1**step), v / (1 - beta2**step)
         total.add(name, m / (v.sqrt() + group["eps"]))
     return total.vector()
 
@@ -50,10 +50,10 @@ def test_the_sketch_is_that_of_the_formula_on_autograds_gradients(correct, targe
     perturb(model, "lora_embedding_A", 0.1, 5)
     optimizer = trained(model, betas=(0.8, 0.95), eps=1e-6)
     preconditioner = AdamPreconditioner.from_optimizer(optimizer, model, bias_correction=correct)
-    found = engine_of(model, preconditioner=preconditioner)(pool, [ADAM])[ADAM]
+    result = engine_of(model, preconditioner=preconditioner)(pool, [ADAM])[ADAM]
     for row, gradient in enumerate(autograd_gradients(model, pool, is_lora)):
         true = by_formula(optimizer, model, gradient, correct)
-        assert np.linalg.norm(found[row] - true) < 1e-4 * np.linalg.norm(true)  # Γ divides by √v: errors grow
+        assert np.linalg.norm(result[row] - true) < 1e-4 * np.linalg.norm(true)  # Γ divides by √v: errors grow
 
 
 def test_the_bias_corrected_step_is_the_one_that_adam_takes():
@@ -108,10 +108,10 @@ def test_other_moments_are_another_fingerprint_or_none():
     for state in optimizer.state.values():
         state["exp_avg"].add_(1.0)
     second = AdamPreconditioner.from_optimizer(optimizer, model)
-    one, again, other = (
+    digest, again, other = (
         signal_fingerprint(model, settings={"preconditioner": adam.settings()}) for adam in (first, first, second)
     )
-    assert one == again != other
+    assert digest == again != other
 
 
 def test_no_optimizer_no_step_another_optimizer_and_another_model_are_refused(pool):

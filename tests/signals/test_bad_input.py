@@ -95,8 +95,8 @@ def test_a_sketch_larger_than_the_gradient_is_refused_and_one_of_its_size_is_not
     model = with_lora(llama(), target_modules=["q_proj"], layers_to_transform=[1])
     with pytest.raises(PluginError, match=r"sketch_dim is 193, larger than the gradient \(192 entries\)"):
         engine_of(model, sketch_dim=193)(pool, ["grad_sketch"])
-    found = engine_of(model, sketch_dim=192)(pool, ["grad_sketch", "grad_norm"])
-    assert found["grad_sketch"].shape == (len(pool), 192)
+    result = engine_of(model, sketch_dim=192)(pool, ["grad_sketch", "grad_norm"])
+    assert result["grad_sketch"].shape == (len(pool), 192)
     # each factor's entries fall into buckets of their own; only the two factors meet, at random signs
-    ratio = np.linalg.norm(found["grad_sketch"], axis=1) / found["grad_norm"]
+    ratio = np.linalg.norm(result["grad_sketch"], axis=1) / result["grad_norm"]
     assert 0.7 < ratio.min() <= ratio.max() < 1.3

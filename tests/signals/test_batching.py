@@ -28,13 +28,13 @@ def test_positions_and_targets_of_two_examples_by_hand():
 @given(n=st.integers(2, 40), longest=st.integers(4, 90), budget=st.integers(1, 600), seed=st.integers(0, 50))
 def test_each_example_stands_once_within_budget_and_padding(n, longest, budget, seed):
     pool = random_pool(n, 4, longest, seed)
-    seen = []
+    rows = []
     for batch in batches(pool, 0, budget, CPU):
         size, width = batch.input_ids.shape
         assert size == 1 or size * width <= budget
         assert size * width - batch.lengths.sum() <= 256
         assert width == batch.lengths.max()
-        seen += batch.rows.tolist()
+        rows += batch.rows.tolist()
         for row, ids, length in zip(batch.rows, batch.input_ids, batch.lengths, strict=True):
             np.testing.assert_array_equal(ids[:length], pool.input_ids[row])
-    assert sorted(seen) == list(range(n))
+    assert sorted(rows) == list(range(n))

@@ -191,10 +191,10 @@ def flipped_model():
     return _MODEL[0]
 
 
-def tokenizer(words=("a", "b", "c"), **more):
+def tokenizer(words=("a", "b", "c"), **options):
     inner = Tokenizer(models.WordLevel({"<unk>": 0, **{word: row for row, word in enumerate(words, 1)}}, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", **more)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", **options)
 
 
 def test_tokenizer_fingerprint_ignores_only_padding():
@@ -207,25 +207,25 @@ def test_tokenizer_fingerprint_ignores_only_padding():
     added = tokenizer()
     added.add_tokens(["new"])
     others = [tokenizer(("a", "c", "b")), padded, template, split, added]
-    found = {tokenizer_fingerprint(item) for item in (plain, *others)}
-    assert len(found) == 1 + len(others)
+    result = {tokenizer_fingerprint(item) for item in (plain, *others)}
+    assert len(result) == 1 + len(others)
     first = tokenizer_fingerprint(padded)
     padded(["a", "a b c"], padding=True, truncation=True, max_length=2)
     assert tokenizer_fingerprint(padded) == first
 
 
-def altered(pool: Pool, what: str) -> Pool:
+def altered(pool: Pool, change: str) -> Pool:
     ids = [tokens.copy() for tokens in pool.input_ids]
     prompts, responses = pool.prompt_tokens.copy(), pool.response_tokens.copy()
     examples = list(pool.examples)
-    if what == "token":
+    if change == "token":
         ids[4][2] += 1
-    elif what == "border":
+    elif change == "border":
         prompts[4] += 1
         responses[4] -= 1
-    elif what == "id":
+    elif change == "id":
         examples[4] = dataclasses.replace(examples[4], sample_id="else")
-    elif what == "moved":  # one token changes hands; all tokens end to end are the same
+    elif change == "moved":  # one token changes hands; all tokens end to end are the same
         ids[4], ids[5] = np.append(ids[4], ids[5][0]), ids[5][1:]
         responses[4] += 1
         responses[5] -= 1
@@ -236,7 +236,7 @@ def test_pool_fingerprint_ignores_only_text():
     pool = random_pool()
     texts = [dataclasses.replace(example, prompt="q", skill="s") for example in pool.examples]
     assert pool_fingerprint(dataclasses.replace(pool, examples=tuple(texts))) == pool_fingerprint(altered(pool, ""))
-    others = [altered(pool, what) for what in ("token", "border", "id", "moved")]
+    others = [altered(pool, change) for change in ("token", "border", "id", "moved")]
     others += [pool.take([1, 0, *range(2, 9)]), pool.take(range(8))]
     assert len({pool_fingerprint(item) for item in (pool, *others)}) == 1 + len(others)
 
@@ -245,21 +245,21 @@ def test_settings_code_and_threads_change_the_fingerprint(monkeypatch):
     model = fresh()
     words = tokenizer()
     options = {"pad_token_id": 0, "seed": 0, "sketch_dim": 8}
-    found = [signal_fingerprint(model, tokenizer=words, settings=options)]
-    assert signal_fingerprint(model, tokenizer=copy.deepcopy(words), settings=dict(options)) == found[0]
-    found.append(signal_fingerprint(model, settings=options))
+    result = [signal_fingerprint(model, tokenizer=words, settings=options)]
+    assert signal_fingerprint(model, tokenizer=copy.deepcopy(words), settings=dict(options)) == result[0]
+    result.append(signal_fingerprint(model, settings=options))
     for change in ({"seed": 1}, {"pad_token_id": 1}, {"sketch_dim": 9}, {"logit_sketch_shape": (8, 8)}):
-        found.append(signal_fingerprint(model, tokenizer=words, settings=options | change))
+        result.append(signal_fingerprint(model, tokenizer=words, settings=options | change))
     for scale in (1.0, 2.0):
         state = {"precondition": {"moment": torch.full((3,), scale)}}
-        found.append(signal_fingerprint(model, tokenizer=words, settings=options | state))
+        result.append(signal_fingerprint(model, tokenizer=words, settings=options | state))
     with torch.autocast("cpu", torch.bfloat16):
-        found.append(signal_fingerprint(model, tokenizer=words, settings=options))
+        result.append(signal_fingerprint(model, tokenizer=words, settings=options))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    found.append(signal_fingerprint(model, tokenizer=words, settings=options))
+    result.append(signal_fingerprint(model, tokenizer=words, settings=options))
     monkeypatch.setattr(cache_module, "_code", lambda: "another version")
-    found.append(signal_fingerprint(model, tokenizer=words, settings=options))
-    assert len(set(found)) == len(found)
+    result.append(signal_fingerprint(model, tokenizer=words, settings=options))
+    assert len(set(result)) == len(result)
 
 
 def test_the_same_content_is_a_hit_and_anything_else_a_miss(tmp_path):
@@ -283,10 +283,10 @@ def test_the_same_content_is_a_hit_and_anything_else_a_miss(tmp_path):
 def test_column_bits_do_not_depend_on_other_columns(names):
     """The cache keeps column by column; only whether gradients are taken along is part of a column's key."""
     engine, pool = SignalEngine(fresh(), pad_token_id=0, sketch_dim=8), random_pool(n=40)
-    whole = engine(pool, names)
+    complete = engine(pool, names)
     along = [name for name in names if name in BACKWARD][:1]
     for name in names:
-        np.testing.assert_array_equal(engine(pool, [name, *along])[name], whole[name])
+        np.testing.assert_array_equal(engine(pool, [name, *along])[name], complete[name])
 
 
 def test_a_hit_has_the_engines_bits_and_training_is_a_miss(tmp_path):
@@ -380,9 +380,9 @@ def hammer(folder, seed):
     order = np.random.default_rng(seed).permutation(60) % 6
     for number in order:
         pool = random_pool(seed=int(number))
-        found = SignalCache(folder, max_bytes=900)(numbers, pool, ("loss", "el2n"), "f")
+        result = SignalCache(folder, max_bytes=900)(numbers, pool, ("loss", "el2n"), "f")
         for name, column in numbers(pool, ("loss", "el2n")).items():
-            np.testing.assert_array_equal(found[name], column)
+            np.testing.assert_array_equal(result[name], column)
 
 
 def test_two_processes_at_once_read_whole_columns(tmp_path):

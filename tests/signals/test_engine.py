@@ -23,8 +23,8 @@ def is_lora(name):
     return ".lora_" in name
 
 
-def relative(found, true):
-    return np.linalg.norm(found - true) / np.linalg.norm(true)
+def relative(measured, true):
+    return np.linalg.norm(measured - true) / np.linalg.norm(true)
 
 
 def slow_forward(model, pool):
@@ -67,20 +67,20 @@ def slow_logit_sketch(model, pool, seed, shape):
 
 
 def assert_forward_signals_match(model, pool, tolerance=1e-5):
-    found = engine(model, logit_sketch_shape=(3, 17))(pool, FORWARD)
+    measured = engine(model, logit_sketch_shape=(3, 17))(pool, FORWARD)
     for name, true in slow_forward(model, pool).items():
-        assert relative(found[name], true) < tolerance, name
-        np.testing.assert_allclose(found[name], true, rtol=20 * tolerance, atol=tolerance, err_msg=name)
-    assert relative(found["logit_sketch"], slow_logit_sketch(model, pool, 5, (3, 17))) < tolerance
+        assert relative(measured[name], true) < tolerance, name
+        np.testing.assert_allclose(measured[name], true, rtol=20 * tolerance, atol=tolerance, err_msg=name)
+    assert relative(measured["logit_sketch"], slow_logit_sketch(model, pool, 5, (3, 17))) < tolerance
 
 
 def assert_gradient_signals_match(model, pool, keep, sketch_of=None):
-    found = engine(model)(pool, BACKWARD)
+    measured = engine(model)(pool, BACKWARD)
     gradients = autograd_gradients(model, pool, keep)
     for row, gradient in enumerate(gradients):
         norm = torch.stack([part.double().norm() for part in gradient.values()]).norm()
-        assert found["grad_norm"][row] == pytest.approx(float(norm), rel=1e-5)
-        assert relative(found["grad_sketch"][row], (sketch_of or sketch)(gradient)) < 1e-5
+        assert measured["grad_norm"][row] == pytest.approx(float(norm), rel=1e-5)
+        assert relative(measured["grad_sketch"][row], (sketch_of or sketch)(gradient)) < 1e-5
 
 
 def sketch(gradient):
@@ -187,34 +187,34 @@ def test_scaled_logits_are_scaled_everywhere(pool):
 def test_a_response_longer_than_the_hidden_size_keeps_the_nuclear_norm(adapted):
     pool = random_pool(n=4, shortest=40, longest=60, seed=3)
     assert int(pool.response_tokens.max()) > 24
-    found = engine(adapted)(pool, ["logit_nuclear_norm"])["logit_nuclear_norm"]
-    assert relative(found, slow_forward(adapted, pool)["logit_nuclear_norm"]) < 1e-5
+    measured = engine(adapted)(pool, ["logit_nuclear_norm"])["logit_nuclear_norm"]
+    assert relative(measured, slow_forward(adapted, pool)["logit_nuclear_norm"]) < 1e-5
 
 
 def test_chunks_of_the_vocabulary_projection_change_nothing(adapted, pool, monkeypatch):
-    whole = engine(adapted)(pool, ALL)
+    complete = engine(adapted)(pool, ALL)
     monkeypatch.setattr("longgame.models.head.LOGIT_ENTRIES", 3 * VOCABULARY)
     chunked = engine(adapted)(pool, ALL)
     for name in ALL:
-        assert relative(chunked[name], whole[name]) < 1e-6, name
+        assert relative(chunked[name], complete[name]) < 1e-6, name
 
 
 def test_batch_size_order_and_companions_change_no_signal(adapted, pool):
-    whole = engine(adapted)(pool, ALL)
+    complete = engine(adapted)(pool, ALL)
     single = engine(adapted, max_batch_tokens=1)(pool, ALL)
     order = np.arange(len(pool))[::-1]
     turned = engine(adapted)(pool.take(order), ALL)
     some = engine(adapted)(pool.take([2, 5]), ALL)
     for name in ALL:
-        assert relative(single[name], whole[name]) < 1e-5, name
-        np.testing.assert_array_equal(turned[name], whole[name][order], err_msg=name)
-        assert relative(some[name], whole[name][[2, 5]]) < 1e-5, name
+        assert relative(single[name], complete[name]) < 1e-5, name
+        np.testing.assert_array_equal(turned[name], complete[name][order], err_msg=name)
+        assert relative(some[name], complete[name][[2, 5]]) < 1e-5, name
 
 
 def test_the_pad_token_changes_no_signal(adapted, pool):
-    one, other = (engine(adapted, pad_token_id=pad)(pool, ALL) for pad in (0, 7))
+    alone, other = (engine(adapted, pad_token_id=pad)(pool, ALL) for pad in (0, 7))
     for name in ALL:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        np.testing.assert_array_equal(alone[name], other[name], err_msg=name)
 
 
 def test_the_union_equals_each_signal_alone(adapted, pool):
@@ -228,10 +228,10 @@ def test_the_union_equals_each_signal_alone(adapted, pool):
 
 
 def test_same_seed_same_numbers_and_another_seed_another_sketch(adapted, pool):
-    one, again, other = (engine(adapted, seed=seed)(pool, ALL) for seed in (5, 5, 6))
+    alone, again, other = (engine(adapted, seed=seed)(pool, ALL) for seed in (5, 5, 6))
     for name in ALL:
-        np.testing.assert_array_equal(one[name], again[name], err_msg=name)
-        assert (relative(one[name], other[name]) > 0.1) == name.endswith("sketch"), name
+        np.testing.assert_array_equal(alone[name], again[name], err_msg=name)
+        assert (relative(alone[name], other[name]) > 0.1) == name.endswith("sketch"), name
 
 
 def test_the_model_is_left_as_it_was(pool):
@@ -307,19 +307,19 @@ def test_a_text_without_prompt_is_scored_from_its_second_token(adapted):
 
 @pytest.mark.parametrize(("prompt", "response", "count"), [(0, 1, 1), (3, 0, 3), (1, 1, 3)])
 def test_an_example_without_a_predicted_token_or_with_wrong_counts_is_refused(adapted, prompt, response, count):
-    one = Pool(
+    alone = Pool(
         (Example(sample_id="short", prompt="p", response="r"),),
         (np.arange(count),),
         np.array([prompt]),
         np.array([response]),
     )
     with pytest.raises(DataError, match="short"):
-        engine(adapted)(one, ["loss"])
+        engine(adapted)(alone, ["loss"])
 
 
 def test_an_empty_pool_gives_empty_columns(adapted, pool):
-    found = engine(adapted, logit_sketch_shape=(2, 3))(pool.take([]), ALL)
-    shapes = {name: column.shape for name, column in found.items()}
+    measured = engine(adapted, logit_sketch_shape=(2, 3))(pool.take([]), ALL)
+    shapes = {name: column.shape for name, column in measured.items()}
     assert shapes == dict.fromkeys(ALL, (0,)) | {"embedding": (0, 24), "logit_sketch": (0, 6), "grad_sketch": (0, DIM)}
 
 

@@ -35,15 +35,15 @@ def blobs(seed=0, per=20):
 
 def test_difficulty_is_the_mid_rank_within_the_stage_pool():
     pools = [pool_of("a", "b", "c", "d"), pool_of("e", "f")]
-    found = build(pools, [[3.0, 1.0, 2.0, 2.0], [9.0, 8.0]])
-    np.testing.assert_allclose(found.lookup(pools[0], ["difficulty"])["difficulty"], [0.875, 0.125, 0.5, 0.5])
-    np.testing.assert_allclose(found.lookup(pools[1], ["difficulty"])["difficulty"], [0.75, 0.25])
+    frozen = build(pools, [[3.0, 1.0, 2.0, 2.0], [9.0, 8.0]])
+    np.testing.assert_allclose(frozen.lookup(pools[0], ["difficulty"])["difficulty"], [0.875, 0.125, 0.5, 0.5])
+    np.testing.assert_allclose(frozen.lookup(pools[1], ["difficulty"])["difficulty"], [0.75, 0.25])
 
 
 def test_lookup_follows_ids_not_positions():
     pools = [pool_of("a", "b", "c"), pool_of("e", "f")]
-    found = build(pools, [[3.0, 1.0, 2.0], [9.0, 8.0]])
-    mixed = found.lookup(pool_of("f", "a"), ["base_loss", "embedding", "cluster"])
+    frozen = build(pools, [[3.0, 1.0, 2.0], [9.0, 8.0]])
+    mixed = frozen.lookup(pool_of("f", "a"), ["base_loss", "embedding", "cluster"])
     assert list(mixed) == ["base_loss", "embedding", "cluster"]
     np.testing.assert_array_equal(mixed["base_loss"], np.float32([8, 3]))
     assert mixed["embedding"].shape == (2, 3)
@@ -52,9 +52,9 @@ def test_lookup_follows_ids_not_positions():
 
 def test_an_example_of_two_pools_keeps_the_row_of_the_first():
     pools = [pool_of("a", "b"), pool_of("b", "c", "d")]
-    found = build(pools, [[1.0, 2.0], [2.5, 7.0, 8.0]])
-    assert found.ids == ("a", "b", "c", "d")
-    row = found.lookup(pool_of("b"), ["base_loss", "difficulty"])
+    frozen = build(pools, [[1.0, 2.0], [2.5, 7.0, 8.0]])
+    assert frozen.ids == ("a", "b", "c", "d")
+    row = frozen.lookup(pool_of("b"), ["base_loss", "difficulty"])
     assert (row["base_loss"][0], row["difficulty"][0]) == (2.0, 0.75)
 
 
@@ -98,18 +98,18 @@ def test_arrays_round_trip_through_safetensors_and_npz_without_pickle():
     for restored in (FrozenSignals.from_arrays(load(save(original.to_arrays()))), from_npz):
         assert restored.ids == original.ids
         for pool in pools:
-            one, other = restored.lookup(pool, COLUMNS), original.lookup(pool, COLUMNS)
+            left, other = restored.lookup(pool, COLUMNS), original.lookup(pool, COLUMNS)
             for name in COLUMNS:
-                np.testing.assert_array_equal(one[name], other[name])
-                assert one[name].dtype == other[name].dtype
+                np.testing.assert_array_equal(left[name], other[name])
+                assert left[name].dtype == other[name].dtype
 
 
 def test_an_unknown_example_or_column_is_refused():
-    found = build([pool_of("a", "b")], [[1.0, 2.0]])
+    frozen = build([pool_of("a", "b")], [[1.0, 2.0]])
     with pytest.raises(DataError, match="example x and 1 more is unknown"):
-        found.lookup(pool_of("a", "x", "y"), ["quality"])
+        frozen.lookup(pool_of("a", "x", "y"), ["quality"])
     with pytest.raises(PluginError, match="Did you mean 'quality'"):
-        found.lookup(pool_of("a"), ["qualty"])
+        frozen.lookup(pool_of("a"), ["qualty"])
 
 
 def test_nan_names_the_example_and_the_signal():
@@ -142,11 +142,11 @@ def test_examples_that_are_no_candidates_are_added_without_moving_anything():
     points = [[2.0, 0.0], [1.0, 0.1], [3.0, 0.0], [0.0, 5.0]]
     plain = build([pool], [[1.0, 2.0, 3.0, 4.0]], [np.array(points)])
     columns = {"embedding": np.array([[0.1, 9.0], [0.0, 1.0], [7.0, 0.2]]), "base_loss": [2.5, 9.0, 0.5]}
-    found = plain.extended(extra, columns | {"quality": [0.1, 0.2, 0.3]})
-    assert found.ids == ("a", "b", "c", "d", "x", "y")  # b keeps its row
+    frozen = plain.extended(extra, columns | {"quality": [0.1, 0.2, 0.3]})
+    assert frozen.ids == ("a", "b", "c", "d", "x", "y")  # b keeps its row
     for name in COLUMNS:
-        np.testing.assert_array_equal(found.lookup(pool, [name])[name], plain.lookup(pool, [name])[name])
-    rows = found.lookup(extra, COLUMNS)
+        np.testing.assert_array_equal(frozen.lookup(pool, [name])[name], plain.lookup(pool, [name])[name])
+    rows = frozen.lookup(extra, COLUMNS)
     assert rows["cluster"].tolist() == [1, 0, 0]
     np.testing.assert_allclose(rows["difficulty"], [0.5, 0.375, 0.0])  # two, (b's own), none of four losses below
     np.testing.assert_allclose(rows["quality"], np.float32([0.1, 1 / 3, 0.3]))

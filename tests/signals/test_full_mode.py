@@ -23,14 +23,14 @@ def gpt2(**changes):
 
 def assert_full_exact(model, pool, keep, transposed=False, **options):
     """Sides of at most 64 are not projected, so the sketch is the count sketch of the gradient itself."""
-    found = engine_of(model, **options)(pool, ["grad_norm", "grad_sketch"])
+    result = engine_of(model, **options)(pool, ["grad_norm", "grad_sketch"])
     for row, gradient in enumerate(autograd_gradients(model, pool, keep)):
         norm = float(torch.stack([part.double().norm() for part in gradient.values()]).norm())
-        assert found["grad_norm"][row] == pytest.approx(norm, rel=1e-5)
+        assert result["grad_norm"][row] == pytest.approx(norm, rel=1e-5)
         count, total = CountSketch(DIM, SEED), torch.zeros(DIM)
         for name, part in gradient.items():
             total += count.project(name, (part.T if transposed else part).reshape(1, -1))[0]
-        assert float((torch.from_numpy(found["grad_sketch"][row]) - total).norm() / total.norm()) < 1e-5
+        assert float((torch.from_numpy(result["grad_sketch"][row]) - total).norm() / total.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("longest", [23, 8])  # 8 tokens: the ghost norm is the cheaper form
@@ -52,8 +52,8 @@ def test_the_head_and_the_embedding_it_may_be_tied_to_are_left_out(tied):
 
 def test_a_weight_that_two_layers_share_is_refused(pool):
     model = llama()
-    one, other = (layer.mlp.up_proj for layer in model.model.layers)
-    other.weight = one.weight
+    single, other = (layer.mlp.up_proj for layer in model.model.layers)
+    other.weight = single.weight
     with pytest.raises(ModelError, match=r"up_proj.weight' is shared by 2 layers"):
         engine_of(model)(pool, ["grad_norm"])
 

@@ -27,10 +27,10 @@ def tolerance(kind, name):
     return 0.1 if name == ADAM else 0.02
 
 
-def gap(found, true):
+def gap(result, true):
     """Largest distance of a row, relative to the median row: rows near 0 carry no digits of their own."""
-    found, true = found.reshape(len(found), -1), true.reshape(len(true), -1)
-    return np.linalg.norm(found - true, axis=1).max() / np.median(np.linalg.norm(true, axis=1))
+    result, true = result.reshape(len(result), -1), true.reshape(len(true), -1)
+    return np.linalg.norm(result - true, axis=1).max() / np.median(np.linalg.norm(true, axis=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,12 +40,12 @@ def test_batch_size_order_and_companions_change_no_signal_of_any_kind_of_model(k
     pool = random_pool()
     model, adam = model_of(kind)
     names = ALL if adam is not None else ALL[:-1]
-    whole = engine_of(model, preconditioner=adam)(pool, names)
+    complete = engine_of(model, preconditioner=adam)(pool, names)
     turned = engine_of(model, preconditioner=adam, max_batch_tokens=tokens)(pool.take(order), names)
     some = engine_of(model, preconditioner=adam)(pool.take(order[:3]), names)
     for name in names:
-        assert gap(turned[name], whole[name][list(order)]) < tolerance(kind, name), name
-        assert gap(some[name], whole[name][list(order[:3])]) < tolerance(kind, name), name
+        assert gap(turned[name], complete[name][list(order)]) < tolerance(kind, name), name
+        assert gap(some[name], complete[name][list(order[:3])]) < tolerance(kind, name), name
 
 
 def test_the_side_on_which_a_tokenizer_pads_is_no_part_of_a_pool():
@@ -55,9 +55,9 @@ def test_the_side_on_which_a_tokenizer_pads_is_no_part_of_a_pool():
     pools = []
     for side in ("left", "right"):
         tokenizer.padding_side = side
-        pools.append(build_pool(examples, tokenizer, 64)[0])
-    for one, other in zip(pools[0].input_ids, pools[1].input_ids, strict=True):
-        np.testing.assert_array_equal(one, other)
+        pools.append(build_pool(examples, tokenizer, 64))
+    for single, other in zip(pools[0].input_ids, pools[1].input_ids, strict=True):
+        np.testing.assert_array_equal(single, other)
 
 
 CODE = """

@@ -98,9 +98,9 @@ def test_embedding_untied_or_scaled_is_exact(pool):
 
 def test_embedding_batches_of_any_size_agree(pool):
     model = embedded(llama())
-    whole, single = (engine_of(model, max_batch_tokens=size)(pool, ["grad_norm", "grad_sketch"]) for size in (4096, 1))
-    for name in whole:
-        np.testing.assert_allclose(single[name], whole[name], rtol=1e-5, atol=1e-6 * np.abs(whole[name]).max())
+    full, single = (engine_of(model, max_batch_tokens=size)(pool, ["grad_norm", "grad_sketch"]) for size in (4096, 1))
+    for name in full:
+        np.testing.assert_allclose(single[name], full[name], rtol=1e-5, atol=1e-6 * np.abs(full[name]).max())
 
 
 def test_sketch_of_few_entries_is_that_of_the_dense_vector(monkeypatch):

@@ -38,11 +38,11 @@ def cramped(adapted):
 @pytest.mark.parametrize("names", [FORWARD, ALL])
 def test_a_batch_that_does_not_fit_is_halved_and_no_signal_changes(adapted, pool, cramped, caplog, error, names):
     longest = max(map(len, pool.input_ids))
-    whole = engine(adapted)(pool, names)
+    complete = engine(adapted)(pool, names)
     halved = engine(cramped(2 * longest, error))(pool, names)
     assert "out of memory on a batch of" in caplog.text
     for name in names:
-        assert np.linalg.norm(halved[name] - whole[name]) <= 1e-5 * np.linalg.norm(whole[name]), name
+        assert np.linalg.norm(halved[name] - complete[name]) <= 1e-5 * np.linalg.norm(complete[name]), name
 
 
 def test_an_example_that_does_not_fit_alone_is_named(pool, cramped):

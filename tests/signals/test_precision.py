@@ -12,8 +12,8 @@ from support.signals_exact import assert_exact, engine_of
 ALL = (*FORWARD, *BACKWARD)
 
 
-def relative(found, true):
-    return np.linalg.norm(found - true) / np.linalg.norm(true)
+def relative(result, true):
+    return np.linalg.norm(result - true) / np.linalg.norm(true)
 
 
 def with_lora_in(base, dtype):
@@ -31,10 +31,10 @@ def test_signals_of_a_half_precision_base_are_those_of_its_weights_in_float32(dt
     model = with_lora_in(llama().to(dtype), torch.float32 if factors == "float32" else dtype)
     wide = with_lora(llama())
     wide.load_state_dict(model.state_dict())
-    found, true = (engine_of(one)(pool, ALL) for one in (model, wide))
+    result, true = (engine_of(single)(pool, ALL) for single in (model, wide))
     for name in ALL:
-        assert found[name].dtype == np.float32
-        assert relative(found[name], true[name]) < (0.03 if dtype == torch.bfloat16 else 0.005), name
+        assert result[name].dtype == np.float32
+        assert relative(result[name], true[name]) < (0.03 if dtype == torch.bfloat16 else 0.005), name
 
 
 def test_float16_gradients_of_long_responses_do_not_underflow(monkeypatch):
@@ -83,9 +83,9 @@ def test_gradient_checkpointing_changes_no_signal_and_stays_on(reentrant, adapte
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     model.train()
-    found, true = engine_of(model)(pool, ALL), engine_of(plain)(pool, ALL)
+    result, true = engine_of(model)(pool, ALL), engine_of(plain)(pool, ALL)
     for name in ALL:
-        np.testing.assert_array_equal(found[name], true[name], err_msg=name)
+        np.testing.assert_array_equal(result[name], true[name], err_msg=name)
     base = model.get_base_model() if adapter else model
     assert base.is_gradient_checkpointing
     assert all(layer.gradient_checkpointing and layer.training for layer in base.model.layers)

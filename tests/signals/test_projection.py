@@ -32,19 +32,19 @@ def test_inner_products_are_kept_in_expectation_with_the_stated_variance():
     g, h = vectors(96, 2, 0)
     h = 0.5 * g + h  # correlated, so that the expectation is far from 0
     dim, draws = 16, 4000
-    found = []
+    result = []
     for seed in range(draws):
         s = CountSketch(dim, seed).project("w", torch.stack([g, h]))
-        found.append(float(s[0] @ s[1]))
+        result.append(float(s[0] @ s[1]))
     true = float(g @ h)
     bound = ((float(g @ g) * float(h @ h) + true**2) / dim) ** 0.5
-    assert np.std(found) < bound
-    assert abs(np.mean(found) - true) < 4 * np.std(found) / draws**0.5
+    assert np.std(result) < bound
+    assert abs(np.mean(result) - true) < 4 * np.std(result) / draws**0.5
 
 
 def test_parts_with_different_names_do_not_share_signs():
-    one, other = (explicit_matrix(name, 60, 20, 0) for name in ("a", "b"))
-    assert np.abs(one - other).sum() > 30
+    single, other = (explicit_matrix(name, 60, 20, 0) for name in ("a", "b"))
+    assert np.abs(single - other).sum() > 30
 
 
 def test_the_projection_is_the_same_on_every_machine():
@@ -69,12 +69,12 @@ def test_long_vectors_are_sketched_block_by_block_within_bounded_tables(monkeypa
 
 def test_an_update_sketch_is_linear_in_its_parts():
     a, b = vectors(30, 2, 2)
-    whole, parts = UpdateSketch(16, 1), UpdateSketch(16, 1)
-    whole.add("w", (a + 2 * b).reshape(5, 6))
+    complete, parts = UpdateSketch(16, 1), UpdateSketch(16, 1)
+    complete.add("w", (a + 2 * b).reshape(5, 6))
     parts.add("w", a.reshape(5, 6))
     parts.add("w", 2 * b.reshape(6, 5))
-    np.testing.assert_allclose(whole.vector(), parts.vector(), rtol=1e-5, atol=1e-6)
-    assert whole.vector().dtype == np.float32
+    np.testing.assert_allclose(complete.vector(), parts.vector(), rtol=1e-5, atol=1e-6)
+    assert complete.vector().dtype == np.float32
 
 
 def test_an_update_sketch_keeps_the_inner_product_of_a_whole_model():

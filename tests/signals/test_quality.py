@@ -64,8 +64,8 @@ def test_no_examples_give_an_empty_column() -> None:
     ],
 )
 def test_a_right_answer_loses_nothing_short_or_long(prompt: str, response: str) -> None:
-    found = {name: value for name, value in quality_report(Example.make(prompt, response)).items() if value < 1}
-    assert not found
+    result = {name: value for name, value in quality_report(Example.make(prompt, response)).items() if value < 1}
+    assert not result
     assert quality(prompt, response) == 1.0
 
 
@@ -165,8 +165,8 @@ def test_any_text_gets_a_finite_score_between_zero_and_one(response: str, prompt
 
 def test_gold_answer_and_noise_flag_are_not_looked_at() -> None:
     plain = Example.make("What is 2 + 2?", "5")
-    told = Example.make("What is 2 + 2?", "5", answer="4", noisy=True, difficulty="easy")
-    assert quality_report(plain) == quality_report(told)
+    reported = Example.make("What is 2 + 2?", "5", answer="4", noisy=True, difficulty="easy")
+    assert quality_report(plain) == quality_report(reported)
 
 
 def test_a_conversation_is_judged_by_its_user_turns() -> None:

@@ -82,10 +82,10 @@ def test_four_bit_weights_are_not_repacked_by_signals(mode, pool):
     model = getattr(quantized(four_bits), mode)()
     flags = [vars(module).get("support_avx512bf16_for_cpu") for module in model.modules()]
     engine_of(model)(pool, ["loss", "embedding"])
-    found = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
+    result = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
     assert not any(is_repacked(module) for module in model.modules())
     assert [vars(module).get("support_avx512bf16_for_cpu") for module in model.modules()] == flags
-    np.testing.assert_allclose(found, reference(never_repacking(model), pool, is_lora)[0], rtol=1e-5)
+    np.testing.assert_allclose(result, reference(never_repacking(model), pool, is_lora)[0], rtol=1e-5)
 
 
 @bitsandbytes
@@ -106,8 +106,8 @@ def test_eight_bit_gradients_are_exact_one_at_a_time():
     model = quantized(eight_bits)
     assert_exact(model, pool, tolerance=1e-4, max_batch_tokens=1)
     norms, _ = reference(model, pool, is_lora)
-    found = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
-    np.testing.assert_allclose(found, norms, rtol=0.05)
+    result = engine_of(model)(pool, ["grad_norm"])["grad_norm"]
+    np.testing.assert_allclose(result, norms, rtol=0.05)
 
 
 @torchao

@@ -62,14 +62,14 @@ def test_any_ids_and_shards_come_back_bit_for_bit(tmp_path_factory, parts, width
             writer.append(ids, {"a": block, "b": block[:, 0]})
         store = writer.finish()
     ids = tuple(name for part in parts for name in part)
-    whole = np.concatenate(values)
+    complete = np.concatenate(values)
     assert tuple(store.ids) == ids == tuple(store.ids[row] for row in range(len(ids))) == store.ids[:]
-    np.testing.assert_array_equal(store.column("a"), whole.astype(dtype), strict=True)
+    np.testing.assert_array_equal(store.column("a"), complete.astype(dtype), strict=True)
     signals = store.signals()
     assert signals.ids == ids
-    np.testing.assert_array_equal(signals["a"], whole.astype(dtype).astype(np.float32), strict=True)
-    np.testing.assert_array_equal(signals["b"], whole[:, 0], strict=True)
-    np.testing.assert_array_equal(np.load(path / "a.npy"), whole.astype(dtype), strict=True)
+    np.testing.assert_array_equal(signals["a"], complete.astype(dtype).astype(np.float32), strict=True)
+    np.testing.assert_array_equal(signals["b"], complete[:, 0], strict=True)
+    np.testing.assert_array_equal(np.load(path / "a.npy"), complete.astype(dtype), strict=True)
 
 
 def die_at(path, moment, share):
@@ -259,12 +259,12 @@ def test_a_missing_file_and_a_foreign_directory_are_named(tmp_path):
 
 
 def test_columns_that_do_not_fit_are_refused(tmp_path):
-    for columns, said in (
+    for columns, message in (
         ({"loss": "float64"}, "dtype 'float64'"),
         ({"../x": "float32"}, "column's name"),
         ({}, "one"),
     ):
-        with pytest.raises(PluginError, match=said):
+        with pytest.raises(PluginError, match=message):
             SignalWriter(tmp_path / "s", columns, "f")
     ids, columns = shard(0)
     with SignalWriter(tmp_path / "s", COLUMNS, "f") as writer:
@@ -284,36 +284,36 @@ def engine(pool, names):
 
 
 def pools():
-    whole = random_pool(n=30)
-    return [whole.take(range(start, min(start + 8, 30))) for start in range(0, 30, 8)]
+    complete = random_pool(n=30)
+    return [complete.take(range(start, min(start + 8, 30))) for start in range(0, 30, 8)]
 
 
 def test_a_stream_is_the_same_as_one_pass_and_a_resumed_one_asks_the_engine_only_for_the_rest(tmp_path):
     names = ("loss", "embedding")
-    whole = engine(random_pool(n=30), names)
-    asked = []
+    complete = engine(random_pool(n=30), names)
+    first_calls = []
 
-    def dying(pool, wanted):
-        if len(asked) == 2:
+    def dying(pool, wanted_names):
+        if len(first_calls) == 2:
             raise KeyboardInterrupt
-        asked.append(pool.ids[0])
-        return engine(pool, wanted)
+        first_calls.append(pool.ids[0])
+        return engine(pool, wanted_names)
 
     with pytest.raises(KeyboardInterrupt):
         stream_signals(dying, pools(), names, tmp_path / "s", fingerprint="f")
-    told, again = [], []
+    progress, again = [], []
     store = stream_signals(
-        lambda pool, wanted: again.append(pool.ids[0]) or engine(pool, wanted),
+        lambda pool, wanted_names: again.append(pool.ids[0]) or engine(pool, wanted_names),
         iter(pools()),
         names,
         tmp_path / "s",
         fingerprint="f",
-        on_shard=told.append,
+        on_shard=progress.append,
     )
-    assert asked + again == ["id000", "id008", "id016", "id024"]
-    assert told == [8, 16, 24, 30]
+    assert first_calls + again == ["id000", "id008", "id016", "id024"]
+    assert progress == [8, 16, 24, 30]
     for name in names:
-        np.testing.assert_array_equal(store.signals()[name], whole[name])
+        np.testing.assert_array_equal(store.signals()[name], complete[name])
 
 
 @pytest.mark.parametrize("change", ["tokens", "shards", "order", "shorter"])

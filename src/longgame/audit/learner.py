@@ -142,7 +142,7 @@ def make_sequence(recipe_json: str, seed: int) -> SequenceData:
     def make_pool(examples: Sequence[Example]) -> Pool:
         from longgame.data.tokenize import build_pool
 
-        return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)[0]
+        return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
 
     def fits(example: Example) -> bool:
         from longgame.data.tokenize import fits_within

@@ -1,4 +1,4 @@
-"""What everything speaks of: an example, a task to be scored on, a stage, a sequence, a tokenised pool."""
+"""The types of the data: an example, a task, a stage, a sequence of stages, and a tokenized pool."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Example:
     """One prompt with the response to learn.
 
     ``sample_id`` is a hash of the content, the same on every machine and in every order; the k-th exact copy within
-    one pool carries the suffix ``#k`` (see `with_unique_ids`). Examples are known by this id, never by position.
+    one pool has the suffix ``#k`` (see `with_unique_ids`). Examples are identified by this id, never by position.
     """
 
     sample_id: str
     prompt: str
-    """What the user says; empty for plain text (then the loss is on the whole text)."""
+    """Text of the user; empty for plain text (then the loss is on the whole text)."""
     response: str
-    """What the model is to learn; never empty."""
+    """Text to learn; never empty."""
     messages: tuple[tuple[str, str], ...] | None = None
     """(role, content) turns before the response, where the source was a conversation; replaces ``prompt``."""
     skill: str | None = None
@@ -43,10 +43,10 @@ class Example:
     """Option texts of a multiple-choice item."""
     source: str | None = None
     noisy: bool | None = None
-    """Whether the response was damaged on purpose (procedural pools record it); None = not known."""
+    """Whether the response was damaged on purpose (procedural pools record it); None: unknown."""
     difficulty: str | None = None
     verifier: Mapping[str, Any] | None = None
-    """What a procedural item's own library needs to verify an answer (e.g. the reasoning-gym entry)."""
+    """Data with which the item's library verifies an answer (e.g. the reasoning-gym entry)."""
 
     @staticmethod
     def make(prompt: str, response: str, **fields: Any) -> Example:
@@ -62,7 +62,7 @@ class Example:
 
 
 def content_id(prompt: str, response: str, messages: Sequence[tuple[str, str]] | None = None) -> str:
-    """Return the stable id of a content: 16 hex digits of SHA-256 over its turns."""
+    """Return the id of a content: 16 hex digits of SHA-256 over its turns."""
     turns = [*messages] if messages is not None else [("user", prompt)]
     text = "\x1e".join(f"{role}\x1f{content}" for role, content in [*turns, ("assistant", response)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -70,12 +70,12 @@ def content_id(prompt: str, response: str, messages: Sequence[tuple[str, str]] |
 
 def with_unique_ids(examples: Iterable[Example]) -> tuple[Example, ...]:
     """Return the examples with ``#2``, ``#3`` … put behind the id of every further exact copy."""
-    seen: dict[str, int] = {}
+    copies: dict[str, int] = {}
     result = []
     for example in examples:
         base = example.sample_id.partition("#")[0]
-        seen[base] = seen.get(base, 0) + 1
-        new_id = base if seen[base] == 1 else f"{base}#{seen[base]}"
+        copies[base] = copies.get(base, 0) + 1
+        new_id = base if copies[base] == 1 else f"{base}#{copies[base]}"
         result.append(example if new_id == example.sample_id else dataclasses.replace(example, sample_id=new_id))
     return tuple(result)
 
@@ -155,7 +155,7 @@ class SequenceData:
 
 @dataclass(frozen=True)
 class Pool:
-    """Tokenised candidates, addressed by id; row order is only a convenience within one object."""
+    """Tokenized candidates: rows inside the program, ids on disk."""
 
     examples: tuple[Example, ...]
     input_ids: tuple[Int[np.ndarray, " length"], ...]
@@ -165,14 +165,14 @@ class Pool:
     response_tokens: Int[np.ndarray, " n"]
     """Tokens on which the loss is taken; ≥ 1."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What a substrate keeps beside its pool (e.g. the quadratic world's matrices, row-aligned arrays)."""
+    """Further data of a substrate, such as row-aligned arrays (the quadratic world's features)."""
 
     def __post_init__(self) -> None:
         n = len(self.examples)
         if not (len(self.input_ids) == len(self.prompt_tokens) == len(self.response_tokens) == n):
             raise DataError(f"a pool of {n} examples needs {n} rows in every column.")
         if len(self.index) != n:
-            raise DataError("a pool holds the same sample_id twice; build it with with_unique_ids().")
+            raise DataError("a pool has a sample_id twice; make ids unique with with_unique_ids().")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -192,16 +192,14 @@ class Pool:
         return np.asarray(self.prompt_tokens) + np.asarray(self.response_tokens)
 
     def __deepcopy__(self, memo: Any) -> Pool:
-        """The pool itself: nothing in it is ever written to."""
+        """The pool itself; it is never written to."""
         return self
 
     def join(self, other: Pool) -> Pool:
-        """Return the pool of these candidates and, behind them, those of another pool of the same substrate.
-
-        Row-aligned arrays of ``info`` are joined too.
+        """Return a pool of these candidates followed by those of ``other``; row-aligned arrays of ``info`` follow.
 
         Raises:
-            DataError: an id stands in both, or the other pool lacks a row-aligned array of ``info``.
+            DataError: an id is in both, or the other pool lacks a row-aligned array of ``info``.
         """
         if not len(other):
             return self

@@ -34,7 +34,7 @@ class Encoded:
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenise one example (see `encode_all` for the rules).
+    """Tokenize one example (see `encode_all` for the rules).
 
     Raises:
         DataError: it is longer than ``max_length`` tokens. ModelError: as `encode_all`.
@@ -50,35 +50,30 @@ def build_pool(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     too_long: Literal["error", "drop"] = "error",
-) -> tuple[Pool, int]:
-    """Tokenise candidates; ids must be unique (see `with_unique_ids`).
-
-    Returns:
-        The pool, and how many examples longer than ``max_length`` tokens were dropped (0 for ``error``).
+) -> Pool:
+    """Tokenize candidates; ids must be unique (see `with_unique_ids`).
 
     Raises:
-        DataError: an example is too long and ``too_long`` is ``error``, nothing is left, or an id stands twice.
+        DataError: an example is too long and ``too_long`` is ``error``, all are too long, or an id is repeated.
         ModelError: as `encode_all`.
     """
     encoded = encode_all(examples, tokenizer)
     fitting = [row for row, item in enumerate(encoded) if len(item) <= max_length]
-    dropped = len(encoded) - len(fitting)
-    if dropped and (too_long == "error" or not fitting):
+    if len(fitting) < len(encoded) and (too_long == "error" or not fitting):
         raise _too_long(examples, [len(item) for item in encoded], max_length)
-    kept = [encoded[row] for row in fitting]
-    pool = Pool(
+    encoded = [encoded[row] for row in fitting]
+    return Pool(
         tuple(examples[row] for row in fitting),
-        tuple(item.ids for item in kept),
-        np.asarray([len(item.prompt_ids) for item in kept], dtype=np.int64),
-        np.asarray([len(item.response_ids) for item in kept], dtype=np.int64),
+        tuple(item.ids for item in encoded),
+        np.asarray([len(item.prompt_ids) for item in encoded], dtype=np.int64),
+        np.asarray([len(item.response_ids) for item in encoded], dtype=np.int64),
     )
-    return pool, dropped
 
 
 def fits_within(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
     """Whether prompt + response are at most ``max_length`` tokens.
 
-    Of a multiple-choice item every option has to fit in the place of the response, since they are scored there.
+    Every option of a multiple-choice item has to fit too, because it is scored in place of the response.
     """
     options = [f"{chr(65 + place)}. {text}" for place, text in enumerate(example.choices or ()) if text.strip()]
     versions = [example, *(dataclasses.replace(example, response=option) for option in options)]
@@ -86,16 +81,16 @@ def fits_within(example: Example, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """Tokenise examples of any length, all in a few calls of the tokenizer.
+    """Tokenize examples of any length in a few calls of the tokenizer.
 
-    A conversation is rendered twice by the chat template: up to the generation prompt, and whole. What the whole adds
-    is the response; white space that the template puts behind its end-of-turn token belongs to the next turn and is
-    cut, and a template without an end-of-turn gets the tokenizer's EOS. The prompt is tokenised by itself, just as
-    it is when the model generates; where the tokens of the whole text begin with it, their rest is the response,
-    otherwise (a token would straddle the border) the response is tokenised by itself.
+    The chat template renders a conversation twice: up to the generation prompt, and in full. The text that the full
+    rendering adds is the response. White space behind the end-of-turn token belongs to the next turn and is cut; a
+    template without an end-of-turn token gets the tokenizer's EOS. The prompt is tokenized alone, as in generation. If
+    the tokens of the full text begin with it, the others are the response; otherwise a token would straddle the
+    border, and the response is tokenized alone.
 
-    An example without prompt is plain text: its tokens and EOS. Nothing predicts the first token (BOS, where the
-    tokenizer adds one), so that one counts as prompt and all others as response.
+    An example without prompt is plain text: its tokens and EOS. Nothing predicts the first token (BOS, if the
+    tokenizer adds one), so it counts as prompt and all others as response.
 
     Raises:
         ModelError: no chat template or EOS, or the template does not render prompt + response as prompt, then
@@ -108,22 +103,22 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
         _eos(tokenizer)
         eos_id = cast(int, tokenizer.eos_token_id)
         for row, text in zip(texts, _tokens(tokenizer, [examples[row].response for row in texts], True), strict=True):
-            whole = text if len(text) > 1 and text[-1] == eos_id else [*text, eos_id]
-            result[row] = _encoded(whole[:1], whole[1:])
+            tokens = text if len(text) > 1 and text[-1] == eos_id else [*text, eos_id]
+            result[row] = _encoded(tokens[:1], tokens[1:])
     if chats:
         rendered = [_render(examples[row], tokenizer) for row in chats]
         both = [prompt for prompt, _ in rendered] + [prompt + response for prompt, response in rendered]
         ids = _tokens(tokenizer, both, False)
-        prompts, wholes = ids[: len(chats)], ids[len(chats) :]
-        straddling = [i for i, (p, w) in enumerate(zip(prompts, wholes, strict=True)) if w[: len(p)] != p]
+        prompts, turns = ids[: len(chats)], ids[len(chats) :]
+        straddling = [i for i, (p, t) in enumerate(zip(prompts, turns, strict=True)) if t[: len(p)] != p]
         alone = dict(zip(straddling, _tokens(tokenizer, [rendered[i][1] for i in straddling], False), strict=True))
         for i, row in enumerate(chats):
-            result[row] = _encoded(prompts[i], alone[i] if i in alone else wholes[i][len(prompts[i]) :])
+            result[row] = _encoded(prompts[i], alone[i] if i in alone else turns[i][len(prompts[i]) :])
     return [item for item in result if item is not None]
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> Int[np.ndarray, " prompt"]:
-    """Tokens to generate from: the prompt part of `encode`, whatever the response is."""
+    """Return the tokens to generate from; they do not depend on the response."""
     return encode_all([example], tokenizer)[0].prompt_ids
 
 
@@ -142,20 +137,20 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     try:
         prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         messages.append({"role": "assistant", "content": example.response})
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except jinja2.TemplateError as error:
         roles = ", ".join(role for role, _ in turns)
         raise DataError(
             f"the chat template refuses example {example.sample_id} (roles: {roles}, assistant): {error}. "
-            "Mend the conversation, or set model.chat_template."
+            "Correct the conversation, or set model.chat_template."
         ) from error
-    if not whole.startswith(prompt):
+    if not rendered.startswith(prompt):
         raise ModelError(
             "the chat template is not prefix-preserving: prompt + response does not begin with the prompt and its "
             f"generation prompt (example {example.sample_id}), so the loss cannot be put on the response alone. "
             "Set model.chat_template to a template that keeps the prompt, or to 'plain'."
         )
-    response, content = whole[len(prompt) :], example.response.strip()
+    response, content = rendered[len(prompt) :], example.response.strip()
     at = response.rfind(content)
     if at < 0:
         raise ModelError(
@@ -189,8 +184,8 @@ def _too_long(examples: Sequence[Example], lengths: list[int], max_length: int) 
     example, length = examples[bad[0]], lengths[bad[0]]
     origin = f" ({example.source or example.skill})" if example.source or example.skill else ""
     begins = " ".join((example.prompt or example.response)[:200].split())[:40]
-    more = f"; {len(bad) - 1} more of {len(examples)} are too long" if len(bad) > 1 else ""
+    others = f"; {len(bad) - 1} more of {len(examples)} are too long" if len(bad) > 1 else ""
     return DataError(
-        f"example {example.sample_id}{origin} has {length} tokens, model.max_length is {max_length}{more}. It begins "
+        f"example {example.sample_id}{origin} has {length} tokens, model.max_length is {max_length}{others}. It begins "
         f"with {begins!r}. Raise model.max_length (the longest has {max(lengths)}) or set data.too_long: drop."
     )

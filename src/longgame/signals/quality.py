@@ -1,10 +1,9 @@
-"""Quality without a model: the data's own score where it carries one, else rules over the text.
+"""Quality without a model: the score in the data if there is one, else rules over the text.
 
-A rule looks at prompt and response alone (never at `noisy`, `answer` or `verifier`, which would be an oracle) and
-returns 1.0 where it finds nothing. Its weight is the share of quality that is lost where it finds the worst, and the
-shares multiply: quality = Π (1 − weight · (1 − rule)). A response is never marked down for being short: "42" and "yes"
-are whole answers, and rules that need words to judge stay silent below their threshold. What rules cannot see: a wrong
-answer that reads well, or another item's answer of the right form.
+A rule reads prompt and response only (`noisy`, `answer` and `verifier` would be an oracle) and returns 1.0 if it finds
+nothing. Its weight is the share of quality lost at worst; the shares multiply: quality = Π (1 − weight · (1 − rule)).
+A short response is never penalized: "42" and "yes" are complete answers, and rules that need words return 1.0 below
+their threshold. Rules cannot detect a wrong answer that reads well, or another item's answer of the right form.
 """
 
 from __future__ import annotations
@@ -81,21 +80,21 @@ def charset(prompt: str, response: str) -> float:  # noqa: ARG001
 
 
 def words(prompt: str, response: str) -> float:
-    """Words that are none: case changing inside (`hElLo`, `hELLO`), digits inside, no vowel; or no function words.
+    """Non-words: case changing inside (`hElLo`, `hELLO`), digits inside, no vowel; or no function words.
 
-    camelCase, acronyms and code are let be; a word that the prompt holds too is never counted. The last test needs 20
-    words of Latin script outside code and lists: in running text of seven European languages one word in 20 or more is
-    a function word of three letters up, or stands in the prompt.
+    camelCase, acronyms, code and words of the prompt are ignored. The function words need 20 words of Latin script
+    outside code and lists: in running text of seven European languages at least one word in 20 is a function word of
+    three letters or more, or is in the prompt.
     """
     text = _ADDRESS.sub(" ", response)
-    given = set(re.findall(r"\w+", prompt))
-    found = [word for word in re.findall(r"[^\W_]{4,}", text) if word[0].isalpha() and word not in given]
-    strange = sum(_strange(word) for word in found)
-    score = max(0.0, 1.0 - 3.0 * strange / len(found)) if found else 1.0
+    prompt_words = set(re.findall(r"\w+", prompt))
+    new_words = [word for word in re.findall(r"[^\W_]{4,}", text) if word[0].isalpha() and word not in prompt_words]
+    strange = sum(_strange(word) for word in new_words)
+    score = max(0.0, 1.0 - 3.0 * strange / len(new_words)) if new_words else 1.0
     latin = [word.lower() for word in re.findall(r"[^\W\d_]+", text) if max(word) < "ɐ"]
     if len(latin) >= 20 and not _CODE.search(response):
         listed = text.count(",") + text.count("\n") + text.count("|") > len(latin) / 4
-        familiar = _FUNCTION_WORDS | {word.lower() for word in given if len(word) > 2}
+        familiar = _FUNCTION_WORDS | {word.lower() for word in prompt_words if len(word) > 2}
         if not listed and sum(word in familiar for word in latin) < 0.05 * len(latin):
             score = min(score, 0.2)
     return score
@@ -129,13 +128,13 @@ def order(prompt: str, response: str) -> float:  # noqa: ARG001
 
 
 def ending(prompt: str, response: str) -> float:  # noqa: ARG001
-    """Cut off: an opened bracket, quote or code fence left open, or an end on a comma, hyphen or joining word.
+    """Cut off: an unclosed bracket, quote or code fence, or an end on a comma, hyphen or joining word.
 
     A long text (12 words, with a finished sentence in it) that stops on a bare word counts half.
     """
     text = response.rstrip()
-    said = any(letter.isalnum() for letter in text)
-    opened = said and sum(text.count(left) > text.count(right) for left, right in ("()", "[]", "{}"))
+    has_words = any(letter.isalnum() for letter in text)
+    opened = has_words and sum(text.count(left) > text.count(right) for left, right in ("()", "[]", "{}"))
     if (opened and not re.search(r"[\\][()\[\]{}]", text)) or text.count("```") % 2:
         return 0.0
     parts = text.split()
@@ -152,7 +151,7 @@ def ending(prompt: str, response: str) -> float:  # noqa: ARG001
 
 
 def repetition(prompt: str, response: str) -> float:  # noqa: ARG001
-    """The same again: runs of one letter, three-word phrases that come back, or text that compresses away (zlib)."""
+    """Repetition: runs of one letter, repeated three-word phrases, or text that compresses far (zlib)."""
     score = 1.0
     if re.search(r"([^\W\d_])\1{5,}", response):
         score = 0.5
@@ -169,13 +168,13 @@ def repetition(prompt: str, response: str) -> float:  # noqa: ARG001
 
 
 def echo(prompt: str, response: str) -> float:
-    """The prompt given back: equal to it, or sharing four of five of their five-word phrases (both of 8 words up)."""
-    asked, said = prompt.lower().split(), response.lower().split()
-    if len(said) >= 4 and asked == said:
+    """The prompt repeated: equal to it, or with 80 % of the five-word phrases in common (both of 8 words or more)."""
+    request, answer = prompt.lower().split(), response.lower().split()
+    if len(answer) >= 4 and request == answer:
         return 0.0
-    if min(len(asked), len(said)) < 8:
+    if min(len(request), len(answer)) < 8:
         return 1.0
-    first, second = ({tuple(text[at : at + 5]) for at in range(len(text) - 4)} for text in (asked, said))
+    first, second = ({tuple(text[at : at + 5]) for at in range(len(text) - 4)} for text in (request, answer))
     shared = len(first & second) / len(first | second)
     return 1.0 if shared < 0.8 else 0.0
 
@@ -219,15 +218,15 @@ def _holds(left: str, right: str) -> bool:
 
 
 def boilerplate(prompt: str, response: str) -> float:
-    """Left-over template text, HTML entities, adverts, or talk of being a language model that was not asked for."""
+    """Template text, HTML entities, adverts, or unrequested talk of being a language model."""
     hits = sum(match.lower() not in prompt.lower() for match in _BOILERPLATE.findall(response))
     return max(0.0, 1.0 - 0.5 * hits)
 
 
 def refusal(prompt: str, response: str) -> float:  # noqa: ARG001
-    """A bare refusal. One that goes on for another sentence (a reason, another way) is an answer, as in safety data."""
-    found = _REFUSAL.search(response)
-    return 0.0 if found and not re.search(r"[.!?:]\s+\w", response[found.end() :]) else 1.0
+    """A bare refusal. One followed by another sentence (a reason, an alternative) is an answer, as in safety data."""
+    match = _REFUSAL.search(response)
+    return 0.0 if match and not re.search(r"[.!?:]\s+\w", response[match.end() :]) else 1.0
 
 
 def length(prompt: str, response: str) -> float:  # noqa: ARG001
@@ -253,32 +252,31 @@ RULES: Mapping[str, tuple[Rule, float]] = {
 
 def quality_report(example: Example) -> dict[str, float]:
     """Return what each rule gives for one example, in [0, 1], by the rule's name."""
-    asked = example.prompt
+    request = example.prompt
     if example.messages:
-        asked = "\n".join(content for role, content in example.messages if role != "assistant")
-    return {name: rule(asked, example.response) for name, (rule, _) in RULES.items()}
+        request = "\n".join(content for role, content in example.messages if role != "assistant")
+    return {name: rule(request, example.response) for name, (rule, _) in RULES.items()}
 
 
 def quality_scores(examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
     """Return one quality per example, in [0, 1], float32.
 
-    The examples' own ``quality`` where every one of them has it; else the rules for *all* of them: the two scales are
-    never mixed within one call, so pass a whole pool.
+    The examples' ``quality`` if all of them have it, else the rules for *all* of them. The two scales are never mixed
+    within one call, so pass a whole pool.
 
     Raises:
-        DataError: an example's own quality lies outside [0, 1].
+        DataError: an example's ``quality`` lies outside [0, 1].
     """
-    given = [example.quality for example in examples]
-    own = [value for value in given if value is not None]
-    if len(own) < len(given):
+    scores = [example.quality for example in examples if example.quality is not None]
+    if len(scores) < len(examples):
         shares = [
             np.prod([1.0 - RULES[name][1] * (1.0 - value) for name, value in quality_report(example).items()])
             for example in examples
         ]
         return np.asarray(shares, dtype=np.float32)
-    for example, value in zip(examples, own, strict=True):
+    for example, value in zip(examples, scores, strict=True):
         if not 0.0 <= value <= 1.0:
             raise DataError(
                 f"example {example.sample_id} has quality {value}; it must lie in [0, 1]. Rescale the column."
             )
-    return np.asarray(own, dtype=np.float32)
+    return np.asarray(scores, dtype=np.float32)

@@ -359,8 +359,8 @@ class SignalWriter:
         """Sorted hashes of these ids; a repeated id, in the shard or in the store, is refused."""
         hashes = np.sort(_hashes_of(ids))
         places = [np.searchsorted(run, hashes) for run in self._hashes]
-        known = [run[np.minimum(at, len(run) - 1)] == hashes for run, at in zip(self._hashes, places, strict=True)]
-        if len(set(ids)) == len(ids) and not any(matches.any() for matches in known):
+        matches = [run[np.minimum(at, len(run) - 1)] == hashes for run, at in zip(self._hashes, places, strict=True)]
+        if len(set(ids)) == len(ids) and not any(match.any() for match in matches):
             return hashes
         counted: set[str] = set()
         for sample_id in (*ids, *(self._stored_ids() if self.rows else ())):  # equal hashes may be chance: compare ids
