@@ -27,15 +27,15 @@ def test_a_joined_pool_holds_both_row_by_row():
     assert (part.ids, part.info["value"].tolist()) == (("e", "a"), [5, 1])
 
 
-def test_nothing_joined_to_a_pool_is_the_pool_and_a_pool_joined_to_nothing_is_its_equal():
+def test_joining_an_empty_pool_changes_nothing():
     left, none = pool("ab", value=np.array([1, 2])), pool("ab", value=np.array([1, 2])).take([])
     assert left.join(none) is left
     assert none.join(left).ids == left.ids
     assert none.join(left).info["value"].tolist() == [1, 2]
 
 
-def test_pools_that_share_an_id_or_are_of_two_substrates_are_not_joined():
-    with pytest.raises(DataError, match="same sample_id twice"):
+def test_pools_that_share_an_id_or_differ_in_kind_are_not_joined():
+    with pytest.raises(DataError, match="a sample_id twice"):
         pool("ab").join(pool("bc"))
     with pytest.raises(DataError, match="no 'value'"):
         pool("ab", value=np.array([1, 2])).join(pool("c"))

@@ -109,7 +109,7 @@ def test_a_template_that_trims_the_content_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "what"),
+    ("template", "reason"),
     [
         (None, "has no chat template"),
         (CHATML.replace("assistant\n'", "assistant\nthinking'"), "not prefix-preserving"),

@@ -6,7 +6,6 @@ Live signals come from an engine in one shared pass. Signals of the frozen base 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,6 @@ COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file."""
 _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
-
-_log = logging.getLogger(__name__)
 
 
 class SignalSource:
@@ -79,7 +76,7 @@ class SignalSource:
         self._cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
         self._proxy: tuple[int, np.ndarray] | None = None
-        self._first: tuple[int, str] | None = None
+        self._first: tuple[int, str | None] = (0, None)
 
     @classmethod
     def of_model(cls, model: nn.Module, *, pad_token_id: int | None, seed: int = 0, **options: Any) -> SignalSource:
@@ -96,7 +93,7 @@ class SignalSource:
         from longgame.signals.engine import SignalEngine
 
         if pad_token_id is None:
-            return cls(_no_padding, seed=seed, **options)
+            return cls(_no_padding, base=nullcontext, seed=seed, **options)
         settings = {"pad_token_id": pad_token_id, "seed": seed}
         adaptation = adaptation_of(model)
         return cls(
@@ -134,7 +131,8 @@ class SignalSource:
             else:
                 columns[name] = compute(self, pool)
         if shared:
-            columns |= self._run(pool, shared, self._first[1] if self._is_first(pool) and self._first else None)
+            size, fingerprint = self._first
+            columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._future_proxy() for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
 
@@ -146,12 +144,11 @@ class SignalSource:
                 untouched: all trials of a seed then see the same signals at their first choice from the whole pool.
         """
         self.step, self.proxy_passes, self._proxy = 0, 0, None
-        fingerprint = None if first is None or self._cache is None else self._fingerprint()
-        self._first = None if first is None or fingerprint is None else (len(first), fingerprint)
+        self._first = (0, None) if first is None else (len(first), self._content())
 
     def end_stage(self) -> None:
         """Stop counting steps: from now on ``future_proxy`` is measured at every call."""
-        self.step, self._proxy, self._first = None, None, None
+        self.step, self._proxy, self._first = None, None, (0, None)
 
     def prepare(self, names: Sequence[str]) -> None:
         """Compute base signals of all candidates now if the model will have no base once it is trained.
@@ -173,11 +170,11 @@ class SignalSource:
         Raises:
             DataError, NumericalError: as `FrozenSignals.build`.
         """
-        fingerprint = self._fingerprint() if self._cache is not None else None
+        content = self._content()
 
         def columns_of(pool: Pool) -> dict[str, np.ndarray]:
             with (self._base or nullcontext)():
-                columns = self._run(pool, ("embedding", "loss"), fingerprint)
+                columns = self._run(pool, ("embedding", "loss"), content)
             scores = {"quality": quality_scores(pool.examples)} if quality else {}
             return {"embedding": columns["embedding"], "base_loss": columns["loss"], **scores}
 
@@ -197,7 +194,8 @@ class SignalSource:
         proxy = state["proxy"]
         self._proxy = (int(proxy["step"]), np.asarray(proxy["future_proxy"])) if proxy else None
         if state["frozen"]:
-            self.frozen = FrozenSignals.from_arrays(state["frozen"])
+            frozen = state["frozen"]
+            self.frozen = FrozenSignals.from_arrays(frozen, [name for name in COLUMNS if name in frozen])
 
     # What computed signals draw on (`longgame.signals.base.Provider`)
 
@@ -205,28 +203,22 @@ class SignalSource:
         return self._run(pool, (name,))[name]
 
     def of_base(self, pool: Pool, name: str) -> np.ndarray:
-        if self._base is None:
-            raise PluginError(
-                f"'{name}' of the frozen base model is needed, but no base is left: the model is trained in full, or "
-                "the frozen pass was not given (call use). Train an adapter, or pass signals= with stored columns."
-            )
+        base = self._require_base(name)
         stored = self._base_columns.setdefault(name, {})
         fresh = [row for row, sample_id in enumerate(pool.ids) if sample_id not in stored]
         if fresh:
-            with self._base():
-                fingerprint = self._fingerprint() if self._cache is not None else None
-                column = self._run(pool.take(fresh), (name,), fingerprint)[name]
+            with base():
+                column = self._run(pool.take(fresh), (name,), self._content())[name]
             stored.update(zip([pool.ids[row] for row in fresh], column, strict=True))
         return np.stack([stored[sample_id] for sample_id in pool.ids])
 
     def fitted(self, pool: Pool, name: str) -> np.ndarray:
-        if self.candidates is None or self._base is None:
-            reason = (
-                "the candidates are a stream, which cannot be read as a whole. Use a dataset with a length"
-                if self.candidates is None
-                else "the model is trained in full and has no base left. Train an adapter"
+        if self.candidates is None:
+            raise PluginError(
+                f"'{name}' is fitted over all candidates, but the candidates are a stream, which cannot be read as a "
+                "whole. Use a dataset with a length, or pass signals=."
             )
-            raise PluginError(f"'{name}' is fitted over all candidates, but {reason}, or pass signals=.")
+        self._require_base(name)
         self.frozen = self.freeze(self.candidates())
         return self.frozen.lookup(pool, [name])[name]
 
@@ -250,8 +242,17 @@ class SignalSource:
             return dict(self.engine(pool, names))
         return self._cache(self.engine, pool, names, fingerprint)
 
-    def _is_first(self, pool: Pool) -> bool:
-        return self.step == 0 and self._first is not None and len(pool) == self._first[0]
+    def _require_base(self, name: str) -> Callable[[], AbstractContextManager[Any]]:
+        if self._base is None:
+            raise PluginError(
+                f"'{name}' of the frozen base model is needed, but no base is left: the model is trained in full, or "
+                "the frozen pass was not given (call use). Train an adapter, or pass signals= with stored columns."
+            )
+        return self._base
+
+    def _content(self) -> str | None:
+        """Content of the model as it is now, where there is a cache."""
+        return None if self._cache is None else self._fingerprint()
 
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
@@ -403,17 +404,17 @@ class FrozenSignals:
         return {"ids": np.frombuffer(padded, dtype=np.uint8).reshape(len(encoded), width).copy(), **self._columns}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FrozenSignals:
-        """Take back what `to_arrays` returned.
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], names: Sequence[str] = COLUMNS) -> FrozenSignals:
+        """Restore columns from what `to_arrays` returned.
 
         Raises:
             DataError: arrays are missing or do not fit together.
         """
-        missing = [name for name in ("ids", *COLUMNS) if name not in arrays and name != "quality"]
+        missing = [name for name in ("ids", *names) if name not in arrays]
         if missing or np.asarray(arrays["ids"]).dtype != np.uint8:
             raise DataError(f"the stored frozen signals lack '{(missing or ['ids'])[0]}'; compute them again.")
         ids = [bytes(row).rstrip(b"\0").decode() for row in np.asarray(arrays["ids"])]
-        return cls(ids, {name: arrays[name] for name in COLUMNS if name in arrays})
+        return cls(ids, {name: arrays[name] for name in names})
 
 
 def cluster(
