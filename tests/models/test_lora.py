@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longgame.errors import PluginError
-from longgame.models.lora import Recording, folded_lora, fused_lora, plain_layers
+from longgame.models.lora import Recording, canonical_name, folded_lora, fused_lora, plain_layers
 from longgame.signals import engine as module
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
 from support.signals import llama, random_pool, with_lora
@@ -211,3 +211,11 @@ def test_peft_has_the_internals_that_lora_relies_on():
     assert isinstance(layer.merged_adapters, list)
     taken = inspect.signature(layer.lora_magnitude_vector["default"].forward).parameters
     assert {"base_layer", "base_result"} <= set(taken)
+
+
+def test_canonical_name_has_no_prefix_and_no_adapter():
+    plain = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert canonical_name("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight") == plain
+    assert canonical_name("base_model." + "model." + plain) == plain
+    assert canonical_name(plain) == plain
+    assert canonical_name("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"

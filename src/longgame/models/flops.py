@@ -9,10 +9,11 @@ backward, activations      2 (W + A) T + 8 Q T² + 2 d V P
 backward, weights          2 A T with LoRA; 2 W T + 2 d V P in full fine-tuning
 =========================  ============================================================================
 
-so that a token costs about 2 FLOPs per weight forward, 4 with LoRA and 6 in full forward and backward. The head counts
-only where it runs: on response positions. Attention counts its whole T × T square, as `torch.utils.flop_counter` does;
-a kernel that skips the masked half does less. Left out: padding, norms, activation functions, softmax, embedding
-look-ups, the optimiser's own arithmetic, and work that is done once for many tokens (merged weights, sketch tables).
+A token costs about 2 FLOPs per weight forward; forward and backward together 4 with LoRA and 6 in full fine-tuning.
+The head counts only where it runs: on response positions. Attention counts its T × T square, as
+`torch.utils.flop_counter` does; a kernel that skips the masked half does less. Left out: padding, norms, activation
+functions, softmax, embedding look-ups, the optimizer's arithmetic, and work done once for many tokens (merged weights,
+DoRA's norms, sketch tables).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ModelFlops:
     trains_head: bool = False
     """Whether training moves the output head."""
     capped: bool = False
-    """Whether logits are soft-capped: then no function of them gets by without the vocabulary."""
+    """Whether logits are soft-capped: then every function of them needs the whole vocabulary."""
     logit_sketch: tuple[int, int] = (8, 128)
     """Rows and columns of ``logit_sketch``."""
 

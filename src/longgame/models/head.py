@@ -154,9 +154,9 @@ class LogitHead:
     def __init__(self, base: PreTrainedModel) -> None:
         head = base.get_output_embeddings()
         if type(head) is not nn.Linear:
-            seen = "none" if head is None else type(head).__name__
+            kind = "none" if head is None else type(head).__name__
             raise ModelError(
-                f"the model's output head is {seen}; signals need a plain torch.nn.Linear. "
+                f"the model's output head is {kind}; signals need a plain torch.nn.Linear. "
                 "Load a causal LM, and keep adapters and modules_to_save off its head (e.g. off `lm_head`)."
             )
         config = base.config
@@ -200,7 +200,7 @@ class LogitHead:
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"] | None, Float[Tensor, "m d"] | None]:
         """Return per response token its NLL (nats), ‖softmax − one-hot‖₂, and weight · ∂NLL/∂hidden.
 
-        The last two are None where they are not asked for (``el2n=False``, ``weight=None``).
+        The last two are None with ``el2n=False`` and ``weight=None``.
         """
         vocabulary = self.module.weight
         nll = hidden.new_empty(len(target), dtype=torch.float32)

@@ -12,10 +12,12 @@ constant (arXiv 2402.09353, §4.3), so its gradient is Σ_t δ_t ∘ (y_t − bi
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +78,7 @@ class LoraOnEmbedding:
 
 @dataclass
 class GradientTargets:
-    """Weights whose per-example gradients are measured, by canonical name (`projection.canonical_name`)."""
+    """Weights whose per-example gradients are measured, by canonical name (`canonical_name`)."""
 
     lora: bool
     """LoRA's weights, or full fine-tuning's weight matrices."""
@@ -560,6 +562,19 @@ def factor_sizes(decoder: nn.Module) -> tuple[int, set[int]]:
             ids.add(id(module.weight))
             size += module.weight.numel()
     return size, ids
+
+
+@lru_cache(maxsize=1 << 16)
+def canonical_name(name: str) -> str:
+    """Return a parameter's name without PEFT's prefix and adapter name.
+
+    ``base_model.model.model.layers.0.q_proj.lora_A.default.weight`` → ``model.layers.0.q_proj.lora_A.weight`` (likewise
+    B's bias, DoRA's magnitude and an embedding's factors), so that a gradient's sketch and an update's sketch meet
+    under one name.
+    """
+    name = name.removeprefix("base_model.model.")
+    name = re.sub(r"\.(lora_[AB]|lora_magnitude_vector)\.[^.]+\.(weight|bias)$", r".\1.\2", name)
+    return re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", name)
 
 
 def _adapted(model: PeftModel) -> Iterator[tuple[str, LoraLayer, str, str, str]]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longgame.errors import PluginError
-from longgame.models.lora import GradientTargets, OneHot
-from longgame.signals.projection import CountSketch, canonical_name, signs
+from longgame.models.lora import GradientTargets, OneHot, canonical_name
+from longgame.signals.projection import CountSketch, signs
 
 SIDE = 64
 """Full fine-tuning: a weight's gradient is first projected to at most SIDE × SIDE, then count-sketched."""

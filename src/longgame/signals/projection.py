@@ -11,7 +11,6 @@ The tables depend on (seed, name, length, dim) alone and are integers, so every 
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 import numpy as np
@@ -20,25 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from longgame.errors import PluginError
+from longgame.models.lora import canonical_name
 from longgame.seeding import generator
 
 _BLOCK = 1 << 18
 """Entries that share one permutation; longer vectors are sketched block by block."""
 _STORED = 1 << 25
 """Table entries stored between calls (8 bytes each); further tables are drawn again when needed."""
-
-
-@lru_cache(maxsize=1 << 16)
-def canonical_name(name: str) -> str:
-    """Return a parameter's name without PEFT's prefix and adapter name.
-
-    ``base_model.model.model.layers.0.q_proj.lora_A.default.weight`` → ``model.layers.0.q_proj.lora_A.weight`` (likewise
-    B's bias, DoRA's magnitude and an embedding's factors), so that a gradient's sketch and an update's sketch meet
-    under one name.
-    """
-    name = name.removeprefix("base_model.model.")
-    name = re.sub(r"\.(lora_[AB]|lora_magnitude_vector)\.[^.]+\.(weight|bias)$", r".\1.\2", name)
-    return re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", name)
 
 
 def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, ...]:
