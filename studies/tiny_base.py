@@ -428,7 +428,7 @@ def pretraining_texts(seed: int) -> Iterator[Example]:
     occur. The reader stops when it has its tokens.
     """
     rng = generator(seed, "procedural", "pretraining")
-    seen_skills = [[skill for skill in skills if skill.seen] for skills in STAGES.values()]
+    seen_skills = [[skill for skill in skills if skill.pretrained] for skills in STAGES.values()]
     edges = np.cumsum([LEVEL_SHARES[level] for level in LEVELS])
     while True:
         if rng.random() < GENERIC_SHARE:

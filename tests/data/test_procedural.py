@@ -39,7 +39,7 @@ def test_stages_stand_in_the_papers_order_with_unique_sub_skills(sequence):
     assert [stage.name for stage in sequence.stages] == ["general", "math", "code", "reasoning", "safety"]
     names = [skill.name for skills in STAGES.values() for skill in skills]
     assert len(names) == len(set(names)) == 30
-    assert all(1 <= sum(not skill.seen for skill in skills) <= 2 for skills in STAGES.values())
+    assert all(1 <= sum(not skill.pretrained for skill in skills) <= 2 for skills in STAGES.values())
 
 
 def test_same_seed_gives_the_same_items_and_another_seed_others(sequence):
@@ -165,7 +165,7 @@ def test_the_base_mixture_never_holds_an_unseen_sub_skill():
     """By name, and by the wording that the unseen sub-skills' prompts open with."""
     mixture = list(islice(pretraining_texts(0), 6000))
     skills = {example.skill for example in mixture}
-    seen = {skill.name for group in STAGES.values() for skill in group if skill.seen}
+    seen = {skill.name for group in STAGES.values() for skill in group if skill.pretrained}
     assert skills == {*seen, None}
     text = "\n".join(f"{example.prompt}\n{example.response}" for example in mixture)
     marks = ["past tense", "JSON", "equation", "satisfies", "nearest", "rounded", ".append(", "Remove all numbers"]

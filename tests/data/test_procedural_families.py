@@ -49,11 +49,11 @@ def test_sub_skills_have_one_name_and_one_length_each() -> None:
 
 
 def test_four_sub_skills_of_a_stage_take_a_form_that_the_base_saw() -> None:
-    seen = {skill.name for skills in STAGES.values() for skill in skills if skill.seen}
+    seen = {skill.name for skills in STAGES.values() for skill in skills if skill.pretrained}
     for stages in FAMILIES.values():
         assert all(sum(skill.familiar for skill in skills) == 4 and len(skills) == 6 for skills in stages.values())
     for skill in itertools.chain(*DOMAINS.values()):
-        assert not skill.seen
+        assert not skill.pretrained
         assert skill.kin is None or skill.kin in seen
 
 

@@ -172,7 +172,7 @@ def build_scorer(text: str) -> Scorer:
 # The built-in scorers (docs/scorers.md: what each measures, and which is the default and why).
 
 Form = Literal["auto", "letter_text", "letter", "text"]
-Normalisation = Literal["tokens", "characters", "none"]
+Normalization = Literal["tokens", "characters", "none"]
 
 
 class TokenAccuracy(Scorer):
@@ -240,8 +240,8 @@ class Choice(Scorer):
     name: ClassVar[str] = "choice"
     requires: ClassVar[tuple[str, ...]] = ("options",)
 
-    def __init__(self, form: Form = "auto", normalise: Normalisation = "tokens") -> None:
-        for kind, value, allowed in (("form", form, Form), ("normalise", normalise, Normalisation)):
+    def __init__(self, form: Form = "auto", normalise: Normalization = "tokens") -> None:
+        for kind, value, allowed in (("form", form, Form), ("normalise", normalise, Normalization)):
             if value not in get_args(allowed):
                 raise PluginError("scorer 'choice': " + unknown(kind, str(value), get_args(allowed)))
         self.form = form

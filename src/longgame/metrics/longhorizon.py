@@ -1,4 +1,4 @@
-"""The long run: adaptation curves, the long-horizon score (eq. 2, normalised), and the myopia gap (eq. 3)."""
+"""The long run: adaptation curves, the long-horizon score (eq. 2, normalized), and the myopia gap (eq. 3)."""
 
 from __future__ import annotations
 

@@ -45,16 +45,16 @@ class SubSkill:
     new_tokens: tuple[int, int]
     """Tokens allowed for a generated answer, in validation and at the level `OOD`: the longest gold response under the
     tiny base's tokenizer, and a few more."""
-    seen: bool = True
+    pretrained: bool = True
     """Whether the tiny base model is pretrained on it."""
     source: str = "longgame"
     kin: str | None = None
-    """The seen sub-skill with the same kind of question, on another subject."""
+    """The pretrained sub-skill with the same kind of question, on another subject."""
 
     @property
     def familiar(self) -> bool:
         """Whether the tiny base model knows the form: from pretraining, or from the sub-skill's kin."""
-        return self.seen or self.kin is not None
+        return self.pretrained or self.kin is not None
 
     def example(self, rng: np.random.Generator, level: str) -> Example:
         """Draw one item at a level and make it an example."""
@@ -179,7 +179,7 @@ def _dataset(name: str, parameters: str) -> Any:
 
 
 def gym_skill(
-    name: str, dataset: str, new_tokens: tuple[int, int], *, seen: bool = True, **levels: Mapping[str, Any]
+    name: str, dataset: str, new_tokens: tuple[int, int], *, pretrained: bool = True, **levels: Mapping[str, Any]
 ) -> SubSkill:
     """A sub-skill whose items come from a reasoning-gym dataset.
 
@@ -197,4 +197,4 @@ def gym_skill(
         verifier = {"library": "reasoning_gym", "dataset": dataset, "entry": json.loads(json.dumps(entry))}
         return Draft(entry["question"].strip(), entry["answer"], entry["answer"], verifier)
 
-    return SubSkill(name, draw, new_tokens, seen, f"reasoning_gym:{dataset}")
+    return SubSkill(name, draw, new_tokens, pretrained, f"reasoning_gym:{dataset}")

@@ -110,16 +110,16 @@ def _where_is(rng: np.random.Generator, level: str) -> Draft:
 
 
 GENERAL_QA = (
-    SubSkill("fact-lookup", _fact_lookup, (9, 10), seen=False, kin="extract-field"),
-    SubSkill("kind-choice", _kind_choice, (11, 12), seen=False, kin="odd-one-out"),
-    SubSkill("compare-facts", _compare_facts, (8, 9), seen=False, kin="compare-numbers"),
-    SubSkill("true-or-false", _true_or_false, (6, 7), seen=False, kin="syllogism"),
-    SubSkill("where-is", _where_is, (11, 12), seen=False),
+    SubSkill("fact-lookup", _fact_lookup, (9, 10), pretrained=False, kin="extract-field"),
+    SubSkill("kind-choice", _kind_choice, (11, 12), pretrained=False, kin="odd-one-out"),
+    SubSkill("compare-facts", _compare_facts, (8, 9), pretrained=False, kin="compare-numbers"),
+    SubSkill("true-or-false", _true_or_false, (6, 7), pretrained=False, kin="syllogism"),
+    SubSkill("where-is", _where_is, (11, 12), pretrained=False),
     gym_skill(
         "who-feels",
         "needle_haystack",
         (18, 20),
-        seen=False,
+        pretrained=False,
         easy={"min_num_statements": 1, "max_num_statements": 1},
         mid={"min_num_statements": 2, "max_num_statements": 2},
         hard={"min_num_statements": 2, "max_num_statements": 3},
@@ -231,12 +231,12 @@ def _one_clash(
 
 
 BIOMEDICAL = (
-    SubSkill("lab-flag", _lab_flag, (8, 9), seen=False, kin="compare-numbers"),
-    SubSkill("diagnosis", _diagnosis, (8, 9), seen=False, kin="policy-lookup"),
-    SubSkill("dose-total", _dose_total, (37, 74), seen=False, kin="story-steps"),
-    SubSkill("trial-verdict", _trial_verdict, (8, 9), seen=False, kin="compare-numbers"),
-    SubSkill("dna-pair", _dna_pair, (18, 28), seen=False),
-    SubSkill("drug-clash", _drug_clash, (13, 14), seen=False),
+    SubSkill("lab-flag", _lab_flag, (8, 9), pretrained=False, kin="compare-numbers"),
+    SubSkill("diagnosis", _diagnosis, (8, 9), pretrained=False, kin="policy-lookup"),
+    SubSkill("dose-total", _dose_total, (37, 74), pretrained=False, kin="story-steps"),
+    SubSkill("trial-verdict", _trial_verdict, (8, 9), pretrained=False, kin="compare-numbers"),
+    SubSkill("dna-pair", _dna_pair, (18, 28), pretrained=False),
+    SubSkill("drug-clash", _drug_clash, (13, 14), pretrained=False),
 )
 
 
@@ -332,12 +332,12 @@ def _vote_count(rng: np.random.Generator, level: str) -> Draft:
 
 
 LEGAL = (
-    SubSkill("clause-find", _clause_find, (10, 11), seen=False, kin="extract-field"),
-    SubSkill("penalty", _penalty, (23, 24), seen=False, kin="policy-lookup"),
-    SubSkill("appeal-day", _appeal_day, (9, 10), seen=False, kin="weekday"),
-    SubSkill("cite-case", _cite_case, (26, 50), seen=False, kin="extract-field"),
-    SubSkill("clause-relevant", _clause_relevant, (11, 12), seen=False),
-    SubSkill("vote-count", _vote_count, (20, 21), seen=False),
+    SubSkill("clause-find", _clause_find, (10, 11), pretrained=False, kin="extract-field"),
+    SubSkill("penalty", _penalty, (23, 24), pretrained=False, kin="policy-lookup"),
+    SubSkill("appeal-day", _appeal_day, (9, 10), pretrained=False, kin="weekday"),
+    SubSkill("cite-case", _cite_case, (26, 50), pretrained=False, kin="extract-field"),
+    SubSkill("clause-relevant", _clause_relevant, (11, 12), pretrained=False),
+    SubSkill("vote-count", _vote_count, (20, 21), pretrained=False),
 )
 
 
@@ -433,12 +433,12 @@ def _book_entry(rng: np.random.Generator, level: str) -> Draft:
 
 
 FINANCE = (
-    SubSkill("table-cell", _table_cell, (6, 7), seen=False, kin="extract-field"),
-    SubSkill("balance", _balance, (53, 74), seen=False, kin="story-steps"),
-    SubSkill("best-year", _best_year, (8, 9), seen=False, kin="compare-numbers"),
-    SubSkill("outlook", _outlook, (10, 11), seen=False, kin="policy-lookup"),
-    SubSkill("simple-interest", _simple_interest, (34, 40), seen=False),
-    SubSkill("book-entry", _book_entry, (54, 105), seen=False),
+    SubSkill("table-cell", _table_cell, (6, 7), pretrained=False, kin="extract-field"),
+    SubSkill("balance", _balance, (53, 74), pretrained=False, kin="story-steps"),
+    SubSkill("best-year", _best_year, (8, 9), pretrained=False, kin="compare-numbers"),
+    SubSkill("outlook", _outlook, (10, 11), pretrained=False, kin="policy-lookup"),
+    SubSkill("simple-interest", _simple_interest, (34, 40), pretrained=False),
+    SubSkill("book-entry", _book_entry, (54, 105), pretrained=False),
 )
 
 
@@ -541,16 +541,16 @@ def _legs(low: int, high: int, instances: int) -> dict[str, int]:
 
 
 SCIENCE = (
-    SubSkill("food-chain", _food_chain, (31, 40), seen=False, kin="compare-chain"),
-    SubSkill("melting", _melting, (22, 32), seen=False, kin="compare-numbers"),
-    SubSkill("cause-effect", _cause_effect, (8, 9), seen=False, kin="compare-chain"),
-    SubSkill("cycle-step", _cycle_step, (9, 10), seen=False, kin="weekday"),
-    SubSkill("count-atoms", _count_atoms, (20, 25), seen=False),
+    SubSkill("food-chain", _food_chain, (31, 40), pretrained=False, kin="compare-chain"),
+    SubSkill("melting", _melting, (22, 32), pretrained=False, kin="compare-numbers"),
+    SubSkill("cause-effect", _cause_effect, (8, 9), pretrained=False, kin="compare-chain"),
+    SubSkill("cycle-step", _cycle_step, (9, 10), pretrained=False, kin="weekday"),
+    SubSkill("count-atoms", _count_atoms, (20, 25), pretrained=False),
     gym_skill(
         "leg-count",
         "leg_counting",
         (7, 8),
-        seen=False,
+        pretrained=False,
         easy=_legs(1, 1, 9),
         mid=_legs(1, 2, 5),
         hard=_legs(2, 2, 9),

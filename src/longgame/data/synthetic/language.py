@@ -116,8 +116,8 @@ GENERAL = (
         hard={"min_words": 4, "max_words": 5},
         ood={"min_words": 6, "max_words": 7},
     ),
-    SubSkill("past-tense", _past_tense, (58, 72), seen=False),
-    SubSkill("make-json", _make_json, (72, 96), seen=False),
+    SubSkill("past-tense", _past_tense, (58, 72), pretrained=False),
+    SubSkill("make-json", _make_json, (72, 96), pretrained=False),
 )
 
 
@@ -253,6 +253,6 @@ SAFETY = (
     SubSkill("redact", _redact, (48, 68)),
     SubSkill("policy-lookup", _policy_lookup, (15, 16)),
     SubSkill("polite-rewrite", _polite_rewrite, (30, 50)),
-    SubSkill("scam-check", _scam_check, (31, 39), seen=False),
-    SubSkill("risk-score", _risk_score, (21, 28), seen=False),
+    SubSkill("scam-check", _scam_check, (31, 39), pretrained=False),
+    SubSkill("risk-score", _risk_score, (21, 28), pretrained=False),
 )

@@ -113,13 +113,13 @@ MATHS = (
         "solve-equation",
         "simple_equations",
         (6, 7),
-        seen=False,
+        pretrained=False,
         easy={"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
         mid={"min_terms": 2, "max_terms": 2, "min_value": 2, "max_value": 20},
         hard={"min_terms": 3, "max_terms": 3, "min_value": 2, "max_value": 20, **_SUMS_ONLY},
         ood={"min_terms": 4, "max_terms": 4, "min_value": 10, "max_value": 99, **_SUMS_ONLY},
     ),
-    SubSkill("round-number", _round_number, (10, 11), seen=False),
+    SubSkill("round-number", _round_number, (10, 11), pretrained=False),
 )
 
 
@@ -219,12 +219,12 @@ REASONING = (
     SubSkill("odd-one-out", _odd_one_out, (23, 24)),
     SubSkill("weekday", _weekday, (9, 10)),
     SubSkill("syllogism", _syllogism, (6, 7)),
-    SubSkill("event-order", _event_order, (28, 36), seen=False),
+    SubSkill("event-order", _event_order, (28, 36), pretrained=False),
     gym_skill(
         "family-relation",
         "family_relationships",
         (13, 14),
-        seen=False,
+        pretrained=False,
         easy={"min_family_size": 3, "max_family_size": 3},
         mid={"min_family_size": 3, "max_family_size": 4},
         hard={"min_family_size": 4, "max_family_size": 4},

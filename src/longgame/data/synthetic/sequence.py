@@ -89,7 +89,7 @@ def stages_of(spec: DataSpec) -> Stages:
 
 def unseen_skills() -> frozenset[str]:
     """Names of the sub-skills of the skill sequence that the base mixture leaves out."""
-    return frozenset(skill.name for skills in STAGES.values() for skill in skills if not skill.seen)
+    return frozenset(skill.name for skills in STAGES.values() for skill in skills if not skill.pretrained)
 
 
 def build_procedural_sequence(
