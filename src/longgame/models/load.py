@@ -218,8 +218,8 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
 def _cannot_load(spec: ModelSpec, subject: str, error: Exception) -> ModelError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ModelError(
-        f"{subject} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be a causal language model of a known "
-        "architecture, complete, with safetensors weights and a tokenizer."
+        f"{subject} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be a causal language model of a "
+        "known architecture, complete, with safetensors weights and a tokenizer."
     )
 
 
