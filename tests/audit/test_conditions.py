@@ -205,6 +205,7 @@ def test_lora_alpha_follows_the_rank_unless_it_is_given():
     ("spec", "mixing", "bases"),
     [
         ({"budget": [0.1], "rounds": [1], "adaptation": ["full", {"r": 4}], "order": "rotations"}, 0, {""}),
+        ({"adaptation": ["full", "qlora"]}, 0, {"", "adaptation=qlora-r16"}),
         ({"vary": {"training.steps": [16], "probe.steps": [12], "proxy.refresh_steps": [2]}}, 0, {""}),
         ({"vary": {"data.noise": [0.2]}, "budget": [0.1]}, 0, {"", "data.noise=0.2"}),
         ({"vary": {"metrics.clusters": [4]}}, 0, {"", "metrics.clusters=4"}),
