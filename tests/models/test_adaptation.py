@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from longgame.errors import ModelError
@@ -97,22 +98,19 @@ def test_a_tiny_step_of_a_large_float32_adapter_keeps_its_length():
 
 
 class DoraAdaptation(LoraAdaptation):
-    """What a variant of LoRA takes."""
+    """A variant of LoRA is a few settings of PEFT's."""
 
     config: ClassVar = {"use_dora": True}
 
 
-def tiny(kind="lora", **spec):
-    """An adaptation of the tiny model after a step that moved every trained weight."""
-    spec = ModelSpec(name="tiny", **spec)
-    return (
-        kind.attach(load_model(spec).model, spec, 0)
-        if isinstance(kind, type)
-        else adapt(load_model(spec).model, spec.model_copy(update={"adaptation": kind}), 0)
-    )
+def tiny(kind="lora"):
+    """The tiny model, adapted by a class or by its name."""
+    spec = ModelSpec(name="tiny")
+    return (kind if isinstance(kind, type) else ADAPTATIONS[kind]).attach(load_model(spec).model, spec, 0)
 
 
 def step(adaptation, seed, size=0.02):
+    """Move every trained weight."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adaptation.trained().values():
@@ -156,16 +154,11 @@ def test_saved_weights_come_back_exactly(kind, tmp_path):
     assert not list(tmp_path.glob("*.bin"))
 
 
+@torch.no_grad()
 def effective(adaptation):
-    """Every trained linear layer's weight as it acts: an identity sent through the layer."""
-    layers = adaptation.model.get_decoder().layers if hasattr(adaptation.model, "get_decoder") else None
-    found = []
-    with torch.no_grad():
-        for layer in layers:
-            for part in (*layer.self_attn.children(), *layer.mlp.children()):
-                if hasattr(part, "in_features"):
-                    found.append(part(torch.eye(part.in_features)[None])[0].double())
-    return torch.cat([weight.flatten() for weight in found])
+    """Every linear layer's weight as it acts: an identity matrix sent through the layer."""
+    parts = [part for part in adaptation.model.get_decoder().modules() if isinstance(part, LoraLayer)]
+    return torch.cat([part(torch.eye(part.in_features)[None])[0].double().flatten() for part in parts])
 
 
 @pytest.mark.parametrize("kind", ["lora", DoraAdaptation])

@@ -59,16 +59,16 @@ def test_learning_costs_what_one_counts_by_hand():
         (("logit_nuclear_norm", "logit_sketch", "loss"), 586 + 32 + 40),
     ],
 )
-def test_one_pass_serves_all_signals_and_the_vocabulary_counts_where_it_is_read(names, first):
+def test_one_pass_serves_all_signals(names, first):
     assert signal_flops(SIZES, POOL, names)[0] == first
 
 
-def test_a_gradient_signal_leaves_the_heads_own_gradient_out():
+def test_gradient_signal_leaves_out_the_heads_gradient():
     full = dataclasses.replace(SIZES, lora=0, trains_dense=True, trains_head=True)
     assert training_flops(full, POOL)[0] - signal_flops(full, POOL, ("grad_norm",))[0] == 2 * 14 * 2
 
 
-def test_a_soft_cap_makes_logit_signals_read_the_vocabulary():
+def test_soft_cap_makes_logit_signals_read_the_vocabulary():
     capped = dataclasses.replace(SIZES, capped=True)
     assert signal_flops(capped, POOL, ("logit_nuclear_norm", "logit_sketch"))[0] == 530 + 2 * 56
 
