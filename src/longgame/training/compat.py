@@ -33,6 +33,7 @@ TRAINER_METHODS: Mapping[str, tuple[str, ...]] = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "create_scheduler": ("num_training_steps", "optimizer"),
     "floating_point_ops": ("inputs",),
+    "log": ("logs", "start_time"),
 }
 """Methods of Trainer that are called or overridden, and the parameters that longgame relies on."""
 

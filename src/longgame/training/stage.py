@@ -79,59 +79,38 @@ def run_stage(
         NumericalError: a loss or gradient is NaN or infinite; the weights are those of the last good step.
         ModelError: nothing is trainable.
     """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ModelError("the model has no trainable parameter; attach an adapter or unfreeze its weights.")
     if selection.rounds == "step" and len(pool) < spec.steps:
         raise BudgetError(
             f"{where}: {len(pool)} candidates cannot be dealt to {spec.steps} steps. "
             "Use a larger pool, fewer steps, or a number of rounds."
         )
-    clock = time.perf_counter()
-    with model_untouched(model), global_rng_restored(), tempfile.TemporaryDirectory(prefix="longgame-") as scratch:
-        trainer = StageTrainer(
-            model,
-            _arguments(model, scratch, selection.seed or 0, spec),
-            pool=pool,
-            pad_token_id=pad_token_id,
-            # the diagnostics of the audit read what the selector saw
-            selection=dataclasses.replace(selection, selector=policy, candidate_ratio=1, keep_signals=True),
-            spec=spec,
-            scorer=scorer,
-            trainable=trainable,
-            on_step=on_step,
-            where=where,
+    # the diagnostics of the audit read what the selector saw
+    selection = dataclasses.replace(selection, selector=policy, candidate_ratio=1, keep_signals=True)
+    started = time.perf_counter()
+    with model_untouched(model), global_rng_restored(), tempfile.TemporaryDirectory(prefix="longgame-") as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=spec.steps,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=spec.accumulation,
+            learning_rate=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            max_grad_norm=spec.max_grad_norm,
+            # One kernel for all parameters instead of some ten per parameter, and elementwise: the same bits each time.
+            optim="adamw_torch_fused",
+            seed=(selection.seed or 0) % 2**32,
+            use_cpu=next(model.parameters()).device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
         )
+        trainer = StageTrainer(model, arguments, pool, pad_token_id, selection, scorer, spec, on_step, where)
         trainer.train()
-        return trainer.report(time.perf_counter() - clock)
-
-
-def _arguments(model: nn.Module, output_dir: str, seed: int, spec: TrainingSpec) -> TrainingArguments:
-    device = next(model.parameters()).device
-    return TrainingArguments(
-        output_dir=output_dir,
-        max_steps=spec.steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=spec.accumulation,
-        learning_rate=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        # One kernel for all parameters instead of some ten per parameter, and elementwise: the same bits every time.
-        optim="adamw_torch_fused",
-        seed=seed % 2**32,
-        use_cpu=device.type == "cpu",
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        bf16=False,
-        fp16=False,
-    )
+        return trainer.report(time.perf_counter() - started)
 
 
 class StageTrainer(SelectionMixin, Trainer):
@@ -140,22 +119,24 @@ class StageTrainer(SelectionMixin, Trainer):
     def __init__(
         self,
         model: nn.Module,
-        args: TrainingArguments,
-        *,
+        arguments: TrainingArguments,
         pool: Pool,
         pad_token_id: int,
         selection: SelectionConfig,
-        spec: TrainingSpec,
         scorer: Scorer,
-        trainable: Sequence[tuple[str, nn.Parameter]],
+        spec: TrainingSpec,
         on_step: OnStep | None,
         where: str,
     ) -> None:
+        trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not trainable:
+            raise ModelError("the model has no trainable parameter; attach an adapter or unfreeze its weights.")
         self.spec, self.where = spec, where
         self.losses = np.zeros(spec.steps)
         self._pad = pad_token_id
         self._parameters = [parameter for _, parameter in trainable]
-        super().__init__(model, args, train_dataset=_ticks(pool, selection, spec), selection=selection, signals=scorer)
+        ticks = _ticks(pool, selection, spec)
+        super().__init__(model, arguments, train_dataset=ticks, selection=selection, signals=scorer)
         self._selection_pool = pool
         self.updates = UpdateRecorder(trainable, spec.steps, seed=selection.seed or 0)
         self.remove_callback(PrinterCallback)

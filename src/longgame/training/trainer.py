@@ -146,6 +146,14 @@ class SelectionMixin(_Base):
         batches = self._selection_batches([row for tick in ticks for row in tick.rows], len(ticks))
         return batches, self._get_num_items_in_batch(batches, device)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, beside the loss, the tokens selected and offered so far and the seconds that selecting took."""
+        if "loss" in logs and self._selection_feed is not None:
+            feed = self._selection_feed
+            counts = {"selected_tokens": feed.spent, "candidate_tokens": feed.scored}
+            logs = {**logs, **counts, "selection_seconds": round(self.selection_seconds, 3)}
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the rest: pushing to the hub and deleting old checkpoints happen inside super().
         if not self.args.save_only_model:
