@@ -5,7 +5,7 @@ from support.training import make_pool
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
+def single_thread():
     """Matrices this small only lose by being shared between threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -11,8 +11,12 @@ import torch
 from longgame.errors import BudgetError, ModelError, NumericalError
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.interventions import Replay, Reserve
+from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
-from longgame.training import stage as updates
+from longgame.training import stage as stages
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import stage_order
 from longgame.training.stage import learning_rate_share, run_stage
@@ -72,7 +76,7 @@ def bare_loop(model, pool, steps, seed, spec, selector_seed):
     return losses
 
 
-def test_random_at_full_budget_is_a_bare_adamw_loop_to_the_last_bit(pool):
+def test_full_budget_equals_a_bare_adamw_loop_bit_for_bit(pool):
     ours, theirs = make_model(), make_model()
     report, _ = stage(ours, pool, budget=1.0)
     expected = bare_loop(theirs, pool, 6, 5, SPEC, 5)
@@ -81,7 +85,7 @@ def test_random_at_full_budget_is_a_bare_adamw_loop_to_the_last_bit(pool):
         assert torch.equal(weights(ours)[name], value), name
 
 
-def test_learning_rate_warms_up_from_the_first_step_and_ends_at_its_final_share():
+def test_learning_rate_warms_up_and_ends_at_its_final_share():
     shares = [learning_rate_share(step, 6, 2, 0.1) for step in range(6)]
     np.testing.assert_allclose(shares, [0.5, 1.0, 0.775, 0.55, 0.325, 0.1], rtol=1e-12)
     assert learning_rate_share(0, 4, 0, 0.0) == 0.75
@@ -89,14 +93,14 @@ def test_learning_rate_warms_up_from_the_first_step_and_ends_at_its_final_share(
 
 def test_without_the_shortcut_a_stage_learns_the_same(pool, monkeypatch):
     quick, _ = stage(make_model(), pool)
-    monkeypatch.setattr(updates, "has_other_loss", lambda model: True)
+    monkeypatch.setattr(stages, "has_other_loss", lambda model: True)
     plain, _ = stage(make_model(), pool)
     np.testing.assert_allclose(plain.losses, quick.losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rounds", ["step", 1, 3])
 @pytest.mark.parametrize("budget", [0.25, 0.5, 1.0])
-def test_every_rounds_setting_spends_the_budget_to_within_one_example(rounds, budget):
+def test_rounds_spend_the_budget_to_within_one_example(rounds, budget):
     pool = make_pool(60)
     report, policy = stage(make_model(), pool, rounds=rounds, budget=budget)
     assert abs(report.selected_tokens - budget * pool.tokens.sum()) <= pool.tokens.max()
@@ -111,12 +115,12 @@ def test_every_rounds_setting_spends_the_budget_to_within_one_example(rounds, bu
     assert np.isnan(report.drift)
 
 
-def test_the_candidate_stream_is_the_same_for_every_selector_and_covers_the_pool(pool):
+def test_candidate_stream_is_the_same_for_every_selector(pool):
     model = make_model()
-    _, one = stage(make_model(), pool, Coin())
-    _, two = stage(model, pool, Peek(), scorer=loss_scorer(model))
-    assert [r.candidate_ids for r in one.rounds] == [r.candidate_ids for r in two.rounds]
-    assert sorted(i for r in one.rounds for i in r.candidate_ids) == list(pool.ids)
+    _, random_ = stage(make_model(), pool, Coin())
+    _, peek = stage(model, pool, Peek(), scorer=loss_scorer(model))
+    assert [r.candidate_ids for r in random_.rounds] == [r.candidate_ids for r in peek.rounds]
+    assert sorted(i for r in random_.rounds for i in r.candidate_ids) == list(pool.ids)
 
 
 @pytest.mark.parametrize("rounds", ["step", 2])
@@ -141,15 +145,15 @@ def test_more_micro_batches_than_picks_changes_nothing():
     np.testing.assert_allclose(many.losses, plain.losses, rtol=1e-5)
 
 
-def test_scoring_and_on_step_see_the_model_in_eval_mode_and_training_goes_on_in_train_mode(pool):
-    seen, steps, model = [], [], make_model(dropout=0.5)
+def test_scoring_and_on_step_see_the_model_in_eval_mode(pool):
+    scored, steps, model = [], [], make_model(dropout=0.5)
     model.eval()
 
     def on_step(info):
         steps.append((info, model.training))
 
-    report, _ = stage(model, pool, Peek(), scorer=loss_scorer(model, seen), on_step=on_step)
-    assert not any(training for _, _, training in seen)
+    report, _ = stage(model, pool, Peek(), scorer=loss_scorer(model, scored), on_step=on_step)
+    assert not any(training for _, _, training in scored)
     assert not any(training for _, training in steps)
     assert not model.training
     infos = [info for info, _ in steps]
@@ -160,13 +164,13 @@ def test_scoring_and_on_step_see_the_model_in_eval_mode_and_training_goes_on_in_
     assert infos[-1].selected_tokens == report.optimiser_tokens
 
 
-def test_what_on_step_draws_from_global_generators_does_not_reach_dropout(pool):
+def test_global_draws_of_on_step_do_not_reach_dropout(pool):
     quiet, _ = stage(make_model(dropout=0.5), pool)
     loud, _ = stage(make_model(dropout=0.5), pool, on_step=lambda info: torch.rand(info.step + 1))
     assert quiet.losses.tolist() == loud.losses.tolist()
 
 
-def test_every_stage_has_a_fresh_optimiser_and_equal_seeds_give_equal_bits(pool):
+def test_stage_has_a_fresh_optimizer_and_repeats_exactly(pool):
     model = make_model()
     start = copy.deepcopy(weights(model))
     runs = []
@@ -212,7 +216,7 @@ def test_three_runs_leave_nothing_but_new_weights(pool, capfd, tmp_path, monkeyp
     assert not list(Path(tmp_path).iterdir())
 
 
-def test_a_failed_run_leaves_the_model_as_clean_as_a_finished_one(pool):
+def test_failed_stage_leaves_the_model_clean(pool):
     model = make_model()
     keys = [set(vars(module)) for module in model.modules()]
 
@@ -224,7 +228,7 @@ def test_a_failed_run_leaves_the_model_as_clean_as_a_finished_one(pool):
     assert [set(vars(module)) for module in model.modules()] == keys
 
 
-def test_a_nan_loss_names_stage_step_and_examples_before_the_weights_are_spoiled(pool):
+def test_nan_loss_names_stage_step_and_examples(pool):
     model = make_model()
     order = stage_order(pool, generator(5, "candidates"))
     bad = int(order[10])  # in the third step's chunk of four
@@ -249,7 +253,7 @@ def test_an_infinite_gradient_is_refused_before_the_step(pool):
     assert torch.equal(weights(model)[name], before[name])
 
 
-def test_update_gram_holds_the_inner_products_of_what_the_optimiser_did(pool, monkeypatch):
+def test_update_gram_equals_inner_products_of_updates(pool, monkeypatch):
     model, path = make_model(), []
 
     def on_step(info):
@@ -258,10 +262,10 @@ def test_update_gram_holds_the_inner_products_of_what_the_optimiser_did(pool, mo
     report, _ = stage(model, pool, on_step=on_step)
     moves = torch.stack(path).diff(dim=0)
     np.testing.assert_allclose(report.update_gram, (moves @ moves.T).numpy(), rtol=1e-4, atol=1e-9)
-    monkeypatch.setattr(updates, "EXACT_FLOATS", 0)
+    monkeypatch.setattr(stages, "EXACT_FLOATS", 0)
     sketched, _ = stage(make_model(), pool)
     scale = np.sqrt(np.outer(np.diag(report.update_gram), np.diag(report.update_gram)))
-    assert np.abs((sketched.update_gram - report.update_gram) / scale).max() < 6 * np.sqrt(2 / updates.SKETCH_DIM)
+    assert np.abs((sketched.update_gram - report.update_gram) / scale).max() < 6 * np.sqrt(2 / stages.SKETCH_DIM)
     assert not np.array_equal(sketched.update_gram, report.update_gram)
 
 
@@ -275,7 +279,7 @@ def test_full_fine_tuning_in_bfloat16_moves_every_weight(pool):
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
 
 
-def test_seconds_are_told_by_part(pool):
+def test_seconds_are_reported_by_part(pool):
     report, _ = stage(make_model(), pool, on_step=lambda info: None)
     assert set(report.seconds) == {"train", "select", "diagnose", "callbacks"}
     assert all(report.seconds[part] > 0 for part in ("train", "select", "callbacks"))
@@ -287,3 +291,40 @@ def test_too_small_a_pool_and_a_frozen_model_are_refused():
         stage(make_model(), make_pool(4))
     with pytest.raises(ModelError, match="no trainable parameter"):
         stage(make_model().requires_grad_(False), make_pool(12))
+
+
+@pytest.mark.parametrize("rounds", ["step", 2])
+def test_stage_trains_on_replayed_picks_too(monkeypatch, rounds):
+    both = make_pool()
+    half = len(both) // 2
+    candidates, earlier = both.take(range(half)), both.take(range(half, len(both)))
+    policy = SelectionPolicy(Replay(build_selector("random"), 0.4), History(), np.random.default_rng(0))
+    policy.begin_stage(np.random.default_rng(1), Reserve(candidates, (earlier,), None, 1, np.random.default_rng(2)))
+    learned = []
+
+    def spy(pool, rows, pad):
+        batch = padded(pool, rows, pad)
+        learned.extend(pool.ids[row] for row in rows)
+        for row, ids in zip(rows, batch["input_ids"].tolist(), strict=True):
+            tokens = both.input_ids[both.index[pool.ids[row]]].tolist()
+            assert ids[: len(tokens)] == tokens
+        return batch
+
+    padded = stages.padded_batch
+    monkeypatch.setattr(stages, "padded_batch", spy)
+    report = run_stage(
+        make_model(),
+        pad_token_id=PAD,
+        pool=candidates,
+        policy=policy,
+        selection=SelectionConfig(budget=0.5, rounds=rounds, seed=3),
+        spec=TrainingSpec(steps=2, warmup_steps=1),
+        scorer=lambda pool, names: Signals(pool.ids, {}),
+    )
+    picks = [name for entry in policy.rounds for name in entry.picked_ids]
+    assert sorted(learned) == sorted(picks)
+    assert set(picks) & set(candidates.ids)
+    assert set(picks) & set(earlier.ids)
+    assert report.selected_tokens == report.optimiser_tokens == sum(both.tokens[both.index[name]] for name in picks)
+    assert report.selected_tokens <= 0.5 * candidates.tokens.sum()
+    assert report.candidate_tokens >= candidates.tokens.sum()

@@ -81,14 +81,14 @@ class SelectionFeed:
         if self.pool is None or self.rounds == "step":
             raise RecipeError(f"step {step} has no candidates; with rounds='step' pass those of every step.")
         number = round_of(step, self.steps, self.rounds)
-        first, last = (self.steps * number // self.rounds, self.steps * (number + 1) // self.rounds)
-        if step != first:
+        start, stop = (self.steps * number // self.rounds, self.steps * (number + 1) // self.rounds)
+        if step != start:
             raise ResumeError(f"step {step} is inside round {number} but nothing is queued for it.")
         entitled = round(self.budget * int(self.pool.tokens.sum()) * (number + 1) / self.rounds)
-        rest = np.flatnonzero(~self._selected)
-        pool, rows = self._select(self.pool.take(rest), entitled)
-        self._selected[rest[rows[rows < len(rest)]]] = True
-        dealt = deal(pool.tokens[rows], last - first, self.epochs, generator(self.seed, "deal", number))
+        open_rows = np.flatnonzero(~self._selected)
+        pool, rows = self._select(self.pool.take(open_rows), entitled)
+        self._selected[open_rows[rows[rows < len(open_rows)]]] = True
+        dealt = deal(pool.tokens[rows], stop - start, self.epochs, generator(self.seed, "deal", number))
         return [(pool, rows[picks].tolist()) for picks in dealt]
 
     def _select(self, candidates: Pool, entitled: int) -> tuple[Pool, Int[np.ndarray, " k"]]:

@@ -17,7 +17,7 @@ from trl import SFTConfig
 import longgame
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
 from longgame.selection.base import SELECTORS
-from longgame.training.candidates import content_ids, pool_of
+from longgame.training.candidates import content_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.sft import SelectionSFTTrainer
 from longgame.training.trainer import SelectionTrainer
@@ -39,8 +39,8 @@ def rows_of(pool, ids=True):
     for row, tokens in enumerate(pool.input_ids):
         start = int(pool.prompt_tokens[row])
         labels = [-100] * start + tokens[start:].tolist()
-        found = {"input_ids": tokens.tolist(), "labels": labels, "attention_mask": [1] * len(tokens)}
-        rows.append({**found, "sample_id": pool.ids[row]} if ids else found)
+        feature = {"input_ids": tokens.tolist(), "labels": labels, "attention_mask": [1] * len(tokens)}
+        rows.append({**feature, "sample_id": pool.ids[row]} if ids else feature)
     return rows
 
 
@@ -48,7 +48,7 @@ def stream(n=8, ids=True):
     return Dataset.from_list(rows_of(make_pool(n), ids)).to_iterable_dataset()
 
 
-def arguments(folder, **more):
+def arguments(folder, **options):
     base = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 2,
@@ -61,7 +61,7 @@ def arguments(folder, **more):
         "use_cpu": True,
         "seed": 7,
     }
-    return TrainingArguments(**{**base, **more})
+    return TrainingArguments(**{**base, **options})
 
 
 class Recording(SelectionTrainer):
@@ -76,8 +76,10 @@ class Recording(SelectionTrainer):
         return batches, items
 
 
-def make_trainer(folder, tokenizer, cls=Recording, pool=None, model=None, train=None, dropout=0.0, args=None, **more):
-    more = with_selection(more)
+def make_trainer(
+    folder, tokenizer, cls=Recording, pool=None, model=None, train=None, dropout=0.0, args=None, **options
+):
+    options = with_selection(options)
     model = model or make_model(dropout=dropout)
     return cls(
         model,
@@ -85,23 +87,23 @@ def make_trainer(folder, tokenizer, cls=Recording, pool=None, model=None, train=
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         train_dataset=train if train is not None else Dataset.from_list(rows_of(pool or make_pool(40))),
         processing_class=tokenizer,
-        **more,
+        **options,
     )
 
 
-def with_selection(more):
+def with_selection(options):
     """Fields of SelectionConfig among these arguments, put into one."""
     fields = {item.name for item in dataclasses.fields(SelectionConfig)}
-    chosen = {name: value for name, value in more.items() if name in fields}
-    rest = {name: value for name, value in more.items() if name not in fields}
-    return {**rest, "selection": chosen} if chosen else rest
+    selection = {name: value for name, value in options.items() if name in fields}
+    others = {name: value for name, value in options.items() if name not in fields}
+    return {**others, "selection": selection} if selection else others
 
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_steps_and_learning_rates_are_those_of_a_trainer_on_a_quarter_of_the_rows(tmp_path, tokenizer):
+def test_steps_and_learning_rates_are_those_of_a_quarter(tmp_path, tokenizer):
     picky = make_trainer(tmp_path, tokenizer, selector=Coin(), args={"gradient_accumulation_steps": 2})
     picky.train()
     plain = make_trainer(tmp_path, tokenizer, Trainer, pool=make_pool(10), args={"gradient_accumulation_steps": 2})
@@ -111,7 +113,7 @@ def test_steps_and_learning_rates_are_those_of_a_trainer_on_a_quarter_of_the_row
     assert rates[0] == rates[1]
 
 
-def test_selecting_everything_gives_the_trainers_own_losses(tmp_path, tokenizer):
+def test_full_budget_gives_the_losses_of_the_plain_trainer(tmp_path, tokenizer):
     ours = make_trainer(tmp_path, tokenizer, selector=Coin(), budget=1.0, args={"gradient_accumulation_steps": 2})
     ours.train()
     plain = make_trainer(tmp_path, tokenizer, Trainer, args={"gradient_accumulation_steps": 2})
@@ -119,7 +121,7 @@ def test_selecting_everything_gives_the_trainers_own_losses(tmp_path, tokenizer)
     np.testing.assert_allclose(losses(ours), losses(plain), rtol=1e-4)
 
 
-def test_the_loss_counts_selected_tokens_only(tmp_path, tokenizer):
+def test_loss_counts_selected_tokens_only(tmp_path, tokenizer):
     model = make_model()
     before = loss_scorer(model)
     pool = make_pool(40)
@@ -127,10 +129,10 @@ def test_the_loss_counts_selected_tokens_only(tmp_path, tokenizer):
         tmp_path, tokenizer, pool=pool, model=model, selector=Coin(), args={"max_steps": 1, "learning_rate": 0.0}
     )
     trainer.train()
-    found = trainer.selection_policy.rounds[0].picked_ids
-    rows = [pool.index[i] for i in found]
-    each = before(pool.take(rows), ("loss",))["loss"]
-    expected = np.average(each, weights=pool.response_tokens[rows])
+    picks = trainer.selection_policy.rounds[0].picked_ids
+    rows = [pool.index[i] for i in picks]
+    nll = before(pool.take(rows), ("loss",))["loss"]
+    expected = np.average(nll, weights=pool.response_tokens[rows])
     assert losses(trainer)[0] == pytest.approx(expected, rel=1e-5)
 
 
@@ -139,14 +141,14 @@ def test_budget_and_rounds_hold_in_the_trainer(tmp_path, tokenizer, rounds):
     pool = make_pool(48)
     trainer = make_trainer(tmp_path, tokenizer, pool=pool, selector=Coin(), rounds=rounds, args={"num_train_epochs": 1})
     trainer.train()
-    rounds_made = trainer.selection_policy.rounds
-    spent = sum(done.selection.tokens for done in rounds_made)
+    rounds_done = trainer.selection_policy.rounds
+    spent = sum(done.selection.tokens for done in rounds_done)
     assert abs(spent - 0.25 * pool.tokens.sum()) <= pool.tokens.max()
-    assert len(rounds_made) == (6 if rounds == "step" else rounds)
+    assert len(rounds_done) == (6 if rounds == "step" else rounds)
     assert trainer.state.global_step == 6
 
 
-def test_an_offline_choice_is_passed_over_as_often_as_the_trainer_passes_over_the_data(tmp_path, tokenizer):
+def test_offline_picks_get_as_many_passes_as_the_dataset(tmp_path, tokenizer):
     trainer = make_trainer(
         tmp_path, tokenizer, pool=make_pool(48), selector=Coin(), rounds=1, args={"num_train_epochs": 3}
     )
@@ -156,7 +158,7 @@ def test_an_offline_choice_is_passed_over_as_often_as_the_trainer_passes_over_th
     assert np.mean(sizes) == pytest.approx(2, abs=0.7)
 
 
-def test_micro_batches_times_accumulation_do_not_change_what_is_picked(tmp_path, tokenizer):
+def test_accumulation_does_not_change_what_is_picked(tmp_path, tokenizer):
     picks = []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
         model = make_model()
@@ -173,7 +175,7 @@ def test_micro_batches_times_accumulation_do_not_change_what_is_picked(tmp_path,
 
 
 @pytest.mark.parametrize("rounds", ["step", 3])
-def test_resuming_at_any_step_gives_the_picks_and_losses_of_an_undisturbed_run(tmp_path, tokenizer, rounds):
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path, tokenizer, rounds):
     def build(folder):
         model = make_model(dropout=0.3)
         args = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -181,20 +183,20 @@ def test_resuming_at_any_step_gives_the_picks_and_losses_of_an_undisturbed_run(t
             folder, tokenizer, model=model, selector=Peek(), signals=loss_scorer(model), rounds=rounds, args=args
         )
 
-    whole = build(tmp_path / "whole")
-    whole.train()
-    assert whole.state.global_step == 6
+    full = build(tmp_path / "full")
+    full.train()
+    assert full.state.global_step == 6
     for stop in (1, 2, 3, 4, 5):
         resumed = build(tmp_path / f"resumed-{stop}")
-        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
-        assert resumed.picks == {step: whole.picks[step] for step in range(stop, 6)}
-        assert losses(resumed) == losses(whole)
-        assert resumed.selection_policy.selector.rounds == whole.selection_policy.selector.rounds
-        for (name, a), (_, b) in zip(resumed.model.named_parameters(), whole.model.named_parameters(), strict=True):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "full" / f"checkpoint-{stop}"))
+        assert resumed.picks == {step: full.picks[step] for step in range(stop, 6)}
+        assert losses(resumed) == losses(full)
+        assert resumed.selection_policy.selector.rounds == full.selection_policy.selector.rounds
+        for (name, a), (_, b) in zip(resumed.model.named_parameters(), full.model.named_parameters(), strict=True):
             assert torch.equal(a, b), name
 
 
-def test_a_checkpoint_holds_selection_without_pickle_and_one_without_it_is_refused(tmp_path, tokenizer):
+def test_checkpoint_without_selection_is_refused(tmp_path, tokenizer):
     args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train()
     folder = tmp_path / "checkpoint-2"
@@ -217,7 +219,7 @@ def test_training_twice_counts_rounds_and_budget_anew(tmp_path, tokenizer):
     assert len(trainer.selection_policy.rounds) == 4
 
 
-def test_rows_without_ids_get_them_by_content_wherever_they_stand(tmp_path, tokenizer):
+def test_rows_without_ids_get_them_by_content(tmp_path, tokenizer):
     rows = rows_of(make_pool(12), ids=False)
     rows[5] = dict(rows[2])
     ids = content_ids(rows)
@@ -229,30 +231,14 @@ def test_rows_without_ids_get_them_by_content_wherever_they_stand(tmp_path, toke
         assert set(trainer.selection_policy.rounds[0].candidate_ids) <= set(ids)
 
 
-def test_padding_is_not_counted_and_unlabelled_text_counts_its_first_token_as_prompt():
-    padded = {
-        "sample_id": "a",
-        "input_ids": [5, 6, 7, 0, 0],
-        "labels": [-100, 6, 7, -100, -100],
-        "attention_mask": [1, 1, 1, 0, 0],
-    }
-    text = {"sample_id": "b", "input_ids": [5, 6, 7]}
-    pool = pool_of([padded, text])
-    assert pool.tokens.tolist() == [3, 3]
-    assert pool.prompt_tokens.tolist() == [1, 1]
-    assert pool.response_tokens.tolist() == [2, 2]
-    with pytest.raises(DataError, match="candidate c has no token to learn"):
-        pool_of([{"sample_id": "c", "input_ids": [5, 6], "labels": [5, -100]}])
-
-
-def test_an_eval_dataset_with_ids_is_evaluated_as_without_selection(tmp_path, tokenizer):
-    held = Dataset.from_list(rows_of(make_pool(6, 3)))
-    trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), eval_dataset=held, args={"max_steps": 1})
+def test_eval_dataset_with_ids_is_evaluated(tmp_path, tokenizer):
+    validation = Dataset.from_list(rows_of(make_pool(6, 3)))
+    trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), eval_dataset=validation, args={"max_steps": 1})
     trainer.train()
     assert np.isfinite(trainer.evaluate()["eval_loss"])
 
 
-def test_the_log_does_not_grow_with_what_selectors_saw(tmp_path, tokenizer):
+def test_policy_log_drops_signals_of_earlier_rounds(tmp_path, tokenizer):
     model = make_model()
     trainer = make_trainer(tmp_path, tokenizer, model=model, selector=Peek(), signals=loss_scorer(model))
     trainer.train()
@@ -267,29 +253,29 @@ def test_a_stream_with_ids_is_selected_from_step_by_step(tmp_path, tokenizer):
     assert len(trainer.selection_policy.rounds) == 4
 
 
-def test_the_default_scorer_gives_live_signals_base_signals_and_quality(tmp_path, tokenizer):
+def test_default_source_gives_live_base_and_quality_signals(tmp_path, tokenizer):
     class Wide(Coin):
         name = "wide"
         requires = ("loss", "grad_norm", "embedding", "base_loss", "quality")
 
         def __init__(self):
-            self.seen = {}
+            self.values = {}
 
         def select(self, pool, signals, history, budget, rng):
             for row, sample_id in enumerate(pool.ids):
-                self.seen[sample_id] = {name: signals[name][row] for name in self.requires}
+                self.values[sample_id] = {name: signals[name][row] for name in self.requires}
             return super().select(pool, signals, history, budget, rng)
 
     model, pool = make_model(), make_pool(32)
     trainer = make_trainer(tmp_path, tokenizer, model=model, pool=pool, selector=Wide(), args={"max_steps": 4})
     expected = loss_scorer(model)(pool, ("loss",))["loss"]
     trainer.train()
-    seen = trainer.selection_policy.selector.seen
-    assert len(seen) == 32
-    np.testing.assert_allclose([seen[i]["base_loss"] for i in pool.ids], expected, rtol=1e-4)
+    values = trainer.selection_policy.selector.values
+    assert len(values) == 32
+    np.testing.assert_allclose([values[i]["base_loss"] for i in pool.ids], expected, rtol=1e-4)
     first = trainer.selection_policy.rounds[0].candidate_ids
-    np.testing.assert_allclose([seen[i]["loss"] for i in first], [expected[pool.index[i]] for i in first], rtol=1e-4)
-    assert not np.allclose([seen[i]["loss"] for i in pool.ids], expected, rtol=1e-4)
+    np.testing.assert_allclose([values[i]["loss"] for i in first], [expected[pool.index[i]] for i in first], rtol=1e-4)
+    assert not np.allclose([values[i]["loss"] for i in pool.ids], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SELECTORS.names())
@@ -324,7 +310,7 @@ def test_a_future_term_without_a_proxy_dataset_is_refused(tmp_path, tokenizer):
         make_trainer(tmp_path, tokenizer, selector="lhas").train()
 
 
-def test_full_fine_tuning_resumes_with_the_base_signals_it_started_with(tmp_path, tokenizer):
+def test_full_fine_tuning_resumes_with_its_base_signals(tmp_path, tokenizer):
     def build(folder):
         args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
         return make_trainer(folder, tokenizer, model=make_model(lora=False), selector="utility-diversity", args=args)
@@ -337,7 +323,7 @@ def test_full_fine_tuning_resumes_with_the_base_signals_it_started_with(tmp_path
     assert losses(resumed) == losses(first)
 
 
-def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tokenizer):
+def test_interleaved_labels_are_refused_by_the_default_source(tmp_path, tokenizer):
     rows = rows_of(make_pool(16))
     for row in rows:
         row["input_ids"] += [5, 6]
@@ -350,7 +336,7 @@ def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tok
 
 
 @pytest.mark.parametrize(
-    ("more", "error", "message"),
+    ("options", "error", "message"),
     [
         ({"selector": "los"}, RecipeError, "Did you mean 'loss'"),
         ({"selector": 3}, RecipeError, "selector is a int"),
@@ -361,14 +347,14 @@ def test_interleaved_labels_are_refused_by_the_default_scorer_only(tmp_path, tok
         ({"train": lambda: Dataset.from_list(rows_of(make_pool(2)) * 2)}, DataError, "'id000' repeats"),
         ({"train": lambda: Dataset.from_dict({"input_ids": []})}, DataError, "is empty"),
         ({"train": lambda: stream(ids=False), "args": {"max_steps": 1}}, DataError, "stream without a 'sample_id'"),
-        ({"train": stream, "rounds": 2, "args": {"max_steps": 2}}, DataError, "cannot be scored as a whole"),
+        ({"train": stream, "rounds": 2, "args": {"max_steps": 2}}, DataError, "cannot be scored as a full"),
     ],
 )
-def test_wrong_set_ups_are_refused_before_training(tmp_path, tokenizer, more, error, message):
-    if "train" in more:
-        more = {**more, "train": more["train"]()}
+def test_unsupported_setups_are_refused_before_training(tmp_path, tokenizer, options, error, message):
+    if "train" in options:
+        options = {**options, "train": options["train"]()}
     with pytest.raises(error, match=message):
-        make_trainer(tmp_path, tokenizer, **more)
+        make_trainer(tmp_path, tokenizer, **options)
 
 
 def test_several_processes_are_refused(tmp_path, tokenizer, monkeypatch):
@@ -385,7 +371,7 @@ def test_a_policy_brings_its_own_history(tmp_path, tokenizer):
     assert policy.history.n_selected == sum(len(done.picked_ids) for done in policy.rounds)
 
 
-def sft(folder, tokenizer, args=None, **more):
+def sft(folder, tokenizer, args=None, **options):
     rng = np.random.default_rng(0)
 
     def text():
@@ -393,28 +379,28 @@ def sft(folder, tokenizer, args=None, **more):
 
     rows = [{"prompt": text() + " ", "completion": text(), "sample_id": f"s{i}"} for i in range(40)]
     config = {**arguments(folder).to_dict(), "max_length": 32, **(args or {})}
-    known = {name: value for name, value in config.items() if name in SFTConfig.__dataclass_fields__}
-    config = SFTConfig(**{name: value for name, value in known.items() if value is not None})
+    fields = {name: value for name, value in config.items() if name in SFTConfig.__dataclass_fields__}
+    config = SFTConfig(**{name: value for name, value in fields.items() if value is not None})
     data = Dataset.from_list(rows)
     return SelectionSFTTrainer(
-        make_model(), config, train_dataset=data, processing_class=tokenizer, **with_selection(more)
+        make_model(), config, train_dataset=data, processing_class=tokenizer, **with_selection(options)
     )
 
 
-def test_the_sft_trainer_selects_scores_and_resumes(tmp_path, tokenizer):
+def test_sft_trainer_selects_and_resumes(tmp_path, tokenizer):
     args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
-    whole = sft(tmp_path / "a", tokenizer, selector="loss", args=args)
-    whole.train()
-    assert {i for done in whole.selection_policy.rounds for i in done.candidate_ids} <= {f"s{i}" for i in range(40)}
+    full = sft(tmp_path / "a", tokenizer, selector="loss", args=args)
+    full.train()
+    assert {i for done in full.selection_policy.rounds for i in done.candidate_ids} <= {f"s{i}" for i in range(40)}
     for stop in (2, 4):
         resumed = sft(tmp_path / f"b{stop}", tokenizer, selector="loss", args=args)
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
-        picks = [[done.picked_ids for done in run.selection_policy.rounds] for run in (whole, resumed)]
+        picks = [[done.picked_ids for done in run.selection_policy.rounds] for run in (full, resumed)]
         assert picks[1] == picks[0][stop:]
-        assert losses(resumed) == losses(whole)
+        assert losses(resumed) == losses(full)
 
 
-def test_the_sft_trainer_prepares_the_proxy_dataset_like_the_training_dataset(tmp_path, tokenizer):
+def test_sft_trainer_tokenizes_the_proxy_dataset(tmp_path, tokenizer):
     proxy = Dataset.from_list([{"prompt": "w3 w4 ", "completion": "w5 w6"}, {"prompt": "w7 ", "completion": "w8"}])
     trainer = sft(tmp_path, tokenizer, selector="lhas", proxy_dataset=proxy, args={"max_steps": 1})
     trainer.train()
@@ -422,12 +408,12 @@ def test_the_sft_trainer_prepares_the_proxy_dataset_like_the_training_dataset(tm
 
 
 @pytest.mark.parametrize("name", ["packing", "padding_free"])
-def test_the_sft_trainer_refuses_rows_that_join_examples(tmp_path, tokenizer, name):
+def test_sft_trainer_refuses_rows_that_join_examples(tmp_path, tokenizer, name):
     with pytest.raises(RecipeError, match=f"{name}=True joins examples"):
         sft(tmp_path, tokenizer, args={name: True})
 
 
-def test_without_trl_the_error_says_what_to_install(monkeypatch):
+def test_missing_trl_error_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "longgame.training.sft")
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"pip install 'longgame\[trl\]'"):

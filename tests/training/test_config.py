@@ -1,0 +1,69 @@
+"""SelectionConfig: validated where it is made, plain values there and back, short forms."""
+
+import dataclasses
+
+import pytest
+
+from longgame.errors import RecipeError
+from longgame.selection.base import build_selector
+from longgame.training.config import SelectionConfig
+from support.training import Coin, make_policy
+
+
+def test_plain_values_round_trip():
+    config = SelectionConfig(selector="loss", budget=0.1, rounds=3, epochs=2, seed=7)
+    assert SelectionConfig.from_dict(config.to_dict()) == config
+    assert set(config.to_dict()) == {item.name for item in dataclasses.fields(SelectionConfig)}
+
+
+def test_short_forms_mean_a_config():
+    selector = Coin()
+    assert SelectionConfig.of("loss") == SelectionConfig(selector="loss")
+    assert SelectionConfig.of({"selector": "loss", "budget": 0.5}).budget == 0.5
+    assert SelectionConfig.of(selector).selector is selector
+    config = SelectionConfig()
+    assert SelectionConfig.of(config) is config
+
+
+def test_policies_of_one_config_share_nothing_but_the_seed():
+    config = SelectionConfig(selector="utility-diversity", parameters={"coverage_weight": 0.5})
+    first, second = config.build_policy(3), config.build_policy(3)
+    assert first.selector is not second.selector
+    assert first.selector.coverage_weight == 0.5
+    assert first.rng.random() == second.rng.random()
+    policy = make_policy()
+    assert SelectionConfig(selector=policy).build_policy(3) is policy
+
+
+@pytest.mark.parametrize(("budget", "ratio"), [(1.0, 1), (0.5, 2), (0.3, 4), (0.1, 10)])
+def test_candidates_per_place_follow_from_the_budget(budget, ratio):
+    assert SelectionConfig(budget=budget).ratio == ratio
+    assert SelectionConfig(budget=budget, candidate_ratio=7).ratio == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"budget": 0}, "budget is 0;"),
+        ({"budget": 1.5}, "budget is 1.5"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"rounds": "epoch"}, "rounds is 'epoch'"),
+        ({"epochs": 0, "rounds": 1}, "epochs is 0"),
+        ({"epochs": 2}, "epochs is 2 but rounds is 'step'"),
+        ({"candidate_ratio": 0}, "candidate_ratio is 0"),
+        ({"clusters": 0}, "clusters is 0"),
+        ({"selector": "los"}, "Did you mean 'loss'"),
+        ({"selector": 3}, "selector is a int"),
+        ({"selector": "loss", "parameters": {"weight": 1}}, "no parameter 'weight'"),
+        ({"selector": build_selector("loss"), "parameters": {"a": 1}}, "LossSelector already"),
+        ({"budgett": 0.1}, "unknown field 'budgett'. Did you mean 'budget'"),
+    ],
+)
+def test_wrong_values_are_refused_where_the_config_is_made(values, message):
+    with pytest.raises(RecipeError, match=message):
+        SelectionConfig.from_dict(values)
+
+
+def test_a_selector_object_has_no_plain_values():
+    with pytest.raises(RecipeError, match="selector is a Coin, which has no plain form"):
+        SelectionConfig(selector=Coin()).to_dict()
