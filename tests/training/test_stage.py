@@ -11,9 +11,9 @@ import torch
 from longgame.errors import BudgetError, ModelError, NumericalError
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
-from longgame.selection.base import build_selector
+from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
-from longgame.selection.interventions import Replay, Reserve
+from longgame.selection.interventions import Replay
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training import stage as stages

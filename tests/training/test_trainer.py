@@ -16,7 +16,8 @@ from trl import SFTConfig
 
 import longgame
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
-from longgame.selection.base import SELECTORS
+from longgame.selection.base import SELECTORS, build_selector
+from longgame.selection.interventions import ClusterFloor, ProxyPenalty
 from longgame.training.candidates import content_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.sft import SelectionSFTTrainer
@@ -278,10 +279,14 @@ def test_default_source_gives_live_base_and_quality_signals(tmp_path, tokenizer)
     assert not np.allclose([values[i]["loss"] for i in pool.ids], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", SELECTORS.names())
-def test_every_registered_selector_trains(tmp_path, tokenizer, name):
+@pytest.mark.parametrize(
+    "selector",
+    [*SELECTORS.names(), ProxyPenalty(build_selector("loss"), 0.5), ClusterFloor(build_selector("loss"), 0.05)],
+    ids=lambda selector: selector if isinstance(selector, str) else type(selector).__name__,
+)
+def test_every_registered_selector_trains(tmp_path, tokenizer, selector):
     proxy = Dataset.from_list(rows_of(make_pool(4, seed=9)))
-    trainer = make_trainer(tmp_path, tokenizer, selector=name, proxy_dataset=proxy, args={"max_steps": 2})
+    trainer = make_trainer(tmp_path, tokenizer, selector=selector, proxy_dataset=proxy, args={"max_steps": 2})
     trainer.train()
     assert len(trainer.selection_policy.rounds) == 2
     assert trainer.selection_feed.spent > 0
