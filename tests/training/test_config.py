@@ -26,10 +26,10 @@ def test_short_forms_mean_a_config():
 
 
 def test_policies_of_one_config_share_nothing_but_the_seed():
-    config = SelectionConfig(selector="utility-diversity", parameters={"coverage_weight": 0.5})
+    config = SelectionConfig(selector="utility-diversity", parameters={"diversity_weight": 0.5})
     first, second = config.build_policy(3), config.build_policy(3)
     assert first.selector is not second.selector
-    assert first.selector.coverage_weight == 0.5
+    assert first.selector.diversity_weight == 0.5
     assert first.rng.random() == second.rng.random()
     policy = make_policy()
     assert SelectionConfig(selector=policy).build_policy(3) is policy

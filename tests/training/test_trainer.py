@@ -184,16 +184,18 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path, tokenizer, round
             folder, tokenizer, model=model, selector=Peek(), signals=loss_scorer(model), rounds=rounds, args=args
         )
 
-    full = build(tmp_path / "full")
-    full.train()
-    assert full.state.global_step == 6
+    undisturbed = build(tmp_path / "undisturbed")
+    undisturbed.train()
+    assert undisturbed.state.global_step == 6
     for stop in (1, 2, 3, 4, 5):
         resumed = build(tmp_path / f"resumed-{stop}")
-        resumed.train(resume_from_checkpoint=str(tmp_path / "full" / f"checkpoint-{stop}"))
-        assert resumed.picks == {step: full.picks[step] for step in range(stop, 6)}
-        assert losses(resumed) == losses(full)
-        assert resumed.selection_policy.selector.rounds == full.selection_policy.selector.rounds
-        for (name, a), (_, b) in zip(resumed.model.named_parameters(), full.model.named_parameters(), strict=True):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "undisturbed" / f"checkpoint-{stop}"))
+        assert resumed.picks == {step: undisturbed.picks[step] for step in range(stop, 6)}
+        assert losses(resumed) == losses(undisturbed)
+        assert resumed.selection_policy.selector.rounds == undisturbed.selection_policy.selector.rounds
+        for (name, a), (_, b) in zip(
+            resumed.model.named_parameters(), undisturbed.model.named_parameters(), strict=True
+        ):
             assert torch.equal(a, b), name
 
 
@@ -352,7 +354,7 @@ def test_interleaved_labels_are_refused_by_the_default_source(tmp_path, tokenize
         ({"train": lambda: Dataset.from_list(rows_of(make_pool(2)) * 2)}, DataError, "'id000' repeats"),
         ({"train": lambda: Dataset.from_dict({"input_ids": []})}, DataError, "is empty"),
         ({"train": lambda: stream(ids=False), "args": {"max_steps": 1}}, DataError, "stream without a 'sample_id'"),
-        ({"train": stream, "rounds": 2, "args": {"max_steps": 2}}, DataError, "cannot be scored as a full"),
+        ({"train": stream, "rounds": 2, "args": {"max_steps": 2}}, DataError, "cannot be scored as a whole"),
     ],
 )
 def test_unsupported_setups_are_refused_before_training(tmp_path, tokenizer, options, error, message):
@@ -394,15 +396,17 @@ def sft(folder, tokenizer, args=None, **options):
 
 def test_sft_trainer_selects_and_resumes(tmp_path, tokenizer):
     args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
-    full = sft(tmp_path / "a", tokenizer, selector="loss", args=args)
-    full.train()
-    assert {i for done in full.selection_policy.rounds for i in done.candidate_ids} <= {f"s{i}" for i in range(40)}
+    undisturbed = sft(tmp_path / "a", tokenizer, selector="loss", args=args)
+    undisturbed.train()
+    assert {i for done in undisturbed.selection_policy.rounds for i in done.candidate_ids} <= {
+        f"s{i}" for i in range(40)
+    }
     for stop in (2, 4):
         resumed = sft(tmp_path / f"b{stop}", tokenizer, selector="loss", args=args)
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
-        picks = [[done.picked_ids for done in run.selection_policy.rounds] for run in (full, resumed)]
+        picks = [[done.picked_ids for done in run.selection_policy.rounds] for run in (undisturbed, resumed)]
         assert picks[1] == picks[0][stop:]
-        assert losses(resumed) == losses(full)
+        assert losses(resumed) == losses(undisturbed)
 
 
 def test_sft_trainer_tokenizes_the_proxy_dataset(tmp_path, tokenizer):

@@ -68,13 +68,13 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     packing = [module for module in modules if vars(module).get(_REPACKS)]
     try:
         for module in training:
-            vars(module)["training"] = False  # nn.Module.__setattr__ takes ten times as long, on every call
+            module.training = False
         for module in packing:
             vars(module)[_REPACKS] = False
         yield
     finally:
         for module in training:
-            vars(module)["training"] = True
+            module.training = True
         for module in packing:
             vars(module)[_REPACKS] = True
 

@@ -141,7 +141,7 @@ class StageTrainer(SelectionMixin, Trainer):
         self.updates = UpdateRecorder(trainable, spec.steps, seed=selection.seed or 0)
         self.remove_callback(PrinterCallback)
         # train() begins with Accelerator.free_memory, which collects all garbage. This accelerator is new and holds
-        # nothing: on the tiny model the collection takes 18 % of a stage (0.26 of 1.45 s).
+        # nothing: on the tiny model the collection adds 18 % to a stage (0.26 to 1.45 s).
         vars(self.accelerator)["free_memory"] = lambda *objects: objects
         self.watch = _Watch(self, on_step)
         self.add_callback(self.watch)
