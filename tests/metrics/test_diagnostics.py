@@ -86,13 +86,13 @@ def test_concentration_refuses_what_is_not_finite_or_not_a_gram_matrix():
 
 def test_means_are_weighted_by_tokens_by_hand():
     tokens = np.array([10, 30])
-    assert diagnostics.mean_difficulty(np.array([0.2, 0.6]), tokens) == pytest.approx(0.5)  # (2 + 18)/40
-    assert diagnostics.mean_quality(np.array([1.0, 0.0]), tokens) == pytest.approx(0.25)
-    assert diagnostics.noisy_share(np.array([False, True]), tokens) == pytest.approx(0.75)
+    assert diagnostics.token_weighted_mean(np.array([0.2, 0.6]), tokens) == pytest.approx(0.5)  # (2 + 18)/40
+    assert diagnostics.token_weighted_mean(np.array([1.0, 0.0]), tokens) == pytest.approx(0.25)
+    assert diagnostics.token_weighted_mean(np.array([False, True]), tokens) == pytest.approx(0.75)
 
 
 def test_an_unknown_value_makes_the_mean_unknown():
-    assert np.isnan(diagnostics.noisy_share(np.array([1.0, np.nan]), np.array([1, 1])))
+    assert np.isnan(diagnostics.token_weighted_mean(np.array([1.0, np.nan]), np.array([1, 1])))
     assert np.isnan(diagnostics.token_weighted_mean(np.array([]), np.array([])))
     with pytest.raises(DataError, match=r"\(2,\) values"):
         diagnostics.token_weighted_mean(np.array([1.0, 2.0]), np.array([1]))

@@ -163,7 +163,7 @@ def test_means_and_sums_over_stages_with_a_hole_are_nan(values, other, missing, 
     "result",
     [
         diagnostics.token_weighted_mean(np.array([1.0, np.nan]), np.array([1, 1])),
-        diagnostics.noisy_share(np.array([np.nan, np.nan]), np.array([3, 4])),
+        diagnostics.token_weighted_mean(np.array([np.nan, np.nan]), np.array([3, 4])),
         diagnostics.capability_entropy(np.zeros(3)),
         diagnostics.selection_concentration(np.zeros((0, 3))),
         diagnostics.update_concentration(np.zeros((0, 0))),

@@ -27,10 +27,8 @@ from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.scorers import Score
 from longgame.metrics.diagnostics import (
     capability_entropy,
-    mean_difficulty,
-    mean_quality,
-    noisy_share,
     selection_concentration,
+    token_weighted_mean,
     update_concentration,
 )
 from longgame.recipe import Recipe
@@ -426,9 +424,9 @@ def _diagnostics(
         "update_concentration": (update_concentration(report.update_gram), "share"),
         "adapter_drift": (report.drift, "1-cos"),
         "update_norm": (report.update_norm, "frobenius"),
-        "difficulty": (mean_difficulty(frozen["difficulty"], chosen.tokens), "pool percentile"),
-        "quality": (mean_quality(frozen["quality"], chosen.tokens), "0-1"),
-        "noisy_share": (noisy_share(noisy, chosen.tokens), "share"),
+        "difficulty": (token_weighted_mean(frozen["difficulty"], chosen.tokens), "pool percentile"),
+        "quality": (token_weighted_mean(frozen["quality"], chosen.tokens), "0-1"),
+        "noisy_share": (token_weighted_mean(noisy, chosen.tokens), "share"),
         "final_loss": (float(report.losses[-1]), "nats/token"),
     }
     return [

@@ -39,6 +39,8 @@ def capability_entropy(tokens: Int[np.ndarray, " clusters"] | Float[np.ndarray, 
 def token_weighted_mean(values: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"], tokens: Tokens) -> float:
     """Σ tokens·value / Σ tokens; NaN when nothing was selected or a value is NaN (not measured).
 
+    Mean difficulty (pool percentile of base-model NLL), mean quality (Table 2) and the noisy share are such means.
+
     Raises:
         DataError: lengths differ or a token count is negative.
     """
@@ -50,21 +52,6 @@ def token_weighted_mean(values: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"]
     if not weights.sum() > 0:
         return float("nan")
     return float(weights @ np.asarray(values, dtype=float) / weights.sum())
-
-
-def mean_difficulty(percentile: Float[np.ndarray, " n"], tokens: Tokens) -> float:
-    """Token-weighted mean of the selected examples' pool percentile of base-model NLL, 0–1 (Table 2)."""
-    return token_weighted_mean(percentile, tokens)
-
-
-def mean_quality(quality: Float[np.ndarray, " n"], tokens: Tokens) -> float:
-    """Token-weighted mean quality score of the selected examples, 0–1 (Table 2)."""
-    return token_weighted_mean(quality, tokens)
-
-
-def noisy_share(noisy: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"], tokens: Tokens) -> float:
-    """Share of the selected tokens in examples damaged on purpose; NaN where damage is unknown."""
-    return token_weighted_mean(noisy, tokens)
 
 
 def _top_share(gram: Float[np.ndarray, "k k"], eps: float) -> float:
