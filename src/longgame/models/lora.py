@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, PluginError
+from longgame.models.head import decoder_of
 
 # Which weights a gradient signal is about
 
@@ -82,20 +83,33 @@ class GradientTargets:
 
     lora: bool
     """LoRA's weights, or full fine-tuning's weight matrices."""
+    first_block: nn.Module | None = None
+    """Decoder layer before which no gradient is taken; None: all layers count."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     linear: dict[str, nn.Module] = field(default_factory=dict)
     """Name without ``.weight`` → the linear map that applies it (and its bias, where that is among ``weights``)."""
     magnitudes: dict[str, nn.Module] = field(default_factory=dict)
     """Name without ``.weight`` → DoRA's module that applies it."""
     embedding: LoraOnEmbedding | None = None
+    covered: set[int] = field(default_factory=set)
+    """Ids of ``weights`` and of their like in layers before ``first_block``."""
 
     @property
     def size(self) -> int:
         """Entries of the gradient."""
         return sum(weight.numel() for weight in self.weights.values())
 
+    def add(self, inside: bool, weights: Mapping[str, Tensor]) -> bool:
+        """Cover these weights, and take their gradients if they are ``inside`` the chosen layers; return ``inside``."""
+        self.covered |= {id(weight) for weight in weights.values()}
+        if inside:
+            self.weights |= weights
+        return inside
 
-def gradient_targets(base: PreTrainedModel, named: Mapping[str, nn.Module]) -> GradientTargets:
+
+def gradient_targets(
+    base: PreTrainedModel, named: Mapping[str, nn.Module], layers: int | None = None
+) -> GradientTargets:
     """Find the weights of the gradient: the active LoRA weights, or else every trainable linear weight.
 
     With LoRA (A, B, B's bias, DoRA's magnitude) nothing else may be trainable, since the signal would leave it out.
@@ -105,11 +119,13 @@ def gradient_targets(base: PreTrainedModel, named: Mapping[str, nn.Module]) -> G
     Args:
         base: the causal LM.
         named: its modules by name.
+        layers: take the last so many decoder layers only.
 
     Raises:
         ModelError: a 4-bit layer repacked for inference, a LoRA variant other than DoRA, LoRA on a convolution or on an
             embedding that is not the input embedding, merged or disabled adapters, two active adapters, another PEFT
             method, other trainable matrices, a matrix that two layers share, or nothing trainable at all.
+        PluginError: ``layers`` is below 1 or above the number of decoder layers.
     """
     for name, module in named.items():
         if is_repacked(module):
@@ -117,20 +133,22 @@ def gradient_targets(base: PreTrainedModel, named: Mapping[str, nn.Module]) -> G
                 f"the 4-bit layer '{name}' ran in evaluation mode on the CPU, where bitsandbytes repacks its weights "
                 "for inference and passes no gradients on from then (training would suffer too). Load the model again."
             )
+    inside, first_block = _last_blocks(base, layers)
     adapted = {name: module for name, module in named.items() if isinstance(module, BaseTunerLayer)}
-    targets = GradientTargets(bool(adapted))
+    targets = GradientTargets(bool(adapted), first_block)
     for name, layer in adapted.items():
         if not isinstance(layer, LoraLayer):
             kind = type(layer).__name__
             raise ModelError(f"gradient signals support LoRA only; layer '{name}' is {kind}. Use LoRA.")
-        _add_lora(targets, name, layer, layer is base.get_input_embeddings())
+        _add_lora(targets, name, layer, layer is base.get_input_embeddings(), name.startswith(inside))
     if not adapted:
-        _add_full(targets, base, named)
+        _add_full(targets, base, named, inside)
     _refuse_others(base, named, targets)
     if not targets.weights:
+        where = "" if layers is None else f" in its last {layers} decoder layer(s)"
         raise ModelError(
-            "gradient signals need trainable weights, and the model has no LoRA adapter and no trainable linear layer. "
-            "Attach a LoRA adapter, or set requires_grad on the weights to be trained."
+            f"gradient signals need trainable weights, and the model has no LoRA adapter and no trainable linear "
+            f"layer{where}. Attach a LoRA adapter, or set requires_grad on the weights to be trained."
         )
     return targets
 
@@ -141,7 +159,27 @@ def is_repacked(module: nn.Module) -> bool:
     return bool(getattr(state, "packing_format_for_cpu", False))
 
 
-def _add_full(targets: GradientTargets, base: PreTrainedModel, named: Mapping[str, nn.Module]) -> None:
+def _last_blocks(base: PreTrainedModel, layers: int | None) -> tuple[tuple[str, ...], nn.Module | None]:
+    """Name prefixes of the last decoder layers ("" for everything), and the first of these layers."""
+    if layers is None:
+        return ("",), None
+    decoder, count = decoder_of(base), base.config.get_text_config().num_hidden_layers
+    for name, blocks in base.named_modules():
+        if isinstance(blocks, nn.ModuleList) and len(blocks) == count and blocks in decoder.children():
+            if not 1 <= layers <= count:
+                raise PluginError(
+                    f"gradient_layers is {layers}; {type(base).__name__} has 1 to {count} to take it from."
+                )
+            return tuple(f"{name}.{index}." for index in range(count - layers, count)), blocks[count - layers]
+    raise ModelError(
+        f"{type(decoder).__name__} holds no list of its {count} layers, so the last ones cannot be found. "
+        "Leave gradient_layers out."
+    )
+
+
+def _add_full(
+    targets: GradientTargets, base: PreTrainedModel, named: Mapping[str, nn.Module], inside: tuple[str, ...]
+) -> None:
     head = base.get_output_embeddings()
     linear = {
         name: module
@@ -155,11 +193,11 @@ def _add_full(targets: GradientTargets, base: PreTrainedModel, named: Mapping[st
                 f"'{name}.weight' is shared by {uses[id(module.weight)]} layers, and the norm of a shared weight's "
                 "gradient is not that of its parts. Use LoRA, or freeze the shared weight."
             )
-        targets.weights[f"{name}.weight"] = module.weight
-        targets.linear[name] = module
+        if targets.add(name.startswith(inside), {f"{name}.weight": module.weight}):
+            targets.linear[name] = module
 
 
-def _add_lora(targets: GradientTargets, name: str, layer: LoraLayer, is_input: bool) -> None:
+def _add_lora(targets: GradientTargets, name: str, layer: LoraLayer, is_input: bool, inside: bool) -> None:
     adapter = _active_adapter(name, layer)
     if adapter is None:
         return
@@ -170,9 +208,9 @@ def _add_lora(targets: GradientTargets, name: str, layer: LoraLayer, is_input: b
                 + (f"uses {type(layer.lora_variant[adapter]).__name__}." if is_input else "is another embedding.")
                 + " Take it out of target_modules."
             )
-        targets.weights[f"{name}.lora_embedding_A"] = layer.lora_embedding_A[adapter]
-        targets.weights[f"{name}.lora_embedding_B"] = layer.lora_embedding_B[adapter]
-        targets.embedding = LoraOnEmbedding(name, layer, adapter)
+        a, b = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        if targets.add(inside, {f"{name}.lora_embedding_A": a, f"{name}.lora_embedding_B": b}):
+            targets.embedding = LoraOnEmbedding(name, layer, adapter)
         return
     for key, part in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
         factor = part[adapter] if adapter in part else None  # noqa: SIM401 (a ModuleDict has no get)
@@ -181,17 +219,16 @@ def _add_lora(targets: GradientTargets, name: str, layer: LoraLayer, is_input: b
                 f"gradient signals support LoRA on linear layers and the input embedding; layer '{name}' is LoRA's "
                 f"{type(layer).__name__}. Take it out of target_modules (or target_parameters)."
             )
-        targets.linear[f"{name}.{key}"] = factor
-        targets.weights[f"{name}.{key}.weight"] = factor.weight
-        if factor.bias is not None:
-            targets.weights[f"{name}.{key}.bias"] = factor.bias
+        bias = {} if factor.bias is None else {f"{name}.{key}.bias": factor.bias}
+        if targets.add(inside, {f"{name}.{key}.weight": factor.weight} | bias):
+            targets.linear[f"{name}.{key}"] = factor
     if adapter in layer.lora_variant:
         magnitude = layer.lora_magnitude_vector[adapter]
         weight = magnitude.get_parameter("weight")
         if not bool((weight != 0).all()):
             raise ModelError(f"DoRA's magnitude in layer '{name}' holds a 0, where its gradient is not defined.")
-        targets.weights[f"{name}.lora_magnitude_vector.weight"] = weight
-        targets.magnitudes[f"{name}.lora_magnitude_vector"] = magnitude
+        if targets.add(inside, {f"{name}.lora_magnitude_vector.weight": weight}):
+            targets.magnitudes[f"{name}.lora_magnitude_vector"] = magnitude
 
 
 def _active_adapter(name: str, layer: LoraLayer) -> str | None:
@@ -219,14 +256,13 @@ def _active_adapter(name: str, layer: LoraLayer) -> str | None:
 def _refuse_others(base: PreTrainedModel, named: Mapping[str, nn.Module], targets: GradientTargets) -> None:
     """Refuse trainable weights that the signal would miss; full fine-tuning's documented exceptions pass."""
     tables = {id(part.weight) for part in (base.get_input_embeddings(), base.get_output_embeddings()) if part}
-    covered = {id(weight) for weight in targets.weights.values()}
     others = [
         f"{name}.{key}"
         for name, module in named.items()
         for key, weight in module._parameters.items()
         if weight is not None
         and weight.requires_grad
-        and id(weight) not in covered
+        and id(weight) not in targets.covered
         and (targets.lora or not (weight.ndim < 2 or id(weight) in tables or isinstance(module, nn.Embedding)))
     ]
     if not others:
@@ -252,7 +288,7 @@ class Recording:
 
     receive: Receiver
     inputs: list[Tensor] = field(default_factory=list)
-    """The input embeddings, once the forward pass has run."""
+    """The input embeddings, or what enters the first layer that counts, once the forward pass has run."""
     used: set[str] = field(default_factory=set)
     """Targets that took part."""
 
@@ -278,7 +314,8 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
 
     ``torch.autograd.grad`` with respect to ``Recording.inputs`` drives that pass over activations alone: no parameter's
     ``grad`` or ``requires_grad`` is touched. Reporting during the pass keeps only one layer's δ in memory. The hooks on
-    the modules are gone when the context ends; those on activations go with the graph.
+    the modules are gone when the context ends; those on activations go with the graph. Layers before
+    ``targets.first_block`` run without a graph: let a ``torch.enable_grad()`` inside this context restore the mode.
 
     Raises:
         PluginError: (in the forward pass) a target runs twice, or sees activations without a batch dimension.
@@ -287,6 +324,9 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
     handles: list[RemovableHandle] = []
     try:
         handles.append(base.get_input_embeddings().register_forward_hook(_at_embedding(record, targets)))
+        if targets.first_block is not None:
+            start = _at_first_block(record)
+            handles.append(targets.first_block.register_forward_pre_hook(start, with_kwargs=True))
         for name, module in targets.linear.items():
             handles.append(module.register_forward_hook(_at_linear(record, name, targets)))
         for name, module in targets.magnitudes.items():
@@ -299,6 +339,10 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
 
 def _at_embedding(record: Recording, targets: GradientTargets) -> Callable[..., Tensor]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if targets.first_block is not None:
+            torch.set_grad_enabled(False)  # until the first layer that counts
+            record.inputs = [output.detach()]
+            return record.inputs[0]
         entrance = output.detach().requires_grad_()
         record.inputs = [entrance]
         source, ids = targets.embedding, args[0]
@@ -306,6 +350,17 @@ def _at_embedding(record: Recording, targets: GradientTargets) -> Callable[..., 
             record.claim(source.name, output.shape)
             entrance.register_hook(lambda delta: source.report(record.receive, ids, delta))
         return entrance
+
+    return hook
+
+
+def _at_first_block(record: Recording) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        torch.set_grad_enabled(True)
+        entrance = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
+        record.inputs = [entrance]
+        record.used.clear()  # layers before this one
+        return ((entrance, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entrance})
 
     return hook
 

@@ -168,6 +168,7 @@ class SignalEngine:
         max_batch_tokens: padded tokens of a batch. Default: 4,096, and on a CPU fewer where gradients of a larger
             model are computed (about 1.5 GiB of activations). A batch that does not fit into memory is halved, and so
             are those after it.
+        gradient_layers: gradients of the last so many decoder layers only; earlier layers cost no backward pass.
         preconditioner: Adam's moments for ``adam_grad_sketch``; may be replaced as training goes on.
 
     Raises:
@@ -184,12 +185,14 @@ class SignalEngine:
         logit_sketch_shape: tuple[int, int] = (8, 128),
         seed: int = 0,
         max_batch_tokens: int | None = None,
+        gradient_layers: int | None = None,
         preconditioner: AdamPreconditioner | None = None,
     ) -> None:
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise PluginError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
         self.pad_token_id = int(pad_token_id)
         self.max_batch_tokens = max_batch_tokens
+        self.gradient_layers = gradient_layers
         self.preconditioner = preconditioner
         self._base = unwrap(model)
         self._decoder = decoder_of(self._base)
@@ -214,7 +217,7 @@ class SignalEngine:
         modules = dict(self._base.named_modules())  # walked at every call: adapters may have been added or switched
         targets = None
         if {*names} & {*BACKWARD, ADAM}:
-            targets = gradient_targets(self._base, modules)
+            targets = gradient_targets(self._base, modules, self.gradient_layers)
             if ADAM in names:
                 check_preconditioner(self.preconditioner, targets)
             if {*names} & {"grad_sketch", ADAM} and targets.size < self._sketch.dim:
