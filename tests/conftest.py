@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Set before torch is imported. The models of the tests are so small that more threads only wait for each other."""
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a busy machine must not fail a property
+
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = {"benchmarks", "studies"}
 """Tests of what is not in the package; `make test` leaves them out."""
