@@ -11,6 +11,7 @@ from typing import Any
 
 from longgame.audit.learner import Outline, outline
 from longgame.data.orders import resolve_order
+from longgame.data.synthetic.sequence import stages_of
 from longgame.errors import RecipeError
 from longgame.recipe import ADAPTATION_KINDS, AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
 from longgame.seeding import generator
@@ -350,8 +351,6 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
 
         return WorldSpec.of(recipe).stages
     if recipe.data.sequence.startswith("procedural"):
-        from longgame.data.synthetic.sequence import stages_of  # reasoning-gym is slow to import
-
         return tuple(stages_of(recipe.data))
     return tuple(stage.name for stage in recipe.data.stages)
 
