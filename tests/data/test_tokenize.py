@@ -54,7 +54,7 @@ def test_prompt_and_response_decode_to_the_rendered_conversation(prompt: str, re
     assert TOKENIZER.decode(encoded.response_ids) == f"{response}<|im_end|>"
 
 
-def test_the_response_ends_with_end_of_turn_and_nothing_behind_it() -> None:
+def test_the_response_ends_with_end_of_turn() -> None:
     encoded = encode(Example.make("Hi", "Hello"), TOKENIZER, 100)
     assert encoded.response_ids[-1] == TOKENIZER.eos_token_id
     assert (encoded.response_ids == TOKENIZER.eos_token_id).sum() == 1
@@ -87,7 +87,7 @@ def test_plain_template_is_prompt_newline_response_eos() -> None:
     assert tokenizer.decode(encoded.response_ids) == "Hello<|im_end|>"
 
 
-def test_plain_template_begins_with_bos_where_the_tokenizer_adds_one() -> None:
+def test_plain_template_begins_with_bos_if_there_is_one() -> None:
     tokenizer = prepare_tokenizer(chat_tokenizer(template=None, add_bos=True), ModelSpec(chat_template="plain"))
     encoded = encode(Example.make("Hi", "Hello"), tokenizer, 100)
     assert tokenizer.decode(encoded.prompt_ids) == "<|im_start|>Hi\n"
@@ -116,7 +116,7 @@ def test_a_template_that_trims_the_content_is_accepted() -> None:
         (CHATML.replace("message['content']", "(message['content'] | upper)"), "changes the response"),
     ],
 )
-def test_a_template_that_cannot_carry_the_loss_is_refused_with_the_fix(template: str | None, reason: str) -> None:
+def test_unusable_templates_are_refused_with_the_fix(template: str | None, reason: str) -> None:
     with pytest.raises(ModelError, match=reason) as caught:
         encode(Example.make("Hi", "hello"), chat_tokenizer(template=template), 100)
     assert "model.chat_template" in str(caught.value)
@@ -161,7 +161,7 @@ def test_too_long_is_an_error_or_dropped() -> None:
         encode(long[0], TOKENIZER, 60)
 
 
-def test_fits_within_agrees_with_encode_and_looks_at_every_option() -> None:
+def test_fits_within_agrees_with_encode_for_every_option() -> None:
     example = Example.make("Which?", "A. a")
     length = len(encode(example, TOKENIZER, 100))
     assert fits_within(example, TOKENIZER, length)

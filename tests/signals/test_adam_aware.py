@@ -45,7 +45,7 @@ def by_formula(optimizer, model, gradient, correct=False):
 
 @pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize("target_modules", ["all-linear", ["embed_tokens", "v_proj"]])
-def test_the_sketch_is_that_of_the_formula_on_autograds_gradients(correct, target_modules, pool):
+def test_adam_sketch_is_the_formula_on_autograd_gradients(correct, target_modules, pool):
     model = with_lora(llama(), target_modules=target_modules)
     perturb(model, "lora_embedding_A", 0.1, 5)
     optimizer = trained(model, betas=(0.8, 0.95), eps=1e-6)
@@ -114,7 +114,7 @@ def test_other_moments_are_another_fingerprint_or_none():
     assert digest == again != other
 
 
-def test_no_optimizer_no_step_another_optimizer_and_another_model_are_refused(pool):
+def test_a_preconditioner_of_another_model_is_refused(pool):
     model = with_lora(llama())
     fresh = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
     with pytest.raises(PluginError, match="adam_grad_sketch needs Adam's moments"):

@@ -98,7 +98,7 @@ def test_lora_gradients_equal_the_autograd_loop(adapted, pool):
     assert_gradient_signals_match(adapted, pool, is_lora)
 
 
-def test_lora_gradients_equal_the_autograd_loop_at_initialisation(pool):
+def test_lora_gradients_equal_the_autograd_loop_at_start(pool):
     model = with_lora(llama(), b_scale=0.0)
     assert_gradient_signals_match(model, pool, is_lora)
     gradient = autograd_gradients(model, pool, lambda name: "lora_A" in name)[0]
@@ -119,7 +119,7 @@ def test_lora_on_conv1d_with_a_bias_in_the_head_equals_the_loops(pool):
 
 
 @pytest.mark.parametrize("longest", [23, 8])  # 8 tokens: the ghost norm is the cheaper form
-def test_full_fine_tuning_gradients_equal_the_autograd_loop_over_decoder_linears(longest):
+def test_full_gradients_equal_the_autograd_loop(longest):
     model, pool = llama(), random_pool(longest=longest)
 
     def two_sided(gradient):
@@ -131,7 +131,7 @@ def test_full_fine_tuning_gradients_equal_the_autograd_loop_over_decoder_linears
     assert_gradient_signals_match(model, pool, lambda name: name.endswith("proj.weight"), two_sided)
 
 
-def test_full_fine_tuning_sketch_of_wide_layers_is_the_projected_gradient(pool):
+def test_full_sketch_of_wide_layers_is_the_projected_gradient(pool):
     model = llama(intermediate_size=100)
 
     def two_sided(gradient):
@@ -184,7 +184,7 @@ def test_scaled_logits_are_scaled_everywhere(pool):
     assert_gradient_signals_match(adapted, pool, is_lora)
 
 
-def test_a_response_longer_than_the_hidden_size_keeps_the_nuclear_norm(adapted):
+def test_long_responses_keep_the_nuclear_norm(adapted):
     pool = random_pool(n=4, shortest=40, longest=60, seed=3)
     assert int(pool.response_tokens.max()) > 24
     measured = engine(adapted)(pool, ["logit_nuclear_norm"])["logit_nuclear_norm"]
@@ -306,7 +306,7 @@ def test_a_text_without_prompt_is_scored_from_its_second_token(adapted):
 
 
 @pytest.mark.parametrize(("prompt", "response", "count"), [(0, 1, 1), (3, 0, 3), (1, 1, 3)])
-def test_an_example_without_a_predicted_token_or_with_wrong_counts_is_refused(adapted, prompt, response, count):
+def test_examples_without_predicted_token_are_refused(adapted, prompt, response, count):
     alone = Pool(
         (Example(sample_id="short", prompt="p", response="r"),),
         (np.arange(count),),
@@ -370,7 +370,7 @@ def prepared(kind):
         (lambda: llama().requires_grad_(False), "no trainable linear layer"),
     ],
 )
-def test_gradients_that_would_be_incomplete_are_refused_and_forward_signals_are_not(make, message, pool):
+def test_incomplete_gradients_are_refused(make, message, pool):
     model = make()
     assert np.isfinite(engine(model)(pool, ["loss"])["loss"]).all()
     if message is None:  # no bias exists in a Llama, so bias="lora_only" trains nothing else
@@ -385,7 +385,7 @@ def test_an_adapter_on_the_head_is_refused():
         engine(with_lora(llama(tie_word_embeddings=False), target_modules=["q_proj", "lm_head"]))
 
 
-def test_logits_that_are_transformed_in_an_unknown_way_are_refused(pool):
+def test_unknown_transforms_of_logits_are_refused(pool):
     class Warped(type(llama())):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)

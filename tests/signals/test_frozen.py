@@ -87,7 +87,7 @@ def test_k_falls_to_the_number_of_distinct_directions():
     assert cluster(list("abcde"), points, 8, 0).tolist() == [1, 1, 0, 0, 0]
 
 
-def test_arrays_round_trip_through_safetensors_and_npz_without_pickle():
+def test_frozen_arrays_round_trip_without_pickle():
     pools = [pool_of("a", "b#2", "naïve"), pool_of("e")]
     original = build(pools, [[3.0, 1.0, 2.0], [9.0]])
     buffer = io.BytesIO()
@@ -137,7 +137,7 @@ def test_stored_arrays_that_do_not_fit_together_are_refused():
         FrozenSignals.from_arrays(twice)
 
 
-def test_examples_that_are_no_candidates_are_added_without_moving_anything():
+def test_extra_examples_move_no_cluster():
     pool, extra = pool_of("a", "b", "c", "d"), pool_of("x", "b", "y")
     points = [[2.0, 0.0], [1.0, 0.1], [3.0, 0.0], [0.0, 5.0]]
     plain = build([pool], [[1.0, 2.0, 3.0, 4.0]], [np.array(points)])

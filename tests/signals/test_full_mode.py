@@ -44,7 +44,7 @@ def is_conv1d(name):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_head_and_the_embedding_it_may_be_tied_to_are_left_out(tied):
+def test_head_and_tied_embedding_are_left_out(tied):
     model = llama(tie_word_embeddings=tied)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     assert_full_exact(model, random_pool(), lambda name: name.endswith("proj.weight"))

@@ -36,7 +36,7 @@ def gap(result, true):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(tokens=st.integers(1, 300), order=st.permutations(range(9)))
-def test_batch_size_order_and_companions_change_no_signal_of_any_kind_of_model(kind, tokens, order):
+def test_batch_size_order_and_companions_change_no_signal(kind, tokens, order):
     pool = random_pool()
     model, adam = model_of(kind)
     names = ALL if adam is not None else ALL[:-1]

@@ -36,7 +36,7 @@ def cramped(adapted):
     [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 @pytest.mark.parametrize("names", [FORWARD, ALL])
-def test_a_batch_that_does_not_fit_is_halved_and_no_signal_changes(adapted, pool, cramped, caplog, error, names):
+def test_halving_a_batch_changes_no_signal(adapted, pool, cramped, caplog, error, names):
     longest = max(map(len, pool.input_ids))
     complete = engine(adapted)(pool, names)
     halved = engine(cramped(2 * longest, error))(pool, names)
@@ -53,12 +53,12 @@ def test_an_example_that_does_not_fit_alone_is_named(pool, cramped):
         engine(model)(pool, ["loss", "grad_norm"])
 
 
-def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory(pool, cramped):
+def test_other_errors_are_not_taken_for_lack_of_memory(pool, cramped):
     with pytest.raises(RuntimeError, match="wrong shape"):
         engine(cramped(0, RuntimeError("wrong shape")))(pool, ["loss"])
 
 
-def test_gradient_batches_of_a_deep_model_are_smaller_on_a_cpu_and_its_forward_batches_are_not():
+def test_gradient_batches_of_deep_models_are_smaller_on_a_cpu():
     small, deep = engine(with_lora(llama())), engine(with_lora(llama()))
     deep._decoder.layers.extend(deep._decoder.layers[0] for _ in range(40_000))
     cpu = torch.device("cpu")

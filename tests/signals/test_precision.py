@@ -26,7 +26,7 @@ def with_lora_in(base, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("factors", ["float32", "as the base"])
-def test_signals_of_a_half_precision_base_are_those_of_its_weights_in_float32(dtype, factors, pool):
+def test_half_precision_signals_are_those_of_float32(dtype, factors, pool):
     """Tolerance: 8 bits of mantissa (bfloat16) or 11 (float16) over two layers."""
     model = with_lora_in(llama().to(dtype), torch.float32 if factors == "float32" else dtype)
     wide = with_lora(llama())
@@ -56,7 +56,7 @@ def test_float16_gradients_of_long_responses_do_not_underflow(monkeypatch):
 
 
 @pytest.mark.parametrize("slope", [2.0, 200.0, 20000.0])  # ×1024 is above float16's 65504 but for the first
-def test_a_float16_backward_that_overflows_is_run_again_at_a_smaller_scale(slope):
+def test_float16_overflow_runs_again_at_a_smaller_scale(slope):
     gradients = BatchGradients(1, None, norm=True, lora=True, device=torch.device("cpu"))
     entrance = torch.zeros(1, 4, 3, dtype=torch.float16, requires_grad=True)
     inner = entrance * 1.0
@@ -65,7 +65,7 @@ def test_a_float16_backward_that_overflows_is_run_again_at_a_smaller_scale(slope
     scale = loss_scale(np.array([4]), hidden)
     assert scale.tolist() == [1024.0]
     gradients.backward(hidden, [entrance], torch.full_like(hidden, float(scale)), scale)
-    assert float(gradients.norms()[0]) == pytest.approx(4 * slope * 3**0.5, rel=1e-3)
+    assert float(gradients.signals()["grad_norm"][0]) == pytest.approx(4 * slope * 3**0.5, rel=1e-3)
 
 
 def test_only_float16_is_scaled():

@@ -21,14 +21,14 @@ def explicit_matrix(name, n, dim, seed):
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 70), dim=st.integers(1, 40), seed=st.integers(0, 99))
-def test_each_entry_goes_with_one_sign_into_one_bucket_and_buckets_are_even(n, dim, seed):
+def test_each_entry_has_one_sign_and_one_bucket(n, dim, seed):
     matrix = explicit_matrix("w", n, dim, seed)
     np.testing.assert_array_equal(np.abs(matrix).sum(axis=1), np.ones(n))
     assert set(np.unique(matrix)) <= {-1.0, 0.0, 1.0}
     assert np.abs(matrix).sum(axis=0).max() <= -(-n // dim)
 
 
-def test_inner_products_are_kept_in_expectation_with_the_stated_variance():
+def test_inner_products_are_kept_with_the_stated_variance():
     g, h = vectors(96, 2, 0)
     h = 0.5 * g + h  # correlated, so that the expectation is far from 0
     dim, draws = 16, 4000
@@ -54,7 +54,7 @@ def test_the_projection_is_the_same_on_every_machine():
     assert sign.tolist() == [1.0, 1.0, -1.0, 1.0, 1.0]
 
 
-def test_long_vectors_are_sketched_block_by_block_within_bounded_tables(monkeypatch):
+def test_long_vectors_are_sketched_with_bounded_tables(monkeypatch):
     monkeypatch.setattr(projection, "_BLOCK", 10)
     rows = vectors(37, 3, 1)
     free = CountSketch(8, 0)
@@ -77,7 +77,7 @@ def test_an_update_sketch_is_linear_in_its_parts():
     assert complete.vector().dtype == np.float32
 
 
-def test_an_update_sketch_keeps_the_inner_product_of_a_whole_model():
+def test_update_sketches_keep_the_inner_product_of_a_model():
     """One draw at 4096 numbers: within 5 standard deviations of √(2/dim)."""
     shapes = {"a": (30, 40), "b": (700,), "c": (8, 90)}
     draw = {name: vectors(int(np.prod(shape)), 2, index) for index, (name, shape) in enumerate(shapes.items())}

@@ -22,7 +22,7 @@ def quality(prompt: str, response: str) -> float:
     return float(quality_scores([Example.make(prompt, response)])[0])
 
 
-def test_the_datas_own_quality_is_used_where_every_example_has_it() -> None:
+def test_quality_of_the_data_is_used_if_all_have_it() -> None:
     given_scores = quality_scores([Example.make("p", "a", quality=0.25), Example.make("p", "### \ufffd", quality=1.0)])
     assert given_scores.tolist() == [0.25, 1.0]
     assert given_scores.dtype == np.float32

@@ -99,7 +99,7 @@ def die_at(path, moment, share):
 
 @settings(max_examples=25, deadline=None)
 @given(moments=st.lists(st.integers(1, 55), min_size=1, max_size=3), share=st.sampled_from([0.0, 0.5, 1.0]))
-def test_killed_anywhere_and_again_the_store_ends_with_the_same_bytes(tmp_path_factory, moments, share):
+def test_a_killed_store_ends_with_the_same_bytes(tmp_path_factory, moments, share):
     folder = tmp_path_factory.mktemp("kill")
     for moment in moments:
         child = FORK.Process(target=die_at, args=(folder / "s", moment, share))
@@ -115,7 +115,7 @@ def test_killed_anywhere_and_again_the_store_ends_with_the_same_bytes(tmp_path_f
     assert len(store) == 15
 
 
-def test_signals_are_maps_of_the_files_and_float16_is_widened_unless_asked_not_to(tmp_path):
+def test_signals_are_memory_maps_and_float16_is_widened(tmp_path):
     store = write(tmp_path / "s")
     signals = store.signals(["embedding", "loss"])
     assert {name: column.dtype for name, column in signals.columns.items()} == {"loss": "f4", "embedding": "f4"}
@@ -138,7 +138,7 @@ def test_float16_rounds_within_what_is_promised(value):
 
 
 @pytest.mark.parametrize("value", [65520.0, -1e30])
-def test_what_float16_cannot_hold_is_refused_by_name_and_leaves_no_row(tmp_path, value):
+def test_float16_overflow_is_refused_and_leaves_no_row(tmp_path, value):
     ids, columns = shard(0)
     columns["embedding"][3, 1] = value
     with SignalWriter(tmp_path / "s", COLUMNS, "f") as writer:
@@ -152,7 +152,7 @@ def test_what_float16_cannot_hold_is_refused_by_name_and_leaves_no_row(tmp_path,
         assert tuple(writer.finish().ids) == tuple(shard(1)[0])
 
 
-def test_an_id_that_stands_twice_is_refused_in_the_shard_before_it_and_after_a_kill(tmp_path):
+def test_a_repeated_id_is_refused_also_after_a_kill(tmp_path):
     with SignalWriter(tmp_path / "s", COLUMNS, "f") as writer:
         for number in range(5):
             writer.append(*shard(number))
@@ -168,7 +168,7 @@ def test_an_id_that_stands_twice_is_refused_in_the_shard_before_it_and_after_a_k
 
 
 @pytest.mark.parametrize("call", range(1, 6))
-def test_a_full_disk_is_a_sentence_and_the_writer_goes_on_once_there_is_room(tmp_path, monkeypatch, call):
+def test_the_writer_continues_after_a_full_disk(tmp_path, monkeypatch, call):
     calls, real = [], store_writer.write_at
 
     def full(file, offset, data):
@@ -223,7 +223,7 @@ def spoil(path, how):
 
 @pytest.mark.parametrize("how", ["cut", "flip", "foreign"])
 @pytest.mark.parametrize("name", ["loss.npy", "embedding.npy", "ids.npy", "id_ends.npy"])
-def test_a_damaged_column_is_an_error_that_names_it_finished_or_not(tmp_path, name, how):
+def test_a_damaged_column_is_named_finished_or_not(tmp_path, name, how):
     write(tmp_path / "s")
     spoil(tmp_path / "s" / name, how)
     with pytest.raises(ResumeError, match=rf"damaged \({name}"):
@@ -288,7 +288,7 @@ def pools():
     return [complete.take(range(start, min(start + 8, 30))) for start in range(0, 30, 8)]
 
 
-def test_a_stream_is_the_same_as_one_pass_and_a_resumed_one_asks_the_engine_only_for_the_rest(tmp_path):
+def test_a_resumed_stream_equals_one_pass(tmp_path):
     names = ("loss", "embedding")
     complete = engine(random_pool(n=30), names)
     first_calls = []
@@ -341,7 +341,7 @@ def test_a_resumed_stream_refuses_another_source(tmp_path, change):
         stream_signals(engine, others, ["loss"], tmp_path / "s", fingerprint="f")
 
 
-def test_a_column_is_checked_block_by_block_and_every_bad_row_is_counted(monkeypatch):
+def test_columns_are_checked_block_by_block(monkeypatch):
     monkeypatch.setattr(base, "_CHECKED_ENTRIES", 4)
     column = np.zeros((9, 2), dtype=np.float32)
     column[[3, 8], 1] = np.nan, np.inf

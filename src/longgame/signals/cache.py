@@ -68,13 +68,8 @@ def signal_fingerprint(
     Raises:
         ModelError: the model or the settings hold code or objects of no known library.
     """
-    parts = {
-        "model": model_fingerprint(model),
-        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        "settings": _digest_of(dict(settings or {}), "settings"),
-        "code": _code(),
-        "environment": _environment(),
-    }
+    text = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
+    parts = [model_fingerprint(model), text, _digest_of(dict(settings or {}), "settings"), _code(), _environment()]
     return _short(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -93,7 +88,6 @@ def model_fingerprint(model: nn.Module) -> str:
     Raises:
         ModelError: a module class, a hook or an attribute is of no known library.
     """
-
     blank = vars(nn.Module()).keys()
     names = {id(module): name for name, module in model.named_modules()}
     content: dict[str, Any] = {}
@@ -220,7 +214,7 @@ def _digest_of(content: Any, name: str, modules: Mapping[int, str] | None = None
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    """Digest of dtype, shape, device kind, whether it is trained (its gradient is taken then), and every byte."""
+    """Digest of dtype, shape, device kind, whether it is trained (gradients are of trained weights), and every byte."""
     kind = f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device.type} {tensor.layout} {tensor.requires_grad}"
     if tensor.is_meta:
         raise ModelError("a weight is on the meta device and has no values; load the model before its signals.")

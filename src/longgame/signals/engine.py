@@ -237,12 +237,8 @@ class SignalEngine:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of one example's value."""
-        sizes = {
-            "hidden": self._head.module.in_features,
-            "sketch_dim": self._sketch.dim,
-            "logit_sketch": self._logits.width,
-        }
-        width = SIGNALS[name].width
+        hidden, width = self._head.module.in_features, SIGNALS[name].width
+        sizes = {"hidden": hidden, "sketch_dim": self._sketch.dim, "logit_sketch": self._logits.width}
         return (sizes[width],) if width else ()
 
     def _batches(
@@ -315,8 +311,7 @@ class SignalEngine:
         scale = loss_scale(batch.counts, hidden)
         values = self._forward_signals(batch, pool, names, hidden.detach(), slope, scale)
         gradients.backward(hidden, record.inputs, slope, scale)
-        results = {"grad_norm": gradients.norms, "grad_sketch": gradients.sketches, ADAM: gradients.step_sketches}
-        return values | {name: result() for name, result in results.items() if name in names}
+        return values | gradients.signals()
 
     def _hidden(self, batch: Batch) -> Float[Tensor, "b T d"]:
         return self._decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state

@@ -85,8 +85,8 @@ class AdamPreconditioner:
             state, group = optimizer.state.get(weight, {}), groups[id(weight)]
             if not state:
                 raise PluginError(
-                    f"the optimizer holds no moments of '{name}' yet: Adam-aware gradients need at least one optimizer "
-                    "step (LESS warms up on a random subset first). Take one, or use plain gradients (grad_sketch)."
+                    f"the optimizer has no moments of '{name}' yet: Adam-aware gradients need at least one optimizer "
+                    "step (LESS warms up on a random subset first). Take one, or use grad_sketch."
                 )
             if "exp_avg" not in state or "exp_avg_sq" not in state or group.get("amsgrad", False):
                 kind = "amsgrad" if group.get("amsgrad", False) else f"{type(optimizer).__name__} keeps {sorted(state)}"
@@ -166,12 +166,9 @@ def check_preconditioner(preconditioner: AdamPreconditioner | None, targets: Gra
 class GradientSketch:
     """Sketch of a model's whole gradient: every weight's share is added into the same ``dim`` numbers.
 
-    A LoRA factor (r × d) is count-sketched as it is. A full weight matrix (o × i) would need tables as large as the
-    model; its gradient is first multiplied from both sides by seeded ±1/√64 matrices (a side of ≤ 64 stays exact).
-
-    Args:
-        dim: numbers in the sketch.
-        seed: with the weights' names and shapes it fixes the projection, on every machine.
+    A LoRA factor (r × d) is count-sketched directly. A full weight matrix (o × i) would need tables as large as the
+    model, so its gradient is first multiplied from both sides by seeded ±1/√64 matrices (a side of ≤ 64 stays exact).
+    ``seed`` and the weights' names and shapes fix the projection, on every machine.
     """
 
     def __init__(self, dim: int, seed: int) -> None:
@@ -291,17 +288,12 @@ class BatchGradients:
             self._step += sketch.count.project(name, at_zero)
             self._step += sketch.count.project_entries(name, size, entry, difference)
 
-    def norms(self) -> Float[np.ndarray, " b"]:
-        """‖g‖₂ of each example."""
-        return self._square.double().sqrt().cpu().numpy()
-
-    def sketches(self) -> Float[np.ndarray, "b dim"]:
-        """Sketch of each example's gradient (width 0 where none was asked for)."""
-        return self._vector.cpu().numpy()
-
-    def step_sketches(self) -> Float[np.ndarray, "b dim"]:
-        """Sketch of Adam's step on each example (width 0 where none was asked for)."""
-        return self._step.cpu().numpy()
+    def signals(self) -> dict[str, Float[np.ndarray, "b ..."]]:
+        """‖g‖₂, the sketch of g, and the sketch of Adam's step of each example, those that were asked for."""
+        norms = {"grad_norm": self._square.double().sqrt().cpu().numpy()} if self._norm else {}
+        sketches = {"grad_sketch": self._vector.cpu().numpy()} if self._sketch is not None else {}
+        steps = {"adam_grad_sketch": self._step.cpu().numpy()} if self._preconditioned is not None else {}
+        return norms | sketches | steps
 
 
 def loss_scale(counts: Int[np.ndarray, " b"], hidden: Float[Tensor, "b T d"]) -> Float[Tensor, " b"] | None:

@@ -40,16 +40,14 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Rows that are on disk: one line of ranges.jsonl."""
+    """Rows that are on disk, one line of ranges.jsonl; per file the shape that it gained and its digest."""
 
     start: int
     stop: int
     content: str
     """Digest of the examples."""
     shapes: Mapping[str, Sequence[int]]
-    """Shape that each file gained."""
     digests: Mapping[str, str]
-    """Digest of those bytes."""
 
 
 class PackedIds(Sequence[str]):
@@ -79,9 +77,6 @@ class PackedIds(Sequence[str]):
 
 class SignalStore:
     """A finished store, opened for reading.
-
-    Args:
-        path: the directory.
 
     Raises:
         ResumeError: there is no finished store, or its files do not fit together.
@@ -124,9 +119,8 @@ class SignalStore:
 
         Args:
             names: signals to return.
-            widen: convert float16 columns to float32 in memory, as `Signals` promises. False leaves them memory-mapped
-                float16, at half the size, for readers that handle the range (a sum of 100 squares may overflow).
-                float32 columns are memory-mapped either way.
+            widen: convert float16 columns to float32 in memory. False leaves them memory-mapped float16, for readers
+                that handle the range (a sum of 100 squares may overflow). float32 columns are always memory-mapped.
 
         Raises:
             PluginError: a name that is not in the store. ResumeError: a file is damaged.
@@ -398,8 +392,7 @@ def stream_signals(
 ) -> SignalStore:
     """Compute these signals shard by shard into a `SignalStore`, with one shard in memory at a time.
 
-    Called again after a kill with the same arguments, it passes finished shards without the engine and continues behind
-    them: the store ends with the same bytes.
+    Called again after a kill with the same arguments, it skips finished shards and ends with the same bytes.
 
     Args:
         engine: computes the columns of one shard.
@@ -466,10 +459,9 @@ def _file_dtypes(columns: Mapping[str, str]) -> dict[str, np.dtype]:
 
 
 def _header(dtype: np.dtype, shape: Sequence[int]) -> bytes:
-    """A .npy header, padded by NumPy to the same length whatever the number of rows."""
+    """A .npy header; NumPy pads it to the same length for any number of rows."""
     text = io.BytesIO()
-    fields = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(text, fields)
+    np.lib.format.write_array_header_1_0(text, {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)})
     return text.getvalue()
 
 
