@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 QUICK := tests/invariants tests/metrics tests/quadratic tests/selection tests/test_cli.py tests/test_recipe.py \
 	tests/test_registry.py tests/test_seeding.py
 
-.PHONY: quickstart results check test test-all lint install clean
+.PHONY: quickstart results check quick test test-all lint install clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +28,10 @@ results: install
 	$(BIN)/python -m studies.results pages
 
 # While you work: style, types and the quick tests, in about a minute.
-check: lint
+check: install
+	$(MAKE) --jobs=2 lint quick
+
+quick: install
 	$(PYTEST) -q -m "not slow" $(QUICK)
 
 # Before you push: everything but the tests marked slow.
