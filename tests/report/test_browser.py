@@ -17,7 +17,7 @@ from longgame.metrics.efficiency import feasibility_of
 from longgame.recipe import SelectorSpec
 from longgame.report.efficiency import Compared, efficiency_figures, efficiency_frame
 from longgame.report.figures import style_of
-from longgame.report.layout import Gallery, Section, report_layout
+from longgame.report.layout import Section, report_layout
 from longgame.report.render import html_page
 from tests.report.conftest import make_recipe, make_results, make_run
 
@@ -95,7 +95,7 @@ def test_chromium_draws_every_chart_and_cuts_off_none(tmp_path, width, seeds):
     picks = picks_of([spec.key for spec in recipe.selectors])
     run = make_run(with_costs(make_results(seeds=seeds)), recipe, picks=picks)
     layout = report_layout(run, trials=0)
-    more = Section("more-figures", "More figures").show(Gallery(tuple(full_data_figures(run, seeds))))
+    more = Section("more-figures", "More figures").draw(lambda: full_data_figures(run, seeds))
     page = html_page([replace(layout, sections=[*layout.sections, more])])
     (tmp_path / "report.html").write_text(MEASURE.join(page.rsplit("</body>", 1)), encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]

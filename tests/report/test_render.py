@@ -191,7 +191,7 @@ def test_headings_go_down_by_one_level_and_differ(complete, runs):
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     texts = [text for _, text in headings]
     assert "1-s0" in texts
-    assert 'Highest scores<span class="said">, stage 1 of 1-s0</span>' in texts
+    assert 'Highest scores<span class="sr-only">, stage 1 of 1-s0</span>' in texts
     assert all(texts.count(text) == runs for text in texts[1:])
 
 

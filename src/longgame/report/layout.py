@@ -154,16 +154,22 @@ class Section:
     last: bool = False
     """A terminal prints it after the others, where its reader looks first."""
     parts: list[tuple[Callable[[], Iterable[Block]], frozenset[Output]]] = field(default_factory=list)
+    galleries: list[Callable[[], list[Gallery]]] = field(default_factory=list)
 
     def show(self, *blocks: Block, on: frozenset[Output] = ALL) -> Section:
         """Add blocks that these outputs show."""
         self.parts.append((lambda: blocks, on))
         return self
 
-    def draw(self, make: Callable[[], Iterable[Block]], on: frozenset[Output] = PAGE) -> Section:
+    def show_later(self, make: Callable[[], Iterable[Block]], on: frozenset[Output] = PAGE) -> Section:
         """Add blocks that are made at their first use, because they take long."""
         self.parts.append((cache(make), on))
         return self
+
+    def draw(self, *makers: Callable[[], Iterable[Figure]]) -> Section:
+        """Add figures, which are drawn at their first use; the page shows them."""
+        self.galleries.append(cache(lambda: [Gallery(tuple(figure for make in makers for figure in make()))]))
+        return self.show_later(self.galleries[-1])
 
     def blocks(self, output: Output) -> list[Block]:
         """The blocks that an output shows."""
@@ -179,6 +185,7 @@ class Layout:
     progress: str = ""
     """How much of the run is finished; empty for a finished one."""
     subject: str = "Scorecard"
+    """What kind of report it is."""
 
     def shown(self, output: Output) -> list[tuple[Section, list[Block]]]:
         """The sections of an output with their blocks; a section without blocks is left out."""
@@ -188,8 +195,8 @@ class Layout:
     @property
     def figures(self) -> list[Figure]:
         """All figures, in the order of the page."""
-        blocks = [block for _, blocks in self.shown("page") for block in blocks if isinstance(block, Gallery)]
-        return [figure for block in blocks for figure in block.figures]
+        galleries = [gallery for section in self.sections for make in section.galleries for gallery in make()]
+        return [figure for gallery in galleries for figure in gallery.figures]
 
 
 def report_layout(
@@ -208,20 +215,16 @@ def report_layout(
         scorecard_section(run),
         interventions_section(run),
         baseline_section(comparison),
-        Section("outcomes", "Now and later").draw(lambda: _gallery(outcome_figures(run), run_efficiency_figures(run))),
+        Section("outcomes", "Now and later").draw(lambda: outcome_figures(run), lambda: run_efficiency_figures(run)),
         conditions_section(run),
-        Section("walk", "The walk").draw(lambda: _gallery(walk_figures(run))),
-        Section("picks", "What was selected").draw(lambda: _gallery(picks_figures(run))),
+        Section("walk", "The walk").draw(lambda: walk_figures(run)),
+        Section("picks", "What was selected").draw(lambda: picks_figures(run)),
         diagnostics_section(run),
         more_section(run),
         trials_section(run, trials),
         run_section(run),
     ]
     return Layout(title or run.recipe.name, sections, run.progress)
-
-
-def _gallery(*figures: Iterable[Figure]) -> list[Block]:
-    return [Gallery(tuple(figure for group in figures for figure in group))]
 
 
 def _meanings(*tables: Table) -> Facts:
@@ -291,7 +294,7 @@ def conditions_section(run: Run) -> Section:
     across = run.across
     if across is None:
         return section
-    section.draw(lambda: _gallery(axes_figures(run)))
+    section.draw(lambda: axes_figures(run))
     section.show(Text(orders_line(across, run.recipe), "soft"), on=frozenset({"terminal"}))
     section.show(condition_table(across, run.recipe), on=FILES)
     section.show(*across_tables(across, run.recipe), on=frozenset({"terminal", "page"}))
@@ -347,7 +350,7 @@ def trials_section(run: Run, count: int) -> Section:
             note = f"Examples are shown without their text, because the data cannot be read: {error}"
         return [trials_table(run.scorecard), Text(note, "note"), *trial_details(run, trials, texts)]
 
-    return Section("trials", "Trials").draw(details)
+    return Section("trials", "Trials").show_later(details)
 
 
 def run_section(run: Run) -> Section:
@@ -385,7 +388,7 @@ def efficiency_layout(frame: pd.DataFrame, runs: Sequence[Run], view: str) -> La
     sources = frame.loc[frame["kind"] == PUBLISHED, "source"].unique()
     sections = [
         Section("tables", "Methods").show(efficiency_table(frame), feasibility_table(frame)),
-        Section("figures", "Figures").draw(lambda: _gallery(efficiency_figures(frame, style))),
+        Section("figures", "Figures").draw(lambda: efficiency_figures(frame, style)),
         notes.show(Bullets(tuple(f"Published points: {source}." for source in sources)), on=FILES),
     ]
     return Layout(", ".join(run.recipe.name for run in runs), sections, subject="Selectors beside published methods")
