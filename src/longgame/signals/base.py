@@ -111,12 +111,12 @@ _CHECKED_ENTRIES = 1 << 20
 """Entries of a column that are checked at a time."""
 
 
-def check_names(names: Iterable[str], who: str) -> None:
+def check_names(names: Iterable[str], caller: str) -> None:
     """Raise PluginError for a name that is neither a signal nor a context vector."""
     allowed = {*SIGNALS, *CONTEXT}
     for name in names:
         if name not in allowed:
-            raise PluginError(f"{who} requires an " + unknown("signal", name, allowed))
+            raise PluginError(f"{caller} requires an " + unknown("signal", name, allowed))
 
 
 def work_of(names: Iterable[str]) -> str:

@@ -1,14 +1,19 @@
+"""Signals of one source: what is computed when, over which candidates, and the frozen pass on disk."""
+
+import dataclasses
 import io
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from longgame.data.examples import Example, Pool
-from longgame.errors import DataError, NumericalError, PluginError
+from longgame.data.examples import RESPONSE_LAST, Example, Pool
+from longgame.errors import DataError, NumericalError, PluginError, RecipeError
 from longgame.seeding import generator
 from longgame.signals import source as module
-from longgame.signals.source import COLUMNS, FrozenSignals, cluster
+from longgame.signals.cache import SignalCache
+from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster
 
 
 def pool_of(*ids):
@@ -152,3 +157,106 @@ def test_extra_examples_move_no_cluster():
     np.testing.assert_allclose(rows["quality"], np.float32([0.1, 1 / 3, 0.3]))
     with pytest.raises(DataError, match="'base_loss' has 1 rows for 3 examples"):
         plain.extended(extra, columns | {"base_loss": [1.0]})
+
+
+class Engine:
+    """Losses, embeddings and gradients from the token ids; counts the examples of every call."""
+
+    def __init__(self):
+        self.calls = []
+        self.shift = 0.0
+
+    def __call__(self, pool, names):
+        self.calls.append((tuple(names), len(pool)))
+        total = np.array([float(ids.sum()) for ids in pool.input_ids]) + self.shift
+        wide = np.stack([total, -total, total**2], axis=1)
+        return {name: wide if name in ("embedding", "grad_sketch") else total for name in names}
+
+
+def candidates(n=12):
+    examples = tuple(Example(sample_id=f"id{row}", prompt="p", response="r") for row in range(n))
+    ones = np.ones(n, dtype=np.int64)
+    return Pool(examples, tuple(np.array([1, row + 1]) for row in range(n)), ones, ones)
+
+
+def source_of(engine, **options):
+    return SignalSource(engine, base=nullcontext, clusters=3, **options)
+
+
+def test_live_signals_share_a_pass_and_base_signals_are_computed_once():
+    engine, pool = Engine(), candidates()
+    source = source_of(engine)
+    signals = source(pool.take(range(4)), ("loss", "el2n", "base_loss", "embedding", "quality"))
+    assert engine.calls == [(("loss",), 4), (("embedding",), 4), (("loss", "el2n"), 4)]
+    engine.shift = 1.0
+    again = source(pool.take(range(6)), ("loss", "base_loss"))
+    assert engine.calls[3:] == [(("loss",), 2), (("loss",), 6)]
+    np.testing.assert_array_equal(again["base_loss"][:4], signals["base_loss"])
+    np.testing.assert_array_equal(again["loss"][:4], signals["loss"] + 1)
+    assert {column.dtype for column in signals.columns.values()} == {np.dtype("float32")}
+
+
+def test_clusters_and_difficulty_are_fitted_over_all_candidates():
+    engine, pool = Engine(), candidates()
+    source = source_of(engine, candidates=lambda: [pool])
+    part = source(pool.take([11, 0]), ("difficulty", "cluster"))
+    np.testing.assert_allclose(part["difficulty"], [11.5 / 12, 0.5 / 12])
+    assert part["cluster"].dtype == np.int64
+    assert len(engine.calls) == 1
+    source(pool, ("difficulty", "embedding", "base_loss"))
+    assert len(engine.calls) == 1
+
+
+def test_a_stream_or_a_lost_base_is_refused_with_the_fix():
+    pool = candidates()
+    with pytest.raises(PluginError, match="'cluster' is fitted over all.*stream.*Use a dataset with a length"):
+        source_of(Engine())(pool, ("cluster",))
+    full = SignalSource(Engine(), candidates=lambda: [pool])
+    with pytest.raises(PluginError, match="'embedding'.*no base is left.*Train an adapter"):
+        full(pool, ("embedding",))
+    full.prepare(("loss",))
+    assert full.frozen is None
+    full.prepare(("embedding",))
+    assert full(pool, ("embedding", "cluster", "base_loss"))["cluster"].shape == (12,)
+
+
+def test_future_proxy_is_measured_again_every_few_steps():
+    engine, pool, proxy = Engine(), candidates(), candidates(3)
+    with pytest.raises(RecipeError, match="Pass proxy_dataset= to the trainer"):
+        source_of(engine)(pool, ("future_proxy",))
+    source = source_of(engine, proxy=lambda: proxy, proxy_refresh=2)
+    source.begin_stage()
+    values = []
+    for source.step in range(5):
+        engine.shift += 1
+        values.append(float(source(pool, ("future_proxy",))["future_proxy"][0]))
+    assert values == [4.0, 4.0, 6.0, 6.0, 8.0]  # mean total of the proxy items: 3, and the shift
+    assert source.proxy_passes == 3
+    resumed = source_of(engine, proxy=lambda: proxy, proxy_refresh=2)
+    resumed.begin_stage()
+    resumed.load_state_dict(source.state_dict())
+    resumed.step = 5
+    assert float(resumed(pool, ("future_proxy",))["future_proxy"][0]) == 8.0
+    source.end_stage()
+    engine.shift = 0.0
+    assert float(source(pool, ("future_proxy",))["future_proxy"][0]) == 3.0
+
+
+def test_the_first_choice_of_a_stage_is_read_from_the_cache(tmp_path):
+    pool = candidates()
+    options = {"cache": SignalCache(tmp_path / "c"), "fingerprint": lambda: "untouched"}
+    for calls in (1, 0):
+        engine = Engine()
+        source = source_of(engine, **options)
+        source.begin_stage(first=pool)
+        source(pool, ("loss",))
+        assert len(engine.calls) == calls
+        source.step = 1
+        source(pool, ("loss",))
+        assert len(engine.calls) == calls + 1
+
+
+def test_labels_before_the_end_are_refused():
+    pool = dataclasses.replace(candidates(2), info={RESPONSE_LAST: np.array([True, False])})
+    with pytest.raises(DataError, match="candidate id1 has unlabelled tokens after labelled ones"):
+        source_of(Engine())(pool, ("loss",))
