@@ -21,7 +21,7 @@ def sequence(names: str = "abcd", **fields: object) -> SequenceData:
 
 
 @given(st.permutations("abcd"))
-def test_stages_tasks_and_their_ood_sets_stand_in_the_order_of_the_walk(order: list[str]) -> None:
+def test_tasks_and_ood_sets_follow_the_walk(order: list[str]) -> None:
     walked = reorder(sequence(), order)
     assert [stage.name for stage in walked.stages] == order
     assert [task.name for task in walked.tasks] == [*order, *(f"{name}-ood" for name in order), "far", "further"]

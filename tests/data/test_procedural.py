@@ -61,7 +61,7 @@ def test_pool_and_validation_streams_do_not_depend_on_each_other():
     assert [task.items for task in small.tasks] == [task.items for task in large.tasks]
 
 
-def test_no_prompt_is_shared_between_pool_validation_ood_and_proxy(sequence):
+def test_pool_validation_ood_and_proxy_share_no_prompt(sequence):
     for stage, shifted in zip(sequence.stages, sequence.ood, strict=True):
         parts = [stage.candidates, stage.task.items, shifted.items, stage.proxy]
         prompts = [{example.prompt for example in part} for part in parts]
@@ -86,7 +86,7 @@ def test_pool_shares_are_what_the_spec_says(sequence):
         assert [levels[level] / len(pool) for level in LEVELS] == pytest.approx([0.35, 0.40, 0.25], abs=0.03)
 
 
-def test_sub_skills_are_of_unequal_size_and_the_seed_decides_which_is_large(sequence):
+def test_seed_decides_which_sub_skill_is_large(sequence):
     largest = set()
     for seed in range(6):
         pool = build_procedural_sequence(DataSpec(pool_size=200), seed, PROXY).stages[0].candidates
@@ -96,7 +96,7 @@ def test_sub_skills_are_of_unequal_size_and_the_seed_decides_which_is_large(sequ
     assert len(largest) > 1
 
 
-def test_near_copies_keep_the_response_and_change_only_courtesy_or_blanks(sequence):
+def test_near_copies_keep_the_response(sequence):
     for stage in sequence.stages:
         pool = stage.candidates
         by_response = {}
@@ -112,7 +112,7 @@ def test_near_copies_keep_the_response_and_change_only_courtesy_or_blanks(sequen
         assert near == pytest.approx(round(DataSpec().duplicates * len(pool)) / 2, abs=2)
 
 
-def test_damaged_responses_are_wrong_and_the_others_hold_their_answer(sequence):
+def test_only_damaged_responses_lack_the_answer(sequence):
     for stage in sequence.stages:
         for example in stage.candidates:
             assert example.sample_id.partition("#")[0] == content_id(example.prompt, example.response)
@@ -201,7 +201,7 @@ def test_quality_is_left_open(sequence):
 
 
 @given(st.integers(0, 5000), st.lists(st.floats(0.1, 50), min_size=1, max_size=8))
-def test_apportion_gives_whole_parts_that_sum_up_and_stay_within_one_of_the_share(total, weights):
+def test_apportion_sums_up_within_one_of_each_share(total, weights):
     parts = apportion(total, weights)
     assert sum(parts) == total
     for part, weight in zip(parts, weights, strict=True):

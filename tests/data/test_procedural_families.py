@@ -48,7 +48,7 @@ def test_sub_skills_have_one_name_and_one_length_each() -> None:
     assert all(0 < skill.new_tokens[0] <= skill.new_tokens[1] for skill in SUB_SKILLS.values())
 
 
-def test_four_sub_skills_of_a_stage_take_a_form_that_the_base_saw() -> None:
+def test_four_sub_skills_of_a_stage_are_familiar() -> None:
     seen = {skill.name for skills in STAGES.values() for skill in skills if skill.pretrained}
     for stages in FAMILIES.values():
         assert all(sum(skill.familiar for skill in skills) == 4 and len(skills) == 6 for skills in stages.values())
@@ -62,7 +62,7 @@ def test_the_base_saw_no_domain_item() -> None:
     assert not mixture & {skill.name for skills in DOMAINS.values() for skill in skills}
 
 
-def test_each_interleaved_stage_shares_a_familiar_and_an_unseen_form_with_the_next_and_none_with_others() -> None:
+def test_interleaved_stages_share_two_forms_with_the_next() -> None:
     stages = list(INTERLEAVED.values())
     for first, second in itertools.combinations(range(5), 2):
         shared = set(stages[first]) & set(stages[second])
@@ -122,7 +122,7 @@ def test_the_mixing_share_is_exact(family: str, mixing: float) -> None:
                 assert there == (share if inside else foreign)
 
 
-def test_every_part_of_a_mixed_pool_has_noise_copies_and_unseen_forms() -> None:
+def test_parts_of_a_mixed_pool_have_all_shares() -> None:
     for stage in build("procedural-domain", pool_size=400, mixing=0.5, noise=0.1, duplicates=0.2).stages:
         assert sum(bool(example.noisy) for example in stage.candidates) == 40
         mine = [example for example in stage.candidates if example.skill in own(stage.name)]
@@ -153,13 +153,13 @@ def test_mixing_moves_no_evaluation_and_no_proxy_item() -> None:
 ORDER = ["rules", "writing", "orders", "records", "amounts"]
 
 
-def test_building_in_an_order_is_reordering_where_borders_are_sharp() -> None:
+def test_building_in_an_order_equals_reordering() -> None:
     built = build("procedural-interleaved", order=ORDER, pool_size=60)
     assert built == reorder(build("procedural-interleaved", pool_size=60), ORDER)
     assert [task.name for task in built.tasks] == [*ORDER, *(f"{name}-ood" for name in ORDER)]
 
 
-def test_in_an_order_the_neighbors_of_the_walk_are_mixed_in_and_nothing_else_changes() -> None:
+def test_order_changes_only_what_is_mixed_in() -> None:
     usual = {s.name: s for s in build("procedural-interleaved", pool_size=80, mixing=0.5).stages}
     walked = build("procedural-interleaved", order=ORDER, pool_size=80, mixing=0.5).stages
     for place, stage in enumerate(walked):
@@ -172,7 +172,7 @@ def test_in_an_order_the_neighbors_of_the_walk_are_mixed_in_and_nothing_else_cha
 
 
 @pytest.mark.parametrize("family", ["procedural-domain", "procedural-interleaved"])
-def test_every_item_fits_the_tiny_context_and_every_answer_its_task(family: str) -> None:
+def test_items_fit_the_context_and_answers_their_task(family: str) -> None:
     tokenizer = load_tokenizer(ModelSpec(name="tiny"))
     sequence = build(family, 3, pool_size=150, ood_items_per_skill=10)
     for task in sequence.tasks:

@@ -87,7 +87,7 @@ def test_sizes_names_and_scorers_follow_the_recipe(folder: Path) -> None:
     assert all(item.prompt.startswith("train") for stage in sequence.stages for item in stage.candidates + stage.proxy)
 
 
-def test_files_share_a_pool_equally_and_a_small_file_leaves_its_share_to_the_rest(folder: Path) -> None:
+def test_files_share_a_pool_equally(folder: Path) -> None:
     fair = build_sequence(recipe(folder, pool_size=10), 0).stages[0].candidates
     assert Counter(example.skill for example in fair) == {"big": 5, "small": 5}
     scarce = build_sequence(recipe(folder), 0).stages[0].candidates  # 9 in the file, 2 of them in the proxy mixture
@@ -104,7 +104,7 @@ def test_all_parts_are_disjoint_by_content(folder: Path, seed: int) -> None:
         assert not set(first) & set(second)
 
 
-def test_a_candidate_with_the_prompt_of_an_evaluation_item_is_passed_over(folder: Path) -> None:
+def test_candidate_with_an_evaluation_prompt_is_skipped(folder: Path) -> None:
     rows = [{"prompt": f"  EVAL other\n {i}", "response": "another answer"} for i in range(30)]
     path = folder / "train" / "leaky.jsonl"
     path.write_text(
@@ -119,14 +119,14 @@ def test_a_candidate_with_the_prompt_of_an_evaluation_item_is_passed_over(folder
     assert any(prompt.startswith("eval other") for prompt in drawn)  # the other leaky prompts may be drawn
 
 
-def test_a_seed_fixes_the_sequence_and_another_seed_draws_another(folder: Path) -> None:
+def test_seed_fixes_the_sequence(folder: Path) -> None:
     assert build_sequence(recipe(folder), 3) == build_sequence(recipe(folder), 3)
     first, second = build_sequence(recipe(folder), 3), build_sequence(recipe(folder), 4)
     assert {e.sample_id for e in first.stages[1].candidates} != {e.sample_id for e in second.stages[1].candidates}
     assert first.ood != second.ood
 
 
-def test_a_stage_draws_the_same_whether_or_not_another_stands_behind_it(folder: Path) -> None:
+def test_stage_is_independent_of_later_stages(folder: Path) -> None:
     whole = recipe(folder)
     stages = [stage.model_dump() for stage in whole.data.stages]
     alone = build_sequence(recipe(folder, stages=stages[:1], ood=[]), 1).stages[0]
@@ -149,7 +149,7 @@ def even(example: Example) -> bool:
     return int(example.prompt.split()[-1]) % 2 == 0
 
 
-def test_long_examples_are_passed_over_before_sampling_where_the_recipe_says_drop(folder: Path) -> None:
+def test_too_long_drop_skips_before_sampling(folder: Path) -> None:
     sequence = build_sequence(recipe(folder, too_long="drop", pool_size=30), 0, fits=even)
     everything = [e for s in sequence.stages for e in s.candidates + s.proxy] + [
         i for t in sequence.tasks for i in t.items
@@ -221,7 +221,7 @@ def test_procedural_recipes_reach_the_generators() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("domain", "procedural-domain"), ("interleaved", "procedural-interleaved")])
-def test_tiny_recipes_of_the_families_differ_from_the_quickstart_in_data_alone(name: str, kind: str) -> None:
+def test_family_recipes_differ_from_quickstart_in_data(name: str, kind: str) -> None:
     base, other = (load_recipe(RECIPES / f"{each}.yaml") for each in ("quickstart", name))
     assert other.data.sequence == kind
     assert other.model_copy(update={"name": base.name, "data": base.data}) == base
@@ -264,7 +264,7 @@ def wide(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mixing", [0.1, 0.3, 0.5, 0.9])
-def test_the_mixing_share_is_exact_and_comes_from_the_neighbors_own_files(wide: Path, mixing: float) -> None:
+def test_mixing_share_is_exact_and_from_neighbors(wide: Path, mixing: float) -> None:
     sequence = build_sequence(recipe(wide, stages=THREE, pool_size=21, mixing=mixing), 0)
     one, two, three = (Counter(example.skill for example in stage.candidates) for stage in sequence.stages)
     foreign = round(mixing * 21)
@@ -277,7 +277,7 @@ def test_the_mixing_share_is_exact_and_comes_from_the_neighbors_own_files(wide: 
     assert sequence.mixing == mixing
 
 
-def test_mixing_leaves_evaluation_and_proxy_items_alone_and_takes_the_head_of_unshared_files(wide: Path) -> None:
+def test_mixing_leaves_evaluation_and_proxy_items_alone(wide: Path) -> None:
     sharp = build_sequence(recipe(wide, stages=THREE, pool_size=20), 0)
     soft = build_sequence(recipe(wide, stages=THREE, pool_size=20, mixing=0.4), 0)
     assert soft.tasks == sharp.tasks
@@ -290,7 +290,7 @@ def test_mixing_leaves_evaluation_and_proxy_items_alone_and_takes_the_head_of_un
         assert not set(first) & set(second)
 
 
-def test_files_in_another_order_mix_with_the_neighbors_of_the_walk(wide: Path) -> None:
+def test_files_mix_with_the_neighbors_of_the_walk(wide: Path) -> None:
     order = ["three", "one", "two"]
     sharp = recipe(wide, stages=THREE, pool_size=20)
     assert build_sequence(sharp, 0, order=order) == reorder(build_sequence(sharp, 0), order)

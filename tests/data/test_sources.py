@@ -64,7 +64,7 @@ def test_every_format_of_one_turn_is_the_same_example(tmp_path: Path, row: dict[
     assert example.sample_id == reference.sample_id
 
 
-def test_a_conversation_keeps_its_turns_and_learns_the_last_assistant_turn(tmp_path: Path) -> None:
+def test_conversation_learns_the_last_assistant_turn(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("2+2?")]
     path = write(
         tmp_path / "a.jsonl",
@@ -94,9 +94,7 @@ def test_context_stands_under_what_is_asked(tmp_path: Path) -> None:
     ("answer", "gold"),
     [("7", "7"), ("3 + 4 = 7\n#### 7", "7"), ("It is seven.\nSeven it is.", None), ("a\n####", None)],
 )
-def test_the_gold_of_an_answer_that_is_the_response_is_its_last_mark_or_its_one_line(
-    tmp_path: Path, answer: str, gold: str | None
-) -> None:
+def test_gold_of_a_response_is_its_mark_or_only_line(tmp_path: Path, answer: str, gold: str | None) -> None:
     (example,) = load(write(tmp_path / "a.jsonl", {"question": "3 + 4?", "answer": answer}))
     assert (example.prompt, example.response, example.answer) == ("3 + 4?", answer, gold)
 
@@ -231,7 +229,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
         load(write(tmp_path / "a.jsonl"))
 
 
-def test_an_unknown_name_suggests_the_nearest_and_lists_the_folder(tmp_path: Path) -> None:
+def test_unknown_name_suggests_and_lists_the_folder(tmp_path: Path) -> None:
     good = {"prompt": "a", "response": "b"}
     write(tmp_path / "train" / "math_gsm8k.jsonl.gz", good)
     write(tmp_path / "train" / "code.jsonl", good)
@@ -326,7 +324,7 @@ def test_every_kind_of_file_says_the_same(tmp_path, kind, column):
     assert found.keep.tolist() == [True, False, True]
 
 
-def test_without_scores_the_order_of_the_file_counts_and_without_flags_everything_is_kept(tmp_path):
+def test_score_file_defaults_are_order_and_keep_all(tmp_path):
     frame = pd.DataFrame(SCORE_ROWS, columns=["id", "score", "keep"])
     kept = read_scores(write_frame(tmp_path / "k.csv", frame[["id", "keep"]]))
     assert kept.score.tolist() == sorted(kept.score.tolist(), reverse=True)

@@ -234,7 +234,7 @@ def test_gold_option_is_known_by_letter_or_text_or_not_at_all() -> None:
     assert answers.gold_option(item("red")) is None
 
 
-def test_a_program_is_no_short_answer_but_a_response_of_several_lines_is() -> None:
+def test_program_is_no_short_answer() -> None:
     assert not answers.is_short(item("assert f(1) == 2\nassert f(2) == 3", "def f(x): return x + 1"))
     assert answers.is_short(item("1 2\n3 4", "1 2\n3 4"))
     assert answers.is_short(item("7"))

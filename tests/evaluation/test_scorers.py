@@ -87,7 +87,7 @@ def test_tied_options_share_the_point() -> None:
     assert scores == [0.5, 0.5, 0]
 
 
-def test_choice_measures_items_with_choices_and_refuses_an_answer_that_is_none_of_them() -> None:
+def test_choice_refuses_an_answer_that_is_no_option() -> None:
     scorer = build_scorer("choice")
     assert scorer.measures(COLOURS)
     assert not scorer.measures(Example.make("p", "r", answer="7"))
@@ -108,7 +108,7 @@ def procedural() -> list[Example]:
     return items
 
 
-def test_a_librarys_own_answer_earns_the_full_reward_however_it_is_marked(procedural) -> None:
+def test_library_answer_earns_full_reward_if_marked(procedural) -> None:
     for example in procedural:
         for text in (example.response, f"Well. The answer is {example.response}", f"#### {example.response}"):
             assert reward(example, text) == 1
@@ -123,7 +123,7 @@ def test_the_verifier_accepts_what_a_text_comparison_would_not(procedural) -> No
     assert verified(countdown, other)
 
 
-def test_partial_credit_counts_for_verifier_and_not_for_exact_match(procedural) -> None:
+def test_partial_credit_counts_for_verifier_only(procedural) -> None:
     words = procedural[2]
     turned = ", ".join(reversed(words.response.split(", ")))
     assert 0 < reward(words, turned) < 1
@@ -131,7 +131,7 @@ def test_partial_credit_counts_for_verifier_and_not_for_exact_match(procedural) 
     assert build_scorer("verifier").score(words, Evidence(generated=turned)) == reward(words, turned)
 
 
-def test_an_unparsable_answer_earns_nothing_but_a_broken_entry_is_an_error() -> None:
+def test_unparsable_answer_earns_0_broken_entry_raises() -> None:
     entry = reasoning_gym.create_dataset("prime_factorization", size=1, seed=0)[0]
     verifier = {"library": "reasoning_gym", "dataset": "prime_factorization", "entry": entry}
     assert reward(Example.make("p", entry["answer"], verifier=verifier), "((((") == 0
@@ -154,7 +154,7 @@ def test_a_wrong_verifier_is_explained(verifier, message) -> None:
         reward(Example.make("p", "r", verifier=verifier), "1")
 
 
-def test_every_registered_scorer_keeps_the_contract_and_carries_its_name() -> None:
+def test_registered_scorers_follow_the_contract() -> None:
     for name in SCORERS.names():
         scorer = build_scorer(name)
         assert scorer.name == name

@@ -12,7 +12,7 @@ from longgame.metrics.matrix import stage_spread
 NAN = float("nan")
 
 
-def test_totals_are_sums_over_stages_and_shares_are_of_the_totals():
+def test_costs_are_sums_and_shares_of_sums():
     found = record_metrics(
         {
             ("cost", "score_flops"): np.array([[NAN, 1.0, 3.0], [NAN, 0.0, 0.0]]),

@@ -68,7 +68,7 @@ def current(selector, place=None):
 
 
 @pytest.mark.parametrize(("condition", "place"), [("", 0), ("order=2-1", 1), ("order=*", None)])
-def test_a_condition_s_row_is_its_own_paired_comparison_over_seeds(across, condition, place):
+def test_condition_is_compared_within_itself(across, condition, place):
     mine, base = current("loss", place), current("random", place)
     found = row(across, condition, "loss")
     assert found["n"] == 3
@@ -96,7 +96,7 @@ def test_a_seed_that_one_order_lacks_has_no_mean():
     assert row(across, "order=*", "random")["n"] == 3
 
 
-def test_a_bootstrap_that_was_asked_for_stands_beside_the_mean_over_orders_too():
+def test_mean_over_orders_has_the_bootstrap():
     cards = {"": card(0, ("a", "b")), "order=2-1": card(1, ("b", "a"))}
     across = Across.build(cards, {"order=*": ["", "order=2-1"]}, bootstrap=1000)
     found = row(across, "order=*", "loss")
@@ -166,11 +166,11 @@ def intervention_card(scores, ood=()):
     )  # fmt: skip
 
 
-def test_the_bare_selector_is_the_same_one_with_the_same_parameters():
+def test_bare_selector_has_the_same_parameters():
     assert bare_selectors(recipe()) == {"loss + replay 20%": "loss", "guarded": "loss", "broad + items": "broad"}
 
 
-def test_differences_are_paired_by_seed_and_holm_counts_the_interventions():
+def test_interventions_are_paired_by_seed_with_holm():
     table = intervention_table(intervention_card(SCORES, ood=("o",)), recipe())
     rows = table[table["view"] == "primary"].set_index(["selector", "metric"])
     assert set(rows.index.get_level_values(0)) == {"loss + replay 20%", "guarded"}
@@ -193,7 +193,7 @@ def test_differences_are_paired_by_seed_and_holm_counts_the_interventions():
     assert (same["mean"], same["p"]) == (0, 1)
 
 
-def test_nothing_is_told_without_the_bare_selector_or_of_scores_that_nobody_measured():
+def test_interventions_need_bare_selector_and_scores():
     without = {name: seeds for name, seeds in SCORES.items() if name != "loss"}
     assert intervention_table(intervention_card(without), recipe()).empty
     assert set(intervention_table(intervention_card(SCORES), recipe())["metric"]) == {

@@ -24,14 +24,14 @@ def test_entropy_equals_hand_values():
     assert diagnostics.capability_entropy(np.array([50, 25, 25, 0])) == pytest.approx(1.5 * np.log(2))
 
 
-def test_entropy_of_nothing_is_unmeasured_and_negative_counts_are_refused():
+def test_entropy_of_nothing_is_nan():
     assert np.isnan(diagnostics.capability_entropy(np.zeros(8)))
     with pytest.raises(DataError, match="-1"):
         diagnostics.capability_entropy(np.array([-1, 2]))
 
 
 @given(hnp.arrays(np.int64, st.integers(1, 10), elements=st.integers(0, 1000)), st.integers(1, 50))
-def test_entropy_lies_between_0_and_ln_clusters_and_ignores_the_total(counts, factor):
+def test_entropy_is_bounded_and_ignores_the_total(counts, factor):
     if counts.sum() == 0:
         return
     entropy = diagnostics.capability_entropy(counts)
@@ -49,14 +49,14 @@ def test_concentration_equals_hand_values():
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (12, 5), (1, 7), (7, 1), (6, 6)])
-def test_concentration_is_the_squared_top_singular_value_share_on_both_sides(shape):
+def test_concentration_is_the_top_singular_value_share(shape):
     g = generator(0, "g", *shape).standard_normal(shape)
     singular = np.linalg.svd(g, compute_uv=False)
     assert diagnostics.selection_concentration(g) == pytest.approx(singular[0] ** 2 / (singular**2).sum())
 
 
 @given(hnp.arrays(float, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(-9, 9).map(float)))
-def test_concentration_lies_in_its_bounds_and_does_not_depend_on_scale(g):
+def test_concentration_is_bounded_and_scale_free(g):
     if not g.any():
         assert np.isnan(diagnostics.selection_concentration(g))
         return
@@ -65,7 +65,7 @@ def test_concentration_lies_in_its_bounds_and_does_not_depend_on_scale(g):
     assert diagnostics.selection_concentration(g * 1e-7) == pytest.approx(share)
 
 
-def test_concentration_of_the_gram_matrix_equals_that_of_the_updates():
+def test_concentration_of_gram_equals_that_of_updates():
     updates = generator(1).standard_normal((6, 40))
     gram = updates @ updates.T
     assert diagnostics.update_concentration(gram) == pytest.approx(diagnostics.selection_concentration(updates))
@@ -73,7 +73,7 @@ def test_concentration_of_the_gram_matrix_equals_that_of_the_updates():
     assert np.isnan(diagnostics.update_concentration(np.empty((0, 0))))
 
 
-def test_concentration_refuses_what_is_not_finite_or_not_a_gram_matrix():
+def test_concentration_refuses_bad_matrices():
     with pytest.raises(NumericalError, match="row 1"):
         diagnostics.selection_concentration(np.array([[1.0], [np.nan]]))
     with pytest.raises(NumericalError):
@@ -147,7 +147,7 @@ def test_two_seeds_by_hand():
 
 @given(trials())
 @settings(max_examples=60, deadline=None)
-def test_r_is_that_of_scipy_and_the_interval_that_of_leaving_out_each_seed(drawn):
+def test_correlation_equals_scipy_and_the_jackknife(drawn):
     x, y, seed, selector = drawn
     found = associate(x, y, seed, selector)
 
@@ -202,7 +202,7 @@ def test_sides_may_be_swapped_and_units_changed(drawn):
     assert (turned.pearson.low, turned.pearson.high) == pytest.approx((-found[4], -found[3]), nan_ok=True)
 
 
-def test_what_differs_between_seeds_only_is_no_correlation_within_them():
+def test_within_removes_differences_between_seeds():
     level = np.repeat([0.0, 10, 20, 30], 3)
     found = associate(X + level, np.tile([1.0, -1, 0], 4) + level, SEED, SELECTOR)
     assert found.pearson.r > 0.95
@@ -218,7 +218,7 @@ def test_the_range_without_a_selector_is_that_of_the_others():
     assert (found.least, found.greatest) == pytest.approx((min(each), max(each)))
 
 
-def test_unmeasured_trials_are_left_out_and_a_line_has_no_interval():
+def test_unmeasured_trials_are_left_out_of_correlations():
     holed = np.where(np.arange(12) == 4, np.nan, X)
     keep = np.arange(12) != 4
     np.testing.assert_allclose(
@@ -256,7 +256,7 @@ def drawn_trials(rng, seeds, selectors=7):
     return x.ravel(), y.ravel(), seed, selector
 
 
-def test_the_intervals_of_five_seeds_hold_the_truth_where_a_bootstrap_over_seeds_does_not():
+def test_jackknife_intervals_hold_the_truth():
     # Variances of x and y over all trials: 4/9 of the selectors' levels, then seeds and noise; their levels covary.
     spread = np.mean(np.linspace(-1, 1, 7) ** 2)
     true = 0.5 * spread / np.sqrt((spread + 0.49 + 0.16) * (0.25 * spread + 0.49 + 0.25))
@@ -324,7 +324,7 @@ def test_the_table_has_every_view_and_pair_that_was_measured():
     assert association_table(frame().head(0), ["primary"]).empty
 
 
-def test_conditions_together_have_the_seeds_of_one_and_are_centred_each_by_itself():
+def test_conditions_share_seeds_and_are_centered_apart():
     one = association_table(frame(), ["primary"]).iloc[0]
     two = association_table(frame(("", "budget=0.1")), ["primary"]).iloc[0]
     assert (one["trials"], two["trials"]) == (12, 24)

@@ -87,7 +87,7 @@ def test_what_is_not_measured_or_not_defined_is_nan_and_never_0():
         performance_improvement_ratio(np.ones(2), np.ones(3))
 
 
-def test_a_trial_is_divided_by_the_full_data_trial_of_its_own_seed(cards):
+def test_trial_is_divided_by_full_data_of_its_seed(cards):
     found = trial_efficiency(*cards).set_index("trial")
     np.testing.assert_allclose(found.loc["random-s0", ["pir_now", "pir_later"]].astype(float), [0.9, 0.875])
     np.testing.assert_allclose(found.loc["loss-s1", ["pir_now", "pir_later"]].astype(float), [1.125, 0.75])
@@ -108,7 +108,7 @@ def test_intervals_are_over_ratios_paired_by_seed(cards):
     assert found.sdf_tokens["random"] == pytest.approx(0.25)
 
 
-def test_a_seed_without_a_full_data_trial_is_left_out_and_counted(cards):
+def test_seed_without_full_data_is_left_out(cards):
     ours, _ = cards
     full = card(rows("all data", 1, (40, 50), 40, tokens=1000, examples=100), reference="all data")
     found = efficiency(ours, full).set_index("selector")
@@ -151,7 +151,7 @@ def test_penalties_by_hand():
     assert many.simplicity_penalty == 200
 
 
-def test_the_survey_s_methods_get_the_ranks_that_follow_from_their_indicators_by_hand():
+def test_survey_methods_rank_by_their_indicators():
     ranks = feasibility_ranks(published_feasibility())
     found = dict(zip(published()["method"], ranks.itertuples(index=False, name=None), strict=True))
     assert found == {

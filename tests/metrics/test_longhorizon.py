@@ -58,7 +58,7 @@ def test_a_head_start_in_the_final_score_cuts_a_corner_by_hand():
     np.testing.assert_allclose(share, [0.75, 0.25])
 
 
-def test_a_dominating_selector_takes_all_and_equal_selectors_share():
+def test_dominating_selector_wins_and_equals_share():
     one = np.array([60.0, 50.0]), np.array([0.6, 0.5]), np.array([4.0, 5.0]), np.array([50.0, 40.0])
     np.testing.assert_allclose(weight_sensitivity(*one), [1, 0])
     twins = tuple(np.append(values, values[0]) for values in one)
@@ -77,7 +77,7 @@ metrics = hnp.arrays(float, st.tuples(st.just(4), st.integers(1, 6)), elements=s
 
 @settings(max_examples=40)
 @given(metrics)
-def test_shares_agree_with_counting_winners_on_a_grid_and_sum_to_one(table):
+def test_shares_agree_with_winners_on_a_grid(table):
     final, auc, forgetting, ood = table[0], table[1] / 100, table[2], table[3]
     share = weight_sensitivity(final, auc, forgetting, ood)
     n = 60
@@ -140,13 +140,13 @@ def test_unmeasured_is_nan_and_not_reached_is_not_nan():
     assert not np.isnan(tokens_to_threshold(TOKENS, SCORES, 99.0))
 
 
-def test_leading_axes_hold_curves_with_their_own_tokens_and_thresholds():
+def test_leading_axes_hold_independent_curves():
     tokens, scores = np.stack([TOKENS, TOKENS * 2]), np.stack([SCORES, SCORES])
     np.testing.assert_allclose(adaptation_auc(tokens, scores), [0.4625, 0.4625])
     np.testing.assert_allclose(tokens_to_threshold(tokens, scores, np.array([45.0, 50.0])), [150, 400])
 
 
-def test_ratio_is_infinite_only_where_the_threshold_was_not_reached():
+def test_ratio_is_infinite_only_if_not_reached():
     ratio = threshold_ratio(
         np.array([135.0, 0.0, np.inf, 50.0, np.inf, 50.0, 0.0, np.nan]),
         np.array([100, 100, 100, np.inf, np.inf, 0, 0, 1]),
@@ -188,7 +188,7 @@ def test_auc_does_not_depend_on_the_unit_of_tokens(curve, unit):
 
 
 @given(drawn_curves(), st.floats(0, 100))
-def test_tokens_to_threshold_is_the_first_place_where_the_interpolated_curve_stands_that_high(curve, threshold):
+def test_tokens_to_threshold_is_the_first_crossing(curve, threshold):
     tokens, scores = curve
     found = float(tokens_to_threshold(tokens, scores, threshold))
     if math.isinf(found):
@@ -282,7 +282,7 @@ def _over_seeds(immediate, long):
     return gap[complete].mean(axis=0) if complete.any() else np.full(long.shape[-1], NAN)
 
 
-def test_selector_gap_averages_rank_differences_over_transitions_and_seeds_by_hand():
+def test_selector_gap_equals_hand_values():
     # seed 0: long ranks 1 2 3. t=1: ranks 1 2 3 → 0 0 0. t=2: ranks 3 2 1 → 2 0 2. Mean 1 0 1; /2 = .5 0 .5
     # seed 1: long ranks 3 2 1. t=1: ranks 1 2 3 → 2 0 2. t=2: ranks 1 3 2 → 2 1 1. Mean 2 .5 1.5; /2 = 1 .25 .75
     np.testing.assert_allclose(seed_myopia_gap(IMMEDIATE, LONG), [[0.5, 0, 0.5], [1, 0.25, 0.75]])

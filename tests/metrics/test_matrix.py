@@ -47,7 +47,7 @@ def test_metric_equals_hand_value(metric):
     assert metric(R) == pytest.approx(HAND[metric])
 
 
-def test_immediate_gain_and_forgetting_per_task_equal_hand_values():
+def test_gain_and_forgetting_equal_hand_values():
     np.testing.assert_allclose(matrix.immediate_gain(R), [50, 45, 45])
     np.testing.assert_allclose(matrix.forgetting_per_task(R), [16, 6])
 
@@ -85,7 +85,7 @@ def test_a_stage_column_nobody_measured_is_left_out(column):
     assert matrix.forgetting(without) == pytest.approx(np.mean([lost[j] for j in kept if j in lost]))
 
 
-def test_a_column_measured_for_one_selector_only_is_left_out_for_none():
+def test_column_of_one_selector_counts_for_all():
     without = R.copy()
     without[:, 1] = NAN
     np.testing.assert_array_equal(matrix.current_score(np.stack([R, without])), [70, NAN])
@@ -105,7 +105,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("metric", CELLS, ids=lambda metric: metric.__name__)
-def test_one_missing_needed_cell_makes_the_metric_nan_and_spares_the_others(metric):
+def test_missing_cell_makes_only_its_metrics_nan(metric):
     holed = R.copy()
     holed[CELLS[metric]] = NAN
     assert np.isnan(metric(holed))
@@ -124,7 +124,7 @@ def test_without_row_0_only_what_needs_it_is_nan():
         assert metric(headless) == metric(R)
 
 
-def test_a_single_stage_has_no_transfer_no_forgetting_no_imbalance():
+def test_single_stage_has_no_transfer_or_forgetting():
     single = np.array([[10.0, 40.0], [60.0, 42.0]])
     for metric in (
         matrix.forgetting,
@@ -157,7 +157,7 @@ matrices = st.integers(1, 5).flatmap(
 
 
 @given(matrices, st.floats(-50, 50))
-def test_adding_a_constant_to_every_score_moves_levels_and_leaves_differences(R, shift):
+def test_adding_a_constant_moves_levels_not_differences(R, shift):
     def same(metric, by):
         np.testing.assert_allclose(metric(R + shift), metric(R) + by, atol=1e-9)
 

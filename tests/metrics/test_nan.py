@@ -63,7 +63,7 @@ def unchanged_where_finite(function, values, missing, other):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from(MATRIX))
-def test_a_score_matrix_metric_with_a_hole_is_nan_or_did_not_need_the_hole(data, metric):
+def test_matrix_metric_is_nan_or_independent_of_the_hole(data, metric):
     shape = (2, T + 1, T + OOD)
     values, other, missing = data.draw(scores(*shape)), data.draw(scores(*shape)), data.draw(holes(*shape))
     missing[0] = False  # every column is measured somewhere, so that none is left out for all
@@ -72,7 +72,7 @@ def test_a_score_matrix_metric_with_a_hole_is_nan_or_did_not_need_the_hole(data,
 
 @settings(max_examples=60, deadline=None)
 @given(scores(2, P), scores(2, P), holes(2, P))
-def test_a_curve_metric_with_a_hole_is_nan_or_did_not_need_the_hole(values, other, missing):
+def test_curve_metric_is_nan_or_independent_of_the_hole(values, other, missing):
     tokens = np.tile(TOKENS, (2, 1))
     metrics = (
         lambda y: longhorizon.adaptation_auc(tokens, y),
@@ -89,7 +89,7 @@ def test_a_curve_metric_with_a_hole_is_nan_or_did_not_need_the_hole(values, othe
 
 @settings(max_examples=60, deadline=None)
 @given(scores(4, 5), scores(4, 5), holes(4, 5))
-def test_the_long_horizon_score_and_the_weight_simplex_leave_unmeasured_selectors_out(values, other, missing):
+def test_long_horizon_leaves_unmeasured_selectors_out(values, other, missing):
     unchanged_where_finite(lambda v: long_horizon_score(*v), values, missing, other)
     share = weight_sensitivity(*np.where(missing, np.nan, values))
     gone = missing.any(axis=0)
@@ -100,7 +100,7 @@ def test_the_long_horizon_score_and_the_weight_simplex_leave_unmeasured_selector
 
 @settings(max_examples=60, deadline=None)
 @given(scores(3, 6), scores(3, 6), holes(3, 6))
-def test_statistics_over_seeds_equal_those_of_the_measured_seeds_alone(a, b, missing):
+def test_statistics_equal_those_of_the_measured_seeds(a, b, missing):
     with_holes = np.where(missing, np.nan, a)
     n, mean, sd = moments(with_holes)
     pair, flip = paired(with_holes, b), sign_flip_p(with_holes - b)
@@ -129,7 +129,7 @@ def test_holm_over_the_tests_made_equals_holm_without_the_others(p, missing):
 
 @settings(max_examples=60, deadline=None)
 @given(scores(4), holes(4), scores(4))
-def test_ranks_and_gaps_with_an_unmeasured_selector_are_not_guessed(values, missing, long):
+def test_ranks_of_an_unmeasured_selector_are_not_guessed(values, missing, long):
     ranks = longhorizon.ranks(np.where(missing, np.nan, values))
     assert np.isnan(ranks[missing]).all()
     np.testing.assert_array_equal(ranks[~missing], longhorizon.ranks(values[~missing]))

@@ -162,7 +162,7 @@ def test_summary_tells_what_the_seeds_could_have_shown(card):
     assert summary(card, "loss", "final")["seeds_needed"] == 18
 
 
-def test_a_larger_family_raises_what_can_be_shown_by_holms_hardest_level():
+def test_larger_family_raises_mde_by_holm():
     rows = hand_rows()
     for name in ("lhas", "quality"):
         rows += [
@@ -174,7 +174,7 @@ def test_a_larger_family_raises_what_can_be_shown_by_holms_hardest_level():
     assert three / one == pytest.approx(unit_effect(2, 0.05 / 3) / unit_effect(2, 0.05))
 
 
-def test_bootstrap_columns_stand_beside_students_t_where_asked_for(card):
+def test_bootstrap_columns_are_optional(card):
     assert "boot_low" not in card.summary
     found = build(hand_rows(), spec=MetricSpec(bootstrap=2000))
     row = summary(found, "loss", "current")
@@ -243,7 +243,7 @@ def test_renaming_selectors_moves_their_numbers_along(card):
 # Sub-skills and views
 
 
-def test_a_task_is_the_mean_of_its_sub_skills_and_a_macro_row_beside_them_is_not_one_of_them():
+def test_task_is_the_mean_of_its_sub_skills():
     rows = []
     for (selector, seed), (R, _) in HAND.items():
         R = np.array(R, dtype=float)
@@ -256,7 +256,7 @@ def test_a_task_is_the_mean_of_its_sub_skills_and_a_macro_row_beside_them_is_not
     assert last.set_index("sub_skill")["value"].to_dict() == {"add": 36, "sub": 44}
 
 
-def test_a_sub_skill_missing_in_one_trial_makes_its_cell_nan_and_missing_in_a_seed_leaves_it_out_there():
+def test_missing_sub_skill_makes_its_cell_nan():
     rows = []
     for (selector, seed), (R, _) in HAND.items():
         rows += score_rows(selector, seed, R, sub_skill="add")
@@ -274,7 +274,7 @@ def test_a_sub_skill_missing_in_one_trial_makes_its_cell_nan_and_missing_in_a_se
         assert (summary(each, "loss", "current")["n"], summary(each, "loss", "current")["diff_n"]) == (1, 1)
 
 
-def test_views_take_their_own_scorer_and_an_open_ended_task_is_left_out_of_exact_match_for_all():
+def test_views_use_their_scorer_for_all_selectors():
     rows = hand_rows()
     for selector, seed in HAND:  # b has exact match, a and o are open-ended; it goes the other way
         R = [[NAN, 1, NAN], [NAN, 2, NAN], [NAN, 9 if selector == "random" else 5, NAN]]
@@ -315,7 +315,7 @@ def test_an_unfinished_trial_is_nan_and_never_zero():
     assert set(card.set_gap["seeds"]) == {1}
 
 
-def test_with_only_the_own_probe_the_long_horizon_score_uses_it_and_says_so(card):
+def test_long_horizon_uses_the_own_probe_with_a_note(card):
     own = build(hand_rows(probe="own"))
     assert own.views["primary"].terms.probe == "own"
     assert any("only the own probe" in note for note in own.notes)
@@ -325,7 +325,7 @@ def test_with_only_the_own_probe_the_long_horizon_score_uses_it_and_says_so(card
     assert card.notes == ()
 
 
-def test_without_probes_or_ood_the_term_is_left_out_for_all_and_said():
+def test_unmeasured_term_is_left_out_with_a_note():
     rows = [r for r in hand_rows() if r["kind"] == "score" and r["task"] != "o"]
     card = build(rows, ood=())
     assert value(card, "loss", 0, "long_horizon") == pytest.approx(0.53 - 0.20)
@@ -335,7 +335,7 @@ def test_without_probes_or_ood_the_term_is_left_out_for_all_and_said():
     assert np.isnan(value(card, "loss", 0, "ood"))
 
 
-def test_a_reference_that_needs_no_token_in_one_seed_does_not_make_others_not_reached():
+def test_reference_at_zero_tokens_keeps_ratios_finite():
     rows = [r for r in hand_rows() if r["kind"] == "score"]
     for selector, seed, curve in (
         ("random", 0, (40, 50, 60)),
@@ -360,7 +360,7 @@ def test_one_stage_has_a_current_score_and_no_long_horizon():
     assert card.verdicts["verdict"].unique().tolist() == ["not enough seeds"]
 
 
-def test_without_the_reference_selector_nothing_is_compared_and_it_is_said():
+def test_without_reference_nothing_is_compared():
     card = build(hand_rows(), reference="lhas")
     assert card.verdicts.empty
     assert card.summary["p"].isna().all()
@@ -379,7 +379,7 @@ def test_one_seed_has_means_and_no_intervals():
 # Diagnostics and costs
 
 
-def test_diagnostics_are_means_over_measured_stages_and_costs_are_sums():
+def test_diagnostics_are_means_and_costs_sums():
     rows = hand_rows()
     for selector, seed in HAND:
         for stage, drift in ((1, NAN), (2, 0.4)):
@@ -440,7 +440,7 @@ def test_a_curve_that_does_not_belong_is_refused():
         build([*hand_rows(), *curve_rows("loss", 1, [1, 2, 3], probe="comon")])
 
 
-def test_results_without_a_measurement_or_a_primary_scorer_are_refused():
+def test_results_without_measurement_or_scorer_are_refused():
     with pytest.raises(DataError, match="hold no measurement"):
         build([])
     with pytest.raises(DataError, match="task 'o' has no primary scorer"):

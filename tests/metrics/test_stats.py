@@ -28,7 +28,7 @@ from longgame.seeding import generator
 NAN, INF = float("nan"), float("inf")
 
 
-def test_moments_equal_hand_values_and_leave_unmeasured_seeds_out():
+def test_moments_leave_unmeasured_seeds_out():
     n, mean, sd = moments(np.array([[1.0, 2.0, 3.0, 6.0], [1.0, NAN, 3.0, NAN], [NAN, 5.0, NAN, NAN], [NAN] * 4]))
     np.testing.assert_array_equal(n, [4, 2, 1, 0])
     np.testing.assert_array_equal(mean, [3, 2, 5, NAN])
@@ -70,7 +70,7 @@ def test_sign_flip_p_equals_brute_force(difference):
     assert sign_flip_p(difference) == pytest.approx(extreme / len(flips))
 
 
-def test_sign_flip_leaves_unmeasured_seeds_out_and_gives_up_beyond_its_limit():
+def test_sign_flip_skips_unmeasured_seeds_and_has_a_limit():
     np.testing.assert_allclose(sign_flip_p(np.array([[1.0, NAN, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]])), [0.25, 0.125])
     assert np.isnan(sign_flip_p(np.ones(17)))
     assert np.isnan(sign_flip_p(np.array([1.0])))
@@ -119,7 +119,7 @@ def test_holm_does_not_count_tests_that_were_not_made():
 
 
 @given(hnp.arrays(float, st.integers(1, 8), elements=st.floats(0, 1)))
-def test_holm_never_lowers_p_keeps_order_and_stays_within_bonferroni(p):
+def test_holm_keeps_order_within_bonferroni(p):
     adjusted = holm(p)
     assert (adjusted >= p).all()
     assert (adjusted <= np.minimum(p * len(p), 1) + 1e-12).all()
@@ -127,14 +127,14 @@ def test_holm_never_lowers_p_keeps_order_and_stays_within_bonferroni(p):
     assert (np.diff(adjusted[order]) >= 0).all()
 
 
-def test_bootstrap_of_three_seeds_equals_the_enumeration_of_all_draws():
+def test_bootstrap_of_three_seeds_equals_enumeration():
     values = np.array([1.0, 4.0, 13.0])
     means = np.array([np.mean(draw) for draw in itertools.product(values, repeat=3)])  # 27 equally likely draws
     low, high = bootstrap_interval(values, 40_000, generator(0, "bootstrap"), confidence=0.8)
     assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9], method="inverted_cdf")))
 
 
-def test_bootstrap_agrees_with_scipy_and_follows_the_measured_seeds():
+def test_bootstrap_agrees_with_scipy_on_measured_seeds():
     values = generator(1, "values").exponential(size=(3, 12))
     holed = np.concatenate([values, np.full((3, 2), NAN)], axis=1)
     low, high = bootstrap_interval(holed, 20_000, generator(2, "draws"))
@@ -145,7 +145,7 @@ def test_bootstrap_agrees_with_scipy_and_follows_the_measured_seeds():
         assert (low[row], high[row]) == pytest.approx((found.low, found.high), abs=0.02)
 
 
-def test_bootstrap_of_too_few_equal_or_censored_values_has_no_interval():
+def test_bootstrap_without_spread_has_no_interval():
     rows = np.array([[1.0, NAN, NAN], [2.0, 2.0, 2.0], [1.0, INF, 3.0], [INF, INF, 1.0]])
     low, high = bootstrap_interval(rows, 100, generator(0, "none"))
     assert np.isnan([low, high]).all()
@@ -172,7 +172,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
-def test_pairs_needed_for_small_medium_and_large_effects_are_the_textbook_ones(effect, pairs):
+def test_seeds_needed_equal_the_textbook(effect, pairs):
     # Cohen's d of .2, .5, .8, two-sided 5 %, power 80 %, paired t test
     assert seeds_needed(effect, 1.0) == pairs
     assert seeds_needed(-3 * effect, 3.0) == pairs
@@ -199,7 +199,7 @@ def test_power_is_the_noncentral_t_however_little_is_left_below():
     )
 
 
-def test_power_is_the_share_of_simulated_audits_that_show_the_difference():
+def test_power_equals_the_share_of_simulated_audits():
     values = 0.9 + generator(3, "power").standard_normal((40_000, 8))
     result = scipy.stats.ttest_1samp(values, 0, axis=1)
     share = ((result.pvalue < 0.05) & (result.statistic > 0)).mean()
@@ -208,7 +208,7 @@ def test_power_is_the_share_of_simulated_audits_that_show_the_difference():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, MOST_SEEDS), st.sampled_from([0.05, 0.05 / 6]), st.sampled_from([0.5, 0.8, 0.95]))
-def test_the_detectable_effect_has_just_the_power_it_was_asked_for(n, alpha, power):
+def test_detectable_effect_has_exactly_its_power(n, alpha, power):
     found = unit_effect(n, alpha, power)
     assert t_power(found, n, alpha) == pytest.approx(power, abs=1e-9)
     assert minimum_detectable_effect(2.5, n, alpha, power) == pytest.approx(2.5 * found)
@@ -223,13 +223,13 @@ def test_seeds_needed_are_enough_and_one_fewer_is_not(effect, alpha):
         assert t_power(effect, n - 1, alpha) < 0.8
 
 
-def test_detectable_effects_fall_with_the_seeds_and_go_on_beyond_the_table():
+def test_detectable_effects_fall_beyond_the_table():
     n = np.array([2, 3, 10, MOST_SEEDS, MOST_SEEDS + 1, 5 * MOST_SEEDS])
     assert (np.diff(unit_effect(n)) < 0).all()
     assert unit_effect(5 * MOST_SEEDS) == pytest.approx((1.959964 + 0.841621) / np.sqrt(5 * MOST_SEEDS), rel=1e-3)
 
 
-def test_what_is_unmeasured_or_has_no_spread_is_nan_and_no_effect_needs_infinitely_many_seeds():
+def test_power_without_spread_is_nan_without_effect_inf():
     np.testing.assert_array_equal(minimum_detectable_effect(np.array([NAN, 0.0]), np.array([5, 5])), [NAN, NAN])
     assert np.isnan(minimum_detectable_effect(1.0, 1))
     np.testing.assert_array_equal(

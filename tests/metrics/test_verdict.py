@@ -47,7 +47,7 @@ def test_too_few_seeds_or_no_p_allow_no_other_word():
     assert verdict(*sure, min_seeds=6).word == "not enough seeds"
 
 
-def test_a_score_that_no_seed_measured_is_named_instead_of_the_seeds():
+def test_unmeasured_score_is_named_in_the_verdict():
     one_stage = verdict(Difference(8, 3.0, SURE), Difference(0, float("nan"), float("nan")))
     assert one_stage.word == "not enough seeds"
     assert one_stage.reason.startswith("the long-horizon score was compared in no seed")
@@ -63,7 +63,7 @@ def test_the_reason_states_sizes_with_their_units_and_p():
     assert none.word == "indistinguishable from lhas"
 
 
-def test_the_power_sentence_tells_what_could_be_shown_and_what_the_differences_seen_would_need():
+def test_power_sentence_names_effects_and_seeds():
     now = Difference(5, 0.4, 0.3, "points", mde=1.94, seeds_needed=41.0)
     far = Difference(5, -0.001, 0.9, mde=0.0213, seeds_needed=float("inf"))
     shown = "5 seeds show true differences of 1.9 points now and 0.021 in the long run with 80% power"
@@ -145,7 +145,7 @@ def test_more_than_one_example_a_stage_is_told_with_both_amounts():
 
 
 @pytest.mark.parametrize(("tokens", "told"), [(90, False), (89, True), (110, False), (111, True)])
-def test_one_example_is_what_a_budget_in_whole_examples_leaves_over(tokens, told):
+def test_budgets_may_differ_by_one_example(tokens, told):
     held = tables([[NAN, 100], [NAN, tokens]], [[NAN, 10], [NAN, tokens / 10]])
     assert bool(unequal_amounts(held, trials_of("random", "loss"), "random")) == told
 
@@ -156,7 +156,7 @@ def test_the_larger_example_is_what_counts():
     assert unequal_amounts(held, trials_of("random", "long"), "random") == {}
 
 
-def test_differences_that_cancel_over_seeds_are_none_and_unfinished_stages_are_not_compared():
+def test_amounts_compare_means_over_finished_stages():
     seeds = tables([[NAN, 100], [NAN, 100], [NAN, 140], [NAN, 60]], [[NAN, 10], [NAN, 10], [NAN, 14], [NAN, 6]])
     assert unequal_amounts(seeds, trials_of("random", "even", seeds=2), "random") == {}
     partial = tables([[NAN, 100, 900], [NAN, 95, NAN]], [[NAN, 10, 90], [NAN, 9, NAN]])
@@ -189,7 +189,7 @@ def cost_tables(**columns):
     return {("cost", name): np.array(held, dtype=float) for name, held in columns.items()}
 
 
-def test_missed_tokens_and_items_are_summed_over_the_stages_that_missed_some():
+def test_missed_replay_is_summed_over_stages():
     held = cost_tables(
         replay_missed_tokens=[[NAN, NAN, NAN], [NAN, 0, 100], [NAN, 0, 1150]],
         proxy_items_missed=[[NAN, NAN, NAN], [NAN, 3, 0], [NAN, 0, 0]],
@@ -199,6 +199,6 @@ def test_missed_tokens_and_items_are_summed_over_the_stages_that_missed_some():
     assert items.startswith("replay: 1 of 4 stages left 3 proxy items unlearned: ")
 
 
-def test_nothing_is_told_where_the_share_was_reached_or_nothing_is_replayed():
+def test_complete_replay_gives_no_note():
     assert missed_notes(cost_tables(replay_missed_tokens=[[NAN, NAN], [NAN, 0], [NAN, 0]]), REPLAY_TRIALS) == []
     assert missed_notes(cost_tables(selected_tokens=[[NAN, 5], [NAN, 5], [NAN, 5]]), REPLAY_TRIALS) == []
