@@ -19,13 +19,13 @@ from longgame.selection.interventions.constraints import Intervention
 from longgame.signals.base import Signals
 
 REPLAYED = "replayed"
-"""Row-aligned key of `Pool.info` (and term of the log): which candidates are not the stage's own."""
+"""Row-aligned key of `Pool.info` (and term of the log): which examples of a round are not its own candidates."""
 _MOST_PROXY = Fraction(1, 2)
 _TOKENS_MISSED, _ITEMS_MISSED = "replay_missed_tokens", "proxy_items_missed"
 
 
 class _Queue:
-    """Examples in a fixed random order, handed out one by one, each at most once a stage, as far as a share allows."""
+    """Examples in a fixed random order; each is due at most once a stage, as soon as it fits into the share."""
 
     def __init__(self, pool: Pool, order: Int[np.ndarray, " m"], share: Fraction, items: bool) -> None:
         self.pool, self.share, self.items = pool, share, items
@@ -37,13 +37,13 @@ class _Queue:
         return int(self.share * tokens) - self.spent
 
     def draw(self, tokens: int, budget: int, left: int, least: int) -> list[int]:
-        """Rows of the examples that are due and fit; those that do not stay where they are in the queue.
+        """Return the rows that are due and fit; the others keep their place in the queue.
 
         Args:
-            tokens: of the stage, this round's included.
-            budget: of this round; what is longer is passed over.
-            left: what is not drawn yet of it.
-            least: to be left beside what is drawn; the first one drawn in a round may stand alone.
+            tokens: of the stage, including this round.
+            budget: of this round; longer examples are passed over.
+            left: tokens of the round that are not drawn yet.
+            least: tokens to leave; the first example drawn in a round may leave fewer.
         """
         rows: list[int] = []
         for row in self.waiting:
@@ -57,19 +57,18 @@ class _Queue:
             rows.append(row)
             self.spent += cost
             left -= cost
-        if rows:
-            taken = set(rows)
-            self.waiting = [row for row in self.waiting if row not in taken]
+        drawn = set(rows)
+        self.waiting = [row for row in self.waiting if row not in drawn]
         return rows
 
-    def saves(self, tokens: int, round_budget: int) -> int:
-        """Tokens of this share to keep for the next example: all it has, where a round alone cannot hold that one."""
+    def saved(self, tokens: int, round_budget: int) -> int:
+        """Tokens of this share to save for the next example: all it has, if that one is longer than a round."""
         return max(0, self.owed(tokens)) if self._cost(self.waiting[0]) > round_budget else 0
 
     def missing(self, tokens: int) -> int:
-        """Tokens of the share of so many that are not spent, where they hold the next example; else 0.
+        """Unspent tokens of the share of ``tokens``, if they hold the next example; else 0.
 
-        Where no example waits any more: where they are more than the longest there was. (0 for an empty pool.)
+        When no example waits: if they are more than the longest example of the pool. (0 for an empty pool.)
         """
         missing = self.owed(tokens)
         if self.waiting:
@@ -81,23 +80,26 @@ class _Queue:
 
 
 class Replay(Intervention):
-    """A share of every stage's tokens is spent on other examples than its own candidates; the selector has the rest.
+    """A share of every stage's tokens goes to examples of other stages; the inner selector spends the rest.
 
-    Replayed examples come in random order, none twice in a stage and none that is a candidate of the stage itself
-    (known by id). The share is kept as a ledger of whole tokens over the stage's rounds: an example is replayed as soon
-    as it fits into what the share allows so far, so that short examples have no advantage and the stage ends within one
-    example of the share. In the first stage there is nothing to replay. Whatever a round does not replay belongs to the
-    selector, and the stage spends the same number of tokens as any other. What is replayed is selected history like
-    everything else.
+    Replayed examples come in random order, none twice in a stage, and none that is a candidate of the stage itself
+    (by id). The share is kept as a ledger of whole tokens over the stage's rounds: an example is replayed as soon as
+    it fits into what the share allows so far. So short examples have no advantage, and the stage ends within one
+    example of the share. The first stage has nothing to replay. The selector spends what a round does not replay, and
+    the stage spends as many tokens as any other. Replayed examples are selected history like everything else.
 
-    Where a round's budget is of the size of an example: one that is due and leaves no room for the shortest of the
-    round's own candidates is the round's only pick, and what it leaves goes to the next round; for one that is longer
-    than the budget of a round, the share's tokens are kept back (the selector has its own share meanwhile) until a
-    round holds it; one that is due and still too long is passed over, and stays the next. What the stage cannot hold
-    in the end is told by `unmet`.
+    If a round's budget is of the size of an example:
+
+    - an example that is due and leaves no room for the shortest candidate is the round's only pick, and what it leaves
+      goes to the next round;
+    - for an example longer than a round's budget, the share's tokens are saved until a round holds it (the selector has
+      its own share meanwhile);
+    - an example that is due and still too long is passed over and stays the next one.
+
+    `unmet` says what the stage could not hold in the end.
 
     Args:
-        inner: the selector inside; it sees its own candidates only.
+        inner: the selector inside; it sees the stage's own candidates only.
         share: of the tokens, in [0, 1).
         source: ``pools``: uniformly from all candidates of earlier stages, whoever selected them; the same for every
             selector of a seed. ``selected``: uniformly from what this selector selected in earlier stages.
@@ -120,18 +122,22 @@ class Replay(Intervention):
         if not 0 <= share < 1 or not (share or proxy_as_data):
             raise RecipeError(f"selector '{inner.name}': replay is {share}; give a share in (0, 1), or leave it out.")
         self.share, self.proxy_as_data = share, proxy_as_data
-        words = [f"replay {100 * share:g}%" + (" selected" if source == "selected" else "")] if share else []
-        super().__init__(inner, " + ".join([*words, *(["proxy items"] if proxy_as_data else [])]))
+        labels = [f"replay {100 * share:g}%" + (" selected" if source == "selected" else "")] if share else []
+        super().__init__(inner, " + ".join([*labels, *(["proxy items"] if proxy_as_data else [])]))
         self._selected: dict[str, None] = {}
-        self._reserve: Reserve | None = None
-        self._queues: tuple[_Queue, ...] = ()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._budget: int | None = None
+        """Tokens of the stage; None without a reserve."""
+        self._queues: list[_Queue] = []
         self._spent = 0
-        self._kept = 0
-        """Tokens that this round keeps back for the next ones."""
+        self._saved = 0
+        """Tokens that this round saves for the next ones."""
 
     def begin_stage(self) -> None:
         super().begin_stage()
-        self._reserve, self._queues, self._spent, self._kept = None, (), 0, 0
+        self._clear()
 
     def use_reserve(self, reserve: Reserve) -> None:
         """Take what this stage may replay (after `begin_stage`).
@@ -139,9 +145,9 @@ class Replay(Intervention):
         Raises:
             RecipeError: the proxy items are to be learned and there are none.
         """
-        queues = []
+        self._budget = reserve.budget
         if self.share:
-            queues.append(self._queue(reserve, reserve.earlier, Fraction(str(self.share))))
+            self._queues.append(self._queue(reserve, reserve.earlier, Fraction(str(self.share))))
         if self.proxy_as_data:
             if reserve.proxy is None or not len(reserve.proxy):
                 raise RecipeError(
@@ -149,63 +155,58 @@ class Replay(Intervention):
                     "proxy.items_per_skill to 1 or more, or leave out proxy_as_data."
                 )
             share = min(_MOST_PROXY, Fraction(int(reserve.proxy.tokens.sum()), max(1, reserve.budget)))
-            queues.append(self._queue(reserve, (reserve.proxy,), share))
-        self._reserve, self._queues = reserve, tuple(queues)
+            self._queues.append(self._queue(reserve, (reserve.proxy,), share, items=True))
 
-    def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: Fraction) -> _Queue:
+    def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: Fraction, items: bool = False) -> _Queue:
         pool = reserve.own.take([])
         for other in pools:
             pool = _joined(pool, other)
         rows = [row for row in id_order(pool.ids).tolist() if pool.ids[row] not in reserve.own.index]
-        if pools is reserve.earlier and self.source == "selected":
+        if self.source == "selected" and not items:
             rows = [row for row in rows if pool.ids[row] in self._selected]
-        order = reserve.rng.permutation(np.asarray(rows, dtype=np.int64))
-        return _Queue(pool, order, share, items=pools is not reserve.earlier)
+        return _Queue(pool, reserve.rng.permutation(np.asarray(rows, dtype=np.int64)), share, items)
 
     def learnable(self, pool: Pool) -> Pool:
-        """The stage's candidates and everything that may be replayed beside them."""
         for queue in self._queues:
             pool = _joined(pool, queue.pool)
         return pool
 
     def offer(self, pool: Pool, budget: int) -> Pool:
-        """The round's candidates and behind them what this round replays, marked in ``info`` (`REPLAYED`).
+        """Return the round's candidates and, behind them, what is due, marked in ``info`` (`REPLAYED`).
 
         Raises:
-            PluginError: no stage was begun with a reserve: outside an audit there are no earlier stages.
+            PluginError: no reserve was given: outside an audit there are no earlier stages.
         """
-        if self._reserve is None:
+        if self._budget is None:
             raise PluginError(
                 f"selector '{self.name}' replays examples of other stages, which only an audit has. In a trainer of "
                 "your own, put them into the training dataset."
             )
         total, least = self._spent + budget, self._least(pool)
-        round_budget, left = budget - self._kept, budget
+        round_budget, left = budget - self._saved, budget
         offered = pool
         for queue in sorted(self._queues, key=lambda queue: -queue.owed(total)):
             drawn = queue.pool.take(queue.draw(total, budget, left, least))
             left -= int(drawn.tokens.sum())
             offered = _joined(offered, drawn)
-        self._kept = max(0, min(self._to_keep(total, round_budget), left - least))
+        self._saved = max(0, min(self._to_save(self._budget - total, total, round_budget), left - least))
         if len(offered) == len(pool):
             return pool
         marks = np.arange(len(offered)) >= len(pool)
         return dataclasses.replace(offered, info={**offered.info, REPLAYED: marks})
 
-    def _to_keep(self, total: int, round_budget: int) -> int:
-        """Tokens for later rounds: for an example longer than a round, and for what the last rounds could not pay."""
-        later = (self._reserve.budget if self._reserve is not None else 0) - total
+    def _to_save(self, later: int, total: int, round_budget: int) -> int:
+        """Tokens to save: for an example longer than a round, and for what the ``later`` tokens cannot pay."""
         if later <= 0:
             return 0
         waiting = [queue for queue in self._queues if queue.waiting]
-        saved = sum(queue.saves(total, round_budget) for queue in waiting)
+        saved = sum(queue.saved(total, round_budget) for queue in waiting)
         return max(saved, sum(queue.missing(total + later) for queue in waiting) - later)
 
     def unmet(self) -> dict[str, int]:
-        """What the stage did not replay of what it should have, by more than one example; 0 where it did.
+        """Return what the stage did not replay of its share, if that is more than one example; else 0.
 
-        ``replay_missed_tokens``: tokens that lack to the share. ``proxy_items_missed``: proxy items not learned. Only
-        what is asked for is told.
+        ``replay_missed_tokens``: tokens missing to the share. ``proxy_items_missed``: proxy items not learned.
         """
         return {
             _ITEMS_MISSED if queue.items else _TOKENS_MISSED: (
@@ -214,39 +215,37 @@ class Replay(Intervention):
             for queue in self._queues
         }
 
-    def _least(self, pool: Pool) -> int:
+    def _least(self, candidates: Pool) -> int:
         """Tokens of the shortest candidate that the inner selector would pick at all."""
-        could = pool.tokens[self.eligible(pool)]
-        return int((could if len(could) else pool.tokens).min())
+        eligible = candidates.tokens[self.eligible(candidates)]
+        return int((eligible if len(eligible) else candidates.tokens).min())
 
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
         marks = np.asarray(pool.info.get(REPLAYED, np.zeros(len(pool))), dtype=bool)
-        own, extra = np.flatnonzero(~marks), np.flatnonzero(marks)
-        extra = extra[id_order(tuple(pool.ids[row] for row in extra))]
-        self.inner.count_replayed(pool, signals, extra)
-        left = budget - int(pool.tokens[extra].sum()) - self._kept
-        if len(extra) and left < self._least(pool.take(own)):
-            chosen = Selection.of(pool, np.zeros(0, dtype=np.int64))
+        candidates, replayed = np.flatnonzero(~marks), np.flatnonzero(marks)
+        replayed = replayed[id_order(tuple(pool.ids[row] for row in replayed))]
+        self.inner.count_replayed(pool, signals, replayed)
+        left = budget - int(pool.tokens[replayed].sum()) - self._saved
+        if len(replayed) and left < self._least(pool.take(candidates)):
+            selection = Selection.of(pool, np.zeros(0, dtype=np.int64))
         else:
-            chosen = self.select_inner(pool, signals, history, left, rng, own if len(extra) else None)
+            selection = self.select_inner(pool, signals, history, left, rng, candidates if len(replayed) else None)
         if self.source == "selected":
-            self._selected |= dict.fromkeys(pool.ids[row] for row in chosen.rows)
-        rows = np.concatenate([chosen.rows, extra])
+            self._selected |= dict.fromkeys(pool.ids[row] for row in selection.rows)
+        rows = np.concatenate([selection.rows, replayed])
         self._spent += int(pool.tokens[rows].sum())
-        return Selection.of(pool, rows, {**chosen.scores, "replayed": marks.astype(np.float64)})
+        return Selection.of(pool, rows, {**selection.scores, "replayed": marks.astype(np.float64)})
 
     def own_state(self) -> dict[str, Any]:
-        """What was selected so far (``source: selected``). An audit saves whole stages, so there is no more to it."""
+        """Return what was selected so far (``source: selected``); an audit saves state between stages only."""
         return {"selected": list(self._selected)}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `own_state` returned, between two stages."""
         self._selected = dict.fromkeys(state["selected"])
 
 
 def _joined(pool: Pool, other: Pool) -> Pool:
-    """The pool and behind it whatever of the other it does not hold yet."""
-    fresh = [row for row, sample_id in enumerate(other.ids) if sample_id not in pool.index]
-    return pool.join(other.take(fresh))
+    """The pool and, behind it, what the other holds in addition."""
+    return pool.join(other.take([row for row, name in enumerate(other.ids) if name not in pool.index]))
