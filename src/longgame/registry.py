@@ -17,38 +17,38 @@ from typing import Any
 from longgame.errors import LonggameError, PluginError, RecipeError, did_you_mean, unknown
 
 _FRAMES = 3
-"""Places that are named when a plug-in fails: where it happened and the calls that led there."""
+"""Stack frames in the message when a plug-in fails."""
 
 
 @contextmanager
-def plugin_at_work(who: str, doing: str) -> Iterator[None]:
-    """Run a selector's or scorer's own code: whatever it raises, an attempt to end the process included, is told.
+def plugin_at_work(subject: str, activity: str) -> Iterator[None]:
+    """Run a selector's or scorer's own code and report whatever it raises, attempts to end the process included.
 
     Args:
-        who: the plug-in as its user knows it ("selector 'mine'").
-        doing: what it was asked for ("select()").
+        subject: the plug-in as its user knows it ("selector 'mine'").
+        activity: what it runs ("select()").
 
     Raises:
-        PluginError: the code raised one (the plug-in is named before it), or anything that is not of longgame's own
-            family: the message names the error and the last places it passed.
+        PluginError: the code raised one (the plug-in is put before it), or an error that is not a `LonggameError`: the
+            message names the error and the last stack frames.
     """
     try:
         yield
     except PluginError as error:
-        if str(error).startswith(who):
+        if str(error).startswith(subject):
             raise
-        raise PluginError(f"{who}: {error}") from error
+        raise PluginError(f"{subject}: {error}") from error
     except LonggameError:
         raise
     except (Exception, SystemExit) as error:
         places = [
             f"  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line or ''}".rstrip(": ")
-            for frame in traceback.extract_tb(error.__traceback__)[2:]  # behind this function and its caller
+            for frame in traceback.extract_tb(error.__traceback__)[2:]  # without this function and its caller
             if not frame.filename.startswith("<frozen")
         ][-_FRAMES:]
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PluginError(
-            "\n".join([f"{who} failed in {doing}: {said}. Mend its code, or leave it out.", *places])
+            "\n".join([f"{subject} failed in {activity}: {reason}. Fix its code, or leave it out.", *places])
         ) from error
 
 
@@ -58,8 +58,8 @@ class Registry:
     Args:
         kind: what is registered, for messages ("selector").
         group: entry-point group that installed packages may add to ("longgame.selectors").
-        builtin: name → "module:Class"; importing is put off until the name is asked for.
-        check: called with the class; raises PluginError where the contract is broken.
+        builtin: name → "module:Class"; imported when the name is resolved.
+        check: called with name and class; raises PluginError if the class breaks the contract.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str], check: Callable[[str, type], None]) -> None:
@@ -80,35 +80,35 @@ class Registry:
             PluginError: the plug-in cannot be imported or breaks the contract.
         """
         if name in self._builtin:
-            found = self._import(name, self._builtin[name])
+            cls = self._import(name, self._builtin[name])
         elif ".py:" in name:
-            found = self._from_file(name)
+            cls = self._from_file(name)
         else:
             points = {point.name: point for point in metadata.entry_points(group=self.group)}
             if name not in points:
-                hint = f" A {self.kind} of your own is named path/to/file.py:Class."
+                hint = f" Name a {self.kind} of your own as path/to/file.py:Class."
                 raise RecipeError(unknown(self.kind, name, self.names()) + hint)
-            found = self._import(name, points[name].value)
-        if not isinstance(found, type):
-            raise PluginError(f"{self.kind} '{name}' is a {type(found).__name__}, not a class. Name a class.")
-        self._check(name, found)
-        return found
+            cls = self._import(name, points[name].value)
+        if not isinstance(cls, type):
+            raise PluginError(f"{self.kind} '{name}' is a {type(cls).__name__}, not a class. Name a class.")
+        self._check(name, cls)
+        return cls
 
     def make(self, name: str, parameters: Mapping[str, Any]) -> Any:
-        """Return an instance of the class behind ``name``, made with these parameters.
+        """Return an instance of the class behind ``name`` with these parameters.
 
         Raises:
             RecipeError: as `resolve`; or a parameter that the class does not take.
-            PluginError: as `resolve`; or the class cannot be made.
+            PluginError: as `resolve`; or the class cannot be instantiated.
         """
         cls = self.resolve(name)
-        taken = inspect.signature(cls).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        accepted = inspect.signature(cls).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             for key in parameters:
-                if key not in taken:
-                    known = f" It takes: {', '.join(taken)}." if taken else " It takes none."
+                if key not in accepted:
+                    allowed = f" It takes: {', '.join(accepted)}." if accepted else " It takes none."
                     raise RecipeError(
-                        f"{self.kind} '{name}' has no parameter '{key}'.{did_you_mean(key, taken)}{known}"
+                        f"{self.kind} '{name}' has no parameter '{key}'.{did_you_mean(key, accepted)}{allowed}"
                     )
         with plugin_at_work(f"{self.kind} '{name}'", f"being made with {dict(parameters)}"):
             return cls(**parameters)
@@ -123,7 +123,7 @@ class Registry:
         path = Path(path_text).expanduser().resolve()
         if not path.is_file():
             raise RecipeError(f"{self.kind} file '{path_text}' does not exist. Give a path to a .py file and a class.")
-        # by place and content: a file that was edited meanwhile is another module
+        # named by path and content, so that an edited file is loaded again
         module_name = "longgame_plugin_" + hashlib.sha256(f"{path}\0".encode() + path.read_bytes()).hexdigest()[:12]
         module = sys.modules.get(module_name)
         if module is None:
@@ -139,7 +139,7 @@ class Registry:
                 del sys.modules[module_name]
                 raise
         if not hasattr(module, attribute):
-            own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-            classes = [key for key in own if isinstance(getattr(module, key), type)]
+            defined = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+            classes = [key for key in defined if isinstance(getattr(module, key), type)]
             raise PluginError(f"'{path_text}': " + unknown("class", attribute, classes))
         return getattr(module, attribute)

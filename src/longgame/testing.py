@@ -1,11 +1,10 @@
-"""The contract of a selector, as checks that anyone can run on a selector of their own.
+"""The contract of a selector, as checks to run on a selector of your own.
 
     from longgame.testing import check_selector_contract
     check_selector_contract(MySelector)                          # a class
-    check_selector_contract(lambda: MySelector(temperature=2))   # or anything that makes a fresh selector
+    check_selector_contract(lambda: MySelector(temperature=2))   # or a function that returns a new selector
 
-Each clause makes its own small, synthetic pools (no model, no files) and raises PluginError with what was broken, with
-which input, and why it matters.
+Each clause uses small synthetic pools (no model, no files). A broken clause raises PluginError with the input and fix.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def example_pool(n: int, seed: int = 0) -> Pool:
 
 
 def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool = False) -> Signals:
-    """Signals ``names`` and nothing else for a pool: each value hangs on the example's id, or all are equal (``tied``).
+    """Return exactly these signals for a pool: each value depends on the example's id, or all are equal (``tied``).
 
     float32, ``cluster`` int64; ``future_proxy`` goes into the context.
     """
@@ -66,15 +65,15 @@ def _column(name: str, streams: list[np.random.Generator]) -> np.ndarray:
 
 
 def check_selector_contract(make: SelectorFactory, skip: Iterable[str] = ()) -> None:
-    """Run every clause of `CONTRACT` on fresh selectors from ``make`` (a class, or a function without arguments).
+    """Run every clause of `CONTRACT` on fresh selectors from ``make``.
 
     Args:
-        make: returns a new selector at every call.
+        make: a class, or a function without arguments; returns a new selector at every call.
         skip: names of clauses to leave out, e.g. ``("fills_the_budget",)`` for a filter that may stop early. The audit
             then compares unequal token counts; say so where you report it.
 
     Raises:
-        PluginError: a clause is broken, or ``skip`` names none. Whatever else the selector raises comes through.
+        PluginError: a clause is broken, or ``skip`` names an unknown one. Other errors of the selector pass through.
     """
     skipped = set(skip)
     for name in skipped - set(CONTRACT):
@@ -85,7 +84,7 @@ def check_selector_contract(make: SelectorFactory, skip: Iterable[str] = ()) -> 
 
 
 class _Scene:
-    """A fresh selector before a pool, with or without rounds behind it."""
+    """A fresh selector and a pool to select from, after ``rounds`` earlier rounds."""
 
     def __init__(self, make: SelectorFactory, n: int = 30, seed: int = 0, tied: bool = False, rounds: int = 2) -> None:
         self.selector = make()
@@ -103,7 +102,7 @@ class _Scene:
 
 
 def play(selector: Selector, history: History, number: int) -> Selection:
-    """One more round on a pool of its own, remembered in ``history``."""
+    """Run one more round on a pool of its own and record it in ``history``."""
     pool = example_pool(30, seed=1000 + number)
     signals = example_signals(pool, selector.requires, seed=1000 + number)
     rng = generator(number, "testing", "play")
@@ -112,9 +111,9 @@ def play(selector: Selector, history: History, number: int) -> Selection:
     return selection
 
 
-def _require(holds: bool, who: str, message: str) -> None:
-    if not holds:
-        raise PluginError(f"selector '{who}': {message}")
+def _require(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise PluginError(f"selector '{name}': {message}")
 
 
 def declares_itself(make: SelectorFactory) -> None:
@@ -130,13 +129,13 @@ def picks_from_the_pool(make: SelectorFactory) -> None:
     """Returns rows of the pool, no row twice, and the token count of those rows."""
     for n in (1, 2, 30):
         scene = _Scene(make, n)
-        chosen = scene.select(int(scene.pool.tokens.sum()))
-        rows = np.asarray(chosen.rows)
+        selection = scene.select(int(scene.pool.tokens.sum()))
+        rows = np.asarray(selection.rows)
         inside = len(rows) > 0 and rows.min() >= 0 and rows.max() < n
         _require(inside, scene.name, f"rows {rows.tolist()} of a pool of {n}; give rows in 0…{n - 1}, at least one.")
-        _require(len(set(rows.tolist())) == len(rows), scene.name, f"rows {rows.tolist()} hold one twice.")
+        _require(len(set(rows.tolist())) == len(rows), scene.name, f"rows {rows.tolist()} repeat a row.")
         spent = int(scene.pool.tokens[rows].sum())
-        _require(chosen.tokens == spent, scene.name, f"reports {chosen.tokens} tokens for rows that cost {spent}.")
+        _require(selection.tokens == spent, scene.name, f"reports {selection.tokens} tokens; its rows cost {spent}.")
 
 
 def stays_within_the_budget(make: SelectorFactory) -> None:
@@ -148,20 +147,18 @@ def stays_within_the_budget(make: SelectorFactory) -> None:
 
 
 def fills_the_budget(make: SelectorFactory) -> None:
-    """Leaves no candidate unpicked that would still fit, so that selectors are compared at equal token counts."""
+    """Leaves no candidate that still fits, so that selectors are compared at equal token counts."""
     for budget in _budgets(make):
         scene = _Scene(make)
-        chosen = scene.select(budget)
-        unpicked = np.delete(scene.pool.tokens, chosen.rows)
-        fits = unpicked[unpicked <= budget - chosen.tokens]
-        message = (
-            f"left {budget - chosen.tokens} of {budget} tokens though {len(fits)} candidates fit; use fill_budget()."
-        )
+        selection = scene.select(budget)
+        unpicked, left = np.delete(scene.pool.tokens, selection.rows), budget - selection.tokens
+        fits = unpicked[unpicked <= left]
+        message = f"left {left} of {budget} tokens though {len(fits)} candidates fit; use fill_budget()."
         _require(not len(fits), scene.name, message)
 
 
 def spends_more_of_a_larger_budget(make: SelectorFactory) -> None:
-    """A larger budget never buys less (10, 25, 50, 100 % of the pool), and one for the whole pool buys it all."""
+    """A larger budget never buys less (10, 25, 50, 100 % of the pool), and a budget for all candidates buys all."""
     total = int(_Scene(make).pool.tokens.sum())
     spent = [_Scene(make).select(total * percent // 100).tokens for percent in (10, 25, 50, 100)]
     _require(spent == sorted(spent), _Scene(make).name, f"spent {spent} tokens at 10, 25, 50 and 100 % of the pool.")
@@ -176,7 +173,9 @@ def refuses_an_impossible_budget(make: SelectorFactory) -> None:
             scene.select(budget)
         except BudgetError:
             continue
-        _require(False, scene.name, f"accepts a budget of {budget} tokens that holds no candidate; use fill_budget().")
+        _require(
+            False, scene.name, f"accepts a budget of {budget} tokens, which holds no candidate; use fill_budget()."
+        )
 
 
 def is_deterministic(make: SelectorFactory) -> None:
@@ -185,7 +184,7 @@ def is_deterministic(make: SelectorFactory) -> None:
     first, second = _Scene(make), _Scene(make)
     _same(first.name, "the same inputs", first.select(), second.select())
     untouched = _equal(before, _global_generators())
-    _require(untouched, first.name, "draws from a global random generator; draw from the `rng` it is given.")
+    _require(untouched, first.name, "draws from a global random generator; use `rng`.")
 
 
 def _global_generators() -> dict[str, Any]:
@@ -198,7 +197,7 @@ def ignores_the_order_of_the_pool(make: SelectorFactory) -> None:
 
 
 def breaks_ties_by_id(make: SelectorFactory) -> None:
-    """Where all candidates are equal, the choice still does not hang on their order in the pool."""
+    """If all candidates are equal, the choice still does not depend on their order in the pool."""
     _permuted(make, tied=True)
 
 
@@ -210,15 +209,14 @@ def _permuted(make: SelectorFactory, tied: bool) -> None:
             other = _Scene(make, tied=tied, rounds=rounds)
             order = generator(seed, "testing", "order").permutation(len(other.pool))
             other.pool, other.signals = other.pool.take(order), other.signals.take(order)
-            found = other.select()
-            by_row = {key: np.asarray(column)[np.argsort(order)] for key, column in found.scores.items()}
-            rows = np.asarray([plain.pool.index[other.pool.ids[row]] for row in found.rows], dtype=np.int64)
-            moved = Selection(rows, found.tokens, by_row)
-            _same(plain.name, "the same candidates in another row order", expected, moved)
+            permuted = other.select()
+            scores = {key: np.asarray(column)[np.argsort(order)] for key, column in permuted.scores.items()}
+            restored = Selection(order[permuted.rows], permuted.tokens, scores)
+            _same(plain.name, "the same candidates in another row order", expected, restored)
 
 
 def leaves_its_inputs_alone(make: SelectorFactory) -> None:
-    """Writes neither to the signals, nor to the pool, nor to the history (`History.update` is the caller's)."""
+    """Writes neither to the signals, nor to the pool, nor to the history (the caller updates it)."""
     scene = _Scene(make)
     columns = {key: column.copy() for key, column in {**scene.signals.columns, **scene.signals.context}.items()}
     tokens, before = scene.pool.tokens.copy(), scene.history.state_dict()
@@ -230,16 +228,16 @@ def leaves_its_inputs_alone(make: SelectorFactory) -> None:
 
 
 def continues_from_its_state(make: SelectorFactory) -> None:
-    """After state_dict → load_state_dict a fresh selector picks exactly what the first one goes on to pick."""
+    """After state_dict → load_state_dict a fresh selector picks exactly what the first one would pick next."""
     one, history = make(), History(max_embeddings=16, gradient_rows=4)
     for number in range(3):
         play(one, history, number)
-    state, remembered = one.state_dict(), history.state_dict()
+    state, history_state = one.state_dict(), history.state_dict()
     _check_plain(one.name, state, "state_dict()")
     expected = [play(one, history, number) for number in range(3, 6)]
     two, restored = make(), History(max_embeddings=16, gradient_rows=4)
     two.load_state_dict(state)
-    restored.load_state_dict(remembered)
+    restored.load_state_dict(history_state)
     for number, selection in enumerate(expected, start=3):
         _same(one.name, "state restored into a fresh selector", selection, play(two, restored, number))
 
@@ -252,7 +250,11 @@ def explains_its_scores(make: SelectorFactory) -> None:
         _require("score" in scores, scene.name, "logs no 'score'; pass {'score': …} to Selection.of().")
         for key, column in scores.items():
             shape = np.shape(column)
-            _require(shape == (len(scene.pool),), scene.name, f"scores['{key}'] has shape {shape}; one a candidate.")
+            _require(
+                shape == (len(scene.pool),),
+                scene.name,
+                f"scores['{key}'] has shape {shape}; give one value per candidate.",
+            )
         _require(bool(np.isfinite(scores["score"]).all()), scene.name, "scores['score'] is NaN or infinite somewhere.")
 
 
@@ -273,7 +275,7 @@ CONTRACT: Mapping[str, Callable[[SelectorFactory], None]] = {
         explains_its_scores,
     )
 }
-"""Every clause by name. All of them hand over signals that hold only what ``requires`` names."""
+"""Every clause by name. A selector under test sees only the signals that ``requires`` names."""
 
 
 def _budgets(make: SelectorFactory) -> list[int]:
@@ -282,29 +284,29 @@ def _budgets(make: SelectorFactory) -> list[int]:
     return [int(tokens.min()), int(tokens.max()), total // 10, total // 4, total // 2, total, 2 * total]
 
 
-def _same(who: str, what: str, first: Selection, second: Selection) -> None:
-    message = f"{what} gave other picks: rows {first.rows.tolist()} and then {second.rows.tolist()}."
-    _require(first.rows.tolist() == second.rows.tolist(), who, message)
-    _require(set(first.scores) == set(second.scores), who, f"{what} logged other terms.")
+def _same(name: str, condition: str, first: Selection, second: Selection) -> None:
+    message = f"{condition} gave other picks: rows {first.rows.tolist()} and then {second.rows.tolist()}."
+    _require(first.rows.tolist() == second.rows.tolist(), name, message)
+    _require(set(first.scores) == set(second.scores), name, f"{condition} logged other terms.")
     for key, column in first.scores.items():
         equal = np.allclose(column, second.scores[key], rtol=1e-5, atol=1e-7, equal_nan=True)
-        _require(equal, who, f"{what} gave other scores['{key}'].")
+        _require(equal, name, f"{condition} gave other scores['{key}'].")
 
 
-def _check_plain(who: str, value: Any, where: str) -> None:
-    """State is written as arrays and JSON, never pickled: refuse whatever else is in it."""
+def _check_plain(name: str, value: Any, where: str) -> None:
+    """Refuse state that cannot be written as arrays and JSON; nothing is pickled."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _require(isinstance(key, str), who, f"{where} has the key {key!r}; keys must be strings.")
-            _check_plain(who, item, f"{where}['{key}']")
+            _require(isinstance(key, str), name, f"{where} has the key {key!r}; keys must be strings.")
+            _check_plain(name, item, f"{where}['{key}']")
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_plain(who, item, f"{where}[…]")
+            _check_plain(name, item, f"{where}[…]")
     else:
         plain = value is None or isinstance(value, bool | int | float | str)
         array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
         message = f"{where} holds a {type(value).__name__}; use numeric arrays, numbers, strings, lists and dicts."
-        _require(plain or array, who, message)
+        _require(plain or array, name, message)
 
 
 def _equal(first: Any, second: Any) -> bool:

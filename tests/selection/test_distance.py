@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.selection.algorithms import nearest as distance
-from longgame.selection.algorithms.nearest import cosine, mean_distance, nearest_squared, squared_to
+from longgame.selection.algorithms.nearest import Nearest, cosine, mean_distance, squared_to
 
 MATRIX = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5)).flatmap(
     lambda shape: st.tuples(
@@ -19,6 +19,13 @@ MATRIX = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5)).flat
 
 def table(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.array([[np.linalg.norm(row.astype(float) - other.astype(float)) for other in references] for row in rows])
+
+
+def nearest_squared(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
+    near = Nearest(rows, rows.mean(axis=0), references)
+    assert near.others is not None
+    near.lower(np.arange(len(rows)), near.others, np.arange(len(references)))
+    return near.squared
 
 
 @settings(max_examples=60)
@@ -41,7 +48,8 @@ def test_blocks_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, references = rng.standard_normal((2, 30, 7)).astype(np.float32)
     whole = nearest_squared(rows, references), mean_distance(rows, references), squared_to(rows, references[0])
     monkeypatch.setattr(distance, "_BLOCK_CELLS", 90)
-    parts = nearest_squared(rows, references), mean_distance(rows, references), squared_to(rows, references[0], step=4)
+    monkeypatch.setattr(distance, "_STEP", 4)
+    parts = nearest_squared(rows, references), mean_distance(rows, references), squared_to(rows, references[0])
     for first, second in zip(whole, parts, strict=True):
         assert np.allclose(first, second, rtol=1e-6)
 
@@ -54,11 +62,10 @@ def test_equal_rows_get_equal_values_wherever_they_stand() -> None:
         assert len(np.unique(values)) == 1
 
 
-def test_nothing_remembered_means_infinitely_far_and_no_mean_distance() -> None:
+def test_without_references_the_mean_distance_is_zero_and_the_nearest_infinite() -> None:
     rows = np.ones((3, 2), dtype=np.float32)
-    none = np.zeros((0, 0), dtype=np.float32)
-    assert np.isinf(nearest_squared(rows, none)).all()
-    assert mean_distance(rows, none).tolist() == [0.0, 0.0, 0.0]
+    assert np.isinf(Nearest(rows, rows[0]).squared).all()
+    assert mean_distance(rows, np.zeros((0, 0), dtype=np.float32)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_cosine_of_a_zero_vector_is_zero() -> None:

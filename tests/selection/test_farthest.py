@@ -108,7 +108,7 @@ def test_no_pair_below_its_limit_is_ever_excluded(level: products.Level, shape: 
         scale, everything = scale_of(rows), np.arange(len(rows))
         both = Cloud(rows, mean_row(rows), scale)
         used = PairFilter(rows.shape[1], rows.dtype, scale, place, level)
-        product = place.host(used.product(used.candidates(both, everything), used.picks(both, everything)))
+        product = place.host(place.product(used.candidates(both, everything), used.picks(both, everything)))
         for column, point in enumerate(rows):
             distance = squared_to(rows, point)
             limit = np.nextafter(distance, np.float32(np.inf))  # the tightest limit that the pair is below
@@ -124,7 +124,7 @@ def test_the_filter_excludes_nearly_all_pairs_of_a_gaussian_cloud() -> None:
     near = np.array([np.sort(squared_to(rows, row))[1] for row in rows])
     for level, most in ((products.BFLOAT16, 0.03), (products.FLOAT32, 0.003), (products.FLOAT64, 0.003)):
         used = PairFilter(384, rows.dtype, 1.0, place, level)
-        product = place.host(used.product(used.candidates(both, everything), used.picks(both, everything)))
+        product = place.host(place.product(used.candidates(both, everything), used.picks(both, everything)))
         kept = product >= used.thresholds(both.norms, near)[:, None]
         assert kept.sum() - 400 <= most * kept.size
 

@@ -37,7 +37,7 @@ def test_what_is_kept_is_what_the_loop_over_single_rows_keeps(seed: int, thresho
     order, tokens = rng.permutation(n), rng.integers(1, 9, n)
     budget = int(max(tokens.min(), tokens.sum() * rng.random()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", int(rng.integers(1, 40)))
+        patch.setattr(module, "_THRESHOLD_BLOCK", int(rng.integers(1, 40)))
         picks, alike = threshold_diverse(rows, order, tokens, budget, threshold)
     expected, passed = one_by_one(rows, order, tokens, budget, threshold)
     assert picks.tolist() == expected

@@ -1,4 +1,4 @@
-"""Rows by score, ties by id, and how a token budget is filled with them, in time linear in the pool."""
+"""Tools of selectors: order rows by score (ties by id), fill a token budget, scale terms, check parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from jaxtyping import Float, Int
 
 from longgame.errors import BudgetError, PluginError, RecipeError, did_you_mean
 
+NORMALISE: tuple[str, ...] = ("rank", "z")
+"""Scales of the terms of a score (`scale`), so that a weight of 1 means the same for each."""
 _CHUNK = 4096
 
 
 def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
-    """Raise BudgetError where the budget is not positive or holds none of the candidates."""
+    """Raise BudgetError if the budget is not positive or holds none of the candidates."""
     if budget <= 0:
         raise BudgetError(f"the token budget is {budget}; it must be at least 1. Raise `budget`.")
     shortest = int(tokens.min()) if len(tokens) else 0
@@ -26,10 +28,10 @@ def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
 
 
 def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], budget: int) -> Int[np.ndarray, " k"]:
-    """Walk the rows in pick order and keep each that still fits into the budget.
+    """Return, in this order, each row that still fits into the budget.
 
-    A candidate that would overflow is passed over and the walk goes on, so that selectors at the same budget end
-    within one short example of each other. Runs in O(n).
+    A row that does not fit is passed over and the walk continues, so selectors at the same budget end within one short
+    example of each other. Runs in O(n).
 
     Raises:
         BudgetError: nothing fits, or the budget is not positive.
@@ -40,31 +42,31 @@ def fill_budget(order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], bud
 
 
 def _walk(costs: Int[np.ndarray, " n"], left: int, shortest: int) -> tuple[Int[np.ndarray, " k"], int]:
-    """Places of the costs that are kept, and what is left; ``shortest`` is what must be left to look any further."""
-    kept = []
+    """Places of the costs that fit, and the budget left; the walk ends when less than ``shortest`` is left."""
+    fitting = [np.zeros(0, dtype=np.int64)]
     start = 0
     while start < len(costs) and left >= shortest:
-        # the first stretch goes up to where the budget overflows; after that, short ones, with what fits in them
+        # the first stretch ends where the budget overflows; short ones follow, each with only what fits
         stop = len(costs) if not start else start + _CHUNK
         places = start + np.flatnonzero(costs[start:stop] <= left)
         while len(places):
             spent = np.cumsum(costs[places])
             fit = int(np.searchsorted(spent, left, side="right"))
-            kept.append(places[:fit])
+            fitting.append(places[:fit])
             left -= int(spent[fit - 1])
             if not start and fit < len(places):
                 stop = int(places[fit])
                 break
             places = places[fit:][costs[places[fit:]] <= left]
         start = stop
-    return (np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)), left
+    return np.concatenate(fitting), left
 
 
 def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Rows in the order of their ids; where sums run in this order, the order of the pool changes no bit.
+    """Rows in the order of their ids; sums in this order do not depend on the order of the pool.
 
-    Sorts by the 8 bytes behind the prefix that all ids share (UTF-8 keeps the order of the characters), and by whole
-    ids only where those are equal.
+    Sorts by the 8 bytes after the prefix that all ids share (UTF-8 preserves the order of characters), and by full ids
+    only if those are equal.
     """
     if not ids:
         return np.zeros(0, dtype=np.int64)
@@ -78,7 +80,7 @@ def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
 
 
 def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Rows by falling score; ties by id, so that the order of the pool never decides (NaN last)."""
+    """Rows by falling score, NaN last; ties by id, so the order of the pool never decides."""
     return _by_score(np.arange(len(ids)), -np.asarray(score, dtype=np.float64), ids)
 
 
@@ -130,15 +132,10 @@ def fill_by_score(
     return np.concatenate(picks)
 
 
-# Put the terms of a score on one scale, so that a weight of 1 means the same for each of them.
-
-NORMALISE: tuple[str, ...] = ("rank", "z")
-
-
 def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Mid-ranks (ties share their mean rank), moved linearly to [−1, 1] with mean 0; a constant column gives zeros.
+    """Mid-ranks (ties share their mean rank), mapped linearly to [−1, 1] with mean 0; a constant column gives zeros.
 
-    Only the order counts, so a heavy-tailed term such as the loss cannot swamp the others (FORMULAS, "one scale").
+    Only the order counts, so a heavy-tailed term such as the loss cannot dominate the others.
 
     Raises:
         PluginError: a value is NaN, which has no rank.
@@ -166,7 +163,7 @@ def z_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     _check(values)
     if len(values) < 2 or values.max() == values.min():
         return np.zeros(len(values))
-    values = values / np.abs(values).max()  # so that neither tiny nor huge units lose the variance
+    values = values / np.abs(values).max()  # so that the variance neither underflows nor overflows
     return np.asarray((values - values.mean()) / values.std())
 
 
@@ -174,43 +171,40 @@ def _check(column: Float[np.ndarray, " n"]) -> None:
     missing = int(np.isnan(column).sum())
     if missing:
         raise PluginError(
-            f"{missing} of {len(column)} values to be put on one scale are NaN, which has no place in an order. Give "
-            "every candidate a number, or leave out those that are not to be picked."
+            f"{missing} of {len(column)} values to be scaled are NaN, which has no rank. Give every candidate a "
+            "number, or leave out those that must not be picked."
         )
 
 
 def scale(column: Float[np.ndarray, " n"], how: str) -> Float[np.ndarray, " n"]:
-    """Apply `rank_scale` or `z_scale`, whichever ``how`` names."""
+    """Put a term of a score on a common scale: `rank_scale` or `z_scale`, as ``how`` says."""
     return rank_scale(column) if how == "rank" else z_scale(column)
 
 
-# Checks of selector parameters; every message names the selector, the value seen, what is allowed, and the fix.
-
-
-def choice(who: str, option: str, value: Any, allowed: tuple[str, ...]) -> str:
+def choice(subject: str, option: str, value: Any, allowed: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of the allowed words, else raise RecipeError."""
     if value not in allowed:
         near = did_you_mean(str(value), allowed)
-        raise RecipeError(f"selector '{who}': {option} is {value!r}.{near} Allowed: {', '.join(allowed)}.")
+        raise RecipeError(f"selector '{subject}': {option} is {value!r}.{near} Allowed: {', '.join(allowed)}.")
     return str(value)
 
 
-def weight(who: str, option: str, value: Any) -> float:
+def weight(subject: str, option: str, value: Any) -> float:
     """Return ``value`` as a float if it is a finite number ≥ 0 (0 switches the term off), else raise RecipeError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise RecipeError(f"selector '{who}': {option} is {value!r}; give a finite number ≥ 0 (0 switches it off).")
+        raise RecipeError(f"selector '{subject}': {option} is {value!r}; give a finite number ≥ 0 (0 switches it off).")
     return float(value)
 
 
-def count(who: str, option: str, value: Any, least: int = 1) -> int:
+def count(subject: str, option: str, value: Any, least: int = 1) -> int:
     """Return ``value`` if it is a whole number ≥ ``least``, else raise RecipeError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RecipeError(f"selector '{who}': {option} is {value!r}; give a whole number ≥ {least}.")
+        raise RecipeError(f"selector '{subject}': {option} is {value!r}; give a whole number ≥ {least}.")
     return value
 
 
-def flag(who: str, option: str, value: Any) -> bool:
+def flag(subject: str, option: str, value: Any) -> bool:
     """Return ``value`` if it is true or false, else raise RecipeError."""
     if not isinstance(value, bool):
-        raise RecipeError(f"selector '{who}': {option} is {value!r}; give true or false.")
+        raise RecipeError(f"selector '{subject}': {option} is {value!r}; give true or false.")
     return value

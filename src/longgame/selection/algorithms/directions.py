@@ -1,4 +1,4 @@
-"""Frequent directions: a few rows that stand for the uncentred covariance of all gradients seen."""
+"""Summaries of what was selected: the main directions of all gradients, and a buffer of the latest sketches."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from longgame.selection.algorithms.nearest import mean_distance
 
 
 class FrequentDirections:
-    """A sketch B of at most ``2·rows`` rows with 0 ⪯ GᵀG − BᵀB ⪯ `error_bound`·I, where G stacks every row seen.
+    """A sketch B of at most ``2·rows`` rows with 0 ⪯ GᵀG − BᵀB ⪯ `error_bound`·I, where G stacks every row so far.
 
     Rows fill a buffer; when it is full, its squared singular values are lowered by the (rows+1)-th of them, which
-    frees the lower half (Liberty 2013; Ghashami et al. 2016). The sum of what was subtracted is the certified bound,
-    and it is never above ‖G − G_k‖²_F / (rows + 1 − k) for any k ≤ rows. How the rows are batched changes nothing.
+    frees the lower half (Liberty 2013; Ghashami et al. 2016). The sum of these reductions is the certified bound; it is
+    at most ‖G − G_k‖²_F / (rows + 1 − k) for any k ≤ rows. How the rows are batched changes nothing.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.count = 0
-        """Rows seen."""
+        """Rows so far."""
         self.energy = 0.0
         """tr GᵀG: the sum of their squared norms (exact)."""
         self.error_bound = 0.0
@@ -38,7 +38,7 @@ class FrequentDirections:
         return self._buffer[: self._filled].copy()
 
     def update(self, gradients: Float[np.ndarray, "k d"]) -> None:
-        """Take in k more rows.
+        """Add k rows.
 
         Raises:
             PluginError: their width is not that of the rows before.
@@ -64,13 +64,13 @@ class FrequentDirections:
     def _shrink(self) -> None:
         _, values, axes = np.linalg.svd(self._buffer, full_matrices=False)
         squares = values**2
-        lost = float(squares[self.rows]) if len(squares) > self.rows else 0.0
-        kept = np.sqrt(np.maximum(squares[: self.rows] - lost, 0.0))
-        kept = kept[kept > 0]
+        reduction = float(squares[self.rows]) if len(squares) > self.rows else 0.0
+        lengths = np.sqrt(np.maximum(squares[: self.rows] - reduction, 0.0))
+        lengths = lengths[lengths > 0]
         self._buffer[:] = 0.0
-        self._buffer[: len(kept)] = kept[:, None] * axes[: len(kept)]
-        self._filled = len(kept)
-        self.error_bound += lost
+        self._buffer[: len(lengths)] = lengths[:, None] * axes[: len(lengths)]
+        self._filled = len(lengths)
+        self.error_bound += reduction
 
     def top_direction(self) -> Float[np.ndarray, " d"] | None:
         """Unit vector of largest BᵀB (its largest component positive); None before any non-zero row. Cached."""
@@ -84,11 +84,11 @@ class FrequentDirections:
         return None if self._top is None else self._top.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Arrays and plain numbers from which `load_state_dict` continues bit for bit."""
+        """Return what `load_state_dict` needs to continue bit for bit."""
         return {"buffer": self.matrix, "count": self.count, "energy": self.energy, "error_bound": self.error_bound}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
             ResumeError: the saved sketch has more rows than this one holds.
@@ -105,9 +105,6 @@ class FrequentDirections:
         self.count, self.energy = int(state["count"]), float(state["energy"])
         self.error_bound = float(state["error_bound"])
         self._top = None
-
-
-# First in, first out: the latest sketches of selected examples.
 
 
 class SketchBuffer:
@@ -136,21 +133,21 @@ class SketchBuffer:
                 f"a logit sketch of width {sketches.shape[1]} came after ones of width {self._ring.shape[1]}; "
                 "keep the sketch size fixed through a run."
             )
-        skipped = max(0, len(sketches) - self.size)
-        places = (self._pushed + np.arange(skipped, len(sketches))) % self.size
-        self._ring[places] = sketches[skipped:]
+        first = max(0, len(sketches) - self.size)
+        places = (self._pushed + np.arange(first, len(sketches))) % self.size
+        self._ring[places] = sketches[first:]
         self._pushed += len(sketches)
 
     def mean_distance(self, sketches: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """Mean L2 distance of each sketch to those in the buffer; zero for every one while the buffer is empty."""
+        """Mean L2 distance of each sketch to those in the buffer; zero while the buffer is empty."""
         return mean_distance(sketches, self._ring[: len(self)])
 
     def state_dict(self) -> dict[str, Any]:
-        """The sketches (float32, as they came), in ring order, and how many were pushed."""
+        """Return the sketches (float32, as they came) in ring order, and how many were pushed."""
         return {"sketches": self._ring[: len(self)].astype(np.float32), "pushed": self._pushed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
             ResumeError: the state was saved by a buffer of another size.

@@ -1,4 +1,4 @@
-"""Facility location: picks that every candidate is similar to, by lazy or stochastic greedy (CELF)."""
+"""Facility location: picks such that every candidate is similar to one, by lazy or stochastic greedy (CELF)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 _BATCH = 32
-"""Candidates whose gains are evaluated together, where the lazy order asks for one."""
+"""Candidates whose gains are evaluated together when the lazy order needs one."""
 _CELLS = 1 << 21
-"""Similarities made at once (16 MiB in float64)."""
-_KEPT = 1 << 26
-"""Similarities of the rows evaluated last that are kept for the next time (256 MiB in float32)."""
+"""Similarities computed at once (16 MiB in float64)."""
+_STORED = 1 << 26
+"""Similarities of the rows evaluated last that are stored for reuse (256 MiB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ def facility_location(
     references: int = 4096,
     epsilon: float = 0.1,
 ) -> Facilities:
-    """Maximise f(S) = mean over references i of max over j in S of max(0, cosine(i, j)) under a token budget.
+    """Maximize f(S) = mean over references i of max over j in S of max(0, cosine(i, j)) under a token budget.
 
-    f is monotone and submodular. References are all rows, or so many drawn without replacement: f is then an unbiased
-    estimate of the mean over all, and memory stays bounded (similarities are made in blocks, references × d is kept).
+    f is monotone and submodular. References are all rows, or a sample without replacement: f is then an unbiased
+    estimate of the mean over all, and memory stays bounded (similarities are computed in blocks).
 
-    - ``lazy`` (Minoux 1978): cost-benefit greedy, largest gain per token first; a gain only falls, so an old one is an
-      upper bound and few are evaluated anew. With the best single row as the alternative the value is at least
+    - ``lazy`` (Minoux 1978): cost-benefit greedy, largest gain per token first. A gain only falls, so an old one is an
+      upper bound and few are evaluated again. With the best single row as the alternative the value is at least
       1 − 1/√e ≈ 0.39 of the optimum (Lin & Bilmes 2010; Leskovec et al. 2007); with equal costs 1 − 1/e (Nemhauser).
-    - ``stochastic`` (Mirzasoleiman et al. 2015): each pick is the best of ⌈n/k · ln(1/epsilon)⌉ rows drawn anew, k
-      being what the budget holds of mean length; with equal costs 1 − 1/e − epsilon in expectation. For unequal
+    - ``stochastic`` (Mirzasoleiman et al. 2015): each pick is the best of a fresh draw of ⌈n/k · ln(1/epsilon)⌉ rows, k
+      the number of rows of mean length in the budget; with equal costs 1 − 1/e − epsilon in expectation. For unequal
       costs there is no such guarantee.
 
     Similarities are summed in float64 and rounded to float32, so equal rows have equal gains; ties go to the smaller
-    row. Rows that add nothing are taken too while the budget holds them.
+    row. Rows without gain are picked too while the budget holds them.
 
     Args:
         embeddings: n candidates, in the order that ties follow.
@@ -59,65 +59,65 @@ def facility_location(
         budget: at least ``tokens.min()``.
         rng: draws the references and, if stochastic, the samples.
         greedy: ``lazy`` or ``stochastic``.
-        references: how many rows stand for all of them.
+        references: size of the sample of references.
         epsilon: what the stochastic greedy may lose, in (0, 1).
     """
     n = len(embeddings)
-    chosen = np.arange(n) if n <= references else np.sort(rng.choice(n, references, replace=False))
-    search = _Search(embeddings, tokens, chosen)
+    sample = np.arange(n) if n <= references else np.sort(rng.choice(n, references, replace=False))
+    search = _Search(embeddings, tokens, sample)
     draw = None
     if greedy == "stochastic":
-        held = max(1.0, budget / float(tokens.mean()))
-        draw = (rng, max(1, math.ceil(n / held * math.log(1.0 / epsilon))))
-    found = search.run(budget, draw)
+        k = max(1.0, budget / float(tokens.mean()))
+        draw = (rng, max(1, math.ceil(n / k * math.log(1.0 / epsilon))))
+    picked = search.run(budget, draw)
     alone = np.where(tokens <= budget, search.first, -1.0)
     best = int(alone.argmax())
-    if alone[best] > found.value * len(chosen) * (1.0 + 1e-6):  # more than rounding
-        found = search.run(budget, draw, begin_with=best)
-    return found
+    if alone[best] > picked.value * len(sample) * (1.0 + 1e-6):  # more than rounding
+        picked = search.run(budget, draw, begin_with=best)
+    return picked
 
 
 class _Search:
     def __init__(
-        self, embeddings: Float[np.ndarray, "n d"], tokens: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]
+        self, embeddings: Float[np.ndarray, "n d"], tokens: Int[np.ndarray, " n"], sample: Int[np.ndarray, " m"]
     ) -> None:
-        n, m = len(embeddings), len(chosen)
+        n, m = len(embeddings), len(sample)
         self.embeddings, self.tokens = embeddings, tokens
-        self.references = _unit(embeddings[chosen])
+        self.references = _unit(embeddings[sample])
         self.step = max(1, _CELLS // max(m, embeddings.shape[1]))
-        self._kept = np.empty((min(n, max(self.step, _KEPT // m)), m), dtype=np.float32)
+        self._stored = np.empty((min(n, max(self.step, _STORED // m)), m), dtype=np.float32)
         self._slot = np.full(n, -1)
-        self._owner = np.full(len(self._kept), -1)
+        self._owner = np.full(len(self._stored), -1)
         self._turn = 0
         self.first = self._gains(np.arange(n), np.zeros(m, dtype=np.float32))
         """f of each row alone, times the number of references."""
 
     def _similar(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m"]:
-        """Similarities of at most ``step`` rows to the references; those made last are remembered."""
+        """Similarities of at most ``step`` rows to the references; the latest are stored in a ring."""
         missing = rows[self._slot[rows] < 0]
         if len(missing):
             product = _unit(self.embeddings[missing]) @ self.references.T
-            if self._turn + len(missing) > len(self._kept):
+            if self._turn + len(missing) > len(self._stored):
                 self._turn = 0
             slots = np.arange(self._turn, self._turn + len(missing))
-            held = np.setdiff1d(rows, missing)
-            if np.isin(self._slot[held], slots).any():  # the ring came round to what is needed now: make all anew
-                self._owner[self._slot[held]] = -1
-                self._slot[held] = -1
+            stored = np.setdiff1d(rows, missing)
+            if np.isin(self._slot[stored], slots).any():  # the ring would overwrite rows of this call: drop them first
+                self._owner[self._slot[stored]] = -1
+                self._slot[stored] = -1
                 return self._similar(rows)
             self._turn += len(missing)
             evicted = self._owner[slots]
             self._slot[evicted[evicted >= 0]] = -1
             self._owner[slots], self._slot[missing] = missing, slots
-            self._kept[slots] = np.maximum(product, 0.0, out=product)
-        return self._kept[self._slot[rows]]
+            self._stored[slots] = np.maximum(product, 0.0, out=product)
+        return self._stored[self._slot[rows]]
 
     def _gains(self, rows: Int[np.ndarray, " b"], reached: Float[np.ndarray, " m"]) -> Float[np.ndarray, " b"]:
         gains = np.empty(len(rows))
         for start in range(0, len(rows), self.step):
-            more = self._similar(rows[start : start + self.step])
-            more -= reached
-            np.maximum(more, 0.0, out=more).sum(axis=1, dtype=np.float64, out=gains[start : start + self.step])
+            gain = self._similar(rows[start : start + self.step])
+            gain -= reached
+            np.maximum(gain, 0.0, out=gain).sum(axis=1, dtype=np.float64, out=gains[start : start + self.step])
         return gains
 
     def run(
@@ -127,7 +127,7 @@ class _Search:
         gain = self.first / tokens
         fresh = np.zeros(len(gain), dtype=np.int64)
         bound = np.where(tokens <= left, gain, -1.0)
-        """Upper bounds of the gains per token of what takes part; −1 for what does not."""
+        """Upper bounds of the gains per token; −1 for rows that no longer take part."""
         reached = np.zeros(len(self.references), dtype=np.float32)
         shortest = int(tokens.min())
         picks: list[int] = []
@@ -137,7 +137,7 @@ class _Search:
             elif draw is None:
                 best = int(bound.argmax())
                 while bound[best] >= 0 and fresh[best] < len(picks):
-                    rows = np.union1d(_largest(bound, _BATCH), best)  # of many equal ones it may not be among them
+                    rows = np.union1d(_largest(bound, _BATCH), best)  # among many equal rows it may be missing
                     self._refresh(rows, bound, gain, fresh, reached, len(picks))
                     best = int(bound.argmax())
             else:
@@ -166,7 +166,7 @@ class _Search:
         reached: Float[np.ndarray, " m"],
         count: int,
     ) -> None:
-        """Evaluate those of these rows whose gain is not of this pick."""
+        """Evaluate the rows whose gain is older than this pick."""
         rows = rows[(fresh[rows] < count) & (bound[rows] >= 0)]
         gain[rows] = bound[rows] = self._gains(rows, reached) / self.tokens[rows]
         fresh[rows] = count

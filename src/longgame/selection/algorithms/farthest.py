@@ -1,4 +1,7 @@
-"""Farthest-first traversal, exact and lazy: the picks of the textbook loop for the price of matrix products."""
+"""Farthest-first traversal, exact and lazy: the picks of the textbook loop at the price of matrix products.
+
+`farthest_first` is one traversal; `farthest_first_partitioned` bounds memory by traversing parts, then their picks.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ from longgame.selection.algorithms.nearest import Nearest, squared_to
 from longgame.selection.budget import fill_budget
 
 _ACTIVE = 4096
-"""Candidates among which picks are made before the rest is looked at again."""
+"""Candidates among which picks are made before all others are considered again."""
 _AHEAD = 64
 """Likely next picks whose products with the active candidates are computed together."""
 _TOLERATED = 64
-"""One evaluation in vain per pick for so many active rows is no sign of a precision too coarse."""
+"""One useless evaluation per pick for so many active rows is tolerated."""
 _PATIENCE = 16
-"""As many evaluations in vain per active row within one epoch, and the epoch goes on in a finer precision."""
+"""Useless evaluations per active row within one epoch after which a finer precision is used."""
+_MEAN_STEP = 8192
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -34,48 +38,45 @@ def farthest_first(
 
     The picks are, bit for bit, those of the loop that after every pick lowers each row's distance to its nearest pick
     and takes the largest. Distances are direct differences in the embeddings' own precision, so equal rows have equal
-    distances. Nothing of that loop is approximated, but most of it is put off or excluded:
+    distances. Nothing is approximated, but most of the loop is postponed or excluded:
 
-    - Lazy: a row's last known distance is an upper bound, since it only falls. Picks are made among the rows with the
-      largest bounds, kept exact, for as long as the best of them is above every other row's bound.
-    - Blocked: rows that must catch up with the picks since are multiplied with all of those at once; pairs that a
-      proven bound does not exclude, a few per row, are evaluated directly (`PairFilter`).
+    - Lazy: a row's last distance is an upper bound, since distances only fall. Picks are made among the rows with the
+      largest bounds, which are exact, as long as the best of them is above every other row's bound.
+    - Blocked: rows that are behind are multiplied with all newer picks at once; pairs that a proven bound does not
+      exclude, a few per row, are evaluated directly (`PairFilter`).
 
-    Beside the embeddings it takes about 50 bytes a row and blocks of fixed size (60 MB at d = 384).
+    Beside the embeddings it takes about 50 bytes per row and blocks of fixed size (60 MB at d = 384).
 
     Args:
         embeddings: n candidates, float32 or float64 (others become float32), finite.
         tokens: what each costs; a candidate that no longer fits is passed over for good.
         budget: tokens, at least ``tokens.min()``.
         known: points that count as picked already; without them the first pick is the row nearest to the mean.
-        rank: order of the rows in sums and ties (a permutation of 0…n−1); by default the order they stand in.
+        rank: order of the rows in sums and ties (a permutation of 0…n−1); default: their own order.
         device: where the products run; it changes no pick.
 
     Returns:
-        The rows in pick order, and for each row the distance that it was picked (or last considered) with.
+        The rows in pick order, and for each row the distance at which it was picked or last considered.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float64 if embeddings.dtype == np.float64 else np.float32)
-    walk = _Walk(rows, np.asarray(tokens), int(budget), known, rank, device)
-    return walk.run()
+    return _Traversal(rows, np.asarray(tokens), int(budget), known, rank, device).run()
 
 
-def mean_row(
-    rows: Float[np.ndarray, "n d"], rank: Int[np.ndarray, " n"] | None = None, step: int = 8192
-) -> Float[np.ndarray, " d"]:
-    """Mean, summed in float64 in the order of the ranks (so the order of the rows changes no bit), in their dtype."""
+def mean_row(rows: Float[np.ndarray, "n d"], rank: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " d"]:
+    """Mean in the rows' dtype, summed in float64 in rank order (so the order of the rows changes no bit)."""
     order = None if rank is None else np.argsort(rank)
     total = np.zeros(rows.shape[1])
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
+    for start in range(0, len(rows), _MEAN_STEP):
+        part = slice(start, start + _MEAN_STEP)
         total += rows[part if order is None else order[part]].sum(axis=0, dtype=np.float64)
     return (total / len(rows)).astype(rows.dtype)
 
 
-class _Walk:
+class _Traversal:
     """The state of one traversal.
 
-    ``nearest[i]`` is the squared distance of row i to the nearest known point and of the first ``seen[i]`` picks. A row
-    takes part until there are ``until[i]`` picks: then it was picked, or it no longer fitted.
+    ``nearest[i]`` is the squared distance of row i to the nearest of the known points and the first ``met[i]`` picks. A
+    row takes part until there are ``until[i]`` picks: then it was picked, or it no longer fitted.
     """
 
     def __init__(
@@ -89,10 +90,10 @@ class _Walk:
     ) -> None:
         n = len(rows)
         self.rows, self.tokens, self.left, self.rank = rows, tokens, budget, rank
-        self.centre = mean_row(rows, rank)
-        self.table = Nearest(rows, self.centre, known, device)
+        self.center = mean_row(rows, rank)
+        self.table = Nearest(rows, self.center, known, device)
         self.nearest = self.table.squared
-        self.seen = np.zeros(n, dtype=np.int64)
+        self.met = np.zeros(n, dtype=np.int64)
         self.until = np.full(n, _NEVER, dtype=np.int64)
         self.picked = np.zeros(n, dtype=np.int64)
         self.count = 0
@@ -108,30 +109,30 @@ class _Walk:
             self._start()
         while self._open and self._epoch():
             pass
-        late = np.flatnonzero(self.seen < np.minimum(self.until, self.count))
+        late = np.flatnonzero(self.met < np.minimum(self.until, self.count))
         self._catch_up(late)
         return self.picked[: self.count].copy(), np.sqrt(self.nearest)
 
     def _start(self) -> None:
-        """Pick the row nearest to the mean; for want of a nearest pick it carries its distance to the farthest row."""
+        """Pick the row nearest to the mean; having no nearest pick, it gets its distance to the farthest row."""
         fits = np.flatnonzero(self.until == _NEVER)
-        gap = squared_to(self.rows, self.centre)[fits]
+        gap = squared_to(self.rows, self.center)[fits]
         tied = fits[gap == gap.min()]
         first = int(tied[np.argmin(self._ranks(tied))])
         self._take(first)
         self.nearest[:] = squared_to(self.rows, self.rows[first])
         self.nearest[first] = self.nearest.max()
-        self.seen[:] = 1
+        self.met[:] = 1
         self._close()
 
     def _take(self, row: int) -> None:
         self.picked[self.count] = row
-        self.until[row] = self.seen[row] = self.count
+        self.until[row] = self.met[row] = self.count
         self.count += 1
         self.left -= int(self.tokens[row])
 
     def _close(self) -> bool:
-        """Let rows that no longer fit take part no more; whether there were any."""
+        """Retire rows that no longer fit; whether there were any."""
         if not self._open or self._costs[self._open - 1] <= self.left:
             return False
         fitting = int(np.searchsorted(self._costs[: self._open], self.left, side="right"))
@@ -141,11 +142,11 @@ class _Walk:
         return True
 
     def _epoch(self) -> bool:
-        """Make every pick that can be told from the rows with the largest bounds alone; whether rows are left."""
+        """Make every pick that the rows with the largest bounds decide alone; whether rows are left."""
         active, (bound, bound_rank) = self._most_distant()
         if not len(active):
             return False
-        self._catch_up(active[self.seen[active] < self.count])
+        self._catch_up(active[self.met[active] < self.count])
         front = _Front(self.table, active)
         while (place := front.best()) is not None:
             value = front.near[place]
@@ -157,18 +158,18 @@ class _Walk:
             if self._close():
                 closed = np.flatnonzero((self.until[active] == self.count) & (front.near >= 0))
                 self.nearest[active[closed]] = front.near[closed]
-                self.seen[active[closed]] = self.count
+                self.met[active[closed]] = self.count
                 front.drop(closed)
         going = front.near >= 0
         self.nearest[active[going]] = front.near[going]
-        self.seen[active[going]] = self.count
+        self.met[active[going]] = self.count
         return True
 
     def _ranks(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         return rows if self.rank is None else self.rank[rows]
 
     def _most_distant(self) -> tuple[Int[np.ndarray, " m"], tuple[float, int]]:
-        """The rows first in line (largest bound, then rank), by rank; and the bound and rank of the next one."""
+        """The rows with the largest bounds (ties by rank), in rank order; and bound and rank of the next row."""
         going = np.flatnonzero(self.until == _NEVER)
         if len(going) <= _ACTIVE:
             rows, following = going, (-1.0, 0)
@@ -190,15 +191,15 @@ class _Walk:
     def _catch_up(self, rows: Int[np.ndarray, " m"]) -> None:
         """Make the distances of these rows exact for all picks so far."""
         if len(rows):
-            rows = rows[np.argsort(self.seen[rows], kind="stable")]
-            first = int(self.seen[rows[0]])
+            rows = rows[np.argsort(self.met[rows], kind="stable")]
+            first = int(self.met[rows[0]])
             index = self.picked[first : self.count]
-            self.table.lower(rows, self.table.cloud, index, self.seen[rows] - first, self.until[rows] - first)
-            self.seen[rows] = np.minimum(self.until[rows], self.count)
+            self.table.lower(rows, self.table.cloud, index, self.met[rows] - first, self.until[rows] - first)
+            self.met[rows] = np.minimum(self.until[rows], self.count)
 
 
 class _Front:
-    """The active rows of one epoch, in the order of their ranks; ``near`` is exact, and −1 where a row is done."""
+    """The active rows of one epoch, in rank order; ``near`` is exact, and −1 once a row is done."""
 
     def __init__(self, table: Nearest, active: Int[np.ndarray, " m"]) -> None:
         self.table, self.active = table, active
@@ -216,7 +217,7 @@ class _Front:
         self._products = np.zeros((0, 0))
 
     def best(self) -> int | None:
-        """Place of the largest distance; None where every row is done."""
+        """Place of the largest distance; None if every row is done."""
         place = int(self.near.argmax())
         return place if self.near[place] >= 0 else None
 
@@ -232,27 +233,24 @@ class _Front:
         hit = np.flatnonzero(self._products[self._ahead[place]] >= self._tau)
         if not len(hit):
             return
-        found = squared_to(self.rows[hit], self.rows[place])
-        closer = found < self.near[hit]
+        squared = squared_to(self.rows[hit], self.rows[place])
+        closer = squared < self.near[hit]
         self._spare += len(hit) - int(closer.sum()) - len(self.near) // _TOLERATED
         hit = hit[closer]
-        self.near[hit] = found[closer]
+        self.near[hit] = squared[closer]
         self._tau[hit] = self._filter.thresholds(self.norms[hit], self.near[hit])
         if self._spare > _PATIENCE * len(self.near) and self._place + 1 < len(self.table.filters):
             self._place, self._spare = self._place + 1, 0
             self._prepare()
 
     def _look_ahead(self, place: int) -> None:
-        """Products of this row, and of those likely to follow, with all active rows."""
+        """Compute the products of this row, and of those likely to follow, with all active rows."""
         count = min(_AHEAD, len(self.near))
         likely = np.argpartition(self.near, len(self.near) - count)[-count:]
         likely = np.unique(np.append(likely, place))
-        right = self._filter.picks(self.table.cloud, self.active[likely])
-        self._products = self.table.products.host(self._filter.product(right, self._left))
+        right, products = self._filter.picks(self.table.cloud, self.active[likely]), self.table.products
+        self._products = products.host(products.product(right, self._left))
         self._ahead = {int(row): number for number, row in enumerate(likely)}
-
-
-# Farthest-first in parts, for pools whose embeddings are too many for one traversal, with a bound of what it costs.
 
 
 @dataclass(frozen=True)
@@ -262,11 +260,11 @@ class Partitioned:
     rows: Int[np.ndarray, " k"]
     """Picks, in pick order."""
     distance: Float[np.ndarray, " n"]
-    """For rows of the core-set as `farthest_first` over it returns it, for others as over their part."""
+    """As `farthest_first` returns it: over the core-set for its rows, over their part for all others."""
     within: Float[np.ndarray, " n"]
-    """Each row is at most so far from a pick (or a known point); 0 for the picks. An upper bound, rounding included."""
+    """Upper bound (rounding included) of each row's distance to a pick or a known point; 0 for the picks."""
     apart: float
-    """Smallest distance of two picks as they were made: no k − 1 points can cover the candidates within ½·apart."""
+    """Smallest distance at which a pick was made: no k − 1 points can cover the candidates within ½·apart."""
 
     @property
     def radius(self) -> float:
@@ -286,19 +284,19 @@ def farthest_first_partitioned(
 ) -> Partitioned:
     """Farthest-first within each part of the candidates, then over the union of what the parts picked (a core-set).
 
-    Row number i in rank order goes to part i mod ``parts``. Only one part's rows, or the core-set's, are copied at a
-    time, so the embeddings may be a memory map; the work is n·k·share/parts + k·share·k distances in place of n·k.
+    Row i in rank order goes to part i mod ``parts``. Only the rows of one part, or of the core-set, are copied at a
+    time, so the embeddings may be a memory map. The work is n·k·share/parts + k·share·k distances instead of n·k.
 
-    Coverage. Let r_p be how far a row of part p can be from the part's picks, and R_p how far a pick of part p can be
-    from the final picks; both are the largest distances that the two traversals end with (a traversal's distances
-    only fall, so the last one seen is an upper bound). By the triangle inequality every row of part p is within
-    r_p + R_p of a final pick: that is `Partitioned.within`, row by row.
+    Coverage: let r_p be the largest distance of a row of part p to the part's picks, and R_p that of a pick of part p
+    to the final picks. Both are distances with which the two traversals end; a traversal's distances only fall, so its
+    last ones are upper bounds. By the triangle inequality every row of part p is within r_p + R_p of a final pick:
+    that is `Partitioned.within`, row by row.
 
-    Against the optimum. With equal costs and ``share ≥ parts`` each part picks as many as the whole, k. k picks and
-    the point farthest from them lie pairwise at least r apart, and two of those k + 1 share a centre of the optimal
-    k-centre solution, so r ≤ 2·OPT; this holds for r_p, and for R_p since the core-set is a subset of the
-    candidates: the radius is at most 4·OPT (2·OPT unpartitioned; Gonzalez 1985; Malkomes et al. 2015). A smaller
-    share gives up that factor beforehand; afterwards ``radius / (apart / 2)`` bounds it for the case at hand.
+    Compared with the optimum: with equal costs and ``share ≥ parts`` each part picks as many as the whole, k. k picks
+    and the point farthest from them are pairwise at least r apart, and two of those k + 1 share a center of the optimal
+    k-center solution, so r ≤ 2·OPT. This holds for r_p, and for R_p since the core-set is a subset of the candidates:
+    the radius is at most 4·OPT (2·OPT unpartitioned; Gonzalez 1985; Malkomes et al. 2015). A smaller share has no such
+    factor in advance; afterwards ``radius / (apart / 2)`` bounds it.
 
     Args:
         embeddings, tokens, budget, known, rank, device: those of `farthest_first`.
@@ -313,38 +311,38 @@ def farthest_first_partitioned(
     order = np.arange(len(embeddings)) if rank is None else np.argsort(rank)
     allowed = min(budget, int(np.ceil(budget * share / parts)))
     distance = np.full(len(embeddings), np.inf, dtype=embeddings.dtype)
-    chosen: list[np.ndarray] = []
+    part_picks: list[np.ndarray] = []
     for part in (order[start::parts] for start in range(parts)):
         if not len(part) or tokens[part].min() > budget:
             continue
         spend = max(allowed, int(tokens[part].min()))
         rows, distance[part] = farthest_first(embeddings[part], tokens[part], spend, known, device=device)
-        chosen.append(part[rows])
-    core = np.concatenate(chosen)
+        part_picks.append(part[rows])
+    core = np.concatenate(part_picks)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     core = core[np.argsort(place[core])]
     rows, distance[core] = farthest_first(embeddings[core], tokens[core], budget, known, device=device)
     picks = core[rows]
-    made = distance[picks[1:]] if known is None else distance[picks]
-    missed = distance[core].astype(np.float64)
-    missed[rows] = 0.0
-    lost = np.zeros(parts)
-    np.maximum.at(lost, place[core] % parts, missed)
+    pick_distance = distance[picks[1:]] if known is None else distance[picks]
+    core_distance = distance[core].astype(np.float64)
+    core_distance[rows] = 0.0
+    part_radius = np.zeros(parts)
+    np.maximum.at(part_radius, place[core] % parts, core_distance)
     unreached = np.flatnonzero(np.isinf(distance))
     distance[unreached] = _to_nearest(embeddings, unreached, picks)
-    within = distance + lost[place % parts]
-    within[core] = missed
+    within = distance + part_radius[place % parts]
+    within[core] = core_distance
     within *= 1.0 + (embeddings.shape[1] + 8) * float(np.finfo(distance.dtype).eps)
-    picks = np.concatenate([picks, _rest(picks, distance, tokens, budget, place)])
+    picks = np.concatenate([picks, _remaining(picks, distance, tokens, budget, place)])
     within[picks] = 0.0
-    return Partitioned(picks, distance, within, float(made.min(initial=np.inf)))
+    return Partitioned(picks, distance, within, float(pick_distance.min(initial=np.inf)))
 
 
 def _to_nearest(
     embeddings: Float[np.ndarray, "n d"], rows: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]
 ) -> Float[np.ndarray, " m"]:
-    """Distances of these rows (of a part that could not afford any) to the nearest pick."""
+    """Distances of these rows, of a part that could not afford any, to the nearest pick."""
     if not len(rows):
         return np.zeros(0)
     points = embeddings[picks]
@@ -354,14 +352,14 @@ def _to_nearest(
     return np.sqrt(table.squared)
 
 
-def _rest(
+def _remaining(
     picks: Int[np.ndarray, " k"],
     distance: Float[np.ndarray, " n"],
     tokens: Int[np.ndarray, " n"],
     budget: int,
     place: Int[np.ndarray, " n"],
 ) -> Int[np.ndarray, " r"]:
-    """What the tokens left over still hold of the rows that no part picked, farthest from its part's picks first."""
+    """Rows for the tokens left over, among those that no part picked: farthest from its part's picks first."""
     left = budget - int(tokens[picks].sum())
     fits = tokens <= left
     fits[picks] = False

@@ -1,4 +1,4 @@
-"""Matrix products in several precisions on the CPU or a GPU, for code that knows how far each may be off."""
+"""Matrix products in several precisions on the CPU or a GPU, each with a bound of its rounding error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 _SMALL = 1 << 21
-"""Matrices of fewer numbers are multiplied by NumPy, on the CPU: PyTorch is not loaded for them."""
+"""Smaller matrices (in numbers) are multiplied by NumPy on the CPU, without loading PyTorch."""
 _MULTIPLE = 256
-"""Sides have a multiple of so many rows, since oneDNN keeps a compiled kernel, half a MiB, for every shape it met."""
+"""Sides are padded to a multiple of this many rows: oneDNN stores a compiled kernel, half a MiB, for every shape."""
 _WORTH = 2.0
 """How many times faster a bfloat16 product must be before it is used."""
 
@@ -41,19 +41,19 @@ FLOAT64 = Level("float64", 2.0**-52, 2.0**-52)
 
 
 class Products(Protocol):
-    """Where products run; matrices are its own objects, made by `put`."""
+    """Where products run; its matrices are opaque objects made by `put`."""
 
     levels: tuple[Level, ...]
-    """Precisions worth trying, the fastest (and loosest) first."""
+    """Precisions to try, the fastest (and least exact) first."""
     rows: int
-    """Good number of rows of a left side, and of a right side."""
+    """Good number of rows of either side."""
 
     def put(self, values: Float[np.ndarray, "m w"], level: Level) -> Any:
         """Values rounded to a precision."""
         ...
 
     def part(self, matrix: Any, start: int, stop: int) -> Any:
-        """Rows start … stop − 1 (fewer where it ends before)."""
+        """Rows start … stop − 1 (fewer at the end)."""
         ...
 
     def product(self, left: Any, right: Any) -> Any:
@@ -65,12 +65,12 @@ class Products(Protocol):
         ...
 
     def host(self, product: Any, rows: Int[np.ndarray, " k"] | None = None) -> Float[np.ndarray, "k p"]:
-        """These rows (or all) as a NumPy array that may be written."""
+        """These rows (or all) as a writable NumPy array."""
         ...
 
 
 def products_on(device: str, size: int) -> Products:
-    """Where to multiply matrices of ``size`` numbers: a ``cuda`` device, or on the CPU whatever is fastest.
+    """Return where to multiply matrices of ``size`` numbers: a ``cuda`` device, or the faster library on the CPU.
 
     Raises:
         RecipeError: the device is neither, or PyTorch sees no such device.
@@ -120,8 +120,10 @@ class _Padded:
 
 
 class _Torch:
-    """bfloat16 where a short probe finds it at least twice as fast as float32, as only units that accumulate in float32
-    are; float32 unless PyTorch was told to compute such products in less (TF32, bfloat16).
+    """PyTorch products in the precisions that a short probe finds usable.
+
+    bfloat16 if it is at least twice as fast as float32, which only units that accumulate in float32 are. float32 unless
+    PyTorch is set to compute such products in less (TF32, bfloat16).
     """
 
     def __init__(self, device: str) -> None:
@@ -134,8 +136,8 @@ class _Torch:
         self._types = {level.name: getattr(torch, level.name) for level in (BFLOAT16, FLOAT32, FLOAT64)}
         self.rows = 1024 if self.device.type == "cpu" else 8192
         close_to_one = torch.full((512,), 1.0 + 2.0**-12, device=self.device).diag()
-        found = (close_to_one @ close_to_one).diagonal()
-        single = (FLOAT32,) if bool((found == 1.0 + 2.0**-11).all()) else ()
+        squared = (close_to_one @ close_to_one).diagonal()
+        single = (FLOAT32,) if bool((squared == 1.0 + 2.0**-11).all()) else ()
         half = (BFLOAT16,) if self._seconds(BFLOAT16) * _WORTH < self._seconds(FLOAT32) else ()
         self.levels = (*half, *single, FLOAT64)
 
@@ -143,9 +145,9 @@ class _Torch:
         square = self._torch.ones(512, 512, dtype=self._types[level.name], device=self.device)
         best = np.inf
         for _ in range(5):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             (square @ square)[0, 0].item()
-            best = min(best, time.perf_counter() - begun)
+            best = min(best, time.perf_counter() - start)
         return best
 
     def put(self, values: Float[np.ndarray, "m w"], level: Level) -> _Padded:
@@ -161,10 +163,10 @@ class _Torch:
 
     def product(self, left: _Padded, right: _Padded) -> torch.Tensor:
         if left.matrix.dtype is self._torch.bfloat16 and self.device.type == "cuda":  # else bfloat16 sums may be split
-            found = self._torch.mm(left.matrix, right.matrix.T, out_dtype=self._torch.float32)
+            product = self._torch.mm(left.matrix, right.matrix.T, out_dtype=self._torch.float32)
         else:
-            found = left.matrix @ right.matrix.T
-        return found[: left.rows, : right.rows]
+            product = left.matrix @ right.matrix.T
+        return product[: left.rows, : right.rows]
 
     def row_max(self, product: torch.Tensor) -> np.ndarray:
         return self.host(product.amax(dim=1))

@@ -31,32 +31,33 @@ class DiversitySelector(Selector):
     """Farthest-first traversal (exact), k-means clusters, facility location, or threshold-diverse filtering.
 
     Args:
-        method: ``farthest-first`` takes, again and again, the candidate whose nearest pick is farthest away (Gonzalez
-            1985; ties by id). ``k-means`` clusters the candidates and deals the picks over the clusters, in each the
-            candidate nearest to the centre first, larger clusters first. ``facility-location`` takes what raises the
-            candidates' mean cosine to their nearest pick most, per token (`facility_location`). ``threshold`` walks
-            by falling quality and keeps what is unlike everything kept before (DEITA, `threshold_diverse`); where
-            tokens are left, what it passed over follows, by quality.
-        use_history: start from the embeddings of what was selected before (this stage's earlier rounds included), so
-            that the first pick is the candidate farthest from them. By default, as in the paper, diversity looks at
-            the current candidates alone. Farthest-first only.
-        clusters: number of k-means clusters; by default as many as the budget holds examples of mean length, at
-            most 256. k-means only.
+        method: ``farthest-first`` repeatedly picks the candidate whose nearest pick is farthest away (Gonzalez 1985;
+            ties by id). ``k-means`` clusters the candidates and deals the picks over the clusters: in each the
+            candidate nearest to the center first, larger clusters first. ``facility-location`` picks what most raises
+            the candidates' mean cosine to their nearest pick, per token (`facility_location`). ``threshold`` picks by
+            falling quality what resembles no earlier pick (DEITA, `threshold_diverse`), then fills up by quality.
+        use_history: start from the embeddings of what was selected before, earlier rounds of this stage included: the
+            first pick is the candidate farthest from them. By default, as in the paper, diversity considers the current
+            candidates alone. Farthest-first only.
+        clusters: number of k-means clusters; default: the examples of mean length that the budget holds, at most 256.
+            k-means only.
         partitions: farthest-first in so many parts, for pools too large for one traversal
-            (`farthest_first_partitioned`); by default 1. Farthest-first only.
+            (`farthest_first_partitioned`); default: 1. Farthest-first only.
         greedy: ``lazy`` (default) or ``stochastic``. Facility location only.
-        references: how many candidates stand for all of them; by default 4096. Facility location only.
-        threshold: cosine from which two candidates are too much alike; by default 0.9. Threshold only.
+        references: how many candidates represent all of them; default: 4096. Facility location only.
+        threshold: cosine from which two candidates are too similar; default: 0.9. Threshold only.
         device: where matrix products of farthest-first and threshold run (``cpu``, ``cuda``); it changes no pick.
 
     Without history the first pick of farthest-first is the candidate nearest to the mean embedding.
 
-    ``scores["score"]`` is, for farthest-first, the distance to the nearest pick (or remembered embedding) when the
-    candidate was picked or last considered; the first pick without history has no such distance and carries its
-    distance to the farthest candidate. With partitions there is ``scores["within"]`` too: at most so far is the
-    nearest pick. For k-means the score is 1 − place / n in the dealt order, and ``scores["centre_distance"]`` the
-    distance to the centre of the candidate's cluster. For facility location it is the gain per token when picked or
-    last evaluated. For threshold it is the quality, and ``scores["alike"]`` is 1 where the candidate was passed over.
+    ``scores``:
+
+    - farthest-first: ``score`` is the distance to the nearest pick (or remembered embedding) when the candidate was
+      picked or last considered; for the first pick without history, the distance to the farthest candidate. With
+      partitions also ``within``, an upper bound of the distance to the nearest pick.
+    - k-means: ``score`` is 1 − place / n in the dealt order, ``centre_distance`` the distance to the cluster's center.
+    - facility location: ``score`` is the gain per token when the candidate was picked or last evaluated.
+    - threshold: ``score`` is the quality, ``alike`` is 1 if the candidate was passed over.
     """
 
     name = "diversity"
@@ -88,10 +89,10 @@ class DiversitySelector(Selector):
             "references": ("facility-location", references),
             "threshold": ("threshold", threshold),
         }
-        for option, (where, value) in belongs.items():
-            if value is not None and self.method != where:
+        for option, (owner, value) in belongs.items():
+            if value is not None and self.method != owner:
                 raise RecipeError(
-                    f"selector 'diversity': {option} belongs to method: {where}, and method is {self.method}; "
+                    f"selector 'diversity': {option} belongs to method: {owner}, and method is {self.method}; "
                     "drop one of them."
                 )
         self.requires = ("embedding", "quality") if self.method == "threshold" else ("embedding",)
@@ -115,8 +116,8 @@ class DiversitySelector(Selector):
             columns = {"score": score, "centre_distance": distance}
         else:
             greedy: Literal["lazy", "stochastic"] = "lazy" if self.greedy == "lazy" else "stochastic"
-            found = facility_location(embeddings, tokens, budget, rng, greedy, self.references)
-            rows, columns = found.rows, {"score": found.gain}
+            picked = facility_location(embeddings, tokens, budget, rng, greedy, self.references)
+            rows, columns = picked.rows, {"score": picked.gain}
         return Selection.of(pool, by_id[rows], {key: column[place] for key, column in columns.items()})
 
     def _traverse(
@@ -127,23 +128,23 @@ class DiversitySelector(Selector):
         budget: int,
         rank: Int[np.ndarray, " n"],
     ) -> Selection:
-        known = history.embeddings if self.use_history and len(history.embeddings) else None
+        remembered = history.embeddings if self.use_history and len(history.embeddings) else None
         if self.partitions == 1:
-            rows, distance = farthest_first(embeddings, pool.tokens, budget, known, rank, self.device)
+            rows, distance = farthest_first(embeddings, pool.tokens, budget, remembered, rank, self.device)
             return Selection.of(pool, rows, {"score": distance})
-        found = farthest_first_partitioned(
-            embeddings, pool.tokens, budget, self.partitions, known=known, rank=rank, device=self.device
+        parts = farthest_first_partitioned(
+            embeddings, pool.tokens, budget, self.partitions, known=remembered, rank=rank, device=self.device
         )
-        return Selection.of(pool, found.rows, {"score": found.distance, "within": found.within})
+        return Selection.of(pool, parts.rows, {"score": parts.distance, "within": parts.within})
 
     def _filter(self, pool: Pool, signals: Signals, budget: int) -> Selection:
         quality = signals["quality"]
         order = descending(quality, pool.ids)
         rows, alike = threshold_diverse(signals["embedding"], order, pool.tokens, budget, self.threshold, self.device)
         left = budget - int(pool.tokens[rows].sum())
-        rest = order[~np.isin(order, rows)]
-        if len(rest) and pool.tokens[rest].min() <= left:
-            rows = np.concatenate([rows, rest[fill_budget(np.arange(len(rest)), pool.tokens[rest], left)]])
+        others = order[~np.isin(order, rows)]
+        if len(others) and pool.tokens[others].min() <= left:
+            rows = np.concatenate([rows, others[fill_budget(np.arange(len(others)), pool.tokens[others], left)]])
         return Selection.of(pool, rows, {"score": quality, "alike": alike.astype(np.float64)})
 
     def _deal(
@@ -154,11 +155,11 @@ class DiversitySelector(Selector):
         rng: np.random.Generator,
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         n = len(embeddings)
-        wanted = self.clusters or min(_MOST_CLUSTERS, max(1, round(budget / float(tokens.mean()))))
+        clusters = self.clusters or min(_MOST_CLUSTERS, max(1, round(budget / float(tokens.mean()))))
         distinct = len({row.tobytes() for row in embeddings})
         model_class = KMeans if n < _MINI_BATCH_FROM else MiniBatchKMeans
-        model = model_class(min(wanted, distinct), n_init=1, random_state=int(rng.integers(2**31)))
-        with threadpool_limits(limits=1):  # sums over threads end in any order, and then so would the picks
+        model = model_class(min(clusters, distinct), n_init=1, random_state=int(rng.integers(2**31)))
+        with threadpool_limits(limits=1):  # sums over threads depend on their timing, and so would the picks
             labels = model.fit(embeddings.astype(np.float64)).labels_
         distance = np.sqrt(np.square(embeddings - model.cluster_centers_[labels]).sum(axis=1)).astype(np.float32)
         size = np.bincount(labels)[labels]

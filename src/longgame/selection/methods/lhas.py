@@ -1,4 +1,4 @@
-"""Alignment with the future: cosines of candidates, and of a whole round, with the future-proxy mixture."""
+"""LHAS, long-horizon aware selection: immediate utility and three terms that look further (paper §4, eq. 5)."""
 
 from __future__ import annotations
 
@@ -18,70 +18,67 @@ from longgame.selection.history import History, Selection
 from longgame.selection.methods.utility_diversity import UTILITIES, UtilityDiversitySelector
 from longgame.signals.base import Signals
 
+_MARGIN = 64
+"""Rows sorted beyond those that a block is expected to take."""
 
-def proxy_cosine(signals: Signals, who: str, otherwise: str) -> Float[np.ndarray, " n"]:
+
+def proxy_cosine(signals: Signals, subject: str, otherwise: str) -> Float[np.ndarray, " n"]:
     """Cosine of each candidate's ``grad_sketch`` with ``future_proxy``, in [−1, 1] (p of eq. 5).
 
     Args:
-        who: the selector that asks, for messages.
-        otherwise: what to do without proxy items, for messages ("future_weight to 0").
+        subject: the selector, for messages.
+        otherwise: the alternative to adding proxy items, for messages ("set future_weight to 0").
 
     Raises:
         RecipeError: there is no proxy gradient, or it is zero. PluginError: the two have different widths.
     """
-    return cosine(signals["grad_sketch"], _proxy(signals, who, otherwise))
+    return cosine(signals["grad_sketch"], _proxy(signals, subject, otherwise))
 
 
-def stage_alignment(signals: Signals, who: str, otherwise: str) -> float:
-    """Cosine of the candidates' mean ``grad_sketch`` with ``future_proxy``: how far now and later want the same.
+def stage_alignment(signals: Signals, subject: str, otherwise: str) -> float:
+    """Cosine of the candidates' mean ``grad_sketch`` with ``future_proxy``: how far this stage and the proxy agree.
 
-    Rows must stand in the order of their ids, so that the order of the pool changes no bit. Raises as `proxy_cosine`.
+    Rows must be in the order of their ids, so that the order of the pool changes no bit. Raises as `proxy_cosine`.
     """
-    proxy = _proxy(signals, who, otherwise)
+    proxy = _proxy(signals, subject, otherwise)
     mean = np.asarray(signals["grad_sketch"], dtype=np.float64).mean(axis=0)
     return float(cosine(mean[None], proxy)[0])
 
 
-def check_width(rows: Float[np.ndarray, "n d"], vector: Float[np.ndarray, " d"], what: str) -> None:
-    """Raise PluginError where the candidates' vectors and that of ``what`` have different widths."""
+def check_width(rows: Float[np.ndarray, "n d"], vector: Float[np.ndarray, " d"], source: str) -> None:
+    """Raise PluginError unless the candidates' vectors and that of ``source`` have the same width."""
     if rows.shape[1] != len(vector):
         raise PluginError(
-            f"the candidates' vectors have width {rows.shape[1]} but those of {what} have {len(vector)}; "
+            f"the candidates' vectors have width {rows.shape[1]} but those of {source} have {len(vector)}; "
             "keep the sketch and embedding sizes fixed through a run."
         )
 
 
-def _proxy(signals: Signals, who: str, otherwise: str) -> Float[np.ndarray, " d"]:
+def _proxy(signals: Signals, subject: str, otherwise: str) -> Float[np.ndarray, " d"]:
     if "future_proxy" not in signals or not np.any(signals["future_proxy"]):
         raise RecipeError(
-            f"selector '{who}' compares candidates with the future proxy, but there is no future-proxy gradient (no "
-            f"proxy items, or all of it is zero). Set proxy.items_per_skill to 1 or more, or {otherwise}."
+            f"selector '{subject}' compares candidates with the future proxy, but there is no future-proxy gradient "
+            f"(no proxy items, or it is zero). Set proxy.items_per_skill to 1 or more, or {otherwise}."
         )
     proxy = signals["future_proxy"]
     check_width(signals["grad_sketch"], proxy, "future_proxy")
     return proxy
 
 
-# Long-horizon aware selection: immediate utility, and three terms that look further (paper §4, eq. 5).
-
-_MARGIN = 64
-"""Rows sorted beyond those that a block is expected to take."""
-
-
 class LHASSelector(Selector):
     """s(x) = z(u) + coverage_weight·z(c) + future_weight·z(p) − concentration_weight·z(a), highest first; ties by id.
 
     - u, ``utility``: the score of `UtilityDiversitySelector`, with a buffer of LHAS's own.
-    - c, ``coverage``: what the selected history and the picks so far have not covered. ``distance``: L2 distance to
-      the nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
-      evaluated anew as picks are made, over the candidates that are left.
+    - c, ``coverage``: what the selected history and the picks so far do not cover. ``distance``: L2 distance to the
+      nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
+      evaluated again as picks are made, over the candidates that are left.
     - p, ``future``: cosine of the example's gradient sketch with the mean one of the future-proxy mixture.
     - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected so far,
       max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the selected
-      gradients. History as it stood when the round began.
+      gradients. The history is that of the beginning of the round.
 
-    A term without history is exactly zero for everyone: u's diversity part, c and a in the first round of all (c only
-    until its first picks). Weights of 0 switch a term and its signals off.
+    A term without history is exactly zero for all candidates: u's diversity part, c and a in the very first round (c
+    only until its first picks). A weight of 0 switches a term and its signals off.
 
     Args:
         utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
@@ -90,13 +87,13 @@ class LHASSelector(Selector):
         utility_weight: factor of z(u), 1 in eq. 5; 0 drops the utility and its signals.
         coverage_weight, future_weight, concentration_weight: λ, η, ρ of eq. 5.
         normalise: how z(·) puts the terms on one scale, over the candidates of the round: ``rank`` or ``z``.
-        refreshes: coverage is evaluated anew whenever another 1/refreshes of the round's budget is spent (after every
-            pick where that is less than one example), so the cost stays linear in the pool.
-        clusters: number of skill clusters behind 1/clusters; by default as many as have been met so far, among the
-            current candidates and those of earlier rounds.
+        refreshes: coverage is evaluated again after every 1/refreshes of the round's budget (after every pick if that
+            is less than one example), so the cost stays linear in the pool.
+        clusters: number of skill clusters behind 1/clusters; default: those among the candidates so far, of this and
+            earlier rounds.
 
-    ``scores``: the four terms as scaled, before their weights (NaN where switched off), and ``score``, their weighted
-    sum; coverage and score as they stood when the candidate was picked or last considered.
+    ``scores``: the four terms as scaled, before their weights (NaN if switched off), and ``score``, their weighted sum;
+    coverage and score are those of when the candidate was picked or last considered.
     """
 
     name = "lhas"
@@ -139,14 +136,14 @@ class LHASSelector(Selector):
         )
         if not (self.utility_weight or self.coverage_weight or self.future_weight or self.concentration_weight):
             raise RecipeError(f"selector '{self.name}': all four weights are 0; leave at least one term on.")
-        needed = list(self.uds.requires) if self.utility_weight else []
+        signals = list(self.uds.requires) if self.utility_weight else []
         if self.coverage_weight:
-            needed.append("embedding" if self.coverage == "distance" else "cluster")
+            signals.append("embedding" if self.coverage == "distance" else "cluster")
         if self.future_weight:
-            needed += ["grad_sketch", "future_proxy"]
+            signals += ["grad_sketch", "future_proxy"]
         if self.concentration_weight:
-            needed += ["grad_sketch", "cluster"]
-        self.requires = tuple(dict.fromkeys(needed))
+            signals += ["grad_sketch", "cluster"]
+        self.requires = tuple(dict.fromkeys(signals))
 
     def select(
         self,
@@ -178,7 +175,7 @@ class LHASSelector(Selector):
             utility = scale(self.uds.terms(signals)["score"], self.normalise)
             total += self.utility_weight * utility
         if self.future_weight:
-            aligned = proxy_cosine(signals, self.name, "future_weight to 0")
+            aligned = proxy_cosine(signals, self.name, "set future_weight to 0")
             future = scale(aligned, self.normalise)
             total += future_weight * future
         if self.concentration_weight:
@@ -187,13 +184,13 @@ class LHASSelector(Selector):
         return {"utility": utility, "future": future, "concentration": concentration}, total
 
     def _weights(self, signals: Signals) -> tuple[float, float]:  # noqa: ARG002 - a subclass measures them
-        """η and ρ of this round; ``signals`` stand in the order of their ids."""
+        """η and ρ of this round; the rows of ``signals`` are in the order of their ids."""
         return self.future_weight, self.concentration_weight
 
     def _concentration(self, signals: Signals, history: History) -> Float[np.ndarray, " n"]:
-        met, of_row = np.unique(signals["cluster"], return_inverse=True)
-        clusters = self.clusters or len({*history.cluster_tokens, *met.tolist()})
-        spent = np.array([history.cluster_tokens.get(key, 0) for key in met.tolist()], dtype=np.float64)
+        present, of_row = np.unique(signals["cluster"], return_inverse=True)
+        clusters = self.clusters or len({*history.cluster_tokens, *present.tolist()})
+        spent = np.array([history.cluster_tokens.get(key, 0) for key in present.tolist()], dtype=np.float64)
         total = sum(history.cluster_tokens.values())
         value = np.maximum(0.0, spent / total - 1.0 / clusters)[of_row] if total else np.zeros(len(of_row))
         top = history.top_gradient_direction()
@@ -211,7 +208,7 @@ class LHASSelector(Selector):
         budget: int,
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Greedy picks in blocks: rows in pick order, and every row's last coverage and score."""
-        covered = self._covered(signals, history)
+        covered = self._coverage_of(signals, history)
         coverage, score = np.full(len(fixed), np.nan), fixed.copy()
         share = budget / self.refreshes if covered else budget
         picks: list[int] = []
@@ -229,7 +226,7 @@ class LHASSelector(Selector):
                 covered.add(np.asarray(block))
         return np.asarray(picks, dtype=np.int64), coverage, score
 
-    def _covered(self, signals: Signals, history: History) -> _Distance | _ClusterCount | None:
+    def _coverage_of(self, signals: Signals, history: History) -> _Distance | _ClusterCount | None:
         if not self.coverage_weight:
             return None
         if self.coverage == "distance":
@@ -250,37 +247,36 @@ def _best(
     left: int,
     goal: float,
 ) -> tuple[list[int], int]:
-    """Take rows by falling score (ties: the lower row), each if it fits, until ``left`` tokens have come to ``goal``.
+    """Pick rows by falling score (ties: the lower row), each if it fits, until at most ``goal`` tokens are left.
 
-    Only parts that are reached are sorted: the best rows, about as many as will be taken, are split off in O(m), and
-    what they do not fill goes on with the next ones of those that still fit.
+    As in `fill_by_score`, only parts that are reached are sorted.
 
     Returns:
-        The rows taken, in order, and the tokens left.
+        The picks in order, and the tokens left.
     """
-    taken: list[int] = []
+    picks: list[int] = []
     keys = -score[rows]
     while rows.size:
-        wanted = int(1.1 * (left - goal) / max(float(tokens[rows].mean()), 1.0)) + _MARGIN
+        expected = int(1.1 * (left - goal) / max(float(tokens[rows].mean()), 1.0)) + _MARGIN
         near = np.ones(len(rows), dtype=bool)
-        if len(rows) > 2 * wanted:
-            near = ~(keys > np.partition(keys, wanted)[wanted])
+        if len(rows) > 2 * expected:
+            near = ~(keys > np.partition(keys, expected)[expected])
         head = rows[near][np.argsort(keys[near], kind="stable")]
         for row, cost in zip(head.tolist(), tokens[head].tolist(), strict=True):
             if cost <= left:
-                taken.append(row)
+                picks.append(row)
                 left -= cost
                 if left <= goal:
-                    return taken, left
-        rest = ~near & (tokens[rows] <= left)
-        rows, keys = rows[rest], keys[rest]
-    return taken, left
+                    return picks, left
+        later = ~near & (tokens[rows] <= left)
+        rows, keys = rows[later], keys[later]
+    return picks, left
 
 
 class _Distance:
     """Distance to the nearest remembered or picked embedding; zero for all while there is none.
 
-    Only candidates that take part meet the new picks, in one product a block (`Nearest`).
+    Only rows that take part meet the new picks, in one product per block (`Nearest`).
     """
 
     def __init__(self, embeddings: Float[np.ndarray, "n d"], history: History) -> None:
@@ -288,24 +284,27 @@ class _Distance:
             check_width(embeddings, history.embeddings[0], "history")
         rows = np.ascontiguousarray(embeddings)
         self.table = Nearest(rows, mean_row(rows), history.embeddings if len(history.embeddings) else None)
-        self.met = 0
+        self.all_rows = np.arange(len(rows))
+        self.points = 0
+        """Remembered and picked embeddings so far."""
         if self.table.others is not None:
-            self.met = len(self.table.others.rows)
-            self.table.lower_all(self.table.others, np.arange(self.met))
+            self.points = len(self.table.others.rows)
+            self.table.lower(self.all_rows, self.table.others, np.arange(self.points), keep=True)
         self.waiting = np.zeros(0, dtype=np.int64)
+        """Picks that no row has met yet."""
 
     def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-        """Distances of these rows; rows left out once are not asked for again."""
-        if 2 * len(rows) > len(self.table.squared):
-            left_out = np.ones(len(self.table.squared), dtype=bool)
-            left_out[rows] = False
-            self.table.squared[left_out] = 0.0
-            self.table.lower_all(self.table.cloud, self.waiting)
+        """Distances of these rows; a row that is left out once must not come back."""
+        if 2 * len(rows) > len(self.all_rows):
+            retired = np.ones(len(self.all_rows), dtype=bool)
+            retired[rows] = False
+            self.table.squared[retired] = 0.0
+            self.table.lower(self.all_rows, self.table.cloud, self.waiting, keep=True)
         else:
             self.table.lower(rows, self.table.cloud, self.waiting)
-        self.met += len(self.waiting)
+        self.points += len(self.waiting)
         self.waiting = self.waiting[:0]
-        return np.sqrt(self.table.squared[rows]) if self.met else np.zeros(len(rows))
+        return np.sqrt(self.table.squared[rows]) if self.points else np.zeros(len(rows))
 
     def add(self, picks: Int[np.ndarray, " b"]) -> None:
         self.waiting = np.concatenate([self.waiting, picks])
@@ -315,8 +314,8 @@ class _ClusterCount:
     """−log(1 + selected examples of the candidate's cluster)."""
 
     def __init__(self, clusters: Int[np.ndarray, " n"], history: History) -> None:
-        met, self.of_row = np.unique(clusters, return_inverse=True)
-        self.counts = np.array([history.cluster_counts.get(key, 0) for key in met.tolist()], dtype=np.float64)
+        present, self.of_row = np.unique(clusters, return_inverse=True)
+        self.counts = np.array([history.cluster_counts.get(key, 0) for key in present.tolist()], dtype=np.float64)
 
     def values(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         return -np.log1p(self.counts[self.of_row[rows]])

@@ -16,20 +16,20 @@ from longgame.signals.base import Signals
 
 
 class AdaptiveLHASSelector(LHASSelector):
-    """LHAS with η = future_weight·(1 − A) and ρ = concentration_weight·(1 − A), A = alignment of stage and proxy.
+    """LHAS with η = future_weight·(1 − A) and ρ = concentration_weight·(1 − A), A the alignment of stage and proxy.
 
-    A is the cosine of the candidates' mean gradient sketch g with the future proxy's mean one f, averaged over the
-    rounds of a stage (exponentially; a stage starts anew from its own first round).
+    A is the cosine of the candidates' mean gradient sketch g with the future proxy's f, averaged exponentially over the
+    rounds of a stage; each stage starts from its own first round.
 
-    Why 1 − A: let ĝ, f̂ be the unit vectors. Following utility alone, a step lowers the proxy loss at first order by
-    ⟨ĝ, f̂⟩ = A per unit length (Prop. 1, small steps); following ĝ + w·f̂, by A + w. The weight at which every stage
-    makes the progress that a fully aligned one makes by itself, A + w = 1, is w = 1 − A: 0 where the two agree (utility
-    alone is then right), 1 where they are orthogonal (the universal weights of `LHASSelector`), 2 where they are
-    opposed. Repeating the stage's direction moves the proxy loss by the same A, so ρ is scaled alike. Noise in g draws
-    A towards 0, that is, towards the universal weights.
+    Why 1 − A: let ĝ, f̂ be the unit vectors. A step along utility alone lowers the proxy loss at first order by
+    ⟨ĝ, f̂⟩ = A per unit length (Prop. 1, small steps); a step along ĝ + w·f̂, by A + w. The weight at which every stage
+    makes the progress that a fully aligned one makes by itself, A + w = 1, is w = 1 − A: 0 if the two agree (utility
+    alone is then right), 1 if they are orthogonal (the universal weights of `LHASSelector`), 2 if they are opposed.
+    Repeating the stage's direction moves the proxy loss by the same A, so ρ is scaled alike. Noise in g draws A towards
+    0, that is, towards the universal weights.
 
     Args:
-        smoothing: share of the earlier rounds' alignment in A, in [0, 1); 0 takes each round by itself.
+        smoothing: share of the earlier rounds' alignment in A, in [0, 1); 0 uses each round alone.
         future_weight, concentration_weight: η and ρ at A = 0.
         others: those of `LHASSelector`.
 
@@ -37,7 +37,7 @@ class AdaptiveLHASSelector(LHASSelector):
     ``future_weight`` (η) and ``concentration_weight`` (ρ) as used.
 
     Raises:
-        RecipeError: as `LHASSelector`; both weights are 0, so that there is nothing to adapt.
+        RecipeError: as `LHASSelector`; or both weights are 0.
     """
 
     name = "lhas-adaptive"
@@ -89,29 +89,31 @@ class AdaptiveLHASSelector(LHASSelector):
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
-        chosen = super().select(pool, signals, history, budget, rng)
-        factor = 1.0 - self.alignment
-        used = {
+        selection = super().select(pool, signals, history, budget, rng)
+        future_weight, concentration_weight = self._scaled_weights()
+        values = {
             "alignment": self.alignment,
-            "future_weight": self.future_weight * factor,
-            "concentration_weight": self.concentration_weight * factor,
+            "future_weight": future_weight,
+            "concentration_weight": concentration_weight,
         }
-        columns = {name: np.full(len(pool), value) for name, value in used.items()}
-        return Selection.of(pool, chosen.rows, {**chosen.scores, **columns})
+        columns = {name: np.full(len(pool), value) for name, value in values.items()}
+        return Selection.of(pool, selection.rows, {**selection.scores, **columns})
 
     def _weights(self, signals: Signals) -> tuple[float, float]:
-        found = stage_alignment(signals, self.name, "take lhas with future_weight 0")
-        known = not math.isnan(self.alignment)
-        self.alignment = self.smoothing * self.alignment + (1 - self.smoothing) * found if known else found
+        alignment = stage_alignment(signals, self.name, "use lhas with future_weight 0")
+        if not math.isnan(self.alignment):
+            alignment = self.smoothing * self.alignment + (1 - self.smoothing) * alignment
+        self.alignment = alignment
+        return self._scaled_weights()
+
+    def _scaled_weights(self) -> tuple[float, float]:
         factor = 1.0 - self.alignment
         return self.future_weight * factor, self.concentration_weight * factor
 
     def state_dict(self) -> dict[str, Any]:
-        """State of `LHASSelector` and the alignment (None before a stage's first round)."""
+        """Return the state of `LHASSelector` and the alignment (None before a stage's first round)."""
         return {**super().state_dict(), "alignment": None if math.isnan(self.alignment) else self.alignment}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
         super().load_state_dict(state)
-        held = state["alignment"]
-        self.alignment = math.nan if held is None else float(held)
+        self.alignment = math.nan if state["alignment"] is None else float(state["alignment"])

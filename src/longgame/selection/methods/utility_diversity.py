@@ -21,17 +21,17 @@ UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss")
 class UtilityDiversitySelector(Selector):
     """score = z(utility) + diversity_weight · z(mean distance of the logit sketch to the buffer), highest first.
 
-    The buffer holds the sketches of the last ``buffer_size`` selected examples and is saved state. While it is empty
-    (the first round of all), diversity is exactly zero for every candidate. The buffer is read once a round, as
+    The buffer holds the sketches of the last ``buffer_size`` selected examples and is part of the state. While it is
+    empty (the very first round), diversity is exactly zero for every candidate. The buffer is read once per round, as
     published: picks of one round do not push each other apart.
 
     Args:
-        utility: ``logit_nuclear_norm`` is the published form; ``loss`` takes the mean NLL in its place.
+        utility: ``logit_nuclear_norm`` is the published form; ``loss`` uses the mean NLL instead.
         diversity_weight: α; 0 switches the term and its signal off.
         buffer_size: sketches remembered (published: 1024).
         normalise: how z(·) puts both terms on one scale, over the candidates of the round: ``rank`` or ``z``.
 
-    ``scores``: ``utility`` and ``diversity`` as scaled, before the weight (NaN where switched off), and ``score``.
+    ``scores``: ``utility`` and ``diversity`` as scaled, before the weight (NaN if switched off), and ``score``.
     """
 
     name = "utility-diversity"
@@ -51,7 +51,7 @@ class UtilityDiversitySelector(Selector):
         self.requires = (self.utility, "logit_sketch") if self.diversity_weight else (self.utility,)
 
     def terms(self, signals: Signals) -> dict[str, Float[np.ndarray, " n"]]:
-        """``utility``, ``diversity`` and ``score`` of candidates whose rows stand in the order of their ids."""
+        """Return ``utility``, ``diversity`` and ``score``; rows of ``signals`` must be in the order of their ids."""
         utility = scale(signals[self.utility], self.normalise)
         if not self.diversity_weight:
             return {"utility": utility, "diversity": np.full(len(utility), np.nan), "score": utility}
