@@ -49,7 +49,7 @@ def test_every_pick_has_the_largest_gain_per_token_of_what_fits(seed: int, copie
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(facility, "_BATCH", int(rng.integers(1, 6)))
         patch.setattr(facility, "_CELLS", 50)
-        patch.setattr(facility, "_KEPT", int(rng.choice([1, 100, 1 << 20])))
+        patch.setattr(facility, "_STORED", int(rng.choice([1, 100, 1 << 20])))
         found = facility_location(points, tokens, budget, rng)
     picks = found.rows.tolist()
     alone = similarities(points).sum(axis=1) * (tokens <= budget)

@@ -152,7 +152,7 @@ def test_greedy_picks_equal_a_slow_loop_that_scores_everything_anew() -> None:
 def test_a_missing_future_proxy_is_an_error_not_a_zero(world, proxy: list[float] | None) -> None:
     context = {} if proxy is None else {"future_proxy": proxy}
     scene = world([1] * 2, loss=[1, 2], grad_sketch=[[1, 0], [0, 1]], **context)
-    with pytest.raises(RecipeError, match="Set proxy.items_per_skill to 1 or more, or future_weight to 0"):
+    with pytest.raises(RecipeError, match="Set proxy.items_per_skill to 1 or more, or set future_weight to 0"):
         scene.select(only(future_weight=1.0), 1)
 
 
