@@ -117,7 +117,7 @@ def stage(model: nn.Module, pool: Pool, spec: TrainingSpec) -> tuple[float, list
         spec=spec,
         scorer=no_signals,
     )
-    rows = [done.picks.tolist() for done in policy.rounds]
+    rows = [[pool.index[sample_id] for sample_id in done.picked_ids] for done in policy.rounds]
     return report.seconds["train"], rows, report.losses
 
 

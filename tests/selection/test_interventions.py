@@ -36,7 +36,7 @@ def stage(selector, pools, given_reserve, budget):
     policy.begin_stage(np.random.default_rng(1), given_reserve)
     feed = SelectionFeed(policy, example_signals, SelectionConfig(budget=budget), len(pools))
     for step, pool in enumerate(pools):
-        feed.batch(step, lambda _, pool=pool: pool)
+        feed.batch(step, pool)
     return policy, feed.spent
 
 
