@@ -229,17 +229,17 @@ def leaves_its_inputs_alone(make: SelectorFactory) -> None:
 
 def continues_from_its_state(make: SelectorFactory) -> None:
     """After state_dict → load_state_dict a fresh selector picks exactly what the first one would pick next."""
-    one, history = make(), History(max_embeddings=16, gradient_rows=4)
+    original, history = make(), History(max_embeddings=16, gradient_rows=4)
     for number in range(3):
-        play(one, history, number)
-    state, history_state = one.state_dict(), history.state_dict()
-    _check_plain(one.name, state, "state_dict()")
-    expected = [play(one, history, number) for number in range(3, 6)]
-    two, restored = make(), History(max_embeddings=16, gradient_rows=4)
-    two.load_state_dict(state)
+        play(original, history, number)
+    state, history_state = original.state_dict(), history.state_dict()
+    _check_plain(original.name, state, "state_dict()")
+    expected = [play(original, history, number) for number in range(3, 6)]
+    fresh, restored = make(), History(max_embeddings=16, gradient_rows=4)
+    fresh.load_state_dict(state)
     restored.load_state_dict(history_state)
     for number, selection in enumerate(expected, start=3):
-        _same(one.name, "state restored into a fresh selector", selection, play(two, restored, number))
+        _same(original.name, "state restored into a fresh selector", selection, play(fresh, restored, number))
 
 
 def explains_its_scores(make: SelectorFactory) -> None:

@@ -104,7 +104,7 @@ def test_future_proxy_is_the_mean_gradient_over_the_proxy_items_of_all_stages(le
 def test_future_proxy_is_refreshed_every_few_steps_while_training_and_always_fresh_outside(recipe, sequence):
     learner = QuadraticLearner(changed(recipe, proxy={"refresh_steps": 3}), 0)
     held = policy("random")
-    held.extra_signals = ("future_proxy",)
+    held.selector.requires = ("future_proxy",)
     learner.train(sequence.stages[0].pool, held, SelectionConfig(), 8)
     seen = [entry.signals["future_proxy"] for entry in held.rounds]
     same = [bool(np.array_equal(seen[i], seen[i + 1])) for i in range(7)]

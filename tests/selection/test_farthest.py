@@ -68,7 +68,7 @@ def small_blocks(patch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
         (farthest, "_ACTIVE", int(rng.integers(1, 40))),
         (farthest, "_AHEAD", int(rng.integers(1, 9))),
         (farthest, "_PATIENCE", int(rng.integers(0, 3))),
-        (products._NumPy, "rows", int(rng.integers(1, 20))),
+        (products.Products, "rows", int(rng.integers(1, 20))),
         (products._on_torch("cpu"), "rows", int(rng.integers(1, 20))),
         (products, "_SMALL", int(rng.choice([0, 1 << 21]))),
         (nearest, "_PREPARED", int(rng.integers(1, 30))),

@@ -43,14 +43,16 @@ def test_tokens_left_over_are_carried_into_the_next_round() -> None:
     assert policy.history.n_selected > 0
 
 
-def test_it_asks_for_what_is_required_and_for_the_extras_once() -> None:
+def test_a_required_signal_is_computed_once() -> None:
     asked = []
 
     def score(pool, names):
         asked.append(tuple(names))
         return example_signals(pool, names)
 
-    policy = policy_of(build_selector("loss"), extra_signals=("loss", "embedding"))
+    selector = build_selector("loss")
+    selector.requires = ("loss", "loss", "embedding")
+    policy = policy_of(selector)
     policy.choose(example_pool(6), 50, score)
     assert asked == [("loss", "embedding")]
     assert len(policy.history.embeddings) == len(policy.rounds[0].selection.rows)

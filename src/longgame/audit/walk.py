@@ -108,7 +108,7 @@ def reserve_of(sequence: SequenceData, number: int, pool: Pool, recipe: Recipe, 
     The order of replay hangs on the seed and the stage alone, so that all selectors of a seed replay alike.
     """
     return Reserve(
-        own=pool,
+        candidates=pool,
         earlier=tuple(stage.pool for stage in sequence.stages[: number - 1]),
         proxy=sequence.proxy_pool,
         budget=round(recipe.budget * int(pool.tokens.sum())),

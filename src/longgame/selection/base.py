@@ -21,8 +21,8 @@ from longgame.signals.base import Signals, check_names
 class Reserve:
     """Examples that a stage may learn beside its own candidates; an audit hands it over when the stage begins."""
 
-    own: Pool
-    """The stage's candidates; none of them is replayed."""
+    candidates: Pool
+    """Of the stage; none of them is replayed."""
     earlier: tuple[Pool, ...]
     """Candidates of the earlier stages, in order; empty in the first stage."""
     proxy: Pool | None

@@ -17,8 +17,8 @@ from longgame.selection.base import Reserve, Selector, eligible_of
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
-Scorer = Callable[[Pool, Sequence[str]], Signals]
-"""(candidates, signal names) → signals under the model as it is now."""
+ComputeSignals = Callable[[Pool, Sequence[str]], Signals]
+"""(candidates, signal names) → signals under the model as it is now; a `SignalSource` is one."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class SelectionPolicy:
     selector: Selector
     history: History
     rng: np.random.Generator
-    extra_signals: tuple[str, ...] = ()
-    """Signals to compute beside what the selector requires."""
     gradient_every: int = 0
     """Measure the gradient sketches of the picks in every n-th round, for selection concentration; 0 = never."""
     rounds: list[Round] = field(default_factory=list)
@@ -89,9 +87,9 @@ class SelectionPolicy:
     @property
     def required(self) -> tuple[str, ...]:
         """Signals to compute for every round."""
-        return tuple(dict.fromkeys((*self.selector.requires, *self.extra_signals)))
+        return tuple(dict.fromkeys(self.selector.requires))
 
-    def choose(self, pool: Pool, budget: int, signals: Scorer) -> tuple[Pool, Round]:
+    def choose(self, pool: Pool, budget: int, signals: ComputeSignals) -> tuple[Pool, Round]:
         """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and log it.
 
         Returns:
@@ -120,7 +118,7 @@ class SelectionPolicy:
         return pool, self.rounds[-1]
 
     def _gradients(
-        self, pool: Pool, selection: Selection, columns: Signals, signals: Scorer
+        self, pool: Pool, selection: Selection, columns: Signals, signals: ComputeSignals
     ) -> Float[np.ndarray, "k d"] | None:
         """Gradient sketches of the picks: the selector's own if it requires them, else measured here."""
         if not self.gradient_every or len(self.rounds) % self.gradient_every:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.seeding import generator
-from longgame.selection.policy import Scorer, SelectionPolicy
+from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.training.config import SelectionConfig
 
 
@@ -35,7 +35,12 @@ class SelectionFeed:
     """
 
     def __init__(
-        self, policy: SelectionPolicy, score: Scorer, selection: SelectionConfig, steps: int, pool: Pool | None = None
+        self,
+        policy: SelectionPolicy,
+        score: ComputeSignals,
+        selection: SelectionConfig,
+        steps: int,
+        pool: Pool | None = None,
     ) -> None:
         self.policy, self.score, self.steps, self.pool = policy, score, steps, pool
         self.rounds, self.budget = selection.rounds, selection.budget

@@ -25,7 +25,7 @@ from longgame.errors import BudgetError, ModelError, NumericalError
 from longgame.models.head import evaluating, has_other_loss, response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
-from longgame.selection.policy import Scorer, SelectionPolicy
+from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.signals.projection import UpdateSketch
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.compat import global_rng_restored, model_untouched
@@ -49,7 +49,7 @@ def run_stage(
     policy: SelectionPolicy,
     selection: SelectionConfig,
     spec: TrainingSpec,
-    scorer: Scorer,
+    scorer: ComputeSignals,
     on_step: OnStep | None = None,
     where: str = "stage 1",
 ) -> TrainingReport:
@@ -123,7 +123,7 @@ class StageTrainer(SelectionMixin, Trainer):
         pool: Pool,
         pad_token_id: int,
         selection: SelectionConfig,
-        scorer: Scorer,
+        scorer: ComputeSignals,
         spec: TrainingSpec,
         on_step: OnStep | None,
         where: str,

@@ -27,7 +27,7 @@ from longgame.errors import RecipeError
 from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
 from longgame.selection.base import Selector
-from longgame.selection.policy import Scorer, SelectionPolicy
+from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_state
@@ -79,7 +79,7 @@ class SelectionMixin(_Base):
         self,
         *args: Any,
         selection: SelectionConfig | Mapping[str, Any] | str | Selector | SelectionPolicy = SelectionConfig(),
-        signals: Scorer | None = None,
+        signals: ComputeSignals | None = None,
         proxy_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -217,7 +217,7 @@ class SelectionMixin(_Base):
         loader = self._selection_loader
         return loader.collate_fn([loader.dataset[row] for row in rows]).rows
 
-    def _selection_begin_signals(self) -> Scorer:
+    def _selection_begin_signals(self) -> ComputeSignals:
         """Return the source of signals, made if there is none, with its steps counted from here."""
         source = self.selection_signals
         if source is None:

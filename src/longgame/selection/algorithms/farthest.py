@@ -30,7 +30,7 @@ def farthest_first(
     embeddings: Float[np.ndarray, "n d"],
     tokens: Int[np.ndarray, " n"],
     budget: int,
-    known: Float[np.ndarray, "m d"] | None = None,
+    start_points: Float[np.ndarray, "m d"] | None = None,
     rank: Int[np.ndarray, " n"] | None = None,
     device: str = "cpu",
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
@@ -51,7 +51,7 @@ def farthest_first(
         embeddings: n candidates, float32 or float64 (others become float32), finite.
         tokens: what each costs; a candidate that no longer fits is passed over for good.
         budget: tokens, at least ``tokens.min()``.
-        known: points that count as picked already; without them the first pick is the row nearest to the mean.
+        start_points: points that count as picked already; without them the first pick is the row nearest to the mean.
         rank: order of the rows in sums and ties (a permutation of 0…n−1); default: their own order.
         device: where the products run; it changes no pick.
 
@@ -59,7 +59,7 @@ def farthest_first(
         The rows in pick order, and for each row the distance at which it was picked or last considered.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float64 if embeddings.dtype == np.float64 else np.float32)
-    return _Traversal(rows, np.asarray(tokens), int(budget), known, rank, device).run()
+    return _Traversal(rows, np.asarray(tokens), int(budget), start_points, rank, device).run()
 
 
 def mean_row(rows: Float[np.ndarray, "n d"], rank: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " d"]:
@@ -75,7 +75,7 @@ def mean_row(rows: Float[np.ndarray, "n d"], rank: Int[np.ndarray, " n"] | None 
 class _Traversal:
     """The state of one traversal.
 
-    ``nearest[i]`` is the squared distance of row i to the nearest of the known points and the first ``met[i]`` picks. A
+    ``nearest[i]`` is the squared distance of row i to the nearest of the start points and the first ``met[i]`` picks. A
     row takes part until there are ``until[i]`` picks: then it was picked, or it no longer fitted.
     """
 
@@ -84,14 +84,14 @@ class _Traversal:
         rows: Float[np.ndarray, "n d"],
         tokens: Int[np.ndarray, " n"],
         budget: int,
-        known: Float[np.ndarray, "m d"] | None,
+        start_points: Float[np.ndarray, "m d"] | None,
         rank: Int[np.ndarray, " n"] | None,
         device: str,
     ) -> None:
         n = len(rows)
         self.rows, self.tokens, self.left, self.rank = rows, tokens, budget, rank
         self.center = mean_row(rows, rank)
-        self.table = Nearest(rows, self.center, known, device)
+        self.table = Nearest(rows, self.center, start_points, device)
         self.nearest = self.table.squared
         self.met = np.zeros(n, dtype=np.int64)
         self.until = np.full(n, _NEVER, dtype=np.int64)
@@ -262,13 +262,13 @@ class Partitioned:
     distance: Float[np.ndarray, " n"]
     """As `farthest_first` returns it: over the core-set for its rows, over their part for all others."""
     within: Float[np.ndarray, " n"]
-    """Upper bound (rounding included) of each row's distance to a pick or a known point; 0 for the picks."""
+    """Upper bound (rounding included) of each row's distance to a pick or a start point; 0 for the picks."""
     apart: float
     """Smallest distance at which a pick was made: no k − 1 points can cover the candidates within ½·apart."""
 
     @property
     def radius(self) -> float:
-        """Every candidate is within this distance of a pick (or a known point)."""
+        """Every candidate is within this distance of a pick (or a start point)."""
         return float(self.within.max(initial=0.0))
 
 
@@ -278,7 +278,7 @@ def farthest_first_partitioned(
     budget: int,
     parts: int,
     share: float = 4.0,
-    known: Float[np.ndarray, "m d"] | None = None,
+    start_points: Float[np.ndarray, "m d"] | None = None,
     rank: Int[np.ndarray, " n"] | None = None,
     device: str = "cpu",
 ) -> Partitioned:
@@ -299,7 +299,7 @@ def farthest_first_partitioned(
     factor in advance; afterwards ``radius / (apart / 2)`` bounds it.
 
     Args:
-        embeddings, tokens, budget, known, rank, device: those of `farthest_first`.
+        embeddings, tokens, budget, start_points, rank, device: those of `farthest_first`.
         parts: how many, ≥ 1.
         share: each part may spend ``share / parts`` of the budget (at least its cheapest row, at most all of it).
 
@@ -316,15 +316,15 @@ def farthest_first_partitioned(
         if not len(part) or tokens[part].min() > budget:
             continue
         spend = max(allowed, int(tokens[part].min()))
-        rows, distance[part] = farthest_first(embeddings[part], tokens[part], spend, known, device=device)
+        rows, distance[part] = farthest_first(embeddings[part], tokens[part], spend, start_points, device=device)
         part_picks.append(part[rows])
     core = np.concatenate(part_picks)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     core = core[np.argsort(place[core])]
-    rows, distance[core] = farthest_first(embeddings[core], tokens[core], budget, known, device=device)
+    rows, distance[core] = farthest_first(embeddings[core], tokens[core], budget, start_points, device=device)
     picks = core[rows]
-    pick_distance = distance[picks[1:]] if known is None else distance[picks]
+    pick_distance = distance[picks[1:]] if start_points is None else distance[picks]
     core_distance = distance[core].astype(np.float64)
     core_distance[rows] = 0.0
     part_radius = np.zeros(parts)

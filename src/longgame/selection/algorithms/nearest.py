@@ -341,10 +341,10 @@ class Nearest:
             np.minimum.at(self.squared, rows[part], squared)
 
 
-def squared_differences(one: Float[np.ndarray, "c d"], other: Float[np.ndarray, "c d"]) -> Float[np.ndarray, " c"]:
-    """Squared L2 distance of each pair of rows; ``one``, a copy, is overwritten."""
-    np.subtract(one, other, out=one)
-    return np.square(one, out=one).sum(axis=1)
+def squared_differences(left: Float[np.ndarray, "c d"], right: Float[np.ndarray, "c d"]) -> Float[np.ndarray, " c"]:
+    """Squared L2 distance of each pair of rows; ``left`` is overwritten."""
+    np.subtract(left, right, out=left)
+    return np.square(left, out=left).sum(axis=1)
 
 
 def threshold_diverse(
@@ -419,8 +419,8 @@ def _close_pairs(
     first, second = np.nonzero(np.triu(product >= tau[:, None], 1))
     close: dict[int, list[int]] = {}
     for start in range(0, len(first), _PAIRS):
-        one, other = places[first[start : start + _PAIRS]], places[second[start : start + _PAIRS]]
-        near = squared_differences(rows[one], rows[other]) < limit
-        for row, later in zip(one[near].tolist(), other[near].tolist(), strict=True):
-            close.setdefault(row, []).append(later)
+        earlier, later = places[first[start : start + _PAIRS]], places[second[start : start + _PAIRS]]
+        near = squared_differences(rows[earlier], rows[later]) < limit
+        for place, other in zip(earlier[near].tolist(), later[near].tolist(), strict=True):
+            close.setdefault(place, []).append(other)
     return close

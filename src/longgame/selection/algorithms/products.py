@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,33 +40,33 @@ FLOAT32 = Level("float32", 2.0**-23, 2.0**-23)
 FLOAT64 = Level("float64", 2.0**-52, 2.0**-52)
 
 
-class Products(Protocol):
-    """Where products run; its matrices are opaque objects made by `put`."""
+class Products:
+    """Where products run: here NumPy on the CPU. Matrices are opaque objects made by `put`."""
 
-    levels: tuple[Level, ...]
+    levels: tuple[Level, ...] = (FLOAT32, FLOAT64)
     """Precisions to try, the fastest (and least exact) first."""
-    rows: int
+    rows: int = 1024
     """Good number of rows of either side."""
 
     def put(self, values: Float[np.ndarray, "m w"], level: Level) -> Any:
         """Values rounded to a precision."""
-        ...
+        return np.asarray(values, dtype=level.name)
 
     def part(self, matrix: Any, start: int, stop: int) -> Any:
         """Rows start … stop − 1 (fewer at the end)."""
-        ...
+        return matrix[start:stop]
 
     def product(self, left: Any, right: Any) -> Any:
         """left · rightᵀ, rounded to the precision of its sides or finer."""
-        ...
+        return left @ right.T
 
     def row_max(self, product: Any) -> Float[np.ndarray, " m"]:
         """Largest value of each row."""
-        ...
+        return product.max(axis=1)
 
     def host(self, product: Any, rows: Int[np.ndarray, " k"] | None = None) -> Float[np.ndarray, "k p"]:
         """These rows (or all) as a writable NumPy array."""
-        ...
+        return product if rows is None else product[rows]
 
 
 def products_on(device: str, size: int) -> Products:
@@ -76,30 +76,10 @@ def products_on(device: str, size: int) -> Products:
         RecipeError: the device is neither, or PyTorch sees no such device.
     """
     if device == "cpu":
-        return _NumPy() if size < _SMALL else _on_torch("cpu")
+        return Products() if size < _SMALL else _on_torch("cpu")
     if device.partition(":")[0] != "cuda":
         raise RecipeError(f"device is {device!r}. Allowed: cpu, cuda.")
     return _on_torch(device)
-
-
-class _NumPy:
-    levels: tuple[Level, ...] = (FLOAT32, FLOAT64)
-    rows: int = 1024
-
-    def put(self, values: Float[np.ndarray, "m w"], level: Level) -> np.ndarray:
-        return np.asarray(values, dtype=level.name)
-
-    def part(self, matrix: np.ndarray, start: int, stop: int) -> np.ndarray:
-        return matrix[start:stop]
-
-    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return left @ right.T
-
-    def row_max(self, product: np.ndarray) -> np.ndarray:
-        return product.max(axis=1)
-
-    def host(self, product: np.ndarray, rows: Int[np.ndarray, " k"] | None = None) -> np.ndarray:
-        return product if rows is None else product[rows]
 
 
 @functools.cache
@@ -119,7 +99,7 @@ class _Padded:
     rows: int
 
 
-class _Torch:
+class _Torch(Products):
     """PyTorch products in the precisions that a short probe finds usable.
 
     bfloat16 if it is at least twice as fast as float32, which only units that accumulate in float32 are. float32 unless

@@ -158,10 +158,10 @@ class Replay(Intervention):
             self._queues.append(self._queue(reserve, (reserve.proxy,), share, items=True))
 
     def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: Fraction, items: bool = False) -> _Queue:
-        pool = reserve.own.take([])
+        pool = reserve.candidates.take([])
         for other in pools:
             pool = _joined(pool, other)
-        rows = [row for row in id_order(pool.ids).tolist() if pool.ids[row] not in reserve.own.index]
+        rows = [row for row in id_order(pool.ids).tolist() if pool.ids[row] not in reserve.candidates.index]
         if self.source == "selected" and not items:
             rows = [row for row in rows if pool.ids[row] in self._selected]
         return _Queue(pool, reserve.rng.permutation(np.asarray(rows, dtype=np.int64)), share, items)

@@ -133,7 +133,7 @@ class DiversitySelector(Selector):
             rows, distance = farthest_first(embeddings, pool.tokens, budget, remembered, rank, self.device)
             return Selection.of(pool, rows, {"score": distance})
         parts = farthest_first_partitioned(
-            embeddings, pool.tokens, budget, self.partitions, known=remembered, rank=rank, device=self.device
+            embeddings, pool.tokens, budget, self.partitions, start_points=remembered, rank=rank, device=self.device
         )
         return Selection.of(pool, parts.rows, {"score": parts.distance, "within": parts.within})
 
