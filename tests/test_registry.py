@@ -49,7 +49,7 @@ def test_a_broken_plugin_is_refused_before_it_is_used(tmp_path, text, message):
     assert message in str(caught.value)
 
 
-def test_a_class_that_cannot_be_made_is_named_with_its_error_and_the_place(tmp_path):
+def test_failing_constructor_is_reported_with_its_frames(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(GOOD + "    def __init__(self):\n        self.k = {}['k']\n")
     with pytest.raises(PluginError) as caught:

@@ -95,13 +95,13 @@ class Eligible(Subset):
 
 
 @pytest.mark.parametrize("around", INTERVENTIONS)
-def test_an_intervention_around_a_selector_without_a_score_keeps_the_contract(around):
+def test_intervention_keeps_the_contract_without_a_score(around):
     check_selector_contract(lambda: around_of(Plain(), around), skip=("explains_its_scores",))
 
 
 @pytest.mark.parametrize("around", INTERVENTIONS)
 @pytest.mark.parametrize("kind", [Subset, Eligible])
-def test_an_intervention_never_picks_what_a_selector_of_a_subset_rejects(kind, around):
+def test_intervention_never_picks_what_the_selector_rejects(kind, around):
     history, rng = History(), np.random.default_rng(0)
     for seed in range(12):
         selector = around_of(kind(), around)

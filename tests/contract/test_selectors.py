@@ -39,7 +39,7 @@ def case_id(case: tuple[str, dict]) -> str:
 
 @pytest.mark.parametrize("clause", CONTRACT)
 @pytest.mark.parametrize("case", TEST_CASES, ids=case_id)
-def test_selector_keeps(case: tuple[str, dict], clause: str) -> None:
+def test_selector_keeps_the_contract(case: tuple[str, dict], clause: str) -> None:
     CONTRACT[clause](lambda: build_selector(*case))
 
 

@@ -19,7 +19,7 @@ def test_what_does_not_fit_is_passed_over_and_the_walk_goes_on() -> None:
 @given(
     tokens=st.lists(st.integers(1, 30), min_size=1, max_size=20), budget=st.integers(1, 200), seed=st.integers(0, 99)
 )
-def test_the_budget_is_never_exceeded_and_nothing_that_fits_is_left(tokens: list[int], budget: int, seed: int) -> None:
+def test_fill_budget_never_exceeds_and_leaves_nothing_that_fits(tokens: list[int], budget: int, seed: int) -> None:
     costs = np.array(tokens)
     order = np.random.default_rng(seed).permutation(len(costs))
     if costs.min() > budget:

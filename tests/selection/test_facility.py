@@ -80,7 +80,7 @@ def test_one_long_row_beats_a_short_one_that_leaves_it_no_room() -> None:
 
 
 @pytest.mark.parametrize("greedy", ["lazy", "stochastic"])
-def test_a_draw_of_references_is_repeated_by_its_seed_and_comes_close(greedy: str) -> None:
+def test_sampled_references_are_reproducible_and_close(greedy: str) -> None:
     rng = np.random.default_rng(0)
     blobs = rng.standard_normal((20, 16))[rng.integers(0, 20, 600)]
     points = (blobs + 0.3 * rng.standard_normal((600, 16))).astype(np.float32)

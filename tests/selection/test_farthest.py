@@ -81,9 +81,7 @@ def small_blocks(patch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SHAPES), st.integers(0, 2**31), st.booleans(), st.booleans())
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:underflow")
-def test_picks_and_distances_are_those_of_the_textbook_loop_bit_for_bit(
-    shape: str, seed: int, with_known: bool, ranked: bool
-) -> None:
+def test_farthest_equals_the_textbook_loop_bit_for_bit(shape: str, seed: int, with_known: bool, ranked: bool) -> None:
     rng = np.random.default_rng(seed)
     rows = cloud(shape, rng)
     tokens = rng.integers(1, int(rng.choice([2, 9, 100])), len(rows))
@@ -116,7 +114,7 @@ def test_no_pair_below_its_limit_is_ever_excluded(level: products.Level, shape: 
             assert (product[:, column] >= tau).all()
 
 
-def test_the_filter_excludes_nearly_all_pairs_of_a_gaussian_cloud() -> None:
+def test_filter_excludes_nearly_all_pairs_of_a_gaussian_cloud() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((400, 384)).astype(np.float32)
     place = products._on_torch("cpu")
@@ -172,9 +170,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     st.integers(1, 6),
     st.sampled_from([0.5, 1.0, 4.0, 9.0]),
 )
-def test_no_row_is_farther_from_a_pick_than_the_partitioned_bound(
-    shape: str, seed: int, parts: int, share: float
-) -> None:
+def test_partitioned_bound_holds_for_every_row(shape: str, seed: int, parts: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     rows = cloud(shape, rng)
     tokens, rank = rng.integers(1, 9, len(rows)), rng.permutation(len(rows))
@@ -192,7 +188,7 @@ def test_no_row_is_farther_from_a_pick_than_the_partitioned_bound(
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_with_a_full_share_the_radius_is_at_most_four_times_the_optimum(seed: int) -> None:
+def test_full_share_radius_is_at_most_four_times_optimum(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((11, 2)).astype(np.float32)
     k, wide = 3, rows.astype(np.float64)

@@ -42,7 +42,7 @@ def test_with_both_the_score_orders_what_is_kept(world, scores) -> None:
     assert world([1] * 4).picks(selector, 2) == "dc"
 
 
-def test_candidates_that_the_file_lacks_are_counted_and_named_or_skipped(world, scores) -> None:
+def test_missing_candidates_are_counted_named_or_skipped(world, scores) -> None:
     name = scores(id=["b"], score=[1])
     with pytest.raises(DataError, match=r"does not name 2 of 3 candidates: a, c\. Score them too"):
         world([1] * 3).select(build_selector(name), 2)

@@ -25,7 +25,7 @@ def marked(pool: Pool, values: np.ndarray) -> Signals:
     return Signals(pool.ids, {"embedding": values.astype(np.float32)[:, None]})
 
 
-def test_counts_by_hand() -> None:
+def test_history_counts_equal_hand_computed() -> None:
     pool = example_pool(4)
     signals = Signals(pool.ids, {"cluster": np.array([2, 0, 2, 7])})
     history = History()
@@ -36,7 +36,7 @@ def test_counts_by_hand() -> None:
     assert (history.n_selected, history.tokens) == (2, spent)
 
 
-def test_it_remembers_only_what_the_signals_carry() -> None:
+def test_history_holds_only_what_the_signals_carry() -> None:
     history = History()
     feed(history, range(2), names=())
     assert history.n_selected == 12
@@ -45,7 +45,7 @@ def test_it_remembers_only_what_the_signals_carry() -> None:
     assert history.cluster_tokens == {}
 
 
-def test_size_is_bounded() -> None:
+def test_history_size_is_bounded() -> None:
     history = History(max_embeddings=5, gradient_rows=2)
     feed(history, range(30))
     assert history.embeddings.shape == (5, 12)

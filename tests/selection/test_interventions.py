@@ -71,7 +71,7 @@ def replayed(policy):
 
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0.05, 0.4), seed=st.integers(0, 99), rounds=st.integers(1, 8))
-def test_a_stage_replays_its_share_within_one_example_and_spends_no_more_than_any_other(share, seed, rounds) -> None:
+def test_replay_keeps_its_share_within_one_example(share, seed, rounds) -> None:
     pools = [example_pool(12, seed=100 * seed + number) for number in range(rounds)]
     own = pools[0]
     for pool in pools[1:]:
@@ -99,7 +99,7 @@ LONGEST = 40
 
 @settings(max_examples=20, deadline=None)
 @given(size=st.sampled_from(SMALL), share=st.sampled_from([0.1, 0.2, 0.5]), seed=st.integers(0, 99))
-def test_a_step_budget_of_the_size_of_an_example_does_not_keep_replay_from_its_share(size, share, seed) -> None:
+def test_replay_keeps_its_share_in_small_steps(size, share, seed) -> None:
     candidates, budget = size
     pools = [example_pool(candidates, seed=1000 * seed + number) for number in range(24)]
     own = joined(pools)
@@ -142,7 +142,7 @@ def begun(selector, given_reserve):
     return selector
 
 
-def test_an_example_that_leaves_no_room_for_an_own_one_is_the_rounds_only_pick(world) -> None:
+def test_replayed_example_without_room_beside_is_the_only_pick(world) -> None:
     own, old = world([2] * 4).pool, world([3], ids=["x"]).pool
     selector = begun(Replay(build_selector("random"), 0.5), reserve(own, [old]))
     # 4 tokens a round: a half of 4 holds none of 3; a half of 8 does, and 1 token is left, with an own one of 2
@@ -150,7 +150,7 @@ def test_an_example_that_leaves_no_room_for_an_own_one_is_the_rounds_only_pick(w
     assert (len(picks[0]), picks[1], len(picks[2])) == (2, "x", 2)
 
 
-def test_for_an_example_longer_than_a_round_the_share_is_kept_back_until_a_round_holds_it(world) -> None:
+def test_replay_saves_its_share_for_a_longer_example(world) -> None:
     own, old = world([1] * 4).pool, world([5], ids=["x"]).pool
     selector = begun(Replay(build_selector("random"), 0.5), reserve(own, [old]))
     # 2 tokens a round and what was kept: the share of 2, 4, 6, 8 and 10 tokens holds 1, 2, 3, 4 and then 5
@@ -159,7 +159,7 @@ def test_for_an_example_longer_than_a_round_the_share_is_kept_back_until_a_round
     assert "x" in picks[4]
 
 
-def test_what_no_round_can_hold_is_passed_over_and_told(world) -> None:
+def test_replay_passes_over_what_no_round_can_hold(world) -> None:
     own, old = world([4] * 4).pool, world([9, 4, 4], ids=["x", "y", "z"]).pool
     selector = begun(Replay(build_selector("random"), 0.5), reserve(own, [old], budget=24))
     selector._queues[0].waiting = [0, 1, 2]
@@ -171,7 +171,7 @@ def test_what_no_round_can_hold_is_passed_over_and_told(world) -> None:
     assert selector.unmet() == {"replay_missed_tokens": 18 * 4 // 2 - 8}
 
 
-def test_when_there_is_no_more_to_replay_the_selector_has_all_of_the_budget_and_it_is_told(world) -> None:
+def test_replay_without_examples_left_gives_up_its_budget(world) -> None:
     own, old = world([1] * 8).pool, world([1, 1], ids=["x", "y"]).pool
     selector = begun(Replay(build_selector("random"), 0.5), reserve(own, [old], budget=16))
     picks = walked(selector, own, [4] * 4)
@@ -183,7 +183,7 @@ def test_when_there_is_no_more_to_replay_the_selector_has_all_of_the_budget_and_
     assert first.unmet() == {"replay_missed_tokens": 0}
 
 
-def test_proxy_items_beyond_half_of_the_stage_are_told() -> None:
+def test_proxy_items_beyond_half_of_the_stage_are_reported() -> None:
     own, proxy = example_pool(30, seed=1), example_pool(60, seed=2)
     policy = walk(Replay(build_selector("loss"), proxy_as_data=True), [own], reserve(own, (), proxy, 100), budget=100)
     assert policy.unmet == {"proxy_items_missed": 60 - len(replayed(policy))}
@@ -199,7 +199,7 @@ def test_a_share_is_counted_in_whole_tokens(world) -> None:
     assert any(items / budget * budget < items for items, budget in ((7, 25), (29, 107), (57, 190), (58, 203)))
 
 
-def test_what_is_replayed_is_of_earlier_stages_alone_and_none_twice() -> None:
+def test_replay_uses_only_earlier_stages_and_none_twice() -> None:
     own, earlier = example_pool(30, seed=5), example_pool(30, seed=6)
     shared = earlier.join(own.take(range(10)))  # ten of the stage's own candidates stood in an earlier stage, too
     pools = [own.take(range(start, start + 10)) for start in (0, 10, 20)]
@@ -248,7 +248,7 @@ def test_all_selectors_of_a_seed_replay_the_same_examples() -> None:
     assert replayed(one) == replayed(two) != []
 
 
-def test_replay_of_the_selected_takes_what_earlier_stages_selected_and_nothing_else() -> None:
+def test_replay_of_selected_uses_only_earlier_selections() -> None:
     first, second = example_pool(30, seed=1), example_pool(30, seed=2)
     selector = Replay(build_selector("loss"), 0.5, "selected")
     policy = walk(selector, [first], reserve(first))
@@ -261,7 +261,7 @@ def test_replay_of_the_selected_takes_what_earlier_stages_selected_and_nothing_e
     assert set(found[0]) <= chosen
 
 
-def test_every_proxy_item_is_learned_once_a_stage_spread_over_its_rounds() -> None:
+def test_proxy_items_are_spread_over_the_rounds() -> None:
     pools = [example_pool(15, seed=number) for number in range(6)]
     own = pools[0]
     for pool in pools[1:]:
@@ -316,7 +316,7 @@ def test_what_is_replayed_counts_for_the_floor_of_its_cluster(world) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 99))
-def test_with_replay_the_floor_is_a_share_of_all_tokens_of_the_stage(seed) -> None:
+def test_floor_with_replay_is_a_share_of_all_tokens(seed) -> None:
     pools = [example_pool(40, seed=1000 * seed + number) for number in range(6)]
     selector = Replay(ClusterFloor(build_selector("loss"), 0.12), 0.5)
     policy = walk(selector, pools, reserve(joined(pools), [example_pool(200, seed=7)]), budget=300)
@@ -329,14 +329,14 @@ def test_with_replay_the_floor_is_a_share_of_all_tokens_of_the_stage(seed) -> No
     assert len(spent) == 5
 
 
-def test_where_the_selectors_own_picks_pay_every_debt_they_stand_as_they_are(world) -> None:
+def test_floor_keeps_picks_that_pay_every_debt(world) -> None:
     scene = world([1] * 6, loss=[6, 5, 4, 3, 2, 1], cluster=[0, 1, 0, 1, 0, 1])
     plain, held = scene.select(build_selector("loss"), 4), scene.select(ClusterFloor(build_selector("loss"), 0.5), 4)
     assert scene.names(held) == scene.names(plain) == "abcd"
     assert not held.scores["cluster_floor"].any()
 
 
-def test_a_debt_smaller_than_an_example_grows_from_round_to_round_and_ends_with_the_stage(world) -> None:
+def test_floor_debt_grows_over_rounds_and_ends_with_the_stage(world) -> None:
     scene = world([2] * 6, loss=[6, 5, 4, 3, 2, 1], cluster=[0, 0, 0, 0, 1, 1])
     selector = ClusterFloor(build_selector("loss"), 0.2)
     # cluster 1 is owed 0.8, 1.6, 2.4 tokens: its first example comes in the third round
@@ -375,7 +375,7 @@ def test_no_cluster_stays_an_example_behind_its_floor(name, share, seed) -> None
         assert chosen.tokens <= budget
 
 
-def test_the_selector_inside_remembers_just_what_was_picked_in_the_end() -> None:
+def test_inner_selector_remembers_only_the_final_picks() -> None:
     for make in (lambda inner: ClusterFloor(inner, 0.19), lambda inner: ProxyPenalty(inner, 3.0)):
         selector = make(build_selector("utility-diversity"))
         pool = example_pool(40, seed=7)
@@ -391,7 +391,7 @@ def test_the_selector_inside_remembers_just_what_was_picked_in_the_end() -> None
 # Future-proxy penalty
 
 
-def test_the_penalty_is_what_the_candidate_has_against_the_proxy_by_rank(world) -> None:
+def test_penalty_ranks_the_misalignment(world) -> None:
     scene = world(
         [1] * 4,
         loss=[4, 3, 2, 1],
@@ -406,7 +406,7 @@ def test_the_penalty_is_what_the_candidate_has_against_the_proxy_by_rank(world) 
     assert scene.names(chosen) == "ba"
 
 
-def test_without_opponents_of_the_proxy_the_selectors_own_picks_stand(world) -> None:
+def test_penalty_without_opponents_keeps_the_picks(world) -> None:
     scene = world([1] * 3, loss=[3, 2, 1], grad_sketch=[[1, 0], [0, 1], [1, 1]], future_proxy=[1, 1])
     assert scene.picks(ProxyPenalty(build_selector("loss"), 9.0), 2) == "ab"
 
@@ -425,7 +425,7 @@ class Own(Selector):
         return Selection.of(pool, fill_budget(rows, pool.tokens, budget), self.scores(pool, signals))
 
 
-def test_what_a_selector_scores_nan_ranks_behind_and_is_picked_by_itself_alone(world) -> None:
+def test_penalty_never_picks_what_the_selector_scores_nan(world) -> None:
     scene = world([1] * 4, loss=[4, 3, 2, 1], grad_sketch=[[1, 0], [-1, 0], [1, 0], [1, 0]], future_proxy=[1, 0])
 
     def scores(pool, signals):
@@ -439,7 +439,7 @@ def test_what_a_selector_scores_nan_ranks_behind_and_is_picked_by_itself_alone(w
     assert taken.scores["score"][0] < taken.scores["score"][3]
 
 
-def test_a_selector_that_gives_no_score_is_penalised_by_its_order(world) -> None:
+def test_penalty_ranks_a_selector_without_score_by_pick_order(world) -> None:
     scene = world([1] * 4, loss=[4, 3, 2, 1], grad_sketch=[[-1, 0], [1, 0], [1, 0], [1, 0]], future_proxy=[1, 0])
     chosen = scene.select(ProxyPenalty(Own(lambda pool, signals: {}), 1.0), 2)
     # picks a and b: 1 and ¾, by rank 1 and ⅓, the rest −⅔; misalignment of a by rank 1, of the others −⅓
@@ -466,7 +466,7 @@ def test_a_penalty_without_proxy_items_is_an_error(world) -> None:
 # From a recipe
 
 
-def test_a_recipe_names_interventions_beside_parameters_and_tables_name_them_too() -> None:
+def test_recipe_and_tables_name_interventions() -> None:
     entries = [
         "loss",
         {"name": "loss", "replay": 0.2},

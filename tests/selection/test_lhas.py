@@ -74,7 +74,7 @@ def test_cluster_coverage_counts_history_and_picks(world) -> None:
     assert scene.picks(selector, 4, scene.remembered([2])) == "adbc"
 
 
-def test_concentration_is_the_share_above_uniform_plus_the_squared_cosine(world) -> None:
+def test_concentration_adds_excess_share_and_squared_cosine(world) -> None:
     scene = full_world(world)
     history = scene.remembered([0, 1])  # cluster 0 holds all tokens; gradients (1,0) and (0,1)
     history.update(scene.select(only(), 1), scene.pool, scene.signals)  # a again: top direction (1, 0)
@@ -116,7 +116,7 @@ def test_utility_is_the_uds_score_with_a_buffer_of_its_own(world) -> None:
     assert selector.state_dict()["buffer"]["sketches"].ravel().tolist() == [1.0, 9.0]
 
 
-def test_greedy_picks_equal_a_slow_loop_that_scores_everything_anew() -> None:
+def test_lhas_picks_equal_a_loop_that_rescores_everything() -> None:
     selector = LHASSelector(refreshes=10_000, utility="loss", diversity_weight=0.0)
     past, rng = History(), np.random.default_rng(0)
     for number in range(3):

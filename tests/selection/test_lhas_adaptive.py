@@ -27,7 +27,7 @@ def scene(world, proxy):
 @pytest.mark.parametrize(
     ("proxy", "alignment"), [([3, 0], 1.0), ([0, 2], 0.0), ([-1, 0], -1.0), ([1, 3**0.5], 0.5), ([-1, 1], -(0.5**0.5))]
 )
-def test_the_weights_fall_where_stage_and_proxy_agree_and_rise_where_they_are_opposed(world, proxy, alignment) -> None:
+def test_adaptive_weights_fall_with_the_alignment(world, proxy, alignment) -> None:
     selector = AdaptiveLHASSelector(**PLAIN, future_weight=1.0, concentration_weight=0.5)
     terms = scene(world, proxy).select(selector, 2).scores
     assert terms["alignment"] == pytest.approx([alignment] * 4)
@@ -52,7 +52,7 @@ def test_it_picks_what_lhas_with_these_weights_picks() -> None:
     assert len({used["future_weight"], 1.0}) == 2
 
 
-def test_the_alignment_is_averaged_over_a_stages_rounds_and_starts_anew_with_the_next(world) -> None:
+def test_alignment_is_averaged_within_a_stage(world) -> None:
     selector = AdaptiveLHASSelector(**PLAIN, smoothing=0.8)
     seen = [scene(world, proxy).select(selector, 2).scores["alignment"][0] for proxy in ([1, 0], [-1, 0], [0, 1])]
     assert seen == pytest.approx([1.0, 0.8 * 1 - 0.2, 0.8 * 0.6])
@@ -83,7 +83,7 @@ def test_without_a_proxy_there_is_no_geometry_to_measure(world) -> None:
         scene(world, [0, 0]).select(AdaptiveLHASSelector(**PLAIN), 2)
 
 
-def test_lhas_without_its_utility_asks_for_no_utility_and_ranks_by_the_other_terms(world) -> None:
+def test_lhas_without_utility_ranks_by_the_other_terms(world) -> None:
     selector = LHASSelector(utility_weight=0, coverage_weight=0, concentration_weight=0)
     assert selector.requires == ("grad_sketch", "future_proxy")
     around = scene(world, [0, 1])

@@ -94,13 +94,13 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
         (lambda: None, "failed in select\\(\\): TypeError"),
     ],
 )
-def test_a_selection_that_breaks_the_rules_is_refused(make, message: str) -> None:
+def test_invalid_selection_is_refused(make, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         policy_of(Fixed(make)).choose(example_pool(4, seed=3), 20, example_signals)
 
 
 @pytest.mark.parametrize("around", [{}, {"min_cluster_share": 0.1}, {"proxy_penalty": 1.0}])
-def test_a_round_of_which_a_file_keeps_nothing_names_the_file_the_cause_and_the_way_out(tmp_path, around) -> None:
+def test_empty_round_names_the_score_file_cause_and_fix(tmp_path, around) -> None:
     pool = example_pool(4, seed=3)
     path = tmp_path / "mine.csv"
     for keep, cause in (
