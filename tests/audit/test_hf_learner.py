@@ -184,7 +184,7 @@ def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation(monkeypat
     found = []
     for model in ({"lora": {"r": 4, "alpha": 1}}, {"lora": {"r": 16}}, {"adaptation": "full"}):
         learner = HFLearner(recipe(model={"name": "tiny", **model}), 0)
-        monkeypatch.setattr(learner.source, "_cache", None)
+        monkeypatch.setattr(learner.source, "cache", None)
         found.append((learner.prepare(sequence), learner.score(sequence.tasks)))
     for arrays, scores in found[1:]:
         assert scores == found[0][1]
@@ -200,7 +200,7 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
     for kept in (False, True, True):
         learner, sequence = learner_of(recipe(rounds=1))
         if not kept:
-            monkeypatch.setattr(learner.source, "_cache", None)
+            monkeypatch.setattr(learner.source, "cache", None)
         engine, sizes = learner.source.engine, []
         monkeypatch.setattr(
             learner.source, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)

@@ -73,7 +73,7 @@ class SignalSource:
         self.step: int | None = None
         self.proxy_passes = 0
         self._base, self._clusters, self._seed, self._supported = base, clusters, seed, frozenset(supported)
-        self._cache, self._fingerprint = cache, fingerprint
+        self.cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
         self._proxy: tuple[int, np.ndarray] | None = None
         self._first: tuple[int, str | None] = (0, None)
@@ -238,9 +238,9 @@ class SignalSource:
                 f"candidate {sample_id} has unlabelled tokens after labelled ones (several assistant turns?); signals "
                 "are measured on a response that ends the example. Split the conversation, or pass signals=."
             )
-        if self._cache is None:
+        if self.cache is None:
             return dict(self.engine(pool, names))
-        return self._cache(self.engine, pool, names, fingerprint)
+        return self.cache(self.engine, pool, names, fingerprint)
 
     def _require_base(self, name: str) -> Callable[[], AbstractContextManager[Any]]:
         if self._base is None:
@@ -252,7 +252,7 @@ class SignalSource:
 
     def _content(self) -> str | None:
         """Content of the model as it is now, where there is a cache."""
-        return None if self._cache is None else self._fingerprint()
+        return None if self.cache is None else self._fingerprint()
 
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
