@@ -112,3 +112,63 @@ def test_a_class_that_breaks_the_contract_is_refused() -> None:
 def test_state_for_a_selector_without_memory_is_refused() -> None:
     with pytest.raises(PluginError, match=r"keeps no state but was given \['buffer'\]"):
         build_selector("loss").load_state_dict({"buffer": 1})
+
+
+class Scores(Selector):
+    """Returns what it was made with as its score; candidates named x are not eligible."""
+
+    name = "scores-of-mine"
+
+    def __init__(self, score) -> None:
+        self.value = score
+
+    def score(self, pool, signals, history):
+        return self.value
+
+    def eligible(self, pool):
+        return np.array([name != "x" for name in pool.ids])
+
+
+def test_default_select_fills_the_budget_by_score(world) -> None:
+    scene = world([2, 2, 2, 3], ids="dcba")
+    chosen = scene.select(Scores(np.array([1.0, 3.0, 1.0, 2.0])), 7)
+    assert scene.names(chosen) == "cab"  # a costs 3; b and d tie, and only one of them fits
+    assert chosen.scores["score"].tolist() == [1, 3, 1, 2]
+    assert chosen.tokens == 7
+
+
+def test_default_select_never_picks_nan_or_ineligible(world) -> None:
+    scene = world([1] * 4, ids="abxd")
+    chosen = scene.select(Scores(np.array([np.nan, 1.0, 9.0, 2.0])), 4)
+    assert scene.names(chosen) == "db"
+    assert len(scene.select(Scores(np.full(4, np.nan)), 4).rows) == 0
+
+
+def test_default_select_logs_every_term_and_score_decides(world) -> None:
+    scene = world([1] * 3)
+    terms = {"difficulty": np.array([3.0, 2.0, 1.0]), "score": np.array([1.0, 2.0, 3.0])}
+    chosen = scene.select(Scores(terms), 2)
+    assert scene.names(chosen) == "cb"
+    assert {name: column.tolist() for name, column in chosen.scores.items()} == {
+        "difficulty": [3, 2, 1],
+        "score": [1, 2, 3],
+    }
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (np.zeros(2), r"score\(\) returned an array of shape \(2,\); return one number for each of the 3 candidates"),
+        (1.0, r"an array of shape \(\)"),
+        (None, r"an array of shape \(\)"),
+        ({"utility": np.zeros(3)}, r"the terms \['utility'\]; .* of which 'score' decides"),
+    ],
+)
+def test_score_of_another_shape_is_refused(world, score, message) -> None:
+    with pytest.raises(PluginError, match=message):
+        world([1] * 3).select(Scores(score), 3)
+
+
+def test_default_select_refuses_a_budget_below_every_candidate(world) -> None:
+    with pytest.raises(BudgetError, match="the shortest has 2"):
+        world([2, 3]).select(Scores(np.zeros(2)), 1)
