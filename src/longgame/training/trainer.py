@@ -195,12 +195,12 @@ class SelectionMixin(_Base):
     def _selection_offer(self, candidates: Sequence[Any]) -> Pool:
         """Return the candidates of a step as a pool, row by row."""
         self._selection_features = candidates
-        return pool_of(candidates, self._selection_decode())
+        return self._selection_pool_of(candidates)
 
     def _selection_candidates(self) -> Pool:
         """Return the whole dataset as a pool; made once."""
         if self._selection_pool is None:
-            pool = pool_of(self._selection_fetch(range(len(self.train_dataset))), self._selection_decode())
+            pool = self._selection_pool_of(self._selection_fetch(range(len(self.train_dataset))))
             self._selection_pool = dataclasses.replace(pool, info={**pool.info, ROW: np.arange(len(pool))})
         return self._selection_pool
 
@@ -224,7 +224,7 @@ class SelectionMixin(_Base):
             stream = isinstance(self.train_dataset, IterableDataset)
             items, proxy = self.proxy_dataset, None
             if items is not None:
-                proxy = pool_of([items[row] for row in range(len(items))], self._selection_decode())
+                proxy = self._selection_pool_of([items[row] for row in range(len(items))])
             self.selection_signals = source = SignalSource.of_model(
                 self.model,
                 pad_token_id=self._selection_pad_token(),
@@ -272,15 +272,15 @@ class SelectionMixin(_Base):
         offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
         return max(1, round(offered / len(self.train_dataset)))
 
-    def _selection_tokenizer(self) -> Any:
-        return getattr(self.processing_class, "tokenizer", self.processing_class)
-
-    def _selection_decode(self) -> Any:
-        tokenizer = self._selection_tokenizer()
-        return None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    def _selection_pool_of(self, features: Sequence[Any]) -> Pool:
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        if tokenizer is None:
+            return pool_of(features)
+        return pool_of(features, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
     def _selection_pad_token(self) -> int | None:
-        sources = (self._selection_tokenizer(), self.data_collator, getattr(self.model, "config", None))
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        sources = (tokenizer, self.data_collator, getattr(self.model, "config", None))
         tokens = (getattr(source, "pad_token_id", None) for source in sources)
         return next((int(token) for token in tokens if token is not None), None)
 
@@ -289,21 +289,19 @@ class SelectionMixin(_Base):
         unsupported = {
             "several processes": args.world_size > 1,
             f"{args.n_gpu} GPUs in one process (nn.DataParallel)": args.n_gpu > 1,
-            "FSDP": bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled),
-            "DeepSpeed": bool(self.is_deepspeed_enabled),
+            "FSDP": self.is_fsdp_enabled or self.is_fsdp_xla_enabled,
+            "DeepSpeed": self.is_deepspeed_enabled,
         }
-        for setup, enabled in unsupported.items():
-            if enabled:
-                raise RecipeError(
-                    f"selection does not run with {setup}: every rank would score and select on its own. "
-                    "Use one process and one GPU (CUDA_VISIBLE_DEVICES=0)."
-                )
+        enabled = [setup for setup, is_enabled in unsupported.items() if is_enabled]
+        if enabled:
+            raise RecipeError(
+                f"selection does not run with {enabled[0]}: every rank would score and select on its own. "
+                "Use one process and one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
         if args.auto_find_batch_size:
             raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
         if args.train_sampling_strategy == "batch_rebalance":
             raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
-        if self.selection.rounds != "step" and isinstance(self.train_dataset, IterableDataset):
-            self._selection_dataset(self.train_dataset)
 
 
 def _refuse_packing(arguments: Any) -> None:
