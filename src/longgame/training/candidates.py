@@ -57,7 +57,7 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
 def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] | None = None) -> Pool:
     """Make a pool of features (``sample_id``, ``input_ids``, and where present ``labels``, ``skill``, ``quality``).
 
-    Tokens are counted as the loss sees them: a token is response if it is labelled and something predicts it, so the
+    Tokens are counted as the loss sees them: a token is response if it is labeled and something predicts it, so the
     first token of a plain text counts as prompt.
 
     Args:
@@ -69,9 +69,9 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
     examples, inputs, prompt, suffix = [], [], [], []
     for feature in features:
         ids, labels = tokens_and_labels(feature)
-        learned = labels != -100
-        learned[:1] = False
-        responses = int(learned.sum())
+        labeled = labels != -100
+        labeled[:1] = False
+        responses = int(labeled.sum())
         sample_id = str(feature[ID])
         if responses == 0:
             raise DataError(
@@ -82,15 +82,15 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
         examples.append(
             Example(
                 sample_id=sample_id,
-                prompt=decode(ids[~learned]) if decode else "",
-                response=decode(ids[learned]) if decode else "",
+                prompt=decode(ids[~labeled]) if decode else "",
+                response=decode(ids[labeled]) if decode else "",
                 skill=feature.get("skill"),
                 quality=None if quality is None else float(quality),
             )
         )
         inputs.append(ids)
         prompt.append(len(ids) - responses)
-        suffix.append(bool(learned[len(ids) - responses :].all()))
+        suffix.append(bool(labeled[len(ids) - responses :].all()))
     lengths = np.asarray([len(ids) for ids in inputs], dtype=np.int64)
     prompts = np.asarray(prompt, dtype=np.int64)
     return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {RESPONSE_LAST: np.asarray(suffix)})

@@ -188,7 +188,7 @@ class SelectionMixin(_Base):
         split = split_micro(pool.tokens[rows].tolist(), parts)
         batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
         for part, batch in zip(split, batches, strict=True):
-            if not part:  # fewer picks than micro-batches: one stands in again and adds nothing
+            if not part:  # fewer picks than micro-batches: a pick is repeated without labels and adds nothing
                 batch["labels"] = torch.full_like(batch["labels"], -100)
         return batches
 
