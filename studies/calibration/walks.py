@@ -153,12 +153,7 @@ class WalkRecorder:
         policy = SelectionPolicy(selector, History(seed=stream_seed(seed, "history")), generator(seed, "select", 0))
         for number, stage in enumerate(stages, start=1):
             policy.begin_stage(generator(seed, "select", number))
-            selection = SelectionConfig(
-                budget=recipe.budget,
-                rounds=recipe.rounds,
-                epochs=recipe.training.epochs,
-                seed=stream_seed(seed, "stage", number),
-            )
+            selection = SelectionConfig.of_recipe(recipe, stream_seed(seed, "stage", number))
             learner.train(stage.pool, policy, selection, recipe.training.steps)
             if number < len(stages):
                 run_probes(learner, self.sequence, number, policy, recipe, seed, lambda *_: None)

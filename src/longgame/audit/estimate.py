@@ -103,7 +103,7 @@ def _step_seconds(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> fl
         part = pool.take(range(len(pool) * steps // recipe.training.steps))
         policy = SelectionPolicy(build_selector("random"), History(), generator(seed, "plan"))
         rounds: Literal["step"] | int = "step" if recipe.rounds == "step" else 1
-        selection = SelectionConfig(budget=recipe.budget, rounds=rounds, epochs=recipe.training.epochs, seed=seed)
+        selection = replace(SelectionConfig.of_recipe(recipe, seed), rounds=rounds)
         with learner.fork() as fork:
             return fork.train(part, policy, selection, steps).seconds["train"] / steps
 

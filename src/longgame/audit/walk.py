@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,14 +178,11 @@ def _curve(
     stage: int,
     notify: Notify,
 ) -> list[dict[str, Any]]:
-    common = kind == "common"
-    rounds = recipe.rounds if recipe.rounds == "step" else min(recipe.rounds, recipe.probe.steps)
-    selection = SelectionConfig(
-        budget=recipe.budget,
-        rounds="step" if common else rounds,
-        epochs=1 if common else recipe.training.epochs,
-        seed=stream_seed(seed, "probe", stage),
-    )
+    selection = SelectionConfig.of_recipe(recipe, stream_seed(seed, "probe", stage))
+    if kind == "common":
+        selection = replace(selection, rounds="step", epochs=1)
+    elif selection.rounds != "step":
+        selection = replace(selection, rounds=min(selection.rounds, recipe.probe.steps))
     at = probe_steps(recipe.probe.steps, recipe.probe.points)
     rows: list[dict[str, Any]] = []
 
@@ -360,12 +358,7 @@ def _stage(
         notify(trial.name, number, activity, info.step, info.steps)
 
     pool = stage.pool
-    selection = SelectionConfig(
-        budget=recipe.budget,
-        rounds=recipe.rounds,
-        epochs=recipe.training.epochs,
-        seed=stream_seed(trial.seed, "stage", number),
-    )
+    selection = SelectionConfig.of_recipe(recipe, stream_seed(trial.seed, "stage", number))
     reserve = reserve_of(sequence, number, pool, recipe, trial.seed) if policy.replays else None
     policy.begin_stage(generator(trial.seed, "select", number), reserve)
     report = learner.train(pool, policy, selection, recipe.training.steps, lambda info: tell("train", info))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longgame.errors import RecipeError, unknown
-from longgame.recipe import Rounds
+from longgame.recipe import Recipe, Rounds
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
@@ -87,6 +87,18 @@ class SelectionConfig:
         if isinstance(value, SelectionConfig):
             return value
         return cls.from_dict(value) if isinstance(value, Mapping) else cls(selector=value)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, seed: int) -> SelectionConfig:
+        """Return how a recipe selects in a stage with this seed; the selector is the trial's and not set here."""
+        return cls(
+            budget=recipe.budget,
+            rounds=recipe.rounds,
+            epochs=recipe.training.epochs,
+            seed=seed,
+            proxy_refresh_steps=recipe.proxy.refresh_steps,
+            clusters=recipe.metrics.clusters,
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SelectionConfig:
