@@ -416,8 +416,8 @@ def test_every_metric_of_a_card_is_in_the_catalog(card):
     [
         ({"task": "bb"}, "unknown task 'bb'"),
         ({"stage": 3}, "hold stage 3; a sequence of 2 stages"),
-        ({"selector": "gradient"}, "same trial stands for different trials"),
-        ({"trial": "loss-again"}, "same selector and seed stands for different trials"),
+        ({"selector": "gradient"}, "different trials have the same trial"),
+        ({"trial": "loss-again"}, "different trials have the same selector and seed"),
     ],
 )
 def test_a_record_that_does_not_belong_is_refused(change, message):

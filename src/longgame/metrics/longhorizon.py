@@ -147,7 +147,7 @@ def weight_sensitivity(
     """Share of the weight simplex {α, β, γ ≥ 0, α + β + γ = total} on which each selector ranks first.
 
     Exact: for fixed weights the score's denominator is common to all, so the score is affine in the weights and each
-    selector wins on a convex polygon, whose area is measured. The default total puts α = β = γ = 1 at the centre.
+    selector wins on a convex polygon, whose area is measured. The default total puts α = β = γ = 1 at the center.
     Selectors with the same score everywhere share their area. Units as in `long_horizon_score`; shares sum to 1.
     A selector with a NaN gets NaN, and the others share the simplex.
 

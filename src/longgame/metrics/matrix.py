@@ -8,7 +8,7 @@ NaN means *not measured* and never turns into 0:
 * a column that is NaN in every cell of the whole array (exact match on an open-ended task, say) is left out of means,
   the same for every matrix in the array;
 * a NaN in a cell that a metric needs makes the metric NaN;
-* what a matrix cannot tell is NaN: transfer and forgetting with T = 1, forward transfer and the first immediate gain
+* undefined metrics are NaN: transfer and forgetting with T = 1, forward transfer and the first immediate gain
   without row 0, imbalance with fewer than two measured stages, OOD without OOD columns.
 """
 

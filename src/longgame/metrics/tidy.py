@@ -78,7 +78,7 @@ def read_trials(results: pd.DataFrame, reference: str) -> Trials:
         if not repeated.empty:
             rows = ", ".join(str(tuple(row)) for row in repeated.head(2).itertuples(index=False))
             raise DataError(
-                f"the same {key} stands for different trials: {rows}. "
+                f"different trials have the same {key}: {rows}. "
                 "Build one scorecard per condition, with one trial per selector and seed."
             )
     names = sorted(set(trials["selector"]), key=lambda name: (name != reference, name))
