@@ -3,12 +3,13 @@
 import pytest
 from typer.testing import CliRunner
 
-from longgame.cli import _seeds, _varied, app
+from longgame.cli import app
+from longgame.commands.options import parse_seeds, varied_keys
 from longgame.errors import RecipeError
 
 
 def test_seeds_are_numbers_and_ranges():
-    assert _seeds("0, 2-4,7") == [0, 2, 3, 4, 7]
+    assert parse_seeds("0, 2-4,7") == [0, 2, 3, 4, 7]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_seeds_are_numbers_and_ranges():
 )
 def test_seeds_that_cannot_be_meant_are_refused(text, message):
     with pytest.raises(RecipeError, match=message):
-        _seeds(text)
+        parse_seeds(text)
 
 
 def test_an_installed_selector_that_cannot_be_imported_does_not_hide_the_others(tmp_path, monkeypatch):
@@ -45,7 +46,7 @@ def test_an_axis_on_the_command_line_leaves_the_recipe_s_other_varied_keys(tmp_p
     asked = ["audit", str(path), "--dry-run", "--axis", "data.duplicates=0.2", "--axis", "data.unseen=0.5"]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
     told = " ".join(done.output.split())
-    assert _varied(path) == {"data.noise": [0.3], "data.unseen": [0.0]}
+    assert varied_keys(path) == {"data.noise": [0.3], "data.unseen": [0.0]}
     assert done.exit_code == 0, done.output
     for name, there in [("noise=0.3", True), ("duplicates=0.2", True), ("unseen=0.5", True), ("unseen=0.0", False)]:
         assert (f"data.{name}" in told) is there

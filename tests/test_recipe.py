@@ -24,7 +24,6 @@ GOOD = {"name": "a", "selectors": ["loss"]}
         ({"training": {"epochs": 2}}, "training.epochs is 2 but rounds is 'step'"),
         ({"data": {"pool_size": 20}}, "data.pool_size is 20, fewer than one candidate for each of 32 steps"),
         ({"data": {"sequence": "files"}}, "data.stages is empty"),
-        ({"model": {"name": "quadratic"}}, "belong together"),
         ({"rounds": "stepp"}, "'rounds': must be 'step' or must be a valid integer, unable to parse"),
         ({"max-length": 3}, "unknown key 'max-length'"),
         ({"selectors": ["loss", {"label": "a"}]}, "'selectors.1.name' is missing"),

@@ -1,8 +1,10 @@
 """longgame: data selection for LLM fine-tuning that plays the long game."""
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import longgame.audit
 from longgame.data.examples import Example, Pool, Task
 from longgame.errors import LonggameError
 from longgame.recipe import Recipe, load_recipe
@@ -11,6 +13,8 @@ from longgame.selection.history import Selection
 from longgame.signals.base import Signals
 
 if TYPE_CHECKING:
+    from longgame.audit.run import Run
+    from longgame.commands.audit import audit
     from longgame.training.config import SelectionConfig
     from longgame.training.sft import SelectionSFTTrainer
     from longgame.training.trainer import SelectionTrainer
@@ -22,6 +26,7 @@ __all__ = [
     "LonggameError",
     "Pool",
     "Recipe",
+    "Run",
     "Selection",
     "SelectionConfig",
     "SelectionSFTTrainer",
@@ -30,12 +35,14 @@ __all__ = [
     "Signals",
     "Task",
     "__version__",
+    "audit",
     "build_selector",
     "load_recipe",
 ]
 
 
 _LAZY = {
+    "Run": "longgame.audit.run",
     "SelectionConfig": "longgame.training.config",
     "SelectionSFTTrainer": "longgame.training.sft",
     "SelectionTrainer": "longgame.training.trainer",
@@ -47,3 +54,15 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'longgame' has no attribute '{name}'")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+class _CallablePackage(ModuleType):
+    """Makes the package `longgame.audit` a function, too: an import of a submodule would replace one of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from longgame.commands.audit import audit
+
+        return audit(*args, **kwargs)
+
+
+longgame.audit.__class__ = _CallablePackage

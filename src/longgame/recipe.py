@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -354,21 +355,25 @@ class Recipe(Part):
         if self.data.sequence in ("files", "procedural") and not self.data.stages:
             raise ValueError(f"data.sequence is '{self.data.sequence}' but data.stages is empty")
         self._check_stages()
-        if (self.model.name == "quadratic") != (self.data.sequence == "quadratic"):
-            raise ValueError("model.name: quadratic and data.sequence: quadratic belong together")
-        if self.model.name == "quadratic" and (self.axes.adaptation or self.model.per_seed):
-            raise ValueError(
-                "the quadratic world has no adapter and no base model; leave out axes.adaptation and per_seed"
-            )
         return self
 
     def for_seed(self, seed: int) -> Recipe:
         """The recipe with the base model that this seed starts from."""
         bases = self.model.per_seed
-        if not bases:
-            return self
-        model = self.model.model_copy(update={"name": bases[seed % len(bases)], "per_seed": ()})
-        return self.model_copy(update={"model": model})
+        return self.replace({"model.name": bases[seed % len(bases)], "model.per_seed": ()}) if bases else self
+
+    def replace(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with other values, which are not validated.
+
+        Args:
+            changes: key, or ``section.key``, → value.
+        """
+        update: dict[str, Any] = {}
+        for name, value in changes.items():
+            section, _, key = name.partition(".")
+            part = update.get(section, getattr(self, section))
+            update[section] = part.model_copy(update={key: value}) if key else value
+        return self.model_copy(update=update)
 
     def _check_stages(self) -> None:
         sequence, stages = self.data.sequence, self.data.stages
@@ -381,8 +386,6 @@ class Recipe(Part):
                 raise ValueError(f"stage '{stage.name}' of sequence: procedural names `skills`, and no train or eval")
             if sequence != "procedural" and stage.skills:
                 raise ValueError(f"stage '{stage.name}' names skills, which only sequence: procedural has")
-        if sequence == "quadratic" and self.data.mixing > 0:
-            raise ValueError("data.mixing is for texts; the quadratic world has no mixing share")
 
 
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
@@ -413,22 +416,34 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     return raw
 
 
-def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe and lay the overrides (dotted keys) over it.
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and replace the values of dotted keys.
 
     Raises:
         RecipeError: the file does not exist, is not YAML, or a key or value is wrong.
     """
     raw = read_mapping(path, "recipes/quickstart.yaml")
-    for dotted, value in (overrides or {}).items():
-        target = raw
-        *parents, last = dotted.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise RecipeError(f"{path}: '{parent}' holds {target!r}; it must be a mapping of keys to values.")
-        target[last] = value
+    set_values(raw, overrides or {}, str(path))
     return parse_recipe(raw, str(path))
+
+
+def set_values(raw: dict[str, Any], values: Mapping[str, Any], where: str) -> None:
+    """Set dotted keys of a recipe that is not validated yet.
+
+    Raises:
+        RecipeError: a key leads through a value that is no mapping.
+    """
+    for key, value in values.items():
+        section = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise RecipeError(
+                    f"{where}: '{key}' is no key of a recipe; '{parent}' holds {section!r}. It must be a mapping of "
+                    "keys to values."
+                )
+        section[last] = value
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:

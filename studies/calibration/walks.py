@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from longgame.audit.walk import probe_steps, run_probes
+from longgame.audit.walk import Walk as AuditWalk
+from longgame.audit.walk import probe_steps
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
 from longgame.quadratic.learner import QuadraticLearner, build_quadratic_sequence
@@ -156,7 +157,7 @@ class WalkRecorder:
             selection = SelectionConfig.of_recipe(recipe, stream_seed(seed, "stage", number))
             learner.train(stage.pool, policy, selection, recipe.training.steps)
             if number < len(stages):
-                run_probes(learner, self.sequence, number, policy, recipe, seed, lambda *_: None)
+                AuditWalk(recipe, seed, learner, self.sequence, policy).probe(number)
         steps = recipe.training.steps
         cuts = range(0, len(learner.picks), steps)
         probes = tuple(self._leg(*probe) for probe in learner.probes)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longgame.audit.learner import outline
-from longgame.audit.plan import FULL_DATA, Condition, expand, order_groups, stage_names
+from longgame.audit.plan import FULL_DATA, Condition, Plan, order_groups, stage_names
 from longgame.audit.run import RECIPE, Run
 from longgame.errors import DataError
 from longgame.metrics.comparisons import Across
@@ -38,7 +38,7 @@ class StudyRun:
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        return {condition.name: condition for condition in expand(self.recipe)}
+        return Plan(self.recipe).conditions
 
     def complete_seeds(self, condition: str = "") -> list[int]:
         """Seeds in which every selector's trial of this condition is finished: all means are over these seeds."""

@@ -6,7 +6,7 @@ import pytest
 
 from longgame.audit import execute
 from longgame.audit.execute import run_audit
-from longgame.audit.learner import sequence_of
+from longgame.audit.learner import QuadraticWorlds, sequence_of
 from longgame.errors import ResumeError
 from support import quadratic_audit
 
@@ -142,7 +142,8 @@ def test_a_run_grows_by_what_is_added_and_keeps_the_rest(tmp_path, varied):
         ({"axes": {}}, r"does not ask for: .*random-s0@budget=0\.5"),
         ({"selectors": ["random", {"name": "lhas", "future_weight": 0}]}, "lhas.parameters.future_weight: None there"),
         ({"budget": 0.5}, r"budget: 0\.25 there, 0\.5 now"),
-        ({"data": {"sequence": "quadratic", "pool_size": 65}}, "data.pool_size: 64 there, 65 now"),
+        ({"data": {"sequence": "quadratic", "pool_size": 65, "stages": [{"name": name} for name in "abc"]}},
+         "data.pool_size: 64 there, 65 now"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_would_lose_or_change_trials_is_refused(varied, change, message):
@@ -168,7 +169,7 @@ def test_other_weights_tell_the_same_trials_anew(tmp_path):
 
 
 def test_a_trial_is_done_by_no_worker_before_what_it_starts_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "_WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(QuadraticWorlds, "process_trials", 2)
     jobs = []
     monkeypatch.setattr(execute, "run_local", lambda given, *_: jobs.extend(given))
     with pytest.raises(ResumeError, match="not finished"):
@@ -182,7 +183,7 @@ def test_a_trial_is_done_by_no_worker_before_what_it_starts_from(tmp_path, monke
 
 
 def test_two_workers_end_with_the_numbers_of_one(tmp_path, varied, monkeypatch):
-    monkeypatch.setattr(execute, "_WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(QuadraticWorlds, "process_trials", 2)
     result = run_audit(recipe(axes=AXES), tmp_path / "q", workers=2, threads=1, display=quadratic_audit.Silent())
     for name in varied.plan.conditions:
         pd.testing.assert_frame_equal(numbers(result.results, name), numbers(varied.results, name), check_exact=True)

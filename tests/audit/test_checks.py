@@ -63,14 +63,14 @@ def test_candidates_of_another_condition_are_looked_for_and_only_where_work_is_l
     axes = {"vary": {"data.noise": [0.4]}, "budget": [0.5]}
     varied = recipe(selectors=["random", name], axes=axes)
     with pytest.raises(DataError, match=r"\(in seed 0 of data\.noise=0\.4, seed 1 of data\.noise=0\.4\)"):
-        check_scores(varied, Plan(varied).trials)
-    check_scores(varied, [trial for trial in Plan(varied).trials if "noise" not in trial.condition])
+        check_scores(Plan(varied), Plan(varied).trials)
+    check_scores(Plan(varied), [trial for trial in Plan(varied).trials if "noise" not in trial.condition])
 
 
 def test_a_plan_is_refused_as_its_audit_would_be(tmp_path):
     name = write(tmp_path, seeds=[0])
     with pytest.raises(DataError, match=r"does not name 192 of 384 candidates \(in seed 1\)"):
-        print_plan(recipe(selectors=["random", name]), tmp_path / "q", 1, 1, Console())
+        print_plan(Plan(recipe(selectors=["random", name])), tmp_path / "q", 1, 1, Console())
 
 
 def test_a_file_grows_with_the_seeds_of_a_run(tmp_path):
@@ -155,7 +155,7 @@ def test_a_run_whose_marks_are_of_whole_files_is_told_and_refuses_a_grown_one(tm
 
 def warnings_of(**more):
     rec = recipe(**more)
-    return score_warnings(rec, Plan(rec).trials)
+    return score_warnings(Plan(rec), Plan(rec).trials)
 
 
 def test_a_share_below_the_budget_is_warned_of_under_every_schedule(tmp_path):
@@ -209,7 +209,7 @@ def test_warnings_come_before_the_work_and_in_the_plan(tmp_path):
     run_audit(rec, tmp_path / "q", workers=1, threads=1, display=display)
     assert [text.partition(":")[0] for text in display.warnings] == ["mine"]
     console = Console(record=True, width=400)
-    print_plan(rec, tmp_path / "r", 1, 1, console)
+    print_plan(Plan(rec), tmp_path / "r", 1, 1, console)
     assert f"Warning: {display.warnings[0]}" in console.export_text()
     again = Silent()
     run_audit(rec, tmp_path / "q", workers=1, threads=1, display=again)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longgame.audit.plan import Plan, Trial, expand, measured_by, order_groups, stage_names
+from longgame.audit.plan import Plan, Trial, expand, order_groups, stage_names
 from longgame.audit.run import Run
 from longgame.errors import RecipeError
-from longgame.recipe import load_recipe, parse_recipe
+from longgame.recipe import parse_recipe
 
 GOOD = {"name": "a", "selectors": ["random", "loss"], "seeds": [0, 1]}
 SKILL = ("general", "math", "code", "reasoning", "safety")
@@ -92,17 +92,6 @@ def test_a_trial_s_key_under_a_condition_is_that_of_the_recipe_that_is_this_cond
     under = next(trial for trial in varied.plan.trials if trial.name == "loss-s1@budget=0.1")
     assert varied.trial_store(under).key == alone.trial_store(Trial(under.selector, 1)).key
     assert {trial.name for trial in varied.plan.trials} >= {"random-s0", "random-s0@adaptation=full"}
-
-
-def test_a_recipe_without_axes_has_the_keys_of_the_first_release():
-    run = Run(Path("run"), load_recipe(Path(__file__).parents[2] / "recipes" / "quadratic.yaml"))
-    trial = run.plan.trials[1]
-    assert trial.name == "loss-s0"
-    assert measured_by(run.recipe).keys() == {
-        "name", "model", "data", "selectors", "seeds", "budget", "rounds", "training", "probe", "proxy", "metrics"
-    }  # fmt: skip
-    assert run.trial_store(trial).key == "258842bea1e747f5"
-    assert run.seed_store(0).key == "fb0578f1338052ba"
 
 
 @pytest.mark.parametrize(
@@ -240,11 +229,15 @@ def test_shared_work_is_done_again_only_where_model_or_data_differ(spec, mixing,
         ({"axes": {"adaptation": [{"mode": "full", "r": 4}]}}, "full fine-tuning has no r"),
         ({"model": {"name": "quadratic"}, "data": {"sequence": "quadratic"}, "axes": {"adaptation": ["full"]}},
          "no adapter"),
+        ({"model": {"name": "quadratic"}}, "belong together"),
+        ({"data": {"sequence": "quadratic"}}, "belong together"),
+        ({"model": {"per_seed": ["quadratic"]}}, "which is no language model"),
+        ({"model": {"name": "quadratic"}, "data": {"sequence": "quadratic", "mixing": 0.1}}, "no mixing share"),
     ],
 )  # fmt: skip
 def test_a_wrong_axis_is_named_with_what_is_allowed(change, message):
     with pytest.raises(RecipeError) as caught:
-        expand(recipe(**change))
+        Plan(recipe(**change))
     assert message in str(caught.value)
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from longgame.audit.hf_learner import HFLearner
-from longgame.audit.learner import make_sequence
+from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
-from longgame.audit.walk import prepare_seed, reserve_of, run_trajectory
+from longgame.audit.walk import Walk, prepare_seed, run_trajectory
 from longgame.errors import NumericalError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.seeding import generator
@@ -32,7 +32,7 @@ def recipe(**more):
 
 
 def learner_of(rec, seed=0):
-    sequence = make_sequence(rec.model_dump_json(), seed)
+    sequence = sequence_of(rec, seed)
     learner = HFLearner(rec, seed)
     learner.use(sequence, learner.prepare(sequence))
     return learner, sequence
@@ -105,7 +105,7 @@ def test_frozen_signals_do_not_move_while_live_ones_do():
 def test_a_frozen_pass_that_was_kept_is_the_one_that_is_computed(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
     rec = recipe()
-    sequence = make_sequence(rec.model_dump_json(), 0)
+    sequence = sequence_of(rec, 0)
     first = HFLearner(rec, 0).prepare(sequence)
     assert len(list((tmp_path / "signals").iterdir())) >= 2 * len(sequence.stages)
     again, trained = HFLearner(rec, 0), HFLearner(rec, 0)
@@ -129,13 +129,13 @@ def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refr
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_offline_and_round_wise_selection_walk_all_stages_of_a_real_model(tmp_path, rounds):
     rec = recipe(rounds=rounds, probe={"steps": 1, "points": 2}, selectors=["loss"])
-    sequence = make_sequence(rec.model_dump_json(), 0)
+    sequence = sequence_of(rec, 0)
     run = Run.create(tmp_path / "r", rec)
     shared = run.seed_store(0)
     prepare_seed(0, HFLearner(rec, 0), sequence, shared)
     trial = Plan(rec).trials[0]
     store = run.trial_store(trial)
-    run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
+    run_trajectory(trial, Walk.start(trial, rec, HFLearner(rec, 0), sequence), shared, store)
     records = run.results
     assert store.finished_stages(5) == 5
     assert records[records.kind == "score"].value.dropna().between(0, 100).all()
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothi
 
 def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
     rec = recipe(selectors=["random"])
-    sequence = make_sequence(rec.model_dump_json(), 0)
+    sequence = sequence_of(rec, 0)
     run = Run.create(tmp_path / "r", rec)
     shared = run.seed_store(0)
     prepare_seed(0, HFLearner(rec, 0), sequence, shared)
@@ -175,12 +175,12 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
     trial = Plan(rec).trials[0]
     store = run.trial_store(trial)
     with pytest.raises(ResumeError, match="hub other/model"):
-        run_trajectory(trial, rec, HFLearner(rec, 0), sequence, shared, store, lambda *_: None)
+        run_trajectory(trial, Walk.start(trial, rec, HFLearner(rec, 0), sequence), shared, store)
 
 
 def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation(monkeypatch):
     """What lets conditions that differ in the adapter share it: B is 0, and full fine-tuning starts from the base."""
-    sequence = make_sequence(recipe().model_dump_json(), 0)
+    sequence = sequence_of(recipe(), 0)
     found = []
     for model in ({"lora": {"r": 4, "alpha": 1}}, {"lora": {"r": 16}}, {"adaptation": "full"}):
         learner = HFLearner(recipe(model={"name": "tiny", **model}), 0)
@@ -227,7 +227,8 @@ def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_sta
     learner, sequence = learner_of(rec)
     pool = sequence.stages[1].pool
     policy = SelectionPolicy(selector_of(rec.selectors[0]), History(), generator(0, "select", 1))
-    policy.begin_stage(generator(0, "select", 2), reserve_of(sequence, 2, pool, rec, 0))
+    reserve = Walk(rec, 0, learner, sequence, policy).reserve(2, pool)
+    policy.begin_stage(generator(0, "select", 2), reserve)
     report = learner.train(pool, policy, SelectionConfig(budget=0.5, rounds=1, seed=7), 2)
     learnable = policy.learnable(pool)
     chosen = learnable.take([learnable.index[name] for name in policy.rounds[0].picked_ids])

@@ -34,5 +34,5 @@ def test_a_session_that_never_ends_well_is_counted_and_the_next_one_added(tmp_pa
     again = SessionClock(Told(), path, json.loads(path.read_text()))
     now[0] += 7
     again.finished("a")
-    again.note()
+    again.save()
     assert held(path) == [23.0, 7.0]

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from longgame.audit.execute import run_audit
-from longgame.audit.learner import make_learner, make_sequence
+from longgame.audit.learner import make_learner, sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
-from longgame.audit.walk import prepare_seed, probe_steps, run_trajectory
+from longgame.audit.walk import Walk, prepare_seed, probe_steps, run_trajectory
 from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.report.render import write_report
@@ -52,13 +52,13 @@ def numbers(frame):
 
 
 def walk(rec, folder, selector="loss", seed=0, notify=lambda *_: None):
-    sequence = make_sequence(rec.model_dump_json(), seed)
+    sequence = sequence_of(rec, seed)
     run = Run.create(folder, rec)
     shared = run.seed_store(seed)
     prepare_seed(seed, make_learner(rec, seed), sequence, shared)
     trial = next(t for t in Plan(rec).trials if t.selector.name == selector and t.seed == seed)
     store = run.trial_store(trial)
-    run_trajectory(trial, rec, make_learner(rec, seed), sequence, shared, store, notify)
+    run_trajectory(trial, Walk.start(trial, rec, make_learner(rec, seed), sequence, notify), shared, store)
     return run
 
 
@@ -201,11 +201,11 @@ def test_damaged_state_names_the_trial_to_delete_and_then_the_run_goes_on(tmp_pa
 
 def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     stopped_after_first_stage(tmp_path / "q")
-    sequence = make_sequence(recipe().model_dump_json(), 0)
+    sequence = sequence_of(recipe(), 0)
     first = sequence.stages[0]
     other = dataclasses.replace(first, candidates=first.candidates[::-1])
     changed = dataclasses.replace(sequence, stages=(other, *sequence.stages[1:]))
-    monkeypatch.setitem(globals(), "make_sequence", lambda *_: changed)
+    monkeypatch.setitem(globals(), "sequence_of", lambda *_: changed)
     with pytest.raises(ResumeError, match=r"other data. Differing: data: \w+ there, \w+ now"):
         walk(recipe(), tmp_path / "q")
 
@@ -241,7 +241,7 @@ def test_the_order_of_trials_and_of_selectors_changes_nothing(tmp_path, audit):
 def test_rounds_once_several_or_every_step_spend_the_same_budget(tmp_path, rounds):
     records = walk(recipe(rounds=rounds), tmp_path / "q").results
     spent = records[(records.kind == "cost") & (records.name == "selected_tokens")].value
-    pool = make_sequence(recipe().model_dump_json(), 0).stages[0].pool
+    pool = sequence_of(recipe(), 0).stages[0].pool
     assert len(spent) == 5
     assert spent.iloc[0] == pytest.approx(0.25 * pool.tokens.sum(), abs=24)
 

@@ -67,5 +67,5 @@ def test_what_was_written_for_a_recipe_with_axes_is_all_that_its_audit_asks_for(
     _, candidates = written(recipe(axes=axes), tmp_path / "c")
     candidates.assign(score=range(len(candidates))).to_parquet(tmp_path / "mine.parquet")
     rec = recipe(selectors=["random", f"scores:{tmp_path / 'mine.parquet'}"], axes=axes)
-    check_scores(rec, Plan(rec).trials)
+    check_scores(Plan(rec), Plan(rec).trials)
     assert len(walk(tmp_path / "q", selectors=[f"scores:{tmp_path / 'mine.parquet'}"], seeds=[0], axes=axes)[1]) == 3

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from longgame.audit.learner import sequence_of
-from longgame.audit.plan import Plan, Trial, expand
+from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import SequenceData
 from longgame.data.sources import read_scores
 from longgame.errors import DataError, ResumeError
@@ -50,16 +50,16 @@ def file_contents(names: Iterable[str]) -> dict[str, str]:
 def row_contents(names: Iterable[str], ids: Collection[str]) -> dict[str, str]:
     """Name of a file of scores → content hash of what it says about these candidates (`ScoreFile.digest`).
 
-    Left out are files that are not there or that hold no scores: what is in them is nobody's decision any more.
+    Files that are missing or hold no scores are left out.
     """
-    found = {}
+    digests = {}
     for name in names:
         if name.startswith(SCORES):
             try:
-                found[name] = read_scores(name.removeprefix(SCORES)).digest(ids)
-            except DataError:  # told in full when the selector is made
+                digests[name] = read_scores(name.removeprefix(SCORES)).digest(ids)
+            except DataError:  # reported when the selector is made
                 continue
-    return found
+    return digests
 
 
 # What an audit is refused for, or warned of, before its work begins: plug-ins, edited files, files of scores.
@@ -86,31 +86,30 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
             build_scorer(scorer)
 
 
-def check_files(folder: Path, recipe: Recipe) -> None:
+def check_files(folder: Path, plan: Plan) -> None:
     """Check that selectors and scorers that are files are what they were when finished parts were measured.
 
-    Of a file of scores only what it says about a trial's candidates counts, so rows for other seeds and conditions
-    may be added. A file that is not there is not missed. Parts that were made before contents were noted are taken
-    as they are.
+    Of a file of scores only the rows of a trial's candidates count, so rows for other seeds and conditions may be
+    added. Missing files are ignored.
 
     Raises:
         ResumeError: a file has changed since; it is named with the parts.
     """
-    now = file_contents(plugin_names(recipe))
+    now = file_contents(plugin_names(plan.recipe))
     marks = sorted(folder.glob("*/*/*/done.json")) if now else []
-    trials = {trial.name: trial for trial in Plan(recipe).trials} if marks else {}
+    trials = {trial.name: trial for trial in plan.trials} if marks else {}
 
     @cache
-    def said(name: str, trial: str) -> str | None:
-        ids = [each for stages in _pools(recipe, [trials[trial]]).values() for stage in stages for each in stage]
+    def row_digest(name: str, trial: str) -> str | None:
+        ids = [sample_id for stages in _pools(plan, [trials[trial]]).values() for ids in stages for sample_id in ids]
         return row_contents([name], ids).get(name)
 
     changed = []
     for mark in marks:
-        part, held = mark.parent.parent, read_json(mark)
-        for name in [name for name, content in held.get("files", {}).items() if now.get(name, content) != content]:
-            rows = held.get("rows", {}).get(name)
-            if rows is None or part.name not in trials or said(name, part.name) != rows:
+        part, contents = mark.parent.parent, read_json(mark)
+        for name in [name for name, content in contents.get("files", {}).items() if now.get(name, content) != content]:
+            rows = contents.get("rows", {}).get(name)
+            if rows is None or part.name not in trials or row_digest(name, part.name) != rows:
                 changed.append((part, name))
     if changed:
         parts = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
@@ -126,14 +125,14 @@ def candidates_in(sequence: SequenceData) -> list[str]:
     return [example.sample_id for stage in sequence.stages for example in stage.candidates]
 
 
-def check_scores(recipe: Recipe, trials: Iterable[Trial]) -> None:
+def check_scores(plan: Plan, trials: Iterable[Trial]) -> None:
     """Check that files of scores name every candidate of these trials: of all seeds, stages and conditions.
 
     Raises:
         DataError: one lacks candidates and does not skip what it lacks; it is told how many, and of which seeds.
     """
-    for selector, own in _of_scores(trials):
-        pools = _pools(recipe, own)
+    for selector, same_file in _of_scores(trials):
+        pools = _pools(plan, same_file)
         lacking = [where for where, stages in pools.items() if any(selector.lacking(ids) for ids in stages)]
         if lacking:
             places = [f"seed {seed}" + (f" of {base}" if base else "") for base, seed in lacking]
@@ -142,22 +141,22 @@ def check_scores(recipe: Recipe, trials: Iterable[Trial]) -> None:
             selector.check(every, f" (in {', '.join(places[:5])}{more})")
 
 
-def score_warnings(recipe: Recipe, trials: Iterable[Trial]) -> list[str]:
+def score_warnings(plan: Plan, trials: Iterable[Trial]) -> list[str]:
     """What files that keep too little will do to these trials: a sentence per selector and condition.
 
     Raises:
         DataError: a file lacks candidates (see `check_scores`).
     """
-    conditions = {condition.name: condition for condition in expand(recipe)}
-    said = []
-    for selector, own in _of_scores(trials):
-        pools = _pools(recipe, own)
-        for name in dict.fromkeys(trial.condition for trial in own):
-            some = [pools[conditions[name].base, trial.seed] for trial in own if trial.condition == name]
-            text = _warning([selector.kept(ids) for stages in some for ids in stages], conditions[name].recipe)
+    warnings = []
+    for selector, same_file in _of_scores(trials):
+        pools = _pools(plan, same_file)
+        for name in dict.fromkeys(trial.condition for trial in same_file):
+            condition = plan.conditions[name]
+            stages = [pools[condition.base, trial.seed] for trial in same_file if trial.condition == name]
+            text = _warning([selector.kept(ids) for seed in stages for ids in seed], condition.recipe)
             if text:
-                said.append(f"{own[0].selector.key}{f' under {name}' if name else ''}: {text}")
-    return said
+                warnings.append(f"{same_file[0].selector.key}{f' under {name}' if name else ''}: {text}")
+    return warnings
 
 
 def _of_scores(trials: Iterable[Trial]) -> list[tuple[FromScores, list[Trial]]]:
@@ -166,20 +165,19 @@ def _of_scores(trials: Iterable[Trial]) -> list[tuple[FromScores, list[Trial]]]:
     for trial in trials:
         if trial.selector.name.startswith(SCORES):
             groups.setdefault(trial.selector.key, []).append(trial)
-    found = []
-    for own in groups.values():
-        selector = build_selector(own[0].selector.name, own[0].selector.parameters)
+    selectors = []
+    for same_file in groups.values():
+        selector = build_selector(same_file[0].selector.name, same_file[0].selector.parameters)
         if isinstance(selector, FromScores):
-            found.append((selector, own))
-    return found
+            selectors.append((selector, same_file))
+    return selectors
 
 
-def _pools(recipe: Recipe, trials: Iterable[Trial]) -> dict[tuple[str, int], list[list[str]]]:
-    """(shared work, seed) of these trials → ids of each stage's candidates; they hang on nothing else."""
-    conditions = {condition.name: condition for condition in expand(recipe)}
+def _pools(plan: Plan, trials: Iterable[Trial]) -> dict[tuple[str, int], list[list[str]]]:
+    """(shared work, seed) of these trials → ids of each stage's candidates, which depend on nothing else."""
     pools: dict[tuple[str, int], list[list[str]]] = {}
     for trial in trials:
-        condition = conditions[trial.condition]
+        condition = plan.conditions[trial.condition]
         if (condition.base, trial.seed) not in pools:
             stages = sequence_of(condition.recipe, trial.seed).stages
             ids = [[example.sample_id for example in stage.candidates] for stage in stages]
@@ -188,30 +186,30 @@ def _pools(recipe: Recipe, trials: Iterable[Trial]) -> dict[tuple[str, int], lis
 
 
 def _warning(kept: Sequence[Bool[np.ndarray, " n"]], recipe: Recipe) -> str:
-    """What it leads to that a file keeps these candidates of each stage; empty where nothing is to be told."""
+    """The effect of a file that keeps only these candidates of each stage; empty where there is none."""
     least, rounds = min(float(flags.mean()) for flags in kept), recipe.rounds
     few = least < recipe.budget
-    said = []
+    sentences = []
     if few:
-        said.append(
+        sentences.append(
             f"of some stage only {least:.1%} of the candidates may be selected, and the budget is {recipe.budget:.1%} "
             "of their tokens, so fewer tokens may be learned than by other selectors."
         )
     chance = _empty_step(kept, recipe.training.steps) if rounds == "step" else 0.0
     if chance >= _WORTH_A_WARNING:
-        said.append(
+        sentences.append(
             f"A step chooses among {_share(kept, recipe.training.steps)} candidates or so; that one finds none that "
             f"may be selected has a probability of {chance:.0%} and ends the audit there. Use rounds: 1."
         )
     elif few and rounds not in ("step", 1):
-        said.append(f"The last of {rounds} rounds may find none left, which ends the audit there. Use rounds: 1.")
-    each = min(int(flags.sum()) for flags in kept) * recipe.training.epochs / recipe.training.steps
-    if few and rounds == 1 and each < _FEW:
-        said.append(
-            f"They are {each:.1f} for each of a stage's {recipe.training.steps} steps; a stage or probe with fewer "
+        sentences.append(f"The last of {rounds} rounds may find none left, which ends the audit there. Use rounds: 1.")
+    per_step = min(int(flags.sum()) for flags in kept) * recipe.training.epochs / recipe.training.steps
+    if few and rounds == 1 and per_step < _FEW:
+        sentences.append(
+            f"They are {per_step:.1f} for each of a stage's {recipe.training.steps} steps; a stage or probe with fewer "
             "than one ends the audit there. Train for fewer steps or more epochs."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _share(kept: Sequence[Bool[np.ndarray, " n"]], steps: int) -> int:
@@ -224,8 +222,8 @@ def _empty_step(kept: Sequence[Bool[np.ndarray, " n"]], steps: int) -> float:
     A share of c among n candidates, k of them kept, holds none with probability C(n − k, c) / C(n, c); the shares are
     taken as independent.
     """
-    each = 1.0
+    none_empty = 1.0
     for flags in kept:
         n, k, c = len(flags), int(flags.sum()), _share([flags], steps)
-        each *= (1 - math.comb(n - k, c) / math.comb(n, c)) ** steps
-    return 1 - each
+        none_empty *= (1 - math.comb(n - k, c) / math.comb(n, c)) ** steps
+    return 1 - none_empty

@@ -15,8 +15,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings
-from longgame.audit.learner import Learner, make_learner, outline, sequence_of
-from longgame.audit.plan import Condition, Plan, expand
+from longgame.audit.learner import Learner, make_learner, sequence_of
+from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
 from longgame.data.examples import Pool
 from longgame.recipe import Recipe
@@ -90,9 +90,9 @@ def _seconds(work: Callable[[], object], seconds: float = 1.0) -> float:
     took: list[float] = []
     end = time.perf_counter() + seconds
     while not took or time.perf_counter() < end:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        took.append(time.perf_counter() - begun)
+        took.append(time.perf_counter() - start)
     return statistics.median(took)
 
 
@@ -133,12 +133,12 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         rates: of this machine; None: measured now.
     """
     seed, training, probe = recipe.seeds[0], recipe.training, recipe.probe
-    begun = time.perf_counter()
+    start = time.perf_counter()
     sequence = sequence_of(recipe, seed)
     learner = make_learner(recipe, seed)
     pools = [stage.pool for stage in sequence.stages]
     if rates is None:
-        rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - begun)
+        rates = measure_rates(learner, pools[0], recipe, seed, threads, time.perf_counter() - start)
     stage_tokens = [int(pool.tokens.sum()) for pool in pools]
     share = min(1.0, probe.steps / training.steps)
     own = sum(stage_tokens[1:]) * share * ("own" in probe.kinds)
@@ -165,70 +165,70 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     return Estimate(tuple(costs), shared, rates)
 
 
-def estimate_all(recipe: Recipe, threads: int) -> dict[str, Estimate]:
+def estimate_all(plan: Plan, threads: int) -> dict[str, Estimate]:
     """An estimate of every condition; rates are measured once per model, adaptation and budget."""
-    measured: dict[tuple[str, float], Rates] = {}
-    found = {}
-    for condition in expand(recipe):
+    rates: dict[tuple[str, float], Rates] = {}
+    estimates = {}
+    for name, condition in plan.conditions.items():
         key = (condition.recipe.model.model_dump_json(), condition.recipe.budget)
-        found[condition.name] = estimate(condition.recipe, threads, measured.get(key))
-        measured[key] = found[condition.name].rates
-    return found
+        estimates[name] = estimate(condition.recipe, threads, rates.get(key))
+        rates[key] = estimates[name].rates
+    return estimates
 
 
-def print_plan(recipe: Recipe, folder: Path, workers: int, threads: int, console: Console) -> None:
-    """Print what an audit would do: its trials, their tokens, the estimated time, and where it would write.
+def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Console) -> None:
+    """Print the plan of an audit: its trials, their tokens, the estimated time, and where it would write.
 
     Raises:
-        LonggameError: what the audit itself would be refused for before its work begins.
+        LonggameError: what would stop the audit itself before its work begins.
     """
-    held = Run.check(folder, recipe)
-    check_files(folder, recipe)
+    recipe = plan.recipe
+    run = Run.check(folder, recipe)
+    check_files(folder, plan)
     check_plugins(recipe)
-    conditions = expand(recipe)
-    trials = Plan(recipe).trials
-    last = f"stage-{len(outline(recipe).stages)}"
-    left = [trial for trial in trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
-    check_scores(recipe, left)
-    for text in score_warnings(recipe, left):
+    last = f"stage-{len(plan.stages)}"
+    left = [trial for trial in plan.trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
+    check_scores(plan, left)
+    for text in score_warnings(plan, left):
         console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
-    plans = estimate_all(recipe, threads)
-    own, seeds = plans[""], len(recipe.seeds)
+    estimates = estimate_all(plan, threads)
+    main, seeds = estimates[""], len(recipe.seeds)
+    conditions = list(plan.conditions.values())
     title = f"Plan of {recipe.name}: {len(recipe.selectors)} selectors × {seeds} seeds"
     table = Table(title=title + (", own condition" if len(conditions) > 1 else ""))
     for heading in ("selector", "trials", "tokens scored", "tokens trained", "items evaluated", "time per trial"):
         table.add_column(heading, justify="left" if heading == "selector" else "right")
-    for cost in own.trials:
+    for cost in main.trials:
         counts = (f"{count:,}" for count in (cost.scored_tokens, cost.trained_tokens, cost.scored_items))
         table.add_row(cost.selector, str(seeds), *counts, f"{cost.seconds:,.1f} s")
     console.print(table)
     if len(conditions) > 1:
-        console.print(_condition_table(conditions, plans, seeds))
-    bases = {condition.base: plans[condition.name] for condition in reversed(conditions)}
-    minutes = wall_clock(list(plans.values()), list(bases.values()), seeds, workers) / 60
-    rates = own.rates
-    done = sum(held.trial_store(t).has("stage-1") for t in held.plan.trials) if held is not None else 0
+        console.print(_condition_table(conditions, estimates, seeds))
+    bases = {condition.base: estimates[condition.name] for condition in reversed(conditions)}
+    minutes = wall_clock(list(estimates.values()), list(bases.values()), seeds, workers) / 60
+    rates = main.rates
+    started = sum(run.trial_store(trial).has("stage-1") for trial in run.plan.trials) if run is not None else 0
     console.print(
-        f"{len(trials)} trials, about {minutes:.1f} min with {workers} worker(s) of "
+        f"{len(plan.trials)} trials, about {minutes:.1f} min with {workers} worker(s) of "
         f"{threads} thread(s), by rates measured now: forward {rates.forward:,.0f} tokens/s, forward+backward "
         f"{rates.backward:,.0f} tokens/s, a training step {rates.step:.3f} s, evaluation {rates.items:,.0f} items/s.\n"
         f"Shared by the trials of a seed: the frozen pass and row 0 of R, done {len(bases)} time(s) for "
-        f"{len(conditions)} condition(s) ({own.seed_seconds:,.1f} s).\n"
-        + (f"{done} of these trials are begun or finished in {folder}; they are not done again.\n" if done else "")
+        f"{len(conditions)} condition(s) ({main.seed_seconds:,.1f} s).\n"
+        + (f"{started} of these trials are started or finished in {folder} and are resumed.\n" if started else "")
         + f"Results would go to {folder}. Nothing was written.",
         highlight=False,
     )
 
 
-def _condition_table(conditions: Sequence[Condition], plans: Mapping[str, Estimate], seeds: int) -> Table:
+def _condition_table(conditions: Sequence[Condition], estimates: Mapping[str, Estimate], seeds: int) -> Table:
     table = Table(title=f"{len(conditions)} conditions")
     for heading in ("condition", "trials", "tokens trained", "shared work", "time per seed"):
         table.add_column(heading, justify="left" if heading in ("condition", "shared work") else "right")
     for condition in conditions:
-        costs = plans[condition.name].trials
+        costs = estimates[condition.name].trials
         trained = sum(cost.trained_tokens for cost in costs) * seeds
-        begun = condition.base or "own"
+        base = condition.base or OWN
         seconds = sum(cost.seconds for cost in costs)
-        name = condition.name or "own"
-        table.add_row(name, str(len(costs) * seeds), f"{trained:,}", begun, f"{seconds:,.1f} s")
+        name = condition.name or OWN
+        table.add_row(name, str(len(costs) * seeds), f"{trained:,}", base, f"{seconds:,.1f} s")
     return table

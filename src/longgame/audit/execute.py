@@ -1,4 +1,4 @@
-"""Progress for a person: which trial, which stage, which step, how long still."""
+"""Run an audit: plan it, check it, run the missing jobs with a progress display, write the tables."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from longgame.audit.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings
-from longgame.audit.learner import load_libraries, make_learner, sequence_of
-from longgame.audit.plan import FULL_DATA, Trial
+from longgame.audit.learner import learner_kind, make_learner, sequence_of
+from longgame.audit.plan import FULL_DATA, Plan, Trial
 from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run
-from longgame.audit.walk import prepare_seed, run_trajectory
+from longgame.audit.walk import Walk, prepare_seed, run_trajectory
 from longgame.engines.local import Job, Notify, run_here, run_local
 from longgame.errors import ResumeError, StorageError
 from longgame.recipe import Recipe
@@ -49,7 +48,7 @@ class RichDisplay:
         self._total: TaskID | None = None
         self._jobs = 0
         self._done = 0
-        self._begun = 0.0
+        self._start = 0.0
         self._stages = 1
 
     def __enter__(self) -> RichDisplay:
@@ -60,14 +59,14 @@ class RichDisplay:
         self.bars.stop()
 
     def warn(self, text: str) -> None:
-        """Print what had better be known before the work is done."""
+        """Print a warning."""
         self.console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
 
     def begin(self, phase: str, jobs: list[str], stages: int) -> None:
         for line in [*self._lines.values(), *([self._total] if self._total is not None else [])]:
             self.bars.remove_task(line)
         self._lines, self._shares, self._total = {}, {}, None
-        self._jobs, self._done, self._begun, self._stages = len(jobs), 0, time.monotonic(), max(1, stages)
+        self._jobs, self._done, self._start, self._stages = len(jobs), 0, time.monotonic(), max(1, stages)
         if jobs:
             self._total = self.bars.add_task(phase, total=len(jobs), note="")
             if not self.console.is_terminal:
@@ -78,7 +77,7 @@ class RichDisplay:
             self._lines[job] = self.bars.add_task(job, total=steps, note="")
         where = f"stage {stage}/{self._stages} · {activity}" if stage else activity
         self.bars.update(self._lines[job], completed=step, total=steps, note=where)
-        if not stage:  # the shared work of a seed tells what it does, not how far it is
+        if not stage:  # the shared work of a seed has no measure of progress
             return
         inside = 0.6 * step / max(1, steps) if activity == "train" else 0.8
         self._shares[job] = max(self._shares.get(job, 0.0), (max(0, stage - 1) + inside) / self._stages)
@@ -99,7 +98,7 @@ class RichDisplay:
         share = (self._done + sum(self._shares.values())) / max(1, self._jobs)
         if share < 0.05:
             return ""
-        left = (time.monotonic() - self._begun) * (1 - share) / share
+        left = (time.monotonic() - self._start) * (1 - share) / share
         return f"{int(left // 60)}:{int(left % 60):02d} left"
 
     def _update_total(self) -> None:
@@ -107,14 +106,12 @@ class RichDisplay:
             self.bars.update(self._total, completed=self._done, note=self.time_left())
 
 
-# How long an audit was at work, kept on disk while it works.
-
-EVERY = 10.0
-"""Seconds between two notes of the time: at most so much of a killed session is not counted."""
+SAVE_SECONDS = 10.0
+"""Seconds between two writes of the session's time: a killed session loses at most so much."""
 
 
 class Display(Protocol):
-    """What shows the progress of an audit to a person."""
+    """Shows the progress of an audit."""
 
     def warn(self, text: str) -> None: ...
 
@@ -126,17 +123,17 @@ class Display(Protocol):
 
 
 class SessionClock:
-    """A display that hands everything on and notes the time at work in ``environment.json`` as it goes.
+    """A display that also keeps the time at work in ``environment.json`` up to date.
 
     Args:
-        display: what is told of the progress.
+        display: shows the progress.
         path: environment.json of the run.
-        environment: its content; an entry of ``sessions`` (seconds) is added and kept up to date.
+        environment: its content; an entry of ``sessions`` (seconds) is added.
     """
 
     def __init__(self, display: Display, path: Path, environment: dict[str, Any]) -> None:
         self._display, self._path, self._environment = display, path, environment
-        self._begun = self._noted = time.perf_counter()
+        self._start = self._saved = time.perf_counter()
         environment["sessions"].append(0.0)
 
     def warn(self, text: str) -> None:
@@ -147,20 +144,18 @@ class SessionClock:
 
     def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None:
         self._display.progress(job, stage, activity, step, steps)
-        if time.perf_counter() - self._noted >= EVERY:
-            self.note()
+        if time.perf_counter() - self._saved >= SAVE_SECONDS:
+            self.save()
 
     def finished(self, job: str) -> None:
         self._display.finished(job)
 
-    def note(self) -> None:
-        """Write down the seconds of this session so far."""
-        self._noted = time.perf_counter()
-        self._environment["sessions"][-1] = round(self._noted - self._begun, 1)
+    def save(self) -> None:
+        """Write the seconds of this session so far."""
+        self._saved = time.perf_counter()
+        self._environment["sessions"][-1] = round(self._saved - self._start, 1)
         write_json(self._path, self._environment)
 
-
-# A whole audit: plan, run what is missing, and write results, scorecard and report.
 
 _PACKAGES = (
     "longgame",
@@ -175,54 +170,41 @@ _PACKAGES = (
 )
 
 
-_WORTH_A_PROCESS = 64
-"""Trials of the closed-form world from which starting workers pays."""
-
-
 def seed_job(folder: str, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
-    """Worker function: the shared work of one seed (for a condition), with the data from where it lies now."""
-    path = Path(folder) / RECIPE
-    _seed_work(_opened(folder, path.stat().st_mtime_ns), data_dir, seed, condition, notify)
-
-
-def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
-    """Worker function: one trial from where it stands to its end, with the data from where it lies now."""
-    path = Path(folder) / RECIPE
-    _trial_work(_opened(folder, path.stat().st_mtime_ns), data_dir, trial, keep_models, notify)
-
-
-@lru_cache(maxsize=1)
-def _opened(folder: str, _changed: int) -> Run:
-    """The run, read once per process and version of its recipe."""
-    return Run.open(Path(folder))
-
-
-def _seed_work(run: Run, data_dir: str | None, seed: int, condition: str, notify: Notify) -> None:
+    """Worker function: the shared work of one seed (for a condition), with the data from where they lie now."""
+    run = _opened(folder)
     store = run.seed_store(seed, condition)
     if store.has("base"):
         return
     recipe = run.plan.conditions[condition].base_recipe
     notify(store.folder.name, 0, "data", 0, 1)
-    sequence = sequence_of(_with_data(recipe, data_dir), seed)
+    sequence = sequence_of(recipe.replace({"data.data_dir": data_dir}), seed)
     notify(store.folder.name, 0, "frozen pass", 0, 1)
-    prepare_seed(seed, make_learner(recipe, seed), sequence, store.begun())
+    prepare_seed(seed, make_learner(recipe, seed), sequence, store.noting_files())
 
 
-def _trial_work(run: Run, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
+def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
+    """Worker function: one trial, resumed after its last finished stage, with the data from where they lie now."""
+    run = _opened(folder)
     condition = run.plan.conditions[trial.condition]
-    recipe = condition.recipe
-    sequence = sequence_of(_with_data(recipe, data_dir), trial.seed)
-    prepared = sequence_of(_with_data(condition.base_recipe, data_dir), trial.seed)
-    learner = make_learner(recipe, trial.seed)
+    sequence, prepared = (
+        sequence_of(recipe.replace({"data.data_dir": data_dir}), trial.seed)
+        for recipe in (condition.recipe, condition.base_recipe)
+    )
+    walk = Walk.start(trial, condition.recipe, make_learner(condition.recipe, trial.seed), sequence, notify)
     shared = run.seed_store(trial.seed, trial.condition)
-    store = run.trial_store(trial).begun(candidates_in(sequence))
-    with _told_as_error(recipe):
-        run_trajectory(trial, recipe, learner, sequence, shared, store, notify, keep_models, prepared)
+    store = run.trial_store(trial).noting_files(candidates_in(sequence))
+    run_trajectory(trial, walk, shared, store, keep_models, prepared)
 
 
-def _told_as_error(recipe: Recipe) -> AbstractContextManager[object]:
-    """In the closed-form world a walk that diverges is told as NumericalError; NumPy's warnings add nothing."""
-    return np.errstate(over="ignore", invalid="ignore") if recipe.model.name == "quadratic" else nullcontext()
+def _opened(folder: str) -> Run:
+    """The run, read once per process and version of its recipe."""
+    return _open_version(folder, (Path(folder) / RECIPE).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _open_version(folder: str, _changed: int) -> Run:
+    return Run.open(Path(folder))
 
 
 def run_audit(
@@ -234,64 +216,50 @@ def run_audit(
         ResumeError: the directory holds another recipe, or another process is at work in it.
         LonggameError: whatever a trial raised; finished stages stay.
     """
-    with _only_one(folder, recipe):
+    plan = Plan(recipe)
+    with _locked(folder, plan):
         run = Run.create(folder, recipe)
-        stages = len(run.plan.stages)
-        trials = [trial for trial in run.plan.trials if not _is_done(run, trial, stages)]
-        bases = _missing_bases(run, trials)
-        if bases or trials:
+        if run.recipe == recipe:
+            run.plan = plan
+        stages = len(plan.stages)
+        trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
+        if trials:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
-            check_scores(recipe, trials)
-            for text in score_warnings(recipe, trials):
+            check_scores(plan, trials)
+            for text in score_warnings(plan, trials):
                 display.warn(text)
             clock = SessionClock(display, folder / ENVIRONMENT, _environment(run, workers, threads))
-            jobs = _jobs(run, recipe.data.data_dir, bases, trials, keep_models)
+            jobs = _jobs(run, recipe.data.data_dir, trials, keep_models)
             clock.begin("trials and what they share", [job.name for job in jobs], stages)
-            if workers == 1 or (recipe.model.name == "quadratic" and len(trials) < _WORTH_A_PROCESS):
-                load_libraries(recipe)  # before their threads are bound
+            kind = learner_kind(recipe)
+            if workers == 1 or len(trials) < kind.process_trials:
+                kind.load()  # before the threads of its libraries are bound
                 run_here(jobs, threads, clock.progress, clock.finished)
             else:
                 run_local(jobs, workers, threads, clock.progress, clock.finished)
-            clock.note()
+            clock.save()
         done = Run(run.folder, run.recipe)
+        done.plan = run.plan
         if not done.finished:
             raise ResumeError(f"{done.folder}: {done.progress} Give the recipe again to go on.")
         done.write_tables()
         return done
 
 
-def _missing_bases(run: Run, trials: list[Trial]) -> dict[str, tuple[int, str]]:
-    """Shared work that is not done yet and that some trial waits for: folder name → (seed, a condition it is for)."""
-    found: dict[str, tuple[int, str]] = {}
-    for trial in trials:
-        store = run.seed_store(trial.seed, trial.condition)
-        if store.folder.name not in found and not store.has("base"):
-            found[store.folder.name] = (trial.seed, trial.condition)
-    return found
-
-
-def _jobs(
-    run: Run,
-    data_dir: str | None,
-    bases: Mapping[str, tuple[int, str]],
-    trials: list[Trial],
-    keep_models: bool,
-) -> list[Job]:
-    """Seed by seed: shared work, then the trials that wait for it."""
+def _jobs(run: Run, data_dir: str | None, trials: list[Trial], keep_models: bool) -> list[Job]:
+    """Seed by seed: the shared work that is not finished, then the trials that wait for it."""
     folder = str(run.folder.resolve())
-    jobs: list[Job] = []
-    begun: set[str] = set()
+    jobs: dict[str, Job] = {}
+    finished: set[str] = set()
     for trial in _costly_first(trials):
-        base = run.seed_store(trial.seed, trial.condition).folder.name
-        if base in bases and base not in begun:
-            begun.add(base)
-            jobs.append(Job(base, seed_job, (folder, data_dir, *bases[base])))
-        jobs.append(Job(trial.name, trial_job, (folder, data_dir, trial, keep_models), after=base))
-    return jobs
-
-
-def _with_data(recipe: Recipe, data_dir: str | None) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": data_dir})})
+        base = run.plan.base_name(trial.seed, trial.condition)
+        if base not in jobs and base not in finished:
+            if run.seed_store(trial.seed, trial.condition).has("base"):
+                finished.add(base)
+            else:
+                jobs[base] = Job(base, seed_job, (folder, data_dir, trial.seed, trial.condition))
+        jobs[trial.name] = Job(trial.name, trial_job, (folder, data_dir, trial, keep_models), after=base)
+    return list(jobs.values())
 
 
 def _costly_first(trials: list[Trial]) -> list[Trial]:
@@ -307,18 +275,14 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
     )
 
 
-def _is_done(run: Run, trial: Trial, stages: int) -> bool:
-    return run.trial_store(trial).finished_stages(stages) == stages
-
-
 @contextmanager
-def _only_one(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """Hold the directory's lock; the system lets go of it however the process ends.
+def _locked(folder: Path, plan: Plan) -> Iterator[None]:
+    """Hold the directory's lock; the system releases it however the process ends.
 
-    It is opened for reading, so that a finished run can be printed from where nothing can be written.
+    The lock is opened for reading, so that a finished run can be printed where nothing can be written.
     """
-    Run.check(folder, recipe)
-    check_files(folder, recipe)
+    Run.check(folder, plan.recipe)
+    check_files(folder, plan)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
@@ -336,8 +300,8 @@ def _only_one(folder: Path, recipe: Recipe) -> Iterator[None]:
         os.close(lock)
 
 
-def held_threads(folder: Path) -> int | None:
-    """Threads per worker that the run in this directory was begun with; None where there is none yet."""
+def run_threads(folder: Path) -> int | None:
+    """Threads per worker of the run in this directory; None where there is none yet."""
     path = folder / ENVIRONMENT
     return int(read_json(path)["threads"]) if path.is_file() else None
 
@@ -347,21 +311,21 @@ def _environment(run: Run, workers: int, threads: int) -> dict[str, Any]:
     path = run.folder / ENVIRONMENT
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     if path.is_file():
-        held: dict[str, Any] = read_json(path)
-        if held["threads"] != threads:
+        environment: dict[str, Any] = read_json(path)
+        if environment["threads"] != threads:
             raise ResumeError(
-                f"{run.folder} was begun with {held['threads']} thread(s) per worker, now {threads}; the last bits of "
-                f"every number depend on it. Use --threads {held['threads']}, or another --out."
+                f"{run.folder} was begun with {environment['threads']} thread(s) per worker, now {threads}; the last "
+                f"bits of every number depend on it. Use --threads {environment['threads']}, or another --out."
             )
-        if held["versions"] != versions:
-            there = [f"{name}=={version}" for name, version in held["versions"].items() if versions[name] != version]
+        changed = {name: old for name, old in environment["versions"].items() if versions[name] != old}
+        if changed:
+            old = ", ".join(f"{name}=={version}" for name, version in changed.items())
             raise ResumeError(
-                f"{run.folder} was begun with {', '.join(there)}, now "
-                f"{', '.join(versions[spec.partition('==')[0]] for spec in there)}; numbers of two versions do not "
-                "belong in one table. Install those, or use another --out."
+                f"{run.folder} was begun with {old}, now {', '.join(versions[name] for name in changed)}; numbers of "
+                "two versions do not belong in one table. Install those, or use another --out."
             )
-        return held
-    environment: dict[str, Any] = {
+        return environment
+    environment = {
         "versions": versions,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -1,11 +1,11 @@
-"""What the protocol needs of a model; it never learns whether torch is behind it."""
+"""The interface between an audit and a model, and the table of learners; torch is imported only where it is used."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,10 @@ import numpy as np
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
 from longgame.data.orders import reorder, resolve_order
+from longgame.data.synthetic.sequence import stages_of
+from longgame.errors import RecipeError
 from longgame.evaluation.scorers import Score
-from longgame.recipe import AxesSpec, LoraSpec, Recipe
+from longgame.recipe import DataSpec, ModelSpec, ProxySpec, Recipe
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training.config import SelectionConfig
@@ -26,11 +28,11 @@ class Learner(Protocol):
     """A model that can be asked for signals, trained, scored, forked and saved."""
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
-        """The seed's frozen pass over all candidates, as arrays to be saved and shared between trials."""
+        """The seed's frozen pass over all candidates, as arrays that trials share."""
         ...
 
     def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
-        """Adopt a frozen pass (of this or another process): embeddings, base loss, difficulty, quality, clusters."""
+        """Adopt a frozen pass, also of another process: embeddings, base loss, difficulty, quality, clusters."""
         ...
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
@@ -45,7 +47,7 @@ class Learner(Protocol):
         steps: int,
         on_step: Callable[[StepInfo], None] | None = None,
     ) -> TrainingReport:
-        """Train through one stage with a fresh optimiser; the policy decides what is learned."""
+        """Train through one stage with a fresh optimiser; the policy decides what it is trained on."""
         ...
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
@@ -53,46 +55,126 @@ class Learner(Protocol):
         ...
 
     def fork(self) -> AbstractContextManager[Learner]:
-        """A learner in the same state; whatever is done to it leaves no trace here."""
+        """A learner in the same state; training it does not change this one."""
         ...
 
     def describe(self) -> dict[str, str]:
-        """Where the weights came from and what they run on; a run does not go on under another description."""
+        """Source of the weights, device and dtype; a run is not resumed under another description."""
         ...
 
     def save(self, directory: Path) -> None:
-        """Write what is needed to be here again (safetensors, JSON)."""
+        """Write the state (safetensors, JSON)."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Take back what `save` wrote."""
+        """Restore what `save` wrote."""
         ...
 
 
-# From a recipe's model name to the learner and the data of one seed.
+# What each learner supports: the only place that knows learners by name.
+
+
+class LanguageModels:
+    """Causal language models, trained and scored with PyTorch."""
+
+    learner = "longgame.audit.hf_learner:HFLearner"
+    has_texts = True
+    """Whether candidates have texts that a report can show."""
+    process_trials = 0
+    """Trials from which worker processes start faster than they cost."""
+
+    def load(self) -> Callable[[Recipe, int], Learner]:
+        """The learner's class; importing it imports its libraries."""
+        module, name = self.learner.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise RecipeError where the recipe asks for what the learner does not support."""
+        if recipe.data.sequence in LEARNERS:
+            raise RecipeError(
+                f"model.name is '{recipe.model.name}', but data.sequence: {recipe.data.sequence} and model.name: "
+                f"{recipe.data.sequence} belong together."
+            )
+        for name in recipe.model.per_seed:
+            if name in LEARNERS:
+                raise RecipeError(f"model.per_seed names '{name}', which is no language model; leave it out.")
+
+    def stages(self, recipe: Recipe) -> tuple[str, ...]:
+        """Names of the stages before any order; no data is read."""
+        if recipe.data.sequence == "files":
+            return tuple(stage.name for stage in recipe.data.stages)
+        return tuple(stages_of(recipe.data))
+
+    def sequence(self, recipe: Recipe, seed: int) -> SequenceData:
+        """The stages of a seed with their pools, in the recipe's order."""
+        from longgame.data.sequences import build_sequence
+
+        @cache
+        def tokenizer() -> Any:
+            from longgame.models.load import load_tokenizer  # transformers is imported only where text is tokenized
+
+            return load_tokenizer(recipe.model)
+
+        def make_pool(examples: Sequence[Example]) -> Pool:
+            from longgame.data.tokenize import build_pool
+
+            return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
+
+        def fits(example: Example) -> bool:
+            from longgame.data.tokenize import fits_within
+
+            return fits_within(example, tokenizer(), recipe.model.max_length)
+
+        return build_sequence(recipe, seed, fits=fits, order=recipe.data.order).with_pools(make_pool)
+
+
+class QuadraticWorlds(LanguageModels):
+    """The closed-form world: no texts, no adapter, no torch."""
+
+    learner = "longgame.quadratic.learner:QuadraticLearner"
+    has_texts = False
+    process_trials = 64
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.data.sequence != "quadratic":
+            raise RecipeError(
+                f"data.sequence is '{recipe.data.sequence}', but model.name: quadratic and data.sequence: quadratic "
+                "belong together."
+            )
+        if recipe.axes.adaptation:
+            raise RecipeError("the quadratic world has no adapter; leave out axes.adaptation.")
+        if recipe.data.mixing > 0:
+            raise RecipeError("data.mixing is for texts; the quadratic world has no mixing share.")
+
+    def stages(self, recipe: Recipe) -> tuple[str, ...]:
+        from longgame.quadratic.world import WorldSpec
+
+        return WorldSpec.of(recipe).stages
+
+    def sequence(self, recipe: Recipe, seed: int) -> SequenceData:
+        from longgame.quadratic.learner import build_quadratic_sequence
+
+        return reorder(build_quadratic_sequence(recipe, seed), recipe.data.order)
+
+
+LEARNERS: dict[str, LanguageModels] = {"quadratic": QuadraticWorlds()}
+"""`model.name` → its learner; every other name is a language model."""
+
+
+def learner_kind(recipe: Recipe) -> LanguageModels:
+    """What the recipe's learner supports."""
+    return LEARNERS.get(recipe.model.name) or LanguageModels()
 
 
 def make_learner(recipe: Recipe, seed: int) -> Learner:
     """Build the learner of one trial, in its state before any stage."""
     recipe = recipe.for_seed(seed)
-    if recipe.model.name == "quadratic":
-        from longgame.quadratic.learner import QuadraticLearner
-
-        return QuadraticLearner(recipe, seed)
-    from longgame.audit.hf_learner import HFLearner  # torch is loaded only where it is used
-
-    return HFLearner(recipe, seed)
-
-
-def load_libraries(recipe: Recipe) -> None:
-    """Import what the recipe's learner is made with (PyTorch and its kin; nothing for the closed-form world)."""
-    if recipe.model.name != "quadratic":
-        importlib.import_module("longgame.audit.hf_learner")
+    return learner_kind(recipe).load()(recipe, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Names of the stages and of the OOD sets, and each one's own scorer."""
+    """Names of the stages in the order of the walk and of the OOD sets, and the first scorer of each."""
 
     stages: tuple[str, ...]
     ood: tuple[str, ...]
@@ -100,7 +182,7 @@ class Outline:
 
 
 def outline(recipe: Recipe) -> Outline:
-    """Tell the columns of the tables; data files are not read, so that a run can be printed where they are not."""
+    """Return the names that tables need; data files are not read, so that a run can be printed without them."""
     if recipe.data.sequence == "files":
         stages, ood = recipe.data.stages, recipe.data.ood
         rows = resolve_order([task.name for task in stages], recipe.data.order)
@@ -112,41 +194,30 @@ def outline(recipe: Recipe) -> Outline:
     return Outline(names, tuple(task.name for task in sequence.ood), primary)
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The parts of a recipe that the data of a seed depend on."""
+
+    model: ModelSpec
+    data: DataSpec
+    proxy: ProxySpec
+    clusters: int
+    seed: int
+    recipe: Recipe = field(compare=False)
+
+
 def sequence_of(recipe: Recipe, seed: int) -> SequenceData:
-    """The stages of a seed in the recipe's order; conditions that draw the same data build it once per process."""
+    """The stages of a seed in the recipe's order; conditions with the same data build it once per process."""
     recipe = recipe.for_seed(seed)
     order = recipe.data.order if recipe.data.mixing == 0 else ()
-    apart = {"axes": AxesSpec(), "seeds": (seed,), "budget": 1.0, "rounds": 1}  # no data depends on these
-    model = recipe.model.model_copy(update={"adaptation": "lora", "lora": LoraSpec()})
-    data = recipe.data.model_copy(update={"order": () if order else recipe.data.order})
-    drawn = recipe.model_copy(update={**apart, "model": model, "data": data})
-    return reorder(make_sequence(drawn.model_dump_json(), seed), order)
+    plain = ModelSpec()
+    changes = {"model.adaptation": plain.adaptation, "model.lora": plain.lora}
+    recipe = recipe.replace({**changes, "data.order": () if order else recipe.data.order})
+    return reorder(
+        _build(_Source(recipe.model, recipe.data, recipe.proxy, recipe.metrics.clusters, seed, recipe)), order
+    )
 
 
 @lru_cache(maxsize=64)
-def make_sequence(recipe_json: str, seed: int) -> SequenceData:
-    """Build (once per process) the stages of a seed; the recipe comes as JSON because that can be hashed."""
-    recipe = Recipe.model_validate_json(recipe_json)
-    if recipe.model.name == "quadratic":
-        from longgame.quadratic.learner import build_quadratic_sequence
-
-        return reorder(build_quadratic_sequence(recipe, seed), recipe.data.order)
-    from longgame.data.sequences import build_sequence
-
-    @cache
-    def tokenizer() -> Any:
-        from longgame.models.load import load_tokenizer  # transformers is loaded only where text is tokenized
-
-        return load_tokenizer(recipe.for_seed(seed).model)
-
-    def make_pool(examples: Sequence[Example]) -> Pool:
-        from longgame.data.tokenize import build_pool
-
-        return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
-
-    def fits(example: Example) -> bool:
-        from longgame.data.tokenize import fits_within
-
-        return fits_within(example, tokenizer(), recipe.model.max_length)
-
-    return build_sequence(recipe, seed, fits=fits, order=recipe.data.order).with_pools(make_pool)
+def _build(source: _Source) -> SequenceData:
+    return learner_kind(source.recipe).sequence(source.recipe, source.seed)

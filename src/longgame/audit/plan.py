@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
-from longgame.audit.learner import Outline, outline
+from longgame.audit.learner import Outline, learner_kind, outline
 from longgame.data.orders import resolve_order
-from longgame.data.synthetic.sequence import stages_of
 from longgame.errors import RecipeError
-from longgame.recipe import ADAPTATION_KINDS, AdaptationValue, AxesSpec, OrderAxis, Recipe, SelectorSpec, parse_recipe
+from longgame.recipe import (
+    ADAPTATION_KINDS,
+    AdaptationValue,
+    AxesSpec,
+    OrderAxis,
+    Recipe,
+    SelectorSpec,
+    parse_recipe,
+    set_values,
+)
 from longgame.seeding import generator
 
 
@@ -67,18 +75,6 @@ _NOT_VARIED = {
 }
 
 _FREE = ("model.adaptation", "model.lora.", "data.ood_after")
-_FIRST = ("name", "model", "data", "selectors", "seeds", "budget", "rounds", "training", "probe", "proxy", "metrics")
-"""Sections of the first release; a later one is left out of keys where it stands at its default."""
-
-_LATER = (
-    ("data", "mixing"),
-    ("data", "order"),
-    ("model", "per_seed"),
-    ("metrics", "bootstrap"),
-    ("metrics", "reference"),
-)
-"""Keys of the first sections that came later, likewise."""
-
 _BASE = ("model.", "data.", "proxy.items_per_skill", "metrics.clusters")
 
 
@@ -146,7 +142,16 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
         RecipeError: a value that the recipe does not allow, an order that does not hold every stage once, more
             permutations than there are, or a key that cannot be varied.
     """
-    return _expand(recipe.model_dump_json())
+    own = recipe.replace({"axes": AxesSpec(), "full_data": False})
+    axes = _axes(own, recipe.axes)
+    if recipe.axes.cross:
+        combinations: Iterable[tuple[Point, ...]] = itertools.product(
+            *([Point(points[0].axis, "", ()), *points] for points in axes if points)
+        )
+    else:
+        combinations = [(), *((point,) for points in axes for point in points)]
+    varied = [_condition(own, [point for point in points if point.changes]) for points in combinations]
+    return (*varied, *([_full_data(own)] if recipe.full_data else []))
 
 
 def condition_label(name: str) -> str:
@@ -169,19 +174,6 @@ def shares_full_data(name: str) -> bool:
     return name != FULL_DATA and all(part.startswith(("budget=", "rounds=")) for part in name.split(",") if part)
 
 
-@lru_cache(maxsize=8)
-def _expand(recipe_json: str) -> tuple[Condition, ...]:
-    recipe = Recipe.model_validate_json(recipe_json)
-    own = recipe.model_copy(update={"axes": AxesSpec(), "full_data": False})
-    axes = _axes(own, recipe.axes)
-    if recipe.axes.cross:
-        chosen: Iterable[tuple[Point, ...]] = itertools.product(*([Point(a[0].axis, "", ()), *a] for a in axes if a))
-    else:
-        chosen = [(), *((point,) for axis in axes for point in axis)]
-    varied = [_condition(own, tuple(point for point in points if point.changes)) for points in chosen]
-    return (*varied, *([_full_data(own)] if recipe.full_data else []))
-
-
 def _full_data(own: Recipe) -> Condition:
     """The recipe's own condition with every candidate learned, in steps as large as a selector's and as many passes.
 
@@ -202,7 +194,7 @@ def _full_data(own: Recipe) -> Condition:
     return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(own))
 
 
-def _condition(own: Recipe, points: tuple[Point, ...]) -> Condition:
+def _condition(own: Recipe, points: Sequence[Point]) -> Condition:
     base = [
         point
         for point in points
@@ -222,9 +214,7 @@ def _other_base(own: Recipe, point: Point) -> bool:
 
 def _unordered(recipe: Recipe) -> Recipe:
     """The recipe without its order, where no pool depends on it: the shared work of all orders is then one."""
-    if recipe.data.mixing > 0:
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"order": ()})})
+    return recipe if recipe.data.mixing > 0 else recipe.replace({"data.order": ()})
 
 
 def _mixing(own: Recipe, points: Sequence[Point]) -> float:
@@ -237,14 +227,7 @@ def _changed(own: Recipe, points: Sequence[Point], name: str) -> Recipe:
     if not points:
         return own
     raw = own.model_dump(mode="json")
-    for key, value in (change for point in points for change in point.changes):
-        target: Any = raw
-        *parents, last = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise RecipeError(f"axes.vary: '{key}' is no key of a recipe; '{parent}' holds {target!r}.")
-        target[last] = value
+    set_values(raw, dict(change for point in points for change in point.changes), "axes.vary")
     return parse_recipe(raw, f"condition '{name}'")
 
 
@@ -252,17 +235,17 @@ def _axes(own: Recipe, axes: AxesSpec) -> list[list[Point]]:
     """Per axis its points that differ from the recipe's own value, sorted, none twice."""
     budgets = sorted({*axes.budget} - {own.budget})
     rounds = sorted({*axes.rounds} - {own.rounds}, key=lambda value: (value == "step", value))
-    found = [
+    named = [
         [Point("budget", repr(value), (("budget", value),)) for value in budgets],
         [Point("rounds", str(value), (("rounds", value),)) for value in rounds],
         _adaptations(own, axes.adaptation),
         _orders(own, axes.order),
     ]
-    return [*found, *(_varied(own, key, axes.vary[key]) for key in sorted(axes.vary))]
+    return [*named, *(_varied(own, key, axes.vary[key]) for key in sorted(axes.vary))]
 
 
 def _adaptations(own: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
-    lora, found = own.model.lora, {}
+    lora, points = own.model.lora, {}
     for value in values:
         changes: list[tuple[str, Any]] = [("model.adaptation", value.mode)]
         label: str = value.mode
@@ -275,14 +258,20 @@ def _adaptations(own: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
             changes.append(("training.learning_rate", value.learning_rate))
             label += f"-lr{value.learning_rate!r}"
         if _differs(own, changes):
-            found[label] = Point("adaptation", label, tuple(changes))
-    return [found[label] for label in sorted(found, key=lambda name: (name.startswith("full"), len(name), name))]
+            points[label] = Point("adaptation", label, tuple(changes))
+    return [points[label] for label in sorted(points, key=lambda name: (name.startswith("full"), len(name), name))]
 
 
 def _differs(own: Recipe, changes: Sequence[tuple[str, Any]]) -> bool:
-    held: dict[str, Any] = {"model.adaptation": own.model.adaptation, "model.lora.r": own.model.lora.r}
-    held |= {"model.lora.alpha": own.model.lora.alpha, "training.learning_rate": own.training.learning_rate}
-    return any(held[key] != value for key, value in changes)
+    raw = own.model_dump(mode="json")
+    return any(value_at(raw, key) != value for key, value in changes)
+
+
+def value_at(recipe: Any, key: str) -> Any:
+    """The value of a dotted key of a recipe as JSON; None where there is none."""
+    for part in key.split("."):
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    return recipe
 
 
 def _orders(own: Recipe, axis: OrderAxis) -> list[Point]:
@@ -290,42 +279,40 @@ def _orders(own: Recipe, axis: OrderAxis) -> list[Point]:
         return []
     names = stage_names(own)
     first = resolve_order(names, own.data.order)
-    found = {resolve_order(names, order) for order in axis.given}
+    orders = {resolve_order(names, order) for order in axis.given}
     if axis.rotations:
-        found |= {first[place:] + first[:place] for place in range(len(first))}
-    found |= _permutations(first, axis)
+        orders |= {first[place:] + first[:place] for place in range(len(first))}
+    orders |= _permutations(first, axis)
     return [
         Point("order", order_label(order), (("data.order", tuple(names[row] for row in order)),))
-        for order in sorted(found - {first})
+        for order in sorted(orders - {first})
     ]
 
 
 def _permutations(first: tuple[int, ...], axis: OrderAxis) -> set[tuple[int, ...]]:
     """The first ``permutations`` distinct orders, other than the recipe's own, of a stream of random ones."""
-    most = math.factorial(len(first)) - 1
-    if axis.permutations > most:
+    count = math.factorial(len(first)) - 1
+    if axis.permutations > count:
         raise RecipeError(
-            f"axes.order.permutations is {axis.permutations}, but {len(first)} stages have {most} other orders. "
-            f"Give at most {most}."
+            f"axes.order.permutations is {axis.permutations}, but {len(first)} stages have {count} other orders. "
+            f"Give at most {count}."
         )
     rng = generator(axis.seed, "task orders")
-    found: set[tuple[int, ...]] = set()
-    while len(found) < axis.permutations:
+    orders: set[tuple[int, ...]] = set()
+    while len(orders) < axis.permutations:
         order = tuple(int(row) for row in rng.permutation(len(first)))
         if order != first:
-            found.add(order)
-    return found
+            orders.add(order)
+    return orders
 
 
 def _varied(own: Recipe, key: str, values: Sequence[bool | float | str]) -> list[Point]:
     for barred, why in _NOT_VARIED.items():
         if key == barred or key.startswith(f"{barred}."):
             raise RecipeError(f"axes.vary cannot vary '{key}': {why}.")
-    held: Any = own.model_dump(mode="json")
-    for part in key.split("."):
-        held = held.get(part) if isinstance(held, dict) else None
-    distinct = {(type(value) is bool, value): value for value in values if value != held}
-    points = {safe_name(repr(value) if isinstance(value, float) else str(value)): value for value in distinct.values()}
+    current = value_at(own.model_dump(mode="json"), key)
+    distinct = {(type(value) is bool, value): value for value in values if value != current}
+    points = {value_name(value): value for value in distinct.values()}
     return [
         Point(key, label, ((key, points[label]),)) for label in sorted(points, key=lambda x: (_number(points[x]), x))
     ]
@@ -333,6 +320,11 @@ def _varied(own: Recipe, key: str, values: Sequence[bool | float | str]) -> list
 
 def _number(value: bool | float | str) -> float:
     return math.inf if isinstance(value, str) else float(value)
+
+
+def value_name(value: Any) -> str:
+    """A value as names of conditions write it."""
+    return safe_name(repr(value) if isinstance(value, float) else str(value))
 
 
 def safe_name(text: str) -> str:
@@ -346,44 +338,18 @@ def _order_of(recipe: Recipe) -> tuple[int, ...]:
 
 def stage_names(recipe: Recipe) -> tuple[str, ...]:
     """The stages as the recipe's sequence has them, before any order; no data is read."""
-    if recipe.data.sequence == "quadratic":
-        from longgame.quadratic.world import WorldSpec
-
-        return WorldSpec.of(recipe).stages
-    if recipe.data.sequence.startswith("procedural"):
-        return tuple(stages_of(recipe.data))
-    return tuple(stage.name for stage in recipe.data.stages)
+    return learner_kind(recipe).stages(recipe)
 
 
 def measured_by(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a mapping of what its measurements depend on: the content of every key of the run directory.
+    """The recipe as a mapping of what its measurements depend on; every key of the run directory is made of it.
 
-    Left out or put at its default is what only tells results or adds trials of its own; what came after the first
-    release is left out at its default, so that runs made before it are still known.
+    Keys that only change reports or add trials have their default value.
     """
     raw = recipe.model_dump(mode="json")
-    raw["selectors"] = [selector_content(selector) for selector in raw["selectors"]]
-    del raw["full_data"]
-    defaults = Recipe(name="run", selectors=({"name": "random"},)).model_dump(mode="json")
-    for key in _REPORT_ONLY:
-        section, name = key.split(".")
-        raw[section][name] = defaults[section][name]
-    for section, name in _LATER:
-        if raw[section][name] == defaults[section][name]:
-            del raw[section][name]
-    for task in (*raw["data"]["stages"], *raw["data"]["ood"]):
-        if not task["skills"]:
-            del task["skills"]
-    for section in [name for name in raw if name not in _FIRST and raw[name] == defaults[name]]:
-        del raw[section]
+    plain = Recipe(name="run", selectors=(SelectorSpec(name="random"),)).model_dump(mode="json")
+    set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
     return raw
-
-
-def selector_content(selector: Mapping[str, Any]) -> dict[str, Any]:
-    """A selector (as JSON) without options that came after the first release and stand at their default."""
-    plain = SelectorSpec(name="random").model_dump(mode="json")
-    first = ("name", "parameters", "label")
-    return {key: value for key, value in selector.items() if key in first or value != plain[key]}
 
 
 class Plan:
@@ -394,12 +360,16 @@ class Plan:
         trials: seed by seed, so that an interrupted audit holds complete replications.
 
     Raises:
-        RecipeError: two trials would share a folder, or the axes are not possible (see `expand`).
+        RecipeError: two trials would share a folder, the axes are not possible (see `expand`), or the learner does not
+            support what the recipe asks for.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        learner_kind(recipe).check(recipe)
         self.conditions = {condition.name: condition for condition in expand(recipe)}
+        for condition in self.conditions.values():
+            learner_kind(condition.recipe).check(condition.recipe)
         self.trials = [
             Trial(selector, seed, condition.name)
             for seed in recipe.seeds

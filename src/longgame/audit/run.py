@@ -31,8 +31,8 @@ from longgame.audit.plan import (
     condition_label,
     measured_by,
     order_groups,
-    safe_name,
-    selector_content,
+    value_at,
+    value_name,
 )
 from longgame.audit.results import full_data_scorecard, of_condition, read_results, scorecards, write_results
 from longgame.audit.store import StageStore, content_hash
@@ -80,7 +80,7 @@ class Run:
         if old is None:
             with storage_errors(folder):
                 (folder / ENVIRONMENT).unlink(missing_ok=True)
-        run = cls(folder, recipe if old is None else _with_data_dir(recipe, old.recipe.data.data_dir))
+        run = cls(folder, recipe if old is None else recipe.replace({"data.data_dir": old.recipe.data.data_dir}))
         if old is None or old.recipe != run.recipe:
             write_file(folder / RECIPE, yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False))
         with storage_errors(folder):
@@ -110,7 +110,7 @@ class Run:
         if not any(folder.glob("*/*/*/done.json")):
             return None
         run = cls.open(folder)
-        moved = _with_data_dir(recipe, run.recipe.data.data_dir)
+        moved = recipe.replace({"data.data_dir": run.recipe.data.data_dir})
         if moved == run.recipe:
             return run
         differing = _differences(*_comparable(run.recipe, moved))
@@ -231,14 +231,14 @@ class Run:
         """The store of a seed's shared work that this condition's trials start from."""
         found = self.plan.conditions[condition]
         key = content_hash(self._content(condition, True, seed), seed=seed)
-        scorers = plugin_names(found.base_recipe.model_copy(update={"selectors": ()}))
+        scorers = plugin_names(found.base_recipe.replace({"selectors": ()}))
         return StageStore(self.folder / "seeds" / self.plan.base_name(seed, condition), key, scorers)
 
     def trial_store(self, trial: Trial) -> StageStore:
         """The store of a trial's stages."""
         content = self._content(trial.condition, False, trial.seed)
-        selector = selector_content(trial.selector.model_dump(mode="json"))
-        scorers = plugin_names(self.plan.conditions[trial.condition].recipe.model_copy(update={"selectors": ()}))
+        selector = trial.selector.model_dump(mode="json")
+        scorers = plugin_names(self.plan.conditions[trial.condition].recipe.replace({"selectors": ()}))
         key = content_hash(content, selector=selector, seed=trial.seed)
         return StageStore(self.folder / "trials" / trial.name, key, (trial.selector.name, *scorers))
 
@@ -267,7 +267,7 @@ def load_run(folder: Path) -> Run:
 def condition_places(plan: Plan, names: list[str]) -> pd.DataFrame:
     """condition and its place on every axis and on every key of `axes.vary`, a row each."""
     recipe = plan.recipe.model_dump(mode="json")
-    own = {**plan.conditions[""].values, **{key: _value_at(recipe, key) for key in sorted(plan.recipe.axes.vary)}}
+    own = {**plan.conditions[""].values, **{key: _value_name(recipe, key) for key in sorted(plan.recipe.axes.vary)}}
     rows = [
         {"condition": name, **own, **dict(part.split("=", 1) for part in name.split(",") if part)} for name in names
     ]
@@ -276,11 +276,10 @@ def condition_places(plan: Plan, names: list[str]) -> pd.DataFrame:
     return places
 
 
-def _value_at(recipe: Any, key: str) -> str:
+def _value_name(recipe: dict[str, Any], key: str) -> str:
     """The recipe's own value of a dotted key, as names of conditions write values."""
-    for part in key.split("."):
-        recipe = recipe.get(part) if isinstance(recipe, dict) else None
-    return "default" if recipe is None else safe_name(repr(recipe) if isinstance(recipe, float) else str(recipe))
+    value = value_at(recipe, key)
+    return "default" if value is None else value_name(value)
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -298,11 +297,6 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         pairs = zip(old, new, strict=True)
         return [line for i, (a, b) in enumerate(pairs) for line in _differences(a, b, f"{where}.{i}")]
     return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
-
-
-def _with_data_dir(recipe: Recipe, folder: str | None) -> Recipe:
-    """The recipe with this data folder: finished stages are keyed by the one that the run started with."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"data_dir": folder})})
 
 
 def _comparable(old: Recipe, new: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -79,9 +79,9 @@ class StageStore:
     """The durable stages of one trial (or the shared work of one seed).
 
     Args:
-        folder: where they stand, each in a folder of its own.
+        folder: where they are, each in a folder of its own.
         key: content hash of what they depend on.
-        plugins: names of the selector and the scorers; the contents of those that are files are noted.
+        plugins: names of the selector and the scorers, of which some are files.
     """
 
     def __init__(self, folder: Path, key: str, plugins: Sequence[str] = ()) -> None:
@@ -90,14 +90,16 @@ class StageStore:
         self._plugins = plugins
         self._contents: dict[str, dict[str, str]] = {}
 
-    def begun(self, candidates: Collection[str] = ()) -> StageStore:
-        """The store, when it has noted what is in the files of selector and scorers, before they are read.
+    def noting_files(self, candidates: Collection[str] = ()) -> StageStore:
+        """This store, which from now on writes the content hashes of selector and scorer files into finished parts.
+
+        Call it before the files are read.
 
         Args:
-            candidates: ids of all stages' candidates; of a file of scores what it says about them is noted, too.
+            candidates: ids of all stages' candidates, whose rows in a file of scores are hashed, too.
         """
-        noted = {"files": file_contents(self._plugins), "rows": row_contents(self._plugins, candidates)}
-        self._contents = {kind: held for kind, held in noted.items() if held}
+        contents = {"files": file_contents(self._plugins), "rows": row_contents(self._plugins, candidates)}
+        self._contents = {kind: hashes for kind, hashes in contents.items() if hashes}
         return self
 
     def path(self, name: str) -> Path:
@@ -112,11 +114,11 @@ class StageStore:
         mark = self.path(name) / "done.json"
         if not mark.is_file():
             return False
-        found = read_json(mark)
-        found = found.get("key") if isinstance(found, dict) else None
-        if found != self.key:
+        content = read_json(mark)
+        key = content.get("key") if isinstance(content, dict) else None
+        if key != self.key:
             raise ResumeError(
-                f"{mark.parent} was made by another recipe (key {found}, expected {self.key}). Use another --out."
+                f"{mark.parent} was made by another recipe (key {key}, expected {self.key}). Use another --out."
             )
         return True
 

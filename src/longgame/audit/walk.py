@@ -1,8 +1,4 @@
-"""What a stage's selection and training took: tokens and FLOPs, told from what was decided (no torch here).
-
-Counted is what would have to be computed, whoever computed it: signals that were read from a cache or that the trials
-of a seed share count in full for every selector that reads them. Seconds (`TrainingReport.seconds`) are what was spent.
-"""
+"""The walk of one selector through the stages: select, train, score every task, probe the next stage, write it down."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +20,7 @@ from longgame.audit.picks import write_selection
 from longgame.audit.plan import Trial
 from longgame.audit.store import StageStore, records_table
 from longgame.data.examples import Pool, SequenceData, Stage, Task
+from longgame.engines.local import Notify
 from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.scorers import Score
 from longgame.metrics.diagnostics import (
@@ -44,193 +41,149 @@ from longgame.storage import read_arrays, read_json, read_state, write_arrays, w
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, stage_order
 
-GRADIENT = ("grad_sketch",)
-"""What the future proxy and the diagnostics are measured by."""
 
+@dataclass
+class Walk:
+    """One trajectory in progress: what every stage of it needs."""
 
-def stage_work(
-    report: TrainingReport, policy: SelectionPolicy, pool: Pool, proxy: Pool | None, epochs: int
-) -> dict[str, float]:
-    """Tokens and FLOPs of one stage, after it was trained.
+    recipe: Recipe
+    """Of the trial's condition."""
+    seed: int
+    learner: Learner
+    sequence: SequenceData
+    """The stages in the order of the walk."""
+    policy: SelectionPolicy
+    name: str = ""
+    """Of the trial."""
+    notify: Notify = lambda *_: None
 
-    Args:
-        report: of the stage; without ``model`` (a closed form) there are no FLOPs among the results.
-        policy: with the stage's rounds.
-        pool: the stage's candidates.
-        proxy: the future-proxy mixture, where there is one.
-        epochs: passes over what a round picked.
+    @classmethod
+    def start(
+        cls, trial: Trial, recipe: Recipe, learner: Learner, sequence: SequenceData, notify: Notify = lambda *_: None
+    ) -> Walk:
+        """The walk of a trial before its first stage."""
+        policy = SelectionPolicy(
+            selector_of(trial.selector),
+            History(seed=stream_seed(trial.seed, "history")),
+            generator(trial.seed, "select", 0),
+            gradient_every=recipe.metrics.gradient_every,
+        )
+        return cls(recipe, trial.seed, learner, sequence, policy, trial.name, notify)
 
-    Returns:
-        ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, and proxy items); ``score_flops`` for them, ``frozen_flops`` of
-        these for the frozen pass; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
-        The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
-    """
-    held = policy.learnable(pool)
-    live = [name for name in policy.required if name in SIGNALS and SIGNALS[name].live]
-    frozen = [name for name in policy.required if name in SIGNALS and "base" in SIGNALS[name].needs]
-    scored = [held.take([held.index[name] for name in entry.candidate_ids]) for entry in policy.rounds] if live else []
-    picked = [held.take([held.index[name] for name in entry.picked_ids]) for entry in policy.rounds]
-    passes = report.proxy_passes if proxy is not None else 0
-    tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
-    tokens += passes * _tokens(proxy) if proxy is not None else 0
-    known = np.nan if policy.selector.score_source else 1.0
-    found = {"pool_tokens": float(_tokens(pool)), "scored_tokens": known * tokens}
-    model = report.model
-    if model is None:
-        return found
-    still = float(signal_flops(model, pool, frozen).sum())
-    flops = still + sum(float(signal_flops(model, part, live).sum()) for part in scored)
-    if passes and proxy is not None:
-        flops += passes * float(signal_flops(model, proxy, GRADIENT).sum())
-    measured = [
-        part
-        for part, entry in zip(picked, policy.rounds, strict=True)
-        if entry.gradients is not None and GRADIENT[0] not in entry.signals
-    ]
-    return found | {
-        "score_flops": known * flops,
-        "frozen_flops": known * still,
-        "train_flops": epochs * sum(float(training_flops(model, part).sum()) for part in picked),
-        "diagnose_flops": sum((float(signal_flops(model, part, GRADIENT).sum()) for part in measured), 0.0),
-    }
+    def stage(self, number: int) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+        """Select and train on a stage (1-based), score every task, probe the next stage.
 
+        Returns:
+            Tidy records of the stage, and its selection table.
+        """
+        recipe, policy, stages = self.recipe, self.policy, self.sequence.stages
+        pool, last = stages[number - 1].pool, number == len(stages)
+        selection = SelectionConfig.of_recipe(recipe, stream_seed(self.seed, "stage", number))
+        policy.begin_stage(
+            generator(self.seed, "select", number), self.reserve(number, pool) if policy.replays else None
+        )
+        report = self.learner.train(pool, policy, selection, recipe.training.steps, self._on_step(number, "train"))
+        clock = time.perf_counter()
+        self.notify(self.name, number, "evaluate", 0, 1)
+        every_task = last or recipe.data.ood_after == "every-stage"
+        tasks = self.sequence.tasks if every_task else [stage.task for stage in stages]
+        rows = score_rows(self.learner.score(tasks), tasks, number)
+        seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
+        proxy = self.sequence.proxy_pool if report.proxy_passes else None
+        work = stage_work(report, policy, pool, proxy, recipe.training.epochs)
+        learnable = policy.learnable(pool)
+        rows += _diagnostics(self.learner, learnable, policy, report, recipe)
+        if not last:
+            clock = time.perf_counter()
+            rows += self.probe(number)
+            seconds["probe"] = time.perf_counter() - clock
+        rows += _costs(report, seconds, policy, work)
+        return rows, selection_table(learnable, policy)
 
-def _tokens(pool: Pool) -> int:
-    return int(pool.tokens.sum())
+    def probe(self, number: int) -> list[dict[str, Any]]:
+        """Measure the early learning curve on the stage after this one (paper §4.1; FORMULAS: future AUC).
 
+        ``common`` trains every selector's model on the same uniform sample and so isolates the state that the selector
+        left; ``own`` lets the selector pick, with copies of its state and history. The learner does not change.
 
-# What a stage may replay: earlier stages' candidates and the proxy items, as pools of the learner.
+        Returns:
+            Tidy rows of kind ``curve``: points 0–100 at selected-token counts, per scorer and sub-skill, and their
+            macro mean (sub-skill "").
+        """
+        pool = self.probe_pool(number)
+        reserve = self.reserve(number + 1, pool) if self.policy.replays else None
+        rows: list[dict[str, Any]] = []
+        for kind in self.recipe.probe.kinds:
+            with self.learner.fork() as fork:
+                rows += self._curve(fork, pool, kind, self._probe_policy(kind, number, reserve), number)
+        return rows
 
+    def probe_pool(self, number: int) -> Pool:
+        """The part of the next stage's pool that probes see: as many candidates a step as in the stage itself.
 
-def reserve_of(sequence: SequenceData, number: int, pool: Pool, recipe: Recipe, seed: int) -> Reserve:
-    """The reserve of stage ``number`` (1-based), or of a probe on it, whose candidates are ``pool``.
+        It is the same for every selector of a seed.
+        """
+        pool, steps = self.sequence.stages[number].pool, self.recipe.probe.steps
+        share = min(1.0, steps / self.recipe.training.steps)
+        size = max(steps, round(share * len(pool)))
+        return pool.take(np.sort(stage_order(pool, generator(self.seed, "probe-pool", number))[:size]))
 
-    The order of replay hangs on the seed and the stage alone, so that all selectors of a seed replay alike.
-    """
-    return Reserve(
-        candidates=pool,
-        earlier=tuple(stage.pool for stage in sequence.stages[: number - 1]),
-        proxy=sequence.proxy_pool,
-        budget=round(recipe.budget * int(pool.tokens.sum())),
-        rng=generator(seed, "replay", number),
-    )
+    def reserve(self, number: int, pool: Pool) -> Reserve:
+        """What a stage, or a probe on it, may replay: earlier stages' candidates and the proxy items.
 
+        The order of replay depends on the seed and the stage alone, so that all selectors of a seed replay alike.
 
-# How fast does the model still learn? A fork is trained briefly on the next stage and scored on the way.
+        Args:
+            number: of the stage, 1-based.
+            pool: its candidates.
+        """
+        return Reserve(
+            candidates=pool,
+            earlier=tuple(stage.pool for stage in self.sequence.stages[: number - 1]),
+            proxy=self.sequence.proxy_pool,
+            budget=round(self.recipe.budget * int(pool.tokens.sum())),
+            rng=generator(self.seed, "replay", number),
+        )
 
-Notify = Callable[[str, StepInfo], None]
-"""(activity, step) → nothing; told of every optimiser step."""
+    def _on_step(self, number: int, activity: str) -> Callable[[StepInfo], None]:
+        return lambda info: self.notify(self.name, number, activity, info.step, info.steps)
 
+    def _probe_policy(self, kind: str, number: int, reserve: Reserve | None) -> SelectionPolicy:
+        """Uniform and common to all selectors, or a copy of the trial's own policy."""
+        rng = generator(self.seed, "probe-select", number)
+        if kind == "common":
+            return SelectionPolicy(build_selector("random"), History(), rng)
+        policy = copy.deepcopy(self.policy)
+        policy.begin_stage(rng, reserve)
+        policy.gradient_every = 0
+        return policy
 
-def probe_steps(steps: int, points: int) -> list[int]:
-    """Optimiser steps after which a probe is scored: ``points`` of them, evenly from 0 to ``steps``."""
-    return sorted({round(float(step)) for step in np.linspace(0, steps, points)})
+    def _curve(
+        self, fork: Learner, pool: Pool, kind: str, policy: SelectionPolicy, number: int
+    ) -> list[dict[str, Any]]:
+        recipe, stage = self.recipe, self.sequence.stages[number]
+        selection = SelectionConfig.of_recipe(recipe, stream_seed(self.seed, "probe", number))
+        if kind == "common":
+            selection = replace(selection, rounds="step", epochs=1)
+        elif selection.rounds != "step":
+            selection = replace(selection, rounds=min(selection.rounds, recipe.probe.steps))
+        steps = probe_steps(recipe.probe.steps, recipe.probe.points)
+        notify = self._on_step(number, f"probe {kind}")
+        rows: list[dict[str, Any]] = []
 
-
-def probe_pool(pool: Pool, recipe: Recipe, seed: int, stage: int) -> Pool:
-    """The part of the next stage's pool that probes see: as many candidates a step as in the stage itself.
-
-    It is the same for every selector of a seed, and drawn by a stream of its own.
-    """
-    share = min(1.0, recipe.probe.steps / recipe.training.steps)
-    keep = max(recipe.probe.steps, round(share * len(pool)))
-    return pool.take(np.sort(stage_order(pool, generator(seed, "probe-pool", stage))[:keep]))
-
-
-def run_probes(
-    learner: Learner,
-    sequence: SequenceData,
-    stage: int,
-    policy: SelectionPolicy,
-    recipe: Recipe,
-    seed: int,
-    notify: Notify,
-) -> list[dict[str, Any]]:
-    """Measure the early learning curve on the stage after ``stage`` (paper §4.1; FORMULAS: future AUC).
-
-    ``common`` trains every selector's model on the same uniform sample and so isolates the state the selector left;
-    ``own`` lets the selector pick, with copies of its state and history. The learner is left as it was.
-
-    Returns:
-        Tidy rows of kind ``curve``: points 0–100 at selected-token counts, per scorer and sub-skill, and their macro
-        mean (sub-skill "").
-    """
-    following = sequence.stages[stage]
-    pool = probe_pool(following.pool, recipe, seed, stage)
-    replayed = reserve_of(sequence, stage + 1, pool, recipe, seed) if policy.replays else None
-    rows: list[dict[str, Any]] = []
-    for kind in recipe.probe.kinds:
-        chooser = _policy(kind, policy, seed, stage, replayed)
-        with learner.fork() as fork:
-            rows += _curve(fork, pool, following, kind, chooser, recipe, seed, stage, notify)
-    return rows
-
-
-def _curve(
-    fork: Learner,
-    pool: Pool,
-    following: Stage,
-    kind: str,
-    policy: SelectionPolicy,
-    recipe: Recipe,
-    seed: int,
-    stage: int,
-    notify: Notify,
-) -> list[dict[str, Any]]:
-    selection = SelectionConfig.of_recipe(recipe, stream_seed(seed, "probe", stage))
-    if kind == "common":
-        selection = replace(selection, rounds="step", epochs=1)
-    elif selection.rounds != "step":
-        selection = replace(selection, rounds=min(selection.rounds, recipe.probe.steps))
-    at = probe_steps(recipe.probe.steps, recipe.probe.points)
-    rows: list[dict[str, Any]] = []
-
-    def measure(info: StepInfo) -> None:
-        notify(f"probe {kind}", info)
-        if info.step in at:
-            scores = fork.score([following.task])
-            rows.extend(_point(score.sub_skill, score.scorer, score.value, kind, info, following) for score in scores)
+        def measure(info: StepInfo) -> None:
+            notify(info)
+            if info.step not in steps:
+                return
+            scores = fork.score([stage.task])
+            values = [(score.sub_skill, score.scorer, score.value) for score in scores]
             for scorer in dict.fromkeys(score.scorer for score in scores):
-                measured = [s.value for s in scores if s.scorer == scorer and s.items]
-                macro = float(np.mean(measured)) if measured else float("nan")
-                rows.append(_point("", scorer, macro, kind, info, following))
+                measured = [score.value for score in scores if score.scorer == scorer and score.items]
+                values.append(("", scorer, float(np.mean(measured)) if measured else float("nan")))
+            rows.extend(_point(sub_skill, scorer, value, kind, info, stage) for sub_skill, scorer, value in values)
 
-    fork.train(pool, policy, selection, recipe.probe.steps, measure)
-    return rows
-
-
-def _point(sub_skill: str, scorer: str, value: float, kind: str, info: StepInfo, following: Stage) -> dict[str, Any]:
-    return {
-        "kind": "curve",
-        "task": following.task.name,
-        "task_kind": following.task.kind,
-        "sub_skill": sub_skill,
-        "scorer": scorer,
-        "probe": kind,
-        "step": info.step,
-        "tokens": info.selected_tokens,
-        "name": "score",
-        "value": value,
-        "unit": "points",
-    }
-
-
-def _policy(kind: str, policy: SelectionPolicy, seed: int, stage: int, replayed: Reserve | None) -> SelectionPolicy:
-    """The policy of a probe: uniform and common to all selectors, or a copy of the trial's own."""
-    rng = generator(seed, "probe-select", stage)
-    if kind == "common":
-        return SelectionPolicy(build_selector("random"), History(), rng)
-    own = copy.deepcopy(policy)
-    own.begin_stage(rng, replayed)
-    own.gradient_every = 0
-    return own
-
-
-# The central walk: one selector, one seed, stage after stage, and what it did to the future.
-
-Notify_trajectory = Callable[[str, int, str, int, int], None]
-"""(trial, stage number, activity, step, steps) → nothing; for progress displays."""
+        fork.train(pool, policy, selection, recipe.probe.steps, measure)
+        return rows
 
 
 def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: StageStore) -> None:
@@ -251,38 +204,31 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
 
 def run_trajectory(
     trial: Trial,
-    recipe: Recipe,
-    learner: Learner,
-    sequence: SequenceData,
+    walk: Walk,
     shared: StageStore,
     store: StageStore,
-    notify: Notify_trajectory,
     keep_models: bool = False,
     prepared: SequenceData | None = None,
 ) -> None:
-    """Walk one trial through the stages that are not finished yet.
+    """Walk a trial through the stages that are not finished yet.
 
     Args:
-        recipe: of the trial's condition.
-        sequence: its stages in the order of the walk.
+        walk: before its first stage (see `Walk.start`).
         shared: the seed's store, with the part ``base`` finished (see `prepare_seed`).
-        store: the trial's store; finished stages are skipped, the walk goes on from the last one.
+        store: the trial's store; finished stages are skipped, and the walk resumes after the last one.
         keep_models: keep the model after every stage, not only after the last finished one.
-        prepared: the stages that ``shared`` was made of, where they stood in another order than ``sequence``.
+        prepared: the stages that ``shared`` was made of, if their order differs from the walk's.
+
+    Raises:
+        ResumeError: the shared work is of other weights or data, or a finished stage cannot be read.
     """
-    stages = sequence.stages
-    done = store.finished_stages(len(stages))
-    if done == len(stages):
+    learner, policy, count = walk.learner, walk.policy, len(walk.sequence.stages)
+    done = store.finished_stages(count)
+    if done == count:
         return
-    prepared = prepared or sequence
-    _same_origin(learner, prepared, shared)
+    prepared = prepared or walk.sequence
+    _check_origin(learner, prepared, shared)
     learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"))
-    policy = SelectionPolicy(
-        selector_of(trial.selector),
-        History(seed=stream_seed(trial.seed, "history")),
-        generator(trial.seed, "select", 0),
-        gradient_every=recipe.metrics.gradient_every,
-    )
     if done:
         last = store.path(f"stage-{done}")
         try:
@@ -290,22 +236,23 @@ def run_trajectory(
             policy.load_state_dict(read_state(last, "policy"))
         except ResumeError as error:
             raise ResumeError(
-                f"{trial.name} cannot go on after stage {done}: {error} Delete {store.folder} and run the command "
+                f"{trial.name} cannot be resumed after stage {done}: {error} Delete {store.folder} and run the command "
                 "again; only this trial is done anew."
             ) from error
-    moment = ""
+    moment, notify = "", walk.notify
 
-    def told(name: str, stage: int, activity: str, step: int, steps: int) -> None:
+    def remember(name: str, stage: int, activity: str, step: int, steps: int) -> None:
         nonlocal moment
         moment = f"stage {stage}, {activity}" + (f", after step {step} of {steps}" if steps > 1 else "")
         notify(name, stage, activity, step, steps)
 
-    for number in range(done + 1, len(stages) + 1):
+    walk.notify = remember
+    facts = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
+    for number in range(done + 1, count + 1):
         with _numerics_located(lambda: f"{trial.name}, {moment}"):
-            rows, picks = _stage(number, trial, recipe, learner, sequence, policy, told)
-        who = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
+            rows, picks = walk.stage(number)
         with store.writing(f"stage-{number}") as folder:
-            write_table(folder / "records.parquet", records_table([{**who, "stage": number, **row} for row in rows]))
+            write_table(folder / "records.parquet", records_table([{**facts, "stage": number, **row} for row in rows]))
             write_selection(folder / "selection.parquet", picks)
             write_state(folder, "policy", policy.state_dict(), flushed=False)
             (folder / "learner").mkdir()
@@ -316,7 +263,7 @@ def run_trajectory(
 
 @contextmanager
 def _numerics_located(where: Callable[[], str]) -> Iterator[None]:
-    """Put the trial and what it was about before a NumericalError, which itself names the example or item."""
+    """Name the trial and its moment in a NumericalError, which itself names the example or item."""
     try:
         yield
     except NumericalError as error:
@@ -324,17 +271,17 @@ def _numerics_located(where: Callable[[], str]) -> Iterator[None]:
 
 
 def _origin(learner: Learner, sequence: SequenceData) -> dict[str, str]:
-    """What the numbers of a seed come from besides the recipe: weights, device, and the content of the data."""
+    """What the numbers of a seed depend on besides the recipe: weights, device, and the content of the data."""
     pools = [[example.sample_id for example in (*stage.candidates, *stage.proxy)] for stage in sequence.stages]
     items = [[(item.sample_id, item.answer) for item in task.items] for task in sequence.tasks]
     digest = hashlib.sha256(json.dumps([pools, items]).encode()).hexdigest()[:16]
     return {**learner.describe(), "data": digest}
 
 
-def _same_origin(learner: Learner, sequence: SequenceData, shared: StageStore) -> None:
+def _check_origin(learner: Learner, sequence: SequenceData, shared: StageStore) -> None:
     """Refuse to mix weights, devices or data within one run: equal names may hide two checkpoints or two files."""
-    held, now = read_json(shared.path("base") / "learner.json"), _origin(learner, sequence)
-    differing = [f"{key}: {held.get(key)} there, {value} now" for key, value in now.items() if held.get(key) != value]
+    old, new = read_json(shared.path("base") / "learner.json"), _origin(learner, sequence)
+    differing = [f"{key}: {old.get(key)} there, {value} now" for key, value in new.items() if old.get(key) != value]
     if differing:
         raise ResumeError(
             f"{shared.folder} was begun with another model or other data. Differing: {'; '.join(differing)}. "
@@ -342,43 +289,7 @@ def _same_origin(learner: Learner, sequence: SequenceData, shared: StageStore) -
         )
 
 
-def _stage(
-    number: int,
-    trial: Trial,
-    recipe: Recipe,
-    learner: Learner,
-    sequence: SequenceData,
-    policy: SelectionPolicy,
-    notify: Notify_trajectory,
-) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Select and train on one stage, score every task, probe the next stage; return records and picks."""
-    stage = sequence.stages[number - 1]
-
-    def tell(activity: str, info: StepInfo) -> None:
-        notify(trial.name, number, activity, info.step, info.steps)
-
-    pool = stage.pool
-    selection = SelectionConfig.of_recipe(recipe, stream_seed(trial.seed, "stage", number))
-    reserve = reserve_of(sequence, number, pool, recipe, trial.seed) if policy.replays else None
-    policy.begin_stage(generator(trial.seed, "select", number), reserve)
-    report = learner.train(pool, policy, selection, recipe.training.steps, lambda info: tell("train", info))
-    clock = time.perf_counter()
-    notify(trial.name, number, "evaluate", 0, 1)
-    last = number == len(sequence.stages)
-    tasks = sequence.tasks if last or recipe.data.ood_after == "every-stage" else [s.task for s in sequence.stages]
-    rows = score_rows(learner.score(tasks), tasks, number)
-    seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
-    work = stage_work(
-        report, policy, pool, sequence.proxy_pool if report.proxy_passes else None, recipe.training.epochs
-    )
-    learned = policy.learnable(pool)
-    rows += _diagnostics(learner, learned, policy, report, recipe)
-    if not last:
-        clock = time.perf_counter()
-        rows += run_probes(learner, sequence, number, policy, recipe, trial.seed, tell)
-        seconds["probe"] = time.perf_counter() - clock
-    rows += _costs(report, seconds, policy, work)
-    return rows, selection_table(learned, policy)
+# Rows of a stage: scores, learning curves, diagnostics, costs.
 
 
 def score_rows(scores: Sequence[Score], tasks: Sequence[Task], stage: int) -> list[dict[str, Any]]:
@@ -398,6 +309,27 @@ def score_rows(scores: Sequence[Score], tasks: Sequence[Task], stage: int) -> li
         }
         for score in scores
     ]
+
+
+def probe_steps(steps: int, points: int) -> list[int]:
+    """Optimiser steps after which a probe is scored: ``points`` of them, evenly from 0 to ``steps``."""
+    return sorted({round(float(step)) for step in np.linspace(0, steps, points)})
+
+
+def _point(sub_skill: str, scorer: str, value: float, kind: str, info: StepInfo, stage: Stage) -> dict[str, Any]:
+    return {
+        "kind": "curve",
+        "task": stage.task.name,
+        "task_kind": stage.task.kind,
+        "sub_skill": sub_skill,
+        "scorer": scorer,
+        "probe": kind,
+        "step": info.step,
+        "tokens": info.selected_tokens,
+        "name": "score",
+        "value": value,
+        "unit": "points",
+    }
 
 
 def _diagnostics(
@@ -445,6 +377,69 @@ def _costs(
     return rows + [
         {"kind": "cost", "name": f"{part}_seconds", "value": value, "unit": "s"} for part, value in seconds.items()
     ]
+
+
+GRADIENT = ("grad_sketch",)
+"""The signal of the future proxy and of the diagnostics."""
+
+
+def stage_work(
+    report: TrainingReport, policy: SelectionPolicy, pool: Pool, proxy: Pool | None, epochs: int
+) -> dict[str, float]:
+    """Tokens and FLOPs of one stage, after it was trained.
+
+    Counted is what a selector needs, whoever computed it: signals from a cache, or shared by the trials of a seed,
+    count in full for every selector that reads them. Seconds (`TrainingReport.seconds`) are those really spent.
+
+    Args:
+        report: of the stage; without its ``model`` (closed form) the results hold no FLOPs.
+        policy: with the stage's rounds.
+        pool: the stage's candidates.
+        proxy: the future-proxy mixture, where there is one.
+        epochs: passes over what a round picked.
+
+    Returns:
+        ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
+        were scored, the frozen pass over the pool, and proxy items); ``score_flops`` for them, ``frozen_flops`` of
+        these for the frozen pass; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
+        The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
+    """
+    learnable = policy.learnable(pool)
+    live = [name for name in policy.required if name in SIGNALS and SIGNALS[name].live]
+    frozen = [name for name in policy.required if name in SIGNALS and "base" in SIGNALS[name].needs]
+    scored = (
+        [learnable.take([learnable.index[name] for name in entry.candidate_ids]) for entry in policy.rounds]
+        if live
+        else []
+    )
+    picked = [learnable.take([learnable.index[name] for name in entry.picked_ids]) for entry in policy.rounds]
+    passes = report.proxy_passes if proxy is not None else 0
+    tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
+    tokens += passes * _tokens(proxy) if proxy is not None else 0
+    countable = np.nan if policy.selector.score_source else 1.0
+    counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
+    model = report.model
+    if model is None:
+        return counts
+    frozen_flops = float(signal_flops(model, pool, frozen).sum())
+    flops = frozen_flops + sum(float(signal_flops(model, part, live).sum()) for part in scored)
+    if passes and proxy is not None:
+        flops += passes * float(signal_flops(model, proxy, GRADIENT).sum())
+    measured = [
+        part
+        for part, entry in zip(picked, policy.rounds, strict=True)
+        if entry.gradients is not None and GRADIENT[0] not in entry.signals
+    ]
+    return counts | {
+        "score_flops": countable * flops,
+        "frozen_flops": countable * frozen_flops,
+        "train_flops": epochs * sum(float(training_flops(model, part).sum()) for part in picked),
+        "diagnose_flops": sum((float(signal_flops(model, part, GRADIENT).sum()) for part in measured), 0.0),
+    }
+
+
+def _tokens(pool: Pool) -> int:
+    return int(pool.tokens.sum())
 
 
 def selection_table(pool: Pool, policy: SelectionPolicy) -> pd.DataFrame:

@@ -1,17 +1,19 @@
-"""``longgame pools``: the candidates of every stage, seed and condition, to be scored by a system of the user's own."""
+"""``longgame pools``: the candidates of every stage, seed and condition, to be scored by another system."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+import typer
 
+from longgame.commands.options import Cross, DataDir, ModelName, Seeds, interruptible, recipe_changes
 from longgame.data.examples import Example
-from longgame.recipe import Recipe
-from longgame.storage import write_file
+from longgame.recipe import Recipe, load_recipe
+from longgame.storage import table_bytes, write_file
 
 Format = Literal["parquet", "jsonl"]
 
@@ -19,13 +21,34 @@ _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "sour
 """Kinds of the columns that may be empty throughout."""
 
 
+def pools(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    out: Annotated[Path, typer.Option(help="Folder for candidates and pools.")],
+    seeds: Seeds = None,
+    model: ModelName = None,
+    data_dir: DataDir = None,
+    axis: Annotated[list[str] | None, typer.Option(help="Vary, as in the audit, e.g. data.noise=0,0.1.")] = None,
+    cross: Cross = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
+) -> None:
+    """Write the candidates of every stage, seed and condition with ids and text, to be scored by another system.
+
+    Its scores go into an audit as --selector scores:FILE (columns sample_id and score, keep or both).
+    """
+    with interruptible("stopped. Run the command again."):
+        changes = recipe_changes(recipe, seeds=seeds, model=model, data_dir=data_dir, axis=axis, cross=cross)
+        written = write_pools(load_recipe(recipe, changes), out, "jsonl" if jsonl else "parquet")
+    for path, rows in written.items():
+        typer.echo(f"Written: {path} ({rows:,} rows)")
+
+
 def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
     """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
 
-    Both carry ``sample_id``, by which a file of scores names examples (see `read_scores`); it hangs on
-    an example's content alone, so one file serves all conditions. Conditions with the same pools stand under one name,
-    that of what changes the pools or the base model ("": the recipe's own). Tokens are counted by the tokenizer of the
-    first seed and condition that offer an example.
+    Both have ``sample_id``, by which a file of scores names examples (see `read_scores`). It depends on an example's
+    content alone, so one file serves all conditions. Conditions with the same pools share a name: that of the change
+    of the pools or the base model ("": the recipe's own). Tokens are counted by the tokenizer of the first seed and
+    condition that offer an example.
 
     Returns:
         Rows of each file written, by its path.
@@ -34,10 +57,10 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
         DataError: the recipe's data cannot be read. StorageError: the folder cannot be written.
     """
     from longgame.audit.learner import sequence_of
-    from longgame.audit.plan import Condition, expand
+    from longgame.audit.plan import Condition, Plan
 
     distinct: dict[str, Condition] = {}
-    for condition in expand(recipe):
+    for condition in Plan(recipe).conditions.values():
         distinct.setdefault(condition.base, condition)
     examples: dict[str, dict[str, Any]] = {}
     places: list[dict[str, Any]] = []
@@ -61,7 +84,7 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
 
 
 def _row(example: Example) -> dict[str, Any]:
-    """What a scorer may know; whether a response was damaged on purpose is none of it."""
+    """The columns that a scorer may read; whether a response was damaged on purpose is not among them."""
     messages = None if example.messages is None else json.dumps(example.messages, ensure_ascii=False)
     return {
         "sample_id": example.sample_id,
@@ -77,6 +100,4 @@ def _row(example: Example) -> dict[str, Any]:
 def _table(frame: pd.DataFrame, kind: Format) -> bytes:
     if kind == "jsonl":
         return frame.to_json(orient="records", lines=True, force_ascii=False).encode()
-    from longgame.storage import table_bytes
-
     return table_bytes(frame)

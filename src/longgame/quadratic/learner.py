@@ -175,6 +175,7 @@ class QuadraticLearner:
         }
         return {name: columns[name]() for name in names}
 
+    @np.errstate(over="ignore", invalid="ignore")  # a walk that diverges raises NumericalError
     def train(
         self,
         pool: Pool,

@@ -1,0 +1,129 @@
+"""``longgame audit`` and `longgame.audit`: run an audit and write its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from longgame.commands.options import Cross, DataDir, ModelName, Seeds, interruptible, recipe_changes
+from longgame.errors import RecipeError
+from longgame.recipe import Recipe, load_recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from longgame.audit.execute import Display
+    from longgame.audit.run import Run
+
+
+def audit(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+    keep_models: bool = False,
+    display: Display | None = None,
+) -> Run:
+    """Run or resume an audit, write its report, and return the run.
+
+    Args:
+        recipe: a recipe, a mapping of its keys, or the path of a YAML file.
+        out: run directory; None: ``runs/NAME``.
+        workers: processes. With more than one, guard the calling script by ``if __name__ == "__main__"``.
+        threads: threads per worker; None: those of the run that is resumed, else cores / workers.
+        keep_models: keep the model of every stage.
+        display: what shows the progress; None: progress bars on stderr.
+
+    Raises:
+        RecipeError: the recipe is wrong. ResumeError: ``out`` holds another recipe.
+        LonggameError: what a trial raised; finished stages stay.
+    """
+    from longgame.audit.execute import RichDisplay, run_audit, run_threads
+    from longgame.report.render import write_report
+
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe)
+    elif not isinstance(recipe, Recipe):
+        recipe = parse_recipe(dict(recipe))
+    folder = Path("runs") / recipe.name if out is None else Path(out)
+    threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // workers)
+    if display is None:
+        with RichDisplay(Console(stderr=True)) as bars:
+            run = run_audit(recipe, folder, workers=workers, threads=threads, display=bars, keep_models=keep_models)
+    else:
+        run = run_audit(recipe, folder, workers=workers, threads=threads, display=display, keep_models=keep_models)
+    write_report(run)
+    return run
+
+
+def audit_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the directory of a run to print or finish.")],
+    selectors: Annotated[
+        str | None, typer.Option(help="Replace the recipe's: names, comma-separated; file.py:Class or scores:FILE.")
+    ] = None,
+    selector: Annotated[
+        list[str] | None, typer.Option(help="Add one: name, file.py:Class or scores:FILE (repeatable).")
+    ] = None,
+    seeds: Seeds = None,
+    budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
+    model: ModelName = None,
+    data_dir: DataDir = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Vary, e.g. budget=0.1,0.5, rounds=1,step, adaptation=lora,full, order=rotations, data.noise=0.1."
+        ),
+    ] = None,
+    cross: Cross = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (default: cores / workers).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
+) -> None:
+    """Train with each selector through the stages of a recipe and report its effect on later stages."""
+    with interruptible(
+        "stopped. Nothing was written."
+        if dry_run
+        else "stopped. Finished stages are safe; run the same command again to resume."
+    ):
+        from longgame.audit.execute import RichDisplay, run_threads
+        from longgame.audit.plan import Plan
+        from longgame.report.layout import report_layout
+        from longgame.report.render import print_layout
+
+        is_run = recipe.is_dir()
+        file = recipe / "recipe.yaml" if is_run else recipe
+        if is_run and not file.is_file():
+            raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
+        changes = recipe_changes(
+            file,
+            selectors=selectors,
+            added_selectors=selector,
+            seeds=seeds,
+            budget=budget,
+            model=model,
+            data_dir=data_dir,
+            axis=axis,
+            cross=cross,
+        )
+        loaded = load_recipe(file, changes)
+        folder = out or (recipe if is_run else Path("runs") / loaded.name)
+        console, cores = Console(), os.cpu_count() or 1
+        threads = threads or run_threads(folder) or max(1, cores // (workers or cores))
+        plan = Plan(loaded)
+        workers = min(workers or cores, len(plan.trials))
+        if dry_run:
+            from longgame.audit.estimate import print_plan
+
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when the plan loads it; rates are per worker
+            print_plan(plan, folder, workers, threads, console)
+            return
+        with RichDisplay(console) as display:
+            run = audit(loaded, folder, workers=workers, threads=threads, keep_models=keep_models, display=display)
+        print_layout(report_layout(run), console)
+        console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)

@@ -1,0 +1,134 @@
+"""Options that commands share, read as changes of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from longgame.errors import LonggameError, RecipeError
+from longgame.recipe import AxesSpec, read_mapping
+
+Seeds = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")]
+ModelName = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")]
+Cross = Annotated[bool, typer.Option("--cross", help="All combinations of the axes, not one at a time.")]
+
+_MAX_SEEDS = 10_000
+
+
+class InterruptedByUserError(LonggameError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Turn Ctrl-C into an error with this message."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(message) from None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read `0,1,2` or `0-4`.
+
+    Raises:
+        RecipeError: the text holds something else, or too many seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None:
+            raise RecipeError(f"--seeds is '{text}'; write numbers like 0,1,2 or a range like 0-4.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise RecipeError(f"--seeds is '{text}', but {first} is more than {last}; write {last}-{first}.")
+        if last - first >= _MAX_SEEDS:
+            raise RecipeError(f"--seeds is '{text}', {last - first + 1} seeds; give at most {_MAX_SEEDS}.")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def recipe_changes(
+    file: Path,
+    *,
+    selectors: str | None = None,
+    added_selectors: list[str] | None = None,
+    seeds: str | None = None,
+    budget: float | None = None,
+    model: str | None = None,
+    data_dir: Path | None = None,
+    axis: list[str] | None = None,
+    cross: bool = False,
+) -> dict[str, Any]:
+    """The options of a command as changes of the recipe in ``file``: dotted key → value.
+
+    Raises:
+        RecipeError: an option cannot be read.
+    """
+    changes: dict[str, Any] = {}
+    if selectors is not None:
+        changes["selectors"] = [name.strip() for name in selectors.split(",") if name.strip()]
+    if added_selectors:
+        changes["selectors"] = [*(changes.get("selectors") or _listed_selectors(file)), *added_selectors]
+    if seeds is not None:
+        changes["seeds"] = parse_seeds(seeds)
+    if budget is not None:
+        changes["budget"] = budget
+    if model is not None:
+        changes |= {"model.name": model, "model.per_seed": []}
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise RecipeError(
+                f"--data-dir '{data_dir}' is not a directory. Give the folder that holds train/ and eval/."
+            )
+        changes["data.data_dir"] = str(data_dir)
+    changes |= parse_axes(axis or [], cross)
+    if "axes.vary" in changes:
+        changes["axes.vary"] = varied_keys(file) | changes["axes.vary"]
+    return changes
+
+
+def parse_axes(axis: list[str], cross: bool) -> dict[str, Any]:
+    """Read `--axis budget=0.1,0.5`, `--axis order=rotations`, `--axis data.noise=0,0.1` as keys of the recipe."""
+    changes: dict[str, Any] = {"axes.cross": True} if cross else {}
+    vary: dict[str, Any] = {}
+    for text in axis:
+        name, sign, value = text.partition("=")
+        name = name.strip()
+        if not sign or not name or not value.strip():
+            raise RecipeError(f"--axis is '{text}'; write NAME=VALUE,VALUE, e.g. budget=0.1,0.5 or order=rotations.")
+        if f"axes.{name}" in changes or name in vary:
+            raise RecipeError(f"--axis {name} is given twice. Write its values in one, e.g. --axis budget=0.1,0.5.")
+        is_yaml = value.strip().startswith(("[", "{")) or (name == "order" and "," not in value)
+        try:
+            values = yaml.safe_load(value if is_yaml else f"[{value}]")
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--axis {name}: '{value}' cannot be read; separate values with commas.") from error
+        if name in AxesSpec.model_fields:
+            changes[f"axes.{name}"] = values
+        else:
+            vary[name] = values
+    return changes | ({"axes.vary": vary} if vary else {})
+
+
+def _listed_selectors(file: Path) -> list[Any]:
+    selectors = read_mapping(file, "recipes/quickstart.yaml").get("selectors") or []
+    if not isinstance(selectors, list):
+        raise RecipeError(f"{file}: 'selectors' holds {selectors!r}; write a list.")
+    return selectors
+
+
+def varied_keys(file: Path) -> dict[str, Any]:
+    """`axes.vary` of the recipe; the recipe's own check reports a section of another form."""
+    axes = read_mapping(file, "recipes/quickstart.yaml").get("axes")
+    vary = axes.get("vary") if isinstance(axes, dict) else None
+    return vary if isinstance(vary, dict) else {}

@@ -1,0 +1,29 @@
+"""``longgame selectors``: what a recipe can name."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from longgame.errors import LonggameError
+from longgame.selection.base import SELECTORS, build_selector
+
+
+def selectors() -> None:
+    """List the selectors that a recipe can name, with the signals each one needs."""
+    table = Table()
+    for heading in ("name", "needs", "method"):
+        table.add_column(heading, overflow="fold")
+    for name in SELECTORS.names():
+        try:
+            selector = build_selector(name)
+        except LonggameError as error:  # of an installed plug-in; the others are still listed
+            table.add_row(name, "?", escape(f"cannot be used: {str(error).partition(chr(10))[0]}"))
+            continue
+        summary = (type(selector).__doc__ or "").strip().partition("\n")[0]
+        table.add_row(name, ", ".join(selector.requires) or "nothing", escape(summary))
+    console = Console()
+    console.print(table)
+    console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
+    console.print("Scores of another system: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
