@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longgame.audit.learner import learner_kind
 from longgame.audit.plan import FULL_DATA, condition_label
 from longgame.audit.run import Run
 from longgame.errors import RecipeError, unknown
@@ -295,7 +296,7 @@ def base_models(recipe: Recipe) -> list[str]:
 
 def seeds_caveat(recipe: Recipe) -> str:
     """What differs between the seeds of this run, so what its intervals cover and do not cover."""
-    if recipe.data.sequence == "quadratic":
+    if not learner_kind(recipe).has_texts:
         return (
             "A seed draws a whole world: geometry, base parameters, pools and order. Scores are exact population "
             "values, so the intervals cover worlds of this recipe, without evaluation noise."
@@ -343,7 +344,7 @@ def run_facts(run: Run) -> dict[str, str]:
     machine += [f"{label} {environment[key]}" for key, label in counts.items() if environment.get(key) is not None]
     sessions = environment.get("sessions") or []
     facts = {
-        "model": names if names == "quadratic" else f"{names}, {recipe.model.adaptation}",
+        "model": names if not learner_kind(recipe).has_texts else f"{names}, {recipe.model.adaptation}",
         "data": f"{recipe.data.sequence}, pools of {recipe.data.pool_size}",
         "budget": f"{recipe.budget:.0%} of each pool's tokens, {rounds}, {recipe.training.steps} steps per stage",
         "seeds": f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})",

@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.audit.learner import sequence_of
+from longgame.audit.learner import learner_kind, sequence_of
 from longgame.audit.picks import TERM, TOTAL, Picks
 from longgame.audit.plan import Trial
 from longgame.audit.run import Run
@@ -209,7 +209,7 @@ def example_texts(run: Run, trials: Sequence[Trial]) -> Texts:
     Raises:
         LonggameError: the data cannot be read.
     """
-    if run.recipe.model.name == "quadratic":
+    if not learner_kind(run.recipe).has_texts:
         return {}
     return {
         example.sample_id: (example.prompt, example.response)
