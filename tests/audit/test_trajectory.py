@@ -192,7 +192,7 @@ def test_damaged_state_names_the_trial_to_delete_and_then_the_run_goes_on(tmp_pa
     stopped_after_first_stage(tmp_path / "q")
     trial = tmp_path / "q" / "trials" / "loss-s0"
     os.truncate(trial / "stage-1" / "policy.json", 10)
-    with pytest.raises(ResumeError, match=r"loss-s0 cannot go on after stage 1: .*Delete .*loss-s0 and run"):
+    with pytest.raises(ResumeError, match=r"loss-s0 cannot be resumed after stage 1: .*Delete .*loss-s0 and run"):
         walk(recipe(), tmp_path / "q")
     shutil.rmtree(trial)
     resumed = walk(recipe(), tmp_path / "q").results
