@@ -1,4 +1,7 @@
-"""The axes of a recipe: which of its own values an audit also varies. `Part` is what every section of a recipe is."""
+"""Recipes: what an audit is, validated where it is made; an unknown key is an error with a suggestion.
+
+`Part` is the base of every section. `AxesSpec` says which of its own values an audit also varies.
+"""
 
 from __future__ import annotations
 
@@ -111,9 +114,6 @@ class AxesSpec(Part):
     def empty(self) -> bool:
         """Whether the recipe's own values are all there is."""
         return not (self.budget or self.rounds or self.adaptation or self.order != OrderAxis() or self.vary)
-
-
-# Recipes: what an audit is, validated where it is made. An unknown key is an error with a suggestion.
 
 
 class LoraSpec(Part):

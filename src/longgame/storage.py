@@ -1,7 +1,7 @@
-"""Writing that a kill or a full disk cannot tear: scratch name, flush to disk, rename.
+"""Durable files: what a kill or a full disk cannot tear, states without pickle, and the files of a run.
 
-What stands under its final name is whole. A scratch name is ``NAME.PID.part``, so that two processes that write the
-same thing do not meet; the last rename wins.
+A file or folder is written under a temporary name (``NAME.PID.part``), flushed to disk and renamed, so its final name
+is complete or absent. Two processes that write the same file do not meet; the last rename wins.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def durable_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
             raise
 
 
-# State dicts on disk: NumPy arrays in one .safetensors file, everything else in one .json file, no pickle.
+# States: NumPy arrays in one .safetensors file, everything else in one .json file
 
 _MARK = "$"
 """Key of an encoded node; a dict of the state that holds it itself is written as a list of items."""
@@ -244,7 +244,7 @@ def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     raise ValueError(f"unknown node '{kind}'")
 
 
-# Files of a run: written durably, read with an error that says what to delete where one is damaged.
+# Files of a run: reading a damaged one names what to delete
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -276,10 +276,11 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 
 def unreadable(path: Path, error: Exception) -> ResumeError:
-    """The error for a damaged file, with what to delete: the whole trial, as earlier stages do not keep their model."""
-    whole = next((parent for parent in path.parents if parent.parent.name in ("trials", "seeds")), path)
+    """Return the error for a damaged file. The whole trial goes, as earlier stages do not keep their model."""
+    folder = next((parent for parent in path.parents if parent.parent.name in ("trials", "seeds")), path)
     return ResumeError(
-        f"{path} cannot be read ({error}). Delete {whole} and run the command again; only what was in it is done anew."
+        f"{path} cannot be read ({error}). Delete {folder} and run the command again; only its content is computed "
+        "again."
     )
 
 
@@ -316,11 +317,11 @@ def _narrow(table: pa.Table) -> pd.Series:
     if not (pa.types.is_integer(column.type) and len(column)):
         return table.to_pandas(split_blocks=True, self_destruct=True).iloc[:, 0]
     low, high = (value.as_py() for value in pc.min_max(column).values())
-    held = np.empty(len(column), np.min_scalar_type(min(low, -1 - high)))  # signed, as codes are subtracted
+    values = np.empty(len(column), np.min_scalar_type(min(low, -1 - high)))  # signed, as codes are subtracted
     end = np.cumsum([len(chunk) for chunk in column.chunks])
     for chunk, stop in zip(column.chunks, end, strict=True):
-        held[stop - len(chunk) : stop] = chunk.to_numpy()
-    return pd.Series(held, copy=False)
+        values[stop - len(chunk) : stop] = chunk.to_numpy()
+    return pd.Series(values, copy=False)
 
 
 def read_json(path: Path) -> Any:
