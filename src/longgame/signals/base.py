@@ -55,6 +55,8 @@ class Signal:
     """Numbers per candidate: "" for one, else the size that gives it: ``hidden``, ``sketch_dim``, ``logit_sketch``."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
+    reads: Callable[[Pool], Pool] | None = None
+    """What the model reads in a pass of its own, where it is not the candidates as they are."""
 
     @property
     def live(self) -> bool:

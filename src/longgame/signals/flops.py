@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.models.flops import ModelFlops
-from longgame.signals.base import SIGNALS
+from longgame.signals.base import SIGNALS, Signal
 
 
 def training_flops(model: ModelFlops, pool: Pool) -> Float[np.ndarray, " n"]:
@@ -18,16 +18,26 @@ def training_flops(model: ModelFlops, pool: Pool) -> Float[np.ndarray, " n"]:
 
 
 def signal_flops(model: ModelFlops, pool: Pool, names: Collection[str]) -> Float[np.ndarray, " n"]:
-    """FLOPs of the one pass that gives each example these signals (0 where none of them needs the model).
+    """FLOPs of the passes that give each example these signals (0 where none of them needs the model).
+
+    All signals share one pass, but for those with tokens of their own (`Signal.reads`).
 
     A gradient signal costs a backward pass over activations and the weights' gradients, one per example instead of
     one per batch: as much as learning, but for the output head, whose gradient no signal reads. The nuclear norm
     costs 2 P d² + 2 P d min(P, d) (product with K, and the smaller Gram matrix) and the logit sketch of shape
     (r, c) 2 r d (P + c), neither of them the vocabulary. Left out: eigenvalues and count sketches.
     """
-    specs = [SIGNALS[name] for name in names if {"model", "base"} & {*SIGNALS[name].needs}]
-    if not specs:
-        return np.zeros(len(pool))
+    total = np.zeros(len(pool))
+    shared = []
+    for spec in (SIGNALS[name] for name in names if {"model", "base"} & {*SIGNALS[name].needs}):
+        if spec.reads is None:
+            shared.append(spec)
+        else:
+            total += _pass_flops(model, spec.reads(pool), [spec])
+    return total + _pass_flops(model, pool, shared) if shared else total
+
+
+def _pass_flops(model: ModelFlops, pool: Pool, specs: Collection[Signal]) -> Float[np.ndarray, " n"]:
     tokens, predicted = pool.tokens, predicted_tokens(pool)
     gradient = any(spec.cost == "backward" for spec in specs)
     logits = {spec.name for spec in specs} & {"logit_nuclear_norm", "logit_sketch"}
