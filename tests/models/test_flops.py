@@ -57,6 +57,8 @@ def test_learning_costs_what_one_counts_by_hand():
         (("logit_nuclear_norm",), 530 + 2 * 2 * 4 + 2 * 2 * 2 * 2),
         (("logit_sketch",), 530 + 2 * 2 * 2 * (2 + 3)),
         (("logit_nuclear_norm", "logit_sketch", "loss"), 586 + 32 + 40),
+        # behind an empty prompt of 2 tokens: T=4, P=2
+        (("loss", "loss_without_prompt"), 586 + 104 + 256 + 56),
     ],
 )
 def test_one_pass_serves_all_signals(names, first):

@@ -9,6 +9,7 @@ from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, ModelError, NumericalError, PluginError
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
 from longgame.signals.projection import CountSketch, UpdateSketch, signs
+from longgame.signals.source import SignalSource
 from support.signals import VOCABULARY, autograd_gradients, llama, perturb, random_pool, response_logits, with_lora
 
 ALL = (*FORWARD, *BACKWARD)
@@ -295,6 +296,19 @@ def test_nan_names_the_example_and_the_signal():
     for name in ALL:
         with pytest.raises(NumericalError, match=f"'{name}'.*example poisoned"):
             engine(model)(poisoned, [name])
+
+
+def test_loss_without_prompt_scores_the_same_response_tokens(adapted, pool):
+    adapted.eval()
+    signals = SignalSource(engine(adapted))(pool, ("loss", "loss_without_prompt"))
+    for row, (ids, start) in enumerate(zip(pool.input_ids, pool.prompt_tokens, strict=True)):
+        header = [ids[0], ids[start - 1]] if start > 1 else [ids[0]]
+        response = ids[max(start, 1) :]
+        logits = adapted(input_ids=torch.tensor([[*header, *response]])).logits[0, len(header) - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(response)).item()
+        assert signals["loss_without_prompt"][row] == pytest.approx(expected, rel=1e-5)
+        same = signals["loss"][row] == pytest.approx(expected, rel=1e-5)
+        assert same == (start <= 2)
 
 
 def test_a_text_without_prompt_is_scored_from_its_second_token(adapted):

@@ -231,3 +231,15 @@ class Pool:
             np.asarray(self.response_tokens)[rows],
             info,
         )
+
+    def without_prompts(self) -> Pool:
+        """Return the same responses behind empty prompts, so that every response token still has a predecessor.
+
+        A prompt keeps its first token (BOS, where there is one) and its last (the end of the assistant's header).
+        """
+        starts = np.asarray(self.prompt_tokens)
+        ids = tuple(
+            np.concatenate([tokens[:1], tokens[start - 1 :]]) if start > 2 else tokens
+            for tokens, start in zip(self.input_ids, starts, strict=True)
+        )
+        return dataclasses.replace(self, input_ids=ids, prompt_tokens=np.minimum(starts, 2))

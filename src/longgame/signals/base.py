@@ -76,6 +76,15 @@ _SLOPE = "nats/token per parameter unit"
 _HEAD = ("model", "head")
 _TABLE = (
     Signal("loss", "nats/token", "mean NLL per response token", _HEAD, "forward"),
+    Signal(
+        "loss_without_prompt",
+        "nats/token",
+        "mean NLL per response token behind an empty prompt (IFD)",
+        _HEAD,
+        "forward",
+        compute=lambda source, pool: source.live(pool.without_prompts(), "loss"),
+        reads=Pool.without_prompts,
+    ),
     Signal("el2n", "1", "mean L2 norm of softmax − one-hot over response tokens", _HEAD, "forward"),
     Signal("logit_nuclear_norm", "logit", "nuclear norm of the response logits (UDS)", ("model",), "forward"),
     Signal("logit_sketch", "logit", "sketch of the response logits (UDS)", ("model",), "forward", "logit_sketch"),
