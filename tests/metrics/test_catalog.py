@@ -1,6 +1,7 @@
 """The catalog: totals and shares of costs, and the page that lists every metric."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,15 @@ def test_stability_over_stages_is_the_sample_sd(current, sd):
     found = float(stage_spread(R))
     assert found == pytest.approx(float(pd.Series(current).std(ddof=1, skipna=False)), nan_ok=True)
     assert found == pytest.approx(sd, nan_ok=True)
+
+
+@pytest.mark.parametrize(("final", "median"), [([3.0, 9.0, 5.0], 5.0), ([3.0, NAN, 5.0], 4.0), ([NAN, NAN, NAN], NAN)])
+def test_median_task_is_over_measured_tasks(final, median):
+    R = np.full((1, 4, 4), 50.0)  # 3 stages and an OOD set
+    R[:, :, :3] = np.where(np.isnan(final), NAN, 7.0)
+    R[0, 3, :3] = final
+    view = SimpleNamespace(R=R)
+    assert METRICS["median_task"].function(view)[0] == pytest.approx(median, nan_ok=True)
 
 
 def test_every_score_has_a_function_and_every_metric_a_table():

@@ -96,6 +96,11 @@ def _threshold_reached(view: View, kind: str) -> PerTrial:
     return over_measured(np.where(np.isnan(tokens), np.nan, np.isfinite(tokens)))
 
 
+def _median_task(view: View) -> PerTrial:
+    final = matrix.final_row(view.R)[:, matrix.measured_columns(view.R)[: matrix.stage_count(view.R)]]
+    return np.median(final, axis=1) if final.shape[1] else np.full(len(final), np.nan)
+
+
 def _long_horizon(view: View) -> PerTrial:
     """Eq. 2 with the weights in force for this view; NaN with one stage, which has no future."""
     terms, metrics = view.terms, view.metrics
@@ -171,6 +176,8 @@ _TABLE = (
            lambda view: matrix.ood_score(view.R), "main", "level 2", "interventions", short="OOD"),
     _score("worst_task", "worst task", "points", "higher", "min of R[T,1…T]",
            lambda view: matrix.worst_task(view.R), "main", "level 2"),
+    _score("median_task", "median task", "points", "higher", "median of R[T,1…T]",
+           _median_task, "more"),
     _score("long_horizon", "long-horizon score", "0–1", "higher", "eq. 2, normalized",
            _long_horizon, "main", "level 2", "interventions", short="long horizon", precision="long horizon"),
     _score("myopia_gap", "myopia gap", "0–1", "lower", "mean rank difference over transitions, /(K−1)",
