@@ -122,6 +122,16 @@ def test_full_budget_gives_the_losses_of_the_plain_trainer(tmp_path, tokenizer):
     np.testing.assert_allclose(losses(ours), losses(plain), rtol=1e-4)
 
 
+@pytest.mark.parametrize("log_statistics", [True, False])
+def test_log_statistics_decides_what_is_logged(tmp_path, tokenizer, log_statistics):
+    trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), log_statistics=log_statistics)
+    trainer.train()
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    names = {"selected_tokens", "candidate_tokens", "selection_seconds"}
+    assert names & last.keys() == (names if log_statistics else set())
+    assert trainer.selection_feed.spent > 0
+
+
 def test_loss_counts_selected_tokens_only(tmp_path, tokenizer):
     model = make_model()
     before = loss_scorer(model)

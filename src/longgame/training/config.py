@@ -54,6 +54,9 @@ class SelectionConfig:
     keep_signals: bool = False
     """Keep what the selector saw in every round in the policy's log; memory grows with the rounds."""
 
+    log_statistics: bool = True
+    """Log the tokens selected and offered so far and the seconds that selecting took, beside the loss."""
+
     def __post_init__(self) -> None:
         if self.rounds != "step" and (isinstance(self.rounds, str) or self.rounds < 1):
             raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.")

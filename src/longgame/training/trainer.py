@@ -147,8 +147,8 @@ class SelectionMixin(_Base):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, beside the loss, the tokens selected and offered so far and the seconds that selecting took."""
-        if "loss" in logs and self._selection_feed is not None:
+        """Log the statistics of selection beside the loss (`SelectionConfig.log_statistics`)."""
+        if self.selection.log_statistics and "loss" in logs and self._selection_feed is not None:
             feed = self._selection_feed
             counts = {"selected_tokens": feed.spent, "candidate_tokens": feed.scored}
             logs = {**logs, **counts, "selection_seconds": round(self.selection_seconds, 3)}
