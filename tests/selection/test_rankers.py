@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from longgame.selection.methods.gradient import GradientSelector
+from longgame.selection.methods.longest import LongestSelector
 from longgame.selection.methods.loss import LossSelector
 from longgame.selection.methods.quality import QualitySelector
 from longgame.selection.methods.random import RandomSelector
@@ -18,6 +21,12 @@ def test_loss_takes_the_highest_first_and_ties_by_id(world) -> None:
 
 def test_loss_passes_over_what_does_not_fit(world) -> None:
     assert world([9, 5, 4, 3], loss=[4, 3, 2, 1]).picks(LossSelector(), 8) == "bd"
+
+
+def test_longest_counts_response_tokens_not_prompt_tokens(world) -> None:
+    scene = world([9, 9, 9, 2], ids="dcba")
+    scene.pool = replace(scene.pool, prompt_tokens=np.array([8, 4, 4, 1]), response_tokens=np.array([1, 5, 5, 1]))
+    assert scene.picks(LongestSelector(), 18) == "bc"
 
 
 def test_quality_takes_the_highest_first(world) -> None:

@@ -179,6 +179,7 @@ SELECTORS = Registry(
     "longgame.selectors",
     {
         "random": "longgame.selection.methods.random:RandomSelector",
+        "longest": "longgame.selection.methods.longest:LongestSelector",
         "loss": "longgame.selection.methods.loss:LossSelector",
         "gradient": "longgame.selection.methods.gradient:GradientSelector",
         "diversity": "longgame.selection.methods.diversity:DiversitySelector",
