@@ -38,6 +38,7 @@ class AdaptationKind:
 ADAPTATION_KINDS = {
     "full": AdaptationKind(low_rank=False),
     "lora": AdaptationKind(),
+    "dora": AdaptationKind(),
     "qlora": AdaptationKind(own_base=True),
 }
 """Values of `model.adaptation`."""

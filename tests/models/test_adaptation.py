@@ -1,7 +1,6 @@
 """Adaptations: drift by low-rank traces against dense matrices, forks, the frozen base, files."""
 
 import importlib.util
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file
 from longgame.errors import ModelError
 from longgame.models.adaptation import (
     ADAPTATIONS,
-    LoraAdaptation,
     QLoraAdaptation,
     adapt,
     adaptation_of,
@@ -97,16 +95,10 @@ def test_a_tiny_step_of_a_large_float32_adapter_keeps_its_length():
     assert found.norm == pytest.approx(np.linalg.norm(exact), rel=1e-9)
 
 
-class DoraAdaptation(LoraAdaptation):
-    """A variant of LoRA is a few settings of PEFT's."""
-
-    config: ClassVar = {"use_dora": True}
-
-
 def tiny(kind="lora"):
-    """The tiny model, adapted by a class or by its name."""
-    spec = ModelSpec(name="tiny")
-    return (kind if isinstance(kind, type) else ADAPTATIONS[kind]).attach(load_model(spec).model, spec, 0)
+    """The tiny model, adapted."""
+    spec = ModelSpec(name="tiny", adaptation=kind)
+    return adapt(load_model(spec).model, spec, 0)
 
 
 def step(adaptation, seed, size=0.02):
@@ -122,7 +114,7 @@ def logits(adaptation):
     return adaptation.model(input_ids=torch.arange(3, 15)[None]).logits
 
 
-KINDS = pytest.mark.parametrize("kind", ["full", "lora", DoraAdaptation])
+KINDS = pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 
 
 def test_recipes_and_classes_name_the_same_adaptations():
@@ -161,7 +153,7 @@ def effective(adaptation):
     return torch.cat([part(torch.eye(part.in_features)[None])[0].double().flatten() for part in parts])
 
 
-@pytest.mark.parametrize("kind", ["lora", DoraAdaptation])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_movement_is_that_of_the_effective_weights(kind):
     adaptation = tiny(kind)
     weights, before = [effective(adaptation)], None

@@ -279,6 +279,12 @@ class LoraAdaptation(Adaptation):
         set_peft_model_state_dict(self.model, load_file(folder / self._FILE))
 
 
+class DoraAdaptation(LoraAdaptation):
+    """LoRA that learns the length of each weight row apart from its direction (DoRA, arXiv 2402.09353)."""
+
+    config: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+
+
 class QLoraAdaptation(LoraAdaptation):
     """LoRA on a base whose linear layers hold 4-bit NF4 weights (arXiv 2305.14314); needs bitsandbytes."""
 
@@ -307,6 +313,7 @@ class QLoraAdaptation(LoraAdaptation):
 ADAPTATIONS: dict[str, type[Adaptation]] = {
     "full": FullAdaptation,
     "lora": LoraAdaptation,
+    "dora": DoraAdaptation,
     "qlora": QLoraAdaptation,
 }
 """`model.adaptation` of a recipe → its class."""
