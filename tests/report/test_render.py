@@ -398,3 +398,12 @@ def test_every_selector_has_its_verdict_line(run, hostile):
 def test_terminal_ends_with_answer_and_verdicts(run):
     titles = ["Scorecard", "Diagnostics", "More tables", "The run", "The answer", "Verdicts"]
     assert [line for line in printed(run, 200).splitlines() if line in titles] == titles
+
+
+def test_stages_section_shows_mean_tokens_per_stage(run):
+    pools = run.results[run.results["name"] == "selected_tokens"].assign(name="pool_tokens")
+    pools["value"] = 4000.0 * pools["stage"] + pools["seed"].map({0: 50.0}).fillna(-12.5)  # mean of 5 seeds: 0
+    text = markdown(report_layout(make_run(pd.concat([run.results, pools]), card=run.scorecard)))
+    assert "The stages" in text
+    assert "8,000 tokens offered, 1,000 selected" in text
+    assert "The stages" not in markdown(report_layout(run))  # without sizes of the pools

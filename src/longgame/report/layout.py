@@ -219,6 +219,7 @@ def report_layout(
         conditions_section(run),
         Section("walk", "The walk").draw(lambda: walk_figures(run)),
         Section("picks", "What was selected").draw(lambda: picks_figures(run)),
+        stages_section(run),
         diagnostics_section(run),
         more_section(run),
         trials_section(run, trials),
@@ -308,6 +309,17 @@ def conditions_section(run: Run) -> Section:
 
 def _titled(table: Table, view: str) -> Table:
     return replace(table, title=f"{table.title}, {view}")
+
+
+def stages_section(run: Run) -> Section:
+    """How many tokens each stage offers, and how many of them a trial selects."""
+    costs = run.own_results.loc[lambda rows: rows["kind"] == "cost"]
+    means = costs.pivot_table(index="stage", columns="name", values="value", observed=True)
+    stages = {
+        f"{stage}. {run.scorecard.tasks[int(stage) - 1]}": f"{offered:,.0f} tokens offered, {selected:,.0f} selected"
+        for stage, offered, selected in means.reindex(columns=["pool_tokens", "selected_tokens"]).dropna().itertuples()
+    }
+    return Section("stages", "The stages").show(Facts(stages), on=FILES)
 
 
 def diagnostics_section(run: Run) -> Section:
