@@ -157,7 +157,7 @@ class RealTask(Part):
     """Procedural sub-skills of the stage (`sequence: procedural`)."""
     train: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = Field(("token_accuracy", "exact_match"), min_length=1)
+    scorers: tuple[str, ...] = Field(("token_accuracy", "exact_match", "ends"), min_length=1)
     max_new_tokens: int = Field(48, ge=1)
 
 

@@ -200,7 +200,7 @@ def test_a_sequence_of_ones_own_is_made_of_the_named_sub_skills() -> None:
     desk, books = sequence.stages
     assert names(desk.task.items) == {"extract-field": 2, "redact": 2}
     assert [task.name for task in sequence.tasks] == ["desk", "books", "desk-ood", "books-ood"]
-    assert (desk.task.max_new_tokens, desk.task.scorers) == (90, ("token_accuracy", "exact_match"))
+    assert (desk.task.max_new_tokens, desk.task.scorers) == (90, ("token_accuracy", "exact_match", "ends"))
     assert (books.task.max_new_tokens, books.task.scorers) == (
         SUB_SKILLS["book-entry"].new_tokens[0],
         ("token_accuracy",),

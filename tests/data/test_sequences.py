@@ -77,7 +77,11 @@ def test_sizes_names_and_scorers_follow_the_recipe(folder: Path) -> None:
     assert [stage.name for stage in sequence.stages] == ["one", "two"]
     assert [len(stage.candidates) for stage in sequence.stages] == [40, 40]
     assert Counter(item.skill for item in one.task.items) == {"big": 5, "other": 5}
-    assert (one.task.kind, one.task.scorers, one.task.max_new_tokens) == ("stage", ("token_accuracy", "exact_match"), 7)
+    assert (one.task.kind, one.task.scorers, one.task.max_new_tokens) == (
+        "stage",
+        ("token_accuracy", "exact_match", "ends"),
+        7,
+    )
     assert two.task.scorers == ("token_accuracy",)
     (out,) = sequence.ood
     assert (out.name, out.kind, Counter(item.skill for item in out.items)) == ("out", "ood", {"shifted": 3, "far": 3})

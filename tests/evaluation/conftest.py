@@ -82,6 +82,6 @@ def tasks() -> tuple[Task, ...]:
         Example.make("which one? A. red B. blue C. green", "A. red", answer="A", choices=("red", "blue", "green")),
     )
     return (
-        Task("sums", sums, scorers=("token_accuracy", "exact_match", "likelihood"), max_new_tokens=24),
+        Task("sums", sums, scorers=("token_accuracy", "exact_match", "likelihood", "ends"), max_new_tokens=24),
         Task("words", words, scorers=("token_accuracy", "exact_match", "choice"), max_new_tokens=40),
     )

@@ -68,10 +68,13 @@ def test_scores_equal_a_slow_row_by_row_implementation(model, tokenizer, tasks) 
                 matches(item, slow_scoring.greedy(model, tokenizer, item, task.max_new_tokens)) for item in answered
             ]
             assert found[(*key, "exact_match")] == (pytest.approx(100 * np.mean(hits)), len(answered))
+            if "ends" in task.scorers:
+                expected = slow_scoring.ends(model, tokenizer, items)
+                assert found[(*key, "ends")] == (pytest.approx(expected), len(items))
             if "likelihood" in task.scorers:
                 expected = slow_scoring.likelihood(model, tokenizer, items)
                 assert found[(*key, "likelihood")] == (pytest.approx(expected, rel=1e-5), len(items))
-    assert len(found) == 2 * 3 + 3
+    assert len(found) == 2 * 4 + 3
 
 
 def test_choice_picks_the_most_likely_option(model, tokenizer, tasks) -> None:
@@ -287,7 +290,7 @@ def test_nan_logits_name_task_and_item(build_model, tokenizer) -> None:
         model.model.embed_tokens.weight[character] = math.nan
     good, bad = Example.make("abc", "de"), Example.make("abG", "de")
     judge = Evaluator(model, tokenizer, pad_token_id=0)
-    assert len(judge.score([Task("fine", (good,))])) == 2
+    assert len(judge.score([Task("fine", (good,))])) == 3
     with pytest.raises(NumericalError, match=rf"task 'broken', item {bad.sample_id}.*NaN"):
         judge.score([Task("fine", (good,)), Task("broken", (good, bad))])
     assert not model.lm_head._forward_pre_hooks

@@ -32,6 +32,16 @@ def test_token_accuracy_is_the_share_of_right_tokens() -> None:
     assert build_scorer("token_accuracy").score(Example.make("p", "r"), evidence) == 0.75
 
 
+def test_content_scorers_leave_out_the_end_of_the_turn() -> None:
+    right = np.array([True, False, False, True])
+    evidence = Evidence(response=(nll(0, math.log(4), 9, 9), right), end_tokens=2)
+    scores = {name: build_scorer(name).score(Example.make("p", "r"), evidence) for name in ("token_accuracy", "ends")}
+    assert scores == {"token_accuracy": 0.5, "ends": 0}  # of two end tokens one is wrong
+    assert build_scorer("likelihood").score(Example.make("p", "r"), evidence) == pytest.approx(0.5)
+    ended = Evidence(response=(nll(1, 1), np.array([False, True])), end_tokens=1)
+    assert build_scorer("ends").score(Example.make("p", "r"), ended) == 1
+
+
 def test_likelihood_is_the_geometric_mean_of_token_probabilities() -> None:
     evidence = Evidence(response=(nll(-math.log(0.5), -math.log(0.08)), np.array([True, False])))
     assert build_scorer("likelihood").score(Example.make("p", "r"), evidence) == pytest.approx(0.2)

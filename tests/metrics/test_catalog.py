@@ -57,7 +57,7 @@ def test_every_score_has_a_function_and_every_metric_a_table():
     assert all((metric.function is not None) == (metric.group == "score") for metric in METRICS.values())
     hidden = {name for name, metric in METRICS.items() if not metric.tables}
     assert all(name.endswith("_own") for name in hidden)
-    assert shown_in("main")[:2] == ("current", "immediate_gain")
+    assert shown_in("main")[:3] == ("current", "ends", "immediate_gain")
 
 
 def test_the_metrics_page_lists_the_catalog():

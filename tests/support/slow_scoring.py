@@ -25,12 +25,18 @@ def response_log_probabilities(model, tokenizer, example: Example) -> tuple[torc
 
 
 def token_accuracy(model, tokenizer, examples) -> float:
-    values = [response_log_probabilities(model, tokenizer, item)[1].double().mean().item() for item in examples]
+    """Without the last token, which ends the turn."""
+    values = [response_log_probabilities(model, tokenizer, item)[1][:-1].double().mean().item() for item in examples]
     return 100 * sum(values) / len(values)
 
 
 def likelihood(model, tokenizer, examples) -> float:
-    values = [math.exp(response_log_probabilities(model, tokenizer, item)[0].mean().item()) for item in examples]
+    values = [math.exp(response_log_probabilities(model, tokenizer, item)[0][:-1].mean().item()) for item in examples]
+    return 100 * sum(values) / len(values)
+
+
+def ends(model, tokenizer, examples) -> float:
+    values = [response_log_probabilities(model, tokenizer, item)[1][-1].item() for item in examples]
     return 100 * sum(values) / len(values)
 
 

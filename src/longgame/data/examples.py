@@ -88,7 +88,7 @@ class Task:
     items: tuple[Example, ...]
     kind: str = "stage"
     """``stage`` (the validation set of a stage) or ``ood`` (a shifted set, scored but never trained on)."""
-    scorers: tuple[str, ...] = ("token_accuracy", "exact_match")
+    scorers: tuple[str, ...] = ("token_accuracy", "exact_match", "ends")
     """Names in the scorer registry; the first one is the task's own (primary) scorer."""
     max_new_tokens: int = 48
     stage: str | None = None

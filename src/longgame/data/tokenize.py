@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jinja2
 import numpy as np
@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, ModelError
 
+_MARKER = "\ue000\ue001\ue002"
+"""Stands for the response while a template is rendered; characters of Unicode's private area, which no text holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -23,7 +26,9 @@ class Encoded:
     prompt_ids: Int[np.ndarray, " prompt"]
     """Tokens on which no loss is taken; ≥ 1, so that every response token has a predecessor."""
     response_ids: Int[np.ndarray, " response"]
-    """Tokens on which the loss is taken, the end-of-turn token included; ≥ 1."""
+    """Tokens on which the loss is taken: the content, then the end of the turn."""
+    end_tokens: int
+    """How many of them, at the end, are the template's end of the turn; the others are the content. Both are ≥ 1."""
 
     @property
     def ids(self) -> Int[np.ndarray, " length"]:
@@ -83,18 +88,19 @@ def fits_within(example: Example, tokenizer: PreTrainedTokenizerBase, max_length
 def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Tokenize examples of any length in a few calls of the tokenizer.
 
-    The chat template renders a conversation twice: up to the generation prompt, and in full. The text that the full
-    rendering adds is the response. White space behind the end-of-turn token belongs to the next turn and is cut; a
-    template without an end-of-turn token gets the tokenizer's EOS. The prompt is tokenized alone, as in generation. If
-    the tokens of the full text begin with it, the others are the response; otherwise a token would straddle the
-    border, and the response is tokenized alone.
+    The chat template renders a conversation with its response, and with a marker in the response's place. What stands
+    before the marker is the prompt: also what the template puts at the head of an answer (an empty think block, a
+    channel). What stands behind it is the end of the turn. White space at its end belongs to the next turn and is cut;
+    a template without an end of turn gets the tokenizer's EOS. The prompt is tokenized alone, as in generation. If the
+    tokens of the full text begin with it, the others are the response; otherwise a token would straddle the border,
+    and the response is tokenized alone. So is the end of the turn.
 
     An example without prompt is plain text: its tokens and EOS. Nothing predicts the first token (BOS, if the
     tokenizer adds one), so it counts as prompt and all others as response.
 
     Raises:
-        ModelError: no chat template or EOS, or the template does not render prompt + response as prompt, then
-            response. DataError: the template refuses an example (its roles, say).
+        ModelError: no chat template or EOS, or the template changes the response. DataError: the template refuses an
+            example (its roles, say).
     """
     texts = [row for row, example in enumerate(examples) if _is_text(example)]
     chats = [row for row, example in enumerate(examples) if not _is_text(example)]
@@ -104,16 +110,22 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
         eos_id = cast(int, tokenizer.eos_token_id)
         for row, text in zip(texts, _tokens(tokenizer, [examples[row].response for row in texts], True), strict=True):
             tokens = text if len(text) > 1 and text[-1] == eos_id else [*text, eos_id]
-            result[row] = _encoded(tokens[:1], tokens[1:])
+            result[row] = _encoded(tokens[:1], tokens[1:], 1)
     if chats:
         rendered = [_render(examples[row], tokenizer) for row in chats]
-        both = [prompt for prompt, _ in rendered] + [prompt + response for prompt, response in rendered]
-        ids = _tokens(tokenizer, both, False)
+        texts_of = [prompt for prompt, _, _ in rendered] + ["".join(parts) for parts in rendered]
+        ids = _tokens(tokenizer, texts_of, False)
         prompts, turns = ids[: len(chats)], ids[len(chats) :]
-        straddling = [i for i, (p, t) in enumerate(zip(prompts, turns, strict=True)) if t[: len(p)] != p]
-        alone = dict(zip(straddling, _tokens(tokenizer, [rendered[i][1] for i in straddling], False), strict=True))
-        for i, row in enumerate(chats):
-            result[row] = _encoded(prompts[i], alone[i] if i in alone else turns[i][len(prompts[i]) :])
+        ends = {end: _tokens(tokenizer, [end], False)[0] for end in {end for _, _, end in rendered}}
+        for row, (_, content, end), prompt, turn in zip(chats, rendered, prompts, turns, strict=True):
+            if turn[: len(prompt)] == prompt:
+                response = turn[len(prompt) :]
+            else:
+                response = _tokens(tokenizer, [content + end], False)[0]
+            closing = ends[end]
+            if len(response) <= len(closing) or response[-len(closing) :] != closing:
+                response = _tokens(tokenizer, [content], False)[0] + closing
+            result[row] = _encoded(prompt, response, len(closing))
     return [item for item in result if item is not None]
 
 
@@ -126,40 +138,54 @@ def _is_text(example: Example) -> bool:
     return example.messages is None and not example.prompt
 
 
-def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Prompt and response as the chat template writes them."""
+def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Prompt, content and end of the turn as the chat template writes them."""
     if not tokenizer.chat_template:
         raise ModelError(
             "the tokenizer has no chat template. Set model.chat_template to the path of a Jinja template, or 'plain'."
         )
+    marked = _apply(example, _MARKER, tokenizer)
+    blocks = marked.count(_MARKER) != 1  # templates of vision models read lists of content blocks only
+    if blocks:
+        marked = _apply(example, _MARKER, tokenizer, blocks=True)
+    prompt, _, end = marked.partition(_MARKER)
+    rendered, response = _apply(example, example.response, tokenizer, blocks=blocks), example.response.strip()
+    content = rendered[len(prompt) : len(rendered) - len(end)]
+    if rendered != prompt + content + end or content.strip() != response:
+        # The response decides what the template writes before it: its thinking, for instance, is rendered anew.
+        prompt = _apply(example, None, tokenizer, blocks=blocks)
+        at = rendered.find(response + end, len(prompt)) if rendered.startswith(prompt) else -1
+        if at < 0 or (not end and not rendered.endswith(response)):
+            raise ModelError(
+                f"the chat template changes the response of example {example.sample_id}: it is not in the rendered "
+                "turn as it was given. Set model.chat_template to a template that writes the assistant's words as they "
+                "are, or to 'plain'."
+            )
+        prompt, content = rendered[:at], response
+    end = end.rstrip()
+    return (prompt, content, end) if end else (prompt, content.rstrip(), _eos(tokenizer))
+
+
+def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenizerBase, *, blocks: bool = False) -> str:
+    """The conversation as the template renders it: with this response, or without it up to the generation prompt."""
     turns = example.messages if example.messages is not None else (("user", example.prompt),)
-    messages = [{"role": role, "content": content} for role, content in turns]
+    turns = turns if response is None else (*turns, ("assistant", response))
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}] if blocks else text} for role, text in turns
+    ]
     try:
-        prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        messages.append({"role": "assistant", "content": example.response})
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=response is None))
     except jinja2.TemplateError as error:
+        if not blocks:
+            try:
+                return _apply(example, response, tokenizer, blocks=True)
+            except DataError:
+                pass  # the first refusal says more
         roles = ", ".join(role for role, _ in turns)
         raise DataError(
-            f"the chat template refuses example {example.sample_id} (roles: {roles}, assistant): {error}. "
+            f"the chat template refuses example {example.sample_id} (roles: {roles}): {error}. "
             "Correct the conversation, or set model.chat_template."
         ) from error
-    if not rendered.startswith(prompt):
-        raise ModelError(
-            "the chat template is not prefix-preserving: prompt + response does not begin with the prompt and its "
-            f"generation prompt (example {example.sample_id}), so the loss cannot be put on the response alone. "
-            "Set model.chat_template to a template that keeps the prompt, or to 'plain'."
-        )
-    response, content = rendered[len(prompt) :], example.response.strip()
-    at = response.rfind(content)
-    if at < 0:
-        raise ModelError(
-            f"the chat template changes the response of example {example.sample_id}: it is not in the rendered turn. "
-            "Set model.chat_template to a template that writes the assistant's words as they are, or to 'plain'."
-        )
-    if response[at + len(content) :].strip():
-        return prompt, response.rstrip()
-    return prompt, response[: at + len(content)] + _eos(tokenizer)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
@@ -175,8 +201,8 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.eos_token)
 
 
-def _encoded(prompt: list[int], response: list[int]) -> Encoded:
-    return Encoded(np.asarray(prompt, dtype=np.int64), np.asarray(response, dtype=np.int64))
+def _encoded(prompt: list[int], response: list[int], end_tokens: int) -> Encoded:
+    return Encoded(np.asarray(prompt, dtype=np.int64), np.asarray(response, dtype=np.int64), end_tokens)
 
 
 def _too_long(examples: Sequence[Example], lengths: list[int], max_length: int) -> DataError:

@@ -49,11 +49,18 @@ class Row:
     """Task and item, for messages."""
     limit: int = 0
     """New tokens of greedy decoding from the prompt; 0 = no decoding."""
+    end: int = 1
+    """Tokens at the end of the response that end the turn."""
     nll: Float[np.ndarray, " r"] = field(default_factory=lambda: np.empty(0, np.float32))
     """Nats per response token."""
     correct: Bool[np.ndarray, " r"] = field(default_factory=lambda: np.empty(0, bool))
     decoded: list[int] = field(default_factory=list)
     """Greedily decoded tokens without the stop token."""
+
+    @property
+    def content(self) -> slice:
+        """Places of the response that hold its content."""
+        return slice(len(self.response) - self.end)
 
     @property
     def length(self) -> int:

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import nn
 
 from longgame.data.examples import Example, Task
-from longgame.data.tokenize import encode
+from longgame.data.tokenize import Encoded, encode
 from longgame.errors import DataError, PluginError
 from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
@@ -69,7 +67,7 @@ class Evaluator:
         self.max_length = min(max_length or self.max_positions, self.max_positions)
         self._special = frozenset(int(token) for token in tokenizer.all_special_ids)
         self._scorers: dict[str, Scorer] = {}
-        self._encoded: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._encoded: dict[tuple[Any, ...], Encoded] = {}
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
         """Return one `Score` per task × sub-skill × scorer, in this order (sub-skills sorted).
@@ -96,9 +94,7 @@ class Evaluator:
                 max_positions=self.max_positions,
             )
         self._to_text(tasks, plans)
-        return [
-            score for task, items in zip(tasks, plans, strict=True) for score in self._scores(task, items, stop_ids)
-        ]
+        return [score for task, items in zip(tasks, plans, strict=True) for score in self._scores(task, items)]
 
     def _scorer(self, name: str) -> Scorer:
         if name not in self._scorers:
@@ -132,12 +128,13 @@ class Evaluator:
         key = (example.prompt, example.messages, text)
         if key not in self._encoded:
             try:
-                encoded = encode(replace(example, response=text), self.tokenizer, self.max_length)
+                self._encoded[key] = encode(replace(example, response=text), self.tokenizer, self.max_length)
             except DataError as error:
                 raise DataError(f"{label}: {error}") from error
-            self._encoded[key] = (np.asarray(encoded.prompt_ids), np.asarray(encoded.response_ids))
-        prompt, response = self._encoded[key]
-        return rows.setdefault((prompt.tobytes(), response.tobytes()), Row(prompt, response, label))
+        encoded = self._encoded[key]
+        prompt, response = encoded.prompt_ids, encoded.response_ids
+        row = Row(prompt, response, label, end=encoded.end_tokens)
+        return rows.setdefault((prompt.tobytes(), response.tobytes()), row)
 
     def _stop_ids(self, rows: Iterable[Row]) -> frozenset[int]:
         """Tokens that end a response: EOS of tokenizer and generation config, and the template's end-of-turn token."""
@@ -163,7 +160,7 @@ class Evaluator:
         for (item, _), text in zip(decoded, texts, strict=True):
             item.generated = text.strip()
 
-    def _scores(self, task: Task, items: list[_Item], stop_ids: frozenset[int]) -> Iterator[Score]:
+    def _scores(self, task: Task, items: list[_Item]) -> Iterator[Score]:
         if not items:
             raise DataError(f"task '{task.name}' has no items to score. Give it some, or leave the task out.")
         groups: dict[str, list[_Item]] = {}
@@ -171,16 +168,17 @@ class Evaluator:
             groups.setdefault(item.example.skill or "all", []).append(item)
         for sub_skill in sorted(groups):
             for name in dict.fromkeys(task.scorers):
-                values = [self._judge(task, name, item, stop_ids) for item in groups[sub_skill] if name in item.scorers]
+                values = [self._judge(task, name, item) for item in groups[sub_skill] if name in item.scorers]
                 mean = 100 * math.fsum(values) / len(values) if values else math.nan
                 yield Score(task.name, sub_skill, name, mean, len(values))
 
-    def _judge(self, task: Task, name: str, item: _Item, stop_ids: frozenset[int]) -> float:
+    def _judge(self, task: Task, name: str, item: _Item) -> float:
         scorer, row = self._scorer(name), item.row
         needs = scorer.requires
-        options = [_without_end(option, stop_ids) for option in item.options.get(name, ())]
+        options = [option.nll[option.content] for option in item.options.get(name, ())]
         evidence = Evidence(
             response=(row.nll, row.correct) if "response" in needs and row is not None else None,
+            end_tokens=row.end if row is not None else 0,
             generated=item.generated if "generation" in needs else None,
             options=tuple(options) if "options" in needs else None,
             rng=lambda: generator(self.seed, "scorer", name, task.name, item.example.sample_id),
@@ -193,9 +191,3 @@ class Evaluator:
                 "within 0…1. Leave items that cannot be judged out through measures()."
             )
         return value
-
-
-def _without_end(row: Row, stop_ids: frozenset[int]) -> Float[np.ndarray, " length"]:
-    """NLL of an option's own tokens, without the end token and what the template puts behind it."""
-    ends = np.flatnonzero(np.isin(row.response, list(stop_ids)))
-    return row.nll[: ends[0]] if len(ends) and ends[0] > 0 else row.nll

@@ -29,7 +29,7 @@ class Score:
 
 
 NEEDS: Mapping[str, str] = {
-    "response": "teacher-forced pass over the item's own response: Evidence.token_nll, Evidence.token_correct",
+    "response": "teacher-forced pass over the item's own response: Evidence.token_nll, token_correct, ended",
     "generation": "greedy decoding from the item's prompt: Evidence.generation",
     "options": "likelihood of each text that Scorer.options() returns: Evidence.option_nll",
 }
@@ -41,19 +41,30 @@ class Evidence:
     """The model's output on one item. Reading evidence that the scorer does not require raises PluginError."""
 
     response: tuple[Float[np.ndarray, " length"], Bool[np.ndarray, " length"]] | None = None
+    """NLL and correctness of every response token, the end of the turn included."""
+    end_tokens: int = 0
+    """How many of them, at the end, end the turn."""
     generated: str | None = None
     options: tuple[Float[np.ndarray, " _"], ...] | None = None
     rng: Callable[[], np.random.Generator] | None = None
 
     @property
     def token_nll(self) -> Float[np.ndarray, " length"]:
-        """Negative log-likelihood of each response token given all before it, end token included; nats."""
-        return _required("response", self.response)[0]
+        """Negative log-likelihood of each content token of the response given all before it, nats."""
+        nll = _required("response", self.response)[0]
+        return nll[: len(nll) - self.end_tokens]
 
     @property
     def token_correct(self) -> Bool[np.ndarray, " length"]:
-        """Whether each response token is the most likely one (argmax) given all before it."""
-        return _required("response", self.response)[1]
+        """Whether each content token of the response is the most likely one (argmax) given all before it."""
+        correct = _required("response", self.response)[1]
+        return correct[: len(correct) - self.end_tokens]
+
+    @property
+    def ended(self) -> bool:
+        """Whether every token that ends the turn is the most likely one behind the content."""
+        correct = _required("response", self.response)[1]
+        return bool(correct[len(correct) - self.end_tokens :].all())
 
     @property
     def generation(self) -> str:
@@ -126,6 +137,7 @@ SCORERS = Registry(
     "longgame.scorers",
     {
         "token_accuracy": "longgame.evaluation.scorers:TokenAccuracy",
+        "ends": "longgame.evaluation.scorers:Ends",
         "likelihood": "longgame.evaluation.scorers:Likelihood",
         "exact_match": "longgame.evaluation.scorers:ExactMatch",
         "choice": "longgame.evaluation.scorers:Choice",
@@ -176,7 +188,10 @@ Normalization = Literal["tokens", "characters", "none"]
 
 
 class TokenAccuracy(Scorer):
-    """Share of response tokens (end token included) that are the model's argmax given the gold tokens before them."""
+    """Share of content tokens of the response that are the model's argmax given the gold tokens before them.
+
+    What the template adds (the end of the turn, an empty think block, a channel) is no content.
+    """
 
     name: ClassVar[str] = "token_accuracy"
     requires: ClassVar[tuple[str, ...]] = ("response",)
@@ -185,8 +200,18 @@ class TokenAccuracy(Scorer):
         return float(evidence.token_correct.mean())
 
 
+class Ends(Scorer):
+    """Whether the model ends its turn where the response does: the end is its argmax behind the gold content."""
+
+    name: ClassVar[str] = "ends"
+    requires: ClassVar[tuple[str, ...]] = ("response",)
+
+    def score(self, example: Example, evidence: Evidence) -> float:  # noqa: ARG002
+        return float(evidence.ended)
+
+
 class Likelihood(Scorer):
-    """exp(−mean NLL) of the response: the geometric mean of its tokens' probabilities."""
+    """exp(−mean NLL) of the response's content: the geometric mean of its tokens' probabilities."""
 
     name: ClassVar[str] = "likelihood"
     requires: ClassVar[tuple[str, ...]] = ("response",)

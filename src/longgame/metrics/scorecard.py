@@ -129,6 +129,7 @@ class Scorecard:
         if reference not in trials.selectors:
             notes.append(f"no trial of the reference selector '{reference}': nothing is compared with it.")
         views = {}
+        ends = view_cube(scores, trials, columns, len(tasks), dict.fromkeys(columns, "ends")).matrices(trials.seed_of)
         for name in (PRIMARY, *SCORER_VIEWS):
             scorer = dict(primary) if name == PRIMARY else dict.fromkeys(columns, name)
             cube = view_cube(scores, trials, columns, len(tasks), scorer)
@@ -137,7 +138,7 @@ class Scorecard:
                 continue
             probes = {kind: view_probe(curves, trials, tasks, scorer, kind, threshold) for kind in PROBES}
             terms = _terms(name, R, probes, columns, metric_spec, notes)
-            view = View(trials, reference, scorer, cube, R, probes, terms, metric_spec.forgetting_reference)
+            view = View(trials, reference, scorer, cube, R, ends, probes, terms, metric_spec.forgetting_reference)
             views[name] = measure(view)
         by_kind = read_stagewise(results, trials, len(tasks))
         values = {(name, metric): value for name, view in views.items() for metric, value in view.metrics.items()}

@@ -243,6 +243,8 @@ class View:
     """Task → the scorer that fills its column."""
     cube: Cube
     R: Float[np.ndarray, "trials rows cols"]
+    ends: Float[np.ndarray, "trials rows cols"]
+    """The score matrix of the scorer ``ends``, the same in every view."""
     probes: Mapping[str, Probe]
     terms: longhorizon.LongHorizonTerms
     forgetting_reference: matrix.ForgettingReference = "best"

@@ -65,7 +65,8 @@ class WorldSpec:
     def of(recipe: Recipe) -> WorldSpec:
         """The world a recipe asks for; stages and OOD tasks are named by `data.stages` and `data.ood` where given."""
         data = recipe.data
-        scorers = {task.scorers for task in (*data.stages, *data.ood)} or {("token_accuracy", "exact_match")}
+        texts = {task.scorers for task in (*data.stages, *data.ood)} or {("token_accuracy", "exact_match")}
+        scorers = {tuple(name for name in names if name != "ends") for names in texts}  # no text, no end of a turn
         if len(scorers) > 1:
             raise RecipeError("the quadratic world scores every task alike; give all stages and OOD sets one `scorers`")
         default = WorldSpec()

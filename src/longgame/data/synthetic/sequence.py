@@ -129,7 +129,7 @@ def build_procedural_sequence(
     built, ood = [], []
     for (name, skills), (validation, shifted, future), pool in zip(stages.items(), fixed, pools, strict=True):
         choice = ("choice",) if any(item.choices for item in validation) else ()
-        scorers, least = ("token_accuracy", "exact_match", *choice), 1
+        scorers, least = ("token_accuracy", "exact_match", "ends", *choice), 1
         if custom:
             scorers, least = custom[name].scorers, custom[name].max_new_tokens
         tokens, tokens_ood = (max(least, *(skill.new_tokens[row] for skill in skills)) for row in (0, 1))
