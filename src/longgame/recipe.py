@@ -287,6 +287,15 @@ class ProxySpec(Part):
     refresh_steps: int = Field(8, ge=1)
 
 
+class EquivalenceSpec(Part):
+    """δ of the verdict *equivalent within ±δ*: differences from the reference that are too small to matter."""
+
+    now: float = Field(1.0, gt=0)
+    """Points of the current score."""
+    long_horizon: float = Field(0.02, gt=0)
+    """On the 0–1 scale of the long-horizon score."""
+
+
 class MetricSpec(Part):
     """Weights and options of the long-horizon metrics."""
 
@@ -302,6 +311,7 @@ class MetricSpec(Part):
     """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
     reference: str = "random"
     """Label of the selector that all others are compared with."""
+    equivalence: EquivalenceSpec = EquivalenceSpec()
 
 
 class Recipe(Part):

@@ -1,6 +1,6 @@
 """False alarms, power and coverage of an audit.
 
-Every number comes from the functions behind the scorecard: `summarize` and `verdict_table` for false alarms and power,
+Every number comes from the functions behind the scorecard: `summarize` and `Comparisons` for false alarms and power,
 `paired` and `bootstrap_interval` for coverage and what the minimum detectable effect promises.
 """
 
@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from longgame.metrics.scorecard import IMMEDIATE, summarize
 from longgame.metrics.stats import ALPHA, bootstrap_interval, holm, minimum_detectable_effect, paired, t_power
 from longgame.metrics.tidy import Trials
-from longgame.metrics.verdict import BETTER, MYOPIC, WORSE, rank_reversals, verdict_table
+from longgame.metrics.verdict import BETTER, MYOPIC, WORSE, Comparisons, rank_reversals
+from longgame.recipe import EquivalenceSpec
 from longgame.seeding import generator
 from studies.calibration.table import Table
 
@@ -92,10 +93,9 @@ def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Outcome:
         values = {(view, IMMEDIATE): now[view].reshape(-1) for view in views}
         values |= {(view, LONG): later[view].reshape(-1) for view in views}
         summary = summarize(values, trials, selectors[0], ("view", "metric"))
-        verdicts = verdict_table(summary, views, selectors, selectors[0], IMMEDIATE)
-        p = summary["p_holm"].to_numpy().reshape(2, len(views), k)[..., 1:]
+        tests = Comparisons.build(summary, views, selectors[0], IMMEDIATE, EquivalenceSpec())
         flip = summary["p_permutation"].to_numpy().reshape(2, len(views), k)[1, :, 1:]
-        parts.append((verdicts["verdict"].to_numpy().reshape(len(views), k - 1), p[0], p[1], holm(flip)))
+        parts.append((tests.words, tests.now["p"], tests.later["p"], holm(flip)))
     return Outcome(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -3,18 +3,26 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from longgame.errors import DataError
+from longgame.metrics.scorecard import summarize
+from longgame.metrics.stats import p_equivalent, t_interval
 from longgame.metrics.tidy import Trials
 from longgame.metrics.verdict import (
+    Comparisons,
     Difference,
     amount_notes,
     missed_notes,
     rank_reversals,
     unequal_amounts,
     verdict,
+    verdict_table,
     with_amounts,
 )
+from longgame.recipe import EquivalenceSpec
 
 SURE, UNSURE = 0.01, 0.2
 
@@ -30,8 +38,8 @@ SURE, UNSURE = 0.01, 0.2
         (-3, UNSURE, +0.1, SURE, "long-horizon better"),
         (+3, SURE, -0.1, UNSURE, "differs now only"),
         (-3, SURE, +0.1, UNSURE, "differs now only"),
-        (+3, UNSURE, -0.1, UNSURE, "indistinguishable from random"),
-        (+3, 0.05, -0.1, 0.05, "indistinguishable from random"),
+        (+3, UNSURE, -0.1, UNSURE, "no difference shown"),
+        (+3, 0.05, -0.1, 0.05, "no difference shown"),
     ],
 )
 def test_the_word_follows_both_signs_and_both_significances(now, now_p, later, later_p, word):
@@ -44,7 +52,6 @@ def test_too_few_seeds_or_no_p_allow_no_other_word():
     assert verdict(sure[0], Difference(5, -0.1, float("nan"))).word == "not enough seeds"
     few = verdict(Difference(1, 3.0, float("nan")), Difference(1, -0.1, float("nan")))
     assert (few.word, "in 1 seed" in few.reason) == ("not enough seeds", True)
-    assert verdict(*sure, min_seeds=6).word == "not enough seeds"
 
 
 def test_unmeasured_score_is_named_in_the_verdict():
@@ -60,7 +67,7 @@ def test_the_reason_states_sizes_with_their_units_and_p():
         "behind (p = 0.012); 5 seeds, p after Holm"
     )
     none = verdict(Difference(5, 1, 0.5), Difference(5, 1, 0.5), reference="lhas")
-    assert none.word == "indistinguishable from lhas"
+    assert none.word == "no difference shown"
 
 
 def test_power_sentence_names_effects_and_seeds():
@@ -202,3 +209,81 @@ def test_missed_replay_is_summed_over_stages():
 def test_complete_replay_gives_no_note():
     assert missed_notes(cost_tables(replay_missed_tokens=[[NAN, NAN], [NAN, 0], [NAN, 0]]), REPLAY_TRIALS) == []
     assert missed_notes(cost_tables(selected_tokens=[[NAN, 5], [NAN, 5], [NAN, 5]]), REPLAY_TRIALS) == []
+
+
+# Equivalence
+
+
+def made_summary(rng, now_sd, long_sd, seeds, selectors=("a", "b", "c"), condition=None):
+    """A summary of random differences, and the paired differences themselves: metric → selector → values."""
+    names = ("random", *selectors)
+    trials = trials_of(*names, seeds=seeds)
+    values = {
+        ("v", "current"): rng.normal(50, now_sd, len(trials)),
+        ("v", "long_horizon"): rng.normal(0.5, long_sd, len(trials)),
+    }
+    grids = {metric: trials.grid(column) for (_, metric), column in values.items()}
+    summary = summarize(values, trials, "random", ("view", "metric"))
+    differences = {metric: dict(zip(selectors, grid[1:] - grid[0], strict=True)) for metric, grid in grids.items()}
+    return (summary if condition is None else summary.assign(condition=condition)), differences
+
+
+def slow_holm(p):
+    """Holm by its definition: the k-th smallest of m times m − k + 1, never falling, at most 1."""
+    order, result, worst = sorted(range(len(p)), key=lambda i: p[i]), [0.0] * len(p), 0.0
+    for step, place in enumerate(order):
+        worst = max(worst, (len(p) - step) * p[place])
+        result[place] = min(worst, 1.0)
+    return np.array(result)
+
+
+def tost(differences, margin):
+    """Two one-sided t tests, straight from scipy."""
+    low = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+    return max(low, stats.ttest_1samp(differences, margin, alternative="less").pvalue)
+
+
+def test_equivalence_is_two_one_sided_tests_on_both_scores():
+    rng = np.random.default_rng(0)
+    margins = EquivalenceSpec(now=1.5, long_horizon=0.03)
+    seen_words = set()
+    for _ in range(30):
+        summary, differences = made_summary(rng, 0.6, 0.01, 6)
+        tests = Comparisons.build(summary, ["v"], "random", "current", margins)
+        hand = [max(tost(differences["current"][s], 1.5), tost(differences["long_horizon"][s], 0.03)) for s in "abc"]
+        adjusted = slow_holm(hand)
+        np.testing.assert_allclose(tests.equivalent[0], adjusted, rtol=1e-9)
+        plain = (tests.now["p"][0] >= 0.05) & (tests.later["p"][0] >= 0.05)
+        expected = np.where(adjusted < 0.05, "equivalent within ±δ", "no difference shown")
+        assert (tests.words[0][plain] == expected[plain]).all()
+        seen_words |= set(expected[plain])
+    assert len(seen_words) == 2
+
+
+def test_many_noisy_seeds_are_needed_to_show_equivalence():
+    """No difference at all: few seeds show no difference, many show that it is small."""
+    word = {}
+    for seeds in (3, 60):
+        summary, _ = made_summary(np.random.default_rng(1), 0.5, 0.01, seeds, selectors=("a",))
+        (row,) = verdict_table(summary, ["v"], "random", "current").to_dict("records")
+        word[seeds] = row["verdict"]
+        assert "90 % intervals" in row["reason"]
+        assert "margins of ±1 points and ±0.02 (equivalence: p = " in row["reason"]
+    assert word == {3: "no difference shown", 60: "equivalent within ±δ"}
+
+
+@given(st.floats(-2, 2), st.floats(0.01, 3), st.integers(2, 30), st.floats(0.05, 4))
+def test_equivalence_is_the_90_percent_interval_inside(mean, sd, n, margin):
+    low, high = t_interval(mean, sd, n, 0.9)
+    inside = -margin < low and high < margin
+    edge = min(abs(low + margin), abs(high - margin)) < 1e-9
+    assert edge or (p_equivalent(mean, sd, n, margin) < 0.05) == inside
+
+
+def test_equal_differences_are_equivalent_only_with_enough_seeds():
+    assert p_equivalent(0.0, 0.0, 3, 1.0) == pytest.approx(1 / 8)
+    assert p_equivalent(0.5, 0.0, 6, 1.0) == pytest.approx(1 / 64)
+    assert p_equivalent(1.5, 0.0, 6, 1.0) == 1
+    assert np.isnan(p_equivalent(0.5, 0.1, 1, 1.0))
+    with pytest.raises(DataError, match="margin is 0"):
+        p_equivalent(0.5, 0.1, 5, 0)

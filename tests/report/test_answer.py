@@ -102,7 +102,7 @@ def test_disagreement_between_scorers_is_in_the_verdict(recipe):
     results.loc[flat, "value"] = 40.0
     lines = {line.selector: line for line in verdict_lines(make_card(results), recipe)}
     assert lines["ahead"].word == "myopic"
-    assert lines["ahead"].other == "under exact match: indistinguishable from random"
+    assert lines["ahead"].other == "under exact match: no difference shown"
 
 
 def test_few_seeds_give_no_verdict():

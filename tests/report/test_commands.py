@@ -150,7 +150,8 @@ def test_guard_fails_passes_and_refuses(run, partial):
     verdicts = load_run(run).scorecard.verdicts
     word = str(verdicts[(verdicts["view"] == "primary") & (verdicts["selector"] == "loss")]["verdict"].iloc[0])
     names = {"myopic": "myopic", "long-horizon worse": "worse", "long-horizon better": "better",
-             "differs now only": "now-only", "indistinguishable from random": "indistinguishable"}  # fmt: skip
+             "differs now only": "now-only", "no difference shown": "no-difference",
+             "equivalent within ±δ": "equivalent"}  # fmt: skip
     held = names.pop(word)
     failed = invoke("report", run, "--fail-if", f"{held}(loss)")
     assert failed.exit_code == 1
@@ -342,7 +343,8 @@ def test_guard_checks_every_condition(varied, tmp_path):
     across = load_run(varied).across
     rows = across.verdicts[(across.verdicts["view"] == "primary") & (across.verdicts["selector"] == "loss")]
     words = {"myopic": "myopic", "long-horizon worse": "worse", "long-horizon better": "better",
-             "differs now only": "now-only", "indistinguishable from random": "indistinguishable"}  # fmt: skip
+             "differs now only": "now-only", "no difference shown": "no-difference",
+             "equivalent within ±δ": "equivalent"}  # fmt: skip
     true, false = (next(word for word in words if (word in set(rows["verdict"])) is there) for there in (True, False))
     for word in (true, false):
         name = words[word]

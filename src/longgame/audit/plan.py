@@ -60,6 +60,8 @@ _REPORT_ONLY = (
     "metrics.forgetting_reference",
     "metrics.bootstrap",
     "metrics.reference",
+    "metrics.equivalence.now",
+    "metrics.equivalence.long_horizon",
     "probe.threshold",
 )
 """Keys that are read when results are told, and change no measurement."""

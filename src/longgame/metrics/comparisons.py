@@ -136,7 +136,7 @@ def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> tuple[pd.DataFra
     }
     summary = summarize(values, trials, cards[0].reference, ("view", "metric"), bootstrap=bootstrap)
     views = tuple(cards[0].views)
-    return summary, verdict_table(summary, views, trials.selectors, cards[0].reference, IMMEDIATE)
+    return summary, verdict_table(summary, views, cards[0].reference, IMMEDIATE)
 
 
 def _first(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -77,7 +77,8 @@ class Scorecard:
     set_gap: pd.DataFrame
     """view, immediate (``current`` or ``immediate_gain``), gap (eq. 3 on seed means), selectors, seeds (compared)."""
     verdicts: pd.DataFrame
-    """view, selector, verdict, reason, power (what the seeds could have shown); without the reference, empty."""
+    """view, selector, verdict, reason, power (what the seeds could have shown), family (what p values are corrected
+    over); without the reference, empty."""
     reversals: pd.DataFrame
     """view, ahead, behind, immediate_diff, immediate_p, long_diff, long_p, n: significant rank reversals."""
     sensitivity: pd.DataFrame
@@ -148,7 +149,7 @@ class Scorecard:
         per_trial = long_form(values, trials, ("view", "metric"))
         by_stage = ("view", "metric", "stage")
         unequal = unequal_amounts(by_kind, trials, reference)
-        verdicts = verdict_table(summary, tuple(views), trials.selectors, reference, IMMEDIATE)
+        verdicts = verdict_table(summary, tuple(views), reference, IMMEDIATE, metric_spec.equivalence)
         return cls(
             tasks=tuple(tasks),
             ood=tuple(ood),
@@ -160,7 +161,7 @@ class Scorecard:
             per_stage=long_form(stages, trials, by_stage),
             stage_summary=summarize(stages, trials, reference, by_stage),
             set_gap=_set_gap(views, trials),
-            verdicts=with_amounts(verdicts, unequal),
+            verdicts=with_amounts(verdicts.drop(columns="condition"), unequal),
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
@@ -244,9 +245,9 @@ def summarize(
         bootstrap: resamples of the seed bootstrap; 0 leaves its two columns out.
 
     Returns:
-        selector, the key's columns, mean, sd (n − 1), n (seeds), diff_vs_reference, diff_n (pairs), ci_low, ci_high
-        (95 % Student t), p (paired t), p_permutation (exact sign flip), p_holm (p adjusted over selectors, per key),
-        mde (smallest true difference that diff_n seeds show with 80 % power whatever the other selectors show: at
+        selector, the key's columns, mean, sd (n − 1), n (seeds), diff_vs_reference, diff_sd, diff_n (pairs), ci_low,
+        ci_high (95 % Student t), p (paired t), p_permutation (exact sign flip), p_holm (p adjusted over selectors, per
+        key), mde (smallest true difference that diff_n seeds show with 80 % power whatever the other selectors show: at
         Holm's hardest level, 5 % / the key's tests), seeds_needed (by a true difference as large as the measured one,
         at the same level and power); with ``bootstrap``, boot_low and boot_high (95 %).
     """
@@ -270,6 +271,7 @@ def summarize(
         "sd": sd,
         "n": n,
         "diff_vs_reference": pair.mean,
+        "diff_sd": pair.sd,
         "diff_n": pair.n,
         "ci_low": pair.ci_low,
         "ci_high": pair.ci_high,
@@ -287,7 +289,7 @@ def summarize(
 
 def _planning(pair: Paired) -> dict[str, np.ndarray]:
     """``mde`` and ``seeds_needed`` (keys × selectors), each key at its own family's level."""
-    sd = np.where(np.isnan(pair.ci_low), np.nan, pair.sd)  # equal differences have no spread to plan with
+    sd = pair.sd
     tests = (~np.isnan(pair.p)).sum(axis=-1)
     mde, needed = np.full(sd.shape, np.nan), np.full(sd.shape, np.nan)
     for family in np.unique(tests[tests > 0]):

@@ -39,7 +39,7 @@ class Paired:
     """Seeds in which both were measured."""
     mean: PerRow
     sd: PerRow
-    """Sample sd of the difference; NaN for n < 2."""
+    """Sample sd of the difference; NaN for n < 2, 0 where all differences are equal up to rounding."""
     ci_low: PerRow
     ci_high: PerRow
     """Student-t interval of the mean difference."""
@@ -93,8 +93,56 @@ def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"],
         p = 2 * scipy.special.stdtr(n - 1, -np.abs(mean) / error)
         p = np.where(flat, np.where(mean == 0, 1.0, 2.0 ** (1 - n)), p)
 
-    numbers = (mean, sd, mean - half, mean + half, p, permutation)
+    numbers = (mean, np.where(flat, 0.0, sd), mean - half, mean + half, p, permutation)
     return Paired(n, *(np.where(censored, np.nan, values) for values in numbers))
+
+
+def p_above(mean: PerRow | float, sd: PerRow | float, n: Int[np.ndarray, ...] | int, bound: float = 0.0) -> PerRow:
+    """One-sided p of the paired t test against "the true mean difference is at most ``bound``".
+
+    NaN below 2 pairs. Equal differences (sd 0) leave no spread to estimate: p is 2^(−n), by sign flips, if they lie
+    above the bound, else 1.
+
+    Args:
+        mean, sd, n: of the paired differences, as `Paired` has them.
+    """
+    gap, n = np.asarray(mean, dtype=float) - bound, np.asarray(n)
+    sd = np.where(n < 2, np.nan, np.asarray(sd, dtype=float))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = scipy.special.stdtr(np.maximum(n - 1, 1), -gap * np.sqrt(n) / np.where(sd > 0, sd, np.nan))
+        return np.where(sd == 0, np.where(gap > 0, 2.0**-n, 1.0), np.where(np.isnan(gap), np.nan, p))
+
+
+def p_equivalent(mean: PerRow | float, sd: PerRow | float, n: Int[np.ndarray, ...] | int, margin: float) -> PerRow:
+    """P of the two one-sided tests (TOST) against "the true mean difference is ``margin`` or more, up or down".
+
+    Below 5 % exactly where the 90 % Student-t interval lies within ±``margin``.
+
+    Args:
+        mean, sd, n: of the paired differences, as `Paired` has them.
+
+    Raises:
+        DataError: the margin is not positive.
+    """
+    if not margin > 0:
+        raise DataError(f"the equivalence margin is {margin}; it must be positive, e.g. 0.02.")
+    mean = np.asarray(mean, dtype=float)
+    return np.maximum(p_above(mean, sd, n, -margin), p_above(-mean, sd, n, -margin))
+
+
+def t_interval(
+    mean: PerRow | float, sd: PerRow | float, n: Int[np.ndarray, ...] | int, confidence: float
+) -> tuple[PerRow, PerRow]:
+    """Student-t interval of a mean; NaN below 2 values and without spread.
+
+    Raises:
+        DataError: ``confidence`` is not between 0 and 1.
+    """
+    _check_confidence(confidence)
+    n = np.asarray(n)
+    error = _spread(sd) / np.sqrt(np.maximum(n, 1))
+    half = scipy.special.stdtrit(np.maximum(n - 1, 1), 0.5 + confidence / 2) * np.where(n < 2, np.nan, error)
+    return mean - half, mean + half
 
 
 def _check_confidence(confidence: float) -> None:

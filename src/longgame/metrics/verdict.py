@@ -11,15 +11,20 @@ import pandas as pd
 from jaxtyping import Float
 
 from longgame.errors import DataError
-from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, paired
+from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, p_equivalent, paired, t_interval
 from longgame.metrics.tidy import Trials
+from longgame.recipe import EquivalenceSpec
 
 MYOPIC = "myopic"
 BETTER = "long-horizon better"
 WORSE = "long-horizon worse"
 NOW_ONLY = "differs now only"
-INDISTINGUISHABLE = "indistinguishable from {reference}"
+EQUIVALENT = "equivalent within ±δ"
+NO_DIFFERENCE = "no difference shown"
 NOT_ENOUGH = "not enough seeds"
+
+MIN_SEEDS = 3
+"""With fewer seeds no verdict but `NOT_ENOUGH` is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,88 +44,215 @@ class Difference:
     n: int
     mean: float
     p: float
+    """Two-sided, of "no difference"."""
     unit: str = ""
     """``points``, or empty for the 0–1 scale of the long-horizon score."""
+    sd: float = float("nan")
+    """Of the paired differences."""
     mde: float = float("nan")
     """Smallest true difference that so many seeds show with 80 % power."""
     seeds_needed: float = float("nan")
     """Seeds that show a true difference as large as the measured one with 80 % power."""
 
 
-def verdict(
-    immediate: Difference, long: Difference, *, reference: str = "random", alpha: float = ALPHA, min_seeds: int = 3
-) -> Verdict:
-    """The verdict on a selector, from its two differences from the reference.
+def words(
+    now: Mapping[str, Float[np.ndarray, ...]],
+    later: Mapping[str, Float[np.ndarray, ...]],
+    equivalent: Float[np.ndarray, ...],
+    alpha: float = ALPHA,
+) -> np.ndarray:
+    """The verdicts of many comparisons with the reference, as strings.
 
-    * *not enough seeds*: fewer than ``min_seeds`` seeds measured both scores, or no p could be computed;
+    * *not enough seeds*: fewer than `MIN_SEEDS` seeds measured both scores, or no p could be computed;
     * *myopic*: significantly ahead on the immediate score and significantly behind on the long-horizon score;
     * *long-horizon better* / *long-horizon worse*: significantly ahead / behind on the long-horizon score otherwise;
     * *differs now only*: a significant immediate difference, no significant long-horizon one;
-    * *indistinguishable from random* (or whatever the reference is): neither.
+    * *equivalent within ±δ*: both differences are shown to be smaller than their margins;
+    * *no difference shown*: neither a difference nor equivalence is shown.
 
-    Each of the two tests is Holm-adjusted over the selectors. *Myopic* needs both, so their error rates do not add up.
+    Args:
+        now: ``n``, ``mean`` and ``p`` (two-sided) of the differences on the immediate score.
+        later: the same on the long-horizon score.
+        equivalent: p of equivalence on both scores.
+        alpha: level of the tests. All p are Holm-adjusted over the comparisons.
+    """
+    few = (np.minimum(now["n"], later["n"]) < MIN_SEEDS) | np.isnan(now["p"]) | np.isnan(later["p"])
+    differs_now, differs_later = now["p"] < alpha, later["p"] < alpha
+    behind = differs_later & (later["mean"] < 0)
+    return np.select(
+        [
+            few,
+            behind & differs_now & (now["mean"] > 0),
+            behind,
+            differs_later & (later["mean"] > 0),
+            differs_now,
+            equivalent < alpha,
+        ],
+        [NOT_ENOUGH, MYOPIC, WORSE, BETTER, NOW_ONLY, EQUIVALENT],
+        NO_DIFFERENCE,
+    )
+
+
+def verdict(
+    immediate: Difference,
+    long: Difference,
+    *,
+    equivalent: float = float("nan"),
+    margins: EquivalenceSpec | None = None,
+    reference: str = "random",
+    family: str = "",
+    alpha: float = ALPHA,
+) -> Verdict:
+    """The verdict on one selector, from its two differences from the reference (see `words`).
 
     Args:
         immediate: selector − reference on the immediate score.
         long: selector − reference on the long-horizon score.
+        equivalent: p of equivalence on both scores within ``margins``.
+        family: what the p values were corrected over, in words, e.g. ``6 selectors``.
         alpha: significance level of the adjusted p.
     """
+    margins = margins or EquivalenceSpec()
     n = min(immediate.n, long.n)
     power = _power(immediate, long, alpha)
-    if n < min_seeds or np.isnan(immediate.p) or np.isnan(long.p):
-        return Verdict(NOT_ENOUGH, _too_few(immediate, long, min_seeds), power)
+    sides = [{"n": np.array(side.n), "mean": np.array(side.mean), "p": np.array(side.p)} for side in (immediate, long)]
+    word = str(words(sides[0], sides[1], np.array(equivalent), alpha))
+    if word == NOT_ENOUGH:
+        return Verdict(word, _too_few(immediate, long), power)
     now, later = _clause(immediate, "current score", alpha), _clause(long, "long-horizon score", alpha)
-    reason = f"against {reference}: {now}; {later}; {n} seeds, p after Holm"
-    ahead_now = immediate.p < alpha and immediate.mean > 0
-    if long.p < alpha:
-        if long.mean > 0:
-            return Verdict(BETTER, reason, power)
-        return Verdict(MYOPIC if ahead_now else WORSE, reason, power)
-    if immediate.p < alpha:
-        return Verdict(NOW_ONLY, reason, power)
-    return Verdict(INDISTINGUISHABLE.format(reference=reference), reason, power)
+    reason = f"against {reference}: {now}; {later}"
+    if word in (EQUIVALENT, NO_DIFFERENCE):
+        reason += _equivalence(immediate, long, equivalent, margins)
+    return Verdict(word, f"{reason}; {n} seeds, p after Holm{f' over {family}' if family else ''}", power)
 
 
-def _too_few(immediate: Difference, long: Difference, min_seeds: int) -> str:
+def _equivalence(immediate: Difference, long: Difference, p: float, margins: EquivalenceSpec) -> str:
+    """The 90 % intervals beside their margins; empty where the differences have no spread."""
+    text = [_sized_interval(side) for side in (immediate, long)]
+    if not all(text) or np.isnan(p):
+        return ""
+    return (
+        f"; 90 % intervals {text[0]} now and {text[1]} in the long run, against margins of ±{margins.now:g} points and "
+        f"±{margins.long_horizon:g} (equivalence: p = {p:.2g})"
+    )
+
+
+def _sized_interval(difference: Difference) -> str:
+    low, high = t_interval(difference.mean, difference.sd, difference.n, 0.9)
+    digits = 1 if difference.unit == "points" else 3
+    return "" if np.isnan(low) else f"{float(low):+.{digits}f} to {float(high):+.{digits}f}"
+
+
+def _too_few(immediate: Difference, long: Difference) -> str:
     both = {"current": immediate.n, "long-horizon": long.n}
     none = [name for name, n in both.items() if n == 0]
     if none and any(both.values()):
-        return f"the {none[0]} score was compared in no seed; at least {min_seeds} are needed, of two stages or more"
-    return f"both scores were compared in {min(both.values())} seed(s); at least {min_seeds} are needed"
+        return f"the {none[0]} score was compared in no seed; at least {MIN_SEEDS} are needed, of two stages or more"
+    return f"both scores were compared in {min(both.values())} seed(s); at least {MIN_SEEDS} are needed"
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Every selector against the reference, in several conditions and views, with the p values of its verdict.
+
+    Arrays are (views, comparisons); NaN where a condition lacks the view.
+    """
+
+    views: tuple[Hashable, ...]
+    pairs: tuple[tuple[str, str], ...]
+    """(condition, selector) of each comparison: the family over which p values are corrected."""
+    now: Mapping[str, Float[np.ndarray, "views comparisons"]]
+    """Column of the summary → its values for the immediate score; ``p`` is the two-sided p after Holm."""
+    later: Mapping[str, Float[np.ndarray, "views comparisons"]]
+    equivalent: Float[np.ndarray, "views comparisons"]
+    """P of equivalence on both scores (the larger of two TOST p), after Holm."""
+
+    @property
+    def words(self) -> np.ndarray:
+        """Verdicts, (views, comparisons)."""
+        return words(self.now, self.later, self.equivalent)
+
+    @property
+    def family(self) -> str:
+        """What p values are corrected over, in words."""
+        conditions, selectors = (len({pair[place] for pair in self.pairs}) for place in (0, 1))
+        text = f"{selectors} selector{'' if selectors == 1 else 's'}"
+        return f"{text} × {conditions} conditions" if conditions > 1 else text
+
+    @classmethod
+    def build(
+        cls, summary: pd.DataFrame, views: Sequence[Hashable], reference: str, immediate: str, margins: EquivalenceSpec
+    ) -> Comparisons:
+        """Test every selector but the reference, with Holm over the comparisons of a view.
+
+        Args:
+            summary: rows of `longgame.metrics.scorecard.summarize` with the key columns ``view`` and ``metric``, and
+                ``condition`` where there are several.
+            immediate: the metric used as the immediate score; the other one is ``long_horizon``.
+            margins: within which differences count as equivalent.
+        """
+        table = summary[summary["metric"].isin([immediate, "long_horizon"]) & (summary["selector"] != reference)]
+        conditions = table["condition"] if "condition" in table else pd.Series("", index=table.index)
+        index = pd.MultiIndex.from_arrays([conditions.astype(str), table["selector"].astype(str)])
+        pairs = index.drop_duplicates()
+        place = pairs.get_indexer(index)
+        view = pd.Index(list(views)).get_indexer(pd.Index(table["view"]))
+        columns = {"n": "diff_n", "mean": "diff_vs_reference", "sd": "diff_sd", "p": "p", "mde": "mde"}
+        columns |= {"seeds_needed": "seeds_needed"}
+        sides = []
+        for metric in (immediate, "long_horizon"):
+            rows = (table["metric"] == metric).to_numpy(bool) & (view >= 0)
+            side = {}
+            for name, column in columns.items():
+                side[name] = np.full((len(views), len(pairs)), np.nan)
+                side[name][view[rows], place[rows]] = table[column].to_numpy(float)[rows]
+            sides.append(side)
+        now, later = sides
+        equal = [
+            p_equivalent(side["mean"], side["sd"], side["n"], margin)
+            for side, margin in ((now, margins.now), (later, margins.long_horizon))
+        ]
+        for side in sides:
+            side["p"] = holm(side["p"])
+        return cls(tuple(views), tuple(pairs), now, later, holm(np.maximum(*equal)))
 
 
 def verdict_table(
-    summary: pd.DataFrame, views: Sequence[Hashable], selectors: Sequence[str], reference: str, immediate: str
+    summary: pd.DataFrame,
+    views: Sequence[Hashable],
+    reference: str,
+    immediate: str,
+    margins: EquivalenceSpec | None = None,
 ) -> pd.DataFrame:
-    """Verdict of every selector but the reference, per view.
-
-    Args:
-        summary: rows of `longgame.metrics.scorecard.summarize` with the key columns ``view`` and ``metric``.
-        immediate: the metric used as the immediate score; the other one is ``long_horizon``.
+    """Verdict of every selector but the reference, per view and condition (see `Comparisons.build`).
 
     Returns:
-        view, selector, verdict, reason, power; empty without the reference.
+        condition, view, selector, verdict, reason, power, family; empty without the reference.
     """
-    columns = ["diff_n", "diff_vs_reference", "p_holm", "mde", "seeds_needed"]
+    columns = ["condition", "view", "selector", "verdict", "reason", "power", "family"]
+    if not (summary["selector"] == reference).any():
+        return pd.DataFrame(columns=columns)
+    margins = margins or EquivalenceSpec()
+    tests = Comparisons.build(summary, views, reference, immediate, margins)
     rows = []
-    if reference in selectors:
-        table = summary[summary["metric"].isin([immediate, "long_horizon"])]
-        indexed = table.set_index(["view", "metric", "selector"])[columns]
-        numbers = dict(zip(indexed.index, indexed.to_numpy(dtype=float).tolist(), strict=True))
-
-        def difference(view: Hashable, metric: str, selector: str, unit: str) -> Difference:
-            n, mean, p, mde, needed = numbers[view, metric, selector]
-            return Difference(int(n), mean, p, unit, mde, needed)
-
-        for view in views:
-            for selector in selectors:
-                if selector == reference:
-                    continue
-                now = difference(view, immediate, selector, "points")
-                later = difference(view, "long_horizon", selector, "")
-                result = verdict(now, later, reference=reference)
-                rows.append((view, selector, result.word, result.reason, result.power))
-    return pd.DataFrame(rows, columns=["view", "selector", "verdict", "reason", "power"])
+    for v, view in enumerate(views):
+        for place, (condition, selector) in enumerate(tests.pairs):
+            if np.isnan(tests.now["n"][v, place]):
+                continue
+            sides = []
+            for side, unit in ((tests.now, "points"), (tests.later, "")):
+                numbers = {name: float(values[v, place]) for name, values in side.items() if name != "n"}
+                sides.append(Difference(int(side["n"][v, place]), unit=unit, **numbers))
+            result = verdict(
+                sides[0],
+                sides[1],
+                equivalent=float(tests.equivalent[v, place]),
+                margins=margins,
+                reference=reference,
+                family=tests.family,
+            )
+            rows.append((condition, view, selector, result.word, result.reason, result.power, tests.family))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _power(immediate: Difference, long: Difference, alpha: float) -> str:

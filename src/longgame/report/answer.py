@@ -16,7 +16,7 @@ from longgame.metrics.catalog import METRICS
 from longgame.metrics.longhorizon import chance_gap
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.stats import ALPHA, holm, paired
-from longgame.metrics.verdict import BETTER, INDISTINGUISHABLE, MYOPIC, NOT_ENOUGH, NOW_ONLY, WORSE
+from longgame.metrics.verdict import BETTER, EQUIVALENT, MYOPIC, NO_DIFFERENCE, NOT_ENOUGH, NOW_ONLY, WORSE
 from longgame.recipe import Recipe
 from longgame.report.tables import format_number, selectors_in_order
 
@@ -372,7 +372,8 @@ VERDICTS = {
     "worse": WORSE,
     "better": BETTER,
     "now-only": NOW_ONLY,
-    "indistinguishable": INDISTINGUISHABLE,
+    "equivalent": EQUIVALENT,
+    "no-difference": NO_DIFFERENCE,
     "not-enough-seeds": NOT_ENOUGH,
 }
 """Word of a condition → verdict of a scorecard."""
@@ -439,7 +440,7 @@ def true_claims(claims: Sequence[Claim], run: Run) -> list[str]:
             raise RecipeError(f"--fail-if asks for '{claim}', but {reference} is what others are compared with.")
         elif claim.selector not in compared:
             raise RecipeError("--fail-if: " + unknown("selector", claim.selector, compared))
-        verdict = VERDICTS[claim.verdict].format(reference=reference)
+        verdict = VERDICTS[claim.verdict]
         for condition, selector, word, reason in rows:
             if word == verdict and claim.selector in (ANY, selector):
                 where = f" in condition '{condition_label(condition)}'" if condition else ""
