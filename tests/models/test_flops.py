@@ -54,9 +54,11 @@ def test_learning_costs_what_one_counts_by_hand():
         (("el2n", "loss", "quality"), 586),
         (("grad_norm",), 586 + 986 + 30),
         (("grad_sketch", "loss"), 586 + 986 + 30),
-        (("logit_nuclear_norm",), 530 + 2 * 2 * 4 + 2 * 2 * 2 * 2),
-        (("logit_sketch",), 530 + 2 * 2 * 2 * (2 + 3)),
-        (("logit_nuclear_norm", "logit_sketch", "loss"), 586 + 32 + 40),
+        (("response_logit_nuclear_norm",), 530 + 2 * 2 * 4 + 2 * 2 * 2 * 2),
+        (("response_logit_sketch",), 530 + 2 * 2 * 2 * (2 + 3)),
+        (("response_logit_nuclear_norm", "response_logit_sketch", "loss"), 586 + 32 + 40),
+        # all 5 positions instead of the response's 2
+        (("logit_nuclear_norm", "logit_sketch", "loss"), 586 + 2 * 5 * 4 + 2 * 5 * 2 * 2 + 2 * 2 * 2 * (5 + 3)),
         # behind an empty prompt of 2 tokens: T=4, P=2
         (("loss", "loss_without_prompt"), 586 + 104 + 256 + 56),
     ],
@@ -72,7 +74,7 @@ def test_gradient_signal_leaves_out_the_heads_gradient():
 
 def test_soft_cap_makes_logit_signals_read_the_vocabulary():
     capped = dataclasses.replace(SIZES, capped=True)
-    assert signal_flops(capped, POOL, ("logit_nuclear_norm", "logit_sketch"))[0] == 530 + 2 * 56
+    assert signal_flops(capped, POOL, ("response_logit_nuclear_norm", "logit_sketch"))[0] == 530 + 56 + 140
 
 
 def test_sizes_of_a_small_model_are_those_of_its_layers():

@@ -57,3 +57,10 @@ def test_without_weight_diversity_is_not_measured(world) -> None:
     chosen = scene.select(UDS("loss", diversity_weight=0), 1)
     assert np.isnan(chosen.scores["diversity"]).all()
     assert scene.names(chosen) == "b"
+
+
+def test_positions_choose_whose_logits_are_read(world) -> None:
+    assert UDS().requires == ("logit_nuclear_norm", "logit_sketch")
+    selector = UDS(positions="response", diversity_weight=0)
+    scene = world([1] * 3, logit_nuclear_norm=[1, 3, 2], response_logit_nuclear_norm=[3, 1, 2])
+    assert (selector.requires, scene.picks(selector, 2)) == (("response_logit_nuclear_norm",), "ac")

@@ -43,26 +43,30 @@ def slow_forward(model, pool):
                 (
                     float(torch.nn.functional.cross_entropy(logits, targets)),
                     float((probability - torch.eye(logits.shape[1])[targets]).norm(dim=1).mean()),
+                    float(torch.linalg.svdvals(model(input_ids=ids).logits[0].double()).sum()),
                     float(torch.linalg.svdvals(logits).sum()),
                     hidden[0].mean(0).double().numpy(),
                 )
             )
-    loss, el2n, nuclear, embedding = zip(*rows, strict=True)
+    loss, el2n, nuclear, response_nuclear, embedding = zip(*rows, strict=True)
     return {
         "loss": np.array(loss),
         "el2n": np.array(el2n),
         "logit_nuclear_norm": np.array(nuclear),
+        "response_logit_nuclear_norm": np.array(response_nuclear),
         "embedding": np.array(embedding),
     }
 
 
-def slow_logit_sketch(model, pool, seed, shape):
+def slow_logit_sketch(model, pool, seed, shape, positions):
     """R₁ L R₂ with the logits written out."""
     left = signs(seed, "logit-rows", 0, shape=(256, shape[0])) / shape[0] ** 0.5
     right = signs(seed, "logit-columns", 0, shape=(256, shape[1]))[:VOCABULARY] / shape[1] ** 0.5
     result = []
     for row in range(len(pool)):
         logits = response_logits(model, pool, row)[0].detach()
+        if positions == "all":
+            logits = model(input_ids=torch.from_numpy(pool.input_ids[row])[None]).logits[0].detach()
         result.append((left[: len(logits)].T @ logits @ right).flatten().numpy())
     return np.array(result)
 
@@ -72,7 +76,8 @@ def assert_forward_signals_match(model, pool, tolerance=1e-5):
     for name, true in slow_forward(model, pool).items():
         assert relative(measured[name], true) < tolerance, name
         np.testing.assert_allclose(measured[name], true, rtol=20 * tolerance, atol=tolerance, err_msg=name)
-    assert relative(measured["logit_sketch"], slow_logit_sketch(model, pool, 5, (3, 17))) < tolerance
+    for positions, name in (("all", "logit_sketch"), ("response", "response_logit_sketch")):
+        assert relative(measured[name], slow_logit_sketch(model, pool, 5, (3, 17), positions)) < tolerance
 
 
 def assert_gradient_signals_match(model, pool, keep, sketch_of=None):

@@ -5,7 +5,7 @@ What a signal means here (θ = parameters now, a = features, y = label, r = aᵀ
 | signal | value |
 |---|---|
 | loss, el2n | ½r², abs(r) |
-| logit_nuclear_norm, logit_sketch | abs(aᵀθ), a ∘ θ (the coordinates' shares of the logit) |
+| logit_nuclear_norm, logit_sketch (response_… alike) | abs(aᵀθ), a ∘ θ (the coordinates' shares of the logit) |
 | grad_norm, grad_sketch | ‖r a‖₂, r a: the exact gradient, Float[n, d] |
 | embedding, base_loss, difficulty, quality, cluster | a, ½(aᵀθ₀ − y)², its pool percentile, column, capability |
 
@@ -56,7 +56,16 @@ from longgame.training.schedule import (
 TOLERANCE = 0.5
 """τ of `exact_match`: how far from the sound label an answer still counts as right, in label units."""
 
-LIVE = ("loss", "el2n", "logit_nuclear_norm", "logit_sketch", "grad_norm", "grad_sketch")
+LIVE = (
+    "loss",
+    "el2n",
+    "logit_nuclear_norm",
+    "logit_sketch",
+    "response_logit_nuclear_norm",
+    "response_logit_sketch",
+    "grad_norm",
+    "grad_sketch",
+)
 """Live signals that have a meaning here."""
 
 
@@ -170,6 +179,8 @@ class QuadraticLearner:
             "el2n": lambda: np.abs(residual),
             "logit_nuclear_norm": lambda: np.abs(logit),
             "logit_sketch": lambda: a * self.theta,
+            "response_logit_nuclear_norm": lambda: np.abs(logit),
+            "response_logit_sketch": lambda: a * self.theta,
             "grad_norm": lambda: np.abs(residual) * np.linalg.norm(a, axis=1),
             "grad_sketch": lambda: a * residual[:, None],
         }

@@ -27,9 +27,11 @@ from longgame.signals.gradients import (
     check_preconditioner,
     loss_scale,
 )
-from longgame.signals.logits import ResponseLogits
+from longgame.signals.logits import PositionLogits
 
-FORWARD = ("loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
+LOGITS = ("logit_nuclear_norm", "logit_sketch")
+RESPONSE_LOGITS = ("response_logit_nuclear_norm", "response_logit_sketch")
+FORWARD = ("loss", "el2n", *LOGITS, *RESPONSE_LOGITS, "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
 ADAM = "adam_grad_sketch"
 
@@ -143,8 +145,9 @@ class SignalEngine:
     =====================  =========  ====================================================================
     ``loss``               (n,)       mean NLL per response token, nats/token
     ``el2n``               (n,)       mean ‖softmax − one-hot‖₂ over response tokens
-    ``logit_nuclear_norm`` (n,)       nuclear norm of the response logits (UDS), exact
-    ``logit_sketch``       (n, r·c)   bilinear sketch of the response logits (UDS)
+    ``logit_nuclear_norm`` (n,)       nuclear norm of the logits at all positions, prompt and response (UDS), exact
+    ``logit_sketch``       (n, r·c)   bilinear sketch of the same logits (UDS)
+    ``response_logit_…``   the same   both on response positions only
     ``embedding``          (n, d)     last hidden state (after the final norm), mean over prompt and response
     ``grad_norm``          (n,)       ‖∂loss/∂(LoRA factors)‖₂, exact; 0 for A's share while B = 0
     ``grad_sketch``        (n, k)     count sketch of that gradient: E⟨s(g), s(h)⟩ = ⟨g, h⟩
@@ -197,7 +200,7 @@ class SignalEngine:
         self._base = unwrap(model)
         self._decoder = decoder_of(self._base)
         self._head = LogitHead(self._base)
-        self._logits = ResponseLogits(self._head, logit_sketch_shape, seed)
+        self._logits = PositionLogits(self._head, logit_sketch_shape, seed)
         self._sketch = GradientSketch(sketch_dim, seed)
         self._logits_checked = False
 
@@ -340,23 +343,40 @@ class SignalEngine:
                 values["el2n"] = _means(error, batch)
             if slope is not None and token_slope is not None:
                 slope[batch.example, batch.position] = token_slope
-        if names & {"logit_nuclear_norm", "logit_sketch"}:
+        lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
+        inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths
+        if names & {*LOGITS}:
+            masked = hidden.masked_fill(~inside[..., None], 0)
+            values |= self._logit_signals(batch, pool, names, LOGITS, masked, inside.float())
+        if names & {*RESPONSE_LOGITS}:
             padded = hidden.new_zeros(len(batch.rows), int(batch.counts.max()), hidden.shape[2])
             valid = padded.new_zeros(padded.shape[:2], dtype=torch.float32)
             padded[batch.example, batch.rank] = states
             valid[batch.example, batch.rank] = 1
-            if "logit_sketch" in names:
-                values["logit_sketch"] = self._logits.sketches(padded, valid).cpu().numpy()
-            if "logit_nuclear_norm" in names:
-                # eigvalsh raises on NaN without naming the example
-                states_of = padded.flatten(1).float().cpu().numpy()
-                check_finite("logit_nuclear_norm", states_of, [pool.ids[row] for row in batch.rows])
-                values["logit_nuclear_norm"] = self._logits.nuclear_norms(padded, valid).cpu().numpy()
+            values |= self._logit_signals(batch, pool, names, RESPONSE_LOGITS, padded, valid)
         if "embedding" in names:
-            lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
-            inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths
             total = hidden.float().masked_fill(~inside[..., None], 0).sum(1)
             values["embedding"] = (total / lengths).cpu().numpy()
+        return values
+
+    def _logit_signals(
+        self,
+        batch: Batch,
+        pool: Pool,
+        names: frozenset[str],
+        kinds: tuple[str, str],
+        hidden: Float[Tensor, "b N d"],
+        valid: Float[Tensor, "b N"],
+    ) -> dict[str, np.ndarray]:
+        """Those of the two signals ``kinds`` (nuclear norm, sketch) that are in ``names``."""
+        values = {}
+        nuclear_norm, sketch = kinds
+        if sketch in names:
+            values[sketch] = self._logits.sketches(hidden, valid).cpu().numpy()
+        if nuclear_norm in names:
+            # eigvalsh raises on NaN without naming the example
+            check_finite(nuclear_norm, hidden.flatten(1).float().cpu().numpy(), [pool.ids[row] for row in batch.rows])
+            values[nuclear_norm] = self._logits.nuclear_norms(hidden, valid).cpu().numpy()
         return values
 
     @torch.no_grad()

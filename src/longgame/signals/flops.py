@@ -24,8 +24,8 @@ def signal_flops(model: ModelFlops, pool: Pool, names: Collection[str]) -> Float
 
     A gradient signal costs a backward pass over activations and the weights' gradients, one per example instead of
     one per batch: as much as learning, but for the output head, whose gradient no signal reads. The nuclear norm
-    costs 2 P d² + 2 P d min(P, d) (product with K, and the smaller Gram matrix) and the logit sketch of shape
-    (r, c) 2 r d (P + c), neither of them the vocabulary. Left out: eigenvalues and count sketches.
+    costs 2 N d² + 2 N d min(N, d) (product with K, and the smaller Gram matrix) and the logit sketch of shape
+    (r, c) 2 r d (N + c), neither of them the vocabulary; N counts all positions, or those of the response. Left out: eigenvalues and count sketches.
     """
     total = np.zeros(len(pool))
     shared = []
@@ -40,19 +40,23 @@ def signal_flops(model: ModelFlops, pool: Pool, names: Collection[str]) -> Float
 def _pass_flops(model: ModelFlops, pool: Pool, specs: Collection[Signal]) -> Float[np.ndarray, " n"]:
     tokens, predicted = pool.tokens, predicted_tokens(pool)
     gradient = any(spec.cost == "backward" for spec in specs)
-    logits = {spec.name for spec in specs} & {"logit_nuclear_norm", "logit_sketch"}
     headed = any("head" in spec.needs for spec in specs)
     total = model.forward(tokens, predicted if headed else np.zeros_like(predicted))
     if gradient:
         total = total + model.backward(tokens, predicted, head=False)
-    if model.capped:
-        return total + 2.0 * model.head * predicted * len(logits)
-    d, length = float(model.hidden), predicted.astype(np.float64)
-    if "logit_nuclear_norm" in logits:
-        total = total + 2.0 * length * d**2 + 2.0 * length * d * np.minimum(length, d)
-    if "logit_sketch" in logits:
-        rows, columns = model.logit_sketch
-        total = total + 2.0 * rows * d * (length + columns)
+    for spec in specs:
+        if "logit" not in spec.name:
+            continue
+        length = (predicted if spec.name.startswith("response") else tokens).astype(np.float64)
+        if model.capped:
+            total = total + 2.0 * model.head * length
+        elif spec.width:
+            rows, columns = model.logit_sketch
+            total = total + 2.0 * rows * model.hidden * (length + columns)
+        else:
+            total = (
+                total + 2.0 * length * model.hidden**2 + 2.0 * length * model.hidden * np.minimum(length, model.hidden)
+            )
     return total
 
 

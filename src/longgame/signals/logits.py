@@ -1,4 +1,4 @@
-"""Nuclear norm and bilinear sketch of an example's response logits (UDS), without the logits."""
+"""Nuclear norm and bilinear sketch of an example's logits (UDS), without the logits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from longgame.models.head import LOGIT_ENTRIES, LogitHead
 from longgame.signals.projection import signs
 
 _STREAM_ROWS = 256
-"""Response positions, or vocabulary entries, whose signs come from one stream."""
+"""Positions, or vocabulary entries, whose signs come from one stream."""
 
 
-class ResponseLogits:
-    """Functions of L = scale · (H Wᵀ + b), the logits of one response, from H alone.
+class PositionLogits:
+    """Functions of L = scale · (H Wᵀ + b), an example's logits at some positions, from H alone.
 
     Parts that depend only on the head (K with K Kᵀ = WᵀW, and WᵀR₂) are computed once per state of its weights, and
     again on every `refresh` while the head is trainable. A bias is one more column of W, and of ones in H. A soft cap
@@ -63,8 +63,8 @@ class ResponseLogits:
         of H K, in float64 because a Gram matrix squares the condition number.
 
         Args:
-            hidden: hidden states of the response positions; rows past an example's end are zero.
-            valid: 1 where a row is a response position, 0 past the end.
+            hidden: hidden states of the positions; rows past an example's end are zero.
+            valid: 1 where a row is a position, 0 past the end.
         """
         if self._head.cap is not None:
             gram = hidden.new_zeros(*valid.shape, valid.shape[1], dtype=torch.float64)
@@ -82,7 +82,7 @@ class ResponseLogits:
     def sketches(self, hidden: Float[Tensor, "b N d"], valid: Float[Tensor, "b N"]) -> Float[Tensor, "b k"]:
         """Return R₁ L R₂ of each example, flattened, float32 (FORMULAS: logit_sketch).
 
-        R₁ (rows × N, indexed by response position) and R₂ (V × columns) hold ±1/√rows and ±1/√columns, so
+        R₁ (rows × N, indexed by position) and R₂ (V × columns) hold ±1/√rows and ±1/√columns, so
         E⟨s(L), s(L')⟩ = ⟨L, L'⟩: distances keep the scale of the logits. Computed as (R₁ H)(Wᵀ R₂) · scale.
 
         Args:
@@ -134,7 +134,7 @@ class ResponseLogits:
         return vectors * values.clamp_min(0).sqrt()
 
     def _left_signs(self, positions: int) -> Float[Tensor, "N rows"]:
-        """R₁ᵀ: the row of a response position does not depend on how long any response is."""
+        """R₁ᵀ: the row of a position does not depend on how long any example is."""
         while len(self._left) < positions:
             block = len(self._left) // _STREAM_ROWS
             fresh = signs(self._seed, "logit-rows", block, shape=(_STREAM_ROWS, self._shape[0]))

@@ -15,7 +15,7 @@ from longgame.selection.algorithms.nearest import Nearest, cosine
 from longgame.selection.base import Selector
 from longgame.selection.budget import NORMALISE, check_budget, choice, count, id_order, scale, weight
 from longgame.selection.history import History, Selection
-from longgame.selection.methods.utility_diversity import UTILITIES, UtilityDiversitySelector
+from longgame.selection.methods.utility_diversity import POSITIONS, UTILITIES, UtilityDiversitySelector
 from longgame.signals.base import Signals
 
 _MARGIN = 64
@@ -89,6 +89,7 @@ class LHASSelector(Selector):
         normalise: how z(·) puts the terms on one scale, over the candidates of the round: ``rank`` or ``z``.
         refreshes: coverage is evaluated again after every 1/refreshes of the round's budget (after every pick if that
             is less than one example), so the cost stays linear in the pool.
+        positions: those of `UtilityDiversitySelector`.
         clusters: number of skill clusters behind 1/clusters; default: those among the candidates so far, of this and
             earlier rounds.
 
@@ -119,6 +120,7 @@ class LHASSelector(Selector):
         normalise: Literal["rank", "z"] = "rank",
         refreshes: int = 32,
         clusters: int | None = None,
+        positions: Literal["all", "response"] = "all",
     ) -> None:
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
@@ -133,6 +135,7 @@ class LHASSelector(Selector):
             weight(self.name, "diversity_weight", diversity_weight),
             count(self.name, "buffer_size", buffer_size),
             normalise,
+            choice(self.name, "positions", positions, POSITIONS),  # type: ignore[arg-type]
         )
         if not (self.utility_weight or self.coverage_weight or self.future_weight or self.concentration_weight):
             raise RecipeError(f"selector '{self.name}': all four weights are 0; leave at least one term on.")

@@ -55,6 +55,7 @@ class AdaptiveLHASSelector(LHASSelector):
         normalise: Literal["rank", "z"] = "rank",
         refreshes: int = 32,
         clusters: int | None = None,
+        positions: Literal["all", "response"] = "all",
         smoothing: float = 0.8,
     ) -> None:
         super().__init__(
@@ -69,6 +70,7 @@ class AdaptiveLHASSelector(LHASSelector):
             normalise=normalise,
             refreshes=refreshes,
             clusters=clusters,
+            positions=positions,
         )
         number = isinstance(smoothing, int | float) and not isinstance(smoothing, bool)
         if not number or not 0 <= smoothing < 1:

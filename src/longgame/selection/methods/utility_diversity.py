@@ -16,6 +16,7 @@ from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss")
+POSITIONS: tuple[str, ...] = ("all", "response")
 
 
 class UtilityDiversitySelector(Selector):
@@ -30,6 +31,7 @@ class UtilityDiversitySelector(Selector):
         diversity_weight: α; 0 switches the term and its signal off.
         buffer_size: sketches remembered (published: 1024).
         normalise: how z(·) puts both terms on one scale, over the candidates of the round: ``rank`` or ``z``.
+        positions: whose logits are read: ``all`` (prompt and response, the published form) or ``response``.
 
     ``scores``: ``utility`` and ``diversity`` as scaled, before the weight (NaN if switched off), and ``score``.
     """
@@ -43,25 +45,30 @@ class UtilityDiversitySelector(Selector):
         diversity_weight: float = 1.0,
         buffer_size: int = 1024,
         normalise: Literal["rank", "z"] = "rank",
+        positions: Literal["all", "response"] = "all",
     ) -> None:
+        prefix = "response_" if choice(self.name, "positions", positions, POSITIONS) == "response" else ""
         self.utility = choice(self.name, "utility", utility, UTILITIES)
+        if self.utility == "logit_nuclear_norm":
+            self.utility = prefix + self.utility
+        self.sketch = f"{prefix}logit_sketch"
         self.diversity_weight = weight(self.name, "diversity_weight", diversity_weight)
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.buffer = SketchBuffer(count(self.name, "buffer_size", buffer_size))
-        self.requires = (self.utility, "logit_sketch") if self.diversity_weight else (self.utility,)
+        self.requires = (self.utility, self.sketch) if self.diversity_weight else (self.utility,)
 
     def terms(self, signals: Signals) -> dict[str, Float[np.ndarray, " n"]]:
         """Return ``utility``, ``diversity`` and ``score``; rows of ``signals`` must be in the order of their ids."""
         utility = scale(signals[self.utility], self.normalise)
         if not self.diversity_weight:
             return {"utility": utility, "diversity": np.full(len(utility), np.nan), "score": utility}
-        diversity = scale(self.buffer.mean_distance(signals["logit_sketch"]), self.normalise)
+        diversity = scale(self.buffer.mean_distance(signals[self.sketch]), self.normalise)
         return {"utility": utility, "diversity": diversity, "score": utility + self.diversity_weight * diversity}
 
     def remember(self, signals: Signals, rows: np.ndarray) -> None:
         """Put the sketches of these rows into the buffer, in this order."""
         if self.diversity_weight:
-            self.buffer.push(signals["logit_sketch"][rows])
+            self.buffer.push(signals[self.sketch][rows])
 
     def score(self, pool: Pool, signals: Signals, history: History) -> dict[str, Float[np.ndarray, " n"]]:  # noqa: ARG002
         by_id = id_order(pool.ids)
