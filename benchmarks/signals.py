@@ -28,7 +28,7 @@ from benchmarks.references import bergson_side, less, uds
 from benchmarks.workload import SHAPES, Workload, mixed_lengths, real, shaped
 from longgame.signals.engine import MAX_BATCH_TOKENS, Batch, SignalEngine, batches, plan
 
-FORWARD = ("loss", "el2n", "logit_nuclear_norm", "logit_sketch", "embedding")
+FORWARD = ("loss", "el2n", "response_logit_nuclear_norm", "response_logit_sketch", "embedding")
 ALL = (*FORWARD, "grad_norm", "grad_sketch")
 LIMIT = 1.10
 
@@ -161,7 +161,7 @@ def _loss(work: Workload, batch: Batch, response: bool) -> Tensor:
     return loss
 
 
-UDS = ("logit_nuclear_norm", "logit_sketch")
+UDS = ("response_logit_nuclear_norm", "response_logit_sketch")
 DATA = Path("../shared/data")
 LESS_SIZE = 8192
 BERGSON_SIDE = 4

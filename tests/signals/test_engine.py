@@ -339,7 +339,8 @@ def test_examples_without_predicted_token_are_refused(adapted, prompt, response,
 def test_an_empty_pool_gives_empty_columns(adapted, pool):
     measured = engine(adapted, logit_sketch_shape=(2, 3))(pool.take([]), ALL)
     shapes = {name: column.shape for name, column in measured.items()}
-    assert shapes == dict.fromkeys(ALL, (0,)) | {"embedding": (0, 24), "logit_sketch": (0, 6), "grad_sketch": (0, DIM)}
+    wide = {"embedding": 24, "logit_sketch": 6, "response_logit_sketch": 6, "grad_sketch": DIM}
+    assert shapes == dict.fromkeys(ALL, (0,)) | {name: (0, width) for name, width in wide.items()}
 
 
 def test_an_unknown_signal_is_refused_with_a_suggestion(adapted, pool):

@@ -25,7 +25,8 @@ def signal_flops(model: ModelFlops, pool: Pool, names: Collection[str]) -> Float
     A gradient signal costs a backward pass over activations and the weights' gradients, one per example instead of
     one per batch: as much as learning, but for the output head, whose gradient no signal reads. The nuclear norm
     costs 2 N d² + 2 N d min(N, d) (product with K, and the smaller Gram matrix) and the logit sketch of shape
-    (r, c) 2 r d (N + c), neither of them the vocabulary; N counts all positions, or those of the response. Left out: eigenvalues and count sketches.
+    (r, c) 2 r d (N + c), neither of them the vocabulary; N counts all positions, or those of the
+    response. Left out: eigenvalues and count sketches.
     """
     total = np.zeros(len(pool))
     shared = []
@@ -54,9 +55,7 @@ def _pass_flops(model: ModelFlops, pool: Pool, specs: Collection[Signal]) -> Flo
             rows, columns = model.logit_sketch
             total = total + 2.0 * rows * model.hidden * (length + columns)
         else:
-            total = (
-                total + 2.0 * length * model.hidden**2 + 2.0 * length * model.hidden * np.minimum(length, model.hidden)
-            )
+            total = total + 2.0 * length * model.hidden * (model.hidden + np.minimum(length, model.hidden))
     return total
 
 
