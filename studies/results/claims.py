@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import Scorecard
-from longgame.metrics.stats import ALPHA
+from longgame.metrics.stats import ALPHA, holm
 from longgame.report.tables import NOT_MEASURED, format_signed
 
 
@@ -82,7 +85,7 @@ class Answer:
     low: float
     high: float
     p: float
-    """After Holm over the selectors of the scorecard."""
+    """After Holm over the selectors and the sides of the claim's row."""
     mde: float
     n: int
     unit: str
@@ -98,22 +101,43 @@ class Answer:
         return f"{word} {size}{span}"
 
 
-def answers(cards: dict[str, Scorecard], claims: Iterable[Claim], view: str) -> list[Answer | None]:
-    """Answer every claim from the scorecard with its reference; None if a side is missing.
+Cards = Mapping[str, Scorecard]
+"""Reference → scorecard of the same results."""
+
+
+def answers(sides: Sequence[tuple[Cards, str]], claims: Iterable[Claim]) -> list[list[Answer | None]]:
+    """Answer every claim on every side; an answer is None if the side lacks a selector.
+
+    A claim's row says on how many of its sides the claim is shown. So p values are Holm-adjusted over the selectors and
+    the sides of the row together.
 
     Args:
-        cards: reference → scorecard of the same results.
+        sides: scorecards of a run, and a view of them.
     """
-    return [_answer(cards.get(claim.reference), claim, view) for claim in claims]
+    return [_row(sides, claim) for claim in claims]
 
 
-def _answer(card: Scorecard | None, claim: Claim, view: str) -> Answer | None:
-    if card is None or view not in card.views or not {claim.selector, claim.reference} <= set(card.trials.selectors):
-        return None
-    rows = card.summary
-    rows = rows[(rows["view"] == view) & (rows["metric"] == claim.metric) & (rows["selector"] == claim.selector)]
-    row = rows.iloc[0]
-    difference, p = float(row["diff_vs_reference"]), float(row["p_holm"])
+def _row(sides: Sequence[tuple[Cards, str]], claim: Claim) -> list[Answer | None]:
+    tables = []
+    for cards, view in sides:
+        card = cards.get(claim.reference)
+        if card is None or view not in card.views or claim.reference not in card.trials.selectors:
+            tables.append(None)
+            continue
+        rows = card.summary
+        tables.append(rows[(rows["view"] == view) & (rows["metric"] == claim.metric)].set_index("selector"))
+    family = [table["p"].to_numpy(float) for table in tables if table is not None]
+    adjusted = iter(np.split(holm(np.concatenate(family)), np.cumsum([len(p) for p in family])[:-1]) if family else [])
+    row: list[Answer | None] = []
+    for table in tables:
+        p = pd.Series(next(adjusted), index=table.index) if table is not None else None
+        missing = table is None or p is None or claim.selector not in table.index
+        row.append(None if missing else _answer(table.loc[claim.selector], float(p[claim.selector]), claim))
+    return row
+
+
+def _answer(row: pd.Series, p: float, claim: Claim) -> Answer:
+    difference = float(row["diff_vs_reference"])
     right = difference * claim.sign > 0
     word = (SHOWN if right else AGAINST) if p < ALPHA else (DIRECTION if right else OTHER)
     unit = METRICS[claim.metric].precision

@@ -75,7 +75,7 @@ class StudyRun:
         groups = {
             name: members for name, members in order_groups(self.conditions).items() if set(members) <= set(cards)
         }
-        return Across.build(cards, groups)
+        return Across.build(cards, groups, margins=self.recipe.metrics.equivalence)
 
 
 def keep(folder: Path) -> None:

@@ -179,7 +179,8 @@ def _difference(row: pd.Series, metric: str) -> Cell:
 
 def claims_page(runs: Mapping[str, StudyRun]) -> str:
     """Every claim of the paper, per sequence and scorer: shown, the opposite shown, or neither."""
-    sides: list[tuple[str, list[Answer | None]]] = []
+    titles: list[str] = []
+    sides: list[tuple[Mapping[str, Scorecard], str]] = []
     for name in (*SEQUENCES, "smollm2"):
         if name not in runs or not runs[name].complete_seeds():
             continue
@@ -190,25 +191,28 @@ def claims_page(runs: Mapping[str, StudyRun]) -> str:
             if reference in selectors
         }
         for view in VIEWS:
-            sides.append((f"{name}, {view.replace('_', ' ')}", answers(cards, CLAIMS, view)))
+            titles.append(f"{name}, {view.replace('_', ' ')}")
+            sides.append((cards, view))
+    table = answers(sides, CLAIMS)
     parts = [_CLAIMS]
     for question, words in QUESTIONS.items():
-        rows = [(i, claim) for i, claim in enumerate(CLAIMS) if claim.question == question]
-        parts += [f"## {question}", words, _claim_table(rows, sides)]
+        rows = [(claim, row) for claim, row in zip(CLAIMS, table, strict=True) if claim.question == question]
+        parts += [f"## {question}", words, _claim_table(rows, titles)]
     return _page("The paper's claims on real training runs", parts)
 
 
 _CLAIMS = (
-    "**shown**: p < .05 in the claimed direction (paired by seed, Holm over the run's selectors); **the opposite is "
+    "**shown**: p < .05 in the claimed direction (paired by seed, Holm over the selectors of all columns together, so "
+    "that “shown in k of m columns” is corrected over the m); **the opposite is "
     "shown**: the same in the other direction; *direction only* and *not the direction*: the mean difference has that "
     "sign, but can be chance. Each cell ends with the mean difference and its 95 % interval."
 )
 
 
-def _claim_table(rows: Sequence[tuple[int, Claim]], sides: Sequence[tuple[str, list[Answer | None]]]) -> str:
-    lines = ["| claim | " + " | ".join(title for title, _ in sides) + " |", "| --- |" + " --- |" * len(sides)]
-    for i, claim in rows:
-        cells = ["—" if column[i] is None else column[i].text for _, column in sides]  # type: ignore[union-attr]
+def _claim_table(rows: Sequence[tuple[Claim, list[Answer | None]]], titles: Sequence[str]) -> str:
+    lines = ["| claim | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
+    for claim, row in rows:
+        cells = ["—" if cell is None else cell.text for cell in row]
         lines.append(f"| {escape(claim.text)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

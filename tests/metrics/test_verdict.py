@@ -39,11 +39,15 @@ SURE, UNSURE = 0.01, 0.2
         (+3, SURE, -0.1, UNSURE, "differs now only"),
         (-3, SURE, +0.1, UNSURE, "differs now only"),
         (+3, UNSURE, -0.1, UNSURE, "no difference shown"),
-        (+3, 0.05, -0.1, 0.05, "no difference shown"),
+        (-3, 0.05, -0.1, 0.05, "no difference shown"),
+        (+3, 0.08, -0.1, 0.08, "myopic"),  # each one-sided p is 0.04
+        (+3, 0.12, -0.1, 0.001, "long-horizon worse"),  # one of them is 0.06
     ],
 )
 def test_the_word_follows_both_signs_and_both_significances(now, now_p, later, later_p, word):
-    assert verdict(Difference(5, now, now_p, "points"), Difference(5, later, later_p)).word == word
+    ahead, behind = (p / 2 if sign > 0 else 1 - p / 2 for sign, p in ((now, now_p), (-later, later_p)))
+    sides = Difference(5, now, now_p, "points"), Difference(5, later, later_p)
+    assert verdict(*sides, myopic=max(ahead, behind)).word == word
 
 
 def test_too_few_seeds_or_no_p_allow_no_other_word():
@@ -65,6 +69,12 @@ def test_the_reason_states_sizes_with_their_units_and_p():
     assert said.reason == (
         "against lhas: current score +3.2 points: ahead (p = 0.004); long-horizon score -0.027 on its 0–1 scale: "
         "behind (p = 0.012); 5 seeds, p after Holm"
+    )
+    sides = Difference(5, 3.21, 0.06, "points"), Difference(6, -0.027, 0.03)
+    both = verdict(*sides, myopic=0.031, family="6 selectors × 2 conditions")
+    assert both.reason == (
+        "against random: current score +3.2 points: ahead; long-horizon score -0.027 on its 0–1 scale: behind; "
+        "p = 0.031, the larger of the two one-sided p; 5 seeds, p after Holm over 6 selectors × 2 conditions"
     )
     none = verdict(Difference(5, 1, 0.5), Difference(5, 1, 0.5), reference="lhas")
     assert none.word == "no difference shown"
@@ -179,7 +189,8 @@ def test_nothing_is_said_without_the_reference_or_the_costs():
 
 def test_the_reason_of_every_verdict_of_the_selector_says_it():
     frame = pd.DataFrame({"view": ["p", "p", "q"], "selector": ["a", "b", "a"], "reason": ["x", "y", "z"]})
-    said = with_amounts(frame, {"a": "fewer"})
+    frame = frame.assign(condition="")
+    said = with_amounts(frame, {("", "a"): "fewer", ("other", "b"): "more"})
     assert said.reason.tolist() == ["x; fewer", "y", "z; fewer"]
     pd.testing.assert_frame_equal(with_amounts(frame, {}), frame)
 
@@ -287,3 +298,54 @@ def test_equal_differences_are_equivalent_only_with_enough_seeds():
     assert np.isnan(p_equivalent(0.5, 0.1, 1, 1.0))
     with pytest.raises(DataError, match="margin is 0"):
         p_equivalent(0.5, 0.1, 5, 0)
+
+
+# Myopic
+
+
+def test_myopic_is_the_larger_one_sided_p_over_the_whole_family():
+    rng = np.random.default_rng(2)
+    parts, hand, later = [], [], []
+    for condition in ("", "budget=0.1"):
+        summary, differences = made_summary(rng, 0.6, 0.01, 5, condition=condition)
+        parts.append(summary)
+        for selector in "abc":
+            now, long = differences["current"][selector], differences["long_horizon"][selector]
+            ahead = stats.ttest_1samp(now, 0, alternative="greater").pvalue
+            hand.append(max(ahead, stats.ttest_1samp(long, 0, alternative="less").pvalue))
+            later.append(stats.ttest_1samp(long, 0).pvalue)
+    tests = Comparisons.build(pd.concat(parts), ["v"], "random", "current", EquivalenceSpec())
+    assert tests.family == "3 selectors × 2 conditions"
+    np.testing.assert_allclose(tests.myopic[0], slow_holm(hand), rtol=1e-9)
+    np.testing.assert_allclose(tests.later["p"][0], slow_holm(later), rtol=1e-9)
+    alone = Comparisons.build(parts[1], ["v"], "random", "current", EquivalenceSpec())
+    np.testing.assert_allclose(alone.myopic[0], slow_holm(hand[3:]), rtol=1e-9)
+
+
+def simulated_words(now_shift, later_shift, audits=400, selectors=6, conditions=4, seeds=5):
+    """Verdicts of audits whose selectors differ from random by so many sd: (audits, comparisons)."""
+    rng = np.random.default_rng(3)
+    names = ("random", *(f"s{place}" for place in range(selectors)))
+    parts = []
+    for condition in range(conditions):
+        values = {}
+        for view in range(audits):
+            for metric, shift in (("current", now_shift), ("long_horizon", later_shift)):
+                grid = rng.normal(0, 1, (len(names), seeds))
+                grid[1:] += shift * np.sqrt(2)
+                values[view, metric] = grid.reshape(-1)
+        summary = summarize(values, trials_of(*names, seeds=seeds), "random", ("view", "metric"))
+        parts.append(summary.assign(condition=str(condition)))
+    return Comparisons.build(pd.concat(parts), range(audits), "random", "current", EquivalenceSpec())
+
+
+def test_false_myopic_in_any_condition_stays_below_5_percent():
+    """All are far ahead now and none differs later; a headline that counts conditions is corrected over them."""
+    tests = simulated_words(20, 0)
+    assert (tests.words == "myopic").any(axis=1).mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_intersection_union_test_shows_more_than_two_corrected_tests():
+    tests = simulated_words(2, -2, audits=150, selectors=6, conditions=1)
+    both = (tests.now["p"] < 0.05) & (tests.later["p"] < 0.05) & (tests.now["mean"] > 0) & (tests.later["mean"] < 0)
+    assert (tests.words == "myopic").mean() > both.mean() + 0.1

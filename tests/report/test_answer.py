@@ -77,7 +77,9 @@ def test_harm_elsewhere_comes_first_and_long_lists_are_counted(results, card):
 
 def test_agreeing_conditions_are_one_sentence(results, card, run):
     alike = answer(make_run(results, cards=dict.fromkeys(("", "budget=0.5", "budget=0.1"), card)))
-    assert alike["In other conditions"] == "Every verdict is the same in all 2 other conditions."
+    assert alike["In other conditions"] == (
+        "Every verdict is the same in all 2 other conditions (p after Holm over 2 selectors × 3 conditions)."
+    )
     assert "In other conditions" not in answer(run)
 
 

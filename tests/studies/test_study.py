@@ -125,18 +125,37 @@ def test_committed_data_give_the_scorecard_of_the_run(study_run, tmp_path):
     [(2.0, 0.01, 1, SHOWN), (2.0, 0.01, -1, AGAINST), (2.0, 0.2, 1, DIRECTION), (2.0, 0.2, -1, OTHER)],
 )
 def test_claim_is_shown_by_adjusted_p_and_sign(study_run, difference, p, sign, word):
-    card = study_run.card()
-    row = (card.summary["view"] == "primary") & (card.summary["metric"] == "current")
-    row &= card.summary["selector"] == "loss"
-    card.summary.loc[row, ["diff_vs_reference", "p_holm"]] = difference, p
-    answer = answers({"random": card}, [Claim("RQ1", "loss", "current", sign)], "primary")[0]
+    card = planted(study_run, difference, p)
+    ((answer,),) = answers([({"random": card}, "primary")], [Claim("RQ1", "loss", "current", sign)])
     assert answer.word == word
+    assert answer.p == pytest.approx(2 * p)  # of two selectors
     assert "+2.0" in answer.text
 
 
+def planted(run, difference, p):
+    """The run's scorecard with this difference and p of loss on the current score, and p = 1 of the other selector."""
+    card = run.card()
+    rows = (card.summary["view"] == "primary") & (card.summary["metric"] == "current")
+    card.summary.loc[rows & (card.summary["selector"] == "quality"), "p"] = 1.0
+    card.summary.loc[rows & (card.summary["selector"] == "loss"), ["diff_vs_reference", "p"]] = difference, p
+    return card
+
+
+def test_claim_shown_in_k_of_m_columns_is_corrected_over_the_m(study_run):
+    sides = [({"random": planted(study_run, 2.0, p)}, "primary") for p in (0.01, 0.006, 0.5)]
+    claim = Claim("RQ1", "loss", "current", 1)
+    (row,) = answers([*sides, ({}, "primary")], [claim])
+    assert [answer.p for answer in row[:3]] == pytest.approx([0.05, 0.036, 1.0])  # 6 tests: 5 × .01, 6 × .006
+    assert [answer.word for answer in row[:3]] == [DIRECTION, SHOWN, DIRECTION]
+    assert row[3] is None
+    ((alone,),) = answers(sides[:1], [claim])
+    assert alone.word == SHOWN
+
+
 def test_a_claim_about_a_selector_that_was_not_run_has_no_answer(study_run):
-    assert answers({"random": study_run.card()}, [Claim("RQ1", "gradient", "current", 1)], "primary") == [None]
-    assert answers({}, [Claim("RQ1", "loss", "current", 1)], "primary") == [None]
+    side = {"random": study_run.card()}, "primary"
+    assert answers([side], [Claim("RQ1", "gradient", "current", 1)]) == [[None]]
+    assert answers([({}, "primary")], [Claim("RQ1", "loss", "current", 1)]) == [[None]]
 
 
 def test_every_claim_names_a_metric_that_exists_and_a_direction():

@@ -203,7 +203,8 @@ class Run:
             return None
         cards = self.scorecards
         groups = {name: names for name, names in order_groups(self.plan.conditions).items() if set(names) <= set(cards)}
-        return Across.build(cards, groups, bootstrap=self.recipe.metrics.bootstrap)
+        metrics = self.recipe.metrics
+        return Across.build(cards, groups, bootstrap=metrics.bootstrap, margins=metrics.equivalence)
 
     @cached_property
     def places(self) -> pd.DataFrame | None:

@@ -14,8 +14,8 @@ from longgame.metrics.diagnostics import association_table
 from longgame.metrics.scorecard import IMMEDIATE, Scorecard, summarize
 from longgame.metrics.stats import holm, paired
 from longgame.metrics.tidy import read_trials
-from longgame.metrics.verdict import verdict_table
-from longgame.recipe import Recipe
+from longgame.metrics.verdict import verdict_table, with_amounts
+from longgame.recipe import EquivalenceSpec, Recipe
 
 
 def bare_selectors(recipe: Recipe) -> dict[str, str]:
@@ -67,7 +67,8 @@ def intervention_table(card: Scorecard, recipe: Recipe) -> pd.DataFrame:
 class Across:
     """Tables over all conditions of a run (build with `Across.build`).
 
-    Selectors are compared within a condition, paired by seed; Holm's family is the selectors of the condition.
+    Selectors are compared within a condition, paired by seed. Marks are corrected over the selectors of a condition
+    (``p_holm``), verdicts over selectors × conditions, because they say in which of the conditions something is shown.
     """
 
     cards: Mapping[str, Scorecard]
@@ -77,14 +78,19 @@ class Across:
     summary: pd.DataFrame
     """condition and the columns of `Scorecard.summary`; each mean over orders is a condition, too."""
     verdicts: pd.DataFrame
-    """condition and the columns of `Scorecard.verdicts`."""
+    """condition and the columns of `Scorecard.verdicts`, with Holm over selectors × conditions."""
     association: pd.DataFrame
     """The columns of `Scorecard.association`, over the trials of all conditions; seeds are still the replications, and
     `within` subtracts the mean of each seed and condition."""
 
     @classmethod
     def build(
-        cls, cards: Mapping[str, Scorecard], orders: Mapping[str, Sequence[str]], *, bootstrap: int = 0
+        cls,
+        cards: Mapping[str, Scorecard],
+        orders: Mapping[str, Sequence[str]],
+        *,
+        bootstrap: int = 0,
+        margins: EquivalenceSpec | None = None,
     ) -> Across:
         """Join the scorecards of several conditions, and average over orders.
 
@@ -92,6 +98,7 @@ class Across:
             cards: one per condition.
             orders: name of a mean → the conditions that differ only in the order of the stages.
             bootstrap: resamples of the seed bootstrap, the same as for the cards.
+            margins: within which differences count as equivalent.
 
         Raises:
             DataError: no card, or a mean of conditions that have none.
@@ -102,24 +109,24 @@ class Across:
         if lacking:
             raise DataError(f"the mean over orders needs the conditions {', '.join(lacking)}, which have no scorecard.")
         summaries = [card.summary.assign(condition=name) for name, card in cards.items()]
-        verdicts = [card.verdicts.assign(condition=name) for name, card in cards.items()]
         for name, group in orders.items():
-            summary, verdict = _over_orders([cards[condition] for condition in group], bootstrap)
-            summaries.append(summary.assign(condition=name))
-            verdicts.append(verdict.assign(condition=name))
+            summaries.append(_over_orders([cards[condition] for condition in group], bootstrap).assign(condition=name))
+        summary = _first(pd.concat(summaries, ignore_index=True), "condition")
+        unequal = {(name, selector): text for name, card in cards.items() for selector, text in card.unequal.items()}
         trials = pd.concat([card.per_trial.assign(condition=name) for name, card in cards.items()], ignore_index=True)
         views = list(dict.fromkeys(view for card in cards.values() for view in card.views))
+        reference = next(iter(cards.values())).reference
         return cls(
             dict(cards),
             {name: tuple(group) for name, group in orders.items()},
-            _first(pd.concat(summaries, ignore_index=True), "condition"),
-            _first(pd.concat(verdicts, ignore_index=True), "condition"),
+            summary,
+            with_amounts(verdict_table(summary, views, reference, IMMEDIATE, margins), unequal),
             association_table(trials, views),
         )
 
 
-def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Summary and verdicts of the mean over orders.
+def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> pd.DataFrame:
+    """Summary of the mean over orders.
 
     Orders are nested in a seed: they share base model and pools. So a selector's value of a seed is its mean over the
     orders, and intervals and tests count seeds, not orders. A seed without a measurement in one order has no mean.
@@ -134,9 +141,7 @@ def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> tuple[pd.DataFra
         (str(view), str(metric)): part.droplevel(["view", "metric"]).reindex(rows).to_numpy(np.float64)
         for (view, metric), part in value.groupby(["view", "metric"], sort=False)
     }
-    summary = summarize(values, trials, cards[0].reference, ("view", "metric"), bootstrap=bootstrap)
-    views = tuple(cards[0].views)
-    return summary, verdict_table(summary, views, cards[0].reference, IMMEDIATE)
+    return summarize(values, trials, cards[0].reference, ("view", "metric"), bootstrap=bootstrap)
 
 
 def _first(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -79,6 +79,8 @@ class Scorecard:
     verdicts: pd.DataFrame
     """view, selector, verdict, reason, power (what the seeds could have shown), family (what p values are corrected
     over); without the reference, empty."""
+    unequal: Mapping[str, str]
+    """Selector → how the tokens it learned differ from the reference's, in words (`unequal_amounts`)."""
     reversals: pd.DataFrame
     """view, ahead, behind, immediate_diff, immediate_p, long_diff, long_p, n: significant rank reversals."""
     sensitivity: pd.DataFrame
@@ -161,7 +163,10 @@ class Scorecard:
             per_stage=long_form(stages, trials, by_stage),
             stage_summary=summarize(stages, trials, reference, by_stage),
             set_gap=_set_gap(views, trials),
-            verdicts=with_amounts(verdicts.drop(columns="condition"), unequal),
+            verdicts=with_amounts(verdicts, {("", name): text for name, text in unequal.items()}).drop(
+                columns="condition"
+            ),
+            unequal=unequal,
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from longgame.errors import DataError
-from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, p_equivalent, paired, t_interval
+from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, p_above, p_equivalent, paired, t_interval
 from longgame.metrics.tidy import Trials
 from longgame.recipe import EquivalenceSpec
 
@@ -58,13 +58,14 @@ class Difference:
 def words(
     now: Mapping[str, Float[np.ndarray, ...]],
     later: Mapping[str, Float[np.ndarray, ...]],
+    myopic: Float[np.ndarray, ...],
     equivalent: Float[np.ndarray, ...],
     alpha: float = ALPHA,
 ) -> np.ndarray:
     """The verdicts of many comparisons with the reference, as strings.
 
     * *not enough seeds*: fewer than `MIN_SEEDS` seeds measured both scores, or no p could be computed;
-    * *myopic*: significantly ahead on the immediate score and significantly behind on the long-horizon score;
+    * *myopic*: ahead on the immediate score and behind on the long-horizon score, by the intersection–union test;
     * *long-horizon better* / *long-horizon worse*: significantly ahead / behind on the long-horizon score otherwise;
     * *differs now only*: a significant immediate difference, no significant long-horizon one;
     * *equivalent within ±δ*: both differences are shown to be smaller than their margins;
@@ -73,19 +74,19 @@ def words(
     Args:
         now: ``n``, ``mean`` and ``p`` (two-sided) of the differences on the immediate score.
         later: the same on the long-horizon score.
+        myopic: p of "ahead now and behind later": the larger of the two one-sided p.
         equivalent: p of equivalence on both scores.
         alpha: level of the tests. All p are Holm-adjusted over the comparisons.
     """
     few = (np.minimum(now["n"], later["n"]) < MIN_SEEDS) | np.isnan(now["p"]) | np.isnan(later["p"])
-    differs_now, differs_later = now["p"] < alpha, later["p"] < alpha
-    behind = differs_later & (later["mean"] < 0)
+    differs = later["p"] < alpha
     return np.select(
         [
             few,
-            behind & differs_now & (now["mean"] > 0),
-            behind,
-            differs_later & (later["mean"] > 0),
-            differs_now,
+            myopic < alpha,
+            differs & (later["mean"] < 0),
+            differs & (later["mean"] > 0),
+            now["p"] < alpha,
             equivalent < alpha,
         ],
         [NOT_ENOUGH, MYOPIC, WORSE, BETTER, NOW_ONLY, EQUIVALENT],
@@ -97,6 +98,7 @@ def verdict(
     immediate: Difference,
     long: Difference,
     *,
+    myopic: float = float("nan"),
     equivalent: float = float("nan"),
     margins: EquivalenceSpec | None = None,
     reference: str = "random",
@@ -108,6 +110,7 @@ def verdict(
     Args:
         immediate: selector − reference on the immediate score.
         long: selector − reference on the long-horizon score.
+        myopic: p of "ahead now and behind later".
         equivalent: p of equivalence on both scores within ``margins``.
         family: what the p values were corrected over, in words, e.g. ``6 selectors``.
         alpha: significance level of the adjusted p.
@@ -116,14 +119,24 @@ def verdict(
     n = min(immediate.n, long.n)
     power = _power(immediate, long, alpha)
     sides = [{"n": np.array(side.n), "mean": np.array(side.mean), "p": np.array(side.p)} for side in (immediate, long)]
-    word = str(words(sides[0], sides[1], np.array(equivalent), alpha))
+    word = str(words(sides[0], sides[1], np.array(myopic), np.array(equivalent), alpha))
     if word == NOT_ENOUGH:
         return Verdict(word, _too_few(immediate, long), power)
+    if word == MYOPIC:
+        reason = (
+            f"against {reference}: {_size(immediate, 'current score')}: ahead; {_size(long, 'long-horizon score')}: "
+            f"behind; p = {myopic:.2g}, the larger of the two one-sided p"
+        )
+        return Verdict(word, f"{reason}; {_sample(n, family)}", power)
     now, later = _clause(immediate, "current score", alpha), _clause(long, "long-horizon score", alpha)
     reason = f"against {reference}: {now}; {later}"
     if word in (EQUIVALENT, NO_DIFFERENCE):
         reason += _equivalence(immediate, long, equivalent, margins)
-    return Verdict(word, f"{reason}; {n} seeds, p after Holm{f' over {family}' if family else ''}", power)
+    return Verdict(word, f"{reason}; {_sample(n, family)}", power)
+
+
+def _sample(n: int, family: str) -> str:
+    return f"{n} seeds, p after Holm" + (f" over {family}" if family else "")
 
 
 def _equivalence(immediate: Difference, long: Difference, p: float, margins: EquivalenceSpec) -> str:
@@ -164,13 +177,15 @@ class Comparisons:
     now: Mapping[str, Float[np.ndarray, "views comparisons"]]
     """Column of the summary → its values for the immediate score; ``p`` is the two-sided p after Holm."""
     later: Mapping[str, Float[np.ndarray, "views comparisons"]]
+    myopic: Float[np.ndarray, "views comparisons"]
+    """P of "ahead now and behind later": the larger of the two one-sided p (intersection–union test), after Holm."""
     equivalent: Float[np.ndarray, "views comparisons"]
     """P of equivalence on both scores (the larger of two TOST p), after Holm."""
 
     @property
     def words(self) -> np.ndarray:
         """Verdicts, (views, comparisons)."""
-        return words(self.now, self.later, self.equivalent)
+        return words(self.now, self.later, self.myopic, self.equivalent)
 
     @property
     def family(self) -> str:
@@ -212,9 +227,10 @@ class Comparisons:
             p_equivalent(side["mean"], side["sd"], side["n"], margin)
             for side, margin in ((now, margins.now), (later, margins.long_horizon))
         ]
+        myopic = np.maximum(p_above(now["mean"], now["sd"], now["n"]), p_above(-later["mean"], later["sd"], later["n"]))
         for side in sides:
             side["p"] = holm(side["p"])
-        return cls(tuple(views), tuple(pairs), now, later, holm(np.maximum(*equal)))
+        return cls(tuple(views), tuple(pairs), now, later, holm(myopic), holm(np.maximum(*equal)))
 
 
 def verdict_table(
@@ -246,6 +262,7 @@ def verdict_table(
             result = verdict(
                 sides[0],
                 sides[1],
+                myopic=float(tests.myopic[v, place]),
                 equivalent=float(tests.equivalent[v, place]),
                 margins=margins,
                 reference=reference,
@@ -276,12 +293,14 @@ def _count(seeds: float) -> str:
     return f"{seeds:.0f} seeds" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,} seeds"
 
 
+def _size(difference: Difference, score: str) -> str:
+    in_points = difference.unit == "points"
+    return f"{score} " + (f"{difference.mean:+.1f} points" if in_points else f"{difference.mean:+.3f} on its 0–1 scale")
+
+
 def _clause(difference: Difference, score: str, alpha: float) -> str:
-    size = (
-        f"{difference.mean:+.1f} points" if difference.unit == "points" else f"{difference.mean:+.3f} on its 0–1 scale"
-    )
     result = "no difference shown" if difference.p >= alpha else "ahead" if difference.mean > 0 else "behind"
-    return f"{score} {size}: {result} (p = {difference.p:.2g})"
+    return f"{_size(difference, score)}: {result} (p = {difference.p:.2g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,11 +395,16 @@ def amount_notes(unequal: Mapping[str, str]) -> list[str]:
     ]
 
 
-def with_amounts(verdicts: pd.DataFrame, unequal: Mapping[str, str]) -> pd.DataFrame:
-    """The verdicts with `unequal_amounts` added to their reasons."""
+def with_amounts(verdicts: pd.DataFrame, unequal: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """The verdicts with `unequal_amounts` added to their reasons.
+
+    Args:
+        unequal: (condition, selector) → words.
+    """
+    keys = zip(verdicts["condition"], verdicts["selector"], strict=True)
     reasons = [
-        f"{reason}; {unequal[selector]}" if selector in unequal else reason
-        for selector, reason in zip(verdicts["selector"], verdicts["reason"], strict=True)
+        f"{reason}; {unequal[key]}" if key in unequal else reason
+        for key, reason in zip(keys, verdicts["reason"], strict=True)
     ]
     return verdicts.assign(reason=reasons)
 

@@ -222,11 +222,13 @@ def _cost(card: Scorecard) -> str:
 def elsewhere(run: Run) -> str:
     """Verdicts of other conditions (and of means over orders) that differ from the recipe's own, by the primary view.
 
-    Empty where the run has no other condition or nothing was compared.
+    All are corrected over selectors × conditions, the recipe's own here too. Empty where the run has no other condition
+    or nothing was compared.
     """
     if run.across is None:
         return ""
     rows = run.across.verdicts[run.across.verdicts["view"] == PRIMARY]
+    family = f"p after Holm over {rows['family'].iloc[0]}" if len(rows) else ""
     verdicts = list(rows[["condition", "selector", "verdict"]].astype(str).itertuples(index=False, name=None))
     recipe_words = {selector: word for condition, selector, word in verdicts if not condition}
     others = {condition for condition, _, _ in verdicts if condition}
@@ -243,11 +245,12 @@ def elsewhere(run: Run) -> str:
     ]
     count = plural(len(others), "other condition")
     if not sentences:
-        return f"Every verdict is the same in {'the' if len(others) == 1 else 'all'} {count}."
-    return (
-        f"{' '.join(sentences)} All other verdicts of the {count} are those of the recipe's own. Each condition is "
-        "compared separately, without a correction over conditions."
-    )
+        return f"Every verdict is the same in {'the' if len(others) == 1 else 'all'} {count} ({family})."
+    text = f"{' '.join(sentences)} All other verdicts of the {count} are those of the recipe's own ({family})."
+    card = run.scorecard.verdicts
+    alone = card[card["view"] == PRIMARY].set_index("selector")["verdict"]
+    changed = [f"{name} {word}" for name, word in recipe_words.items() if alone.get(name, word) != word]
+    return text + (f" With this correction the recipe's own are: {', '.join(changed)}." if changed else "")
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -108,9 +108,10 @@ def interventions_across(across: Across, recipe: Recipe, view: str = PRIMARY) ->
 def across_note(across: Across) -> str:
     """How to read numbers of several conditions."""
     text = (
-        "Each condition is compared separately: paired by seed, Holm over its selectors. “own” is the recipe's own "
-        "condition. Between conditions the base models, pools and items of a seed are the same unless the condition "
-        "changes them; an adaptation AUC also depends on how many tokens a probe learns, so compare it within a budget."
+        "Marks are corrected over the selectors of a condition (Holm), verdicts over selectors × conditions. “own” is "
+        "the recipe's own condition. Between conditions the base models, pools and items of a seed are the same unless "
+        "the condition changes them; an adaptation AUC also depends on how many tokens a probe learns, so "
+        "compare it within a budget."
     )
     if across.orders:
         text += (
