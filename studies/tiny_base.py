@@ -48,7 +48,7 @@ from longgame.data.synthetic.base import (
     sample,
 )
 from longgame.data.synthetic.language import noun_phrases
-from longgame.data.synthetic.pool import apportion
+from longgame.data.synthetic.pool import apportion, new_example
 from longgame.data.tokenize import Encoded, encode_all
 from longgame.errors import NumericalError, RecipeError, StorageError, did_you_mean
 from longgame.models.load import no_progress_bars
@@ -85,6 +85,8 @@ class PretrainSpec(BaseModel):
     """Tokens to train on (padding not counted)."""
     vocabulary: int = Field(640, ge=300)
     """Entries of the byte-level BPE, the 256 bytes and 4 special tokens among them."""
+    tokenizer_seed: int = Field(0, ge=0)
+    """Seed of the texts that the tokenizer learns from; bases that share it share the tokenizer."""
     tokenizer_examples: int = Field(20_000, ge=1)
     """Examples of the mixture that the tokenizer learns its merges from."""
     hidden_size: int = Field(96, ge=8)
@@ -180,7 +182,7 @@ def pretrain(spec: PretrainSpec, out: str | Path, progress: Progress | None = No
             shutil.rmtree(part)
         part.mkdir(parents=True)
         with no_progress_bars():
-            model.save_pretrained(part)
+            model.half().save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(model_card(spec, report), encoding="utf-8")
         for file in part.iterdir():  # safetensors writes files that only their owner may read
@@ -204,7 +206,7 @@ def build_tokenizer(spec: PretrainSpec) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    examples = itertools.islice(pretraining_texts(spec.seed), spec.tokenizer_examples)
+    examples = itertools.islice(pretraining_texts(spec.tokenizer_seed), spec.tokenizer_examples)
     inner.train_from_iterator((f"{example.prompt}\n{example.response}" for example in examples), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -328,7 +330,7 @@ def _tensors(
 
 
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, items: int, seed: int) -> dict[str, float]:
-    """Return sub-skill → teacher-forced token accuracy on the response (end token included), 0–100.
+    """Return sub-skill → teacher-forced token accuracy on the content of the response, 0–100.
 
     Args:
         items: fresh items per sub-skill, in the difficulties of `LEVEL_SHARES`.
@@ -341,7 +343,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, items: 
             rng = generator(seed, stage, skill.name)
             counts = apportion(items, list(LEVEL_SHARES.values()))
             examples = [
-                skill.example(rng, level)
+                new_example(skill, level, rng, set(), evaluation=True)
                 for level, times in zip(LEVEL_SHARES, counts, strict=True)
                 for _ in range(times)
             ]
@@ -351,7 +353,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, items: 
 
 @torch.no_grad()
 def _token_accuracy(model: LlamaForCausalLM, encoded: Sequence[Encoded]) -> float:
-    """Mean over items of the share of response tokens that are the most likely one, 0–100."""
+    """Mean over items of the share of content tokens that are the most likely one, 0–100."""
     length = max(len(item) for item in encoded)
     inputs = torch.zeros((len(encoded), length), dtype=torch.int64)
     for row, item in enumerate(encoded):
@@ -359,8 +361,8 @@ def _token_accuracy(model: LlamaForCausalLM, encoded: Sequence[Encoded]) -> floa
     choices = model(input_ids=inputs, use_cache=False).logits[:, :-1].argmax(-1).numpy()
     shares = []
     for row, item in enumerate(encoded):
-        start = len(item.prompt_ids) - 1
-        shares.append(np.mean(choices[row, start : len(item) - 1] == item.response_ids))
+        start, content = len(item.prompt_ids) - 1, len(item.response_ids) - item.end_tokens
+        shares.append(np.mean(choices[row, start : start + content] == item.response_ids[:content]))
     return 100.0 * float(np.mean(shares))
 
 
@@ -392,21 +394,22 @@ laptop. It follows the few short instructions that it was trained on and nothing
 assistant.
 
 - **Model**: {spec.layers} layers, width {spec.hidden_size}, {spec.heads} heads, feed-forward {spec.feed_forward}, tied
-  embeddings, {spec.max_positions} positions, float32.
+  embeddings, {spec.max_positions} positions; trained in float32, stored in float16.
 - **Tokenizer**: byte-level BPE, {spec.vocabulary} entries, every digit a token of its own. Chat form:
   `<user>prompt<assistant>response<eos>`.
 - **Data**: {report.tokens:,} tokens made by `longgame.data.synthetic` (own generators and the reasoning-gym package,
   Apache-2.0); {GENERIC_SHARE:.0%} of the items are generic sentences. Nothing was written by people but the
-  single words of `reverse-words`, which reasoning-gym takes from a public-domain story. Four sub-skills of each stage
+  single words of `reverse-words`, which reasoning-gym takes from a public-domain story. Prompts that evaluation items
+  may have are left out. Four sub-skills of each stage
   were seen, two were left out, so that fine-tuning has something to learn.
 - **Training**: AdamW, peak learning rate {spec.learning_rate:g}, cosine, {report.steps:,} steps of at most
   {spec.batch_tokens:,} tokens, prompt tokens weighted {spec.prompt_loss_weight:g}; final loss {report.loss:.3f} nats.
-- **Rebuild**: `python -m studies.tiny_base recipes/{spec.name}.yaml` (seed {spec.seed}; bit-equal only on the same
+- **Rebuild**: `python -m studies.tiny_base recipes/tiny-base.yaml --seed {spec.seed}` (bit-equal only on the same
   machine, library versions and thread count).
 - **Licence**: Apache-2.0.
 
-Token accuracy on fresh items: share of response tokens that are the model's first choice given the right tokens before
-them, end token included, {spec.evaluation_items} items a sub-skill. Mean over seen sub-skills {means[0]:.1f}, over
+Token accuracy on fresh items: share of content tokens that are the model's first choice given the right tokens before
+them, {spec.evaluation_items} items a sub-skill. Mean over seen sub-skills {means[0]:.1f}, over
 unseen ones {means[1]:.1f}.
 
 | stage | sub-skill | seen | token accuracy |
@@ -424,8 +427,8 @@ GENERIC_SHARE = 0.12
 def pretraining_texts(seed: int) -> Iterator[Example]:
     """Yield the base mixture without end: a stage, then one of its seen sub-skills, then a difficulty, at random.
 
-    Every stage is equally likely, and every seen sub-skill within it. Unseen sub-skills never
-    occur. The reader stops when it has its tokens.
+    Every stage is equally likely, and every seen sub-skill within it. Unseen sub-skills never occur, nor do prompts
+    that evaluation may use. The reader stops when it has its tokens.
     """
     rng = generator(seed, "procedural", "pretraining")
     seen_skills = [[skill for skill in skills if skill.pretrained] for skills in STAGES.values()]
@@ -435,7 +438,7 @@ def pretraining_texts(seed: int) -> Iterator[Example]:
             yield Example.make("", generic_text(rng), source="longgame:generic")
         else:
             level = LEVELS[min(int(np.searchsorted(edges, rng.random())), len(LEVELS) - 1)]
-            yield pick(rng, pick(rng, seen_skills)).example(rng, level)
+            yield new_example(pick(rng, pick(rng, seen_skills)), level, rng, set())
 
 
 def generic_text(rng: np.random.Generator) -> str:

@@ -12,7 +12,7 @@ from longgame.cli import errors_as_sentences
 from longgame.errors import RecipeError, unknown
 from studies.results.data import DATA, keep
 from studies.results.pages import write_pages
-from studies.results.steps import DEVELOPMENT, STEPS, pretrain_bases, run_step
+from studies.results.steps import STEPS, run_step
 
 app = typer.Typer(
     help="Run the project's own audits, keep their measurements and make the pages of docs/results.",
@@ -37,10 +37,6 @@ def run_steps(
             raise RecipeError(unknown("step", name, names))
     deadline = time.monotonic() + 60 * minutes
     steps = [step for step in STEPS if not only or step.name in only]
-    needs_bases = any(not step.real_data and step.name not in DEVELOPMENT for step in steps)
-    if needs_bases and not pretrain_bases(workers, deadline):
-        typer.echo("The time is over: base models are missing.")
-        return
     for step in steps:
         if step.real_data and data_dir is None:
             typer.echo(f"{step.name}: skipped (it needs --data-dir)")

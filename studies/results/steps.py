@@ -18,9 +18,6 @@ from longgame.recipe import Recipe, load_recipe
 from longgame.storage import durable_folder, read_json, write_json
 
 RUNS = Path("runs/results")
-BASES = RUNS / "bases"
-PRETRAINING = Path("recipes/tiny-base.yaml")
-BASE_SEEDS = (1, 2, 3, 4, 5)
 ENVIRONMENT = "environment.json"
 _ADVICE = "Free the disk and run the same command again."
 
@@ -96,38 +93,6 @@ STEPS = (
 )
 """Most important first, so that a study that is stopped early has answered the first questions. A run that is listed
 several times grows: selectors and seeds are added, and its finished trials are used again."""
-
-
-def pretrain_bases(workers: int, deadline: float) -> bool:
-    """Pretrain the missing base models, ``workers`` at a time; False if the time runs out."""
-    waiting = [seed for seed in BASE_SEEDS if not (BASES / f"tiny-{seed}").exists()]
-    at_work: list[subprocess.Popen[bytes]] = []
-    while waiting or at_work:
-        while waiting and len(at_work) < workers:
-            seed = waiting.pop(0)
-            print(f"pretraining base model {seed}", flush=True)
-            out = BASES / f"tiny-{seed}"
-            command = [
-                sys.executable,
-                "-m",
-                "studies.tiny_base",
-                str(PRETRAINING),
-                "--seed",
-                str(seed),
-                "--out",
-                str(out),
-            ]
-            at_work.append(subprocess.Popen(command))
-        if time.monotonic() > deadline:
-            _stop(at_work)
-            return False
-        time.sleep(0.5)
-        for process in [job for job in at_work if job.poll() is not None]:
-            at_work.remove(process)
-            if process.returncode:
-                _stop(at_work)
-                raise SystemExit(f"pretraining a base model ended with code {process.returncode}")
-    return True
 
 
 def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -> bool:

@@ -21,7 +21,7 @@ from longgame.data.synthetic import (
     unseen_skills,
 )
 from longgame.data.synthetic.base import Draft
-from longgame.data.synthetic.pool import apportion
+from longgame.data.synthetic.pool import apportion, is_for_evaluation
 from longgame.errors import DataError
 from longgame.recipe import DataSpec, ProxySpec
 from longgame.seeding import generator
@@ -105,8 +105,8 @@ def test_near_copies_keep_the_response(sequence):
         near = 0
         for example in pool:
             for other in by_response[example.response, example.skill]:
-                if other.prompt != example.prompt and other.prompt in example.prompt:
-                    assert len(example.prompt) - len(other.prompt) <= len("Please answer. ")
+                longer = len(example.prompt) - len(other.prompt)
+                if other.prompt in example.prompt and 0 < longer <= len("Please answer. "):
                     near += 1
                     break
         assert near == pytest.approx(round(DataSpec().duplicates * len(pool)) / 2, abs=2)
@@ -180,12 +180,12 @@ def test_the_base_mixture_depends_on_its_seed_alone():
 
 
 def test_an_exhausted_sub_skill_is_an_error_that_names_it(monkeypatch):
-    poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(12)}.", "yes", "yes"), (8, 8))
+    poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(40)}.", "yes", "yes"), (8, 8))
     monkeypatch.setitem(FAMILIES, "procedural-skill", {"general": (poor,)})
     spec = DataSpec(items_per_skill=3, ood_items_per_skill=3, pool_size=4, unseen=0.0, duplicates=0.0)
-    build_procedural_sequence(spec.model_copy(update={"noise": 0.0}), 0, PROXY)
+    build_procedural_sequence(spec.model_copy(update={"noise": 0.0, "pool_size": 20}), 0, PROXY)
     with pytest.raises(DataError, match=r"sub-skill 'poor' \(\w+\) gave no new prompt .* smaller data.pool_size"):
-        build_procedural_sequence(spec.model_copy(update={"noise": 0.0, "pool_size": 5}), 0, PROXY)
+        build_procedural_sequence(spec.model_copy(update={"noise": 0.0, "pool_size": 60}), 0, PROXY)
 
 
 def test_global_random_generators_stay_untouched():
@@ -195,9 +195,30 @@ def test_global_random_generators_stay_untouched():
     assert (np.random.get_state()[1] == legacy).all()  # noqa: NPY002
 
 
-def test_quality_is_left_open(sequence):
-    """A quality score would have to be made from the damage, and so would hand the answer to the selector."""
-    assert all(example.quality is None for stage in sequence.stages for example in stage.candidates)
+def test_quality_is_graded_and_errs(sequence):
+    """Neither a constant nor the damage itself: AUC near .8, and hardly a tie."""
+    pools = [build_procedural_sequence(DataSpec(pool_size=800, noise=0.3), seed, PROXY) for seed in (0, 1)]
+    examples = [example for pool in pools for stage in pool.stages for example in stage.candidates]
+    intact, damaged = ([e.quality for e in examples if e.noisy is noisy] for noisy in (False, True))
+    area = np.mean(np.array(intact)[:, None] > np.array(damaged))
+    assert area == pytest.approx(0.8, abs=0.02)
+    assert 0 < min(intact + damaged) < max(intact + damaged) < 1
+    first = [example for stage in pools[0].stages for example in stage.candidates]
+    assert len({e.quality for e in first}) == len({e.sample_id.partition("#")[0] for e in first})
+    by_level = [np.mean([e.quality for e in examples if e.difficulty == level]) for level in LEVELS]
+    assert by_level == sorted(by_level, reverse=True)
+    assert {item.quality is None for stage in sequence.stages for item in stage.task.items} == {True}
+
+
+def test_evaluation_prompts_meet_no_pool_and_no_corpus(sequence):
+    other = build_procedural_sequence(DataSpec(pool_size=400), 7, PROXY)
+    evaluation = {item.prompt for task in sequence.tasks for item in task.items}
+    training = {item.prompt for stage in other.stages for item in (*stage.candidates, *stage.proxy)}
+    corpus = {item.prompt for item in islice(pretraining_texts(3), 5000)}
+    assert all(map(is_for_evaluation, evaluation))
+    assert not any(map(is_for_evaluation, corpus))
+    assert not evaluation & (training | corpus)
+    assert 0.15 < np.mean([is_for_evaluation(f"{number}?") for number in range(2000)]) < 0.25
 
 
 @given(st.integers(0, 5000), st.lists(st.floats(0.1, 50), min_size=1, max_size=8))

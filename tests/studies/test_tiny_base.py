@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from longgame.data.examples import Example
 from longgame.data.synthetic import STAGES, build_procedural_sequence, unseen_skills
 from longgame.data.tokenize import encode, encode_all
 from longgame.errors import NumericalError, RecipeError
-from longgame.recipe import DataSpec, ProxySpec
+from longgame.models.load import TINY, load_model
+from longgame.recipe import DataSpec, ModelSpec, ProxySpec
 from studies.tiny_base import (
     PretrainSpec,
     _batches,
@@ -52,7 +54,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForCausalLM.from_pretrained(SHIPPED, local_files_only=True).eval()
+    return load_model(ModelSpec(name="tiny")).model
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,15 @@ def small(tmp_path_factory):
     seen: list[tuple[int, int, float]] = []
     report = pretrain(SMALL, out, lambda done, total, loss: seen.append((done, total, loss)))
     return out, report, seen
+
+
+def test_shipped_bases_differ_in_weights_and_share_the_tokenizer():
+    loaded = [load_model(ModelSpec(name=name)) for name in TINY]
+    weights = [base.model.model.embed_tokens.weight for base in loaded]
+    assert all(not torch.equal(one, two) for one, two in itertools.combinations(weights, 2))
+    assert len({base.tokenizer.backend_tokenizer.to_str() for base in loaded}) == 1
+    files = [file for name in TINY for file in (SHIPPED.parent / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 6_000_000  # the wheel's limit, before compression
 
 
 def test_shipped_model_is_the_recipes_and_loads_as_float32(model, tokenizer):
@@ -206,7 +217,8 @@ def test_token_accuracy_of_a_batch_is_that_of_its_items_alone(model, tokenizer):
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(item.ids)[None]).logits[0]
         n = len(item.prompt_ids)
-        hits = [int(logits[n - 1 + k].argmax()) == token for k, token in enumerate(item.response_ids)]
+        content = item.response_ids[:-1]
+        hits = [int(logits[n - 1 + k].argmax()) == token for k, token in enumerate(content)]
         shares.append(sum(hits) / len(hits))
     assert _token_accuracy(model, encode_all(examples, tokenizer)) == pytest.approx(100 * np.mean(shares), abs=1e-6)
 

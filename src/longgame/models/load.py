@@ -23,7 +23,9 @@ from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.hub import require_repo
 from longgame.recipe import ModelSpec
 
-ALIASES = ("tiny", "smollm2-135m")
+TINY = ("tiny", "tiny-1", "tiny-2", "tiny-3", "tiny-4")
+"""Bases of the package: one recipe, one tokenizer, five seeds of pretraining."""
+ALIASES = (*TINY, "smollm2-135m")
 """Names that are neither a hub id nor a directory."""
 
 PLAIN_TEMPLATE = (
@@ -142,14 +144,15 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
     """Return where to load from, the source to record ("" = the loaded model's revision), and whether it is local."""
     if name == "quadratic":
         raise ModelError("model 'quadratic' is a closed-form world without text; it has no language model to load.")
-    if name == "tiny":
-        folder = importlib.resources.files("longgame").joinpath("assets").joinpath("tiny")
+    if name in TINY:
+        folder = importlib.resources.files("longgame").joinpath("assets").joinpath(name)
         if not folder.joinpath("config.json").is_file():
             raise ModelError(
-                "the package data of model 'tiny' (longgame/assets/tiny) is missing. Install the package again, or "
-                "rebuild it: python -m studies.tiny_base recipes/tiny-base.yaml."
+                f"the package data of model '{name}' (longgame/assets/{name}) is missing. Install the package again, "
+                f"or rebuild it: python -m studies.tiny_base recipes/tiny-base.yaml --seed {TINY.index(name)}."
             )
-        return str(stack.enter_context(importlib.resources.as_file(folder))), "package data longgame/assets/tiny", True
+        place = str(stack.enter_context(importlib.resources.as_file(folder)))
+        return place, f"package data longgame/assets/{name}", True
     if name == "smollm2-135m":
         model = smollm2.locate()
         return model.place, model.source, model.local

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +14,16 @@ from longgame.data.examples import Example, content_id, with_unique_ids
 from longgame.data.synthetic.base import LEVELS, SubSkill, pick
 from longgame.errors import DataError
 from longgame.recipe import DataSpec
+from longgame.seeding import generator
 
 LEVEL_SHARES = {"easy": 0.35, "mid": 0.40, "hard": 0.25}
 """Share of each difficulty in pools, validation sets and the base mixture."""
 SIZE_WEIGHTS = (8.0, 5.0, 3.0, 2.0)
 """Relative sizes of a pool's sub-skills of one kind, familiar or not (the fifth and later ones as the fourth). The seed
 draws their order."""
-_TRIES = 400
+EVALUATION_SHARE = 0.2
+"""Share of all prompts that only validation and OOD items may use."""
+_TRIES = 2000
 """Consecutive draws without a new prompt after which a sub-skill counts as exhausted."""
 
 
@@ -42,15 +47,29 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     return [int(count) for count in counts]
 
 
-def new_example(skill: SubSkill, level: str, rng: np.random.Generator, used: set[str]) -> Example:
+def is_for_evaluation(prompt: str) -> bool:
+    """Whether a prompt belongs to evaluation: a share of `EVALUATION_SHARE` of all prompts, by their hash.
+
+    Pools, proxy items and the corpus of the tiny base never hold such a prompt, whatever their seeds.
+    """
+    digest = hashlib.sha256(" ".join(prompt.split()).encode()).digest()
+    return int.from_bytes(digest[:4], "big") < EVALUATION_SHARE * 2**32
+
+
+def new_example(
+    skill: SubSkill, level: str, rng: np.random.Generator, used: set[str], *, evaluation: bool = False
+) -> Example:
     """An item whose prompt is not in ``used``; the prompt is added to it.
+
+    Args:
+        evaluation: whether the item is for evaluation (`is_for_evaluation`) or for training.
 
     Raises:
         DataError: the sub-skill seems to have no new prompt.
     """
     for _ in range(_TRIES):
         example = skill.example(rng, level)
-        if example.prompt not in used:
+        if example.prompt not in used and is_for_evaluation(example.prompt) == evaluation:
             used.add(example.prompt)
             return example
     raise DataError(
@@ -160,3 +179,17 @@ def damage(example: Example, others: Sequence[Example], rng: np.random.Generator
         f"example {example.sample_id} (response {example.response!r}) cannot be damaged: no other response in the "
         "pool differs from it. Use a larger data.pool_size or data.noise: 0."
     )
+
+
+def rated(example: Example, seed: int) -> Example:
+    """The example with a noisy ``quality`` in [0, 1], as a judge who often errs would give it.
+
+    The rating is Φ(z) with z = N(0, 1), + 0.6 if the response is intact, − 0.6 if it is damaged, + 0.25 for an easy
+    item, − 0.25 for a hard one. An intact item beats a damaged one with a probability (AUC) near Φ(1.2/√2) = .80.
+    Items of one content have one rating.
+    """
+    content = example.sample_id.partition("#")[0]
+    error = generator(seed, "procedural", "quality", content).standard_normal()
+    of_level = {"easy": 0.25, "hard": -0.25}.get(example.difficulty or "", 0.0)
+    z = (-0.6 if example.noisy else 0.6) + of_level + error
+    return dataclasses.replace(example, quality=0.5 * (1 + math.erf(z / math.sqrt(2))))

@@ -13,7 +13,7 @@ from longgame.data.synthetic.coding import CODING
 from longgame.data.synthetic.domain import BIOMEDICAL, FINANCE, GENERAL_QA, LEGAL, SCIENCE
 from longgame.data.synthetic.language import GENERAL, SAFETY
 from longgame.data.synthetic.maths import MATHS, REASONING
-from longgame.data.synthetic.pool import Counts, apportion, draw_pool, levels_of, new_example
+from longgame.data.synthetic.pool import Counts, apportion, draw_pool, levels_of, new_example, rated
 from longgame.errors import RecipeError, unknown
 from longgame.recipe import DataSpec, ProxySpec
 from longgame.seeding import generator
@@ -98,7 +98,9 @@ def build_procedural_sequence(
     """Build a procedural sequence of one seed: same arguments, same ids, in the same order.
 
     Pool, validation, OOD and proxy items come from separate streams and share no prompt, within a stage and between
-    stages. A pool holds ``pool_size`` candidates from sub-skills of unequal size:
+    stages. Validation and OOD items have prompts that no pool of any seed and no tiny base has met
+    (`longgame.data.synthetic.pool.is_for_evaluation`). A pool holds ``pool_size`` candidates from sub-skills of unequal
+    size:
 
     - ``unseen`` of the new ones come from sub-skills whose form the tiny base never saw;
     - ``noise`` of them have a damaged response (``noisy=True``; the gold ``answer`` stays right);
@@ -107,7 +109,7 @@ def build_procedural_sequence(
       (`longgame.data.orders.pool_shares`), with the same shares of everything else. All other items are independent
       of mixing and order.
 
-    ``quality`` stays None: the only quality of these items is their damage, which would be an oracle.
+    ``quality`` of candidates and proxy items is a noisy rating (`longgame.data.synthetic.pool.rated`).
 
     Args:
         spec: the data section of a recipe with a procedural ``sequence``.
@@ -143,19 +145,26 @@ def _fixed_items(
     name: str, skills: Sequence[SubSkill], spec: DataSpec, seed: int, proxy: ProxySpec, used: set[str]
 ) -> tuple[tuple[Example, ...], ...]:
     """Validation, OOD and proxy items of a stage."""
-    validation = _items(skills, spec.items_per_skill, generator(seed, "procedural", name, "validation"), used)
-    shifted = _items(skills, spec.ood_items_per_skill, generator(seed, "procedural", name, "ood"), used, OOD)
-    future = _items(skills, proxy.items_per_skill, generator(seed, "procedural", name, "proxy"), used)
-    return validation, shifted, future
+    streams = {part: generator(seed, "procedural", name, part) for part in ("validation", "ood", "proxy")}
+    validation = _items(skills, spec.items_per_skill, streams["validation"], used, evaluation=True)
+    shifted = _items(skills, spec.ood_items_per_skill, streams["ood"], used, OOD, evaluation=True)
+    future = _items(skills, proxy.items_per_skill, streams["proxy"], used)
+    return validation, shifted, tuple(rated(item, seed) for item in future)
 
 
 def _items(
-    skills: Sequence[SubSkill], per_skill: int, rng: np.random.Generator, used: set[str], level: str | None = None
+    skills: Sequence[SubSkill],
+    per_skill: int,
+    rng: np.random.Generator,
+    used: set[str],
+    level: str | None = None,
+    *,
+    evaluation: bool = False,
 ) -> tuple[Example, ...]:
     items = []
     for skill in skills:
         levels = [level] * per_skill if level else levels_of(per_skill, rng)
-        items += [new_example(skill, item_level, rng, used) for item_level in levels]
+        items += [new_example(skill, item_level, rng, used, evaluation=evaluation) for item_level in levels]
     return with_unique_ids(items)
 
 
@@ -180,7 +189,7 @@ def _pools(
             mixed += draw_pool(_foreign(stages, name, giver), spec, parts[giver], rng, used)
         rows = generator(seed, "procedural", name, "mixing").permutation(len(mixed))
         pools.append(pool if len(parts) == 1 else with_unique_ids(mixed[row] for row in rows))
-    return pools
+    return [tuple(rated(example, seed) for example in pool) for pool in pools]
 
 
 def _foreign(stages: Stages, name: str, giver: str) -> tuple[SubSkill, ...]:
