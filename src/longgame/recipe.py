@@ -307,6 +307,8 @@ class MetricSpec(Part):
     """Skill clusters of the capability entropy (k-means on frozen embeddings)."""
     gradient_every: int = Field(4, ge=1)
     """Selection concentration is measured on the picks of every n-th round."""
+    concentration_size: int = Field(16, ge=2)
+    """|S|: gradients of picks at which selection concentration is measured, the same for all selectors."""
     bootstrap: int = Field(0, ge=0)
     """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
     reference: str = "random"

@@ -1,5 +1,6 @@
 """Diagnostics of picks and updates, and their correlation over trials that are not independent."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -65,23 +66,62 @@ def test_concentration_is_bounded_and_scale_free(g):
     assert diagnostics.selection_concentration(g * 1e-7) == pytest.approx(share)
 
 
-def test_concentration_of_gram_equals_that_of_updates():
-    updates = generator(1).standard_normal((6, 40))
-    gram = updates @ updates.T
-    assert diagnostics.update_concentration(gram) == pytest.approx(diagnostics.selection_concentration(updates))
-    assert np.isnan(diagnostics.update_concentration(np.zeros((3, 3))))
-    assert np.isnan(diagnostics.update_concentration(np.empty((0, 0))))
+def test_concentration_of_gram_equals_that_of_gradients():
+    gradients = generator(1).standard_normal((6, 40)) * np.arange(1, 7)[:, None]
+    result = diagnostics.update_concentration(gradients @ gradients.T, 40)
+    unit = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+    assert result.value == pytest.approx(diagnostics.selection_concentration(gradients))
+    assert result.unit == pytest.approx(diagnostics.selection_concentration(unit))
+    for empty in (np.zeros((3, 3)), np.empty((0, 0))):
+        assert np.isnan(dataclasses.astuple(diagnostics.update_concentration(empty, 40))).all()
+
+
+@pytest.mark.parametrize("width", [64, 20_000])
+def test_white_noise_has_the_concentration_of_its_null(width):
+    """Whatever the lengths, and for few and many steps: gradients without a common direction lie at the null."""
+    for steps in (6, 28):
+        lengths = np.linspace(0.2, 3.0, steps)
+        noise = generator(3, steps, width).standard_normal((16, steps, width))
+        noise *= (lengths / np.linalg.norm(noise, axis=2))[..., None]
+        results = [diagnostics.update_concentration(rows @ rows.T, width) for rows in noise]
+        for value, null in (("value", "null"), ("unit", "unit_null")):
+            measured = np.mean([getattr(result, value) for result in results])
+            assert measured == pytest.approx(getattr(results[0], null), rel=0.05)
+
+
+def test_null_of_long_vectors_is_the_longest_share():
+    lengths = np.array([1.0, 2.0, 2.0, 4.0])  # squares 1 + 4 + 4 + 16; so wide that directions hardly meet
+    assert diagnostics.isotropic_concentration(lengths, 10**9) == pytest.approx(16 / 25, rel=1e-3)
+    assert diagnostics.isotropic_concentration(np.ones(5), 1) == pytest.approx(1)
+
+
+def test_number_of_picks_does_not_move_concentration_at_one_size():
+    draw = generator(5, "picks")
+    few, many = draw.standard_normal((40, 300)), draw.standard_normal((400, 300))
+    assert diagnostics.selection_concentration(few) > 3 * diagnostics.selection_concentration(many)
+    values = [diagnostics.subsampled_concentration(rows, 16, generator(0)) for rows in (few, many)]
+    assert values[0][0] == pytest.approx(values[1][0], rel=0.05)
+    assert values[0][1] == pytest.approx(values[0][2], rel=0.05)
+    assert np.isnan(diagnostics.subsampled_concentration(few[:15], 16, generator(0))).all()
+
+
+def test_one_long_gradient_rules_concentration_but_not_at_unit_length():
+    rows = generator(6).standard_normal((16, 500))
+    rows[0] *= 50
+    value, unit, null = diagnostics.subsampled_concentration(rows, 16, generator(0))
+    assert value > 0.9
+    assert unit == pytest.approx(null, rel=0.1)
 
 
 def test_concentration_refuses_bad_matrices():
     with pytest.raises(NumericalError, match="row 1"):
         diagnostics.selection_concentration(np.array([[1.0], [np.nan]]))
     with pytest.raises(NumericalError):
-        diagnostics.update_concentration(np.array([[np.inf]]))
+        diagnostics.update_concentration(np.array([[np.inf]]), 3)
     with pytest.raises(DataError, match="symmetric"):
-        diagnostics.update_concentration(np.array([[1.0, 0.5], [0.0, 1.0]]))
+        diagnostics.update_concentration(np.array([[1.0, 0.5], [0.0, 1.0]]), 3)
     with pytest.raises(DataError, match="square"):
-        diagnostics.update_concentration(np.ones((2, 3)))
+        diagnostics.update_concentration(np.ones((2, 3)), 3)
 
 
 def test_means_are_weighted_by_tokens_by_hand():

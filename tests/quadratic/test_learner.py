@@ -174,7 +174,7 @@ def test_training_is_gradient_descent_on_the_picks_with_an_exact_report(learner,
     theta, start = learner.theta.copy(), learner.theta.copy()
     report = learner.train(pool, held, SelectionConfig(), 8, told.append)
     rates = learning_rates(learner.recipe.training, 8)
-    updates = []
+    gradients = []
     for number, batch in enumerate(learner.picks):
         loss, gradient = 0.0, np.zeros_like(theta)
         for name in batch:
@@ -182,11 +182,11 @@ def test_training_is_gradient_descent_on_the_picks_with_an_exact_report(learner,
             loss += 0.5 * (a @ theta - y) ** 2 / len(batch)
             gradient += a * (a @ theta - y) / len(batch)
         assert report.losses[number] == pytest.approx(loss)
-        updates.append(-rates[number] * gradient)
-        theta = theta + updates[-1]
+        gradients.append(gradient)
+        theta = theta - rates[number] * gradient
     np.testing.assert_allclose(learner.theta, theta, atol=1e-12)
-    gram = [[float(a @ b) for b in updates] for a in updates]
-    np.testing.assert_allclose(report.update_gram, gram, atol=1e-12)
+    gram = [[float(a @ b) for b in gradients] for a in gradients]
+    np.testing.assert_allclose(report.gradient_gram, gram, atol=1e-12)
     assert report.update_norm == pytest.approx(np.linalg.norm(theta - start))
     assert math.isnan(report.drift)
     assert [info.step for info in told] == list(range(9))

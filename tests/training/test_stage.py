@@ -181,7 +181,7 @@ def test_stage_has_a_fresh_optimizer_and_repeats_exactly(pool):
                     value.copy_(start[name])
         runs.append(stage(model, pool)[0])
     assert runs[0].losses.tolist() == runs[1].losses.tolist()
-    np.testing.assert_array_equal(runs[0].update_gram, runs[1].update_gram)
+    np.testing.assert_array_equal(runs[0].gradient_gram, runs[1].gradient_gram)
 
 
 def test_three_runs_leave_nothing_but_new_weights(pool, capfd, tmp_path, monkeypatch):
@@ -253,20 +253,28 @@ def test_an_infinite_gradient_is_refused_before_the_step(pool):
     assert torch.equal(weights(model)[name], before[name])
 
 
-def test_update_gram_equals_inner_products_of_updates(pool, monkeypatch):
-    model, path = make_model(), []
+def test_gradient_gram_is_that_of_gradients_before_clipping(pool, monkeypatch):
+    model, gradients = make_model(), []
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    original = torch.nn.utils.clip_grad_norm_
 
-    def on_step(info):
-        path.append(torch.cat([value.reshape(-1) for value in weights(model).values()]).double())
+    def clip(parameters, *limit):
+        parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
+        gradients.append(torch.cat([part.reshape(-1) for part in parts]).double())
+        return original(parameters, *limit)
 
-    report, _ = stage(model, pool, on_step=on_step)
-    moves = torch.stack(path).diff(dim=0)
-    np.testing.assert_allclose(report.update_gram, (moves @ moves.T).numpy(), rtol=1e-4, atol=1e-9)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    report, _ = stage(model, pool)
+    rows = torch.stack(gradients)
+    gram, size = report.gradient_gram, sum(parameter.numel() for parameter in trained)
+    assert report.gradient_width == size
+    np.testing.assert_allclose(gram, (rows @ rows.T).numpy(), rtol=1e-4, atol=1e-9)
     monkeypatch.setattr(stages, "EXACT_FLOATS", 0)
     sketched, _ = stage(make_model(), pool)
-    scale = np.sqrt(np.outer(np.diag(report.update_gram), np.diag(report.update_gram)))
-    assert np.abs((sketched.update_gram - report.update_gram) / scale).max() < 6 * np.sqrt(2 / stages.SKETCH_DIM)
-    assert not np.array_equal(sketched.update_gram, report.update_gram)
+    scale = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
+    assert sketched.gradient_width == stages.SKETCH_DIM
+    assert np.abs((sketched.gradient_gram - gram) / scale).max() < 6 * np.sqrt(2 / stages.SKETCH_DIM)
+    assert not np.array_equal(sketched.gradient_gram, gram)
 
 
 def test_full_fine_tuning_in_bfloat16_moves_every_weight(pool):

@@ -25,7 +25,7 @@ from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.scorers import Score
 from longgame.metrics.diagnostics import (
     capability_entropy,
-    selection_concentration,
+    subsampled_concentration,
     token_weighted_mean,
     update_concentration,
 )
@@ -342,11 +342,19 @@ def _diagnostics(
     per_cluster = np.bincount(frozen["cluster"], weights=chosen.tokens, minlength=recipe.metrics.clusters)
     noisy = np.array([np.nan if example.noisy is None else example.noisy for example in chosen.examples], dtype=float)
     gradients = [entry.gradients for entry in policy.rounds if entry.gradients is not None]
-    concentration = selection_concentration(np.concatenate(gradients)) if gradients else float("nan")
+    picked = np.concatenate(gradients) if gradients else np.zeros((0, 1))
+    rng = generator(0, "concentration")
+    selection, selection_unit, selection_null = subsampled_concentration(picked, recipe.metrics.concentration_size, rng)
+    updates = update_concentration(report.gradient_gram, report.gradient_width)
     values = {
         "capability_entropy": (capability_entropy(per_cluster), "nats"),
-        "selection_concentration": (concentration, "share"),
-        "update_concentration": (update_concentration(report.update_gram), "share"),
+        "selection_concentration": (selection, "share"),
+        "selection_concentration_unit": (selection_unit, "share"),
+        "selection_concentration_null": (selection_null, "share"),
+        "update_concentration": (updates.value, "share"),
+        "update_concentration_null": (updates.null, "share"),
+        "update_concentration_unit": (updates.unit, "share"),
+        "update_concentration_unit_null": (updates.unit_null, "share"),
         "adapter_drift": (report.drift, "1-cos"),
         "update_norm": (report.update_norm, "frobenius"),
         "difficulty": (token_weighted_mean(frozen["difficulty"], chosen.tokens), "pool percentile"),

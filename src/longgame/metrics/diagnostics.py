@@ -15,6 +15,12 @@ import scipy.special
 from jaxtyping import Bool, Float, Int
 
 from longgame.errors import DataError, NumericalError
+from longgame.seeding import generator
+
+SUBSAMPLES = 32
+"""Samples behind `subsampled_concentration`, and draws behind `isotropic_concentration`."""
+_DRAWN_WIDTH = 512
+"""Widths up to which random directions are drawn in full."""
 
 Tokens = Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
 
@@ -83,13 +89,76 @@ def selection_concentration(gradients: Float[np.ndarray, "n d"], eps: float = 0.
     return _top_share((g @ g.T if len(g) < g.shape[1] else g.T @ g) / len(g), eps)
 
 
-def update_concentration(gram: Float[np.ndarray, "steps steps"]) -> float:
-    """Share of the largest eigenvalue of the optimizer updates' Gram matrix: eq. 4 over actual updates (Table 2).
+def subsampled_concentration(
+    gradients: Float[np.ndarray, "n d"], size: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Selection concentration at one |S|: mean over `SUBSAMPLES` samples of ``size`` gradients, drawn without return.
+
+    The number of gradients alone changes eq. 4 (n directions at random give at least 1/n), and a few long gradients
+    rule it; so selectors are compared at one size, and on gradients of unit length too.
+
+    Returns:
+        C of the gradients as they are; C of the same at unit length; C of ``size`` directions at random with unit
+        length (`isotropic_concentration`). NaN with fewer than ``size`` gradients that are not zero.
+
+    Raises:
+        NumericalError, DataError: as `selection_concentration`.
+    """
+    g = np.asarray(gradients, dtype=np.float64)
+    selection_concentration(g[:0] if g.ndim != 2 else g)  # checks
+    lengths = np.linalg.norm(g, axis=1)
+    g, lengths = g[lengths > 0], lengths[lengths > 0]
+    if len(g) < size:
+        return float("nan"), float("nan"), float("nan")
+    unit = g / lengths[:, None]
+    samples = [rng.permutation(len(g))[:size] for _ in range(SUBSAMPLES)]
+    plain, directions = (np.mean([selection_concentration(rows[sample]) for sample in samples]) for rows in (g, unit))
+    return float(plain), float(directions), isotropic_concentration(np.ones(size), g.shape[1])
+
+
+def isotropic_concentration(lengths: Float[np.ndarray, " n"], width: int) -> float:
+    """Expected concentration (eq. 4) of n vectors of these lengths whose directions are drawn at random in R^width.
+
+    The null beside a measured concentration: what no common direction gives. Mean over `SUBSAMPLES` draws from a
+    generator of its own, so equal arguments give equal values. NaN without a vector that is not zero.
+    """
+    lengths = np.asarray(lengths, dtype=np.float64)
+    lengths = lengths[lengths > 0]
+    if not len(lengths):
+        return float("nan")
+    rng = generator(0, "isotropic concentration", len(lengths), width)
+    values = []
+    for _ in range(SUBSAMPLES):
+        if width <= _DRAWN_WIDTH:
+            drawn = rng.standard_normal((len(lengths), width))
+            drawn *= (lengths / np.linalg.norm(drawn, axis=1))[:, None]
+            gram = drawn @ drawn.T
+        else:  # cosines of directions in so many dimensions are normal with variance 1 / width
+            noise = np.triu(rng.standard_normal((len(lengths), len(lengths))), 1) / np.sqrt(width)
+            gram = (np.eye(len(lengths)) + noise + noise.T) * np.outer(lengths, lengths)
+        values.append(_top_share(gram, 0.0))
+    return float(np.mean(values))
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateConcentration:
+    """Eq. 4 over the gradients of a stage's steps, each with what directions at random give."""
+
+    value: float
+    null: float
+    unit: float
+    """At unit length: every step counts the same."""
+    unit_null: float
+
+
+def update_concentration(gram: Float[np.ndarray, "steps steps"], width: int) -> UpdateConcentration:
+    """Share of the largest eigenvalue of the Gram matrix of the steps' gradients: eq. 4 over updates (Table 2).
 
     Args:
-        gram: inner products of the updates with each other.
+        gram: inner products of the gradients with each other, before the optimizer.
+        width: numbers in a gradient, or in its sketch.
 
-    NaN when there is no update or all are zero.
+    NaN when there is no gradient or all are zero; at unit length, zero gradients are left out.
 
     Raises:
         NumericalError: an entry is NaN or infinite. DataError: not square, or not symmetric.
@@ -98,10 +167,19 @@ def update_concentration(gram: Float[np.ndarray, "steps steps"]) -> float:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise DataError(f"a Gram matrix of shape {matrix.shape} is not square.")
     if not np.isfinite(matrix).all():
-        raise NumericalError("the Gram matrix of the updates holds NaN or infinite entries.")
+        raise NumericalError("the Gram matrix of the gradients holds NaN or infinite entries.")
     if not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-6 * float(np.abs(matrix).max(initial=0.0))):
-        raise DataError("the Gram matrix of the updates is not symmetric.")
-    return _top_share((matrix + matrix.T) / 2, 0.0)
+        raise DataError("the Gram matrix of the gradients is not symmetric.")
+    matrix = (matrix + matrix.T) / 2
+    lengths = np.sqrt(np.clip(np.diag(matrix), 0, None))
+    steps = np.flatnonzero(lengths > 0)
+    unit = matrix[np.ix_(steps, steps)] / np.outer(lengths[steps], lengths[steps])
+    return UpdateConcentration(
+        _top_share(matrix, 0.0),
+        isotropic_concentration(lengths, width),
+        _top_share(unit, 0.0),
+        isotropic_concentration(np.ones(len(steps)), width),
+    )
 
 
 # Association of diagnostics with forgetting over all trials (paper Fig. 4 (b), and Fig. 3 (b) for the last pair).

@@ -203,7 +203,7 @@ class QuadraticLearner:
         """
         start, before = self.theta.copy(), self.theta - self.world.base
         rates = learning_rates(self.recipe.training, steps)
-        updates = np.zeros((steps, len(self.theta)))
+        gradients = np.zeros((steps, len(self.theta)))
         losses = np.full(steps, np.nan)
         seconds = dict.fromkeys(("train", "select", "diagnose", "callbacks"), 0.0)
         order = stage_order(pool, generator(selection.seed or 0, "order"))
@@ -237,9 +237,8 @@ class QuadraticLearner:
             a = batch.info["features"][rows]
             residual = a @ self.theta - batch.info["label"][rows]
             losses[step] = 0.5 * float(np.mean(residual**2))
-            gradient = residual @ a / len(rows)
-            updates[step] = -rates[step] * (gradient + self.recipe.training.weight_decay * self.theta)
-            self.theta = self.theta + updates[step]
+            gradients[step] = residual @ a / len(rows)
+            self.theta = self.theta - rates[step] * (gradients[step] + self.recipe.training.weight_decay * self.theta)
             if not np.isfinite(self.theta).all():
                 raise NumericalError(
                     f"θ is no longer finite at step {step + 1} of stage {self.stages_trained + 1} "
@@ -259,7 +258,8 @@ class QuadraticLearner:
             optimiser_tokens=feed.learned,
             candidate_tokens=feed.scored,
             losses=losses,
-            update_gram=updates @ updates.T,
+            gradient_gram=gradients @ gradients.T,
+            gradient_width=len(self.theta),
             drift=_drift(self.theta - start, before),
             update_norm=float(np.linalg.norm(self.theta - start)),
             seconds=seconds,

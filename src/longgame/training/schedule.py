@@ -40,8 +40,10 @@ class TrainingReport:
     """Tokens of the candidates of all rounds."""
     losses: Float[np.ndarray, " steps"]
     """Mean loss per step, nats/token."""
-    update_gram: Float[np.ndarray, "steps steps"]
-    """Inner products of the optimizer's updates with each other (exact or sketched), for update concentration."""
+    gradient_gram: Float[np.ndarray, "steps steps"]
+    """Inner products of the steps' gradients with each other, before clipping and optimizer (exact or sketched)."""
+    gradient_width: int
+    """Numbers in a gradient, or in its sketch."""
     drift: float
     """1 − cos of this stage's update with the sum of the earlier ones, in effective weight space; NaN at stage 1."""
     update_norm: float

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -138,7 +138,7 @@ class StageTrainer(SelectionMixin, Trainer):
         ticks = _ticks(pool, selection, spec)
         super().__init__(model, arguments, train_dataset=ticks, selection=selection, signals=scorer)
         self._selection_pool = pool
-        self.updates = UpdateRecorder(trainable, spec.steps, seed=selection.seed or 0)
+        self.gradients = GradientRecorder(trainable, spec.steps, seed=selection.seed or 0)
         self.remove_callback(PrinterCallback)
         # train() begins with Accelerator.free_memory, which collects all garbage. This accelerator is new and holds
         # nothing: on the tiny model the collection adds 18 % to a stage (0.26 to 1.45 s).
@@ -155,7 +155,8 @@ class StageTrainer(SelectionMixin, Trainer):
             optimiser_tokens=feed.learned,
             candidate_tokens=feed.scored,
             losses=self.losses,
-            update_gram=self.updates.gram(),
+            gradient_gram=self.gradients.gram(),
+            gradient_width=self.gradients.width,
             drift=math.nan,
             update_norm=math.nan,
             seconds={
@@ -214,6 +215,7 @@ class StageTrainer(SelectionMixin, Trainer):
         return loss
 
     def _clip_grad_norm(self, _model: Any) -> torch.Tensor:
+        self.gradients.record()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
         if not math.isfinite(float(norm)):
             self._stop("gradient norm", float(norm))
@@ -235,7 +237,7 @@ class StageTrainer(SelectionMixin, Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Records updates and calls `on_step`."""
+    """Calls `on_step`."""
 
     def __init__(self, trainer: StageTrainer, on_step: OnStep | None) -> None:
         self._trainer, self._on_step = trainer, on_step
@@ -244,9 +246,6 @@ class _Watch(TrainerCallback):
 
     def on_train_begin(self, *_event: Any, **_state: Any) -> None:
         self._notify(0, math.nan)
-
-    def on_optimizer_step(self, *_event: Any, **_state: Any) -> None:
-        self._trainer.updates.record()
 
     def on_step_end(self, *_event: Any, **_state: Any) -> None:
         step = self._trainer.state.global_step
@@ -271,52 +270,49 @@ def _ticks(pool: Pool, selection: SelectionConfig, spec: TrainingSpec) -> list[C
 
 
 EXACT_FLOATS = 64_000_000
-"""Parameters × steps up to which the updates themselves are stored (float32, 256 MB)."""
+"""Parameters × steps up to which the gradients themselves are stored (float32, 256 MB)."""
 
 SKETCH_DIM = 8192
-"""Numbers per update above that; an inner product is then off by about √(2/8192) = 1.6 % of the two norms' product."""
+"""Numbers per gradient above that; an inner product is then off by about √(2/8192) = 1.6 % of the norms' product."""
 
 
-class UpdateRecorder:
-    """Records Δθ of every step and gives their inner products (the input of update concentration).
+class GradientRecorder:
+    """Records the gradient of every step and gives their inner products (the input of update concentration).
 
-    Exact while parameters × steps stay under `EXACT_FLOATS`; above, each update is projected to `SKETCH_DIM` numbers
-    by a count sketch, whose inner products are unbiased.
+    The gradient is that of the step's mean loss, before clipping and optimizer: momentum and the learning rate's
+    schedule would make even white noise look concentrated. Exact while parameters × steps stay under `EXACT_FLOATS`;
+    above, each gradient is projected to `SKETCH_DIM` numbers by a count sketch, whose inner products are unbiased.
 
     Args:
         parameters: (name, tensor) of everything the optimizer changes.
-        steps: number of updates to record.
+        steps: number of gradients to record.
     """
 
-    def __init__(self, parameters: Sequence[tuple[str, Tensor]], steps: int, *, seed: int = 0) -> None:
-        self._names = [name for name, _ in parameters]
-        self._tensors = [tensor.detach() for _, tensor in parameters]
-        self._sizes = [tensor.numel() for tensor in self._tensors]
-        self.exact = sum(self._sizes) * steps <= EXACT_FLOATS
+    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], steps: int, *, seed: int = 0) -> None:
+        self._parameters = tuple(parameters)
+        size = sum(parameter.numel() for _, parameter in parameters)
+        self.exact = size * steps <= EXACT_FLOATS
+        self.width = size if self.exact else SKETCH_DIM
         self._seed = seed
-        self._before = self._flat()
-        width = sum(self._sizes) if self.exact else SKETCH_DIM
-        self._updates = torch.zeros(steps, width, dtype=torch.float32, device=self._before.device)
+        self._gradients = torch.zeros(steps, self.width, device=parameters[0][1].device)
         self._count = 0
 
-    def _flat(self) -> Float[Tensor, " parameters"]:
-        return torch.cat([tensor.reshape(-1) for tensor in self._tensors]).float()
-
     def record(self) -> None:
-        """Record what changed since the last call; call it once after every optimizer step."""
-        after = self._flat()
-        update = torch.sub(after, self._before, out=self._before)
+        """Record the gradients as they are; call it once before every optimizer step."""
+        parts = [
+            (name, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            for name, parameter in self._parameters
+        ]
         if self.exact:
-            self._updates[self._count] = update
+            torch.cat([part.reshape(-1).float() for _, part in parts], out=self._gradients[self._count])
         else:
             sketch = UpdateSketch(SKETCH_DIM, self._seed)
-            for name, part in zip(self._names, update.split(self._sizes), strict=True):
-                sketch.add(name, part)
-            self._updates[self._count] = torch.as_tensor(sketch.vector())
-        self._before = after
+            for name, part in parts:
+                sketch.add(name, part.reshape(-1).float())
+            self._gradients[self._count] = torch.as_tensor(sketch.vector())
         self._count += 1
 
     def gram(self) -> Float[np.ndarray, "steps steps"]:
-        """Inner products of the recorded updates, float64, in squared parameter units."""
-        updates = self._updates[: self._count]
-        return (updates @ updates.T).double().cpu().numpy()
+        """Inner products of the recorded gradients, float64."""
+        gradients = self._gradients[: self._count]
+        return (gradients @ gradients.T).double().cpu().numpy()
