@@ -17,6 +17,7 @@ from longgame.metrics.verdict import (
     amount_notes,
     missed_notes,
     rank_reversals,
+    tied_notes,
     unequal_amounts,
     verdict,
     verdict_table,
@@ -220,6 +221,14 @@ def test_missed_replay_is_summed_over_stages():
 def test_complete_replay_gives_no_note():
     assert missed_notes(cost_tables(replay_missed_tokens=[[NAN, NAN], [NAN, 0], [NAN, 0]]), REPLAY_TRIALS) == []
     assert missed_notes(cost_tables(selected_tokens=[[NAN, 5], [NAN, 5], [NAN, 5]]), REPLAY_TRIALS) == []
+
+
+def test_note_names_the_stages_with_most_candidates_tied():
+    tied = np.array([[NAN, 0, 0, 0], [NAN, 0.9, 0.4, 0.6], [NAN, 0.7, 0.6, 0.8]])  # of the replay trials: 0.8, 0.5, 0.7
+    (note,) = tied_notes({("diagnostic", "tied_share"): tied}, REPLAY_TRIALS)
+    assert note.startswith("replay: at stages 1, 3, 75% of the candidates share the score at which the budget ends.")
+    assert tied_notes({}, REPLAY_TRIALS) == []
+    assert tied_notes({("diagnostic", "tied_share"): np.full((3, 3), NAN)}, REPLAY_TRIALS) == []
 
 
 # Equivalence

@@ -10,7 +10,16 @@ from hypothesis.extra import numpy as hnp
 
 from longgame.errors import PluginError
 from longgame.selection import budget as budget_module
-from longgame.selection.budget import descending, fill_budget, fill_by_score, id_order, rank_scale, scale, z_scale
+from longgame.selection.budget import (
+    descending,
+    fill_budget,
+    fill_by_score,
+    id_order,
+    rank_scale,
+    scale,
+    share_tied_at_cut,
+    z_scale,
+)
 
 
 def sorted_rows(score: np.ndarray, ids: tuple[str, ...]) -> list[int]:
@@ -144,3 +153,18 @@ def test_an_outlier_moves_z_but_not_ranks() -> None:
 def test_what_is_no_number_has_no_place_in_an_order(how: str) -> None:
     with pytest.raises(PluginError, match="2 of 4 values .* are NaN"):
         scale(np.array([1.0, np.nan, 3.0, np.nan]), how)
+
+
+# Ties at the cut
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, float("nan")]), st.booleans()), min_size=1, max_size=30))
+def test_tie_at_the_cut_is_the_largest_split_group(candidates) -> None:
+    groups = {}
+    for score, picked in candidates:
+        if score == score:  # NaN equals nothing
+            groups.setdefault(score, []).append(picked)
+    split = [len(picks) for picks in groups.values() if len(set(picks)) == 2]
+    score, picked = (np.array(column) for column in zip(*candidates, strict=True))
+    assert share_tied_at_cut(score, picked) == max(split, default=0) / len(candidates)

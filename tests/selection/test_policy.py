@@ -71,6 +71,47 @@ def test_gradients_of_the_picks_are_measured_every_nth_round() -> None:
     assert policy.measuring == 0
 
 
+class Stepped(Selector):
+    """Scores candidates by the values it is given."""
+
+    name = "stepped"
+
+    def __init__(self, values) -> None:
+        self.values = np.array(values, dtype=float)
+
+    def score(self, pool, signals, history):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("values", "tied"),
+    [([1.0] * 39 + [0.0], 39 / 40), (list(range(40)), 0.0), ([1.0] * 20 + [0.0] * 20, 0.5)],
+    ids=["constant", "distinct", "half"],
+)
+def test_a_cut_within_a_tie_of_most_candidates_is_logged(caplog, values, tied) -> None:
+    policy = policy_of(Stepped(values))
+    pool = example_pool(40)
+    for _ in range(2):
+        policy.choose(pool, int(pool.tokens.sum()) // 4, example_signals)
+    assert policy.tied_share == pytest.approx(tied)
+    messages = [record.getMessage() for record in caplog.records]
+    if tied > 0.5:
+        assert len(messages) == 1  # once, not every round
+        assert messages[0].startswith("selector 'stepped': 98 % of 40 candidates share the score")
+    else:
+        assert messages == []
+
+
+def test_ties_of_a_few_candidates_or_without_score_are_not_logged(caplog) -> None:
+    few = policy_of(Stepped([1.0] * 10))
+    few.choose(example_pool(10), 60, example_signals)
+    assert few.tied_share == 1
+    scoreless = policy_of(Fixed(lambda pool: Selection.of(pool, np.array([0]))))
+    scoreless.choose(example_pool(40), 100, example_signals)
+    assert np.isnan(scoreless.tied_share)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

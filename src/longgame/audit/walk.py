@@ -360,6 +360,7 @@ def _diagnostics(
         "difficulty": (token_weighted_mean(frozen["difficulty"], chosen.tokens), "pool percentile"),
         "quality": (token_weighted_mean(frozen["quality"], chosen.tokens), "0-1"),
         "noisy_share": (token_weighted_mean(noisy, chosen.tokens), "share"),
+        "tied_share": (policy.tied_share, "share"),
         "final_loss": (float(report.losses[-1]), "nats/token"),
     }
     return [

@@ -211,6 +211,8 @@ _TABLE = (
     _diagnostic("update_norm", "update norm", "update norm", "weight", "Frobenius norm of a stage's update", "level 1"),
     _diagnostic("noisy_share", "noisy share", "noisy share", "share", "share of picked tokens that are noise",
                 "diagnostics"),
+    _diagnostic("tied_share", "tied at the cut", "tied", "share",
+                "candidates with the score at which the budget ends, among which ids decide", "diagnostics"),
 
     _cost("pool_tokens", "pool tokens", "pool", "tokens", "tokens of the candidates"),
     _cost("candidate_tokens", "candidate tokens", "offered", "tokens",

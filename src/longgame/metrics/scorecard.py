@@ -40,6 +40,7 @@ from longgame.metrics.verdict import (
     amount_notes,
     missed_notes,
     rank_reversals,
+    tied_notes,
     unequal_amounts,
     verdict_table,
     with_amounts,
@@ -171,7 +172,12 @@ class Scorecard:
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
             association=association_table(per_trial, tuple(views)),
-            notes=(*notes, *amount_notes(unequal), *missed_notes(by_kind, trials)),
+            notes=(
+                *notes,
+                *amount_notes(unequal),
+                *missed_notes(by_kind, trials),
+                *tied_notes(by_kind, trials),
+            ),
         )
 
     def R(self, view: str, selector: str, seed: int) -> Float[np.ndarray, "T+1 C"]:  # noqa: N802

@@ -11,9 +11,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from longgame.errors import DataError
-from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, p_above, p_equivalent, paired, t_interval
+from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, moments, p_above, p_equivalent, paired, t_interval
 from longgame.metrics.tidy import Trials
 from longgame.recipe import EquivalenceSpec
+from longgame.selection.budget import MOST_TIED
 
 MYOPIC = "myopic"
 BETTER = "long-horizon better"
@@ -435,4 +436,26 @@ def missed_notes(tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stag
                     "hold too few tokens, or there is no more to replay. Raise the budget, or offer more candidates a "
                     "step."
                 )
+    return notes
+
+
+def tied_notes(tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stages"]], trials: Trials) -> list[str]:
+    """A warning for each selector with stages in which most candidates tie at the cut, on the mean over seeds.
+
+    Args:
+        tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
+    """
+    if ("diagnostic", "tied_share") not in tables:
+        return []
+    notes = []
+    _, means, _ = moments(trials.grid(tables["diagnostic", "tied_share"]).swapaxes(1, 2))
+    for selector, by_stage in zip(trials.selectors, means, strict=True):
+        stages = np.flatnonzero(by_stage > MOST_TIED)
+        if len(stages):
+            named = ", ".join(map(str, stages.tolist()))
+            notes.append(
+                f"{selector}: at stage{'s' if len(stages) > 1 else ''} {named}, "
+                f"{by_stage[stages].mean():.0%} of the candidates share the score at which the budget ends. Their ids "
+                "decide which of them are picked, so the result says little about the score."
+            )
     return notes

@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.errors import BudgetError, PluginError, RecipeError, did_you_mean
 
 NORMALISE: tuple[str, ...] = ("rank", "z")
 """Scales of the terms of a score (`scale`), so that a weight of 1 means the same for each."""
+MOST_TIED = 0.5
+"""Share of the candidates that may tie at the cut; above it, ids make most of a selector's choice."""
 _CHUNK = 4096
 
 
@@ -130,6 +132,18 @@ def fill_by_score(
         picks.append(head[places])
         rows = rows[tokens[rows] <= left]
     return np.concatenate(picks)
+
+
+def share_tied_at_cut(score: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"]) -> float:
+    """Return which share of the n candidates has the score at which the budget ends, where that score is a tie.
+
+    A score is such a tie if some of its candidates are picked and some are not, so that ids decide among them; of
+    several, the one with the most candidates counts. 0: the scores decide alone. NaN scores belong to no tie.
+    """
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, score[order][1:] != score[order][:-1]])
+    sizes, picks = np.diff(np.r_[starts, len(score)]), np.add.reduceat(picked[order].astype(np.int64), starts)
+    return float(np.max(sizes[(picks > 0) & (picks < sizes)], initial=0) / len(score))
 
 
 def rank_scale(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +16,14 @@ from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import plugin_at_work
 from longgame.selection.base import Reserve, Selector, eligible_of
+from longgame.selection.budget import MOST_TIED, share_tied_at_cut
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
+
+_log = logging.getLogger(__name__)
+
+_LEAST_OFFERED = 20
+"""Candidates of a stage before ties are warned of: a few steps' exact copies are no reason to."""
 
 ComputeSignals = Callable[[Pool, Sequence[str]], Signals]
 """(candidates, signal names) → signals under the model as it is now; a `SignalSource` is one."""
@@ -36,6 +44,8 @@ class Round:
     """Tokens of each pick, in pick order."""
     gradients: Float[np.ndarray, "k d"] | None = None
     """Gradient sketches of the picks, where this round was measured for the diagnostics."""
+    tied: float = math.nan
+    """Share of the candidates that tie at the cut (`share_tied_at_cut`); NaN: the selector logs no score."""
 
     @property
     def picked_ids(self) -> tuple[str, ...]:
@@ -57,6 +67,7 @@ class SelectionPolicy:
     """Tokens that earlier rounds of the stage left over."""
     measuring: float = 0.0
     """Seconds of this stage spent on gradients that only the diagnostics read."""
+    _warned: bool = False
 
     def begin_stage(self, rng: np.random.Generator, reserve: Reserve | None = None) -> None:
         """Forget the rounds of the last stage (not the history) and draw from ``rng`` from now on.
@@ -114,8 +125,39 @@ class SelectionPolicy:
         self.history.update(selection, pool, columns)
         gradients = self._gradients(pool, selection, columns, signals)
         costs = pool.tokens[selection.rows]
-        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, columns, costs, gradients))
+        tied = self._tied(pool, selection)
+        self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, columns, costs, gradients, tied))
+        self._warn_of_ties()
         return pool, self.rounds[-1]
+
+    @property
+    def tied_share(self) -> float:
+        """Share of the stage's candidates, over all rounds, that tie at the cut; NaN without scores."""
+        offered = sum(len(entry.candidate_ids) for entry in self.rounds)
+        tied = sum(entry.tied * len(entry.candidate_ids) for entry in self.rounds)
+        return tied / offered if offered else math.nan
+
+    def _tied(self, pool: Pool, selection: Selection) -> float:
+        if "score" not in selection.scores:
+            return math.nan
+        score = np.where(eligible_of(self.selector, pool), selection.scores["score"], np.nan)
+        picked = np.zeros(len(pool), dtype=bool)
+        picked[selection.rows] = True
+        return share_tied_at_cut(score, picked)
+
+    def _warn_of_ties(self) -> None:
+        """Log once that most candidates tie at the cut."""
+        offered = sum(len(entry.candidate_ids) for entry in self.rounds)
+        if self._warned or offered < _LEAST_OFFERED or not self.tied_share > MOST_TIED:
+            return
+        self._warned = True
+        _log.warning(
+            "%s: %.0f %% of %d candidates share the score at which the budget ends, so their ids decide which are "
+            "picked. Use a score that tells them apart.",
+            self._subject,
+            100 * self.tied_share,
+            offered,
+        )
 
     def _gradients(
         self, pool: Pool, selection: Selection, columns: Signals, signals: ComputeSignals
