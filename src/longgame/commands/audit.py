@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from longgame.commands.options import Cross, DataDir, ModelName, Seeds, interruptible, recipe_changes
+from longgame.commands.options import Cross, DataDir, ModelName, SeedsOption, interruptible, recipe_changes
 from longgame.errors import RecipeError
 from longgame.recipe import Recipe, load_recipe, parse_recipe
 
@@ -66,7 +66,7 @@ def audit_command(
     selector: Annotated[
         list[str] | None, typer.Option(help="Add one: name, file.py:Class or scores:FILE (repeatable).")
     ] = None,
-    seeds: Seeds = None,
+    seeds: SeedsOption = None,
     budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
     model: ModelName = None,
     data_dir: DataDir = None,
