@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
@@ -298,30 +297,6 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
         return table.to_pandas(split_blocks=True, self_destruct=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
-
-
-def read_narrow(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read these columns of a Parquet file of millions of rows: one after the other, integers as narrow as they may be.
-
-    Raises:
-        ResumeError: the file cannot be read.
-    """
-    try:
-        return pd.DataFrame({name: _narrow(pq.read_table(path, columns=[name])) for name in columns}, copy=False)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
-
-
-def _narrow(table: pa.Table) -> pd.Series:
-    column = table.column(0)
-    if not (pa.types.is_integer(column.type) and len(column)):
-        return table.to_pandas(split_blocks=True, self_destruct=True).iloc[:, 0]
-    low, high = (value.as_py() for value in pc.min_max(column).values())
-    values = np.empty(len(column), np.min_scalar_type(min(low, -1 - high)))  # signed, as codes are subtracted
-    end = np.cumsum([len(chunk) for chunk in column.chunks])
-    for chunk, stop in zip(column.chunks, end, strict=True):
-        values[stop - len(chunk) : stop] = chunk.to_numpy()
-    return pd.Series(values, copy=False)
 
 
 def read_json(path: Path) -> Any:

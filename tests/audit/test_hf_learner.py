@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from longgame.audit.execute import seed_job, trial_job
 from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
-from longgame.audit.walk import Walk, prepare_seed, run_trajectory
+from longgame.audit.walk import Walk
 from longgame.errors import NumericalError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.seeding import generator
@@ -129,15 +130,12 @@ def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refr
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_offline_and_round_wise_selection_walk_all_stages_of_a_real_model(tmp_path, rounds):
     rec = recipe(rounds=rounds, probe={"steps": 1, "points": 2}, selectors=["loss"])
-    sequence = sequence_of(rec, 0)
     run = Run.create(tmp_path / "r", rec)
-    shared = run.seed_store(0)
-    prepare_seed(0, HFLearner(rec, 0), sequence, shared)
+    seed_job(str(run.folder), None, 0, "", lambda *_: None)
     trial = Plan(rec).trials[0]
-    store = run.trial_store(trial)
-    run_trajectory(trial, Walk.start(trial, rec, HFLearner(rec, 0), sequence), shared, store)
+    trial_job(str(run.folder), None, trial, False, lambda *_: None)
     records = run.results
-    assert store.finished_stages(5) == 5
+    assert run.trial_store(trial).finished_stages(5) == 5
     assert records[records.kind == "score"].value.dropna().between(0, 100).all()
     assert (records[records.name == "selected_examples"].value > 0).all()
 
@@ -165,17 +163,14 @@ def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothi
 
 def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
     rec = recipe(selectors=["random"])
-    sequence = sequence_of(rec, 0)
     run = Run.create(tmp_path / "r", rec)
-    shared = run.seed_store(0)
-    prepare_seed(0, HFLearner(rec, 0), sequence, shared)
+    seed_job(str(run.folder), None, 0, "", lambda *_: None)
     monkeypatch.setattr(
         HFLearner, "describe", lambda self: {"weights": "hub other/model", "device": "cpu", "dtype": "x"}
     )
     trial = Plan(rec).trials[0]
-    store = run.trial_store(trial)
     with pytest.raises(ResumeError, match="hub other/model"):
-        run_trajectory(trial, Walk.start(trial, rec, HFLearner(rec, 0), sequence), shared, store)
+        trial_job(str(run.folder), None, trial, False, lambda *_: None)
 
 
 def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation(monkeypatch):

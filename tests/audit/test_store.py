@@ -2,12 +2,8 @@ import errno
 import os
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from longgame.audit.plan import Trial
@@ -18,8 +14,6 @@ from longgame.recipe import SelectorSpec, parse_recipe
 from longgame.storage import (
     durable_folder,
     read_arrays,
-    read_narrow,
-    read_table,
     write_arrays,
     write_file,
     write_table,
@@ -194,25 +188,3 @@ def test_arrays_round_trip_and_a_damaged_file_is_named(tmp_path):
     os.truncate(tmp_path / "x.safetensors", 20)
     with pytest.raises(ResumeError, match=r"x\.safetensors cannot be read"):
         read_arrays(tmp_path / "x.safetensors")
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1)), st.sampled_from([5, 2**7, 2**15, 2**31, 2**63]))
-def test_a_narrow_column_holds_the_same_integers_and_can_be_negative(tmp_path_factory, values, most):
-    values = [value % most for value in values]
-    path = tmp_path_factory.mktemp("narrow") / "t.parquet"
-    frame = pd.DataFrame({"n": pd.Series(values, dtype="int64"), "word": pd.Categorical(["b"] * len(values))})
-    write_table(path, frame)
-    held = read_narrow(path, ["word", "n"])
-    assert held["n"].tolist() == values
-    assert held["word"].equals(read_table(path)["word"])
-    assert held["n"].dtype.kind == "i"
-    assert not values or held["n"].dtype.itemsize <= most.bit_length() // 8 + 1
-
-
-def test_a_narrow_column_of_several_row_groups_is_whole(tmp_path):
-    values = np.arange(-300, 1000)
-    pq.write_table(pa.table({"n": values}), tmp_path / "t.parquet", row_group_size=100)
-    np.testing.assert_array_equal(read_narrow(tmp_path / "t.parquet", ["n"])["n"], values)
-    (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ResumeError, match="t.parquet cannot be read"):
-        read_narrow(tmp_path / "t.parquet", ["n"])

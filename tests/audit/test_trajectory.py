@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.audit.execute import run_audit
-from longgame.audit.learner import make_learner, sequence_of
+from longgame.audit.execute import run_audit, seed_job, trial_job
+from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
-from longgame.audit.walk import Walk, prepare_seed, probe_steps, run_trajectory
+from longgame.audit.walk import probe_steps
 from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.report.render import write_report
@@ -52,13 +52,10 @@ def numbers(frame):
 
 
 def walk(rec, folder, selector="loss", seed=0, notify=lambda *_: None):
-    sequence = sequence_of(rec, seed)
     run = Run.create(folder, rec)
-    shared = run.seed_store(seed)
-    prepare_seed(seed, make_learner(rec, seed), sequence, shared)
     trial = next(t for t in Plan(rec).trials if t.selector.name == selector and t.seed == seed)
-    store = run.trial_store(trial)
-    run_trajectory(trial, Walk.start(trial, rec, make_learner(rec, seed), sequence, notify), shared, store)
+    seed_job(str(folder), rec.data.data_dir, seed, "", notify=lambda *_: None)
+    trial_job(str(folder), rec.data.data_dir, trial, keep_models=False, notify=notify)
     return run
 
 
@@ -205,7 +202,7 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     first = sequence.stages[0]
     other = dataclasses.replace(first, candidates=first.candidates[::-1])
     changed = dataclasses.replace(sequence, stages=(other, *sequence.stages[1:]))
-    monkeypatch.setitem(globals(), "sequence_of", lambda *_: changed)
+    monkeypatch.setattr("longgame.audit.execute.sequence_of", lambda *_: changed)
     with pytest.raises(ResumeError, match=r"other data. Differing: data: \w+ there, \w+ now"):
         walk(recipe(), tmp_path / "q")
 

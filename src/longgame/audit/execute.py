@@ -6,6 +6,7 @@ import fcntl
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from longgame.audit.checks import candidates_in, check_files, check_plugins, che
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
 from longgame.audit.plan import FULL_DATA, Plan, Trial
 from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run
-from longgame.audit.walk import Walk, prepare_seed, run_trajectory
+from longgame.audit.walk import Walk, numerics_located, prepare_seed
 from longgame.engines.local import Job, Notify, run_here, run_local
 from longgame.errors import ResumeError, StorageError
 from longgame.recipe import Recipe
@@ -194,7 +195,12 @@ def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool
     walk = Walk.start(trial, condition.recipe, make_learner(condition.recipe, trial.seed), sequence, notify)
     shared = run.seed_store(trial.seed, trial.condition)
     store = run.trial_store(trial).noting_files(candidates_in(sequence))
-    run_trajectory(trial, walk, shared, store, keep_models, prepared)
+    for number in walk.missing_stages(shared, store, prepared):
+        with numerics_located(lambda: f"{trial.name}, {walk.moment}"):
+            rows, picks = walk.stage(number)
+        walk.save(number, rows, picks, store)
+        if number > 1 and not keep_models:
+            shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
 
 
 def _opened(folder: str) -> Run:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +54,11 @@ class Walk:
     policy: SelectionPolicy
     name: str = ""
     """Of the trial."""
+    selector: str = ""
+    """Its key, for the records."""
     notify: Notify = lambda *_: None
+    moment: str = ""
+    """Stage, activity and step that the walk has reached, for errors."""
 
     @classmethod
     def start(
@@ -68,7 +71,50 @@ class Walk:
             generator(trial.seed, "select", 0),
             gradient_every=recipe.metrics.gradient_every,
         )
-        return cls(recipe, trial.seed, learner, sequence, policy, trial.name, notify)
+        return cls(recipe, trial.seed, learner, sequence, policy, trial.name, trial.selector.key, notify)
+
+    def missing_stages(self, shared: StageStore, store: StageStore, prepared: SequenceData | None = None) -> range:
+        """Restore the state after the last finished stage.
+
+        Args:
+            shared: the seed's store, with the part ``base`` finished (see `prepare_seed`).
+            store: the trial's store.
+            prepared: the stages that ``shared`` was made of, if their order differs from the walk's.
+
+        Returns:
+            Numbers of the stages that are not finished yet.
+
+        Raises:
+            ResumeError: the shared work is of other weights or data, or a finished stage cannot be read.
+        """
+        count = len(self.sequence.stages)
+        done = store.finished_stages(count)
+        if done == count:
+            return range(0)
+        prepared = prepared or self.sequence
+        _check_origin(self.learner, prepared, shared)
+        self.learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"))
+        if done:
+            last = store.path(f"stage-{done}")
+            try:
+                self.learner.load(last / "learner")
+                self.policy.load_state_dict(read_state(last, "policy"))
+            except ResumeError as error:
+                raise ResumeError(
+                    f"{self.name} cannot be resumed after stage {done}: {error} Delete {store.folder} and run "
+                    "the command again; only this trial is done anew."
+                ) from error
+        return range(done + 1, count + 1)
+
+    def save(self, number: int, rows: list[dict[str, Any]], picks: pd.DataFrame, store: StageStore) -> None:
+        """Write what `stage` returned, with the state of selector and model after it."""
+        facts = {"trial": self.name, "selector": self.selector, "seed": self.seed}
+        with store.writing(f"stage-{number}") as folder:
+            write_table(folder / "records.parquet", records_table([{**facts, "stage": number, **row} for row in rows]))
+            write_selection(folder / "selection.parquet", picks)
+            write_state(folder, "policy", self.policy.state_dict(), flushed=False)
+            (folder / "learner").mkdir()
+            self.learner.save(folder / "learner")
 
     def stage(self, number: int) -> tuple[list[dict[str, Any]], pd.DataFrame]:
         """Select and train on a stage (1-based), score every task, probe the next stage.
@@ -84,7 +130,7 @@ class Walk:
         )
         report = self.learner.train(pool, policy, selection, recipe.training.steps, self._on_step(number, "train"))
         clock = time.perf_counter()
-        self.notify(self.name, number, "evaluate", 0, 1)
+        self._progress(number, "evaluate", 0, 1)
         every_task = last or recipe.data.ood_after == "every-stage"
         tasks = self.sequence.tasks if every_task else [stage.task for stage in stages]
         rows = score_rows(self.learner.score(tasks), tasks, number)
@@ -146,7 +192,11 @@ class Walk:
         )
 
     def _on_step(self, number: int, activity: str) -> Callable[[StepInfo], None]:
-        return lambda info: self.notify(self.name, number, activity, info.step, info.steps)
+        return lambda info: self._progress(number, activity, info.step, info.steps)
+
+    def _progress(self, number: int, activity: str, step: int, steps: int) -> None:
+        self.moment = f"stage {number}, {activity}" + (f", after step {step} of {steps}" if steps > 1 else "")
+        self.notify(self.name, number, activity, step, steps)
 
     def _probe_policy(self, kind: str, number: int, reserve: Reserve | None) -> SelectionPolicy:
         """Uniform and common to all selectors, or a copy of the trial's own policy."""
@@ -190,7 +240,7 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
     """Do once what all trials of a seed share: the frozen pass over every pool, and row 0 of R."""
     if store.has("base"):
         return
-    with _numerics_located(lambda: f"seed {seed}, before any training"):
+    with numerics_located(lambda: f"seed {seed}, before any training"):
         frozen = learner.prepare(sequence)
         rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
     with store.writing("base") as folder:
@@ -202,67 +252,8 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
         )
 
 
-def run_trajectory(
-    trial: Trial,
-    walk: Walk,
-    shared: StageStore,
-    store: StageStore,
-    keep_models: bool = False,
-    prepared: SequenceData | None = None,
-) -> None:
-    """Walk a trial through the stages that are not finished yet.
-
-    Args:
-        walk: before its first stage (see `Walk.start`).
-        shared: the seed's store, with the part ``base`` finished (see `prepare_seed`).
-        store: the trial's store; finished stages are skipped, and the walk resumes after the last one.
-        keep_models: keep the model after every stage, not only after the last finished one.
-        prepared: the stages that ``shared`` was made of, if their order differs from the walk's.
-
-    Raises:
-        ResumeError: the shared work is of other weights or data, or a finished stage cannot be read.
-    """
-    learner, policy, count = walk.learner, walk.policy, len(walk.sequence.stages)
-    done = store.finished_stages(count)
-    if done == count:
-        return
-    prepared = prepared or walk.sequence
-    _check_origin(learner, prepared, shared)
-    learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"))
-    if done:
-        last = store.path(f"stage-{done}")
-        try:
-            learner.load(last / "learner")
-            policy.load_state_dict(read_state(last, "policy"))
-        except ResumeError as error:
-            raise ResumeError(
-                f"{trial.name} cannot be resumed after stage {done}: {error} Delete {store.folder} and run the command "
-                "again; only this trial is done anew."
-            ) from error
-    moment, notify = "", walk.notify
-
-    def remember(name: str, stage: int, activity: str, step: int, steps: int) -> None:
-        nonlocal moment
-        moment = f"stage {stage}, {activity}" + (f", after step {step} of {steps}" if steps > 1 else "")
-        notify(name, stage, activity, step, steps)
-
-    walk.notify = remember
-    facts = {"trial": trial.name, "selector": trial.selector.key, "seed": trial.seed}
-    for number in range(done + 1, count + 1):
-        with _numerics_located(lambda: f"{trial.name}, {moment}"):
-            rows, picks = walk.stage(number)
-        with store.writing(f"stage-{number}") as folder:
-            write_table(folder / "records.parquet", records_table([{**facts, "stage": number, **row} for row in rows]))
-            write_selection(folder / "selection.parquet", picks)
-            write_state(folder, "policy", policy.state_dict(), flushed=False)
-            (folder / "learner").mkdir()
-            learner.save(folder / "learner")
-        if number > 1 and not keep_models:
-            shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
-
-
 @contextmanager
-def _numerics_located(where: Callable[[], str]) -> Iterator[None]:
+def numerics_located(where: Callable[[], str]) -> Iterator[None]:
     """Name the trial and its moment in a NumericalError, which itself names the example or item."""
     try:
         yield

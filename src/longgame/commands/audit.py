@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from longgame.commands.options import Cross, DataDir, ModelName, Seeds, interruptible, recipe_changes
+from longgame.commands.options import Cross, DataDir, ModelName, SeedsOption, interruptible, recipe_changes
 from longgame.errors import RecipeError
 from longgame.recipe import Recipe, load_recipe, parse_recipe
 
@@ -51,11 +52,8 @@ def audit(
         recipe = parse_recipe(dict(recipe))
     folder = Path("runs") / recipe.name if out is None else Path(out)
     threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // workers)
-    if display is None:
-        with RichDisplay(Console(stderr=True)) as bars:
-            run = run_audit(recipe, folder, workers=workers, threads=threads, display=bars, keep_models=keep_models)
-    else:
-        run = run_audit(recipe, folder, workers=workers, threads=threads, display=display, keep_models=keep_models)
+    with nullcontext(display) if display else RichDisplay(Console(stderr=True)) as bars:
+        run = run_audit(recipe, folder, workers=workers, threads=threads, display=bars, keep_models=keep_models)
     write_report(run)
     return run
 
@@ -68,7 +66,7 @@ def audit_command(
     selector: Annotated[
         list[str] | None, typer.Option(help="Add one: name, file.py:Class or scores:FILE (repeatable).")
     ] = None,
-    seeds: Seeds = None,
+    seeds: SeedsOption = None,
     budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
     model: ModelName = None,
     data_dir: DataDir = None,
@@ -91,10 +89,10 @@ def audit_command(
         if dry_run
         else "stopped. Finished stages are safe; run the same command again to resume."
     ):
-        from longgame.audit.execute import RichDisplay, run_threads
+        from longgame.audit.execute import RichDisplay, run_audit, run_threads
         from longgame.audit.plan import Plan
         from longgame.report.layout import report_layout
-        from longgame.report.render import print_layout
+        from longgame.report.render import print_layout, write_report
 
         is_run = recipe.is_dir()
         file = recipe / "recipe.yaml" if is_run else recipe
@@ -124,6 +122,7 @@ def audit_command(
             print_plan(plan, folder, workers, threads, console)
             return
         with RichDisplay(console) as display:
-            run = audit(loaded, folder, workers=workers, threads=threads, keep_models=keep_models, display=display)
+            run = run_audit(loaded, folder, workers=workers, threads=threads, display=display, keep_models=keep_models)
+        write_report(run)
         print_layout(report_layout(run), console)
         console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
-from longgame.commands.options import Cross, DataDir, ModelName, Seeds, interruptible, recipe_changes
+from longgame.commands.options import Cross, DataDir, ModelName, SeedsOption, interruptible, recipe_changes
 from longgame.data.examples import Example
 from longgame.recipe import Recipe, load_recipe
 from longgame.storage import table_bytes, write_file
@@ -24,7 +24,7 @@ _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "sour
 def pools(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
     out: Annotated[Path, typer.Option(help="Folder for candidates and pools.")],
-    seeds: Seeds = None,
+    seeds: SeedsOption = None,
     model: ModelName = None,
     data_dir: DataDir = None,
     axis: Annotated[list[str] | None, typer.Option(help="Vary, as in the audit, e.g. data.noise=0,0.1.")] = None,
