@@ -281,9 +281,9 @@ class ProbeSpec(Part):
 
 
 class ProxySpec(Part):
-    """The future-proxy mixture: a few items of every stage, shown only to selectors that ask for `future_proxy`."""
+    """The future-proxy mixture: a few items of every stage, shown only to selectors that ask for it."""
 
-    items_per_skill: int = Field(1, ge=0)
+    items_per_skill: int = Field(8, ge=0)
     refresh_steps: int = Field(8, ge=1)
 
 

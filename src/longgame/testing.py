@@ -24,7 +24,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
-_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10}
+_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2}
 _CLUSTERS = 5
 
 

@@ -79,7 +79,9 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(name: str, parameters: 
         ("lhas", {"coverage": "cluster", "future_weight": 0, "concentration_weight": 0, "utility": "loss"},
          {"loss", "logit_sketch", "cluster"}),
         ("lhas", {"coverage_weight": 0, "concentration_weight": 0, "diversity_weight": 0},
-         {"logit_nuclear_norm", "grad_sketch", "future_proxy"}),
+         {"logit_nuclear_norm", "future_alignment"}),
+        ("lhas", {"coverage_weight": 0, "concentration_weight": 0, "utility_weight": 0, "alignment": "sketch"},
+         {"grad_sketch", "future_proxy"}),
     ],
 )  # fmt: skip
 def test_a_selector_asks_for_no_more_than_its_options_need(name: str, parameters: dict, requires: set) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,12 +14,15 @@ from longgame.selection.methods.lhas import LHASSelector
 from longgame.testing import example_pool, example_signals
 from tests.selection.conftest import World
 
+published = functools.partial(LHASSelector, alignment="sketch", concentration_history="all")
+"""By sketches and the whole history."""
+
 
 def only(**weights: float) -> LHASSelector:
     """LHAS with the loss as utility and all terms off but those given."""
     off = {"coverage_weight": 0.0, "future_weight": 0.0, "concentration_weight": 0.0, "diversity_weight": 0.0}
     options = {key: value for key, value in weights.items() if key not in off}
-    return LHASSelector(utility="loss", **{**off, **{k: v for k, v in weights.items() if k in off}}, **options)
+    return published(utility="loss", **{**off, **{k: v for k, v in weights.items() if k in off}}, **options)
 
 
 def full_world(world):
@@ -95,7 +100,7 @@ def test_without_history_the_historical_terms_are_exactly_zero(world) -> None:
 
 
 def test_the_score_is_the_weighted_sum_of_the_logged_terms() -> None:
-    selector = LHASSelector(coverage_weight=0.5, future_weight=2.0, concentration_weight=0.25)
+    selector = published(coverage_weight=0.5, future_weight=2.0, concentration_weight=0.25)
     history, rng = History(), np.random.default_rng(0)
     for number in range(4):
         pool = example_pool(30, seed=number)
@@ -117,7 +122,7 @@ def test_utility_is_the_uds_score_with_a_buffer_of_its_own(world) -> None:
 
 
 def test_lhas_picks_equal_a_loop_that_rescores_everything() -> None:
-    selector = LHASSelector(refreshes=10_000, utility="loss", diversity_weight=0.0)
+    selector = published(refreshes=10_000, utility="loss", diversity_weight=0.0)
     past, rng = History(), np.random.default_rng(0)
     for number in range(3):
         pool = example_pool(25, seed=number)
@@ -215,3 +220,64 @@ def test_blocks_split_off_are_those_of_full_sorts(coverage, seed, n, levels, dea
     selector = only(coverage_weight=2.0, coverage=coverage, refreshes=refreshes)
     chosen = scene.select(selector, budget, scene.remembered(past))
     assert chosen.rows.tolist() == textbook(tokens.tolist(), loss.tolist(), uncovered, refreshes, budget, past)
+
+
+def exact(**weights: float) -> LHASSelector:
+    off = {"coverage_weight": 0.0, "future_weight": 0.0, "concentration_weight": 0.0, "diversity_weight": 0.0}
+    return LHASSelector(utility="loss", **{**off, **weights})
+
+
+def test_exact_future_is_the_mean_of_halves_times_reliability(world) -> None:
+    halves = [[0.1, 0.2], [0.5, 0.4], [0.3, 0.5], [-0.2, 0.0]]
+    scene = world([1] * 4, loss=[4, 3, 2, 1], future_alignment=halves)
+    selector = exact(future_weight=2.0, utility_weight=0.0)
+    chosen = scene.select(selector, 2)
+    r = np.corrcoef(np.array(halves).T)[0, 1]
+    reliability = 2 * r / (1 + r)
+    assert selector.reliability == pytest.approx(reliability)
+    assert chosen.scores["reliability"] == pytest.approx([reliability] * 4)
+    assert chosen.scores["future"] == pytest.approx(rank_scale(np.mean(halves, axis=1)))
+    assert chosen.scores["score"] == pytest.approx(2 * reliability * chosen.scores["future"])
+
+
+def test_a_term_whose_halves_disagree_has_no_weight(world, caplog) -> None:
+    scene = world([1] * 3, loss=[1, 3, 2], future_alignment=[[0.9, -0.5], [0.1, 0.1], [-0.8, 0.6]])
+    selector = exact(future_weight=5.0)
+    chosen = scene.select(selector, 2)
+    assert (scene.names(chosen), selector.reliability) == ("bc", 0.0)  # by the loss alone
+    scene.select(selector, 2)
+    assert [record.getMessage().startswith("lhas: the halves of the proxy") for record in caplog.records] == [True]
+
+
+def test_reliability_is_averaged_over_the_rounds_of_a_stage(world) -> None:
+    rng = np.random.default_rng(1)
+    selector, values = exact(future_weight=1.0), []
+    for _ in range(3):
+        halves = rng.normal(size=(12, 1)) + 0.7 * rng.normal(size=(12, 2))
+        world([1] * 12, loss=range(12), future_alignment=halves).select(selector, 3)
+        values.append(np.corrcoef(halves.T)[0, 1])
+    r = np.mean(values)
+    assert selector.reliability == pytest.approx(2 * r / (1 + r))
+    copy = exact(future_weight=1.0)
+    copy.load_state_dict(selector.state_dict())
+    assert copy.reliability == selector.reliability
+    selector.begin_stage()
+    assert selector.reliability == 0
+
+
+def test_concentration_counts_earlier_stages_only(world) -> None:
+    """Eq. 5 has S of stages 1 … t−1: picks of this stage do not change the term, those of the last one do."""
+    for past_only in (True, False):
+        history = History()
+        word = "earlier-stages" if past_only else "all"
+        selector = LHASSelector(
+            utility="loss", diversity_weight=0, coverage_weight=0, future_weight=0, concentration_history=word
+        )
+        scene = world([1] * 3, loss=[1, 3, 2], grad_sketch=[[1, 0], [0, 1], [1, 1]], cluster=[0, 1, 1])
+        selector.begin_stage()
+        for _ in range(2):
+            chosen = scene.select(selector, 1, history)
+            history.update(chosen, scene.pool, scene.signals)
+        assert chosen.scores["concentration"].any() != past_only
+        selector.begin_stage()
+        assert scene.select(selector, 1, history).scores["concentration"].any()

@@ -11,6 +11,7 @@ from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
 from longgame.signals.projection import CountSketch, UpdateSketch, signs
 from longgame.signals.source import SignalSource
 from support.signals import VOCABULARY, autograd_gradients, llama, perturb, random_pool, response_logits, with_lora
+from support.signals_exact import assert_alignment_exact
 
 ALL = (*FORWARD, *BACKWARD)
 DIM = 64
@@ -301,6 +302,22 @@ def test_nan_names_the_example_and_the_signal():
     for name in ALL:
         with pytest.raises(NumericalError, match=f"'{name}'.*example poisoned"):
             engine(model)(poisoned, [name])
+
+
+def test_alignment_is_the_exact_inner_product_with_the_proxy(adapted, pool):
+    assert_alignment_exact(adapted, pool)
+    assert_alignment_exact(llama(), pool, lambda name: name.endswith("proj.weight"))
+    first = engine(adapted)
+    first.measure_directions(pool, np.ones((len(pool), 2)))
+    again = engine(adapted)
+    again.directions = first.directions
+    columns = [part(pool, ("future_alignment",))["future_alignment"] for part in (first, again)]
+    np.testing.assert_array_equal(*columns)
+
+
+def test_alignment_without_directions_is_refused(adapted, pool):
+    with pytest.raises(PluginError, match="call measure_directions first"):
+        engine(adapted)(pool, ("future_alignment",))
 
 
 def test_loss_without_prompt_scores_the_same_response_tokens(adapted, pool):

@@ -13,7 +13,7 @@ from longgame.errors import DataError, NumericalError, PluginError, RecipeError
 from longgame.seeding import generator
 from longgame.signals import source as module
 from longgame.signals.cache import SignalCache
-from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster
+from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster, proxy_weights
 
 
 def pool_of(*ids):
@@ -260,3 +260,16 @@ def test_labels_before_the_end_are_refused():
     pool = dataclasses.replace(candidates(2), info={RESPONSE_LAST: np.array([True, False])})
     with pytest.raises(DataError, match="candidate id1 has unlabelled tokens after labelled ones"):
         source_of(Engine())(pool, ("loss",))
+
+
+def test_halves_of_the_proxy_weigh_groups_and_lengths_alike():
+    skills = ["a", "a", "a", "a", "b", "c", "c"]
+    examples = tuple(Example(f"id{row}", "p", "r", skill=skill) for row, skill in enumerate(skills))
+    ones = np.ones(7, dtype=np.int64)
+    pool = Pool(examples, tuple(np.array([1, 2]) for _ in skills), ones, ones)
+    norms = np.array([1.0, 2.0, 4.0, 5.0, 10.0, 3.0, 0.0])
+    weights = proxy_weights(pool, norms)
+    # 3 groups; a: rows 0, 2 against 1, 3; b and c: one item with a gradient, in both halves
+    first = [1 / 6, 0, 1 / 24, 0, 1 / 30, 1 / 9, 0]
+    second = [0, 1 / 12, 0, 1 / 30, 1 / 30, 1 / 9, 0]
+    np.testing.assert_allclose(weights.T, [first, second])

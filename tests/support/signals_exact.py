@@ -52,3 +52,28 @@ def assert_exact(
     np.testing.assert_allclose(computed["grad_norm"], norms, rtol=tolerance)
     gaps = np.linalg.norm(computed["grad_sketch"] - sketches, axis=1) / np.linalg.norm(sketches, axis=1)
     assert gaps.max() < tolerance, gaps
+    assert_alignment_exact(model, pool, keep, tolerance, **options)
+
+
+def assert_alignment_exact(
+    model: torch.nn.Module,
+    pool: Pool,
+    keep: Callable[[str], bool] = is_lora,
+    tolerance: float = 1e-5,
+    **options: object,
+) -> None:
+    """Every example's cosine with two weighted sums of all gradients lies within ``tolerance`` of the sums' lengths."""
+    rows = np.stack(
+        [
+            torch.cat([part.double().flatten() for part in gradient.values()]).numpy()
+            for gradient in autograd_gradients(model, pool, keep)
+        ]
+    )
+    weights = np.stack([np.linspace(0.1, 1, len(pool)), np.linspace(1, 0, len(pool)) ** 2], axis=1)
+    directions = weights.T @ rows
+    engine = engine_of(model, **options)
+    engine.measure_directions(pool, weights)
+    cosines = engine(pool, ["future_alignment"])["future_alignment"]
+    expected = rows @ directions.T / np.linalg.norm(rows, axis=1, keepdims=True)
+    gaps = np.abs(cosines - expected) / np.linalg.norm(directions, axis=1)
+    assert gaps.max() < 10 * tolerance, gaps

@@ -24,10 +24,11 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import erf, sqrt
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -65,6 +66,7 @@ LIVE = (
     "response_logit_sketch",
     "grad_norm",
     "grad_sketch",
+    "future_alignment",
 )
 """Live signals that have a meaning here."""
 
@@ -96,6 +98,20 @@ QUADRATIC_SCORERS: dict[str, Callable[[float], float]] = {
 """Scorer name → points 0–100 as a function of the sub-skill's excess loss."""
 
 
+class _LiveSignals:
+    """The engine behind a learner's `SignalSource`; the interface is that of `longgame.signals.engine.SignalEngine`."""
+
+    def __init__(self, learner: QuadraticLearner, directions: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
+        self.learner, self.directions = learner, directions
+
+    def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return self.learner._live(pool, names, self.directions)
+
+    def measure_directions(self, pool: Pool, weights: Float[np.ndarray, "n h"]) -> None:
+        gradients = self.learner._live(pool, ("grad_sketch",))["grad_sketch"]
+        self.directions = {"theta": weights.T @ gradients}
+
+
 class QuadraticLearner:
     """A `longgame.audit.learner.Learner` whose model is one vector θ.
 
@@ -117,8 +133,9 @@ class QuadraticLearner:
         self.picks: list[tuple[str, ...]] = []
         self.rates: list[float] = []
         proxy = self.world.sequence.proxy_pool
+        self.engine = _LiveSignals(self)
         self.source = SignalSource(
-            self._live,
+            self.engine,
             proxy=None if proxy is None else lambda: proxy,
             proxy_refresh=recipe.proxy.refresh_steps,
             supported=LIVE,
@@ -169,7 +186,9 @@ class QuadraticLearner:
         """
         return self.source(pool, names)
 
-    def _live(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def _live(
+        self, pool: Pool, names: Sequence[str], directions: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> dict[str, np.ndarray]:
         """Live signals in closed form."""
         a = pool.info["features"]
         logit = a @ self.theta
@@ -183,6 +202,10 @@ class QuadraticLearner:
             "response_logit_sketch": lambda: a * self.theta,
             "grad_norm": lambda: np.abs(residual) * np.linalg.norm(a, axis=1),
             "grad_sketch": lambda: a * residual[:, None],
+            # the sign of the residual turns a, whose length is that of no gradient
+            "future_alignment": lambda: (
+                (np.sign(residual) / np.linalg.norm(a, axis=1))[:, None] * (a @ directions["theta"].T)
+            ),
         }
         return {name: columns[name]() for name in names}
 
@@ -296,7 +319,7 @@ class QuadraticLearner:
         """A copy in the same state; the world and the frozen columns are shared, being read-only."""
         twin = copy.copy(self)
         twin.source = copy.copy(self.source)
-        twin.source.engine = twin._live
+        twin.engine = twin.source.engine = _LiveSignals(twin, self.engine.directions)
         twin.theta, twin.picks, twin.rates = self.theta.copy(), list(self.picks), list(self.rates)
         yield twin
 

@@ -52,7 +52,8 @@ class Signal:
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
-    """Numbers per candidate: "" for one, else the size that gives it: ``hidden``, ``sketch_dim``, ``logit_sketch``."""
+    """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``, or
+    ``halves`` (two: one for each half of the proxy items)."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
     reads: Callable[[Pool], Pool] | None = None
@@ -92,6 +93,14 @@ _TABLE = (
     Signal("response_logit_sketch", "logit", "sketch of the response logits", ("model",), "forward", "logit_sketch"),
     Signal("grad_norm", _SLOPE, "exact L2 norm of the gradient", _HEAD, "backward"),
     Signal("grad_sketch", _SLOPE, "sketch of the gradient", _HEAD, "backward", "sketch_dim"),
+    Signal(
+        "future_alignment",
+        "cosine",
+        "cosine of the gradient with that of the proxy, by each half of its items",
+        (*_HEAD, "proxy"),
+        "backward",
+        "halves",
+    ),
     Signal("adam_grad_sketch", "1", "sketch of Adam's step (LESS)", (*_HEAD, "optimizer"), "backward", "sketch_dim"),
     Signal("embedding", "1", "mean-pooled hidden state", ("base",), "none", "hidden", _of_base("embedding")),
     Signal("base_loss", "nats/token", "mean NLL per response token", ("base", "head"), compute=_of_base("loss")),

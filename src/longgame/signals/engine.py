@@ -5,9 +5,10 @@ Batches are bucketed by length, bounded by padded tokens, and right-padded.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from longgame.signals.gradients import (
     AdamPreconditioner,
     BatchGradients,
     GradientSketch,
+    GradientSum,
     check_preconditioner,
     loss_scale,
 )
@@ -34,6 +36,7 @@ RESPONSE_LOGITS = ("response_logit_nuclear_norm", "response_logit_sketch")
 FORWARD = ("loss", "el2n", *LOGITS, *RESPONSE_LOGITS, "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
 ADAM = "adam_grad_sketch"
+ALIGNMENT = "future_alignment"
 
 MAX_BATCH_TOKENS = 4096
 """Default padded tokens of a batch."""
@@ -151,6 +154,7 @@ class SignalEngine:
     ``embedding``          (n, d)     last hidden state (after the final norm), mean over prompt and response
     ``grad_norm``          (n,)       ‖∂loss/∂(LoRA factors)‖₂, exact; 0 for A's share while B = 0
     ``grad_sketch``        (n, k)     count sketch of that gradient: E⟨s(g), s(h)⟩ = ⟨g, h⟩
+    ``future_alignment``   (n, h)     exact cosine of that gradient with each direction of `measure_directions`
     ``adam_grad_sketch``   (n, k)     the same sketch of Γ(g), Adam's step on the example (LESS); needs
                                       ``preconditioner`` and LoRA
     =====================  =========  ====================================================================
@@ -203,6 +207,7 @@ class SignalEngine:
         self._logits = PositionLogits(self._head, logit_sketch_shape, seed)
         self._sketch = GradientSketch(sketch_dim, seed)
         self._logits_checked = False
+        self._directions: dict[str, Tensor] = {}
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute these signals for every example of the pool.
@@ -213,13 +218,15 @@ class SignalEngine:
             DataError: an example without a token to predict, or with wrong counts.
             NumericalError: a signal is NaN or infinite (names the example and the signal).
         """
+        allowed = (*FORWARD, *BACKWARD, ADAM, ALIGNMENT)
         for name in names:
-            if name not in (*FORWARD, *BACKWARD, ADAM):
-                allowed = (*FORWARD, *BACKWARD, ADAM)
+            if name not in allowed:
                 raise PluginError("the signal engine was asked for an " + unknown("signal", name, allowed))
         modules = dict(self._base.named_modules())  # walked at every call: adapters may have been added or switched
         targets = None
-        if {*names} & {*BACKWARD, ADAM}:
+        if ALIGNMENT in names and not self._directions:
+            raise PluginError(f"{ALIGNMENT} needs directions to compare with; call measure_directions first.")
+        if {*names} & {*BACKWARD, ADAM, ALIGNMENT}:
             targets = gradient_targets(self._base, modules, self.gradient_layers)
             if ADAM in names:
                 check_preconditioner(self.preconditioner, targets)
@@ -232,24 +239,71 @@ class SignalEngine:
         fused = plain_layers(modules)
         with evaluating(modules.values()):
             self._logits.refresh()
-            for rows, values in self._batches(pool, frozenset(names), targets, fused):
+            work = functools.partial(self._batch, pool=pool, names=frozenset(names), targets=targets, fused=fused)
+            for rows, values in self._batches(pool, targets is not None, work):
                 for name, part in values.items():
                     check_finite(name, part, [pool.ids[row] for row in rows])
                     columns[name][rows] = part
         return columns
 
+    def measure_directions(self, pool: Pool, weights: Float[np.ndarray, "n h"]) -> None:
+        """Set `directions` to Σ_i weights[i, h] · g_i, exact sums of the examples' gradients under the model as it is.
+
+        Raises:
+            ModelError, DataError, PluginError: as `__call__`.
+        """
+        modules = dict(self._base.named_modules())
+        targets, fused = gradient_targets(self._base, modules, self.gradient_layers), plain_layers(modules)
+        total: dict[str, Tensor] = {}
+
+        def work(batch: Batch) -> dict[str, np.ndarray]:
+            part: dict[str, Tensor] = {}
+            factors = torch.from_numpy(weights[batch.rows]).to(batch.input_ids.device, torch.float32)
+            receiver = GradientSum(factors, part)
+            with (
+                recording(self._base, targets, receiver.add) as record,
+                fused_lora(fused, record),
+                torch.enable_grad(),
+            ):
+                hidden = self._hidden(batch)
+            slope = torch.zeros_like(hidden)
+            slope_scale = loss_scale(batch.counts, hidden)
+            if slope_scale is not None:
+                factors /= slope_scale[:, None]
+            self._forward_signals(batch, pool, frozenset(), hidden.detach(), slope, slope_scale)
+            torch.autograd.grad(hidden, record.inputs, slope)
+            for name, value in part.items():  # only now: a batch that does not fit is taken again in halves
+                total[name] = total[name] + value if name in total else value
+            return {}
+
+        with evaluating(modules.values()):
+            for _ in self._batches(pool, True, work):
+                pass
+        self._directions = total
+
+    @property
+    def directions(self) -> dict[str, np.ndarray]:
+        """Per weight, the flattened directions (h × n) that ``future_alignment`` compares with; they may be set."""
+        return {name: value.cpu().numpy() for name, value in self._directions.items()}
+
+    @directions.setter
+    def directions(self, values: Mapping[str, np.ndarray]) -> None:
+        device = self._head.module.weight.device
+        self._directions = {name: torch.from_numpy(value).to(device) for name, value in values.items()}
+
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of one example's value."""
         hidden, width = self._head.module.in_features, SIGNALS[name].width
         sizes = {"hidden": hidden, "sketch_dim": self._sketch.dim, "logit_sketch": self._logits.width}
+        sizes["halves"] = len(next(iter(self._directions.values()), ()))
         return (sizes[width],) if width else ()
 
     def _batches(
-        self, pool: Pool, names: frozenset[str], targets: GradientTargets | None, fused: Layers
+        self, pool: Pool, gradients: bool, work: Callable[[Batch], Mapping[str, np.ndarray]]
     ) -> Iterator[tuple[Int[np.ndarray, " b"], Mapping[str, np.ndarray]]]:
-        """(rows, signals) batch by batch; a batch that does not fit into memory is halved."""
+        """(rows, what ``work`` gives) batch by batch; a batch that does not fit into memory is halved."""
         device = self._head.module.weight.device
-        limit = self.max_batch_tokens or self._default_batch_tokens(targets is not None, device)
+        limit = self.max_batch_tokens or self._default_batch_tokens(gradients, device)
         waiting = deque(plan(pool, limit))
         while waiting:
             rows = waiting.popleft()
@@ -261,7 +315,7 @@ class SignalEngine:
             if not self._logits_checked:
                 self._check_logits(batch)
             try:
-                values = self._batch(batch, pool, names, targets, fused)
+                values: Mapping[str, np.ndarray] | None = work(batch)
             except RuntimeError as error:
                 # The CPU's allocator has no error class of its own.
                 if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
@@ -301,6 +355,7 @@ class SignalEngine:
             targets.lora,
             batch.input_ids.device,
             (self._sketch, self.preconditioner) if ADAM in names and self.preconditioner is not None else None,
+            self._directions if ALIGNMENT in names else {},
         )
         with (
             recording(self._base, targets, gradients.add) as record,

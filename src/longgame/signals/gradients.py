@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,42 @@ class GradientSketch:
         return states @ self._sides[key]
 
 
+Directions = Mapping[str, Float[Tensor, "h n"]]
+"""Per weight, h flattened directions in the space of the gradient."""
+
+
+class GradientSum:
+    """Weighted sums of the gradients of examples, exact; `add` is a `recording` receiver.
+
+    Args:
+        weights: of each example of the batch in each of h sums.
+        total: per weight, the sums so far (h × n); `add` adds to them.
+    """
+
+    def __init__(self, weights: Float[Tensor, "b h"], total: dict[str, Float[Tensor, "h n"]]) -> None:
+        self._weights, self._total = weights, total
+
+    def add(self, name: str, delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"] | OneHot) -> None:
+        """Take one weight's output gradient and input, as `BatchGradients.add`."""
+        delta = delta.float()
+        if isinstance(x, OneHot):
+            index, columns = _sum_by_index(delta, x.index)
+            part = delta.new_zeros(self._weights.shape[1], delta.shape[2], x.size)
+            rows = torch.where(index[..., None] >= 0, columns, 0.0).flatten(0, 1)
+            for half, weight in enumerate(self._weights.T):
+                scaled = rows * weight.repeat_interleave(index.shape[1])[:, None]
+                part[half].index_add_(1, index.clamp_min(0).flatten(), scaled.T)
+        else:
+            part = torch.stack(
+                [
+                    (delta * weight[:, None, None]).flatten(0, 1).T @ x.float().flatten(0, 1)
+                    for weight in self._weights.T
+                ]
+            )
+        part = part.flatten(1)
+        self._total[name] = self._total[name] + part if name in self._total else part
+
+
 class BatchGradients:
     """Accumulates ‖g‖² and the sketch of each example's gradient g; `add` is a `recording` receiver.
 
@@ -197,6 +234,8 @@ class BatchGradients:
         norm: whether the norm is asked for.
         lora: whether gradients are of LoRA factors (small enough to be formed) or of full weights.
         preconditioned: the sketch and the preconditioner of Adam's step on each example; LoRA only.
+        directions: per weight h × n, h flattened vectors; the inner products of each example's gradient with them are
+            taken exactly. Empty: none is asked for.
     """
 
     def __init__(
@@ -207,9 +246,14 @@ class BatchGradients:
         lora: bool,
         device: torch.device,
         preconditioned: tuple[GradientSketch, AdamPreconditioner] | None = None,
+        directions: Directions = MappingProxyType({}),
     ):
         self._sketch = sketch
-        self._norm = norm
+        self._norm = norm or bool(directions)
+        self._gives_norm = norm
+        self._directions = directions
+        halves = len(next(iter(directions.values()))) if directions else 0
+        self._products = torch.zeros(examples, halves, dtype=torch.float32, device=device)
         self._lora = lora
         self._preconditioned = preconditioned
         self._unscale: Tensor | None = None
@@ -229,6 +273,9 @@ class BatchGradients:
             delta, x = delta.float(), x.float()
             if self._norm:
                 self._square += _square_norms(delta, x)
+            if name in self._directions:
+                matrices = self._directions[name].unflatten(1, (delta.shape[2], x.shape[2]))
+                self._products += torch.stack([((delta @ one) * x).sum((1, 2)) for one in matrices], dim=1)
             if self._sketch is not None:
                 left, right = self._sketch.reduce(name, "out", delta), self._sketch.reduce(name, "in", x)
                 self._vector += self._sketch.count.project(name, (left.mT @ right).flatten(1))
@@ -254,7 +301,7 @@ class BatchGradients:
         for retreats_left in range(_RETREATS, -1, -1):
             self._unscale = scale.reciprocal()
             torch.autograd.grad(hidden, inputs, slope, retain_graph=retreats_left > 0)
-            totals = (self._square, self._vector, self._step)
+            totals = (self._square, self._vector, self._step, self._products)
             if not retreats_left or all(bool(total.isfinite().all()) for total in totals):
                 return
             for total in totals:
@@ -266,6 +313,8 @@ class BatchGradients:
             self._square += torch.linalg.vector_norm(gradient, dim=1).square_()
         if self._sketch is not None:
             self._vector += self._sketch.count.project(name, gradient)
+        if name in self._directions:
+            self._products += gradient @ self._directions[name].T
         if self._preconditioned is not None:
             sketch, adam = self._preconditioned
             self._step += sketch.count.project(name, adam(name, gradient))
@@ -281,6 +330,10 @@ class BatchGradients:
             self._square += torch.linalg.vector_norm(value, dim=1).square_()
         if self._sketch is not None:
             self._vector += self._sketch.count.project_entries(name, size, entry, value)
+        if name in self._directions:
+            present = torch.where(entry >= 0, value, 0.0)
+            chosen = self._directions[name][:, entry.clamp_min(0)]  # h × b × entries
+            self._products += (chosen * present).sum(2).T
         if self._preconditioned is not None:  # elsewhere Γ is Γ(0), not zero: add Γ(0), and the difference at entries
             sketch, adam = self._preconditioned
             at_zero = adam(name, value.new_zeros(1, size))
@@ -290,10 +343,12 @@ class BatchGradients:
 
     def signals(self) -> dict[str, Float[np.ndarray, "b ..."]]:
         """‖g‖₂, the sketch of g, and the sketch of Adam's step of each example, those that were asked for."""
-        norms = {"grad_norm": self._square.double().sqrt().cpu().numpy()} if self._norm else {}
+        norms = {"grad_norm": self._square.double().sqrt().cpu().numpy()} if self._gives_norm else {}
         sketches = {"grad_sketch": self._vector.cpu().numpy()} if self._sketch is not None else {}
         steps = {"adam_grad_sketch": self._step.cpu().numpy()} if self._preconditioned is not None else {}
-        return norms | sketches | steps
+        cosines = self._products.double() / self._square.double().sqrt().clamp_min(1e-30)[:, None]
+        aligned = {"future_alignment": cosines.cpu().numpy()} if self._directions else {}
+        return norms | sketches | steps | aligned
 
 
 def loss_scale(counts: Int[np.ndarray, " b"], hidden: Float[Tensor, "b T d"]) -> Float[Tensor, " b"] | None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file."""
+_NO_PROXY = (
+    "a selector requires {name}, but there is no proxy mixture. Pass proxy_dataset= to the trainer, or set "
+    "proxy.items_per_skill to 1 or more in the recipe."
+)
 _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
 
@@ -37,7 +41,8 @@ class SignalSource:
     every ``proxy_refresh`` steps; ``step = None`` (not training) measures it at every call.
 
     Args:
-        engine: computes live signals, e.g. a `SignalEngine`.
+        engine: computes live signals, e.g. a `SignalEngine`. One that computes ``future_alignment`` has
+            ``measure_directions(pool, weights)`` and ``directions`` (see `SignalEngine`).
         base: context manager in which the engine computes signals of the frozen base; None: the base is gone.
         candidates: returns the pools over which ``cluster`` and ``difficulty`` are fitted; None: a stream.
         proxy: returns the proxy mixture (or target set) behind ``future_proxy``; None: there is none.
@@ -76,6 +81,7 @@ class SignalSource:
         self.cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
         self._proxy: tuple[int, np.ndarray] | None = None
+        self._directed: int | None = None
         self._first: tuple[int, str | None] = (0, None)
 
     @classmethod
@@ -132,6 +138,9 @@ class SignalSource:
                 columns[name] = compute(self, pool)
         if shared:
             size, fingerprint = self._first
+            if "future_alignment" in shared:
+                self._direct()
+                fingerprint = None  # the column depends on the proxy, too
             columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._future_proxy() for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
@@ -143,12 +152,12 @@ class SignalSource:
             first: a pool whose live signals before the first step are stored in the cache. Give it where the model is
                 untouched: all trials of a seed then see the same signals at their first choice from the whole pool.
         """
-        self.step, self.proxy_passes, self._proxy = 0, 0, None
+        self.step, self.proxy_passes, self._proxy, self._directed = 0, 0, None, None
         self._first = (0, None) if first is None else (len(first), self._content())
 
     def end_stage(self) -> None:
         """Stop counting steps: from now on ``future_proxy`` is measured at every call."""
-        self.step, self._proxy, self._first = None, None, (0, None)
+        self.step, self._proxy, self._directed, self._first = None, None, None, (0, None)
 
     def prepare(self, names: Sequence[str]) -> None:
         """Compute base signals of all candidates now if the model will have no base once it is trained.
@@ -187,12 +196,17 @@ class SignalSource:
         """Return the ``future_proxy`` in use with its step, and the frozen columns where no base is left."""
         frozen = self.frozen.to_arrays() if self.frozen is not None and self._base is None else {}
         proxy = {} if self._proxy is None else {"step": self._proxy[0], "future_proxy": self._proxy[1]}
-        return {"proxy": proxy, "frozen": frozen}
+        engine: Any = self.engine
+        directions = {} if self._directed is None else {"step": self._directed, "of": dict(engine.directions)}
+        return {"proxy": proxy, "directions": directions, "frozen": frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         proxy = state["proxy"]
         self._proxy = (int(proxy["step"]), np.asarray(proxy["future_proxy"])) if proxy else None
+        if directions := state["directions"]:
+            engine: Any = self.engine
+            self._directed, engine.directions = int(directions["step"]), dict(directions["of"])
         if state["frozen"]:
             frozen = state["frozen"]
             self.frozen = FrozenSignals.from_arrays(frozen, [name for name in COLUMNS if name in frozen])
@@ -254,18 +268,46 @@ class SignalSource:
         """Content of the model as it is now, where there is a cache."""
         return None if self.cache is None else self._fingerprint()
 
+    def _direct(self) -> None:
+        """Measure the proxy's directions, at most ``proxy_refresh`` steps old in training (`proxy_weights`)."""
+        if self.proxy is None:
+            raise RecipeError(_NO_PROXY.format(name="future_alignment"))
+        engine: Any = self.engine
+        if self.step is None or self._directed is None or self.step - self._directed >= self.proxy_refresh:
+            pool = self.proxy()
+            norms = self._run(pool, ("grad_norm",))["grad_norm"]
+            engine.measure_directions(pool, proxy_weights(pool, norms))
+            self._directed = self.step or 0
+            self.proxy_passes += 2
+
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
         if self.proxy is None:
-            raise RecipeError(
-                "a selector requires future_proxy, but there is no proxy mixture. Pass proxy_dataset= to the trainer, "
-                "or set proxy.items_per_skill to 1 or more in the recipe."
-            )
+            raise RecipeError(_NO_PROXY.format(name="future_proxy"))
         if self.step is None or self._proxy is None or self.step - self._proxy[0] >= self.proxy_refresh:
             gradient = self._run(self.proxy(), ("grad_sketch",))["grad_sketch"].mean(axis=0)
             self._proxy = (self.step or 0, gradient)
             self.proxy_passes += 1
         return self._proxy[1]
+
+
+def proxy_weights(pool: Pool, norms: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
+    """Weights of the proxy items' gradients in the directions of both halves of the mixture.
+
+    Items of one capability (`Example.skill`) are a group. Each group is split into two halves, every second item; a
+    half's direction is the mean over groups of the mean of its gradients at unit length, so that neither a long
+    gradient nor a large group rules it. A group of one item is in both halves; a gradient of length 0 has no weight.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, example in enumerate(pool.examples):
+        if norms[row] > 0:
+            groups.setdefault(example.skill or "", []).append(row)
+    weights = np.zeros((len(pool), 2))
+    for rows in groups.values():
+        for half in (0, 1):
+            chosen = rows[half::2] or rows
+            weights[chosen, half] = 1.0 / (len(groups) * len(chosen) * np.asarray(norms)[chosen])
+    return weights
 
 
 def _narrowed(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from longgame.selection.history import History, Selection
 from longgame.selection.methods.utility_diversity import POSITIONS, UTILITIES, UtilityDiversitySelector
 from longgame.signals.base import Signals
 
+_log = logging.getLogger(__name__)
 _MARGIN = 64
 """Rows sorted beyond those that a block is expected to take."""
 
@@ -72,13 +74,19 @@ class LHASSelector(Selector):
     - c, ``coverage``: what the selected history and the picks so far do not cover. ``distance``: L2 distance to the
       nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
       evaluated again as picks are made, over the candidates that are left.
-    - p, ``future``: cosine of the example's gradient sketch with the mean one of the future-proxy mixture.
-    - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected so far,
-      max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the selected
-      gradients. The history is that of the beginning of the round.
+    - p, ``future``: cosine of the example's gradient with that of the future-proxy mixture. ``exact``: in the same
+      backward pass (`future_alignment`), the mean of both halves of the mixture; its weight is multiplied by the
+      reliability of the term. ``sketch``: by gradient sketches, whose error exceeds the spread of p; no reliability.
+    - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected before,
+      max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the gradients
+      selected before: in earlier stages (S_{1:t−1}, as eq. 5 has it), or up to the beginning of the round.
 
-    A term without history is exactly zero for all candidates: u's diversity part, c and a in the very first round (c
-    only until its first picks). A weight of 0 switches a term and its signals off.
+    The reliability of p is the correlation of its two halves over the candidates, stepped up to the whole mixture
+    (Spearman–Brown: 2r/(1 + r), at least 0), with r the mean over the rounds of the stage. A term that cannot be
+    measured gets no weight, and a warning says so once per stage.
+
+    A term without history is exactly zero for all candidates: u's diversity part and c in the very first round (c
+    only until its first picks), a in the first stage. A weight of 0 switches a term and its signals off.
 
     Args:
         utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
@@ -90,11 +98,14 @@ class LHASSelector(Selector):
         refreshes: coverage is evaluated again after every 1/refreshes of the round's budget (after every pick if that
             is less than one example), so the cost stays linear in the pool.
         positions: those of `UtilityDiversitySelector`.
+        alignment: how p is measured: ``exact`` or ``sketch``.
+        concentration_history: of a: ``earlier-stages`` or ``all``.
         clusters: number of skill clusters behind 1/clusters; default: those among the candidates so far, of this and
             earlier rounds.
 
     ``scores``: the four terms as scaled, before their weights (NaN if switched off), and ``score``, their weighted sum;
-    coverage and score are those of when the candidate was picked or last considered.
+    coverage and score are those of when the candidate was picked or last considered. With exact alignment,
+    ``reliability`` of p, equal for all candidates of a round.
     """
 
     name = "lhas"
@@ -102,8 +113,8 @@ class LHASSelector(Selector):
         "logit_nuclear_norm",
         "logit_sketch",
         "embedding",
+        "future_alignment",
         "grad_sketch",
-        "future_proxy",
         "cluster",
     )
 
@@ -121,7 +132,14 @@ class LHASSelector(Selector):
         refreshes: int = 32,
         clusters: int | None = None,
         positions: Literal["all", "response"] = "all",
+        alignment: Literal["exact", "sketch"] = "exact",
+        concentration_history: Literal["earlier-stages", "all"] = "earlier-stages",
     ) -> None:
+        self.exact = choice(self.name, "alignment", alignment, ("exact", "sketch")) == "exact"
+        allowed = ("earlier-stages", "all")
+        self.past_only = choice(self.name, "concentration_history", concentration_history, allowed) == allowed[0]
+        self._past: tuple[dict[int, int], Float[np.ndarray, " d"] | None] | None = None
+        self._agreement: tuple[float, int] = (0.0, 0)
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
         self.utility_weight = weight(self.name, "utility_weight", utility_weight)
@@ -143,10 +161,13 @@ class LHASSelector(Selector):
         if self.coverage_weight:
             signals.append("embedding" if self.coverage == "distance" else "cluster")
         if self.future_weight:
-            signals += ["grad_sketch", "future_proxy"]
+            signals += ["future_alignment"] if self.exact else ["grad_sketch", "future_proxy"]
         if self.concentration_weight:
             signals += ["grad_sketch", "cluster"]
         self.requires = tuple(dict.fromkeys(signals))
+
+    def begin_stage(self) -> None:
+        self._past, self._agreement = None, (0.0, 0)
 
     def select(
         self,
@@ -163,6 +184,8 @@ class LHASSelector(Selector):
         rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
         if self.utility_weight:
             self.uds.remember(sorted_signals, rows)
+        if self.future_weight and self.exact:
+            terms["reliability"] = np.full(len(pool), self.reliability)
         place = np.argsort(by_id)
         return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
 
@@ -174,11 +197,17 @@ class LHASSelector(Selector):
         utility = future = concentration = np.full(n, np.nan)
         total = np.zeros(n)
         future_weight, concentration_weight = self._weights(signals)
+        if self.future_weight and self.exact:
+            self._measure_agreement(signals["future_alignment"])
+            future_weight *= self.reliability
         if self.utility_weight:
             utility = scale(self.uds.terms(signals)["score"], self.normalise)
             total += self.utility_weight * utility
         if self.future_weight:
-            aligned = proxy_cosine(signals, self.name, "set future_weight to 0")
+            if self.exact:
+                aligned = np.asarray(signals["future_alignment"], dtype=np.float64).mean(axis=1)
+            else:
+                aligned = proxy_cosine(signals, self.name, "set future_weight to 0")
             future = scale(aligned, self.normalise)
             total += future_weight * future
         if self.concentration_weight:
@@ -190,13 +219,43 @@ class LHASSelector(Selector):
         """η and ρ of this round; the rows of ``signals`` are in the order of their ids."""
         return self.future_weight, self.concentration_weight
 
+    @property
+    def reliability(self) -> float:
+        """Spearman–Brown reliability of p so far in this stage, in [0, 1]."""
+        total, rounds = self._agreement
+        r = total / rounds if rounds else 0.0
+        return max(0.0, 2 * r / (1 + r)) if r > -1 else 0.0
+
+    def _measure_agreement(self, halves: Float[np.ndarray, "n 2"]) -> None:
+        """Add this round's correlation of p by the two halves of the proxy mixture."""
+        first, second = np.asarray(halves, dtype=np.float64).T
+        if first.std() > 0 and second.std() > 0:
+            r = float(np.corrcoef(first, second)[0, 1])
+            before = self._agreement[1] and not self.reliability
+            self._agreement = (self._agreement[0] + r, self._agreement[1] + 1)
+            if not self.reliability and not before:
+                _log.warning(
+                    "%s: the halves of the proxy disagree about the candidates (r = %.2f), so the future term has no "
+                    "weight. Raise proxy.items_per_skill.",
+                    self.name,
+                    r,
+                )
+
+    def _before(self, history: History) -> tuple[dict[int, int], Float[np.ndarray, " d"] | None]:
+        """Tokens by cluster and top direction of the history that ``a`` reads."""
+        if not self.past_only:
+            return history.cluster_tokens, history.top_gradient_direction()
+        if self._past is None:
+            self._past = dict(history.cluster_tokens), history.top_gradient_direction()
+        return self._past
+
     def _concentration(self, signals: Signals, history: History) -> Float[np.ndarray, " n"]:
+        cluster_tokens, top = self._before(history)
         present, of_row = np.unique(signals["cluster"], return_inverse=True)
-        clusters = self.clusters or len({*history.cluster_tokens, *present.tolist()})
-        spent = np.array([history.cluster_tokens.get(key, 0) for key in present.tolist()], dtype=np.float64)
-        total = sum(history.cluster_tokens.values())
+        clusters = self.clusters or len({*cluster_tokens, *present.tolist()})
+        spent = np.array([cluster_tokens.get(key, 0) for key in present.tolist()], dtype=np.float64)
+        total = sum(cluster_tokens.values())
         value = np.maximum(0.0, spent / total - 1.0 / clusters)[of_row] if total else np.zeros(len(of_row))
-        top = history.top_gradient_direction()
         if top is not None:
             check_width(signals["grad_sketch"], top, "history")
             value = value + np.square(cosine(signals["grad_sketch"], top), dtype=np.float64)
@@ -237,10 +296,14 @@ class LHASSelector(Selector):
         return _ClusterCount(signals["cluster"], history)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.uds.state_dict()
+        past = {} if self._past is None else {"tokens": dict(self._past[0]), "top": self._past[1]}
+        return {**self.uds.state_dict(), "past": past, "agreement": list(self._agreement)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.uds.load_state_dict(state)
+        past = state["past"]
+        self._past = (dict(past["tokens"]), past["top"]) if past else None
+        self._agreement = float(state["agreement"][0]), int(state["agreement"][1])
 
 
 def _best(

@@ -56,6 +56,8 @@ class AdaptiveLHASSelector(LHASSelector):
         refreshes: int = 32,
         clusters: int | None = None,
         positions: Literal["all", "response"] = "all",
+        alignment: Literal["exact", "sketch"] = "exact",
+        concentration_history: Literal["earlier-stages", "all"] = "earlier-stages",
         smoothing: float = 0.8,
     ) -> None:
         super().__init__(
@@ -71,6 +73,8 @@ class AdaptiveLHASSelector(LHASSelector):
             refreshes=refreshes,
             clusters=clusters,
             positions=positions,
+            alignment=alignment,
+            concentration_history=concentration_history,
         )
         number = isinstance(smoothing, int | float) and not isinstance(smoothing, bool)
         if not number or not 0 <= smoothing < 1:
@@ -86,6 +90,7 @@ class AdaptiveLHASSelector(LHASSelector):
         """A as of the last round; NaN before the first one of a stage."""
 
     def begin_stage(self) -> None:
+        super().begin_stage()
         self.alignment = math.nan
 
     def select(
