@@ -43,7 +43,7 @@ PROXY = pool_of((2, 2), (3, 3), name="proxy")
 
 def report(**more):
     gram = np.zeros((1, 1))
-    return TrainingReport(1, 0, 0, 0, np.zeros(1), gram, 0.0, 0.0, **{"model": SIZES, **more})
+    return TrainingReport(1, 0, 0, 0, np.zeros(1), gram, 4, 0.0, 0.0, **{"model": SIZES, **more})
 
 
 def decided(selector, rounds=((0, 1, 2, 3),), gradient_every=0):
