@@ -58,3 +58,4 @@ def test_a_model_on_the_command_line_stands_instead_of_base_models_by_seed(tmp_p
     done = CliRunner().invoke(app, ["audit", str(path), "--dry-run", "--model", "tiny"])
     assert done.exit_code == 0, done.output
     assert "neither" not in done.output
+    assert "Evaluation prompts in the pools (seed 0): of 4,800 candidates 0 have" in " ".join(done.output.split())

@@ -10,6 +10,7 @@ from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
 from longgame.audit.walk import Walk
+from longgame.data.sequences import Contamination, measure_contamination
 from longgame.errors import NumericalError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.seeding import generator
@@ -125,6 +126,22 @@ def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refr
     np.testing.assert_allclose(first, learner.signals(items, ("grad_sketch",))["grad_sketch"].mean(axis=0), atol=1e-7)
     learner.train(pool, policy_of("lhas"), SELECTION, 3)
     assert not np.array_equal(first, learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"])
+
+
+def test_shared_work_holds_the_contamination_of_its_data(tmp_path, caplog, monkeypatch):
+    rec = recipe(seeds=[0, 1])
+    run = Run.create(tmp_path / "r", rec)
+    assert run.contamination is None
+    seed_job(str(run.folder), None, 0, "", lambda *_: None)
+    first = measure_contamination(sequence_of(rec, 0))
+    assert Run.open(run.folder).contamination == first
+    assert first.candidates == 200
+    assert caplog.records == []
+    monkeypatch.setattr(Contamination, "is_much", True)
+    seed_job(str(run.folder), None, 1, "", lambda *_: None)
+    second = measure_contamination(sequence_of(rec, 1))
+    assert Run.open(run.folder).contamination == Contamination.total([first, second])
+    assert [record.getMessage() for record in caplog.records] == [f"seed-1: {second}."]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

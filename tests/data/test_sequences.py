@@ -10,12 +10,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import strategies as st
 
-from longgame.data.examples import Example, SequenceData
+from longgame.data.examples import Example, SequenceData, Stage, Task
 from longgame.data.orders import reorder
-from longgame.data.sequences import build_sequence
+from longgame.data.sequences import Contamination, EvaluationPrompts, build_sequence, measure_contamination
 from longgame.data.sources import source_name
 from longgame.errors import DataError, RecipeError
 from longgame.evaluation.scorers import SCORERS
@@ -121,6 +123,103 @@ def test_candidate_with_an_evaluation_prompt_is_skipped(folder: Path) -> None:
     assert len(asked) == 5
     assert not asked & drawn
     assert any(prompt.startswith("eval other") for prompt in drawn)  # the other leaky prompts may be drawn
+
+
+def pool_prompts(folder: Path, train: list[str], evaluation: list[str], size: int) -> list[str]:
+    """Prompts of the pool that files with these prompts give, in alphabetical order."""
+    for split, texts in (("train", train), ("eval", evaluation)):
+        rows = "".join(json.dumps({"prompt": text, "response": "r"}) + "\n" for text in texts)
+        (folder / split / "near.jsonl").write_text(rows)
+    stages = [{"name": "one", "train": ["near"], "eval": ["near"]}]
+    data = recipe(folder, stages=stages, ood=[], pool_size=size, items_per_skill=len(evaluation))
+    sequence = build_sequence(data.replace({"proxy.items_per_skill": 0}), 0)
+    return sorted(example.prompt for example in sequence.stages[0].candidates)
+
+
+NEARLY = {
+    "one word more": ("Print the full path of a running command now", "Print the full path of a running command"),
+    "another value": ("Find files named '*.c' and print their lines", "Find files named '*.h' and print their lines"),
+    "another path": ("Count all the lines under /var/log", "Count all the lines under ~/notes/today"),
+    "other quotes": ("Does 'kind' describe this man: he smiled", "Does 'rude' describe this man: he smiled"),
+    "same scenario": (
+        "Karen saw that the cashier gave her too much money. She returned it.",
+        "Karen saw that the cashier gave her too much money. She kept it.",
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", NEARLY.values(), ids=NEARLY)
+def test_near_duplicate_of_an_evaluation_prompt_is_skipped(folder: Path, pair: tuple[str, str]) -> None:
+    other = ["A text about something else", "Another question of five words", "Is it late", "Say why"]
+    assert pool_prompts(folder, [pair[0], *other], [pair[1]], 4) == other
+    with pytest.raises(DataError, match="1 with the prompt of an evaluation item, or nearly"):
+        pool_prompts(folder, [pair[0], *other], [pair[1]], 5)
+
+
+def test_tasks_behind_one_instruction_are_no_duplicates(folder: Path) -> None:
+    instruction = "Write a shell command for this task please:"
+    verbs = ["list files", "show dates", "kill jobs", "sort names", "join pages"]
+    train = sorted(f"{instruction} {verb} today" for verb in verbs)
+    evaluation = [f"{instruction} {noun}" for noun in ("who am I", "print money", "reboot now", "ping home")]
+    assert pool_prompts(folder, train, evaluation, len(train)) == train
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=9), st.lists(st.sampled_from("abc"), max_size=9)
+)
+def test_alike_is_half_of_all_word_triples(first: list[str], second: list[str]) -> None:
+    prompts = EvaluationPrompts()
+    prompts.add(Example.make(" ".join(first), "r"))
+    triples = [{" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (first, second)]
+    alike = bool(second) and len(triples[0] & triples[1]) / len(triples[0] | triples[1]) >= 0.5
+    assert prompts.has_like(Example.make(" ".join(second), "r")) is alike
+
+
+# Evaluation prompts in the pools
+
+
+def in_stage(prompts: list[str], evaluation: list[str]) -> SequenceData:
+    items = [Example.make(prompt, "r", skill="s") for prompt in evaluation]
+    stage = Stage("one", tuple(Example.make(p, f"r{i}") for i, p in enumerate(prompts)), Task("one", tuple(items)))
+    return SequenceData("hand", (stage, Stage("two", (Example.make("x", "y"),), Task("two", ()))))
+
+
+def test_contamination_counts_prompts_and_eight_words_in_a_row() -> None:
+    ten = "one two three four five six seven eight nine ten"
+    pool = [
+        f" {ten.upper()} ",  # the prompt, but for case and spacing
+        "zero two three four five six seven eight nine",  # eight words of it
+        "zero two three four five six seven eight nought",  # seven
+        "how many",  # a short prompt
+        "how many, then",
+        "",  # plain text
+    ]
+    contamination = measure_contamination(in_stage(pool, [ten, "How many", "4 + 5"]))
+    assert contamination == Contamination(candidates=7, same_prompt=2, shared_text=3)
+    assert contamination.is_much
+    assert str(contamination) == (
+        "of 7 candidates 2 have the prompt of an evaluation item and 3 (42.9%) share eight words in a row with one"
+    )
+
+
+def test_wording_of_a_sub_skill_is_no_contamination() -> None:
+    instruction = "write one shell command that does the following task"
+    evaluation = [f"{instruction} number {i} of them" for i in range(4)]
+    contamination = measure_contamination(in_stage([f"{instruction} letter {i}" for i in "abc"], evaluation))
+    assert contamination == Contamination(4, 0, 0)
+    assert not contamination.is_much
+    few = measure_contamination(in_stage([f"{instruction} letter {i}" for i in "abc"], evaluation[:2]))
+    assert few == Contamination(4, 0, 3)  # two items make no wording
+    assert Contamination.total([contamination, few]) == Contamination(8, 0, 3)
+
+
+@pytest.mark.parametrize("name", ["procedural-skill", "procedural-domain", "procedural-interleaved"])
+def test_generated_pools_hold_no_evaluation_prompt(name: str) -> None:
+    made = parse_recipe({"name": "t", "selectors": ["random"], "data": {"sequence": name, "pool_size": 300}})
+    contamination = measure_contamination(build_sequence(made, 0))
+    assert contamination.same_prompt == 0
+    assert not contamination.is_much
 
 
 def test_seed_fixes_the_sequence(folder: Path) -> None:

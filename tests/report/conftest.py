@@ -115,6 +115,7 @@ def make_run(results, recipe=None, card=None, cards=None, orders=None, **attribu
         "places": None,
         "full_data": None,
         "picks": None,
+        "contamination": None,
         "environment": ENVIRONMENT,
         "finished_stages": {trial.name: len(run.plan.stages) for trial in run.plan.trials},
     }

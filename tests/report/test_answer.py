@@ -1,12 +1,14 @@
 import pandas as pd
 import pytest
 
+from longgame.data.sequences import Contamination
 from longgame.errors import RecipeError
 from longgame.report.answer import (
     VERDICTS,
     Claim,
     answer,
     base_models,
+    contamination_note,
     cost_line,
     headline,
     parse_condition,
@@ -17,7 +19,7 @@ from longgame.report.answer import (
     verdict_lines,
 )
 from longgame.report.layout import report_layout
-from longgame.report.render import escape, markdown_card
+from longgame.report.render import escape, markdown, markdown_card
 from longgame.report.tables import COSTS, LEVEL_ONE, NOT_MEASURED, metric_table
 from tests.report.conftest import HOSTILE, NOW, lifted, make_card, make_recipe, make_results, make_run
 
@@ -123,6 +125,16 @@ def test_facts_hold_versions_seeds_and_duration(run):
     assert facts["duration"] == "2.0 min in 2 sessions"
     assert facts["versions"] == "longgame 0.1.0, numpy 2.0"
     assert facts["seeds"] == "5 (0, 1, 2, 3, 4)"
+
+
+@pytest.mark.parametrize(("same", "shared", "warned"), [(0, 0, False), (0, 20, False), (0, 26, True), (1, 1, True)])
+def test_evaluation_prompts_in_pools_are_a_fact_and_warned_of(results, same, shared, warned):
+    contamination = Contamination(100, same, shared)
+    run = make_run(results, contamination=contamination)
+    assert run_facts(run)["evaluation prompts in pools"] == str(contamination)
+    assert (str(contamination) in contamination_note(run)) is warned
+    assert ("Scores may reward remembering" in markdown(report_layout(run))) is warned
+    assert contamination_note(make_run(results)) == ""
 
 
 def test_shared_base_models_make_intervals_too_narrow(recipe):

@@ -15,10 +15,11 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings
-from longgame.audit.learner import Learner, make_learner, sequence_of
+from longgame.audit.learner import Learner, learner_kind, make_learner, sequence_of
 from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
 from longgame.data.examples import Pool
+from longgame.data.sequences import measure_contamination
 from longgame.recipe import Recipe
 from longgame.seeding import generator
 from longgame.selection.base import build_selector
@@ -191,6 +192,11 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
     check_scores(plan, left)
     for text in score_warnings(plan, left):
         console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+    if learner_kind(recipe).has_texts:
+        contamination = measure_contamination(sequence_of(recipe, recipe.seeds[0]))
+        text = f"Evaluation prompts in the pools (seed {recipe.seeds[0]}): {contamination}."
+        style = "yellow" if contamination.is_much else None
+        console.print(f"Warning: {text}" if contamination.is_much else text, style=style, markup=False, highlight=False)
     estimates = estimate_all(plan, threads)
     main, seeds = estimates[""], len(recipe.seeds)
     conditions = list(plan.conditions.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -22,12 +23,15 @@ from longgame.audit.learner import learner_kind, make_learner, sequence_of
 from longgame.audit.plan import FULL_DATA, Plan, Trial
 from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run
 from longgame.audit.walk import Walk, numerics_located, prepare_seed
+from longgame.data.sequences import measure_contamination
 from longgame.engines.local import Job, Notify, run_here, run_local
 from longgame.errors import ResumeError, StorageError
 from longgame.recipe import Recipe
 from longgame.selection.interventions import selector_of
 from longgame.signals.base import work_of
 from longgame.storage import read_json, storage_errors, write_json
+
+_log = logging.getLogger(__name__)
 
 
 class RichDisplay:
@@ -180,8 +184,11 @@ def seed_job(folder: str, data_dir: str | None, seed: int, condition: str, notif
     recipe = run.plan.conditions[condition].base_recipe
     notify(store.folder.name, 0, "data", 0, 1)
     sequence = sequence_of(recipe.replace({"data.data_dir": data_dir}), seed)
+    contamination = measure_contamination(sequence) if learner_kind(recipe).has_texts else None
+    if contamination is not None and contamination.is_much:
+        _log.warning("%s: %s.", store.folder.name, contamination)
     notify(store.folder.name, 0, "frozen pass", 0, 1)
-    prepare_seed(seed, make_learner(recipe, seed), sequence, store.noting_files())
+    prepare_seed(seed, make_learner(recipe, seed), sequence, store.noting_files(), contamination)
 
 
 def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:

@@ -35,7 +35,8 @@ from longgame.audit.plan import (
     value_name,
 )
 from longgame.audit.results import full_data_scorecard, of_condition, read_results, scorecards, write_results
-from longgame.audit.store import StageStore, content_hash
+from longgame.audit.store import CONTAMINATION, StageStore, content_hash
+from longgame.data.sequences import Contamination
 from longgame.errors import ResumeError, StorageError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
@@ -213,6 +214,13 @@ class Run:
         A place is what the condition's name says (``adaptation=full-lr0.001``), else the recipe's own value.
         """
         return None if self.across is None else condition_places(self.plan, list(self.scorecards))
+
+    @cached_property
+    def contamination(self) -> Contamination | None:
+        """How much of the evaluation items stands in the pools, over all seeds; None without texts or shared work."""
+        folders = (self.folder / "seeds" / self.plan.base_name(seed, "") / "base" for seed in self.recipe.seeds)
+        files = [folder / CONTAMINATION for folder in folders if (folder / CONTAMINATION).is_file()]
+        return Contamination.total([Contamination(**read_json(file)) for file in files]) if files else None
 
     @cached_property
     def picks(self) -> Picks | None:

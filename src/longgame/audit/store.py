@@ -61,6 +61,10 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+CONTAMINATION = "contamination.json"
+"""File of a seed's shared work: `longgame.data.sequences.Contamination` of its data."""
+
+
 def records_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make tidy records of these rows; absent text columns are "", absent counts −1."""
     full = [{**_DEFAULTS, **row} for row in rows]

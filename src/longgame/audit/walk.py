@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import pandas as pd
 from longgame.audit.learner import Learner
 from longgame.audit.picks import write_selection
 from longgame.audit.plan import Trial
-from longgame.audit.store import StageStore, records_table
+from longgame.audit.store import CONTAMINATION, StageStore, records_table
 from longgame.data.examples import Pool, SequenceData, Stage, Task
+from longgame.data.sequences import Contamination
 from longgame.engines.local import Notify
 from longgame.errors import NumericalError, ResumeError
 from longgame.evaluation.scorers import Score
@@ -236,8 +237,18 @@ class Walk:
         return rows
 
 
-def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: StageStore) -> None:
-    """Do once what all trials of a seed share: the frozen pass over every pool, and row 0 of R."""
+def prepare_seed(
+    seed: int,
+    learner: Learner,
+    sequence: SequenceData,
+    store: StageStore,
+    contamination: Contamination | None = None,
+) -> None:
+    """Do once what all trials of a seed share: the frozen pass over every pool, and row 0 of R.
+
+    Args:
+        contamination: of the sequence, to be kept with it.
+    """
     if store.has("base"):
         return
     with numerics_located(lambda: f"seed {seed}, before any training"):
@@ -246,6 +257,8 @@ def prepare_seed(seed: int, learner: Learner, sequence: SequenceData, store: Sta
     with store.writing("base") as folder:
         write_arrays(folder / "frozen.safetensors", frozen)
         (folder / "learner.json").write_text(json.dumps(_origin(learner, sequence), indent=1) + "\n")
+        if contamination is not None:
+            (folder / CONTAMINATION).write_text(json.dumps(asdict(contamination)) + "\n")
         write_table(
             folder / "records.parquet",
             records_table([{"trial": "", "selector": "", "seed": seed, **row} for row in rows]),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from longgame.data.examples import Example, SequenceData, Stage, Task, with_unique_ids
@@ -57,16 +61,19 @@ class _Source:
         self.size = len(examples)
         self.too_long = 0
         self.used_before = 0
-        self._examples = examples
+        self.too_alike = 0
+        self.examples = examples
         self._fits = fits
         self._order: Iterator[int] = iter(generator(seed, "files", *stream, name).permutation(len(examples)).tolist())
 
-    def next(self, used: set[str], prompts: set[str] | None = None) -> Example | None:
-        """The next example that fits and whose content (and prompt) is unused; None at the end of the file."""
+    def next(self, used: set[str], evaluation: EvaluationPrompts | None = None) -> Example | None:
+        """The next example that fits, is unused and repeats no evaluation prompt; None at the end of the file."""
         for row in self._order:
-            example = self._examples[row]
-            if example.sample_id in used or (prompts is not None and _prompt_key(example) in prompts):
+            example = self.examples[row]
+            if example.sample_id in used:
                 self.used_before += 1
+            elif evaluation is not None and evaluation.has_like(example):
+                self.too_alike += 1
             elif self._fits is not None and not self._fits(example):
                 self.too_long += 1
             else:
@@ -79,14 +86,16 @@ class _Source:
             parts.append(f"{self.too_long} longer than model.max_length")
         if self.used_before:
             parts.append(f"{self.used_before} used elsewhere in the sequence")
+        if self.too_alike:
+            parts.append(f"{self.too_alike} with the prompt of an evaluation item, or nearly")
         return f"{self.name} ({', '.join(parts)})"
 
 
 class _FileSequence:
     """Draws evaluation items first, then proxy items, then pools, so that all are disjoint by content.
 
-    A candidate or proxy item with the prompt of an evaluation item is skipped, too. What is mixed into a pool from its
-    neighbors' files is drawn last, so a stage's own candidates do not depend on it.
+    A candidate or proxy item with the prompt of an evaluation item, or nearly (`EvaluationPrompts`), is skipped, too.
+    What is mixed into a pool from its neighbors' files is drawn last, so a stage's own candidates do not depend on it.
     """
 
     def __init__(self, recipe: Recipe, seed: int, fits: Fits | None) -> None:
@@ -94,7 +103,7 @@ class _FileSequence:
         self.data = recipe.data
         self.folder = Path(recipe.data.data_dir) if recipe.data.data_dir is not None else None
         self.used: set[str] = set()
-        self.prompts: set[str] = set()
+        self.evaluation = EvaluationPrompts()
         self._read: dict[tuple[str, Split], list[Example]] = {}
 
     def build(self, order: Sequence[str] | Sequence[int]) -> SequenceData:
@@ -159,6 +168,7 @@ class _FileSequence:
         drawn: list[Example] = []
         option = "items_per_skill" if kind == "stage" else "ood_items_per_skill"
         for source in self._sources(spec, spec.eval, "eval"):
+            self.evaluation.add_wording(_text_of(example) for example in source.examples)
             for number in range(items):
                 example = source.next(self.used)
                 if example is None:
@@ -167,10 +177,9 @@ class _FileSequence:
                         f"Lower data.{option} to {number}, raise model.max_length, or give a larger file."
                     )
                 self.used.add(example.sample_id)
-                self.prompts.add(_prompt_key(example))
+                self.evaluation.add(example)
                 drawn.append(example)
             self._report(spec.name, source)
-        self.prompts.discard("")
         return Task(spec.name, tuple(drawn), kind, spec.scorers, spec.max_new_tokens)
 
     def _proxy(self, sources: list[_Source]) -> tuple[Example, ...]:
@@ -178,7 +187,7 @@ class _FileSequence:
         drawn = []
         for source in sources:
             for number in range(self.recipe.proxy.items_per_skill):
-                example = source.next(self.used, self.prompts)
+                example = source.next(self.used, self.evaluation)
                 if example is None:
                     raise DataError(
                         f"the future-proxy mixture needs {self.recipe.proxy.items_per_skill} items of {source}, but "
@@ -196,7 +205,7 @@ class _FileSequence:
             for source in list(open_sources):
                 if len(drawn) == size:
                     break
-                example = source.next(self.used, self.prompts)
+                example = source.next(self.used, self.evaluation)
                 if example is None:
                     open_sources.remove(source)
                 else:
@@ -221,7 +230,131 @@ class _FileSequence:
             _log.info("'%s': passed over while drawing from %s", task, source)
 
 
+# Evaluation prompts in training data: files never give a near-duplicate of one, and any sequence's are counted.
+
+Words = tuple[str, ...]
+
+_WORD = re.compile(r"\w+|[-+*/=<>^%]")
+_VALUE = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'|\S*[/~][a-z.]\S*")
+"""Quoted text and paths: what a template is filled with."""
+_ALIKE = 0.5
+"""Jaccard index of two prompts' word triples from which one nearly repeats the other."""
+_RUN = 8
+"""Words in a row that count as shared text."""
+_WORDING, _LEAST_WORDING = 0.05, 2
+"""A run of words in more than this share of a file's or sub-skill's prompts, and in more than two, is its wording."""
+_WORTH_A_WARNING = 0.25
+"""Share of candidates with shared text that is warned of."""
+
+
+def _text_of(example: Example) -> str:
+    """The prompt with all turns; empty for plain text."""
+    turns = example.messages if example.messages is not None else (("user", example.prompt),)
+    return " ".join(content for _, content in turns)
+
+
 def _prompt_key(example: Example) -> str:
     """The prompt without case and spacing; empty for plain text."""
-    turns = example.messages if example.messages is not None else (("user", example.prompt),)
-    return " ".join(" ".join(content for _, content in turns).casefold().split())
+    return " ".join(_text_of(example).casefold().split())
+
+
+def _runs(text: str, length: int) -> set[Words]:
+    """Runs of so many words (and signs of arithmetic), without case; a shorter text is one run, an empty one none."""
+    words = tuple(_WORD.findall(text.casefold()))
+    return {words[start : start + length] for start in range(max(1, len(words) - length + 1))} - {()}
+
+
+def _triples(text: str) -> set[Words]:
+    """Runs of three words, with one word for each quoted text or path."""
+    return _runs(_VALUE.sub(" value ", text.casefold()), 3)
+
+
+def _wording(runs: Sequence[set[Words]]) -> set[Words]:
+    """Runs that many of the texts have: the instruction around the content."""
+    least = max(_LEAST_WORDING, _WORDING * len(runs))
+    return {run for run, count in Counter(itertools.chain.from_iterable(runs)).items() if count > least}
+
+
+class EvaluationPrompts:
+    """Prompts of evaluation items; finds what repeats one, or nearly.
+
+    A prompt nearly repeats another if the Jaccard index of their word triples is at least `_ALIKE`: the same scenario
+    with another ending, or the same template, as quoted texts and paths all count as one word. Triples of the wording
+    that an evaluation file's prompts share do not count: two tasks behind one instruction are not alike.
+    """
+
+    def __init__(self) -> None:
+        self._exact: set[str] = set()
+        self._wording: set[Words] = set()
+        self._triples: list[set[Words]] = []
+        self._with: dict[Words, list[int]] = {}
+
+    def add_wording(self, texts: Iterable[str]) -> None:
+        """Add what all the prompts of an evaluation file have in common."""
+        self._wording |= _wording([_triples(text) for text in texts])
+
+    def add(self, example: Example) -> None:
+        """Add an evaluation item, after the wording of its file."""
+        key = _prompt_key(example)
+        if not key:
+            return
+        self._exact.add(key)
+        triples = _triples(key) - self._wording
+        for triple in triples:
+            self._with.setdefault(triple, []).append(len(self._triples))
+        self._triples.append(triples)
+
+    def has_like(self, example: Example) -> bool:
+        """Whether the example's prompt is that of an evaluation item, or nearly."""
+        key = _prompt_key(example)
+        if key in self._exact:
+            return True
+        triples = _triples(key) - self._wording
+        shared = Counter(row for triple in triples for row in self._with.get(triple, ()))
+        return any(count >= _ALIKE * (len(triples) + len(self._triples[row]) - count) for row, count in shared.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """How much of the evaluation items' prompts stands in the pools."""
+
+    candidates: int
+    """Of all stages."""
+    same_prompt: int
+    """Candidates with the prompt of an evaluation item of any stage or OOD set, but for case and spacing."""
+    shared_text: int
+    """Candidates whose prompt shares a run of eight words with one, these included; the wording of a sub-skill's items
+    does not count (a run in more than 5 % of them)."""
+
+    @property
+    def is_much(self) -> bool:
+        """Whether it is worth a warning: a prompt is the same, or a quarter of the candidates shares text."""
+        return self.same_prompt > 0 or self.shared_text > _WORTH_A_WARNING * self.candidates
+
+    def __str__(self) -> str:
+        share = self.shared_text / max(1, self.candidates)
+        return (
+            f"of {self.candidates:,} candidates {self.same_prompt:,} have the prompt of an evaluation item and "
+            f"{self.shared_text:,} ({share:.1%}) share eight words in a row with one"
+        )
+
+    @staticmethod
+    def total(parts: Collection[Contamination]) -> Contamination:
+        """The sum over sequences."""
+        names = [field.name for field in dataclasses.fields(Contamination)]
+        return Contamination(*(sum(getattr(part, name) for part in parts) for name in names))
+
+
+def measure_contamination(sequence: SequenceData) -> Contamination:
+    """Compare the prompts of all candidates with those of the evaluation items of all stages and OOD sets."""
+    skills: dict[tuple[str, str | None], list[str]] = {}
+    for task in sequence.tasks:
+        for item in task.items:
+            skills.setdefault((task.name, item.skill), []).append(_prompt_key(item))
+    exact = {key for keys in skills.values() for key in keys} - {""}
+    wording = {run for keys in skills.values() for run in _wording([_runs(key, _RUN) for key in keys])}
+    runs = {run for key in exact for run in _runs(key, _RUN)} - wording
+    keys = [_prompt_key(candidate) for stage in sequence.stages for candidate in stage.candidates]
+    same = [key in exact for key in keys]
+    shared = [repeats or not runs.isdisjoint(_runs(key, _RUN)) for repeats, key in zip(same, keys, strict=True)]
+    return Contamination(len(keys), sum(same), sum(shared))

@@ -335,6 +335,14 @@ def condition_note(run: Run) -> str:
     )
 
 
+def contamination_note(run: Run) -> str:
+    """A warning of evaluation prompts in the pools; empty where there are few."""
+    contamination = run.contamination
+    if contamination is None or not contamination.is_much:
+        return ""
+    return f"Evaluation prompts in the pools: {contamination}. Scores may reward remembering them. Use other data."
+
+
 def run_facts(run: Run) -> dict[str, str]:
     """What was run, on which machine, for how long: name → value."""
     recipe, environment = run.recipe, run.environment
@@ -349,6 +357,7 @@ def run_facts(run: Run) -> dict[str, str]:
     facts = {
         "model": names if not learner_kind(recipe).has_texts else f"{names}, {recipe.model.adaptation}",
         "data": f"{recipe.data.sequence}, pools of {recipe.data.pool_size}",
+        "evaluation prompts in pools": str(run.contamination or ""),
         "budget": f"{recipe.budget:.0%} of each pool's tokens, {rounds}, {recipe.training.steps} steps per stage",
         "seeds": f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})",
         "measurements": f"{len(run.own_results):,}",

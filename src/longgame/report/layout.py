@@ -20,6 +20,7 @@ from longgame.report.answer import (
     VerdictLine,
     answer,
     condition_note,
+    contamination_note,
     headline,
     legend,
     reversal_line,
@@ -371,7 +372,7 @@ def run_section(run: Run) -> Section:
     section = Section("run", "The run")
     section.show(Facts(facts), on=FILES)
     section.show(Facts({name: facts[name] for name in CARD_FACTS}), on=frozenset({"card"}))
-    notes = (seeds_caveat(run.recipe), condition_note(run), *run.scorecard.notes)
+    notes = (seeds_caveat(run.recipe), condition_note(run), contamination_note(run), *run.scorecard.notes)
     section.show(Bullets(tuple(filter(None, notes))))
     section.show(
         Bullets(
