@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch.nn import functional
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from longgame.errors import ModelError
-from longgame.models.head import evaluating, response_logits, response_loss
+from longgame.models.head import LogitHead, evaluating, float32_head, response_logits, response_loss
 from support.training import make_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]])
@@ -68,3 +68,30 @@ def test_evaluating_puts_each_module_back_into_its_mode():
     with evaluating(model.modules()):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == modes
+
+
+def test_half_precision_heads_give_float32_logits():
+    """The argmax is that of exact products of the 16-bit weights; the head's own product ties or flips some."""
+    model = (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=4000, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+            )
+        )
+        .bfloat16()
+        .eval()
+    )
+    ids = torch.arange(300)[None] % 4000
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids).last_hidden_state
+        exact = hidden.double() @ model.lm_head.weight.double().T
+        own = model(input_ids=ids).logits
+        with float32_head(model):
+            wide = model(input_ids=ids).logits
+    assert (own.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(wide.double(), exact, rtol=1e-4, atol=1e-5)
+    assert torch.equal(wide.argmax(-1), exact.argmax(-1))
+    assert (own == own.amax(-1, keepdim=True)).sum(-1).gt(1).any()
+    assert "forward" not in vars(model.lm_head)
+    assert LogitHead(model).logits(hidden[0]).dtype == torch.float32
+    torch.testing.assert_close(LogitHead(model).logits(hidden[0]).double(), exact[0], rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from longgame.errors import DataError, PluginError
 from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
 from longgame.models.adaptation import adaptation_of
-from longgame.models.head import evaluating
+from longgame.models.head import evaluating, float32_head
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 
@@ -84,7 +84,12 @@ class Evaluator:
         rows: dict[tuple[bytes, bytes], Row] = {}
         plans = [[self._plan(task, item, rows) for item in task.items] for task in tasks]
         stop_ids = self._stop_ids(rows.values())
-        with evaluating(self.model.modules()), adaptation_of(self.model).merged(), torch.inference_mode():
+        with (
+            evaluating(self.model.modules()),
+            adaptation_of(self.model).merged(),
+            float32_head(self.model),
+            torch.inference_mode(),
+        ):
             run_rows(
                 self.model,
                 list(rows.values()),
