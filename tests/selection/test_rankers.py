@@ -62,3 +62,15 @@ def test_random_draws_by_id_and_consecutive_rounds_differ(world) -> None:
     rng = np.random.default_rng(0)
     rounds = {tuple(RandomSelector().select(forward.pool, forward.signals, None, 4, rng).rows) for _ in range(5)}
     assert len(rounds) > 1
+
+
+def test_per_step_counts_a_candidate_by_its_response_tokens(world) -> None:
+    scene = world([9, 9, 9], loss=[1.0, 2.0, 3.0], grad_norm=[1.0, 2.0, 3.0], grad_sketch=[[1, 0], [2, 0], [3, 1]])
+    lengths = np.array([8, 3, 1])
+    scene.pool = replace(scene.pool, prompt_tokens=9 - lengths, response_tokens=lengths)
+    assert scene.picks(LossSelector(), 27) == scene.picks(GradientSelector(), 27) == "cba"
+    assert scene.picks(LossSelector(per="step"), 27) == "abc"  # 8, 6, 3
+    assert scene.picks(GradientSelector(per="step"), 27) == "abc"
+    dot = scene.select(GradientSelector("similarity", "dot", per="step"), 27).scores["score"]
+    scaled = lengths[:, None] * np.array([[1, 0], [2, 0], [3, 1]])
+    assert dot == pytest.approx(scaled @ scaled.mean(axis=0))

@@ -23,22 +23,30 @@ class GradientSelector(Selector):
             gradient sketch to the mean sketch of all candidates ("the current batch objective").
         similarity: ``cosine`` (direction alone) or ``dot`` (first-order decrease of the batch loss from a step on the
             example); used by ``mode="similarity"``.
+        per: what a gradient is the gradient of. ``example``: its mean NLL per response token. ``step``: its share of
+            the step's loss, a mean over all response tokens, so that a gradient counts as often as its example has
+            response tokens. Used by ``norm`` and ``dot`` (a cosine has no length).
     """
 
     name = "gradient"
 
     def __init__(
-        self, mode: Literal["norm", "similarity"] = "norm", similarity: Literal["cosine", "dot"] = "cosine"
+        self,
+        mode: Literal["norm", "similarity"] = "norm",
+        similarity: Literal["cosine", "dot"] = "cosine",
+        per: Literal["example", "step"] = "example",
     ) -> None:
         self.mode = choice(self.name, "mode", mode, ("norm", "similarity"))
         self.similarity = choice(self.name, "similarity", similarity, ("cosine", "dot"))
+        self.per = choice(self.name, "per", per, ("example", "step"))
         self.requires = ("grad_norm",) if self.mode == "norm" else ("grad_sketch",)
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002
+        tokens = np.asarray(pool.response_tokens, dtype=np.float64) if self.per == "step" else np.ones(len(pool))
         if self.mode == "norm":
-            return signals["grad_norm"]
+            return tokens * signals["grad_norm"]
         by_id = id_order(pool.ids)  # sums run in this order, so the pool's order changes no bit
-        gradients = signals["grad_sketch"][by_id].astype(np.float64)
+        gradients = tokens[by_id, None] * signals["grad_sketch"][by_id].astype(np.float64)
         mean = gradients.mean(axis=0)
         score = np.empty(len(pool), dtype=np.float32)
         score[by_id] = cosine(gradients, mean) if self.similarity == "cosine" else gradients @ mean

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float
 
 from longgame.data.examples import Pool
 from longgame.selection.base import Selector
+from longgame.selection.budget import choice
 from longgame.selection.history import History
 from longgame.signals.base import Signals
 
 
 class LossSelector(Selector):
-    """Highest mean NLL per response token first; ties by id."""
+    """Highest NLL of the response first; ties by id.
+
+    Args:
+        per: ``example``: the mean per response token. ``step``: the sum over response tokens, the example's share of
+            the step's loss, which is a mean over all response tokens.
+    """
 
     name = "loss"
     requires = ("loss",)
 
+    def __init__(self, per: Literal["example", "step"] = "example") -> None:
+        self.per = choice(self.name, "per", per, ("example", "step"))
+
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002
-        return signals["loss"]
+        return signals["loss"] * pool.response_tokens if self.per == "step" else signals["loss"]
