@@ -127,6 +127,14 @@ def test_every_relative_link_has_a_target(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
 
 
+def test_equal_numbers_are_promised_per_machine_only():
+    promise = re.compile(r"with the same numbers|resumes? exactly|bit-equal|equal bits", re.IGNORECASE)
+    for page in PAGES:
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        for sentence in re.split(r"(?<=[.!?]) ", text):
+            assert not promise.search(sentence) or re.search("machine|processor", sentence), f"{page.name}: {sentence}"
+
+
 def test_readme_is_short_and_starts_with_an_example():
     lines = README.splitlines()
     assert len(README.split()) <= 800

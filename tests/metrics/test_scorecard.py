@@ -379,6 +379,27 @@ def test_one_seed_has_means_and_no_intervals():
 # Diagnostics and costs
 
 
+def test_a_score_that_nobody_raises_above_the_base_is_noted():
+    def exact(loss):
+        gains = {"random": 0.5, "loss": loss}  # R[t,t] − R[0,t], mean over both tasks
+        return [
+            row
+            for selector, seed in HAND
+            for row in score_rows(
+                selector,
+                seed,
+                [[20, 0, NAN], [20 + gains[selector] - 2, 0, NAN], [20, gains[selector] + 2, NAN]],
+                "exact_match",
+            )
+        ]
+
+    notes = [note for note in build(hand_rows() + exact(loss=0.9)).notes if "base model" in note]
+    assert len(notes) == 1  # token accuracy rises
+    assert notes[0].startswith("exact_match: right after the stages no selector is 1 point(s) above the base model")
+    assert "(loss has the most: +0.9)" in notes[0]
+    assert not [note for note in build(hand_rows() + exact(loss=1.1)).notes if "base model" in note]
+
+
 def test_notes_warn_of_a_selector_whose_cut_is_a_tie():
     tied = {"kind": "diagnostic", "stage": 1, "name": "tied_share"}
     rows = [who(selector, seed) | tied | {"value": 0.99 if selector == "loss" else 0} for selector, seed in HAND]

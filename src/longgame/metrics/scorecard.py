@@ -29,6 +29,7 @@ from longgame.metrics.tidy import (
     Probe,
     Trials,
     View,
+    over_measured,
     read_curves,
     read_score_rows,
     read_stagewise,
@@ -177,6 +178,7 @@ class Scorecard:
                 *amount_notes(unequal),
                 *missed_notes(by_kind, trials),
                 *tied_notes(by_kind, trials),
+                *_floor_notes(views, trials, metric_spec.equivalence.now),
             ),
         )
 
@@ -348,6 +350,21 @@ def _terms(
         gamma = 0.0
         notes.append(f"{view}: no OOD set was measured; the long-horizon score leaves the OOD term out (γ = 0).")
     return longhorizon.LongHorizonTerms(probe, alpha, spec.beta, gamma)
+
+
+def _floor_notes(views: Mapping[str, View], trials: Trials, margin: float) -> list[str]:
+    """A note for each view in which no selector learns anything: nobody is ``margin`` points above the base model."""
+    notes = []
+    for name, view in views.items():
+        above = over_measured(matrix.diagonal(view.R) - view.R[:, 0, : matrix.stage_count(view.R)])
+        means = moments(trials.grid(above))[1]
+        if not np.isnan(means).all() and np.nanmax(means) < margin:
+            notes.append(
+                f"{name}: right after the stages no selector is {margin:g} point(s) above the base model "
+                f"({trials.selectors[int(np.nanargmax(means))]} has the most: {np.nanmax(means):+.1f}). Nothing is "
+                "learned by this score, so its differences show forgetting and noise."
+            )
+    return notes
 
 
 def _set_gap(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:

@@ -53,7 +53,8 @@ class SelectionMixin(_Base):
     Examples are known by a ``sample_id`` column; a dataset without one gets ids by a hash of tokens and labels.
     Columns ``skill`` and ``quality`` reach the selector where the dataset has them. Budgets count prompt + response
     tokens; what a round leaves over goes to the next. Selection draws on its own generator, never on a global one,
-    and its state is in every checkpoint: a resumed training selects and trains as an uninterrupted one.
+    and its state is in every checkpoint: on the same machine, a resumed training selects and trains as an uninterrupted
+    one.
 
     Args:
         selection: a `SelectionConfig`, or in short a selector (its name, a `Selector` or a `SelectionPolicy`) or a
