@@ -46,6 +46,16 @@ def test_planned_tokens_are_those_of_the_audit(tmp_path, rounds, epochs, kinds):
     assert random.trained_tokens == loss.trained_tokens
 
 
+@pytest.mark.parametrize("rounds", ["step", 1, 3])
+def test_planned_tokens_of_the_proxy_are_those_of_the_audit(tmp_path, rounds):
+    probe = {"steps": 6, "kinds": ()}
+    planned = recipe(selectors=["random", "lhas"], rounds=rounds, training={"steps": 12}, probe=probe)
+    lhas = estimate(planned, threads=1).trials[1]
+    results = run_audit(planned, tmp_path / "run", workers=1, threads=1, display=Silent()).results
+    spent = results[(results.trial == "lhas-s0") & (results.kind == "cost")].groupby("name").value.sum()
+    assert lhas.scored_tokens == pytest.approx(spent["scored_tokens"] - spent["pool_tokens"], rel=0.05)
+
+
 def test_planned_items_are_those_of_the_audit():
     quiet = recipe(probe={"steps": 6, "points": 4, "kinds": []})
     probed = recipe(probe={"steps": 6, "points": 4, "kinds": ["common"]})

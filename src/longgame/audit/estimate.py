@@ -27,6 +27,7 @@ from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import work_of
+from longgame.signals.source import PROXY_PASSES
 from longgame.training.config import SelectionConfig
 
 
@@ -154,11 +155,16 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     probed = sum(len(stage.task.items) for stage in sequence.stages[1:])
     items = per_row * len(sequence.stages) + shifted * rows_of_ood + probed * probe.points * len(probe.kinds)
     diagnosed = sum(stage_tokens) * recipe.budget * math.ceil(choices / recipe.metrics.gradient_every) / choices
+    proxy = sequence.proxy_pool
+    refreshes = math.ceil(min(choices, training.steps / recipe.proxy.refresh_steps)) * len(pools)
+    refreshes += math.ceil(min(choices, probe.steps / recipe.proxy.refresh_steps)) * (len(pools) - 1) * bool(own)
     costs = []
     for spec in recipe.selectors:
         needs = selector_of(spec).requires
         rate = {"backward": rates.backward, "forward": rates.forward, "none": None}[work_of(needs)]
         scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
+        passes = sum(count for name, count in PROXY_PASSES.items() if name in needs)
+        scored += refreshes * passes * int(proxy.tokens.sum()) if proxy is not None else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward
         costs.append(TrialCost(spec.key, scored, round(trained), items, seconds))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file."""
+PROXY_PASSES = {"future_proxy": 1, "future_alignment": 2}
+"""Gradient passes over the proxy mixture for one measurement: lengths first, where directions are of unit length."""
 _NO_PROXY = (
     "a selector requires {name}, but there is no proxy mixture. Pass proxy_dataset= to the trainer, or set "
     "proxy.items_per_skill to 1 or more in the recipe."
@@ -278,7 +280,7 @@ class SignalSource:
             norms = self._run(pool, ("grad_norm",))["grad_norm"]
             engine.measure_directions(pool, proxy_weights(pool, norms))
             self._directed = self.step or 0
-            self.proxy_passes += 2
+            self.proxy_passes += PROXY_PASSES["future_alignment"]
 
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
@@ -287,7 +289,7 @@ class SignalSource:
         if self.step is None or self._proxy is None or self.step - self._proxy[0] >= self.proxy_refresh:
             gradient = self._run(self.proxy(), ("grad_sketch",))["grad_sketch"].mean(axis=0)
             self._proxy = (self.step or 0, gradient)
-            self.proxy_passes += 1
+            self.proxy_passes += PROXY_PASSES["future_proxy"]
         return self._proxy[1]
 
 
