@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longgame.audit.learner import outline
+from longgame.audit.learner import outline, seed_bases
 from longgame.audit.plan import FULL_DATA, Condition, Plan, order_groups, stage_names
 from longgame.audit.run import RECIPE, Run
 from longgame.errors import DataError
@@ -67,6 +67,7 @@ class StudyRun:
             metric_spec=recipe.metrics,
             threshold=recipe.probe.threshold,
             reference=reference,
+            bases=seed_bases(recipe),
         )
 
     def across(self) -> Across:

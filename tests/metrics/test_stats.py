@@ -246,3 +246,26 @@ def test_levels_and_spreads_that_cannot_be_are_refused():
         seeds_needed(1.0, 1.0, power=1.0)
     with pytest.raises(DataError, match="standard deviation is -1"):
         minimum_detectable_effect(-1.0, 5)
+
+
+def test_repeated_base_models_are_the_units_of_a_test():
+    """Averages per base model, then a t test over base models, by scipy."""
+    rng = generator(4, "bases")
+    of_base = np.repeat(rng.normal(size=4), 3)
+    difference = of_base + 0.1 * rng.normal(size=12)
+    unit_of = np.repeat(np.arange(4), 3)
+    a = rng.normal(size=12)
+    result = paired(a + difference, a, unit_of=unit_of)
+    per_base = difference.reshape(4, 3).mean(axis=1)
+    expected = scipy.stats.ttest_1samp(per_base, 0.0)
+    assert (int(result.n), float(result.mean)) == (4, pytest.approx(per_base.mean()))
+    assert float(result.p) == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert [float(result.ci_low), float(result.ci_high)] == pytest.approx([interval.low, interval.high])
+    assert float(paired(a + difference, a).p) < float(result.p)  # seeds of a base model are no replications
+
+
+def test_a_missing_seed_leaves_the_others_of_its_base_model():
+    a, b = np.array([1.0, 3.0, 5.0, np.nan]), np.array([0.0, 0.0, 0.0, 9.0])
+    result = paired(a, b, unit_of=np.array([0, 0, 1, 1]))
+    assert (int(result.n), float(result.mean)) == (2, 3.5)

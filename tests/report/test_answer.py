@@ -137,11 +137,14 @@ def test_evaluation_prompts_in_pools_are_a_fact_and_warned_of(results, same, sha
     assert contamination_note(make_run(results)) == ""
 
 
-def test_shared_base_models_make_intervals_too_narrow(recipe):
+def test_caveat_says_what_the_tests_count(recipe):
     def caveat(bases):
         return seeds_caveat(recipe.model_copy(update={"model": recipe.model.model_copy(update={"per_seed": bases})}))
 
-    assert "5 seeds share 2 base models, the intervals are too narrow" in caveat(("a", "b"))
+    assert (
+        "differences are averaged per base model first, and tests and intervals of differences count base models"
+        in caveat(("a", "b"))
+    )
     assert "The intervals cover such base models" in caveat(tuple("abcde"))
     assert "The base model is the same in all seeds" in caveat(("a", "a"))
 

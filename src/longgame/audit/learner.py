@@ -166,6 +166,13 @@ def learner_kind(recipe: Recipe) -> LanguageModels:
     return LEARNERS.get(recipe.model.name) or LanguageModels()
 
 
+def seed_bases(recipe: Recipe) -> dict[int, str] | None:
+    """Seed → the base model that it starts from; None where a seed draws a whole world, base parameters included."""
+    if not learner_kind(recipe).has_texts:
+        return None
+    return {seed: recipe.for_seed(seed).model.name for seed in recipe.seeds}
+
+
 def make_learner(recipe: Recipe, seed: int) -> Learner:
     """Build the learner of one trial, in its state before any stage."""
     recipe = recipe.for_seed(seed)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from longgame.audit.learner import outline
+from longgame.audit.learner import outline, seed_bases
 from longgame.audit.plan import ALL_DATA, FULL_DATA, Condition, Plan, Trial
 from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS
 from longgame.metrics.scorecard import Scorecard
@@ -193,4 +193,5 @@ def build_scorecard(condition: Condition, records: pd.DataFrame, reference: str 
         metric_spec=condition.recipe.metrics,
         threshold=condition.recipe.probe.threshold,
         reference=reference or condition.recipe.metrics.reference,
+        bases=seed_bases(condition.recipe),
     )

@@ -39,7 +39,7 @@ def intervention_table(card: Scorecard, recipe: Recipe) -> pd.DataFrame:
         card: scorecard of one condition of the recipe.
 
     Returns:
-        view, selector, bare, intervention (in the words of tables), metric, n (seeds that both have), mean, ci_low,
+        view, selector, bare, intervention (in the words of tables), metric, n (units that both have), mean, ci_low,
         ci_high (95 % Student t), p (paired t), p_permutation (exact sign flip), p_holm (over the interventions of a
         view and metric). Rows only where both selectors have trials and a trial measured the metric.
     """
@@ -53,7 +53,7 @@ def intervention_table(card: Scorecard, recipe: Recipe) -> pd.DataFrame:
             table = card.trials.grid(measured.metrics[metric])
             if np.isnan(table).all():
                 continue
-            pair = paired(table[with_], table[without])
+            pair = paired(table[with_], table[without], unit_of=card.trials.unit_of)
             numbers = (pair.n, pair.mean, pair.ci_low, pair.ci_high, pair.p, pair.p_permutation, holm(pair.p))
             rows += [
                 (view, name, bare, labels[name], metric, *(column[place] for column in numbers))
@@ -115,12 +115,12 @@ class Across:
         unequal = {(name, selector): text for name, card in cards.items() for selector, text in card.unequal.items()}
         trials = pd.concat([card.per_trial.assign(condition=name) for name, card in cards.items()], ignore_index=True)
         views = list(dict.fromkeys(view for card in cards.values() for view in card.views))
-        reference = next(iter(cards.values())).reference
+        first = next(iter(cards.values()))
         return cls(
             dict(cards),
             {name: tuple(group) for name, group in orders.items()},
             summary,
-            with_amounts(verdict_table(summary, views, reference, IMMEDIATE, margins), unequal),
+            with_amounts(verdict_table(summary, views, first.reference, IMMEDIATE, margins, first.trials), unequal),
             association_table(trials, views),
         )
 
@@ -135,7 +135,9 @@ def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> pd.DataFrame:
     groups = long.groupby(["view", "metric", "selector", "seed"], sort=False)["value"]
     value = groups.agg(lambda column: float(column.to_numpy().mean()) if len(column) == len(cards) else float("nan"))
     keys = long[["selector", "seed"]].drop_duplicates()
-    trials = read_trials(keys.assign(trial=keys["selector"] + "-s" + keys["seed"].astype(str)), cards[0].reference)
+    bases = {seed: base for card in cards for seed, base in zip(card.trials.seeds, card.trials.bases, strict=False)}
+    names = keys["selector"] + "-s" + keys["seed"].astype(str)
+    trials = read_trials(keys.assign(trial=names), cards[0].reference, bases)
     rows = pd.MultiIndex.from_frame(trials.frame()[["selector", "seed"]])
     values = {
         (str(view), str(metric)): part.droplevel(["view", "metric"]).reindex(rows).to_numpy(np.float64)

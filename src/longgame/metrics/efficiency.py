@@ -135,7 +135,7 @@ def efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> pd.Data
     table = pd.DataFrame({"selector": trials.selectors})
     for name in RATIOS:
         values = trials.grid(per_trial[name].to_numpy(np.float64))
-        against = paired(values, np.ones_like(values))
+        against = paired(values, np.ones_like(values), unit_of=trials.unit_of)
         table[name] = 1 + against.mean
         table[f"{name}_low"], table[f"{name}_high"] = 1 + against.ci_low, 1 + against.ci_high
         table[f"{name}_n"] = against.n

@@ -23,6 +23,7 @@ from longgame.metrics.stats import (
     moments,
     paired,
     seeds_needed,
+    unit_means,
 )
 from longgame.metrics.tidy import (
     PROBES,
@@ -105,6 +106,7 @@ class Scorecard:
         metric_spec: MetricSpec,
         threshold: float,
         reference: str = "random",
+        bases: Mapping[int, str] | None = None,
     ) -> Scorecard:
         """Make the scorecard of one condition (one trial per selector and seed).
 
@@ -116,6 +118,8 @@ class Scorecard:
             metric_spec: weights of the long-horizon score, reference of forgetting.
             threshold: share of the mean end-of-probe score that tokens-to-threshold asks for.
             reference: the selector that the others are compared with.
+            bases: seed → base model (see `longgame.metrics.tidy.read_trials`). Where base models repeat, tests count
+                base models instead of seeds.
 
         Raises:
             DataError: no measurement at all; an unknown task or stage; a repeated measurement; a task without primary
@@ -127,7 +131,7 @@ class Scorecard:
                 raise DataError(f"task '{task}' has no primary scorer; tasks with one: {sorted(primary)}.")
         if not tasks or len(set(columns)) != len(columns):
             raise DataError(f"the columns of R are {list(columns)}; give at least one stage, and every name once.")
-        trials = read_trials(results, reference)
+        trials = read_trials(results, reference, bases)
         scores = read_score_rows(results, trials, columns, len(tasks))
         curves = read_curves(results, trials, tasks)
         notes: list[str] = []
@@ -153,7 +157,7 @@ class Scorecard:
         per_trial = long_form(values, trials, ("view", "metric"))
         by_stage = ("view", "metric", "stage")
         unequal = unequal_amounts(by_kind, trials, reference)
-        verdicts = verdict_table(summary, tuple(views), reference, IMMEDIATE, metric_spec.equivalence)
+        verdicts = verdict_table(summary, tuple(views), reference, IMMEDIATE, metric_spec.equivalence, trials)
         return cls(
             tasks=tuple(tasks),
             ood=tuple(ood),
@@ -258,7 +262,8 @@ def summarize(
         bootstrap: resamples of the seed bootstrap; 0 leaves its two columns out.
 
     Returns:
-        selector, the key's columns, mean, sd (n − 1), n (seeds), diff_vs_reference, diff_sd, diff_n (pairs), ci_low,
+        selector, the key's columns, mean, sd (n − 1), n (seeds), diff_vs_reference, diff_sd, diff_n (pairs: seeds,
+        or base models where these repeat; sd, intervals and tests of the difference are over them), ci_low,
         ci_high (95 % Student t), p (paired t), p_permutation (exact sign flip), p_holm (p adjusted over selectors, per
         key), mde (smallest true difference that diff_n seeds show with 80 % power whatever the other selectors show: at
         Holm's hardest level, 5 % / the key's tests), seeds_needed (by a true difference as large as the measured one,
@@ -275,7 +280,7 @@ def summarize(
     against = np.broadcast_to(base, table.shape).copy()
     if reference in trials.selectors:
         against[:, row] = np.nan  # the reference is not compared with itself
-    pair = paired(table, against)
+    pair = paired(table, against, unit_of=trials.unit_of)
     columns: dict[str, np.ndarray] = {"selector": np.tile(np.asarray(trials.selectors, dtype=object), shape[0])}
     for position, name in enumerate(names):
         columns[name] = np.repeat(np.asarray([key[position] for key in keys], dtype=object), shape[1])
@@ -295,6 +300,7 @@ def summarize(
     if bootstrap:
         with np.errstate(invalid="ignore"):  # ∞ − ∞: a censored value stays one, see `paired`
             difference = np.where(np.isinf(table) | np.isinf(against), np.inf, table - against)
+        difference = unit_means(difference, trials.unit_of)
         low, high = bootstrap_interval(difference, bootstrap, generator(0, "seed bootstrap"))
         numbers |= {"boot_low": low, "boot_high": high}
     return pd.DataFrame(columns | {name: value.reshape(-1) for name, value in numbers.items()})
@@ -386,7 +392,7 @@ def _reversals(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:
     rows = []
     for name, view in views.items():
         now, later = trials.grid(view.metrics[IMMEDIATE]).T, trials.grid(view.metrics["long_horizon"]).T
-        for pair in rank_reversals(now, later, trials.selectors):
+        for pair in rank_reversals(now, later, trials.selectors, unit_of=trials.unit_of):
             a, b = pair.immediate, pair.long
             rows.append((name, pair.ahead, pair.behind, a.mean, a.p, b.mean, b.p, min(a.n, b.n)))
     columns = ["view", "ahead", "behind", "immediate_diff", "immediate_p", "long_diff", "long_p", "n"]

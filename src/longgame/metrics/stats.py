@@ -1,5 +1,8 @@
 """Statistics over seeds. The seed is the replication unit; selectors are compared paired by seed.
 
+Where several seeds share each of several base models, the base model is the unit: differences are averaged per base
+model, and a test counts base models. Seeds of one base model vary too little for claims about base models.
+
 NaN = not measured: such seeds are left out and ``n`` counts the others. Evaluation items are never counted as runs.
 
 Use of each (their calibration on known truth: docs/calibration.md):
@@ -33,10 +36,10 @@ PerRow = Float[np.ndarray, "..."]
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Difference a − b over n seeds, one value per leading index."""
+    """Difference a − b over n seeds (or base models), one value per leading index."""
 
     n: Int[np.ndarray, ...]
-    """Seeds in which both were measured."""
+    """Seeds (base models) in which both were measured."""
     mean: PerRow
     sd: PerRow
     """Sample sd of the difference; NaN for n < 2, 0 where all differences are equal up to rounding."""
@@ -64,12 +67,28 @@ def moments(values: Float[np.ndarray, "... seeds"]) -> tuple[Int[np.ndarray, ...
     return n, mean, np.where(np.isinf(mean), np.nan, sd)
 
 
-def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"], confidence: float = 0.95) -> Paired:
+def unit_means(values: Float[np.ndarray, "... seeds"], unit_of: Int[np.ndarray, " seeds"]) -> np.ndarray:
+    """Mean over the measured seeds of each replication unit, (..., units); NaN for a unit without any."""
+    values = np.asarray(values, dtype=float)
+    units = [values[..., unit_of == unit] for unit in range(int(unit_of.max(initial=-1)) + 1)]
+    return np.stack([moments(part)[1] for part in units], axis=-1)
+
+
+def paired(
+    a: Float[np.ndarray, "... seeds"],
+    b: Float[np.ndarray, "... seeds"],
+    confidence: float = 0.95,
+    unit_of: Int[np.ndarray, " seeds"] | None = None,
+) -> Paired:
     """The difference a − b, seed by seed.
 
     With one seed, interval and p are NaN. With an infinite value on either side everything but n is NaN: a mean over
     the other seeds would hide the censored one. If all differences are equal (scores on a coarse grid) there is no
     spread to estimate: the interval is NaN, and p is the sign-flip p (1 if they are all zero), not a spurious 0.
+
+    Args:
+        unit_of: replication unit of each seed (`longgame.metrics.tidy.Trials.unit_of`). Differences are averaged within
+            a unit, and n counts units. Without it, every seed is one.
 
     Raises:
         DataError: shapes differ, or ``confidence`` is not between 0 and 1.
@@ -78,6 +97,9 @@ def paired(a: Float[np.ndarray, "... seeds"], b: Float[np.ndarray, "... seeds"],
     if a.shape != b.shape or a.ndim < 1:
         raise DataError(f"values of shapes {a.shape} and {b.shape} cannot be paired by seed.")
     _check_confidence(confidence)
+    if unit_of is not None and len(np.unique(unit_of)) < a.shape[-1]:
+        both = ~(np.isnan(a) | np.isnan(b))
+        a, b = (unit_means(np.where(both, side, np.nan), unit_of) for side in (a, b))
     censored = (np.isinf(a) | np.isinf(b)).any(axis=-1)
     finite = np.isfinite(a) & np.isfinite(b)
     difference = np.where(finite, a - np.where(finite, b, 0.0), np.nan)

@@ -30,9 +30,28 @@ class Trials:
     """Distinct, rising."""
     selector_of: Int[np.ndarray, " trials"]
     seed_of: Int[np.ndarray, " trials"]
+    bases: tuple[str, ...] = ()
+    """Base model of each seed; empty where it is not known, or a seed draws a whole world."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether all seeds start from one base model, so that nothing is shown about another one."""
+        return len(set(self.bases)) == 1
+
+    @property
+    def repeats_bases(self) -> bool:
+        """Whether several base models have several seeds: the base model is then the replication unit."""
+        return 1 < len(set(self.bases)) < len(self.bases)
+
+    @property
+    def unit_of(self) -> Int[np.ndarray, " seeds"]:
+        """Replication unit of each seed: its base model where these repeat, else the seed itself."""
+        if self.repeats_bases:
+            return np.unique(self.bases, return_inverse=True)[1].reshape(-1)
+        return np.arange(len(self.seeds))
 
     def grid(self, values: Float[np.ndarray, "trials ..."]) -> Float[np.ndarray, "selectors seeds ..."]:
         """Lay values out by selector and seed; NaN where there is no such trial."""
@@ -64,11 +83,15 @@ def distinct_rows(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[np.concatenate([np.ones(min(len(frame), 1), dtype=bool), differs])].drop_duplicates()
 
 
-def read_trials(results: pd.DataFrame, reference: str) -> Trials:
+def read_trials(results: pd.DataFrame, reference: str, bases: Mapping[int, str] | None = None) -> Trials:
     """The trials of the results.
 
+    Args:
+        bases: seed → base model; without it, the column ``base`` of the results says it, where there is one.
+
     Raises:
-        DataError: there are none, a trial has two selectors or seeds, or two trials share selector and seed.
+        DataError: there are none, a trial has two selectors or seeds, two trials share selector and seed, or a seed has
+            two base models or none while others have one.
     """
     trials = distinct_rows(results[["trial", "selector", "seed"]])
     if trials.empty:
@@ -90,7 +113,26 @@ def read_trials(results: pd.DataFrame, reference: str) -> Trials:
         tuple(seeds),
         trials["s"].to_numpy(np.int64),
         trials["d"].to_numpy(np.int64),
+        _bases(results, seeds, bases),
     )
+
+
+def _bases(results: pd.DataFrame, seeds: Sequence[int], bases: Mapping[int, str] | None) -> tuple[str, ...]:
+    """Base model of each seed; empty where none is known."""
+    if bases is None:
+        if "base" not in results:
+            return ()
+        pairs = distinct_rows(results[["seed", "base"]])
+        repeated = pairs[pairs["seed"].duplicated()]
+        if not repeated.empty:
+            raise DataError(f"seed {int(repeated['seed'].iloc[0])} has several base models; a seed starts from one.")
+        bases = {int(seed): str(base) for seed, base in zip(pairs["seed"], pairs["base"], strict=True) if base}
+    if not bases:
+        return ()
+    missing = [seed for seed in seeds if seed not in bases]
+    if missing:
+        raise DataError(f"seed {missing[0]} has no base model; name one for each of the seeds {list(seeds)}.")
+    return tuple(bases[seed] for seed in seeds)
 
 
 def codes(values: pd.Series, names: Sequence[str] | Sequence[int]) -> Int[np.ndarray, " n"]:

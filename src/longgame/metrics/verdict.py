@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from longgame.errors import DataError
 from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, moments, p_above, p_equivalent, paired, t_interval
@@ -104,6 +104,8 @@ def verdict(
     margins: EquivalenceSpec | None = None,
     reference: str = "random",
     family: str = "",
+    unit: str = "seed",
+    scope: str = "",
     alpha: float = ALPHA,
 ) -> Verdict:
     """The verdict on one selector, from its two differences from the reference (see `words`).
@@ -114,30 +116,30 @@ def verdict(
         myopic: p of "ahead now and behind later".
         equivalent: p of equivalence on both scores within ``margins``.
         family: what the p values were corrected over, in words, e.g. ``6 selectors``.
+        unit: what n counts: ``seed`` or ``base model``.
+        scope: what the verdict is limited to, in words, e.g. ``on this base model``.
         alpha: significance level of the adjusted p.
     """
     margins = margins or EquivalenceSpec()
     n = min(immediate.n, long.n)
-    power = _power(immediate, long, alpha)
+    power = _power(immediate, long, alpha, unit)
     sides = [{"n": np.array(side.n), "mean": np.array(side.mean), "p": np.array(side.p)} for side in (immediate, long)]
     word = str(words(sides[0], sides[1], np.array(myopic), np.array(equivalent), alpha))
     if word == NOT_ENOUGH:
-        return Verdict(word, _too_few(immediate, long), power)
+        return Verdict(word, _too_few(immediate, long, unit), power)
+    against = f"{scope}, against {reference}" if scope else f"against {reference}"
+    sample = f"{n} {unit}s, p after Holm" + (f" over {family}" if family else "")
     if word == MYOPIC:
         reason = (
-            f"against {reference}: {_size(immediate, 'current score')}: ahead; {_size(long, 'long-horizon score')}: "
+            f"{against}: {_size(immediate, 'current score')}: ahead; {_size(long, 'long-horizon score')}: "
             f"behind; p = {myopic:.2g}, the larger of the two one-sided p"
         )
-        return Verdict(word, f"{reason}; {_sample(n, family)}", power)
+        return Verdict(word, f"{reason}; {sample}", power)
     now, later = _clause(immediate, "current score", alpha), _clause(long, "long-horizon score", alpha)
-    reason = f"against {reference}: {now}; {later}"
+    reason = f"{against}: {now}; {later}"
     if word in (EQUIVALENT, NO_DIFFERENCE):
         reason += _equivalence(immediate, long, equivalent, margins)
-    return Verdict(word, f"{reason}; {_sample(n, family)}", power)
-
-
-def _sample(n: int, family: str) -> str:
-    return f"{n} seeds, p after Holm" + (f" over {family}" if family else "")
+    return Verdict(word, f"{reason}; {sample}", power)
 
 
 def _equivalence(immediate: Difference, long: Difference, p: float, margins: EquivalenceSpec) -> str:
@@ -157,12 +159,12 @@ def _sized_interval(difference: Difference) -> str:
     return "" if np.isnan(low) else f"{float(low):+.{digits}f} to {float(high):+.{digits}f}"
 
 
-def _too_few(immediate: Difference, long: Difference) -> str:
+def _too_few(immediate: Difference, long: Difference, unit: str) -> str:
     both = {"current": immediate.n, "long-horizon": long.n}
     none = [name for name, n in both.items() if n == 0]
     if none and any(both.values()):
-        return f"the {none[0]} score was compared in no seed; at least {MIN_SEEDS} are needed, of two stages or more"
-    return f"both scores were compared in {min(both.values())} seed(s); at least {MIN_SEEDS} are needed"
+        return f"the {none[0]} score was compared in no {unit}; at least {MIN_SEEDS} are needed, of two stages or more"
+    return f"both scores were compared in {min(both.values())} {unit}(s); at least {MIN_SEEDS} are needed"
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,12 @@ def verdict_table(
     reference: str,
     immediate: str,
     margins: EquivalenceSpec | None = None,
+    trials: Trials | None = None,
 ) -> pd.DataFrame:
     """Verdict of every selector but the reference, per view and condition (see `Comparisons.build`).
+
+    Args:
+        trials: they say whether seeds share base models, and so what a verdict is about.
 
     Returns:
         condition, view, selector, verdict, reason, power, family; empty without the reference.
@@ -250,6 +256,8 @@ def verdict_table(
     if not (summary["selector"] == reference).any():
         return pd.DataFrame(columns=columns)
     margins = margins or EquivalenceSpec()
+    unit = "base model" if trials is not None and trials.repeats_bases else "seed"
+    scope = "on this base model" if trials is not None and trials.shares_base else ""
     tests = Comparisons.build(summary, views, reference, immediate, margins)
     rows = []
     for v, view in enumerate(views):
@@ -268,30 +276,32 @@ def verdict_table(
                 margins=margins,
                 reference=reference,
                 family=tests.family,
+                unit=unit,
+                scope=scope,
             )
             rows.append((condition, view, selector, result.word, result.reason, result.power, tests.family))
     return pd.DataFrame(rows, columns=columns)
 
 
-def _power(immediate: Difference, long: Difference, alpha: float) -> str:
+def _power(immediate: Difference, long: Difference, alpha: float, unit: str) -> str:
     """One sentence: the smallest differences that these seeds detect, and the seeds that the measured ones need."""
     if np.isnan(immediate.mde) or np.isnan(long.mde):
         return ""
     n = min(immediate.n, long.n)
     text = (
-        f"{n} seeds show true differences of {immediate.mde:.1f} points now and {long.mde:.3f} in the long run with "
+        f"{n} {unit}s show true differences of {immediate.mde:.1f} points now and {long.mde:.3f} in the long run with "
         f"{POWER:.0%} power"
     )
     needs = [
-        f"{_count(side.seeds_needed)} for {name}"
+        f"{_count(side.seeds_needed, unit)} for {name}"
         for side, name in ((immediate, "the current score"), (long, "the long-horizon score"))
         if not side.p < alpha and not np.isnan(side.seeds_needed)
     ]
     return text + (f"; differences as seen would take {' and '.join(needs)}" if needs else "")
 
 
-def _count(seeds: float) -> str:
-    return f"{seeds:.0f} seeds" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,} seeds"
+def _count(seeds: float, unit: str) -> str:
+    return f"{seeds:.0f} {unit}s" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,} {unit}s"
 
 
 def _size(difference: Difference, score: str) -> str:
@@ -319,10 +329,14 @@ def rank_reversals(
     long: Float[np.ndarray, "seeds k"],
     selectors: Sequence[str],
     alpha: float = ALPHA,
+    unit_of: Int[np.ndarray, " seeds"] | None = None,
 ) -> list[RankReversal]:
     """Pairs whose order on the immediate score reverses on the long-horizon score, with both differences significant.
 
     Paired t tests by seed; each score's p values are Holm-adjusted over all pairs of selectors.
+
+    Args:
+        unit_of: replication unit of each seed (see `paired`).
 
     Raises:
         DataError: shapes do not fit.
@@ -336,7 +350,7 @@ def rank_reversals(
     reversals = []
     sides = []
     for values in (immediate.T, long.T):
-        result = paired(values[pairs[:, 0]], values[pairs[:, 1]])
+        result = paired(values[pairs[:, 0]], values[pairs[:, 1]], unit_of=unit_of)
         sides.append((result, holm(result.p)))
     (now, now_p), (later, later_p) = sides
     reversed_ = (now_p < alpha) & (later_p < alpha) & (now.mean * later.mean < 0)

@@ -87,7 +87,7 @@ def _of_training(mean: Mapping[str, float], share: str, noun: str) -> str:
 
 def headline(card: Scorecard, recipe: Recipe) -> str:
     """The verdicts in one sentence, then the highest long-horizon score."""
-    runs = f"{plural(len(card.trials.selectors), 'selector')}, {plural(len(card.trials.seeds), 'seed')}"
+    runs = f"{plural(len(card.trials.selectors), 'selector')}, {replications(card)}"
     by_word: dict[str, list[str]] = {}
     for line in verdict_lines(card, recipe):
         by_word.setdefault(line.word, []).append(line.selector)
@@ -166,7 +166,8 @@ def _not_shown_to_differ(card: Scorecard, best: str) -> list[str]:
     others = [place for place, name in enumerate(names) if name != best]
     if not others:
         return []
-    difference = paired(values[others], np.broadcast_to(values[names.index(best)], values[others].shape).copy())
+    against = np.broadcast_to(values[names.index(best)], values[others].shape).copy()
+    difference = paired(values[others], against, unit_of=card.trials.unit_of)
     return [names[place] for place, p in zip(others, holm(difference.p), strict=True) if not p < ALPHA]
 
 
@@ -184,7 +185,10 @@ def _myopic(card: Scorecard, recipe: Recipe, verdicts: Mapping[str, str]) -> str
 
 
 def _certainty(card: Scorecard) -> str:
-    text = f"{plural(len(card.trials.seeds), 'seed')}, compared by seed, Holm over the selectors, 5 % level."
+    unit = "base model" if card.trials.repeats_bases else "seed"
+    text = f"{replications(card)}, compared by {unit}, Holm over the selectors, 5 % level."
+    if card.trials.shares_base:
+        text += " Every verdict is about this base model; another one may give another."
     now, later = (_detectable(card, metric) for metric in ("current", "long_horizon"))
     if np.isfinite(now) and np.isfinite(later):
         text += (
@@ -297,6 +301,15 @@ def base_models(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(recipe.for_seed(seed).model.name for seed in recipe.seeds))
 
 
+def replications(card: Scorecard) -> str:
+    """The seeds and base models behind the numbers: ``3 seeds of one base model``, ``10 seeds of 5 base models``."""
+    trials, seeds = card.trials, plural(len(card.trials.seeds), "seed")
+    if not trials.bases:
+        return seeds
+    bases = len(set(trials.bases))
+    return f"{seeds} of {'one base model' if bases == 1 else f'{bases} base models'}"
+
+
 def seeds_caveat(recipe: Recipe) -> str:
     """What differs between the seeds of this run, so what its intervals cover and do not cover."""
     if not learner_kind(recipe).has_texts:
@@ -312,14 +325,14 @@ def seeds_caveat(recipe: Recipe) -> str:
     bases, seeds = len(base_models(recipe)), len(recipe.seeds)
     if bases == 1:
         return (
-            f"{draws}. The base model is the same in all seeds, so the intervals do not cover another base model or "
-            f"another data source, {noise}"
+            f"{draws}. The base model is the same in all seeds, so every verdict is about this base model, and the "
+            f"intervals do not cover another base model or another data source, {noise}"
         )
     text = f"{draws}, and starts from one of {bases} base models in turn, the same for all selectors."
     if bases < seeds:
         return (
-            f"{text} As {seeds} seeds share {bases} base models, the intervals are too narrow where the base model "
-            "matters: seeds of one base model are not independent. Name as many base models as seeds."
+            f"{text} As {seeds} seeds share {bases} base models, differences are averaged per base model first, and "
+            "tests and intervals of differences count base models. More base models show more than more seeds."
         )
     return f"{text} The intervals cover such base models, but no other data source, {noise}"
 

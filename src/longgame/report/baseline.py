@@ -109,7 +109,8 @@ def _table(before: Scorecard, now: Scorecard) -> Table:
             side[:, [card.trials.seeds.index(seed) for seed in seeds]]
             for side, card in zip(values, (before, now), strict=True)
         )
-        difference = paired(here, there)
+        places = [now.trials.seeds.index(seed) for seed in seeds]
+        difference = paired(here, there, unit_of=np.unique(now.trials.unit_of[places], return_inverse=True)[1])
         adjusted = holm(difference.p)
         unit, better = METRICS[name].precision, METRICS[name].better
         sides = [moments(side) for side in values]
