@@ -214,9 +214,16 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
         if not kept:
             monkeypatch.setattr(learner.source, "cache", None)
         engine, sizes = learner.source.engine, []
-        monkeypatch.setattr(
-            learner.source, "engine", lambda pool, names, e=engine, s=sizes: s.append(len(pool)) or e(pool, names)
-        )
+
+        class Counting:
+            def __call__(self, pool, names, engine=engine, sizes=sizes):
+                sizes.append(len(pool))
+                return engine(pool, names)
+
+            def __getattr__(self, name, engine=engine):
+                return getattr(engine, name)
+
+        monkeypatch.setattr(learner.source, "engine", Counting())
         pool = sequence.stages[0].pool
         policy = policy_of(selector)
         report = learner.train(pool, policy, offline, 3)
@@ -235,7 +242,7 @@ def test_the_first_choice_from_a_whole_pool_is_computed_once_and_changes_nothing
 
 def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_stages_own_candidates():
     spec = {"name": "loss", "replay": 0.2, "min_cluster_share": 0.1, "proxy_as_data": True}
-    rec = recipe(selectors=[spec])
+    rec = recipe(selectors=[spec], proxy={"items_per_skill": 1})
     learner, sequence = learner_of(rec)
     pool = sequence.stages[1].pool
     policy = SelectionPolicy(selector_of(rec.selectors[0]), History(), generator(0, "select", 1))

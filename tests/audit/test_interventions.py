@@ -37,6 +37,7 @@ def recipe(selectors=ENTRIES, **more):
         "seeds": [0],
         "training": {"steps": 12},
         "probe": {"steps": 6, "points": 4},
+        "proxy": {"items_per_skill": 1},
     }
     return parse_recipe({**base, **more})
 

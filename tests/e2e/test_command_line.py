@@ -27,7 +27,7 @@ def home(tmp_path_factory):
     )
     (home / "files.yaml").write_text(
         "name: f\nselectors: [random]\nseeds: [0]\nmodel: {name: tiny, max_length: 64}\n"
-        "training: {steps: 2}\nprobe: {steps: 1, points: 2}\n"
+        "training: {steps: 2}\nprobe: {steps: 1, points: 2}\nproxy: {items_per_skill: 1}\n"
         "data: {sequence: files, pool_size: 4, items_per_skill: 1, stages: [{name: a, train: [toy], eval: [toy]}]}\n"
     )
     (home / "data" / "train").mkdir(parents=True)

@@ -269,7 +269,7 @@ def test_halves_of_the_proxy_weigh_groups_and_lengths_alike():
     pool = Pool(examples, tuple(np.array([1, 2]) for _ in skills), ones, ones)
     norms = np.array([1.0, 2.0, 4.0, 5.0, 10.0, 3.0, 0.0])
     weights = proxy_weights(pool, norms)
-    # 3 groups; a: rows 0, 2 against 1, 3; b and c: one item with a gradient, in both halves
-    first = [1 / 6, 0, 1 / 24, 0, 1 / 30, 1 / 9, 0]
-    second = [0, 1 / 12, 0, 1 / 30, 1 / 30, 1 / 9, 0]
+    # a: rows 0, 2 against 1, 3; b and c have one item with a gradient, in the first and in the second half
+    first = [1 / 4, 0, 1 / 16, 0, 1 / 20, 0, 0]
+    second = [0, 1 / 8, 0, 1 / 20, 0, 1 / 6, 0]
     np.testing.assert_allclose(weights.T, [first, second])

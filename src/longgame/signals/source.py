@@ -141,8 +141,11 @@ class SignalSource:
         if shared:
             size, fingerprint = self._first
             if "future_alignment" in shared:
-                self._direct()
-                fingerprint = None  # the column depends on the proxy, too
+                proxy = self._direct()
+                if fingerprint is not None:  # the column depends on the proxy, too
+                    from longgame.signals.cache import pool_fingerprint
+
+                    fingerprint = f"{fingerprint}-{pool_fingerprint(proxy)}"
             columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._future_proxy() for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
@@ -270,17 +273,18 @@ class SignalSource:
         """Content of the model as it is now, where there is a cache."""
         return None if self.cache is None else self._fingerprint()
 
-    def _direct(self) -> None:
-        """Measure the proxy's directions, at most ``proxy_refresh`` steps old in training (`proxy_weights`)."""
+    def _direct(self) -> Pool:
+        """Measure the proxy's directions, at most ``proxy_refresh`` steps old in training; return the proxy."""
         if self.proxy is None:
             raise RecipeError(_NO_PROXY.format(name="future_alignment"))
         engine: Any = self.engine
+        pool = self.proxy()
         if self.step is None or self._directed is None or self.step - self._directed >= self.proxy_refresh:
-            pool = self.proxy()
             norms = self._run(pool, ("grad_norm",))["grad_norm"]
             engine.measure_directions(pool, proxy_weights(pool, norms))
             self._directed = self.step or 0
             self.proxy_passes += PROXY_PASSES["future_alignment"]
+        return pool
 
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
@@ -298,18 +302,23 @@ def proxy_weights(pool: Pool, norms: Float[np.ndarray, " n"]) -> Float[np.ndarra
 
     Items of one capability (`Example.skill`) are a group. Each group is split into two halves, every second item; a
     half's direction is the mean over groups of the mean of its gradients at unit length, so that neither a long
-    gradient nor a large group rules it. A group of one item is in both halves; a gradient of length 0 has no weight.
+    gradient nor a large group rules it. Groups of one item take turns in the halves; a gradient of length 0 has no
+    weight.
     """
     groups: dict[str, list[int]] = {}
     for row, example in enumerate(pool.examples):
         if norms[row] > 0:
             groups.setdefault(example.skill or "", []).append(row)
-    weights = np.zeros((len(pool), 2))
+    weights, turn = np.zeros((len(pool), 2)), 0
     for rows in groups.values():
-        for half in (0, 1):
-            chosen = rows[half::2] or rows
-            weights[chosen, half] = 1.0 / (len(groups) * len(chosen) * np.asarray(norms)[chosen])
-    return weights
+        halves = [rows[0::2], rows[1::2]]
+        if len(rows) == 1:
+            halves = halves[::-1] if turn else halves
+            turn = 1 - turn
+        for half, chosen in enumerate(halves):
+            weights[chosen, half] = 1.0 / (len(chosen) * np.asarray(norms)[chosen]) if chosen else 0.0
+    groups_in_half = [max(1, sum(bool(weights[rows, half].any()) for rows in groups.values())) for half in (0, 1)]
+    return weights / groups_in_half
 
 
 def _narrowed(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
