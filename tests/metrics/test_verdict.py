@@ -1,5 +1,7 @@
 """Conclusions in words: verdicts, rank reversals, and notes on unequal amounts and missed replay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,8 @@ from scipy import stats
 
 from longgame.errors import DataError
 from longgame.metrics.scorecard import summarize
-from longgame.metrics.stats import p_equivalent, t_interval
-from longgame.metrics.tidy import Trials
+from longgame.metrics.stats import p_equivalent, paired, t_interval
+from longgame.metrics.tidy import Trials, read_trials
 from longgame.metrics.verdict import (
     Comparisons,
     Difference,
@@ -358,3 +360,80 @@ def test_intersection_union_test_shows_more_than_two_corrected_tests():
     tests = simulated_words(2, -2, audits=150, selectors=6, conditions=1)
     both = (tests.now["p"] < 0.05) & (tests.later["p"] < 0.05) & (tests.now["mean"] > 0) & (tests.later["mean"] < 0)
     assert (tests.words == "myopic").mean() > both.mean() + 0.1
+
+
+# Base models
+
+
+def test_repeated_base_models_are_the_units_of_every_test():
+    """Five seeds of three base models: differences are averaged per base model, then t over the three means."""
+    rng = np.random.default_rng(4)
+    trials = replace(trials_of("random", "a", "b", seeds=5), bases=("x", "y", "x", "z", "y"))
+    values = {("v", "current"): rng.normal(50, 1, 15), ("v", "long_horizon"): rng.normal(0.5, 0.01, 15)}
+    values["v", "current"][6] = NAN  # seed 1 of a: its base model y keeps seed 4
+    summary = summarize(values, trials, "random", ("view", "metric"))
+    rows = summary[(summary["metric"] == "current")].set_index("selector")
+    grid = trials.grid(values["v", "current"])
+    for place, selector in ((1, "a"), (2, "b")):
+        d = grid[place] - grid[0]
+        means = [np.nanmean(d[[0, 2]]), np.nanmean(d[[1, 4]]), d[3]]
+        test = stats.ttest_1samp(means, 0)
+        row = rows.loc[selector]
+        assert (row["diff_n"], row["n"]) == (3, 4 if selector == "a" else 5)
+        assert [row["diff_vs_reference"], row["diff_sd"]] == pytest.approx([np.mean(means), np.std(means, ddof=1)])
+        assert [row["p"], row["ci_low"], row["ci_high"]] == pytest.approx(
+            [test.pvalue, *test.confidence_interval(0.95)]
+        )
+    table = verdict_table(summary, ["v"], "random", "current", trials=trials)
+    assert table["reason"].str.contains("; 3 base models, p after Holm over 2 selectors").all()
+    assert not table["reason"].str.contains("on this base model").any()
+
+
+@pytest.mark.parametrize(
+    ("bases", "unit_of", "shared"),
+    [
+        ((), [0, 1, 2, 3], False),
+        (("x", "x", "x", "x"), [0, 1, 2, 3], True),
+        (("x", "y", "z", "w"), [0, 1, 2, 3], False),
+        (("x", "y", "x", "y"), [0, 1, 0, 1], False),
+    ],
+)
+def test_seeds_are_units_unless_several_base_models_repeat(bases, unit_of, shared):
+    trials = replace(trials_of("random", seeds=4), bases=bases)
+    np.testing.assert_array_equal(trials.unit_of, unit_of)
+    assert trials.shares_base == shared
+
+
+def test_two_base_models_with_many_seeds_are_not_enough():
+    trials = replace(trials_of("random", "a", seeds=10), bases=("x", "y") * 5)
+    rng = np.random.default_rng(5)
+    values = {("v", metric): rng.normal(0, 1, 20) for metric in ("current", "long_horizon")}
+    summary = summarize(values, trials, "random", ("view", "metric"))
+    (row,) = verdict_table(summary, ["v"], "random", "current", trials=trials).to_dict("records")
+    assert row["verdict"] == "not enough seeds"
+    assert "in 2 base model(s); at least 3" in row["reason"]
+
+
+def test_per_base_tests_keep_5_percent_where_seeds_alone_do_not():
+    """Differences vary 3.9 times as much over base models as over the seeds of one; no selector has an effect."""
+    rng = np.random.default_rng(6)
+    audits, bases, each = 4_000, 5, 3
+    of_base = rng.normal(0, np.sqrt(2.9), (audits, bases, 1))
+    difference = (of_base + rng.normal(0, 1, (audits, bases, each))).reshape(audits, -1)
+    none = np.zeros_like(difference)
+    unit_of = np.repeat(np.arange(bases), each)
+    assert (paired(difference, none, unit_of=unit_of).p < 0.05).mean() == pytest.approx(0.05, abs=0.012)
+    assert (paired(difference, none).p < 0.05).mean() > 0.15
+    first = difference[:, :each]  # all seeds of one base model: false alarms as a claim about base models
+    assert (paired(first, none[:, :each]).p < 0.05).mean() == pytest.approx(0.31, abs=0.05)
+
+
+def test_the_base_of_every_seed_comes_from_a_mapping_or_a_column():
+    rows = pd.DataFrame({"trial": ["r0", "r1"], "selector": "random", "seed": [0, 1], "base": ["x", "y"]})
+    assert read_trials(rows, "random").bases == ("x", "y")
+    assert read_trials(rows, "random", {0: "z", 1: "z"}).bases == ("z", "z")
+    assert read_trials(rows.drop(columns="base"), "random").bases == ()
+    with pytest.raises(DataError, match="seed 1 has no base model"):
+        read_trials(rows, "random", {0: "z"})
+    with pytest.raises(DataError, match="seed 0 has several base models"):
+        read_trials(rows.assign(trial="r0", seed=0), "random")

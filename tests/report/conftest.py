@@ -85,7 +85,7 @@ def make_recipe(seeds=5):
     )
 
 
-def make_card(results, primary="token_accuracy"):
+def make_card(results, primary="token_accuracy", bases=None):
     recipe = make_recipe()
     return Scorecard.build(
         results,
@@ -94,6 +94,7 @@ def make_card(results, primary="token_accuracy"):
         primary=dict.fromkeys(TASKS + OOD, primary),
         metric_spec=recipe.metrics,
         threshold=0.9,
+        bases=bases,
     )
 
 

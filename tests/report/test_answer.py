@@ -146,7 +146,17 @@ def test_caveat_says_what_the_tests_count(recipe):
         in caveat(("a", "b"))
     )
     assert "The intervals cover such base models" in caveat(tuple("abcde"))
-    assert "The base model is the same in all seeds" in caveat(("a", "a"))
+    assert "The base model is the same in all seeds, so every verdict is about this base model" in caveat(("a", "a"))
+
+
+def test_verdict_and_headline_name_a_base_model_that_all_seeds_share(results, recipe):
+    card = make_card(results, bases=dict.fromkeys(range(5), "tiny"))
+    assert all(line.reason.startswith("on this base model, against random: ") for line in verdict_lines(card, recipe))
+    assert "(3 selectors, 5 seeds of one base model)" in headline(card, recipe)
+    assert "about this base model" in answer(make_run(results, card=card))["How sure"]
+    alone = make_card(results, bases={seed: f"tiny-{seed}" for seed in range(5)})
+    assert all(line.reason.startswith("against random: ") for line in verdict_lines(alone, recipe))
+    pd.testing.assert_frame_equal(alone.summary, make_card(results).summary)
 
 
 def test_only_base_models_of_the_seeds_are_named(recipe, results, card):

@@ -265,9 +265,9 @@ def verdict_table(
             if np.isnan(tests.now["n"][v, place]):
                 continue
             sides = []
-            for side, unit in ((tests.now, "points"), (tests.later, "")):
+            for side, scale in ((tests.now, "points"), (tests.later, "")):
                 numbers = {name: float(values[v, place]) for name, values in side.items() if name != "n"}
-                sides.append(Difference(int(side["n"][v, place]), unit=unit, **numbers))
+                sides.append(Difference(int(side["n"][v, place]), unit=scale, **numbers))
             result = verdict(
                 sides[0],
                 sides[1],
