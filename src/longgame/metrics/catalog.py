@@ -117,11 +117,11 @@ def _long_horizon(view: View) -> PerTrial:
     )
 
 
-def _myopia_gap(view: View) -> PerTrial:
-    trials, T = view.trials, matrix.stage_count(view.R)
-    gain = trials.grid(matrix.immediate_gain(view.R)[:, : T - 1]).transpose(1, 2, 0)  # (seeds, transitions, selectors)
-    gap = longhorizon.seed_myopia_gap(gain, trials.grid(view.metrics["long_horizon"]).T)
-    return gap[trials.seed_of, trials.selector_of]
+def _myopia_gap(view: View, now: str) -> PerTrial:
+    """The signed gap by this metric as the score of now."""
+    trials = view.trials
+    both = (trials.grid(view.metrics[name]).T for name in (now, "long_horizon"))
+    return longhorizon.seed_myopia_gap(*both)[trials.seed_of, trials.selector_of]
 
 
 # fmt: off
@@ -184,8 +184,11 @@ _TABLE = (
            _median_task, "more"),
     _score("long_horizon", "long-horizon score", "0–1", "higher", "eq. 2, normalized",
            _long_horizon, "main", "level 2", "interventions", short="long horizon", precision="long horizon"),
-    _score("myopia_gap", "myopia gap", "0–1", "lower", "mean rank difference over transitions, /(K−1)",
-           _myopia_gap, "main", "level 2"),
+    _score("myopia_gap", "myopia gap", "−1–1", "",
+           "(rank in the long run − rank by the current score)/(K−1): positive where a selector ranks worse later",
+           lambda view: _myopia_gap(view, "current"), "main", "level 2"),
+    _score("myopia_gap_gain", "myopia gap by gain", "−1–1", "", "the same with eq. 1's gain as the score of now",
+           lambda view: _myopia_gap(view, "immediate_gain"), "more", short="gap by gain"),
 
     _diagnostic("capability_entropy", "capability entropy", "entropy", "nats", "spread of the picks over clusters",
                 "diagnostics"),

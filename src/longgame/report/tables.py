@@ -285,6 +285,8 @@ def with_paper(table: Table, recipe: Recipe) -> Table:
         if values:
             by_name = dict(zip(_PAPER_SELECTORS, values, strict=True))
             meaning = f"{column.label} in the paper's Table {number}; other models and data"
+            if column.metric == "myopia_gap":
+                meaning += "; the paper prints it without a sign"
             columns.append(Column(f"paper: {column.short}", "", meaning, aside=True))
             cells.append([_paper_cell(by_name.get(name)) for name in selectors])
     return replace(table, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))
