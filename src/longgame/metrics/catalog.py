@@ -167,7 +167,7 @@ _TABLE = (
     _score("final", "final score", "points", "higher", "mean of R[T,1…T]",
            lambda view: matrix.final_score(view.R), "more", by_stage=lambda view: matrix.final_row(view.R)),
     *(metric for kind in PROBES for metric in _probe(kind)),
-    _score("forgetting", "forgetting", "points", "lower", "mean drop from the best (or first) earlier score",
+    _score("forgetting", "forgetting", "points", "lower", "mean drop from the best earlier score, row 0 included",
            lambda view: matrix.forgetting(view.R, view.forgetting_reference), "main", "level 2", "interventions",
            by_stage=lambda view: matrix.forgetting_per_task(view.R, view.forgetting_reference)),
     _score("forward_transfer", "forward transfer", "points", "higher", "mean of R[j−1,j] − R[0,j], j ≥ 2",

@@ -289,7 +289,7 @@ class View:
     """The score matrix of the scorer ``ends``, the same in every view."""
     probes: Mapping[str, Probe]
     terms: longhorizon.LongHorizonTerms
-    forgetting_reference: matrix.ForgettingReference = "best"
+    forgetting_reference: matrix.ForgettingReference = "best-ever"
     metrics: dict[str, Float[np.ndarray, " trials"]] = field(default_factory=dict)
     stagewise: dict[tuple[str, int], Float[np.ndarray, " trials"]] = field(default_factory=dict)
 
