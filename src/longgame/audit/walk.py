@@ -344,6 +344,12 @@ def _diagnostics(
     chosen = pool.take(rows)
     frozen = learner.signals(chosen, ("cluster", "difficulty", "quality"))
     per_cluster = np.bincount(frozen["cluster"], weights=chosen.tokens, minlength=recipe.metrics.clusters)
+    per_skill: dict[str, float] = {}
+    for example, tokens in zip(chosen.examples, chosen.tokens.tolist(), strict=True):
+        per_skill[example.skill or ""] = per_skill.get(example.skill or "", 0.0) + tokens
+    counts = {"cluster": {str(place): float(count) for place, count in enumerate(per_cluster)}}
+    if "" not in per_skill:  # every pick has a known sub-skill
+        counts["sub_skill"] = per_skill
     noisy = np.array([np.nan if example.noisy is None else example.noisy for example in chosen.examples], dtype=float)
     gradients = [entry.gradients for entry in policy.rounds if entry.gradients is not None]
     picked = np.concatenate(gradients) if gradients else np.zeros((0, 1))
@@ -367,8 +373,13 @@ def _diagnostics(
         "tied_share": (policy.tied_share, "share"),
         "final_loss": (float(report.losses[-1]), "nats/token"),
     }
-    return [
+    records = [
         {"kind": "diagnostic", "name": name, "value": value, "unit": unit} for name, (value, unit) in values.items()
+    ]
+    return records + [
+        {"kind": "picks", "name": name, "sub_skill": label, "value": count, "unit": "tokens"}
+        for name, labels in counts.items()
+        for label, count in labels.items()
     ]
 
 
