@@ -214,3 +214,10 @@ def test_entropies_of_a_real_run_agree_with_its_picks(study_run):
         np.testing.assert_allclose(values, per_stage, atol=1e-6)
         assert by_trial[trial, "capability_entropy"] == pytest.approx(np.mean(per_stage), abs=1e-6)
         assert by_trial[trial, "capability_entropy_run"] == pytest.approx(entropy(stages.sum().to_numpy()), abs=1e-6)
+
+
+def test_response_tokens_of_a_run_are_those_of_its_picks(study_run):
+    """The world's examples have a fixed share of response tokens, fewer than all tokens."""
+    rows = study_run.results[(study_run.results["kind"] == "cost") & (study_run.results["condition"] == "")]
+    wide = rows.pivot_table(index=["trial", "stage"], columns="name", values="value", observed=True)
+    assert ((wide["response_tokens"] > 0) & (wide["response_tokens"] < wide["selected_tokens"])).all()

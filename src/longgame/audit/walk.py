@@ -424,7 +424,8 @@ def stage_work(
 
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, and proxy items); ``score_flops`` for them, ``frozen_flops`` of
+        were scored, the frozen pass over the pool, and proxy items); ``response_tokens``, those of the picks that the
+        loss is taken over; ``score_flops`` for them, ``frozen_flops`` of
         these for the frozen pass; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
@@ -442,6 +443,7 @@ def stage_work(
     tokens += passes * _tokens(proxy) if proxy is not None else 0
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
+    counts["response_tokens"] = float(sum(int(np.sum(part.response_tokens)) for part in picked))
     model = report.model
     if model is None:
         return counts

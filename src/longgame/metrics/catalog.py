@@ -230,6 +230,8 @@ _TABLE = (
     _cost("scored_tokens", "scored tokens", "scored", "tokens",
           "tokens that the model read in order to choose, each time it did"),
     _cost("selected_tokens", "selected tokens", "selected", "tokens", "tokens the selector spent", "level 1"),
+    _cost("response_tokens", "response tokens", "response", "tokens",
+          "response tokens of the picks: those that the loss is taken over", "level 1"),
     _cost("optimiser_tokens", "optimizer tokens", "optimizer", "tokens", "tokens that went through the optimizer"),
     _cost("score_flops", "scoring FLOPs", "scoring FLOPs", "FLOP",
           "signals, proxy gradients and frozen pass, cached or not", "level 1"),
