@@ -405,6 +405,28 @@ def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[t
     return tables
 
 
+def read_picks(
+    results: pd.DataFrame, trials: Trials, stages: int
+) -> dict[str, Float[np.ndarray, "trials stages labels"]]:
+    """Selected tokens by stage: ``cluster`` and ``sub_skill`` → Float[trials, T+1, labels], NaN where not measured.
+
+    Raises:
+        DataError: a stage beyond the last.
+    """
+    rows = results.loc[(results["kind"] == "picks").to_numpy(bool), ["trial", "stage", "name", "sub_skill", "value"]]
+    tables = {}
+    for name in dict.fromkeys(rows["name"].astype(str)):
+        part = rows[(rows["name"] == name).to_numpy(bool)]
+        label, labels = _strings(part["sub_skill"])
+        trial, stage = codes(part["trial"], trials.names), _check_stages(part, stages)
+        table = np.zeros((len(trials), stages + 1, len(labels)))
+        np.add.at(table, (trial, stage, label), part["value"].to_numpy(np.float64))
+        measured = np.zeros(table.shape[:2], dtype=bool)
+        measured[trial, stage] = True
+        tables[name] = np.where(measured[..., None], table, np.nan)
+    return tables
+
+
 def over_measured(values: Float[np.ndarray, "trials k"], total: bool = False) -> Float[np.ndarray, " trials"]:
     """Mean (or sum) over the entries that some trial measured; NaN in one of them makes a trial's value NaN."""
     keep = ~np.isnan(values).all(axis=0)
