@@ -302,7 +302,9 @@ class MetricSpec(Part):
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
     gamma: float = Field(1.0, ge=0)
-    forgetting_reference: Literal["best", "first"] = "best"
+    forgetting_reference: Literal["best-ever", "best", "first"] = "best-ever"
+    """Earlier score from which forgetting is measured: the best of all rows before the last, the best since the task's
+    own stage, or the score right after that stage."""
     clusters: int = Field(8, ge=2)
     """Skill clusters of the capability entropy (k-means on frozen embeddings)."""
     gradient_every: int = Field(4, ge=1)

@@ -34,13 +34,13 @@ class Measured:
     tokens: Float[np.ndarray, "T-1 points"]
 
     def metrics(self, spec: MetricSpec) -> dict[str, Float[np.ndarray, " n"]]:
-        """``current``, ``auc_common``, ``long_horizon`` and ``long_horizon_best`` (forgetting from the best score)."""
+        """``current``, ``auc_common``, ``long_horizon`` and ``long_horizon_best`` (default forgetting)."""
         auc = adaptation_auc(np.broadcast_to(self.tokens, self.curves.shape), self.curves).mean(axis=-1)
         return {
             "current": matrix.current_score(self.R),
             "auc_common": auc,
             "long_horizon": self._long(auc, spec, spec.forgetting_reference),
-            "long_horizon_best": self._long(auc, spec, "best"),
+            "long_horizon_best": self._long(auc, spec, "best-ever"),
         }
 
     def _long(

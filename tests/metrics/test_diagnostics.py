@@ -371,3 +371,26 @@ def test_conditions_share_seeds_and_are_centered_apart():
     assert one["seeds"] == two["seeds"] == 4
     assert two["within"] == pytest.approx(one["within"])  # the second condition's level of forgetting is taken off
     assert two["pearson"] < one["pearson"]
+
+
+# Entropy per stage and over the run
+
+
+def test_entropy_over_the_run_pools_the_stages():
+    """Two stages of two labels each: ln 2 at most within a stage, ln 4 over the run."""
+    tokens = np.array([[[5.0, 5, 0, 0], [0, 0, 5, 5]], [[10, 0, 0, 0], [0, 0, 10, 0]], [[5, 5, 0, 0], [np.nan] * 4]])
+    means, together = diagnostics.picks_entropy(tokens)
+    np.testing.assert_allclose(means, [np.log(2), 0, np.nan])
+    np.testing.assert_allclose(together, [np.log(4), np.log(2), np.nan])
+    for trial in range(2):
+        assert together[trial] == pytest.approx(scipy.stats.entropy(tokens[trial].sum(axis=0)))
+        assert means[trial] == pytest.approx(np.mean([scipy.stats.entropy(stage) for stage in tokens[trial]]))
+
+
+def test_stages_that_nobody_measured_do_not_count():
+    tokens = np.full((2, 3, 2), np.nan)
+    tokens[:, 1] = [[3, 1], [2, 2]]
+    means, together = diagnostics.picks_entropy(tokens)
+    np.testing.assert_allclose(means, together)
+    assert means[1] == pytest.approx(np.log(2))
+    assert np.isnan(diagnostics.picks_entropy(np.full((1, 2, 2), np.nan))[1]).all()

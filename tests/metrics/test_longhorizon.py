@@ -270,56 +270,36 @@ def test_sides_of_different_length_are_refused():
         myopia_gap(np.arange(3.0), np.arange(2.0))
 
 
-# 2 seeds × 2 transitions × 3 selectors
-IMMEDIATE = np.array([[[5.0, 3.0, 1.0], [1.0, 3.0, 5.0]], [[5.0, 3.0, 1.0], [5.0, 1.0, 3.0]]])
+# 2 seeds × 3 selectors
+NOW = np.array([[5.0, 3.0, 1.0], [5.0, 1.0, 3.0]])
 LONG = np.array([[0.3, 0.2, 0.1], [0.1, 0.2, 0.3]])
 
 
-def _over_seeds(immediate, long):
-    """Gap of each selector: the mean over the seeds in which every selector was measured."""
-    gap = seed_myopia_gap(immediate, long)
-    complete = ~np.isnan(gap).any(axis=-1)
-    return gap[complete].mean(axis=0) if complete.any() else np.full(long.shape[-1], NAN)
+def test_selector_gap_is_signed_and_equals_hand_values():
+    # seed 0: ranks 1 2 3 now and later. seed 1: now 1 3 2, later 3 2 1: +2 −1 −1, over K − 1 = 2
+    np.testing.assert_allclose(seed_myopia_gap(NOW, LONG), [[0, 0, 0], [1, -0.5, -0.5]])
 
 
-def test_selector_gap_equals_hand_values():
-    # seed 0: long ranks 1 2 3. t=1: ranks 1 2 3 → 0 0 0. t=2: ranks 3 2 1 → 2 0 2. Mean 1 0 1; /2 = .5 0 .5
-    # seed 1: long ranks 3 2 1. t=1: ranks 1 2 3 → 2 0 2. t=2: ranks 1 3 2 → 2 1 1. Mean 2 .5 1.5; /2 = 1 .25 .75
-    np.testing.assert_allclose(seed_myopia_gap(IMMEDIATE, LONG), [[0.5, 0, 0.5], [1, 0.25, 0.75]])
-    np.testing.assert_allclose(_over_seeds(IMMEDIATE, LONG), [0.75, 0.125, 0.625])
-
-
-def test_a_seed_with_an_unmeasured_selector_is_left_out_for_all():
+def test_a_seed_with_an_unmeasured_selector_has_no_gaps():
     long = LONG.copy()
     long[1, 2] = NAN
-    np.testing.assert_allclose(_over_seeds(IMMEDIATE, long), [0.5, 0, 0.5])
-    long[0, 0] = NAN
-    assert np.isnan(_over_seeds(IMMEDIATE, long)).all()
+    gap = seed_myopia_gap(NOW, long)
+    np.testing.assert_allclose(gap[0], [0, 0, 0])
+    assert np.isnan(gap[1]).all()
 
 
-def test_a_transition_nobody_measured_is_left_out():
-    immediate = IMMEDIATE.copy()
-    immediate[:, 1] = NAN
-    np.testing.assert_allclose(seed_myopia_gap(immediate, LONG), [[0, 0, 0], [1, 0, 1]])
+tables = hnp.arrays(float, (3, 5), elements=st.integers(0, 4).map(float))
 
 
-def test_without_transitions_the_selector_gap_is_nan():
-    assert np.isnan(_over_seeds(np.empty((2, 0, 3)), LONG)).all()
-
-
-cube = hnp.arrays(float, (3, 2, 5), elements=st.integers(0, 4).map(float))
-
-
-@given(cube, hnp.arrays(float, (3, 5), elements=st.integers(0, 4).map(float)), st.permutations(range(5)))
-def test_permuting_selectors_permutes_gaps_and_keeps_the_set_gap(immediate, long, order):
+@given(tables, tables, st.permutations(range(5)))
+def test_permuting_selectors_permutes_gaps_and_keeps_the_set_gap(now, long, order):
     order = list(order)
-    np.testing.assert_allclose(
-        _over_seeds(immediate[..., order], long[..., order]), _over_seeds(immediate, long)[order]
-    )
-    np.testing.assert_allclose(myopia_gap(immediate[:, 0, order], long[:, order]), myopia_gap(immediate[:, 0], long))
+    np.testing.assert_allclose(seed_myopia_gap(now[:, order], long[:, order]), seed_myopia_gap(now, long)[:, order])
+    np.testing.assert_allclose(myopia_gap(now[:, order], long[:, order]), myopia_gap(now, long))
 
 
-@given(cube, hnp.arrays(float, (3, 5), elements=st.integers(0, 4).map(float)))
-def test_mean_of_selector_gaps_is_the_mean_of_set_gaps(immediate, long):
-    sets = [myopia_gap(immediate[seed, t], long[seed]) for seed in range(3) for t in range(2)]
-    assert _over_seeds(immediate, long).mean() == pytest.approx(np.mean(sets))
+@given(tables, tables)
+def test_gaps_of_a_seed_sum_to_zero_and_their_sizes_are_eq_3(now, long):
+    gap = seed_myopia_gap(now, long)
+    np.testing.assert_allclose(gap.sum(axis=1), 0, atol=1e-12)
+    np.testing.assert_allclose(np.abs(gap).mean(axis=1), myopia_gap(now, long))

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from longgame.errors import DataError
 from longgame.metrics import matrix
+from longgame.recipe import MetricSpec
 
 NAN = float("nan")
 
@@ -120,7 +121,9 @@ def test_without_row_0_only_what_needs_it_is_nan():
     assert np.isnan(matrix.forward_transfer(headless))
     assert np.isnan(matrix.mean_immediate_gain(headless))
     np.testing.assert_array_equal(matrix.immediate_gain(headless), [NAN, 45, 45])
-    for metric in set(HAND) - {matrix.forward_transfer, matrix.mean_immediate_gain}:
+    assert np.isnan(matrix.forgetting(headless))  # from the best score ever
+    assert matrix.forgetting(headless, "best") == matrix.forgetting(R, "best")
+    for metric in set(HAND) - {matrix.forward_transfer, matrix.mean_immediate_gain, matrix.forgetting}:
         assert metric(headless) == metric(R)
 
 
@@ -179,5 +182,16 @@ def test_bounds_between_metrics(R):
 @given(matrices)
 def test_forgetting_equals_a_plain_loop_over_the_definition(R):
     T = len(R) - 1
-    loop = [max(R[i, j - 1] for i in range(j, T)) - R[T, j - 1] for j in range(1, T)]
-    np.testing.assert_array_equal(matrix.forgetting_per_task(R), loop)
+    for reference, start in (("best-ever", lambda j: 0), ("best", lambda j: j)):
+        loop = [max(R[i, j - 1] for i in range(start(j), T)) - R[T, j - 1] for j in range(1, T)]
+        np.testing.assert_array_equal(matrix.forgetting_per_task(R, reference), loop)
+    np.testing.assert_array_equal(matrix.forgetting_per_task(R), matrix.forgetting_per_task(R, "best-ever"))
+
+
+def test_best_ever_counts_what_was_lost_before_the_task_s_stage():
+    """Task 2 stands at 80 before any stage; stage 1 costs 30, its own stage gives back 20, stage 3 costs 5."""
+    R = np.array([[10.0, 80, 10], [60, 50, 20], [55, 70, 20], [50, 65, 60]])
+    np.testing.assert_allclose(matrix.forgetting_per_task(R), [10, 15])
+    np.testing.assert_allclose(matrix.forgetting_per_task(R, "best"), [10, 5])
+    assert matrix.forgetting(R) == pytest.approx(12.5)
+    assert MetricSpec().forgetting_reference == "best-ever"

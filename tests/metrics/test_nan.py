@@ -135,7 +135,7 @@ def test_ranks_of_an_unmeasured_selector_are_not_guessed(values, missing, long):
     np.testing.assert_array_equal(ranks[~missing], longhorizon.ranks(values[~missing]))
     gap = longhorizon.myopia_gap(np.where(missing, np.nan, values), long)
     assert np.isnan(gap) == missing.any()
-    table = np.where(missing, np.nan, values)[None, None]
+    table = np.where(missing, np.nan, values)[None]
     assert np.isnan(longhorizon.seed_myopia_gap(table, long[None])).all() == missing.any()
 
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import rankdata
 
 from longgame.audit.store import records_table
 from longgame.errors import DataError
@@ -121,8 +122,9 @@ def card():
         ("threshold_reached_common", (1, 1), (1, 0)),
         # (.54+.475−.02+.40)/3, (.56+.48−.02+.42)/3; (.53+.39−.20+.30)/3, (.56+.38−.22+.30)/3
         ("long_horizon", (0.465, 0.48), (0.34, 0.34)),
-        # one transition: loss first by gain, second in the long run: |1−2|/(2−1)
-        ("myopia_gap", (1, 1), (1, 1)),
+        # loss first by current score and by gain, second in the long run: (2−1)/(2−1)
+        ("myopia_gap", (-1, -1), (1, 1)),
+        ("myopia_gap_gain", (-1, -1), (1, 1)),
     ],
 )
 def test_every_metric_of_a_trial_equals_its_hand_value(card, metric, random, loss):
@@ -501,11 +503,21 @@ def test_arrays_agree_with_one_trial_at_a_time_by_pandas():
         assert value(card, selector, seed, "imbalance") == pytest.approx(float(matrix.capability_imbalance(R)))
         assert value(card, selector, seed, "forward_transfer") == pytest.approx(float(matrix.forward_transfer(R)))
     for seed in range(4):  # myopia gap of a selector, straight from its definition
-        long = [value(card, selector, seed, "long_horizon") for selector in card.trials.selectors]
-        gaps = []
-        for t in (1, 2, 3):
-            matrices = [card.R("primary", selector, seed) for selector in card.trials.selectors]
-            gain = [R[t, t - 1] - R[t - 1, t - 1] for R in matrices]
-            gaps.append(np.abs(np.argsort(np.argsort(gain)) - np.argsort(np.argsort(long))) / 2)
-        found = [value(card, selector, seed, "myopia_gap") for selector in card.trials.selectors]
-        np.testing.assert_allclose(found, np.mean(gaps, axis=0))
+        names = card.trials.selectors
+        long, now, gain = (
+            rankdata([-value(card, selector, seed, metric) for selector in names])
+            for metric in ("long_horizon", "current", "immediate_gain")
+        )
+        for metric, first in (("myopia_gap", now), ("myopia_gap_gain", gain)):
+            measured = [value(card, selector, seed, metric) for selector in names]
+            np.testing.assert_allclose(measured, (long - first) / 2)
+
+
+def test_signed_gap_has_no_best_value_and_agrees_with_the_verdicts_now(card):
+    assert METRICS["myopia_gap"].better == ""
+    rows = card.set_gap[card.set_gap["view"] == "primary"].set_index("immediate")
+    current = rows.loc["current", "gap"]
+    assert (current, rows.loc["immediate_gain", "gap"]) == (1, 1)
+    gaps = card.wide(["myopia_gap"])["myopia_gap"]
+    assert gaps.abs().mean() == pytest.approx(current)  # the same ranks in both seeds
+    assert gaps["loss"] > 0 > gaps["random"]

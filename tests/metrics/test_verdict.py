@@ -183,6 +183,27 @@ def test_amounts_compare_means_over_finished_stages():
     assert unequal_amounts(partial, trials_of("random", "loss"), "random") == {}
 
 
+@pytest.mark.parametrize(("response", "words"), [(52, ""), (48, ""), (53, "106% of"), (41, "82% of")])
+def test_unequal_supervision_at_equal_budgets_is_in_the_verdict(response, words):
+    costs = tables([[NAN, 100, 100], [NAN, 100, 100]], [[NAN, 10, 10], [NAN, 10, 10]])
+    costs["cost", "response_tokens"] = np.array([[NAN, 40, 60], [NAN, response - 10, response + 10]])
+    unequal = unequal_amounts(costs, trials_of("random", "loss"), "random")
+    if not words:
+        assert unequal == {}
+        return
+    assert unequal["loss"] == f"{words} random's response tokens learned ({response} against 50 per stage)"
+    frame = pd.DataFrame({"condition": "", "selector": ["loss"], "reason": ["x"]})
+    assert with_amounts(frame, {("", "loss"): unequal["loss"]})["reason"].item().startswith(f"x; {words}")
+
+
+def test_both_kinds_of_unequal_amounts_are_named():
+    costs = tables([[NAN, 100], [NAN, 50]], [[NAN, 10], [NAN, 5]])
+    costs["cost", "response_tokens"] = np.array([[NAN, 50], [NAN, 25]])
+    text = unequal_amounts(costs, trials_of("random", "keep"), "random")["keep"]
+    assert "50% fewer tokens learned" in text
+    assert "; 50% of random's response tokens learned" in text
+
+
 def test_nothing_is_said_without_the_reference_or_the_costs():
     held = tables([[NAN, 100], [NAN, 10]], [[NAN, 10], [NAN, 1]])
     assert unequal_amounts(held, trials_of("a", "b"), "random") == {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import entropy
 
 from longgame.audit.execute import run_audit
 from longgame.metrics.catalog import METRICS
@@ -198,3 +199,25 @@ def test_held_out_lhas_is_the_choice_of_the_finals():
         lhas = {spec.key: spec for spec in load_recipe(ROOT / f"recipes/results/{name}.yaml").selectors}["lhas"]
         assert lhas.name == best.name
         assert defaults | lhas.parameters == defaults | best.parameters
+
+
+def test_entropies_of_a_real_run_agree_with_its_picks(study_run):
+    """Per stage the recorded diagnostic; over the run the selected tokens of all stages together."""
+    here = study_run.results[study_run.results["condition"] == ""]
+    picks = here[(here["kind"] == "picks") & (here["name"] == "cluster")]
+    recorded = here[(here["kind"] == "diagnostic") & (here["name"] == "capability_entropy")]
+    by_trial = study_run.card().per_trial.set_index(["trial", "metric"])["value"]
+    for trial, part in picks.groupby("trial", observed=True):
+        stages = part.pivot_table(index="stage", columns="sub_skill", values="value", observed=True, aggfunc="sum")
+        per_stage = [entropy(row) for row in stages.to_numpy()]
+        values = recorded[recorded["trial"] == trial].sort_values("stage")["value"]
+        np.testing.assert_allclose(values, per_stage, atol=1e-6)
+        assert by_trial[trial, "capability_entropy"] == pytest.approx(np.mean(per_stage), abs=1e-6)
+        assert by_trial[trial, "capability_entropy_run"] == pytest.approx(entropy(stages.sum().to_numpy()), abs=1e-6)
+
+
+def test_response_tokens_of_a_run_are_those_of_its_picks(study_run):
+    """The world's examples have a fixed share of response tokens, fewer than all tokens."""
+    rows = study_run.results[(study_run.results["kind"] == "cost") & (study_run.results["condition"] == "")]
+    wide = rows.pivot_table(index=["trial", "stage"], columns="name", values="value", observed=True)
+    assert ((wide["response_tokens"] > 0) & (wide["response_tokens"] < wide["selected_tokens"])).all()

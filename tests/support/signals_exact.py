@@ -70,7 +70,7 @@ def assert_alignment_exact(
         ]
     )
     weights = np.stack([np.linspace(0.1, 1, len(pool)), np.linspace(1, 0, len(pool)) ** 2], axis=1)
-    directions = weights.T @ rows
+    directions = weights.T @ (rows / np.linalg.norm(rows, axis=1, keepdims=True))
     engine = engine_of(model, **options)
     engine.measure_directions(pool, weights)
     cosines = engine(pool, ["future_alignment"])["future_alignment"]

@@ -27,7 +27,6 @@ from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import work_of
-from longgame.signals.source import PROXY_PASSES
 from longgame.training.config import SelectionConfig
 
 
@@ -163,7 +162,7 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         needs = selector_of(spec).requires
         rate = {"backward": rates.backward, "forward": rates.forward, "none": None}[work_of(needs)]
         scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
-        passes = sum(count for name, count in PROXY_PASSES.items() if name in needs)
+        passes = len({"future_proxy", "future_alignment"} & {*needs})
         scored += refreshes * passes * int(proxy.tokens.sum()) if proxy is not None else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward

@@ -344,6 +344,12 @@ def _diagnostics(
     chosen = pool.take(rows)
     frozen = learner.signals(chosen, ("cluster", "difficulty", "quality"))
     per_cluster = np.bincount(frozen["cluster"], weights=chosen.tokens, minlength=recipe.metrics.clusters)
+    per_skill: dict[str, float] = {}
+    for example, tokens in zip(chosen.examples, chosen.tokens.tolist(), strict=True):
+        per_skill[example.skill or ""] = per_skill.get(example.skill or "", 0.0) + tokens
+    counts = {"cluster": {str(place): float(count) for place, count in enumerate(per_cluster)}}
+    if "" not in per_skill:  # every pick has a known sub-skill
+        counts["sub_skill"] = per_skill
     noisy = np.array([np.nan if example.noisy is None else example.noisy for example in chosen.examples], dtype=float)
     gradients = [entry.gradients for entry in policy.rounds if entry.gradients is not None]
     picked = np.concatenate(gradients) if gradients else np.zeros((0, 1))
@@ -367,8 +373,13 @@ def _diagnostics(
         "tied_share": (policy.tied_share, "share"),
         "final_loss": (float(report.losses[-1]), "nats/token"),
     }
-    return [
+    records = [
         {"kind": "diagnostic", "name": name, "value": value, "unit": unit} for name, (value, unit) in values.items()
+    ]
+    return records + [
+        {"kind": "picks", "name": name, "sub_skill": label, "value": count, "unit": "tokens"}
+        for name, labels in counts.items()
+        for label, count in labels.items()
     ]
 
 
@@ -413,7 +424,8 @@ def stage_work(
 
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, and proxy items); ``score_flops`` for them, ``frozen_flops`` of
+        were scored, the frozen pass over the pool, and proxy items); ``response_tokens``, those of the picks that the
+        loss is taken over; ``score_flops`` for them, ``frozen_flops`` of
         these for the frozen pass; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
@@ -431,6 +443,7 @@ def stage_work(
     tokens += passes * _tokens(proxy) if proxy is not None else 0
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
+    counts["response_tokens"] = float(sum(int(np.sum(part.response_tokens)) for part in picked))
     model = report.model
     if model is None:
         return counts

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from longgame.metrics import longhorizon, matrix
+from longgame.metrics.diagnostics import picks_entropy
 from longgame.metrics.stats import moments
 from longgame.metrics.tidy import PROBES, View, over_measured
 
@@ -117,11 +118,11 @@ def _long_horizon(view: View) -> PerTrial:
     )
 
 
-def _myopia_gap(view: View) -> PerTrial:
-    trials, T = view.trials, matrix.stage_count(view.R)
-    gain = trials.grid(matrix.immediate_gain(view.R)[:, : T - 1]).transpose(1, 2, 0)  # (seeds, transitions, selectors)
-    gap = longhorizon.seed_myopia_gap(gain, trials.grid(view.metrics["long_horizon"]).T)
-    return gap[trials.seed_of, trials.selector_of]
+def _myopia_gap(view: View, now: str) -> PerTrial:
+    """The signed gap by this metric as the score of now."""
+    trials = view.trials
+    both = (trials.grid(view.metrics[name]).T for name in (now, "long_horizon"))
+    return longhorizon.seed_myopia_gap(*both)[trials.seed_of, trials.selector_of]
 
 
 # fmt: off
@@ -167,7 +168,7 @@ _TABLE = (
     _score("final", "final score", "points", "higher", "mean of R[T,1…T]",
            lambda view: matrix.final_score(view.R), "more", by_stage=lambda view: matrix.final_row(view.R)),
     *(metric for kind in PROBES for metric in _probe(kind)),
-    _score("forgetting", "forgetting", "points", "lower", "mean drop from the best (or first) earlier score",
+    _score("forgetting", "forgetting", "points", "lower", "mean drop from the best earlier score, row 0 included",
            lambda view: matrix.forgetting(view.R, view.forgetting_reference), "main", "level 2", "interventions",
            by_stage=lambda view: matrix.forgetting_per_task(view.R, view.forgetting_reference)),
     _score("forward_transfer", "forward transfer", "points", "higher", "mean of R[j−1,j] − R[0,j], j ≥ 2",
@@ -184,11 +185,20 @@ _TABLE = (
            _median_task, "more"),
     _score("long_horizon", "long-horizon score", "0–1", "higher", "eq. 2, normalized",
            _long_horizon, "main", "level 2", "interventions", short="long horizon", precision="long horizon"),
-    _score("myopia_gap", "myopia gap", "0–1", "lower", "mean rank difference over transitions, /(K−1)",
-           _myopia_gap, "main", "level 2"),
+    _score("myopia_gap", "myopia gap", "−1–1", "",
+           "(rank in the long run − rank by the current score)/(K−1): positive where a selector ranks worse later",
+           lambda view: _myopia_gap(view, "current"), "main", "level 2"),
+    _score("myopia_gap_gain", "myopia gap by gain", "−1–1", "", "the same with eq. 1's gain as the score of now",
+           lambda view: _myopia_gap(view, "immediate_gain"), "more", short="gap by gain"),
 
-    _diagnostic("capability_entropy", "capability entropy", "entropy", "nats", "spread of the picks over clusters",
-                "diagnostics"),
+    _diagnostic("capability_entropy", "capability entropy", "entropy", "nats",
+                "spread of the picks over clusters, mean over stages", "diagnostics"),
+    _diagnostic("capability_entropy_run", "capability entropy, run", "entropy run", "nats",
+                "spread over clusters of the picks of all stages together (level of Table 2)", "diagnostics"),
+    _diagnostic("sub_skill_entropy", "sub-skill entropy", "skill entropy", "nats",
+                "spread of the picks over known sub-skills, mean over stages", "diagnostics"),
+    _diagnostic("sub_skill_entropy_run", "sub-skill entropy, run", "skill run", "nats",
+                "spread over known sub-skills of the picks of all stages together", "diagnostics"),
     _diagnostic("difficulty", "mean difficulty", "difficulty", "percentile", "pool percentile of base-model NLL",
                 "diagnostics"),
     _diagnostic("quality", "mean quality", "quality", "0–1", "quality of the picks", "diagnostics"),
@@ -220,6 +230,8 @@ _TABLE = (
     _cost("scored_tokens", "scored tokens", "scored", "tokens",
           "tokens that the model read in order to choose, each time it did"),
     _cost("selected_tokens", "selected tokens", "selected", "tokens", "tokens the selector spent", "level 1"),
+    _cost("response_tokens", "response tokens", "response", "tokens",
+          "response tokens of the picks: those that the loss is taken over", "level 1"),
     _cost("optimiser_tokens", "optimizer tokens", "optimizer", "tokens", "tokens that went through the optimizer"),
     _cost("score_flops", "scoring FLOPs", "scoring FLOPs", "FLOP",
           "signals, proxy gradients and frozen pass, cached or not", "level 1"),
@@ -258,16 +270,24 @@ def measure(view: View) -> View:
     return view
 
 
-def record_metrics(tables: Mapping[tuple[str, str], ByStage]) -> dict[str, PerTrial]:
+def record_metrics(
+    tables: Mapping[tuple[str, str], ByStage],
+    picks: Mapping[str, Float[np.ndarray, "trials stages labels"]] | None = None,
+) -> dict[str, PerTrial]:
     """Diagnostics and costs of every trial: means and sums over its stages, and one cost as a share of another.
 
     NaN where a stage was not measured that another trial measured, and for a share of nothing.
 
     Args:
         tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
+        picks: selected tokens by cluster and sub-skill (`longgame.metrics.tidy.read_picks`).
     """
     values = {name: over_measured(table) for (kind, name), table in tables.items() if kind == "diagnostic"}
     values |= {name: over_measured(table, total=True) for (kind, name), table in tables.items() if kind == "cost"}
+    for label, name in (("cluster", "capability_entropy"), ("sub_skill", "sub_skill_entropy")):
+        if picks and label in picks:
+            means, values[f"{name}_run"] = picks_entropy(picks[label])
+            values.setdefault(name, means)
     for name, metric in METRICS.items():
         part, total = (values.get(cost) for cost in metric.share_of or ("", ""))
         if part is not None and total is not None:

@@ -42,6 +42,23 @@ def capability_entropy(tokens: Int[np.ndarray, " clusters"] | Float[np.ndarray, 
     return float(-(share * np.log(share)).sum()) + 0.0  # + 0.0: one cluster gives 0, not −0
 
 
+def picks_entropy(
+    tokens: Float[np.ndarray, "trials stages labels"],
+) -> tuple[Float[np.ndarray, " trials"], Float[np.ndarray, " trials"]]:
+    """Capability entropy of every trial: mean over its stages, and over the picks of all stages together, nats.
+
+    The first cannot exceed what one stage offers: a stage that fills two labels has at most ln 2. Table 2's level (2.05
+    of ln 8 = 2.08) can only be that of the second. NaN for a trial without a stage that another trial measured.
+    """
+    measured = ~np.isnan(tokens).all(axis=(0, 2))
+    means, together = np.full(len(tokens), np.nan), np.full(len(tokens), np.nan)
+    for trial, counts in enumerate(tokens[:, measured]):
+        if len(counts) and not np.isnan(counts).any():
+            means[trial] = np.mean([capability_entropy(stage) for stage in counts])
+            together[trial] = capability_entropy(counts.sum(axis=0))
+    return means, together
+
+
 def token_weighted_mean(values: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"], tokens: Tokens) -> float:
     """Σ tokens·value / Σ tokens; NaN when nothing was selected or a value is NaN (not measured).
 

@@ -205,16 +205,14 @@ def ranks(values: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... k"]:
     return np.where(np.isnan(rounded), np.nan, rank)
 
 
-def _rank_difference(
-    immediate: Float[np.ndarray, "... k"], long: Float[np.ndarray, "... k"]
-) -> Float[np.ndarray, "... k"]:
-    """abs(rank_imm − rank_long)/(K−1); NaN for all where one selector is unmeasured, and for K = 1."""
-    if immediate.shape[-1] != long.shape[-1]:
-        raise DataError(f"{immediate.shape[-1]} immediate values but {long.shape[-1]} long-horizon values.")
-    k = immediate.shape[-1]
+def _rank_difference(now: Float[np.ndarray, "... k"], long: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... k"]:
+    """(rank_long − rank_now)/(K−1); NaN for all where one selector is unmeasured, and for K = 1."""
+    if now.shape[-1] != long.shape[-1]:
+        raise DataError(f"{now.shape[-1]} immediate values but {long.shape[-1]} long-horizon values.")
+    k = now.shape[-1]
     if k < 2:
-        return np.full(np.broadcast_shapes(immediate.shape, long.shape), np.nan)
-    difference = np.abs(ranks(immediate) - ranks(long)) / (k - 1)
+        return np.full(np.broadcast_shapes(now.shape, long.shape), np.nan)
+    difference = (ranks(long) - ranks(now)) / (k - 1)
     return np.where(np.isnan(difference).any(axis=-1, keepdims=True), np.nan, difference)
 
 
@@ -226,7 +224,7 @@ def myopia_gap(immediate: Float[np.ndarray, "... k"], long: Float[np.ndarray, ".
     Raises:
         DataError: the two sides hold different numbers of selectors.
     """
-    return _rank_difference(np.asarray(immediate), np.asarray(long)).mean(axis=-1)
+    return np.abs(_rank_difference(np.asarray(immediate), np.asarray(long))).mean(axis=-1)
 
 
 def chance_gap(selectors: int) -> float:
@@ -239,23 +237,20 @@ def chance_gap(selectors: int) -> float:
 
 
 def seed_myopia_gap(
-    immediate: Float[np.ndarray, "seeds transitions k"], long: Float[np.ndarray, "seeds k"]
+    now: Float[np.ndarray, "seeds k"], long: Float[np.ndarray, "seeds k"]
 ) -> Float[np.ndarray, "seeds k"]:
-    """Myopia gap of each selector in each seed: abs(rank_imm(t) − rank_long)/(K−1), mean over transitions t → t+1.
+    """Signed myopia gap of each selector in each seed: (rank_long − rank_now)/(K−1), from −1 to 1.
 
-    The paper's eq. 3 gives one number per set; its Table 1 shows one per selector, which this definition supplies.
+    Positive: the selector ranks worse in the long run than now. The gaps of a seed sum to 0. The paper's eq. 3 gives
+    one number per set; its Table 1 shows one per selector, without a sign, which this definition supplies.
 
     Args:
-        immediate: U_imm(t) (eq. 1) of the stage before each transition, t = 1 … T−1.
+        now: the score that ranks selectors now, as in verdicts and eq. 3: the current score.
         long: the seed's long-horizon score.
 
-    A transition unmeasured for every seed and selector is left out. A seed in which a selector is unmeasured is NaN
-    for all: ranks among fewer selectors are not comparable. Without transitions (T = 1) everything is NaN.
+    A seed in which a selector is unmeasured is NaN for all: ranks among fewer selectors are not comparable.
 
     Raises:
         DataError: the two sides hold different numbers of selectors.
     """
-    immediate = immediate[:, ~np.isnan(immediate).all(axis=(0, 2))]
-    if immediate.shape[1] == 0:
-        return np.full(long.shape, np.nan)
-    return _rank_difference(immediate, long[:, None, :]).mean(axis=1)
+    return _rank_difference(np.asarray(now), np.asarray(long))

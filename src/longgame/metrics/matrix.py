@@ -8,8 +8,8 @@ NaN means *not measured* and never turns into 0:
 * a column that is NaN in every cell of the whole array (exact match on an open-ended task, say) is left out of means,
   the same for every matrix in the array;
 * a NaN in a cell that a metric needs makes the metric NaN;
-* undefined metrics are NaN: transfer and forgetting with T = 1, forward transfer and the first immediate gain
-  without row 0, imbalance with fewer than two measured stages, OOD without OOD columns.
+* undefined metrics are NaN: transfer and forgetting with T = 1, forward transfer, forgetting from the best score ever
+  and the first immediate gain without row 0, imbalance with fewer than two measured stages, OOD without OOD columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 
 from longgame.errors import DataError, unknown
 
-ForgettingReference = Literal["best", "first"]
+ForgettingReference = Literal["best-ever", "best", "first"]
 Matrix = Float[np.ndarray, "... rows cols"]
 
 
@@ -93,11 +93,14 @@ def final_score(R: Matrix) -> Float[np.ndarray, ...]:
     return _mean(final_row(R), measured_columns(R)[:T])
 
 
-def forgetting_per_task(R: Matrix, reference: ForgettingReference = "best") -> Float[np.ndarray, "... T-1"]:
+def forgetting_per_task(R: Matrix, reference: ForgettingReference = "best-ever") -> Float[np.ndarray, "... T-1"]:
     """Per earlier stage j < T, how many points were lost by the end; negative = gained.
 
-    ``best``: F_j = max over j ≤ i < T of R[i, j], minus R[T, j] (needs every one of these cells).
+    ``best-ever``: F_j = max over 0 ≤ i < T of R[i, j], minus R[T, j] (§4.1's best previous score; needs row 0).
+    ``best``: the maximum over j ≤ i < T only, from the task's own stage on.
     ``first``: F_j = R[j, j] − R[T, j].
+
+    Each needs every cell that it names.
 
     Raises:
         DataError: another reference.
@@ -105,15 +108,16 @@ def forgetting_per_task(R: Matrix, reference: ForgettingReference = "best") -> F
     T = stage_count(R)
     if reference == "first":
         before = diagonal(R)[..., : T - 1]
-    elif reference == "best":
-        best = [R[..., j + 1 : T, j].max(axis=-1) for j in range(T - 1)]
+    elif reference in ("best-ever", "best"):
+        first = [0 if reference == "best-ever" else j + 1 for j in range(T - 1)]
+        best = [R[..., first[j] : T, j].max(axis=-1) for j in range(T - 1)]
         before = np.stack(best, axis=-1) if best else np.empty((*R.shape[:-2], 0))
     else:
-        raise DataError(unknown("forgetting reference", reference, ("best", "first")))
+        raise DataError(unknown("forgetting reference", reference, ("best-ever", "best", "first")))
     return before - R[..., T, : T - 1]
 
 
-def forgetting(R: Matrix, reference: ForgettingReference = "best") -> Float[np.ndarray, ...]:
+def forgetting(R: Matrix, reference: ForgettingReference = "best-ever") -> Float[np.ndarray, ...]:
     """Mean over j < T of F_j in points (see `forgetting_per_task`); NaN for T = 1: nothing came before."""
     return _mean(forgetting_per_task(R, reference), measured_columns(R)[: stage_count(R) - 1])
 

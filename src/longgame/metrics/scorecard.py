@@ -32,6 +32,7 @@ from longgame.metrics.tidy import (
     View,
     over_measured,
     read_curves,
+    read_picks,
     read_score_rows,
     read_stagewise,
     read_trials,
@@ -150,8 +151,9 @@ class Scorecard:
             view = View(trials, reference, scorer, cube, R, ends, probes, terms, metric_spec.forgetting_reference)
             views[name] = measure(view)
         by_kind = read_stagewise(results, trials, len(tasks))
+        picks = read_picks(results, trials, len(tasks))
         values = {(name, metric): value for name, view in views.items() for metric, value in view.metrics.items()}
-        values |= {("", name): value for name, value in record_metrics(by_kind).items()}
+        values |= {("", name): value for name, value in record_metrics(by_kind, picks).items()}
         stages = {(name, *key): value for name, view in views.items() for key, value in view.stagewise.items()}
         summary = summarize(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
         per_trial = long_form(values, trials, ("view", "metric"))

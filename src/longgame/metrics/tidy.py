@@ -289,7 +289,7 @@ class View:
     """The score matrix of the scorer ``ends``, the same in every view."""
     probes: Mapping[str, Probe]
     terms: longhorizon.LongHorizonTerms
-    forgetting_reference: matrix.ForgettingReference = "best"
+    forgetting_reference: matrix.ForgettingReference = "best-ever"
     metrics: dict[str, Float[np.ndarray, " trials"]] = field(default_factory=dict)
     stagewise: dict[tuple[str, int], Float[np.ndarray, " trials"]] = field(default_factory=dict)
 
@@ -402,6 +402,28 @@ def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[t
         total = np.bincount(flat, weights=rows["value"].to_numpy(np.float64), minlength=size)
         value = np.where(number > 0, total, np.nan) / (np.maximum(number, 1) if kind == "diagnostic" else 1)
         tables |= {(kind, name): table for name, table in zip(names, value.reshape(shape), strict=True)}
+    return tables
+
+
+def read_picks(
+    results: pd.DataFrame, trials: Trials, stages: int
+) -> dict[str, Float[np.ndarray, "trials stages labels"]]:
+    """Selected tokens by stage: ``cluster`` and ``sub_skill`` → Float[trials, T+1, labels], NaN where not measured.
+
+    Raises:
+        DataError: a stage beyond the last.
+    """
+    rows = results.loc[(results["kind"] == "picks").to_numpy(bool), ["trial", "stage", "name", "sub_skill", "value"]]
+    tables = {}
+    for name in dict.fromkeys(rows["name"].astype(str)):
+        part = rows[(rows["name"] == name).to_numpy(bool)]
+        label, labels = _strings(part["sub_skill"])
+        trial, stage = codes(part["trial"], trials.names), _check_stages(part, stages)
+        table = np.zeros((len(trials), stages + 1, len(labels)))
+        np.add.at(table, (trial, stage, label), part["value"].to_numpy(np.float64))
+        measured = np.zeros(table.shape[:2], dtype=bool)
+        measured[trial, stage] = True
+        tables[name] = np.where(measured[..., None], table, np.nan)
     return tables
 
 

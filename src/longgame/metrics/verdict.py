@@ -369,6 +369,9 @@ def rank_reversals(
 
 
 _TOKENS, _EXAMPLES = ("cost", "selected_tokens"), ("cost", "selected_examples")
+_RESPONSE = ("cost", "response_tokens")
+UNEQUAL = 0.05
+"""Share by which response tokens may differ from the reference's without a word in the verdict."""
 
 
 def unequal_amounts(
@@ -378,12 +381,45 @@ def unequal_amounts(
 
     A budget is filled in whole examples. So counts are equal if their means over seeds and stages differ by at most one
     example (of mean size, the larger of the two selectors'). Only stages that both measured in a seed are compared.
-    Empty without the reference, or where the costs were not measured.
+    Equal token counts can hide unequal supervision: the loss is taken over response tokens only. These are named where
+    they differ by more than `UNEQUAL`. Empty without the reference, or where the costs were not measured.
 
     Args:
         tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
     """
-    if reference not in trials.selectors or _TOKENS not in tables or _EXAMPLES not in tables:
+    if reference not in trials.selectors:
+        return {}
+    unequal = _unequal_tokens(tables, trials, reference)
+    for selector, text in _unequal_supervision(tables, trials, reference).items():
+        unequal[selector] = f"{unequal[selector]}; {text}" if selector in unequal else text
+    return unequal
+
+
+def _unequal_supervision(
+    tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stages"]], trials: Trials, reference: str
+) -> dict[str, str]:
+    if _RESPONSE not in tables:
+        return {}
+    tokens = trials.grid(tables[_RESPONSE])
+    row = trials.selectors.index(reference)
+    unequal = {}
+    for place, selector in enumerate(trials.selectors):
+        both = ~np.isnan(tokens[place] + tokens[row])
+        if place == row or not both.any():
+            continue
+        count, expected = (float(tokens[side][both].mean()) for side in (place, row))
+        if abs(count - expected) > UNEQUAL * expected:
+            unequal[selector] = (
+                f"{count / expected:.0%} of {reference}'s response tokens learned ({count:,.0f} against "
+                f"{expected:,.0f} per stage)"
+            )
+    return unequal
+
+
+def _unequal_tokens(
+    tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stages"]], trials: Trials, reference: str
+) -> dict[str, str]:
+    if _TOKENS not in tables or _EXAMPLES not in tables:
         return {}
     tokens, examples = trials.grid(tables[_TOKENS]), trials.grid(tables[_EXAMPLES])
     row = trials.selectors.index(reference)

@@ -109,7 +109,8 @@ class _LiveSignals:
 
     def measure_directions(self, pool: Pool, weights: Float[np.ndarray, "n h"]) -> None:
         gradients = self.learner._live(pool, ("grad_sketch",))["grad_sketch"]
-        self.directions = {"theta": weights.T @ gradients}
+        lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
+        self.directions = {"theta": weights.T @ (gradients / np.where(lengths > 0, lengths, 1.0))}
 
 
 class QuadraticLearner:

@@ -38,7 +38,7 @@ PAPER_TABLES: Mapping[str, tuple[int, tuple[float, ...]]] = {
     "ood": (1, (54.0, 48.1, 46.5, 55.7, 50.2, 55.0, 58.2)),
     "worst_task": (1, (49.8, 43.2, 41.7, 50.6, 44.9, 49.4, 53.1)),
     "myopia_gap": (1, (0.12, 0.42, 0.47, 0.16, 0.36, 0.28, 0.10)),
-    "capability_entropy": (2, (1.92, 1.28, 1.22, 2.05, 1.45, 1.81, 2.02)),
+    "capability_entropy_run": (2, (1.92, 1.28, 1.22, 2.05, 1.45, 1.81, 2.02)),
     "difficulty": (2, (0.42, 0.74, 0.76, 0.45, 0.35, 0.58, 0.56)),
     "quality": (2, (0.65, 0.51, 0.53, 0.64, 0.83, 0.68, 0.70)),
     "update_concentration": (2, (0.31, 0.58, 0.63, 0.27, 0.49, 0.39, 0.25)),
@@ -285,6 +285,8 @@ def with_paper(table: Table, recipe: Recipe) -> Table:
         if values:
             by_name = dict(zip(_PAPER_SELECTORS, values, strict=True))
             meaning = f"{column.label} in the paper's Table {number}; other models and data"
+            if column.metric == "myopia_gap":
+                meaning += "; the paper prints it without a sign"
             columns.append(Column(f"paper: {column.short}", "", meaning, aside=True))
             cells.append([_paper_cell(by_name.get(name)) for name in selectors])
     return replace(table, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))

@@ -25,7 +25,7 @@ from longgame.signals.gradients import (
     AdamPreconditioner,
     BatchGradients,
     GradientSketch,
-    GradientSum,
+    UnitSum,
     check_preconditioner,
     loss_scale,
 )
@@ -247,7 +247,7 @@ class SignalEngine:
         return columns
 
     def measure_directions(self, pool: Pool, weights: Float[np.ndarray, "n h"]) -> None:
-        """Set `directions` to Σ_i weights[i, h] · g_i, exact sums of the examples' gradients under the model as it is.
+        """Set `directions` to Σ_i weights[i, h] · g_i / ‖g_i‖, exact sums of gradients under the model as it is now.
 
         Raises:
             ModelError, DataError, PluginError: as `__call__`.
@@ -257,22 +257,19 @@ class SignalEngine:
         total: dict[str, Tensor] = {}
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
-            part: dict[str, Tensor] = {}
-            factors = torch.from_numpy(weights[batch.rows]).to(batch.input_ids.device, torch.float32)
-            receiver = GradientSum(factors, part)
+            device = batch.input_ids.device
+            part = UnitSum(torch.from_numpy(weights[batch.rows]).to(device, torch.float32), targets.lora, device)
             with (
-                recording(self._base, targets, receiver.add) as record,
+                recording(self._base, targets, part.add) as record,
                 fused_lora(fused, record),
                 torch.enable_grad(),
             ):
                 hidden = self._hidden(batch)
             slope = torch.zeros_like(hidden)
-            slope_scale = loss_scale(batch.counts, hidden)
-            if slope_scale is not None:
-                factors /= slope_scale[:, None]
-            self._forward_signals(batch, pool, frozenset(), hidden.detach(), slope, slope_scale)
+            scale = loss_scale(batch.counts, hidden)  # of no matter: gradients are brought to unit length
+            self._forward_signals(batch, pool, frozenset(), hidden.detach(), slope, scale)
             torch.autograd.grad(hidden, record.inputs, slope)
-            for name, value in part.items():  # only now: a batch that does not fit is taken again in halves
+            for name, value in part.total().items():  # last, as a batch that does not fit is taken again in halves
                 total[name] = total[name] + value if name in total else value
             return {}
 

@@ -193,36 +193,49 @@ Directions = Mapping[str, Float[Tensor, "h n"]]
 """Per weight, h flattened directions in the space of the gradient."""
 
 
-class GradientSum:
-    """Weighted sums of the gradients of examples, exact; `add` is a `recording` receiver.
+class UnitSum:
+    """Weighted sums of the gradients of examples at unit length, exact; `add` is a `recording` receiver.
+
+    A gradient's length is known only after the whole backward pass, so the pass keeps (δ, x) of every weight: about as
+    much memory as the activations themselves.
 
     Args:
         weights: of each example of the batch in each of h sums.
-        total: per weight, the sums so far (h × n); `add` adds to them.
+        lora, device: those of `BatchGradients`.
     """
 
-    def __init__(self, weights: Float[Tensor, "b h"], total: dict[str, Float[Tensor, "h n"]]) -> None:
-        self._weights, self._total = weights, total
+    def __init__(self, weights: Float[Tensor, "b h"], lora: bool, device: torch.device) -> None:
+        self._weights = weights
+        self._norms = BatchGradients(len(weights), None, True, lora, device)
+        self._parts: list[tuple[str, Tensor, Tensor | OneHot]] = []
 
     def add(self, name: str, delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"] | OneHot) -> None:
         """Take one weight's output gradient and input, as `BatchGradients.add`."""
-        delta = delta.float()
-        if isinstance(x, OneHot):
-            index, columns = _sum_by_index(delta, x.index)
-            part = delta.new_zeros(self._weights.shape[1], delta.shape[2], x.size)
-            rows = torch.where(index[..., None] >= 0, columns, 0.0).flatten(0, 1)
-            for half, weight in enumerate(self._weights.T):
-                scaled = rows * weight.repeat_interleave(index.shape[1])[:, None]
-                part[half].index_add_(1, index.clamp_min(0).flatten(), scaled.T)
-        else:
-            part = torch.stack(
-                [
-                    (delta * weight[:, None, None]).flatten(0, 1).T @ x.float().flatten(0, 1)
-                    for weight in self._weights.T
-                ]
-            )
-        part = part.flatten(1)
-        self._total[name] = self._total[name] + part if name in self._total else part
+        self._norms.add(name, delta, x)
+        self._parts.append((name, delta, x))
+
+    @torch.no_grad()
+    def total(self) -> dict[str, Float[Tensor, "h n"]]:
+        """Per weight, Σ_i weights[i, h] · g_i / ‖g_i‖; an example whose gradient is 0 adds nothing."""
+        lengths = self._norms.lengths
+        scales = torch.where(lengths > 0, 1 / lengths.clamp_min(1e-30), 0.0)
+        factors = self._weights * scales[:, None].to(self._weights.dtype)
+        return {name: _weighted_sum(factors, delta.float(), x) for name, delta, x in self._parts}
+
+
+def _weighted_sum(
+    factors: Float[Tensor, "b h"], delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"] | OneHot
+) -> Float[Tensor, "h n"]:
+    """Σ_i factors[i, h] · g_i with g_i = Σ_t δ_t x_tᵀ, flattened."""
+    if not isinstance(x, OneHot):
+        wide = x.float().flatten(0, 1)
+        return torch.stack([(delta * f[:, None, None]).flatten(0, 1).T @ wide for f in factors.T]).flatten(1)
+    index, columns = _sum_by_index(delta, x.index)
+    rows = torch.where(index[..., None] >= 0, columns, 0.0)
+    total = delta.new_zeros(factors.shape[1], delta.shape[2], x.size)
+    for half, factor in enumerate(factors.T):
+        total[half].index_add_(1, index.clamp_min(0).flatten(), (rows * factor[:, None, None]).flatten(0, 1).T)
+    return total.flatten(1)
 
 
 class BatchGradients:
@@ -341,12 +354,17 @@ class BatchGradients:
             self._step += sketch.count.project(name, at_zero)
             self._step += sketch.count.project_entries(name, size, entry, difference)
 
+    @property
+    def lengths(self) -> Float[Tensor, " b"]:
+        """‖g‖₂ of each example, float64."""
+        return self._square.double().sqrt()
+
     def signals(self) -> dict[str, Float[np.ndarray, "b ..."]]:
         """‖g‖₂, the sketch of g, and the sketch of Adam's step of each example, those that were asked for."""
-        norms = {"grad_norm": self._square.double().sqrt().cpu().numpy()} if self._gives_norm else {}
+        norms = {"grad_norm": self.lengths.cpu().numpy()} if self._gives_norm else {}
         sketches = {"grad_sketch": self._vector.cpu().numpy()} if self._sketch is not None else {}
         steps = {"adam_grad_sketch": self._step.cpu().numpy()} if self._preconditioned is not None else {}
-        cosines = self._products.double() / self._square.double().sqrt().clamp_min(1e-30)[:, None]
+        cosines = self._products.double() / self.lengths.clamp_min(1e-30)[:, None]
         aligned = {"future_alignment": cosines.cpu().numpy()} if self._directions else {}
         return norms | sketches | steps | aligned
 

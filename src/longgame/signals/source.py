@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file."""
-PROXY_PASSES = {"future_proxy": 1, "future_alignment": 2}
-"""Gradient passes over the proxy mixture for one measurement: lengths first, where directions are of unit length."""
 _NO_PROXY = (
     "a selector requires {name}, but there is no proxy mixture. Pass proxy_dataset= to the trainer, or set "
     "proxy.items_per_skill to 1 or more in the recipe."
@@ -280,10 +278,9 @@ class SignalSource:
         engine: Any = self.engine
         pool = self.proxy()
         if self.step is None or self._directed is None or self.step - self._directed >= self.proxy_refresh:
-            norms = self._run(pool, ("grad_norm",))["grad_norm"]
-            engine.measure_directions(pool, proxy_weights(pool, norms))
+            engine.measure_directions(pool, proxy_weights(pool))
             self._directed = self.step or 0
-            self.proxy_passes += PROXY_PASSES["future_alignment"]
+            self.proxy_passes += 1
         return pool
 
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
@@ -293,22 +290,20 @@ class SignalSource:
         if self.step is None or self._proxy is None or self.step - self._proxy[0] >= self.proxy_refresh:
             gradient = self._run(self.proxy(), ("grad_sketch",))["grad_sketch"].mean(axis=0)
             self._proxy = (self.step or 0, gradient)
-            self.proxy_passes += PROXY_PASSES["future_proxy"]
+            self.proxy_passes += 1
         return self._proxy[1]
 
 
-def proxy_weights(pool: Pool, norms: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
-    """Weights of the proxy items' gradients in the directions of both halves of the mixture.
+def proxy_weights(pool: Pool) -> Float[np.ndarray, "n 2"]:
+    """Weights of the proxy items' unit gradients in the directions of both halves of the mixture.
 
     Items of one capability (`Example.skill`) are a group. Each group is split into two halves, every second item; a
     half's direction is the mean over groups of the mean of its gradients at unit length, so that neither a long
-    gradient nor a large group rules it. Groups of one item take turns in the halves; a gradient of length 0 has no
-    weight.
+    gradient nor a large group rules it. Groups of one item take turns in the halves.
     """
     groups: dict[str, list[int]] = {}
     for row, example in enumerate(pool.examples):
-        if norms[row] > 0:
-            groups.setdefault(example.skill or "", []).append(row)
+        groups.setdefault(example.skill or "", []).append(row)
     weights, turn = np.zeros((len(pool), 2)), 0
     for rows in groups.values():
         halves = [rows[0::2], rows[1::2]]
@@ -316,7 +311,7 @@ def proxy_weights(pool: Pool, norms: Float[np.ndarray, " n"]) -> Float[np.ndarra
             halves = halves[::-1] if turn else halves
             turn = 1 - turn
         for half, chosen in enumerate(halves):
-            weights[chosen, half] = 1.0 / (len(chosen) * np.asarray(norms)[chosen]) if chosen else 0.0
+            weights[chosen, half] = 1.0 / max(1, len(chosen))
     groups_in_half = [max(1, sum(bool(weights[rows, half].any()) for rows in groups.values())) for half in (0, 1)]
     return weights / groups_in_half
 
