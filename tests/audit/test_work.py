@@ -120,6 +120,7 @@ def test_a_closed_form_has_tokens_and_no_flops():
     assert set(stage_work(report(model=None), decided(Named("loss")), POOL, None, 1)) == {
         "pool_tokens",
         "scored_tokens",
+        "response_tokens",
     }
 
 
