@@ -195,3 +195,12 @@ def test_best_ever_counts_what_was_lost_before_the_task_s_stage():
     np.testing.assert_allclose(matrix.forgetting_per_task(R, "best"), [10, 5])
     assert matrix.forgetting(R) == pytest.approx(12.5)
     assert MetricSpec().forgetting_reference == "best-ever"
+
+
+def test_imbalance_leaves_out_a_task_on_which_nobody_scores():
+    R = np.array([[[0.0, 0, 0], [20, 0, 0], [20, 40, 0], [10, 40, 0]]])
+    scale = matrix.best_seen(R)
+    np.testing.assert_array_equal(scale, [20, 40, 0])
+    assert matrix.capability_imbalance(R, scale)[0] == pytest.approx(np.std([10 / 20, 40 / 40]))
+    assert matrix.gain_imbalance(R)[0] == pytest.approx(np.std([10, 40, 0]))
+    assert np.isnan(matrix.capability_imbalance(R, np.array([20.0, 0, np.nan]))).all()

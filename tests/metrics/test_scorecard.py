@@ -109,7 +109,10 @@ def card():
         ("forgetting", (2, 2), (20, 22)),
         ("forward_transfer", (10, 8), (6, 2)),  # R[1,b] − R[0,b]
         ("backward_transfer", (-2, -2), (-20, -22)),
-        ("imbalance", (6, 6), (13, 14)),  # half the distance between two scores
+        # half the distance between two scores; best seen: 64 of a, 70 of b
+        ("imbalance", (abs(48 / 64 - 60 / 70) / 2, abs(50 / 64 - 62 / 70) / 2), (0.158928571, abs(42 / 64 - 1) / 2)),
+        ("imbalance_gain", (1, 1), (8, 9)),  # (40 − 38)/2, (46 − 30)/2, (48 − 30)/2
+        ("imbalance_raw", (6, 6), (13, 14)),
         ("worst_task", (48, 50), (40, 42)),
         ("ood", (40, 42), (30, 30)),
         # (40 + 55)/2, (40 + 56)/2; (33 + 45)/2, (32 + 44)/2; all /100
@@ -477,6 +480,36 @@ def test_results_without_measurement_or_scorer_are_refused():
         build(hand_rows(), primary=dict.fromkeys(TASKS, "token_accuracy"))
 
 
+# Imbalance of normalized scores
+
+
+def test_equal_shares_of_unequal_tasks_are_balanced():
+    """The tasks stand at 30 and 60 points, each 3/4 of its best score: raw scores differ, normalized ones do not."""
+    R = {
+        ("random", 0): [[0, 0, NAN], [40, 0, NAN], [30, 60, 10]],
+        ("loss", 0): [[0, 0, NAN], [40, 0, NAN], [20, 80, 10]],
+    }
+    card = build([row for (selector, seed), matrix_ in R.items() for row in score_rows(selector, seed, matrix_)])
+    assert value(card, "random", 0, "imbalance") == pytest.approx(0)
+    assert value(card, "random", 0, "imbalance_raw") == pytest.approx(15)
+    assert value(card, "loss", 0, "imbalance") == pytest.approx((80 / 80 - 20 / 40) / 2)
+
+
+def test_all_data_scores_are_what_imbalance_divides_by():
+    full = build(score_rows("random", 0, [[0, 0, NAN], [50, 0, NAN], [60, 80, 10]]))
+    rows = [row for (selector, seed), (R, _) in HAND.items() for row in score_rows(selector, seed, R)]
+    card = Scorecard.build(
+        records_table(rows),
+        tasks=list(TASKS),
+        ood=list(OOD),
+        primary=dict.fromkeys((*TASKS, *OOD), "token_accuracy"),
+        metric_spec=MetricSpec(),
+        threshold=0.9,
+        all_data=full,
+    )
+    assert value(card, "random", 0, "imbalance") == pytest.approx(abs(48 / 60 - 60 / 80) / 2)
+
+
 # An independent slow path
 
 
@@ -500,7 +533,7 @@ def test_arrays_agree_with_one_trial_at_a_time_by_pandas():
         aucs = [adaptation_auc(c["tokens"].to_numpy(float), c["value"].to_numpy()) for _, c in curves.groupby("stage")]
         assert value(card, selector, seed, "auc_own") == pytest.approx(np.mean(aucs))
         assert value(card, selector, seed, "forgetting") == pytest.approx(float(matrix.forgetting(R)))
-        assert value(card, selector, seed, "imbalance") == pytest.approx(float(matrix.capability_imbalance(R)))
+        assert value(card, selector, seed, "imbalance_raw") == pytest.approx(float(matrix.capability_imbalance(R)))
         assert value(card, selector, seed, "forward_transfer") == pytest.approx(float(matrix.forward_transfer(R)))
     for seed in range(4):  # myopia gap of a selector, straight from its definition
         names = card.trials.selectors

@@ -173,7 +173,11 @@ def scorecards(plan: Plan, results: pd.DataFrame) -> dict[str, Scorecard]:
     for name, selector in distinct_rows(results[["condition", "selector"]]).itertuples(index=False):
         measured.setdefault(name, set()).add(selector)
     names = [name for name in plan.conditions if name == "" or (name != FULL_DATA and measured.get(name) == selectors)]
-    return {name: build_scorecard(plan.conditions[name], of_condition(results, name)) for name in names}
+    full = full_data_scorecard(plan, results)
+    return {
+        name: build_scorecard(plan.conditions[name], of_condition(results, name), all_data=full if name == "" else None)
+        for name in names
+    }
 
 
 def full_data_scorecard(plan: Plan, results: pd.DataFrame) -> Scorecard | None:
@@ -182,7 +186,9 @@ def full_data_scorecard(plan: Plan, results: pd.DataFrame) -> Scorecard | None:
     return build_scorecard(plan.conditions[FULL_DATA], results[rows], ALL_DATA.key) if rows.any() else None
 
 
-def build_scorecard(condition: Condition, records: pd.DataFrame, reference: str | None = None) -> Scorecard:
+def build_scorecard(
+    condition: Condition, records: pd.DataFrame, reference: str | None = None, all_data: Scorecard | None = None
+) -> Scorecard:
     """The scorecard of the records of one condition."""
     names = outline(condition.recipe)
     return Scorecard.build(
@@ -194,4 +200,5 @@ def build_scorecard(condition: Condition, records: pd.DataFrame, reference: str 
         threshold=condition.recipe.probe.threshold,
         reference=reference or condition.recipe.metrics.reference,
         bases=seed_bases(condition.recipe),
+        all_data=all_data,
     )

@@ -125,6 +125,11 @@ def _myopia_gap(view: View, now: str) -> PerTrial:
     return longhorizon.seed_myopia_gap(*both)[trials.seed_of, trials.selector_of]
 
 
+def _imbalance(view: View) -> PerTrial:
+    scale = matrix.best_seen(view.R) if view.task_scale is None else view.task_scale
+    return matrix.capability_imbalance(view.R, scale)
+
+
 # fmt: off
 def _probe(kind: str) -> tuple[Metric, ...]:
     """Metrics of one kind of probe (`longgame.metrics.tidy.PROBES`)."""
@@ -175,8 +180,14 @@ _TABLE = (
            lambda view: matrix.forward_transfer(view.R), "more"),
     _score("backward_transfer", "backward transfer", "points", "higher", "mean of R[T,j] − R[j,j], j < T",
            lambda view: matrix.backward_transfer(view.R), "more"),
-    _score("imbalance", "capability imbalance", "points", "lower", "population sd of R[T,1…T]",
-           lambda view: matrix.capability_imbalance(view.R), "more"),
+    _score("imbalance", "capability imbalance", "0–1", "lower",
+           "population sd over tasks of R[T,j] / the task's all-data (else best seen) score", _imbalance, "more",
+           short="imbalance"),
+    _score("imbalance_gain", "imbalance of gains", "points", "lower", "population sd over tasks of R[T,j] − R[0,j]",
+           lambda view: matrix.gain_imbalance(view.R), "more", short="imb. gains"),
+    _score("imbalance_raw", "imbalance, raw", "points", "lower",
+           "population sd of R[T,1…T]; also counts how hard the tasks are",
+           lambda view: matrix.capability_imbalance(view.R), "more", short="imb. raw"),
     _score("ood", "OOD score", "points", "higher", "mean of the last row over the OOD sets",
            lambda view: matrix.ood_score(view.R), "main", "level 2", "interventions", short="OOD"),
     _score("worst_task", "worst task", "points", "higher", "min of R[T,1…T]",

@@ -138,13 +138,44 @@ def backward_transfer(R: Matrix) -> Float[np.ndarray, ...]:
     return _mean((final_row(R) - diagonal(R))[..., : T - 1], measured_columns(R)[: T - 1])
 
 
-def capability_imbalance(R: Matrix) -> Float[np.ndarray, ...]:
-    """Population standard deviation of R[T, 1…T], points; NaN with fewer than two measured stage tasks."""
+def best_seen(R: Matrix) -> Float[np.ndarray, " T"]:
+    """Highest score of each stage task in the whole array, all rows and leading axes, points; NaN if unmeasured."""
     T = stage_count(R)
-    keep = measured_columns(R)[:T]
+    scores = R[..., :T].reshape(-1, T)
+    measured = ~np.isnan(scores)
+    highest = np.where(measured, scores, -np.inf).max(axis=0)
+    return np.where(measured.any(axis=0), highest, np.nan)
+
+
+def capability_imbalance(R: Matrix, scale: Float[np.ndarray, " T"] | None = None) -> Float[np.ndarray, ...]:
+    """Population sd over stage tasks of R[T, j] / ``scale[j]`` (§4.1's normalized task scores).
+
+    Raw scores also differ because tasks differ in difficulty, so their sd measures the tasks as much as the selector.
+
+    Args:
+        scale: points that count as 1 on each task: its all-data score, or `best_seen`. A task whose scale is 0 or not
+            measured is left out. Without a scale: raw scores, in points.
+
+    NaN with fewer than two tasks.
+    """
+    T = stage_count(R)
+    scale = np.ones(T) if scale is None else np.asarray(scale, dtype=float)
+    return _spread(final_row(R), measured_columns(R)[:T], scale)
+
+
+def gain_imbalance(R: Matrix) -> Float[np.ndarray, ...]:
+    """Population sd over stage tasks of the gains R[T, j] − R[0, j], points; NaN with fewer than two tasks."""
+    T = stage_count(R)
+    return _spread(final_row(R) - R[..., 0, :T], measured_columns(R)[:T], np.ones(T))
+
+
+def _spread(
+    values: Float[np.ndarray, "... T"], keep: Bool[np.ndarray, " T"], scale: Float[np.ndarray, " T"]
+) -> Float[np.ndarray, ...]:
+    keep = keep & (scale > 0)
     if keep.sum() < 2:
-        return np.full(R.shape[:-2], np.nan)
-    return final_row(R)[..., keep].std(axis=-1)
+        return np.full(values.shape[:-1], np.nan)
+    return (values[..., keep] / scale[keep]).std(axis=-1)
 
 
 def worst_task(R: Matrix) -> Float[np.ndarray, ...]:

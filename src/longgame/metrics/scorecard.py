@@ -108,6 +108,7 @@ class Scorecard:
         threshold: float,
         reference: str = "random",
         bases: Mapping[int, str] | None = None,
+        all_data: Scorecard | None = None,
     ) -> Scorecard:
         """Make the scorecard of one condition (one trial per selector and seed).
 
@@ -121,6 +122,7 @@ class Scorecard:
             reference: the selector that the others are compared with.
             bases: seed → base model (see `longgame.metrics.tidy.read_trials`). Where base models repeat, tests count
                 base models instead of seeds.
+            all_data: trials that learned all data in the same condition; the imbalance divides by their scores.
 
         Raises:
             DataError: no measurement at all; an unknown task or stage; a repeated measurement; a task without primary
@@ -148,7 +150,9 @@ class Scorecard:
                 continue
             probes = {kind: view_probe(curves, trials, tasks, scorer, kind, threshold) for kind in PROBES}
             terms = _terms(name, R, probes, columns, metric_spec, notes)
-            view = View(trials, reference, scorer, cube, R, ends, probes, terms, metric_spec.forgetting_reference)
+            scale = _task_scale(all_data, name, tasks)
+            reference_score = metric_spec.forgetting_reference
+            view = View(trials, reference, scorer, cube, R, ends, probes, terms, reference_score, scale)
             views[name] = measure(view)
         by_kind = read_stagewise(results, trials, len(tasks))
         picks = read_picks(results, trials, len(tasks))
@@ -332,6 +336,14 @@ def long_form(
         columns[name] = np.repeat(np.asarray([key[position] for key in keys], dtype=object), len(frame))
     value = np.concatenate([values[key] for key in keys]) if keys else np.empty(0)
     return pd.DataFrame(columns | {"value": value})
+
+
+def _task_scale(all_data: Scorecard | None, view: str, tasks: Sequence[str]) -> Float[np.ndarray, " T"] | None:
+    """Mean final score of the all-data trials on each stage task; None where one was not measured."""
+    if all_data is None or view not in all_data.views or all_data.tasks != tuple(tasks):
+        return None
+    scale = moments(matrix.final_row(all_data.views[view].R).T)[1]
+    return None if np.isnan(scale).any() else scale
 
 
 def _terms(

@@ -290,6 +290,8 @@ class View:
     probes: Mapping[str, Probe]
     terms: longhorizon.LongHorizonTerms
     forgetting_reference: matrix.ForgettingReference = "best-ever"
+    task_scale: Float[np.ndarray, " T"] | None = None
+    """Score of each stage task that counts as 1 in the imbalance; without it, the best that any trial reached."""
     metrics: dict[str, Float[np.ndarray, " trials"]] = field(default_factory=dict)
     stagewise: dict[tuple[str, int], Float[np.ndarray, " trials"]] = field(default_factory=dict)
 
