@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from longgame.audit.plan import condition_label
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.diagnostics import PAIRS, association_table
 from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.verdict import range_words
 from longgame.recipe import Recipe
 from longgame.report.answer import legend, reversal_line, set_gap_line, verdict_lines
 from longgame.report.conditions import across_note, across_tables, condition_table
@@ -129,8 +131,8 @@ def sequence_page(run: StudyRun) -> str:
 _SECONDS = "Seconds are wall-clock on cores shared with other work. Compare FLOPs, not seconds."
 _DIFFERENCES = (
     "Each cell: mean difference over seeds, its 95 % interval (Student t, paired by seed), and, after “mde”, the "
-    "smallest true difference that these seeds would show with 80 % power. ▲ better, ▼ worse: p < .05 after Holm over "
-    "the selectors."
+    "smallest true difference that these seeds would show with 80 % power, from the sd of all selectors, with its "
+    "range (90 %). ▲ better, ▼ worse: p < .05 after Holm over the selectors."
 )
 
 
@@ -172,7 +174,11 @@ def _difference(row: pd.Series, metric: str) -> Cell:
     if row["ci_low"] == row["ci_low"]:
         text += f" [{format_signed(row['ci_low'], unit)}, {format_signed(row['ci_high'], unit)}]"
     if row["mde"] == row["mde"]:
+        ends = (float(row["mde_low"]), float(row["mde_high"]))
         text += f" mde {format_number(float(row['mde']), unit)}"
+        text += range_words(ends, lambda end: format_number(end, unit))
+    elif row["diff_n"] > 1 and np.isfinite(METRICS[metric].largest_difference):
+        text += " mde cannot be told"
     better = METRICS[metric].better
     return Cell(text, difference_mark(row["p_holm"], value, better) if better else "")
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import chi2, rankdata
 
 from longgame.audit.store import records_table
 from longgame.errors import DataError
@@ -177,6 +177,36 @@ def test_larger_family_raises_mde_by_holm():
         ]
     one, three = (summary(build(each), "loss", "current")["mde"] for each in (hand_rows(), rows))
     assert three / one == pytest.approx(unit_effect(2, 0.05 / 3) / unit_effect(2, 0.05))
+
+
+def test_mde_pools_the_spread_of_the_selectors_and_has_a_range():
+    """Differences 8 and 10 of loss (sd √2), 0 and 4 of lhas (sd √8): pooled sd √5, two comparisons, two seeds."""
+    rows = hand_rows()
+    for seed, shift in ((0, 0), (1, 4)):
+        R, curve = HAND["random", seed]
+        raised = [[cell + shift * (stage > 0) for cell in row] for stage, row in enumerate(R)]
+        rows += score_rows("lhas", seed, raised) + curve_rows("lhas", seed, curve)
+    card = build(rows)
+    unit = unit_effect(2, 0.05 / 2)
+    for name, difference in (("loss", 9), ("lhas", 2)):
+        row = summary(card, name, "current")
+        assert row["diff_vs_reference"] == pytest.approx(difference)
+        assert row["mde"] == pytest.approx(np.sqrt(5) * unit)
+        freedom = 2 / 1.25  # two selectors that share their reference
+        for end, tail in (("mde_low", 0.95), ("mde_high", 0.05)):
+            expected = np.sqrt(5 * freedom / chi2.ppf(tail, freedom)) * unit
+            assert row[end] == pytest.approx(expected if expected <= 100 else INF)
+
+
+def test_an_mde_beyond_the_scale_cannot_be_told():
+    rows = [
+        r | {"value": r["value"] + 30 * r["seed"] * (r["selector"] == "loss") * (r["stage"] > 0)} for r in hand_rows()
+    ]
+    row = summary(build(rows), "loss", "current")
+    assert row["diff_n"] == 2
+    assert unit_effect(2) * row["diff_sd"] > 100  # points
+    assert row[["mde", "mde_low", "mde_high"]].isna().all()
+    assert row["seeds_needed"] >= 2
 
 
 def test_bootstrap_columns_are_optional(card):

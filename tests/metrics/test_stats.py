@@ -18,6 +18,7 @@ from longgame.metrics.stats import (
     minimum_detectable_effect,
     moments,
     paired,
+    pooled_sd,
     seeds_needed,
     sign_flip_p,
     t_power,
@@ -269,3 +270,25 @@ def test_a_missing_seed_leaves_the_others_of_its_base_model():
     a, b = np.array([1.0, 3.0, 5.0, np.nan]), np.array([0.0, 0.0, 0.0, 9.0])
     result = paired(a, b, unit_of=np.array([0, 0, 1, 1]))
     assert (int(result.n), float(result.mean)) == (2, 3.5)
+
+
+def test_pooled_sd_is_the_mean_variance_by_degrees_of_freedom():
+    sd, low, high = pooled_sd(np.array([3.0, 4.0, NAN, 0.0]), np.array([3, 5, 4, 6]))
+    assert sd == pytest.approx(np.sqrt((2 * 9 + 4 * 16) / 6))
+    freedom = 6 / 1.25
+    tails = scipy.stats.chi2.ppf([0.95, 0.05], freedom)
+    np.testing.assert_allclose([low, high], sd * np.sqrt(freedom / tails))
+    assert np.isnan(pooled_sd(np.array([NAN, 0.0]), np.array([3, 3]))).all()
+
+
+def test_range_of_the_pooled_sd_holds_the_true_one():
+    """Six selectors and their reference with the same noise. The differences share the reference's, so χ² is near."""
+    rng = np.random.default_rng(7)
+    values = rng.normal(0, 1, (4_000, 7, 3))
+    difference = values[:, 1:] - values[:, :1]
+    _, low, high = pooled_sd(difference.std(axis=-1, ddof=1), np.full((4_000, 6), 3))
+    held = (low <= np.sqrt(2)) & (np.sqrt(2) <= high)
+    assert held.mean() == pytest.approx(0.92, abs=0.03)
+    alone = pooled_sd(difference[:, :1].std(axis=-1, ddof=1), np.full((4_000, 1), 3))
+    assert ((alone[1] <= np.sqrt(2)) & (np.sqrt(2) <= alone[2])).mean() == pytest.approx(0.9, abs=0.02)
+    assert (high - low).mean() < 0.5 * (alone[2] - alone[1]).mean()

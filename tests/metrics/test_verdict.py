@@ -96,6 +96,17 @@ def test_power_sentence_names_effects_and_seeds():
     assert verdict(Difference(1, 0.4, float("nan")), Difference(1, 0.1, float("nan"))).power == ""
 
 
+def test_power_sentence_gives_ranges_and_says_what_cannot_be_told():
+    ends = {"mde_low": 1.2, "mde_high": float("inf"), "seeds_needed_low": 16.0, "seeds_needed_high": 160.0}
+    now = Difference(3, 0.4, 0.3, "points", mde=1.94, seeds_needed=41.0, **ends)
+    far = Difference(3, -0.1, 0.9, seeds_needed=900.0, seeds_needed_low=300.0, seeds_needed_high=float("inf"))
+    assert verdict(now, far).power == (
+        "3 seeds show true differences of 1.9 (1.2 or more) points now and a size that cannot be told in the long run "
+        "with 80% power; differences as seen would take 41 (16 to 160) seeds for the current score and 900 (300 to "
+        "more than 1,000) seeds for the long-horizon score"
+    )
+
+
 JITTER = np.array([0.0, 0.1, -0.1, 0.2, -0.2])
 
 

@@ -49,6 +49,12 @@ class Metric:
     precision: str = ""
     """Unit that sets the number of digits, where it is not ``unit``."""
 
+    @property
+    def largest_difference(self) -> float:
+        """Largest difference of two values that the unit allows; ``inf`` where it has no bounds."""
+        bounds = {"points": 100.0, "0–1": 1.0, "share": 1.0, "percentile": 1.0, "0–2": 2.0, "−1–1": 2.0}
+        return bounds.get(self.unit, float("inf"))
+
 
 def _score(
     name: str,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from longgame.errors import DataError, unknown
 from longgame.metrics import longhorizon, matrix
-from longgame.metrics.catalog import measure, record_metrics
+from longgame.metrics.catalog import METRICS, measure, record_metrics
 from longgame.metrics.diagnostics import association_table
 from longgame.metrics.stats import (
     ALPHA,
@@ -22,6 +22,7 @@ from longgame.metrics.stats import (
     minimum_detectable_effect,
     moments,
     paired,
+    pooled_sd,
     seeds_needed,
     unit_means,
 )
@@ -272,8 +273,10 @@ def summarize(
         or base models where these repeat; sd, intervals and tests of the difference are over them), ci_low,
         ci_high (95 % Student t), p (paired t), p_permutation (exact sign flip), p_holm (p adjusted over selectors, per
         key), mde (smallest true difference that diff_n seeds show with 80 % power whatever the other selectors show: at
-        Holm's hardest level, 5 % / the key's tests), seeds_needed (by a true difference as large as the measured one,
-        at the same level and power); with ``bootstrap``, boot_low and boot_high (95 %).
+        Holm's hardest level, 5 % / the key's tests, with the sd pooled over the key's selectors), seeds_needed (by a
+        true difference as large as the measured one, at the same level, power and sd), each with ``_low`` and
+        ``_high``: the same at both ends of the sd's 90 % interval. An mde beyond the metric's scale is NaN (it cannot
+        be told), and ``mde_high`` there inf. With ``bootstrap``, boot_low and boot_high (95 %).
     """
     keys = list(values)
     table = np.stack([trials.grid(values[key]) for key in keys])  # (keys, selectors, seeds)
@@ -302,7 +305,10 @@ def summarize(
         "p": pair.p,
         "p_permutation": pair.p_permutation,
         "p_holm": holm(pair.p),
-    } | _planning(pair)
+    }
+    metric_of = [key[names.index("metric")] if "metric" in names else "" for key in keys]
+    largest = [METRICS[name].largest_difference if name in METRICS else np.inf for name in map(str, metric_of)]
+    numbers |= _planning(pair, np.array(largest))
     if bootstrap:
         with np.errstate(invalid="ignore"):  # ∞ − ∞: a censored value stays one, see `paired`
             difference = np.where(np.isinf(table) | np.isinf(against), np.inf, table - against)
@@ -312,17 +318,31 @@ def summarize(
     return pd.DataFrame(columns | {name: value.reshape(-1) for name, value in numbers.items()})
 
 
-def _planning(pair: Paired) -> dict[str, np.ndarray]:
-    """``mde`` and ``seeds_needed`` (keys × selectors), each key at its own family's level."""
-    sd = pair.sd
+def _planning(pair: Paired, largest: Float[np.ndarray, " keys"]) -> dict[str, np.ndarray]:
+    """``mde`` and ``seeds_needed`` with their ranges (keys × selectors), each key at its own family's level.
+
+    Args:
+        largest: largest difference that each key's metric allows.
+    """
     tests = (~np.isnan(pair.p)).sum(axis=-1)
-    mde, needed = np.full(sd.shape, np.nan), np.full(sd.shape, np.nan)
+    columns = {f"{name}{end}": np.full(pair.sd.shape, np.nan) for name in ("mde", "seeds_needed") for end in _ENDS}
     for family in np.unique(tests[tests > 0]):
         rows = tests == family
         level = ALPHA / int(family)
-        mde[rows] = minimum_detectable_effect(sd[rows], pair.n[rows], level)
-        needed[rows] = seeds_needed(pair.mean[rows], sd[rows], level)
-    return {"mde": mde, "seeds_needed": needed}
+        n = np.where(np.isnan(pair.p[rows]), 0, pair.n[rows])
+        for end, sd in zip(_ENDS, pooled_sd(pair.sd[rows], pair.n[rows]), strict=True):
+            spread = np.where(n > 1, sd[:, None], np.nan)
+            columns[f"mde{end}"][rows] = minimum_detectable_effect(spread, n, level)
+            columns[f"seeds_needed{end}"][rows] = seeds_needed(pair.mean[rows], spread, level)
+    beyond = columns["mde"] > largest[:, None]
+    columns["mde_high"] = np.where(columns["mde_high"] > largest[:, None], np.inf, columns["mde_high"])
+    for end in _ENDS:
+        columns[f"mde{end}"] = np.where(beyond, np.nan, columns[f"mde{end}"])
+    return columns
+
+
+_ENDS = ("", "_low", "_high")
+"""Suffixes of a planning column and of the ends of its range."""
 
 
 def long_form(

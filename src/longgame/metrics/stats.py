@@ -324,6 +324,39 @@ def seeds_needed(effect: PerRow | float, sd: PerRow | float, alpha: float = ALPH
     return np.where(np.isnan(unit), np.nan, seeds)
 
 
+def pooled_sd(
+    sd: Float[np.ndarray, "... k"], n: Int[np.ndarray, "... k"], confidence: float = 0.9
+) -> tuple[PerRow, PerRow, PerRow]:
+    """One sd of the paired differences of k selectors from one reference, with an interval for the true one.
+
+    From three seeds a selector's own sd is off by a factor of 2 or more; selectors differ less than that. Pooled is the
+    mean variance by degrees of freedom, Σ (n−1)·sd² / Σ (n−1). Differences from one reference correlate by ½ where all
+    have the same spread, and their squares by ¼, so k selectors are worth k/(1 + (k−1)/4) independent ones: 1, 1.6,
+    2, …, at most 4. The interval is the χ² one with so many degrees of freedom.
+
+    Args:
+        sd: of the paired differences; NaN and 0 (no spread to plan with) are left out.
+        n: pairs behind each.
+
+    Returns:
+        sd, low, high; NaN where no selector has a spread.
+
+    Raises:
+        DataError: a negative sd, or ``confidence`` is not between 0 and 1.
+    """
+    _check_confidence(confidence)
+    spread = _spread(sd)
+    freedom = np.where(np.isnan(spread), 0, np.asarray(n) - 1)
+    total = freedom.sum(axis=-1)
+    count = np.maximum((freedom > 0).sum(axis=-1), 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pooled = np.sqrt((freedom * np.nan_to_num(spread) ** 2).sum(axis=-1) / np.where(total > 0, total, np.nan))
+        effective = np.where(total > 0, total / (1 + (count - 1) / 4), np.nan)
+        tails = ((1 - confidence) / 2, (1 + confidence) / 2)  # χ² that is exceeded with these chances
+        low, high = (pooled * np.sqrt(effective / scipy.special.chdtri(effective, tail)) for tail in tails)
+    return pooled, low, high
+
+
 def _spread(sd: PerRow | float) -> PerRow:
     values = np.asarray(sd, dtype=float)
     if (values < 0).any():

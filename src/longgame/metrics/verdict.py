@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,9 +51,14 @@ class Difference:
     sd: float = float("nan")
     """Of the paired differences."""
     mde: float = float("nan")
-    """Smallest true difference that so many seeds show with 80 % power."""
+    """Smallest true difference that so many seeds show with 80 % power; NaN if it cannot be told."""
+    mde_low: float = float("nan")
+    mde_high: float = float("nan")
+    """``inf``: beyond the metric's scale."""
     seeds_needed: float = float("nan")
     """Seeds that show a true difference as large as the measured one with 80 % power."""
+    seeds_needed_low: float = float("nan")
+    seeds_needed_high: float = float("nan")
 
 
 def words(
@@ -215,8 +220,8 @@ class Comparisons:
         pairs = index.drop_duplicates()
         place = pairs.get_indexer(index)
         view = pd.Index(list(views)).get_indexer(pd.Index(table["view"]))
-        columns = {"n": "diff_n", "mean": "diff_vs_reference", "sd": "diff_sd", "p": "p", "mde": "mde"}
-        columns |= {"seeds_needed": "seeds_needed"}
+        columns = {"n": "diff_n", "mean": "diff_vs_reference", "sd": "diff_sd", "p": "p"}
+        columns |= {f"{name}{end}": f"{name}{end}" for name in ("mde", "seeds_needed") for end in ("", "_low", "_high")}
         sides = []
         for metric in (immediate, "long_horizon"):
             rows = (table["metric"] == metric).to_numpy(bool) & (view >= 0)
@@ -285,23 +290,52 @@ def verdict_table(
 
 def _power(immediate: Difference, long: Difference, alpha: float, unit: str) -> str:
     """One sentence: the smallest differences that these seeds detect, and the seeds that the measured ones need."""
-    if np.isnan(immediate.mde) or np.isnan(long.mde):
-        return ""
     n = min(immediate.n, long.n)
+    if n < 2 or (np.isnan(immediate.mde) and np.isnan(long.mde) and np.isnan(long.seeds_needed)):
+        return ""
     text = (
-        f"{n} {unit}s show true differences of {immediate.mde:.1f} points now and {long.mde:.3f} in the long run with "
-        f"{POWER:.0%} power"
+        f"{n} {unit}s show true differences of {_detectable(immediate)} now and {_detectable(long)} in the long run "
+        f"with {POWER:.0%} power"
     )
     needs = [
-        f"{_count(side.seeds_needed, unit)} for {name}"
+        f"{_seeds(side)} {unit}s for {name}"
         for side, name in ((immediate, "the current score"), (long, "the long-horizon score"))
         if not side.p < alpha and not np.isnan(side.seeds_needed)
     ]
     return text + (f"; differences as seen would take {' and '.join(needs)}" if needs else "")
 
 
-def _count(seeds: float, unit: str) -> str:
-    return f"{seeds:.0f} {unit}s" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,} {unit}s"
+def _detectable(difference: Difference) -> str:
+    """``1.9 (1.2 to 3.8) points``."""
+    in_points = difference.unit == "points"
+    digits, name = (1, " points") if in_points else (3, "")
+    if np.isnan(difference.mde):
+        return "a size that cannot be told"
+    ends = (difference.mde_low, difference.mde_high)
+    return f"{difference.mde:.{digits}f}{range_words(ends, lambda value: f'{value:.{digits}f}')}{name}"
+
+
+def _seeds(difference: Difference) -> str:
+    def count(seeds: float) -> str:
+        return f"{seeds:.0f}" if np.isfinite(seeds) else f"more than {MOST_SEEDS:,}"
+
+    low, high = difference.seeds_needed_low, difference.seeds_needed_high
+    same = low == difference.seeds_needed == high
+    return count(difference.seeds_needed) + ("" if same else range_words((low, high), count, open_end=""))
+
+
+def range_words(ends: tuple[float, float], write: Callable[[float], str], open_end: str = "or more") -> str:
+    """`` (1.2 to 3.8)``; `` (1.2 or more)`` where the upper end is infinite; empty for an unknown end.
+
+    Args:
+        open_end: words for an infinite upper end; without them it is written like any other.
+    """
+    low, high = ends
+    if np.isnan(low) or np.isnan(high):
+        return ""
+    if np.isinf(high) and open_end:
+        return f" ({write(low)} {open_end})"
+    return f" ({write(low)} to {write(high)})"
 
 
 def _size(difference: Difference, score: str) -> str:

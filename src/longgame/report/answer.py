@@ -193,8 +193,10 @@ def _certainty(card: Scorecard) -> str:
     if np.isfinite(now) and np.isfinite(later):
         text += (
             f" A true difference of {now:.1f} points now and of {later:.3f} in the long run would be shown with 80 % "
-            "power (median over selectors); smaller ones may be missed."
+            "power (from the spread of all selectors); smaller ones may be missed."
         )
+    elif len(card.trials.seeds) > 1:
+        text += " The smallest difference that would be shown cannot be told from so few seeds."
     return text
 
 
