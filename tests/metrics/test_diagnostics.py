@@ -165,22 +165,20 @@ def trials(draw):
 
 
 def everything(found):
-    parts = (found.pearson, found.spearman, found.within)
+    parts = (found.pearson, found.spearman)
     numbers = itertools.chain.from_iterable((each.r, each.low, each.high) for each in parts)
     return np.array([found.trials, found.seeds, *numbers, found.least, found.greatest], dtype=float)
 
 
 def test_two_seeds_by_hand():
-    # x − mean: −2 −1 0 3; y − mean: −2 0 1 1: Σxy 7, Σxx 14, Σyy 6. Ranks of y: 1 2 3½ 3½ against 1 2 3 4.
-    # Within seeds: x ∓½ ∓1½, y ∓1, 0 0: Σxy 1, Σxx 5, Σyy 2.
+    # Less the seeds' means, x: ∓½ ∓1½; y: ∓1, 0 0: Σxy 1, Σxx 5, Σyy 2. Ranks, x: ∓½ ∓½; y: ∓½, 0 0: ½, 1, ½.
     found = associate(
         np.array([0.0, 1, 2, 5]), np.array([1.0, 3, 4, 4]), np.array([7, 7, 9, 9]), np.array([0, 1, 0, 1])
     )
     assert (found.trials, found.seeds) == (4, 2)
-    assert found.pearson.r == pytest.approx(7 / np.sqrt(14 * 6))
-    assert found.spearman.r == pytest.approx(4.5 / np.sqrt(5 * 4.5))
-    assert found.within.r == pytest.approx(1 / np.sqrt(5 * 2))
-    for each in (found.pearson, found.spearman, found.within):  # two seeds give no interval
+    assert found.pearson.r == pytest.approx(1 / np.sqrt(5 * 2))
+    assert found.spearman.r == pytest.approx(0.5 / np.sqrt(1 * 0.5))
+    for each in (found.pearson, found.spearman):  # two seeds give no interval
         assert np.isnan([each.low, each.high]).all()
     assert np.isnan([found.least, found.greatest]).all()  # nor do two selectors give a range
 
@@ -194,10 +192,15 @@ def test_correlation_equals_scipy_and_the_jackknife(drawn):
     def centred(values, keep):
         return np.concatenate([values[keep & (seed == s)] - values[keep & (seed == s)].mean() for s in set(seed[keep])])
 
+    def ranked(values):
+        ranks = np.empty(len(values))
+        for s in set(seed):
+            ranks[seed == s] = scipy.stats.rankdata(values[seed == s])
+        return ranks
+
     ways = {
-        "pearson": lambda keep: (x[keep], y[keep]),
-        "spearman": lambda keep: (scipy.stats.rankdata(x[keep]), scipy.stats.rankdata(y[keep])),
-        "within": lambda keep: (centred(x, keep), centred(y, keep)),
+        "pearson": lambda keep: (centred(x, keep), centred(y, keep)),
+        "spearman": lambda keep: (centred(ranked(x), keep), centred(ranked(y), keep)),
     }
     for name, way in ways.items():
 
@@ -242,20 +245,26 @@ def test_sides_may_be_swapped_and_units_changed(drawn):
     assert (turned.pearson.low, turned.pearson.high) == pytest.approx((-found[4], -found[3]), nan_ok=True)
 
 
-def test_within_removes_differences_between_seeds():
+def test_differences_between_seeds_are_no_correlation():
+    """Seeds move both sides together, and nothing else does: over all trials r is .9, within seeds there is none."""
     level = np.repeat([0.0, 10, 20, 30], 3)
-    found = associate(X + level, np.tile([1.0, -1, 0], 4) + level, SEED, SELECTOR)
-    assert found.pearson.r > 0.95
-    assert found.within.r < 0
-    flat = associate(X + level, level, SEED, SELECTOR)
-    assert np.isnan(flat.within.r)
-    assert flat.pearson.r > 0.95
+    x, y = X + level, np.tile([1.0, -1, 0], 4) + level
+    assert np.corrcoef(x, y)[0, 1] > 0.9
+    within = associate(x, y, SEED, SELECTOR)
+    assert within.pearson.r < 0
+    assert within.pearson.r == pytest.approx(associate(x - level, y - level, SEED, SELECTOR).pearson.r)
+    assert np.isnan(associate(x, level, SEED, SELECTOR).pearson.r)
 
 
 def test_the_range_without_a_selector_is_that_of_the_others():
     found = associate(X, Y, SEED, SELECTOR)
-    each = [np.corrcoef(X[one != SELECTOR], Y[one != SELECTOR])[0, 1] for one in range(3)]
+    each = [associate(*(column[one != SELECTOR] for column in (X, Y, SEED, SELECTOR))).pearson.r for one in range(3)]
     assert (found.least, found.greatest) == pytest.approx((min(each), max(each)))
+
+
+def test_a_trial_alone_in_its_group_counts_nothing():
+    more = associate(np.append(X, 50.0), np.append(Y, 90.0), np.append(SEED, 77), np.append(SELECTOR, 0))
+    np.testing.assert_allclose(everything(more), everything(associate(X, Y, SEED, SELECTOR)))
 
 
 def test_unmeasured_trials_are_left_out_of_correlations():
@@ -297,33 +306,28 @@ def drawn_trials(rng, seeds, selectors=7):
 
 
 def test_jackknife_intervals_hold_the_truth():
-    # Variances of x and y over all trials: 4/9 of the selectors' levels, then seeds and noise; their levels covary.
+    # Variances within seeds: of the selectors' levels, and of noise less its mean over seven; the levels covary.
     spread = np.mean(np.linspace(-1, 1, 7) ** 2)
-    true = 0.5 * spread / np.sqrt((spread + 0.49 + 0.16) * (0.25 * spread + 0.49 + 0.25))
     within = 0.5 * spread / np.sqrt((spread + 0.16 * 6 / 7) * (0.25 * spread + 0.25 * 6 / 7))
     rng = generator(0, "association")
-    audits, held = 300, np.zeros(3)
+    audits, held = 300, np.zeros(2)
     for _ in range(audits):
         x, y, seed, selector = drawn_trials(rng, 5)
-        found = associate(x, y, seed, selector)
-        X5, Y5 = x.reshape(5, 7), y.reshape(5, 7)
+        found = associate(x, y, seed, selector).pearson
+        X5, Y5 = (side - side.mean(axis=1, keepdims=True) for side in (x.reshape(5, 7), y.reshape(5, 7)))
         again = [np.corrcoef(X5[rows].ravel(), Y5[rows].ravel())[0, 1] for rows in rng.integers(0, 5, (100, 5))]
         low, high = np.quantile(again, [0.025, 0.975])
-        held += [
-            found.pearson.low <= true <= found.pearson.high,
-            found.within.low <= within <= found.within.high,
-            low <= true <= high,
-        ]
-    pearson, centred, bootstrap = held / audits
-    assert 0.88 <= pearson <= 0.99
-    assert 0.88 <= centred <= 0.99
-    assert bootstrap < 0.85
+        held += [found.low <= within <= found.high, low <= within <= high]
+    jackknife, bootstrap = held / audits
+    assert 0.88 <= jackknife <= 0.99
+    assert bootstrap < jackknife - 0.05
 
 
 def test_many_seeds_are_left_out_in_groups():
     x, y, seed, selector = drawn_trials(generator(1, "association"), 4 * diagnostics.MOST_GROUPS)
     found = associate(x, y, seed, selector).pearson
-    assert found.r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    sides = [(column.reshape(-1, 7) - column.reshape(-1, 7).mean(axis=1, keepdims=True)).ravel() for column in (x, y)]
+    assert found.r == pytest.approx(np.corrcoef(*sides)[0, 1])
     assert 0 < found.high - found.low < 0.3
 
 
@@ -369,8 +373,16 @@ def test_conditions_share_seeds_and_are_centered_apart():
     two = association_table(frame(("", "budget=0.1")), ["primary"]).iloc[0]
     assert (one["trials"], two["trials"]) == (12, 24)
     assert one["seeds"] == two["seeds"] == 4
-    assert two["within"] == pytest.approx(one["within"])  # the second condition's level of forgetting is taken off
-    assert two["pearson"] < one["pearson"]
+    assert two["pearson"] == pytest.approx(one["pearson"])  # the second condition's level of forgetting is taken off
+
+
+def test_repeated_base_models_are_the_replications_of_a_correlation():
+    units = {int(seed): place // 2 for place, seed in enumerate(np.unique(SEED))}
+    by_base = association_table(frame(), ["primary"], units=units).iloc[0]
+    by_seed = association_table(frame(), ["primary"]).iloc[0]
+    assert (by_base["seeds"], by_seed["seeds"]) == (2, 4)
+    assert by_base["pearson"] == pytest.approx(by_seed["pearson"])
+    assert np.isnan(by_base["pearson_low"])  # two base models give no interval
 
 
 # Entropy per stage and over the run

@@ -37,20 +37,19 @@ def test_sentence_has_r_its_interval_and_the_seeds():
     row = association_table(per_trial(), ["primary"]).iloc[0]
     r, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("pearson", "pearson_low", "pearson_high"))
     text = sentence(per_trial())
-    assert text.startswith(f"Over all 6 trials of 3 seeds, r = {r} (95 % interval {low} to {high}); rank")
-    assert "with each seed's mean taken off" in text
+    assert text.startswith(f"Within seeds, over 6 trials of 3 seeds, r = {r} (95 % interval {low} to {high}); rank")
 
 
 def test_two_seeds_are_too_few_for_an_interval():
     text = sentence(per_trial(2))
-    assert text.startswith("Over all 4 trials of 2 seeds, r = ")
+    assert text.startswith("Within seeds, over 4 trials of 2 seeds, r = ")
     assert "too few seeds for an interval: 3 are needed" in text
     assert " to " not in text
 
 
 def test_no_spread_and_no_measurement_have_words_of_their_own():
     text = sentence(per_trial(x=dict.fromkeys(X, 0.3)))
-    assert text == "Over all 6 trials of 3 seeds there is no spread to correlate."
+    assert text == "Within seeds, over 6 trials of 3 seeds there is no spread to correlate."
     assert correlation_line(association_table(per_trial(), ["primary"]), "adapter_drift", "forgetting") == ""
 
 
@@ -59,8 +58,8 @@ def test_the_table_has_a_row_for_each_pair_and_view():
     row = association_table(per_trial(), ["primary"]).iloc[0]
     (cells,) = table.rows
     assert [cell.text for cell in cells[:3]] == ["update concentration – forgetting", "6", "3"]
-    assert [cell.value for cell in cells[3:6]] == [row["pearson"], row["spearman"], row["within"]]
-    assert cells[6].text == "—"  # two selectors: leaving one out leaves one
+    assert [cell.value for cell in cells[3:5]] == [row["pearson"], row["spearman"]]
+    assert cells[5].text == "—"  # two selectors: leaving one out leaves one
     assert not correlation_table(association_table(per_trial(), ["primary"]), "t", "exact_match")
 
 
@@ -120,7 +119,7 @@ def test_without_interventions_there_is_no_table(card, recipe):
 
 def test_markdown_page_and_caption_show_both(replayed_run):
     line = correlation_line(replayed_run.scorecard.association, "update_concentration", "forgetting")
-    assert line.startswith("Over all 20 trials of 5 seeds, r = +0.")
+    assert line.startswith("Within seeds, over 20 trials of 5 seeds, r = +0.")
     figures = {figure.name: figure for figure in walk_figures(replayed_run)}
     assert figures["concentration-forgetting"].caption.endswith(line)
     layout = report_layout(replayed_run, trials=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +81,7 @@ class Across:
     """condition and the columns of `Scorecard.verdicts`, with Holm over selectors × conditions."""
     association: pd.DataFrame
     """The columns of `Scorecard.association`, over the trials of all conditions; seeds are still the replications, and
-    `within` subtracts the mean of each seed and condition."""
+    the mean of each seed and condition is taken off."""
 
     @classmethod
     def build(
@@ -121,8 +121,17 @@ class Across:
             {name: tuple(group) for name, group in orders.items()},
             summary,
             with_amounts(verdict_table(summary, views, first.reference, IMMEDIATE, margins, first.trials), unequal),
-            association_table(trials, views),
+            association_table(trials, views, units=_units(cards.values())),
         )
+
+
+def _units(cards: Iterable[Scorecard]) -> dict[int, int] | None:
+    """Seed → its base model's number where base models repeat; None where every seed is a replication."""
+    bases = {seed: base for card in cards for seed, base in zip(card.trials.seeds, card.trials.bases, strict=False)}
+    if not 1 < len(set(bases.values())) < len(bases):
+        return None
+    numbers = {base: place for place, base in enumerate(dict.fromkeys(bases.values()))}
+    return {seed: numbers[base] for seed, base in bases.items()}
 
 
 def _over_orders(cards: Sequence[Scorecard], bootstrap: int) -> pd.DataFrame:

@@ -5,7 +5,7 @@ Diagnostics explain; no selector optimizes them. Means are weighted by tokens, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -199,7 +199,9 @@ def update_concentration(gram: Float[np.ndarray, "steps steps"], width: int) -> 
     )
 
 
-# Association of diagnostics with forgetting over all trials (paper Fig. 4 (b), and Fig. 3 (b) for the last pair).
+# Association of diagnostics with forgetting within seeds and conditions (paper Fig. 4 (b), and Fig. 3 (b) for the last
+# pair). Seeds, base models and conditions move a diagnostic and forgetting together, whatever is selected, so each
+# group's mean is taken off both sides first.
 #
 # Trials of one seed share pools, items, order and base model, so they are not independent: n trials of k seeds are k
 # replications. The intervals leave out one seed at a time (jackknife on Fisher's z, Student's t with k − 1 degrees of
@@ -238,14 +240,13 @@ class Association:
     """Two metrics against each other, one point per trial."""
 
     trials: int
-    """Trials in which both were measured."""
+    """Trials in which both were measured, in groups of two or more."""
     seeds: int
-    """Seeds of these trials: the replications."""
+    """Seeds (or base models) of these trials: the replications."""
     pearson: Correlation
+    """Pearson's r after subtracting each group's mean from both: differences of seeds and conditions drop out."""
     spearman: Correlation
-    """Pearson's r of the ranks over all trials, ties sharing the mean rank."""
-    within: Correlation
-    """Pearson's r after subtracting each group's (seed's) mean from both, so that differences of seeds drop out."""
+    """The same of the ranks within each group, ties sharing the mean rank."""
     least: float
     """Smallest Pearson's r with any one selector left out; NaN with fewer than three selectors."""
     greatest: float
@@ -254,7 +255,7 @@ class Association:
 def associate(
     x: _Values, y: _Values, seed: _Codes, selector: _Codes, group: _Codes | None = None, confidence: float = 0.95
 ) -> Association:
-    """Correlate two measurements over trials (see `Association`).
+    """Correlate two measurements over trials, within groups (see `Association`).
 
     r is NaN without spread; the interval is NaN with fewer than `MIN_SEEDS` seeds, where leaving out a seed leaves no
     spread, and where the points lie on a line.
@@ -263,7 +264,7 @@ def associate(
         x, y: one value per trial, any unit; NaN = not measured, such trials are left out.
         seed: seed of each trial; trials of one seed are not independent.
         selector: selector of each trial.
-        group: groups whose means `Association.within` subtracts; by default the seeds.
+        group: groups whose means are subtracted, each within one seed; by default the seeds.
 
     Raises:
         DataError: lengths differ, a value is infinite, or ``confidence`` is not between 0 and 1.
@@ -278,40 +279,46 @@ def associate(
     if not 0 < confidence < 1:
         raise DataError(f"the confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
     keep = ~(np.isnan(x) | np.isnan(y))
-    x, y, group = x[keep], y[keep], group[keep]
+    _, members = np.unique(group, return_inverse=True)
+    keep &= np.bincount(members, keep, len(members))[members] > 1  # one trial alone says nothing within its group
+    x, y, group, selector = x[keep], y[keep], group[keep], selector[keep]
     seeds, place = np.unique(seed[keep], return_inverse=True)
     draws = _leaving_out(place % MOST_GROUPS)
-    without_one = _pearson(x, y, _leaving_out(selector[keep]))[1:]
+    without_one = np.array([_without(x, y, group, selector != one) for one in np.unique(selector)])
     has_range = len(without_one) > 2 and not np.isnan(without_one).any()
     return Association(
         trials=len(x),
         seeds=len(seeds),
-        pearson=_interval(_pearson(x, y, draws), confidence),
-        spearman=_interval(_pearson(_midranks(x, draws), _midranks(y, draws), draws), confidence),
-        within=_interval(_pearson(_centered(x, group), _centered(y, group), draws), confidence),
+        pearson=_interval(_pearson(_centered(x, group), _centered(y, group), draws), confidence),
+        spearman=_interval(_pearson(_ranked(x, group), _ranked(y, group), draws), confidence),
         least=float(without_one.min()) if has_range else float("nan"),
         greatest=float(without_one.max()) if has_range else float("nan"),
     )
 
 
 def association_table(
-    per_trial: pd.DataFrame, views: Sequence[str], pairs: Sequence[tuple[str, str]] = PAIRS
+    per_trial: pd.DataFrame,
+    views: Sequence[str],
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    units: Mapping[int, int] | None = None,
 ) -> pd.DataFrame:
     """`associate` for every view and pair of metrics that the trials measured.
 
     Args:
         per_trial: trial, selector, seed, view, metric, value (`Scorecard.per_trial`), and ``condition`` for trials of
-            several conditions; then `Association.within` subtracts the mean of each condition and seed.
+            several conditions; the mean of each condition and seed is taken off.
         views: views of the scores; a pair of two diagnostics has the view "".
+        units: seed → replication unit, where several seeds share each of several base models.
 
     Returns:
-        view, x, y, trials, seeds, pearson, pearson_low, pearson_high, spearman …, within …, least, greatest.
+        view, x, y, trials, seeds, pearson, pearson_low, pearson_high, spearman …, least, greatest.
     """
     keys = [name for name in ("condition", "trial", "selector", "seed") if name in per_trial.columns]
     paired = per_trial[per_trial["metric"].isin({name for pair in pairs for name in pair})]
     wide = paired.set_index([*keys, "view", "metric"])["value"].unstack(["view", "metric"])
     trials = wide.index.to_frame(index=False)
-    seed, selector = (np.unique(trials[name], return_inverse=True)[1] for name in ("seed", "selector"))
+    unit = trials["seed"].map(units) if units else trials["seed"]
+    seed, selector = (np.unique(column, return_inverse=True)[1] for column in (unit, trials["selector"]))
     by = [name for name in ("condition", "seed") if name in keys]
     group = trials.groupby(by).ngroup().to_numpy(np.int64)
     measured = set(wide.columns)
@@ -323,8 +330,8 @@ def association_table(
                 result = associate(*columns, seed, selector, group)
                 if result.trials:
                     sizes = (result.trials, result.seeds, *astuple(result.pearson), *astuple(result.spearman))
-                    rows.append((view, x, y, *sizes, *astuple(result.within), result.least, result.greatest))
-    numbers = [f"{name}{end}" for name in ("pearson", "spearman", "within") for end in ("", "_low", "_high")]
+                    rows.append((view, x, y, *sizes, result.least, result.greatest))
+    numbers = [f"{name}{end}" for name in ("pearson", "spearman") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["view", "x", "y", "trials", "seeds", *numbers, "least", "greatest"])
 
 
@@ -346,15 +353,20 @@ def _pearson(x: np.ndarray, y: np.ndarray, draws: _Weights) -> Float[np.ndarray,
         return np.clip((parts[0] * parts[1]).sum(axis=1) / (norms[0] * norms[1]), -1.0, 1.0)
 
 
-def _midranks(values: _Values, draws: _Weights) -> _Weights:
-    """Rank of each value among those that count in a draw, lowest 1, ties sharing the mean rank."""
-    _, place = np.unique(values, return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    if not len(order):
-        return draws
-    first = np.flatnonzero(np.diff(place[order], prepend=-1))
-    count = np.add.reduceat(draws[:, order], first, axis=1)
-    return (np.cumsum(count, axis=1) - (count - 1) / 2)[:, place]
+def _without(x: _Values, y: _Values, group: _Codes, keep: Bool[np.ndarray, " n"]) -> float:
+    """Pearson's r within groups of the trials that are kept."""
+    first, second = (_centered(values[keep], group[keep]) for values in (x, y))
+    return float(_pearson(first, second, np.ones((1, int(keep.sum()))))[0])
+
+
+def _ranked(values: _Values, group: _Codes) -> _Values:
+    """Rank of each value within its group, lowest 1, ties sharing the mean rank; less the group's mean."""
+    ranks = np.empty(len(values))
+    for one in np.unique(group):
+        rows = np.flatnonzero(group == one)
+        here = values[rows]
+        ranks[rows] = (here < here[:, None]).sum(axis=1) + ((here == here[:, None]).sum(axis=1) + 1) / 2
+    return _centered(ranks, group)
 
 
 def _centered(values: _Values, group: _Codes) -> _Values:

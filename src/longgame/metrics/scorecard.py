@@ -183,7 +183,7 @@ class Scorecard:
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
-            association=association_table(per_trial, tuple(views)),
+            association=association_table(per_trial, tuple(views), units=trials.units),
             notes=(
                 *notes,
                 *amount_notes(unequal),

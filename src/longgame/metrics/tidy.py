@@ -53,6 +53,11 @@ class Trials:
             return np.unique(self.bases, return_inverse=True)[1].reshape(-1)
         return np.arange(len(self.seeds))
 
+    @property
+    def units(self) -> dict[int, int]:
+        """Seed → its replication unit."""
+        return dict(zip(self.seeds, self.unit_of.tolist(), strict=True))
+
     def grid(self, values: Float[np.ndarray, "trials ..."]) -> Float[np.ndarray, "selectors seeds ..."]:
         """Lay values out by selector and seed; NaN where there is no such trial."""
         table = np.full((len(self.selectors), len(self.seeds), *values.shape[1:]), np.nan)

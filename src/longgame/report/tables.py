@@ -375,12 +375,12 @@ _CORRELATION_COLUMNS = (
     Column("pair", numeric=False),
     Column("trials", meaning="a trial is a point: one selector, one seed"),
     Column("seeds", meaning="trials of one seed are not independent; intervals count seeds"),
-    Column("Pearson r", meaning="over all trials, with the 95 % interval over seeds"),
-    Column("Spearman r", meaning="the same of the ranks"),
-    Column("r within seeds", "within seeds", "Pearson's r after each seed's mean is taken off both"),
-    Column("one selector left out", "one left out", "range of Pearson's r when any one selector is left out"),
+    Column("r within seeds", "r within", "Pearson's r after the mean of each seed and condition is taken off both"),
+    Column("rank r within seeds", "rank r", "the same of the ranks within each seed and condition"),
+    Column("one selector left out", "one left out", "range of r when any one selector is left out"),
 )
 _CORRELATION_NOTE = (
+    "Correlations are within seeds and conditions, because these move a diagnostic and forgetting together. "
     f"Intervals leave out one seed at a time (jackknife, Student's t; at most {MOST_GROUPS} groups of seeds); fewer "
     f"than {MIN_SEEDS} seeds give none. They cover other seeds of these selectors, not other selectors, and a "
     "correlation over selectors does not say what causes what."
@@ -402,7 +402,7 @@ def correlation_table(association: pd.DataFrame, title: str, view: str = PRIMARY
                 Cell(f"{METRICS[row['x']].label} – {METRICS[row['y']].label}"),
                 Cell(str(row["trials"]), value=row["trials"]),
                 Cell(str(row["seeds"]), value=row["seeds"]),
-                *(Cell(_with_interval(row, name), value=row[name]) for name in ("pearson", "spearman", "within")),
+                *(Cell(_with_interval(row, name), value=row[name]) for name in ("pearson", "spearman")),
                 Cell(span, value=row["least"]),
             )
         )
@@ -416,16 +416,13 @@ def correlation_line(association: pd.DataFrame, x: str, y: str) -> str:
         return ""
     row = _records(rows)[0]
     seeds = int(row["seeds"])
-    text = f"Over all {row['trials']} trials of {seeds} seed{'s' if seeds != 1 else ''}"
+    text = f"Within seeds, over {row['trials']} trials of {seeds} seed{'s' if seeds != 1 else ''}"
     if not np.isfinite(row["pearson"]):
         return f"{text} there is no spread to correlate."
     text += f", r = {_with_interval(row, 'pearson', '95 % interval ')}"
     if seeds < MIN_SEEDS:
         text += f" (too few seeds for an interval: {MIN_SEEDS} are needed)"
-    text += f"; rank correlation {_r(row['spearman'])}"
-    if np.isfinite(row["within"]):
-        text += f"; with each seed's mean taken off {_with_interval(row, 'within')}"
-    return text + "."
+    return f"{text}; rank correlation {_r(row['spearman'])}."
 
 
 def _with_interval(row: Mapping[str, Any], name: str, label: str = "") -> str:
