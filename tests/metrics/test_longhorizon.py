@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import spearmanr
 
 from longgame.errors import DataError
 from longgame.metrics.longhorizon import (
@@ -23,6 +25,7 @@ from longgame.metrics.longhorizon import (
     tokens_to_threshold,
     weight_sensitivity,
 )
+from longgame.report.tables import PAPER_LONG_HORIZON, PAPER_TABLES
 
 
 def test_score_equals_hand_values():
@@ -303,3 +306,23 @@ def test_gaps_of_a_seed_sum_to_zero_and_their_sizes_are_eq_3(now, long):
     gap = seed_myopia_gap(now, long)
     np.testing.assert_allclose(gap.sum(axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(np.abs(gap).mean(axis=1), myopia_gap(now, long))
+
+
+# The paper's own numbers
+
+
+def test_orders_compare_with_the_papers_table_3_and_sizes_do_not():
+    """Eq. 2 as normalized here, on Table 1 with five stages: forgetting is the mean over four of five tasks."""
+    current, auc, lost, ood = (
+        np.array(PAPER_TABLES[name][1]) for name in ("current", "auc_common", "forgetting", "ood")
+    )
+    ours, table = long_horizon_score(current - lost * 4 / 5, auc, lost, ood), np.array(PAPER_LONG_HORIZON[0.25])
+    np.testing.assert_allclose(ours, [0.549, 0.495, 0.480, 0.568, 0.516, 0.564, 0.599], atol=6e-4)
+    assert np.ptp(ours) == pytest.approx(0.119, abs=6e-4)
+    assert np.ptp(table) == pytest.approx(0.19)
+    assert spearmanr(ours, table).statistic == pytest.approx(0.964, abs=1e-3)
+    assert ours.argmax() == table.argmax() == 6  # LHAS
+    assert ours.argmin() == table.argmin() == 2  # gradient
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert " | ".join(f"{value:.3f}".lstrip("0") for value in ours[:6]) in page
+    assert "compare orders with Table 3, never sizes" in page

@@ -287,6 +287,8 @@ def with_paper(table: Table, recipe: Recipe) -> Table:
             meaning = f"{column.label} in the paper's Table {number}; other models and data"
             if column.metric == "myopia_gap":
                 meaning += "; the paper prints it without a sign"
+            if column.metric == "long_horizon":
+                meaning += ", and another scale: compare orders, not sizes"
             columns.append(Column(f"paper: {column.short}", "", meaning, aside=True))
             cells.append([_paper_cell(by_name.get(name)) for name in selectors])
     return replace(table, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))
