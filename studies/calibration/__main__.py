@@ -39,7 +39,11 @@ def calibrate(
         line = bars.add_task("worlds", total=plan.worlds)
         tables = measure(plan, seed, lambda _, done, __: bars.update(line, completed=done))
     figures = requirements(tables)
-    by = {"coverage": ("metric", "interval", "seeds"), "power at the minimum detectable effect": ("seeds",)}
+    by = {
+        "coverage": ("metric", "interval", "seeds"),
+        "power at the minimum detectable effect": ("seeds",),
+        "equivalence": ("truth", "seeds"),
+    }
     for name, rows in tables.items():
         if name in by:
             print_rows(f"{name}, over selectors", spread(rows, *by[name]), console)

@@ -19,6 +19,9 @@ NOMINAL = 0.05
 """Of the tests, after Holm."""
 PROMISED_POWER = 0.75
 """At the minimum detectable effect (80 % for normal differences), for the worst selector."""
+SHARED_BASE = 0.2
+"""False alarms, as claims about base models, of t tests over seeds of one: with fewer its verdicts need no "on this
+base model"."""
 COVERED = 0.93
 """By 95 % t intervals, for the worst selector and metric. Like the other limits, set before anything was measured."""
 
@@ -59,6 +62,8 @@ def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> 
         "truth": study.truth_errors(table, walks, seed),
         "false alarms": study.false_alarms(table, limit=limit, seed=seed),
         "hardest null": study.hardest_null(table, selectors, limit=limit, seed=seed),
+        "shared base models": study.shared_bases(table, limit=limit, seed=seed),
+        "equivalence": study.equivalence(table, selectors, limit=limit // 2, seed=seed),
         "power": study.power(table, walks, limit=limit, seed=seed),
         "power at the minimum detectable effect": study.power_at_mde(table, selectors, limit=limit, seed=seed),
         "coverage": study.coverage(
@@ -81,6 +86,12 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
         rates = {row["claim"]: row for row in tables["false alarms"] if row["seeds"] == size}
         hardest = {row["claim"]: row for row in tables["hardest null"] if row["seeds"] == size}
         at_size = [row for row in tables["coverage"] if row["seeds"] == size]
+        bases = {
+            row["bases"]: row
+            for row in tables["shared base models"]
+            if row["seeds"] == size and row["claim"] == "single"
+        }
+        wrong = [r["low"] for r in tables["equivalence"] if r["seeds"] == size and r["truth"] == "edge"]
         covered = {kind: min(r["rate"] for r in at_size if r["interval"] == kind) for kind in ("t", "bootstrap")}
         mde = [row["rate"] for row in tables["power at the minimum detectable effect"] if row["seeds"] == size]
         n = f"n{size}"
@@ -90,8 +101,13 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
             at_most(f"calibrate.false_alarms.reversal.{n}", rates["rank reversal"]["high"], NOMINAL),
             at_most(f"calibrate.false_alarms.long_horizon.{n}", rates["long-horizon difference"]["low"], NOMINAL),
             at_most(f"calibrate.false_alarms.current.{n}", rates["current difference"]["low"], NOMINAL),
+            at_most(f"calibrate.false_alarms.equivalent.{n}", max(wrong), NOMINAL),
+            at_least(f"calibrate.shared_base.one_base.{n}", bases["one"]["rate"], SHARED_BASE),
+            at_most(f"calibrate.shared_base.own_base.{n}", bases["own"]["low"], NOMINAL),
             at_least(f"calibrate.power_at_mde.{n}", min(mde), PROMISED_POWER),
             at_least(f"calibrate.coverage.t.{n}", covered["t"], COVERED),
             at_least(f"calibrate.coverage.t_over_bootstrap.{n}", covered["t"] - covered["bootstrap"], 0.0),
         ]
+        if "repeated" in bases:
+            figures.append(at_most(f"calibrate.shared_base.per_base.{n}", bases["repeated"]["low"], NOMINAL))
     return figures

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from longgame.metrics.scorecard import IMMEDIATE, summarize
 from longgame.metrics.stats import ALPHA, bootstrap_interval, holm, minimum_detectable_effect, paired, t_power
 from longgame.metrics.tidy import Trials
-from longgame.metrics.verdict import BETTER, MYOPIC, WORSE, Comparisons, rank_reversals
+from longgame.metrics.verdict import BETTER, EQUIVALENT, MYOPIC, WORSE, Comparisons, rank_reversals
 from longgame.recipe import EquivalenceSpec
 from longgame.seeding import generator
 from studies.calibration.table import Table
@@ -80,12 +80,21 @@ def cut(values: Float[np.ndarray, "selectors seeds"], size: int, limit: int) -> 
     return values[:, : count * size].reshape(len(values), count, size).transpose(1, 0, 2)
 
 
-def run_audits(now: Groups, later: Groups, selectors: Sequence[str]) -> Outcome:
-    """Put many audits through the scorecard's summary and verdicts; the first selector is the reference."""
+def run_audits(now: Groups, later: Groups, selectors: Sequence[str], bases: Sequence[str] = ()) -> Outcome:
+    """Put many audits through the scorecard's summary and verdicts; the first selector is the reference.
+
+    Args:
+        bases: base model of each seed (`longgame.metrics.tidy.Trials.bases`).
+    """
     _, k, size = now.shape
     names = tuple(f"{name}-s{seed}" for name in selectors for seed in range(size))
     trials = Trials(
-        names, tuple(selectors), tuple(range(size)), np.repeat(np.arange(k), size), np.tile(np.arange(size), k)
+        names,
+        tuple(selectors),
+        tuple(range(size)),
+        np.repeat(np.arange(k), size),
+        np.tile(np.arange(size), k),
+        tuple(bases),
     )
     parts = []
     for low in range(0, len(now), _CHUNK):
@@ -152,6 +161,72 @@ def hardest_null(
             "long-horizon difference": (outcome.p_long < ALPHA).any(axis=1),
         }
         rows += [{"seeds": size, "claim": name} | Rate.of_audits(hit).columns() for name, hit in claims.items()]
+    return rows
+
+
+BASE_VARIANCE = 3.9
+"""Variance of paired long-horizon differences over base models (a seed each), over that of the seeds of one."""
+
+
+def shared_bases(
+    table: Table, *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """False alarms as claims about base models, where base models move the differences and no selector has an effect.
+
+    Exchangeable selectors, as in `false_alarms`. A base model adds to every selector's long-horizon score an effect of
+    its own with mean 0, so that differences vary `BASE_VARIANCE` times as much over base models as over the seeds of
+    one. The designs: *one* base model for all seeds; one of its *own* for every seed; base models *repeated* over two
+    seeds each, analyzed per base model as the scorecard does, or *repeated, by seed* as if seeds were independent.
+    ``any`` is the share of audits of `FAMILY` selectors with a long-horizon difference, ``single`` that of a single
+    comparison.
+    """
+    walks = table.randoms(generator(seed, "calibrate", "shared bases"), FAMILY)
+    later = np.take_along_axis(table.values["long_horizon_best"], walks, axis=0)
+    within = float((later[1:] - later[0]).var(axis=1, ddof=1).mean())
+    spread = np.sqrt((BASE_VARIANCE - 1) * within / 2)  # of one selector; a difference has twice its variance
+    names = (REFERENCE, *(f"twin {i}" for i in range(1, FAMILY)))
+    rng = generator(seed, "calibrate", "base effects")
+    rows = []
+    for size in sizes:
+        groups = cut(later, size, limit)
+        designs = {"one": np.zeros(size, dtype=int), "own": np.arange(size), "repeated": np.arange(size) // 2}
+        for design, base_of in designs.items():
+            if design == "repeated" and base_of.max() < 2:
+                continue
+            effects = rng.normal(0, spread, (*groups.shape[:2], int(base_of.max()) + 1))
+            moved = groups + effects[..., base_of]
+            analyses = {design: [f"base {place}" for place in base_of]}
+            if design == "repeated":
+                analyses["repeated, by seed"] = []
+            for name, bases in analyses.items():
+                family = run_audits(np.zeros_like(moved), moved, names, bases)
+                alone = run_audits(np.zeros_like(moved[:, :2]), moved[:, :2], names[:2], bases)
+                for claim, outcome in (("any", family), ("single", alone)):
+                    rate = Rate.of_audits((outcome.p_long < ALPHA).any(axis=1))
+                    rows.append({"seeds": size, "bases": name, "claim": claim} | rate.columns())
+    return rows
+
+
+def equivalence(
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How often *equivalent within ±δ* is said of a selector at the margin (false) and of an equal one (true).
+
+    An audit compares random and one selector, whose true differences are shifted: 0 now, and in the long run the
+    recipe's margin (``edge``) or 0 (``equal``). Real selectors keep their spread and skew.
+    """
+    margin = EquivalenceSpec().long_horizon
+    rows = []
+    for name in selectors:
+        now, later = _against_random(table, (name,), seed)
+        now[1] -= table.effect(name, IMMEDIATE)
+        for truth, shift in (("edge", margin), ("equal", 0.0)):
+            moved = later.copy()
+            moved[1] += shift - table.effect(name, LONG)
+            for size in sizes:
+                words = run_audits(cut(now, size, limit), cut(moved, size, limit), (REFERENCE, name)).words[:, 0]
+                rate = Rate.of_audits(words == EQUIVALENT)
+                rows.append({"truth": truth, "selector": name, "seeds": size} | rate.columns())
     return rows
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from typer.testing import CliRunner
 
 from longgame.errors import DataError, RecipeError
@@ -163,13 +163,36 @@ def test_hardest_null_has_leads_and_no_long_horizon_effect():
     assert rate["long-horizon difference"] == pytest.approx(0.05, abs=0.025)
 
 
+def test_seeds_of_one_base_model_give_false_alarms_about_base_models():
+    """With 3.9 times the variance: t over n seeds of one base alone is off by √(1 + 2.9 n)."""
+    rows = study.shared_bases(planted(0, 0, seeds=30_000), sizes=(3, 6), limit=3_000)
+    rate = {(row["seeds"], row["bases"]): row["rate"] for row in rows if row["claim"] == "single"}
+    for size in (3, 6):
+        critical = t.ppf(0.975, size - 1) / np.sqrt(1 + 2.9 * size)
+        assert rate[size, "one"] == pytest.approx(2 * t.sf(critical, size - 1), abs=0.03)
+        assert rate[size, "own"] == pytest.approx(0.05, abs=0.015)
+    assert rate[6, "repeated"] == pytest.approx(0.05, abs=0.015)
+    assert rate[6, "repeated, by seed"] > 0.08
+    assert (3, "repeated") not in rate
+    family = {(row["seeds"], row["bases"]): row["rate"] for row in rows if row["claim"] == "any"}
+    assert family[3, "own"] < 0.07 < 0.2 < family[3, "one"]
+
+
+def test_equivalence_is_rarely_said_at_the_margin_and_often_of_equals():
+    rows = study.equivalence(planted(5, -0.3, seeds=12_000), ("planted",), sizes=(5, 20), limit=500)
+    rate = {(row["truth"], row["seeds"]): row["rate"] for row in rows}
+    assert rate["edge", 5] <= 0.08
+    assert rate["edge", 20] <= 0.08
+    assert rate["equal", 20] > rate["equal", 5]
+
+
 def test_command_ends_with_its_figures_and_writes_tables(tmp_path, monkeypatch):
 
     small = Plan(worlds=1, seeds=240, audits=40, boot_audits=20, resamples=50)
     monkeypatch.setattr("studies.calibration.measure.QUICK", small)
     done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--json", str(tmp_path / "a.json")])
     lines = [line for line in done.output.splitlines() if line.startswith("figure ")]
-    assert len(lines) == 2 + 8 * len(study.SEEDS)
+    assert len(lines) == 2 + 11 * len(study.SEEDS) + sum(size > 4 for size in study.SEEDS)
     assert done.output.rstrip().endswith(lines[-1])
     short = any(line.endswith(" short") for line in lines)
     assert done.exit_code == int(short)
