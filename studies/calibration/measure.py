@@ -41,7 +41,7 @@ class Plan:
 
 
 FULL = Plan(worlds=64, seeds=160_000, audits=20_000, boot_audits=4_000, resamples=1_000)
-QUICK = Plan(40, 30_000, 4_000, boot_audits=400, resamples=500, selectors=("loss", "diversity", "quality"), doses=())
+QUICK = Plan(64, 30_000, 4_000, boot_audits=400, resamples=500, selectors=("loss", "diversity", "quality"), doses=())
 """It has fewer selectors rather than fewer worlds: for a population of a few worlds, t intervals are too narrow."""
 
 
