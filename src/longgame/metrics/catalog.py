@@ -297,7 +297,7 @@ def record_metrics(
 
     Args:
         tables: (kind, name) → values by stage (`longgame.metrics.tidy.read_stagewise`).
-        picks: selected tokens by cluster and sub-skill (`longgame.metrics.tidy.read_picks`).
+        picks: selected tokens by cluster and sub-skill (`longgame.metrics.tidy.read_selected`).
     """
     values = {name: over_measured(table) for (kind, name), table in tables.items() if kind == "diagnostic"}
     values |= {name: over_measured(table, total=True) for (kind, name), table in tables.items() if kind == "cost"}

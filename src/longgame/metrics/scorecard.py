@@ -33,8 +33,8 @@ from longgame.metrics.tidy import (
     View,
     over_measured,
     read_curves,
-    read_picks,
     read_score_rows,
+    read_selected,
     read_stagewise,
     read_trials,
     view_cube,
@@ -156,7 +156,7 @@ class Scorecard:
             view = View(trials, reference, scorer, cube, R, ends, probes, terms, reference_score, scale)
             views[name] = measure(view)
         by_kind = read_stagewise(results, trials, len(tasks))
-        picks = read_picks(results, trials, len(tasks))
+        picks = read_selected(results, trials, len(tasks))
         values = {(name, metric): value for name, view in views.items() for metric, value in view.metrics.items()}
         values |= {("", name): value for name, value in record_metrics(by_kind, picks).items()}
         stages = {(name, *key): value for name, view in views.items() for key, value in view.stagewise.items()}

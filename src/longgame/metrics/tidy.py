@@ -412,7 +412,7 @@ def read_stagewise(results: pd.DataFrame, trials: Trials, stages: int) -> dict[t
     return tables
 
 
-def read_picks(
+def read_selected(
     results: pd.DataFrame, trials: Trials, stages: int
 ) -> dict[str, Float[np.ndarray, "trials stages labels"]]:
     """Selected tokens by stage: ``cluster`` and ``sub_skill`` → Float[trials, T+1, labels], NaN where not measured.

@@ -24,7 +24,7 @@ EQUIVALENT = "equivalent within ±δ"
 NO_DIFFERENCE = "no difference shown"
 NOT_ENOUGH = "not enough seeds"
 
-MIN_SEEDS = 3
+LEAST_SEEDS = 3
 """With fewer seeds no verdict but `NOT_ENOUGH` is given."""
 
 
@@ -61,7 +61,7 @@ class Difference:
     seeds_needed_high: float = float("nan")
 
 
-def words(
+def verdict_words(
     now: Mapping[str, Float[np.ndarray, ...]],
     later: Mapping[str, Float[np.ndarray, ...]],
     myopic: Float[np.ndarray, ...],
@@ -70,7 +70,7 @@ def words(
 ) -> np.ndarray:
     """The verdicts of many comparisons with the reference, as strings.
 
-    * *not enough seeds*: fewer than `MIN_SEEDS` seeds measured both scores, or no p could be computed;
+    * *not enough seeds*: fewer than `LEAST_SEEDS` seeds measured both scores, or no p could be computed;
     * *myopic*: ahead on the immediate score and behind on the long-horizon score, by the intersection–union test;
     * *long-horizon better* / *long-horizon worse*: significantly ahead / behind on the long-horizon score otherwise;
     * *differs now only*: a significant immediate difference, no significant long-horizon one;
@@ -84,7 +84,7 @@ def words(
         equivalent: p of equivalence on both scores.
         alpha: level of the tests. All p are Holm-adjusted over the comparisons.
     """
-    few = (np.minimum(now["n"], later["n"]) < MIN_SEEDS) | np.isnan(now["p"]) | np.isnan(later["p"])
+    few = (np.minimum(now["n"], later["n"]) < LEAST_SEEDS) | np.isnan(now["p"]) | np.isnan(later["p"])
     differs = later["p"] < alpha
     return np.select(
         [
@@ -113,7 +113,7 @@ def verdict(
     scope: str = "",
     alpha: float = ALPHA,
 ) -> Verdict:
-    """The verdict on one selector, from its two differences from the reference (see `words`).
+    """The verdict on one selector, from its two differences from the reference (see `verdict_words`).
 
     Args:
         immediate: selector − reference on the immediate score.
@@ -129,7 +129,7 @@ def verdict(
     n = min(immediate.n, long.n)
     power = _power(immediate, long, alpha, unit)
     sides = [{"n": np.array(side.n), "mean": np.array(side.mean), "p": np.array(side.p)} for side in (immediate, long)]
-    word = str(words(sides[0], sides[1], np.array(myopic), np.array(equivalent), alpha))
+    word = str(verdict_words(sides[0], sides[1], np.array(myopic), np.array(equivalent), alpha))
     if word == NOT_ENOUGH:
         return Verdict(word, _too_few(immediate, long, unit), power)
     against = f"{scope}, against {reference}" if scope else f"against {reference}"
@@ -168,8 +168,10 @@ def _too_few(immediate: Difference, long: Difference, unit: str) -> str:
     both = {"current": immediate.n, "long-horizon": long.n}
     none = [name for name, n in both.items() if n == 0]
     if none and any(both.values()):
-        return f"the {none[0]} score was compared in no {unit}; at least {MIN_SEEDS} are needed, of two stages or more"
-    return f"both scores were compared in {min(both.values())} {unit}(s); at least {MIN_SEEDS} are needed"
+        return (
+            f"the {none[0]} score was compared in no {unit}; at least {LEAST_SEEDS} are needed, of two stages or more"
+        )
+    return f"both scores were compared in {min(both.values())} {unit}(s); at least {LEAST_SEEDS} are needed"
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class Comparisons:
     @property
     def words(self) -> np.ndarray:
         """Verdicts, (views, comparisons)."""
-        return words(self.now, self.later, self.myopic, self.equivalent)
+        return verdict_words(self.now, self.later, self.myopic, self.equivalent)
 
     @property
     def family(self) -> str:
