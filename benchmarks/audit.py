@@ -230,7 +230,9 @@ def many_trials(recipe: Recipe, results: pd.DataFrame, trials: int, conditions: 
         elif column.dtype == "category":
             columns[name] = _words(np.tile(column.cat.codes.to_numpy(), copies), list(column.cat.categories))
         else:
-            columns[name] = np.tile(column.to_numpy(), copies) + (noise if name == "value" else 0)
+            columns[name] = np.tile(column.to_numpy(), copies)
+    counted = np.tile((seed_rows["kind"] == "picks").to_numpy(bool), copies)
+    columns["value"] = columns["value"] + np.where(counted, 0.0, noise)  # selected tokens stay counts
     return pd.DataFrame(columns)
 
 

@@ -124,6 +124,12 @@ def test_a_closed_form_has_tokens_and_no_flops():
     }
 
 
+def test_response_tokens_are_those_of_the_picks_in_every_round():
+    policy = decided(Named("loss"), rounds=((0, 1), (1, 2)))
+    picked = [POOL.response_tokens[POOL.index[name]] for entry in policy.rounds for name in entry.picked_ids]
+    assert stage_work(report(), policy, POOL, None, 3)["response_tokens"] == sum(picked) > 0
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_what_another_system_spent_on_its_scores_is_not_known(tmp_path, wrapped):
     file = tmp_path / "scores.csv"

@@ -287,8 +287,8 @@ def test_range_of_the_pooled_sd_holds_the_true_one():
     values = rng.normal(0, 1, (4_000, 7, 3))
     difference = values[:, 1:] - values[:, :1]
     _, low, high = pooled_sd(difference.std(axis=-1, ddof=1), np.full((4_000, 6), 3))
-    held = (low <= np.sqrt(2)) & (np.sqrt(2) <= high)
-    assert held.mean() == pytest.approx(0.92, abs=0.03)
+    covered = (low <= np.sqrt(2)) & (np.sqrt(2) <= high)
+    assert covered.mean() == pytest.approx(0.92, abs=0.03)
     alone = pooled_sd(difference[:, :1].std(axis=-1, ddof=1), np.full((4_000, 1), 3))
     assert ((alone[1] <= np.sqrt(2)) & (np.sqrt(2) <= alone[2])).mean() == pytest.approx(0.9, abs=0.02)
     assert (high - low).mean() < 0.5 * (alone[2] - alone[1]).mean()
