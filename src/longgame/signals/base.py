@@ -96,7 +96,7 @@ _TABLE = (
     Signal(
         "future_alignment",
         "cosine",
-        "cosine of the gradient with that of the proxy, by each half of its items",
+        "mean cosine of the gradient with those of the proxy items, by each half of them",
         (*_HEAD, "proxy"),
         "backward",
         "halves",

@@ -154,7 +154,7 @@ class SignalEngine:
     ``embedding``          (n, d)     last hidden state (after the final norm), mean over prompt and response
     ``grad_norm``          (n,)       ‖∂loss/∂(LoRA factors)‖₂, exact; 0 for A's share while B = 0
     ``grad_sketch``        (n, k)     count sketch of that gradient: E⟨s(g), s(h)⟩ = ⟨g, h⟩
-    ``future_alignment``   (n, h)     exact cosine of that gradient with each direction of `measure_directions`
+    ``future_alignment``   (n, h)     exact inner product of that gradient, at unit length, with `directions`
     ``adam_grad_sketch``   (n, k)     the same sketch of Γ(g), Adam's step on the example (LESS); needs
                                       ``preconditioner`` and LoRA
     =====================  =========  ====================================================================

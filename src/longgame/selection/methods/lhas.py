@@ -74,16 +74,17 @@ class LHASSelector(Selector):
     - c, ``coverage``: what the selected history and the picks so far do not cover. ``distance``: L2 distance to the
       nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
       evaluated again as picks are made, over the candidates that are left.
-    - p, ``future``: cosine of the example's gradient with that of the future-proxy mixture. ``exact``: in the same
-      backward pass (`future_alignment`), the mean of both halves of the mixture; its weight is multiplied by the
-      reliability of the term. ``sketch``: by gradient sketches, whose error exceeds the spread of p; no reliability.
+    - p, ``future``: how far the example's gradient points where those of the future-proxy mixture do. ``exact``: mean
+      cosine with the gradients of its items (`future_alignment`), over both halves of the mixture; its weight is
+      multiplied by the reliability of the term. ``sketch``: cosine with their mean by gradient sketches, whose error
+      exceeds the spread of p; no reliability.
     - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected before,
       max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the gradients
       selected before: in earlier stages (S_{1:t−1}, as eq. 5 has it), or up to the beginning of the round.
 
     The reliability of p is the correlation of its two halves over the candidates, stepped up to the whole mixture
     (Spearman–Brown: 2r/(1 + r), at least 0), with r the mean over the rounds of the stage. A term that cannot be
-    measured gets no weight, and a warning says so once per stage.
+    measured gets no weight, and a warning says so once.
 
     A term without history is exactly zero for all candidates: u's diversity part and c in the very first round (c
     only until its first picks), a in the first stage. A weight of 0 switches a term and its signals off.
@@ -140,6 +141,7 @@ class LHASSelector(Selector):
         self.past_only = choice(self.name, "concentration_history", concentration_history, allowed) == allowed[0]
         self._past: tuple[dict[int, int], Float[np.ndarray, " d"] | None] | None = None
         self._agreement: tuple[float, int] = (0.0, 0)
+        self._warned = False
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
         self.utility_weight = weight(self.name, "utility_weight", utility_weight)
@@ -231,9 +233,9 @@ class LHASSelector(Selector):
         first, second = np.asarray(halves, dtype=np.float64).T
         if first.std() > 0 and second.std() > 0:
             r = float(np.corrcoef(first, second)[0, 1])
-            before = self._agreement[1] and not self.reliability
             self._agreement = (self._agreement[0] + r, self._agreement[1] + 1)
-            if not self.reliability and not before:
+            if not self.reliability and not self._warned:
+                self._warned = True
                 _log.warning(
                     "%s: the halves of the proxy disagree about the candidates (r = %.2f), so the future term has no "
                     "weight. Raise proxy.items_per_skill.",
