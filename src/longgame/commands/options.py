@@ -14,7 +14,7 @@ import yaml
 from longgame.errors import LonggameError, RecipeError
 from longgame.recipe import AxesSpec, read_mapping
 
-SeedsOption = Annotated[str | None, typer.Option(help="SeedsOption: 0,1,2 or 0-4.")]
+SeedsOption = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")]
 ModelName = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")]
 Cross = Annotated[bool, typer.Option("--cross", help="All combinations of the axes, not one at a time.")]
