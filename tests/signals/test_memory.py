@@ -1,8 +1,12 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from longgame.errors import ModelError
+from longgame.signals import engine as module
 from longgame.signals.engine import BACKWARD, FORWARD, MAX_BATCH_TOKENS, SignalEngine
 from support.signals import llama, with_lora
 
@@ -65,3 +69,21 @@ def test_gradient_batches_of_deep_models_are_smaller_on_a_cpu():
     assert small._default_batch_tokens(True, cpu) == deep._default_batch_tokens(False, cpu) == MAX_BATCH_TOKENS
     assert 512 <= deep._default_batch_tokens(True, cpu) < MAX_BATCH_TOKENS
     assert deep._default_batch_tokens(True, torch.device("cuda")) == MAX_BATCH_TOKENS
+
+
+@pytest.mark.parametrize("make", [lambda: with_lora(llama()), llama])
+def test_directions_leave_no_graph_in_memory(make, pool, monkeypatch):
+    """An activation kept with its graph would hold the graph's hooks, which hold the activation: nothing frees that."""
+    sums = []
+
+    class Watched(module.UnitSum):
+        def __init__(self, *args):
+            super().__init__(*args)
+            sums.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "UnitSum", Watched)
+    measured = engine(make(), max_batch_tokens=64)
+    measured.measure_directions(pool, np.ones((len(pool), 2)))
+    gc.collect()
+    assert len(sums) > 1
+    assert not any(reference() for reference in sums)

@@ -212,7 +212,8 @@ class UnitSum:
     def add(self, name: str, delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"] | OneHot) -> None:
         """Take one weight's output gradient and input, as `BatchGradients.add`."""
         self._norms.add(name, delta, x)
-        self._parts.append((name, delta, x))
+        # An x with its graph would hold the hooks that hold this object: a cycle that nothing frees.
+        self._parts.append((name, delta, x if isinstance(x, OneHot) else x.detach()))
 
     @torch.no_grad()
     def total(self) -> dict[str, Float[Tensor, "h n"]]:
