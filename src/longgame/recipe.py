@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from longgame.errors import RecipeError, did_you_mean, unknown
 
 Rounds = Literal["step"] | Annotated[int, Field(ge=1)]
+BudgetOf = Literal["tokens", "response"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -328,6 +329,8 @@ class Recipe(Part):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     budget: Share = 0.25
     """Share of each pool's tokens that a selector may spend."""
+    budget_of: BudgetOf = "tokens"
+    """What the budget counts: prompt and response (equal computation), or response alone (equal supervision)."""
     rounds: Rounds = "step"
     full_data: bool = False
     """One trial more per seed, which learns every candidate as often as a selector's pick: what PIR divides by."""

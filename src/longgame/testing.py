@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 
 from longgame.data.examples import Example, Pool
 from longgame.errors import BudgetError, PluginError, unknown
+from longgame.recipe import BudgetOf
 from longgame.seeding import generator
 from longgame.selection.base import Selector, check_selector
 from longgame.selection.history import History, Selection
@@ -86,17 +88,25 @@ def check_selector_contract(make: SelectorFactory, skip: Iterable[str] = ()) -> 
 class _Scene:
     """A fresh selector and a pool to select from, after ``rounds`` earlier rounds."""
 
-    def __init__(self, make: SelectorFactory, n: int = 30, seed: int = 0, tied: bool = False, rounds: int = 2) -> None:
+    def __init__(
+        self,
+        make: SelectorFactory,
+        n: int = 30,
+        seed: int = 0,
+        tied: bool = False,
+        rounds: int = 2,
+        budget_of: BudgetOf = "tokens",
+    ) -> None:
         self.selector = make()
         self.history = History(max_embeddings=16, gradient_rows=4)
         for number in range(rounds):
             play(self.selector, self.history, number)
-        self.pool = example_pool(n, seed)
+        self.pool = replace(example_pool(n, seed), budget_of=budget_of)
         self.signals = example_signals(self.pool, self.selector.requires, seed, tied)
         self.name = getattr(self.selector, "name", type(self.selector).__name__)
 
     def select(self, budget: int | None = None, seed: int = 0) -> Selection:
-        budget = int(self.pool.tokens.sum()) // 4 if budget is None else budget
+        budget = int(self.pool.costs.sum()) // 4 if budget is None else budget
         rng = generator(seed, "testing", "select")
         return self.selector.select(self.pool, self.signals, self.history, budget, rng)
 
@@ -106,7 +116,8 @@ def play(selector: Selector, history: History, number: int) -> Selection:
     pool = example_pool(30, seed=1000 + number)
     signals = example_signals(pool, selector.requires, seed=1000 + number)
     rng = generator(number, "testing", "play")
-    selection = selector.select(pool, signals, history, int(pool.tokens.sum()) // 4, rng)
+    selection = selector.select(pool, signals, history, int(pool.costs.sum()) // 4, rng)
+    selector.remember(pool, signals, selection.rows)
     history.update(selection, pool, signals)
     return selection
 
@@ -129,12 +140,12 @@ def picks_from_the_pool(make: SelectorFactory) -> None:
     """Returns rows of the pool, no row twice, and the token count of those rows."""
     for n in (1, 2, 30):
         scene = _Scene(make, n)
-        selection = scene.select(int(scene.pool.tokens.sum()))
+        selection = scene.select(int(scene.pool.costs.sum()))
         rows = np.asarray(selection.rows)
         inside = len(rows) > 0 and rows.min() >= 0 and rows.max() < n
         _require(inside, scene.name, f"rows {rows.tolist()} of a pool of {n}; give rows in 0…{n - 1}, at least one.")
         _require(len(set(rows.tolist())) == len(rows), scene.name, f"rows {rows.tolist()} repeat a row.")
-        spent = int(scene.pool.tokens[rows].sum())
+        spent = int(scene.pool.costs[rows].sum())
         _require(selection.tokens == spent, scene.name, f"reports {selection.tokens} tokens; its rows cost {spent}.")
 
 
@@ -147,19 +158,27 @@ def stays_within_the_budget(make: SelectorFactory) -> None:
 
 
 def fills_the_budget(make: SelectorFactory) -> None:
-    """Leaves no candidate that still fits, so that selectors are compared at equal token counts."""
-    for budget in _budgets(make):
-        scene = _Scene(make)
-        selection = scene.select(budget)
-        unpicked, left = np.delete(scene.pool.tokens, selection.rows), budget - selection.tokens
-        fits = unpicked[unpicked <= left]
-        message = f"left {left} of {budget} tokens though {len(fits)} candidates fit; use fill_budget()."
-        _require(not len(fits), scene.name, message)
+    """Leaves no candidate that still fits, so that selectors are compared at equal token counts.
+
+    Holds for budgets of all tokens and for budgets of response tokens (``pool.costs`` says what an example spends).
+    """
+    for budget_of in get_args(BudgetOf):
+        for budget in _budgets(make, budget_of):
+            scene = _Scene(make, budget_of=budget_of)
+            selection = scene.select(budget)
+            costs = scene.pool.costs
+            unpicked, left = np.delete(costs, selection.rows), budget - int(costs[selection.rows].sum())
+            fits = unpicked[unpicked <= left]
+            message = (
+                f"left {left} of {budget} tokens (budget_of: {budget_of}) though {len(fits)} candidates fit; use "
+                "fill_budget(order, pool.costs, budget)."
+            )
+            _require(not len(fits), scene.name, message)
 
 
 def spends_more_of_a_larger_budget(make: SelectorFactory) -> None:
     """A larger budget never buys less (10, 25, 50, 100 % of the pool), and a budget for all candidates buys all."""
-    total = int(_Scene(make).pool.tokens.sum())
+    total = int(_Scene(make).pool.costs.sum())
     spent = [_Scene(make).select(total * percent // 100).tokens for percent in (10, 25, 50, 100)]
     _require(spent == sorted(spent), _Scene(make).name, f"spent {spent} tokens at 10, 25, 50 and 100 % of the pool.")
     _require(spent[-1] == total, _Scene(make).name, f"spent {spent[-1]} of {total} tokens when all were affordable.")
@@ -167,7 +186,7 @@ def spends_more_of_a_larger_budget(make: SelectorFactory) -> None:
 
 def refuses_an_impossible_budget(make: SelectorFactory) -> None:
     """Raises BudgetError for a budget of zero and for one below the cheapest candidate."""
-    for budget in (0, int(_Scene(make).pool.tokens.min()) - 1):
+    for budget in (0, int(_Scene(make).pool.costs.min()) - 1):
         scene = _Scene(make)
         try:
             scene.select(budget)
@@ -278,8 +297,8 @@ CONTRACT: Mapping[str, Callable[[SelectorFactory], None]] = {
 """Every clause by name. A selector under test sees only the signals that ``requires`` names."""
 
 
-def _budgets(make: SelectorFactory) -> list[int]:
-    tokens = _Scene(make).pool.tokens
+def _budgets(make: SelectorFactory, budget_of: BudgetOf = "tokens") -> list[int]:
+    tokens = _Scene(make, budget_of=budget_of).pool.costs
     total = int(tokens.sum())
     return [int(tokens.min()), int(tokens.max()), total // 10, total // 4, total // 2, total, 2 * total]
 

@@ -31,7 +31,9 @@ class World:
 
     def select(self, selector: Selector, budget: int, history: History | None = None, seed: int = 0) -> Selection:
         history = history or History()
-        return selector.select(self.pool, self.signals, history, budget, np.random.default_rng(seed))
+        selection = selector.select(self.pool, self.signals, history, budget, np.random.default_rng(seed))
+        selector.remember(self.pool, self.signals, selection.rows)
+        return selection
 
     def picks(self, selector: Selector, budget: int, history: History | None = None, seed: int = 0) -> str:
         return self.names(self.select(selector, budget, history, seed))

@@ -131,7 +131,9 @@ def walked(selector, own, budgets):
     picks, rng = [], np.random.default_rng(0)
     for budget in budgets:
         offered = selector.offer(own, budget)
-        chosen = selector.select(offered, example_signals(offered, ("loss",)), History(), budget, rng)
+        signals = example_signals(offered, ("loss",))
+        chosen = selector.select(offered, signals, History(), budget, rng)
+        selector.remember(offered, signals, chosen.rows)
         picks.append("".join(offered.ids[row] for row in chosen.rows))
     return picks
 
@@ -218,6 +220,7 @@ def test_an_example_that_does_not_fit_waits_for_the_next_round(world) -> None:
         offered = selector.offer(own, 4)
         signals = example_signals(offered, ("loss",))
         chosen = selector.select(offered, signals, history, 4, rng)
+        selector.remember(offered, signals, chosen.rows)
         counts.append(len(offered) - len(own))
         assert chosen.tokens == 4
     assert counts == [0, 0, 1, 0, 1]
@@ -361,6 +364,7 @@ def test_no_cluster_stays_an_example_behind_its_floor(name, share, seed) -> None
         signals = example_signals(pool, selector.requires, seed)
         budget = int(pool.tokens.sum()) // 4
         chosen = selector.select(pool, signals, history, budget, rng)
+        selector.remember(pool, signals, chosen.rows)
         history.update(chosen, pool, signals)
         clusters = signals["cluster"]
         total_before, total = total, total + chosen.tokens
@@ -382,6 +386,7 @@ def test_inner_selector_remembers_only_the_final_picks() -> None:
         signals = example_signals(pool, selector.requires)
         plain = build_selector("utility-diversity").select(pool, signals, History(), 200, np.random.default_rng(0))
         chosen = selector.select(pool, signals, History(), 200, np.random.default_rng(0))
+        selector.remember(pool, signals, chosen.rows)
         assert set(chosen.rows.tolist()) != set(plain.rows.tolist())
         held = selector.state_dict()["inner"]["buffer"]["sketches"]
         wanted = signals["logit_sketch"][chosen.rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,7 +118,8 @@ class LanguageModels:
         def make_pool(examples: Sequence[Example]) -> Pool:
             from longgame.data.tokenize import build_pool
 
-            return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
+            pool = build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
+            return replace(pool, budget_of=recipe.budget_of)
 
         def fits(example: Example) -> bool:
             from longgame.data.tokenize import fits_within

@@ -188,7 +188,7 @@ class Walk:
             candidates=pool,
             earlier=tuple(stage.pool for stage in self.sequence.stages[: number - 1]),
             proxy=self.sequence.proxy_pool,
-            budget=round(self.recipe.budget * int(pool.tokens.sum())),
+            budget=round(self.recipe.budget * int(pool.costs.sum())),
             rng=generator(self.seed, "replay", number),
         )
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -166,6 +166,8 @@ class Pool:
     """Tokens on which the loss is taken; ≥ 1."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Further data of a substrate, such as row-aligned arrays (the quadratic world's features)."""
+    budget_of: Literal["tokens", "response"] = "tokens"
+    """What a budget counts: prompt and response tokens, or response tokens alone."""
 
     def __post_init__(self) -> None:
         n = len(self.examples)
@@ -188,8 +190,13 @@ class Pool:
 
     @cached_property
     def tokens(self) -> Int[np.ndarray, " n"]:
-        """Prompt + response tokens of each example: what a selection spends."""
+        """Prompt + response tokens of each example."""
         return np.asarray(self.prompt_tokens) + np.asarray(self.response_tokens)
+
+    @property
+    def costs(self) -> Int[np.ndarray, " n"]:
+        """Tokens of each example that a budget counts (`budget_of`): what a selection spends."""
+        return self.tokens if self.budget_of == "tokens" else np.asarray(self.response_tokens)
 
     def __deepcopy__(self, memo: Any) -> Pool:
         """The pool itself; it is never written to."""
@@ -215,6 +222,7 @@ class Pool:
             np.concatenate([self.prompt_tokens, other.prompt_tokens]),
             np.concatenate([self.response_tokens, other.response_tokens]),
             info,
+            self.budget_of,
         )
 
     def take(self, rows: Sequence[int] | Int[np.ndarray, " k"]) -> Pool:
@@ -230,6 +238,7 @@ class Pool:
             np.asarray(self.prompt_tokens)[rows],
             np.asarray(self.response_tokens)[rows],
             info,
+            self.budget_of,
         )
 
     def without_prompts(self) -> Pool:

@@ -67,7 +67,7 @@ class Selector:
         """Choose at most ``budget`` tokens; by default fill it by `score` with eligible candidates, ties by id.
 
         Args:
-            pool: n candidates; ``pool.tokens`` holds what each costs (prompt + response tokens).
+            pool: n candidates; ``pool.costs`` holds what each spends of the budget (by default all its tokens).
             signals: the columns named in ``requires``, row-aligned with the pool.
             history: what earlier stages and rounds selected (read only).
             budget: tokens, ≥ 1.
@@ -87,7 +87,7 @@ class Selector:
                 f"{len(pool)} candidates, or a mapping of such terms of which 'score' decides."
             )
         allowed = np.where(eligible_of(self, pool), score, np.nan)
-        return Selection.of(pool, fill_by_score(allowed, pool.ids, pool.tokens, budget), terms)
+        return Selection.of(pool, fill_by_score(allowed, pool.ids, pool.costs, budget), terms)
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         """Return which candidates may be picked at all, whatever the budget; by default all.
@@ -99,6 +99,13 @@ class Selector:
 
     def begin_stage(self) -> None:
         """Drop state that belongs to one stage; by default there is none."""
+
+    def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        """Take note of what is learned of ``pool``: the picks of `select`, perhaps without the last ones.
+
+        Called once after every `select`. A method whose later decisions depend on its own picks keeps them here; by
+        default nothing is kept.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later decisions depend on: NumPy arrays, numbers, strings, lists and dicts."""

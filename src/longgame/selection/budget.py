@@ -134,6 +134,30 @@ def fill_by_score(
     return np.concatenate(picks)
 
 
+def fitting_worse(
+    score: Float[np.ndarray, " n"], costs: Int[np.ndarray, " n"], rows: Int[np.ndarray, " k"], budget: int
+) -> Bool[np.ndarray, " k"]:
+    """Return which picks came after a better candidate was passed over because the rest of the budget did not hold it.
+
+    Such picks stand at the end, and cost less together than that candidate. Picks without a score are none.
+
+    Args:
+        score: of every candidate; NaN: never picked by its score.
+        costs: of every candidate.
+        rows: the picks, in pick order.
+        budget: of the round.
+    """
+    left = budget - np.r_[0, np.cumsum(costs[rows])[:-1]]
+    others = np.ones(len(score), dtype=bool)
+    others[rows] = False
+    others &= ~np.isnan(score)
+    by_cost = np.flatnonzero(others)[np.argsort(costs[others], kind="stable")]
+    # of each pick, the best score among the candidates that cost more than what is left
+    best = np.r_[np.maximum.accumulate(score[by_cost][::-1])[::-1], -np.inf]
+    passed_over = best[np.searchsorted(costs[by_cost], left, side="right")] > score[rows]
+    return np.logical_or.accumulate(passed_over) & ~np.isnan(score[rows])
+
+
 def share_tied_at_cut(score: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"]) -> float:
     """Return which share of the n candidates has the score at which the budget ends, where that score is a tie.
 

@@ -23,7 +23,7 @@ class Selection:
     rows: Int[np.ndarray, " k"]
     """Rows of the pool that `Selector.select` saw, in pick order."""
     tokens: int
-    """Prompt + response tokens spent."""
+    """Tokens spent, as the pool's budget counts them (`Pool.costs`)."""
     scores: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     """Per term, one value for every *candidate* in pool order; ``score`` decided."""
 
@@ -43,7 +43,7 @@ class Selection:
         rows = array.astype(np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(pool)):
             raise PluginError(f"a selection was made of rows outside 0…{len(pool) - 1}; give rows of the pool.")
-        return Selection(rows, int(pool.tokens[rows].sum()), dict(scores or {}))
+        return Selection(rows, int(pool.costs[rows].sum()), dict(scores or {}))
 
 
 class History:

@@ -16,7 +16,7 @@ from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import plugin_at_work
 from longgame.selection.base import Reserve, Selector, eligible_of
-from longgame.selection.budget import MOST_TIED, share_tied_at_cut
+from longgame.selection.budget import MOST_TIED, fitting_worse, share_tied_at_cut
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -100,8 +100,13 @@ class SelectionPolicy:
         """Signals to compute for every round."""
         return tuple(dict.fromkeys(self.selector.requires))
 
-    def choose(self, pool: Pool, budget: int, signals: ComputeSignals) -> tuple[Pool, Round]:
+    def choose(self, pool: Pool, budget: int, signals: ComputeSignals, least: int | None = None) -> tuple[Pool, Round]:
         """Score the candidates, select at most ``budget`` tokens plus what earlier rounds left, and log it.
+
+        Args:
+            least: picks that the round needs, where another round follows: of the picks behind these, those that stand
+                in for a better candidate, which the budget no longer held, are left out, and their tokens go to the
+                next round (`fitting_worse`). None: no round follows, and the budget is filled.
 
         Returns:
             The candidates with what is replayed behind them (in the same budget), and the round, whose rows are of
@@ -121,6 +126,10 @@ class SelectionPolicy:
         with plugin_at_work(self._subject, "select()"):
             selection = self.selector.select(pool, columns, self.history, available, self.rng)
         self._check(pool, selection, available)
+        if least is not None:
+            selection = self._without_stand_ins(pool, selection, available, least)
+        with plugin_at_work(self._subject, "remember()"):
+            self.selector.remember(pool, columns, selection.rows)
         self.carry = available - selection.tokens
         self.history.update(selection, pool, columns)
         gradients = self._gradients(pool, selection, columns, signals)
@@ -129,6 +138,15 @@ class SelectionPolicy:
         self.rounds.append(Round(len(self.rounds), available, pool.ids, selection, columns, costs, gradients, tied))
         self._warn_of_ties()
         return pool, self.rounds[-1]
+
+    def _without_stand_ins(self, pool: Pool, selection: Selection, budget: int, least: int) -> Selection:
+        """The selection without the last picks that are worse than a candidate the budget no longer held."""
+        if "score" not in selection.scores:
+            return selection
+        score = np.where(eligible_of(self.selector, pool), selection.scores["score"], np.nan)
+        worse = fitting_worse(score, pool.costs, selection.rows, budget)
+        worse[:least] = False
+        return Selection.of(pool, selection.rows[~worse], selection.scores)
 
     @property
     def tied_share(self) -> float:
@@ -183,11 +201,11 @@ class SelectionPolicy:
             raise PluginError(self._why_empty(pool, budget))
         if len(set(rows.tolist())) != len(rows) or rows.min() < 0 or rows.max() >= len(pool):
             raise PluginError(f"{subject} returned a row twice or outside 0…{len(pool) - 1}.")
-        spent = int(pool.tokens[rows].sum())
+        spent = int(pool.costs[rows].sum())
         if spent != selection.tokens or spent > budget:
             raise PluginError(
                 f"{subject} spent {spent} tokens of {budget} and reported {selection.tokens}. "
-                "Walk the rows with fill_budget(order, pool.tokens, budget)."
+                "Walk the rows with fill_budget(order, pool.costs, budget)."
             )
         for term, column in selection.scores.items():
             if np.shape(column) != (len(pool),):
@@ -203,15 +221,15 @@ class SelectionPolicy:
         offered = f"the {len(pool)} candidates of round {len(self.rounds) + 1}"
         if not eligible.any():
             reason = f"keeps none of {offered}"
-        elif pool.tokens[eligible].min() > budget:
-            shortest = int(pool.tokens[eligible].min())
+        elif pool.costs[eligible].min() > budget:
+            shortest = int(pool.costs[eligible].min())
             reason = (
                 f"keeps {int(eligible.sum())} of {offered}, the shortest of {shortest} tokens; {budget} may be spent"
             )
         else:
             return (
                 f"{subject} selected nothing from {len(pool)} candidates with {budget} tokens to spend, although "
-                f"{int(np.sum(eligible & (pool.tokens <= budget)))} of them fit. Return at least one; a selector of a "
+                f"{int(np.sum(eligible & (pool.costs <= budget)))} of them fit. Return at least one; a selector of a "
                 "subset defines eligible(pool), and needs rounds that offer enough of it (rounds: 1 offers all)."
             )
         return (

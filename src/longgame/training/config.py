@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from longgame.errors import RecipeError, unknown
-from longgame.recipe import Recipe, Rounds
+from longgame.recipe import BudgetOf, Recipe, Rounds
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
@@ -36,7 +36,9 @@ class SelectionConfig:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the selector; only with a name."""
     budget: float = 0.25
-    """Share of the candidates' tokens (prompt + response) that is trained on, in (0, 1]."""
+    """Share of the candidates' tokens that is trained on, in (0, 1]."""
+    budget_of: BudgetOf = "tokens"
+    """What the budget counts: ``tokens`` (prompt + response) or ``response`` (what the loss is taken on)."""
     rounds: Rounds = "step"
     """"step": every step selects from its own candidates. n: training is split into n rounds; each round scores all
     examples that are not selected yet and selects its share (1 = one offline choice)."""
@@ -62,6 +64,8 @@ class SelectionConfig:
             raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.")
         if not 0 < self.budget <= 1:
             raise RecipeError(f"budget is {self.budget}; it is a share of the candidates' tokens, in (0, 1].")
+        if self.budget_of not in get_args(BudgetOf):
+            raise RecipeError(f"budget_of is {self.budget_of!r}; use one of {', '.join(get_args(BudgetOf))}.")
         for name in ("candidate_ratio", "epochs", "proxy_refresh_steps", "clusters"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -96,6 +100,7 @@ class SelectionConfig:
         """Return how a recipe selects in a stage with this seed; the selector is the trial's and not set here."""
         return cls(
             budget=recipe.budget,
+            budget_of=recipe.budget_of,
             rounds=recipe.rounds,
             epochs=recipe.training.epochs,
             seed=seed,

@@ -6,6 +6,7 @@ selection is one round; ``rounds="step"`` makes every step a round, with candida
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,8 +43,9 @@ class SelectionFeed:
         steps: int,
         pool: Pool | None = None,
     ) -> None:
-        self.policy, self.score, self.steps, self.pool = policy, score, steps, pool
-        self.rounds, self.budget = selection.rounds, selection.budget
+        self.policy, self.score, self.steps = policy, score, steps
+        self.rounds, self.budget, self.budget_of = selection.rounds, selection.budget, selection.budget_of
+        self.pool = None if pool is None else self._priced(pool)
         self.epochs, self.seed = selection.epochs or 1, selection.seed or 0
         if self.rounds != "step" and self.rounds > steps:
             raise RecipeError(f"rounds is {self.rounds} but there are only {steps} steps; use at most one per step.")
@@ -55,6 +57,8 @@ class SelectionFeed:
         """Tokens of all candidates so far; a candidate counts again in every round that offers it."""
         self.learned = 0
         """Tokens trained on so far; a second pass counts again."""
+        self.charged = self.offered = 0
+        """What was selected and what was offered so far, as the budget counts (`Pool.costs`)."""
         self._selected = np.zeros(0 if pool is None else len(pool), dtype=bool)
         """Rows of `pool` that earlier rounds selected."""
         self._queue: list[tuple[Pool, list[int]]] = []
@@ -72,14 +76,18 @@ class SelectionFeed:
             BudgetError: the budget holds no example, or fewer examples than the round has steps.
         """
         if not self._queue:
-            self._queue = self._round(step) if candidates is None else self._step(candidates)
+            self._queue = self._round(step) if candidates is None else self._step(step, self._priced(candidates))
         pool, rows = self._queue.pop(0)
         self.learned += int(pool.tokens[rows].sum())
         return pool, rows
 
-    def _step(self, candidates: Pool) -> list[tuple[Pool, list[int]]]:
-        entitled = round(self.budget * (self.scored + int(candidates.tokens.sum())))
-        pool, rows = self._select(candidates, entitled)
+    def _priced(self, pool: Pool) -> Pool:
+        """The pool with the costs that this training's budget counts."""
+        return pool if pool.budget_of == self.budget_of else dataclasses.replace(pool, budget_of=self.budget_of)
+
+    def _step(self, step: int, candidates: Pool) -> list[tuple[Pool, list[int]]]:
+        entitled = round(self.budget * (self.offered + int(candidates.costs.sum())))
+        pool, rows = self._select(candidates, entitled, 1 if step + 1 < self.steps else None)
         return [(pool, rows.tolist())]
 
     def _round(self, step: int) -> list[tuple[Pool, list[int]]]:
@@ -89,18 +97,24 @@ class SelectionFeed:
         start, stop = (self.steps * number // self.rounds, self.steps * (number + 1) // self.rounds)
         if step != start:
             raise ResumeError(f"step {step} is inside round {number} but nothing is queued for it.")
-        entitled = round(self.budget * int(self.pool.tokens.sum()) * (number + 1) / self.rounds)
+        entitled = round(self.budget * int(self.pool.costs.sum()) * (number + 1) / self.rounds)
         open_rows = np.flatnonzero(~self._selected)
-        pool, rows = self._select(self.pool.take(open_rows), entitled)
+        least = -(-(stop - start) // self.epochs) if number + 1 < self.rounds else None
+        pool, rows = self._select(self.pool.take(open_rows), entitled, least)
         self._selected[open_rows[rows[rows < len(open_rows)]]] = True
         dealt = deal(pool.tokens[rows], stop - start, self.epochs, generator(self.seed, "deal", number))
         return [(pool, rows[picks].tolist()) for picks in dealt]
 
-    def _select(self, candidates: Pool, entitled: int) -> tuple[Pool, Int[np.ndarray, " k"]]:
-        """Let the policy select; return the pool with what it replays, and the selected rows of it."""
+    def _select(self, candidates: Pool, entitled: int, least: int | None) -> tuple[Pool, Int[np.ndarray, " k"]]:
+        """Let the policy select at least so many picks (None: for the last time).
+
+        Returns the pool with what it replays, and the selected rows of it.
+        """
         granted = self._grant(candidates, entitled)
-        pool, decision = self.policy.choose(candidates, granted - self.policy.carry, self.score)
-        self.spent += decision.selection.tokens
+        pool, decision = self.policy.choose(candidates, granted - self.policy.carry, self.score, least)
+        self.charged += decision.selection.tokens
+        self.spent += int(pool.tokens[decision.selection.rows].sum())
+        self.offered += int(candidates.costs.sum())
         self.scored += int(candidates.tokens.sum())
         return pool, decision.selection.rows
 
@@ -112,7 +126,7 @@ class SelectionFeed:
         """
         if len(candidates) == 0:
             raise BudgetError("no candidates are left to select from; lower `rounds` or raise the pool.")
-        left, shortest = entitled - self.spent, int(candidates.tokens.min())
+        left, shortest = entitled - self.charged, int(candidates.costs.min())
         if left >= shortest:
             return left
         if left <= 0:
@@ -131,6 +145,8 @@ class SelectionFeed:
             "spent": self.spent,
             "scored": self.scored,
             "learned": self.learned,
+            "charged": self.charged,
+            "offered": self.offered,
             "selected": [ids[row] for row in np.flatnonzero(self._selected)],
             "queue": [[pool.ids[row] for row in rows] for pool, rows in self._queue],
         }
@@ -149,7 +165,8 @@ class SelectionFeed:
                 "Resume with the arguments it was started with."
             )
         self.policy.load_state_dict(state["policy"])
-        self.spent, self.scored, self.learned = state["spent"], state["scored"], state["learned"]
+        for name in ("spent", "scored", "learned", "charged", "offered"):
+            setattr(self, name, state[name])
         if self.pool is None:
             return
         try:
@@ -162,7 +179,7 @@ class SelectionFeed:
             ) from error
 
     def _plan(self) -> dict[str, Any]:
-        names = ("rounds", "budget", "steps", "epochs", "seed")
+        names = ("rounds", "budget", "budget_of", "steps", "epochs", "seed")
         return {"selector": self.policy.selector.name, **{name: getattr(self, name) for name in names}}
 
 

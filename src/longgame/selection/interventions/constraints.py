@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import PluginError, RecipeError
+from longgame.errors import RecipeError
 from longgame.selection.base import Selector, eligible_of
 from longgame.selection.budget import fill_by_score, scale, weight
 from longgame.selection.history import History, Selection
@@ -44,6 +44,17 @@ class Intervention(Selector):
     def count_replayed(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " e"]) -> None:
         self.inner.count_replayed(pool, signals, rows)
 
+    def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        self.inner.remember(pool, self._visible(signals), rows)
+
+    def _visible(self, signals: Signals) -> Signals:
+        """Only the signals that the inner selector requires."""
+        return Signals(
+            signals.ids,
+            {name: signals[name] for name in self.inner.requires if name not in CONTEXT},
+            {name: signals[name] for name in self.inner.requires if name in CONTEXT and name in signals},
+        )
+
     def select_inner(
         self,
         pool: Pool,
@@ -57,11 +68,7 @@ class Intervention(Selector):
 
         The selection's rows are those of ``pool``; its scores are NaN for all other rows.
         """
-        visible = Signals(
-            signals.ids,
-            {name: signals[name] for name in self.inner.requires if name not in CONTEXT},
-            {name: signals[name] for name in self.inner.requires if name in CONTEXT and name in signals},
-        )
+        visible = self._visible(signals)
         if rows is None:
             return self.inner.select(pool, visible, history, budget, rng)
         selection = self.inner.select(pool.take(rows), visible.take(rows), history, budget, rng)
@@ -79,32 +86,6 @@ class Intervention(Selector):
         """Reset the inner selector to this state."""
         if state:
             self.inner.load_state_dict(state)
-
-    def replace_picks(
-        self,
-        pool: Pool,
-        signals: Signals,
-        history: History,
-        rows: Int[np.ndarray, " k"],
-        rng: np.random.Generator,
-        state: Mapping[str, Any],
-    ) -> None:
-        """Make the inner selector remember these rows as its picks since ``state``.
-
-        It is reset to ``state`` and offered these rows alone with a budget that holds them all.
-
-        Raises:
-            PluginError: it does not take them all.
-        """
-        if not state:
-            return
-        self.restore_inner(state)
-        selection = self.select_inner(pool, signals, history, int(pool.tokens[rows].sum()), rng, rows)
-        if set(selection.rows.tolist()) != set(rows.tolist()):
-            raise PluginError(
-                f"selector '{self.inner.name}' left {len(rows) - len(selection.rows)} of {len(rows)} candidates "
-                "although its budget held them all; an intervention needs a selector that fills its budget."
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the inner selector (``inner``) and of the intervention (``own``)."""
@@ -155,7 +136,11 @@ class ClusterFloor(Intervention):
 
     def count_replayed(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " e"]) -> None:
         super().count_replayed(pool, signals, rows)
-        self._count(signals["cluster"][rows], pool.tokens[rows])
+        self._count(signals["cluster"][rows], pool.costs[rows])
+
+    def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        super().remember(pool, signals, rows)
+        self._count(signals["cluster"][rows], pool.costs[rows])
 
     def _count(self, clusters: Int[np.ndarray, " k"], tokens: Int[np.ndarray, " k"]) -> None:
         for cluster, cost in zip(clusters.tolist(), tokens.tolist(), strict=True):
@@ -172,7 +157,6 @@ class ClusterFloor(Intervention):
         if not self._pays(pool, clusters, selection.rows, debts):
             self.restore_inner(state)
             selection, forced = self._pay(pool, signals, history, budget, rng, debts, selection)
-        self._count(clusters[selection.rows], pool.tokens[selection.rows])
         return Selection.of(pool, selection.rows, {**selection.scores, "cluster_floor": forced})
 
     def _debts(self, clusters: Int[np.ndarray, " n"], budget: int) -> dict[int, int]:
@@ -189,8 +173,8 @@ class ClusterFloor(Intervention):
         free = self.eligible(pool).copy()
         free[rows] = False
         for cluster, debt in debts.items():
-            left = debt - int(pool.tokens[rows[clusters[rows] == cluster]].sum())
-            if np.any(pool.tokens[free & (clusters == cluster)] <= left):
+            left = debt - int(pool.costs[rows[clusters[rows] == cluster]].sum())
+            if np.any(pool.costs[free & (clusters == cluster)] <= left):
                 return False
         return True
 
@@ -213,7 +197,7 @@ class ClusterFloor(Intervention):
         for cluster in (*debts, None):  # None: all candidates left, with the budget left
             members = free if cluster is None else free & (clusters == cluster)
             limit = left if cluster is None else min(debts[cluster], left)
-            if not np.any(pool.tokens[members] <= limit):
+            if not np.any(pool.costs[members] <= limit):
                 continue
             rows = np.flatnonzero(members)
             selection = self.select_inner(pool, signals, updated, limit, rng, rows)
@@ -263,7 +247,6 @@ class ProxyPenalty(Intervention):
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
         misalignment = np.maximum(0.0, -proxy_cosine(signals, self.name, "leave out proxy_penalty"))
-        state = self.inner_state()
         selection = self.select_inner(pool, signals, history, budget, rng)
         selector_score = _score_of(selection, len(pool))
         scored = ~np.isnan(selector_score)
@@ -276,9 +259,7 @@ class ProxyPenalty(Intervention):
         if misalignment[rows].any():
             eligible = np.full(len(pool), np.nan)
             eligible[rows] = score[rows]
-            picks = fill_by_score(eligible, pool.ids, pool.tokens, budget)
-            if set(picks.tolist()) != set(selection.rows.tolist()):
-                self.replace_picks(pool, signals, history, picks, rng, state)
+            picks = fill_by_score(eligible, pool.ids, pool.costs, budget)
         terms = {"selector_score": selector_score, "misalignment": misalignment, "score": score}
         return Selection.of(pool, picks, {**selection.scores, **terms})
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, RecipeError
@@ -73,10 +73,10 @@ class _Queue:
         missing = self.owed(tokens)
         if self.waiting:
             return missing if missing >= self._cost(self.waiting[0]) else 0
-        return missing if len(self.pool) and missing > self.pool.tokens.max() else 0
+        return missing if len(self.pool) and missing > self.pool.costs.max() else 0
 
     def _cost(self, row: int) -> int:
-        return int(self.pool.tokens[row])
+        return int(self.pool.costs[row])
 
 
 class Replay(Intervention):
@@ -154,7 +154,7 @@ class Replay(Intervention):
                     f"selector '{self.inner.name}' has proxy_as_data, but the proxy mixture is empty. Set "
                     "proxy.items_per_skill to 1 or more, or leave out proxy_as_data."
                 )
-            share = min(_MOST_PROXY, Fraction(int(reserve.proxy.tokens.sum()), max(1, reserve.budget)))
+            share = min(_MOST_PROXY, Fraction(int(reserve.proxy.costs.sum()), max(1, reserve.budget)))
             self._queues.append(self._queue(reserve, (reserve.proxy,), share, items=True))
 
     def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: Fraction, items: bool = False) -> _Queue:
@@ -187,7 +187,7 @@ class Replay(Intervention):
         offered = pool
         for queue in sorted(self._queues, key=lambda queue: -queue.owed(total)):
             drawn = queue.pool.take(queue.draw(total, budget, left, least))
-            left -= int(drawn.tokens.sum())
+            left -= int(drawn.costs.sum())
             offered = _joined(offered, drawn)
         self._saved = max(0, min(self._to_save(self._budget - total, total, round_budget), left - least))
         if len(offered) == len(pool):
@@ -217,26 +217,30 @@ class Replay(Intervention):
 
     def _least(self, candidates: Pool) -> int:
         """Tokens of the shortest candidate that the inner selector would pick at all."""
-        eligible = candidates.tokens[self.eligible(candidates)]
-        return int((eligible if len(eligible) else candidates.tokens).min())
+        eligible = candidates.costs[self.eligible(candidates)]
+        return int((eligible if len(eligible) else candidates.costs).min())
 
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
-        marks = np.asarray(pool.info.get(REPLAYED, np.zeros(len(pool))), dtype=bool)
+        marks = _marks(pool)
         candidates, replayed = np.flatnonzero(~marks), np.flatnonzero(marks)
         replayed = replayed[id_order(tuple(pool.ids[row] for row in replayed))]
         self.inner.count_replayed(pool, signals, replayed)
-        left = budget - int(pool.tokens[replayed].sum()) - self._saved
+        left = budget - int(pool.costs[replayed].sum()) - self._saved
         if len(replayed) and left < self._least(pool.take(candidates)):
             selection = Selection.of(pool, np.zeros(0, dtype=np.int64))
         else:
             selection = self.select_inner(pool, signals, history, left, rng, candidates if len(replayed) else None)
-        if self.source == "selected":
-            self._selected |= dict.fromkeys(pool.ids[row] for row in selection.rows)
         rows = np.concatenate([selection.rows, replayed])
-        self._spent += int(pool.tokens[rows].sum())
         return Selection.of(pool, rows, {**selection.scores, "replayed": marks.astype(np.float64)})
+
+    def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        own = rows[~_marks(pool)[rows]]
+        super().remember(pool, signals, own)
+        if self.source == "selected":
+            self._selected |= dict.fromkeys(pool.ids[row] for row in own)
+        self._spent += int(pool.costs[rows].sum())
 
     def own_state(self) -> dict[str, Any]:
         """Return what was selected so far (``source: selected``); an audit saves state between stages only."""
@@ -244,6 +248,11 @@ class Replay(Intervention):
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         self._selected = dict.fromkeys(state["selected"])
+
+
+def _marks(pool: Pool) -> Bool[np.ndarray, " n"]:
+    """Which examples of a round's pool are replayed."""
+    return np.asarray(pool.info.get(REPLAYED, np.zeros(len(pool))), dtype=bool)
 
 
 def _joined(pool: Pool, other: Pool) -> Pool:

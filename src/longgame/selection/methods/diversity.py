@@ -100,14 +100,14 @@ class DiversitySelector(Selector):
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
     ) -> Selection:
-        check_budget(pool.tokens, budget)
+        check_budget(pool.costs, budget)
         if self.method == "threshold":
             return self._filter(pool, signals, budget)
         by_id = id_order(pool.ids)
         place = np.argsort(by_id)
         if self.method == "farthest-first":
             return self._traverse(pool, signals["embedding"], history, budget, place)
-        embeddings, tokens = signals["embedding"][by_id], pool.tokens[by_id]
+        embeddings, tokens = signals["embedding"][by_id], pool.costs[by_id]
         if self.method == "k-means":
             order, distance = self._deal(embeddings, tokens, budget, rng)
             rows = fill_budget(order, tokens, budget)
@@ -130,21 +130,21 @@ class DiversitySelector(Selector):
     ) -> Selection:
         remembered = history.embeddings if self.use_history and len(history.embeddings) else None
         if self.partitions == 1:
-            rows, distance = farthest_first(embeddings, pool.tokens, budget, remembered, rank, self.device)
+            rows, distance = farthest_first(embeddings, pool.costs, budget, remembered, rank, self.device)
             return Selection.of(pool, rows, {"score": distance})
         parts = farthest_first_partitioned(
-            embeddings, pool.tokens, budget, self.partitions, start_points=remembered, rank=rank, device=self.device
+            embeddings, pool.costs, budget, self.partitions, start_points=remembered, rank=rank, device=self.device
         )
         return Selection.of(pool, parts.rows, {"score": parts.distance, "within": parts.within})
 
     def _filter(self, pool: Pool, signals: Signals, budget: int) -> Selection:
         quality = signals["quality"]
         order = descending(quality, pool.ids)
-        rows, alike = threshold_diverse(signals["embedding"], order, pool.tokens, budget, self.threshold, self.device)
-        left = budget - int(pool.tokens[rows].sum())
+        rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
+        left = budget - int(pool.costs[rows].sum())
         others = order[~np.isin(order, rows)]
-        if len(others) and pool.tokens[others].min() <= left:
-            rows = np.concatenate([rows, others[fill_budget(np.arange(len(others)), pool.tokens[others], left)]])
+        if len(others) and pool.costs[others].min() <= left:
+            rows = np.concatenate([rows, others[fill_budget(np.arange(len(others)), pool.costs[others], left)]])
         return Selection.of(pool, rows, {"score": quality, "alike": alike.astype(np.float64)})
 
     def _deal(

@@ -180,16 +180,18 @@ class LHASSelector(Selector):
         rng: np.random.Generator,  # noqa: ARG002 - part of the contract
     ) -> Selection:
         by_id = id_order(pool.ids)
-        sorted_signals, tokens = signals.take(by_id), pool.tokens[by_id]
+        sorted_signals, tokens = signals.take(by_id), pool.costs[by_id]
         check_budget(tokens, budget)
         terms, fixed = self._fixed_terms(sorted_signals, history)
         rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
-        if self.utility_weight:
-            self.uds.remember(sorted_signals, rows)
         if self.future_weight and self.exact:
             terms["reliability"] = np.full(len(pool), self.reliability)
         place = np.argsort(by_id)
         return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
+
+    def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        if self.utility_weight:
+            self.uds.remember(pool, signals, rows)
 
     def _fixed_terms(
         self, signals: Signals, history: History

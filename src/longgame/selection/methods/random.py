@@ -30,4 +30,4 @@ class RandomSelector(Selector):
     ) -> Selection:
         score = np.empty(len(pool))
         score[id_order(pool.ids)] = rng.random(len(pool))
-        return Selection.of(pool, fill_by_score(score, pool.ids, pool.tokens, budget), {"score": score})
+        return Selection.of(pool, fill_by_score(score, pool.ids, pool.costs, budget), {"score": score})

@@ -12,7 +12,7 @@ from longgame.data.examples import Pool
 from longgame.selection.algorithms.directions import SketchBuffer
 from longgame.selection.base import Selector
 from longgame.selection.budget import NORMALISE, choice, count, id_order, scale, weight
-from longgame.selection.history import History, Selection
+from longgame.selection.history import History
 from longgame.signals.base import Signals
 
 UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss")
@@ -65,7 +65,7 @@ class UtilityDiversitySelector(Selector):
         diversity = scale(self.buffer.mean_distance(signals[self.sketch]), self.normalise)
         return {"utility": utility, "diversity": diversity, "score": utility + self.diversity_weight * diversity}
 
-    def remember(self, signals: Signals, rows: np.ndarray) -> None:
+    def remember(self, pool: Pool, signals: Signals, rows: np.ndarray) -> None:  # noqa: ARG002
         """Put the sketches of these rows into the buffer, in this order."""
         if self.diversity_weight:
             self.buffer.push(signals[self.sketch][rows])
@@ -74,13 +74,6 @@ class UtilityDiversitySelector(Selector):
         by_id = id_order(pool.ids)
         place = np.argsort(by_id)
         return {name: column[place] for name, column in self.terms(signals.take(by_id)).items()}
-
-    def select(
-        self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
-    ) -> Selection:
-        selection = super().select(pool, signals, history, budget, rng)
-        self.remember(signals, selection.rows)
-        return selection
 
     def state_dict(self) -> dict[str, Any]:
         return {"buffer": self.buffer.state_dict()}
