@@ -334,6 +334,8 @@ class Recipe(Part):
     rounds: Rounds = "step"
     full_data: bool = False
     """One trial more per seed, which learns every candidate as often as a selector's pick: what PIR divides by."""
+    oracle: bool = False
+    """One trial more per seed, which picks by the gradients of the evaluation items: the head-room of selection."""
     axes: AxesSpec = AxesSpec()
     training: TrainingSpec = TrainingSpec()
     probe: ProbeSpec = ProbeSpec()
@@ -346,6 +348,11 @@ class Recipe(Part):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"selector {', '.join(twice)} stands twice; give each its own `label`")
+        if len(self.selectors) > 1 and any(selector.name == "oracle" for selector in self.selectors):
+            raise ValueError(
+                "selector 'oracle' looks at the evaluation items and is compared with no selector; leave it out and "
+                "set oracle: true"
+            )
         if self.metrics.reference not in ("random", *keys):
             raise ValueError(
                 f"metrics.reference is '{self.metrics.reference}', which is no selector here; use {' or '.join(keys)}"

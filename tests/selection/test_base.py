@@ -79,7 +79,7 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(name: str, parameters: 
         ("lhas", {"coverage": "cluster", "future_weight": 0, "concentration_weight": 0, "utility": "loss"},
          {"loss", "logit_sketch", "cluster"}),
         ("lhas", {"coverage_weight": 0, "concentration_weight": 0, "diversity_weight": 0},
-         {"logit_nuclear_norm", "future_alignment"}),
+         {"logit_nuclear_norm", "adam_future_alignment"}),
         ("lhas", {"coverage_weight": 0, "concentration_weight": 0, "utility_weight": 0, "alignment": "sketch"},
          {"grad_sketch", "future_proxy"}),
     ],

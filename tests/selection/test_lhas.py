@@ -229,7 +229,7 @@ def exact(**weights: float) -> LHASSelector:
 
 def test_exact_future_is_the_mean_of_halves_times_reliability(world) -> None:
     halves = [[0.1, 0.2], [0.5, 0.4], [0.3, 0.5], [-0.2, 0.0]]
-    scene = world([1] * 4, loss=[4, 3, 2, 1], future_alignment=halves)
+    scene = world([1] * 4, loss=[4, 3, 2, 1], adam_future_alignment=halves)
     selector = exact(future_weight=2.0, utility_weight=0.0)
     chosen = scene.select(selector, 2)
     r = np.corrcoef(np.array(halves).T)[0, 1]
@@ -241,7 +241,7 @@ def test_exact_future_is_the_mean_of_halves_times_reliability(world) -> None:
 
 
 def test_a_term_whose_halves_disagree_has_no_weight(world, caplog) -> None:
-    scene = world([1] * 3, loss=[1, 3, 2], future_alignment=[[0.9, -0.5], [0.1, 0.1], [-0.8, 0.6]])
+    scene = world([1] * 3, loss=[1, 3, 2], adam_future_alignment=[[0.9, -0.5], [0.1, 0.1], [-0.8, 0.6]])
     selector = exact(future_weight=5.0)
     chosen = scene.select(selector, 2)
     assert (scene.names(chosen), selector.reliability) == ("bc", 0.0)  # by the loss alone
@@ -254,7 +254,7 @@ def test_reliability_is_averaged_over_the_rounds_of_a_stage(world) -> None:
     selector, values = exact(future_weight=1.0), []
     for _ in range(3):
         halves = rng.normal(size=(12, 1)) + 0.7 * rng.normal(size=(12, 2))
-        world([1] * 12, loss=range(12), future_alignment=halves).select(selector, 3)
+        world([1] * 12, loss=range(12), adam_future_alignment=halves).select(selector, 3)
         values.append(np.corrcoef(halves.T)[0, 1])
     r = np.mean(values)
     assert selector.reliability == pytest.approx(2 * r / (1 + r))

@@ -138,3 +138,30 @@ def test_full_fine_tuning_is_refused():
     adam = AdamPreconditioner.from_optimizer(trained(model), model)
     with pytest.raises(PluginError, match="needs LoRA"):
         engine_of(model, preconditioner=adam)(random_pool(), [ADAM])
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_adam_alignment_is_the_inner_product_with_the_scaled_sum(lora, pool):
+    model = with_lora(llama()) if lora else llama()
+    keep = is_lora if lora else lambda name: name.endswith("proj.weight")
+    optimizer = trained(model, betas=(0.8, 0.95), eps=1e-6)
+    weights = np.stack([np.linspace(0.1, 1, len(pool)), np.linspace(1, 0, len(pool)) ** 2], axis=1)
+    engine = engine_of(model)
+    adam = AdamPreconditioner.from_optimizer(optimizer, model)
+    engine.measure_directions(pool, weights, "adam_future_alignment", adam)
+    engine.measure_directions(pool, weights[:, ::-1].copy())
+    both = ("future_alignment", "adam_future_alignment")
+    columns = engine(pool, both)
+    np.testing.assert_array_equal(columns[both[0]], engine(pool, both[:1])[both[0]])
+    flat, scales = [], []
+    for gradient in autograd_gradients(model, pool, keep):
+        flat.append(torch.cat([part.double().flatten() for part in gradient.values()]).numpy())
+    for name, weight in model.named_parameters():
+        if keep(name):
+            second = optimizer.state[weight]["exp_avg_sq"].double().flatten() / (1 - 0.95**3)
+            scales.append(1 / (second.sqrt() + 1e-6))
+    rows = np.stack(flat)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    directions = weights.T @ units * torch.cat(scales).numpy()
+    gaps = np.abs(columns[both[1]] - units @ directions.T) / np.linalg.norm(directions, axis=1)
+    assert gaps.max() < 1e-4

@@ -13,7 +13,7 @@ from longgame.errors import DataError, NumericalError, PluginError, RecipeError
 from longgame.seeding import generator
 from longgame.signals import source as module
 from longgame.signals.cache import SignalCache
-from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster, proxy_weights
+from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster, half_weights
 
 
 def pool_of(*ids):
@@ -270,4 +270,4 @@ def test_halves_of_the_proxy_weigh_groups_alike():
     # a: rows 0, 2 against 1, 3; b and c have one item, in the first and in the second half
     first = [1 / 4, 0, 1 / 4, 0, 1 / 2, 0]
     second = [0, 1 / 4, 0, 1 / 4, 0, 1 / 2]
-    np.testing.assert_allclose(proxy_weights(pool).T, [first, second])
+    np.testing.assert_allclose(half_weights(pool).T, [first, second])

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.errors import BudgetError, RecipeError, ResumeError
+from longgame.selection.base import build_selector
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
 from longgame.training.config import SelectionConfig
@@ -168,3 +169,34 @@ def test_round_spends_its_share_and_what_others_left(rounds):
         budgets.append(done.budget)
         spent += done.selection.tokens
     assert budgets == expected
+
+
+@given(st.sampled_from(["step", 1, 3]), st.integers(0, 30))
+def test_no_round_but_the_last_prefers_a_worse_pick_that_fits(rounds, seed):
+    pool = make_pool(90, seed)
+    policy = make_policy(build_selector("random"), seed)
+    selection = SelectionConfig(budget=0.25, rounds=rounds, epochs=1, seed=seed)
+    feed = SelectionFeed(policy, nothing, selection, 6, None if rounds == "step" else pool)
+    run(feed, pool, 6)
+    for entry in policy.rounds[:-1]:
+        score, costs = entry.selection.scores["score"], pool.take([pool.index[i] for i in entry.candidate_ids]).costs
+        order = np.argsort(-score)
+        fitting = np.cumsum(costs[order]) <= entry.budget
+        # the picks are a prefix of the ranking, and at least the steps of the round
+        assert entry.selection.rows[: fitting.sum()].tolist() == order[fitting][: len(entry.selection.rows)].tolist()
+        assert len(entry.selection.rows) == max(int(fitting.sum()), 1 if rounds == "step" else 2)
+    last = policy.rounds[-1]
+    costs = pool.take([pool.index[i] for i in last.candidate_ids]).costs
+    assert np.delete(costs, last.selection.rows).min(initial=last.budget + 1) > last.budget - last.selection.tokens
+
+
+@given(st.sampled_from(["step", 1, 3]), st.integers(0, 20))
+def test_a_budget_of_responses_spends_its_share_of_them(rounds, seed):
+    pool = make_pool(90, seed)
+    selection = SelectionConfig(budget=0.25, budget_of="response", rounds=rounds, epochs=1, seed=seed)
+    policy = make_policy(build_selector("random"), seed)
+    feed = SelectionFeed(policy, nothing, selection, 6, None if rounds == "step" else pool)
+    picked = [pool.index[name] for ids in run(feed, pool, 6) for name in ids]
+    share = 0.25 * pool.response_tokens.sum()
+    assert abs(int(pool.response_tokens[picked].sum()) - share) <= pool.response_tokens.max()
+    assert feed.spent == int(pool.tokens[picked].sum())

@@ -26,7 +26,7 @@ from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import work_of
+from longgame.signals.base import ALIGNMENTS, SIGNALS, work_of
 from longgame.training.config import SelectionConfig
 
 
@@ -162,8 +162,11 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         needs = selector_of(spec).requires
         rate = {"backward": rates.backward, "forward": rates.forward, "none": None}[work_of(needs)]
         scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
-        passes = len({"future_proxy", "future_alignment"} & {*needs})
+        references = [SIGNALS[name].needs for name in needs if name in ALIGNMENTS]
+        passes = sum("proxy" in reference for reference in references) + ("future_proxy" in needs)
         scored += refreshes * passes * int(proxy.tokens.sum()) if proxy is not None else 0
+        looks = sum("evaluation" in reference for reference in references)
+        scored += refreshes * looks * int(sequence.evaluation_pool.tokens.sum()) if looks else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward
         costs.append(TrialCost(spec.key, scored, round(trained), items, seconds))

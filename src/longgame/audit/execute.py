@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from longgame.audit.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
-from longgame.audit.plan import FULL_DATA, Plan, Trial
+from longgame.audit.plan import REFERENCES, Plan, Trial
 from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run
 from longgame.audit.walk import Walk, numerics_located, prepare_seed
 from longgame.data.sequences import measure_contamination
@@ -284,7 +284,7 @@ def _costly_first(trials: list[Trial]) -> list[Trial]:
     place = {seed: place for place, seed in enumerate(dict.fromkeys(trial.seed for trial in trials))}
     costs = {key: cost(trial) for key, trial in {trial.selector.key: trial for trial in trials}.items()}
     return sorted(
-        trials, key=lambda trial: (place[trial.seed], trial.condition != FULL_DATA, costs[trial.selector.key])
+        trials, key=lambda trial: (place[trial.seed], trial.condition not in REFERENCES, costs[trial.selector.key])
     )
 
 

@@ -79,6 +79,7 @@ class HFLearner:
         self.source.frozen = FrozenSignals.from_arrays(frozen)
         proxy = sequence.proxy_pool
         self.source.proxy = None if proxy is None else lambda: proxy
+        self.source.evaluation = lambda: sequence.evaluation_pool
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
         return self.source(pool, names)
@@ -114,7 +115,12 @@ class HFLearner:
         self._stage += 1
         drift, norm = self.adaptation.movement(before)
         return dataclasses.replace(
-            report, drift=drift, update_norm=norm, model=self._flops, proxy_passes=self.source.proxy_passes
+            report,
+            drift=drift,
+            update_norm=norm,
+            model=self._flops,
+            proxy_passes=self.source.proxy_passes,
+            evaluation_passes=self.source.evaluation_passes,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:

@@ -53,6 +53,12 @@ FULL_DATA = "full-data"
 ALL_DATA = SelectorSpec(name="random", label="all data")
 """What "selects" under `FULL_DATA`: with a budget of the whole pool there is nothing to choose."""
 
+ORACLE = "oracle"
+"""The condition of the trials that pick by the evaluation items (`oracle`): it says how far selection can get."""
+
+REFERENCES = (FULL_DATA, ORACLE)
+"""Conditions that compete with no selector."""
+
 _REPORT_ONLY = (
     "metrics.alpha",
     "metrics.beta",
@@ -135,7 +141,7 @@ def touches_base(key: str, mixing: float) -> bool:
 
 def expand(recipe: Recipe) -> tuple[Condition, ...]:
     """All conditions of a recipe: its own first, then axis by axis, each axis in a fixed order of its values; last
-    `FULL_DATA`, where the recipe asks for it.
+    those of `REFERENCES` that the recipe asks for.
 
     One axis at a time is varied around the recipe's own values, or the full product is taken (``axes.cross``). What
     comes out depends on the sets of values alone, not on how the YAML lists them.
@@ -144,7 +150,7 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
         RecipeError: a value that the recipe does not allow, an order that does not hold every stage once, more
             permutations than there are, or a key that cannot be varied.
     """
-    own = recipe.replace({"axes": AxesSpec(), "full_data": False})
+    own = recipe.replace({"axes": AxesSpec(), "full_data": False, "oracle": False})
     axes = _axes(own, recipe.axes)
     if recipe.axes.cross:
         combinations: Iterable[tuple[Point, ...]] = itertools.product(
@@ -153,7 +159,7 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
     else:
         combinations = [(), *((point,) for points in axes for point in points)]
     varied = [_condition(own, [point for point in points if point.changes]) for points in combinations]
-    return (*varied, *([_full_data(own)] if recipe.full_data else []))
+    return (*varied, *([_full_data(own)] if recipe.full_data else []), *([_oracle(own)] if recipe.oracle else []))
 
 
 def condition_label(name: str) -> str:
@@ -173,7 +179,7 @@ def order_groups(names: Iterable[str]) -> dict[str, list[str]]:
 
 def shares_full_data(name: str) -> bool:
     """Whether the full-data trials are a reference for this condition: it differs in budget or rounds at most."""
-    return name != FULL_DATA and all(part.startswith(("budget=", "rounds=")) for part in name.split(",") if part)
+    return name not in REFERENCES and all(part.startswith(("budget=", "rounds=")) for part in name.split(",") if part)
 
 
 def _full_data(own: Recipe) -> Condition:
@@ -194,6 +200,13 @@ def _full_data(own: Recipe) -> Condition:
     }
     changed = _changed(own, [Point(FULL_DATA, "", tuple(changes.items()))], FULL_DATA)
     return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(own))
+
+
+def _oracle(own: Recipe) -> Condition:
+    """The recipe's own condition with the oracle as its only selector."""
+    changes = {"selectors": [{"name": ORACLE}], "metrics.reference": ORACLE}
+    changed = _changed(own, [Point(ORACLE, "", tuple(changes.items()))], ORACLE)
+    return Condition(ORACLE, changed, _order_of(changed), "", _unordered(own))
 
 
 def _condition(own: Recipe, points: Sequence[Point]) -> Condition:

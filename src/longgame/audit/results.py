@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from longgame.audit.learner import outline, seed_bases
-from longgame.audit.plan import ALL_DATA, FULL_DATA, Condition, Plan, Trial
+from longgame.audit.plan import FULL_DATA, ORACLE, REFERENCES, Condition, Plan, Trial
 from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
@@ -166,28 +166,37 @@ def of_condition(results: pd.DataFrame, name: str) -> pd.DataFrame:
 def scorecards(plan: Plan, results: pd.DataFrame) -> dict[str, Scorecard]:
     """Condition → scorecard: the recipe's own first, then those in which every selector has measurements.
 
-    The full-data trials have none: they are compared with nobody (see `full_data` in docs/recipe.md).
+    The trials of `REFERENCES` have none: they compete with nobody (see `full_data` and `oracle` in docs/recipe.md).
     """
     selectors = {spec.key for spec in plan.recipe.selectors}
     measured: dict[str, set[str]] = {}
     for name, selector in distinct_rows(results[["condition", "selector"]]).itertuples(index=False):
         measured.setdefault(name, set()).add(selector)
-    names = [name for name in plan.conditions if name == "" or (name != FULL_DATA and measured.get(name) == selectors)]
-    full = full_data_scorecard(plan, results)
+    names = [
+        name for name in plan.conditions if name == "" or (name not in REFERENCES and measured.get(name) == selectors)
+    ]
+    beside = [reference_scorecard(plan, results, name) for name in (FULL_DATA, ORACLE)]
     return {
-        name: build_scorecard(plan.conditions[name], of_condition(results, name), all_data=full if name == "" else None)
+        name: build_scorecard(plan.conditions[name], of_condition(results, name), None, *(beside if name == "" else ()))
         for name in names
     }
 
 
-def full_data_scorecard(plan: Plan, results: pd.DataFrame) -> Scorecard | None:
-    """A scorecard of the full-data trials alone, which compares nothing; None where none has a finished stage."""
-    rows = results["condition"] == FULL_DATA
-    return build_scorecard(plan.conditions[FULL_DATA], results[rows], ALL_DATA.key) if rows.any() else None
+def reference_scorecard(plan: Plan, results: pd.DataFrame, name: str) -> Scorecard | None:
+    """A scorecard of one condition of `REFERENCES`, which compares nothing; None: no finished stage."""
+    rows = results["condition"] == name
+    if not rows.any():
+        return None
+    condition = plan.conditions[name]
+    return build_scorecard(condition, results[rows], condition.recipe.selectors[0].key)
 
 
 def build_scorecard(
-    condition: Condition, records: pd.DataFrame, reference: str | None = None, all_data: Scorecard | None = None
+    condition: Condition,
+    records: pd.DataFrame,
+    reference: str | None = None,
+    all_data: Scorecard | None = None,
+    oracle: Scorecard | None = None,
 ) -> Scorecard:
     """The scorecard of the records of one condition."""
     names = outline(condition.recipe)
@@ -201,4 +210,5 @@ def build_scorecard(
         reference=reference or condition.recipe.metrics.reference,
         bases=seed_bases(condition.recipe),
         all_data=all_data,
+        oracle=oracle,
     )

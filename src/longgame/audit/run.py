@@ -26,6 +26,7 @@ from longgame.audit.checks import plugin_names
 from longgame.audit.picks import Picks, read_picks, write_picks
 from longgame.audit.plan import (
     FULL_DATA,
+    REFERENCES,
     Plan,
     Trial,
     condition_label,
@@ -34,7 +35,7 @@ from longgame.audit.plan import (
     value_at,
     value_name,
 )
-from longgame.audit.results import full_data_scorecard, of_condition, read_results, scorecards, write_results
+from longgame.audit.results import of_condition, read_results, reference_scorecard, scorecards, write_results
 from longgame.audit.store import CONTAMINATION, StageStore, content_hash
 from longgame.data.sequences import Contamination
 from longgame.errors import ResumeError, StorageError
@@ -195,12 +196,12 @@ class Run:
     @cached_property
     def full_data(self) -> Scorecard | None:
         """The scorecard of the full-data trials; None where none has a finished stage."""
-        return full_data_scorecard(self.plan, self.results)
+        return reference_scorecard(self.plan, self.results, FULL_DATA)
 
     @cached_property
     def across(self) -> Across | None:
         """All conditions side by side; None for a recipe without axes."""
-        if not self.plan.conditions.keys() - {"", FULL_DATA}:
+        if not self.plan.conditions.keys() - {"", *REFERENCES}:
             return None
         cards = self.scorecards
         groups = {name: names for name, names in order_groups(self.plan.conditions).items() if set(names) <= set(cards)}

@@ -137,7 +137,8 @@ class Walk:
         rows = score_rows(self.learner.score(tasks), tasks, number)
         seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
         proxy = self.sequence.proxy_pool if report.proxy_passes else None
-        work = stage_work(report, policy, pool, proxy, recipe.training.epochs)
+        evaluation = self.sequence.evaluation_pool if report.evaluation_passes else None
+        work = stage_work(report, policy, pool, proxy, recipe.training.epochs, evaluation)
         learnable = policy.learnable(pool)
         rows += _diagnostics(self.learner, learnable, policy, report, recipe)
         if not last:
@@ -408,7 +409,12 @@ GRADIENT = ("grad_sketch",)
 
 
 def stage_work(
-    report: TrainingReport, policy: SelectionPolicy, pool: Pool, proxy: Pool | None, epochs: int
+    report: TrainingReport,
+    policy: SelectionPolicy,
+    pool: Pool,
+    proxy: Pool | None,
+    epochs: int,
+    evaluation: Pool | None = None,
 ) -> dict[str, float]:
     """Tokens and FLOPs of one stage, after it was trained.
 
@@ -421,12 +427,13 @@ def stage_work(
         pool: the stage's candidates.
         proxy: the future-proxy mixture, where there is one.
         epochs: passes over what a round picked.
+        evaluation: the evaluation items, where the selector looks at them.
 
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, and proxy items); ``response_tokens``, those of the picks that the
-        loss is taken over; ``score_flops`` for them, ``frozen_flops`` of
-        these for the frozen pass; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
+        were scored, the frozen pass over the pool, proxy items and evaluation items); ``score_flops`` for them,
+        ``frozen_flops`` of these for the frozen pass; ``response_tokens``, those of the picks that the loss is taken
+        over; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
     learnable = policy.learnable(pool)
@@ -438,9 +445,9 @@ def stage_work(
         else []
     )
     picked = [learnable.take([learnable.index[name] for name in entry.picked_ids]) for entry in policy.rounds]
-    passes = report.proxy_passes if proxy is not None else 0
+    references = [(report.proxy_passes, proxy), (report.evaluation_passes, evaluation)]
     tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
-    tokens += passes * _tokens(proxy) if proxy is not None else 0
+    tokens += sum(passes * _tokens(items) for passes, items in references if items is not None)
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
     counts["response_tokens"] = float(sum(int(np.sum(part.response_tokens)) for part in picked))
@@ -449,8 +456,9 @@ def stage_work(
         return counts
     frozen_flops = float(signal_flops(model, pool, frozen).sum())
     flops = frozen_flops + sum(float(signal_flops(model, part, live).sum()) for part in scored)
-    if passes and proxy is not None:
-        flops += passes * float(signal_flops(model, proxy, GRADIENT).sum())
+    for passes, items in references:
+        if passes and items is not None:
+            flops += passes * float(signal_flops(model, items, GRADIENT).sum())
     measured = [
         part
         for part, entry in zip(picked, policy.rounds, strict=True)

@@ -147,6 +147,11 @@ class SequenceData:
         items = [example for stage in self.stages for example in stage.proxy]
         return self.stages[0].make_pool(items) if items else None
 
+    @cached_property
+    def evaluation_pool(self) -> Pool:
+        """The items of all tasks, tokenized as candidates are."""
+        return self.stages[0].make_pool(with_unique_ids(item for task in self.tasks for item in task.items))
+
     def with_pools(self, make_pool: MakePool) -> SequenceData:
         """Return the sequence with stages that tokenize their candidates by ``make_pool``."""
         stages = tuple(dataclasses.replace(stage, make_pool=make_pool) for stage in self.stages)

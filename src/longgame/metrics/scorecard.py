@@ -94,6 +94,8 @@ class Scorecard:
     """view, probe, stage, task, points: the common threshold of each transition."""
     association: pd.DataFrame
     """Trajectory diagnostics against forgetting over all trials (see `association_table`)."""
+    head_room: pd.DataFrame
+    """view, metric, diff, ci_low, ci_high, n: the oracle against the reference, paired; empty without oracle trials."""
     notes: tuple[str, ...]
     """What was left out or replaced, in words."""
 
@@ -110,6 +112,7 @@ class Scorecard:
         reference: str = "random",
         bases: Mapping[int, str] | None = None,
         all_data: Scorecard | None = None,
+        oracle: Scorecard | None = None,
     ) -> Scorecard:
         """Make the scorecard of one condition (one trial per selector and seed).
 
@@ -124,6 +127,7 @@ class Scorecard:
             bases: seed → base model (see `longgame.metrics.tidy.read_trials`). Where base models repeat, tests count
                 base models instead of seeds.
             all_data: trials that learned all data in the same condition; the imbalance divides by their scores.
+            oracle: trials that picked by the evaluation items in the same condition.
 
         Raises:
             DataError: no measurement at all; an unknown task or stage; a repeated measurement; a task without primary
@@ -163,6 +167,7 @@ class Scorecard:
         summary = summarize(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
         per_trial = long_form(values, trials, ("view", "metric"))
         by_stage = ("view", "metric", "stage")
+        head_room = _head_room(views, oracle, trials, reference)
         unequal = unequal_amounts(by_kind, trials, reference)
         verdicts = verdict_table(summary, tuple(views), reference, IMMEDIATE, metric_spec.equivalence, trials)
         return cls(
@@ -184,8 +189,10 @@ class Scorecard:
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
             association=association_table(per_trial, tuple(views), units=trials.units),
+            head_room=head_room,
             notes=(
                 *notes,
+                *_head_room_notes(head_room, reference),
                 *amount_notes(unequal),
                 *missed_notes(by_kind, trials),
                 *tied_notes(by_kind, trials),
@@ -390,6 +397,39 @@ def _terms(
         gamma = 0.0
         notes.append(f"{view}: no OOD set was measured; the long-horizon score leaves the OOD term out (γ = 0).")
     return longhorizon.LongHorizonTerms(probe, alpha, spec.beta, gamma)
+
+
+def _head_room(views: Mapping[str, View], oracle: Scorecard | None, trials: Trials, reference: str) -> pd.DataFrame:
+    """`Scorecard.head_room`, over the seeds that both have."""
+    rows = []
+    for name in views if oracle is not None and reference in trials.selectors else ():
+        if oracle is None or name not in oracle.views:
+            continue
+        for metric in (IMMEDIATE, "long_horizon"):
+            plain = trials.grid(views[name].metrics[metric])[trials.selectors.index(reference)]
+            looking = dict(
+                zip(oracle.trials.seeds, oracle.trials.grid(oracle.views[name].metrics[metric])[0], strict=True)
+            )
+            pair = paired(np.array([looking.get(seed, np.nan) for seed in trials.seeds]), plain, unit_of=trials.unit_of)
+            rows.append((name, metric, *(float(x) for x in (pair.mean, pair.ci_low, pair.ci_high)), int(pair.n)))
+    return pd.DataFrame(rows, columns=["view", "metric", "diff", "ci_low", "ci_high", "n"])
+
+
+def _head_room_notes(table: pd.DataFrame, reference: str) -> list[str]:
+    """What the oracle gains, in words, by each task's own scorer."""
+    rows = table[(table["view"] == PRIMARY) & (table["n"] > 0)].set_index("metric")
+    if rows.empty:
+        return []
+
+    def words(metric: str, form: str) -> str:
+        row = rows.loc[metric]
+        return f"{row['diff']:{form}} [{row['ci_low']:{form}}, {row['ci_high']:{form}}]"
+
+    return [
+        f"Head-room of selection: an oracle, which picks by the gradients of the evaluation items, has "
+        f"{words('long_horizon', '+.3f')} long-horizon and {words(IMMEDIATE, '+.1f')} points now against {reference} "
+        f"(95 % intervals, n = {int(rows['n'].max())})."
+    ]
 
 
 def _floor_notes(views: Mapping[str, View], trials: Trials, margin: float) -> list[str]:

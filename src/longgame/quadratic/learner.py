@@ -26,6 +26,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import erf, sqrt
 from pathlib import Path
 from types import MappingProxyType
@@ -42,7 +43,7 @@ from longgame.quadratic.world import QuadraticWorld, WorldSpec, build_world, ski
 from longgame.recipe import Recipe, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import Signals
+from longgame.signals.base import ALIGNMENTS, Signals
 from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed
@@ -66,7 +67,7 @@ LIVE = (
     "response_logit_sketch",
     "grad_norm",
     "grad_sketch",
-    "future_alignment",
+    *ALIGNMENTS,
 )
 """Live signals that have a meaning here."""
 
@@ -101,16 +102,23 @@ QUADRATIC_SCORERS: dict[str, Callable[[float], float]] = {
 class _LiveSignals:
     """The engine behind a learner's `SignalSource`; the interface is that of `longgame.signals.engine.SignalEngine`."""
 
-    def __init__(self, learner: QuadraticLearner, directions: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
-        self.learner, self.directions = learner, directions
+    def __init__(self, learner: QuadraticLearner) -> None:
+        self.learner = learner
+        self.directions: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         return self.learner._live(pool, names, self.directions)
 
-    def measure_directions(self, pool: Pool, weights: Float[np.ndarray, "n h"]) -> None:
+    def measure_directions(
+        self,
+        pool: Pool,
+        weights: Float[np.ndarray, "n h"],
+        name: str = "future_alignment",
+        preconditioner: None = None,  # noqa: ARG002 - the world is trained by SGD
+    ) -> None:
         gradients = self.learner._live(pool, ("grad_sketch",))["grad_sketch"]
         lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
-        self.directions = {"theta": weights.T @ (gradients / np.where(lengths > 0, lengths, 1.0))}
+        self.directions[name] = {"theta": weights.T @ (gradients / np.where(lengths > 0, lengths, 1.0))}
 
 
 class QuadraticLearner:
@@ -138,6 +146,7 @@ class QuadraticLearner:
         self.source = SignalSource(
             self.engine,
             proxy=None if proxy is None else lambda: proxy,
+            evaluation=lambda: self.world.sequence.evaluation_pool,
             proxy_refresh=recipe.proxy.refresh_steps,
             supported=LIVE,
         )
@@ -188,7 +197,10 @@ class QuadraticLearner:
         return self.source(pool, names)
 
     def _live(
-        self, pool: Pool, names: Sequence[str], directions: Mapping[str, np.ndarray] = MappingProxyType({})
+        self,
+        pool: Pool,
+        names: Sequence[str],
+        directions: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({}),
     ) -> dict[str, np.ndarray]:
         """Live signals in closed form."""
         a = pool.info["features"]
@@ -203,11 +215,11 @@ class QuadraticLearner:
             "response_logit_sketch": lambda: a * self.theta,
             "grad_norm": lambda: np.abs(residual) * np.linalg.norm(a, axis=1),
             "grad_sketch": lambda: a * residual[:, None],
-            # the sign of the residual turns a, whose length is that of no gradient
-            "future_alignment": lambda: (
-                (np.sign(residual) / np.linalg.norm(a, axis=1))[:, None] * (a @ directions["theta"].T)
-            ),
         }
+        for name, direction in directions.items():
+            # the sign of the residual turns a, whose length is that of no gradient
+            unit = np.sign(residual)[:, None] * a / np.linalg.norm(a, axis=1, keepdims=True)
+            columns[name] = partial(np.matmul, unit, direction["theta"].T)
         return {name: columns[name]() for name in names}
 
     @np.errstate(over="ignore", invalid="ignore")  # a walk that diverges raises NumericalError
@@ -288,6 +300,7 @@ class QuadraticLearner:
             update_norm=float(np.linalg.norm(self.theta - start)),
             seconds=seconds,
             proxy_passes=self.source.proxy_passes,
+            evaluation_passes=self.source.evaluation_passes,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
@@ -320,7 +333,8 @@ class QuadraticLearner:
         """A copy in the same state; the world and the frozen columns are shared, being read-only."""
         twin = copy.copy(self)
         twin.source = copy.copy(self.source)
-        twin.engine = twin.source.engine = _LiveSignals(twin, self.engine.directions)
+        twin.engine = twin.source.engine = _LiveSignals(twin)
+        twin.engine.directions = dict(self.engine.directions)
         twin.theta, twin.picks, twin.rates = self.theta.copy(), list(self.picks), list(self.rates)
         yield twin
 

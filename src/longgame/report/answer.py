@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longgame.audit.learner import learner_kind
-from longgame.audit.plan import FULL_DATA, condition_label
+from longgame.audit.plan import REFERENCES, condition_label
 from longgame.audit.run import Run
 from longgame.errors import RecipeError, unknown
 from longgame.metrics.catalog import METRICS
@@ -345,7 +345,7 @@ def condition_note(run: Run) -> str:
         return ""
     return (
         f"Answer, scorecard and most figures are about the recipe's own condition; {len(run.scorecards)} of "
-        f"{len(run.plan.conditions.keys() - {FULL_DATA})} conditions have measurements of every selector and stand "
+        f"{len(run.plan.conditions.keys() - {*REFERENCES})} conditions have measurements of every selector and stand "
         "side by side."
     )
 

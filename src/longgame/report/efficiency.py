@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.audit.plan import ALL_DATA, FULL_DATA, shares_full_data
+from longgame.audit.plan import ALL_DATA, REFERENCES, shares_full_data
 from longgame.audit.run import Run
 from longgame.errors import RecipeError, ResumeError, unknown
 from longgame.metrics.efficiency import (
@@ -91,7 +91,7 @@ def efficiency_notes(run: Run, view: str = PRIMARY) -> list[str]:
     name, notes = run.recipe.name, [f"{run.recipe.name}: {run.progress}"] if run.progress else []
     if run.full_data is not None and (zero := undefined_ratios(run.full_data, view)):
         notes.append(f"{name}: a full-data trial scored 0 on {', '.join(zero)}; its seed has no PIR there.")
-    others = [label for label in run.plan.conditions if label != FULL_DATA and not shares_full_data(label)]
+    others = [label for label in run.plan.conditions if label not in REFERENCES and not shares_full_data(label)]
     if others:
         notes.append(
             f"{name}: {len(others)} condition(s) differ from the full-data trials in more than budget and rounds and "

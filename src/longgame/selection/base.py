@@ -201,7 +201,18 @@ SELECTORS = Registry(
 SCORES = "scores:"
 """``scores:FILE`` names the selector that follows the scores or keep flags of a file."""
 
-_OF_FILES = Registry("selector", "", {SCORES: "longgame.selection.methods.from_scores:FromScores"}, check_selector)
+ORACLE = "oracle"
+"""The selector of an audit's ``oracle`` trials; no method, as it looks at the evaluation items."""
+
+_SPECIAL = Registry(
+    "selector",
+    "",
+    {
+        SCORES: "longgame.selection.methods.from_scores:FromScores",
+        ORACLE: "longgame.selection.methods.oracle:OracleSelector",
+    },
+    check_selector,
+)
 
 
 def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Selector:
@@ -212,7 +223,9 @@ def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Se
         PluginError: the class cannot be made or breaks the contract. DataError: a file of scores is wrong.
     """
     if name.startswith(SCORES):
-        return _OF_FILES.make(SCORES, {**(parameters or {}), "file": name.removeprefix(SCORES)})
+        return _SPECIAL.make(SCORES, {**(parameters or {}), "file": name.removeprefix(SCORES)})
+    if name == ORACLE:
+        return _SPECIAL.make(ORACLE, parameters or {})
     selector: Selector = SELECTORS.make(name, parameters or {})
     _check_requires(name, selector.requires)
     return selector

@@ -48,12 +48,12 @@ class Signal:
     meaning: str
     needs: tuple[str, ...]
     """``model`` (as it is now), ``base`` (frozen), ``head`` (its vocabulary projection), ``text``, ``candidates``
-    (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture)."""
+    (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture), ``evaluation`` (an audit's items)."""
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
     """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``, or
-    ``halves`` (two: one for each half of the proxy items)."""
+    ``halves`` (two: one for each half of the proxy or evaluation items)."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
     reads: Callable[[Pool], Pool] | None = None
@@ -101,6 +101,22 @@ _TABLE = (
         "backward",
         "halves",
     ),
+    Signal(
+        "adam_future_alignment",
+        "1",
+        "future_alignment with directions scaled by Adam's second moments: what its step on the example does",
+        (*_HEAD, "proxy", "optimizer"),
+        "backward",
+        "halves",
+    ),
+    Signal(
+        "evaluation_alignment",
+        "cosine",
+        "mean cosine of the gradient with those of the audit's evaluation items, by each half of them",
+        (*_HEAD, "evaluation"),
+        "backward",
+        "halves",
+    ),
     Signal("adam_grad_sketch", "1", "sketch of Adam's step (LESS)", (*_HEAD, "optimizer"), "backward", "sketch_dim"),
     Signal("embedding", "1", "mean-pooled hidden state", ("base",), "none", "hidden", _of_base("embedding")),
     Signal("base_loss", "nats/token", "mean NLL per response token", ("base", "head"), compute=_of_base("loss")),
@@ -116,6 +132,9 @@ _TABLE = (
 )
 SIGNALS: Mapping[str, Signal] = {signal.name: signal for signal in _TABLE}
 """Every signal per candidate that a selector may name in ``requires``."""
+
+ALIGNMENTS = tuple(signal.name for signal in _TABLE if signal.width == "halves")
+"""Signals that compare each gradient with directions that are measured beforehand."""
 
 CONTEXT: Mapping[str, Signal] = {
     "future_proxy": Signal(

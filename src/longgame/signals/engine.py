@@ -20,7 +20,7 @@ from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, unknown
 from longgame.models.head import LogitHead, decoder_of, evaluating, unwrap
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
-from longgame.signals.base import SIGNALS, check_finite
+from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
 from longgame.signals.gradients import (
     AdamPreconditioner,
     BatchGradients,
@@ -36,7 +36,6 @@ RESPONSE_LOGITS = ("response_logit_nuclear_norm", "response_logit_sketch")
 FORWARD = ("loss", "el2n", *LOGITS, *RESPONSE_LOGITS, "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
 ADAM = "adam_grad_sketch"
-ALIGNMENT = "future_alignment"
 
 MAX_BATCH_TOKENS = 4096
 """Default padded tokens of a batch."""
@@ -154,7 +153,7 @@ class SignalEngine:
     ``embedding``          (n, d)     last hidden state (after the final norm), mean over prompt and response
     ``grad_norm``          (n,)       ‖∂loss/∂(LoRA factors)‖₂, exact; 0 for A's share while B = 0
     ``grad_sketch``        (n, k)     count sketch of that gradient: E⟨s(g), s(h)⟩ = ⟨g, h⟩
-    ``future_alignment``   (n, h)     exact inner product of that gradient, at unit length, with `directions`
+    ``…_alignment``        (n, h)     exact inner product of that gradient, at unit length, with `directions`
     ``adam_grad_sketch``   (n, k)     the same sketch of Γ(g), Adam's step on the example (LESS); needs
                                       ``preconditioner`` and LoRA
     =====================  =========  ====================================================================
@@ -207,7 +206,7 @@ class SignalEngine:
         self._logits = PositionLogits(self._head, logit_sketch_shape, seed)
         self._sketch = GradientSketch(sketch_dim, seed)
         self._logits_checked = False
-        self._directions: dict[str, Tensor] = {}
+        self._directions: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute these signals for every example of the pool.
@@ -218,15 +217,15 @@ class SignalEngine:
             DataError: an example without a token to predict, or with wrong counts.
             NumericalError: a signal is NaN or infinite (names the example and the signal).
         """
-        allowed = (*FORWARD, *BACKWARD, ADAM, ALIGNMENT)
+        allowed = (*FORWARD, *BACKWARD, ADAM, *ALIGNMENTS)
         for name in names:
             if name not in allowed:
                 raise PluginError("the signal engine was asked for an " + unknown("signal", name, allowed))
         modules = dict(self._base.named_modules())  # walked at every call: adapters may have been added or switched
         targets = None
-        if ALIGNMENT in names and not self._directions:
-            raise PluginError(f"{ALIGNMENT} needs directions to compare with; call measure_directions first.")
-        if {*names} & {*BACKWARD, ADAM, ALIGNMENT}:
+        for name in {*names} & {*ALIGNMENTS} - self._directions.keys():
+            raise PluginError(f"{name} needs directions to compare with; call measure_directions first.")
+        if {*names} & {*BACKWARD, ADAM, *ALIGNMENTS}:
             targets = gradient_targets(self._base, modules, self.gradient_layers)
             if ADAM in names:
                 check_preconditioner(self.preconditioner, targets)
@@ -246,14 +245,27 @@ class SignalEngine:
                     columns[name][rows] = part
         return columns
 
-    def measure_directions(self, pool: Pool, weights: Float[np.ndarray, "n h"]) -> None:
+    def measure_directions(
+        self,
+        pool: Pool,
+        weights: Float[np.ndarray, "n h"],
+        name: str = "future_alignment",
+        preconditioner: AdamPreconditioner | None = None,
+    ) -> None:
         """Set `directions` to Σ_i weights[i, h] · g_i / ‖g_i‖, exact sums of gradients under the model as it is now.
 
+        Args:
+            pool, weights: n examples, and their weights in h sums.
+            name: the signal of `ALIGNMENTS` that compares with them.
+            preconditioner: scales the sums by Adam's second moments (`AdamPreconditioner.scale`).
+
         Raises:
-            ModelError, DataError, PluginError: as `__call__`.
+            ModelError, DataError, PluginError: as `__call__`; moments of another model.
         """
         modules = dict(self._base.named_modules())
         targets, fused = gradient_targets(self._base, modules, self.gradient_layers), plain_layers(modules)
+        if preconditioner is not None:
+            preconditioner.check(targets.weights)
         total: dict[str, Tensor] = {}
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
@@ -269,30 +281,38 @@ class SignalEngine:
             scale = loss_scale(batch.counts, hidden)  # of no matter: gradients are brought to unit length
             self._forward_signals(batch, pool, frozenset(), hidden.detach(), slope, scale)
             torch.autograd.grad(hidden, record.inputs, slope)
-            for name, value in part.total().items():  # last, as a batch that does not fit is taken again in halves
-                total[name] = total[name] + value if name in total else value
+            for weight, value in part.total().items():  # last, as a batch that does not fit is taken again in halves
+                total[weight] = total[weight] + value if weight in total else value
             return {}
 
         with evaluating(modules.values()):
             for _ in self._batches(pool, True, work):
                 pass
-        self._directions = total
+        if preconditioner is not None:
+            total = {weight: preconditioner.scale(weight, value) for weight, value in total.items()}
+        self._directions[name] = total
 
     @property
-    def directions(self) -> dict[str, np.ndarray]:
-        """Per weight, the flattened directions (h × n) that ``future_alignment`` compares with; they may be set."""
-        return {name: value.cpu().numpy() for name, value in self._directions.items()}
+    def directions(self) -> dict[str, dict[str, np.ndarray]]:
+        """Per signal and weight, the flattened directions (h × n) that it compares with; they may be set."""
+        return {
+            name: {weight: value.cpu().numpy() for weight, value in directions.items()}
+            for name, directions in self._directions.items()
+        }
 
     @directions.setter
-    def directions(self, values: Mapping[str, np.ndarray]) -> None:
+    def directions(self, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         device = self._head.module.weight.device
-        self._directions = {name: torch.from_numpy(value).to(device) for name, value in values.items()}
+        self._directions = {
+            name: {weight: torch.from_numpy(value).to(device) for weight, value in directions.items()}
+            for name, directions in values.items()
+        }
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of one example's value."""
         hidden, width = self._head.module.in_features, SIGNALS[name].width
         sizes = {"hidden": hidden, "sketch_dim": self._sketch.dim, "logit_sketch": self._logits.width}
-        sizes["halves"] = len(next(iter(self._directions.values()), ()))
+        sizes["halves"] = len(next(iter(self._directions.get(name, {}).values()), ()))
         return (sizes[width],) if width else ()
 
     def _batches(
@@ -352,7 +372,7 @@ class SignalEngine:
             targets.lora,
             batch.input_ids.device,
             (self._sketch, self.preconditioner) if ADAM in names and self.preconditioner is not None else None,
-            self._directions if ALIGNMENT in names else {},
+            {name: directions for name, directions in self._directions.items() if name in names},
         )
         with (
             recording(self._base, targets, gradients.add) as record,

@@ -128,6 +128,16 @@ class AdamPreconditioner:
                     "Build it from the optimizer that trains this model (AdamPreconditioner.from_optimizer)."
                 )
 
+    def scale(self, name: str, directions: Float[Tensor, "h n"]) -> Float[Tensor, "h n"]:
+        """Each flattened direction of the weight ``name``, divided by √v̂ + ε (v̂: v over 1 − β₂ᵗ) entry by entry.
+
+        The inner product of a gradient g with it is, up to the learning rate, how far a step of Adam along g goes in
+        the direction, its moments left as they are.
+        """
+        moment = self._moments[canonical_name(name)]
+        second = moment.second.flatten().to(directions.device) / (1 - moment.betas[1] ** moment.step)
+        return directions / (second.sqrt() + moment.eps)
+
     def __call__(self, name: str, gradient: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Γ of each row, a flattened gradient of the weight ``name``."""
         return self._step(name, gradient, slice(None))
@@ -248,8 +258,8 @@ class BatchGradients:
         norm: whether the norm is asked for.
         lora: whether gradients are of LoRA factors (small enough to be formed) or of full weights.
         preconditioned: the sketch and the preconditioner of Adam's step on each example; LoRA only.
-        directions: per weight h × n, h flattened vectors; the inner products of each example's gradient with them are
-            taken exactly. Empty: none is asked for.
+        directions: per signal of `ALIGNMENTS` that is asked for, and per weight, h flattened vectors (h × n), h the
+            same for all; the inner products of each example's gradient with them are taken exactly.
     """
 
     def __init__(
@@ -260,14 +270,16 @@ class BatchGradients:
         lora: bool,
         device: torch.device,
         preconditioned: tuple[GradientSketch, AdamPreconditioner] | None = None,
-        directions: Directions = MappingProxyType({}),
+        directions: Mapping[str, Directions] = MappingProxyType({}),
     ):
         self._sketch = sketch
         self._norm = norm or bool(directions)
         self._gives_norm = norm
         self._directions = directions
-        halves = len(next(iter(directions.values()))) if directions else 0
-        self._products = torch.zeros(examples, halves, dtype=torch.float32, device=device)
+        self._products = {
+            signal: torch.zeros(examples, len(next(iter(vectors.values()))), dtype=torch.float32, device=device)
+            for signal, vectors in directions.items()
+        }
         self._lora = lora
         self._preconditioned = preconditioned
         self._unscale: Tensor | None = None
@@ -287,9 +299,9 @@ class BatchGradients:
             delta, x = delta.float(), x.float()
             if self._norm:
                 self._square += _square_norms(delta, x)
-            if name in self._directions:
-                matrices = self._directions[name].unflatten(1, (delta.shape[2], x.shape[2]))
-                self._products += torch.stack([((delta @ one) * x).sum((1, 2)) for one in matrices], dim=1)
+            for signal, vectors in self._vectors_of(name):
+                matrices = vectors.unflatten(1, (delta.shape[2], x.shape[2]))
+                self._products[signal] += torch.stack([((delta @ one) * x).sum((1, 2)) for one in matrices], dim=1)
             if self._sketch is not None:
                 left, right = self._sketch.reduce(name, "out", delta), self._sketch.reduce(name, "in", x)
                 self._vector += self._sketch.count.project(name, (left.mT @ right).flatten(1))
@@ -315,7 +327,7 @@ class BatchGradients:
         for retreats_left in range(_RETREATS, -1, -1):
             self._unscale = scale.reciprocal()
             torch.autograd.grad(hidden, inputs, slope, retain_graph=retreats_left > 0)
-            totals = (self._square, self._vector, self._step, self._products)
+            totals = (self._square, self._vector, self._step, *self._products.values())
             if not retreats_left or all(bool(total.isfinite().all()) for total in totals):
                 return
             for total in totals:
@@ -327,8 +339,8 @@ class BatchGradients:
             self._square += torch.linalg.vector_norm(gradient, dim=1).square_()
         if self._sketch is not None:
             self._vector += self._sketch.count.project(name, gradient)
-        if name in self._directions:
-            self._products += gradient @ self._directions[name].T
+        for signal, vectors in self._vectors_of(name):
+            self._products[signal] += gradient @ vectors.T
         if self._preconditioned is not None:
             sketch, adam = self._preconditioned
             self._step += sketch.count.project(name, adam(name, gradient))
@@ -344,10 +356,10 @@ class BatchGradients:
             self._square += torch.linalg.vector_norm(value, dim=1).square_()
         if self._sketch is not None:
             self._vector += self._sketch.count.project_entries(name, size, entry, value)
-        if name in self._directions:
+        for signal, vectors in self._vectors_of(name):
             present = torch.where(entry >= 0, value, 0.0)
-            chosen = self._directions[name][:, entry.clamp_min(0)]  # h × b × entries
-            self._products += (chosen * present).sum(2).T
+            chosen = vectors[:, entry.clamp_min(0)]  # h × b × entries
+            self._products[signal] += (chosen * present).sum(2).T
         if self._preconditioned is not None:  # elsewhere Γ is Γ(0), not zero: add Γ(0), and the difference at entries
             sketch, adam = self._preconditioned
             at_zero = adam(name, value.new_zeros(1, size))
@@ -361,13 +373,17 @@ class BatchGradients:
         return self._square.double().sqrt()
 
     def signals(self) -> dict[str, Float[np.ndarray, "b ..."]]:
-        """‖g‖₂, the sketch of g, and the sketch of Adam's step of each example, those that were asked for."""
+        """‖g‖₂, the sketch of g, the sketch of Adam's step and the alignments, those that were asked for."""
         norms = {"grad_norm": self.lengths.cpu().numpy()} if self._gives_norm else {}
         sketches = {"grad_sketch": self._vector.cpu().numpy()} if self._sketch is not None else {}
         steps = {"adam_grad_sketch": self._step.cpu().numpy()} if self._preconditioned is not None else {}
-        cosines = self._products.double() / self.lengths.clamp_min(1e-30)[:, None]
-        aligned = {"future_alignment": cosines.cpu().numpy()} if self._directions else {}
+        lengths = self.lengths.clamp_min(1e-30)[:, None]
+        aligned = {signal: (products.double() / lengths).cpu().numpy() for signal, products in self._products.items()}
         return norms | sketches | steps | aligned
+
+    def _vectors_of(self, name: str) -> list[tuple[str, Float[Tensor, "h n"]]]:
+        """Per alignment that has them: its signal, and its directions of the weight ``name``."""
+        return [(signal, vectors[name]) for signal, vectors in self._directions.items() if name in vectors]
 
 
 def loss_scale(counts: Int[np.ndarray, " b"], hidden: Float[Tensor, "b T d"]) -> Float[Tensor, " b"] | None:

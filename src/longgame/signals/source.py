@@ -16,13 +16,14 @@ from jaxtyping import Float, Int
 from longgame.data.examples import RESPONSE_LAST, Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, unknown
 from longgame.seeding import stream_seed
-from longgame.signals.base import CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
+from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
 from longgame.signals.quality import quality_scores
 
 if TYPE_CHECKING:
     from torch import nn
 
     from longgame.signals.cache import SignalCache
+    from longgame.signals.gradients import AdamPreconditioner
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file."""
@@ -41,12 +42,15 @@ class SignalSource:
     every ``proxy_refresh`` steps; ``step = None`` (not training) measures it at every call.
 
     Args:
-        engine: computes live signals, e.g. a `SignalEngine`. One that computes ``future_alignment`` has
-            ``measure_directions(pool, weights)`` and ``directions`` (see `SignalEngine`).
+        engine: computes live signals, e.g. a `SignalEngine`. One that computes alignments has ``measure_directions``
+            and ``directions`` (see `SignalEngine`).
         base: context manager in which the engine computes signals of the frozen base; None: the base is gone.
         candidates: returns the pools over which ``cluster`` and ``difficulty`` are fitted; None: a stream.
         proxy: returns the proxy mixture (or target set) behind ``future_proxy``; None: there is none.
-        proxy_refresh: optimizer steps after which ``future_proxy`` is measured again.
+        evaluation: returns an audit's evaluation items, behind ``evaluation_alignment``; None: there are none.
+        preconditioner: returns Adam's moments as they are now, for ``adam_future_alignment``; None before the first
+            step, or where another optimizer trains: the alignment is then the plain one.
+        proxy_refresh: optimizer steps after which ``future_proxy`` and the directions of alignments are measured again.
         clusters: k of the k-means behind ``cluster``.
         seed: of the k-means.
         supported: names of the signals that have a meaning here; default: all.
@@ -55,7 +59,8 @@ class SignalSource:
 
     Attributes:
         frozen: columns looked up by id before anything is computed: a seed's frozen pass, or what was fitted here.
-        proxy_passes: times that ``future_proxy`` was measured since `begin_stage`.
+        proxy_passes, evaluation_passes: times that the model read the proxy mixture and the evaluation items since
+            `begin_stage`.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class SignalSource:
         base: Callable[[], AbstractContextManager[Any]] | None = None,
         candidates: Callable[[], Sequence[Pool]] | None = None,
         proxy: Callable[[], Pool] | None = None,
+        evaluation: Callable[[], Pool] | None = None,
+        preconditioner: Callable[[], AdamPreconditioner | None] = lambda: None,
         proxy_refresh: int = 8,
         clusters: int = 8,
         seed: int = 0,
@@ -74,14 +81,16 @@ class SignalSource:
     ) -> None:
         self.engine = engine
         self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
+        self.evaluation, self.preconditioner = evaluation, preconditioner
         self.frozen: FrozenSignals | None = None
         self.step: int | None = None
-        self.proxy_passes = 0
+        self.proxy_passes = self.evaluation_passes = 0
         self._base, self._clusters, self._seed, self._supported = base, clusters, seed, frozenset(supported)
         self.cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
         self._proxy: tuple[int, np.ndarray] | None = None
-        self._directed: int | None = None
+        self._directed: dict[str, int] = {}
+        """Step at which the directions of each alignment were measured."""
         self._first: tuple[int, str | None] = (0, None)
 
     @classmethod
@@ -92,7 +101,7 @@ class SignalSource:
             model: a causal LM or a PeftModel. A model trained in full has no base left; see `prepare`.
             pad_token_id: fills up batches; None is refused where a signal needs the model.
             seed: of sketches and clusters.
-            options: candidates, proxy, proxy_refresh, clusters, cache of `SignalSource`.
+            options: candidates, proxy, preconditioner, proxy_refresh, clusters, cache of `SignalSource`.
         """
         from longgame.models.adaptation import adaptation_of
         from longgame.signals.cache import try_fingerprint
@@ -138,12 +147,12 @@ class SignalSource:
                 columns[name] = compute(self, pool)
         if shared:
             size, fingerprint = self._first
-            if "future_alignment" in shared:
-                proxy = self._direct()
-                if fingerprint is not None:  # the column depends on the proxy, too
+            for name in (name for name in shared if name in ALIGNMENTS):
+                items = self._direct(name)
+                if fingerprint is not None:  # the column depends on these items, too
                     from longgame.signals.cache import pool_fingerprint
 
-                    fingerprint = f"{fingerprint}-{pool_fingerprint(proxy)}"
+                    fingerprint = f"{fingerprint}-{pool_fingerprint(items)}"
             columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._future_proxy() for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
@@ -155,12 +164,12 @@ class SignalSource:
             first: a pool whose live signals before the first step are stored in the cache. Give it where the model is
                 untouched: all trials of a seed then see the same signals at their first choice from the whole pool.
         """
-        self.step, self.proxy_passes, self._proxy, self._directed = 0, 0, None, None
+        self.step, self.proxy_passes, self.evaluation_passes, self._proxy, self._directed = 0, 0, 0, None, {}
         self._first = (0, None) if first is None else (len(first), self._content())
 
     def end_stage(self) -> None:
         """Stop counting steps: from now on ``future_proxy`` is measured at every call."""
-        self.step, self._proxy, self._directed, self._first = None, None, None, (0, None)
+        self.step, self._proxy, self._directed, self._first = None, None, {}, (0, None)
 
     def prepare(self, names: Sequence[str]) -> None:
         """Compute base signals of all candidates now if the model will have no base once it is trained.
@@ -200,7 +209,7 @@ class SignalSource:
         frozen = self.frozen.to_arrays() if self.frozen is not None and self._base is None else {}
         proxy = {} if self._proxy is None else {"step": self._proxy[0], "future_proxy": self._proxy[1]}
         engine: Any = self.engine
-        directions = {} if self._directed is None else {"step": self._directed, "of": dict(engine.directions)}
+        directions = {"steps": dict(self._directed), "of": engine.directions} if self._directed else {}
         return {"proxy": proxy, "directions": directions, "frozen": frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,7 +218,8 @@ class SignalSource:
         self._proxy = (int(proxy["step"]), np.asarray(proxy["future_proxy"])) if proxy else None
         if directions := state["directions"]:
             engine: Any = self.engine
-            self._directed, engine.directions = int(directions["step"]), dict(directions["of"])
+            self._directed = {name: int(step) for name, step in directions["steps"].items()}
+            engine.directions = directions["of"]
         if state["frozen"]:
             frozen = state["frozen"]
             self.frozen = FrozenSignals.from_arrays(frozen, [name for name in COLUMNS if name in frozen])
@@ -271,17 +281,33 @@ class SignalSource:
         """Content of the model as it is now, where there is a cache."""
         return None if self.cache is None else self._fingerprint()
 
-    def _direct(self) -> Pool:
-        """Measure the proxy's directions, at most ``proxy_refresh`` steps old in training; return the proxy."""
-        if self.proxy is None:
-            raise RecipeError(_NO_PROXY.format(name="future_alignment"))
-        engine: Any = self.engine
-        pool = self.proxy()
-        if self.step is None or self._directed is None or self.step - self._directed >= self.proxy_refresh:
-            engine.measure_directions(pool, proxy_weights(pool))
-            self._directed = self.step or 0
-            self.proxy_passes += 1
-        return pool
+    def _direct(self, name: str) -> Pool:
+        """Measure the directions of this alignment, at most ``proxy_refresh`` steps old in training.
+
+        Returns the items whose gradients they are.
+        """
+        needs = SIGNALS[name].needs
+        if "evaluation" in needs:
+            if self.evaluation is None:
+                raise RecipeError(
+                    f"a selector requires {name}, and only an audit has evaluation items. Use the selector in an audit."
+                )
+            items = self.evaluation()
+        elif self.proxy is None:
+            raise RecipeError(_NO_PROXY.format(name=name))
+        else:
+            items = self.proxy()
+        if self.step is None or name not in self._directed or self.step - self._directed[name] >= self.proxy_refresh:
+            engine: Any = self.engine
+            engine.measure_directions(
+                items, half_weights(items), name, self.preconditioner() if "optimizer" in needs else None
+            )
+            self._directed[name] = self.step or 0
+            if "evaluation" in needs:
+                self.evaluation_passes += 1
+            else:
+                self.proxy_passes += 1
+        return items
 
     def _future_proxy(self) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
@@ -294,8 +320,8 @@ class SignalSource:
         return self._proxy[1]
 
 
-def proxy_weights(pool: Pool) -> Float[np.ndarray, "n 2"]:
-    """Weights of the proxy items' unit gradients in the directions of both halves of the mixture.
+def half_weights(pool: Pool) -> Float[np.ndarray, "n 2"]:
+    """Weights of the items' unit gradients in the directions of both halves of the proxy mixture (or of other items).
 
     Items of one capability (`Example.skill`) are a group. Each group is split into two halves, every second item; a
     half's direction is the mean over groups of the mean of its gradients at unit length, so that neither a long

@@ -54,7 +54,9 @@ class TrainingReport:
     model: ModelFlops | None = None
     """FLOPs of a token; None: a closed form, or a model whose FLOPs are not known."""
     proxy_passes: int = 0
-    """Times that the future-proxy mixture was measured."""
+    """Times that the model read the future-proxy mixture."""
+    evaluation_passes: int = 0
+    """Times that the model read the evaluation items, for a selector that looks at them."""
 
 
 def stage_order(pool: Pool, rng: np.random.Generator) -> Int[np.ndarray, " n"]:

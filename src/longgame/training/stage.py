@@ -27,6 +27,7 @@ from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.signals.projection import UpdateSketch
+from longgame.signals.source import SignalSource
 from longgame.training.candidates import Candidates, padded_batch
 from longgame.training.compat import global_rng_restored, model_untouched
 from longgame.training.config import SelectionConfig
@@ -138,6 +139,8 @@ class StageTrainer(SelectionMixin, Trainer):
         ticks = _ticks(pool, selection, spec)
         super().__init__(model, arguments, train_dataset=ticks, selection=selection, signals=scorer)
         self._selection_pool = pool
+        if isinstance(scorer, SignalSource):
+            scorer.preconditioner = self._selection_preconditioner
         self.gradients = GradientRecorder(trainable, spec.steps, seed=selection.seed or 0)
         self.remove_callback(PrinterCallback)
         # train() begins with Accelerator.free_memory, which collects all garbage. This accelerator is new and holds

@@ -29,6 +29,7 @@ from longgame.seeding import stream_seed
 from longgame.selection.base import Selector
 from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.signals.base import Signals
+from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_state
 from longgame.training.candidates import SELECTION_COLUMNS, Candidates, pool_of, with_ids
@@ -232,6 +233,7 @@ class SelectionMixin(_Base):
                 seed=self._selection_seed(),
                 candidates=None if stream else lambda: [self._selection_candidates()],
                 proxy=None if proxy is None else lambda: proxy,
+                preconditioner=self._selection_preconditioner,
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
             )
@@ -241,6 +243,13 @@ class SelectionMixin(_Base):
                 with evaluating(self.model.modules()):
                     source.prepare(self.selection_policy.required)
         return source
+
+    def _selection_preconditioner(self) -> AdamPreconditioner | None:
+        """Adam's moments as they are now; None before its first step, or where another optimizer trains."""
+        optimizer: Any = self.optimizer
+        if optimizer is None or not any("exp_avg_sq" in state for state in optimizer.state.values()):
+            return None
+        return AdamPreconditioner.from_optimizer(optimizer, self.model)
 
     def _selection_score(self, pool: Pool, names: Sequence[str]) -> Signals:
         rounds = self.selection_policy.rounds

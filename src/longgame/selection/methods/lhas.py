@@ -75,9 +75,11 @@ class LHASSelector(Selector):
       nearest remembered or picked embedding. ``cluster``: −log(1 + examples of the cluster selected so far). It is
       evaluated again as picks are made, over the candidates that are left.
     - p, ``future``: how far the example's gradient points where those of the future-proxy mixture do. ``exact``: mean
-      cosine with the gradients of its items (`future_alignment`), over both halves of the mixture; its weight is
-      multiplied by the reliability of the term. ``sketch``: cosine with their mean by gradient sketches, whose error
-      exceeds the spread of p; no reliability.
+      cosine with the gradients of its items (`future_alignment`), over both halves of the mixture. ``adam``: the same
+      with the items' gradients scaled by Adam's second moments (`adam_future_alignment`), as its steps are; equal to
+      ``exact`` at the first step of a stage, and where another optimizer trains. The weight of both is multiplied by
+      the reliability of the term. ``sketch``: cosine with their mean by gradient sketches, whose error exceeds the
+      spread of p; no reliability.
     - a, ``concentration``: how far the example's cluster exceeds a uniform share of the tokens selected before,
       max(0, share − 1/clusters), plus the squared cosine of its gradient sketch with the top direction of the gradients
       selected before: in earlier stages (S_{1:t−1}, as eq. 5 has it), or up to the beginning of the round.
@@ -99,14 +101,14 @@ class LHASSelector(Selector):
         refreshes: coverage is evaluated again after every 1/refreshes of the round's budget (after every pick if that
             is less than one example), so the cost stays linear in the pool.
         positions: those of `UtilityDiversitySelector`.
-        alignment: how p is measured: ``exact`` or ``sketch``.
+        alignment: how p is measured: ``adam``, ``exact`` or ``sketch``.
         concentration_history: of a: ``earlier-stages`` or ``all``.
         clusters: number of skill clusters behind 1/clusters; default: those among the candidates so far, of this and
             earlier rounds.
 
     ``scores``: the four terms as scaled, before their weights (NaN if switched off), and ``score``, their weighted sum;
-    coverage and score are those of when the candidate was picked or last considered. With exact alignment,
-    ``reliability`` of p, equal for all candidates of a round.
+    coverage and score are those of when the candidate was picked or last considered. Unless alignment is
+    ``sketch``, ``reliability`` of p, equal for all candidates of a round.
     """
 
     name = "lhas"
@@ -114,7 +116,7 @@ class LHASSelector(Selector):
         "logit_nuclear_norm",
         "logit_sketch",
         "embedding",
-        "future_alignment",
+        "adam_future_alignment",
         "grad_sketch",
         "cluster",
     )
@@ -133,10 +135,13 @@ class LHASSelector(Selector):
         refreshes: int = 32,
         clusters: int | None = None,
         positions: Literal["all", "response"] = "all",
-        alignment: Literal["exact", "sketch"] = "exact",
+        alignment: Literal["adam", "exact", "sketch"] = "adam",
         concentration_history: Literal["earlier-stages", "all"] = "earlier-stages",
     ) -> None:
-        self.exact = choice(self.name, "alignment", alignment, ("exact", "sketch")) == "exact"
+        self.aligned = {"adam": "adam_future_alignment", "exact": "future_alignment", "sketch": ""}[
+            choice(self.name, "alignment", alignment, ("adam", "exact", "sketch"))
+        ]
+        """Signal of p; empty: by sketches."""
         allowed = ("earlier-stages", "all")
         self.past_only = choice(self.name, "concentration_history", concentration_history, allowed) == allowed[0]
         self._past: tuple[dict[int, int], Float[np.ndarray, " d"] | None] | None = None
@@ -163,7 +168,7 @@ class LHASSelector(Selector):
         if self.coverage_weight:
             signals.append("embedding" if self.coverage == "distance" else "cluster")
         if self.future_weight:
-            signals += ["future_alignment"] if self.exact else ["grad_sketch", "future_proxy"]
+            signals += [self.aligned] if self.aligned else ["grad_sketch", "future_proxy"]
         if self.concentration_weight:
             signals += ["grad_sketch", "cluster"]
         self.requires = tuple(dict.fromkeys(signals))
@@ -184,7 +189,7 @@ class LHASSelector(Selector):
         check_budget(tokens, budget)
         terms, fixed = self._fixed_terms(sorted_signals, history)
         rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
-        if self.future_weight and self.exact:
+        if self.future_weight and self.aligned:
             terms["reliability"] = np.full(len(pool), self.reliability)
         place = np.argsort(by_id)
         return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
@@ -201,15 +206,15 @@ class LHASSelector(Selector):
         utility = future = concentration = np.full(n, np.nan)
         total = np.zeros(n)
         future_weight, concentration_weight = self._weights(signals)
-        if self.future_weight and self.exact:
-            self._measure_agreement(signals["future_alignment"])
+        if self.future_weight and self.aligned:
+            self._measure_agreement(signals[self.aligned])
             future_weight *= self.reliability
         if self.utility_weight:
             utility = scale(self.uds.terms(signals)["score"], self.normalise)
             total += self.utility_weight * utility
         if self.future_weight:
-            if self.exact:
-                aligned = np.asarray(signals["future_alignment"], dtype=np.float64).mean(axis=1)
+            if self.aligned:
+                aligned = np.asarray(signals[self.aligned], dtype=np.float64).mean(axis=1)
             else:
                 aligned = proxy_cosine(signals, self.name, "set future_weight to 0")
             future = scale(aligned, self.normalise)

@@ -56,7 +56,7 @@ class AdaptiveLHASSelector(LHASSelector):
         refreshes: int = 32,
         clusters: int | None = None,
         positions: Literal["all", "response"] = "all",
-        alignment: Literal["exact", "sketch"] = "exact",
+        alignment: Literal["adam", "exact", "sketch"] = "adam",
         concentration_history: Literal["earlier-stages", "all"] = "earlier-stages",
         smoothing: float = 0.8,
     ) -> None:
