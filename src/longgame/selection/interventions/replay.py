@@ -182,7 +182,8 @@ class Replay(Intervention):
                 f"selector '{self.name}' replays examples of other stages, which only an audit has. In a trainer of "
                 "your own, put them into the training dataset."
             )
-        total, least = self._spent + budget, self._least(pool)
+        total = self._spent + budget
+        least = self._least(pool) if total < self._budget else 0  # the last round keeps no room: nothing comes after it
         round_budget, left = budget - self._saved, budget
         offered = pool
         for queue in sorted(self._queues, key=lambda queue: -queue.owed(total)):
