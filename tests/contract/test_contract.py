@@ -54,13 +54,13 @@ class TakesSomethingAnyway(Sound):
 class GoesByPosition(Sound):
     def select(self, pool, signals, history, budget, rng):
         score = rng.random(len(pool))
-        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
+        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.costs, budget), {"score": score})
 
 
 class BreaksTiesByPosition(Sound):
     def select(self, pool, signals, history, budget, rng):
         order = np.argsort(-signals["loss"], kind="stable")
-        return Selection.of(pool, fill_budget(order, pool.tokens, budget), {"score": signals["loss"]})
+        return Selection.of(pool, fill_budget(order, pool.costs, budget), {"score": signals["loss"]})
 
 
 class GlobalRandom(Sound):

@@ -56,7 +56,7 @@ class Plain(Selector):
     requires = ("loss",)
 
     def select(self, pool, signals, history, budget, rng):
-        return Selection.of(pool, fill_by_score(signals["loss"], pool.ids, pool.tokens, budget))
+        return Selection.of(pool, fill_by_score(signals["loss"], pool.ids, pool.costs, budget))
 
 
 class Subset(Plain):

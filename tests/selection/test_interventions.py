@@ -427,7 +427,7 @@ class Own(Selector):
 
     def select(self, pool, signals, history, budget, rng):
         rows = np.array([row for row in descending(signals["loss"], pool.ids) if pool.ids[row] not in self.rejects])
-        return Selection.of(pool, fill_budget(rows, pool.tokens, budget), self.scores(pool, signals))
+        return Selection.of(pool, fill_budget(rows, pool.costs, budget), self.scores(pool, signals))
 
 
 def test_penalty_never_picks_what_the_selector_scores_nan(world) -> None:

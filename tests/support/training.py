@@ -60,7 +60,7 @@ class Peek(Selector):
     def select(self, pool, signals, history, budget, rng):
         self.rounds += 1
         score = signals["loss"] + 1e-3 * self.rounds * rng.random(len(pool))
-        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.tokens, budget), {"score": score})
+        return Selection.of(pool, fill_budget(descending(score, pool.ids), pool.costs, budget), {"score": score})
 
     def state_dict(self):
         return {"rounds": self.rounds}
@@ -75,7 +75,7 @@ class Coin(Selector):
     name = "coin"
 
     def select(self, pool, signals, history, budget, rng):
-        return Selection.of(pool, fill_budget(rng.permutation(len(pool)), pool.tokens, budget))
+        return Selection.of(pool, fill_budget(rng.permutation(len(pool)), pool.costs, budget))
 
 
 def make_policy(selector=None, seed=0):
