@@ -132,7 +132,7 @@ def test_optional_fields_reach_the_example(tmp_path: Path) -> None:
         "easy",
         {"task": "sum"},
     )
-    assert listed.answer == "two | 2"
+    assert listed.answer == ("two", "2")
     assert (number.answer, number.quality, number.choices) == ("7", None, None)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 
 import numpy as np
 import pytest
 import reasoning_gym
+from reasoning_gym.dataset import ProceduralDataset
+from reasoning_gym.factory import DATASETS
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError
-from longgame.evaluation.answers import reward, verified
+from longgame.evaluation.answers import PURE_VERIFIERS, reward, verified
 from longgame.evaluation.scorers import (
     NEEDS,
     SCORERS,
@@ -109,9 +113,9 @@ def test_choice_refuses_an_answer_that_is_no_option() -> None:
 
 @pytest.fixture(scope="module")
 def procedural() -> list[Example]:
-    """Items of three data sets, one with many right answers (countdown) and one with partial credit."""
+    """Items of three data sets, one with many right answers (prime_factorization) and one with partial credit."""
     items = []
-    for name in ("countdown", "basic_arithmetic", "word_sorting"):
+    for name in ("prime_factorization", "basic_arithmetic", "word_sorting"):
         entry = reasoning_gym.create_dataset(name, size=1, seed=3)[0]
         verifier = {"library": "reasoning_gym", "dataset": name, "entry": entry}
         items.append(Example.make(entry["question"], entry["answer"], answer=entry["answer"], verifier=verifier))
@@ -127,10 +131,10 @@ def test_library_answer_earns_full_reward_if_marked(procedural) -> None:
 
 
 def test_the_verifier_accepts_what_a_text_comparison_would_not(procedural) -> None:
-    countdown = procedural[0]
-    other = f"({countdown.response})"
-    assert other != countdown.answer
-    assert verified(countdown, other)
+    factors = procedural[0]
+    other = " × ".join(reversed(factors.response.split(" × ")))
+    assert other != factors.answer
+    assert verified(factors, other)
 
 
 def test_partial_credit_counts_for_verifier_only(procedural) -> None:
@@ -146,7 +150,7 @@ def test_unparsable_answer_earns_0_broken_entry_raises() -> None:
     verifier = {"library": "reasoning_gym", "dataset": "prime_factorization", "entry": entry}
     assert reward(Example.make("p", entry["answer"], verifier=verifier), "((((") == 0
     assert reward(Example.make("p", entry["answer"], verifier=verifier), "  ") == 0
-    broken = Example.make("p", entry["answer"], verifier={**verifier, "entry": {"metadata": {}}})
+    broken = Example.make("p", entry["answer"], verifier={**verifier, "entry": {"answer": "a × b"}})
     with pytest.raises(DataError, match=rf"{broken.sample_id}.*prime_factorization.*own"):
         reward(broken, "2 × 3")
 
@@ -156,12 +160,55 @@ def test_unparsable_answer_earns_0_broken_entry_raises() -> None:
     [
         ({"dataset": "countdown"}, "lacks library, entry"),
         ({"library": "other", "dataset": "d", "entry": {}}, "unknown verifier library 'other'"),
-        ({"library": "reasoning_gym", "dataset": "countdwn", "entry": {}}, "Did you mean 'countdown'"),
+        ({"library": "reasoning_gym", "dataset": "chain_sm", "entry": {}}, "Did you mean 'chain_sum'"),
+        ({"library": "reasoning_gym", "dataset": "composite", "entry": {}}, "'composite' is not one of the 78"),
+        ({"library": "reasoning_gym", "dataset": "lcm", "entry": {"answer": 3}}, "no text as `answer`"),
     ],
 )
 def test_a_wrong_verifier_is_explained(verifier, message) -> None:
     with pytest.raises(DataError, match=message):
         reward(Example.make("p", "r", verifier=verifier), "1")
+
+
+EVALUATES = {"eval", "exec", "compile", "parse_expr", "sympify", "literal_eval", "import_module", "__import__"}
+
+
+def test_no_allowed_verifier_evaluates_a_text() -> None:
+    for name in sorted(PURE_VERIFIERS):
+        cls = DATASETS[name][0]
+        if cls.score_answer is ProceduralDataset.score_answer:  # compares two texts
+            continue
+        tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))
+        calls = {
+            getattr(call.func, "attr", getattr(call.func, "id", ""))
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call)
+        }
+        calls -= {"compile"} if "re.compile" in ast.unparse(tree) else set()
+        assert not calls & EVALUATES, name
+
+
+@pytest.mark.parametrize(
+    "name", ["bitwise_arithmetic", "n_queens", "puzzle24", "string_insertion", "simple_integration"]
+)
+def test_a_verifier_that_evaluates_is_refused_and_runs_nothing(name, tmp_path) -> None:
+    mark = tmp_path / "mark"
+    code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    entry = {"answer": code, "metadata": {"problem": code, "integrand": code, "variable": "x"}}
+    item = Example.make("p", "r", verifier={"library": "reasoning_gym", "dataset": name, "entry": entry})
+    for scorer in ("exact_match", "verifier"):
+        with pytest.raises(DataError, match=f"item {item.sample_id}: the verifier of '{name}' is not one of"):
+            build_scorer(scorer).measures(item)
+    with pytest.raises(DataError, match="which data must not do"):
+        reward(item, code)
+    assert not mark.exists()
+
+
+def test_an_answer_beyond_all_measure_earns_nothing(procedural) -> None:
+    assert reward(procedural[1], "9" * 30_000) == 0
+    thought = f"<think>It is 3.</think> The answer is {procedural[1].response}"
+    assert reward(procedural[1], thought) == 1
+    assert reward(procedural[1], f"<think>{procedural[1].response}") == 0
 
 
 def test_registered_scorers_follow_the_contract() -> None:

@@ -37,8 +37,8 @@ class Example:
     """Sub-skill or source inside a stage; scores are macro-averaged over it."""
     quality: float | None = None
     """External quality score in [0, 1], where the source carries one."""
-    answer: str | None = None
-    """Short gold answer for exact match; alternatives joined by `` | ``."""
+    answer: str | tuple[str, ...] | None = None
+    """Short gold answer for exact match, or several that are accepted alike."""
     choices: tuple[str, ...] | None = None
     """Option texts of a multiple-choice item."""
     source: str | None = None

@@ -295,17 +295,12 @@ def _optional(row: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("skill", "source", "difficulty"):
         if row.get(key) is not None:
             fields[key] = _text(row[key], key)
-    answer = row.get("answer")
-    if answer is not None:
-        alternatives = answer if isinstance(answer, list | tuple) else [answer]
-        if not all(isinstance(item, str | int | float | bool) for item in alternatives):
-            raise _RowError("'answer' is neither a text, a number nor a list of them")
-        fields["answer"] = " | ".join(str(item) for item in alternatives)
     choices = row.get("choices")
     if choices is not None:
         if not isinstance(choices, list | tuple) or not all(isinstance(item, str) for item in choices):
             raise _RowError("'choices' is not a list of texts")
         fields["choices"] = tuple(choices) or None
+    fields["answer"] = _answer(row.get("answer"), fields.get("choices"))
     quality = row.get("quality")
     if quality is not None:
         number = isinstance(quality, int | float) and not isinstance(quality, bool)
@@ -323,6 +318,25 @@ def _optional(row: Mapping[str, Any]) -> dict[str, Any]:
             raise _RowError("'verifier' is not an object")
         fields["verifier"] = verifier
     return fields
+
+
+def _answer(value: Any, choices: tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """The gold answer of a row: a text, several, or None where it is empty; a whole number may number the choices."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    answers = []
+    for item in values:
+        if item is None or item == "" or (isinstance(item, float) and math.isnan(item)):
+            continue
+        if not isinstance(item, str | int | float):
+            raise _RowError("'answer' is neither a text, a number nor a list of them")
+        if choices and isinstance(item, int) and not isinstance(item, bool) and str(item) not in choices:
+            if not 0 <= item < len(choices):
+                raise _RowError(
+                    f"'answer' is {item}, which numbers none of the {len(choices)} choices (0 is the first)"
+                )
+            item = choices[item]
+        answers.append(str(item))
+    return None if not answers else answers[0] if len(answers) == 1 else tuple(answers)
 
 
 # Files of scores and keep flags that a user's own system gave to candidates.

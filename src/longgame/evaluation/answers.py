@@ -1,11 +1,13 @@
 r"""Answers in free text: extraction and comparison, one small rule per function.
 
 The rules are those of GSM8K, MATH and multiple-choice benchmarks (``#### N``, ``\boxed{}``, "the answer is X", the last
-number, a letter, yes/no). No rule looks at the gold answer to decide what the text answers.
+number, a letter, yes/no). No rule looks at the gold answer to decide what the text answers. Formulas are compared by
+math-verify. Every pattern runs in time linear in the text, and nothing of a text is ever evaluated as code.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +16,50 @@ from functools import cache
 from typing import Any
 
 from longgame.data.examples import Example
-from longgame.errors import DataError, unknown
+from longgame.errors import DataError, did_you_mean, unknown
 
-_STATED = re.compile(r"\banswer\s*(?:\bis\b\s*:?|:|=)\s*(.+?)\s*(?:\.(?=\s|$)|\n|$)", re.IGNORECASE)
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>[-+−]?)\$?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?P<part>\.\d+)?(?:/(?P<below>\d+))?(?!\w|/\d|,\d{3})"
+_MOST_DIGITS = 1000
+"""Digits of a number; more are no answer (Python itself refuses more than 4,300)."""
+_MOST_EXPONENT = 300
+_LONGEST_FORMULA = 500
+"""Characters of a formula that math-verify reads."""
+
+_THINKING = re.compile(r"<(think|thinking|reasoning)>")
+_THOUGHT = re.compile(r"</(?:think|thinking|reasoning)>")
+_ANSWER_TAG = re.compile(r"<answer>")
+_STATED = re.compile(
+    r"\banswer[*_\"']*[ \t]*(?:is\b[ \t]*:?|[:=：])|答案[ \t]*(?:[是为]|[:：])[ \t]*[:：]?", re.IGNORECASE
 )
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}")
-_PLAIN_NUMBER = re.compile(r"(?P<sign>[-+]?)(?:(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<part>\.\d*)?|(?P<only>\.\d+))")
-_WORD = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
+_REASON = re.compile(r"\s(?:because|since)\b", re.IGNORECASE)
+_ABBREVIATIONS = {"dr", "mr", "mrs", "ms", "prof", "st", "vs", "no", "jr", "sr", "e.g", "i.e", "etc", "approx", "fig"}
+_SPACES = "\u00a0\u2009\u202f"
+"""No-break, thin and narrow no-break space: between groups of three digits they separate thousands."""
+_HALVES = re.compile("[¼-¾⅐-⅞]")
+_LATEX_FRACTION = re.compile(
+    r"\\[dt]?frac\s{0,3}(?:\{\s{0,3}(-?\d+)\s{0,3}\}\s{0,3}\{\s{0,3}(-?\d+)\s{0,3}\}|(\d)(\d))"
+)
+_GROUPS = r"\d{1,3}(?:,\d{3})+"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+−]?)[$€£]?(?:(?P<mixed>\d+) +(?P<above>\d+)/(?P<under>\d+)"
+    rf"|(?P<whole>{_GROUPS}|\d+)?(?P<part>\.\d+)?(?P<power>[eE][-+]?\d+)?(?:/(?P<below>\d+))?)(?!/?\d|,\d{{3}})"
+)
+_PLAIN_NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)(?:(?P<whole>{_GROUPS}|\d+)(?P<part>\.\d*)?|(?P<only>\.\d+))(?P<power>[eE][-+]?\d+)?"
+)
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_WORD = re.compile(r"(?:(\bnot|n['’]t)\s{1,3})?\b(yes|no|true|false)\b", re.IGNORECASE)
 _TRUTH_WORDS = {"yes", "no", "true", "false"}
+_OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_DECORATION = "*_`\"'“”‘’ \t"
+
+
+def visible(text: str) -> str:
+    """The text without its thinking: what follows the last closing tag, and nothing of a block that never closes."""
+    closings = list(_THOUGHT.finditer(text))
+    if closings:
+        return text[closings[-1].end() :]
+    opening = _THINKING.search(text)
+    return text if opening is None else text[: opening.start()]
 
 
 def boxed(text: str) -> str | None:
@@ -40,80 +75,164 @@ def boxed(text: str) -> str | None:
     return None
 
 
+def tagged(text: str) -> str | None:
+    """The content of the last ``<answer>…</answer>``, or None; an open tag ends with the text."""
+    openings = list(_ANSWER_TAG.finditer(text))
+    return text[openings[-1].end() :].partition("</answer>")[0].strip() if openings else None
+
+
 def after_hashes(text: str) -> str | None:
-    """The text after the last ``####`` on its line, or None."""
-    parts = _HASHES.findall(text)
-    return parts[-1].strip() or None if parts else None
+    """The text after the last ``####`` on its line, or None.
+
+    A line of ``####`` with more lines below it is a heading of Markdown, unless a number stands behind the hashes.
+    """
+    _, mark, behind = text.rpartition("####")
+    line, _, below = behind.partition("\n")
+    line = line.strip()
+    if not mark or not line:
+        return None
+    heading = below.strip() and parse_number(line) is None and not (line[0].isdigit() or line[0] in "-+$€£\\")
+    return None if heading else line
 
 
 def stated(text: str) -> str | None:
-    """X of the last "the answer is X" / "Answer: X" (to the end of the sentence or line), or None."""
-    parts = _STATED.findall(text)
-    return parts[-1].strip() if parts else None
+    """X of the last "the answer is X" / "Answer: X" / "答案：X", or None.
+
+    X ends with the sentence or line, and before "because" or "since". A full stop behind an initial or a common
+    abbreviation ends no sentence.
+    """
+    matches_ = list(_STATED.finditer(text))
+    if not matches_:
+        return None
+    line = text[matches_[-1].end() :].lstrip(_DECORATION).partition("\n")[0]
+    reason = _REASON.search(line)
+    return _sentence(line if reason is None else line[: reason.start()]).strip(" \t*_")
+
+
+def _sentence(line: str) -> str:
+    """The line up to the end of its first sentence."""
+    for match in re.finditer(r"[.。！!?？](?=\s|$|\*)|。", line):
+        word = line[: match.start()].rsplit(None, 1)[-1:] or [""]
+        short = (len(word[0]) == 1 and word[0].isupper()) or word[0].casefold() in _ABBREVIATIONS
+        if match[0] == "." and short and line[match.end() :].strip():
+            continue
+        return line[: match.start()]
+    return line
 
 
 def marked(text: str) -> str | None:
-    r"""The answer that the text marks as such: ``\boxed{}``, then ``####``, then "the answer is"; or None."""
-    return next((answer for rule in (boxed, after_hashes, stated) if (answer := rule(text)) is not None), None)
+    r"""The answer that the text marks as such, or None.
+
+    The order is ``\boxed{}``, ``<answer>``, ``####``, "the answer is". Thinking is left out.
+    """
+    text = visible(text)
+    return next((answer for rule in (boxed, tagged, after_hashes, stated) if (answer := rule(text)) is not None), None)
 
 
 def marked_or_all(text: str) -> str:
-    """The marked answer; the text itself where it marks none."""
+    """The marked answer; where the text marks none, the text without its thinking."""
     answer = marked(text)
-    return text if answer is None else answer
+    return visible(text) if answer is None else answer
+
+
+def _as_written(text: str) -> str:
+    r"""The text with one form of numbers: minus, ``\frac``, vulgar fractions, and thousands by commas."""
+    text = text.replace("−", "-").replace("\\$", "$").replace("\\%", "%").replace("\\!", "").replace("\\,", "\u2009")
+    text = text.replace("{,}", ",")
+    text = _LATEX_FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
+    text = _HALVES.sub(lambda match: f" {_vulgar(match[0])}", text)
+    return re.sub(rf"(?<=\d)[{_SPACES}](?=\d{{3}}(?!\d))", ",", text)
+
+
+def _vulgar(character: str) -> str:
+    """``1/2`` of ``½``."""
+    return unicodedata.normalize("NFKC", character).replace("\u2044", "/")
 
 
 def parse_number(text: str) -> Fraction | None:
     r"""The exact value of a text that is one number and nothing else, or None.
 
-    Allowed around the digits: ``$ € £``, a final ``%`` (dropped: "50%" is 50), thousands commas, trailing zeros, a
-    final full stop, LaTeX ``\$``, ``\%`` and ``\frac{a}{b}``. "1/2" equals "0.5"; "1/3" equals no decimal. A number
-    with a leading zero ("007") is a string of digits, not a number.
+    Allowed around the digits: ``$ € £``, a final ``%`` (dropped: "50%" is 50), thousands (commas, ``{,}``, ``\,``,
+    no-break and thin spaces), trailing zeros, an exponent, a final full stop, LaTeX ``\$``, ``\%``, ``\frac{a}{b}`` and
+    ``\frac12``, ½, and mixed numbers ("2 1/2"). "1/2" equals "0.5"; "1/3" equals no decimal. A number with a leading
+    zero ("007") is a string of digits, not a number, and so is one of more than 1,000 digits.
     """
-    text = text.strip().strip("*").replace("−", "-").replace("\\$", "$").replace("\\%", "%").replace("\\!", "")
+    text = text.strip().strip("*").strip()
     text = text.strip("$").strip() if text.startswith("$") and text.endswith("$") else text
-    text = _LATEX_FRACTION.sub(r"\1/\2", text).rstrip("%").strip()
-    text = re.sub(r"^([-+]?)\s*[$€£]\s*", r"\1", text)
+    text = _as_written(text).strip().rstrip("%").strip()
+    text = re.sub(r"^([-+]?) ?[$€£] ?", r"\1", text)
     above, slash, below = text.partition("/")
-    top = _plain(above)
-    if not slash or top is None:
-        return top
+    if not slash:
+        return _plain(text)
+    whole, space, numerator = above.strip().rpartition(" ")
     bottom = _plain(below)
-    return top / bottom if bottom else None
+    if not bottom or not below.strip().isdigit():
+        return None
+    if not space:
+        top = _plain(above)
+        return None if top is None else top / bottom
+    units, top = _plain(whole), _plain(numerator)
+    if units is None or top is None or units.denominator != 1 or not numerator.isdigit() or not 0 < top < bottom:
+        return None
+    return units - top / bottom if whole.strip().startswith("-") else units + top / bottom
 
 
 def _plain(text: str) -> Fraction | None:
     match = _PLAIN_NUMBER.fullmatch(text.strip())
-    if match is None:
+    if match is None or len(text) > _MOST_DIGITS:
         return None
     digits = (match["whole"] or "").replace(",", "")
-    if len(digits) > 1 and digits[0] == "0":
+    power = int(match["power"][1:]) if match["power"] and len(match["power"]) < 6 else 0
+    if (len(digits) > 1 and digits[0] == "0") or abs(power) > _MOST_EXPONENT or (match["power"] and not power):
         return None
     decimals = (match["part"] or match["only"] or "").rstrip(".")
-    value = Fraction(f"{digits or 0}{decimals}")
+    value = Fraction(f"{digits or 0}{decimals}") * Fraction(10) ** power
     return -value if match["sign"] == "-" else value
 
 
 def numbers(text: str) -> list[Fraction]:
-    """Every number of the text in order; a minus counts as a sign only where no digit or letter is before it."""
+    """Every number of the text in order.
+
+    A unit or a word of another script may touch a number ("15kg", "15元"), a letter before it ("H2O"), an exponent
+    ("m^2") and an ordinal ("2nd") make it none. A minus is a sign only where no digit or letter is before it.
+    """
+    text = _as_written(text)
     values = []
-    for match in _NUMBER.finditer(_LATEX_FRACTION.sub(r" \1/\2 ", text)):
-        if match["whole"] is None and match["part"] is None:
+    for match in _NUMBER.finditer(text):
+        start = match.start() + len(match["sign"])
+        if match["mixed"] is None and match["whole"] is None and match["part"] is None:
             continue
-        value = parse_number(match[0].strip())
+        before, sign = text[max(0, match.start() - 1) : match.start()], match["sign"]
+        if sign and before and (_is_letter(before) or before.isdigit() or before in ")_"):
+            before, sign = match["sign"], ""  # a difference, or a hyphen
+        if before and (_is_letter(before) or before.isdigit() or before in "._^"):
+            continue
+        if _ORDINAL.match(text, match.end()):
+            continue
+        value = parse_number(sign + text[start : match.end()])
         if value is not None:
             values.append(value)
     return values
 
 
+def _is_letter(character: str) -> bool:
+    """Whether it is a letter of a script with capitals; a number may stand right behind any other."""
+    return character.lower() != character.upper()
+
+
 def number_answered(text: str) -> Fraction | None:
-    """The number that a text gives as its answer: the first in its marked answer, else the last of the text."""
-    answer = marked_or_all(text)
-    value = parse_number(answer)
+    """The number that a text gives as its answer: the last in its marked answer, else the last of the text.
+
+    Of an equation in the marked answer, the last side counts. What stands in parentheses behind a number is an aside.
+    """
+    answer = marked(text)
+    if answer is not None:
+        answer = answer.rpartition("=")[2]
+    value = parse_number(visible(text) if answer is None else answer)
     if value is not None:
         return value
-    inside = numbers(answer)
-    return None if not inside else inside[-1] if marked(text) is None else inside[0]
+    inside = numbers(visible(text) if answer is None else re.sub(r"(?<=\S)\s{0,3}\([^()]*\)", "", answer))
+    return inside[-1] if inside else None
 
 
 def normalize(text: str) -> str:
@@ -124,31 +243,69 @@ def normalize(text: str) -> str:
 
 
 def truth_word(text: str) -> str | None:
-    """``yes``, ``no``, ``true`` or ``false``: the marked answer, else the opening word, else the last one; or None."""
+    """``yes``, ``no``, ``true`` or ``false``: the marked answer, else the opening word, else the last one; or None.
+
+    A negation turns the word ("not true" is ``false``). "No" before a noun ("no idea") answers nothing.
+    """
     answer = marked(text)
-    words = _WORD.findall(text if answer is None else answer)
+    words = list(_truth_words(visible(text) if answer is None else answer))
     if not words:
         return None
-    opening = _WORD.match(text.lstrip("\"'`*( ")) if answer is None else None
-    return (opening[1] if opening else words[0] if answer is not None else words[-1]).lower()
+    if answer is not None:
+        return words[0][1]
+    return words[0][1] if words[0][0] else words[-1][1]
+
+
+_IDLE = re.compile(
+    r"\s{1,3}(?:idea|one|way|doubt|matter|longer|more|need|problem|clue|reason|answer|information|such|other|evidence)\b",
+    re.IGNORECASE,
+)
+
+
+def _truth_words(text: str) -> Sequence[tuple[bool, str]]:
+    """(whether it opens the text, word) of each word that says yes or no."""
+    opening = len(text) - len(text.lstrip("\"'`*( \n"))
+    found = []
+    for match in _WORD.finditer(text):
+        word = match[2].lower()
+        opens = match.start() == opening
+        if word == "no" and (_IDLE.match(text, match.end()) or not (opens or _ends_clause(text, match.end()))):
+            continue
+        found.append((opens, _OPPOSITE[word] if match[1] else word))
+    return found
+
+
+def _ends_clause(text: str, end: int) -> bool:
+    behind = text[end:].lstrip("\"'`*)")
+    return not behind or not behind[0].isspace() or not behind.strip()
 
 
 def letter(text: str, options: int) -> int | None:
     """The index of the option that a text names by its letter (A = 0), or None.
 
-    The letter is in the marked answer, else at the start of the text ("B", "B.", "(B)", "B: …"), else the last one in
-    parentheses. A bare "A" that opens a sentence ("A dog …") is a word, not a letter.
+    Read from the marked answer, else from the text, in this order: the letter alone, in any decoration or case ("b",
+    "(B)", "**B**", "\\text{B}"); a capital that opens it ("B. …", "B because …", "B is correct"); the last "option B",
+    "choice B" or "B is correct"; the last one in parentheses. An "A" that opens a sentence ("A dog …") is a word.
     """
     if not 1 <= options <= 26:
         return None
     allowed = f"A-{chr(64 + options)}"
-    opening = re.compile(rf"\s*(?:\(([{allowed}])\)|([{allowed}])(?:[.):,]|\s*(?:\n|$)))")
-    answer = marked(text)
-    match = opening.match((text if answer is None else answer).lstrip("*"))
-    if match is None and answer is None:
-        inside = re.findall(rf"\(([{allowed}])\)", text)
-        return ord(inside[-1]) - 65 if inside else None
-    return ord(match[1] or match[2]) - 65 if match else None
+    answer = marked_or_all(text)
+    answer = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}", r"\1", answer).replace("*", "").replace("$", "")
+    alone = answer.strip(_DECORATION + "\n()[].:,")
+    if len(alone) == 1 and re.fullmatch(f"[{allowed}]", alone.upper()):
+        return ord(alone.upper()) - 65
+    opening = re.match(
+        rf"\s*(?:\(([{allowed}])\)|([{allowed}])(?:[.):,]|\s*(?:\n|$)|\s+(?:because|since|is|as)\b|\s*[-–—]\s))", answer
+    )
+    if opening is not None:
+        return ord(opening[1] or opening[2]) - 65
+    named = re.findall(
+        rf"\b(?:option|choice)\s{{1,3}}\(?([{allowed}])\b|\b([{allowed}])\)?\s{{1,3}}is\s{{1,3}}(?:the\s{{1,3}})?(?:correct|right|answer)\b",
+        answer,
+    )
+    named = named or [(inside, "") for inside in re.findall(rf"\(([{allowed}])\)", answer)]
+    return ord(named[-1][0] or named[-1][1]) - 65 if named else None
 
 
 def option(text: str, choices: Sequence[str]) -> int | None:
@@ -161,46 +318,49 @@ def option(text: str, choices: Sequence[str]) -> int | None:
     return max(opening, key=lambda index: len(texts[index])) if opening else None
 
 
-def alternatives(answer: str) -> list[str]:
-    """The accepted answers in a gold answer, split at `` | ``."""
-    return [part.strip() for part in answer.split(" | ")]
+def golds(example: Example) -> tuple[str, ...]:
+    """The accepted answers, without those that are empty as they are compared (white space, punctuation)."""
+    answer = example.answer
+    accepted = () if answer is None else (answer,) if isinstance(answer, str) else answer
+    return tuple(part.strip() for part in accepted if normalize(part))
 
 
 def gold_option(example: Example) -> int | None:
     """The index of the right option: by letter, else by text; None without choices, answer or a match."""
-    if not example.choices or example.answer is None:
+    accepted = golds(example)
+    if not example.choices or not accepted:
         return None
-    answer = example.answer.strip()
-    if len(answer) == 1 and 0 <= ord(answer) - 65 < len(example.choices):
-        return ord(answer) - 65
+    first = accepted[0]
+    if len(first) == 1 and 0 <= ord(first) - 65 < len(example.choices):
+        return ord(first) - 65
     texts = [normalize(choice) for choice in example.choices]
-    return next((texts.index(gold) for gold in map(normalize, alternatives(answer)) if gold in texts), None)
+    return next((texts.index(gold) for gold in map(normalize, accepted) if gold in texts), None)
 
 
 def is_short(example: Example) -> bool:
-    """Whether the gold answer can be compared as a text: one line, or the response itself.
+    """Whether there is a gold answer that can be compared as a text: one line, or the response itself.
 
     A test program (MBPP, HumanEval) has several lines and is not an answer that a model could give.
     """
-    if example.answer is None:
-        return False
-    return "\n" not in example.answer.strip() or normalize(example.answer) == normalize(example.response)
+    accepted = golds(example)
+    return any("\n" not in gold or normalize(gold) == normalize(example.response) for gold in accepted)
 
 
 def matches(example: Example, text: str) -> bool:
     """Whether the text gives the example's gold answer (without a library's verifier).
 
-    The kind of the gold answer decides the rule: an option (letter or its text), a number, yes/no/true/false, or text
-    (the marked answer, else the text, both normalized).
+    The kind of the gold answer decides the rule: an option (letter or its text), a number, a formula in LaTeX,
+    yes/no/true/false, or text (the marked answer, else the text, both normalized).
 
     Raises:
         DataError: the example has no answer.
     """
-    if example.answer is None:
+    accepted = golds(example)
+    if not accepted:
         raise DataError(f"item {example.sample_id} has no `answer` to compare with; exact_match leaves such items out.")
     right = gold_option(example)
     if right is not None and example.choices is not None:
-        by_letter = example.answer.strip() == chr(65 + right)
+        by_letter = accepted[0] == chr(65 + right)
         chosen = letter(text, len(example.choices)) if by_letter else None
         if chosen is not None:
             return chosen == right
@@ -209,7 +369,7 @@ def matches(example: Example, text: str) -> bool:
             return normalize(example.choices[chosen]) == normalize(example.choices[right])
         if by_letter:
             return False
-    return any(_matches_one(gold, text) for gold in alternatives(example.answer))
+    return any(_matches_one(gold, text) for gold in accepted)
 
 
 def _matches_one(gold: str, text: str) -> bool:
@@ -220,11 +380,56 @@ def _matches_one(gold: str, text: str) -> bool:
         return truth_word(text) == normalize(gold)
     answer = marked_or_all(text)
     sums = [answer.rpartition("=")[2]] if re.search(r"\d", gold) else []  # "(4+2)/2 = 3 thousand" gives "3 thousand"
-    return normalize(gold) in map(normalize, (answer, *sums))
+    if normalize(gold) in map(normalize, (answer, *sums)):
+        return True
+    return is_formula(gold) and _same_formula(gold, answer)
+
+
+def is_formula(text: str) -> bool:
+    r"""Whether a gold answer is a formula in LaTeX: between ``$`` signs, or with a command such as ``\sqrt``."""
+    inside = text.strip()
+    return len(inside) <= _LONGEST_FORMULA and bool(
+        (len(inside) > 2 and inside[0] == inside[-1] == "$") or re.search(r"\\[a-zA-Z]+", inside)
+    )
+
+
+def _same_formula(gold: str, answer: str) -> bool:
+    """Whether math-verify finds both formulas equal; what it cannot read within its time limit is no match."""
+    if len(answer) > _LONGEST_FORMULA:
+        return False
+    from math_verify import LatexExtractionConfig, parse, verify  # sympy; 0.5 s
+
+    # Of LaTeX alone: the library reads plain expressions through Python's own evaluator.
+    latex = [LatexExtractionConfig()]
+    pair = [parse(f"${part.strip().strip('$')}$", latex, raise_on_error=False) for part in (gold, answer)]
+    return bool(all(pair)) and bool(verify(*pair, raise_on_error=False))
 
 
 # Procedural items are judged by the verifier of the library that made them.
 
+PURE_VERIFIERS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        ab acre aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation boxnet caesar_cipher
+        calendar_arithmetic chain_sum circuit_logic coin_flip color_cube_rotation count_bits count_primes
+        course_schedule decimal_arithmetic decimal_chain_sum emoji_mystery family_relationships figlet_font
+        fraction_simplification futoshiki game_of_life game_of_life_halting gcd graph_color group_anagrams gsm_symbolic
+        isomorphic_strings kakurasu knights_knaves largest_island lcm leg_counting letter_counting letter_jumble
+        list_functions mahjong_puzzle manipulate_matrix maze mini_sudoku modulo_grid needle_haystack number_filtering
+        number_format number_sequence palindrome_generation palindrome_partitioning path_star pool_matrix
+        prime_factorization products ransom_note rearc rectangle_count rotate_matrix rotten_oranges self_reference
+        sentence_reordering shortest_path simple_equations simple_geometry spell_backward string_manipulation
+        string_splitting string_synthesis sudoku survo syllogism tsumego word_ladder word_sequence_reversal word_sorting
+        zebra_puzzles
+        """,
+    )
+)
+"""reasoning_gym's datasets whose verifier only compares and parses. The others evaluate a text as code, simulate what
+an entry asks for at any size, or hand it on to another dataset."""
+
+_LONGEST_JUDGED = 20_000
+"""Characters of an answer that a verifier gets; a longer one earns nothing."""
 _UNPARSABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, SyntaxError, RecursionError)
 """What verifiers raise on a text they cannot parse (reasoning_gym's game_of_life, prime_factorization, boxnet do)."""
 
@@ -232,41 +437,57 @@ _UNPARSABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueErr
 @cache
 def _reasoning_gym(dataset: str) -> Callable[[str, Mapping[str, Any]], float]:
     import reasoning_gym  # 0.8 s; only where an item needs it
-    from reasoning_gym.factory import DATASETS
 
-    if dataset not in DATASETS:
-        raise DataError("a verifier names an " + unknown("reasoning_gym dataset", dataset, DATASETS))
     return reasoning_gym.get_score_answer_fn(dataset)
+
+
+def check_verifier(example: Example) -> None:
+    """Raise DataError unless the example's verifier is allowed: data never decides what code runs.
+
+    It must be ``{"library": "reasoning_gym", "dataset": NAME, "entry": {…}}`` with a NAME of `PURE_VERIFIERS`.
+    """
+    verifier, subject = example.verifier or {}, f"item {example.sample_id}: "
+    missing = [key for key in ("library", "dataset", "entry") if key not in verifier]
+    if missing:
+        raise DataError(
+            f"{subject}verifier lacks {', '.join(missing)}. "
+            'It must be {"library": "reasoning_gym", "dataset": NAME, "entry": {…}}.'
+        )
+    if verifier["library"] != "reasoning_gym":
+        raise DataError(subject + unknown("verifier library", str(verifier["library"]), ["reasoning_gym"]))
+    if verifier["dataset"] not in PURE_VERIFIERS:
+        raise DataError(
+            f"{subject}the verifier of '{verifier['dataset']}' is not one of the {len(PURE_VERIFIERS)} that only parse "
+            f"and compare (PURE_VERIFIERS in {__name__}).{did_you_mean(str(verifier['dataset']), PURE_VERIFIERS)} "
+            "Others may evaluate a text as code, which data must not do. Leave `verifier` out and give the item an "
+            "`answer`."
+        )
+    entry = verifier["entry"]
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("answer"), str):
+        raise DataError(f"{subject}the verifier's entry has no text as `answer`. Store the library's entry unchanged.")
 
 
 def reward(example: Example, text: str) -> float:
     """The reward in [0, 1] that the item's own library gives to a text; some datasets give partial credit.
 
-    The library judges the marked answer, else the text. A text that its verifier cannot parse earns 0.
+    The library judges the marked answer, else the text, without thinking. A text that its verifier cannot parse, or of
+    more than 20,000 characters, earns 0.
 
     Raises:
-        DataError: ``example.verifier`` is missing, names another library, or cannot judge even its own answer.
+        DataError: ``example.verifier`` is missing, is none of `PURE_VERIFIERS`, or cannot judge even its own answer.
     """
-    verifier = example.verifier
-    missing = [key for key in ("library", "dataset", "entry") if key not in (verifier or {})]
-    if verifier is None or missing:
-        raise DataError(
-            f"item {example.sample_id}: verifier lacks {', '.join(missing)}. "
-            'It must be {"library": "reasoning_gym", "dataset": NAME, "entry": {…}}.'
-        )
-    if verifier["library"] != "reasoning_gym":
-        raise DataError(
-            f"item {example.sample_id}: " + unknown("verifier library", verifier["library"], ["reasoning_gym"])
-        )
+    check_verifier(example)
+    verifier = example.verifier or {}
     judge = _reasoning_gym(verifier["dataset"])
     answer = marked_or_all(text).strip()
-    if not answer:
+    if not answer or len(answer) > _LONGEST_JUDGED:
         return 0.0
     try:
-        return min(1.0, max(0.0, float(judge(answer, verifier["entry"]))))
+        value = float(judge(answer, verifier["entry"]))
     except _UNPARSABLE:
         _check_entry(example, judge)
         return 0.0
+    return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
 
 
 def verified(example: Example, text: str) -> bool:

@@ -12,7 +12,16 @@ from jaxtyping import Bool, Float
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError, unknown
-from longgame.evaluation.answers import gold_option, is_short, matches, normalize, reward, verified
+from longgame.evaluation.answers import (
+    check_verifier,
+    gold_option,
+    golds,
+    is_short,
+    matches,
+    normalize,
+    reward,
+    verified,
+)
 from longgame.registry import Registry
 
 
@@ -230,11 +239,18 @@ class ExactMatch(Scorer):
     requires: ClassVar[tuple[str, ...]] = ("generation",)
 
     def measures(self, example: Example) -> bool:
-        return example.verifier is not None or is_short(example)
+        return _has_verifier(example) or is_short(example)
 
     def score(self, example: Example, evidence: Evidence) -> float:
         judge = matches if example.verifier is None else verified
         return float(judge(example, evidence.generation))
+
+
+def _has_verifier(example: Example) -> bool:
+    """Whether the item brings a verifier; one that is not allowed is an error, before anything is decoded."""
+    if example.verifier is not None:
+        check_verifier(example)
+    return example.verifier is not None
 
 
 class Verifier(Scorer):
@@ -244,7 +260,7 @@ class Verifier(Scorer):
     requires: ClassVar[tuple[str, ...]] = ("generation",)
 
     def measures(self, example: Example) -> bool:
-        return example.verifier is not None
+        return _has_verifier(example)
 
     def score(self, example: Example, evidence: Evidence) -> float:
         return reward(example, evidence.generation)
@@ -273,7 +289,7 @@ class Choice(Scorer):
         self.normalise = normalise
 
     def measures(self, example: Example) -> bool:
-        return bool(example.choices) and example.answer is not None
+        return bool(example.choices) and bool(golds(example))
 
     def options(self, example: Example) -> Sequence[str]:
         form = self._form(example)
