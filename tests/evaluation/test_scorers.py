@@ -161,7 +161,7 @@ def test_unparsable_answer_earns_0_broken_entry_raises() -> None:
         ({"dataset": "countdown"}, "lacks library, entry"),
         ({"library": "other", "dataset": "d", "entry": {}}, "unknown verifier library 'other'"),
         ({"library": "reasoning_gym", "dataset": "chain_sm", "entry": {}}, "Did you mean 'chain_sum'"),
-        ({"library": "reasoning_gym", "dataset": "composite", "entry": {}}, "'composite' is not one of the 78"),
+        ({"library": "reasoning_gym", "dataset": "composite", "entry": {}}, "'composite' is not one of the 77"),
         ({"library": "reasoning_gym", "dataset": "lcm", "entry": {"answer": 3}}, "no text as `answer`"),
     ],
 )

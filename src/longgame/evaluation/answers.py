@@ -412,7 +412,7 @@ PURE_VERIFIERS = frozenset(
         r"\w+",
         """
         ab acre aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation boxnet caesar_cipher
-        calendar_arithmetic chain_sum circuit_logic coin_flip color_cube_rotation count_bits count_primes
+        calendar_arithmetic chain_sum circuit_logic color_cube_rotation count_bits count_primes
         course_schedule decimal_arithmetic decimal_chain_sum emoji_mystery family_relationships figlet_font
         fraction_simplification futoshiki game_of_life game_of_life_halting gcd graph_color group_anagrams gsm_symbolic
         isomorphic_strings kakurasu knights_knaves largest_island lcm leg_counting letter_counting letter_jumble
@@ -430,8 +430,11 @@ an entry asks for at any size, or hand it on to another dataset."""
 
 _LONGEST_JUDGED = 20_000
 """Characters of an answer that a verifier gets; a longer one earns nothing."""
-_UNPARSABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, SyntaxError, RecursionError)
-"""What verifiers raise on a text they cannot parse (reasoning_gym's game_of_life, prime_factorization, boxnet do)."""
+_UNPARSABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, SyntaxError),
+    *(TypeError, ValueError),
+)
+"""What verifiers raise on a text they cannot parse (reasoning_gym's game_of_life, boxnet, shortest_path do)."""
 
 
 @cache
@@ -455,7 +458,7 @@ def check_verifier(example: Example) -> None:
         )
     if verifier["library"] != "reasoning_gym":
         raise DataError(subject + unknown("verifier library", str(verifier["library"]), ["reasoning_gym"]))
-    if verifier["dataset"] not in PURE_VERIFIERS:
+    if str(verifier["dataset"]) not in PURE_VERIFIERS:
         raise DataError(
             f"{subject}the verifier of '{verifier['dataset']}' is not one of the {len(PURE_VERIFIERS)} that only parse "
             f"and compare (PURE_VERIFIERS in {__name__}).{did_you_mean(str(verifier['dataset']), PURE_VERIFIERS)} "
@@ -478,7 +481,7 @@ def reward(example: Example, text: str) -> float:
     """
     check_verifier(example)
     verifier = example.verifier or {}
-    judge = _reasoning_gym(verifier["dataset"])
+    judge = _reasoning_gym(str(verifier["dataset"]))
     answer = marked_or_all(text).strip()
     if not answer or len(answer) > _LONGEST_JUDGED:
         return 0.0
