@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -20,10 +20,38 @@ BudgetOf = Literal["tokens", "response"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty; give it a name")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_not_blank)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Part(BaseModel):
     """A section of a recipe: frozen, complete, and without keys that nobody reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        """Refuse true and false where a number or a text is meant: Python counts them as 1 and 0."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if field is None or _takes_truth(field.annotation):
+                continue
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, bool):
+                    raise ValueError(f"{name} is {str(item).lower()}; give a number, or a text in quotes")
+        return values
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether a field of this type may be true or false."""
+    return annotation in (bool, Any) or any(_takes_truth(part) for part in get_args(annotation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +181,7 @@ class ModelSpec(Part):
 class RealTask(Part):
     """One stage (or OOD set) made of files or hub ids, or of procedural sub-skills."""
 
-    name: str
+    name: Name
     skills: tuple[str, ...] = ()
     """Procedural sub-skills of the stage (`sequence: procedural`)."""
     train: tuple[str, ...] = ()
@@ -213,7 +241,7 @@ class SelectorSpec(Part):
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
-    label: str | None = None
+    label: Name | None = None
     """How it is called in tables (default: its name and interventions); needed when one stands twice."""
     replay: Annotated[ReplaySpec | None, BeforeValidator(_replay)] = None
     min_cluster_share: float = Field(0.0, ge=0, lt=1)
@@ -254,6 +282,7 @@ class TrainingSpec(Part):
     """Optimiser steps per stage."""
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(5, ge=0)
+    """Steps over which the learning rate rises; default: 5, or all steps where a stage has fewer."""
     final_lr_share: float = Field(0.1, ge=0, le=1)
     """Linear decay ends at this share of the learning rate."""
     weight_decay: float = Field(0.0, ge=0)
@@ -262,6 +291,23 @@ class TrainingSpec(Part):
     """Passes over what a round selected."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches per optimiser step (memory, not mathematics)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorten_warmup(cls, values: Any) -> Any:
+        """Let the default warm-up end within a short stage."""
+        if isinstance(values, dict) and "warmup_steps" not in values and values.get("steps") in range(1, 5):
+            return {**values, "warmup_steps": values["steps"]}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSpec:
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} but a stage has {self.steps} steps, so the learning rate would "
+                "never arrive; lower warmup_steps"
+            )
+        return self
 
 
 class ProbeSpec(Part):
@@ -326,7 +372,7 @@ class Recipe(Part):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     selectors: tuple[Annotated[SelectorSpec, BeforeValidator(_selector)], ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     budget: Share = 0.25
     """Share of each pool's tokens that a selector may spend."""
     budget_of: BudgetOf = "tokens"
@@ -413,6 +459,43 @@ class Recipe(Part):
                 raise ValueError(f"stage '{stage.name}' names skills, which only sequence: procedural has")
 
 
+_MOST_NODES = 100_000
+"""Values of a recipe, aliases written out; a few nested aliases can stand for billions."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice, and aliases without end."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if _nodes_of(node, {}, set()) > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases stand for more than {_MOST_NODES:,} values; write them out", node.start_mark
+            )
+        return self.construct_document(node)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place] and key != "<<":
+                mark = node.value[place][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice; keep one", mark)
+        return super().construct_mapping(node, deep)
+
+
+def _nodes_of(node: yaml.Node, sizes: dict[int, float], above: set[int]) -> float:
+    """Values under a node with aliases written out; infinite where an alias stands for what holds it."""
+    if id(node) in above:
+        return float("inf")
+    if id(node) not in sizes:
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inside = parts if isinstance(node, yaml.CollectionNode) else ()
+        sizes[id(node)] = 1.0 + sum(_nodes_of(part, sizes, {*above, id(node)}) for part in inside)
+    return sizes[id(node)]
+
+
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; ``example`` is named in the hint for a file that does not exist.
 
@@ -424,7 +507,7 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
         raise RecipeError(f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. {example}.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror or error}. Check it.") from error
     except UnicodeDecodeError as error:
@@ -490,6 +573,8 @@ def _explain_all(problems: list[Any]) -> list[str]:
     """A line for each place; what a value of several kinds could have been is joined by "or"."""
     lines: dict[str, str] = {}
     for problem in problems:
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # pydantic counts the items that are right, and the wrong ones have a line of their own
         *path, last = problem["loc"] or ("",)
         own = problem["type"] == "extra_forbidden"  # the last part is the user's, whatever it looks like
         # pydantic puts the kind it tried into the path: function-before[…], literal['step'], constrained-int

@@ -55,7 +55,8 @@ def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> lis
 
     Accepted columns are TRL's (prompt/completion, messages, text), instruction/input/output, instruction/context/
     response, question/context/answer and prompt/response; optional: skill, answer, choices, quality, source, noisy,
-    difficulty, verifier. The last assistant turn of a conversation is the response, the turns before it the prompt.
+    difficulty, verifier, system or system_prompt, history. The last assistant turn of a conversation is the response,
+    the turns before it the prompt.
     Where ``answer`` is the response, the gold answer is the text after ``####``, else the answer if it is one line.
 
     Raises:
@@ -159,7 +160,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
 
 def _parse(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"))
+        return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _RowError(f"is not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
@@ -219,7 +220,9 @@ def _pick_split(reference: str, available: Iterable[str], split: Split) -> str:
 def _example(row: Any) -> Example:
     if not isinstance(row, Mapping):
         raise _RowError(f"holds a {type(row).__name__}, not an object of named fields")
+    _refuse_unread(row)
     turns, response = _content(row)
+    turns = _with_system(row, turns)
     if not response.strip():
         raise _RowError("the response is empty")
     optional = _optional(row)
@@ -244,7 +247,7 @@ def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
         before = _turns(row["prompt"], "prompt") if row.get("prompt") is not None else [("user", _instruction(row))]
         answer = row[key]
         if isinstance(answer, str):
-            return before, answer
+            return before, _text(answer, key)
         between, response = _split_conversation(_turns(answer, key))
         return [*before, *between], response
     if row.get("output") is not None:
@@ -257,6 +260,41 @@ def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
     raise _RowError(f"has no response (fields: {names}; accepted: {'; '.join(FORMATS)})")
 
 
+_UNREAD = (
+    *("tools", "functions", "tool_calls", "function_call", "reasoning_content", "thinking"),
+    *("images", "image", "audio", "video", "videos"),
+)
+"""Fields of a row or a message that a model would see and longgame does not render."""
+
+
+def _refuse_unread(holder: Mapping[str, Any], place: str = "") -> None:
+    """Raise _RowError for a field that would be lost in silence."""
+    for name in _UNREAD:
+        if holder.get(name):
+            raise _RowError(
+                f"has '{name}'{place}, which is not read yet and would be lost; remove the field, or write it into the "
+                "text"
+            )
+
+
+def _with_system(row: Mapping[str, Any], turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The turns behind the row's system prompt and its history of (user, assistant) pairs."""
+    before: list[tuple[str, str]] = []
+    system = next((_text(row[key], key) for key in ("system", "system_prompt") if row.get(key)), "")
+    if system.strip():
+        if any(role == "system" for role, _ in turns):
+            raise _RowError("has a system prompt of its own and one among its messages; keep one")
+        before.append(("system", system))
+    history = row.get("history")
+    if history is not None and not isinstance(history, list | tuple):
+        raise _RowError(f"'history' is a {type(history).__name__}, not a list of pairs of user and assistant")
+    for pair in history or ():
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise _RowError("'history' holds something else than pairs of user and assistant")
+        before += [("user", _text(pair[0], "history")), ("assistant", _text(pair[1], "history"))]
+    return before + turns
+
+
 def _instruction(row: Mapping[str, Any]) -> str:
     """Instruction or question, with the input or context below it; empty where a row has neither."""
     ask = next((_text(row[key], key) for key in ("instruction", "question") if row.get(key)), "")
@@ -266,13 +304,14 @@ def _instruction(row: Mapping[str, Any]) -> str:
 
 def _turns(value: Any, field: str) -> list[tuple[str, str]]:
     if isinstance(value, str):
-        return [("user", value)]
+        return [("user", _text(value, field))]
     if not isinstance(value, list | tuple):
         raise _RowError(f"'{field}' is a {type(value).__name__}, not a text or a list of messages")
     turns = []
     for turn in value:
         if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
             raise _RowError(f"'{field}' has a message without role and content")
+        _refuse_unread(turn, f" in a message of '{field}'")
         turns.append((_text(turn["role"], "role"), _text(turn["content"], "content")))
     return turns
 
@@ -287,6 +326,12 @@ def _split_conversation(turns: list[tuple[str, str]]) -> tuple[list[tuple[str, s
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise _RowError(f"'{field}' is a {type(value).__name__}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _RowError(
+            f"'{field}' holds half of a surrogate pair ({value[error.start]!r}), which is no character; remove it"
+        ) from error
     return value
 
 
@@ -299,7 +344,7 @@ def _optional(row: Mapping[str, Any]) -> dict[str, Any]:
     if choices is not None:
         if not isinstance(choices, list | tuple) or not all(isinstance(item, str) for item in choices):
             raise _RowError("'choices' is not a list of texts")
-        fields["choices"] = tuple(choices) or None
+        fields["choices"] = tuple(_text(item, "choices") for item in choices) or None
     fields["answer"] = _answer(row.get("answer"), fields.get("choices"))
     quality = row.get("quality")
     if quality is not None:
@@ -331,11 +376,9 @@ def _answer(value: Any, choices: tuple[str, ...] | None) -> str | tuple[str, ...
             raise _RowError("'answer' is neither a text, a number nor a list of them")
         if choices and isinstance(item, int) and not isinstance(item, bool) and str(item) not in choices:
             if not 0 <= item < len(choices):
-                raise _RowError(
-                    f"'answer' is {item}, which numbers none of the {len(choices)} choices (0 is the first)"
-                )
+                raise _RowError(f"'answer' is {item}, the number of none of {len(choices)} choices (0 is the first)")
             item = choices[item]
-        answers.append(str(item))
+        answers.append(_text(str(item), "answer"))
     return None if not answers else answers[0] if len(answers) == 1 else tuple(answers)
 
 

@@ -109,6 +109,8 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
         _eos(tokenizer)
         eos_id = cast(int, tokenizer.eos_token_id)
         for row, text in zip(texts, _tokens(tokenizer, [examples[row].response for row in texts], True), strict=True):
+            if len(text) > 1 and text[0] == text[1] == tokenizer.bos_token_id:
+                text = text[1:]  # the text begins with a BOS of its own
             tokens = text if len(text) > 1 and text[-1] == eos_id else [*text, eos_id]
             result[row] = _encoded(tokens[:1], tokens[1:], 1)
     if chats:

@@ -19,7 +19,9 @@ from longgame.errors import DataError
 ID = "sample_id"
 SELECTION_COLUMNS = (ID, "skill", "quality")
 """Columns that selection reads and the model never sees."""
-MODEL_COLUMNS = ("input_ids", "labels", "attention_mask")
+_LOSS_MASKS = ("completion_mask", "assistant_masks")
+"""Columns of which TRL's collator makes labels, in its versions whose datasets have none."""
+MODEL_COLUMNS = ("input_ids", "labels", "attention_mask", *_LOSS_MASKS)
 
 
 @dataclass
@@ -44,7 +46,7 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
             "(SFTTrainer does), and leave image or audio datasets to a trainer without selection."
         )
     ids = np.asarray(feature["input_ids"], dtype=np.int64)
-    labels = np.asarray(feature.get("labels", ids), dtype=np.int64)
+    labels = np.asarray(feature["labels"] if "labels" in feature else _labels_of_masks(feature, ids), dtype=np.int64)
     mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=bool)
     if ids.ndim != 1 or labels.shape != ids.shape or mask.shape != ids.shape:
         raise DataError(
@@ -52,6 +54,14 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
             f"{labels.shape} and {mask.shape}; they must be equally long lists."
         )
     return ids[mask], labels[mask]
+
+
+def _labels_of_masks(feature: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
+    """The labels that TRL's collator makes of a feature without labels: ids, but where one of its masks is 0."""
+    masks = [np.asarray(feature[name], dtype=bool) for name in _LOSS_MASKS if feature.get(name) is not None]
+    if any(mask.shape != ids.shape for mask in masks):
+        return np.zeros(0)  # reported with the other columns
+    return np.where(np.logical_and.reduce(masks), ids, -100) if masks else ids
 
 
 def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] | None = None) -> Pool:

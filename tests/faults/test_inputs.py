@@ -1,0 +1,203 @@
+"""Data files and recipes as people and programs write them: read right, or refused in one sentence. A row a fault."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import string
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longgame.data.sources import load_examples
+from longgame.errors import DataError, LonggameError, RecipeError
+from longgame.recipe import load_recipe
+from longgame.training.candidates import pool_of, tokens_and_labels
+
+ROW = {"prompt": "Name a bird.", "response": "Heron"}
+
+
+def load(tmp_path, content, name="d.jsonl"):
+    path = tmp_path / name
+    rows = content if isinstance(content, list) else [content]
+    raw = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return load_examples(str(path), data_dir=None, split="eval")
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b""])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_marks_and_line_ends_of_editors_change_nothing(tmp_path, name, ending, mark) -> None:
+    (example,) = load(tmp_path, mark + json.dumps(ROW).encode() + ending, name)
+    assert (example.prompt, example.response) == ("Name a bird.", "Heron")
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"instruction": "Add", "input": "2 3", "output": "5", "system": "Use words."},
+         (("system", "Use words."), ("user", "Add\n\n2 3"))),
+        ({**ROW, "system_prompt": "Be brief."}, (("system", "Be brief."), ("user", "Name a bird."))),
+        ({"instruction": "And 4?", "output": "9", "history": [["2+3?", "5"]]},
+         (("user", "2+3?"), ("assistant", "5"), ("user", "And 4?"))),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "system": "S"},
+         (("system", "S"), ("user", "q"))),
+        ({**ROW, "system": "", "history": [], "tools": None}, None),
+    ],
+)  # fmt: skip
+def test_system_prompts_and_history_are_kept(tmp_path, row, turns) -> None:
+    assert load(tmp_path, row)[0].messages == turns
+
+
+TURN = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**ROW, "tools": [{"name": "f"}]}, "has 'tools', which is not read yet and would be lost"),
+        ({**ROW, "reasoning_content": "Hm."}, "has 'reasoning_content'"),
+        ({**ROW, "images": ["a.png"]}, "has 'images'"),
+        ({"messages": [TURN, {"role": "assistant", "content": "", "tool_calls": [{"f": 1}]}]},
+         "'tool_calls' in a message"),
+        ({"messages": [TURN, {"role": "assistant", "content": "a", "thinking": "t"}]}, "'thinking' in a message"),
+        ({"messages": [{"role": "system", "content": "S"}, TURN, {"role": "assistant", "content": "a"}], "system": "T"},
+         "has a system prompt of its own and one among its messages"),
+        ({**ROW, "history": "2+3? 5"}, "'history' is a str, not a list of pairs"),
+        ({**ROW, "history": [["q"]]}, "'history' holds something else than pairs"),
+        ({**ROW, "response": 5}, "'response' is a int, not a text"),
+        ({**ROW, "answer": 4, "choices": ["a", "b"]}, "'answer' is 4, the number of none of 2 choices"),
+        ({**ROW, "answer": {"a": 1}}, "'answer' is neither"),
+        (b'{"prompt": "p", "response": "x \\ud83d"}\n', r"'response' holds half of a surrogate pair \('\\ud83d'\)"),
+        (b'{"prompt": "\\ude00", "response": "x"}\n', "'prompt' holds half of a surrogate pair"),
+        (b'{"prompt": "p", "response": "x", "choices": ["\\ude00"]}\n', "'choices' holds half"),
+        (b"\xff\xfe{\x00", r"is not UTF-8 \(byte 1\)"),
+        (b"[" * 100_000 + b"\n", "cannot be read as JSON"),
+        (b'{"prompt": "p", "response": "r", "answer": ' + b"9" * 5000 + b"}\n", "cannot be read as JSON"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_kept_whole_is_refused(tmp_path, row, message) -> None:
+    with pytest.raises(DataError, match=rf"d\.jsonl, line 1: .*{message}"):
+        load(tmp_path, row)
+
+
+@pytest.mark.parametrize("answer", ["", None, float("nan"), [], [""]])
+def test_an_empty_answer_is_none(tmp_path, answer) -> None:
+    assert load(tmp_path, {**ROW, "answer": answer})[0].answer is None
+
+
+def test_a_whole_number_is_the_place_of_a_choice(tmp_path) -> None:
+    rows = [{**ROW, "answer": 1, "choices": ["Bern", "Rome"]}, {**ROW, "answer": 2, "choices": ["1", "2"]}]
+    assert [example.answer for example in load(tmp_path, rows)] == ["Rome", "2"]
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, raw) -> None:
+    with contextlib.suppress(LonggameError):
+        load(tmp_path_factory.mktemp("d"), raw)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["role", "content", "from", "value", "x"]), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+FIELDS = ["prompt", "response", "completion", "messages", "instruction", "input", "output", "question", "answer"]
+FIELDS += ["context", "text", "choices", "quality", "noisy", "verifier", "system", "history", "skill"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5))
+def test_any_row_is_read_or_refused(tmp_path_factory, row) -> None:
+    try:
+        (example,) = load(tmp_path_factory.mktemp("d"), row)
+    except DataError:
+        return
+    assert example.response.strip()
+
+
+@pytest.mark.parametrize("name", ["completion_mask", "assistant_masks"])
+def test_masks_without_labels_decide_what_is_learned(name) -> None:
+    feature = {"input_ids": [5, 6, 7, 8], "sample_id": "a", name: [0, 0, 1, 1]}
+    assert tokens_and_labels(feature)[1].tolist() == [-100, -100, 7, 8]
+    assert pool_of([feature]).response_tokens.tolist() == [2]
+    assert tokens_and_labels({**feature, "labels": [-100, 6, 7, 8]})[1].tolist() == [-100, 6, 7, 8]
+    with pytest.raises(DataError, match="must be equally long"):
+        tokens_and_labels({**feature, name: [1]})
+    assert np.array_equal(tokens_and_labels({"input_ids": [5, 6]})[1], [5, 6])
+
+
+RECIPE = "name: a\nselectors: [random]\n"
+NESTED = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RECIPE + "name: b\n", "line 3, column 1 is not valid YAML: the key 'name' stands twice"),
+        (RECIPE + "training: {steps: 8, steps: 9}\n", "the key 'steps' stands twice"),
+        (RECIPE + "training: {steps: true}\n", "steps is true; give a number"),
+        (RECIPE + "budget: yes\n", "budget is true"),
+        (RECIPE + "seeds: [0, no]\n", "seeds is false"),
+        (RECIPE + "model: {name: on}\n", "name is true"),
+        (RECIPE + "seeds: [-1]\n", "'seeds.0': must be greater than or equal to 0"),
+        (RECIPE + f"seeds: [{2**63}]\n", "'seeds.0': must be less than"),
+        (RECIPE + "training: {steps: 8, warmup_steps: 9}\n", "'training': warmup_steps is 9 but a stage has 8 steps"),
+        ("name: a\nselectors: [{name: loss, label: ' '}]\n", "'selectors.0.label': is empty; give it a name"),
+        (RECIPE + "data: {sequence: files, stages: [{name: ''}]}\n", "'data.stages.0.name': is empty"),
+        (NESTED, "its aliases stand for more than 100,000 values"),
+        ("a: &a [*a]\n", "its aliases stand for more than"),
+        ("- a\n", "holds a list; it must be a mapping"),
+        ("", "holds a NoneType"),
+    ],
+)
+def test_a_recipe_that_says_nothing_sensible_is_refused(tmp_path, text, message) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_a_recipe_of_an_editor_with_a_mark_is_read(tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + RECIPE.replace("\n", "\r\n").encode())
+    assert load_recipe(path).name == "a"
+
+
+@given(st.text(alphabet=string.printable, max_size=80))
+def test_any_text_is_a_recipe_or_a_recipe_error(tmp_path_factory, text) -> None:
+    path = tmp_path_factory.mktemp("r") / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError):
+        load_recipe(path)
+
+
+KEYS = [
+    "name",
+    "selectors",
+    "seeds",
+    "budget",
+    "rounds",
+    "training",
+    "data",
+    "model",
+    "axes",
+    "probe",
+    "metrics",
+    "steps",
+]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4))
+def test_any_values_are_a_recipe_or_a_recipe_error(tmp_path_factory, values) -> None:
+    path = tmp_path_factory.mktemp("r") / "r.yaml"
+    path.write_text(yaml.safe_dump({"name": "a", "selectors": ["random"], **values}), encoding="utf-8")
+    with contextlib.suppress(RecipeError):
+        assert load_recipe(path).seeds
