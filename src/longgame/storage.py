@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,12 @@ def _flush_all(paths: Sequence[Path]) -> None:
 def scratch(path: Path) -> Path:
     """Name under which this process writes what will be ``path``."""
     return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def scratch_target(path: Path) -> str | None:
+    """Return the name that this scratch file or folder was to become; None for a path of another form."""
+    match = re.fullmatch(r"(.+)\.[0-9]+\.part", path.name)
+    return match[1] if match else None
 
 
 def write_file(path: Path, content: str | bytes, advice: str = ADVICE) -> None:
@@ -249,6 +256,39 @@ def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file durably (sorted keys, so that equal values give equal bytes)."""
     write_file(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+SEAL = "sha256_of_rest"
+"""Key of a sealed JSON file: the digest of its other entries."""
+
+
+def sealed(value: Mapping[str, Any]) -> str:
+    """The text of a JSON object with the digest of its entries, which `read_sealed` compares."""
+    return json.dumps({**value, SEAL: _seal(value)}, indent=1, sort_keys=True) + "\n"
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_sealed(path: Path, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """Read a JSON object that `sealed` wrote; one of an older version has no digest, and its keys alone are compared.
+
+    Raises:
+        ResumeError: the file is missing or damaged, lacks a required key, holds an unknown one, or was edited.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise unreadable(path, ValueError(f"it holds a {type(content).__name__}, not an object"))
+    digest = content.pop(SEAL, None)
+    lacking = [key for key in required if key not in content]
+    surplus = [key for key in content if key not in required and key not in optional]
+    if lacking or surplus:
+        words = [f"it lacks '{key}'" for key in lacking] + [f"'{key}' is unknown" for key in surplus]
+        raise unreadable(path, ValueError("; ".join(words)))
+    if digest is not None and digest != _seal(content):
+        raise unreadable(path, ValueError("its content is not what was written"))
+    return content
 
 
 def table_bytes(frame: pd.DataFrame) -> bytes:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from longgame.audit.plan import Plan, stage_names
-from longgame.audit.run import RECIPE, Run
+from longgame.audit.run import ENVIRONMENT, RECIPE, Run, write_environment
 from longgame.audit.store import StageStore
 from longgame.recipe import Recipe, load_recipe
-from longgame.storage import durable_folder, read_json, write_json
+from longgame.storage import durable_folder
 
 RUNS = Path("runs/results")
-ENVIRONMENT = "environment.json"
 _ADVICE = "Free the disk and run the same command again."
 
 
@@ -142,7 +141,7 @@ def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
     finished: dict[tuple[str, str], Path] = {}
     environment: dict[str, Any] | None = None
     for other in map(Run.open, others):
-        environment = environment or read_json(other.folder / ENVIRONMENT)
+        environment = environment or other.environment
         for store in _stores(other):
             parts = ["base"] if store.folder.parent.name == "seeds" else [f"stage-{n + 1}" for n in range(stages)]
             if all((store.path(part) / "done.json").is_file() for part in parts):
@@ -151,7 +150,7 @@ def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
         return 0
     run = Run.create(folder, recipe)
     if environment and not (folder / ENVIRONMENT).is_file():  # versions and threads that the copied trials rest on
-        write_json(folder / ENVIRONMENT, {**environment, "sessions": []})
+        write_environment(folder, {**environment, "sessions": []})
     trials = 0
     for store in _stores(run):
         source = finished.get((store.folder.name, store.key))

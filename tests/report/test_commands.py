@@ -242,7 +242,8 @@ def test_watch_shows_progress_and_the_scorecard(run, partial):
 
 def test_watch_before_anything_is_finished_says_so(run, tmp_path):
     (tmp_path / "new").mkdir()
-    shutil.copy(run / "recipe.yaml", tmp_path / "new")
+    for name in ("run.json", "recipe.yaml"):
+        shutil.copy(run / name, tmp_path / "new")
     shown = invoke("watch", tmp_path / "new", "--once")
     assert "0/27 stages" in shown.output
     assert "No stage is finished yet" in shown.output

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from longgame.audit.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
 from longgame.audit.plan import REFERENCES, Plan, Trial
-from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run
+from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run, holds_run, read_environment, write_environment
 from longgame.audit.walk import Walk, numerics_located, prepare_seed
 from longgame.data.sequences import measure_contamination
 from longgame.engines.local import Job, Notify, run_here, run_local
@@ -29,7 +29,7 @@ from longgame.errors import ResumeError, StorageError
 from longgame.recipe import Recipe
 from longgame.selection.interventions import selector_of
 from longgame.signals.base import work_of
-from longgame.storage import read_json, storage_errors, write_json
+from longgame.storage import storage_errors
 
 _log = logging.getLogger(__name__)
 
@@ -132,12 +132,12 @@ class SessionClock:
 
     Args:
         display: shows the progress.
-        path: environment.json of the run.
+        folder: the run directory.
         environment: its content; an entry of ``sessions`` (seconds) is added.
     """
 
-    def __init__(self, display: Display, path: Path, environment: dict[str, Any]) -> None:
-        self._display, self._path, self._environment = display, path, environment
+    def __init__(self, display: Display, folder: Path, environment: dict[str, Any]) -> None:
+        self._display, self._folder, self._environment = display, folder, environment
         self._start = self._saved = time.perf_counter()
         environment["sessions"].append(0.0)
 
@@ -159,7 +159,7 @@ class SessionClock:
         """Write the seconds of this session so far."""
         self._saved = time.perf_counter()
         self._environment["sessions"][-1] = round(self._saved - self._start, 1)
-        write_json(self._path, self._environment)
+        write_environment(self._folder, self._environment)
 
 
 _PACKAGES = (
@@ -236,12 +236,14 @@ def run_audit(
             run.plan = plan
         stages = len(plan.stages)
         trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
+        if trials or not (folder / ENVIRONMENT).is_file():
+            environment = _environment(run, workers, threads)
         if trials:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
             check_scores(plan, trials)
             for text in score_warnings(plan, trials):
                 display.warn(text)
-            clock = SessionClock(display, folder / ENVIRONMENT, _environment(run, workers, threads))
+            clock = SessionClock(display, folder, environment)
             jobs = _jobs(run, recipe.data.data_dir, trials, keep_models)
             clock.begin("trials and what they share", [job.name for job in jobs], stages)
             kind = learner_kind(recipe)
@@ -315,27 +317,30 @@ def _locked(folder: Path, plan: Plan) -> Iterator[None]:
 
 def run_threads(folder: Path) -> int | None:
     """Threads per worker of the run in this directory; None where there is none yet."""
-    path = folder / ENVIRONMENT
-    return int(read_json(path)["threads"]) if path.is_file() else None
+    if not holds_run(folder) or not (folder / ENVIRONMENT).is_file():
+        return None
+    return int(read_environment(folder)["threads"])
 
 
 def _environment(run: Run, workers: int, threads: int) -> dict[str, Any]:
     """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend."""
-    path = run.folder / ENVIRONMENT
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    if path.is_file():
-        environment: dict[str, Any] = read_json(path)
+    if (run.folder / ENVIRONMENT).is_file():
+        environment = run.environment
         if environment["threads"] != threads:
             raise ResumeError(
                 f"{run.folder} was begun with {environment['threads']} thread(s) per worker, now {threads}; the last "
                 f"bits of every number depend on it. Use --threads {environment['threads']}, or another --out."
             )
-        changed = {name: old for name, old in environment["versions"].items() if versions[name] != old}
+        changed = {name: old for name, old in environment["versions"].items() if versions.get(name) != old}
         if changed:
-            old = ", ".join(f"{name}=={version}" for name, version in changed.items())
+            old, now = (
+                ", ".join(f"{name}=={table.get(name, '(none)')}" for name in changed)
+                for table in (environment["versions"], versions)
+            )
             raise ResumeError(
-                f"{run.folder} was begun with {old}, now {', '.join(versions[name] for name in changed)}; numbers of "
-                "two versions do not belong in one table. Install those, or use another --out."
+                f"{run.folder} was begun with {old}, now {now}; numbers of two versions do not belong in one table. "
+                "Install those, or use another --out."
             )
         return environment
     environment = {
@@ -348,5 +353,5 @@ def _environment(run: Run, workers: int, threads: int) -> dict[str, Any]:
         "threads": threads,
         "sessions": [],
     }
-    write_json(path, environment)
+    write_environment(run.folder, environment)
     return environment

@@ -2,6 +2,7 @@
 
 ```
 RUN/
+  run.json               marks the directory as a run
   recipe.yaml            the resolved recipe; another recipe in the same directory is refused
   environment.json       versions, threads, machine
   seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
@@ -13,8 +14,12 @@ RUN/
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,9 +47,14 @@ from longgame.errors import ResumeError, StorageError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, load_recipe
-from longgame.storage import read_json, storage_errors, write_file
+from longgame.storage import read_json, read_sealed, scratch_target, sealed, storage_errors, unreadable, write_file
 
-RECIPE, LOCK, ENVIRONMENT = "recipe.yaml", "audit.lock", "environment.json"
+MARK, RECIPE, LOCK, ENVIRONMENT = "run.json", "recipe.yaml", "audit.lock", "environment.json"
+_MARK_CONTENT = {"format": 1, "made_by": "longgame audit"}
+_SEAL = "# Recipe of a longgame run; SHA-256 of the lines below: "
+"""First line of a run's recipe.yaml, before the digest: an edited recipe would rename what was measured."""
+_WRITTEN = (MARK, RECIPE, ENVIRONMENT, "results.parquet", "picks.parquet", "tables.json", "scorecard.md", "report.html")
+"""Files that an audit writes at the top of a run directory."""
 _NAMED_CONDITIONS = 6
 """Unfinished conditions that `Run.progress` names; further ones are counted."""
 
@@ -65,10 +75,11 @@ class Run:
         """Open an existing run.
 
         Raises:
-            ResumeError: the directory holds no readable recipe.yaml.
+            ResumeError: the directory holds no run, or its recipe.yaml was edited.
         """
-        if not (folder / RECIPE).is_file():
-            raise ResumeError(f"{folder} holds no run (no {RECIPE}).")
+        if not holds_run(folder):
+            raise ResumeError(f"'{folder}' holds no run of longgame audit. Name the directory of a run.")
+        _check_recipe(folder)
         return cls(folder, load_recipe(folder / RECIPE))
 
     @classmethod
@@ -79,14 +90,20 @@ class Run:
             ResumeError, StorageError: as `check`; or it cannot be written.
         """
         old = cls.check(folder, recipe)
+        marked = _is_marked(folder)
         if old is None:
+            if not marked:
+                write_file(folder / MARK, sealed(_MARK_CONTENT))
             with storage_errors(folder):
                 (folder / ENVIRONMENT).unlink(missing_ok=True)
         run = cls(folder, recipe if old is None else recipe.replace({"data.data_dir": old.recipe.data.data_dir}))
-        if old is None or old.recipe != run.recipe:
-            write_file(folder / RECIPE, yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False))
+        unmarked = old is not None and not marked and not old.finished  # of an older version
+        if old is None or old.recipe != run.recipe or unmarked:
+            write_file(folder / RECIPE, _recipe_text(run.recipe))
+        if unmarked:
+            write_file(folder / MARK, sealed(_MARK_CONTENT))
         with storage_errors(folder):
-            for stale in (path for depth in ("*.part", "*/*.part", "*/*/*.part") for path in folder.glob(depth)):
+            for stale in _stale(folder):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         return run
 
@@ -103,12 +120,13 @@ class Run:
             ResumeError: it holds a run of another recipe (the differing keys are named), or something else.
             StorageError: it is a file.
         """
-        if folder.exists() and not folder.is_dir():
-            raise StorageError(f"'{folder}' is a file; results need a directory. Choose another --out.")
-        if not (folder / RECIPE).is_file():
-            if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-                raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
-            return None
+        with storage_errors(folder, "Choose another --out."):
+            if folder.exists() and not folder.is_dir():
+                raise StorageError(f"'{folder}' is a file; results need a directory. Choose another --out.")
+            if not holds_run(folder):
+                if folder.exists() and not _is_empty(folder):
+                    raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
+                return None
         if not any(folder.glob("*/*/*/done.json")):
             return None
         run = cls.open(folder)
@@ -138,7 +156,7 @@ class Run:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, machine, threads and the seconds of every session (environment.json)."""
-        return dict(read_json(self.folder / ENVIRONMENT))
+        return read_environment(self.folder)
 
     @cached_property
     def finished_stages(self) -> dict[str, int]:
@@ -260,6 +278,101 @@ class Run:
         if key not in self._contents:
             self._contents[key] = {**measured_by(recipe), "selectors": [], "seeds": [], "name": "run"}
         return self._contents[key]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether an audit made this directory: it bears the mark, or (of an older version) a recipe and a finished part.
+
+    A recipe.yaml alone is a user's own file.
+    """
+    if _is_marked(folder):
+        return True
+    return (folder / RECIPE).is_file() and any(map(_is_finished_part, folder.glob("*/*/*/done.json")))
+
+
+def _is_marked(folder: Path) -> bool:
+    try:
+        return read_sealed(folder / MARK, _MARK_CONTENT) == _MARK_CONTENT
+    except ResumeError:  # absent, or a file of another program
+        return False
+
+
+def _is_finished_part(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("key"), str)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether the directory holds nothing but what a kill left before the mark was written."""
+    return all(path.name == LOCK or scratch_target(path) == MARK for path in folder.iterdir())
+
+
+def _stale(folder: Path) -> list[Path]:
+    """Scratch that a kill left in a run: names are compared in full, as a user's own files may end in .part, too."""
+    top = [path for path in folder.glob("*.part") if scratch_target(path) in _WRITTEN]
+    parts = [
+        path
+        for path in (*folder.glob("seeds/*/*.part"), *folder.glob("trials/*/*.part"))
+        if re.fullmatch(r"base|stage-[0-9]+", scratch_target(path) or "")
+    ]
+    return top + parts
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _check_recipe(folder: Path) -> None:
+    """Raise ResumeError if a run's recipe.yaml is not what was written; older versions wrote no digest, and no mark."""
+    try:
+        first, _, text = (folder / RECIPE).read_bytes().partition(b"\n")
+    except OSError as error:
+        raise ResumeError(f"{folder / RECIPE} cannot be read ({error.strerror}). Put it back.") from error
+    bare = not first.startswith(b"#") and not _is_marked(folder)
+    if not bare and first.decode(errors="replace") != _SEAL + hashlib.sha256(text).hexdigest():
+        raise ResumeError(
+            f"{folder / RECIPE} was edited or damaged since the run wrote it, so it no longer says what was measured. "
+            "Put it back; to change the run, give a recipe file of your own: longgame audit FILE --out "
+            f"{folder}."
+        )
+
+
+_ENVIRONMENT: dict[str, type | tuple[type, ...]] = {"versions": dict, "threads": int, "sessions": list}
+_MACHINE = ("python", "machine", "system", "cores", "workers")
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Versions, machine, threads and the seconds of every session of a run.
+
+    Raises:
+        ResumeError: environment.json is missing, damaged, or was edited.
+    """
+    path = folder / ENVIRONMENT
+    try:
+        content = read_sealed(path, _ENVIRONMENT, _MACHINE)
+        for key, kind in _ENVIRONMENT.items():
+            if not isinstance(content[key], kind):
+                raise unreadable(path, ValueError(f"'{key}' is {content[key]!r}"))
+    except ResumeError as error:
+        reason = str(error).partition(" Delete ")[0]
+        raise ResumeError(
+            f"{reason} It holds the versions and threads of the run. Put it back; or, if they are those of now, delete "
+            f"{path} and run the audit again."
+        ) from error
+    return content
+
+
+def write_environment(folder: Path, environment: Mapping[str, Any]) -> None:
+    """Write environment.json, sealed.
+
+    Raises:
+        StorageError: it cannot be written; the one before stays.
+    """
+    write_file(folder / ENVIRONMENT, sealed(environment))
 
 
 def load_run(folder: Path) -> Run:

@@ -91,12 +91,13 @@ def audit_command(
     ):
         from longgame.audit.execute import RichDisplay, run_audit, run_threads
         from longgame.audit.plan import Plan
+        from longgame.audit.run import holds_run
         from longgame.report.layout import report_layout
         from longgame.report.render import print_layout, write_report
 
         is_run = recipe.is_dir()
         file = recipe / "recipe.yaml" if is_run else recipe
-        if is_run and not file.is_file():
+        if is_run and not (holds_run(recipe) and file.is_file()):
             raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
         changes = recipe_changes(
             file,
