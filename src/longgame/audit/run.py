@@ -97,11 +97,10 @@ class Run:
             with storage_errors(folder):
                 (folder / ENVIRONMENT).unlink(missing_ok=True)
         run = cls(folder, recipe if old is None else recipe.replace({"data.data_dir": old.recipe.data.data_dir}))
-        unmarked = old is not None and not marked and not old.finished  # of an older version
-        if old is None or old.recipe != run.recipe or unmarked:
+        if old is None or old.recipe != run.recipe or not (marked or old.finished):
             write_file(folder / RECIPE, _recipe_text(run.recipe))
-        if unmarked:
-            write_file(folder / MARK, sealed(_MARK_CONTENT))
+            if not marked and old is not None:  # of an older version: its recipe.yaml had no digest
+                write_file(folder / MARK, sealed(_MARK_CONTENT))
         with storage_errors(folder):
             for stale in _stale(folder):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
