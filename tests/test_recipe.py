@@ -81,7 +81,7 @@ def test_yaml_that_does_not_parse_or_is_no_mapping_is_a_recipe_error(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name: [a", "line 1, column 9 is not valid YAML: expected ',' or ']', but got '<stream end>'."),
+        (b"name: [a", "is not valid YAML: line 1, column 9: expected ',' or ']', but got '<stream end>'."),
         (b"\xff\x00", "is not a text in UTF-8"),
         (b"\x00", "is not valid YAML"),
         (b"", "holds a NoneType"),

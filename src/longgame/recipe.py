@@ -105,7 +105,7 @@ class OrderAxis(Part):
 
     rotations: bool = False
     """Every rotation of the recipe's own order: each stage comes first once."""
-    permutations: int = Field(0, ge=0)
+    permutations: int = Field(0, ge=0, le=10_000)
     """So many other orders, drawn by `seed`; a larger number adds to those that a smaller one gives."""
     seed: int = 0
     given: tuple[tuple[str, ...], ...] = ()
@@ -358,7 +358,7 @@ class MetricSpec(Part):
     """Selection concentration is measured on the picks of every n-th round."""
     concentration_size: int = Field(16, ge=2)
     """|S|: gradients of picks at which selection concentration is measured, the same for all selectors."""
-    bootstrap: int = Field(0, ge=0)
+    bootstrap: int = Field(0, ge=0, le=100_000)
     """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
     reference: str = "random"
     """Label of the selector that all others are compared with."""
@@ -459,6 +459,8 @@ class Recipe(Part):
                 raise ValueError(f"stage '{stage.name}' names skills, which only sequence: procedural has")
 
 
+_LONGEST_YAML = 1_000_000
+"""Bytes of a YAML file that is read; a recipe of a thousand stages has a tenth of them."""
 _MOST_NODES = 100_000
 """Values of a recipe, aliases written out; a few nested aliases can stand for billions."""
 
@@ -477,11 +479,12 @@ class _Loader(yaml.SafeLoader):
         return self.construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, key in enumerate(keys):
-            if key in keys[:place] and key != "<<":
-                mark = node.value[place][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice; keep one", mark)
+        keys: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys and key.value != "<<":
+                text = f"the key '{key.value}' stands twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -496,6 +499,22 @@ def _nodes_of(node: yaml.Node, sizes: dict[int, float], above: set[int]) -> floa
     return sizes[id(node)]
 
 
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text, of at most 100,000 values; an alias counts as what it stands for.
+
+    Raises:
+        ValueError: it is not YAML, holds a key twice, or too many values.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(place + (getattr(error, "problem", None) or " ".join(str(error).split()))) from error
+
+
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; ``example`` is named in the hint for a file that does not exist.
 
@@ -507,18 +526,17 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
         raise RecipeError(f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. {example}.")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        if path.stat().st_size > _LONGEST_YAML:
+            raise RecipeError(f"recipe '{path}' has {path.stat().st_size:,} bytes; give at most {_LONGEST_YAML:,}.")
+        raw = load_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror or error}. Check it.") from error
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"recipe '{path}' is not a text in UTF-8 (byte {error.start + 1}). Save it as one."
         ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise RecipeError(f"recipe '{path}'{place} is not valid YAML: {said}.") from error
+    except ValueError as error:  # also of numbers and dates that YAML cannot hold
+        raise RecipeError(f"recipe '{path}' is not valid YAML: {error}.") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe '{path}' holds a {type(raw).__name__}; it must be a mapping of keys to values.")
     return raw

@@ -72,6 +72,10 @@ class Registry:
         """Built-in and installed names, sorted."""
         return sorted({*self._builtin, *(point.name for point in metadata.entry_points(group=self.group))})
 
+    def is_builtin(self, name: str) -> bool:
+        """Whether the name is one of this package."""
+        return name in self._builtin
+
     def resolve(self, name: str) -> type:
         """Return the class behind ``name``.
 

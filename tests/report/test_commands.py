@@ -186,7 +186,7 @@ def test_baseline_that_is_the_same_run_changes_nothing(run, partial, tmp_path):
 
 def test_details_hold_every_stage_and_every_term(run):
     loaded = load_run(run)
-    details = {detail.name: detail for detail in trial_details(loaded, first_trials(loaded, 3), {})}
+    details = {detail.name: detail for detail in trial_details(loaded, first_trials(loaded, 3))}
     assert set(details) == {"random-s0", "loss-s0", "lhas-s0"}
     assert [stage.stage for stage in details["lhas-s0"].stages] == [1, 2, 3]
     terms = [name for name, _ in details["lhas-s0"].stages[1].highest[0].terms]

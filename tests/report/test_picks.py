@@ -1,6 +1,6 @@
 import pandas as pd
 
-from longgame.report.picks import highest_and_lowest
+from longgame.audit.picks import highest_and_lowest
 
 
 def selection(picked):

@@ -15,7 +15,7 @@ from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import SequenceData
 from longgame.data.sources import read_scores
-from longgame.errors import DataError, ResumeError
+from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
 from longgame.recipe import Recipe, SelectorSpec
 from longgame.selection.base import SCORES, build_selector
@@ -84,6 +84,27 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
     for task in (*recipe.data.stages, *recipe.data.ood):
         for scorer in task.scorers:
             build_scorer(scorer)
+
+
+def check_trusted(plan: Plan, folder: Path, named: Collection[str] = ()) -> None:
+    """Check that no code that a run directory's recipe names would be run; a stranger may have written the recipe.
+
+    Args:
+        named: selectors that the user named, whose code is trusted.
+
+    Raises:
+        RecipeError: a trial with work left has a selector or scorer that is a Python file.
+    """
+    last = f"stage-{len(plan.stages)}"
+    left = [trial for trial in plan.trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
+    scorers = plugin_names(plan.recipe.replace({"selectors": ()})) if left else ()
+    names = {*(trial.selector.name for trial in left), *scorers}
+    code = sorted(name for name in names - {name.strip() for name in named} if ".py:" in name)
+    if code:
+        raise RecipeError(
+            f"{folder} names code that would be run: {', '.join(code[:5])}{' …' if code[5:] else ''}. Read it, and add "
+            "--trust-code if you trust it."
+        )
 
 
 def check_files(folder: Path, plan: Plan) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 
 from longgame.data.examples import Example, Pool, SequenceData, Task
 from longgame.data.orders import reorder, resolve_order
-from longgame.data.synthetic.sequence import stages_of
+from longgame.data.synthetic.sequence import SCORERS, stages_of
 from longgame.errors import RecipeError
 from longgame.evaluation.scorers import Score
-from longgame.recipe import DataSpec, ModelSpec, ProxySpec, Recipe
+from longgame.recipe import DataSpec, ModelSpec, ProxySpec, RealTask, Recipe
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training.config import SelectionConfig
@@ -105,6 +105,16 @@ class LanguageModels:
             return tuple(stage.name for stage in recipe.data.stages)
         return tuple(stages_of(recipe.data))
 
+    def tasks(self, recipe: Recipe) -> dict[str, str]:
+        """Task → its first scorer: the stages in the order of the walk, then the OOD sets; no data is read."""
+        names = self.stages(recipe)
+        names = tuple(names[row] for row in resolve_order(names, recipe.data.order))
+        if recipe.data.sequence == "files":
+            return {task.name: task.scorers[0] for task in _sorted(recipe.data.stages, names) + recipe.data.ood}
+        scorers = {stage.name: stage.scorers[0] for stage in recipe.data.stages}
+        primary = {name: scorers.get(name, SCORERS[0]) for name in names}
+        return primary | {f"{name}-ood": scorer for name, scorer in primary.items()}
+
     def sequence(self, recipe: Recipe, seed: int) -> SequenceData:
         """The stages of a seed with their pools, in the recipe's order."""
         from longgame.data.sequences import build_sequence
@@ -152,6 +162,13 @@ class QuadraticWorlds(LanguageModels):
 
         return WorldSpec.of(recipe).stages
 
+    def tasks(self, recipe: Recipe) -> dict[str, str]:
+        from longgame.quadratic.world import WorldSpec
+
+        world = WorldSpec.of(recipe)
+        names = [world.stages[row] for row in resolve_order(world.stages, recipe.data.order)]
+        return dict.fromkeys((*names, *world.ood), world.scorers[0])
+
     def sequence(self, recipe: Recipe, seed: int) -> SequenceData:
         from longgame.quadratic.learner import build_quadratic_sequence
 
@@ -190,16 +207,15 @@ class Outline:
 
 
 def outline(recipe: Recipe) -> Outline:
-    """Return the names that tables need; data files are not read, so that a run can be printed without them."""
-    if recipe.data.sequence == "files":
-        stages, ood = recipe.data.stages, recipe.data.ood
-        rows = resolve_order([task.name for task in stages], recipe.data.order)
-        primary = {task.name: task.scorers[0] for task in (*stages, *ood)}
-        return Outline(tuple(stages[row].name for row in rows), tuple(task.name for task in ood), primary)
-    sequence = sequence_of(recipe, recipe.seeds[0])
-    names = tuple(stage.task.name for stage in sequence.stages)
-    primary = {task.name: task.scorers[0] for task in sequence.tasks}
-    return Outline(names, tuple(task.name for task in sequence.ood), primary)
+    """Return the names that tables need; no data are made or read, so that a run can be printed without them."""
+    kind = learner_kind(recipe)
+    primary = kind.tasks(recipe)
+    names, count = tuple(primary), len(kind.stages(recipe))
+    return Outline(names[:count], names[count:], primary)
+
+
+def _sorted(tasks: Sequence[RealTask], names: Sequence[str]) -> tuple[RealTask, ...]:
+    return tuple(sorted(tasks, key=lambda task: names.index(task.name)))
 
 
 @dataclass(frozen=True, slots=True)

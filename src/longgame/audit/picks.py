@@ -30,6 +30,11 @@ from longgame.storage import parquet_bytes, refresh_file, unreadable
 TERM = "term_"
 TOTAL = "score"
 """The term that is the whole score, not a part of it."""
+SHOWN_EXAMPLES = 3
+"""Examples with the highest scores of a stage that a report shows, and as many with the lowest."""
+
+Texts = Mapping[str, tuple[str, str]]
+"""sample_id → (prompt, response)."""
 
 _COLUMNS = {
     "mix": {"selector": "selector", "stage": "stage", "sub_skill": "name", "share": "value", "pool": "pool"},
@@ -210,20 +215,61 @@ def _overlaps(chosen: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
     ]
 
 
+def highest_and_lowest(table: pd.DataFrame, count: int = SHOWN_EXAMPLES) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates with the highest and the lowest score within their round, ``count`` of each.
+
+    Without a score the first are the picks in their order, and the second table is empty.
+    """
+    score = f"{TERM}{TOTAL}"
+    if score not in table.columns:
+        picks = table[table["picked"] >= 0].sort_values(["round", "picked"], kind="stable")
+        return picks.head(count), table.iloc[:0]
+    place = table.groupby("round")[score].rank(pct=True)
+    ranked = table.assign(place=place).sort_values(["place", "round"], ascending=[False, True], kind="stable")
+    once = ranked.drop_duplicates("sample_id")
+    return once.head(count), once.tail(count).iloc[::-1]
+
+
 # On disk: the reduction of a stage in the metadata of its selection.parquet, that of a run in picks.parquet.
 
 PICKS = "picks.parquet"
-_SHARE, _SEEDS, _TABLES = b"longgame.share", b"longgame.seeds", b"longgame.tables"
+_SHARE, _SEEDS, _TABLES, _TEXTS = b"longgame.share", b"longgame.seeds", b"longgame.tables", b"longgame.texts"
+_LONGEST_TEXT = 10_000
+"""Characters of a prompt or response that a run stores."""
 _WORDS = ["sample_id", "sub_skill"]
 
 
-def write_selection(path: Path, selection: pd.DataFrame) -> None:
-    """Write a selection table inside a scratch folder, with its reduction in the metadata."""
+def write_selection(path: Path, selection: pd.DataFrame, texts: Texts) -> None:
+    """Write a selection table inside a scratch folder, with its reduction in the metadata.
+
+    Args:
+        texts: of all candidates; those of the examples that a report shows are stored with the table.
+    """
     table = pa.Table.from_pandas(selection, preserve_index=False)
     share = reduce_stage("", 0, 0, table)
     text = json.dumps({"picked": share.picked.tolist(), "mix": share.mix, "gaps": share.gaps})
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SHARE: text.encode()})
+    shown = [name for part in highest_and_lowest(selection) for name in part["sample_id"] if name in texts]
+    stored = json.dumps({name: [_cut(part) for part in texts[name]] for name in shown})
+    metadata = {**(table.schema.metadata or {}), _SHARE: text.encode(), _TEXTS: stored.encode()}
+    table = table.replace_schema_metadata(metadata)
     path.write_bytes(parquet_bytes(table))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
+
+
+def read_texts(path: Path) -> Texts:
+    """The texts that a selection table stores; none where an older version, or a world without texts, wrote it.
+
+    Raises:
+        ResumeError: the table cannot be read.
+    """
+    try:
+        stored = json.loads((pq.read_schema(path).metadata or {}).get(_TEXTS, b"{}"))
+        return {str(name): (str(prompt), str(response)) for name, (prompt, response) in stored.items()}
+    except (OSError, pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise unreadable(path, error) from error
 
 
 def read_picks(folder: Path, plan: Plan, finished: Mapping[str, int]) -> Picks | None:

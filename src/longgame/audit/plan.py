@@ -44,6 +44,9 @@ class Trial:
 AXES = ("budget", "rounds", "adaptation", "order")
 """Axes that have a name of their own, in the order in which a condition names them; `axes.vary` follows by key."""
 
+MOST_TRIALS = 100_000
+"""Trials that a recipe may ask for."""
+
 OWN = "own"
 """What tables call the condition of the recipe's own values."""
 
@@ -152,6 +155,14 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
     """
     own = recipe.replace({"axes": AxesSpec(), "full_data": False, "oracle": False})
     axes = _axes(own, recipe.axes)
+    sizes = [len(points) for points in axes]
+    conditions = math.prod(size + 1 for size in sizes) if recipe.axes.cross else 1 + sum(sizes)
+    trials = conditions * len(recipe.selectors) * len(recipe.seeds)
+    if trials > MOST_TRIALS:
+        raise RecipeError(
+            f"the recipe asks for {trials:,} trials: {conditions:,} conditions × {len(recipe.selectors):,} selectors × "
+            f"{len(recipe.seeds):,} seeds. Ask for at most {MOST_TRIALS:,}."
+        )
     if recipe.axes.cross:
         combinations: Iterable[tuple[Point, ...]] = itertools.product(
             *([Point(points[0].axis, "", ()), *points] for points in axes if points)

@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from rich.console import Console
 
 from longgame.audit.checks import plugin_names
 from longgame.audit.picks import Picks, read_picks, write_picks
@@ -384,6 +385,20 @@ def load_run(folder: Path) -> Run:
     if not any(run.finished_stages[trial.name] for trial in run.plan.own_trials):
         raise ResumeError(f"{folder} has no finished stage yet. Wait for one, or start it: longgame audit {folder}")
     return run
+
+
+def print_left(plan: Plan, folder: Path, console: Console) -> None:
+    """Print what is finished of a run and what is left, from the files of the run alone."""
+    run = Run(folder, plan.recipe)
+    stages = run.finished_stages
+    total, finished = len(plan.stages), sum(stages.values())
+    console.print(
+        f"{folder}: {finished:,} of {len(stages) * total:,} stages of {len(stages):,} trials are finished. Nothing was "
+        "written. The data, models and code that its recipe names were not read: add --trust-code for an estimate of "
+        "the time left, which reads them.",
+        markup=False,
+        highlight=False,
+    )
 
 
 def condition_places(plan: Plan, names: list[str]) -> pd.DataFrame:

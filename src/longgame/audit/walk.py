@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from longgame.audit.learner import Learner
+from longgame.audit.learner import Learner, learner_kind
 from longgame.audit.picks import write_selection
 from longgame.audit.plan import Trial
 from longgame.audit.store import CONTAMINATION, StageStore, records_table
@@ -112,7 +112,12 @@ class Walk:
         facts = {"trial": self.name, "selector": self.selector, "seed": self.seed}
         with store.writing(f"stage-{number}") as folder:
             write_table(folder / "records.parquet", records_table([{**facts, "stage": number, **row} for row in rows]))
-            write_selection(folder / "selection.parquet", picks)
+            texts = {
+                example.sample_id: (example.prompt, example.response)
+                for example in self.sequence.stages[number - 1].candidates
+                if learner_kind(self.recipe).has_texts
+            }
+            write_selection(folder / "selection.parquet", picks, texts)
             write_state(folder, "policy", self.policy.state_dict(), flushed=False)
             (folder / "learner").mkdir()
             self.learner.save(folder / "learner")

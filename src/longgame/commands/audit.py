@@ -82,6 +82,10 @@ def audit_command(
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Run the code, and read the data, that the recipe of a run directory names."),
+    ] = False,
 ) -> None:
     """Train with each selector through the stages of a recipe and report its effect on later stages."""
     with interruptible(
@@ -89,15 +93,16 @@ def audit_command(
         if dry_run
         else "stopped. Finished stages are safe; run the same command again to resume."
     ):
+        from longgame.audit.checks import check_trusted
         from longgame.audit.execute import RichDisplay, run_audit, run_threads
         from longgame.audit.plan import Plan
-        from longgame.audit.run import holds_run
+        from longgame.audit.run import RECIPE, holds_run, print_left
         from longgame.report.layout import report_layout
         from longgame.report.render import print_layout, write_report
 
-        is_run = recipe.is_dir()
-        file = recipe / "recipe.yaml" if is_run else recipe
-        if is_run and not (holds_run(recipe) and file.is_file()):
+        is_run = recipe.is_dir() or (recipe.name == RECIPE and holds_run(recipe.parent))
+        file = recipe / RECIPE if recipe.is_dir() else recipe
+        if is_run and not (holds_run(file.parent) and file.is_file()):
             raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
         changes = recipe_changes(
             file,
@@ -111,11 +116,16 @@ def audit_command(
             cross=cross,
         )
         loaded = load_recipe(file, changes)
-        folder = out or (recipe if is_run else Path("runs") / loaded.name)
+        folder = out or (file.parent if is_run else Path("runs") / loaded.name)
         console, cores = Console(), os.cpu_count() or 1
         threads = threads or run_threads(folder) or max(1, cores // (workers or cores))
         plan = Plan(loaded)
         workers = min(workers or cores, len(plan.trials))
+        if is_run and not trust_code:
+            if dry_run:
+                print_left(plan, folder, console)
+                return
+            check_trusted(plan, folder, {*(selectors or "").split(","), *(selector or [])})
         if dry_run:
             from longgame.audit.estimate import print_plan
 

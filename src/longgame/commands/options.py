@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from longgame.errors import LonggameError, RecipeError
-from longgame.recipe import AxesSpec, read_mapping
+from longgame.recipe import AxesSpec, load_yaml, read_mapping
 
 SeedsOption = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")]
 ModelName = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")]
@@ -110,8 +109,8 @@ def parse_axes(axis: list[str], cross: bool) -> dict[str, Any]:
             raise RecipeError(f"--axis {name} is given twice. Write its values in one, e.g. --axis budget=0.1,0.5.")
         is_yaml = value.strip().startswith(("[", "{")) or (name == "order" and "," not in value)
         try:
-            values = yaml.safe_load(value if is_yaml else f"[{value}]")
-        except yaml.YAMLError as error:
+            values = load_yaml(value if is_yaml else f"[{value}]")
+        except ValueError as error:
             raise RecipeError(f"--axis {name}: '{value}' cannot be read; separate values with commas.") from error
         if name in AxesSpec.model_fields:
             changes[f"axes.{name}"] = values

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-import yaml
 from jaxtyping import Bool, Float
 
 from longgame.data.examples import Example
@@ -22,6 +21,7 @@ from longgame.evaluation.answers import (
     reward,
     verified,
 )
+from longgame.recipe import load_yaml
 from longgame.registry import Registry
 
 
@@ -173,8 +173,8 @@ def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
         if not name or not equals or not key.isidentifier() or key in parameters:
             raise RecipeError(f"scorer '{text}' cannot be read at '{part}'. Write it as name(key=value, key=value).")
         try:
-            parameters[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            parameters[key] = load_yaml(value)
+        except ValueError as error:
             raise RecipeError(f"scorer '{text}': '{value}' is not a YAML scalar. Write a number or a word.") from error
     return name.strip(), parameters
 

@@ -24,7 +24,7 @@ from longgame.metrics import matrix
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import moments, paired
 from longgame.recipe import SelectorSpec
-from longgame.selection.base import SCORES, build_selector
+from longgame.selection.base import SELECTORS, build_selector
 from longgame.selection.interventions import selector_of
 from longgame.signals.base import CONTEXT, SIGNALS
 
@@ -220,11 +220,9 @@ def feasibility_of(spec: SelectorSpec) -> Feasibility | None:
     Raises:
         RecipeError, PluginError: as `longgame.selection.interventions.selector_of`.
     """
-    if spec.name.startswith(SCORES) or ".py:" in spec.name:  # reports do not need the file
+    if not SELECTORS.is_builtin(spec.name):  # a report runs no code that a recipe names
         return None
     selector = build_selector(spec.name, spec.parameters)
-    if not type(selector).__module__.startswith("longgame.selection."):
-        return None
     kinds = {_pass_of(name) for name in selector.requires}
     with_interventions = {_pass_of(name) for name in selector_of(spec).requires}
     return Feasibility(

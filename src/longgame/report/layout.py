@@ -15,7 +15,6 @@ import pandas as pd
 import yaml
 
 from longgame.audit.run import Run
-from longgame.errors import LonggameError
 from longgame.report.answer import (
     VerdictLine,
     answer,
@@ -48,7 +47,7 @@ from longgame.report.efficiency import (
     run_efficiency_figures,
 )
 from longgame.report.figures import outcome_figures, walk_figures
-from longgame.report.picks import TrialDetail, example_texts, first_trials, picks_figures, trial_details, trials_table
+from longgame.report.picks import TrialDetail, first_trials, picks_figures, trial_details, trials_table
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -355,13 +354,7 @@ def trials_section(run: Run, count: int) -> Section:
     """Every trial in one table, and the first ones in full."""
 
     def details() -> Iterable[Block]:
-        trials, note = first_trials(run, count), ""
-        try:
-            texts = example_texts(run, trials)
-        except LonggameError as error:
-            texts = {}
-            note = f"Examples are shown without their text, because the data cannot be read: {error}"
-        return [trials_table(run.scorecard), Text(note, "note"), *trial_details(run, trials, texts)]
+        return [trials_table(run.scorecard), *trial_details(run, first_trials(run, count))]
 
     return Section("trials", "Trials").show_later(details)
 

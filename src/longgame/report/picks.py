@@ -10,8 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.audit.learner import learner_kind, sequence_of
-from longgame.audit.picks import TERM, TOTAL, Picks
+from longgame.audit.picks import TERM, TOTAL, Picks, Texts, highest_and_lowest, read_texts
 from longgame.audit.plan import Trial
 from longgame.audit.run import Run
 from longgame.metrics.catalog import METRICS
@@ -194,33 +193,13 @@ def trials_table(card: Scorecard) -> Table:
     return Table(title, tuple(columns), tuple(rows), note, closed=True, plain=True)
 
 
-Texts = Mapping[str, tuple[str, str]]
-"""sample_id → (prompt, response)."""
-
-
 def first_trials(run: Run, count: int) -> list[Trial]:
     """The first trials of the recipe's own condition with a finished stage, seed by seed."""
     return [trial for trial in run.plan.own_trials if run.finished_stages[trial.name]][:count]
 
 
-def example_texts(run: Run, trials: Sequence[Trial]) -> Texts:
-    """The texts of all candidates of these trials; the closed-form world has none.
-
-    Raises:
-        LonggameError: the data cannot be read.
-    """
-    if not learner_kind(run.recipe).has_texts:
-        return {}
-    return {
-        example.sample_id: (example.prompt, example.response)
-        for seed in dict.fromkeys(trial.seed for trial in trials)
-        for stage in sequence_of(run.recipe, seed).stages
-        for example in stage.candidates
-    }
-
-
-def trial_details(run: Run, trials: Sequence[Trial], texts: Texts) -> list[TrialDetail]:
-    """These trials in full."""
+def trial_details(run: Run, trials: Sequence[Trial]) -> list[TrialDetail]:
+    """These trials in full, with the texts that the run stores; the data of its recipe are not read."""
     results = run.own_results[run.own_results["trial"].isin([trial.name for trial in trials])]
     records = dict(iter(results.groupby("trial", observed=True)))
     versions = ", ".join(f"{name} {version}" for name, version in run.environment["versions"].items())
@@ -238,14 +217,14 @@ def trial_details(run: Run, trials: Sequence[Trial], texts: Texts) -> list[Trial
         }
         stages = []
         for number, task in enumerate(run.plan.stages[:finished], 1):
-            table = read_table(run.folder / "trials" / trial.name / f"stage-{number}" / "selection.parquet")
-            stages.append(stage_detail(table, number, task, texts))
+            path = run.folder / "trials" / trial.name / f"stage-{number}" / "selection.parquet"
+            stages.append(stage_detail(read_table(path), number, task, read_texts(path)))
         details.append(TrialDetail(trial.name, facts, _measured(records[trial.name], run.plan.stages), tuple(stages)))
     return details
 
 
-def stage_detail(table: pd.DataFrame, stage: int, task: str, texts: Texts, count: int = 3) -> StageDetail:
-    """The ``count`` examples with the highest scores of a selection table, and as many with the lowest."""
+def stage_detail(table: pd.DataFrame, stage: int, task: str, texts: Texts) -> StageDetail:
+    """The examples with the highest scores of a selection table, and those with the lowest."""
     names = [name.removeprefix(TERM) for name in table.columns if name.startswith(TERM)]
     names.sort(key=lambda name: name == TOTAL)  # the score after its terms
     picked = table.loc[table["picked"] >= 0, "sample_id"]
@@ -259,23 +238,8 @@ def stage_detail(table: pd.DataFrame, stage: int, task: str, texts: Texts, count
         shown = tuple((name, f"{value:+.3f}") for name, value in values.items() if np.isfinite(value))
         return PoolExample(sample_id, str(row["sub_skill"]), int(row["tokens"]), fate, prompt, response, shown)
 
-    highest, lowest = (tuple(map(example, part.to_dict("records"))) for part in highest_and_lowest(table, count))
+    highest, lowest = (tuple(map(example, part.to_dict("records"))) for part in highest_and_lowest(table))
     return StageDetail(stage, task, int(table["sample_id"].nunique()), int(picked.nunique()), highest, lowest)
-
-
-def highest_and_lowest(table: pd.DataFrame, count: int = 3) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Candidates with the highest and the lowest score within their round.
-
-    Without a score the first are the picks in their order, and the second table is empty.
-    """
-    score = f"{TERM}{TOTAL}"
-    if score not in table.columns:
-        picks = table[table["picked"] >= 0].sort_values(["round", "picked"], kind="stable")
-        return picks.head(count), table.iloc[:0]
-    place = table.groupby("round")[score].rank(pct=True)
-    ranked = table.assign(place=place).sort_values(["place", "round"], ascending=[False, True], kind="stable")
-    once = ranked.drop_duplicates("sample_id")
-    return once.head(count), once.tail(count).iloc[::-1]
 
 
 def _measured(records: pd.DataFrame, tasks: Sequence[str]) -> Table:

@@ -64,6 +64,9 @@ FAMILIES: dict[str, Stages] = {
 }
 """``data.sequence`` → its stages."""
 
+SCORERS = ("token_accuracy", "exact_match", "ends")
+"""Scorers of every stage with sub-skills of its own; stages with multiple-choice items have `choice`, too."""
+
 
 def stages_of(spec: DataSpec) -> Stages:
     """The stages of a procedural sequence; those of ``procedural`` are in ``data.stages``.
@@ -131,7 +134,7 @@ def build_procedural_sequence(
     built, ood = [], []
     for (name, skills), (validation, shifted, future), pool in zip(stages.items(), fixed, pools, strict=True):
         choice = ("choice",) if any(item.choices for item in validation) else ()
-        scorers, least = ("token_accuracy", "exact_match", "ends", *choice), 1
+        scorers, least = (*SCORERS, *choice), 1
         if custom:
             scorers, least = custom[name].scorers, custom[name].max_new_tokens
         tokens, tokens_ood = (max(least, *(skill.new_tokens[row] for skill in skills)) for row in (0, 1))

@@ -1,0 +1,196 @@
+"""A run directory of a stranger: reading it reads its own files, and its recipe runs no code unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from unittest import mock
+
+import pytest
+import yaml
+
+from longgame.audit.learner import learner_kind, outline, sequence_of
+from longgame.audit.picks import read_texts, write_selection
+from longgame.errors import RecipeError
+from longgame.recipe import load_recipe, load_yaml, parse_recipe
+from longgame.storage import read_table
+from tests.support.cli import longgame_here
+from tests.support.quadratic_audit import recipe as quadratic_recipe
+from tests.support.quadratic_audit import walk
+
+PLUGIN = """
+import pathlib
+
+from longgame import Selector
+
+pathlib.Path(__file__).with_name("ran").touch()
+
+
+class Mine(Selector):
+    name = "mine"
+
+    def score(self, pool, signals, history):
+        return pool.tokens
+"""
+READ = [("report", "--out", "r.html"), ("watch", "--once"), ("compare",), ("audit", "--dry-run")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign") / "run"
+    walk(folder, full_data=True)
+    return folder
+
+
+@pytest.fixture
+def foreign(finished, tmp_path):
+    """A copy of a finished run, with a function that edits its recipe."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+
+    def edit(**changes):
+        first, _, text = (folder / "recipe.yaml").read_text().partition("\n")
+        text = yaml.safe_dump(yaml.safe_load(text) | changes)
+        digest = hashlib.sha256(text.encode()).hexdigest()  # whoever writes a recipe can seal it
+        (folder / "recipe.yaml").write_text(f"{first[:-64]}{digest}\n{text}")
+        return folder
+
+    return edit
+
+
+def read(folder, command, *options):
+    start = time.monotonic()
+    done = longgame_here(command, folder, *options, cwd=folder.parent)
+    assert time.monotonic() - start < 60, command
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("command", READ, ids=lambda command: command[0])
+def test_reading_a_run_imports_no_file_of_its_recipe(foreign, command):
+    folder = foreign()
+    (folder / "p.py").write_text(PLUGIN)
+    plugin = f"{folder}/p.py:Mine"
+    selectors = [{"name": "random"}, {"name": "loss"}, {"name": plugin, "label": "mine"}]
+    stages = [{"name": name, "scorers": ["token_accuracy", plugin]} for name in "abc"]
+    data = yaml.safe_load((folder / "recipe.yaml").read_text())["data"]
+    foreign(selectors=selectors, data={**data, "stages": stages})
+    read(folder, *command)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("command", READ, ids=lambda command: command[0])
+@pytest.mark.parametrize("reference", ["local.jsonl", "hub:owner/name"])
+def test_reading_a_run_reads_no_data_of_its_recipe(foreign, tmp_path, command, reference):
+    secret = tmp_path / "local.jsonl"
+    secret.write_text(json.dumps({"prompt": "SECRET", "response": "r"}) + "\n")
+    name = str(secret) if reference == "local.jsonl" else reference
+    stages = [{"name": stage, "train": [name], "eval": [name]} for stage in "abc"]
+    folder = foreign(model={"name": "owner/model"}, data={"sequence": "files", "stages": stages})
+    with mock.patch("longgame.data.sequences.load_examples", side_effect=AssertionError("data were read")):
+        read(folder, *command)
+    page = tmp_path / "r.html"
+    assert not page.exists() or "SECRET" not in page.read_text()
+
+
+@pytest.mark.parametrize("command", READ, ids=lambda command: command[0])
+@pytest.mark.parametrize("sequence", ["quadratic", "procedural-skill"])
+def test_reading_a_run_makes_no_pool(foreign, command, sequence):
+    model = {"name": "quadratic" if sequence == "quadratic" else "tiny"}
+    read(foreign(model=model, data={"sequence": sequence, "pool_size": 10**8}), *command)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": list(range(60_000))},
+        {
+            "axes": {
+                "cross": True,
+                "vary": {f"data.{key}": [n / 1e6 for n in range(500)] for key in ("noise", "unseen")},
+            }
+        },
+        {"axes": {"order": {"permutations": 10**9}}},
+        {"metrics": {"bootstrap": 10**9}},
+    ],
+)
+@pytest.mark.parametrize("command", READ, ids=lambda command: command[0])
+def test_a_recipe_that_asks_for_millions_is_an_error(foreign, command, changes):
+    done = read(foreign(**changes), *command)
+    assert done.returncode != 0
+    assert done.stderr.startswith("longgame: ")
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+YAMLS = {
+    "nested aliases": (BOMB, "aliases stand for more than 100,000 values"),
+    "alias in itself": ("a: &a [*a]", "its aliases stand for"),
+    "depth": ("[" * 20_000, "nested too deeply"),
+    "a number of many digits": (f"a: {'9' * 5000}", "not valid YAML"),
+    "an impossible date": ("a: 2001-13-40", "not valid YAML"),
+    "a tag that runs code": ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+    "size": ("a: " + "x" * 2_000_000, "bytes; give at most"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), YAMLS.values(), ids=YAMLS)
+def test_a_yaml_that_grows_is_one_sentence(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_ordinary_aliases_are_read():
+    assert load_yaml("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+def test_code_of_a_run_directory_needs_a_word(foreign, tmp_path):
+    (tmp_path / "p.py").write_text(PLUGIN)
+    plugin = f"{tmp_path}/p.py:Mine"
+    folder = foreign(selectors=[{"name": "random"}, {"name": "loss"}, {"name": plugin, "label": "mine"}])
+    for path in (folder, folder / "recipe.yaml"):
+        refused = read(path, "audit", "--workers", 1) if path is folder else longgame_here("audit", path, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "--trust-code" in refused.stderr
+        assert not (tmp_path / "ran").exists()
+    trusted = read(folder, "audit", "--workers", 1, "--trust-code")
+    assert trusted.returncode == 0, trusted.stderr
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("order", [(), (2, 0, 1)])
+@pytest.mark.parametrize("sequence", ["quadratic", "procedural-skill", "procedural-interleaved", "procedural"])
+def test_the_outline_is_that_of_the_data(sequence, order):
+    if sequence == "quadratic":
+        recipe = quadratic_recipe(data={"sequence": sequence, "stages": [{"name": name} for name in "abc"]})
+    else:
+        skills = {"x": ["past-tense"], "y": ["chain-sum"], "z": ["redact"]}
+        stages = [{"name": name, "skills": of, "scorers": ["exact_match"]} for name, of in skills.items()]
+        data = {"sequence": sequence, "stages": stages if sequence == "procedural" else [], "pool_size": 40}
+        recipe = parse_recipe({"name": "r", "data": data, "selectors": ["random"], "training": {"steps": 2}})
+    names = learner_kind(recipe).stages(recipe)
+    rows = order and (*order, *range(3, len(names)))
+    recipe = recipe.replace({"data.order": tuple(names[row] for row in rows)})
+    sequence_data = sequence_of(recipe, 0)
+    parts = outline(recipe)
+    assert parts.stages == tuple(stage.task.name for stage in sequence_data.stages)
+    assert parts.ood == tuple(task.name for task in sequence_data.ood)
+    assert parts.primary == {task.name: task.scorers[0] for task in sequence_data.tasks}
+
+
+def test_a_run_stores_the_texts_that_its_report_shows(finished, tmp_path):
+    table = read_table(finished / "trials" / "loss-s0" / "stage-1" / "selection.parquet")
+    names = table["sample_id"].unique()
+    texts = {name: (f"prompt of {name}", "r" * 20_000) for name in names}
+    write_selection(tmp_path / "s.parquet", table, texts)
+    stored = read_texts(tmp_path / "s.parquet")
+    assert set(stored) < set(names)
+    assert len(stored) == 6
+    for name, (prompt, response) in stored.items():
+        assert prompt == f"prompt of {name}"
+        assert len(response) < 10_010
+    assert read_texts(finished / "trials" / "loss-s0" / "stage-1" / "selection.parquet") == {}
