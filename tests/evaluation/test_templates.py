@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from types import SimpleNamespace
 
 import jinja2
 import pytest
 import torch
+import transformers.utils.chat_template_utils as rendering
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longgame.data.examples import Example, Task
-from longgame.data.tokenize import encode
+from longgame.data.tokenize import TEMPLATE_DATE, encode
 from longgame.evaluation.evaluator import Evaluator
 from support.chat_model import chat_tokenizer
 
@@ -82,7 +84,8 @@ def rendered(tokenizer, item: Example) -> str:
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda file: file.name.removesuffix(".jinja"))
-def test_an_item_known_by_heart_scores_100(template) -> None:
+def test_an_item_known_by_heart_scores_100(template, monkeypatch) -> None:
+    monkeypatch.setattr(rendering, "datetime", SimpleNamespace(now=lambda: TEMPLATE_DATE))
     tokenizer = tokenizer_for(template.read_text(encoding="utf-8"))
     encoded = [encode(item, tokenizer, 4096) for item in ITEMS]
     for item, parts in zip(ITEMS, encoded, strict=True):

@@ -13,9 +13,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longgame.data.examples import Example
 from longgame.data.sources import load_examples
 from longgame.errors import DataError, LonggameError, RecipeError
 from longgame.recipe import load_recipe
+from longgame.signals.quality import quality_scores
 from longgame.training.candidates import pool_of, tokens_and_labels
 
 ROW = {"prompt": "Name a bird.", "response": "Heron"}
@@ -201,3 +203,26 @@ def test_any_values_are_a_recipe_or_a_recipe_error(tmp_path_factory, values) -> 
     path.write_text(yaml.safe_dump({"name": "a", "selectors": ["random"], **values}), encoding="utf-8")
     with contextlib.suppress(RecipeError):
         assert load_recipe(path).seeds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The set is [2, 5).",
+        "It holds on (−1, 1] and on [3, 4].",
+        "rain all afternoon\na snail on the garden wall\nkeeps its own counsel",
+        "Z rana padał śnieg, więc dzieci zostały w szkole dłużej, a nauczycielka czytała im bajki, które znała jeszcze "
+        "od swojej babci mieszkającej pod lasem.",
+        "Pagi tadi anak itu pergi ke sungai dengan kakaknya untuk mencari ikan kecil yang biasa mereka lihat di bawah "
+        "batu dekat jembatan tua.",
+        "Barnet gikk til skolen med sekken full av bøker og en matpakke som moren hadde laget før hun dro til byen for "
+        "å kjøpe maling til det nye huset.",
+    ],
+)
+def test_quality_rules_leave_sound_texts_of_any_kind_alone(text) -> None:
+    assert quality_scores([Example.make("Write about it.", text)])[0] == 1
+
+
+@pytest.mark.parametrize("text", ["The set is [2, 5", "qzx wvut " * 12])
+def test_quality_rules_still_find_damage(text) -> None:
+    assert quality_scores([Example.make("Write about it.", text)])[0] < 0.6

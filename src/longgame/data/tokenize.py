@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import jinja2
@@ -15,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, ModelError
 
+TEMPLATE_DATE = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+"""What templates that write today's date get instead: the same example has the same tokens on every day."""
 _MARKER = "\ue000\ue001\ue002"
 """Stands for the response while a template is rendered; characters of Unicode's private area, which no text holds."""
 
@@ -91,7 +96,8 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     The chat template renders a conversation with its response, and with a marker in the response's place. What stands
     before the marker is the prompt: also what the template puts at the head of an answer (an empty think block, a
     channel). What stands behind it is the end of the turn. White space at its end belongs to the next turn and is cut;
-    a template without an end of turn gets the tokenizer's EOS. The prompt is tokenized alone, as in generation. If the
+    a template without an end of turn gets the tokenizer's EOS. A response that ends with EOS has it once. A template
+    that writes today's date gets `TEMPLATE_DATE`. The prompt is tokenized alone, as in generation. If the
     tokens of the full text begin with it, the others are the response; otherwise a token would straddle the border,
     and the response is tokenized alone. So is the end of the turn.
 
@@ -104,6 +110,7 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     """
     texts = [row for row, example in enumerate(examples) if _is_text(example)]
     chats = [row for row, example in enumerate(examples) if not _is_text(example)]
+    examples = [_without_end(example, tokenizer) for example in examples]
     result: list[Encoded | None] = [None] * len(examples)
     if texts:
         _eos(tokenizer)
@@ -134,6 +141,15 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> Int[np.ndarray, " prompt"]:
     """Return the tokens to generate from; they do not depend on the response."""
     return encode_all([example], tokenizer)[0].prompt_ids
+
+
+def _without_end(example: Example, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The example without an EOS of its own at the end of its response, where it would stand twice."""
+    end = tokenizer.eos_token
+    response = example.response.rstrip()
+    if not end or not response.endswith(str(end)) or not response.removesuffix(str(end)).strip():
+        return example
+    return dataclasses.replace(example, response=response.removesuffix(str(end)))
 
 
 def _is_text(example: Example) -> bool:
@@ -175,8 +191,16 @@ def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenize
     messages: list[dict[str, Any]] = [
         {"role": role, "content": [{"type": "text", "text": text}] if blocks else text} for role, text in turns
     ]
+    template: Any = tokenizer.chat_template
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=response is None))
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=response is None,
+                chat_template=_on_one_day(template) if isinstance(template, str) else None,
+            )
+        )
     except jinja2.TemplateError as error:
         if not blocks:
             try:
@@ -188,6 +212,13 @@ def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenize
             f"the chat template refuses example {example.sample_id} (roles: {roles}): {error}. "
             "Correct the conversation, or set model.chat_template."
         ) from error
+
+
+@lru_cache(maxsize=16)
+def _on_one_day(template: str) -> str:
+    """The template with `TEMPLATE_DATE` in place of today's date."""
+    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+    return call.sub(lambda match: match[1] + TEMPLATE_DATE.strftime(match[2]) + match[1], template)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:

@@ -365,6 +365,8 @@ def matches(example: Example, text: str) -> bool:
         if chosen is not None:
             return chosen == right
         chosen = option(text, example.choices)
+        if chosen is None:
+            chosen = letter(text, len(example.choices))
         if chosen is not None:
             return normalize(example.choices[chosen]) == normalize(example.choices[right])
         if by_letter:

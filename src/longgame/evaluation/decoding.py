@@ -16,9 +16,11 @@ serves only models whose cache is not keys and values alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from transformers.cache_utils import DynamicLayer
 from longgame.errors import ModelError, NumericalError
 from longgame.models.head import response_logits
 
+_log = logging.getLogger(__name__)
 _LOGIT_ELEMENTS = 2**26
 """Largest response-positions × vocabulary matrix of one batch (256 MiB in float32)."""
 _CACHE_FACTOR = 8
@@ -94,7 +97,9 @@ def run_rows(
         NumericalError: a logit that matters is NaN or infinite; the message names the row.
     """
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)  # type: ignore[union-attr, operator]
-    cacheable = _caches_keys_and_values(model)
+    stateful = not _caches_keys_and_values(model)
+    plain = stateful or _counts_positions(model, rows)
+    cacheable = plain and not stateful
     waiting: list[_Prefix] = []
     uncached: list[Row] = []
     for batch in _batches(rows, max_batch_tokens, max(1, _LOGIT_ELEMENTS // vocabulary)):
@@ -108,6 +113,10 @@ def run_rows(
             waiting = []
     if waiting:
         _decode(model, waiting, stop_ids)
+    if not plain:
+        for row in uncached:
+            _decode_alone(model, row, stop_ids, max_positions)
+        return
     for batch in _batches(uncached, max_batch_tokens, len(uncached)):
         _generate(model, batch, pad_token_id, stop_ids, max_positions)
 
@@ -118,6 +127,48 @@ def _caches_keys_and_values(model: nn.Module) -> bool:
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
     stateful = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "_is_stateful", False)  # type: ignore[operator]
     return not stateful and (kinds is None or set(kinds) <= _ATTENTION)
+
+
+_COUNTED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _counts_positions(model: nn.Module, rows: Sequence[Row]) -> bool:
+    """Whether positions 0, 1, 2 … may be given, as decoding from a cache does.
+
+    Some models number them otherwise (RoBERTa from the padding id on) or take none (the decoders of BART).
+    """
+    if model not in _COUNTED and rows:
+        ids = torch.from_numpy(rows[0].prompt[:8].astype(np.int64))[None].to(_input_device(model))
+        plain = model(input_ids=ids, use_cache=False).logits
+        try:
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+            counted = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            _COUNTED[model] = bool(torch.allclose(plain, counted, rtol=1e-3, atol=1e-3, equal_nan=True))
+        except (TypeError, ValueError):
+            _COUNTED[model] = False
+        if not _COUNTED[model]:
+            kind = type(model).__name__
+            _log.info("%s numbers positions in its own way; it decodes without a cache, more slowly", kind)
+    return _COUNTED.get(model, True)
+
+
+def _decode_alone(model: nn.Module, row: Row, stop_ids: frozenset[int], max_positions: int) -> None:
+    """Decode one row greedily, each token by a whole forward pass without padding."""
+    tokens: list[int] = []
+    device = _input_device(model)
+    while len(tokens) < row.room(max_positions):
+        ids = torch.from_numpy(np.concatenate([row.prompt, tokens]).astype(np.int64))[None].to(device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1]
+        if torch.isnan(logits).any():
+            raise NumericalError(
+                f"{row.label}: a logit is NaN at decoded token {len(tokens)}. Lower the learning rate, check the "
+                "weights, or use float32."
+            )
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] in stop_ids:
+            tokens.pop()
+            break
+    row.decoded = tokens
 
 
 def _input_device(model: nn.Module) -> torch.device:

@@ -163,7 +163,14 @@ class Evaluator:
             [tokens for _, tokens in decoded], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         for (item, _), text in zip(decoded, texts, strict=True):
-            item.generated = text.strip()
+            item.generated = self._until_end(text, item.row).strip()
+
+    def _until_end(self, text: str, row: Row | None) -> str:
+        """The text up to the end of the turn, where the template writes it in tokens that do not stop decoding."""
+        closing = row.response[len(row.response) - row.end :] if row is not None else ()
+        if row is None or len(closing) < 2 or {*map(int, closing)} & self._special:
+            return text
+        return text.partition(self.tokenizer.decode(closing))[0]
 
     def _scores(self, task: Task, items: list[_Item]) -> Iterator[Score]:
         if not items:

@@ -220,6 +220,10 @@ class FullAdaptation(Adaptation):
         return self._start
 
 
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of PEFT's ``init_lora_weights`` whose adapters change the base weights when they are attached."""
+
+
 class LoraAdaptation(Adaptation):
     """PEFT LoRA on the linear layers but the head; the base is frozen.
 
@@ -256,7 +260,17 @@ class LoraAdaptation(Adaptation):
                     "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
                 ) from error
 
+    @property
+    def has_base(self) -> bool:
+        return not str(self.model.active_peft_config.init_lora_weights).startswith(_MOVES_BASE)
+
     def frozen_base(self) -> AbstractContextManager[None]:
+        if not self.has_base:
+            raise ModelError(
+                f"init_lora_weights is {self.model.active_peft_config.init_lora_weights!r}, which takes the adapter's "
+                "first factors out of the base weights: without the adapter the model is another one. Signals of the "
+                "base are measured before training begins."
+            )
         return self.model.disable_adapter()
 
     def movement(self, before: Weights) -> Movement:

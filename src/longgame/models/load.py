@@ -137,7 +137,10 @@ def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
     path = Path(setting).expanduser()
     if not path.is_file():
         raise ModelError(f"model.chat_template '{setting}' is not a file. Give the path of a Jinja file, or 'plain'.")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.chat_template '{setting}' is no text in UTF-8 ({error}). Save it as one.") from error
 
 
 def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:

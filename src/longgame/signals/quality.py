@@ -34,7 +34,12 @@ _FUNCTION_WORDS = frozenset(
         their will each about out them then she many some these would her him has you our more who its how any may also
         into than been other only over such most where after first two one used use
         der die das und ist nicht ein eine den mit von auf les des une est que pas pour dans qui los las por con para
-        che per non sono uma het een van del una como mais aux sur sich dem""",
+        che per non sono uma het een van del una como mais aux sur sich dem
+        och att det som inte jag han men var til med ikke jeg har kan hun skal ble
+        yang dan untuk dengan ini itu tidak dari dalam saya akan ang mga nga siya hindi kwa katika hii yake
+        nie jest jak ale tak przez oraz jsem jako pro bylo oli mutta kun niin ovat hogy nem egy meg csak
+        bir ile icin gibi daha cok din sau este sunt iar dar amb els les pels
+        sed cum quod sunt autem enim""",
     )
 )
 _ABBREVIATION = re.compile(
@@ -61,6 +66,8 @@ _REFUSAL = re.compile(
     r"|sorry,? (?:but )?i can(?:no|['’])t)",
     re.I,
 )
+_INTERVAL = re.compile(r"[\[(] ?[^][(){}\s,;]{1,20} ?[,;] ?[^][(){}\s,;]{1,20} ?[\])]")
+"""An interval of mathematics, closed or open at either end."""
 _YES_NO = re.compile(r"\b(?:answer|respond|reply)\b[^.\n]{0,30}\byes\b[^.\n]{0,12}\bno\b", re.I)
 _ONE_WORD = re.compile(r"\b(?:single word|(?:one|1) word only|(?:in|with|as) (?:one|a single) word)\b", re.I)
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
@@ -83,8 +90,9 @@ def words(prompt: str, response: str) -> float:
     """Non-words: case changing inside (`hElLo`, `hELLO`), digits inside, no vowel; or no function words.
 
     camelCase, acronyms, code and words of the prompt are ignored. The function words need 20 words of Latin script
-    outside code and lists: in running text of seven European languages at least one word in 20 is a function word of
-    three letters or more, or is in the prompt.
+    outside code and lists: in running text of some twenty languages at least one word in 20 is a function word of
+    three letters or more, or is in the prompt. A text where one word in ten has a letter beyond ASCII may be in any
+    language, and is not judged by them.
     """
     text = _ADDRESS.sub(" ", response)
     prompt_words = set(re.findall(r"\w+", prompt))
@@ -94,8 +102,9 @@ def words(prompt: str, response: str) -> float:
     latin = [word.lower() for word in re.findall(r"[^\W\d_]+", text) if max(word) < "ɐ"]
     if len(latin) >= 20 and not _CODE.search(response):
         listed = text.count(",") + text.count("\n") + text.count("|") > len(latin) / 4
+        foreign = 10 * sum(not word.isascii() for word in latin) >= len(latin)
         familiar = _FUNCTION_WORDS | {word.lower() for word in prompt_words if len(word) > 2}
-        if not listed and sum(word in familiar for word in latin) < 0.05 * len(latin):
+        if not (listed or foreign) and sum(word in familiar for word in latin) < 0.05 * len(latin):
             score = min(score, 0.2)
     return score
 
@@ -132,7 +141,7 @@ def ending(prompt: str, response: str) -> float:  # noqa: ARG001
 
     A long text (12 words, with a finished sentence in it) that stops on a bare word counts half.
     """
-    text = response.rstrip()
+    text = _INTERVAL.sub(" ", response.rstrip()) or response.rstrip()
     has_words = any(letter.isalnum() for letter in text)
     opened = has_words and sum(text.count(left) > text.count(right) for left, right in ("()", "[]", "{}"))
     if (opened and not re.search(r"[\\][()\[\]{}]", text)) or text.count("```") % 2:

@@ -272,8 +272,9 @@ class SignalSource:
     def _require_base(self, name: str) -> Callable[[], AbstractContextManager[Any]]:
         if self._base is None:
             raise PluginError(
-                f"'{name}' of the frozen base model is needed, but no base is left: the model is trained in full, or "
-                "the frozen pass was not given (call use). Train an adapter, or pass signals= with stored columns."
+                f"'{name}' of the frozen base model is needed, but no base is left: the model is trained in full, its "
+                "adapter was taken out of the base weights (PiSSA, OLoRA), or no frozen pass was given (call use). "
+                "Train an adapter, or pass signals= with stored columns."
             )
         return self._base
 
