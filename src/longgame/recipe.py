@@ -171,6 +171,8 @@ class ModelSpec(Part):
     """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none."""
     pad_token: str | None = None
     """Padding token, for a tokenizer that has none."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model; without it, such a model is refused."""
 
     @property
     def adaptation_label(self) -> str:

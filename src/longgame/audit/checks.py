@@ -86,20 +86,23 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
             build_scorer(scorer)
 
 
-def check_trusted(plan: Plan, folder: Path, named: Collection[str] = ()) -> None:
+def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remote_code: bool = False) -> None:
     """Check that no code that a run directory's recipe names would be run; a stranger may have written the recipe.
 
     Args:
         named: selectors that the user named, whose code is trusted.
+        remote_code: whether the user trusts the code that comes with the model.
 
     Raises:
-        RecipeError: a trial with work left has a selector or scorer that is a Python file.
+        RecipeError: a trial with work left has a selector or scorer that is a Python file, or a model with code.
     """
     last = f"stage-{len(plan.stages)}"
     left = [trial for trial in plan.trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
     scorers = plugin_names(plan.recipe.replace({"selectors": ()})) if left else ()
     names = {*(trial.selector.name for trial in left), *scorers}
     code = sorted(name for name in names - {name.strip() for name in named} if ".py:" in name)
+    if left and plan.recipe.model.trust_remote_code and not remote_code:
+        code.append(f"model {plan.recipe.model.name} (model.trust_remote_code)")
     if code:
         raise RecipeError(
             f"{folder} names code that would be run: {', '.join(code[:5])}{' …' if code[5:] else ''}. Read it, and add "

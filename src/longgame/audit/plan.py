@@ -79,6 +79,7 @@ _NOT_VARIED = {
     **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data"), "it stands above the axes"),
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
+    "model.trust_remote_code": "it is trusted or not",
     "data.order": "use axes.order",
     **dict.fromkeys(("data.sequence", "data.stages", "data.ood"), "another sequence is another recipe"),
     "data.data_dir": "a run reads one folder, so give another folder a run of its own",
@@ -375,6 +376,7 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     raw = recipe.model_dump(mode="json")
     plain = Recipe(name="run", selectors=(SelectorSpec(name="random"),)).model_dump(mode="json")
     set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
+    del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
     return raw
 
 

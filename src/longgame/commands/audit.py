@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from longgame.commands.options import Cross, DataDir, ModelName, SeedsOption, interruptible, recipe_changes
+from longgame.commands.options import (
+    Cross,
+    DataDir,
+    ModelName,
+    SeedsOption,
+    TrustRemoteCode,
+    interruptible,
+    recipe_changes,
+)
 from longgame.errors import RecipeError
 from longgame.recipe import Recipe, load_recipe, parse_recipe
 
@@ -82,6 +90,7 @@ def audit_command(
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     trust_code: Annotated[
         bool,
         typer.Option("--trust-code", help="Run the code, and read the data, that the recipe of a run directory names."),
@@ -114,6 +123,7 @@ def audit_command(
             data_dir=data_dir,
             axis=axis,
             cross=cross,
+            trust_remote_code=trust_remote_code,
         )
         loaded = load_recipe(file, changes)
         folder = out or (file.parent if is_run else Path("runs") / loaded.name)
@@ -125,7 +135,8 @@ def audit_command(
             if dry_run:
                 print_left(plan, folder, console)
                 return
-            check_trusted(plan, folder, {*(selectors or "").split(","), *(selector or [])})
+            named = {*(selectors or "").split(","), *(selector or [])}
+            check_trusted(plan, folder, named, remote_code=trust_remote_code)
         if dry_run:
             from longgame.audit.estimate import print_plan
 

@@ -17,6 +17,9 @@ SeedsOption = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")]
 ModelName = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")]
 Cross = Annotated[bool, typer.Option("--cross", help="All combinations of the axes, not one at a time.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
+]
 
 _MAX_SEEDS = 10_000
 
@@ -67,6 +70,7 @@ def recipe_changes(
     data_dir: Path | None = None,
     axis: list[str] | None = None,
     cross: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """The options of a command as changes of the recipe in ``file``: dotted key → value.
 
@@ -84,6 +88,8 @@ def recipe_changes(
         changes["budget"] = budget
     if model is not None:
         changes |= {"model.name": model, "model.per_seed": []}
+    if trust_remote_code:
+        changes["model.trust_remote_code"] = True
     if data_dir is not None:
         if not data_dir.is_dir():
             raise RecipeError(

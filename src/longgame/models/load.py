@@ -179,7 +179,9 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
 
 def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, local_files_only=local, trust_remote_code=spec.trust_remote_code
+        )
     except _LOADING_ERRORS as error:
         raise _cannot_load(spec, "the tokenizer of model", error) from error
     return prepare_tokenizer(tokenizer, spec)
@@ -206,6 +208,7 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
                 dtype=getattr(torch, spec.dtype),
                 attn_implementation=attention,
                 use_safetensors=True,
+                trust_remote_code=spec.trust_remote_code,
                 local_files_only=local,
                 output_loading_info=True,
                 **ADAPTATIONS[spec.adaptation].load_options(spec),
@@ -222,6 +225,11 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
 
 
 def _cannot_load(spec: ModelSpec, subject: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{subject} '{spec.name}' comes with Python code of its own, which is not run. Read the code, and set "
+            "model.trust_remote_code: true (or give --trust-remote-code) if you trust it."
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ModelError(
         f"{subject} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be a causal language model of a "

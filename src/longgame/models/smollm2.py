@@ -109,8 +109,8 @@ def convert(gguf: Path, folder: Path) -> None:
     _check_gguf(gguf)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"'{gguf}' cannot be read as a GGUF language model: {error}. Fetch it again.") from error
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -126,7 +126,8 @@ def convert(gguf: Path, folder: Path) -> None:
     settings = quantized.config.to_dict()
     settings.pop("quantization_config", None)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings), dtype=torch.float32)
+        config = type(quantized.config).from_dict(settings)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(quantized.state_dict(), strict=True)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
