@@ -6,18 +6,21 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from longgame.errors import LonggameError, PluginError, RecipeError, did_you_mean, unknown
 
+_COPY = "Pool and signals are read-only: copy an array before changing it. "
 _FRAMES = 3
 """Stack frames in the message when a plug-in fails."""
+_leave = os._exit
 
 
 @contextmanager
@@ -32,6 +35,15 @@ def plugin_at_work(subject: str, activity: str) -> Iterator[None]:
         PluginError: the code raised one (the plug-in is put before it), or an error that is not a `LonggameError`: the
             message names the error and the last stack frames.
     """
+    outermost, process = os._exit is _leave, os.getpid()
+
+    def exit_as_error(status: int) -> NoReturn:
+        # os._exit would end the audit without a word, perhaps with the status of success
+        if os.getpid() != process:  # a forked child of the plug-in
+            _leave(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = exit_as_error
     try:
         yield
     except PluginError as error:
@@ -40,16 +52,22 @@ def plugin_at_work(subject: str, activity: str) -> Iterator[None]:
         raise PluginError(f"{subject}: {error}") from error
     except LonggameError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         places = [
             f"  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line or ''}".rstrip(": ")
             for frame in traceback.extract_tb(error.__traceback__)[2:]  # without this function and its caller
             if not frame.filename.startswith("<frozen")
         ][-_FRAMES:]
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        advice = _COPY if isinstance(error, ValueError) and "read-only" in reason else ""
         raise PluginError(
-            "\n".join([f"{subject} failed in {activity}: {reason}. Fix its code, or leave it out.", *places])
+            "\n".join([f"{subject} failed in {activity}: {reason}. {advice}Fix its code, or leave it out.", *places])
         ) from error
+    finally:
+        if outermost:
+            os._exit = _leave
 
 
 class Registry:

@@ -9,6 +9,7 @@ Each clause uses small synthetic pools (no model, no files). A broken clause rai
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ import numpy as np
 from longgame.data.examples import Example, Pool
 from longgame.errors import BudgetError, PluginError, unknown
 from longgame.recipe import BudgetOf
+from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 from longgame.selection.base import Selector, check_selector
 from longgame.selection.history import History, Selection
@@ -75,7 +77,7 @@ def check_selector_contract(make: SelectorFactory, skip: Iterable[str] = ()) -> 
             then compares unequal token counts; say so where you report it.
 
     Raises:
-        PluginError: a clause is broken, or ``skip`` names an unknown one. Other errors of the selector pass through.
+        PluginError: a clause is broken, the selector raised an error, or ``skip`` names an unknown clause.
     """
     skipped = set(skip)
     for name in skipped - set(CONTRACT):
@@ -108,7 +110,7 @@ class _Scene:
     def select(self, budget: int | None = None, seed: int = 0) -> Selection:
         budget = int(self.pool.costs.sum()) // 4 if budget is None else budget
         rng = generator(seed, "testing", "select")
-        return self.selector.select(self.pool, self.signals, self.history, budget, rng)
+        return _selected(self.selector, self.pool, self.signals, self.history, budget, rng)
 
 
 def play(selector: Selector, history: History, number: int) -> Selection:
@@ -116,9 +118,21 @@ def play(selector: Selector, history: History, number: int) -> Selection:
     pool = example_pool(30, seed=1000 + number)
     signals = example_signals(pool, selector.requires, seed=1000 + number)
     rng = generator(number, "testing", "play")
-    selection = selector.select(pool, signals, history, int(pool.costs.sum()) // 4, rng)
-    selector.remember(pool, signals, selection.rows)
+    selection = _selected(selector, pool, signals, history, int(pool.costs.sum()) // 4, rng)
+    with plugin_at_work(f"selector '{selector.name}'", "remember()"):
+        selector.remember(pool, signals, selection.rows)
     history.update(selection, pool, signals)
+    return selection
+
+
+def _selected(
+    selector: Selector, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
+) -> Selection:
+    with plugin_at_work(f"selector '{selector.name}'", "select()"):
+        selection = selector.select(pool, signals, history, budget, rng)
+    if not isinstance(selection, Selection):
+        message = f"select() returned a {type(selection).__name__}; return Selection.of(pool, rows, scores)."
+        raise PluginError(f"selector '{selector.name}': {message}")
     return selection
 
 
@@ -235,14 +249,22 @@ def _permuted(make: SelectorFactory, tied: bool) -> None:
 
 
 def leaves_its_inputs_alone(make: SelectorFactory) -> None:
-    """Writes neither to the signals, nor to the pool, nor to the history (the caller updates it)."""
+    """Writes neither to the signals, nor to the pool, nor to the history (the caller updates it).
+
+    Arrays are read-only, so an attempt is an error; what a selector puts in their place is found here.
+    """
     scene = _Scene(make)
-    columns = {key: column.copy() for key, column in {**scene.signals.columns, **scene.signals.context}.items()}
-    tokens, before = scene.pool.tokens.copy(), scene.history.state_dict()
+    signals, pool = copy.copy(scene.signals), copy.copy(scene.pool)
+    before = scene.history.state_dict()
     scene.select()
-    for key, column in columns.items():
-        _require(np.array_equal(scene.signals[key], column), scene.name, f"changes the signal '{key}' in place.")
-    _require(np.array_equal(scene.pool.tokens, tokens), scene.name, "changes the pool in place.")
+    for key, column in {**signals.columns, **signals.context}.items():
+        same = key in scene.signals and scene.signals[key] is column
+        _require(same, scene.name, f"changes the signal '{key}'; copy it first.")
+    for name in ("examples", "input_ids", "prompt_tokens", "response_tokens", "info", "budget_of", "ids"):
+        _require(getattr(scene.pool, name) is getattr(pool, name), scene.name, f"changes pool.{name}; copy it first.")
+    for name in ("tokens", "costs"):
+        same = np.array_equal(getattr(scene.pool, name), getattr(pool, name))
+        _require(same, scene.name, f"changes pool.{name}; copy it first.")
     _require(_equal(before, scene.history.state_dict()), scene.name, "changes the history; it is read-only here.")
 
 

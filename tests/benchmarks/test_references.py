@@ -61,7 +61,7 @@ def test_uds_signals_everywhere_are_of_padded_logits(model, pool):
     longest = max(len(pool.input_ids[row]) for row in rows)
     for k, row in enumerate(rows):
         ids = torch.full((1, longest), 7)
-        ids[0, : len(pool.input_ids[row])] = torch.from_numpy(pool.input_ids[row])
+        ids[0, : len(pool.input_ids[row])] = torch.tensor(pool.input_ids[row])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0].double().numpy()
         expected = np.linalg.svd(logits, compute_uv=False).sum()

@@ -160,10 +160,10 @@ def test_default_select_logs_every_term_and_score_decides(world) -> None:
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        (np.zeros(2), r"score\(\) returned an array of shape \(2,\); return one number for each of the 3 candidates"),
-        (1.0, r"an array of shape \(\)"),
-        (None, r"an array of shape \(\)"),
-        ({"utility": np.zeros(3)}, r"the terms \['utility'\]; .* of which 'score' decides"),
+        (np.zeros(2), r"'score' of score\(\) has the shape \(2,\) for 3 candidates\. Give one real number for each"),
+        (1.0, r"the shape \(\) for 3"),
+        (None, r"the shape \(\) for 3"),
+        ({"utility": np.zeros(3)}, r"the terms \['utility'\]; one of them must be 'score'"),
     ],
 )
 def test_score_of_another_shape_is_refused(world, score, message) -> None:

@@ -38,7 +38,7 @@ def slow_forward(model, pool):
             logits, targets = response_logits(model, pool, row)
             logits = logits.double()
             probability = logits.softmax(1)
-            ids = torch.from_numpy(pool.input_ids[row])[None]
+            ids = torch.tensor(pool.input_ids[row])[None]
             hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
             rows.append(
                 (
@@ -67,7 +67,7 @@ def slow_logit_sketch(model, pool, seed, shape, positions):
     for row in range(len(pool)):
         logits = response_logits(model, pool, row)[0].detach()
         if positions == "all":
-            logits = model(input_ids=torch.from_numpy(pool.input_ids[row])[None]).logits[0].detach()
+            logits = model(input_ids=torch.tensor(pool.input_ids[row])[None]).logits[0].detach()
         result.append((left[: len(logits)].T @ logits @ right).flatten().numpy())
     return np.array(result)
 

@@ -66,7 +66,7 @@ def random_pool(n: int = 9, shortest: int = 4, longest: int = 23, seed: int = 0,
 
 def response_logits(model: torch.nn.Module, pool: Pool, row: int) -> tuple[Tensor, Tensor]:
     """Logits and targets of one example's response, from the whole model on that example alone."""
-    ids = torch.from_numpy(pool.input_ids[row])
+    ids = torch.tensor(pool.input_ids[row])
     start = max(1, int(pool.prompt_tokens[row]))
     return model(input_ids=ids[None]).logits[0, start - 1 : -1], ids[start:]
 

@@ -1,6 +1,7 @@
 """One stage: the same numbers as a bare loop, the budget kept, nothing left behind."""
 
 import copy
+import dataclasses
 import random
 from pathlib import Path
 
@@ -232,10 +233,8 @@ def test_nan_loss_names_stage_step_and_examples(pool):
     model = make_model()
     order = stage_order(pool, generator(5, "candidates"))
     bad = int(order[10])  # in the third step's chunk of four
-    pool.input_ids[bad][:] = 3
-    for row in range(len(pool)):
-        if row != bad:
-            pool.input_ids[row][pool.input_ids[row] == 3] = 4
+    ids = [np.full_like(ids, 3) if row == bad else np.where(ids == 3, 4, ids) for row, ids in enumerate(pool.input_ids)]
+    pool = dataclasses.replace(pool, input_ids=tuple(ids))
     with torch.no_grad():
         model.get_input_embeddings().weight[3] = float("nan")
     with pytest.raises(NumericalError, match=rf"stage 3, step 3 of 6: the loss is nan .*{pool.ids[bad]}"):

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -158,9 +159,32 @@ class SequenceData:
         return dataclasses.replace(self, stages=stages)
 
 
+def read_only(values: Any) -> np.ndarray:
+    """Return a view of an array that cannot be written to, nor be made writable; the array itself stays as it is."""
+    array = np.asarray(values)
+    if not array.flags.writeable:
+        return array
+    if array.dtype.kind in "biuf":
+        buffer: Any = array
+        return np.asarray(memoryview(buffer).toreadonly())
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def read_only_columns(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a mapping that cannot be changed, with read-only views of its arrays."""
+    return MappingProxyType(
+        {name: read_only(value) if isinstance(value, np.ndarray) else value for name, value in columns.items()}
+    )
+
+
 @dataclass(frozen=True)
 class Pool:
-    """Tokenized candidates: rows inside the program, ids on disk."""
+    """Tokenized candidates: rows inside the program, ids on disk.
+
+    Selectors are handed pools, so all arrays are read-only.
+    """
 
     examples: tuple[Example, ...]
     input_ids: tuple[Int[np.ndarray, " length"], ...]
@@ -180,6 +204,11 @@ class Pool:
             raise DataError(f"a pool of {n} examples needs {n} rows in every column.")
         if len(self.index) != n:
             raise DataError("a pool has a sample_id twice; make ids unique with with_unique_ids().")
+        for ids in self.input_ids:
+            ids.flags.writeable = False
+        object.__setattr__(self, "prompt_tokens", read_only(self.prompt_tokens))
+        object.__setattr__(self, "response_tokens", read_only(self.response_tokens))
+        object.__setattr__(self, "info", read_only_columns(self.info))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -191,12 +220,12 @@ class Pool:
     @cached_property
     def index(self) -> Mapping[str, int]:
         """Id → row."""
-        return {sample_id: row for row, sample_id in enumerate(self.ids)}
+        return MappingProxyType({sample_id: row for row, sample_id in enumerate(self.ids)})
 
     @cached_property
     def tokens(self) -> Int[np.ndarray, " n"]:
         """Prompt + response tokens of each example."""
-        return np.asarray(self.prompt_tokens) + np.asarray(self.response_tokens)
+        return read_only(np.asarray(self.prompt_tokens) + np.asarray(self.response_tokens))
 
     @property
     def costs(self) -> Int[np.ndarray, " n"]:

@@ -77,16 +77,14 @@ class Selector:
             BudgetError: no candidate fits into the budget.
             PluginError: `score` did not return one number per candidate.
         """
-        terms = self.score(pool, signals, history)
-        if not isinstance(terms, Mapping):
-            terms = {"score": terms}
-        score = terms.get("score")
-        if score is None or np.shape(score) != (len(pool),):
+        answer = self.score(pool, signals, history)
+        named = answer if isinstance(answer, Mapping) else {"score": answer}
+        if "score" not in named:
             raise PluginError(
-                f"selector '{self.name}': score() returned {_described(terms)}; return one number for each of the "
-                f"{len(pool)} candidates, or a mapping of such terms of which 'score' decides."
+                f"score() returned the terms {sorted(map(str, named))}; one of them must be 'score', which decides."
             )
-        allowed = np.where(eligible_of(self, pool), score, np.nan)
+        terms = {term: real_numbers(column, len(pool), f"'{term}' of score()") for term, column in named.items()}
+        allowed = np.where(eligible_of(self, pool), terms["score"], np.nan)
         return Selection.of(pool, fill_by_score(allowed, pool.ids, pool.costs, budget), terms)
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
@@ -140,10 +138,24 @@ class Selector:
         return {}
 
 
-def _described(terms: Mapping[str, Any]) -> str:
-    if "score" not in terms:
-        return f"the terms {sorted(terms)}"
-    return f"an array of shape {np.shape(terms['score'])}"
+def real_numbers(values: Any, n: int, label: str) -> np.ndarray:
+    """Return the array of these values.
+
+    Raises:
+        PluginError: they are no real numbers (text, objects, complex numbers), or not one for each of ``n`` candidates.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors with a gradient or on a device
+        raise PluginError(f"{label} is a {type(values).__name__} that is no array ({error}). {_ONE_NUMBER}") from error
+    if array.shape != (n,):
+        raise PluginError(f"{label} has the shape {array.shape} for {n} candidates. {_ONE_NUMBER}")
+    if array.dtype.kind not in "biuf":
+        raise PluginError(f"{label} holds {array.dtype} values. {_ONE_NUMBER}")
+    return array
+
+
+_ONE_NUMBER = "Give one real number for each candidate, in the pool's order (NaN: never pick)."
 
 
 def eligible_of(selector: Selector, pool: Pool) -> Bool[np.ndarray, " n"]:
@@ -165,19 +177,25 @@ def check_selector(name: str, cls: Any) -> None:
     """Raise PluginError unless the class ``cls`` keeps the contract of `Selector`."""
     if not issubclass(cls, Selector):
         raise PluginError(f"selector '{name}' ({cls.__qualname__}) does not derive from longgame.Selector; derive it.")
-    if not hasattr(cls, "name"):
+    if not isinstance(getattr(cls, "name", None), str) or not cls.name:
         raise PluginError(f"selector '{name}' ({cls.__qualname__}) lacks `name`. Set name = '…' in the class.")
     if cls.select is Selector.select and cls.score is Selector.score:
         raise PluginError(
             f"selector '{name}' defines neither score(pool, signals, history) nor "
             "select(pool, signals, history, budget, rng). Define one of them."
         )
-    _check_requires(name, cls.requires)
+    if not hasattr(cls.requires, "__get__"):  # a property is read of the instance
+        _check_requires(name, cls.requires)
 
 
 def _check_requires(name: str, requires: Any) -> None:
     if isinstance(requires, str):
         raise PluginError(f"selector '{name}': `requires` is a string; write it as a tuple: ('{requires}',).")
+    if not isinstance(requires, tuple | list) or not all(isinstance(signal, str) for signal in requires):
+        raise PluginError(
+            f"selector '{name}': `requires` is {requires!r}; write a tuple of names of signals, such as ('loss',), or "
+            "() for none."
+        )
     check_names(requires, f"selector '{name}'")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
 from longgame.registry import plugin_at_work
-from longgame.selection.base import Reserve, Selector, eligible_of
+from longgame.selection.base import Reserve, Selector, eligible_of, real_numbers
 from longgame.selection.budget import MOST_TIED, fitting_worse, share_tied_at_cut
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
@@ -114,7 +115,8 @@ class SelectionPolicy:
 
         Raises:
             PluginError: the selector raised an error, or returned something that is no Selection, rows outside the
-                pool, a row twice, or more than the budget; or the signals are not row-aligned with the pool.
+                pool, a row twice, more than the budget, or terms that are no real numbers; or the signals are not
+                row-aligned with the pool.
         """
         available = int(budget) + self.carry
         pool = self.selector.offer(pool, available)
@@ -124,12 +126,13 @@ class SelectionPolicy:
                 "the signals are not those of the candidates, row by row; return them in the pool's order."
             )
         with plugin_at_work(self._subject, "select()"):
-            selection = self.selector.select(pool, columns, self.history, available, self.rng)
-        self._check(pool, selection, available)
+            # of copies: what it does to them changes neither its costs nor what is learned
+            answer = self.selector.select(copy.copy(pool), copy.copy(columns), self.history, available, self.rng)
+            selection = self._checked(pool, answer, available)
         if least is not None:
             selection = self._without_stand_ins(pool, selection, available, least)
         with plugin_at_work(self._subject, "remember()"):
-            self.selector.remember(pool, columns, selection.rows)
+            self.selector.remember(copy.copy(pool), copy.copy(columns), selection.rows.copy())
         self.carry = available - selection.tokens
         self.history.update(selection, pool, columns)
         gradients = self._gradients(pool, selection, columns, signals)
@@ -190,29 +193,33 @@ class SelectionPolicy:
         self.measuring += time.perf_counter() - start
         return sketches
 
-    def _check(self, pool: Pool, selection: Selection, budget: int) -> None:
+    def _checked(self, pool: Pool, selection: Any, budget: int) -> Selection:
+        """The selection with copies of its arrays, its tokens counted by this pool.
+
+        Raises:
+            PluginError: as `choose`.
+        """
         subject = self._subject
         if not isinstance(selection, Selection):
             raise PluginError(
                 f"{subject} returned a {type(selection).__name__}; return Selection.of(pool, rows, scores)."
             )
-        rows = np.asarray(selection.rows)
+        rows = Selection.of(pool, selection.rows).rows.copy()
         if len(rows) == 0:
             raise PluginError(self._why_empty(pool, budget))
-        if len(set(rows.tolist())) != len(rows) or rows.min() < 0 or rows.max() >= len(pool):
-            raise PluginError(f"{subject} returned a row twice or outside 0…{len(pool) - 1}.")
+        if len(set(rows.tolist())) != len(rows):
+            raise PluginError(f"{subject} returned a row twice.")
         spent = int(pool.costs[rows].sum())
         if spent != selection.tokens or spent > budget:
             raise PluginError(
                 f"{subject} spent {spent} tokens of {budget} and reported {selection.tokens}. "
                 "Walk the rows with fill_budget(order, pool.costs, budget)."
             )
-        for term, column in selection.scores.items():
-            if np.shape(column) != (len(pool),):
-                raise PluginError(
-                    f"{subject} logs the term '{term}' with shape {np.shape(column)}; give one number for each of the "
-                    f"{len(pool)} candidates, in the pool's order."
-                )
+        scores = {
+            term: real_numbers(column, len(pool), f"the term '{term}'").copy()
+            for term, column in dict(selection.scores).items()
+        }
+        return Selection(rows, spent, scores)
 
     def _why_empty(self, pool: Pool, budget: int) -> str:
         """The error of a round in which nothing was selected: who decided, why, and the fix."""

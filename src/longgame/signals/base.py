@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from longgame.data.examples import Pool
+from longgame.data.examples import Pool, read_only_columns
 from longgame.errors import NumericalError, PluginError, unknown
 
 Engine = Callable[[Pool, Sequence[str]], Mapping[str, np.ndarray]]
@@ -173,6 +173,7 @@ class Signals:
 
     ``signals["loss"]`` is ``Float[n]``, ``signals["grad_sketch"]`` is ``Float[n, d]``; ``context["future_proxy"]`` is
     ``Float[d]``. A missing column raises PluginError: a selector sees what it named in ``requires`` and nothing else.
+    All arrays are read-only.
     """
 
     ids: tuple[str, ...]
@@ -184,6 +185,12 @@ class Signals:
             if len(column) != len(self.ids):
                 raise PluginError(f"signal '{name}' has {len(column)} rows for {len(self.ids)} candidates.")
             check_finite(name, column, self.ids)
+        object.__setattr__(self, "columns", read_only_columns(self.columns))
+        object.__setattr__(self, "context", read_only_columns(self.context))
+
+    def __deepcopy__(self, memo: Any) -> Signals:
+        """The signals themselves; they are never written to."""
+        return self
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.columns:

@@ -134,7 +134,7 @@ class _Torch(Products):
         matrix = self._torch.zeros(
             _padded(len(values)), values.shape[1], dtype=self._types[level.name], device=self.device
         )
-        matrix[: len(values)] = self._torch.from_numpy(values).to(self.device)
+        matrix[: len(values)] = self._torch.from_numpy(np.require(values, requirements="W")).to(self.device)
         return _Padded(matrix, len(values))
 
     def part(self, matrix: _Padded, start: int, stop: int) -> _Padded:
