@@ -98,7 +98,7 @@ def run_rows(
     """
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)  # type: ignore[union-attr, operator]
     stateful = not _caches_keys_and_values(model)
-    plain = stateful or _counts_positions(model, rows)
+    plain = stateful or _counts_positions(model, rows, max_positions)
     cacheable = plain and not stateful
     waiting: list[_Prefix] = []
     uncached: list[Row] = []
@@ -132,19 +132,24 @@ def _caches_keys_and_values(model: nn.Module) -> bool:
 _COUNTED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def _counts_positions(model: nn.Module, rows: Sequence[Row]) -> bool:
-    """Whether positions 0, 1, 2 … may be given, as decoding from a cache does.
+def _counts_positions(model: nn.Module, rows: Sequence[Row], max_positions: int) -> bool:
+    """Whether the model reads the positions that it is given, and counts 0, 1, 2 … by itself: decoding needs both.
 
-    Some models number them otherwise (RoBERTa from the padding id on) or take none (the decoders of BART).
+    Some models number them otherwise (RoBERTa from the padding id on), some read none (BART, ALiBi).
     """
     if model not in _COUNTED and rows:
-        ids = torch.from_numpy(rows[0].prompt[:8].astype(np.int64))[None].to(_input_device(model))
+        row = rows[0]
+        tokens = np.concatenate([row.prompt, row.response])[: min(8, 1 + max_positions // 3)].astype(np.int64)
+        ids = torch.from_numpy(tokens)[None].to(_input_device(model))
+        places = torch.arange(len(tokens), device=ids.device)[None]
         plain = model(input_ids=ids, use_cache=False).logits
         try:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-            counted = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-            _COUNTED[model] = bool(torch.allclose(plain, counted, rtol=1e-3, atol=1e-3, equal_nan=True))
-        except (TypeError, ValueError):
+            counted, spread = (
+                model(input_ids=ids, position_ids=p, use_cache=False).logits for p in (places, 3 * places)
+            )
+            same, read = torch.allclose(plain, counted, rtol=1e-3, atol=1e-3, equal_nan=True), (counted != spread).any()
+            _COUNTED[model] = bool(same and (read or not plain.isfinite().all()))
+        except (TypeError, ValueError, IndexError):
             _COUNTED[model] = False
         if not _COUNTED[model]:
             kind = type(model).__name__
