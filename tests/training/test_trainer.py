@@ -223,6 +223,41 @@ def test_checkpoint_without_selection_is_refused(tmp_path, tokenizer):
         )
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_few_steps_keep_the_batch_size_and_select_what_they_hold(tmp_path, tokenizer, rounds, caplog):
+    pool = make_pool(80)
+    trainer = make_trainer(tmp_path, tokenizer, pool=pool, selector=Coin(), rounds=rounds, args={"max_steps": 4})
+    trainer.train()
+    sizes = [len(batch) for batches in trainer.picks.values() for batch in batches]
+    assert max(sizes) <= 4  # 2 a step; dealt by tokens, not by examples
+    held = 4 * 2 * 4  # steps × batch size × candidates per place
+    share = 0.25 * held / 80
+    assert abs(trainer.selection_feed.spent - share * pool.tokens.sum()) <= pool.tokens.max()
+    assert "4 steps of this batch size hold 0.4 of what a budget of 0.25 selects" in caplog.text
+
+
+@pytest.mark.parametrize("rounds", ["step", 2])
+def test_resuming_with_other_rows_is_refused(tmp_path, tokenizer, rounds):
+    args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    make_trainer(tmp_path, tokenizer, selector=Coin(), rounds=rounds, args=args).train()
+    for other in (make_pool(38), make_pool(40).take(np.arange(40)[::-1])):
+        trainer = make_trainer(tmp_path, tokenizer, pool=other, selector=Coin(), rounds=rounds, args=args)
+        with pytest.raises(ResumeError, match=rf"another training dataset .* this one has {len(other)}"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_choice_at_every_step_resumes_into_a_longer_training(tmp_path, tokenizer):
+    args = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 1}
+    make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train()
+    longer = make_trainer(tmp_path, tokenizer, selector=Coin(), args={**args, "num_train_epochs": 2})
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert longer.state.global_step == 10
+    make_trainer(tmp_path / "n", tokenizer, selector=Coin(), rounds=1, args=args).train()
+    planned = make_trainer(tmp_path / "n", tokenizer, selector=Coin(), rounds=1, args={**args, "num_train_epochs": 2})
+    with pytest.raises(ResumeError, match="steps was 5, is 10.*needs rounds='step'"):
+        planned.train(resume_from_checkpoint=str(tmp_path / "n" / "checkpoint-5"))
+
+
 def test_training_twice_counts_rounds_and_budget_anew(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), rounds=2)
     trainer.train()

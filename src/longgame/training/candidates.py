@@ -125,13 +125,13 @@ class _WithIds(Dataset):
     """A map-style dataset of dicts with an id added to each."""
 
     def __init__(self, rows: Any, ids: Sequence[str]) -> None:
-        self._rows, self._ids = rows, list(ids)
+        self._rows, self.ids = rows, list(ids)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self._rows[row], ID: self._ids[row]}
+        return {**self._rows[row], ID: self.ids[row]}
 
 
 def with_ids(dataset: Any, rounds: int | str) -> Any:
@@ -160,7 +160,7 @@ def with_ids(dataset: Any, rounds: int | str) -> Any:
         rows = dataset.select_columns(columns) if columns else dataset
         ids = content_ids(rows[row] for row in range(len(dataset)))
         return dataset.add_column(ID, ids) if table else _WithIds(dataset, ids)
-    ids = [str(name) for name in (dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))])]
+    ids = ids_of(dataset)
     if len(set(ids)) != len(ids):
         repeated = next(sample_id for sample_id, count in Counter(ids).items() if count > 1)
         raise DataError(
@@ -168,6 +168,14 @@ def with_ids(dataset: Any, rounds: int | str) -> Any:
             "Make ids unique, or drop the column to have them made from the content."
         )
     return dataset
+
+
+def ids_of(dataset: Any) -> list[str]:
+    """The ids of a dataset that has them (`with_ids`), in its order."""
+    if isinstance(dataset, _WithIds):
+        return dataset.ids
+    table = hasattr(dataset, "add_column")
+    return [str(name) for name in (dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))])]
 
 
 def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:

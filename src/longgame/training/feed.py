@@ -158,11 +158,17 @@ class SelectionFeed:
             ResumeError: the state belongs to another plan (steps, rounds, budget, epochs, seed) or other candidates.
         """
         saved, now = state["plan"], self._plan()
-        differing = [f"{key} was {saved.get(key)!r}, is {now[key]!r}" for key in now if saved.get(key) != now[key]]
+        free = {"steps"} if self.rounds == "step" else set()  # a choice at every step is the same in a longer training
+        differing = [
+            f"{key} was {saved.get(key)!r}, is {now[key]!r}"
+            for key in now
+            if saved.get(key) != now[key] and key not in free
+        ]
         if differing:
+            longer = " Rounds are laid over all steps; a training that may be prolonged needs rounds='step'."
             raise ResumeError(
                 f"the checkpoint's selection belongs to another plan: {'; '.join(differing)}. "
-                "Resume with the arguments it was started with."
+                f"Resume with the arguments it was started with.{longer if saved.get('steps') != self.steps else ''}"
             )
         self.policy.load_state_dict(state["policy"])
         for name in ("spent", "scored", "learned", "charged", "offered"):

@@ -179,6 +179,9 @@ class StageTrainer(SelectionMixin, Trainer):
     def _selection_dataset(self, dataset: Any) -> Any:
         return dataset
 
+    def _selection_budget(self, steps: int, epochs: int) -> float:  # noqa: ARG002 - a stage's steps take all of it
+        return self.selection.budget
+
     def _selection_seed(self) -> int:
         return self.selection.seed or 0
 

@@ -10,7 +10,9 @@ in ``get_batch_samples``, the one place that sees all micro-batches of a step an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longgame.data.examples import Pool
-from longgame.errors import RecipeError
+from longgame.errors import RecipeError, ResumeError
 from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
 from longgame.selection.base import Selector
@@ -32,7 +34,7 @@ from longgame.signals.base import Signals
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_state
-from longgame.training.candidates import SELECTION_COLUMNS, Candidates, pool_of, with_ids
+from longgame.training.candidates import SELECTION_COLUMNS, Candidates, ids_of, pool_of, with_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
+
+_log = logging.getLogger(__name__)
 
 STATE = "selection"
 """Name of the selection state in a checkpoint: ``selection.json`` and ``selection.safetensors``."""
@@ -97,6 +101,7 @@ class SelectionMixin(_Base):
         self._selection_feed: SelectionFeed | None = None
         self._selection_pool: Pool | None = None
         self._selection_loader: Any = None
+        self._selection_digest: str | None = None
         super().__init__(*args, **kwargs)
         self._refuse_selection()
         # Sending batches from the main process to the others (accelerate's way with streams) knows tensors only.
@@ -131,6 +136,12 @@ class SelectionMixin(_Base):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = read_state(checkpoint, STATE)
+            if state["dataset"] != self._selection_fingerprint():
+                raise ResumeError(
+                    f"the checkpoint '{checkpoint}' was made with another training dataset (other rows, or in another "
+                    f"order; this one has {len(self.train_dataset)}). Resume with the dataset it was started with, or "
+                    "start a new training."
+                )
             self.selection_feed.load_state_dict(state["feed"])
             if isinstance(self.selection_signals, SignalSource):
                 self.selection_signals.load_state_dict(state["signals"])
@@ -162,7 +173,8 @@ class SelectionMixin(_Base):
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             source = self.selection_signals
             signals = source.state_dict() if isinstance(source, SignalSource) else {}
-            write_state(folder, STATE, {"feed": self.selection_feed.state_dict(), "signals": signals})
+            state = {"feed": self.selection_feed.state_dict(), "signals": signals}
+            write_state(folder, STATE, {**state, "dataset": self._selection_fingerprint()})
         super()._save_checkpoint(model, trial)
 
     # Selection
@@ -174,7 +186,8 @@ class SelectionMixin(_Base):
             steps, selection = int(self.state.max_steps), self.selection
             pool = None if selection.rounds == "step" else self._selection_candidates()
             epochs, seed = self._selection_epochs(steps), stream_seed(self._selection_seed(), "selection", "deal")
-            selection = dataclasses.replace(selection, epochs=epochs, seed=seed)
+            budget = self._selection_budget(steps, epochs)
+            selection = dataclasses.replace(selection, epochs=epochs, seed=seed, budget=budget)
             if self._selection_makes_signals and self.selection_policy.required:
                 self._selection_begin_signals()
             self._selection_feed = SelectionFeed(self.selection_policy, self._selection_score, selection, steps, pool)
@@ -279,8 +292,37 @@ class SelectionMixin(_Base):
     def _selection_epochs(self, steps: int) -> int:
         if self.selection.rounds == "step" or self.selection.epochs is not None:
             return self.selection.epochs or 1
-        offered = steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
-        return max(1, round(offered / len(self.train_dataset)))
+        return max(1, round(self._selection_offered(steps) / len(self.train_dataset)))
+
+    def _selection_offered(self, steps: int) -> int:
+        """Candidates that the batches of so many steps hold."""
+        return steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
+
+    def _selection_budget(self, steps: int, epochs: int) -> float:
+        """The share to select: less than the budget where ``max_steps`` ends before all of it was learned once."""
+        budget = self.selection.budget
+        if self.selection.rounds == "step":
+            return budget
+        share = min(1.0, self._selection_offered(steps) / (epochs * len(self.train_dataset)))
+        if share < 1:
+            _log.warning(
+                "%d steps of this batch size hold %.3g of what a budget of %.3g selects (%d pass(es) over it), so the "
+                "best %.3g of the tokens are selected instead.",
+                steps,
+                share,
+                budget,
+                epochs,
+                share * budget,
+            )
+        return share * budget
+
+    def _selection_fingerprint(self) -> str:
+        """Digest of the training dataset's ids in their order; empty for a stream, which has none."""
+        if isinstance(self.train_dataset, IterableDataset):
+            return ""
+        if self._selection_digest is None:
+            self._selection_digest = hashlib.sha256("\n".join(ids_of(self.train_dataset)).encode()).hexdigest()[:16]
+        return self._selection_digest
 
     def _selection_pool_of(self, features: Sequence[Any]) -> Pool:
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
