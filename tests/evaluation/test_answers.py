@@ -144,7 +144,7 @@ def test_number_takes_the_marked_answer_else_the_last_number(text, expected) -> 
         ("the answer is perhaps", None),
     ],
 )
-def test_verdict(text, expected) -> None:
+def test_truth_word(text, expected) -> None:
     assert answers.truth_word(text) == expected
 
 
@@ -341,3 +341,132 @@ def test_no_text_breaks_the_rules(text) -> None:
     for gold, choices in (("5", None), ("1/2", None), ("no", None), ("word", None), ("B", ("x", "y"))):
         answers.matches(item(gold, choices=choices), text)
     assert all(isinstance(value, Fraction) for value in answers.numbers(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1.25 × 10^4", 12500),
+        (r"1.25 \times 10^{4}", 12500),
+        ("1.25·10⁴ m", 12500),
+        ("10^{-2}", Fraction(1, 100)),
+        ("10³", 1000),
+        ("x^10^3", None),
+        ("12'500", 12500),
+        ("12_500", 12500),
+        ("１２５", 125),
+        ("it is –4 here", -4),
+        ("3–4", 4),
+        (r"so the answer is \(-4\)", -4),
+        ("The answer is - 4", -4),
+        ("The answer is 7, not 8.", 7),
+        ("The answer is 7 rather than 8.", 7),
+        ("The answer is\n\n7\nof 9", 7),
+        ("Answer:\n$$7$$", 7),
+        (r"\boxed{\text{7 jars}}", 7),
+        (r"\boxed{7\text{ cm}^2}", 7),
+        ("#### 7\n\n#### Notes\nchecked 3 times", 7),
+        ("#### 1. Add\n3 + 4\n#### 2. Result\n7", 7),
+    ],
+)
+def test_numbers_are_read_in_every_notation(text, value) -> None:
+    assert answers.number_answered(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("The right choice is C.", 2),
+        ("I would go with C", 2),
+        ("I pick (C), not (A)", 2),
+        ("选C", 2),
+        ("answer: c) Cairo", 2),
+        ("Answer:\nC", 2),
+        ("Answer: C (Cairo)", 2),
+        ("{C}", 2),
+        ("A is wrong, so C.", 2),
+        ("The answer is not A. It is C.", 2),
+        ("Not D but C", 2),
+        ("It can't be A; it must be C", 2),
+        ("Surely it is Cairo.", 2),
+        ("It is not Lima. It is Cairo!", 2),
+        ("B or C", None),
+        ("Either Lima or Cairo.", None),
+        ("A river runs through it", None),
+        ("not C", None),
+        ("option C is wrong", None),
+    ],
+)
+def test_one_option_is_named_and_none_that_is_denied(text, place) -> None:
+    example = item("C", choices=OPTIONS)
+    assert answers.matches(example, text) == (place == 2)
+    chosen = answers.letter(text, 4)
+    chosen = answers.option(text, OPTIONS) if chosen is None else chosen
+    assert (answers.mentioned(text, OPTIONS) if chosen is None else chosen) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "right"), [("C", True), ("(c)", True), ("Cairo", True), ("A", False), ("A. Cairo", False)]
+)
+def test_a_gold_text_is_named_by_its_letter_too(text, right) -> None:
+    assert answers.matches(item("Cairo", choices=OPTIONS), text) == right
+
+
+@pytest.mark.parametrize("text", ["D", "**d**", "(D)", "Option D", "The answer is D because of it.", "It must be D."])
+def test_a_gold_letter_needs_no_choices(text) -> None:
+    assert answers.matches(item("D"), text)
+    assert not answers.matches(item("E"), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("This cannot be true.", "false"),
+        ("It is never really true", "false"),
+        ("True or false? False", "false"),
+        ("Yes or no: no", "no"),
+        ("Yes and no.", None),
+        ("The claim is false because true cats purr.", "false"),
+        ("Because it is true, yes.", "yes"),
+        ("That is untrue.", "false"),
+        ("The answer is no, not yes.", "no"),
+    ],
+)
+def test_denials_pairs_and_reasons_do_not_mislead(text, expected) -> None:
+    assert answers.truth_word(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is Gen. Grant.", "Gen. Grant"),
+        ("The answer is J.R. Smith. He sings.", "J.R. Smith"),
+        ("The answer is the U.S. They won.", "the U.S"),
+        ("The answer is vitamin C. It helps.", "vitamin C"),
+        ("The answer is No. 5. It smells.", "No. 5"),
+        ("The answer is no. Never.", "no"),
+        ("The answer is 8 a.m. on Friday.", "8 a.m. on Friday"),
+        ("The answer is v1.2. See there.", "v1.2"),
+    ],
+)
+def test_a_sentence_ends_behind_no_abbreviation(text, expected) -> None:
+    assert answers.stated(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("x^2-1", [r"\boxed{(x-1)(x+1)}", "$x^2 - 1$"], ["x^2+1", "2"]),
+        ("(3, 4)", [r"\boxed{(3,4)}", "$(3, 4)$"], ["(4, 3)", "(3, 5)"]),
+        ("[0,1)", [r"\boxed{[0, 1)}"], ["(0,1)", "[0,1]"]),
+        (r"\{2,5\}", [r"\boxed{\{5,2\}}"], [r"\{2\}"]),
+        ("y=7", [r"\boxed{7}", "y = 7"], ["y=8"]),
+        ("Lima", [r"\boxed{\text{Lima}}", "**Lima**"], [r"\text{Oslo}"]),
+        ("12 kg", ["12kg", "12 kg."], ["12", "13kg"]),
+        ("2024-05-01", ["2024-05-01"], ["2018", "2024-01-05"]),
+        ("C++", ["C++"], ["C", "C+"]),
+    ],
+)
+def test_formulas_wrappers_and_units_are_compared_by_meaning(gold, right, wrong) -> None:
+    assert [text for text in right if not answers.matches(item(gold), text)] == []
+    assert [text for text in wrong if answers.matches(item(gold), text)] == []

@@ -21,6 +21,8 @@ from longgame.errors import DataError, did_you_mean, unknown
 _MOST_DIGITS = 1000
 """Digits of a number; more are no answer (Python itself refuses more than 4,300)."""
 _MOST_EXPONENT = 300
+_LAST_CHARACTERS = 20_000
+"""The end of a text in which its last number is looked for."""
 _LONGEST_FORMULA = 500
 """Characters of a formula that math-verify reads."""
 
@@ -31,10 +33,29 @@ _STATED = re.compile(
     r"\banswer[*_\"']*[ \t]*(?:is\b[ \t]*:?|[:=：])|答案[ \t]*(?:[是为]|[:：])[ \t]*[:：]?", re.IGNORECASE
 )
 _REASON = re.compile(r"\s(?:because|since)\b", re.IGNORECASE)
-_ABBREVIATIONS = {"dr", "mr", "mrs", "ms", "prof", "st", "vs", "no", "jr", "sr", "e.g", "i.e", "etc", "approx", "fig"}
+_CONTRAST = re.compile(r"(?<=\S)(?:,? (?:rather than|instead of)|, (?:but )?not)\b", re.IGNORECASE)
+_ABBREVIATIONS = frozenset(
+    re.findall(
+        r"\w+",
+        """dr mr mrs ms prof st vs jr sr etc approx fig gen col sgt capt lt maj adm gov sen rep pres rev hon mt ft ca cf
+        al inc ltd co corp bros dept vol pp jan feb mar apr jun jul aug sep sept oct nov dec""",
+    )
+)
+_NEW_SENTENCE = re.compile(
+    r"\s{1,9}(?:It|They|He|She|This|That|These|Those|The|An?|I|We|You|There|In|But|And|So|As|If|However|Because|Since)\b"
+)
+"""Words that begin a sentence even behind an abbreviation ("It is the U.S. They …")."""
+_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\{([^{}]*)\}")
+_MATH_MARKS = re.compile(r"\\[()\[\]]|\$\$")
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Full-width digits and marks of East Asian texts, by their ASCII forms."""
 _SPACES = "\u00a0\u2009\u202f"
 """No-break, thin and narrow no-break space: between groups of three digits they separate thousands."""
 _HALVES = re.compile("[¼-¾⅐-⅞]")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?<=\d)\s{0,2}(?:×|·|\*|\\times|\\cdot)\s{0,2}|(?<![\w.^}]))10"
+    r"(?:\s?(?:\^|\*\*)\s?(?:\{([-+]?\d{1,4})\}|([-+]?\d{1,4}))|([⁻⁺]?[⁰¹²³⁴-⁹]{1,4}))(?![\d^])"
+)
 _LATEX_FRACTION = re.compile(
     r"\\[dt]?frac\s{0,3}(?:\{\s{0,3}(-?\d+)\s{0,3}\}\s{0,3}\{\s{0,3}(-?\d+)\s{0,3}\}|(\d)(\d))"
 )
@@ -47,9 +68,20 @@ _PLAIN_NUMBER = re.compile(
     rf"(?P<sign>[-+]?)(?:(?P<whole>{_GROUPS}|\d+)(?P<part>\.\d*)?|(?P<only>\.\d+))(?P<power>[eE][-+]?\d+)?"
 )
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
-_WORD = re.compile(r"(?:(\bnot|n['’]t)\s{1,3})?\b(yes|no|true|false)\b", re.IGNORECASE)
+_WORD = re.compile(r"\b(yes|no|true|false|untrue)\b", re.IGNORECASE)
+_PAIR = re.compile(r"\b(?:yes|true)\s{0,2}(?:/|\b(?:or|and)\b)\s{0,2}(?:no|false)\b", re.IGNORECASE)
+"""Both words at once ("true or false?") answer nothing."""
+_BECAUSE = re.compile(r"\s(?:because|since)\b[^.!?\n]*", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot)|n['’]t)\s{1,3}"
+    r"(?:(?:be|been|the|an?|is|necessarily|always|quite|entirely|really|actually|option|choice|answer)\s{1,3}){0,2}"
+    r"[\"'(\[]{0,2}$",
+    re.IGNORECASE,
+)
+"""Behind it stands what a text denies; read in the 50 characters before."""
 _TRUTH_WORDS = {"yes", "no", "true", "false"}
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_SIGNS = tuple("-+−$€£\\")
 _DECORATION = "*_`\"'“”‘’ \t"
 
 
@@ -84,37 +116,45 @@ def tagged(text: str) -> str | None:
 def after_hashes(text: str) -> str | None:
     """The text after the last ``####`` on its line, or None.
 
-    A line of ``####`` with more lines below it is a heading of Markdown, unless a number stands behind the hashes.
+    A line of ``####`` with more lines below it is a heading of Markdown, unless a number stands behind the hashes
+    ("#### 42", but not "#### 2. Result"); then the last one that is no heading counts.
     """
-    _, mark, behind = text.rpartition("####")
-    line, _, below = behind.partition("\n")
-    line = line.strip()
-    if not mark or not line:
-        return None
-    heading = below.strip() and parse_number(line) is None and not (line[0].isdigit() or line[0] in "-+$€£\\")
-    return None if heading else line
+    below = False  # whether any line below has text
+    for written in reversed(text.split("\n")):
+        _, mark, line = written.rpartition("####")
+        line = line.strip()
+        number = line.strip("*$ ")[:1].isdigit() or line[:1] in _SIGNS
+        listed = re.match(r"\d{1,3}[.):]\s+[^\W\d]", line)
+        if mark and line and (not below or (number and not listed)):
+            return line
+        below = below or bool(written.strip())
+    return None
 
 
 def stated(text: str) -> str | None:
     """X of the last "the answer is X" / "Answer: X" / "答案：X", or None.
 
-    X ends with the sentence or line, and before "because" or "since". A full stop behind an initial or a common
-    abbreviation ends no sentence.
+    X ends with the sentence or line, and before "because" or "since". If nothing follows on the line, X is the next
+    line with text. A full stop behind an initial or a common abbreviation ends no sentence.
     """
     matches_ = list(_STATED.finditer(text))
     if not matches_:
         return None
-    line = text[matches_[-1].end() :].lstrip(_DECORATION).partition("\n")[0]
+    line = text[matches_[-1].end() :].lstrip(_DECORATION + "\n\r").partition("\n")[0]
     reason = _REASON.search(line)
     return _sentence(line if reason is None else line[: reason.start()]).strip(" \t*_")
 
 
 def _sentence(line: str) -> str:
     """The line up to the end of its first sentence."""
+    begin = 0
     for match in re.finditer(r"[.。！!?？](?=\s|$|\*)|。", line):
-        word = line[: match.start()].rsplit(None, 1)[-1:] or [""]
-        short = (len(word[0]) == 1 and word[0].isupper()) or word[0].casefold() in _ABBREVIATIONS
-        if match[0] == "." and short and line[match.end() :].strip():
+        word = (line[begin : match.start()].split() or [""])[-1].lstrip("(\"'*_")
+        begin = match.end()
+        behind = line[begin : begin + 80].strip()
+        short = (len(word) == 1 and word.isupper()) or word.casefold() in _ABBREVIATIONS or "." in word[:-1]
+        short = (short and not word[-1:].isdigit()) or (word.casefold() == "no" and behind[:1].isdigit())
+        if match[0] == "." and behind and short and not _NEW_SENTENCE.match(line, begin):
             continue
         return line[: match.start()]
     return line
@@ -137,11 +177,26 @@ def marked_or_all(text: str) -> str:
 
 def _as_written(text: str) -> str:
     r"""The text with one form of numbers: minus, ``\frac``, vulgar fractions, and thousands by commas."""
-    text = text.replace("−", "-").replace("\\$", "$").replace("\\%", "%").replace("\\!", "").replace("\\,", "\u2009")
-    text = text.replace("{,}", ",")
+    text = (
+        text.translate(_WIDE)
+        .replace("−", "-")
+        .replace("\\$", "$")
+        .replace("\\%", "%")
+        .replace("\\!", "")
+        .replace("\\,", "\u2009")
+    )
+    text = _MATH_MARKS.sub(" ", text.replace("{,}", ","))
+    text = _POWER_OF_TEN.sub(_exponent, text)
+    text = re.sub(r"(?<![\w)])–(?=\d)", "-", text)
     text = _LATEX_FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
     text = _HALVES.sub(lambda match: f" {_vulgar(match[0])}", text)
-    return re.sub(rf"(?<=\d)[{_SPACES}](?=\d{{3}}(?!\d))", ",", text)
+    return re.sub(rf"(?<=\d)[{_SPACES}'’_](?=\d{{3}}(?!\d))", ",", text)
+
+
+def _exponent(match: re.Match[str]) -> str:
+    """``e3`` of ``×10^3`` behind a number, ``1e3`` of ``10³`` alone."""
+    power = match[1] or match[2] or unicodedata.normalize("NFKC", match[3]).replace("−", "-")
+    return f"{'1' if match[0].startswith('10') else ''}e{power}"
 
 
 def _vulgar(character: str) -> str:
@@ -227,17 +282,30 @@ def number_answered(text: str) -> Fraction | None:
     """
     answer = marked(text)
     if answer is not None:
-        answer = answer.rpartition("=")[2]
+        answer = re.sub(r"^\s*([-+−])\s+", r"\1", _unwrapped(_before_contrast(answer)).rpartition("=")[2])
+        answer = _MATH_MARKS.sub(" ", answer)
     value = parse_number(visible(text) if answer is None else answer)
     if value is not None:
         return value
-    inside = numbers(visible(text) if answer is None else re.sub(r"(?<=\S)\s{0,3}\([^()]*\)", "", answer))
+    end = visible(text) if answer is None else re.sub(r"(?<=\S)\s{0,3}\([^()]*\)", "", answer)
+    inside = numbers(end[-_LAST_CHARACTERS:])
     return inside[-1] if inside else None
+
+
+def _before_contrast(answer: str) -> str:
+    """The answer without what it is not: "9, not 8" is "9"."""
+    contrast = _CONTRAST.search(answer)
+    return answer if contrast is None else answer[: contrast.start()]
+
+
+def _unwrapped(text: str) -> str:
+    r"""The text without LaTeX's wrappers of words: ``\text{Rome}`` is ``Rome``."""
+    return _WRAPPED.sub(r"\1", text)
 
 
 def normalize(text: str) -> str:
     """The text as it is compared: NFKC, case folded, white space collapsed, quotes and final punctuation dropped."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", _unwrapped(text)).casefold()
     text = " ".join(text.split()).strip("\"'`*“”‘’ ")
     return text.rstrip(".,;:!? ").strip("\"'`*“”‘’ ")
 
@@ -245,10 +313,12 @@ def normalize(text: str) -> str:
 def truth_word(text: str) -> str | None:
     """``yes``, ``no``, ``true`` or ``false``: the marked answer, else the opening word, else the last one; or None.
 
-    A negation turns the word ("not true" is ``false``). "No" before a noun ("no idea") answers nothing.
+    A negation turns the word ("not true" and "cannot be true" are ``false``). "No" before a noun ("no idea") and both
+    words at once ("true or false?") answer nothing. A reason ("because …") is read only where nothing else answers.
     """
     answer = marked(text)
-    words = list(_truth_words(visible(text) if answer is None else answer))
+    given = _PAIR.sub(" ", visible(text) if answer is None else _before_contrast(answer))
+    words = list(_truth_words(_BECAUSE.sub("", given))) or list(_truth_words(given))
     if not words:
         return None
     if answer is not None:
@@ -265,14 +335,19 @@ _IDLE = re.compile(
 def _truth_words(text: str) -> Sequence[tuple[bool, str]]:
     """(whether it opens the text, word) of each word that says yes or no."""
     opening = len(text) - len(text.lstrip("\"'`*( \n"))
-    found = []
+    words = []
     for match in _WORD.finditer(text):
-        word = match[2].lower()
+        word = match[1].lower().replace("untrue", "false")
         opens = match.start() == opening
         if word == "no" and (_IDLE.match(text, match.end()) or not (opens or _ends_clause(text, match.end()))):
             continue
-        found.append((opens, _OPPOSITE[word] if match[1] else word))
-    return found
+        words.append((opens, _OPPOSITE[word] if _denied(text, match.start()) else word))
+    return words
+
+
+def _denied(text: str, start: int) -> bool:
+    """Whether a negation stands right before this place."""
+    return _NEGATION.search(text[max(0, start - 50) : start]) is not None
 
 
 def _ends_clause(text: str, end: int) -> bool:
@@ -280,32 +355,72 @@ def _ends_clause(text: str, end: int) -> bool:
     return not behind or not behind[0].isspace() or not behind.strip()
 
 
+_DENIAL = re.compile(
+    r"\)?\s{1,3}(?:(?:is|are|was|would be|must be)\s{1,3}(?:not|wrong|incorrect|false|untrue)\b"
+    r"|(?:isn['’]t|can['’]t|cannot|does not|doesn['’]t)\b)",
+    re.IGNORECASE,
+)
+_PRAISE = re.compile(
+    r"\)?\s{1,3}(?:is|seems|must be)\s{1,3}(?:the\s{1,3})?(?:(?:most|only)\s{1,3})?"
+    r"(?:correct|right|answer|best|true)\b",
+    re.IGNORECASE,
+)
+_NAMING = re.compile(
+    r"(?:\b(?:option|choice|letter|answer|choose|chose|pick|select|go with)\s{1,3}(?:is\s{1,3})?|[选選]\s?)"
+    r"[\"'(\[]{0,2}$",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"\s{1,3}(?!(?:is|because|since|as|and|or)\b)[a-z]|['’]m\b")
+"""What makes a letter A or I a word of the sentence."""
+
+
 def letter(text: str, options: int) -> int | None:
     """The index of the option that a text names by its letter (A = 0), or None.
 
     Read from the marked answer, else from the text, in this order: the letter alone, in any decoration or case ("b",
-    "(B)", "**B**", "\\text{B}"); a capital that opens it ("B. …", "B because …", "B is correct"); the last "option B",
-    "choice B" or "B is correct"; the last one in parentheses. An "A" that opens a sentence ("A dog …") is a word.
+    "(B)", "**B**", "\\text{B}"); a letter that opens it ("B. …", "b) …", "B because …"); the last "option B", "choice
+    is B", "I choose B" or "B is correct"; the last one in parentheses. A letter that the text denies ("not B", "B is
+    wrong") and an "A" that is a word ("A dog …") do not count.
     """
+    answer = _without_marks(text)
     if not 1 <= options <= 26:
         return None
     allowed = f"A-{chr(64 + options)}"
-    answer = marked_or_all(text)
-    answer = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}", r"\1", answer).replace("*", "").replace("$", "")
-    alone = answer.strip(_DECORATION + "\n()[].:,")
+    alone = answer.strip(_DECORATION + "\n()[]{}.:,")
     if len(alone) == 1 and re.fullmatch(f"[{allowed}]", alone.upper()):
         return ord(alone.upper()) - 65
+    small = allowed.lower()
     opening = re.match(
-        rf"\s*(?:\(([{allowed}])\)|([{allowed}])(?:[.):,]|\s*(?:\n|$)|\s+(?:because|since|is|as)\b|\s*[-–—]\s))", answer
-    )
-    if opening is not None:
-        return ord(opening[1] or opening[2]) - 65
-    named = re.findall(
-        rf"\b(?:option|choice)\s{{1,3}}\(?([{allowed}])\b|\b([{allowed}])\)?\s{{1,3}}is\s{{1,3}}(?:the\s{{1,3}})?(?:correct|right|answer)\b",
+        rf"\s*(?:[(\[]([{allowed}{small}])[)\]]|([{small}])[).:](?=\s|$)"
+        rf"|([{allowed}])(?:[.):,]|\s*(?:\n|$)|\s+(?:because|since|is|as)\b|\s+\(|\s*[-–—]\s))",
         answer,
     )
-    named = named or [(inside, "") for inside in re.findall(rf"\(([{allowed}])\)", answer)]
-    return ord(named[-1][0] or named[-1][1]) - 65 if named else None
+    if opening is not None and not _DENIAL.match(answer, opening.end(opening.lastindex or 0)):
+        return ord((opening[1] or opening[2] or opening[3]).upper()) - 65
+    places = _letters(answer, allowed)
+    named = [at for at in places if _NAMING.search(answer[max(0, at - 20) : at]) or _PRAISE.match(answer, at + 1)] or [
+        at for at in places if answer[at - 1 : at] == "(" and answer[at + 1 : at + 2] == ")"
+    ]
+    return ord(answer[named[-1]]) - 65 if named else None
+
+
+def _without_marks(text: str) -> str:
+    """What a choice is read from, without Markdown and LaTeX: the marked answer, unless it only denies; else the text."""
+    answer = marked(text)
+    if answer is None or re.match(r"not\b", answer):
+        answer = visible(text)
+    return _before_contrast(_unwrapped(answer)).replace("*", "").replace("$", "")
+
+
+def _letters(text: str, allowed: str) -> list[int]:
+    """Places of the capitals that stand alone and name an option."""
+    return [
+        match.start()
+        for match in re.finditer(rf"(?<![a-zA-Z0-9_'’&])[{allowed}](?![a-zA-Z0-9_&]|['’]s)", text)
+        if not (match[0] in "AI" and _ARTICLE.match(text, match.end()))
+        and not _DENIAL.match(text, match.end())
+        and not _denied(text, match.start())
+    ]
 
 
 def option(text: str, choices: Sequence[str]) -> int | None:
@@ -316,6 +431,28 @@ def option(text: str, choices: Sequence[str]) -> int | None:
         return texts.index(answer)
     opening = [index for index, choice in enumerate(texts) if choice and re.match(rf"{re.escape(choice)}\b", answer)]
     return max(opening, key=lambda index: len(texts[index])) if opening else None
+
+
+def mentioned(text: str, choices: Sequence[str]) -> int | None:
+    """The only option that a text mentions without denying it: by its text, else by its letter; or None.
+
+    Options that are numbers or words of truth are left to their own rules, since a sentence mentions them in passing.
+    """
+    answer = _without_marks(text)
+    texts = [normalize(choice) for choice in choices]
+    words = sorted({text for text in texts if re.search(r"[^\W\d_]{2}", text)} - _TRUTH_WORDS, key=len, reverse=True)
+    if words:
+        flat = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
+        places = re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", flat)
+        mentions = {match[0] for match in places if not _denied(flat, match.start())}
+        if len(mentions) == 1:
+            return texts.index(mentions.pop())
+        if mentions:
+            return None
+    if not 1 <= len(choices) <= 26:
+        return None
+    capitals = {answer[at] for at in _letters(answer, f"A-{chr(64 + len(choices))}")}
+    return ord(capitals.pop()) - 65 if len(capitals) == 1 else None
 
 
 def golds(example: Example) -> tuple[str, ...]:
@@ -360,13 +497,16 @@ def matches(example: Example, text: str) -> bool:
         raise DataError(f"item {example.sample_id} has no `answer` to compare with; exact_match leaves such items out.")
     right = gold_option(example)
     if right is not None and example.choices is not None:
+        count = len(example.choices)
         by_letter = accepted[0] == chr(65 + right)
-        chosen = letter(text, len(example.choices)) if by_letter else None
+        chosen = letter(text, count) if by_letter else None
         if chosen is not None:
             return chosen == right
         chosen = option(text, example.choices)
         if chosen is None:
-            chosen = letter(text, len(example.choices))
+            chosen = letter(text, count)
+        if chosen is None:
+            chosen = mentioned(text, example.choices)
         if chosen is not None:
             return normalize(example.choices[chosen]) == normalize(example.choices[right])
         if by_letter:
@@ -380,19 +520,38 @@ def _matches_one(gold: str, text: str) -> bool:
         return number_answered(text) == value
     if normalize(gold) in _TRUTH_WORDS:
         return truth_word(text) == normalize(gold)
+    if re.fullmatch(r"[A-J]", gold):  # an option whose choices stand in the prompt
+        chosen = letter(text, 10)
+        chosen = mentioned(text, [""] * 10) if chosen is None else chosen
+        if chosen is not None:
+            return chosen == ord(gold) - 65
     answer = marked_or_all(text)
     sums = [answer.rpartition("=")[2]] if re.search(r"\d", gold) else []  # "(4+2)/2 = 3 thousand" gives "3 thousand"
-    if normalize(gold) in map(normalize, (answer, *sums)):
+    if _compared(gold) in map(_compared, (answer, *sums)):
         return True
     return is_formula(gold) and _same_formula(gold, answer)
 
 
+def _compared(text: str) -> str:
+    """The normalized text without space between a number and its unit ("15 kg" is "15kg")."""
+    return re.sub(r"(?<=\d) (?=[^\W\d_])", "", normalize(text))
+
+
 def is_formula(text: str) -> bool:
-    r"""Whether a gold answer is a formula in LaTeX: between ``$`` signs, or with a command such as ``\sqrt``."""
-    inside = text.strip()
-    return len(inside) <= _LONGEST_FORMULA and bool(
-        (len(inside) > 2 and inside[0] == inside[-1] == "$") or re.search(r"\\[a-zA-Z]+", inside)
+    r"""Whether a gold answer is a formula.
+
+    It stands between ``$`` signs, has a LaTeX command such as ``\sqrt``, is a tuple or interval, or joins single
+    letters and numbers by operators ("x^2+1").
+    """
+    inside = _unwrapped(text).strip()
+    if len(inside) > _LONGEST_FORMULA or re.fullmatch(r"[\w\s]*", inside):
+        return False
+    latex = (len(inside) > 2 and inside[0] == inside[-1] == "$") or re.search(r"\\[a-zA-Z{]", inside)
+    interval = re.fullmatch(r"[(\[][-+\d./\sa-z]+(?:,[-+\d./\sa-z]+)+[)\]]", inside)
+    terms = re.search(r"[a-z]", inside) and re.fullmatch(
+        r"(?:\d*(?<![a-z])[a-z](?![a-z])|[\d.]+|\s|[-+*/^=(){}])+", inside
     )
+    return bool(latex or interval or (terms and re.search(r"[+*/^=]", inside)))
 
 
 def _same_formula(gold: str, answer: str) -> bool:
