@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ORDER = (
-    ("errors", "seeding", "registry", "storage", "recipe"),
+    ("escape", "errors", "seeding", "registry", "storage", "recipe"),
     ("models",),
     ("data",),
     ("signals",),

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import longgame
 from longgame.commands.audit import audit_command
 from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
 from longgame.commands.selectors import selectors
+from longgame.commands.terminal import Terminal
 from longgame.commands.watch import watch
 from longgame.errors import LonggameError
 
@@ -55,7 +55,7 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except LonggameError as error:
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         console.print(f"longgame: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 

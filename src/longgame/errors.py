@@ -9,11 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from longgame.escape import visible
+
 
 class LonggameError(Exception):
     """Root of the family; catching it catches whatever longgame raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message; control characters of the value that it shows are written out."""
+        return visible(super().__str__())
 
 
 class RecipeError(LonggameError):

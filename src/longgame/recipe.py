@@ -574,8 +574,22 @@ def set_values(raw: dict[str, Any], values: Mapping[str, Any], where: str) -> No
         section[last] = value
 
 
+def _half_pair(value: Any) -> str | None:
+    """A text in these values that no encoding can hold; None without one."""
+    if isinstance(value, str):
+        return value if any("\ud800" <= char <= "\udfff" for char in value) else None
+    parts = (*value.keys(), *value.values()) if isinstance(value, Mapping) else value
+    inside = map(_half_pair, parts) if isinstance(parts, list | tuple) else ()
+    return next((text for text in inside if text is not None), None)
+
+
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a mapping; every problem stands in one RecipeError, a line each."""
+    half = _half_pair(raw)
+    if half is not None:
+        raise RecipeError(
+            f"{where}: {half!r} holds half a surrogate pair, which no file can store. Write the character itself."
+        )
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

@@ -3,6 +3,7 @@ import pytest
 
 from longgame.data.sequences import Contamination
 from longgame.errors import RecipeError
+from longgame.escape import markdown_text
 from longgame.report.answer import (
     VERDICTS,
     Claim,
@@ -19,7 +20,7 @@ from longgame.report.answer import (
     verdict_lines,
 )
 from longgame.report.layout import report_layout
-from longgame.report.render import escape, markdown, markdown_card
+from longgame.report.render import markdown, markdown_card
 from longgame.report.tables import COSTS, LEVEL_ONE, NOT_MEASURED, metric_table
 from tests.report.conftest import HOSTILE, NOW, lifted, make_card, make_recipe, make_results, make_run
 
@@ -52,7 +53,7 @@ def test_card_escapes_names_and_holds_verdicts_and_limits(results, hostile):
     run.finished_stages["ahead-s0"] = 1
     text = markdown_card(report_layout(run))
     assert "<script>" not in text
-    assert escape(hostile) in text
+    assert markdown_text(hostile) in text
     assert "> This run is not finished: 14 of 15 trials" in text
     parts = ("### Verdicts", "The base model is the same in all seeds", "- **seeds**: 5 (0, 1, 2, 3, 4)")
     for part in (*parts, "- **ahead**: *myopic*. against random"):
@@ -65,7 +66,7 @@ def test_verdicts_of_other_conditions_are_in_answer_and_card(results, card):
     others = answer(run)["In other conditions"]
     assert others.startswith("Long-horizon better: ahead (data.noise 0.3). All other verdicts of the 2 other")
     text = markdown_card(report_layout(run, "named"))
-    assert f"- **In other conditions**: {escape(others)}" in text
+    assert f"- **In other conditions**: {markdown_text(others)}" in text
     assert "- Answer, scorecard and most figures are about the recipe's own condition" in text
     assert text.startswith("## Data-selection audit: named\n")
 

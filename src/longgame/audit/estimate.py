@@ -12,6 +12,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from threadpoolctl import threadpool_limits
 
 from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings
@@ -214,7 +215,7 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
         table.add_column(heading, justify="left" if heading == "selector" else "right")
     for cost in main.trials:
         counts = (f"{count:,}" for count in (cost.scored_tokens, cost.trained_tokens, cost.scored_items))
-        table.add_row(cost.selector, str(seeds), *counts, f"{cost.seconds:,.1f} s")
+        table.add_row(Text(cost.selector), str(seeds), *counts, f"{cost.seconds:,.1f} s")
     console.print(table)
     if len(conditions) > 1:
         console.print(_condition_table(conditions, estimates, seeds))
@@ -244,5 +245,5 @@ def _condition_table(conditions: Sequence[Condition], estimates: Mapping[str, Es
         base = condition.base or OWN
         seconds = sum(cost.seconds for cost in costs)
         name = condition.name or OWN
-        table.add_row(name, str(len(costs) * seeds), f"{trained:,}", base, f"{seconds:,.1f} s")
+        table.add_row(Text(name), str(len(costs) * seeds), f"{trained:,}", Text(base), f"{seconds:,.1f} s")
     return table

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from longgame.commands.options import (
     Cross,
@@ -20,6 +19,7 @@ from longgame.commands.options import (
     interruptible,
     recipe_changes,
 )
+from longgame.commands.terminal import Terminal
 from longgame.errors import RecipeError
 from longgame.recipe import Recipe, load_recipe, parse_recipe
 
@@ -60,7 +60,7 @@ def audit(
         recipe = parse_recipe(dict(recipe))
     folder = Path("runs") / recipe.name if out is None else Path(out)
     threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // workers)
-    with nullcontext(display) if display else RichDisplay(Console(stderr=True)) as bars:
+    with nullcontext(display) if display else RichDisplay(Terminal(stderr=True)) as bars:
         run = run_audit(recipe, folder, workers=workers, threads=threads, display=bars, keep_models=keep_models)
     write_report(run)
     return run
@@ -127,7 +127,7 @@ def audit_command(
         )
         loaded = load_recipe(file, changes)
         folder = out or (file.parent if is_run else Path("runs") / loaded.name)
-        console, cores = Console(), os.cpu_count() or 1
+        console, cores = Terminal(), os.cpu_count() or 1
         threads = threads or run_threads(folder) or max(1, cores // (workers or cores))
         plan = Plan(loaded)
         workers = min(workers or cores, len(plan.trials))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from longgame.commands.terminal import Terminal
+
 if TYPE_CHECKING:
     from longgame.audit.run import Run
     from longgame.report.answer import Claim
@@ -49,7 +51,7 @@ def report(
     from longgame.report.render import markdown as scorecard_markdown
     from longgame.storage import write_file
 
-    console = Console(highlight=False, markup=False)
+    console = Terminal(highlight=False, markup=False)
     gc.set_threshold(_OBJECTS)
     try:
         claims = parse_condition(fail_if) if fail_if is not None else ()
@@ -147,6 +149,7 @@ def compare(
 ) -> None:
     """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility."""
     from longgame.errors import RecipeError
+    from longgame.escape import csv_text
     from longgame.report.charts import write_figures
     from longgame.report.efficiency import compared_conditions, efficiency_frame
     from longgame.report.layout import efficiency_layout
@@ -160,13 +163,13 @@ def compare(
     titles = [str(name) for name in short_names(runs)] if len(runs) > 1 else [""]
     parts = [part for run, title in zip(loaded, titles, strict=True) for part in compared_conditions(run, title, view)]
     frame = efficiency_frame(parts)
-    console = Console(highlight=False, markup=False)
+    console = Terminal(highlight=False, markup=False)
     layout = efficiency_layout(frame, loaded, view)
     print_layout(layout, console)
     written: list[Path] = []
     if out is not None:
         if out.suffix == ".csv":
-            text = frame.to_csv(index=False)
+            text = csv_text(frame)
         else:
             text = html_page([layout], scripts=False) if out.suffix == ".html" else layout_markdown(layout)
         write_file(out, text, _ADVICE)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longgame.commands.terminal import Terminal
 from longgame.errors import LonggameError
 from longgame.selection.base import SELECTORS, build_selector
 
@@ -23,7 +23,7 @@ def selectors() -> None:
             continue
         summary = (type(selector).__doc__ or "").strip().partition("\n")[0]
         table.add_row(name, ", ".join(selector.requires) or "nothing", escape(summary))
-    console = Console()
+    console = Terminal()
     console.print(table)
     console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
     console.print("Scores of another system: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)

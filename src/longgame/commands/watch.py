@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from longgame.commands.terminal import Terminal
+
 LEISURE = 9
 """Seconds of rest per second of reading: looking at a large run must not slow it down."""
 RECENT = 24
@@ -28,7 +30,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print the state and stop.")] = False,
 ) -> None:
     """Show a run's progress, time left and scorecard, and go on until it is finished (Ctrl-C stops looking)."""
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     watched = Watched(run, console)
     if once or not console.is_terminal:
         console.print(watched.view())
@@ -80,7 +82,7 @@ class Watched:
 
         loaded = load_run(self.folder)
         colours = self._console.color_system or "standard"
-        paper = Console(
+        paper = Terminal(
             file=io.StringIO(),
             width=self._console.width,
             force_terminal=self._console.is_terminal,

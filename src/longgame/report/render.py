@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from longgame.audit.run import Run
+from longgame.escape import markdown_code, markdown_line, markdown_text, visible
 from longgame.report.answer import VerdictLine
 from longgame.report.charts import VEGA_LITE, figure_svg
 from longgame.report.layout import (
@@ -65,6 +65,7 @@ def html_page(layouts: Sequence[Layout], scripts: bool = True) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not what is HTML already
     )
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["tone"] = lambda line: _TONES.get(line.word, "plain")
@@ -116,20 +117,20 @@ def finish_bundle() -> str:
 
 def markdown(layout: Layout) -> str:
     """The report as Markdown: everything but figures and single trials."""
-    parts = [f"# {layout.subject}: {escape(layout.title)}", *_markdown_parts(layout, "markdown", "##")]
+    parts = [f"# {layout.subject}: {markdown_text(layout.title)}", *_markdown_parts(layout, "markdown", "##")]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_card(layout: Layout) -> str:
     """A short audit card for a model card or a pull request."""
-    parts = [f"## Data-selection audit: {escape(layout.title)}", *_markdown_parts(layout, "card", "###")]
+    parts = [f"## Data-selection audit: {markdown_text(layout.title)}", *_markdown_parts(layout, "card", "###")]
     return "\n\n".join([*parts, "Made with longgame."]) + "\n"
 
 
 def _markdown_parts(layout: Layout, output: Any, level: str) -> list[str]:
-    parts = [f"> {escape(layout.progress)}"] if layout.progress else []
+    parts = [f"> {markdown_text(layout.progress)}"] if layout.progress else []
     for section, blocks in layout.shown(output):
-        parts.append(f"{level} {escape(section.title)}")
+        parts.append(f"{level} {markdown_text(section.title)}")
         for block in blocks:
             parts += _markdown_block(block, level + "#")
     return parts
@@ -137,40 +138,37 @@ def _markdown_parts(layout: Layout, output: Any, level: str) -> list[str]:
 
 def _markdown_block(block: Block, level: str) -> list[str]:
     title = getattr(block, "title", "")
-    heading = [f"{level} {escape(title)}"] if title else []
+    heading = [f"{level} {markdown_text(title)}"] if title else []
     match block:
         case Text():
-            form = {"lead": "**{}**", "note": "> {}"}.get(block.tone, "{}")
-            return [form.format(escape(block.text))]
+            if block.tone == "lead":
+                return [f"**{markdown_text(block.text)}**"]
+            return [("> " if block.tone == "note" else "") + markdown_line(block.text)]
         case Facts():
-            return [*heading, "\n".join(f"- **{escape(k)}**: {escape(v)}" for k, v in block.pairs.items())]
+            pairs = ((markdown_text(name), markdown_text(value)) for name, value in block.pairs.items())
+            return [*heading, "\n".join(f"- **{name}**: {value}" for name, value in pairs)]
         case Bullets():
-            return [*heading, "\n".join(f"- {escape(item)}" for item in block.items)]
+            return [*heading, "\n".join(f"- {markdown_line(item)}" for item in block.items)]
         case Verdicts():
             return ["\n".join(map(_verdict_bullet, block.lines))]
         case Table():
-            return [*heading, pipes(block), *([escape(block.note)] if block.note else [])]
+            return [*heading, pipes(block), *([markdown_line(block.note)] if block.note else [])]
         case Source():
-            fence = "`" * 4
-            return [f"<details><summary>{escape(title)}</summary>\n\n{fence}yaml\n{block.text}{fence}\n\n</details>"]
+            code = markdown_code(block.text, "yaml")
+            return [f"<details><summary>{markdown_text(title)}</summary>\n\n{code}\n\n</details>"]
     return []
 
 
 def _verdict_bullet(line: VerdictLine) -> str:
-    return f"- **{escape(line.selector)}**: *{line.word}*. {escape(' '.join(line.reasons))}"
-
-
-def escape(text: str) -> str:
-    """Text in one line that no HTML, table or emphasis sign in it can break."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\|*_`\[\]])", r"\\\1", plain)
+    selector, word, reasons = map(markdown_text, (line.selector, line.word, " ".join(line.reasons)))
+    return f"- **{selector}**: *{word}*. {reasons}"
 
 
 def pipes(table: Table) -> str:
     """The table in Markdown, every cell's text escaped."""
     table = table.without_asides()
     rows = [
-        [escape(column.label) for column in table.columns],
+        [markdown_text(column.label) for column in table.columns],
         ["---:" if column.numeric else "---" for column in table.columns],
         *([_markdown_cell(cell) for cell in row] for row in table.rows),
     ]
@@ -178,8 +176,8 @@ def pipes(table: Table) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = f"**{escape(cell.text)}**" if cell.best else escape(cell.text)
-    return f"{text} {escape(cell.mark)}" if cell.mark else text
+    text = f"**{markdown_text(cell.text)}**" if cell.best else markdown_text(cell.text)
+    return f"{text} {markdown_text(cell.mark)}" if cell.mark else text
 
 
 # The terminal: tables that fit the window, and the answer last.

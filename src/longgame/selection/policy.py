@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError
+from longgame.escape import visible
 from longgame.registry import plugin_at_work
 from longgame.selection.base import Reserve, Selector, eligible_of, real_numbers
 from longgame.selection.budget import MOST_TIED, fitting_worse, share_tied_at_cut
@@ -175,7 +176,7 @@ class SelectionPolicy:
         _log.warning(
             "%s: %.0f %% of %d candidates share the score at which the budget ends, so their ids decide which are "
             "picked. Use a score that tells them apart.",
-            self._subject,
+            visible(self._subject),
             100 * self.tied_share,
             offered,
         )
