@@ -1,5 +1,6 @@
 """What is written is what is read, whatever killed the writer in between."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -330,7 +331,9 @@ def test_a_resumed_stream_refuses_another_source(tmp_path, change):
         )
     others = pools()
     if change == "tokens":
-        others[1].input_ids[3][0] += 1
+        ids = [tokens.copy() for tokens in others[1].input_ids]
+        ids[3][0] += 1
+        others[1] = dataclasses.replace(others[1], input_ids=tuple(ids))
     elif change == "shards":
         others = [random_pool(n=30).take(range(start, start + 6)) for start in range(0, 30, 6)]
     elif change == "order":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -220,6 +221,27 @@ class FullAdaptation(Adaptation):
         return self._start
 
 
+_EXPERTS = re.compile(r"(?:^|\.)experts?$")
+_CHOOSING = re.compile(r"(?:^|\.)(?:router|gate|shared_expert_gate)$")
+"""Last names of the parts of a mixture of experts: experts, of which a token meets only a few, and what chooses."""
+
+
+def _without_experts(model: nn.Module) -> list[str]:
+    """Names of the linear layers but the output head, routers and experts; empty for a model without experts."""
+    names = dict(model.named_modules())
+    routed = [name for name in names if _EXPERTS.search(name) or _CHOOSING.search(name)]
+    if not any(_EXPERTS.search(name) for name in routed):
+        return []
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name
+        for name, module in names.items()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and not any(name == other or name.startswith(f"{other}.") for other in routed)
+    ]
+
+
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's ``init_lora_weights`` whose adapters change the base weights when they are attached."""
 
@@ -239,6 +261,8 @@ class LoraAdaptation(Adaptation):
     def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
         lora = spec.lora
         target = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
+        if target == "all-linear":
+            target = _without_experts(model) or target
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=lora.r,

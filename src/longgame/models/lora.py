@@ -292,6 +292,13 @@ class Recording:
     used: set[str] = field(default_factory=set)
     """Targets that took part."""
 
+    def by_example(self, states: Tensor) -> Tensor:
+        """States as (batch, tokens, features): some layers see all tokens in a row (OPT, shared experts)."""
+        batch = self.inputs[0].shape[:2] if self.inputs else ()
+        if states.ndim != 2 or len(batch) != 2 or len(states) != batch[0] * batch[1]:
+            return states
+        return states.unflatten(0, batch)
+
     def claim(self, name: str, shape: tuple[int, ...]) -> None:
         """Note that a target with activations of this shape takes part.
 
@@ -373,9 +380,11 @@ def _at_linear(record: Recording, name: str, targets: GradientTargets) -> Callab
         x = args[0].detach()
         if x.ndim == 2 and in_dora:
             return  # PEFT's DoRA sends an identity matrix through A and B to multiply them out
-        record.claim(f"{name}.weight", output.shape)
+        x = record.by_example(x)
+        record.claim(f"{name}.weight", record.by_example(output).shape)
 
-        def report(delta: Float[Tensor, "b T o"]) -> None:
+        def report(delta: Tensor) -> None:
+            delta = record.by_example(delta)
             record.receive(f"{name}.weight", delta, x)
             if biased:
                 record.receive(f"{name}.bias", delta, delta.new_ones(*delta.shape[:2], 1))
@@ -475,10 +484,10 @@ def _fused_forward(name: str, layer: LoraLinear, record: Recording | None) -> Ca
             return original(x, *args, **kwargs)
         if record is None:
             return _product(x, weight, bias, a, b, scale)[0]
-        output: Tensor = _Fused.apply(x, weight, bias, a, b, scale, name, record)
+        output: Tensor = _Fused.apply(record.by_example(x), weight, bias, a, b, scale, name, record)
         for factor in ("lora_A", "lora_B"):
             record.claim(f"{name}.{factor}.weight", output.shape)
-        return output
+        return output.reshape(*x.shape[:-1], output.shape[-1])
 
     return forward
 

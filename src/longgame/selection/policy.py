@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import PluginError
+from longgame.errors import ModelError, PluginError
 from longgame.escape import visible
 from longgame.registry import plugin_at_work
 from longgame.selection.base import Reserve, Selector, eligible_of, real_numbers
@@ -190,9 +190,14 @@ class SelectionPolicy:
         if "grad_sketch" in columns:
             return columns["grad_sketch"][selection.rows]
         start = time.perf_counter()
-        sketches = signals(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
-        self.measuring += time.perf_counter() - start
-        return sketches
+        try:
+            return signals(pool.take(selection.rows), ("grad_sketch",))["grad_sketch"]
+        except (ModelError, PluginError) as error:  # only a diagnostic needs them
+            self.gradient_every = 0
+            _log.warning("selection concentration is not measured: %s", error)
+            return None
+        finally:
+            self.measuring += time.perf_counter() - start
 
     def _checked(self, pool: Pool, selection: Any, budget: int) -> Selection:
         """The selection with copies of its arrays, its tokens counted by this pool.

@@ -334,6 +334,11 @@ class SignalEngine:
             try:
                 values: Mapping[str, np.ndarray] | None = work(batch)
             except RuntimeError as error:
+                if "in-place operation" in str(error):
+                    raise ModelError(
+                        f"{type(self._base).__name__} changes its activations in place, so gradients of single "
+                        "examples cannot be recorded. Use signals of the forward pass, or another model."
+                    ) from error
                 # The CPU's allocator has no error class of its own.
                 if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                     raise

@@ -1,0 +1,75 @@
+"""Models of other families: exact gradients, or one clear sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from longgame.errors import ModelError
+from longgame.models.adaptation import adapt
+from longgame.recipe import ModelSpec
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.policy import SelectionPolicy
+from longgame.signals.base import Signals
+from longgame.signals.engine import SignalEngine
+from longgame.testing import example_pool, example_signals
+from support.signals import random_pool
+from support.signals_exact import assert_exact
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                  "shared_expert_intermediate_size": 16, "decoder_sparse_step": 1},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 2},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+def adapted(kind, **options):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
+    return adapt(model, ModelSpec(), 0).model
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_adapters_leave_routers_and_experts_alone(kind) -> None:
+    names = adapted(kind, **EXPERTS[kind]).targeted_module_names
+    assert names
+    assert not [
+        name for name in names if name.endswith(("router", ".gate", "shared_expert_gate")) or ".experts" in name
+    ]
+
+
+@pytest.mark.parametrize("kind", ["opt", *EXPERTS])
+def test_gradients_of_layers_that_see_tokens_in_a_row_are_exact(kind) -> None:
+    options = {"ffn_dim": 48, "word_embed_proj_dim": 32} if kind == "opt" else EXPERTS[kind]
+    assert_exact(adapted(kind, **options), random_pool())
+
+
+def test_a_model_that_writes_in_place_is_refused_for_gradients_alone() -> None:
+    model = adapted("ctrl", n_embd=32, dff=48, n_layer=2, n_head=4, n_positions=128)
+    engine = SignalEngine(model, pad_token_id=0)
+    assert np.isfinite(engine(random_pool(), ("loss",))["loss"]).all()
+    with pytest.raises(ModelError, match="CTRLLMHeadModel changes its activations in place"):
+        engine(random_pool(), ("grad_norm",))
+
+
+def test_a_gradient_that_only_a_diagnostic_reads_is_not_needed(caplog) -> None:
+    def refuse(pool, names):
+        if "grad_sketch" in names:
+            raise ModelError("no gradients here.")
+        return Signals(pool.ids, {}) if not names else example_signals(pool, names)
+
+    policy = SelectionPolicy(build_selector("loss"), History(), np.random.default_rng(0), gradient_every=1)
+    for number in range(2):
+        policy.choose(example_pool(10, seed=number), 60, refuse)
+    assert [entry.gradients for entry in policy.rounds] == [None, None]
+    assert caplog.messages == ["selection concentration is not measured: no gradients here."]
+    wanting = SelectionPolicy(build_selector("gradient", {"mode": "similarity"}), History(), np.random.default_rng(0))
+    with pytest.raises(ModelError, match="no gradients here"):
+        wanting.choose(example_pool(10), 60, refuse)
