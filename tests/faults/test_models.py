@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from longgame.errors import ModelError
@@ -15,8 +16,9 @@ from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.signals.engine import SignalEngine
+from longgame.signals.source import SignalSource
 from longgame.testing import example_pool, example_signals
-from support.signals import random_pool
+from support.signals import llama, random_pool
 from support.signals_exact import assert_exact
 
 EXPERTS = {
@@ -73,3 +75,33 @@ def test_a_gradient_that_only_a_diagnostic_reads_is_not_needed(caplog) -> None:
     wanting = SelectionPolicy(build_selector("gradient", {"mode": "similarity"}), History(), np.random.default_rng(0))
     with pytest.raises(ModelError, match="no gradients here"):
         wanting.choose(example_pool(10), 60, refuse)
+
+
+OTHERS = {
+    "modules_to_save": (LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]), "is trainable too"),
+    "ia3": (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "is ia3's Linear. Use LoRA"),
+    "vera": (VeraConfig(r=4, target_modules=["q_proj"]), "is vera's Linear. Use LoRA"),
+    "oft": (OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"]), "is oft's Linear. Use LoRA"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_adapters_give_the_models_own_losses_and_name_what_gradients_lack(kind) -> None:
+    config, message = OTHERS[kind]
+    torch.manual_seed(0)
+    model, pool = get_peft_model(llama(), config).eval(), random_pool()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight) if weight.requires_grad else 0)
+        expected = []
+        for ids, start in zip(pool.input_ids, pool.prompt_tokens, strict=True):
+            tokens = torch.from_numpy(ids.copy())[None]
+            labels = tokens.clone()
+            labels[:, : max(int(start), 1)] = -100
+            expected.append(model(input_ids=tokens, labels=labels).loss.item())
+    source = SignalSource.of_model(model, pad_token_id=0, candidates=lambda: [pool])
+    np.testing.assert_allclose(source(pool, ("loss",))["loss"], expected, rtol=1e-4)
+    base = SignalSource.of_model(llama(), pad_token_id=0, candidates=lambda: [pool])(pool, ("loss",))["loss"]
+    np.testing.assert_allclose(source(pool, ("base_loss",))["base_loss"], base, rtol=1e-4)
+    with pytest.raises(ModelError, match=message):
+        source(pool, ("grad_norm",))

@@ -23,7 +23,7 @@ from support.signals_exact import engine_of
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (VeraConfig(target_modules=["q_proj"]), "LoRA only; layer 'model.layers.0.self_attn.q_proj' is Linear"),
+        (VeraConfig(target_modules=["q_proj"]), "LoRA only; layer 'model.layers.0.self_attn.q_proj' is vera's Linear"),
         (LoHaConfig(target_modules=["q_proj"]), "LoRA only; layer 'model.layers.0.self_attn.q_proj'"),
         (BOFTConfig(target_modules=["q_proj"], boft_block_size=4), "LoRA only; layer 'model.layers.0"),
         (LNTuningConfig(target_modules=["input_layernorm"]), "LoRA only; layer 'model.layers.0.input_layernorm'"),

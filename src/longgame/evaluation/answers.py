@@ -405,7 +405,7 @@ def letter(text: str, options: int) -> int | None:
 
 
 def _without_marks(text: str) -> str:
-    """What a choice is read from, without Markdown and LaTeX: the marked answer, unless it only denies; else the text."""
+    """What a choice is read from, without Markdown and LaTeX: the marked answer, or the text where that only denies."""
     answer = marked(text)
     if answer is None or re.match(r"not\b", answer):
         answer = visible(text)

@@ -286,12 +286,17 @@ class LoraAdaptation(Adaptation):
 
     @property
     def has_base(self) -> bool:
-        return not str(self.model.active_peft_config.init_lora_weights).startswith(_MOVES_BASE)
+        return not str(self._init).startswith(_MOVES_BASE)
+
+    @property
+    def _init(self) -> Any:
+        """PEFT's ``init_lora_weights``; None for another kind of adapter."""
+        return getattr(self.model.active_peft_config, "init_lora_weights", None)
 
     def frozen_base(self) -> AbstractContextManager[None]:
         if not self.has_base:
             raise ModelError(
-                f"init_lora_weights is {self.model.active_peft_config.init_lora_weights!r}, which takes the adapter's "
+                f"init_lora_weights is {self._init!r}, which takes the adapter's "
                 "first factors out of the base weights: without the adapter the model is another one. Signals of the "
                 "base are measured before training begins."
             )

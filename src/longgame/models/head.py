@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -182,19 +183,29 @@ class LogitHead:
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
-        head = base.get_output_embeddings()
-        if type(head) is not nn.Linear:
-            kind = "none" if head is None else type(head).__name__
+        self._head: Any = base.get_output_embeddings()
+        if type(self.module) is not nn.Linear:
+            kind = "none" if self._head is None else type(self._head).__name__
             raise ModelError(
                 f"the model's output head is {kind}; signals need a plain torch.nn.Linear. "
-                "Load a causal LM, and keep adapters and modules_to_save off its head (e.g. off `lm_head`)."
+                "Load a causal LM, and keep adapters off its head (e.g. off `lm_head`)."
             )
         config = base.config
         multiply, divide = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
         cap = getattr(config, "final_logit_softcapping", None)
-        self.module: nn.Linear = head
         self.scale = (1.0 if multiply is None else float(multiply)) / (1.0 if divide is None else float(divide))
         self.cap = float(cap) if cap else None
+
+    @property
+    def module(self) -> nn.Linear:
+        """The head in use: a copy that PEFT trains (``modules_to_save``), unless adapters are off."""
+        head = self._head
+        if isinstance(head, ModulesToSaveWrapper):
+            copies = (
+                [] if head.disable_adapters else [name for name in head.active_adapters if name in head.modules_to_save]
+            )
+            head = head.modules_to_save[copies[0]] if copies else head.original_module
+        return head
 
     @property
     def version(self) -> tuple[int, ...]:

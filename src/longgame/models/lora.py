@@ -138,7 +138,7 @@ def gradient_targets(
     targets = GradientTargets(bool(adapted), first_block)
     for name, layer in adapted.items():
         if not isinstance(layer, LoraLayer):
-            kind = type(layer).__name__
+            kind = f"{type(layer).__module__.split('.')[-2]}'s {type(layer).__name__}"
             raise ModelError(f"gradient signals support LoRA only; layer '{name}' is {kind}. Use LoRA.")
         _add_lora(targets, name, layer, layer is base.get_input_embeddings(), name.startswith(inside))
     if not adapted:
