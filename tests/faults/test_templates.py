@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from longgame.data.examples import Example, Task
 from longgame.data.tokenize import TEMPLATE_DATE, encode_all
-from longgame.errors import ModelError, PluginError
+from longgame.errors import DataError, ModelError, PluginError
 from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.evaluator import Evaluator
 from longgame.models.load import load_model, load_tokenizer
@@ -146,3 +146,82 @@ def test_the_base_of_an_adapter_taken_out_of_it_is_measured_before_training(init
     got = source(pool, ("embedding", "base_loss"))
     np.testing.assert_allclose(got["embedding"], expected["embedding"], atol=1e-4)
     np.testing.assert_allclose(got["base_loss"], expected["base_loss"], atol=1e-4)
+
+
+SYSTEM_LAST = (  # writes the system prompt into the last user turn, if the conversation ends there
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[' }}{% if loop.last and messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] + ': ' }}{% endif %}{{ m['content'] + ']' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+CUTS_THOUGHTS = (  # opens the thinking of an answer, and leaves it out of finished turns
+    "{% for m in messages %}{{ '<' + m['role'] + '>' }}{% if m['role'] == 'assistant' %}"
+    "{{ m['content'].split('</think>')[-1] + eos_token }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+EMPTY_THOUGHTS = CUTS_THOUGHTS.replace("{{ m['content'].split", "<think></think>{{ m['content'].split")
+COUNTS = (  # writes the length of a finished turn before it
+    "{% for m in messages %}{{ '<' + m['role'] }} {{ m['content']|length }}>{{ m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "response", "prompt"),
+    [
+        (SYSTEM_LAST, [("system", "Be kind"), ("user", "Hi")], "Yes", "[Be kind: Hi] "),
+        (SYSTEM_LAST, [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")], "d", None),
+        (CUTS_THOUGHTS, [("user", "Hi")], "Yes", "<user>Hi<assistant>"),
+        (CUTS_THOUGHTS, [("user", "Hi")], "<think>hm</think>Yes", "<user>Hi<assistant>"),
+        (CUTS_THOUGHTS, [("user", "Hi")], "hm</think>Yes", "<user>Hi<assistant><think>\n"),
+        (EMPTY_THOUGHTS, [("user", "Hi")], "<think>hm</think>Yes", "<user>Hi<assistant>"),
+        (EMPTY_THOUGHTS, [("user", "Hi")], "Yes", "<user>Hi<assistant><think></think>"),
+        (COUNTS, [("user", "Hi")], "Yes, indeed", "<user 2>Hi<eos><assistant>"),
+    ],
+)  # fmt: skip
+def test_templates_that_write_finished_turns_otherwise_work(tokenizer, template, turns, response, prompt) -> None:
+    tokenizer.chat_template = template
+    encoded = encode_all([Example.make("", response, messages=tuple(turns))], tokenizer)[0]
+    content = encoded.response_ids[: -encoded.end_tokens]
+    assert tokenizer.decode(content) == response
+    text = tokenizer.decode(encoded.prompt_ids)
+    assert text == prompt if prompt is not None else all(words in text for _, words in turns)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (SYSTEM_LAST, [("system", "Be kind"), ("system", "Be brief"), ("user", "Hi")]),
+        (SYSTEM_LAST, [("user", "Hi"), ("tool", "3 m")]),
+        (
+            PLAIN.replace("m in messages", "m in messages if m['role'] != 'system'"),
+            [("system", "Be kind"), ("user", "a")],
+        ),
+    ],
+)
+def test_a_turn_that_a_template_leaves_out_is_refused(tokenizer, template, turns) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="leaves out or changes the (system|tool) turn"):
+        encode_all([Example.make("", "Yes", messages=tuple(turns))], tokenizer)
+
+
+@pytest.mark.parametrize("fault", ["{{ 1 / 0 }}", "{{ messages[9]['x'] + 1 }}", "{{ 'a' + 1 }}", "{{ [] + 'a' }}"])
+def test_whatever_a_template_raises_is_a_data_error(tokenizer, fault) -> None:
+    tokenizer.chat_template = PLAIN + fault
+    with pytest.raises(DataError, match="the chat template refuses example"):
+        encode_all([Example.make("q", "r")], tokenizer)
+
+
+@pytest.mark.parametrize("call", ["strftime_now(f)", "strftime_now('%d %B %Y, %H:%M')", "(strftime_now)('%-d.%-m.%y')"])
+def test_the_date_is_frozen_however_it_is_asked_for(tokenizer, call) -> None:
+    tokenizer.chat_template = (
+        "{% set f = '%Y-%m-%d' %}{% if strftime_now is defined %}{{ " + call + " }}{% endif %}" + PLAIN
+    )
+    text = tokenizer.decode(encode_all([Example.make("q", "r")], tokenizer)[0].prompt_ids)
+    assert text in ("2026-01-01q\n", "01 January 2026, 00:00q\n", "1.1.26q\n")
+
+
+def test_a_template_whose_answers_nothing_ends_is_refused(tmp_path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(WORDY)
+    with pytest.raises(ModelError, match=r"ends an answer with '<<over>>', which is \d+ ordinary tokens"):
+        load_tokenizer(ModelSpec(chat_template=str(path)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, cast
 
 import jinja2
@@ -20,6 +20,18 @@ from longgame.errors import DataError, ModelError
 
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 """What templates that write today's date get instead: the same example has the same tokens on every day."""
+_DATE_CODES = re.findall(r"%\w", "%d %m %Y %y %B %b %A %a %H %M %S %F %T %D %I %p %j %Z %z")
+_DATE_MACRO = (
+    "{% macro strftime_now(format) %}{{ format|replace('%-d', '1')|replace('%-m', '1')"
+    + "".join(f"|replace('{code}', '{TEMPLATE_DATE.strftime(code)}')" for code in _DATE_CODES)
+    + " }}{% endmacro +%}"
+)
+"""Put before a template, it replaces transformers' function of this name, however the template calls it."""
+_THOUGHT = re.compile(r"</(?:think|thinking|reasoning)>")
+_TEMPLATE_FAULTS = (
+    *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+)
+"""What a template raises on a conversation that it was not written for."""
 _MARKER = "\ue000\ue001\ue002"
 """Stands for the response while a template is rendered; characters of Unicode's private area, which no text holds."""
 
@@ -101,12 +113,16 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     tokens of the full text begin with it, the others are the response; otherwise a token would straddle the border,
     and the response is tokenized alone. So is the end of the turn.
 
+    Some templates write a finished turn otherwise than it is generated: they cut its thinking out (DeepSeek, Nemotron),
+    or leave the system prompt out (Mistral). Then the generation prompt is the prompt, and the response follows it as
+    it was given.
+
     An example without prompt is plain text: its tokens and EOS. Nothing predicts the first token (BOS, if the
     tokenizer adds one), so it counts as prompt and all others as response.
 
     Raises:
         ModelError: no chat template or EOS, or the template changes the response. DataError: the template refuses an
-            example (its roles, say).
+            example (its roles, say), or leaves one of its turns out.
     """
     texts = [row for row, example in enumerate(examples) if _is_text(example)]
     chats = [row for row, example in enumerate(examples) if not _is_text(example)]
@@ -167,21 +183,66 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     if blocks:
         marked = _apply(example, _MARKER, tokenizer, blocks=True)
     prompt, _, end = marked.partition(_MARKER)
-    rendered, response = _apply(example, example.response, tokenizer, blocks=blocks), example.response.strip()
-    content = rendered[len(prompt) : len(rendered) - len(end)]
-    if rendered != prompt + content + end or content.strip() != response:
-        # The response decides what the template writes before it: its thinking, for instance, is rendered anew.
-        prompt = _apply(example, None, tokenizer, blocks=blocks)
-        at = rendered.find(response + end, len(prompt)) if rendered.startswith(prompt) else -1
-        if at < 0 or (not end and not rendered.endswith(response)):
-            raise ModelError(
-                f"the chat template changes the response of example {example.sample_id}: it is not in the rendered "
-                "turn as it was given. Set model.chat_template to a template that writes the assistant's words as they "
-                "are, or to 'plain'."
-            )
-        prompt, content = rendered[:at], response
+    prompt, content = _content(example, prompt, end, tokenizer, blocks)
+    if _left_out(example, prompt) is not None:  # Mistral's template drops the system prompt behind an answer
+        prompt = _generation_prompt(example, prompt, tokenizer, blocks)
     end = end.rstrip()
     return (prompt, content, end) if end else (prompt, content.rstrip(), _eos(tokenizer))
+
+
+def _content(
+    example: Example, prompt: str, end: str, tokenizer: PreTrainedTokenizerBase, blocks: bool
+) -> tuple[str, str]:
+    """Prompt and content, where the template renders the marker between ``prompt`` and ``end``."""
+    rendered, response = _apply(example, example.response, tokenizer, blocks=blocks), example.response.strip()
+    content = rendered[len(prompt) : len(rendered) - len(end)]
+    if rendered == prompt + content + end and content.strip() == response:
+        return prompt, content
+    # The response decides what the template writes before it: its thinking, for instance, is rendered anew.
+    generation = _apply(example, None, tokenizer, blocks=blocks)
+    at = rendered.find(response + end, len(generation)) if rendered.startswith(generation) else -1
+    if at >= 0 and (end or rendered.endswith(response)):
+        return rendered[:at], response
+    if _THOUGHT.search(response):
+        return _before_thinking(prompt, generation, response), response
+    if not (prompt.startswith(generation) or generation.startswith(prompt)):
+        return _generation_prompt(example, prompt, tokenizer, blocks), response
+    raise ModelError(
+        f"the chat template changes the response of example {example.sample_id}: it is not in the rendered turn as it "
+        "was given. Set model.chat_template to a template that writes the assistant's words as they are, or to 'plain'."
+    )
+
+
+def _before_thinking(prompt: str, generation: str, response: str) -> str:
+    """The prompt of a response that thinks, without the tag that opens its thinking."""
+    tag = re.match(r"<(\w+)>", response)
+    if tag is None:  # the generation prompt opens the thinking
+        return generation
+    opened = re.compile(rf"<{tag[1]}>\s*(?:</{tag[1]}>\s*)?$")
+    finished, fresh = opened.sub("", prompt), opened.sub("", generation)
+    return finished if finished.rstrip() == fresh.rstrip() else fresh
+
+
+def _left_out(example: Example, prompt: str) -> str | None:
+    """The first turn whose text, without its thinking, is not in the prompt (as it is, or as JSON); or None."""
+    turns = example.messages if example.messages is not None else (("user", example.prompt),)
+    for role, content in turns:
+        text = _THOUGHT.split(content)[-1].strip()
+        if text not in prompt and json.dumps(text, ensure_ascii=False)[1:-1] not in prompt:
+            return f"the {role} turn {text[:40]!r}"
+    return None
+
+
+def _generation_prompt(example: Example, prompt: str, tokenizer: PreTrainedTokenizerBase, blocks: bool) -> str:
+    """The prompt as it is generated from, ending in the white space that a finished turn has before its content."""
+    generation = _apply(example, None, tokenizer, blocks=blocks)
+    turn = _left_out(example, generation)
+    if turn is not None:
+        raise DataError(
+            f"the chat template leaves out or changes {turn} of example {example.sample_id}. "
+            "Correct the conversation, or set model.chat_template."
+        )
+    return generation if generation[-1:].isspace() else generation + prompt[len(prompt.rstrip()) :]
 
 
 def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenizerBase, *, blocks: bool = False) -> str:
@@ -201,7 +262,7 @@ def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenize
                 chat_template=_on_one_day(template) if isinstance(template, str) else None,
             )
         )
-    except jinja2.TemplateError as error:
+    except _TEMPLATE_FAULTS as error:
         if not blocks:
             try:
                 return _apply(example, response, tokenizer, blocks=True)
@@ -214,11 +275,9 @@ def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenize
         ) from error
 
 
-@lru_cache(maxsize=16)
 def _on_one_day(template: str) -> str:
     """The template with `TEMPLATE_DATE` in place of today's date."""
-    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-    return call.sub(lambda match: match[1] + TEMPLATE_DATE.strftime(match[2]) + match[1], template)
+    return _DATE_MACRO + template if "strftime_now" in template else template
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:

@@ -34,6 +34,9 @@ PLAIN_TEMPLATE = (
 )
 """`model.chat_template: plain`: prompt, newline, response, EOS (behind BOS, where the tokenizer adds one)."""
 
+_MARKER = "\ue000"
+"""Stands for an answer while a template is rendered; a character of Unicode's private area."""
+
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a checkpoint that is missing, incomplete, damaged or of an unknown architecture."""
 
@@ -96,7 +99,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
 
     Raises:
         ModelError: no EOS, padding token or chat template; a padding token outside the vocabulary; a template that
-            is missing or not valid Jinja.
+            is missing, not valid Jinja, or ends an answer with no token of its own.
     """
     if tokenizer.eos_token is None:
         raise ModelError(f"the tokenizer of '{spec.name}' has no EOS token, so a response has no end. Add one to it.")
@@ -127,7 +130,29 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
             f"the tokenizer of '{spec.name}' has no chat template. Set model.chat_template to the path of a Jinja "
             "template, or to 'plain' (prompt, newline, response)."
         )
+    _check_end_of_turn(tokenizer, spec)
     return tokenizer
+
+
+def _check_end_of_turn(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
+    """Raise ModelError where a turn ends in ordinary words: a model that learned them would not stop behind them."""
+    end = ""
+    for wrap in (str, lambda text: [{"type": "text", "text": text}]):  # templates of vision models read blocks only
+        turns: Any = [{"role": role, "content": wrap(text)} for role, text in (("user", "a"), ("assistant", _MARKER))]
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except (jinja2.TemplateError, AttributeError, LookupError, TypeError, ValueError):
+            continue  # a real conversation gets the error that names it
+        if _MARKER in text:
+            end = text.rpartition(_MARKER)[2].strip()
+            break
+    pieces = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
+    if pieces and not set(pieces) & {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}:
+        raise ModelError(
+            f"the chat template of '{spec.name}' ends an answer with {end!r}, which is {len(pieces)} ordinary tokens "
+            "of its tokenizer, so nothing stops the model after an answer. Use the tokenizer that the template was "
+            "written for, end the assistant's turn with eos_token, or set model.chat_template to 'plain'."
+        )
 
 
 def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
