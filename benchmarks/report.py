@@ -13,6 +13,7 @@ trial, and its figures are made of all of them.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -30,10 +31,11 @@ from longgame.audit.picks import write_picks
 from longgame.audit.results import write_results
 from longgame.audit.run import Run
 from longgame.recipe import parse_recipe
+from longgame.storage import DONE, sealed
 
 REPORT_SECONDS, REPORT_MB = 10.0, 15.0
-_LINKED = ("done.json", "selection.parquet")
-"""What a report reads of a stage of a finished run; its records stand in results.parquet."""
+_SELECTION = "selection.parquet"
+"""What a report reads of a stage of a finished run, beside its mark; its records stand in results.parquet."""
 
 
 def run_of_many(folder: Path, trials: int) -> Run:
@@ -48,15 +50,25 @@ def run_of_many(folder: Path, trials: int) -> Run:
     seeds = trials // len(recipe.selectors)
     run = Run.create(folder / "many", recipe.model_copy(update={"seeds": tuple(range(seeds))}))
     shutil.copy(single.folder / "environment.json", run.folder)
+    for seed in run.recipe.seeds:
+        base = run.seed_store(seed).path("base")
+        base.mkdir(parents=True)
+        (base / DONE).write_text(sealed({"key": run.seed_store(seed).key}))
+    digests = {
+        path: {_SELECTION: hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in single.folder.glob(f"trials/*/*/{_SELECTION}")
+    }
     for trial in run.plan.trials:
         for stage in range(1, len(run.plan.stages) + 1):
             part = run.folder / "trials" / trial.name / f"stage-{stage}"
             part.mkdir(parents=True)
-            for name in _LINKED:
-                os.link(single.folder / "trials" / f"{trial.selector.key}-s0" / part.name / name, part / name)
+            source = single.folder / "trials" / f"{trial.selector.key}-s0" / part.name / _SELECTION
+            os.link(source, part / _SELECTION)
+            mark = {"key": run.trial_store(trial).key, "part": part.name, "sha256": digests[source]}
+            (part / DONE).write_text(sealed(mark))
     results = many_trials(recipe, single.results, len(run.plan.trials), 1)
     results["trial"] = results["trial"].cat.rename_categories(lambda name: name.removesuffix("@"))
-    write_results(run.folder, results, run.finished_stages)
+    write_results(run.folder, run.plan, run.finished_stages, results)
     return run
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
-from safetensors.numpy import load, load_file, save, save_file
+from safetensors.numpy import load, save, save_file
 
 from longgame.errors import PluginError, ResumeError, StorageError
 
@@ -333,10 +333,52 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
         ResumeError: the file cannot be read.
     """
     try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        source = pa.BufferReader(part_file(path))
+        table = pq.read_table(source, columns=None if columns is None else list(columns))
         return table.to_pandas(split_blocks=True, self_destruct=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
+
+
+DONE = "done.json"
+"""Mark of a finished part (a folder of a run): its key, and the SHA-256 of each of its files."""
+
+
+def read_done(path: Path) -> dict[str, Any]:
+    """Read the mark of a finished part.
+
+    Raises:
+        ResumeError: it is missing, damaged or edited.
+    """
+    mark = read_sealed(path, ["key"], ["part", "sha256", "files", "rows"])
+    if not isinstance(mark["key"], str) or not all(
+        isinstance(mark.get(key, {}), dict) for key in ("sha256", "files", "rows")
+    ):
+        raise unreadable(path, ValueError("an entry is of another kind"))
+    return mark
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Name → SHA-256 of every file in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def part_file(path: Path) -> bytes:
+    """Content of a file of a finished part, compared with the digest in the part's mark (older versions have none).
+
+    Raises:
+        ResumeError: the file cannot be read, or is not what was written.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    mark = path.parent / DONE
+    digest = read_done(mark).get("sha256", {}).get(path.name) if mark.is_file() else None
+    if digest is not None and digest != hashlib.sha256(content).hexdigest():
+        raise unreadable(path, ValueError("its content is not what was written"))
+    return content
 
 
 def read_json(path: Path) -> Any:
@@ -346,8 +388,8 @@ def read_json(path: Path) -> Any:
         ResumeError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
 
 
@@ -363,6 +405,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ResumeError: the file is missing or damaged.
     """
     try:
-        return dict(load_file(path))
+        return dict(load(part_file(path)))
     except (OSError, SafetensorError) as error:
         raise unreadable(path, error) from error

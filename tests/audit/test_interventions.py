@@ -113,7 +113,7 @@ def test_the_adaptive_weights_stand_in_the_log_of_every_round(audit):
 
 
 def test_an_audit_that_was_stopped_between_stages_ends_with_the_same_numbers(audit, tmp_path):
-    class StopError(Exception): ...
+    class StopError(BaseException): ...
 
     class Stopping(Silent):
         def progress(self, job, stage, activity, step, steps):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longgame.audit.execute import run_audit
-from longgame.engines.local import Job, run_here
+from longgame.engines.local import Job, WorkerError, run_here
 from longgame.errors import DataError, StorageError
 from longgame.recipe import parse_recipe
 from support import jobs
@@ -59,7 +59,7 @@ def test_jobs_run_here_with_bounded_threads_and_leave_this_process_as_it_was(tmp
     [
         (Job("bad", jobs.fail, ("line 7 is empty",)), DataError, "^line 7 is empty$"),
         (Job("bad", jobs.fill_the_disk, ()), StorageError, r"^bad: No space left on device \(/tmp/x\)\."),
-        (Job("bad", jobs.crash, ()), ZeroDivisionError, "not of the family"),
+        (Job("bad", jobs.crash, ()), WorkerError, "ZeroDivisionError: not of the family"),
     ],
 )
 def test_errors_here_are_those_of_workers_and_end_the_run(tmp_path, job, error, message):

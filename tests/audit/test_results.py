@@ -43,20 +43,20 @@ def test_a_table_that_was_made_of_these_stages_is_read_instead_of_them(run, monk
     frame = run.results
     assert len(frame) == 8 * 3
     assert list(frame.condition.cat.categories) == ["", "budget=0.5"]
-    write_results(run.folder, run.results, run.finished_stages)
+    write_results(run.folder, run.plan, run.finished_stages, run.results)
     monkeypatch.setattr(results, "gather", lambda *_: pytest.fail("the trials were read"))
     pd.testing.assert_frame_equal(Run.open(run.folder).results, frame)
 
 
 def test_a_stage_that_was_done_again_or_added_or_a_damaged_table_is_seen(run):
-    write_results(run.folder, run.results, run.finished_stages)
+    write_results(run.folder, run.plan, run.finished_stages, run.results)
     shutil.rmtree(run.trial_store(run.plan.trials[0]).folder)
     assert len(Run.open(run.folder).results) == 7 * 3
     for stage in (1, 2):
         finish(run, run.plan.trials[0], stage, value=0.75)
     again = Run.open(run.folder)
     assert (again.results[again.results.trial == run.plan.trials[0].name].value == 0.75).sum() == 2
-    write_results(run.folder, again.results, again.finished_stages)
+    write_results(run.folder, run.plan, again.finished_stages, again.results)
     os.truncate(run.folder / "results.parquet", 50)
     pd.testing.assert_frame_equal(Run.open(run.folder).results, again.results)
 

@@ -40,7 +40,7 @@ class Silent:
     def finished(self, job): ...
 
 
-class StopHereError(Exception):
+class StopHereError(BaseException):
     """Stands for a kill: raised by the progress callback in the middle of a stage."""
 
 

@@ -327,7 +327,7 @@ def test_loss_without_prompt_scores_the_same_response_tokens(adapted, pool):
         header = [ids[0], ids[start - 1]] if start > 1 else [ids[0]]
         response = ids[max(start, 1) :]
         logits = adapted(input_ids=torch.tensor([[*header, *response]])).logits[0, len(header) - 1 : -1]
-        expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(response)).item()
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(response)).item()
         assert signals["loss_without_prompt"][row] == pytest.approx(expected, rel=1e-5)
         same = signals["loss"][row] == pytest.approx(expected, rel=1e-5)
         assert same == (start <= 2)

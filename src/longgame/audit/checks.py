@@ -21,7 +21,7 @@ from longgame.recipe import Recipe, SelectorSpec
 from longgame.selection.base import SCORES, build_selector
 from longgame.selection.interventions import selector_of
 from longgame.selection.methods.from_scores import FromScores
-from longgame.storage import read_json
+from longgame.storage import read_done
 
 
 def plugin_names(recipe: Recipe) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def check_files(folder: Path, plan: Plan) -> None:
 
     changed = []
     for mark in marks:
-        part, contents = mark.parent.parent, read_json(mark)
+        part, contents = mark.parent.parent, read_done(mark)
         for name in [name for name, content in contents.get("files", {}).items() if now.get(name, content) != content]:
             rows = contents.get("rows", {}).get(name)
             if rows is None or part.name not in trials or row_digest(name, part.name) != rows:

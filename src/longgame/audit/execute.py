@@ -236,15 +236,15 @@ def run_audit(
             run.plan = plan
         stages = len(plan.stages)
         trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
-        if trials or not (folder / ENVIRONMENT).is_file():
+        jobs = _jobs(run, recipe.data.data_dir, trials, keep_models)
+        if jobs or not (folder / ENVIRONMENT).is_file():
             environment = _environment(run, workers, threads)
-        if trials:
+        if jobs:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
             check_scores(plan, trials)
             for text in score_warnings(plan, trials):
                 display.warn(text)
             clock = SessionClock(display, folder, environment)
-            jobs = _jobs(run, recipe.data.data_dir, trials, keep_models)
             clock.begin("trials and what they share", [job.name for job in jobs], stages)
             kind = learner_kind(recipe)
             if workers == 1 or len(trials) < kind.process_trials:
@@ -274,6 +274,12 @@ def _jobs(run: Run, data_dir: str | None, trials: list[Trial], keep_models: bool
             else:
                 jobs[base] = Job(base, seed_job, (folder, data_dir, trial.seed, trial.condition))
         jobs[trial.name] = Job(trial.name, trial_job, (folder, data_dir, trial, keep_models), after=base)
+    for trial in run.plan.trials:  # shared work of finished trials that was deleted, row 0 with it
+        base = run.plan.base_name(trial.seed, trial.condition)
+        if base not in jobs and base not in finished:
+            finished.add(base)
+            if not run.seed_store(trial.seed, trial.condition).has("base"):
+                jobs[base] = Job(base, seed_job, (folder, data_dir, trial.seed, trial.condition))
     return list(jobs.values())
 
 

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from longgame.audit.plan import Plan, Trial
-from longgame.audit.results import STAMP, stamp_of
-from longgame.storage import parquet_bytes, refresh_file, unreadable
+from longgame.audit.results import PICKS, Stores, current_table, stamp_of, write_run_table
+from longgame.audit.store import StageStore
+from longgame.storage import parquet_bytes, part_file, unreadable
 
 TERM = "term_"
 TOTAL = "score"
@@ -232,7 +233,6 @@ def highest_and_lowest(table: pd.DataFrame, count: int = SHOWN_EXAMPLES) -> tupl
 
 # On disk: the reduction of a stage in the metadata of its selection.parquet, that of a run in picks.parquet.
 
-PICKS = "picks.parquet"
 _SHARE, _SEEDS, _TABLES, _TEXTS = b"longgame.share", b"longgame.seeds", b"longgame.tables", b"longgame.texts"
 _LONGEST_TEXT = 10_000
 """Characters of a prompt or response that a run stores."""
@@ -266,37 +266,36 @@ def read_texts(path: Path) -> Texts:
         ResumeError: the table cannot be read.
     """
     try:
-        stored = json.loads((pq.read_schema(path).metadata or {}).get(_TEXTS, b"{}"))
+        metadata = pq.read_schema(pa.BufferReader(part_file(path))).metadata or {}
+        stored = json.loads(metadata.get(_TEXTS, b"{}"))
         return {str(name): (str(prompt), str(response)) for name, (prompt, response) in stored.items()}
     except (OSError, pa.ArrowException, AttributeError, TypeError, ValueError) as error:
         raise unreadable(path, error) from error
 
 
-def read_picks(folder: Path, plan: Plan, finished: Mapping[str, int]) -> Picks | None:
+def read_picks(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
     """The reduced selections of the recipe's own condition; None before the first finished stage.
 
     picks.parquet is read if it was made of just these stages, otherwise the selection tables are.
 
     Args:
         finished: trial → number of its finished stages.
+        stores: where they are, with the keys that they must have.
 
     Raises:
-        ResumeError: a selection table cannot be read.
+        ResumeError: a selection table cannot be read, or is not what the recipe's trials have written.
     """
-    path = folder / PICKS
-    own = _own_stages(plan, finished)
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        if metadata.get(STAMP) == stamp_of(folder, own):
-            return Picks.of_frame(pq.read_table(path).to_pandas(), int(metadata[_SEEDS]), int(metadata[_TABLES]))
-    except (OSError, pa.ArrowException):  # absent or damaged: made of the selection tables again
-        pass
-    return gather_picks(folder, plan, finished)
+    content = current_table(folder, PICKS, stamp_of(folder, plan, _own_stages(plan, finished)))
+    if content is None:
+        return gather_picks(plan, finished, stores)
+    table = pq.read_table(pa.BufferReader(content))
+    metadata = table.schema.metadata
+    return Picks.of_frame(table.to_pandas(), int(metadata[_SEEDS]), int(metadata[_TABLES]))
 
 
-def gather_picks(folder: Path, plan: Plan, finished: Mapping[str, int]) -> Picks | None:
+def gather_picks(plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
     """`read_picks` from the selection tables."""
-    return combine_shares(_stage_shares(folder, plan, _own_stages(plan, finished)))
+    return combine_shares(_stage_shares(plan, _own_stages(plan, finished), stores))
 
 
 def write_picks(folder: Path, plan: Plan, finished: Mapping[str, int], picks: Picks | None) -> None:
@@ -307,11 +306,13 @@ def write_picks(folder: Path, plan: Plan, finished: Mapping[str, int], picks: Pi
     """
     if picks is None:
         return
-    stamp = stamp_of(folder, _own_stages(plan, finished))
-    facts = {STAMP: stamp, _SEEDS: b"%d" % picks.seeds, _TABLES: b"%d" % picks.tables}
+    stamp = stamp_of(folder, plan, _own_stages(plan, finished))
+    if current_table(folder, PICKS, stamp) is not None:
+        return
+    facts = {_SEEDS: b"%d" % picks.seeds, _TABLES: b"%d" % picks.tables}
     table = pa.Table.from_pandas(picks.frame(), preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **facts})
-    refresh_file(folder / PICKS, parquet_bytes(table))
+    write_run_table(folder, PICKS, parquet_bytes(table), stamp)
 
 
 def _own_stages(plan: Plan, finished: Mapping[str, int]) -> dict[str, int]:
@@ -319,20 +320,25 @@ def _own_stages(plan: Plan, finished: Mapping[str, int]) -> dict[str, int]:
     return {trial.name: finished[trial.name] for trial in plan.own_trials if finished.get(trial.name)}
 
 
-def _stage_shares(folder: Path, plan: Plan, finished: Mapping[str, int]) -> Iterator[StageShare]:
+def _stage_shares(plan: Plan, finished: Mapping[str, int], stores: Stores) -> Iterator[StageShare]:
     """Seed by seed; the tables of a seed are read in parallel, as a file takes longer to unpack than to read."""
-    stages = [(trial, number + 1) for trial in plan.own_trials for number in range(finished.get(trial.name, 0))]
-    stages.sort(key=lambda stage: stage[0].seed)
+    stages = [
+        (stores(trial)[1], trial, number + 1)
+        for trial in plan.own_trials
+        for number in range(finished.get(trial.name, 0))
+    ]
+    stages.sort(key=lambda stage: stage[1].seed)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for _, group in itertools.groupby(stages, key=lambda stage: stage[0].seed):
-            yield from pool.map(lambda stage: _read_share(folder, *stage), list(group))
+        for _, group in itertools.groupby(stages, key=lambda stage: stage[1].seed):
+            yield from pool.map(lambda stage: _read_share(*stage), list(group))
 
 
-def _read_share(folder: Path, trial: Trial, stage: int) -> StageShare:
+def _read_share(store: StageStore, trial: Trial, stage: int) -> StageShare:
     """Read the reduction of a selection table, or make it where the metadata do not hold it."""
-    path = folder / "trials" / trial.name / f"stage-{stage}" / "selection.parquet"
+    store.has(f"stage-{stage}")  # raises where the part is of another recipe
+    path = store.path(f"stage-{stage}") / "selection.parquet"
     try:
-        with pq.ParquetFile(pa.BufferReader(path.read_bytes()), read_dictionary=_WORDS) as file:
+        with pq.ParquetFile(pa.BufferReader(part_file(path)), read_dictionary=_WORDS) as file:
             text = (file.metadata.metadata or {}).get(_SHARE)
             if text is None:
                 table = file.read(use_threads=False)

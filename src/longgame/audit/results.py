@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,73 +19,119 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from longgame.audit.learner import outline, seed_bases
-from longgame.audit.plan import FULL_DATA, ORACLE, REFERENCES, Condition, Plan, Trial
-from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS
+from longgame.audit.plan import FULL_DATA, ORACLE, REFERENCES, Condition, Plan, Trial, measured_by
+from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS, StageStore
+from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
-from longgame.storage import parquet_bytes, unreadable, write_file
+from longgame.storage import DONE, parquet_bytes, part_file, read_sealed, sealed, unreadable, write_file
 
-RESULTS = "results.parquet"
-STAMP = b"longgame.trials"
-"""Key of a file's metadata: the finished stages that it was made of (see `stamp_of`)."""
+RESULTS, PICKS = "results.parquet", "picks.parquet"
+_NOTED = (RESULTS, PICKS)
+TABLES = "tables.json"
+"""Which finished stages the tables of a run were made of (`stamp_of`), and what was written (SHA-256)."""
+
+Stores = Callable[[Trial], tuple[StageStore, StageStore]]
+"""Trial → the store of its seed's shared work, and its own."""
 _TEXT = [name for name, kind in RESULT_COLUMNS.items() if kind == "string"]
 _ORDER = ("trial", "kind", "stage", "probe", "task", "scorer", "sub_skill", "name", "step")
 
 
-def read_results(folder: Path, plan: Plan, finished: Mapping[str, int]) -> pd.DataFrame:
+def read_results(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores) -> pd.DataFrame:
     """results.parquet if it was made of just these finished stages, otherwise `gather`: one file instead of thousands.
 
     Args:
         finished: trial → number of its finished stages.
+        stores: where they are, with the keys that they must have.
 
     Raises:
-        ResumeError: a file cannot be read.
+        ResumeError: a file cannot be read, or is not what the recipe's trials have written.
     """
-    path, columns = folder / RESULTS, tuple(RESULT_COLUMNS)
-    return _frame([_read(path, columns)], columns) if _is_current(path, finished) else gather(folder, plan)
+    content = current_table(folder, RESULTS, stamp_of(folder, plan, finished))
+    if content is None:
+        return gather(plan, finished, stores)
+    columns = tuple(RESULT_COLUMNS)
+    return _frame([_table(content, folder / RESULTS, columns)], columns)
 
 
-def write_results(folder: Path, results: pd.DataFrame, finished: Mapping[str, int]) -> None:
+def write_results(folder: Path, plan: Plan, finished: Mapping[str, int], results: pd.DataFrame) -> None:
     """Write results.parquet, unless it was made of just these finished stages.
 
     Raises:
         StorageError: it cannot be written.
     """
-    path = folder / RESULTS
-    if not _is_current(path, finished):
-        table = pa.Table.from_pandas(results, preserve_index=False)
-        metadata = {**(table.schema.metadata or {}), STAMP: stamp_of(folder, finished)}
-        write_file(path, parquet_bytes(table.replace_schema_metadata(metadata)))
+    stamp = stamp_of(folder, plan, finished)
+    if current_table(folder, RESULTS, stamp) is None:
+        write_run_table(folder, RESULTS, parquet_bytes(pa.Table.from_pandas(results, preserve_index=False)), stamp)
 
 
-def _is_current(path: Path, finished: Mapping[str, int]) -> bool:
+def current_table(folder: Path, name: str, stamp: str) -> bytes | None:
+    """Content of a table at the top of a run, if it was made of just these stages and is what was written."""
     try:
-        with pq.ParquetFile(path) as file:
-            return (file.schema_arrow.metadata or {}).get(STAMP) == stamp_of(path.parent, finished)
-    except (OSError, pa.ArrowException):  # absent or damaged: made of the trials again
-        return False
+        content = (folder / name).read_bytes()
+    except OSError:  # absent: made of the trials again
+        return None
+    return content if _notes(folder).get(name) == _note(content, stamp) else None
 
 
-def stamp_of(folder: Path, finished: Mapping[str, int]) -> bytes:
-    """Digest of which stages are finished, and when they were."""
-    digest = blake2b(digest_size=16)
+def write_run_table(folder: Path, name: str, content: bytes, stamp: str) -> None:
+    """Write a table at the top of a run, and note what it was made of.
+
+    Raises:
+        StorageError: it cannot be written; the older table stays.
+    """
+    write_file(folder / name, content)
+    write_file(folder / TABLES, sealed({**_notes(folder), name: _note(content, stamp)}))
+
+
+def _note(content: bytes, stamp: str) -> dict[str, str]:
+    return {"stages": stamp, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(folder / TABLES, (), _NOTED)
+    except ResumeError:  # absent or damaged: all tables are made again
+        return {}
+
+
+def stamp_of(folder: Path, plan: Plan, finished: Mapping[str, int]) -> str:
+    """Digest of what finished stages say of themselves (key, digests of their files), and of the plan's recipe.
+
+    Raises:
+        ResumeError: a finished stage, or one before it, has no mark.
+    """
+    digest = blake2b(json.dumps(measured_by(plan.recipe), sort_keys=True).encode(), digest_size=16)
+    trials = {trial.name: trial for trial in plan.trials}
+    bases = {plan.base_name(trials[name].seed, trials[name].condition): None for name in finished if finished[name]}
+    marks = [folder / "seeds" / base / "base" / DONE for base in bases]
     for name, stages in finished.items():
-        trial = folder / "trials" / name
-        times = [(trial / f"stage-{stage}" / "done.json").stat().st_mtime_ns for stage in range(1, stages + 1)]
-        digest.update(f"{name} {times}\n".encode())
-    return digest.hexdigest().encode()
+        marks += [folder / "trials" / name / f"stage-{stage}" / DONE for stage in range(1, stages + 1)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for path, content in zip(marks, pool.map(_mark_content, marks, chunksize=256), strict=True):
+            digest.update(f"{path.relative_to(folder)} {len(content)} ".encode())
+            digest.update(content)
+    return digest.hexdigest()
 
 
-def gather(folder: Path, plan: Plan) -> pd.DataFrame:
+def _mark_content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def gather(plan: Plan, finished: Mapping[str, int], stores: Stores) -> pd.DataFrame:
     """Read the finished stages of all planned trials, sorted; row 0 of R stands once for every trial of its seed.
 
     Text columns are categories (sorted): a run of 10,000 trials has millions of rows of a few different words.
 
     Raises:
-        ResumeError: a file cannot be read.
+        ResumeError: as `read_results`.
     """
+    trials = [trial for trial in plan.trials if finished.get(trial.name)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # a file takes longer to unpack than to read
-        tables = [table for tables in pool.map(_TrialTables(folder, plan), plan.trials) for table in tables]
+        tables = [table for tables in pool.map(_TrialTables(finished, stores), trials) for table in tables]
     frame = _frame(tables, tuple(RECORD_COLUMNS))
     names = {trial.name: trial.condition for trial in plan.trials}
     values = {name: {"condition": name, **condition.values} for name, condition in plan.conditions.items()}
@@ -97,18 +146,22 @@ def gather(folder: Path, plan: Plan) -> pd.DataFrame:
 class _TrialTables:
     """Reads the tables of one trial: row 0, which trials share, and its finished stages."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
-        self._row0 = lru_cache(maxsize=None)(lambda path: _read(path) if path.is_file() else None)
+    def __init__(self, finished: Mapping[str, int], stores: Stores) -> None:
+        self.finished, self.stores = finished, stores
+        self._row0 = lru_cache(maxsize=None)(lambda folder, key: _records(StageStore(folder, key), "base"))
 
     def __call__(self, trial: Trial) -> list[pa.Table]:
-        paths = sorted((self.folder / "trials" / trial.name).glob("stage-*/records.parquet"))
-        if not paths:
-            return []
-        row0 = self._row0(
-            self.folder / "seeds" / self.plan.base_name(trial.seed, trial.condition) / "base" / "records.parquet"
-        )
-        return [*([] if row0 is None else [_of_trial(row0, trial)]), *map(_read, paths)]
+        shared, store = self.stores(trial)
+        stages = [_records(store, f"stage-{number}") for number in range(1, self.finished[trial.name] + 1)]
+        return [_of_trial(self._row0(shared.folder, shared.key), trial), *stages]
+
+
+def _records(store: StageStore, part: str) -> pa.Table:
+    """The records of a finished part, after its key and digest were compared."""
+    path = store.path(part) / "records.parquet"
+    if not store.has(part):
+        raise unreadable(path.parent / DONE, FileNotFoundError("it is missing"))
+    return _table(part_file(path), path)
 
 
 def _of_trial(row0: pa.Table, trial: Trial) -> pa.Table:
@@ -120,9 +173,10 @@ def _of_trial(row0: pa.Table, trial: Trial) -> pa.Table:
     return row0
 
 
-def _read(path: Path, columns: Sequence[str] = tuple(RECORD_COLUMNS)) -> pa.Table:
+def _table(content: bytes, path: Path, columns: Sequence[str] = tuple(RECORD_COLUMNS)) -> pa.Table:
     try:
-        with pq.ParquetFile(path, read_dictionary=[name for name in columns if name in _TEXT]) as file:
+        source = pa.BufferReader(content)
+        with pq.ParquetFile(source, read_dictionary=[name for name in columns if name in _TEXT]) as file:
             return file.read(columns=list(columns), use_threads=False).replace_schema_metadata(None)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error

@@ -48,7 +48,7 @@ from longgame.errors import ResumeError, StorageError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, load_recipe
-from longgame.storage import read_json, read_sealed, scratch_target, sealed, storage_errors, unreadable, write_file
+from longgame.storage import part_file, read_sealed, scratch_target, sealed, storage_errors, unreadable, write_file
 
 MARK, RECIPE, LOCK, ENVIRONMENT = "run.json", "recipe.yaml", "audit.lock", "environment.json"
 _MARK_CONTENT = {"format": 1, "made_by": "longgame audit"}
@@ -69,7 +69,8 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
-        self._contents: dict[tuple[str, bool, str], dict[str, Any]] = {}
+        self._contents: dict[tuple[str, bool, str], str] = {}
+        self._scorers: dict[tuple[str, bool], tuple[str, ...]] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -194,7 +195,7 @@ class Run:
     @cached_property
     def results(self) -> pd.DataFrame:
         """All finished measurements of all conditions, one row each (see docs/results-format.md)."""
-        return read_results(self.folder, self.plan, self.finished_stages)
+        return read_results(self.folder, self.plan, self.finished_stages, self.stores)
 
     @cached_property
     def own_results(self) -> pd.DataFrame:
@@ -239,12 +240,12 @@ class Run:
         """How much of the evaluation items stands in the pools, over all seeds; None without texts or shared work."""
         folders = (self.folder / "seeds" / self.plan.base_name(seed, "") / "base" for seed in self.recipe.seeds)
         files = [folder / CONTAMINATION for folder in folders if (folder / CONTAMINATION).is_file()]
-        return Contamination.total([Contamination(**read_json(file)) for file in files]) if files else None
+        return Contamination.total([Contamination(**json.loads(part_file(file))) for file in files]) if files else None
 
     @cached_property
     def picks(self) -> Picks | None:
         """What the trials of the recipe's own condition selected; None before the first finished stage."""
-        return read_picks(self.folder, self.plan, self.finished_stages)
+        return read_picks(self.folder, self.plan, self.finished_stages, self.stores)
 
     def write_tables(self) -> None:
         """Write results.parquet and picks.parquet, so that reports need not read the stages.
@@ -252,31 +253,46 @@ class Run:
         Raises:
             ResumeError: a file of a stage cannot be read. StorageError: a table cannot be written.
         """
-        write_results(self.folder, self.results, self.finished_stages)
+        write_results(self.folder, self.plan, self.finished_stages, self.results)
         write_picks(self.folder, self.plan, self.finished_stages, self.picks)
 
     def seed_store(self, seed: int, condition: str = "") -> StageStore:
         """The store of a seed's shared work that this condition's trials start from."""
-        found = self.plan.conditions[condition]
         key = content_hash(self._content(condition, True, seed), seed=seed)
-        scorers = plugin_names(found.base_recipe.replace({"selectors": ()}))
-        return StageStore(self.folder / "seeds" / self.plan.base_name(seed, condition), key, scorers)
+        folder = self.folder / "seeds" / self.plan.base_name(seed, condition)
+        return StageStore(folder, key, self._scorer_names(condition, True))
 
     def trial_store(self, trial: Trial) -> StageStore:
         """The store of a trial's stages."""
         content = self._content(trial.condition, False, trial.seed)
         selector = trial.selector.model_dump(mode="json")
-        scorers = plugin_names(self.plan.conditions[trial.condition].recipe.replace({"selectors": ()}))
         key = content_hash(content, selector=selector, seed=trial.seed)
+        scorers = self._scorer_names(trial.condition, False)
         return StageStore(self.folder / "trials" / trial.name, key, (trial.selector.name, *scorers))
 
-    def _content(self, condition: str, base: bool, seed: int) -> dict[str, Any]:
-        """What numbers depend on, without the lists that trials are made from: siblings change nothing."""
+    def stores(self, trial: Trial) -> tuple[StageStore, StageStore]:
+        """The store of the shared work that a trial starts from, and the trial's own."""
+        return self.seed_store(trial.seed, trial.condition), self.trial_store(trial)
+
+    def _scorer_names(self, condition: str, base: bool) -> tuple[str, ...]:
+        if (condition, base) not in self._scorers:
+            found = self.plan.conditions[condition]
+            recipe = found.base_recipe if base else found.recipe
+            self._scorers[condition, base] = plugin_names(recipe.replace({"selectors": ()}))
+        return self._scorers[condition, base]
+
+    def _content(self, condition: str, base: bool, seed: int) -> str:
+        """What numbers depend on, as JSON, without the lists that trials are made from: siblings change nothing."""
         found = self.plan.conditions[condition]
-        recipe = (found.base_recipe if base else found.recipe).for_seed(seed)
-        key = (condition, base, recipe.model.name)
+        recipe = found.base_recipe if base else found.recipe
+        key = (
+            condition,
+            base,
+            recipe.model.per_seed[seed % len(recipe.model.per_seed)] if recipe.model.per_seed else "",
+        )
         if key not in self._contents:
-            self._contents[key] = {**measured_by(recipe), "selectors": [], "seeds": [], "name": "run"}
+            content = {**measured_by(recipe.for_seed(seed)), "selectors": [], "seeds": [], "name": "run"}
+            self._contents[key] = json.dumps(content, sort_keys=True)
         return self._contents[key]
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from longgame.audit.checks import file_contents, row_contents
 from longgame.errors import ResumeError
-from longgame.storage import durable_folder, read_json
+from longgame.storage import DONE, digests, durable_folder, read_done, sealed, unreadable
 
 RECORD_COLUMNS = {
     "trial": "string",
@@ -73,9 +73,9 @@ def records_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def content_hash(recipe: Mapping[str, Any], **more: Any) -> str:
-    """Content hash of what a record depends on: a recipe (see `measured_by`) and more."""
-    text = json.dumps({"recipe": recipe, **more}, sort_keys=True)
+def content_hash(recipe: str, **more: Any) -> str:
+    """Content hash of what a record depends on: a recipe as JSON (see `measured_by`), and more, by name behind it."""
+    text = f'{{"recipe": {recipe}, {json.dumps(more, sort_keys=True)[1:]}'
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -115,23 +115,42 @@ class StageStore:
         Raises:
             ResumeError: the part belongs to another recipe, or its mark cannot be read.
         """
-        mark = self.path(name) / "done.json"
-        if not mark.is_file():
+        path = self.path(name) / DONE
+        if not path.is_file():
             return False
-        content = read_json(mark)
-        key = content.get("key") if isinstance(content, dict) else None
-        if key != self.key:
+        mark = read_done(path)
+        if mark["key"] != self.key:
             raise ResumeError(
-                f"{mark.parent} was made by another recipe (key {key}, expected {self.key}). Use another --out."
+                f"{path.parent} was made by another recipe (key {mark['key']}, expected {self.key}). Use another --out."
             )
+        if mark.get("part", name) != name:
+            raise unreadable(path, ValueError(f"it is that of {mark['part']}"))
         return True
+
+    def check(self, name: str) -> None:
+        """Compare every file of a finished part with its digest.
+
+        Raises:
+            ResumeError: as `has`; or a file is missing or not what was written.
+        """
+        if not self.has(name):
+            raise unreadable(self.path(name) / DONE, FileNotFoundError("it is missing"))
+        expected = read_done(self.path(name) / DONE).get("sha256")
+        if expected is None:  # of an older version
+            return
+        actual = digests(self.path(name))
+        for file, digest in expected.items():
+            if actual.get(file) != digest:
+                reason = "its content is not what was written" if file in actual else "it is missing"
+                raise unreadable(self.path(name) / file, ValueError(reason))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Scratch folder that becomes the finished part ``name`` when the block ends well."""
         with durable_folder(self.path(name)) as part:
             yield part
-            (part / "done.json").write_text(json.dumps({"key": self.key, **self._contents}) + "\n")
+            mark = {"key": self.key, "part": name, "sha256": digests(part), **self._contents}
+            (part / DONE).write_text(sealed(mark), encoding="utf-8")
 
     def finished_stages(self, stages: int) -> int:
         """How many stages, from the first on, are durable."""

@@ -93,17 +93,20 @@ class Walk:
         if done == count:
             return range(0)
         prepared = prepared or self.sequence
+        shared.check("base")
         _check_origin(self.learner, prepared, shared)
         self.learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"))
         if done:
             last = store.path(f"stage-{done}")
             try:
+                store.check(last.name)
                 self.learner.load(last / "learner")
                 self.policy.load_state_dict(read_state(last, "policy"))
             except ResumeError as error:
+                reason = str(error).partition(" Delete ")[0]
                 raise ResumeError(
-                    f"{self.name} cannot be resumed after stage {done}: {error} Delete {store.folder} and run "
-                    "the command again; only this trial is done anew."
+                    f"{self.name} cannot be resumed after stage {done}: {reason} Delete {store.folder} and run the "
+                    "command again; only this trial is done anew."
                 ) from error
         return range(done + 1, count + 1)
 

@@ -7,14 +7,13 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
-import queue
 import signal
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,7 @@ class Job:
 
 
 class WorkerError(LonggameError):
-    """A worker process ended without a word (killed, out of memory) or met an unforeseen error."""
+    """A worker process was ended from outside (killed, out of memory) or met an unforeseen error."""
 
 
 @contextmanager
@@ -113,41 +112,61 @@ def _threads_here(threads: int) -> Iterator[None]:
                 torch.set_num_threads(before)
 
 
-def _told(job: str, error: Exception) -> tuple[str, str, Any]:
-    """What the parent hears of an error: one of the family as it is, anything unforeseen with its traceback."""
+def _as_error(job: str, error: Exception) -> LonggameError:
+    """An error of the family as it is; anything unforeseen as a WorkerError with its traceback."""
     if isinstance(error, LonggameError):
-        return "error", job, error
+        known = type(error).__module__.startswith("longgame.")  # the parent may be unable to import another class
+        return error if known else LonggameError(str(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a temporary folder, a cache
         place = error.filename or tempfile.gettempdir()
-        said = f"{job}: {error.strerror} ({place}). Finished stages are safe; free the disk and run the command again."
-        return "error", job, StorageError(said)
-    return "crash", job, traceback.format_exc()
+        return StorageError(
+            f"{job}: {error.strerror} ({place}). Finished stages are safe; free the disk and run the command again."
+        )
+    return WorkerError(f"{job} met an unforeseen error; finished stages are safe.\n{traceback.format_exc()}")
 
 
-def _work(jobs: Any, events: Any) -> None:
+def _work(pipe: Any) -> None:
     _end_with_parent()
+    pipe.send(("ready", "", None))
     while True:
-        job: Job | None = jobs.get()
+        job: Job | None = pipe.recv()
         if job is None:
             return
-        events.put(("start", job.name, None))
         try:
-            job.function(*job.arguments, lambda *progress: events.put(("progress", *progress)))
-        except Exception as error:  # noqa: BLE001 - told to the parent, which stops the audit
-            events.put(_told(job.name, error))
-            return
-        events.put(("done", job.name, None))
+            job.function(*job.arguments, lambda *progress: pipe.send(("progress", *progress)))
+        except Exception as error:  # noqa: BLE001 - told to the parent, which decides whether the others go on
+            pipe.send(("error", job.name, _as_error(job.name, error)))
+        else:
+            pipe.send(("done", job.name, None))
         _settle_garbage()
 
 
-def run_here(jobs: Sequence[Job], threads: int, notify: Notify, finished: Callable[[str], None]) -> None:
+Failed = Callable[[str, LonggameError], None]
+"""(job, error): what to do about a job that failed; it may raise, which stops everything."""
+
+
+def raise_at_once(_job: str, error: LonggameError) -> None:
+    """Stop at the first failed job."""
+    raise error
+
+
+def run_here(
+    jobs: Sequence[Job],
+    threads: int,
+    notify: Notify,
+    finished: Callable[[str], None],
+    failed: Failed = raise_at_once,
+) -> None:
     """Run the jobs in this process, one after another, the first that waits for no other first.
 
     One worker needs no process of its own, which would load every library once more. Only libraries that are loaded
     before are bound to ``threads`` threads and given their own number back.
 
+    Args:
+        failed: called for each job that raised, and for those that waited for it.
+
     Raises:
-        LonggameError: what a job raised; a full disk is one of them. Anything unforeseen is raised as it is.
+        LonggameError: what ``failed`` raised.
     """
     waiting = {job.name: job for job in jobs}
     frozen = gc.get_freeze_count()
@@ -155,19 +174,27 @@ def run_here(jobs: Sequence[Job], threads: int, notify: Notify, finished: Callab
         with _threads_here(threads):
             while waiting:
                 job = next(job for job in waiting.values() if job.after not in waiting)
+                del waiting[job.name]
                 try:
                     job.function(*job.arguments, notify)
-                except Exception as error:
-                    kind, _, told = _told(job.name, error)
-                    if kind == "crash" or told is error:
-                        raise
-                    raise told from error
-                del waiting[job.name]
-                finished(job.name)
+                except Exception as error:  # noqa: BLE001 - the caller decides whether the others go on
+                    for name, reason in _losses(job.name, _as_error(job.name, error), waiting):
+                        failed(name, reason)
+                else:
+                    finished(job.name)
                 _settle_garbage()
     finally:
         if not frozen:
             gc.unfreeze()
+
+
+def _losses(name: str, error: LonggameError, waiting: dict[str, Job]) -> list[tuple[str, LonggameError]]:
+    """The failed job, and those that waited for it, which cannot be run: they are taken out of ``waiting``."""
+    lost = [(name, error)]
+    for job in [job for job in waiting.values() if job.after == name]:
+        del waiting[job.name]
+        lost += _losses(job.name, type(error)(f"{name}, which it needs, failed: {error}"), waiting)
+    return lost
 
 
 def run_local(
@@ -176,70 +203,122 @@ def run_local(
     threads: int,
     notify: Notify,
     finished: Callable[[str], None],
+    failed: Failed = raise_at_once,
 ) -> None:
     """Run the jobs, at most ``workers`` at a time, each in a process with ``threads`` threads.
 
-    A free worker takes the first job of the list that waits for no other. The first error stops everything; what jobs
-    have made durable stays. With KeyboardInterrupt the workers are ended before it goes on to the caller.
+    A free worker takes the first job of the list that waits for no other. A worker that was ended from outside (killed,
+    out of memory, `os._exit`) fails its job, and another takes its place. With KeyboardInterrupt the workers are ended
+    before it goes on to the caller.
+
+    Args:
+        failed: called for each job that raised, and for those that waited for it.
 
     Raises:
-        LonggameError: what a job raised.
-        WorkerError: a worker was killed, or met an error that is not of the family (with its traceback).
+        LonggameError: what ``failed`` raised.
+        WorkerError: a worker was ended between two jobs.
     """
     if not jobs:
         return
-    context = multiprocessing.get_context("spawn")
-    todo, events = context.Queue(), context.Queue()
-    waiting = {job.name: job for job in jobs}
-    left = set(waiting)
-    free = count = min(workers, len(jobs))
-    processes: list[Any] = []
+    crew = _Crew(jobs, min(workers, len(jobs)), threads)
     try:
-        with _threads_for_children(threads), _interrupts_for_parent_alone():
-            for _ in range(count):
-                processes.append(context.Process(target=_work, args=(todo, events), daemon=True))
-                processes[-1].start()
-        while left:
-            free -= _hand_out(waiting, left, free, todo)
-            try:
-                kind, name, *rest = events.get(timeout=0.5)
-            except queue.Empty:
-                _check_alive(processes, left)
-                continue
-            if kind == "progress":
-                notify(name, *rest)
-            elif kind == "done":
-                left.discard(name)
-                free += 1
-                finished(name)
-            elif kind == "error":
-                raise rest[0]
-            elif kind == "crash":
-                raise WorkerError(f"{name} met an unforeseen error; finished stages are safe.\n{rest[0]}")
-        for _ in range(count):
-            todo.put(None)
+        while crew.left:
+            crew.hand_out()
+            for kind, name, *rest in crew.events():
+                if kind == "progress":
+                    notify(name, *rest)
+                elif kind == "done":
+                    finished(name)
+                elif kind == "error":
+                    for job, error in _losses(name, rest[0], crew.waiting):
+                        crew.left.discard(job)
+                        failed(job, error)
     finally:
-        started = [process for process in processes if process.pid is not None]
-        for process in started if left else ():
-            process.kill()
-        for process in started:
-            process.join()
+        crew.end()
 
 
-def _hand_out(waiting: dict[str, Job], left: set[str], free: int, todo: Any) -> int:
-    """Give free workers the first jobs that wait for none of those left; return how many were given."""
-    ready = [job for job in waiting.values() if job.after not in left][:free]
-    for job in ready:
-        todo.put(waiting.pop(job.name))
-    return len(ready)
+@dataclass
+class _Worker:
+    """A worker process, the parent's end of its pipe, and its job."""
+
+    process: Any
+    pipe: Any
+    ready: bool = False
+    job: str = ""
 
 
-def _check_alive(processes: Sequence[Any], left: set[str]) -> None:
-    if all(process.exitcode is not None for process in processes) or any(
-        process.exitcode not in (None, 0) for process in processes
-    ):
-        codes = sorted({process.exitcode for process in processes if process.exitcode})
-        raise WorkerError(
-            f"a worker process ended (exit code {', '.join(map(str, codes)) or 0}) with {len(left)} jobs left; "
-            "-9 usually means out of memory: use fewer --workers. Finished stages are safe; run the command again."
-        )
+class _Crew:
+    """The workers, and the jobs that are left.
+
+    Each worker has a pipe of its own: one that is killed in the middle of a message leaves no lock behind.
+    """
+
+    def __init__(self, jobs: Sequence[Job], workers: int, threads: int) -> None:
+        self.waiting = {job.name: job for job in jobs}
+        self.left = set(self.waiting)
+        self._threads = threads
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        with _threads_for_children(threads), _interrupts_for_parent_alone():
+            for _ in range(workers):
+                self._start()
+
+    def _start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+        process.start()
+        self._workers.append(_Worker(process, ours))
+        theirs.close()  # so that the worker's end is the only one, and its death is an end of file
+
+    def hand_out(self) -> None:
+        """Give free workers the first jobs that wait for none of those left."""
+        jobs = [job for job in self.waiting.values() if job.after not in self.left]
+        free = [worker for worker in self._workers if worker.ready and not worker.job]
+        for job, worker in zip(jobs, free, strict=False):
+            worker.job = job.name
+            worker.pipe.send(self.waiting.pop(job.name))
+
+    def events(self) -> list[tuple[Any, ...]]:
+        """Wait for news of at least one worker."""
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        events = []
+        for pipe in multiprocessing.connection.wait(list(by_pipe)):
+            worker = by_pipe[pipe]
+            try:
+                event = worker.pipe.recv()
+            except (EOFError, OSError):
+                event = self._loss(worker)
+            if event[0] == "ready":
+                worker.ready = True
+            elif event[0] in ("done", "error"):
+                worker.job = ""
+                self.left.discard(event[1])
+            events.append(event)
+        return events
+
+    def _loss(self, worker: _Worker) -> tuple[Any, ...]:
+        """The error of a worker that is no longer there; another is started in its place."""
+        worker.process.join()
+        code, name = worker.process.exitcode, worker.job
+        reason = "-9 usually means out of memory: use fewer --workers" if code == -9 else "its own code ended it"
+        if not name:
+            raise WorkerError(
+                f"a worker process ended between two jobs (exit code {code}; {reason}) with {len(self.left)} jobs "
+                "left. Finished stages are safe; run the command again."
+            )
+        self._workers.remove(worker)
+        with _threads_for_children(self._threads), _interrupts_for_parent_alone():
+            self._start()
+        return "error", name, WorkerError(f"the worker process of {name} ended (exit code {code}): {reason}.")
+
+    def end(self) -> None:
+        """Let the workers end, or kill them where jobs are left, and wait for them."""
+        for worker in self._workers:
+            if self.left:
+                worker.process.kill()
+            else:
+                with suppress(OSError):  # it is gone already
+                    worker.pipe.send(None)
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()

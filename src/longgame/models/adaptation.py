@@ -119,7 +119,7 @@ class Adaptation(ABC):
         """Read what `save` wrote.
 
         Raises:
-            OSError, SafetensorError, KeyError: the files are missing, damaged, or of another model.
+            OSError, SafetensorError, KeyError, ValueError: the files are missing, damaged, or of another model.
         """
 
     def flops(self) -> ModelFlops | None:
@@ -167,6 +167,19 @@ class Adaptation(ABC):
         )
 
 
+def _check_same_shapes(loaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise KeyError for a tensor that is missing or surplus, and ValueError for one of another shape."""
+    if lacking := sorted(expected.keys() - loaded.keys()):
+        raise KeyError(f"{len(lacking)} of {len(expected)} tensors are missing, such as {lacking[0]}")
+    if surplus := sorted(loaded.keys() - expected.keys()):
+        raise KeyError(f"{len(surplus)} tensors are not of this model, such as {surplus[0]}")
+    for name, tensor in loaded.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}; this model's has {tuple(expected[name].shape)}"
+            )
+
+
 class FullAdaptation(Adaptation):
     """Every parameter trains, in the model's dtype.
 
@@ -210,7 +223,9 @@ class FullAdaptation(Adaptation):
         save_file(dict(self.copy()), folder / self._FILE)
 
     def load(self, folder: Path) -> None:
-        self.restore(load_file(folder / self._FILE))
+        weights = load_file(folder / self._FILE)
+        _check_same_shapes(weights, self.trained())
+        self.restore(weights)
 
     def _kept_start(self) -> Weights:
         if self._start is None:
@@ -319,7 +334,9 @@ class LoraAdaptation(Adaptation):
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / self._FILE)
 
     def load(self, folder: Path) -> None:
-        set_peft_model_state_dict(self.model, load_file(folder / self._FILE))
+        weights = load_file(folder / self._FILE)
+        _check_same_shapes(weights, get_peft_model_state_dict(self.model, save_embedding_layers=False))
+        set_peft_model_state_dict(self.model, weights)
 
 
 class DoraAdaptation(LoraAdaptation):
