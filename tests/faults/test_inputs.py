@@ -70,6 +70,20 @@ TURN = {"role": "user", "content": "q"}
         ({"messages": [TURN, {"role": "assistant", "content": "a", "thinking": "t"}]}, "'thinking' in a message"),
         ({"messages": [{"role": "system", "content": "S"}, TURN, {"role": "assistant", "content": "a"}], "system": "T"},
          "has a system prompt of its own and one among its messages"),
+        ({**ROW, "reasoning": "Hm."}, "has 'reasoning'"),
+        ({**ROW, "system": "S", "system_message": "T"}, "has several system prompts"),
+        ({**ROW, "input": "2 3"}, "has 'input' beside the columns that are read, and it would be lost"),
+        ({**ROW, "output": "Finch"}, "has 'output' beside"),
+        ({"instruction": "i", "input": "a", "context": "b", "output": "o"}, "has 'context' beside"),
+        ({"text": "t", "prompt": "p"}, "has 'prompt' beside"),
+        ({"messages": [{"role": " ", "content": "q"}, {"role": "assistant", "content": "a"}]}, "role is blank"),
+        ({"messages": [{"role": "human", "content": "q"}]}, r"no assistant turn \(its roles: human\)"),
+        ({"messages": "[]"}, "'messages' is a text"),
+        ({**ROW, "response": "\u200b\u00a0"}, "the response is empty"),
+        ({**ROW, "choices": ["a", " "]}, "'choices' holds an empty text"),
+        ({**ROW, "choices": ["a", "b"], "answer": "1"}, "'answer' is the text '1', none of the choices"),
+        ({**ROW, "answer": float("inf")}, "'answer' is neither"),
+        (b'{"prompt": "p", "response": "r", "response": "s"}\n', "has the field 'response' twice"),
         ({**ROW, "history": "2+3? 5"}, "'history' is a str, not a list of pairs"),
         ({**ROW, "history": [["q"]]}, "'history' holds something else than pairs"),
         ({**ROW, "response": 5}, "'response' is a int, not a text"),
@@ -95,7 +109,23 @@ def test_an_empty_answer_is_none(tmp_path, answer) -> None:
 
 def test_a_whole_number_is_the_place_of_a_choice(tmp_path) -> None:
     rows = [{**ROW, "answer": 1, "choices": ["Bern", "Rome"]}, {**ROW, "answer": 2, "choices": ["1", "2"]}]
-    assert [example.answer for example in load(tmp_path, rows)] == ["Rome", "2"]
+    rows += [{**ROW, "answer": 1.0, "choices": ["Bern", "Rome"]}, {**ROW, "answer": True, "choices": ["True", "False"]}]
+    assert [example.answer for example in load(tmp_path, rows)] == ["Rome", "2", "Rome", "True"]
+
+
+@pytest.mark.parametrize(
+    "name", ["system", "system_prompt", "history", "tools", "input", "context", "skill", "source", "choices", "noisy"]
+)
+def test_a_cell_that_is_nan_is_missing(tmp_path, name) -> None:
+    row = {"instruction": "Name a bird.", "output": "Heron"}
+    assert load(tmp_path, {**row, name: float("nan")}) == load(tmp_path, row)
+
+
+def test_a_column_that_repeats_what_is_read_is_no_loss(tmp_path) -> None:
+    row = {"instruction": "Add", "input": "2 3", "output": "5"}
+    copies = {"prompt": "Add", "response": "5", "messages": [{"role": "user", "content": "Add\n\n2 3"}]}
+    copies["messages"].append({"role": "assistant", "content": "5"})
+    assert load(tmp_path, {**row, **copies})[0].sample_id == load(tmp_path, row)[0].sample_id
 
 
 @given(st.binary(max_size=120))
@@ -143,7 +173,7 @@ NESTED = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (RECIPE + "name: b\n", "line 3, column 1 is not valid YAML: the key 'name' stands twice"),
+        (RECIPE + "name: b\n", "is not valid YAML: line 3, column 1: the key 'name' stands twice"),
         (RECIPE + "training: {steps: 8, steps: 9}\n", "the key 'steps' stands twice"),
         (RECIPE + "training: {steps: true}\n", "steps is true; give a number"),
         (RECIPE + "budget: yes\n", "budget is true"),

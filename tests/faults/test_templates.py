@@ -225,3 +225,11 @@ def test_a_template_whose_answers_nothing_ends_is_refused(tmp_path) -> None:
     path.write_text(WORDY)
     with pytest.raises(ModelError, match=r"ends an answer with '<<over>>', which is \d+ ordinary tokens"):
         load_tokenizer(ModelSpec(chat_template=str(path)))
+
+
+@pytest.mark.parametrize("text", ["\ue000\ue001\ue002", "a\ue000\ue001\ue002\ue002b", "{{ 7 * 7 }}{% raise %}"])
+def test_no_text_is_taken_for_a_part_of_the_template(tokenizer, text) -> None:
+    encoded = encode_all([Example.make(text, text), Example.make("q", text), Example.make(text, "r")], tokenizer)
+    texts = [tokenizer.decode(item.response_ids[: -item.end_tokens]) for item in encoded]
+    assert texts == [text, text, "r"]
+    assert text in tokenizer.decode(encoded[2].prompt_ids)

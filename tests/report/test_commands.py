@@ -214,9 +214,7 @@ def test_picks_are_stored_and_made_anew_where_stages_differ(run, partial, tmp_pa
     assert (part.overlap["n"] < whole.overlap["n"]).any()
     shutil.copytree(run, tmp_path / "old")
     for table in (tmp_path / "old").glob("trials/*/stage-*/selection.parquet"):
-        write_table(
-            table, read_table(table)
-        )  # as of a version without either
+        write_table(table, read_table(table))  # as of a version without either
         mark = table.with_name("done.json")
         mark.write_text(json.dumps({"key": json.loads(mark.read_text())["key"]}))
     pd.testing.assert_frame_equal(again(load_run(tmp_path / "old")).frame(), whole.frame())

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,8 +55,9 @@ def load_examples(reference: str, *, data_dir: Path | None, split: Split) -> lis
 
     Accepted columns are TRL's (prompt/completion, messages, text), instruction/input/output, instruction/context/
     response, question/context/answer and prompt/response; optional: skill, answer, choices, quality, source, noisy,
-    difficulty, verifier, system or system_prompt, history. The last assistant turn of a conversation is the response,
-    the turns before it the prompt.
+    difficulty, verifier, system (system_prompt, system_message), history. The last assistant turn of a conversation
+    is the response, the only turn that is learned; the turns before it are the prompt, those behind it are not read.
+    A cell that is NaN is missing.
     Where ``answer`` is the response, the gold answer is the text after ``####``, else the answer if it is one line.
 
     Raises:
@@ -160,7 +161,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
 
 def _parse(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unrepeated)
     except UnicodeDecodeError as error:
         raise _RowError(f"is not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
@@ -169,11 +170,21 @@ def _parse(raw: bytes) -> Any:
         raise _RowError(f"cannot be read as JSON ({error})") from error
 
 
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _RowError(f"has the field {repeated!r} twice; keep one")
+    return fields
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
     try:
         rows = pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"Parquet file '{path}' cannot be read: {str(error).rstrip('.')}. Write it again.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise DataError(f"Parquet file '{path}' cannot be read: {reason}. Write it again.") from error
     for number, row in enumerate(rows, start=1):
         yield number, lambda row=row: row  # type: ignore[misc]
 
@@ -220,10 +231,12 @@ def _pick_split(reference: str, available: Iterable[str], split: Split) -> str:
 def _example(row: Any) -> Example:
     if not isinstance(row, Mapping):
         raise _RowError(f"holds a {type(row).__name__}, not an object of named fields")
+    row = {key: value for key, value in row.items() if key == "quality" or not _is_nan(value)}
     _refuse_unread(row)
     turns, response = _content(row)
+    _refuse_unused(row, [*(content for _, content in turns), response])
     turns = _with_system(row, turns)
-    if not response.strip():
+    if not any(character.isprintable() and not character.isspace() for character in response):
         raise _RowError("the response is empty")
     optional = _optional(row)
     if optional.get("answer") == response and "question" in row:
@@ -237,9 +250,16 @@ def _example(row: Any) -> Example:
     return Example.make(last_user, response, messages=tuple(turns), **optional)
 
 
+def _is_nan(value: Any) -> bool:
+    """Whether a cell is NaN, which tables write for a missing text."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
     """Turns before the response, and the response, in any of `FORMATS`."""
     if row.get("messages") is not None:
+        if isinstance(row["messages"], str):
+            raise _RowError("'messages' is a text, not a list of messages")
         return _split_conversation(_turns(row["messages"], "messages"))
     for key in ("response", "completion"):
         if row.get(key) is None:
@@ -261,7 +281,7 @@ def _content(row: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str]:
 
 
 _UNREAD = (
-    *("tools", "functions", "tool_calls", "function_call", "reasoning_content", "thinking"),
+    *("tools", "functions", "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"),
     *("images", "image", "audio", "video", "videos"),
 )
 """Fields of a row or a message that a model would see and longgame does not render."""
@@ -277,10 +297,25 @@ def _refuse_unread(holder: Mapping[str, Any], place: str = "") -> None:
             )
 
 
+_CONTENT = ("prompt", "instruction", "question", "input", "context", "response", "completion", "output")
+_SYSTEM = ("system", "system_prompt", "system_message")
+
+
+def _refuse_unused(row: Mapping[str, Any], used: Sequence[str]) -> None:
+    """Raise _RowError for a text beside the columns that are read, unless what is read contains it."""
+    for name in _CONTENT:
+        text = row.get(name)
+        if isinstance(text, str) and text.strip() and not any(text.strip() in part for part in used):
+            raise _RowError(f"has '{name}' beside the columns that are read, and it would be lost; remove or join it")
+
+
 def _with_system(row: Mapping[str, Any], turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The turns behind the row's system prompt and its history of (user, assistant) pairs."""
     before: list[tuple[str, str]] = []
-    system = next((_text(row[key], key) for key in ("system", "system_prompt") if row.get(key)), "")
+    systems = dict.fromkeys(_text(row[key], key) for key in _SYSTEM if row.get(key))
+    if len(systems) > 1:
+        raise _RowError("has several system prompts; keep one")
+    system = next(iter(systems), "")
     if system.strip():
         if any(role == "system" for role, _ in turns):
             raise _RowError("has a system prompt of its own and one among its messages; keep one")
@@ -312,6 +347,8 @@ def _turns(value: Any, field: str) -> list[tuple[str, str]]:
         if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
             raise _RowError(f"'{field}' has a message without role and content")
         _refuse_unread(turn, f" in a message of '{field}'")
+        if not _text(turn["role"], "role").strip():
+            raise _RowError(f"'{field}' has a message whose role is blank")
         turns.append((_text(turn["role"], "role"), _text(turn["content"], "content")))
     return turns
 
@@ -320,7 +357,8 @@ def _split_conversation(turns: list[tuple[str, str]]) -> tuple[list[tuple[str, s
     for position in range(len(turns) - 1, -1, -1):
         if turns[position][0] == "assistant":
             return turns[:position], turns[position][1]
-    raise _RowError("the conversation has no assistant turn")
+    roles = ", ".join(dict.fromkeys(role for role, _ in turns)) or "none"
+    raise _RowError(f"the conversation has no assistant turn (its roles: {roles})")
 
 
 def _text(value: Any, field: str) -> str:
@@ -339,11 +377,13 @@ def _optional(row: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key in ("skill", "source", "difficulty"):
         if row.get(key) is not None:
-            fields[key] = _text(row[key], key)
+            fields[key] = _text(row[key], key) or None
     choices = row.get("choices")
     if choices is not None:
         if not isinstance(choices, list | tuple) or not all(isinstance(item, str) for item in choices):
             raise _RowError("'choices' is not a list of texts")
+        if not all(item.strip() for item in choices):
+            raise _RowError("'choices' holds an empty text")
         fields["choices"] = tuple(_text(item, "choices") for item in choices) or None
     fields["answer"] = _answer(row.get("answer"), fields.get("choices"))
     quality = row.get("quality")
@@ -370,16 +410,28 @@ def _answer(value: Any, choices: tuple[str, ...] | None) -> str | tuple[str, ...
     values = list(value) if isinstance(value, list | tuple) else [value]
     answers = []
     for item in values:
-        if item is None or item == "" or (isinstance(item, float) and math.isnan(item)):
+        if item is None or item == "" or _is_nan(item):
             continue
-        if not isinstance(item, str | int | float):
+        if not isinstance(item, str | int | float) or (isinstance(item, float) and math.isinf(item)):
             raise _RowError("'answer' is neither a text, a number nor a list of them")
-        if choices and isinstance(item, int) and not isinstance(item, bool) and str(item) not in choices:
-            if not 0 <= item < len(choices):
-                raise _RowError(f"'answer' is {item}, the number of none of {len(choices)} choices (0 is the first)")
-            item = choices[item]
-        answers.append(_text(str(item), "answer"))
+        answers.append(_text(_choice(item, choices) if choices else str(item), "answer"))
+    if choices and answers and all(answer.strip().isdigit() and answer not in choices for answer in answers):
+        raise _RowError(
+            f"'answer' is the text {answers[0]!r}, none of the choices; write a letter, a choice, or a number (0 is "
+            "the first)"
+        )
     return None if not answers else answers[0] if len(answers) == 1 else tuple(answers)
+
+
+def _choice(item: str | float, choices: tuple[str, ...]) -> str:
+    """The answer of an item with choices; a whole number that is none of their texts is the place of one."""
+    whole = not isinstance(item, str | bool) and float(item).is_integer()
+    text = str(int(item)) if whole else str(item)
+    if not whole or text in choices:
+        return text
+    if not 0 <= int(item) < len(choices):
+        raise _RowError(f"'answer' is {text}, the number of none of {len(choices)} choices (0 is the first)")
+    return choices[int(item)]
 
 
 # Files of scores and keep flags that a user's own system gave to candidates.

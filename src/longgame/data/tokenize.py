@@ -33,7 +33,7 @@ _TEMPLATE_FAULTS = (
 )
 """What a template raises on a conversation that it was not written for."""
 _MARKER = "\ue000\ue001\ue002"
-"""Stands for the response while a template is rendered; characters of Unicode's private area, which no text holds."""
+"""Stands for the response while a template is rendered; of Unicode's private area. Longer if a text has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +178,14 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
         raise ModelError(
             "the tokenizer has no chat template. Set model.chat_template to the path of a Jinja template, or 'plain'."
         )
-    marked = _apply(example, _MARKER, tokenizer)
-    blocks = marked.count(_MARKER) != 1  # templates of vision models read lists of content blocks only
+    marker, texts = _MARKER, "".join([example.prompt, *(text for _, text in example.messages or ())])
+    while marker in texts:
+        marker += _MARKER[-1]
+    marked = _apply(example, marker, tokenizer)
+    blocks = marked.count(marker) != 1  # templates of vision models read lists of content blocks only
     if blocks:
-        marked = _apply(example, _MARKER, tokenizer, blocks=True)
-    prompt, _, end = marked.partition(_MARKER)
+        marked = _apply(example, marker, tokenizer, blocks=True)
+    prompt, _, end = marked.rpartition(marker)
     prompt, content = _content(example, prompt, end, tokenizer, blocks)
     if _left_out(example, prompt) is not None:  # Mistral's template drops the system prompt behind an answer
         prompt = _generation_prompt(example, prompt, tokenizer, blocks)
