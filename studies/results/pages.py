@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from longgame.audit.plan import condition_label
+from longgame.escape import markdown_text
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.diagnostics import PAIRS, association_table
 from longgame.metrics.scorecard import PRIMARY, Scorecard
@@ -16,7 +17,7 @@ from longgame.metrics.verdict import range_words
 from longgame.recipe import Recipe
 from longgame.report.answer import legend, reversal_line, set_gap_line, verdict_lines
 from longgame.report.conditions import across_note, across_tables, condition_table
-from longgame.report.render import escape, pipes
+from longgame.report.render import pipes
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -112,7 +113,7 @@ def runs_page(runs: Mapping[str, StudyRun]) -> str:
 def sequence_page(run: StudyRun) -> str:
     """Verdicts, tables and differences of one run's own condition."""
     card, recipe = run.card(), run.recipe
-    parts = [_head(run), _verdicts(card, recipe), set_gap_line(card), escape(reversal_line(card))]
+    parts = [_head(run), _verdicts(card, recipe), set_gap_line(card), markdown_text(reversal_line(card))]
     for view, title in shown_views(card):
         parts += [f"## Scorecard, {title}", pipes(metric_table(card, recipe, MAIN, "", view)), legend(card)]
         parts += [f"## Against random, {title}", difference_table(card, recipe, COMPARED, view), _DIFFERENCES]
@@ -140,9 +141,8 @@ def _verdicts(card: Scorecard, recipe: Recipe) -> str:
     lines = []
     for line in verdict_lines(card, recipe):
         notes = [f"({line.other})" if line.other else "", f"{line.power}." if line.power else ""]
-        lines.append(
-            f"- **{escape(line.selector)}**: *{line.word}*. {escape(line.reason)}. {' '.join(filter(None, notes))}"
-        )
+        name, reason = markdown_text(line.selector), markdown_text(line.reason)
+        lines.append(f"- **{name}**: *{line.word}*. {reason}. {' '.join(filter(None, notes))}")
     return "\n".join(lines)
 
 
@@ -219,7 +219,7 @@ def _claim_table(rows: Sequence[tuple[Claim, list[Answer | None]]], titles: Sequ
     lines = ["| claim | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
     for claim, row in rows:
         cells = ["—" if cell is None else cell.text for cell in row]
-        lines.append(f"| {escape(claim.text)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_text(claim.text)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from longgame.audit.checks import _empty_step, check_scores, score_warnings
+from longgame.audit.checks import _empty_step, check_scores, score_warnings, seed_warnings
 from longgame.audit.estimate import print_plan
 from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.errors import DataError, ResumeError
+from longgame.recipe import parse_recipe
 from support.quadratic_audit import Silent, recipe, walk
 
 
@@ -206,7 +207,7 @@ def test_warnings_come_before_the_work_and_in_the_plan(tmp_path):
     rec = recipe(selectors=["random", {"name": name, "label": "mine"}], rounds=1)
     display = Silent()
     run_audit(rec, tmp_path / "q", workers=1, threads=1, display=display)
-    assert [text.partition(":")[0] for text in display.warnings] == ["mine"]
+    assert [text.partition(":")[0] for text in display.warnings if "verdict" not in text] == ["mine"]
     console = Console(record=True, width=400)
     print_plan(Plan(rec), tmp_path / "r", 1, 1, console)
     assert f"Warning: {display.warnings[0]}" in console.export_text()
@@ -224,3 +225,22 @@ def test_a_file_that_keeps_less_than_the_budget_has_a_note_and_a_verdict_that_sa
     reasons = card.verdicts.set_index("selector").reason
     assert reasons["mine"].str.contains("fewer tokens learned than by random").all()
     assert not reasons["loss"].str.contains("tokens learned").any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, 1]}, "2 seeds give no verdict on any selector; at least 3 are needed"),
+        ({"seeds": [0, 1, 2]}, None),
+        ({"seeds": [0, 1], "selectors": ["random"]}, None),
+    ],
+)
+def test_an_audit_of_too_few_seeds_says_so_before_it_begins(changes, message) -> None:
+    said = [text.partition(". Seeds")[0] for text in seed_warnings(recipe(**changes))]
+    assert said == ([] if message is None else [message])
+
+
+def test_base_models_count_where_they_repeat() -> None:
+    model = {"per_seed": ["tiny", "tiny-1"]}
+    few = parse_recipe({"name": "t", "selectors": ["random", "loss"], "model": model, "seeds": [0, 1, 2, 3]})
+    assert seed_warnings(few)[0].startswith("2 base models give no verdict")

@@ -12,6 +12,7 @@ from longgame.audit.learner import sequence_of
 from longgame.audit.run import Run
 from longgame.errors import ResumeError
 from longgame.recipe import parse_recipe
+from support.quadratic_audit import Silent
 
 SELECTOR = """
 import numpy as np
@@ -25,12 +26,6 @@ class Ends(Selector):
         fits = order[np.cumsum(pool.tokens[order]) <= budget]
         return Selection.of(pool, fits, {})
 """
-
-
-class Silent:
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job): ...
 
 
 @pytest.fixture(autouse=True)

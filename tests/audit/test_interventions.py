@@ -9,6 +9,7 @@ from longgame.audit.learner import sequence_of
 from longgame.commands.pools import write_pools
 from longgame.errors import DataError
 from longgame.recipe import parse_recipe
+from support.quadratic_audit import Silent
 
 ENTRIES = [
     {"name": "loss"},
@@ -20,12 +21,6 @@ ENTRIES = [
 ]
 LONGEST = 24
 """Tokens of the longest example of the quadratic world."""
-
-
-class Silent:
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job): ...
 
 
 def recipe(selectors=ENTRIES, **more):

@@ -12,6 +12,7 @@ from longgame.engines.local import Job, WorkerError, run_here
 from longgame.errors import DataError, StorageError
 from longgame.recipe import parse_recipe
 from support import jobs
+from support.quadratic_audit import Silent
 
 TINY = {
     "name": "small",
@@ -22,12 +23,6 @@ TINY = {
     "training": {"steps": 4, "warmup_steps": 1},
     "probe": {"steps": 2, "points": 2},
 }
-
-
-class Silent:
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job): ...
 
 
 def nothing(*_): ...

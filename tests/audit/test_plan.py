@@ -5,6 +5,7 @@ import pytest
 from longgame.audit.estimate import Estimate, Rates, TrialCost, estimate
 from longgame.audit.execute import run_audit
 from longgame.recipe import parse_recipe
+from support.quadratic_audit import Silent
 
 RATES = Rates(forward=1.0, backward=1.0, items=1.0, step=1.0, startup=3.0)
 
@@ -20,12 +21,6 @@ def recipe(**more):
         "probe": {"steps": 6, "points": 4},
     }
     return parse_recipe({**base, **more})
-
-
-class Silent:
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job): ...
 
 
 @pytest.mark.parametrize(

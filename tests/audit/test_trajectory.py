@@ -17,6 +17,7 @@ from longgame.audit.walk import probe_steps
 from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.report.render import write_report
+from support.quadratic_audit import Silent
 
 SELECTORS = ["random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas"]
 
@@ -32,12 +33,6 @@ def recipe(**more):
         "probe": {"steps": 6, "points": 4},
     }
     return parse_recipe({**base, **more})
-
-
-class Silent:
-    def begin(self, phase, jobs, stages): ...
-    def progress(self, job, stage, activity, step, steps): ...
-    def finished(self, job): ...
 
 
 class StopHereError(BaseException):

@@ -16,21 +16,9 @@ from longgame.selection.methods.lhas import LHASSelector
 from longgame.storage import read_json
 from studies.results import data, pages, steps
 from studies.results.claims import AGAINST, CLAIMS, DIRECTION, OTHER, SHOWN, Claim, answers
+from support.quadratic_audit import Silent
 
 ROOT = Path(__file__).parents[2]
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def begin(self, phase, jobs, stages):
-        pass
-
-    def progress(self, job, stage, activity, step, steps):
-        pass
-
-    def finished(self, job):
-        pass
 
 
 def world(name, selectors, **changes):

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from longgame.audit.learner import sequence_of
+from longgame.audit.learner import seed_bases, sequence_of
 from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import SequenceData
 from longgame.data.sources import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
+from longgame.metrics.verdict import LEAST_SEEDS
 from longgame.recipe import Recipe, SelectorSpec
 from longgame.selection.base import SCORES, build_selector
 from longgame.selection.interventions import selector_of
@@ -163,6 +164,18 @@ def check_scores(plan: Plan, trials: Iterable[Trial]) -> None:
             more = f" and {len(places) - 5} more" if places[5:] else ""
             every = sorted({name for stages in pools.values() for ids in stages for name in ids})
             selector.check(every, f" (in {', '.join(places[:5])}{more})")
+
+
+def seed_warnings(recipe: Recipe) -> list[str]:
+    """What an audit of so few seeds, or base models, cannot say; empty where verdicts can come of it."""
+    bases = set((seed_bases(recipe) or {}).values())
+    unit, count = ("base models", len(bases)) if 1 < len(bases) < len(recipe.seeds) else ("seeds", len(recipe.seeds))
+    if count >= LEAST_SEEDS or len(recipe.selectors) == 1:
+        return []
+    return [
+        f"{count} {unit} give no verdict on any selector; at least {LEAST_SEEDS} are needed. Seeds can be added to "
+        "this run later (seeds: in the recipe, or --seeds)."
+    ]
 
 
 def score_warnings(plan: Plan, trials: Iterable[Trial]) -> list[str]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
-from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings
+from longgame.audit.checks import check_files, check_plugins, check_scores, score_warnings, seed_warnings
 from longgame.audit.learner import Learner, learner_kind, make_learner, sequence_of
 from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
@@ -199,7 +199,7 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
     last = f"stage-{len(plan.stages)}"
     left = [trial for trial in plan.trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
     check_scores(plan, left)
-    for text in score_warnings(plan, left):
+    for text in (*seed_warnings(recipe), *score_warnings(plan, left)):
         console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
     if learner_kind(recipe).has_texts:
         contamination = measure_contamination(sequence_of(recipe, recipe.seeds[0]))

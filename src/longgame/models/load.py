@@ -208,6 +208,12 @@ def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerB
             place, local_files_only=local, trust_remote_code=spec.trust_remote_code
         )
     except _LOADING_ERRORS as error:
+        folder = Path(place)
+        if folder.is_dir() and not any(folder.glob("*tokenizer*")) and not any(folder.glob("*vocab*")):
+            raise ModelError(
+                f"the model directory '{spec.name}' holds no tokenizer (tokenizer.json or its vocabulary). Save "
+                "it there: tokenizer.save_pretrained(directory)."
+            ) from error
         raise _cannot_load(spec, "the tokenizer of model", error) from error
     return prepare_tokenizer(tokenizer, spec)
 
