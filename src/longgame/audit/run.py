@@ -8,7 +8,7 @@ RUN/
   seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
   trials/loss-s0/stage-1 records.parquet, selection.parquet, policy.json + .safetensors, learner/, done.json
   trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.audit.plan`)
-  results.parquet  picks.parquet  scorecard.md  report.html
+  results.parquet  picks.parquet  tables.json  scorecard.md  report.html
 ```
 """
 

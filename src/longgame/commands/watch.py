@@ -56,7 +56,7 @@ class Watched:
         self.finished = False
         self._console = console
         self._stages = len(Run.open(folder).plan.stages)
-        self._seen = 0
+        self._shown: list[tuple[str, float]] = []
         self._scorecard = Text("No stage is finished yet.", style="dim")
 
     def view(self) -> RenderableType:
@@ -67,9 +67,9 @@ class Watched:
         marks = finish_times(self.folder, [trial.name for trial in held.plan.trials], self._stages)
         total = len(held.plan.trials) * self._stages
         own = {trial.name for trial in held.plan.trials if trial.condition == ""}
-        if len(marks) != self._seen and any(name in own for name, _ in marks):
+        if marks != self._shown and any(name in own for name, _ in marks):
             self._scorecard = self._read()
-            self._seen = len(marks)
+            self._shown = marks
         self.finished = len(marks) >= total
         times = [at for _, at in marks]
         return Group(progress_line(held.recipe.name, times, total, time.time(), self._console.width), self._scorecard)
