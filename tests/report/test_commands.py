@@ -194,6 +194,15 @@ def test_details_hold_every_stage_and_every_term(run):
     assert loaded.picks.seeds == 3
 
 
+def test_a_page_says_how_many_trials_it_leaves_out(run, tmp_path):
+    count = len(first_trials(load_run(run), 1000))
+    for shown, said in ((2, True), (count, False)):
+        page = tmp_path / f"{shown}.html"
+        done = invoke("report", run, "--trials", shown, "--out", page)
+        assert done.exit_code == 0, done.output
+        assert (f"{shown} of {count} trials in full" in page.read_text()) is said
+
+
 def test_an_audit_leaves_the_page_that_a_report_makes(run, tmp_path):
     done = invoke("report", run, "--out", tmp_path / "r.html")
     assert done.exit_code == 0, done.output

@@ -354,7 +354,10 @@ def trials_section(run: Run, count: int) -> Section:
     """Every trial in one table, and the first ones in full."""
 
     def details() -> Iterable[Block]:
-        return [trials_table(run.scorecard), *trial_details(run, first_trials(run, count))]
+        shown, present = first_trials(run, count), len(first_trials(run, len(run.plan.trials)))
+        few = f"{len(shown)} of {present} trials in full. longgame report --trials {present} shows all."
+        note = [Text(few, "soft")] if len(shown) < present else []
+        return [trials_table(run.scorecard), *note, *trial_details(run, shown)]
 
     return Section("trials", "Trials").show_later(details)
 
