@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longgame.data.examples import Example, Task
 from longgame.errors import ModelError
+from longgame.evaluation.evaluator import Evaluator
 from longgame.models.adaptation import adapt
+from longgame.models.load import load_model
 from longgame.recipe import ModelSpec
 from longgame.selection.base import build_selector
 from longgame.selection.history import History
@@ -105,3 +111,25 @@ def test_other_adapters_give_the_models_own_losses_and_name_what_gradients_lack(
     np.testing.assert_allclose(source(pool, ("base_loss",))["base_loss"], base, rtol=1e-4)
     with pytest.raises(ModelError, match=message):
         source(pool, ("grad_norm",))
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_an_adapter_is_folded_only_where_that_changes_nothing(differs, caplog, monkeypatch) -> None:
+    loaded = load_model(ModelSpec())
+    model = adapt(loaded.model, ModelSpec(), 0).model
+    evaluator = Evaluator(model, loaded.tokenizer, pad_token_id=loaded.pad_token_id)
+    task = Task("t", tuple(Example.make(f"What is {n}?", f"It is {n}.") for n in range(3)), scorers=("likelihood",))
+    evaluator.score([task])
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    if differs:  # a layer that does not see what is folded into it
+        layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
+        kept = layer.base_layer.weight.detach().clone()
+        monkeypatch.setattr(layer.base_layer, "forward", lambda x: torch.nn.functional.linear(x, kept))
+    expected = Evaluator(model, loaded.tokenizer, pad_token_id=loaded.pad_token_id)
+    monkeypatch.setattr(expected, "_folded", lambda rows: nullcontext(False))
+    got, plain = evaluator.score([task])[0].value, expected.score([task])[0].value
+    assert got == pytest.approx(plain, rel=1e-4)
+    assert ("it is scored unfolded" in caplog.text) is differs

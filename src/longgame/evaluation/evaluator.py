@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +22,10 @@ from longgame.models.adaptation import adaptation_of
 from longgame.models.head import evaluating, float32_head
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator
+
+_log = logging.getLogger(__name__)
+_FOLDING_GAP = 1e-3
+"""Largest difference of logits, relative to the largest, that folding an adapter may make: rounding makes 1e-6."""
 
 
 @dataclass
@@ -66,6 +73,7 @@ class Evaluator:
         self.max_positions = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
         self.max_length = min(max_length or self.max_positions, self.max_positions)
         self._special = frozenset(int(token) for token in tokenizer.all_special_ids)
+        self._folds: bool | None = None
         self._scorers: dict[str, Scorer] = {}
         self._encoded: dict[tuple[Any, ...], Encoded] = {}
 
@@ -86,7 +94,7 @@ class Evaluator:
         stop_ids = self._stop_ids(rows.values())
         with (
             evaluating(self.model.modules()),
-            adaptation_of(self.model).merged(),
+            self._folded(rows.values()),
             float32_head(self.model),
             torch.inference_mode(),
         ):
@@ -100,6 +108,33 @@ class Evaluator:
             )
         self._to_text(tasks, plans)
         return [score for task, items in zip(tasks, plans, strict=True) for score in self._scores(task, items)]
+
+    def _folded(self, rows: Iterable[Row]) -> AbstractContextManager[Any]:
+        """Adapters folded into the base weights while scoring, where that gives the logits of the model as it is.
+
+        Some architectures read weights past their layers' forward (Jamba's fused kernels), so it is tried once.
+        """
+        adaptation = adaptation_of(self.model)
+        row = next(iter(rows), None)
+        if self._folds is None and row is not None:
+            device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+            tokens = np.concatenate([row.prompt, row.response])[:16].astype(np.int64)
+            ids = torch.from_numpy(tokens)[None].to(device)
+            with evaluating(self.model.modules()), torch.inference_mode():
+                plain = self.model(input_ids=ids, use_cache=False).logits.float()
+                with adaptation.merged() as folded:
+                    other = self.model(input_ids=ids, use_cache=False).logits.float() if folded else plain
+            gap = float((other - plain).abs().max() / plain.abs().max().clamp_min(1e-6))
+            if gap == 0:  # nothing is learned yet, so nothing is shown
+                return adaptation.merged()
+            self._folds = not gap > _FOLDING_GAP  # NaN is reported with its item's name
+            if not self._folds:
+                _log.warning(
+                    "folding the adapter changes the logits of %s by %.2g of their size; it is scored unfolded.",
+                    type(self.model).__name__,
+                    gap,
+                )
+        return nullcontext(False) if self._folds is False else adaptation.merged()
 
     def _scorer(self, name: str) -> Scorer:
         if name not in self._scorers:
