@@ -38,9 +38,11 @@ class Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, values: Any) -> Any:
-        """Refuse true and false where a number or a text is meant: Python counts them as 1 and 0."""
+        """Refuse true and false where a number or a text is meant, and the other way: Python takes them for 1 and 0."""
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
+            if field is not None and field.annotation is bool and not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; give true or false")
             if field is None or _takes_truth(field.annotation):
                 continue
             for item in value if isinstance(value, list | tuple) else [value]:
@@ -107,7 +109,7 @@ class OrderAxis(Part):
     """Every rotation of the recipe's own order: each stage comes first once."""
     permutations: int = Field(0, ge=0, le=10_000)
     """So many other orders, drawn by `seed`; a larger number adds to those that a smaller one gives."""
-    seed: int = 0
+    seed: Seed = 0
     given: tuple[tuple[str, ...], ...] = ()
     """Orders by the names of the stages."""
 
@@ -152,24 +154,30 @@ class LoraSpec(Part):
     r: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: Name | tuple[Name, ...] = "all-linear"
+
+    @model_validator(mode="after")
+    def _check(self) -> LoraSpec:
+        if not self.target_modules:
+            raise ValueError("target_modules is empty; name linear layers, or leave it out for all of them")
+        return self
 
 
 class ModelSpec(Part):
     """Which model is fine-tuned."""
 
-    name: str = "tiny"
+    name: Name = "tiny"
     """`tiny`, `smollm2-135m`, `quadratic`, a Hugging Face id, or a directory."""
-    per_seed: tuple[str, ...] = ()
+    per_seed: tuple[Name, ...] = ()
     """Base models in turn, instead of `name`: seed s starts from the (s mod n)-th of n."""
     adaptation: AdaptationName = "lora"
     lora: LoraSpec = LoraSpec()
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(256, ge=8)
     """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
-    chat_template: str | None = None
+    chat_template: Name | None = None
     """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none."""
-    pad_token: str | None = None
+    pad_token: Name | None = None
     """Padding token, for a tokenizer that has none."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model; without it, such a model is refused."""
@@ -184,11 +192,11 @@ class RealTask(Part):
     """One stage (or OOD set) made of files or hub ids, or of procedural sub-skills."""
 
     name: Name
-    skills: tuple[str, ...] = ()
+    skills: tuple[Name, ...] = ()
     """Procedural sub-skills of the stage (`sequence: procedural`)."""
-    train: tuple[str, ...] = ()
-    eval: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = Field(("token_accuracy", "exact_match", "ends"), min_length=1)
+    train: tuple[Name, ...] = ()
+    eval: tuple[Name, ...] = ()
+    scorers: tuple[Name, ...] = Field(("token_accuracy", "exact_match", "ends"), min_length=1)
     max_new_tokens: int = Field(48, ge=1)
 
 
@@ -204,7 +212,7 @@ class DataSpec(Part):
     """Names of all stages in the order in which they are walked; empty: as the sequence has them."""
     ood: tuple[RealTask, ...] = ()
     """OOD sets of `sequence: files` (only `eval` is read)."""
-    data_dir: str | None = None
+    data_dir: Name | None = None
     """Folder with train/NAME.jsonl[.gz|.parquet] and eval/NAME…; a path in `train`/`eval` is used as it is."""
     pool_size: int = Field(960, ge=2)
     """Candidates per stage."""
@@ -241,7 +249,7 @@ def _replay(value: Any) -> Any:
 class SelectorSpec(Part):
     """A selector by name, with its parameters and the interventions around it."""
 
-    name: str
+    name: Name
     parameters: dict[str, Any] = Field(default_factory=dict)
     label: Name | None = None
     """How it is called in tables (default: its name and interventions); needed when one stands twice."""
@@ -454,6 +462,9 @@ class Recipe(Part):
             raise ValueError(f"data.sequence '{sequence}' has stages of its own; use sequence: procedural or files")
         if sequence.startswith("procedural") and self.data.ood:
             raise ValueError(f"data.sequence '{sequence}' makes its own OOD sets; leave data.ood out")
+        for task in self.data.ood:
+            if task.train:
+                raise ValueError(f"OOD set '{task.name}' names train files, which are never read; leave them out")
         for stage in stages:
             if sequence == "procedural" and (stage.train or stage.eval or not stage.skills):
                 raise ValueError(f"stage '{stage.name}' of sequence: procedural names `skills`, and no train or eval")

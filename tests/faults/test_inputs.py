@@ -13,12 +13,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longgame.audit.checks import check_scorers
 from longgame.data.examples import Example
 from longgame.data.sources import load_examples
-from longgame.errors import DataError, LonggameError, RecipeError
-from longgame.recipe import load_recipe
+from longgame.errors import DataError, LonggameError, ModelError, RecipeError
+from longgame.models.adaptation import LoraAdaptation
+from longgame.recipe import LoraSpec, ModelSpec, load_recipe, parse_recipe
 from longgame.signals.quality import quality_scores
 from longgame.training.candidates import pool_of, tokens_and_labels
+from support.signals import llama
 
 ROW = {"prompt": "Name a bird.", "response": "Heron"}
 
@@ -179,6 +182,20 @@ NESTED = "a: &a [x, x]\n" + "".join(
         (RECIPE + "budget: yes\n", "budget is true"),
         (RECIPE + "seeds: [0, no]\n", "seeds is false"),
         (RECIPE + "model: {name: on}\n", "name is true"),
+        (RECIPE + "full_data: 1\n", "full_data is 1; give true or false"),
+        (RECIPE + "oracle: 'yes'\n", "oracle is 'yes'; give true or false"),
+        (RECIPE + "model: {name: ''}\n", "'model.name': is empty"),
+        (RECIPE + "model: {per_seed: [tiny, ' ']}\n", "'model.per_seed.1': is empty"),
+        (RECIPE + "model: {chat_template: ''}\n", "'model.chat_template': is empty"),
+        (RECIPE + "model: {lora: {target_modules: []}}\n", "target_modules is empty; name linear layers"),
+        (RECIPE + "model: {lora: {target_modules: [q_proj, '']}}\n", "'model.lora.target_modules.1': is empty"),
+        (RECIPE + "data: {data_dir: ''}\n", "'data.data_dir': is empty"),
+        (
+            RECIPE + "data: {ood: [{name: o, eval: [e], train: [t]}], sequence: files, stages: [{name: s}]}\n",
+            "OOD set 'o' names train files, which are never read",
+        ),
+        (RECIPE + "axes: {order: {permutations: 2, seed: -1}}\n", "'axes.order.seed': must be greater than"),
+        ("name: a\nselectors: ['']\n", "'selectors.0.name': is empty"),
         (RECIPE + "seeds: [-1]\n", "'seeds.0': must be greater than or equal to 0"),
         (RECIPE + f"seeds: [{2**63}]\n", "'seeds.0': must be less than"),
         (RECIPE + "training: {steps: 8, warmup_steps: 9}\n", "'training': warmup_steps is 9 but a stage has 8 steps"),
@@ -256,3 +273,42 @@ def test_quality_rules_leave_sound_texts_of_any_kind_alone(text) -> None:
 @pytest.mark.parametrize("text", ["The set is [2, 5", "qzx wvut " * 12])
 def test_quality_rules_still_find_damage(text) -> None:
     assert quality_scores([Example.make("Write about it.", text)])[0] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("q_proj", "v_porj"), "names 'v_porj', which no layer of .* is called. Did you mean 'v_proj'?"),
+        (("nothing",), "LoRA cannot be put on target_modules"),
+        ("nothing", "LoRA cannot be put on target_modules"),
+        ("q_proj|(", "LoRA cannot be put on target_modules"),
+    ],
+)
+def test_a_target_module_that_matches_nothing_is_refused(names, message) -> None:
+    spec = ModelSpec(lora=LoraSpec(target_modules=names))
+    with pytest.raises(ModelError, match=message):
+        LoraAdaptation.attach(llama(), spec, 0)
+
+
+def test_every_target_module_may_match_several_layers() -> None:
+    spec = ModelSpec(lora=LoraSpec(target_modules=("q_proj", "layers.0.mlp.up_proj")))
+    adapted = LoraAdaptation.attach(llama(), spec, 0)
+    assert len(adapted.model.base_model.targeted_module_names) > 2
+
+
+def file_recipe(tmp_path, scorers):
+    rows = [{"prompt": f"Say {number}.", "response": f"word {number}", "choices": ["a", "b"]} for number in range(40)]
+    for name, part in (("t.jsonl", rows[:30]), ("e.jsonl", rows[30:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    stage = {"name": "s", "train": [str(tmp_path / "t.jsonl")], "eval": [str(tmp_path / "e.jsonl")], **scorers}
+    data = {"sequence": "files", "stages": [stage], "pool_size": 10, "items_per_skill": 4}
+    training, proxy = {"steps": 2}, {"items_per_skill": 0}
+    return parse_recipe({"name": "a", "selectors": ["random"], "data": data, "training": training, "proxy": proxy})
+
+
+@pytest.mark.parametrize("scorer", ["exact_match", "choice", "verifier"])
+def test_a_scorer_that_measures_nothing_is_refused_early(tmp_path, scorer) -> None:
+    recipe = file_recipe(tmp_path, {"scorers": ["likelihood", scorer]})
+    with pytest.raises(DataError, match=f"scorer '{scorer}' measures none of the 4 items of task 's'"):
+        check_scorers(recipe)
+    check_scorers(file_recipe(tmp_path, {}))  # the default scorers may

@@ -18,7 +18,8 @@ from longgame.data.sources import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
 from longgame.metrics.verdict import LEAST_SEEDS
-from longgame.recipe import Recipe, SelectorSpec
+from longgame.recipe import RealTask, Recipe, SelectorSpec
+from longgame.registry import plugin_at_work
 from longgame.selection.base import SCORES, build_selector
 from longgame.selection.interventions import selector_of
 from longgame.selection.methods.from_scores import FromScores
@@ -85,6 +86,28 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
     for task in (*recipe.data.stages, *recipe.data.ood):
         for scorer in task.scorers:
             build_scorer(scorer)
+
+
+def check_scorers(recipe: Recipe) -> None:
+    """Check that every scorer that a task names measures some of its items (of the first seed).
+
+    The default scorers may measure nothing: `exact_match` is NaN where no item has an answer.
+
+    Raises:
+        DataError: a scorer measures none. PluginError: one that breaks its contract.
+    """
+    default = RealTask.model_fields["scorers"].default
+    if all(task.scorers == default for task in (*recipe.data.stages, *recipe.data.ood)):
+        return
+    for task in sequence_of(recipe, recipe.seeds[0]).tasks:
+        for name in task.scorers if task.scorers != default else ():
+            with plugin_at_work(f"scorer '{name}'", f"measures() of task '{task.name}'"):
+                measured = any(map(build_scorer(name).measures, task.items))
+            if not measured:
+                raise DataError(
+                    f"scorer '{name}' measures none of the {len(task.items)} items of task '{task.name}': they lack "
+                    "what it needs (docs/scorers.md). Leave it out of the task's scorers, or give other items."
+                )
 
 
 def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remote_code: bool = False) -> None:

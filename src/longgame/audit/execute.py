@@ -18,7 +18,15 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from longgame.audit.checks import candidates_in, check_files, check_plugins, check_scores, score_warnings, seed_warnings
+from longgame.audit.checks import (
+    candidates_in,
+    check_files,
+    check_plugins,
+    check_scorers,
+    check_scores,
+    score_warnings,
+    seed_warnings,
+)
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
 from longgame.audit.plan import REFERENCES, Plan, Trial
 from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run, holds_run, read_environment, write_environment
@@ -241,6 +249,7 @@ def run_audit(
             environment = _environment(run, workers, threads)
         if jobs:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
+            check_scorers(recipe)
             check_scores(plan, trials)
             for text in (*seed_warnings(recipe), *score_warnings(plan, trials)):
                 display.warn(text)

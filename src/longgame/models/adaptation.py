@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from longgame.errors import ModelError
+from longgame.errors import ModelError, did_you_mean
 from longgame.models.flops import ModelFlops
 from longgame.models.head import LogitHead, decoder_of, unwrap
 from longgame.models.lora import Factors, dora_weights, factor_sizes, folded_lora, lora_factors
@@ -292,12 +292,22 @@ class LoraAdaptation(Adaptation):
                 with warnings.catch_warnings():
                     # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
                     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-                    return cls(get_peft_model(model, config, autocast_adapter_dtype=True))
-            except ValueError as error:
+                    adapted = cls(get_peft_model(model, config, autocast_adapter_dtype=True))
+            except (ValueError, re.error) as error:
                 raise ModelError(
                     f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. "
                     "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
                 ) from error
+        names = () if isinstance(lora.target_modules, str) else lora.target_modules
+        layers: list[str] = adapted.model.base_model.targeted_module_names
+        unmatched = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+        if unmatched:
+            hint = did_you_mean(unmatched[0], {layer.rpartition(".")[2] for layer, _ in model.named_modules()})
+            raise ModelError(
+                f"model.lora.target_modules names {', '.join(map(repr, unmatched))}, which no layer of "
+                f"{type(model).__name__} is called.{hint} Correct the name, or leave it out."
+            )
+        return adapted
 
     @property
     def has_base(self) -> bool:
