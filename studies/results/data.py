@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longgame.audit.learner import outline, seed_bases
-from longgame.audit.plan import FULL_DATA, Condition, Plan, order_groups, stage_names
+from longgame.audit.plan import REFERENCES, Condition, Plan, order_groups, stage_names
 from longgame.audit.run import RECIPE, Run
 from longgame.errors import DataError
 from longgame.metrics.comparisons import Across
@@ -59,6 +59,7 @@ class StudyRun:
             raise DataError(f"{self.name}: condition '{condition}' has no seed in which every selector is finished.")
         recipe = self.conditions[condition].recipe
         plan = outline(recipe)
+        beside = [self._reference(name) if condition == "" else None for name in REFERENCES]
         return Scorecard.build(
             here,
             tasks=plan.stages,
@@ -68,11 +69,21 @@ class StudyRun:
             threshold=recipe.probe.threshold,
             reference=reference,
             bases=seed_bases(recipe),
+            all_data=beside[0],
+            oracle=beside[1],
         )
+
+    def _reference(self, name: str) -> Scorecard | None:
+        """Scorecard of the condition of `REFERENCES`; None where the run has none, or no seed of it is complete."""
+        if name not in self.conditions or not self.complete_seeds(name):
+            return None
+        return self.card(name, self.conditions[name].recipe.selectors[0].key)
 
     def across(self) -> Across:
         """All conditions with a complete seed, side by side."""
-        cards = {name: self.card(name) for name in self.conditions if name != FULL_DATA and self.complete_seeds(name)}
+        cards = {
+            name: self.card(name) for name in self.conditions if name not in REFERENCES and self.complete_seeds(name)
+        }
         groups = {
             name: members for name, members in order_groups(self.conditions).items() if set(members) <= set(cards)
         }

@@ -126,6 +126,8 @@ def sequence_page(run: StudyRun) -> str:
         ]
     parts += ["## Diagnostics", pipes(metric_table(card, recipe, DIAGNOSTICS, ""))]
     parts += ["## Cost per trial", pipes(metric_table(card, recipe, COSTS, "")), _SECONDS]
+    if card.notes:
+        parts += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in card.notes)]
     return _page(f"{run.name.capitalize()} sequence", parts)
 
 
