@@ -58,6 +58,8 @@ class QuietDisplay:
 
     def finished(self, job: str) -> None: ...
 
+    def failed(self, job: str, reason: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class Timed:

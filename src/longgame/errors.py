@@ -48,6 +48,12 @@ class ResumeError(LonggameError):
     """A run directory does not belong to this recipe, or holds records that cannot be read."""
 
 
+class TrialError(LonggameError):
+    """Trials of an audit failed; the others are finished, and the report names those that failed."""
+
+    exit_code = 3
+
+
 class StorageError(LonggameError):
     """A record could not be written durably (full disk, no permission); what was finished stays."""
 

@@ -53,3 +53,7 @@ def tell_torch_threads(name, notify):
     import torch
 
     notify(name, 0, "threads", torch.get_num_threads(), 1)
+
+
+def leave(status, notify):
+    os._exit(status)

@@ -10,6 +10,7 @@ class Silent:
     def __init__(self):
         self.done = []
         self.warnings = []
+        self.failures = {}
 
     def warn(self, text):
         self.warnings.append(text)
@@ -18,6 +19,9 @@ class Silent:
     def progress(self, job, stage, activity, step, steps): ...
     def finished(self, job):
         self.done.append(job)
+
+    def failed(self, job, reason):
+        self.failures[job] = reason
 
 
 def recipe(**changes):

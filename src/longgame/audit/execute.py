@@ -29,11 +29,20 @@ from longgame.audit.checks import (
 )
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
 from longgame.audit.plan import REFERENCES, Plan, Trial
-from longgame.audit.run import ENVIRONMENT, LOCK, RECIPE, Run, holds_run, read_environment, write_environment
+from longgame.audit.run import (
+    ENVIRONMENT,
+    LOCK,
+    RECIPE,
+    Run,
+    holds_run,
+    read_environment,
+    write_environment,
+    write_failures,
+)
 from longgame.audit.walk import Walk, numerics_located, prepare_seed
 from longgame.data.sequences import measure_contamination
 from longgame.engines.local import Job, Notify, run_here, run_local
-from longgame.errors import ResumeError, StorageError
+from longgame.errors import LonggameError, ResumeError, StorageError
 from longgame.recipe import Recipe
 from longgame.selection.interventions import selector_of
 from longgame.signals.base import work_of
@@ -106,6 +115,15 @@ class RichDisplay:
         if not self.console.is_terminal:
             self.console.print(f"  {job} done ({self._done}/{self._jobs}), {self.time_left()}")
 
+    def failed(self, job: str, reason: str) -> None:
+        self._done += 1
+        self._shares.pop(job, None)
+        line = self._lines.pop(job, None)
+        if line is not None:
+            self.bars.remove_task(line)
+        self._update_total()
+        self.console.print(f"  {job} failed: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+
     def time_left(self) -> str:
         """Time left by the share of the work that is done; empty until a twentieth is."""
         share = (self._done + sum(self._shares.values())) / max(1, self._jobs)
@@ -133,6 +151,8 @@ class Display(Protocol):
     def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None: ...
 
     def finished(self, job: str) -> None: ...
+
+    def failed(self, job: str, reason: str) -> None: ...
 
 
 class SessionClock:
@@ -162,6 +182,9 @@ class SessionClock:
 
     def finished(self, job: str) -> None:
         self._display.finished(job)
+
+    def failed(self, job: str, reason: str) -> None:
+        self._display.failed(job, reason)
 
     def save(self) -> None:
         """Write the seconds of this session so far."""
@@ -229,13 +252,27 @@ def _open_version(folder: str, _changed: int) -> Run:
 
 
 def run_audit(
-    recipe: Recipe, folder: Path, *, workers: int, threads: int, display: Display, keep_models: bool = False
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int,
+    threads: int,
+    display: Display,
+    keep_models: bool = False,
+    fail_fast: bool = False,
 ) -> Run:
     """Run (or finish) an audit and write its tables; the report is `longgame.report.render.write_report`.
 
+    A trial that fails does not end the others: it is named in `Run.failures` (see `Run.check_failures`).
+
+    Args:
+        fail_fast: the first failed trial ends the audit.
+
     Raises:
         ResumeError: the directory holds another recipe, or another process is at work in it.
-        LonggameError: whatever a trial raised; finished stages stay.
+        StorageError: the disk is full or not writable; it ends all trials.
+        LonggameError: what the first failed trial raised, where no trial has a finished stage; with ``fail_fast``, what
+            any trial raised. Finished stages stay.
     """
     plan = Plan(recipe)
     with _locked(folder, plan):
@@ -255,16 +292,28 @@ def run_audit(
                 display.warn(text)
             clock = SessionClock(display, folder, environment)
             clock.begin("trials and what they share", [job.name for job in jobs], stages)
+            errors: dict[str, LonggameError] = {}
+
+            def failed(job: str, error: LonggameError) -> None:
+                if fail_fast or isinstance(error, StorageError | ResumeError):
+                    raise error
+                clock.failed(job, str(error))
+                errors[job] = error
+                write_failures(folder, errors)
+
+            write_failures(folder, errors)
             kind = learner_kind(recipe)
             if workers == 1 or len(trials) < kind.process_trials:
                 kind.load()  # before the threads of its libraries are bound
-                run_here(jobs, threads, clock.progress, clock.finished)
+                run_here(jobs, threads, clock.progress, clock.finished, failed)
             else:
-                run_local(jobs, workers, threads, clock.progress, clock.finished)
+                run_local(jobs, workers, threads, clock.progress, clock.finished, failed)
             clock.save()
+            if errors and not any(Run(folder, run.recipe).finished_stages[trial.name] for trial in run.plan.own_trials):
+                raise next(iter(errors.values()))
         done = Run(run.folder, run.recipe)
         done.plan = run.plan
-        if not done.finished:
+        if not (done.finished or done.failures):
             raise ResumeError(f"{done.folder}: {done.progress} Give the recipe again to go on.")
         done.write_tables()
         return done

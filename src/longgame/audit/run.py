@@ -8,7 +8,7 @@ RUN/
   seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
   trials/loss-s0/stage-1 records.parquet, selection.parquet, policy.json + .safetensors, learner/, done.json
   trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.audit.plan`)
-  results.parquet  picks.parquet  tables.json  scorecard.md  report.html
+  results.parquet  picks.parquet  tables.json  failures.json  scorecard.md  report.html
 ```
 """
 
@@ -44,18 +44,31 @@ from longgame.audit.plan import (
 from longgame.audit.results import of_condition, read_results, reference_scorecard, scorecards, write_results
 from longgame.audit.store import CONTAMINATION, StageStore, content_hash
 from longgame.data.sequences import Contamination
-from longgame.errors import ResumeError, StorageError
+from longgame.errors import LonggameError, ResumeError, StorageError, TrialError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, load_recipe
 from longgame.storage import part_file, read_sealed, scratch_target, sealed, storage_errors, unreadable, write_file
 
 MARK, RECIPE, LOCK, ENVIRONMENT = "run.json", "recipe.yaml", "audit.lock", "environment.json"
+FAILURES = "failures.json"
 _MARK_CONTENT = {"format": 1, "made_by": "longgame audit"}
 _SEAL = "# Recipe of a longgame run; SHA-256 of the lines below: "
 """First line of a run's recipe.yaml, before the digest: an edited recipe would rename what was measured."""
-_WRITTEN = (MARK, RECIPE, ENVIRONMENT, "results.parquet", "picks.parquet", "tables.json", "scorecard.md", "report.html")
+_WRITTEN = (
+    MARK,
+    RECIPE,
+    ENVIRONMENT,
+    "results.parquet",
+    "picks.parquet",
+    "tables.json",
+    FAILURES,
+    "scorecard.md",
+    "report.html",
+)
 """Files that an audit writes at the top of a run directory."""
+_NAMED_FAILURES, _REASON = 5, 300
+"""Failed trials that `Run.progress` names, and characters of a reason."""
 _NAMED_CONDITIONS = 6
 """Unfinished conditions that `Run.progress` names; further ones are counted."""
 
@@ -185,12 +198,45 @@ class Run:
             f"This run is not finished: {complete:,} of {len(stages):,} trials, {sum(stages.values()):,} of "
             f"{len(stages) * total:,} stages. What is missing counts as not measured."
         )
+        if self.failures:
+            text += f" {self.failed_sentence}"
         if len(self.plan.conditions) == 1:
             return text
         missing = Counter(trial.condition for trial in self.plan.trials if stages[trial.name] < total)
         labels = [f"{condition_label(name)} ({count:,})" for name, count in missing.items()]
         others = f" and {len(labels) - _NAMED_CONDITIONS} more" if len(labels) > _NAMED_CONDITIONS else ""
         return f"{text} Unfinished trials by condition: {'; '.join(labels[:_NAMED_CONDITIONS])}{others}."
+
+    @cached_property
+    def failures(self) -> dict[str, str]:
+        """Trial → why it failed in the last session, of those that are not finished."""
+        path = self.folder / FAILURES
+        reasons = read_sealed(path, ["trials"])["trials"] if path.is_file() else {}
+        total = len(self.plan.stages)
+        return {
+            name: reasons[name] for name, stages in self.finished_stages.items() if stages < total if name in reasons
+        }
+
+    @property
+    def failed_sentence(self) -> str:
+        """The failed trials with their reasons; those that share a reason stand together."""
+        groups: dict[str, list[str]] = {}
+        for name, reason in self.failures.items():
+            groups.setdefault(reason.replace(name, "…"), []).append(name)
+        parts = []
+        for reason, names in list(groups.items())[:_NAMED_FAILURES]:
+            others = f" and {len(names) - _NAMED_FAILURES} more" if len(names) > _NAMED_FAILURES else ""
+            parts.append(f"{', '.join(names[:_NAMED_FAILURES])}{others}: {reason.removesuffix('.')}.")
+        further = f" {len(groups) - _NAMED_FAILURES} more reasons." if len(groups) > _NAMED_FAILURES else ""
+        return f"{len(self.failures):,} of {len(self.plan.trials):,} trials failed: {' '.join(parts)}{further}"
+
+    def check_failures(self) -> None:
+        """Raise TrialError if trials failed in the last session."""
+        if self.failures:
+            raise TrialError(
+                f"{self.failed_sentence} The other trials are finished. Mend the cause and run the same command again; "
+                "finished stages stay."
+            )
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -389,6 +435,21 @@ def write_environment(folder: Path, environment: Mapping[str, Any]) -> None:
         StorageError: it cannot be written; the one before stays.
     """
     write_file(folder / ENVIRONMENT, sealed(environment))
+
+
+def write_failures(folder: Path, errors: Mapping[str, LonggameError]) -> None:
+    """Write failures.json: trial → reason in one line. Without failures the file is deleted.
+
+    Raises:
+        StorageError: it cannot be written or deleted.
+    """
+    if errors:
+        reasons = {name: " ".join(str(error).split()) for name, error in errors.items()}
+        cut = {name: text if len(text) <= _REASON else text[:_REASON] + " …" for name, text in reasons.items()}
+        write_file(folder / FAILURES, sealed({"trials": cut}))
+        return
+    with storage_errors(folder / FAILURES):
+        (folder / FAILURES).unlink(missing_ok=True)
 
 
 def load_run(folder: Path) -> Run:

@@ -35,9 +35,12 @@ def audit(
     workers: int = 1,
     threads: int | None = None,
     keep_models: bool = False,
+    fail_fast: bool = False,
     display: Display | None = None,
 ) -> Run:
     """Run or resume an audit, write its report, and return the run.
+
+    A trial that fails does not end the others.
 
     Args:
         recipe: a recipe, a mapping of its keys, or the path of a YAML file.
@@ -45,11 +48,13 @@ def audit(
         workers: processes. With more than one, guard the calling script by ``if __name__ == "__main__"``.
         threads: threads per worker; None: those of the run that is resumed, else cores / workers.
         keep_models: keep the model of every stage.
+        fail_fast: the first failed trial ends the audit.
         display: what shows the progress; None: progress bars on stderr.
 
     Raises:
         RecipeError: the recipe is wrong. ResumeError: ``out`` holds another recipe.
-        LonggameError: what a trial raised; finished stages stay.
+        TrialError: trials failed; the others are finished, and the report is written (`Run.open` reads the run).
+        LonggameError: what the first failed trial raised, where no stage is finished. Finished stages stay.
     """
     from longgame.audit.execute import RichDisplay, run_audit, run_threads
     from longgame.report.render import write_report
@@ -61,8 +66,17 @@ def audit(
     folder = Path("runs") / recipe.name if out is None else Path(out)
     threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // workers)
     with nullcontext(display) if display else RichDisplay(Terminal(stderr=True)) as bars:
-        run = run_audit(recipe, folder, workers=workers, threads=threads, display=bars, keep_models=keep_models)
+        run = run_audit(
+            recipe,
+            folder,
+            workers=workers,
+            threads=threads,
+            display=bars,
+            keep_models=keep_models,
+            fail_fast=fail_fast,
+        )
     write_report(run)
+    run.check_failures()
     return run
 
 
@@ -90,6 +104,7 @@ def audit_command(
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The first failed trial ends the audit.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     trust_code: Annotated[
         bool,
@@ -144,7 +159,16 @@ def audit_command(
             print_plan(plan, folder, workers, threads, console)
             return
         with RichDisplay(console) as display:
-            run = run_audit(loaded, folder, workers=workers, threads=threads, display=display, keep_models=keep_models)
+            run = run_audit(
+                loaded,
+                folder,
+                workers=workers,
+                threads=threads,
+                display=display,
+                keep_models=keep_models,
+                fail_fast=fail_fast,
+            )
         write_report(run)
         print_layout(report_layout(run), console)
         console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
+        run.check_failures()
