@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from longgame.audit.checks import check_scorers
 from longgame.data.examples import Example
-from longgame.data.sources import load_examples
+from longgame.data.sources import load_examples, read_scores
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError
 from longgame.models.adaptation import LoraAdaptation
 from longgame.recipe import LoraSpec, ModelSpec, load_recipe, parse_recipe
@@ -312,3 +312,45 @@ def test_a_scorer_that_measures_nothing_is_refused_early(tmp_path, scorer) -> No
     with pytest.raises(DataError, match=f"scorer '{scorer}' measures none of the 4 items of task 's'"):
         check_scorers(recipe)
     check_scorers(file_recipe(tmp_path, {}))  # the default scorers may
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("s.csv", b"sample_id,score,score\na,1,2\n", "the column score stands twice"),
+        ("s.csv", b"sample_id,score\na,1,2\nb,1\n", "a row has more fields than the first one names"),
+        ("s.csv", b"sample_id,score\na,True\n", "score holds true or false"),
+        ("s.csv", b"sample_id,score\na," + b"9" * 400 + b"\n", "a score has too many digits"),
+        ("s.csv", b"sample_id,score\n\x00a,1\n", "which is no text"),
+        ("s.csv", b"sample_id,score\n,1\n", "which is no text"),
+        ("s.csv", b"sample_id;score\na;1\n", "it needs sample_id, and score or keep"),
+        ("s.csv", b"sample_id,score\n\xe9,1\n", "cannot be read"),
+        ("s.csv", b"sample_id,score\na,inf\n", "no finite number as score"),
+        ("s.csv", b"", "cannot be read"),
+        ("s.jsonl", b'{"sample_id": "a", "score": true}\n', "score holds true or false"),
+        ("s.jsonl", b'{"sample_id": "a", "score": 1, "score": 2}\n', "line 1: has the field 'score' twice"),
+        ("s.jsonl", b'{"sample_id": 1, "score": 1}\n', "sample_id holds 1, which is no text"),
+        ("s.jsonl", b'{"sample_id": "\\ud83d", "score": 1}\n', "half of a surrogate pair"),
+        ("s.jsonl", b"[1]\n", "line 1: holds a list"),
+        ("s.jsonl", b"{\n", "line 1: is not valid JSON"),
+        ("s.jsonl", b'{"sample_id": "a", "score": [1]}\n', "no finite number as score"),
+        ("s.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_scores_that_say_nothing_sensible_are_refused(tmp_path, name, raw, message) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError, match=message):
+        read_scores(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_scores_are_read_through_marks_and_line_ends(tmp_path, mark, end) -> None:
+    lines = {
+        "s.csv": [b"sample_id,score", b"01,2.5", b"b,-1"],
+        "s.jsonl": [b'{"sample_id": "01", "score": 2.5}', b'{"sample_id": "b", "score": -1}'],
+    }
+    for name, rows in lines.items():
+        (tmp_path / name).write_bytes(mark + end.join(rows) + end)
+        scores = read_scores(str(tmp_path / name))
+        assert (scores.ids, scores.score.tolist()) == (("01", "b"), [2.5, -1.0])

@@ -437,10 +437,38 @@ def _choice(item: str | float, choices: tuple[str, ...]) -> str:
 # Files of scores and keep flags that a user's own system gave to candidates.
 
 _IDS = ("sample_id", "id")
+
+
+def _csv_frame(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype=dict.fromkeys(_IDS, str), keep_default_na=True)
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError("a row has more fields than the first one names")
+    twice = [name for name in (*_IDS, "score", "keep") if f"{name}.1" in frame]
+    if twice:
+        raise ValueError(f"the column {twice[0]} stands twice")
+    return frame
+
+
+def _jsonl_frame(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, read in _jsonl_rows(path):
+        try:
+            row = read()
+            if not isinstance(row, dict):
+                raise _RowError(f"holds a {type(row).__name__}, not an object of named fields")
+            for name in _IDS:
+                if isinstance(row.get(name), str):
+                    _text(row[name], name)
+        except _RowError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 _READ: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
-    ".csv": lambda path: pd.read_csv(path, dtype=dict.fromkeys(_IDS, str), keep_default_na=True),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".csv": _csv_frame,
+    ".jsonl": _jsonl_frame,
 }
 """Reader of each kind of file; ids stay text (an id may consist of digits)."""
 
@@ -481,10 +509,10 @@ def read_scores(path: str) -> ScoreFile:
     reader = _READ.get(file.suffix)
     if reader is None:
         raise DataError(f"score file '{path}' ends in '{file.suffix}'; give a {', '.join(_READ)} file.")
+    if not file.is_file():
+        raise DataError(f"score file '{path}' does not exist. Give the path of a {', '.join(_READ)} file.")
     try:
         frame = reader(file)
-    except FileNotFoundError as error:
-        raise DataError(f"score file '{path}' does not exist. Give the path of a {', '.join(_READ)} file.") from error
     except (OSError, ValueError) as error:  # pandas and pyarrow report damaged content by kinds of ValueError
         raise DataError(f"score file '{path}' cannot be read: {' '.join(str(error).split())}.") from error
     label = f"score file '{path}'"
@@ -495,7 +523,7 @@ def read_scores(path: str) -> ScoreFile:
     ids = frame[column].tolist()
     if not ids:
         raise DataError(f"{label} has no rows. Give one row for each example.")
-    not_text = [value for value in ids if not isinstance(value, str)]
+    not_text = [value for value in ids if not isinstance(value, str) or not value.isprintable()]
     if not_text:
         raise DataError(f"{label}: {column} holds {not_text[0]!r}, which is no text; write ids as they were given.")
     repeated = frame[column][frame[column].duplicated()].tolist()
@@ -504,7 +532,12 @@ def read_scores(path: str) -> ScoreFile:
     keep = np.ones(len(ids), dtype=bool) if "keep" not in frame else _flags(label, frame["keep"].tolist())
     score = 1 - np.arange(len(ids)) / max(1, len(ids))
     if "score" in frame:
-        score = pd.to_numeric(frame["score"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        if any(isinstance(value, bool) for value in frame["score"].tolist()):
+            raise DataError(f"{label}: score holds true or false; write numbers, or name the column keep.")
+        try:
+            score = pd.to_numeric(frame["score"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        except OverflowError as error:
+            raise DataError(f"{label}: a score has too many digits for a number. Write it as 1e300, say.") from error
         bad = [name for name, value in zip(ids, score.tolist(), strict=True) if not np.isfinite(value)]
         if bad:
             raise DataError(f"{label}: {len(bad)} ids have no finite number as score: {_some(bad)}. Drop or set them.")
