@@ -235,8 +235,9 @@ class _FileSequence:
 Words = tuple[str, ...]
 
 _WORD = re.compile(r"\w+|[-+*/=<>^%]")
-_VALUE = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'|\S*[/~][a-z.]\S*")
-"""Quoted text and paths: what a template is filled with."""
+_QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'")
+_CHUNK, _OF_PATH = re.compile(r"\S+"), re.compile(r"[/~][a-z.]")
+"""Text without blanks, and what makes a path of it."""
 _ALIKE = 0.5
 """Jaccard index of two prompts' word triples from which one nearly repeats the other."""
 _RUN = 8
@@ -266,7 +267,36 @@ def _runs(text: str, length: int) -> set[Words]:
 
 def _triples(text: str) -> set[Words]:
     """Runs of three words, with one word for each quoted text or path."""
-    return _runs(_VALUE.sub(" value ", text.casefold()), 3)
+    return _runs(without_values(text.casefold()), 3)
+
+
+def without_values(text: str) -> str:
+    """The text with the word "value" for each quoted text and path, which are what a template is filled with.
+
+    The leftmost wins, a quoted text before a path; a path ends at the next blank. Time is linear in the text.
+    """
+    paths = []
+    for chunk in _CHUNK.finditer(text):
+        marks = [mark.start() for mark in _OF_PATH.finditer(text, *chunk.span())]
+        if marks:
+            paths.append((chunk.start(), marks[-1], chunk.end()))
+    paths.reverse()
+    pieces: list[str] = []
+    place, quoted = 0, _QUOTED.search(text)
+    while True:
+        if quoted is not None and quoted.start() < place:
+            quoted = _QUOTED.search(text, place)
+        while paths and paths[-1][1] < place:
+            paths.pop()
+        begin = max(place, paths[-1][0]) if paths else None
+        if quoted is not None and (begin is None or quoted.start() <= begin):
+            begin, end = quoted.span()
+        elif begin is not None:
+            end = paths[-1][2]
+        else:
+            return "".join(pieces) + text[place:]
+        pieces.append(text[place:begin] + " value ")
+        place = end
 
 
 def _wording(runs: Sequence[set[Words]]) -> set[Words]:

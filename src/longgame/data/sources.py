@@ -143,12 +143,37 @@ def _convert(where: str, unit: str, rows: Iterable[tuple[int, Callable[[], Any]]
     return examples
 
 
+_LONGEST_LINE = 64 * 2**20
+"""Bytes of a line of JSON, or of one value of a Parquet file."""
+_UNPACKED, _RATIO = 256 * 2**20, 100
+"""Bytes that any packed file may unpack to; a larger one may grow by this ratio."""
+_BATCH = 64
+"""Rows of a Parquet file that are unpacked at once."""
+
+
+def _unpacked_limit(path: Path) -> int:
+    return max(_UNPACKED, _RATIO * path.stat().st_size)
+
+
+def _too_large(path: Path, limit: int) -> DataError:
+    return DataError(
+        f"'{path}' has {path.stat().st_size:,} bytes and unpacks to more than {limit:,}. Unpack it and give the parts "
+        "that you need."
+    )
+
+
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
     opener = gzip.open if path.name.endswith(".gz") else open
-    number = 0
+    number, size = 0, 0
     try:
+        limit = _unpacked_limit(path)
         with opener(path, "rb") as stream:
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), b""), start=1):
+                size += len(raw)
+                if len(raw) > _LONGEST_LINE:
+                    raise DataError(f"{path}, line {number} has more than {_LONGEST_LINE:,} bytes. Give shorter rows.")
+                if size > limit:
+                    raise _too_large(path, limit)
                 if raw.strip():
                     yield number, lambda raw=raw: _parse(raw)  # type: ignore[misc]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -180,13 +205,34 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """Rows, a few unpacked at a time; texts stay in dictionaries, which a value may repeat at no cost, until then."""
+    number, size = 0, 0
     try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        limit = _unpacked_limit(path)
+        texts = [field.name for field in pq.read_schema(path) if pa.types.is_string(field.type)]
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+            if max(file.metadata.num_rows, sum(group.total_byte_size for group in groups)) > limit:
+                raise _too_large(path, limit)
+            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
+                step = max(1, min(_BATCH, _LONGEST_LINE // max(1, batch.nbytes)))
+                for start in range(0, len(batch), step):
+                    part = batch.slice(start, step)
+                    columns = [_decoded(column) for column in part.columns]
+                    size += sum(column.nbytes for column in columns)
+                    if size > limit:
+                        raise _too_large(path, limit)
+                    rows = pa.RecordBatch.from_arrays(columns, names=part.schema.names).to_pylist()
+                    for row in rows:
+                        number += 1
+                        yield number, lambda row=row: row  # type: ignore[misc]
+    except (pa.ArrowException, MemoryError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise DataError(f"Parquet file '{path}' cannot be read: {reason}. Write it again.") from error
-    for number, row in enumerate(rows, start=1):
-        yield number, lambda row=row: row  # type: ignore[misc]
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _hub_rows(reference: str, split: Split) -> Iterator[tuple[int, Callable[[], Any]]]:

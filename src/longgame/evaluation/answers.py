@@ -548,8 +548,8 @@ def is_formula(text: str) -> bool:
         return False
     latex = (len(inside) > 2 and inside[0] == inside[-1] == "$") or re.search(r"\\[a-zA-Z{]", inside)
     interval = re.fullmatch(r"[(\[][-+\d./\sa-z]+(?:,[-+\d./\sa-z]+)+[)\]]", inside)
-    terms = re.search(r"[a-z]", inside) and re.fullmatch(
-        r"(?:\d*(?<![a-z])[a-z](?![a-z])|[\d.]+|\s|[-+*/^=(){}])+", inside
+    terms = re.fullmatch(r"[\d.\sa-z+*/^=(){}-]*[a-z][\d.\sa-z+*/^=(){}-]*", inside) and not re.search(
+        "[a-z]{2}", inside
     )
     return bool(latex or interval or (terms and re.search(r"[+*/^=]", inside)))
 

@@ -48,10 +48,11 @@ _ABBREVIATION = re.compile(
     re.I,
 )
 _CODE = re.compile(
-    r"```|^\s*(?:def |class |import |from \w+ import|#include|<\?php|function )|[;{}]\s*$|</\w+>|\$[\w({]| \| |[\\]\W",
+    r"```|^[^\S\n]*(?:def |class |import |from \w+ import|#include|<\?php|function )"
+    r"|[;{}][^\S\n]*$|</\w+>|\$[\w({]| \| |[\\]\W",
     re.M,
 )
-_ADDRESS = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\w+")
+_ADDRESS = re.compile(r"https?://\S+|www\.\S+|(?<!\S)\S[^\s@]*+@\S+\.\w+")
 _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\ud800-\udfff]")
 _MOJIBAKE = re.compile(r"Ã[\x80-\xbf©¨¤¶¼Ÿ±³¡]|â€[™œ\x9d“”˜¦]|Â[\xa0°·»«]|ï»¿")
 _BOILERPLATE = re.compile(
