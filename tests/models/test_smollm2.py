@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longgame.errors import ModelError
@@ -147,6 +148,28 @@ def test_converted_tokenizer_splits_digits_and_keeps_chatml(small_smollm2: Path,
     pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12\n\n3")
     assert [piece for piece, _ in pieces] == ["a", "ĠĠ", "1", "2", "ĊĊ", "3"]
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", ["weights", "vocabulary", "template", "missing"])
+def test_a_planted_conversion_is_refused(small_smollm2: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    folder = Path(converted(small_smollm2, monkeypatch).place)
+    monkeypatch.setattr(smollm2, "CONTENTS", {smollm2.DIGEST: smollm2.content_digest(folder)})
+    assert smollm2.locate().place == str(folder)
+    smollm2.content_digest.cache_clear()
+    if change == "weights":
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"][0] += 1
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    elif change == "vocabulary":
+        words = json.loads((folder / "tokenizer.json").read_text())
+        words["model"]["vocab"]["planted"] = len(words["model"]["vocab"])
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+    elif change == "template":
+        (folder / "chat_template.jinja").write_text("planted")
+    else:
+        (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match="Delete the folder"):
+        smollm2.locate()
 
 
 def test_conversion_is_made_once(small_smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

