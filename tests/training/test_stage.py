@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,11 @@ def test_stage_trains_on_replayed_picks_too(monkeypatch, rounds):
     assert report.selected_tokens == report.optimiser_tokens == sum(both.tokens[both.index[name]] for name in picks)
     assert report.selected_tokens <= 0.5 * candidates.tokens.sum()
     assert report.candidate_tokens >= candidates.tokens.sum()
+
+
+def test_a_stage_leaves_the_temporary_directory_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    looks = []
+    stage(make_model(), make_pool(), on_step=lambda info: looks.append(list(tmp_path.iterdir())))
+    assert looks
+    assert [paths for paths in [*looks, list(tmp_path.iterdir())] if paths] == []
