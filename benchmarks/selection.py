@@ -240,7 +240,7 @@ def scene(n: int, width: int = 64) -> tuple[Pool, Signals]:
         "logit_nuclear_norm": rng.gamma(4.0, size=n).astype(np.float32),
         "cluster": rng.integers(0, 100, n),
     }
-    columns["future_alignment"] = rng.uniform(-1, 1, (n, 2)).astype(np.float32)
+    columns["adam_future_alignment"] = rng.uniform(-1, 1, (n, 2)).astype(np.float32)
     for name in ("logit_sketch", "embedding", "grad_sketch"):
         columns[name] = rng.standard_normal((n, width), dtype=np.float32)
     pool = _pool(n)
