@@ -352,6 +352,15 @@ def test_no_text_breaks_the_rules(text) -> None:
         ("10^{-2}", Fraction(1, 100)),
         ("10³", 1000),
         ("x^10^3", None),
+        ("1.25 x 10^-4", Fraction(1, 8000)),
+        ("US$125 in all", 125),
+        ("₹1,250", 1250),
+        ("at 12:30", None),
+        (r"\frac{3}4", Fraction(3, 4)),
+        (r"\frac 3 4", Fraction(3, 4)),
+        (r"so -\frac{3}{4}", Fraction(-3, 4)),
+        ("-½", Fraction(-1, 2)),
+        ("5 and 1/2 cups", Fraction(11, 2)),
         ("12'500", 12500),
         ("12_500", 12500),
         ("１２５", 125),
@@ -387,6 +396,10 @@ def test_numbers_are_read_in_every_notation(text, value) -> None:
         ("A is wrong, so C.", 2),
         ("The answer is not A. It is C.", 2),
         ("Not D but C", 2),
+        ("I choose option c.", 2),
+        ("C; B and D do not lie there", 2),
+        ("A is far away. B is cold. So C.", 2),
+        ("Ｃ", 2),
         ("It can't be A; it must be C", 2),
         ("Surely it is Cairo.", 2),
         ("It is not Lima. It is Cairo!", 2),
@@ -464,9 +477,37 @@ def test_a_sentence_ends_behind_no_abbreviation(text, expected) -> None:
         ("Lima", [r"\boxed{\text{Lima}}", "**Lima**"], [r"\text{Oslo}"]),
         ("12 kg", ["12kg", "12 kg."], ["12", "13kg"]),
         ("2024-05-01", ["2024-05-01"], ["2018", "2024-01-05"]),
+        ("3^4", ["81", "$3^{4}$"], ["12", "34"]),
+        (r"A \cup B", [r"A\cup B", r"\boxed{A \cup B}"], [r"A\cap B"]),
+        ("1,2,5", ["1, 2, 5", r"\boxed{1, 2, 5}"], ["1,2", "1,2,6"]),
+        ("Quito", ["- Quito", "# Quito", "> **Quito**"], ["- Lima"]),
         ("C++", ["C++"], ["C", "C+"]),
     ],
 )
 def test_formulas_wrappers_and_units_are_compared_by_meaning(gold, right, wrong) -> None:
     assert [text for text in right if not answers.matches(item(gold), text)] == []
     assert [text for text in wrong if answers.matches(item(gold), text)] == []
+
+
+@pytest.mark.parametrize("name", ["think", "Think", "THINKING", "thought", "seed:think", "reasoning", "scratchpad"])
+def test_thinking_in_any_tag_is_no_answer(name) -> None:
+    assert answers.visible(f"<{name}>Oslo</{name}>Lima") == "Lima"
+    assert answers.visible(f"Lima<{name}>Oslo") == "Lima"
+    assert answers.marked(f"<{name}>Answer: Oslo</{name}><ANSWER> Lima </Answer> bye") == "Lima"
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>")],
+)
+def test_thinking_in_the_marks_of_model_families_is_no_answer(opening, closing) -> None:
+    assert answers.visible(f"{opening}Oslo{closing}Lima") == "Lima"
+    assert answers.visible(f"{opening}Oslo") == ""
+
+
+@pytest.mark.parametrize("text", ["12 + 3 = 15", "15 kg", "It is 15, not 12.", r"\boxed{15}"])
+def test_options_that_are_numbers_are_read_as_numbers(text) -> None:
+    choices = ("12", "15", "18")
+    assert answers.matches(item("15", choices=choices), text)
+    assert answers.matches(item("B", choices=choices), text)
+    assert not answers.matches(item("A", choices=choices), text)

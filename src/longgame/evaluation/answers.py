@@ -26,14 +26,18 @@ _LAST_CHARACTERS = 20_000
 _LONGEST_FORMULA = 500
 """Characters of a formula that math-verify reads."""
 
-_THINKING = re.compile(r"<(think|thinking|reasoning)>")
-_THOUGHT = re.compile(r"</(?:think|thinking|reasoning)>")
-_ANSWER_TAG = re.compile(r"<answer>")
+_TAGS = r"(?:seed:)?think|thinking|thoughts?|reasoning|scratchpad"
+_THINKING = re.compile(rf"<(?:{_TAGS})>|\[think\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
+_THOUGHT = re.compile(rf"</(?:{_TAGS})>|\[/think\]|◁/think▷|<\|end_of_thought\|>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_ANSWER_END = re.compile(r"</answer>", re.IGNORECASE)
 _STATED = re.compile(
     r"\banswer[*_\"']*[ \t]*(?:is\b[ \t]*:?|[:=：])|答案[ \t]*(?:[是为]|[:：])[ \t]*[:：]?", re.IGNORECASE
 )
 _REASON = re.compile(r"\s(?:because|since)\b", re.IGNORECASE)
-_CONTRAST = re.compile(r"(?<=\S)(?:,? (?:rather than|instead of)|, (?:but )?not)\b", re.IGNORECASE)
+_CONTRAST = re.compile(
+    r"(?<=\S)(?:,? (?:rather than|instead of)|, (?:but )?not)\b[^,.;!?\n]*(?:[.,]\d+)*", re.IGNORECASE
+)
 _ABBREVIATIONS = frozenset(
     re.findall(
         r"\w+",
@@ -53,21 +57,23 @@ _SPACES = "\u00a0\u2009\u202f"
 """No-break, thin and narrow no-break space: between groups of three digits they separate thousands."""
 _HALVES = re.compile("[¼-¾⅐-⅞]")
 _POWER_OF_TEN = re.compile(
-    r"(?:(?<=\d)\s{0,2}(?:×|·|\*|\\times|\\cdot)\s{0,2}|(?<![\w.^}]))10"
+    r"(?:(?<=\d)\s{0,2}(?:×|·|\*|x|\\times|\\cdot)\s{0,2}|(?<![\w.^}]))10"
     r"(?:\s?(?:\^|\*\*)\s?(?:\{([-+]?\d{1,4})\}|([-+]?\d{1,4}))|([⁻⁺]?[⁰¹²³⁴-⁹]{1,4}))(?![\d^])"
 )
 _LATEX_FRACTION = re.compile(
-    r"\\[dt]?frac\s{0,3}(?:\{\s{0,3}(-?\d+)\s{0,3}\}\s{0,3}\{\s{0,3}(-?\d+)\s{0,3}\}|(\d)(\d))"
+    r"\\[dt]?frac\s{0,3}(?:\{\s{0,3}(-?\d+)\s{0,3}\}|(\d))\s{0,3}(?:\{\s{0,3}(-?\d+)\s{0,3}\}|(\d))"
 )
+_CURRENCIES = "$€£¥₹₩"
 _GROUPS = r"\d{1,3}(?:,\d{3})+"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+−]?)[$€£]?(?:(?P<mixed>\d+) +(?P<above>\d+)/(?P<under>\d+)"
+    rf"(?P<sign>[-+−]?)[{_CURRENCIES}]?(?:(?P<mixed>\d+) +(?P<above>\d+)/(?P<under>\d+)"
     rf"|(?P<whole>{_GROUPS}|\d+)?(?P<part>\.\d+)?(?P<power>[eE][-+]?\d+)?(?:/(?P<below>\d+))?)(?!/?\d|,\d{{3}})"
 )
 _PLAIN_NUMBER = re.compile(
     rf"(?P<sign>[-+]?)(?:(?P<whole>{_GROUPS}|\d+)(?P<part>\.\d*)?|(?P<only>\.\d+))(?P<power>[eE][-+]?\d+)?"
 )
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_CLOCK = re.compile(r":\d\d(?!\d)")
 _WORD = re.compile(r"\b(yes|no|true|false|untrue)\b", re.IGNORECASE)
 _PAIR = re.compile(r"\b(?:yes|true)\s{0,2}(?:/|\b(?:or|and)\b)\s{0,2}(?:no|false)\b", re.IGNORECASE)
 """Both words at once ("true or false?") answer nothing."""
@@ -110,7 +116,7 @@ def boxed(text: str) -> str | None:
 def tagged(text: str) -> str | None:
     """The content of the last ``<answer>…</answer>``, or None; an open tag ends with the text."""
     openings = list(_ANSWER_TAG.finditer(text))
-    return text[openings[-1].end() :].partition("</answer>")[0].strip() if openings else None
+    return _ANSWER_END.split(text[openings[-1].end() :], maxsplit=1)[0].strip() if openings else None
 
 
 def after_hashes(text: str) -> str | None:
@@ -188,8 +194,9 @@ def _as_written(text: str) -> str:
     text = _MATH_MARKS.sub(" ", text.replace("{,}", ","))
     text = _POWER_OF_TEN.sub(_exponent, text)
     text = re.sub(r"(?<![\w)])–(?=\d)", "-", text)
-    text = _LATEX_FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
-    text = _HALVES.sub(lambda match: f" {_vulgar(match[0])}", text)
+    text = _LATEX_FRACTION.sub(lambda match: _behind(match, f"{match[1] or match[2]}/{match[3] or match[4]}"), text)
+    text = _HALVES.sub(lambda match: _behind(match, _vulgar(match[0])), text)
+    text = re.sub(r"(?<=\d) and (?=\d+/\d)", " ", text)
     return re.sub(rf"(?<=\d)[{_SPACES}'’_](?=\d{{3}}(?!\d))", ",", text)
 
 
@@ -197,6 +204,11 @@ def _exponent(match: re.Match[str]) -> str:
     """``e3`` of ``×10^3`` behind a number, ``1e3`` of ``10³`` alone."""
     power = match[1] or match[2] or unicodedata.normalize("NFKC", match[3]).replace("−", "-")
     return f"{'1' if match[0].startswith('10') else ''}e{power}"
+
+
+def _behind(match: re.Match[str], fraction: str) -> str:
+    """The fraction, with a space behind a digit: both are a mixed number."""
+    return f" {fraction}" if match.string[match.start() - 1 : match.start()].isdigit() else fraction
 
 
 def _vulgar(character: str) -> str:
@@ -215,7 +227,7 @@ def parse_number(text: str) -> Fraction | None:
     text = text.strip().strip("*").strip()
     text = text.strip("$").strip() if text.startswith("$") and text.endswith("$") else text
     text = _as_written(text).strip().rstrip("%").strip()
-    text = re.sub(r"^([-+]?) ?[$€£] ?", r"\1", text)
+    text = re.sub(rf"^([-+]?) ?[{_CURRENCIES}] ?", r"\1", text)
     above, slash, below = text.partition("/")
     if not slash:
         return _plain(text)
@@ -248,8 +260,9 @@ def _plain(text: str) -> Fraction | None:
 def numbers(text: str) -> list[Fraction]:
     """Every number of the text in order.
 
-    A unit or a word of another script may touch a number ("15kg", "15元"), a letter before it ("H2O"), an exponent
-    ("m^2") and an ordinal ("2nd") make it none. A minus is a sign only where no digit or letter is before it.
+    A unit or a word of another script may touch a number ("15kg", "15元"). A letter before it ("H2O"), an exponent
+    ("m^2"), an ordinal ("2nd") and a time ("12:30") make it none. A minus is a sign only where no digit or letter is
+    before it.
     """
     text = _as_written(text)
     values = []
@@ -260,9 +273,11 @@ def numbers(text: str) -> list[Fraction]:
         before, sign = text[max(0, match.start() - 1) : match.start()], match["sign"]
         if sign and before and (_is_letter(before) or before.isdigit() or before in ")_"):
             before, sign = match["sign"], ""  # a difference, or a hyphen
-        if before and (_is_letter(before) or before.isdigit() or before in "._^"):
+        if before and text[start] not in _CURRENCIES and (_is_letter(before) or before.isdigit() or before in "._^"):
             continue
-        if _ORDINAL.match(text, match.end()):
+        if before == ":" and text[max(0, match.start() - 2)].isdigit():
+            continue
+        if _ORDINAL.match(text, match.end()) or _CLOCK.match(text, match.end()):
             continue
         value = parse_number(sign + text[start : match.end()])
         if value is not None:
@@ -282,20 +297,23 @@ def number_answered(text: str) -> Fraction | None:
     """
     answer = marked(text)
     if answer is not None:
-        answer = re.sub(r"^\s*([-+−])\s+", r"\1", _unwrapped(_before_contrast(answer)).rpartition("=")[2])
+        answer = re.sub(r"^\s*([-+−])\s+", r"\1", _unwrapped(_without_contrast(answer)).rpartition("=")[2])
         answer = _MATH_MARKS.sub(" ", answer)
     value = parse_number(visible(text) if answer is None else answer)
     if value is not None:
         return value
-    end = visible(text) if answer is None else re.sub(r"(?<=\S)\s{0,3}\([^()]*\)", "", answer)
+    end = (
+        _without_contrast(visible(text)[-_LAST_CHARACTERS:])
+        if answer is None
+        else re.sub(r"(?<=\S)\s{0,3}\([^()]*\)", "", answer)
+    )
     inside = numbers(end[-_LAST_CHARACTERS:])
     return inside[-1] if inside else None
 
 
-def _before_contrast(answer: str) -> str:
-    """The answer without what it is not: "9, not 8" is "9"."""
-    contrast = _CONTRAST.search(answer)
-    return answer if contrast is None else answer[: contrast.start()]
+def _without_contrast(text: str) -> str:
+    """The text without what the answer is not: "9, not 8" is "9"."""
+    return _CONTRAST.sub("", text)
 
 
 def _unwrapped(text: str) -> str:
@@ -317,7 +335,7 @@ def truth_word(text: str) -> str | None:
     words at once ("true or false?") answer nothing. A reason ("because …") is read only where nothing else answers.
     """
     answer = marked(text)
-    given = _PAIR.sub(" ", visible(text) if answer is None else _before_contrast(answer))
+    given = _PAIR.sub(" ", visible(text) if answer is None else _without_contrast(answer))
     words = list(_truth_words(_BECAUSE.sub("", given))) or list(_truth_words(given))
     if not words:
         return None
@@ -366,7 +384,8 @@ _PRAISE = re.compile(
     re.IGNORECASE,
 )
 _NAMING = re.compile(
-    r"(?:\b(?:option|choice|letter|answer|choose|chose|pick|select|go with)\s{1,3}(?:is\s{1,3})?|[选選]\s?)"
+    r"(?:\b(?:option|choice|letter|answer|choose|chose|pick|select|with|so|thus|hence|therefore)\b,?\s{1,3}"
+    r"(?:is\s{1,3})?|[选選]\s?)"
     r"[\"'(\[]{0,2}$",
     re.IGNORECASE,
 )
@@ -392,11 +411,14 @@ def letter(text: str, options: int) -> int | None:
     small = allowed.lower()
     opening = re.match(
         rf"\s*(?:[(\[]([{allowed}{small}])[)\]]|([{small}])[).:](?=\s|$)"
-        rf"|([{allowed}])(?:[.):,]|\s*(?:\n|$)|\s+(?:because|since|is|as)\b|\s+\(|\s*[-–—]\s))",
+        rf"|([{allowed}])(?:[.):,;]|\s*(?:\n|$)|\s+(?:because|since|as)\b|\s+\(|\s*[-–—]\s))",
         answer,
     )
     if opening is not None and not _DENIAL.match(answer, opening.end(opening.lastindex or 0)):
         return ord((opening[1] or opening[2] or opening[3]).upper()) - 65
+    spelled = re.findall(rf"\b(?i:option|choice|letter)\s{{1,3}}[\"'(]?([{small}])(?=[\"')\].,:;]|\s*$)", answer)
+    if spelled:
+        return ord(spelled[-1].upper()) - 65
     places = _letters(answer, allowed)
     named = [at for at in places if _NAMING.search(answer[max(0, at - 20) : at]) or _PRAISE.match(answer, at + 1)] or [
         at for at in places if answer[at - 1 : at] == "(" and answer[at + 1 : at + 2] == ")"
@@ -409,7 +431,7 @@ def _without_marks(text: str) -> str:
     answer = marked(text)
     if answer is None or re.match(r"not\b", answer):
         answer = visible(text)
-    return _before_contrast(_unwrapped(answer)).replace("*", "").replace("$", "")
+    return _without_contrast(_unwrapped(answer)).translate(_WIDE).replace("*", "").replace("$", "")
 
 
 def _letters(text: str, allowed: str) -> list[int]:
@@ -424,11 +446,18 @@ def _letters(text: str, allowed: str) -> list[int]:
 
 
 def option(text: str, choices: Sequence[str]) -> int | None:
-    """The first option whose text is the marked answer or the text; else the longest that opens it; or None."""
+    """The first option whose text is the marked answer or the text; else the longest that opens it; or None.
+
+    Options that are all numbers are read as a number is (`number_answered`).
+    """
     texts = [normalize(choice) for choice in choices]
     answer = normalize(marked_or_all(text))
     if answer in texts:
         return texts.index(answer)
+    values = [parse_number(choice) for choice in choices]
+    if None not in values:
+        value = number_answered(text)
+        return values.index(value) if value in values else None
     opening = [index for index, choice in enumerate(texts) if choice and re.match(rf"{re.escape(choice)}\b", answer)]
     return max(opening, key=lambda index: len(texts[index])) if opening else None
 
@@ -529,12 +558,15 @@ def _matches_one(gold: str, text: str) -> bool:
     sums = [answer.rpartition("=")[2]] if re.search(r"\d", gold) else []  # "(4+2)/2 = 3 thousand" gives "3 thousand"
     if _compared(gold) in map(_compared, (answer, *sums)):
         return True
-    return is_formula(gold) and _same_formula(gold, answer)
+    if not is_formula(gold):
+        return False
+    return "".join(gold.split()) == "".join(answer.split()) or _same_formula(gold, answer)
 
 
 def _compared(text: str) -> str:
-    """The normalized text without space between a number and its unit ("15 kg" is "15kg")."""
-    return re.sub(r"(?<=\d) (?=[^\W\d_])", "", normalize(text))
+    """The normalized text without Markdown's sign of a line, and without space around commas and before units."""
+    text = re.sub(r"^\s*(?:[-*>•]|#{1,6})\s+", "", text)
+    return re.sub(r"(?<=\d) (?=[^\W\d_])| ?(?=,)|(?<=,) ", "", normalize(text))
 
 
 def is_formula(text: str) -> bool:
@@ -548,10 +580,9 @@ def is_formula(text: str) -> bool:
         return False
     latex = (len(inside) > 2 and inside[0] == inside[-1] == "$") or re.search(r"\\[a-zA-Z{]", inside)
     interval = re.fullmatch(r"[(\[][-+\d./\sa-z]+(?:,[-+\d./\sa-z]+)+[)\]]", inside)
-    terms = re.fullmatch(r"[\d.\sa-z+*/^=(){}-]*[a-z][\d.\sa-z+*/^=(){}-]*", inside) and not re.search(
-        "[a-z]{2}", inside
-    )
-    return bool(latex or interval or (terms and re.search(r"[+*/^=]", inside)))
+    terms = re.fullmatch(r"[\d.\sa-z+*/^=(){}-]+", inside) and not re.search("[a-z]{2}", inside)
+    joined = re.search(r"[a-z]|\d\^", inside) and re.search(r"[+*/^=]", inside)
+    return bool(latex or interval or (terms and joined))
 
 
 def _same_formula(gold: str, answer: str) -> bool:
