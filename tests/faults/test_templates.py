@@ -233,3 +233,9 @@ def test_no_text_is_taken_for_a_part_of_the_template(tokenizer, text) -> None:
     texts = [tokenizer.decode(item.response_ids[: -item.end_tokens]) for item in encoded]
     assert texts == [text, text, "r"]
     assert text in tokenizer.decode(encoded[2].prompt_ids)
+
+
+def test_a_response_that_ends_like_another_end_of_turn_ends_once(tokenizer) -> None:
+    tokenizer.chat_template = PLAIN.replace("eos_token", "'<user>'")
+    plain, marked = encode_all([Example.make("q", "red"), Example.make("q", "red<user>\n")], tokenizer)
+    assert plain.ids.tolist() == marked.ids.tolist()

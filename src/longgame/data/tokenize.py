@@ -189,8 +189,11 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     prompt, content = _content(example, prompt, end, tokenizer, blocks)
     if _left_out(example, prompt) is not None:  # Mistral's template drops the system prompt behind an answer
         prompt = _generation_prompt(example, prompt, tokenizer, blocks)
-    end = end.rstrip()
-    return (prompt, content, end) if end else (prompt, content.rstrip(), _eos(tokenizer))
+    end = end.strip() and end.rstrip()
+    if not end:
+        return prompt, content.rstrip(), _eos(tokenizer)
+    cut = content.rstrip().removesuffix(end)  # a response that ends like the turn
+    return prompt, cut if cut.strip() and content.rstrip().endswith(end) else content, end
 
 
 def _content(
