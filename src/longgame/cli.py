@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -51,19 +56,64 @@ app.command()(watch)
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Print an error of longgame as one sentence and exit with its code."""
+    """Print an error of longgame, or of the system, as one sentence and exit with its code."""
     try:
         yield
     except LonggameError as error:
-        console = Terminal(stderr=True)
-        console.print(f"longgame: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of the output has gone, as head does
+        _drop_output()
+        sys.exit(1)
+    except OSError as error:
+        place = f" '{error.filename}'" if error.filename is not None else ""
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO) and not place:
+            _drop_output()
+            place = " the output"
+        _fail(f"cannot use{place or ' a file'}: {reason}. Give another path, or make room.", 1)
+    except KeyboardInterrupt:
+        _fail("stopped.", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    with suppress(OSError, ValueError):  # stderr is closed or full
+        Terminal(stderr=True).print(
+            f"longgame: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere, so that Python's own flush at the end says nothing."""
+    with suppress(OSError, ValueError, AttributeError):  # it is closed already
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _interrupt_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Stop at the first Ctrl-C, and let further ones not disturb the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point of the command."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt_once)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal shows ? for what it lacks
+            stream.reconfigure(errors="replace")
     with errors_as_sentences():
-        app()
+        if sys.flags.optimize > 1:
+            raise LonggameError(
+                "Python runs with -OO, which removes the docstrings that libraries read. Unset PYTHONOPTIMIZE, or set "
+                "it to 1."
+            )
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from longgame.errors import RecipeError, did_you_mean, unknown
+from longgame.limits import why_no_file
 
-Rounds = Literal["step"] | Annotated[int, Field(ge=1)]
+MOST = 100_000_000
+"""Steps, candidates, items or tokens that a recipe may ask for; `longgame.audit.checks.check_size` compares with the
+machine."""
+Rounds = Literal["step"] | Annotated[int, Field(ge=1, le=MOST)]
 BudgetOf = Literal["tokens", "response"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -88,7 +92,7 @@ class AdaptationValue(Part):
     """One way to adapt the model; what is left out stays as the recipe's `model` and `training` have it."""
 
     mode: AdaptationName = "lora"
-    r: int | None = Field(None, ge=1)
+    r: int | None = Field(None, ge=1, le=65_536)
     """LoRA rank."""
     alpha: float | None = Field(None, gt=0)
     """LoRA alpha; left out, it follows `r`, so that the scale alpha / r stays the recipe's."""
@@ -151,7 +155,7 @@ class AxesSpec(Part):
 class LoraSpec(Part):
     """Adapter of the audit (PEFT LoRA on every linear layer but the head)."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=65_536)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: Name | tuple[Name, ...] = "all-linear"
@@ -173,7 +177,7 @@ class ModelSpec(Part):
     adaptation: AdaptationName = "lora"
     lora: LoraSpec = LoraSpec()
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_length: int = Field(256, ge=8)
+    max_length: int = Field(256, ge=8, le=MOST)
     """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
     chat_template: Name | None = None
     """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none."""
@@ -197,7 +201,7 @@ class RealTask(Part):
     train: tuple[Name, ...] = ()
     eval: tuple[Name, ...] = ()
     scorers: tuple[Name, ...] = Field(("token_accuracy", "exact_match", "ends"), min_length=1)
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int = Field(48, ge=1, le=MOST)
 
 
 class DataSpec(Part):
@@ -214,7 +218,7 @@ class DataSpec(Part):
     """OOD sets of `sequence: files` (only `eval` is read)."""
     data_dir: Name | None = None
     """Folder with train/NAME.jsonl[.gz|.parquet] and eval/NAME…; a path in `train`/`eval` is used as it is."""
-    pool_size: int = Field(960, ge=2)
+    pool_size: int = Field(960, ge=2, le=MOST)
     """Candidates per stage."""
     unseen: float = Field(0.2, ge=0, le=1)
     """Share of a procedural pool drawn from sub-skills of a form that the tiny base model never saw."""
@@ -224,9 +228,9 @@ class DataSpec(Part):
     """Share of a procedural pool that repeats another candidate."""
     mixing: float = Field(0.0, ge=0, lt=1)
     """Share of a pool drawn from what only the stages just before and after train; 0: sharp borders."""
-    items_per_skill: int = Field(10, ge=1)
+    items_per_skill: int = Field(10, ge=1, le=MOST)
     """Validation items per sub-skill (procedural) or per source file (files)."""
-    ood_items_per_skill: int = Field(6, ge=1)
+    ood_items_per_skill: int = Field(6, ge=1, le=MOST)
     ood_after: Literal["ends", "every-stage"] = "ends"
     """When the OOD sets are scored: before any stage and after the last one, or after every stage."""
     too_long: Literal["error", "drop"] = "error"
@@ -288,18 +292,18 @@ def _selector(value: Any) -> Any:
 class TrainingSpec(Part):
     """The training step (transformers' Trainer, AdamW)."""
 
-    steps: int = Field(32, ge=1)
+    steps: int = Field(32, ge=1, le=MOST)
     """Optimiser steps per stage."""
     learning_rate: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(5, ge=0)
+    warmup_steps: int = Field(5, ge=0, le=MOST)
     """Steps over which the learning rate rises; default: 5, or all steps where a stage has fewer."""
     final_lr_share: float = Field(0.1, ge=0, le=1)
     """Linear decay ends at this share of the learning rate."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=MOST)
     """Passes over what a round selected."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(1, ge=1, le=MOST)
     """Micro-batches per optimiser step (memory, not mathematics)."""
 
     @model_validator(mode="before")
@@ -324,8 +328,8 @@ class ProbeSpec(Part):
     """Short training on the next stage from a fork of the model, to see how fast it still learns."""
 
     kinds: tuple[Literal["common", "own"], ...] = ("common", "own")
-    steps: int = Field(10, ge=1)
-    points: int = Field(6, ge=2)
+    steps: int = Field(10, ge=1, le=MOST)
+    points: int = Field(6, ge=2, le=MOST)
     """Token counts at which the fork is scored, the first at 0 and the last at the end."""
     threshold: float = Field(0.9, gt=0)
     """Tokens-to-threshold: share of the mean end-of-probe score over all selectors."""
@@ -340,8 +344,8 @@ class ProbeSpec(Part):
 class ProxySpec(Part):
     """The future-proxy mixture: a few items of every stage, shown only to selectors that ask for it."""
 
-    items_per_skill: int = Field(8, ge=0)
-    refresh_steps: int = Field(8, ge=1)
+    items_per_skill: int = Field(8, ge=0, le=MOST)
+    refresh_steps: int = Field(8, ge=1, le=MOST)
 
 
 class EquivalenceSpec(Part):
@@ -362,11 +366,11 @@ class MetricSpec(Part):
     forgetting_reference: Literal["best-ever", "best", "first"] = "best-ever"
     """Earlier score from which forgetting is measured: the best of all rows before the last, the best since the task's
     own stage, or the score right after that stage."""
-    clusters: int = Field(8, ge=2)
+    clusters: int = Field(8, ge=2, le=MOST)
     """Skill clusters of the capability entropy (k-means on frozen embeddings)."""
-    gradient_every: int = Field(4, ge=1)
+    gradient_every: int = Field(4, ge=1, le=MOST)
     """Selection concentration is measured on the picks of every n-th round."""
-    concentration_size: int = Field(16, ge=2)
+    concentration_size: int = Field(16, ge=2, le=MOST)
     """|S|: gradients of picks at which selection concentration is measured, the same for all selectors."""
     bootstrap: int = Field(0, ge=0, le=100_000)
     """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
@@ -535,9 +539,10 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
         RecipeError: the file does not exist, is not YAML, or holds something else.
     """
     path = Path(path)
-    if not path.is_file():
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
-        raise RecipeError(f"recipe '{path}' does not exist.{near} Give the path of a YAML file, e.g. {example}.")
+    if reason := why_no_file(path):
+        others = [other.name for other in path.parent.glob("*.yaml")] if reason == "does not exist" else []
+        near = did_you_mean(path.name, others)
+        raise RecipeError(f"recipe '{path}' {reason}.{near} Give the path of a YAML file, e.g. {example}.")
     try:
         if path.stat().st_size > _LONGEST_YAML:
             raise RecipeError(f"recipe '{path}' has {path.stat().st_size:,} bytes; give at most {_LONGEST_YAML:,}.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from longgame.errors import LonggameError, PluginError, RecipeError, did_you_mean, unknown
+from longgame.limits import IMPORT_SECONDS, time_limit, why_no_file
 
 _COPY = "Pool and signals are read-only: copy an array before changing it. "
 _FRAMES = 3
@@ -143,8 +144,8 @@ class Registry:
     def _from_file(self, name: str) -> Any:
         path_text, _, attribute = name.rpartition(":")
         path = Path(path_text).expanduser().resolve()
-        if not path.is_file():
-            raise RecipeError(f"{self.kind} file '{path_text}' does not exist. Give a path to a .py file and a class.")
+        if reason := why_no_file(path):
+            raise RecipeError(f"{self.kind} file '{path_text}' {reason}. Give a path to a .py file and a class.")
         # named by path and content, so that an edited file is loaded again
         module_name = "longgame_plugin_" + hashlib.sha256(f"{path}\0".encode() + path.read_bytes()).hexdigest()[:12]
         module = sys.modules.get(module_name)
@@ -155,7 +156,11 @@ class Registry:
             module = importlib.util.module_from_spec(spec)
             sys.modules[module_name] = module
             try:
-                with plugin_at_work(f"{self.kind} file '{path_text}'", "its import"):
+                hangs = PluginError(
+                    f"{self.kind} file '{path_text}' was not imported within {IMPORT_SECONDS:g} seconds. Let its "
+                    "import define classes, and do work in their methods."
+                )
+                with plugin_at_work(f"{self.kind} file '{path_text}'", "its import"), time_limit(IMPORT_SECONDS, hangs):
                     spec.loader.exec_module(module)
             except PluginError:
                 del sys.modules[module_name]

@@ -88,6 +88,9 @@ def write_file(path: Path, content: str | bytes, advice: str = ADVICE) -> None:
     part = scratch(path)
     data = content.encode() if isinstance(content, str) else content
     with storage_errors(path, advice):
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "a pipe or a device"
+            raise StorageError(f"cannot write {path}: it is {kind}, not a file. {advice}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as handle:

@@ -17,6 +17,7 @@ from longgame.data.examples import SequenceData
 from longgame.data.sources import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
+from longgame.limits import free_memory
 from longgame.metrics.verdict import LEAST_SEEDS
 from longgame.recipe import RealTask, Recipe, SelectorSpec
 from longgame.registry import plugin_at_work
@@ -108,6 +109,43 @@ def check_scorers(recipe: Recipe) -> None:
                     f"scorer '{name}' measures none of the {len(task.items)} items of task '{task.name}': they lack "
                     "what it needs (docs/scorers.md). Leave it out of the task's scorers, or give other items."
                 )
+
+
+_CANDIDATE_BYTES, _STEP_SECONDS, _MOST_DAYS = 4_000, 1e-3, 30.0
+"""Least memory of a candidate or item with its text, tokens and signals; least time of a step; longest audit."""
+
+
+def check_size(plan: Plan) -> None:
+    """Check before any work that what the recipe makes fits into memory, and that its steps end this month.
+
+    Both are least estimates: a candidate of 4 kB, a step of a millisecond.
+
+    Raises:
+        RecipeError: it cannot; the sizes are named.
+    """
+    for condition in plan.conditions.values():
+        recipe = condition.recipe
+        if recipe.data.sequence == "files":  # its files are bounded where they are read
+            continue
+        data, stages = recipe.data, len(plan.stages)
+        items = stages * (data.pool_size + data.items_per_skill + data.ood_items_per_skill)
+        needed, free = items * _CANDIDATE_BYTES, free_memory()
+        if needed > free:
+            raise RecipeError(
+                f"data.pool_size is {data.pool_size:,} and data.items_per_skill {data.items_per_skill:,}: {stages} "
+                f"stages take at least {needed / 1e9:,.0f} GB of memory, and {free / 1e9:,.0f} GB are free. Use at "
+                f"most {free // (_CANDIDATE_BYTES * stages):,} a stage."
+            )
+    steps = 0
+    for trial in plan.trials:
+        recipe = plan.conditions[trial.condition].recipe
+        steps += len(plan.stages) * (recipe.training.steps + len(recipe.probe.kinds) * recipe.probe.steps)
+    days = steps * _STEP_SECONDS / 86_400
+    if days > _MOST_DAYS:
+        raise RecipeError(
+            f"the recipe asks for {steps:,} steps in {len(plan.trials):,} trials: at least {days:,.0f} days, even at a "
+            "millisecond a step. Lower training.steps or probe.steps, or ask for fewer trials."
+        )
 
 
 def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remote_code: bool = False) -> None:

@@ -24,6 +24,7 @@ from longgame.audit.checks import (
     check_plugins,
     check_scorers,
     check_scores,
+    check_size,
     score_warnings,
     seed_warnings,
 )
@@ -42,7 +43,8 @@ from longgame.audit.run import (
 from longgame.audit.walk import Walk, numerics_located, prepare_seed
 from longgame.data.sequences import measure_contamination
 from longgame.engines.local import Job, Notify, run_here, run_local
-from longgame.errors import LonggameError, ResumeError, StorageError
+from longgame.errors import LonggameError, RecipeError, ResumeError, StorageError
+from longgame.limits import MOST_PROCESSES
 from longgame.recipe import Recipe
 from longgame.selection.interventions import selector_of
 from longgame.signals.base import work_of
@@ -274,7 +276,11 @@ def run_audit(
         LonggameError: what the first failed trial raised, where no trial has a finished stage; with ``fail_fast``, what
             any trial raised. Finished stages stay.
     """
+    for name, count in (("workers", workers), ("threads", threads)):
+        if not 1 <= count <= MOST_PROCESSES:
+            raise RecipeError(f"{name} is {count:,}; give a number from 1 to {MOST_PROCESSES:,}.")
     plan = Plan(recipe)
+    check_size(plan)
     with _locked(folder, plan):
         run = Run.create(folder, recipe)
         if run.recipe == recipe:

@@ -153,8 +153,10 @@ def audit_command(
             named = {*(selectors or "").split(","), *(selector or [])}
             check_trusted(plan, folder, named, remote_code=trust_remote_code)
         if dry_run:
+            from longgame.audit.checks import check_size
             from longgame.audit.estimate import print_plan
 
+            check_size(plan)
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when the plan loads it; rates are per worker
             print_plan(plan, folder, workers, threads, console)
             return

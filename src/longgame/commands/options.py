@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,34 @@ TrustRemoteCode = Annotated[
 ]
 
 _MAX_SEEDS = 10_000
+
+
+def check_outputs(outputs: Mapping[str, Path | None], runs: Sequence[Path]) -> None:
+    """Check that no two outputs have one path, and none is a file that a run is read from.
+
+    Args:
+        outputs: option → path; None: not asked for.
+        runs: directories that are read.
+
+    Raises:
+        RecipeError: two have, or one is.
+    """
+    options: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        real = path.resolve()
+        if real in options:
+            raise RecipeError(f"{options[real]} and {option} are both '{path}'. Give each a path of its own.")
+        options[real] = option
+        for run in runs:
+            folder = run.resolve()
+            inside = folder in real.parents and (real.parent != folder or real.name not in _REPORTS)
+            if real == folder or (inside and real.exists()):
+                raise RecipeError(f"{option} '{path}' would replace a part of the run '{run}'. Give another path.")
+
+
+_REPORTS = ("scorecard.md", "report.html")
 
 
 class InterruptedByUserError(LonggameError):

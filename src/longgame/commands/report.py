@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from longgame.commands.options import check_outputs
 from longgame.commands.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def report(
         claims = parse_condition(fail_if) if fail_if is not None else ()
         if out is None and not (figures or markdown or card or claims):
             out = Path("report.html")
+        check_outputs(
+            {"--out": out, "--markdown": markdown, "--card": card}, runs if compare is None else [*runs, compare]
+        )
         if out is not None:
             begin_bundle()  # runs while the results are read
         loaded = _load(runs)
@@ -159,6 +163,7 @@ def compare(
 
     if out is not None and out.suffix not in _KINDS:
         raise RecipeError(f"--out is '{out}'; its name must end in {', '.join(_KINDS[:-1])} or {_KINDS[-1]}.")
+    check_outputs({"--out": out}, runs)
     loaded = _load(runs)
     titles = [str(name) for name in short_names(runs)] if len(runs) > 1 else [""]
     parts = [part for run, title in zip(loaded, titles, strict=True) for part in compared_conditions(run, title, view)]

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, did_you_mean
+from longgame.limits import why_no_file
 from longgame.models.hub import require_repo
 
 Split = Literal["train", "eval"]
@@ -86,10 +87,10 @@ def source_name(reference: str) -> str:
 def _locate(reference: str, data_dir: Path | None, split: Split) -> Path:
     if reference.endswith(SUFFIXES):
         path = Path(reference).expanduser()
-        if not path.is_file():
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = did_you_mean(path.name, siblings)
-            raise DataError(f"data file '{reference}' does not exist.{hint} Give the path of an existing file.")
+        if reason := why_no_file(path):
+            lists = reason == "does not exist" and path.parent.is_dir()
+            hint = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if lists else [])
+            raise DataError(f"data file '{reference}' {reason}.{hint} Give the path of an existing file.")
         return path
     if "/" in reference or "\\" in reference:
         hub = "" if reference.startswith((".", "/", "~")) else f" A data set of the hub is written 'hub:{reference}'."
@@ -555,8 +556,8 @@ def read_scores(path: str) -> ScoreFile:
     reader = _READ.get(file.suffix)
     if reader is None:
         raise DataError(f"score file '{path}' ends in '{file.suffix}'; give a {', '.join(_READ)} file.")
-    if not file.is_file():
-        raise DataError(f"score file '{path}' does not exist. Give the path of a {', '.join(_READ)} file.")
+    if reason := why_no_file(file):
+        raise DataError(f"score file '{path}' {reason}. Give the path of a {', '.join(_READ)} file.")
     try:
         frame = reader(file)
     except (OSError, ValueError) as error:  # pandas and pyarrow report damaged content by kinds of ValueError

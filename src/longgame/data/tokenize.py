@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, ModelError
+from longgame.limits import TEMPLATE_SECONDS, time_limit
 
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 """What templates that write today's date get instead: the same example has the same tokens on every day."""
@@ -259,15 +260,20 @@ def _apply(example: Example, response: str | None, tokenizer: PreTrainedTokenize
         {"role": role, "content": [{"type": "text", "text": text}] if blocks else text} for role, text in turns
     ]
     template: Any = tokenizer.chat_template
+    endless = DataError(
+        f"the chat template did not render example {example.sample_id} within {TEMPLATE_SECONDS:g} seconds. "
+        "Correct its loops, or set model.chat_template."
+    )
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=response is None,
-                chat_template=_on_one_day(template) if isinstance(template, str) else None,
+        with time_limit(TEMPLATE_SECONDS, endless):
+            return str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=response is None,
+                    chat_template=_on_one_day(template) if isinstance(template, str) else None,
+                )
             )
-        )
     except _TEMPLATE_FAULTS as error:
         if not blocks:
             try:

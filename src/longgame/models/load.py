@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from longgame.errors import ModelError, did_you_mean
+from longgame.limits import TEMPLATE_SECONDS, time_limit, why_no_file
 from longgame.models import smollm2
 from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.hub import require_repo
@@ -120,7 +121,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
         tokenizer.chat_template = _template(spec.chat_template, tokenizer)
         try:
             turn = [{"role": "user", "content": "a"}]
-            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            with time_limit(TEMPLATE_SECONDS, endless_template(spec.chat_template)):
+                tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         except jinja2.TemplateError as error:
             raise ModelError(
                 f"model.chat_template '{spec.chat_template}' does not render: {error}. Correct the template."
@@ -134,13 +136,22 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
     return tokenizer
 
 
+def endless_template(label: str) -> ModelError:
+    """The error for a chat template that does not come to an end."""
+    return ModelError(
+        f"the chat template of '{label}' was not rendered within {TEMPLATE_SECONDS:g} seconds. Correct its loops, or "
+        "set model.chat_template."
+    )
+
+
 def _check_end_of_turn(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
     """Raise ModelError where a turn ends in ordinary words: a model that learned them would not stop behind them."""
     end = ""
     for wrap in (str, lambda text: [{"type": "text", "text": text}]):  # templates of vision models read blocks only
         turns: Any = [{"role": role, "content": wrap(text)} for role, text in (("user", "a"), ("assistant", _MARKER))]
         try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            with time_limit(TEMPLATE_SECONDS, endless_template(spec.name)):
+                text = str(tokenizer.apply_chat_template(turns, tokenize=False))
         except (jinja2.TemplateError, AttributeError, LookupError, TypeError, ValueError):
             continue  # a real conversation gets the error that names it
         if _MARKER in text:
@@ -160,8 +171,8 @@ def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         return ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     path = Path(setting).expanduser()
-    if not path.is_file():
-        raise ModelError(f"model.chat_template '{setting}' is not a file. Give the path of a Jinja file, or 'plain'.")
+    if reason := why_no_file(path):
+        raise ModelError(f"model.chat_template '{setting}' {reason}. Give the path of a Jinja file, or 'plain'.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,70 @@
+"""Bounds that are checked before work begins: time of code and templates of strangers, memory, kinds of files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from longgame.errors import LonggameError
+
+IMPORT_SECONDS = 300.0
+"""A file of a selector or scorer may take so long to import."""
+TEMPLATE_SECONDS = 60.0
+"""A chat template may take so long for one conversation."""
+MOST_PROCESSES = 1024
+"""Workers of an audit, or threads of one worker."""
+
+
+@contextmanager
+def time_limit(seconds: float, error: LonggameError) -> Iterator[None]:
+    """Raise ``error`` where the block takes longer.
+
+    There is no limit outside of the main thread, as Python hands signals to the main thread only. A timer that ends
+    sooner keeps its place, and a later one goes on afterwards.
+    """
+    outer = signal.getitimer(signal.ITIMER_REAL)[0]
+    if threading.current_thread() is not threading.main_thread() or 0 < outer <= seconds:
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise error
+
+    start, before = time.monotonic(), signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, outer - (time.monotonic() - start)))
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine has left."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def why_no_file(path: Path) -> str:
+    """Return why a file cannot be read ("does not exist", "is a directory" …); empty where it can."""
+    try:
+        if path.is_dir():
+            return "is a directory"
+        if not path.exists():
+            return "does not exist"
+        if not path.is_file():
+            return "is a pipe or a device, not a file"
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        return f"is no possible name of a file ({getattr(error, 'strerror', None) or error})"
+    return "" if os.access(path, os.R_OK) else "may not be read (no permission)"
