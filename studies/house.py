@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ORDER = (
-    ("escape", "errors", "seeding", "registry", "storage", "recipe"),
+    ("escape", "errors", "limits", "seeding", "registry", "storage", "recipe"),
     ("models",),
     ("data",),
     ("signals",),
