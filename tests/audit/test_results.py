@@ -5,12 +5,15 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from longgame.audit import results
 from longgame.audit.results import sorted_rows, write_results
 from longgame.audit.run import Run
 from longgame.audit.store import RECORD_COLUMNS, records_table
+from longgame.errors import ResumeError
 from longgame.recipe import parse_recipe
 from longgame.storage import write_table
 
@@ -80,3 +83,28 @@ def test_rows_are_sorted_as_by_all_columns_however_wide_their_range():
     text = {name: "category" for name, kind in RECORD_COLUMNS.items() if kind == "string"}
     expected = frame.sort_values(order, kind="stable").index.to_numpy()
     np.testing.assert_array_equal(sorted_rows(frame.astype(text)), expected)
+
+
+def test_a_table_edited_by_hand_is_made_again_of_the_stages(run):
+    write_results(run.folder, run.plan, run.finished_stages, run.results)
+    path = run.folder / "results.parquet"
+    table = pq.read_table(path)
+    frame = table.to_pandas().assign(value=99.0)
+    pq.write_table(
+        pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(table.schema.metadata), path
+    )
+    assert set(Run.open(run.folder).results.value) == {0.5}
+
+
+def test_stages_of_another_recipe_under_these_names_are_refused(run):
+    write_results(run.folder, run.plan, run.finished_stages, run.results)
+    other = Run(run.folder, run.recipe.replace({"training.steps": 7}))
+    with pytest.raises(ResumeError, match="was made by another recipe"):
+        _ = other.results
+
+
+@pytest.mark.parametrize("part", ["seeds/seed-0/base", "trials/loss-s0/stage-1"])
+def test_a_missing_part_below_finished_stages_is_named(run, part):
+    shutil.rmtree(run.folder / part)
+    with pytest.raises(ResumeError, match=rf"{part}/done\.json cannot be read .*Delete .*run the command again"):
+        _ = Run.open(run.folder).results

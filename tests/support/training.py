@@ -91,7 +91,7 @@ def loss_scorer(model, calls=None):
         values = []
         with torch.no_grad():
             for row in range(len(pool)):
-                ids = torch.as_tensor(pool.input_ids[row])[None]
+                ids = torch.tensor(pool.input_ids[row])[None]
                 logp = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
                 values.append(-float(logp[max(int(pool.prompt_tokens[row]) - 1, 0) :].mean()))
         return Signals(pool.ids, {name: np.asarray(values, np.float32) for name in names})

@@ -214,6 +214,10 @@ def test_checkpoint_without_selection_is_refused(tmp_path, tokenizer):
     make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train()
     folder = tmp_path / "checkpoint-2"
     assert json.loads((folder / "selection.json").read_text())["format"] == 1
+    for name in ("selection.json", "selection.safetensors"):
+        (folder / name).write_bytes((tmp_path / "checkpoint-4" / name).read_bytes())
+    with pytest.raises(ResumeError, match=r"selection state of step 4 .* training state of step 2\. Put back"):
+        make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train(resume_from_checkpoint=str(folder))
     (folder / "selection.json").unlink()
     with pytest.raises(ResumeError, match="'selection'"):
         make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train(resume_from_checkpoint=str(folder))

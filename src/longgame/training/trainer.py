@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longgame.data.examples import Pool
@@ -33,7 +34,7 @@ from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.source import SignalSource
-from longgame.storage import read_state, write_state
+from longgame.storage import read_json, read_state, write_state
 from longgame.training.candidates import SELECTION_COLUMNS, Candidates, ids_of, pool_of, with_ids
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
@@ -136,6 +137,7 @@ class SelectionMixin(_Base):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = read_state(checkpoint, STATE)
+            _check_step(Path(checkpoint), state.get("step"))
             if state["dataset"] != self._selection_fingerprint():
                 raise ResumeError(
                     f"the checkpoint '{checkpoint}' was made with another training dataset (other rows, or in another "
@@ -173,7 +175,8 @@ class SelectionMixin(_Base):
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             source = self.selection_signals
             signals = source.state_dict() if isinstance(source, SignalSource) else {}
-            state = {"feed": self.selection_feed.state_dict(), "signals": signals}
+            step = int(self.state.global_step)
+            state = {"feed": self.selection_feed.state_dict(), "signals": signals, "step": step}
             write_state(folder, STATE, {**state, "dataset": self._selection_fingerprint()})
         super()._save_checkpoint(model, trial)
 
@@ -372,3 +375,16 @@ class SelectionTrainer(SelectionMixin, Trainer):
     trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=SelectionConfig(selector="loss"))
     ```
     """
+
+
+def _check_step(checkpoint: Path, step: int | None) -> None:
+    """Raise ResumeError where a checkpoint holds the selection state of another step (older ones name none)."""
+    path = checkpoint / TRAINER_STATE_NAME
+    if step is None or not path.is_file():
+        return
+    saved = read_json(path).get("global_step")
+    if saved != step:
+        raise ResumeError(
+            f"{checkpoint} holds the selection state of step {step} ({STATE}.json) and the training state of step "
+            f"{saved}. Put back the {STATE} files that belong to it, or resume from another checkpoint."
+        )
