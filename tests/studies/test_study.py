@@ -179,6 +179,8 @@ def test_the_steps_name_recipes_that_exist_and_fit_their_seeds():
 
 def test_held_out_lhas_is_the_choice_of_the_finals():
     runs = data.load(ROOT / data.DATA)
+    if "lhas-finals" not in runs:
+        pytest.skip("the development runs are not among the kept measurements")
     finals = {spec.key: spec for spec in runs["lhas-finals"].recipe.selectors}
     assert set(pages.ranked(runs["lhas-grid"])[:4]) <= set(finals)
     best = finals[pages.chosen(runs["lhas-finals"])]
