@@ -60,7 +60,7 @@ def test_a_response_that_ends_like_the_turn_ends_once(tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "message"),
-    [("é".encode("latin-1"), "is no text in UTF-8"), (b"{% for %}", "does not render"), (None, "is not a file")],
+    [("é".encode("latin-1"), "is no text in UTF-8"), (b"{% for %}", "does not render"), (None, "does not exist")],
 )
 def test_a_template_file_that_cannot_be_used_is_refused(tmp_path, raw, message) -> None:
     path = tmp_path / "t.jinja"
@@ -68,6 +68,21 @@ def test_a_template_file_that_cannot_be_used_is_refused(tmp_path, raw, message) 
         path.write_bytes(raw)
     with pytest.raises(ModelError, match=message):
         load_tokenizer(ModelSpec(chat_template=str(path)))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + PLAIN
+
+
+def test_a_template_without_end_is_ended(tmp_path, tokenizer, monkeypatch) -> None:
+    for module in ("longgame.models.load", "longgame.data.tokenize"):
+        monkeypatch.setattr(f"{module}.TEMPLATE_SECONDS", 0.3)
+    path = tmp_path / "t.jinja"
+    path.write_text(ENDLESS)
+    with pytest.raises(ModelError, match=r"t\.jinja' was not rendered within 0\.3 seconds"):
+        load_tokenizer(ModelSpec(chat_template=str(path)))
+    tokenizer.chat_template = ENDLESS
+    with pytest.raises(DataError, match=r"did not render example \w+ within 0\.3 seconds"):
+        encode_all([Example.make("q", "red")], tokenizer)
 
 
 def test_a_mark_of_an_editor_is_not_part_of_a_template(tmp_path) -> None:

@@ -115,7 +115,7 @@ def test_missing_or_broken_chat_template_is_refused(tmp_path: Path) -> None:
     own = tmp_path / "own.jinja"
     own.write_text(CHATML)
     assert load_tokenizer(ModelSpec(name=name, chat_template=str(own))).chat_template == CHATML
-    with pytest.raises(ModelError, match="is not a file"):
+    with pytest.raises(ModelError, match="does not exist"):
         load_model(ModelSpec(name=name, chat_template="absent.jinja"))
     own.write_text("{% for %}")
     with pytest.raises(ModelError, match="does not render"):
