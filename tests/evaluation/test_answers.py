@@ -491,8 +491,8 @@ def test_formulas_wrappers_and_units_are_compared_by_meaning(gold, right, wrong)
 
 @pytest.mark.parametrize("name", ["think", "Think", "THINKING", "thought", "seed:think", "reasoning", "scratchpad"])
 def test_thinking_in_any_tag_is_no_answer(name) -> None:
-    assert answers.visible(f"<{name}>Oslo</{name}>Lima") == "Lima"
-    assert answers.visible(f"Lima<{name}>Oslo") == "Lima"
+    assert answers.without_thinking(f"<{name}>Oslo</{name}>Lima") == "Lima"
+    assert answers.without_thinking(f"Lima<{name}>Oslo") == "Lima"
     assert answers.marked(f"<{name}>Answer: Oslo</{name}><ANSWER> Lima </Answer> bye") == "Lima"
 
 
@@ -501,8 +501,8 @@ def test_thinking_in_any_tag_is_no_answer(name) -> None:
     [("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>")],
 )
 def test_thinking_in_the_marks_of_model_families_is_no_answer(opening, closing) -> None:
-    assert answers.visible(f"{opening}Oslo{closing}Lima") == "Lima"
-    assert answers.visible(f"{opening}Oslo") == ""
+    assert answers.without_thinking(f"{opening}Oslo{closing}Lima") == "Lima"
+    assert answers.without_thinking(f"{opening}Oslo") == ""
 
 
 @pytest.mark.parametrize("text", ["12 + 3 = 15", "15 kg", "It is 15, not 12.", r"\boxed{15}"])

@@ -23,6 +23,7 @@ from longgame.recipe import (
     set_values,
 )
 from longgame.seeding import generator
+from longgame.selection.base import ORACLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,8 @@ FULL_DATA = "full-data"
 ALL_DATA = SelectorSpec(name="random", label="all data")
 """What "selects" under `FULL_DATA`: with a budget of the whole pool there is nothing to choose."""
 
-ORACLE = "oracle"
-"""The condition of the trials that pick by the evaluation items (`oracle`): it says how far selection can get."""
-
 REFERENCES = (FULL_DATA, ORACLE)
-"""Conditions that compete with no selector."""
+"""Conditions that compete with no selector; the trials of the second pick by the evaluation items."""
 
 _REPORT_ONLY = (
     "metrics.alpha",

@@ -91,7 +91,7 @@ _SIGNS = tuple("-+−$€£\\")
 _DECORATION = "*_`\"'“”‘’ \t"
 
 
-def visible(text: str) -> str:
+def without_thinking(text: str) -> str:
     """The text without its thinking: what follows the last closing tag, and nothing of a block that never closes."""
     closings = list(_THOUGHT.finditer(text))
     if closings:
@@ -171,14 +171,14 @@ def marked(text: str) -> str | None:
 
     The order is ``\boxed{}``, ``<answer>``, ``####``, "the answer is". Thinking is left out.
     """
-    text = visible(text)
+    text = without_thinking(text)
     return next((answer for rule in (boxed, tagged, after_hashes, stated) if (answer := rule(text)) is not None), None)
 
 
 def marked_or_all(text: str) -> str:
     """The marked answer; where the text marks none, the text without its thinking."""
     answer = marked(text)
-    return visible(text) if answer is None else answer
+    return without_thinking(text) if answer is None else answer
 
 
 def _as_written(text: str) -> str:
@@ -299,11 +299,11 @@ def number_answered(text: str) -> Fraction | None:
     if answer is not None:
         answer = re.sub(r"^\s*([-+−])\s+", r"\1", _unwrapped(_without_contrast(answer)).rpartition("=")[2])
         answer = _MATH_MARKS.sub(" ", answer)
-    value = parse_number(visible(text) if answer is None else answer)
+    value = parse_number(without_thinking(text) if answer is None else answer)
     if value is not None:
         return value
     end = (
-        _without_contrast(visible(text)[-_LAST_CHARACTERS:])
+        _without_contrast(without_thinking(text)[-_LAST_CHARACTERS:])
         if answer is None
         else re.sub(r"(?<=\S)\s{0,3}\([^()]*\)", "", answer)
     )
@@ -335,7 +335,7 @@ def truth_word(text: str) -> str | None:
     words at once ("true or false?") answer nothing. A reason ("because …") is read only where nothing else answers.
     """
     answer = marked(text)
-    given = _PAIR.sub(" ", visible(text) if answer is None else _without_contrast(answer))
+    given = _PAIR.sub(" ", without_thinking(text) if answer is None else _without_contrast(answer))
     words = list(_truth_words(_BECAUSE.sub("", given))) or list(_truth_words(given))
     if not words:
         return None
@@ -430,7 +430,7 @@ def _without_marks(text: str) -> str:
     """What a choice is read from, without Markdown and LaTeX: the marked answer, or the text where that only denies."""
     answer = marked(text)
     if answer is None or re.match(r"not\b", answer):
-        answer = visible(text)
+        answer = without_thinking(text)
     return _without_contrast(_unwrapped(answer)).translate(_WIDE).replace("*", "").replace("$", "")
 
 
