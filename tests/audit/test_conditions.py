@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan, Trial, expand, order_groups, stage_names
 from longgame.audit.run import Run
 from longgame.errors import RecipeError
@@ -259,3 +260,12 @@ def test_stages_are_known_without_data(tmp_path):
     )
     assert stage_names(files) == ("x", "y")
     assert expand(files)[0].order == (1, 0)
+
+
+def test_what_a_budget_counts_is_a_condition_of_its_own() -> None:
+    varied = recipe(axes={"vary": {"budget_of": ["response"]}})
+    own, other = (sequence_of(condition.recipe, 0) for condition in expand(varied))
+    for first, second in zip(own.stages, other.stages, strict=True):
+        assert first.pool.costs.tolist() == first.pool.tokens.tolist()
+        assert second.pool.costs.tolist() == first.pool.response_tokens.tolist()
+    assert other.proxy_pool.budget_of == "response"

@@ -17,7 +17,7 @@ from longgame.data.orders import reorder, resolve_order
 from longgame.data.synthetic.sequence import SCORERS, stages_of
 from longgame.errors import RecipeError
 from longgame.evaluation.scorers import Score
-from longgame.recipe import DataSpec, ModelSpec, ProxySpec, RealTask, Recipe
+from longgame.recipe import BudgetOf, DataSpec, ModelSpec, ProxySpec, RealTask, Recipe
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training.config import SelectionConfig
@@ -128,8 +128,7 @@ class LanguageModels:
         def make_pool(examples: Sequence[Example]) -> Pool:
             from longgame.data.tokenize import build_pool
 
-            pool = build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
-            return replace(pool, budget_of=recipe.budget_of)
+            return build_pool(examples, tokenizer(), recipe.model.max_length, recipe.data.too_long)
 
         def fits(example: Example) -> bool:
             from longgame.data.tokenize import fits_within
@@ -226,6 +225,7 @@ class _Source:
     data: DataSpec
     proxy: ProxySpec
     clusters: int
+    budget_of: BudgetOf
     seed: int
     recipe: Recipe = field(compare=False)
 
@@ -238,10 +238,17 @@ def sequence_of(recipe: Recipe, seed: int) -> SequenceData:
     changes = {"model.adaptation": plain.adaptation, "model.lora": plain.lora}
     recipe = recipe.replace({**changes, "data.order": () if order else recipe.data.order})
     return reorder(
-        _build(_Source(recipe.model, recipe.data, recipe.proxy, recipe.metrics.clusters, seed, recipe)), order
+        _build(
+            _Source(recipe.model, recipe.data, recipe.proxy, recipe.metrics.clusters, recipe.budget_of, seed, recipe)
+        ),
+        order,
     )
 
 
 @lru_cache(maxsize=64)
 def _build(source: _Source) -> SequenceData:
-    return learner_kind(source.recipe).sequence(source.recipe, source.seed)
+    sequence = learner_kind(source.recipe).sequence(source.recipe, source.seed)
+    if source.budget_of == "tokens":  # what pools count by themselves
+        return sequence
+    make_pool = sequence.stages[0].make_pool
+    return sequence.with_pools(lambda examples: replace(make_pool(examples), budget_of=source.budget_of))

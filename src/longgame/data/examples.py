@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from longgame.errors import DataError
+from longgame.recipe import BudgetOf
 
 RESPONSE_LAST = "response_is_suffix"
 """Row-aligned key of `Pool.info`: whether all labelled tokens of an example stand at its end."""
@@ -195,7 +196,7 @@ class Pool:
     """Tokens on which the loss is taken; ≥ 1."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Further data of a substrate, such as row-aligned arrays (the quadratic world's features)."""
-    budget_of: Literal["tokens", "response"] = "tokens"
+    budget_of: BudgetOf = "tokens"
     """What a budget counts: prompt and response tokens, or response tokens alone."""
 
     def __post_init__(self) -> None:
