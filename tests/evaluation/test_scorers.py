@@ -14,7 +14,6 @@ from reasoning_gym.factory import DATASETS
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError
-from longgame.evaluation.answers import PURE_VERIFIERS, reward, verified
 from longgame.evaluation.scorers import (
     NEEDS,
     SCORERS,
@@ -25,6 +24,7 @@ from longgame.evaluation.scorers import (
     check_scorer,
     parse_scorer,
 )
+from longgame.evaluation.verifiers import PURE_VERIFIERS, reward, verified
 
 
 def nll(*values: float) -> np.ndarray:

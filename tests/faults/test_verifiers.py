@@ -11,8 +11,8 @@ from reasoning_gym.factory import DATASETS
 
 from longgame.data.examples import Example
 from longgame.errors import DataError
-from longgame.evaluation.answers import PURE_VERIFIERS, check_verifier
 from longgame.evaluation.scorers import build_scorer
+from longgame.evaluation.verifiers import PURE_VERIFIERS, check_verifier
 
 PAYLOAD = "__import__('os').environ.__setitem__('PLANTED', '1')"
 
@@ -37,7 +37,7 @@ def test_no_allowed_verifier_compiles_a_planted_text() -> None:
         import reasoning_gym
         from longgame.data.examples import Example
         from longgame.errors import DataError
-        from longgame.evaluation.answers import PURE_VERIFIERS, reward
+        from longgame.evaluation.verifiers import PURE_VERIFIERS, reward
 
         payload, seen = {PAYLOAD!r}, []
 
