@@ -108,23 +108,22 @@ class RichDisplay:
         self._update_total()
 
     def finished(self, job: str) -> None:
-        self._done += 1
-        self._shares.pop(job, None)
-        line = self._lines.pop(job, None)
-        if line is not None:
-            self.bars.remove_task(line)
-        self._update_total()
+        self._end(job)
         if not self.console.is_terminal:
             self.console.print(f"  {job} done ({self._done}/{self._jobs}), {self.time_left()}")
 
     def failed(self, job: str, reason: str) -> None:
+        self._end(job)
+        self.console.print(f"  {job} failed: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def _end(self, job: str) -> None:
+        """Count the job as ended and take its line away."""
         self._done += 1
         self._shares.pop(job, None)
         line = self._lines.pop(job, None)
         if line is not None:
             self.bars.remove_task(line)
         self._update_total()
-        self.console.print(f"  {job} failed: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
 
     def time_left(self) -> str:
         """Time left by the share of the work that is done; empty until a twentieth is."""

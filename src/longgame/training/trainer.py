@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,7 +139,7 @@ class SelectionMixin(_Base):
         if checkpoint is not None:
             state = read_state(checkpoint, STATE)
             _check_step(Path(checkpoint), state.get("step"))
-            if state["dataset"] != self._selection_fingerprint():
+            if state.get("dataset") != self._selection_fingerprint():
                 raise ResumeError(
                     f"the checkpoint '{checkpoint}' was made with another training dataset (other rows, or in another "
                     f"order; this one has {len(self.train_dataset)}). Resume with the dataset it was started with, or "
@@ -324,7 +325,7 @@ class SelectionMixin(_Base):
         if isinstance(self.train_dataset, IterableDataset):
             return ""
         if self._selection_digest is None:
-            self._selection_digest = hashlib.sha256("\n".join(ids_of(self.train_dataset)).encode()).hexdigest()[:16]
+            self._selection_digest = hashlib.sha256(json.dumps(ids_of(self.train_dataset)).encode()).hexdigest()[:16]
         return self._selection_digest
 
     def _selection_pool_of(self, features: Sequence[Any]) -> Pool:
