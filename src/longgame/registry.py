@@ -51,9 +51,7 @@ def plugin_at_work(subject: str, activity: str) -> Iterator[None]:
         if str(error).startswith(subject):
             raise
         raise PluginError(f"{subject}: {error}") from error
-    except LonggameError:
-        raise
-    except KeyboardInterrupt:
+    except (LonggameError, KeyboardInterrupt):
         raise
     except BaseException as error:
         places = [
