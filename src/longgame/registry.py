@@ -122,7 +122,16 @@ class Registry:
             RecipeError: as `resolve`; or a parameter that the class does not take.
             PluginError: as `resolve`; or the class cannot be instantiated.
         """
-        cls = self.resolve(name)
+        return self.make_of(name, self.resolve(name), parameters)
+
+    def make_of(self, name: str, cls: type, parameters: Mapping[str, Any]) -> Any:
+        """Return an instance of a class with these parameters; ``name`` stands for it in messages.
+
+        Raises:
+            RecipeError: a parameter that the class does not take.
+            PluginError: the class breaks the contract, or cannot be instantiated.
+        """
+        self._check(name, cls)
         accepted = inspect.signature(cls).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             for key in parameters:

@@ -1,11 +1,14 @@
 """SelectionConfig: validated where it is made, plain values there and back, short forms."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 
-from longgame.errors import RecipeError
+from longgame.errors import PluginError, RecipeError
 from longgame.selection.base import build_selector
+from longgame.selection.methods.gradient import GradientSelector
 from longgame.training.config import SelectionConfig
 from support.training import Coin, make_policy
 
@@ -35,6 +38,34 @@ def test_policies_of_one_config_share_nothing_but_the_seed():
     assert SelectionConfig(selector=policy).build_policy(3) is policy
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"selector": "gradient", "parameters": {"mode": "similarity"}},
+        {"selector": {"name": "gradient", "mode": "similarity"}},
+        {"selector": {"name": "gradient", "parameters": {"mode": "similarity"}}},
+        {"selector": GradientSelector, "parameters": {"mode": "similarity"}},
+        {"selector": GradientSelector(mode="similarity")},
+    ],
+    ids=["name", "mapping", "long mapping", "class", "instance"],
+)
+def test_every_form_of_a_selector_gives_the_same_one(fields):
+    selector = SelectionConfig(**fields).build_policy(3).selector
+    assert isinstance(selector, GradientSelector)
+    assert selector.mode == "similarity"
+    assert SelectionConfig.of(SelectionConfig(**fields)).selector == fields["selector"]
+
+
+def test_a_mapping_of_a_selector_round_trips():
+    config = SelectionConfig(selector={"name": "gradient", "mode": "similarity"})
+    assert SelectionConfig.from_dict(config.to_dict()) == config
+
+
+def test_configs_of_a_class_share_no_selector():
+    config = SelectionConfig.of(GradientSelector)
+    assert config.build_policy(3).selector is not config.build_policy(3).selector
+
+
 @pytest.mark.parametrize(("budget", "ratio"), [(1.0, 1), (0.5, 2), (0.3, 4), (0.1, 10)])
 def test_candidates_per_place_follow_from_the_budget(budget, ratio):
     assert SelectionConfig(budget=budget).ratio == ratio
@@ -54,6 +85,13 @@ def test_candidates_per_place_follow_from_the_budget(budget, ratio):
         ({"clusters": 0}, "clusters is 0"),
         ({"selector": "los"}, "Did you mean 'loss'"),
         ({"selector": 3}, "selector is a int"),
+        ({"selector": {"nam": "loss"}}, "without a 'name'"),
+        ({"selector": {"name": "gradient", "mod": "norm"}}, "no parameter 'mod'. Did you mean 'mode'"),
+        ({"selector": {"name": "los"}}, "Did you mean 'loss'"),
+        ({"selector": {"name": "gradient", "mode": "norm"}, "parameters": {"a": 1}}, "Put the parameters into one"),
+        ({"selector": GradientSelector, "parameters": {"mod": "norm"}}, "no parameter 'mod'. Did you mean 'mode'"),
+        ({"rounds": "steps"}, "Did you mean 'step'"),
+        ({"budget_of": "token"}, "Did you mean 'tokens'"),
         ({"selector": "loss", "parameters": {"weight": 1}}, "no parameter 'weight'"),
         ({"selector": build_selector("loss"), "parameters": {"a": 1}}, "LossSelector already"),
         ({"budgett": 0.1}, "unknown field 'budgett'. Did you mean 'budget'"),
@@ -62,6 +100,19 @@ def test_candidates_per_place_follow_from_the_budget(budget, ratio):
 def test_wrong_values_are_refused_where_the_config_is_made(values, message):
     with pytest.raises(RecipeError, match=message):
         SelectionConfig.from_dict(values)
+
+
+def test_a_class_that_is_no_selector_is_refused():
+    with pytest.raises(PluginError, match="does not derive from longgame.Selector"):
+        SelectionConfig(selector=dict)
+
+
+def test_misspelt_fields_get_a_suggestion_in_both_forms():
+    for make in (SelectionConfig, lambda **fields: SelectionConfig.of(fields)):
+        with pytest.raises(RecipeError, match="unknown field 'round'. Did you mean 'rounds'"):
+            make(round=1)
+    config = SelectionConfig(budget=0.5)
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == dataclasses.replace(config, seed=None)
 
 
 def test_a_selector_object_has_no_plain_values():

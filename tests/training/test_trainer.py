@@ -366,6 +366,42 @@ def test_a_future_term_without_a_proxy_dataset_is_refused(tmp_path, tokenizer):
         make_trainer(tmp_path, tokenizer, selector="lhas").train()
 
 
+def test_target_and_proxy_dataset_are_two_names_of_one(tmp_path, tokenizer):
+    items = Dataset.from_list(rows_of(make_pool(4, seed=9)))
+    picks = []
+    for name in ("proxy_dataset", "target_dataset"):
+        trainer = make_trainer(tmp_path, tokenizer, selector="lhas", args={"max_steps": 2}, **{name: items})
+        trainer.train()
+        picks.append([done.picked_ids for done in trainer.selection_policy.rounds])
+    assert picks[0] == picks[1]
+    with pytest.raises(RecipeError, match="two names of one set"):
+        make_trainer(tmp_path, tokenizer, selector="lhas", proxy_dataset=items, target_dataset=items)
+
+
+def test_items_that_no_selector_reads_are_reported(tmp_path, tokenizer, caplog):
+    items = Dataset.from_list(rows_of(make_pool(4, seed=9)))
+    make_trainer(tmp_path, tokenizer, selector="loss", target_dataset=items)
+    assert "the proxy or target dataset is not read" in caplog.text
+    caplog.clear()
+    make_trainer(tmp_path, tokenizer, selector="lhas", target_dataset=items)
+    assert "is not read" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("train_datset", "no argument 'train_datset'. Did you mean 'train_dataset'"),
+        ("proxy_datset", "Did you mean 'proxy_dataset'"),
+        ("data_colator", "Did you mean 'data_collator'"),
+        ("budget", r"It is a field of selection=SelectionConfig\(budget=…\)"),
+    ],
+)
+@pytest.mark.parametrize("cls", [SelectionTrainer, SelectionSFTTrainer])
+def test_misspelt_arguments_get_a_suggestion(cls, argument, message):
+    with pytest.raises(RecipeError, match=message):
+        cls(make_model(), **{argument: 0.5})
+
+
 def test_full_fine_tuning_resumes_with_its_base_signals(tmp_path, tokenizer):
     def build(folder):
         args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}

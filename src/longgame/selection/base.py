@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import PluginError
+from longgame.errors import PluginError, RecipeError
 from longgame.registry import Registry
 from longgame.selection.budget import fill_by_score
 from longgame.selection.history import History, Selection
@@ -233,17 +233,45 @@ _SPECIAL = Registry(
 )
 
 
-def build_selector(name: str, parameters: Mapping[str, Any] | None = None) -> Selector:
-    """Make the selector of this name (or ``file.py:Class``, or ``scores:FILE``) with these parameters.
+def build_selector(
+    selector: str | type[Selector] | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
+) -> Selector:
+    """Make a selector.
+
+    Args:
+        selector: its name, ``file.py:Class``, ``scores:FILE``, a class, or ``{"name": …, parameter: …}``.
+        parameters: keyword arguments of the class; not beside a mapping, which holds them.
 
     Raises:
         RecipeError: unknown name, a parameter it does not take, or a value out of range.
         PluginError: the class cannot be made or breaks the contract. DataError: a file of scores is wrong.
     """
-    if name.startswith(SCORES):
-        return _SPECIAL.make(SCORES, {**(parameters or {}), "file": name.removeprefix(SCORES)})
-    if name == ORACLE:
-        return _SPECIAL.make(ORACLE, parameters or {})
-    selector: Selector = SELECTORS.make(name, parameters or {})
-    _check_requires(name, selector.requires)
-    return selector
+    if isinstance(selector, Mapping):
+        selector, parameters = _named(selector, parameters)
+    values = parameters or {}
+    if isinstance(selector, type):
+        name = selector.__name__
+        instance: Selector = SELECTORS.make_of(name, selector, values)
+    elif selector.startswith(SCORES):
+        return _SPECIAL.make(SCORES, {**values, "file": selector.removeprefix(SCORES)})
+    elif selector == ORACLE:
+        return _SPECIAL.make(ORACLE, values)
+    else:
+        name = selector
+        instance = SELECTORS.make(name, values)
+    _check_requires(name, instance.requires)
+    return instance
+
+
+def _named(values: Mapping[str, Any], parameters: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters in ``{"name": …, parameter: …}`` or ``{"name": …, "parameters": {…}}``."""
+    rest = {key: value for key, value in values.items() if key != "name"}
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise RecipeError(f"selector is {dict(values)}, without a 'name'. Write {{name: gradient, mode: similarity}}.")
+    if parameters:
+        raise RecipeError(
+            f"selector is {dict(values)} and parameters are {dict(parameters)}. Put the parameters into one of them."
+        )
+    nested = rest.get("parameters")
+    return name, dict(nested) if isinstance(nested, Mapping) and len(rest) == 1 else rest

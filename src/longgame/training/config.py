@@ -6,14 +6,17 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from longgame.errors import RecipeError, unknown
+from longgame.errors import RecipeError, did_you_mean, unknown
 from longgame.recipe import BudgetOf, Recipe, Rounds
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
+
+AnySelector = str | Mapping[str, Any] | type[Selector] | Selector | SelectionPolicy
+"""What `SelectionConfig.selector` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +33,12 @@ class SelectionConfig:
         PluginError: the selector cannot be made.
     """
 
-    selector: str | Selector | SelectionPolicy = "random"
-    """A name (`longgame selectors` lists them, ``path/to/file.py:Class`` is your own), a `Selector`, or a
-    `SelectionPolicy`, which brings its own history and generator."""
+    selector: AnySelector = "random"
+    """A name (`longgame selectors` lists them, ``path/to/file.py:Class`` is your own), a mapping with parameters
+    (``{"name": "gradient", "mode": "similarity"}``), a class, a `Selector`, or a `SelectionPolicy`, which brings its
+    own history and generator."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the selector; only with a name."""
+    """Keyword arguments of the selector; only with a name or a class."""
     budget: float = 0.25
     """Share of the candidates' tokens that is trained on, in (0, 1]."""
     budget_of: BudgetOf = "tokens"
@@ -59,13 +63,19 @@ class SelectionConfig:
     log_statistics: bool = True
     """Log the tokens selected and offered so far and the seconds that selecting took, beside the loss."""
 
+    def __new__(cls, **values: Any) -> Self:
+        """Refuse a misspelt field with a suggestion, in the words of `from_dict`."""
+        cls._check_names(values)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if self.rounds != "step" and (isinstance(self.rounds, str) or self.rounds < 1):
-            raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.")
+            hint = did_you_mean(str(self.rounds), ["step"])
+            raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.{hint}")
         if not 0 < self.budget <= 1:
             raise RecipeError(f"budget is {self.budget}; it is a share of the candidates' tokens, in (0, 1].")
         if self.budget_of not in get_args(BudgetOf):
-            raise RecipeError(f"budget_of is {self.budget_of!r}; use one of {', '.join(get_args(BudgetOf))}.")
+            raise RecipeError(unknown("budget_of", str(self.budget_of), get_args(BudgetOf)))
         for name in ("candidate_ratio", "epochs", "proxy_refresh_steps", "clusters"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -75,12 +85,14 @@ class SelectionConfig:
                 f"epochs is {self.epochs} but rounds is 'step': a step trains once on what it selects. "
                 "Use epochs 1, or a number of rounds."
             )
-        if isinstance(self.selector, str):
-            if not self.selector.startswith(SCORES):  # reads a file, which may be large
+        if isinstance(self.selector, str | Mapping | type):
+            form = self.selector.get("name") if isinstance(self.selector, Mapping) else self.selector
+            if not str(form).startswith(SCORES):  # reads a file, which may be large
                 build_selector(self.selector, self.parameters)
         elif not isinstance(self.selector, Selector | SelectionPolicy):
             raise RecipeError(
-                f"selector is a {type(self.selector).__name__}; give a name, a Selector or a SelectionPolicy."
+                f"selector is a {type(self.selector).__name__}; give a name, a mapping with a name and parameters, "
+                "a class, a Selector or a SelectionPolicy."
             )
         elif self.parameters:
             raise RecipeError(
@@ -89,8 +101,15 @@ class SelectionConfig:
             )
 
     @classmethod
-    def of(cls, value: SelectionConfig | Mapping[str, Any] | str | Selector | SelectionPolicy) -> SelectionConfig:
-        """Return the config that a short form means: a selector, by name or made, or a mapping of fields."""
+    def _check_names(cls, values: Mapping[str, Any]) -> None:
+        names = [item.name for item in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise RecipeError(f"SelectionConfig: {unknown('field', key, names)}")
+
+    @classmethod
+    def of(cls, value: SelectionConfig | AnySelector) -> SelectionConfig:
+        """Return the config that a short form means: a selector (name, class or instance), or a mapping of fields."""
         if isinstance(value, SelectionConfig):
             return value
         return cls.from_dict(value) if isinstance(value, Mapping) else cls(selector=value)
@@ -115,10 +134,7 @@ class SelectionConfig:
         Raises:
             RecipeError: a key is no field; otherwise as the class.
         """
-        names = [item.name for item in dataclasses.fields(cls)]
-        for key in values:
-            if key not in names:
-                raise RecipeError(f"SelectionConfig: {unknown('field', key, names)}")
+        cls._check_names(values)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,12 +143,13 @@ class SelectionConfig:
         Raises:
             RecipeError: the selector is an object, whose parameters are not known here.
         """
-        if not isinstance(self.selector, str):
-            raise RecipeError(
-                f"selector is a {type(self.selector).__name__}, which has no plain form. Give its name and parameters."
-            )
+        if not isinstance(self.selector, str | Mapping):
+            kind = self.selector.__name__ if isinstance(self.selector, type) else type(self.selector).__name__
+            raise RecipeError(f"selector is a {kind}, which has no plain form. Give its name and parameters.")
+        selector = self.selector if isinstance(self.selector, str) else dict(self.selector)
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)} | {
-            "parameters": dict(self.parameters)
+            "selector": selector,
+            "parameters": dict(self.parameters),
         }
 
     @property
@@ -145,7 +162,7 @@ class SelectionConfig:
         if isinstance(self.selector, SelectionPolicy):
             return self.selector
         selector = self.selector
-        if isinstance(selector, str):
+        if not isinstance(selector, Selector):
             selector = build_selector(selector, self.parameters)
         history = History(seed=stream_seed(seed, "selection", "history"))
         return SelectionPolicy(selector, history, generator(seed, "selection", "select"))

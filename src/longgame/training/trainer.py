@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 import logging
@@ -27,17 +28,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longgame.data.examples import Pool
-from longgame.errors import RecipeError, ResumeError
+from longgame.errors import RecipeError, ResumeError, did_you_mean
 from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
-from longgame.selection.base import Selector
-from longgame.selection.policy import ComputeSignals, SelectionPolicy
-from longgame.signals.base import Signals
+from longgame.selection.policy import ComputeSignals
+from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
 from longgame.training.candidates import SELECTION_COLUMNS, Candidates, ids_of, pool_of, with_ids
-from longgame.training.config import SelectionConfig
+from longgame.training.config import AnySelector, SelectionConfig
 from longgame.training.feed import SelectionFeed, split_micro
 
 if TYPE_CHECKING:
@@ -64,15 +64,18 @@ class SelectionMixin(_Base):
     one.
 
     Args:
-        selection: a `SelectionConfig`, or in short a selector (its name, a `Selector` or a `SelectionPolicy`) or a
-            mapping of the config's fields.
+        selection: a `SelectionConfig`, or in short a selector (name, class or instance) or a mapping of the config's
+            fields.
         signals: (pool, names) → Signals; default: a `SignalSource` on the model.
         proxy_dataset: examples that stand for the future, in the form of the training dataset; for selectors that
-            require ``future_proxy``, such as ``lhas``. They are never trained on.
+            compare with them (signals that need ``proxy``), such as ``lhas``. They are never trained on.
+        target_dataset: the same items under the name that targeted selection has for them: examples of the task to
+            select for. Give one of the two.
 
     Raises:
-        RecipeError: a wrong value, or a set-up that selection does not go with: packing or padding-free batches,
-            several processes or GPUs, FSDP, DeepSpeed, ``auto_find_batch_size``, ``batch_rebalance``.
+        RecipeError: a wrong value, a misspelt argument, or a set-up that selection does not go with: packing or
+            padding-free batches, several processes or GPUs, FSDP, DeepSpeed, ``auto_find_batch_size``,
+            ``batch_rebalance``.
         DataError: see `with_ids`.
     """
 
@@ -86,12 +89,19 @@ class SelectionMixin(_Base):
     def __init__(
         self,
         *args: Any,
-        selection: SelectionConfig | Mapping[str, Any] | str | Selector | SelectionPolicy = SelectionConfig(),
+        selection: SelectionConfig | AnySelector = SelectionConfig(),
         signals: ComputeSignals | None = None,
         proxy_dataset: Any = None,
+        target_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
+        self._check_arguments(kwargs)
         self.selection = SelectionConfig.of(selection)
+        if proxy_dataset is not None and target_dataset is not None:
+            raise RecipeError(
+                "proxy_dataset and target_dataset are two names of one set of items that candidates are compared with. "
+                "Give one of them."
+            )
         _refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
         self.selection_seconds = 0.0
         """Wall-clock of computing signals and selecting, over all steps."""
@@ -111,7 +121,13 @@ class SelectionMixin(_Base):
         self.selection_policy = self.selection.build_policy(self._selection_seed())
         if self.train_dataset is not None:
             self.train_dataset = self._selection_dataset(self.train_dataset)
-        self.proxy_dataset = None if proxy_dataset is None else with_ids(self._selection_prepare(proxy_dataset), 1)
+        items = target_dataset if proxy_dataset is None else proxy_dataset
+        self.proxy_dataset = None if items is None else with_ids(self._selection_prepare(items), 1)
+        if items is not None and not _reads_proxy(self.selection_policy.required):
+            _log.warning(
+                "selector '%s' compares candidates with no other items, so the proxy or target dataset is not read.",
+                self.selection_policy.selector.name,
+            )
 
     # What the Trainer calls, in the order in which it does
 
@@ -340,6 +356,26 @@ class SelectionMixin(_Base):
         tokens = (getattr(source, "pad_token_id", None) for source in sources)
         return next((int(token) for token in tokens if token is not None), None)
 
+    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Raise RecipeError for a keyword argument that no class behind the mixin takes."""
+        classes = type(self).__mro__
+        names = ["selection", "signals", "proxy_dataset", "target_dataset"]
+        for cls in classes[classes.index(SelectionMixin) + 1 :]:
+            if "__init__" not in vars(cls):
+                continue
+            parameters = inspect.signature(cls).parameters.values()
+            names += [item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
+            if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+                break
+        for name in arguments:
+            if name not in names:
+                fields = [item.name for item in dataclasses.fields(SelectionConfig)]
+                place = f" It is a field of selection=SelectionConfig({name}=…)." if name in fields else ""
+                raise RecipeError(
+                    f"{type(self).__name__} has no argument '{name}'.{place or did_you_mean(name, names)} "
+                    f"It takes: {', '.join(sorted(set(names)))}."
+                )
+
     def _refuse_selection(self) -> None:
         args = self.args
         unsupported = {
@@ -358,6 +394,12 @@ class SelectionMixin(_Base):
             raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
         if args.train_sampling_strategy == "batch_rebalance":
             raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
+
+
+def _reads_proxy(names: Sequence[str]) -> bool:
+    """Whether one of these signals compares candidates with the proxy items."""
+    table = {**SIGNALS, **CONTEXT}
+    return any("proxy" in table[name].needs for name in names)
 
 
 def _refuse_packing(arguments: Any) -> None:
