@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -211,14 +213,80 @@ def test_error_without_hub_and_pip_names_both(small_smollm2: Path, monkeypatch: 
     assert smollm2.GGUF_VARIABLE in message
 
 
-def test_local_weights_come_before_the_hub(small_smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def snapshot(small_smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with a stand-in for the repository, whose files count as the published ones."""
+    folder = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M-Instruct" / "snapshots" / ("0" * 40)
+    tokenizer = chat_tokenizer()
+    llama(len(tokenizer), tied=True).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": CHATML}))
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text(folder.name)
+    published = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(smollm2, "PUBLISHED", published)
+    return folder
+
+
+def from_cache(monkeypatch: pytest.MonkeyPatch, snapshot: Path) -> None:
+    monkeypatch.setattr(
+        smollm2, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=snapshot.parents[2])
+    )
+
+
+def test_local_weights_come_before_the_hub(small_smollm2: Path, snapshot: Path, monkeypatch) -> None:
     """A machine keeps the weights it started with when the network comes and goes."""
     monkeypatch.setattr(smollm2, "require_repo", lambda *_: None)
-    assert smollm2.locate() == smollm2.Located(smollm2.HUB_ID, "", False)
+    monkeypatch.setattr(smollm2, "snapshot_download", lambda *_, **__: str(snapshot))
+    digest = smollm2.PUBLISHED["model.safetensors"]
+    from_hub = smollm2.Located(str(snapshot), f"hub {smollm2.HUB_ID} at {'0' * 40}, sha256 {digest}")
+    assert smollm2.locate() == from_hub
     conversion = converted(small_smollm2, monkeypatch)
     assert smollm2.locate() == conversion
-    monkeypatch.setattr(smollm2, "try_to_load_from_cache", lambda *_: "a/path")
-    assert smollm2.locate() == smollm2.Located(smollm2.HUB_ID, "", True)
+    from_cache(monkeypatch, snapshot)
+    assert smollm2.locate() == from_hub
+    assert load_model(ModelSpec(name="smollm2-135m")).source == from_hub.source
+    smollm2._from_hub.cache_clear()
+    (snapshot / "tokenizer.json").unlink()  # a download that was stopped
+    assert smollm2.locate() == conversion
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "is not the file of HuggingFaceTB/SmolLM2-135M-Instruct: its SHA-256 is"),
+        ("config.json", "is not the file of"),
+        ("tokenizer.json", "is not the file of"),
+        ("tokenizer_config.json", "is not the file of"),
+        ("generation_config.json", "is not the file of"),
+        ("chat_template.jinja", "would be read, but .* holds no such file"),
+        ("adapter_config.json", "would be read, but"),
+        ("added_tokens.json", "would be read, but"),
+    ],
+)
+@pytest.mark.parametrize("place", ["cache", "hub"])
+def test_a_planted_hub_snapshot_is_refused(snapshot: Path, monkeypatch, name: str, message: str, place: str) -> None:
+    if place == "cache":
+        from_cache(monkeypatch, snapshot)
+    else:
+        monkeypatch.setattr(smollm2, "require_repo", lambda *_: None)
+        monkeypatch.setattr(smollm2, "snapshot_download", lambda *_, **__: str(snapshot))
+    path = snapshot / name
+    path.write_bytes((path.read_bytes() if path.exists() else b"{}") + b" ")
+    with pytest.raises(ModelError, match=f"{message}.*Delete the folder, or set model.name"):
+        smollm2.locate()
+
+
+def test_a_failed_download_is_one_sentence(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(smollm2, "require_repo", lambda *_: None)
+    monkeypatch.setattr(smollm2, "snapshot_download", download)
+    with pytest.raises(ModelError, match="cannot be downloaded: .*No space left"):
+        smollm2.locate()
 
 
 def test_files_that_are_not_smollm2_are_refused(

@@ -194,7 +194,7 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
         return place, f"package data longgame/assets/{name}", True
     if name == "smollm2-135m":
         model = smollm2.locate()
-        return model.place, model.source, model.local
+        return model.place, model.source, True
     folder_path = Path(name).expanduser()
     if folder_path.is_dir():
         if not (folder_path / "config.json").is_file():

