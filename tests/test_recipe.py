@@ -1,9 +1,12 @@
+import tomllib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.errors import RecipeError
-from longgame.recipe import Recipe, load_recipe, parse_recipe
+from longgame.recipe import Recipe, find_recipe, load_recipe, packaged_recipes, parse_recipe
 
 GOOD = {"name": "a", "selectors": ["loss"]}
 
@@ -60,6 +63,38 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("name: a\nselectors: [loss]\n")
     with pytest.raises(RecipeError, match=r"Did you mean 'quickstart\.yaml'"):
         load_recipe(tmp_path / "quikstart.yaml")
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_a_packaged_recipe_is_named_and_valid(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(name).name == name
+
+
+def test_a_file_or_run_hides_a_packaged_recipe_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert find_recipe("quickstart") == packaged_recipes()["quickstart"]
+    (tmp_path / "quickstart" / "recipe.yaml").write_text("name: mine\nselectors: [loss]\n")
+    assert find_recipe("quickstart").is_dir()
+    (tmp_path / "domain").write_text("name: mine\nselectors: [loss]\n")
+    assert load_recipe("domain").name == "mine"
+
+
+@pytest.mark.parametrize("name", ["quikstart", "tiny-base", "recipes/quickstart"])
+def test_an_unknown_recipe_names_those_of_the_package(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=f"recipe '{name}' does not exist") as caught:
+        load_recipe(name)
+    assert ("Did you mean 'quickstart'?" in str(caught.value)) is (name == "quikstart")
+    assert ("domain, interleaved" in str(caught.value)) is ("/" not in name)
+
+
+def test_the_wheel_holds_the_folder_of_recipes():
+    root = Path(__file__).parents[1]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"recipes": "longgame/recipes"}
+    assert {path.parent for path in packaged_recipes().values()} == {root / "recipes"}
 
 
 def test_overrides_reach_nested_keys_and_are_validated(tmp_path):

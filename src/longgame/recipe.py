@@ -532,6 +532,28 @@ def load_yaml(text: str) -> Any:
         raise ValueError(place + (getattr(error, "problem", None) or " ".join(str(error).split()))) from error
 
 
+def packaged_recipes() -> dict[str, Path]:
+    """Name → file of every recipe that comes with the package, sorted by name.
+
+    The wheel holds them beside the modules; in a clone they are its folder ``recipes``.
+    """
+    installed = Path(__file__).parent / "recipes"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != _PRETRAINING}
+
+
+_PRETRAINING = "tiny-base"
+"""The file among the recipes that says how the tiny models were made, and is no audit."""
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The path itself, or the file of the packaged recipe of this name where no such file or run directory exists."""
+    path = Path(name)
+    if path.is_file() or (path / "recipe.yaml").is_file():
+        return path
+    return packaged_recipes().get(str(name), path)
+
+
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; ``example`` is named in the hint for a file that does not exist.
 
@@ -540,9 +562,11 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     """
     path = Path(path)
     if reason := why_no_file(path):
+        names = packaged_recipes() if len(path.parts) == 1 else {}
         others = [other.name for other in path.parent.glob("*.yaml")] if reason == "does not exist" else []
-        near = did_you_mean(path.name, others)
-        raise RecipeError(f"recipe '{path}' {reason}.{near} Give the path of a YAML file, e.g. {example}.")
+        near = did_you_mean(path.name, [*others, *(names if not path.suffix else ())])
+        packaged = f", or the name of a recipe of the package: {', '.join(names)}" if names else ""
+        raise RecipeError(f"recipe '{path}' {reason}.{near} Give the path of a YAML file, e.g. {example}{packaged}.")
     try:
         if path.stat().st_size > _LONGEST_YAML:
             raise RecipeError(f"recipe '{path}' has {path.stat().st_size:,} bytes; give at most {_LONGEST_YAML:,}.")
@@ -563,9 +587,13 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe and replace the values of dotted keys.
 
+    Args:
+        path: a YAML file, or the name of a recipe of the package (`packaged_recipes`).
+
     Raises:
         RecipeError: the file does not exist, is not YAML, or a key or value is wrong.
     """
+    path = find_recipe(path)
     raw = read_mapping(path, "recipes/quickstart.yaml")
     set_values(raw, overrides or {}, str(path))
     return parse_recipe(raw, str(path))

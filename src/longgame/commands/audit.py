@@ -21,7 +21,7 @@ from longgame.commands.options import (
 )
 from longgame.commands.terminal import Terminal
 from longgame.errors import RecipeError
-from longgame.recipe import Recipe, load_recipe, parse_recipe
+from longgame.recipe import Recipe, find_recipe, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from longgame.audit.execute import Display
@@ -43,7 +43,7 @@ def audit(
     A trial that fails does not end the others.
 
     Args:
-        recipe: a recipe, a mapping of its keys, or the path of a YAML file.
+        recipe: a recipe, a mapping of its keys, the path of a YAML file, or the name of a recipe of the package.
         out: run directory; None: ``runs/NAME``.
         workers: processes. With more than one, guard the calling script by ``if __name__ == "__main__"``.
         threads: threads per worker; None: those of the run that is resumed, else cores / workers.
@@ -81,7 +81,10 @@ def audit(
 
 
 def audit_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the directory of a run to print or finish.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A recipe (YAML), the name of one of the package (quickstart), or the directory of a run."),
+    ],
     selectors: Annotated[
         str | None, typer.Option(help="Replace the recipe's: names, comma-separated; file.py:Class or scores:FILE.")
     ] = None,
@@ -124,6 +127,7 @@ def audit_command(
         from longgame.report.layout import report_layout
         from longgame.report.render import print_layout, write_report
 
+        recipe = find_recipe(recipe)
         is_run = recipe.is_dir() or (recipe.name == RECIPE and holds_run(recipe.parent))
         file = recipe / RECIPE if recipe.is_dir() else recipe
         if is_run and not (holds_run(file.parent) and file.is_file()):

@@ -12,7 +12,7 @@ import typer
 
 from longgame.commands.options import Cross, DataDir, ModelName, SeedsOption, interruptible, recipe_changes
 from longgame.data.examples import Example
-from longgame.recipe import Recipe, load_recipe
+from longgame.recipe import Recipe, find_recipe, load_recipe
 from longgame.storage import table_bytes, write_file
 
 Format = Literal["parquet", "jsonl"]
@@ -22,7 +22,7 @@ _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "sour
 
 
 def pools(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the name of one of the package.")],
     out: Annotated[Path, typer.Option(help="Folder for candidates and pools.")],
     seeds: SeedsOption = None,
     model: ModelName = None,
@@ -36,6 +36,7 @@ def pools(
     Its scores go into an audit as --selector scores:FILE (columns sample_id and score, keep or both).
     """
     with interruptible("stopped. Run the command again."):
+        recipe = find_recipe(recipe)
         changes = recipe_changes(recipe, seeds=seeds, model=model, data_dir=data_dir, axis=axis, cross=cross)
         written = write_pools(load_recipe(recipe, changes), out, "jsonl" if jsonl else "parquet")
     for path, rows in written.items():
