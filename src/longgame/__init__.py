@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from longgame.audit.run import Run
     from longgame.commands.audit import audit
     from longgame.training.config import SelectionConfig
+    from longgame.training.log import read_picks, read_training_log
     from longgame.training.sft import SelectionSFTTrainer
     from longgame.training.trainer import SelectionTrainer
 
@@ -38,6 +39,8 @@ __all__ = [
     "audit",
     "build_selector",
     "load_recipe",
+    "read_picks",
+    "read_training_log",
 ]
 
 
@@ -46,6 +49,8 @@ _LAZY = {
     "SelectionConfig": "longgame.training.config",
     "SelectionSFTTrainer": "longgame.training.sft",
     "SelectionTrainer": "longgame.training.trainer",
+    "read_picks": "longgame.training.log",
+    "read_training_log": "longgame.training.log",
 }
 """Names whose modules load torch, transformers or TRL, and so are imported when they are first used."""
 

@@ -1,7 +1,11 @@
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
-from support.training import make_pool
+from support.training import PAD, VOCAB, make_pool
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -16,3 +20,13 @@ def single_thread():
 @pytest.fixture
 def pool():
     return make_pool()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {"<pad>": PAD, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    model = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
+    )

@@ -1,6 +1,5 @@
 """The user-facing trainers: the Trainer's own steps and losses, resumable picks, clear refusals."""
 
-import dataclasses
 import json
 import sys
 
@@ -8,100 +7,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
-from trl import SFTConfig
+from transformers import Trainer, TrainingArguments
 
 import longgame
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
 from longgame.selection.base import SELECTORS, build_selector
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty
 from longgame.training.candidates import content_ids
-from longgame.training.config import SelectionConfig
 from longgame.training.sft import SelectionSFTTrainer
 from longgame.training.trainer import SelectionTrainer
-from support.training import PAD, VOCAB, Coin, Peek, loss_scorer, make_model, make_policy, make_pool
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = {"<pad>": PAD, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
-    model = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    model.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
-    )
-
-
-def rows_of(pool, ids=True):
-    rows = []
-    for row, tokens in enumerate(pool.input_ids):
-        start = int(pool.prompt_tokens[row])
-        labels = [-100] * start + tokens[start:].tolist()
-        feature = {"input_ids": tokens.tolist(), "labels": labels, "attention_mask": [1] * len(tokens)}
-        rows.append({**feature, "sample_id": pool.ids[row]} if ids else feature)
-    return rows
-
-
-def stream(n=8, ids=True):
-    return Dataset.from_list(rows_of(make_pool(n), ids)).to_iterable_dataset()
-
-
-def arguments(folder, **options):
-    base = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 2,
-        "num_train_epochs": 2,
-        "learning_rate": 2e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 7,
-    }
-    return TrainingArguments(**{**base, **options})
-
-
-class Recording(SelectionTrainer):
-    """Notes the ids of every step."""
-
-    def get_batch_samples(self, *args):
-        batches, items = super().get_batch_samples(*args)
-        if not hasattr(self, "picks"):
-            self.picks = {}
-        if batches:
-            self.picks[self.state.global_step] = [batch["input_ids"].tolist() for batch in batches]
-        return batches, items
-
-
-def make_trainer(
-    folder, tokenizer, cls=Recording, pool=None, model=None, train=None, dropout=0.0, args=None, **options
-):
-    options = with_selection(options)
-    model = model or make_model(dropout=dropout)
-    return cls(
-        model,
-        arguments(folder, **(args or {})),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-        train_dataset=train if train is not None else Dataset.from_list(rows_of(pool or make_pool(40))),
-        processing_class=tokenizer,
-        **options,
-    )
-
-
-def with_selection(options):
-    """Fields of SelectionConfig among these arguments, put into one."""
-    fields = {item.name for item in dataclasses.fields(SelectionConfig)}
-    selection = {name: value for name, value in options.items() if name in fields}
-    others = {name: value for name, value in options.items() if name not in fields}
-    return {**others, "selection": selection} if selection else others
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+from support.trainers import losses, make_trainer, rows_of, sft, stream
+from support.training import Coin, Peek, loss_scorer, make_model, make_policy, make_pool
 
 
 def test_steps_and_learning_rates_are_those_of_a_quarter(tmp_path, tokenizer):
@@ -122,13 +38,20 @@ def test_full_budget_gives_the_losses_of_the_plain_trainer(tmp_path, tokenizer):
     np.testing.assert_allclose(losses(ours), losses(plain), rtol=1e-4)
 
 
+STATISTICS = {
+    f"selection/{name}"
+    for name in ("kept", "offered", "kept_tokens", "offered_tokens", "total_kept_tokens", "total_offered_tokens",
+                 "overlap", "seconds", "time_share")
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("log_statistics", [True, False])
 def test_log_statistics_decides_what_is_logged(tmp_path, tokenizer, log_statistics):
     trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), log_statistics=log_statistics)
     trainer.train()
-    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
-    names = {"selected_tokens", "candidate_tokens", "selection_seconds"}
-    assert names & last.keys() == (names if log_statistics else set())
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = {name for name in entries[-1] if name.startswith("selection/")}
+    assert names == (STATISTICS if log_statistics else set())
     assert trainer.selection_feed.spent > 0
 
 
@@ -461,22 +384,6 @@ def test_a_policy_brings_its_own_history(tmp_path, tokenizer):
     trainer.train()
     assert trainer.selection_policy is policy
     assert policy.history.n_selected == sum(len(done.picked_ids) for done in policy.rounds)
-
-
-def sft(folder, tokenizer, args=None, **options):
-    rng = np.random.default_rng(0)
-
-    def text():
-        return " ".join(f"w{i}" for i in rng.integers(3, VOCAB, rng.integers(2, 6)))
-
-    rows = [{"prompt": text() + " ", "completion": text(), "sample_id": f"s{i}"} for i in range(40)]
-    config = {**arguments(folder).to_dict(), "max_length": 32, **(args or {})}
-    fields = {name: value for name, value in config.items() if name in SFTConfig.__dataclass_fields__}
-    config = SFTConfig(**{name: value for name, value in fields.items() if value is not None})
-    data = Dataset.from_list(rows)
-    return SelectionSFTTrainer(
-        make_model(), config, train_dataset=data, processing_class=tokenizer, **with_selection(options)
-    )
 
 
 def test_sft_trainer_selects_and_resumes(tmp_path, tokenizer):

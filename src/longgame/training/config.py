@@ -19,6 +19,18 @@ AnySelector = str | Mapping[str, Any] | type[Selector] | Selector | SelectionPol
 """What `SelectionConfig.selector` takes."""
 
 
+_WHOLE = (int, "a whole number")
+_TRUTH = (bool, "true or false")
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "parameters": (Mapping, "a mapping of the selector's arguments"),
+    "budget": (int | float, "a number in (0, 1]"),
+    "rounds": (int | str, "'step' or a whole number from 1 on"),
+    **dict.fromkeys(("candidate_ratio", "epochs", "seed", "proxy_refresh_steps", "clusters"), _WHOLE),
+    **dict.fromkeys(("repeat", "keep_signals", "log_statistics", "training_log"), _TRUTH),
+}
+"""Field → kind of value, and the kind in words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     """How examples are selected while a model trains.
@@ -46,6 +58,10 @@ class SelectionConfig:
     rounds: Rounds = "step"
     """"step": every step selects from its own candidates. n: training is split into n rounds; each round scores all
     examples that are not selected yet and selects its share (1 = one offline choice)."""
+    repeat: bool = True
+    """Offer an example that was selected in an earlier epoch again. False: every example is selected at most once, and
+    each step selects as many tokens as with True; budget × epochs must not exceed 1. A number of rounds never offers
+    an example again."""
     candidate_ratio: int | None = None
     """Candidates per place in a batch; default: ⌈1 / budget⌉."""
     epochs: int | None = None
@@ -61,7 +77,9 @@ class SelectionConfig:
     """Keep what the selector saw in every round in the policy's log; memory grows with the rounds."""
 
     log_statistics: bool = True
-    """Log the tokens selected and offered so far and the seconds that selecting took, beside the loss."""
+    """Log the statistics of each selection (``selection/…``) beside the loss."""
+    training_log: bool = False
+    """Record loss and token accuracy of every example at every pass over it (`longgame.read_training_log`)."""
 
     def __new__(cls, **values: Any) -> Self:
         """Refuse a misspelt field with a suggestion, in the words of `from_dict`."""
@@ -69,6 +87,12 @@ class SelectionConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            kinds, words = _KINDS.get(item.name, (object, ""))
+            value = getattr(self, item.name)
+            is_wrong = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
+            if words and is_wrong and not (value is None and item.default is None):
+                raise RecipeError(f"{item.name} is {value!r}; use {words}.")
         if self.rounds != "step" and (isinstance(self.rounds, str) or self.rounds < 1):
             hint = did_you_mean(str(self.rounds), ["step"])
             raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.{hint}")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, RecipeError, ResumeError
@@ -45,6 +45,7 @@ class SelectionFeed:
     ) -> None:
         self.policy, self.score, self.steps = policy, score, steps
         self.rounds, self.budget, self.budget_of = selection.rounds, selection.budget, selection.budget_of
+        self.repeat = selection.repeat
         self.pool = None if pool is None else self._priced(pool)
         self.epochs, self.seed = selection.epochs or 1, selection.seed or 0
         if self.rounds != "step" and self.rounds > steps:
@@ -58,12 +59,14 @@ class SelectionFeed:
         self.learned = 0
         """Tokens trained on so far; a second pass counts again."""
         self.charged = self.offered = 0
-        """What was selected and what was offered so far, as the budget counts (`Pool.costs`)."""
+        """What was selected and what was offered or skipped so far, as the budget counts (`Pool.costs`)."""
         self._selected = np.zeros(0 if pool is None else len(pool), dtype=bool)
         """Rows of `pool` that earlier rounds selected."""
         self._queue: list[tuple[Pool, list[int]]] = []
 
-    def batch(self, step: int, candidates: Pool | None = None) -> tuple[Pool, list[int]]:
+    def batch(
+        self, step: int, candidates: Pool | None = None, skip: Container[str] = frozenset()
+    ) -> tuple[Pool, list[int]]:
         """Return a pool and the rows of it that this step trains on; where a round begins, select first.
 
         The pool is what the round selected from: its candidates, and behind them what the policy replays.
@@ -71,12 +74,13 @@ class SelectionFeed:
         Args:
             step: 0-based optimizer step; steps must come in order.
             candidates: of this step, with ``rounds="step"``.
+            skip: ids of candidates that are not offered again; their tokens count in the budget's share all the same.
 
         Raises:
             BudgetError: the budget holds no example, or fewer examples than the round has steps.
         """
         if not self._queue:
-            self._queue = self._round(step) if candidates is None else self._step(step, self._priced(candidates))
+            self._queue = self._round(step) if candidates is None else self._step(step, self._priced(candidates), skip)
         pool, rows = self._queue.pop(0)
         self.learned += int(pool.tokens[rows].sum())
         return pool, rows
@@ -85,8 +89,18 @@ class SelectionFeed:
         """The pool with the costs that this training's budget counts."""
         return pool if pool.budget_of == self.budget_of else dataclasses.replace(pool, budget_of=self.budget_of)
 
-    def _step(self, step: int, candidates: Pool) -> list[tuple[Pool, list[int]]]:
+    def _step(self, step: int, candidates: Pool, skip: Container[str]) -> list[tuple[Pool, list[int]]]:
         entitled = round(self.budget * (self.offered + int(candidates.costs.sum())))
+        fresh = [row for row, sample_id in enumerate(candidates.ids) if sample_id not in skip]
+        if len(fresh) < len(candidates):
+            if not fresh:
+                raise BudgetError(
+                    f"all {len(candidates)} candidates of step {step + 1} were selected before, and repeat is False. "
+                    "Train for fewer steps, give a step more candidates (candidate_ratio), or set repeat=True."
+                )
+            skipped = int(candidates.costs.sum())
+            candidates = candidates.take(fresh)
+            self.offered += skipped - int(candidates.costs.sum())
         pool, rows = self._select(candidates, entitled, 1 if step + 1 < self.steps else None)
         return [(pool, rows.tolist())]
 
@@ -159,6 +173,7 @@ class SelectionFeed:
         """
         saved, now = state["plan"], self._plan()
         free = {"steps"} if self.rounds == "step" else set()  # a choice at every step is the same in a longer training
+        saved = {"repeat": True, **saved}
         differing = [
             f"{key} was {saved.get(key)!r}, is {now[key]!r}"
             for key in now
@@ -185,7 +200,7 @@ class SelectionFeed:
             ) from error
 
     def _plan(self) -> dict[str, Any]:
-        names = ("rounds", "budget", "budget_of", "steps", "epochs", "seed")
+        names = ("rounds", "budget", "budget_of", "steps", "epochs", "seed", "repeat")
         return {"selector": self.policy.selector.name, **{name: getattr(self, name) for name in names}}
 
 
@@ -239,3 +254,25 @@ def split_micro(tokens: Sequence[int], parts: int) -> list[list[int]]:
         bins[lightest].append(position)
         load[lightest] += tokens[position]
     return [sorted(positions) for positions in bins]
+
+
+def epoch_steps(batches: int, accumulation: int) -> int:
+    """Return the optimizer steps of an epoch of so many batches, as transformers' Trainer counts them."""
+    return max(batches // accumulation + int(batches % accumulation > 0), 1)
+
+
+def fresh_first(order: Sequence[int], is_fresh: Bool[np.ndarray, " n"]) -> list[int]:
+    """Return the rows in an order in which the fresh ones are spread evenly, and the others fill up.
+
+    Of k rows in a row at least ⌊k · f / n⌋ are fresh, f of n in all. Fresh rows keep their order, and so do the others.
+
+    Args:
+        order: n rows.
+        is_fresh: per dataset row, whether it is still offered.
+    """
+    fresh = [row for row in order if is_fresh[row]]
+    others = [row for row in order if not is_fresh[row]]
+    n, f = len(order), len(fresh)
+    takes_fresh = [(place + 1) * f // n > place * f // n for place in range(n)]
+    sources = {True: iter(fresh), False: iter(others)}
+    return [next(sources[turn]) for turn in takes_fresh]

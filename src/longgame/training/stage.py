@@ -176,6 +176,9 @@ class StageTrainer(SelectionMixin, Trainer):
         ticks: Any = self.train_dataset
         return self.accelerator.prepare(DataLoader(ticks, sampler=SequentialSampler(ticks), collate_fn=itemgetter(0)))
 
+    def _selection_new_record(self) -> None:
+        """None: an audit keeps records of its own."""
+
     def _selection_dataset(self, dataset: Any) -> Any:
         return dataset
 

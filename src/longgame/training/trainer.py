@@ -15,20 +15,24 @@ import inspect
 import itertools
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from longgame.data.examples import Pool
-from longgame.errors import RecipeError, ResumeError, did_you_mean
+from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, did_you_mean
 from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
@@ -38,7 +42,8 @@ from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
 from longgame.training.candidates import SELECTION_COLUMNS, Candidates, ids_of, pool_of, with_ids
 from longgame.training.config import AnySelector, SelectionConfig
-from longgame.training.feed import SelectionFeed, split_micro
+from longgame.training.feed import SelectionFeed, epoch_steps, fresh_first, round_of, split_micro
+from longgame.training.log import SelectionRecord
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -52,6 +57,9 @@ STATE = "selection"
 
 ROW = "row"
 """Row-aligned key of `Pool.info`: the row of the training dataset."""
+
+PLACE = "place"
+"""Row-aligned key of `Pool.info`: the place among the candidates of a step."""
 
 
 class SelectionMixin(_Base):
@@ -114,6 +122,11 @@ class SelectionMixin(_Base):
         self._selection_pool: Pool | None = None
         self._selection_loader: Any = None
         self._selection_digest: str | None = None
+        self._selection_index: dict[str, int] | None = None
+        self._selection_micro: list[list[str]] = []
+        """Ids of the micro-batches that this step has still to train on; none where a batch learns nothing."""
+        self.selection_record: SelectionRecord | None = None
+        """Picks, statistics and training log of the training; None where none is kept."""
         super().__init__(*args, **kwargs)
         self._refuse_selection()
         # Sending batches from the main process to the others (accelerate's way with streams) knows tensors only.
@@ -134,6 +147,8 @@ class SelectionMixin(_Base):
     def get_train_dataloader(self) -> DataLoader:
         """Return the clock: batches of candidates, their columns uncollated. Rounds and budget start over with it."""
         self._selection_feed = None
+        self.selection_record = self._selection_new_record()
+        self.selection_seconds = 0.0
         collator, columns = self.data_collator, self._signature_columns
         self._set_signature_columns_if_needed()
         self.data_collator = Candidates
@@ -148,6 +163,9 @@ class SelectionMixin(_Base):
             )
         finally:
             self.data_collator, self._signature_columns = collator, columns
+        if not self.selection.repeat and self._selection_epoch:
+            batches: Any = self._selection_loader.batch_sampler
+            batches.sampler = _FreshFirst(batches.sampler, self._selection_fresh_rows)
         return self._selection_loader
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -162,6 +180,8 @@ class SelectionMixin(_Base):
                     "start a new training."
                 )
             self.selection_feed.load_state_dict(state["feed"])
+            if self.selection_record is not None:
+                self.selection_record.load(Path(checkpoint), state["record"])
             if isinstance(self.selection_signals, SignalSource):
                 self.selection_signals.load_state_dict(state["signals"])
 
@@ -178,22 +198,60 @@ class SelectionMixin(_Base):
         batches = self._selection_batches([row for tick in ticks for row in tick.rows], len(ticks))
         return batches, self._get_num_items_in_batch(batches, device)
 
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Train on a micro-batch, and record how well its examples were learned before (`training_log`)."""
+        if not self.selection.training_log or self.selection_record is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        ids, labels = self._selection_micro.pop(0), inputs["labels"]
+        outcomes: list[tuple[np.ndarray, np.ndarray]] = []
+        handle = model.register_forward_hook(lambda _module, _inputs, output: outcomes.append(outcome(output, labels)))
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            handle.remove()
+        if ids:
+            losses, accuracies = outcomes[-1]
+            step, plan = int(self.state.global_step), self.selection_feed
+            number = step if plan.rounds == "step" else round_of(step, plan.steps, plan.rounds)
+            epoch = step // self._selection_epoch if self._selection_epoch else 0
+            self.selection_record.add_learned(ids, losses, accuracies, step=step, epoch=epoch, number=number)
+        return loss
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the statistics of selection beside the loss (`SelectionConfig.log_statistics`)."""
-        if self.selection.log_statistics and "loss" in logs and self._selection_feed is not None:
-            feed = self._selection_feed
-            counts = {"selected_tokens": feed.spent, "candidate_tokens": feed.scored}
-            logs = {**logs, **counts, "selection_seconds": round(self.selection_seconds, 3)}
+        if self.selection.log_statistics and "loss" in logs and self.selection_record is not None:
+            feed = self.selection_feed
+            totals = {"selection/total_kept_tokens": feed.spent, "selection/total_offered_tokens": feed.scored}
+            logs = {**logs, **self.selection_record.statistics(self.selection_seconds), **totals}
         super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and write the selection tables into the output directory unless ``save_strategy`` is "no"."""
+        output = super().train(*args, **kwargs)
+        if self.args.save_strategy != SaveStrategy.NO:
+            self.save_selection(str(self.args.output_dir))
+        return output
+
+    def save_selection(self, folder: str | Path) -> None:
+        """Write what was selected (and the training log) into a folder, for `longgame.read_picks`.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        if self.selection_record is not None:
+            self.selection_record.write(Path(folder))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the rest: pushing to the hub and deleting old checkpoints happen inside super().
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.save_selection(folder)
         if not self.args.save_only_model:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            source = self.selection_signals
+            source, record = self.selection_signals, self.selection_record
             signals = source.state_dict() if isinstance(source, SignalSource) else {}
             step = int(self.state.global_step)
             state = {"feed": self.selection_feed.state_dict(), "signals": signals, "step": step}
+            if record is not None:
+                state["record"] = record.state_dict()
             write_state(folder, STATE, {**state, "dataset": self._selection_fingerprint()})
         super()._save_checkpoint(model, trial)
 
@@ -208,6 +266,7 @@ class SelectionMixin(_Base):
             epochs, seed = self._selection_epochs(steps), stream_seed(self._selection_seed(), "selection", "deal")
             budget = self._selection_budget(steps, epochs)
             selection = dataclasses.replace(selection, epochs=epochs, seed=seed, budget=budget)
+            self._check_repeat(steps)
             if self._selection_makes_signals and self.selection_policy.required:
                 self._selection_begin_signals()
             self._selection_feed = SelectionFeed(self.selection_policy, self._selection_score, selection, steps, pool)
@@ -216,21 +275,30 @@ class SelectionMixin(_Base):
     def _selection_batches(self, candidates: Sequence[Any], parts: int) -> list[Any]:
         """Return the micro-batches of this step; ``candidates`` are what the clock offers to it."""
         started = time.perf_counter()
-        feed, step = self.selection_feed, int(self.state.global_step)
-        pool, rows = feed.batch(step, self._selection_offer(candidates) if self.selection.rounds == "step" else None)
+        feed, step, record = self.selection_feed, int(self.state.global_step), self.selection_record
+        offer = self._selection_offer(candidates) if self.selection.rounds == "step" else None
+        skip = record.last_pick if record is not None and not self.selection.repeat else frozenset()
+        decisions = len(self.selection_policy.rounds)
+        pool, rows = feed.batch(step, offer, skip)
         self.selection_picks = pool, rows
+        if record is not None and len(self.selection_policy.rounds) > decisions:
+            decision = self.selection_policy.rounds[-1]
+            epoch = self._selection_epoch if self.selection.rounds == "step" else 0
+            record.add_selection(step, pool, decision, self._selection_rows(decision.picked_ids), epoch)
         self.selection_seconds += time.perf_counter() - started
         split = split_micro(pool.tokens[rows].tolist(), parts)
         batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
         for part, batch in zip(split, batches, strict=True):
             if not part:  # fewer picks than micro-batches: a pick is repeated without labels and adds nothing
                 batch["labels"] = torch.full_like(batch["labels"], -100)
+        self._selection_micro = [[pool.ids[rows[place]] for place in part] for part in split]
         return batches
 
     def _selection_offer(self, candidates: Sequence[Any]) -> Pool:
         """Return the candidates of a step as a pool, row by row."""
         self._selection_features = candidates
-        return self._selection_pool_of(candidates)
+        pool = self._selection_pool_of(candidates)
+        return dataclasses.replace(pool, info={**pool.info, PLACE: np.arange(len(pool))})
 
     def _selection_candidates(self) -> Pool:
         """Return the whole dataset as a pool; made once."""
@@ -244,7 +312,7 @@ class SelectionMixin(_Base):
         if ROW in pool.info:
             features = self._selection_fetch(pool.info[ROW][rows].tolist())
         else:
-            features = [self._selection_features[row] for row in rows]
+            features = [self._selection_features[place] for place in pool.info[PLACE][rows]]
         return self.data_collator([{k: v for k, v in row.items() if k not in SELECTION_COLUMNS} for row in features])
 
     def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -309,6 +377,45 @@ class SelectionMixin(_Base):
         seeds = (self.selection.seed, self.args.data_seed, self.args.seed)
         return int(next(seed for seed in seeds if seed is not None))
 
+    def _selection_new_record(self) -> SelectionRecord | None:
+        return SelectionRecord(self.selection.training_log)
+
+    @property
+    def _selection_epoch(self) -> int:
+        """Optimizer steps of an epoch; 0 for a stream."""
+        if isinstance(self.train_dataset, IterableDataset):
+            return 0
+        return epoch_steps(len(self._selection_loader), self.args.gradient_accumulation_steps)
+
+    def _selection_fresh_rows(self) -> Bool[np.ndarray, " n"]:
+        """Return which rows of the dataset no earlier epoch selected."""
+        step, epoch, record = int(self.state.global_step), self._selection_epoch, self.selection_record
+        start, last = step // epoch * epoch, {} if record is None else record.last_pick
+        return np.asarray([last.get(sample_id, start) >= start for sample_id in self._selection_row_of])
+
+    @property
+    def _selection_row_of(self) -> Mapping[str, int]:
+        """Id → row of the training dataset."""
+        if self._selection_index is None:
+            self._selection_index = {sample_id: row for row, sample_id in enumerate(ids_of(self.train_dataset))}
+        return self._selection_index
+
+    def _selection_rows(self, ids: Sequence[str]) -> list[int] | None:
+        if isinstance(self.train_dataset, IterableDataset):
+            return None
+        return [self._selection_row_of[sample_id] for sample_id in ids]
+
+    def _check_repeat(self, steps: int) -> None:
+        if self.selection.repeat or self.selection.rounds != "step" or not self._selection_epoch:
+            return
+        epochs, budget = steps / self._selection_epoch, self.selection.budget
+        if budget * epochs > 1 + 1e-9:
+            raise BudgetError(
+                f"repeat is False, but {epochs:g} epochs with a budget of {budget:g} select {budget * epochs:.3g} of "
+                f"the dataset. Train for at most {math.floor(1 / budget + 1e-9)} epochs, lower the budget, or set "
+                "repeat=True."
+            )
+
     def _selection_epochs(self, steps: int) -> int:
         if self.selection.rounds == "step" or self.selection.epochs is not None:
             return self.selection.epochs or 1
@@ -341,7 +448,7 @@ class SelectionMixin(_Base):
         if isinstance(self.train_dataset, IterableDataset):
             return ""
         if self._selection_digest is None:
-            self._selection_digest = hashlib.sha256(json.dumps(ids_of(self.train_dataset)).encode()).hexdigest()[:16]
+            self._selection_digest = hashlib.sha256(json.dumps([*self._selection_row_of]).encode()).hexdigest()[:16]
         return self._selection_digest
 
     def _selection_pool_of(self, features: Sequence[Any]) -> Pool:
@@ -418,6 +525,55 @@ class SelectionTrainer(SelectionMixin, Trainer):
     trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=SelectionConfig(selector="loss"))
     ```
     """
+
+
+class _FreshFirst(Sampler):
+    """An epoch's order in which rows that no earlier epoch selected are spread evenly (`fresh_first`)."""
+
+    def __init__(self, sampler: Any, fresh_rows: Callable[[], Bool[np.ndarray, " n"]]) -> None:
+        self._sampler, self._fresh_rows = sampler, fresh_rows
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(fresh_first(list(self._sampler), self._fresh_rows()))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to the sampler that shuffles."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
+
+
+@torch.no_grad()
+def outcome(output: Any, labels: Int[Tensor, "b T"]) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+    """Return mean NLL (nats/token) and token accuracy over the learned tokens of each example; NaN without any.
+
+    Args:
+        output: of the model: logits, or what TRL's fused head gives (``log_probs``, ``is_top1``, ``label_mask``).
+        labels: of the batch; tokens of a prompt-learning adapter stand before them in the output.
+
+    Raises:
+        ModelError: the output has neither.
+    """
+    if getattr(output, "log_probs", None) is not None:
+        counts = output.label_mask.sum(dim=1)
+        loss, hits = -output.log_probs.float().sum(dim=1), output.is_top1.sum(dim=1)
+    elif getattr(output, "logits", None) is not None:
+        logits = output.logits[:, -labels.shape[1] :][:, :-1]
+        targets = labels[:, 1:].to(logits.device)
+        mask = targets != -100
+        counts, loss, hits = mask.sum(dim=1), logits.new_zeros(len(labels), dtype=torch.float32), mask.sum(dim=1) * 0
+        for row in range(len(labels)):  # example by example: never more than one example's logits in float32
+            chosen, target = logits[row][mask[row]].float(), targets[row][mask[row]]
+            loss[row] = functional.cross_entropy(chosen, target, reduction="sum")
+            hits[row] = (chosen.argmax(dim=-1) == target).sum()
+    else:
+        raise ModelError(
+            "training_log reads the logits, and the model's output has none (a fused loss, as of Liger). "
+            "Set use_liger_kernel=False, or training_log=False."
+        )
+    return (loss / counts).cpu().numpy(), (hits / counts).cpu().numpy()
 
 
 def _check_step(checkpoint: Path, step: int | None) -> None:

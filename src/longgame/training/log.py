@@ -1,0 +1,348 @@
+"""What a training selected and how well it learned it, on disk: `read_picks` and `read_training_log`.
+
+Both tables grow while a model trains and are in every checkpoint. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from longgame.errors import DataError, ResumeError
+from longgame.selection.policy import Round
+from longgame.storage import durable_folder, parquet_bytes, storage_errors
+
+if TYPE_CHECKING:
+    from longgame.data.examples import Pool
+
+PICKS = "selection.parquet"
+TRAINING_LOG = "training_log.parquet"
+TERM = "term_"
+"""Before the name of each term of the score, as in the selections of an audit."""
+_PART = re.compile(r"[0-9]{10}-([0-9]{10})\.parquet")
+
+
+def read_picks(path: str | Path) -> pd.DataFrame:
+    """Return what a training selected: a row per pick, in the order of selection.
+
+    Columns: ``step`` (0-based optimizer step at which it was selected), ``sample_id``, ``row`` (of the trainer's
+    dataset; missing for a stream), and ``term_*``, the terms of the selector's score.
+
+    Args:
+        path: a checkpoint, the output directory of a training (its newest table), or the table itself.
+
+    Raises:
+        DataError: there is no such table, or it cannot be read.
+    """
+    return _read(path, PICKS)
+
+
+def read_training_log(path: str | Path) -> pd.DataFrame:
+    """Return how well each example was learned: a row per pass over an example (`SelectionConfig.training_log`).
+
+    Columns: ``sample_id``, ``epoch`` (0-based), ``round`` (0-based selection that picked it), ``step`` (0-based),
+    ``loss`` (mean NLL of its learned tokens before the step's update, nats/token), ``token_accuracy`` (share of them
+    that are the most likely token), ``seen`` (passes so far, this one included).
+
+    Args:
+        path: a checkpoint, the output directory of a training (its newest table), or the table itself.
+
+    Raises:
+        DataError: there is no such table, or it cannot be read.
+    """
+    return _read(path, TRAINING_LOG)
+
+
+def _read(path: str | Path, name: str) -> pd.DataFrame:
+    folder = Path(path)
+    if folder.name != name:
+        tables = [table for table in (folder / name, *folder.glob(f"checkpoint-*/{name}")) if table.is_dir()]
+        if not tables:
+            hint = " Train with SelectionConfig(training_log=True)." if name == TRAINING_LOG else ""
+            raise DataError(f"'{folder}' holds no {name}. Give a checkpoint or output directory of a trainer.{hint}")
+        folder = max(tables, key=lambda table: table.stat().st_mtime_ns)
+    return Parts.load(folder).frame()
+
+
+class Parts:
+    """A table that grows, as a folder of Parquet files that pandas and Arrow read as one.
+
+    A part is named by its first row and the row behind its last. Parts merge as in a log-structured merge tree, and
+    parts that an earlier folder holds are linked, so k writes of n rows in all write O(n log k) rows.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, bytes]] = []
+        """Rows and Parquet file of each part, in order."""
+        self._pending: list[pa.Table] = []
+        self._folder: Path | None = None
+        """Where the parts were written last."""
+
+    def __len__(self) -> int:
+        return sum(rows for rows, _ in self._parts) + sum(table.num_rows for table in self._pending)
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Add rows; a column that earlier rows lack is missing in them."""
+        self._pending.append(pa.table(dict(columns)))
+
+    def write(self, folder: Path) -> None:
+        """Write the table durably as this folder.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self._settle()
+        with durable_folder(folder) as scratch:
+            start = 0
+            for rows, content in self._parts:
+                name = f"{start:010d}-{start + rows:010d}.parquet"
+                if self._folder is None or not _link(self._folder / name, scratch / name, len(content)):
+                    (scratch / name).write_bytes(content)
+                start += rows
+        self._folder = folder
+
+    def frame(self) -> pd.DataFrame:
+        """The table."""
+        self._settle()
+        tables = [pq.read_table(pa.BufferReader(content)) for _, content in self._parts]
+        return _joined(tables).to_pandas() if tables else pd.DataFrame()
+
+    @classmethod
+    def load(cls, folder: Path) -> Parts:
+        """Read what `write` wrote.
+
+        Raises:
+            DataError: a part is missing or cannot be read.
+        """
+        table = cls()
+        try:
+            files = sorted(file for file in folder.iterdir() if _PART.fullmatch(file.name))
+            for file in files:
+                content = file.read_bytes()
+                rows = pq.read_metadata(pa.BufferReader(content)).num_rows
+                if file.name != f"{len(table):010d}-{len(table) + rows:010d}.parquet":
+                    raise DataError(f"{folder} lacks rows from {len(table)} on, before {file.name}.")
+                table._parts.append((rows, content))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{folder} cannot be read ({error}). Read an earlier checkpoint.") from error
+        table._folder = folder
+        return table
+
+    def _settle(self) -> None:
+        """Make parts of the pending rows, and merge neighbors of about one size."""
+        if self._pending:
+            table = _joined(self._pending)
+            self._pending = []
+            self._parts.append((table.num_rows, parquet_bytes(table)))
+        while len(self._parts) > 1 and self._parts[-2][0] < 2 * self._parts[-1][0]:
+            tables = [pq.read_table(pa.BufferReader(content)) for _, content in self._parts[-2:]]
+            table = _joined(tables)
+            self._parts[-2:] = [(table.num_rows, parquet_bytes(table))]
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def _link(source: Path, target: Path, size: int) -> bool:
+    """Link a file of this size; False where that is not possible and it must be written."""
+    try:
+        if source.stat().st_size != size:
+            return False
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+@dataclass
+class Tally:
+    """Counts of the selections since the last entry of the Trainer's log."""
+
+    kept: int = 0
+    offered: int = 0
+    kept_tokens: int = 0
+    offered_tokens: int = 0
+    loss_kept: float = 0.0
+    """Sum over picks; only of selections whose selector requires ``loss``."""
+    loss_offered: float = 0.0
+    with_loss_kept: int = 0
+    with_loss_offered: int = 0
+    again: int = 0
+    """Picks that were picked in the epoch before, too."""
+    compared: int = 0
+    """Picks of which that is known."""
+
+
+class SelectionRecord:
+    """Keeps what a training selects: the statistics for the Trainer's log, the picks and the training log.
+
+    Args:
+        training_log: keep the training log, too.
+    """
+
+    def __init__(self, training_log: bool = False) -> None:
+        self.picks = Parts()
+        self.learned = Parts() if training_log else None
+        self.last_pick: dict[str, int] = {}
+        """Step at which each example was picked last."""
+        self._passes: dict[str, int] = {}
+        """Times that each example was learned (training log)."""
+        self._tally = Tally()
+        self._seconds = 0.0
+        self._since = time.perf_counter()
+
+    def add_selection(self, step: int, pool: Pool, decision: Round, rows: Sequence[int] | None, epoch: int) -> None:
+        """Record a selection.
+
+        Args:
+            step: 0-based optimizer step before which it was made.
+            pool: the candidates, and what the policy replays.
+            rows: row in the training dataset of each pick, in pick order; None for a stream.
+            epoch: optimizer steps of an epoch where every step selects from its own candidates; 0: no comparison with
+                the epoch before.
+        """
+        picked, terms = decision.selection.rows, decision.selection.scores
+        ids = decision.picked_ids
+        tally = self._tally
+        tally.kept += len(picked)
+        tally.offered += len(pool)
+        tally.kept_tokens += int(pool.tokens[picked].sum())
+        tally.offered_tokens += int(pool.tokens.sum())
+        if "loss" in decision.signals.columns:
+            loss = decision.signals["loss"].astype(np.float64)
+            tally.loss_kept += float(loss[picked].sum())
+            tally.loss_offered += float(loss.sum())
+            tally.with_loss_kept += len(picked)
+            tally.with_loss_offered += len(pool)
+        if epoch and step >= epoch:
+            start = step // epoch * epoch
+            tally.again += sum(start - epoch <= self.last_pick.get(sample_id, -1) < start for sample_id in ids)
+            tally.compared += len(ids)
+        self.last_pick.update(dict.fromkeys(ids, step))
+        self.picks.append(
+            {
+                "step": np.full(len(ids), step, dtype=np.int64),
+                "sample_id": pa.array(ids, pa.string()),
+                "row": pa.array([None] * len(ids) if rows is None else rows, pa.int64()),
+                **{TERM + name: np.asarray(column)[picked].astype(np.float64) for name, column in terms.items()},
+            }
+        )
+
+    def add_learned(
+        self,
+        ids: Sequence[str],
+        losses: Float[np.ndarray, " k"],
+        accuracies: Float[np.ndarray, " k"],
+        *,
+        step: int,
+        epoch: int,
+        number: int,
+    ) -> None:
+        """Record a pass over these examples in the training log; ``number`` is that of their round."""
+        if self.learned is None:
+            return
+        for sample_id in ids:
+            self._passes[sample_id] = self._passes.get(sample_id, 0) + 1
+        n = len(ids)
+        self.learned.append(
+            {
+                "sample_id": pa.array(ids, pa.string()),
+                "epoch": np.full(n, epoch, dtype=np.int32),
+                "round": np.full(n, number, dtype=np.int32),
+                "step": np.full(n, step, dtype=np.int64),
+                "loss": np.asarray(losses, dtype=np.float32),
+                "token_accuracy": np.asarray(accuracies, dtype=np.float32),
+                "seen": np.asarray([self._passes[sample_id] for sample_id in ids], dtype=np.int32),
+            }
+        )
+
+    def statistics(self, seconds: float) -> dict[str, float]:
+        """Return the statistics of the selections since the last call, under the names that the Trainer logs.
+
+        Args:
+            seconds: wall-clock that selection took in this training so far.
+        """
+        tally, now = self._tally, time.perf_counter()
+        took, passed = seconds - self._seconds, now - self._since
+        values: dict[str, float] = {
+            "kept": tally.kept,
+            "offered": tally.offered,
+            "kept_tokens": tally.kept_tokens,
+            "offered_tokens": tally.offered_tokens,
+        }
+        if tally.with_loss_kept:
+            values["loss_kept"] = tally.loss_kept / tally.with_loss_kept
+            values["loss_offered"] = tally.loss_offered / tally.with_loss_offered
+        if tally.compared:
+            values["overlap"] = tally.again / tally.compared
+        values["seconds"] = round(took, 3)
+        values["time_share"] = round(took / passed, 4) if passed > 0 else 0.0
+        self._tally, self._seconds, self._since = Tally(), seconds, now
+        return {f"selection/{name}": value for name, value in values.items()}
+
+    def write(self, folder: Path) -> None:
+        """Write the tables into a folder, durably.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.picks.write(folder / PICKS)
+        if self.learned is not None:
+            self.learned.write(folder / TRAINING_LOG)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sizes of the tables, which checkpoints hold beside it, and the counts of the next log entry."""
+        rows = {PICKS: len(self.picks)}
+        if self.learned is not None:
+            rows[TRAINING_LOG] = len(self.learned)
+        return {"rows": rows, "tally": vars(self._tally).copy()}
+
+    def load(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Restore the tables that `write` put into a folder, and what `state_dict` returned.
+
+        Raises:
+            ResumeError: a table is missing, damaged, or not of this state.
+        """
+        self.picks = self._table(folder / PICKS, state["rows"].get(PICKS))
+        if len(self.picks):
+            frame = self.picks.frame()
+            self.last_pick = dict(zip(frame["sample_id"], frame["step"].tolist(), strict=True))
+        if self.learned is not None:
+            self.learned = self._table(folder / TRAINING_LOG, state["rows"].get(TRAINING_LOG))
+            if len(self.learned):
+                self._passes = dict(Counter(self.learned.frame()["sample_id"]))
+        self._tally = Tally(**state["tally"])
+        self._seconds, self._since = 0.0, time.perf_counter()
+
+    @staticmethod
+    def _table(folder: Path, rows: int | None) -> Parts:
+        if rows is None:
+            raise ResumeError(
+                f"the checkpoint '{folder.parent}' has no {folder.name}, because its training kept no training log. "
+                "Set training_log=False, or start a new training."
+            )
+        try:
+            table = Parts.load(folder)
+        except DataError as error:
+            raise ResumeError(f"{error} Or start a new training.") from error
+        if len(table) != rows:
+            raise ResumeError(
+                f"{folder} holds {len(table)} rows and the checkpoint's selection state counts {rows}. "
+                "Put back the files that belong together, or resume from an earlier checkpoint."
+            )
+        return table
