@@ -162,6 +162,39 @@ def test_code_of_a_run_directory_needs_a_word(foreign, tmp_path):
     assert (tmp_path / "ran").exists()
 
 
+STAGE = {"name": "s", "train": ["/etc/passwd"], "eval": ["hub:owner/name"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"data": {"sequence": "files", "stages": [STAGE]}}, "/etc/passwd, hub:owner/name"),
+        ({"model": {"name": "owner/model"}, "data": {}}, "owner/model"),
+        ({"model": {"per_seed": ["tiny", "/home"]}, "data": {}}, "/home"),
+        ({"model": {"name": "tiny", "chat_template": "/etc/passwd"}, "data": {}}, "/etc/passwd"),
+        ({"model": {"name": "tiny", "trust_remote_code": True}, "data": {}}, "model.trust_remote_code"),
+        ({"selectors": ["random", "p.py:Mine"]}, "p.py:Mine"),
+    ],
+)
+def test_pools_of_a_run_directory_need_a_word(foreign, changes, name):
+    folder = foreign(**changes)
+    with mock.patch("longgame.commands.pools.write_pools", side_effect=AssertionError("pools were made")):
+        for path in (folder, folder / "recipe.yaml"):
+            refused = longgame_here("pools", path, "--out", "c", cwd=folder.parent)
+            assert refused.returncode == 2, refused.stderr
+            assert f"names what would be read: {name}" in " ".join(refused.stderr.split())
+            assert "--trust-code" in refused.stderr
+    assert not (folder.parent / "c").exists()
+    with mock.patch("longgame.commands.pools.write_pools", return_value={}):
+        assert longgame_here("pools", folder, "--out", "c", "--trust-code", cwd=folder.parent).returncode == 0
+
+
+def test_pools_of_a_run_of_the_package_are_written(foreign, tmp_path):
+    done = longgame_here("pools", foreign(), "--out", "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "c" / "candidates.parquet").is_file()
+
+
 @pytest.mark.parametrize("order", [(), (2, 0, 1)])
 @pytest.mark.parametrize("sequence", ["quadratic", "procedural-skill", "procedural-interleaved", "procedural"])
 def test_the_outline_is_that_of_the_data(sequence, order):

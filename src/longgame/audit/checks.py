@@ -172,6 +172,31 @@ def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remo
         )
 
 
+def check_trusted_data(recipe: Recipe, folder: Path, *, remote_code: bool = False) -> None:
+    """Check that nothing outside of the package would be read for the pools of a run directory's recipe.
+
+    Args:
+        recipe: the run's recipe as it stands in the directory, with no change of the user's.
+        remote_code: whether the user trusts the code that comes with the model.
+
+    Raises:
+        RecipeError: it names data files or data sets, a model that is no part of the package, a template, or code.
+    """
+    from longgame.models.load import ALIASES  # loads torch, which reading a run does not need
+
+    model, data = recipe.model, recipe.data
+    names = [name for task in (*data.stages, *data.ood) for name in (*task.train, *task.eval)]
+    names += [name for name in plugin_names(recipe) if ".py:" in name]
+    names += [name for name in (model.per_seed or (model.name,)) if name not in (*ALIASES, "quadratic")]
+    names += [model.chat_template] if model.chat_template not in (None, "plain") else []
+    names += ["model.trust_remote_code"] if model.trust_remote_code and not remote_code else []
+    if names:
+        raise RecipeError(
+            f"the recipe of the run {folder} names what would be read: {', '.join(dict.fromkeys(names[:5]))}"
+            f"{' …' if names[5:] else ''}. Read the recipe, and add --trust-code if you trust it."
+        )
+
+
 def check_files(folder: Path, plan: Plan) -> None:
     """Check that selectors and scorers that are files are what they were when finished parts were measured.
 

@@ -44,7 +44,7 @@ from longgame.audit.plan import (
 from longgame.audit.results import of_condition, read_results, reference_scorecard, scorecards, write_results
 from longgame.audit.store import CONTAMINATION, StageStore, content_hash
 from longgame.data.sequences import Contamination
-from longgame.errors import LonggameError, ResumeError, StorageError, TrialError
+from longgame.errors import LonggameError, RecipeError, ResumeError, StorageError, TrialError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, load_recipe
@@ -350,6 +350,19 @@ def holds_run(folder: Path) -> bool:
     if _is_marked(folder):
         return True
     return (folder / RECIPE).is_file() and any(map(_is_finished_part, folder.glob("*/*/*/done.json")))
+
+
+def recipe_file(path: Path) -> tuple[Path, bool]:
+    """The recipe file that a path gives, and whether it is that of a run directory.
+
+    Raises:
+        RecipeError: the path is a directory without a run.
+    """
+    is_run = path.is_dir() or (path.name == RECIPE and holds_run(path.parent))
+    file = path / RECIPE if path.is_dir() else path
+    if is_run and not (holds_run(file.parent) and file.is_file()):
+        raise RecipeError(f"'{path}' is a directory without a run. Give a recipe (YAML) or a run directory.")
+    return file, is_run
 
 
 def _is_marked(folder: Path) -> bool:

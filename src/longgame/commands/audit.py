@@ -15,12 +15,12 @@ from longgame.commands.options import (
     DataDir,
     ModelName,
     SeedsOption,
+    TrustCode,
     TrustRemoteCode,
     interruptible,
     recipe_changes,
 )
 from longgame.commands.terminal import Terminal
-from longgame.errors import RecipeError
 from longgame.recipe import Recipe, find_recipe, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -109,10 +109,7 @@ def audit_command(
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The first failed trial ends the audit.")] = False,
     trust_remote_code: TrustRemoteCode = False,
-    trust_code: Annotated[
-        bool,
-        typer.Option("--trust-code", help="Run the code, and read the data, that the recipe of a run directory names."),
-    ] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train with each selector through the stages of a recipe and report its effect on later stages."""
     with interruptible(
@@ -123,15 +120,11 @@ def audit_command(
         from longgame.audit.checks import check_trusted
         from longgame.audit.execute import RichDisplay, run_audit, run_threads
         from longgame.audit.plan import Plan
-        from longgame.audit.run import RECIPE, holds_run, print_left
+        from longgame.audit.run import print_left, recipe_file
         from longgame.report.layout import report_layout
         from longgame.report.render import print_layout, write_report
 
-        recipe = find_recipe(recipe)
-        is_run = recipe.is_dir() or (recipe.name == RECIPE and holds_run(recipe.parent))
-        file = recipe / RECIPE if recipe.is_dir() else recipe
-        if is_run and not (holds_run(file.parent) and file.is_file()):
-            raise RecipeError(f"'{recipe}' is a directory without a run. Give a recipe (YAML) or a run directory.")
+        file, is_run = recipe_file(find_recipe(recipe))
         changes = recipe_changes(
             file,
             selectors=selectors,

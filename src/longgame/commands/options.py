@@ -20,6 +20,10 @@ Cross = Annotated[bool, typer.Option("--cross", help="All combinations of the ax
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run the code, and read the data, that the recipe of a run directory names."),
+]
 
 _MAX_SEEDS = 10_000
 

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
-from longgame.commands.options import Cross, DataDir, ModelName, SeedsOption, interruptible, recipe_changes
+from longgame.commands.options import (
+    Cross,
+    DataDir,
+    ModelName,
+    SeedsOption,
+    TrustCode,
+    TrustRemoteCode,
+    interruptible,
+    recipe_changes,
+)
 from longgame.data.examples import Example
 from longgame.recipe import Recipe, find_recipe, load_recipe
 from longgame.storage import table_bytes, write_file
@@ -22,7 +31,9 @@ _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "sour
 
 
 def pools(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), or the name of one of the package.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe (YAML), the name of one of the package, or the directory of a run.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for candidates and pools.")],
     seeds: SeedsOption = None,
     model: ModelName = None,
@@ -30,15 +41,30 @@ def pools(
     axis: Annotated[list[str] | None, typer.Option(help="Vary, as in the audit, e.g. data.noise=0,0.1.")] = None,
     cross: Cross = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write the candidates of every stage, seed and condition with ids and text, to be scored by another system.
 
     Its scores go into an audit as --selector scores:FILE (columns sample_id and score, keep or both).
     """
     with interruptible("stopped. Run the command again."):
-        recipe = find_recipe(recipe)
-        changes = recipe_changes(recipe, seeds=seeds, model=model, data_dir=data_dir, axis=axis, cross=cross)
-        written = write_pools(load_recipe(recipe, changes), out, "jsonl" if jsonl else "parquet")
+        from longgame.audit.checks import check_trusted_data
+        from longgame.audit.run import recipe_file
+
+        file, is_run = recipe_file(find_recipe(recipe))
+        if is_run and not trust_code:
+            check_trusted_data(load_recipe(file), file.parent, remote_code=trust_remote_code)
+        changes = recipe_changes(
+            file,
+            seeds=seeds,
+            model=model,
+            data_dir=data_dir,
+            axis=axis,
+            cross=cross,
+            trust_remote_code=trust_remote_code,
+        )
+        written = write_pools(load_recipe(file, changes), out, "jsonl" if jsonl else "parquet")
     for path, rows in written.items():
         typer.echo(f"Written: {path} ({rows:,} rows)")
 
