@@ -8,14 +8,16 @@ from peft import (
     LNTuningConfig,
     LoHaConfig,
     PrefixTuningConfig,
+    PromptEncoderConfig,
     PromptTuningConfig,
     VeraConfig,
     get_peft_model,
 )
 from torch import nn
+from torch.nn import functional
 
 from longgame.errors import ModelError, NumericalError, PluginError
-from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
+from longgame.signals.engine import BACKWARD, FORWARD
 from support.signals import llama, with_lora
 from support.signals_exact import engine_of
 
@@ -36,11 +38,24 @@ def test_other_adapters_are_measured_forward_only(config, message, pool):
         engine_of(model)(pool, ["grad_norm"])
 
 
-@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
-def test_prompt_learning_is_refused(kind):
-    model = get_peft_model(llama(), kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(ModelError, match="prompt learning.*Use LoRA"):
-        SignalEngine(model, pad_token_id=0)
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_prompt_learning_is_measured_forward_only(kind, pool):
+    options = {"encoder_hidden_size": 8} if kind is PromptEncoderConfig else {}
+    model = get_peft_model(llama(), kind(task_type="CAUSAL_LM", num_virtual_tokens=3, **options)).eval()
+    engine = engine_of(model)
+    columns = engine(pool, ["loss", "embedding"])
+    with model.disable_adapter():
+        base = engine(pool, ["loss"])["loss"]
+    for row, ids in enumerate(pool.input_ids):
+        start = max(1, int(pool.prompt_tokens[row]))
+        for active, value in ((model, columns["loss"][row]), (model.get_base_model(), base[row])):
+            with torch.no_grad():
+                logits = active(input_ids=torch.tensor(ids)[None]).logits[0, -len(ids) :]
+            expected = functional.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]))
+            assert value == pytest.approx(float(expected), rel=1e-4)
+    assert not np.allclose(base, columns["loss"], rtol=1e-3)
+    with pytest.raises(ModelError, match="prompt learning.*or train LoRA"):
+        engine(pool, ["grad_norm"])
 
 
 class Mixer(nn.Module):

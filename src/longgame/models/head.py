@@ -7,6 +7,7 @@ no (batch, length, vocabulary) block ever exists.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,17 +32,37 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     """Return the causal LM itself, with adapter layers in place where PEFT has put them.
 
     Raises:
-        ModelError: not a transformers model, or a PEFT method that lives outside the layers (prompt learning).
+        ModelError: not a transformers model.
     """
     if isinstance(model, PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            kind = str(model.active_peft_config.peft_type)
-            raise ModelError(f"signals do not support the adapter type {kind} (prompt learning). Use LoRA.")
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         kind = type(model).__name__
         raise ModelError(f"signals need a transformers causal LM or a PeftModel around one, not {kind}.")
     return model
+
+
+def prompt_learning(model: nn.Module) -> str | None:
+    """Return the kind of a model's prompt-learning adapter, which lives outside the layers; None without one."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return str(model.active_peft_config.peft_type.value)
+    return None
+
+
+def last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor, "b T d"]:
+    """Return the last hidden states of these tokens, with the prompt of a prompt-learning adapter before them."""
+    base = unwrap(model)
+    decoder = decoder_of(base)
+    if prompt_learning(model) is None:
+        return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+    options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    states: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state))
+    try:
+        model(input_ids=input_ids, use_cache=False, **options)
+    finally:
+        handle.remove()
+    return states[-1][:, -input_ids.shape[1] :]
 
 
 def decoder_of(base: PreTrainedModel) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, unknown
-from longgame.models.head import LogitHead, decoder_of, evaluating, unwrap
+from longgame.models.head import LogitHead, decoder_of, evaluating, last_hidden, prompt_learning, unwrap
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
 from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
 from longgame.signals.gradients import (
@@ -200,7 +200,7 @@ class SignalEngine:
         self.max_batch_tokens = max_batch_tokens
         self.gradient_layers = gradient_layers
         self.preconditioner = preconditioner
-        self._base = unwrap(model)
+        self._model, self._base = model, unwrap(model)
         self._decoder = decoder_of(self._base)
         self._head = LogitHead(self._base)
         self._logits = PositionLogits(self._head, logit_sketch_shape, seed)
@@ -226,7 +226,7 @@ class SignalEngine:
         for name in {*names} & {*ALIGNMENTS} - self._directions.keys():
             raise PluginError(f"{name} needs directions to compare with; call measure_directions first.")
         if {*names} & {*BACKWARD, ADAM, *ALIGNMENTS}:
-            targets = gradient_targets(self._base, modules, self.gradient_layers)
+            targets = self._targets(modules)
             if ADAM in names:
                 check_preconditioner(self.preconditioner, targets)
             if {*names} & {"grad_sketch", ADAM} and targets.size < self._sketch.dim:
@@ -263,7 +263,7 @@ class SignalEngine:
             ModelError, DataError, PluginError: as `__call__`; moments of another model.
         """
         modules = dict(self._base.named_modules())
-        targets, fused = gradient_targets(self._base, modules, self.gradient_layers), plain_layers(modules)
+        targets, fused = self._targets(modules), plain_layers(modules)
         if preconditioner is not None:
             preconditioner.check(targets.weights)
         total: dict[str, Tensor] = {}
@@ -291,6 +291,15 @@ class SignalEngine:
         if preconditioner is not None:
             total = {weight: preconditioner.scale(weight, value) for weight, value in total.items()}
         self._directions[name] = total
+
+    def _targets(self, modules: Mapping[str, nn.Module]) -> GradientTargets:
+        kind = prompt_learning(self._model)
+        if kind is not None:
+            raise ModelError(
+                f"gradient signals are those of adapter layers or weights, and {kind} (prompt learning) trains "
+                "neither. Use signals of the forward pass, such as loss, or train LoRA."
+            )
+        return gradient_targets(self._base, modules, self.gradient_layers)
 
     @property
     def directions(self) -> dict[str, dict[str, np.ndarray]]:
@@ -394,7 +403,7 @@ class SignalEngine:
         return values | gradients.signals()
 
     def _hidden(self, batch: Batch) -> Float[Tensor, "b T d"]:
-        return self._decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return last_hidden(self._model, batch.input_ids)
 
     def _forward_signals(
         self,
