@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longgame.data.sources import load_examples, read_scores, source_name
+from longgame.data.score_files import read_scores
+from longgame.data.sources import load_examples, source_name
 from longgame.errors import DataError
 
 
@@ -64,7 +65,7 @@ def test_every_format_of_one_turn_is_the_same_example(tmp_path: Path, row: dict[
     assert example.sample_id == reference.sample_id
 
 
-def test_conversation_learns_the_last_assistant_turn(tmp_path: Path) -> None:
+def test_conversation_learns_every_assistant_turn(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("2+2?")]
     path = write(
         tmp_path / "a.jsonl",
@@ -76,7 +77,11 @@ def test_conversation_learns_the_last_assistant_turn(tmp_path: Path) -> None:
     assert first.response == "4"
     assert first.prompt == "2+2?"
     assert first.messages == (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?"))
-    assert first == second == third
+    assert (first.learned, second.learned, third.learned) == ((2,), (), (2,))  # what the prompt holds is context
+    assert first == third
+    last = load_examples(str(path), data_dir=None, split="train", turns="last")
+    assert last == [second] * 3
+    assert load_examples(str(path), data_dir=None, split="eval") == last
 
 
 def test_instruction_and_input_are_joined_by_a_blank_line(tmp_path: Path) -> None:
@@ -174,7 +179,10 @@ def test_blank_lines_are_no_examples_but_count_as_lines(tmp_path: Path) -> None:
         ({"messages": [user("a"), assistant("\n")]}, "the response is empty"),
         ({"messages": [user("a")]}, "no assistant turn"),
         ({"messages": [{"role": "user"}]}, "without role and content"),
-        ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "'content' is a list"),
+        (
+            {"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]},
+            "content block of type 'image'",
+        ),
         ({"prompt": "a"}, "has no response"),
         ({"prompt": 3, "response": "a"}, "'prompt' is a int"),
         ({"prompt": "a", "response": 5}, "'response' is a int"),

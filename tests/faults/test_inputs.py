@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from longgame.audit.checks import check_scorers
 from longgame.data.examples import Example
-from longgame.data.sources import load_examples, read_scores
+from longgame.data.score_files import read_scores
+from longgame.data.sources import load_examples
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError
 from longgame.models.adaptation import LoraAdaptation
 from longgame.recipe import LoraSpec, ModelSpec, load_recipe, parse_recipe
@@ -65,12 +66,11 @@ TURN = {"role": "user", "content": "q"}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**ROW, "tools": [{"name": "f"}]}, "has 'tools', which is not read yet and would be lost"),
+        ({**ROW, "tools": ["add"]}, "'tools' holds a text that is no JSON"),
         ({**ROW, "reasoning_content": "Hm."}, "has 'reasoning_content'"),
         ({**ROW, "images": ["a.png"]}, "has 'images'"),
         ({"messages": [TURN, {"role": "assistant", "content": "", "tool_calls": [{"f": 1}]}]},
-         "'tool_calls' in a message"),
-        ({"messages": [TURN, {"role": "assistant", "content": "a", "thinking": "t"}]}, "'thinking' in a message"),
+         "a tool call has no name"),
         ({"messages": [{"role": "system", "content": "S"}, TURN, {"role": "assistant", "content": "a"}], "system": "T"},
          "has a system prompt of its own and one among its messages"),
         ({**ROW, "reasoning": "Hm."}, "has 'reasoning'"),
@@ -80,7 +80,7 @@ TURN = {"role": "user", "content": "q"}
         ({"instruction": "i", "input": "a", "context": "b", "output": "o"}, "has 'context' beside"),
         ({"text": "t", "prompt": "p"}, "has 'prompt' beside"),
         ({"messages": [{"role": " ", "content": "q"}, {"role": "assistant", "content": "a"}]}, "role is blank"),
-        ({"messages": [{"role": "human", "content": "q"}]}, r"no assistant turn \(its roles: human\)"),
+        ({"messages": [{"role": "human", "content": "q"}]}, r"no assistant turn \(its roles: user\)"),
         ({"messages": "[]"}, "'messages' is a text"),
         ({**ROW, "response": "\u200b\u00a0"}, "the response is empty"),
         ({**ROW, "choices": ["a", " "]}, "'choices' holds an empty text"),

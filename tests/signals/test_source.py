@@ -1,6 +1,5 @@
 """Signals of one source: what is computed when, over which candidates, and the frozen pass on disk."""
 
-import dataclasses
 import io
 from contextlib import nullcontext
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from longgame.data.examples import RESPONSE_LAST, Example, Pool
+from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, NumericalError, PluginError, RecipeError
 from longgame.seeding import generator
 from longgame.signals import source as module
@@ -254,12 +253,6 @@ def test_the_first_choice_of_a_stage_is_read_from_the_cache(tmp_path):
         source.step = 1
         source(pool, ("loss",))
         assert len(engine.calls) == calls + 1
-
-
-def test_labels_before_the_end_are_refused():
-    pool = dataclasses.replace(candidates(2), info={RESPONSE_LAST: np.array([True, False])})
-    with pytest.raises(DataError, match="candidate id1 has unlabelled tokens after labelled ones"):
-        source_of(Engine())(pool, ("loss",))
 
 
 def test_halves_of_the_proxy_weigh_groups_alike():

@@ -338,16 +338,18 @@ def test_full_fine_tuning_resumes_with_its_base_signals(tmp_path, tokenizer):
     assert losses(resumed) == losses(first)
 
 
-def test_interleaved_labels_are_refused_by_the_default_source(tmp_path, tokenizer):
+def test_interleaved_labels_are_selected_and_learned(tmp_path, tokenizer):
     rows = rows_of(make_pool(16))
     for row in rows:
         row["input_ids"] += [5, 6]
         row["labels"] += [-100, 6]
         row["attention_mask"] += [1, 1]
     train = Dataset.from_list(rows)
-    make_trainer(tmp_path, tokenizer, train=train, selector=Coin(), args={"max_steps": 1}).train()
-    with pytest.raises(DataError, match="unlabelled tokens after labelled ones"):
-        make_trainer(tmp_path, tokenizer, train=train, selector=Peek(), args={"max_steps": 1}).train()
+    trainer = make_trainer(tmp_path, tokenizer, train=train, selector=Peek(), args={"max_steps": 1})
+    trainer.train()
+    pool, picks = trainer.selection_picks
+    assert len(picks)
+    assert all(not pool.loss_masks[row].all() for row in picks)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from longgame.audit.learner import seed_bases, sequence_of
 from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import SequenceData
-from longgame.data.sources import read_scores
+from longgame.data.score_files import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
 from longgame.limits import free_memory

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from longgame.errors import DataError
 from longgame.recipe import BudgetOf
-
-RESPONSE_LAST = "response_is_suffix"
-"""Row-aligned key of `Pool.info`: whether all labelled tokens of an example stand at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,13 @@ class Example:
     """Text to learn; never empty."""
     messages: tuple[tuple[str, str], ...] | None = None
     """(role, content) turns before the response, where the source was a conversation; replaces ``prompt``."""
+    learned: tuple[int, ...] = ()
+    """Places in ``messages`` of the assistant turns that are learned beside the response."""
+    chat: Mapping[str, Any] | None = None
+    """What the chat template gets beside role and content, as plain JSON values: ``tools``, and under ``turns`` the
+    fields of a turn (such as ``tool_calls``) by its place; the response's place is ``len(messages)``."""
+    tokens: tuple[Int[np.ndarray, " length"], Bool[np.ndarray, " length"]] | None = None
+    """Token ids and loss mask of a row that came tokenized; they replace its text."""
     skill: str | None = None
     """Sub-skill or source inside a stage; scores are macro-averaged over it."""
     quality: float | None = None
@@ -59,14 +64,27 @@ class Example:
         """
         if not response.strip():
             raise DataError("an example has an empty response; give it a response or drop the line.")
-        messages = fields.get("messages")
-        return Example(sample_id=content_id(prompt, response, messages), prompt=prompt, response=response, **fields)
+        further = {name: fields[name] for name in ("learned", "chat") if fields.get(name)}
+        sample_id = content_id(prompt, response, fields.get("messages"), further)
+        return Example(sample_id=sample_id, prompt=prompt, response=response, **fields)
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """(role, content) turns before the response."""
+        return self.messages if self.messages is not None else (("user", self.prompt),)
 
 
-def content_id(prompt: str, response: str, messages: Sequence[tuple[str, str]] | None = None) -> str:
-    """Return the id of a content: 16 hex digits of SHA-256 over its turns."""
-    turns = [*messages] if messages is not None else [("user", prompt)]
-    text = "\x1e".join(f"{role}\x1f{content}" for role, content in [*turns, ("assistant", response)])
+def content_id(
+    prompt: str,
+    response: str,
+    messages: Sequence[tuple[str, str]] | None = None,
+    further: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the id of a content: 16 hex digits of SHA-256 over its turns, and what else decides its tokens."""
+    turns = messages if messages is not None else (("user", prompt),)
+    text = "\x1e".join([*(f"{role}\x1f{content}" for role, content in turns), f"assistant\x1f{response}"])
+    if further:
+        text += "\x1d" + json.dumps(further, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -180,6 +198,33 @@ def read_only_columns(columns: Mapping[str, Any]) -> Mapping[str, Any]:
     )
 
 
+class ExamplesOnDisk(Sequence[Example]):
+    """Examples that are read where they are looked at: a pool of millions holds their ids and counts only.
+
+    Args:
+        ids: of all n examples, distinct.
+        read: yields the examples of these rising rows; called with all rows by an iteration.
+    """
+
+    def __init__(self, ids: tuple[str, ...], read: Callable[[Sequence[int]], Iterable[Example]]) -> None:
+        self.ids, self._read = ids, read
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return tuple(self._named(range(*row.indices(len(self)))))
+        return next(iter(self._named([range(len(self))[row]])))
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self._named(range(len(self))))
+
+    def _named(self, rows: Sequence[int]) -> Iterator[Example]:
+        for row, example in zip(rows, self._read(rows), strict=True):
+            yield dataclasses.replace(example, sample_id=self.ids[row])
+
+
 @dataclass(frozen=True)
 class Pool:
     """Tokenized candidates: rows inside the program, ids on disk.
@@ -187,8 +232,8 @@ class Pool:
     Selectors are handed pools, so all arrays are read-only.
     """
 
-    examples: tuple[Example, ...]
-    input_ids: tuple[Int[np.ndarray, " length"], ...]
+    examples: Sequence[Example]
+    input_ids: Sequence[Int[np.ndarray, " length"]]
     """Prompt and response tokens of each example (empty arrays on substrates without text)."""
     prompt_tokens: Int[np.ndarray, " n"]
     """Tokens on which no loss is taken."""
@@ -198,6 +243,8 @@ class Pool:
     """Further data of a substrate, such as row-aligned arrays (the quadratic world's features)."""
     budget_of: BudgetOf = "tokens"
     """What a budget counts: prompt and response tokens, or response tokens alone."""
+    loss_masks: Sequence[Bool[np.ndarray, " length"] | None] | None = None
+    """Per example, on which tokens the loss is taken, where several turns are learned. None: on those at its end."""
 
     def __post_init__(self) -> None:
         n = len(self.examples)
@@ -205,8 +252,12 @@ class Pool:
             raise DataError(f"a pool of {n} examples needs {n} rows in every column.")
         if len(self.index) != n:
             raise DataError("a pool has a sample_id twice; make ids unique with with_unique_ids().")
-        for ids in self.input_ids:
-            ids.flags.writeable = False
+        if isinstance(self.input_ids, tuple):
+            for ids in self.input_ids:
+                ids.flags.writeable = False
+        for mask in self.loss_masks or ():
+            if mask is not None:
+                mask.flags.writeable = False
         object.__setattr__(self, "prompt_tokens", read_only(self.prompt_tokens))
         object.__setattr__(self, "response_tokens", read_only(self.response_tokens))
         object.__setattr__(self, "info", read_only_columns(self.info))
@@ -216,6 +267,8 @@ class Pool:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
+        if isinstance(self.examples, ExamplesOnDisk):
+            return self.examples.ids
         return tuple(example.sample_id for example in self.examples)
 
     @cached_property
@@ -251,13 +304,17 @@ class Pool:
                 if key not in other.info:
                     raise DataError(f"pools of two substrates cannot be joined: one of them has no '{key}'.")
                 info[key] = np.concatenate([value, other.info[key]])
+        masks = None
+        if self.loss_masks is not None or other.loss_masks is not None:
+            masks = (*(self.loss_masks or (None,) * len(self)), *(other.loss_masks or (None,) * len(other)))
         return Pool(
-            self.examples + other.examples,
-            self.input_ids + other.input_ids,
+            (*self.examples, *other.examples),
+            (*self.input_ids, *other.input_ids),
             np.concatenate([self.prompt_tokens, other.prompt_tokens]),
             np.concatenate([self.response_tokens, other.response_tokens]),
             info,
             self.budget_of,
+            masks,
         )
 
     def take(self, rows: Sequence[int] | Int[np.ndarray, " k"]) -> Pool:
@@ -274,16 +331,40 @@ class Pool:
             np.asarray(self.response_tokens)[rows],
             info,
             self.budget_of,
+            None if self.loss_masks is None else tuple(self.loss_masks[row] for row in rows),
         )
 
-    def without_prompts(self) -> Pool:
-        """Return the same responses behind empty prompts, so that every response token still has a predecessor.
+    def predicted(self, row: int) -> Int[np.ndarray, " k"]:
+        """Return the positions of the tokens of this row that the loss is taken on; the first token is never one."""
+        mask = None if self.loss_masks is None else self.loss_masks[row]
+        if mask is None:
+            return np.arange(max(1, int(self.prompt_tokens[row])), int(self.tokens[row]))
+        positions = np.flatnonzero(mask)
+        return positions[positions > 0]
 
-        A prompt keeps its first token (BOS, where there is one) and its last (the end of the assistant's header).
+    def without_prompts(self) -> tuple[Pool, Int[np.ndarray, " m"]]:
+        """Return every learned turn alone, behind an empty prompt, and the row that each of them is from.
+
+        Before its first token stand the example's first token (BOS, where there is one) and the last of what the turn
+        followed (the end of the assistant's header), so that every response token still has a predecessor.
         """
-        starts = np.asarray(self.prompt_tokens)
-        ids = tuple(
-            np.concatenate([tokens[:1], tokens[start - 1 :]]) if start > 2 else tokens
-            for tokens, start in zip(self.input_ids, starts, strict=True)
+        ids, prompts, responses, owners = [], [], [], []
+        for row, tokens in enumerate(self.input_ids):
+            positions = self.predicted(row)
+            for turn in (
+                np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else [positions]
+            ):
+                start, stop = (int(turn[0]), int(turn[-1]) + 1) if len(turn) else (len(tokens), len(tokens))
+                ids.append(tokens[:stop] if start <= 2 else np.concatenate([tokens[:1], tokens[start - 1 : stop]]))
+                prompts.append(min(start, 2))
+                responses.append(len(turn))
+                owners.append(row)
+        rows = np.asarray(owners, dtype=np.int64)
+        parts = np.r_[0, np.flatnonzero(np.diff(rows)) + 1] if len(rows) else rows
+        turn_of = np.arange(len(rows)) - np.repeat(parts, np.diff(np.r_[parts, len(rows)]))
+        examples = tuple(
+            dataclasses.replace(self.examples[row], sample_id=f"{self.ids[row]}/{turn}") if turn else self.examples[row]
+            for row, turn in zip(owners, turn_of.tolist(), strict=True)
         )
-        return dataclasses.replace(self, input_ids=ids, prompt_tokens=np.minimum(starts, 2))
+        turns = Pool(examples, tuple(ids), np.asarray(prompts), np.asarray(responses), budget_of=self.budget_of)
+        return turns, rows

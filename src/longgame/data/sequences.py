@@ -250,7 +250,7 @@ _WORTH_A_WARNING = 0.25
 
 def _text_of(example: Example) -> str:
     """The prompt with all turns; empty for plain text."""
-    turns = example.messages if example.messages is not None else (("user", example.prompt),)
+    turns = example.turns
     return " ".join(content for _, content in turns)
 
 

@@ -73,6 +73,15 @@ def _fitted(name: str) -> Compute:
     return lambda provider, pool: provider.fitted(pool, name)
 
 
+def _loss_without_prompt(provider: Provider, pool: Pool) -> np.ndarray:
+    turns, rows = pool.without_prompts()
+    losses = provider.live(turns, "loss")
+    if len(turns) == len(pool):
+        return losses
+    tokens = np.asarray(turns.response_tokens, dtype=np.float64)
+    return (np.bincount(rows, losses * tokens) / np.bincount(rows, tokens)).astype(np.float32)
+
+
 _SLOPE = "nats/token per parameter unit"
 _HEAD = ("model", "head")
 _TABLE = (
@@ -80,11 +89,11 @@ _TABLE = (
     Signal(
         "loss_without_prompt",
         "nats/token",
-        "mean NLL per response token behind an empty prompt (IFD)",
+        "mean NLL per response token, every learned turn alone behind an empty prompt (IFD)",
         _HEAD,
         "forward",
-        compute=lambda source, pool: source.live(pool.without_prompts(), "loss"),
-        reads=Pool.without_prompts,
+        compute=lambda source, pool: _loss_without_prompt(source, pool),
+        reads=lambda pool: pool.without_prompts()[0],
     ),
     Signal("el2n", "1", "mean L2 norm of softmax − one-hot over response tokens", _HEAD, "forward"),
     Signal("logit_nuclear_norm", "logit", "nuclear norm of the logits at all positions (UDS)", ("model",), "forward"),

@@ -117,7 +117,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def pool_fingerprint(pool: Pool) -> str:
-    """Return a digest of the examples in their order: ids, token ids, prompt and response lengths."""
+    """Return a digest of the examples in their order: ids, token ids, loss masks, prompt and response lengths."""
     ids = [sample_id.encode(errors="surrogatepass") for sample_id in pool.ids]
     columns = (
         [len(item) for item in ids],
@@ -129,6 +129,9 @@ def pool_fingerprint(pool: Pool) -> str:
     digest = blake2b(b"".join(ids), digest_size=16)
     for column in columns:
         digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+    for row, mask in enumerate(pool.loss_masks or ()):
+        if mask is not None:
+            digest.update(f"{row} ".encode() + np.packbits(mask).tobytes())
     return digest.hexdigest()
 
 

@@ -92,14 +92,20 @@ def plan(pool: Pool, max_tokens: int) -> list[Int[np.ndarray, " b"]]:
     """
     prompt = np.asarray(pool.prompt_tokens, dtype=np.int64)
     lengths = np.asarray(pool.tokens, dtype=np.int64)
-    first = np.maximum(prompt, 1)  # the first token of a text without prompt has nothing before it to predict it
     for row, ids in enumerate(pool.input_ids):
         if len(ids) != lengths[row]:
             raise DataError(
                 f"example {pool.ids[row]} has {len(ids)} token ids but counts {lengths[row]} (prompt + response). "
                 "Build the pool with the tokenizer of this model."
             )
-        if lengths[row] <= first[row]:
+        mask = None if pool.loss_masks is None else pool.loss_masks[row]
+        if mask is not None and (len(mask) != len(ids) or int(mask.sum()) != pool.response_tokens[row]):
+            raise DataError(
+                f"example {pool.ids[row]} has a loss mask of {int(mask.sum())} in {len(mask)} tokens but counts "
+                f"{pool.response_tokens[row]} response tokens in {len(ids)}. Build the pool with build_pool or pool_of."
+            )
+        # the first token of a text without prompt has nothing before it to predict it
+        if (lengths[row] <= max(1, prompt[row])) if mask is None else not mask[1:].any():
             raise DataError(
                 f"example {pool.ids[row]} has {lengths[row]} token(s), {prompt[row]} of them prompt: no response token "
                 "has a token before it. Give it a prompt or a longer response."
@@ -129,14 +135,14 @@ def _lengths(pool: Pool, rows: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
 def collate(pool: Pool, rows: Int[np.ndarray, " b"], pad: int, device: torch.device) -> Batch:
     """Pad these rows of a pool into one batch."""
     lengths = _lengths(pool, rows)
-    first = np.maximum(np.asarray(pool.prompt_tokens[rows], dtype=np.int64), 1)
-    counts = lengths - first
+    predicted = [pool.predicted(int(row)) for row in rows]
+    counts = np.asarray([len(places) for places in predicted], dtype=np.int64)
     ids = np.full((len(rows), int(lengths.max())), pad, dtype=np.int64)
     for k, row in enumerate(rows):
         ids[k, : lengths[k]] = pool.input_ids[row]
     example = np.repeat(np.arange(len(rows)), counts)
     rank = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    position = rank + first[example] - 1
+    position = np.concatenate(predicted) - 1
     columns = (ids, example, position, rank, ids[example, position + 1])
     return Batch(rows, lengths, counts, *(torch.from_numpy(column).to(device) for column in columns))
 

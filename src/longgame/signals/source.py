@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from longgame.data.examples import RESPONSE_LAST, Pool
+from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, unknown
 from longgame.seeding import stream_seed
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
@@ -258,13 +258,6 @@ class SignalSource:
         return quality_scores(pool.examples)
 
     def _run(self, pool: Pool, names: Sequence[str], fingerprint: str | None = None) -> dict[str, np.ndarray]:
-        at_end = pool.info.get(RESPONSE_LAST)
-        if at_end is not None and not at_end.all():
-            sample_id = pool.ids[int(np.flatnonzero(~at_end)[0])]
-            raise DataError(
-                f"candidate {sample_id} has unlabelled tokens after labelled ones (several assistant turns?); signals "
-                "are measured on a response that ends the example. Split the conversation, or pass signals=."
-            )
         if self.cache is None:
             return dict(self.engine(pool, names))
         return self.cache(self.engine, pool, names, fingerprint)

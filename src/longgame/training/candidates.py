@@ -1,10 +1,10 @@
-"""Rows of a tokenized dataset as candidates: ids by content, token counts, pools, shards of pools, batches."""
+"""Rows of a tokenized dataset as candidates: ids by content, token counts, pools, batches."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch.utils.data import Dataset, IterableDataset
 
-from longgame.data.examples import RESPONSE_LAST, Example, Pool
+from longgame.data.examples import Example, Pool
 from longgame.errors import DataError
 
 ID = "sample_id"
@@ -76,7 +76,7 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
     Raises:
         DataError: a feature has no token with a loss, or an id repeats.
     """
-    examples, inputs, prompt, suffix = [], [], [], []
+    examples, inputs, prompt, masks = [], [], [], []
     for feature in features:
         ids, labels = tokens_and_labels(feature)
         labeled = labels != -100
@@ -100,10 +100,12 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
         )
         inputs.append(ids)
         prompt.append(len(ids) - responses)
-        suffix.append(bool(labeled[len(ids) - responses :].all()))
+        masks.append(None if labeled[len(ids) - responses :].all() else labeled)
     lengths = np.asarray([len(ids) for ids in inputs], dtype=np.int64)
     prompts = np.asarray(prompt, dtype=np.int64)
-    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, {RESPONSE_LAST: np.asarray(suffix)})
+    several_turns = any(mask is not None for mask in masks)
+    loss_masks = tuple(masks) if several_turns else None
+    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, loss_masks=loss_masks)
 
 
 def content_ids(features: Iterable[Mapping[str, Any]], copies: dict[str, int] | None = None) -> list[str]:
@@ -187,40 +189,7 @@ def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str
     ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
     labels = np.full((len(rows), width), -100, dtype=np.int64)
     for place, row in enumerate(rows):
-        tokens, start = pool.input_ids[row], int(pool.prompt_tokens[row])
+        tokens, learned = pool.input_ids[row], pool.predicted(row)
         ids[place, : len(tokens)] = tokens
-        labels[place, start : len(tokens)] = tokens[start:]
+        labels[place, learned] = tokens[learned]
     return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-
-
-def dataset_pools(dataset: Any, rows: int = 8192, decode: Callable[[Any], str] | None = None) -> Iterator[Pool]:
-    """Yield a `datasets.Dataset` (memory-mapped Arrow) as pools of ``rows`` examples, the last one perhaps smaller.
-
-    Args:
-        dataset: columns ``input_ids`` and, where present, ``labels``, ``attention_mask``, ``sample_id``, ``skill``,
-            ``quality``. Without ``sample_id`` ids are made from the content, as `SelectionTrainer` makes them; their
-            counts take about 100 bytes an example.
-        decode: as for `pool_of`.
-
-    Raises:
-        DataError: the dataset is empty or has no ``input_ids``, an example has no token to learn, or an id repeats in a
-            pool.
-    """
-    if rows < 1:
-        raise DataError(f"rows is {rows}; a pool needs at least one example.")
-    if len(dataset) == 0:
-        raise DataError("the dataset is empty; there is nothing to compute signals of.")
-    if "input_ids" not in dataset.column_names:
-        raise DataError(
-            f"the dataset has the columns {dataset.column_names} and no 'input_ids'. Tokenize it first (dataset.map)."
-        )
-    names = [name for name in (*SELECTION_COLUMNS, *MODEL_COLUMNS) if name in dataset.column_names]
-    table = dataset.select_columns(names)
-    copies: dict[str, int] = {}
-    for start in range(0, len(dataset), rows):
-        columns = table[start : start + rows]
-        features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        if ID not in names:
-            for feature, sample_id in zip(features, content_ids(features, copies), strict=True):
-                feature[ID] = sample_id
-        yield pool_of(features, decode)

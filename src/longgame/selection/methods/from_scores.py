@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
-from longgame.data.sources import read_scores
+from longgame.data.score_files import read_scores
 from longgame.errors import DataError
 from longgame.selection.base import Selector
 from longgame.selection.budget import choice

@@ -1,0 +1,138 @@
+"""Files of scores and keep flags that a user's own system gave to candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from longgame.data.formats import RowError, plain_text
+from longgame.data.sources import json_lines
+from longgame.errors import DataError
+from longgame.limits import why_no_file
+
+_IDS = ("sample_id", "id")
+
+
+def _csv_frame(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype=dict.fromkeys(_IDS, str), keep_default_na=True)
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError("a row has more fields than the first one names")
+    twice = [name for name in (*_IDS, "score", "keep") if f"{name}.1" in frame]
+    if twice:
+        raise ValueError(f"the column {twice[0]} stands twice")
+    return frame
+
+
+def _jsonl_frame(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, read in json_lines(path):
+        try:
+            row = read()
+            if not isinstance(row, dict):
+                raise RowError(f"holds a {type(row).__name__}, not an object of named fields")
+            for name in _IDS:
+                if isinstance(row.get(name), str):
+                    plain_text(row[name], name)
+        except RowError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+_READ: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": _csv_frame,
+    ".jsonl": _jsonl_frame,
+}
+"""Reader of each kind of file; ids stay text (an id may consist of digits)."""
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Scores and keep flags of m examples, in the order of the file."""
+
+    path: str
+    ids: tuple[str, ...]
+    score: Float[np.ndarray, " m"]
+    """Higher is selected first; without a ``score`` column 1 − place / m, the order of the file."""
+    keep: Bool[np.ndarray, " m"]
+    """Whether the example may be selected; True for all without a ``keep`` column."""
+    scored: bool = True
+    """Whether there is a ``score`` column."""
+
+    def digest(self, ids: Collection[str]) -> str:
+        """Content hash of the file's rows of these examples.
+
+        Their order in the file counts only where it replaces a score.
+        """
+        names = frozenset(ids)
+        rows = [row for row, name in enumerate(self.ids) if name in names]
+        ranks = self.score[rows].tolist() if self.scored else range(len(rows))
+        content = sorted(zip([self.ids[row] for row in rows], ranks, self.keep[rows].tolist(), strict=True))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def read_scores(path: str) -> ScoreFile:
+    """Read a Parquet, CSV or JSON-lines file with a column ``sample_id`` (or ``id``) and ``score``, ``keep`` or both.
+
+    Raises:
+        DataError: a missing or unreadable file; a column that is missing or of the wrong kind; a repeated id; a missing
+            or infinite score.
+    """
+    file = Path(path).expanduser()
+    reader = _READ.get(file.suffix)
+    if reader is None:
+        raise DataError(f"score file '{path}' ends in '{file.suffix}'; give a {', '.join(_READ)} file.")
+    if reason := why_no_file(file):
+        raise DataError(f"score file '{path}' {reason}. Give the path of a {', '.join(_READ)} file.")
+    try:
+        frame = reader(file)
+    except (OSError, ValueError) as error:  # pandas and pyarrow report damaged content by kinds of ValueError
+        raise DataError(f"score file '{path}' cannot be read: {' '.join(str(error).split())}.") from error
+    label = f"score file '{path}'"
+    column = next((name for name in _IDS if name in frame), None)
+    if column is None or not {"score", "keep"} & set(frame):
+        names = ", ".join(map(str, frame.columns)) or "none"
+        raise DataError(f"{label} has the columns {names}; it needs sample_id, and score or keep or both.")
+    ids = frame[column].tolist()
+    if not ids:
+        raise DataError(f"{label} has no rows. Give one row for each example.")
+    not_text = [value for value in ids if not isinstance(value, str) or not value.isprintable()]
+    if not_text:
+        raise DataError(f"{label}: {column} holds {not_text[0]!r}, which is no text; write ids as they were given.")
+    repeated = frame[column][frame[column].duplicated()].tolist()
+    if repeated:
+        raise DataError(f"{label} repeats {len(repeated)} ids: {_some(repeated)}. Give one row for each example.")
+    keep = np.ones(len(ids), dtype=bool) if "keep" not in frame else _flags(label, frame["keep"].tolist())
+    score = 1 - np.arange(len(ids)) / max(1, len(ids))
+    if "score" in frame:
+        if any(isinstance(value, bool) for value in frame["score"].tolist()):
+            raise DataError(f"{label}: score holds true or false; write numbers, or name the column keep.")
+        try:
+            score = pd.to_numeric(frame["score"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        except OverflowError as error:
+            raise DataError(f"{label}: a score has too many digits for a number. Write it as 1e300, say.") from error
+        bad = [name for name, value in zip(ids, score.tolist(), strict=True) if not np.isfinite(value)]
+        if bad:
+            raise DataError(f"{label}: {len(bad)} ids have no finite number as score: {_some(bad)}. Drop or set them.")
+    return ScoreFile(path, tuple(ids), score, keep, "score" in frame)
+
+
+def _flags(label: str, values: list[Any]) -> Bool[np.ndarray, " m"]:
+    meanings = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    flags = [meanings.get(str(value).lower()) for value in values]
+    if None in flags:
+        raise DataError(f"{label}: keep holds {values[flags.index(None)]!r}; write true or false, or 1 or 0.")
+    return np.asarray(flags, dtype=bool)
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids[:5]) + (" …" if len(ids) > 5 else "")
