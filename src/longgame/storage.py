@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save, save_file
@@ -306,6 +307,66 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+_UNPACKED, _RATIO, _ROWS = 2**30, 200, 65_536
+"""Bytes that a table of a run may unpack to, whatever its size; else times its size; rows unpacked at once."""
+
+
+def unpack_parquet(
+    content: bytes, columns: Sequence[str] | None = None, dictionaries: Collection[str] = ()
+) -> pa.Table:
+    """The table of a Parquet file, unpacked in bounded memory: a few bytes may repeat a value without end.
+
+    Args:
+        columns: those to read; None: all.
+        dictionaries: text columns that stay dictionaries.
+
+    Raises:
+        pa.ArrowException: it is damaged, nested, or unpacks to more than 1 GiB and 200 times its size.
+    """
+    limit, size, batches = max(_UNPACKED, _RATIO * len(content)), 0, []
+    try:
+        schema = pq.read_schema(pa.BufferReader(content))
+        texts = [field.name for field in schema if _is_text(field.type)]
+        with pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts) as file:
+            groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+            claimed = max(file.metadata.num_rows, sum(group.total_byte_size for group in groups))
+            if claimed <= limit and not any(pa.types.is_nested(field.type) for field in schema):
+                names = None if columns is None else list(columns)
+                for batch in file.iter_batches(batch_size=_ROWS, columns=names, use_threads=False):
+                    size += sum(
+                        column.nbytes if name in dictionaries else _unpacked_bytes(column)
+                        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                    )
+                    if size > limit:
+                        break
+                    batches.append(batch)
+                table = pa.Table.from_batches(batches) if batches else file.read(columns=names, use_threads=False)
+    except MemoryError as error:
+        raise pa.ArrowInvalid("it needs more memory than there is") from error
+    if any(pa.types.is_nested(field.type) for field in schema):
+        raise pa.ArrowInvalid("it has a column of lists or structs, which no table of a run has")
+    if max(size, claimed) > limit:
+        raise pa.ArrowInvalid(f"it has {len(content):,} bytes and unpacks to more than {limit:,}")
+    for place, name in enumerate(table.schema.names):
+        field = schema.field(name)
+        if _is_text(field.type) and name not in dictionaries:
+            table = table.set_column(place, field, table.column(place).cast(field.type))
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _unpacked_bytes(column: pa.Array) -> int:
+    """Bytes of a column; of a dictionary of texts, when each row holds its own copy."""
+    if not (pa.types.is_dictionary(column.type) and _is_text(column.type.value_type)):
+        return int(column.nbytes)
+    lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+    return int(column.indices.nbytes) + (pc.sum(lengths).as_py() or 0)
+
+
 def refresh_file(path: Path, content: bytes) -> None:
     """Write a file unless it holds just that, so that a finished run can be printed where nothing can be written."""
     if not path.is_file() or path.read_bytes() != content:
@@ -336,9 +397,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
         ResumeError: the file cannot be read.
     """
     try:
-        source = pa.BufferReader(part_file(path))
-        table = pq.read_table(source, columns=None if columns is None else list(columns))
-        return table.to_pandas(split_blocks=True, self_destruct=True)
+        return unpack_parquet(part_file(path), columns).to_pandas(split_blocks=True, self_destruct=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 

@@ -7,13 +7,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longgame import storage
 from longgame.data import sources
 from longgame.data.sources import load_examples
-from longgame.errors import DataError
+from longgame.errors import DataError, ResumeError
+from longgame.storage import read_table
 
 MEBI = 2**20
 
@@ -67,6 +71,43 @@ def test_ordinary_packed_files_are_read(tmp_path):
     read = load_examples(str(tmp_path / "x.parquet"), data_dir=None, split="train")
     assert [example.response for example in read[:3]] == ["some text", "another", "some text"]
     assert len(read) == 1000
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
+@pytest.mark.parametrize(("values", "rows"), [(["r" * MEBI], 20), (["r" * 20_000, "s"], 2000), (["r"], 2_000_000)])
+def test_a_table_of_a_run_that_unpacks_without_end_is_refused(tmp_path, monkeypatch, kind, values, rows):
+    monkeypatch.setattr(storage, "_UNPACKED", MEBI)
+    codes = pa.array([place % len(values) for place in range(rows)], type=pa.int32())
+    column = pa.DictionaryArray.from_arrays(codes, pa.array(values, type=kind))
+    path = tmp_path / "selection.parquet"
+    pq.write_table(pa.table({"sample_id": column}), path, compression="zstd", store_schema=False)
+    with pytest.raises(ResumeError, match=r"selection.parquet cannot be read \(it has [0-9,]+ bytes and unpacks to"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"a": range(70_000), "s": [f"x{n % 7}" for n in range(70_000)], "e": [None, "t"] * 35_000}),
+        pd.DataFrame({"a": np.array([], dtype=np.float32), "s": pd.array([], dtype="string")}),
+        pd.DataFrame(
+            {"c": pd.Categorical(["u", "v"] * 9), "b": [True, False] * 9, "s": pd.array(["w"] * 18, "string")}
+        ),
+    ],
+    ids=["texts", "empty", "categories"],
+)
+def test_a_bounded_read_of_a_table_gives_what_was_written(tmp_path, frame):
+    (tmp_path / "t.parquet").write_bytes(storage.table_bytes(frame))
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet"), pd.read_parquet(tmp_path / "t.parquet"))
+    names = list(frame.columns[:0:-1])
+    expected = pd.read_parquet(tmp_path / "t.parquet", columns=names)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet", names), expected)
+
+
+def test_a_table_of_a_run_with_nested_columns_is_refused(tmp_path):
+    pq.write_table(pa.table({"a": [[1, 2], [3]]}), tmp_path / "t.parquet")
+    with pytest.raises(ResumeError, match="a column of lists or structs"):
+        read_table(tmp_path / "t.parquet")
 
 
 def test_a_bomb_of_gigabytes_stays_in_bounded_memory(tmp_path):

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int
 from longgame.audit.plan import Plan, Trial
 from longgame.audit.results import PICKS, Stores, current_table, stamp_of, write_run_table
 from longgame.audit.store import StageStore
-from longgame.storage import parquet_bytes, part_file, unreadable
+from longgame.storage import parquet_bytes, part_file, unpack_parquet, unreadable
 
 TERM = "term_"
 TOTAL = "score"
@@ -288,7 +288,10 @@ def read_picks(folder: Path, plan: Plan, finished: Mapping[str, int], stores: St
     content = current_table(folder, PICKS, stamp_of(folder, plan, _own_stages(plan, finished)))
     if content is None:
         return gather_picks(plan, finished, stores)
-    table = pq.read_table(pa.BufferReader(content))
+    try:
+        table = unpack_parquet(content)
+    except pa.ArrowException as error:
+        raise unreadable(folder / PICKS, error) from error
     metadata = table.schema.metadata
     return Picks.of_frame(table.to_pandas(), int(metadata[_SEEDS]), int(metadata[_TABLES]))
 
@@ -338,11 +341,11 @@ def _read_share(store: StageStore, trial: Trial, stage: int) -> StageShare:
     store.has(f"stage-{stage}")  # raises where the part is of another recipe
     path = store.path(f"stage-{stage}") / "selection.parquet"
     try:
-        with pq.ParquetFile(pa.BufferReader(part_file(path)), read_dictionary=_WORDS) as file:
-            text = (file.metadata.metadata or {}).get(_SHARE)
-            if text is None:
-                table = file.read(use_threads=False)
-                return reduce_stage(trial.selector.key, trial.seed, stage, table)
+        content = part_file(path)
+        text = (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_SHARE)
+        if text is None:
+            table = unpack_parquet(content, dictionaries=_WORDS)
+            return reduce_stage(trial.selector.key, trial.seed, stage, table)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
     share = json.loads(text)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from longgame.audit.learner import outline, seed_bases
@@ -24,7 +23,7 @@ from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUM
 from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
-from longgame.storage import DONE, parquet_bytes, part_file, read_sealed, sealed, unreadable, write_file
+from longgame.storage import DONE, parquet_bytes, part_file, read_sealed, sealed, unpack_parquet, unreadable, write_file
 
 RESULTS, PICKS = "results.parquet", "picks.parquet"
 _NOTED = (RESULTS, PICKS)
@@ -171,9 +170,7 @@ def _of_trial(row0: pa.Table, trial: Trial) -> pa.Table:
 
 def _table(content: bytes, path: Path, columns: Sequence[str] = tuple(RECORD_COLUMNS)) -> pa.Table:
     try:
-        source = pa.BufferReader(content)
-        with pq.ParquetFile(source, read_dictionary=[name for name in columns if name in _TEXT]) as file:
-            return file.read(columns=list(columns), use_threads=False).replace_schema_metadata(None)
+        return unpack_parquet(content, columns, _TEXT).replace_schema_metadata(None)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
