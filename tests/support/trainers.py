@@ -92,9 +92,9 @@ def sft(folder, tokenizer, args=None, data=None, model=None, **options):
         return " ".join(f"w{i}" for i in rng.integers(3, VOCAB, rng.integers(2, 6)))
 
     rows = [{"prompt": text() + " ", "completion": text(), "sample_id": f"s{i}"} for i in range(40)]
-    config = {**arguments(folder).to_dict(), "max_length": 32, **(args or {})}
-    fields = {name: value for name, value in config.items() if name in SFTConfig.__dataclass_fields__}
-    config = SFTConfig(**{name: value for name, value in fields.items() if value is not None})
+    base = {name: value for name, value in arguments(folder).to_dict().items() if value is not None}
+    fields = {name: value for name, value in base.items() if name in SFTConfig.__dataclass_fields__}
+    config = SFTConfig(**{**fields, "max_length": 32, **(args or {})})
     data = Dataset.from_list(rows) if data is None else data
     return SelectionSFTTrainer(
         model or make_model(), config, train_dataset=data, processing_class=tokenizer, **with_selection(options)

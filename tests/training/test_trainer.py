@@ -410,12 +410,6 @@ def test_sft_trainer_tokenizes_the_proxy_dataset(tmp_path, tokenizer):
     assert trainer.proxy_dataset[0]["input_ids"][:4] == [3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("name", ["packing", "padding_free"])
-def test_sft_trainer_refuses_rows_that_join_examples(tmp_path, tokenizer, name):
-    with pytest.raises(RecipeError, match=f"{name}=True joins examples"):
-        sft(tmp_path, tokenizer, args={name: True})
-
-
 def test_missing_trl_error_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "longgame.training.sft")
     monkeypatch.setitem(sys.modules, "trl", None)

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,8 +81,8 @@ class SelectionMixin(_Base):
             select for. Give one of the two.
 
     Raises:
-        RecipeError: a wrong value, a misspelt argument, or a set-up that selection does not go with: packing or
-            padding-free batches, several processes or GPUs, FSDP, DeepSpeed, ``auto_find_batch_size``,
+        RecipeError: a wrong value, a misspelt argument, or a set-up that selection does not go with: packing with
+            ``rounds="step"``, several processes or GPUs, FSDP, DeepSpeed, ``auto_find_batch_size``,
             ``batch_rebalance``.
         DataError: see `with_ids`.
     """
@@ -110,7 +110,10 @@ class SelectionMixin(_Base):
                 "proxy_dataset and target_dataset are two names of one set of items that candidates are compared with. "
                 "Give one of them."
             )
-        _refuse_packing(kwargs.get("args", args[1] if len(args) > 1 else None))
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        self._selection_packs = bool(getattr(arguments, "packing", False))
+        if self._selection_packs:
+            _check_packing(arguments, self.selection)
         self.selection_seconds = 0.0
         """Wall-clock of computing signals and selecting, over all steps."""
         self.selection_picks: tuple[Pool, Sequence[int]]
@@ -121,6 +124,7 @@ class SelectionMixin(_Base):
         self._selection_feed: SelectionFeed | None = None
         self._selection_pool: Pool | None = None
         self._selection_loader: Any = None
+        self._selection_clock: Any = None
         self._selection_digest: str | None = None
         self._selection_index: dict[str, int] | None = None
         self._selection_micro: list[list[str]] = []
@@ -154,19 +158,24 @@ class SelectionMixin(_Base):
         self.data_collator = Candidates
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *SELECTION_COLUMNS])]
         try:
-            self._selection_loader = self._get_dataloader(
+            self._selection_loader = self._selection_clock = self._get_dataloader(
                 dataset=self.train_dataset,
                 description="Training",
                 batch_size=self._train_batch_size * self.selection.ratio,
                 sampler_fn=self._get_train_sampler,
                 is_training=True,
             )
+            if self._selection_packs:
+                places: Any = range(self._selection_places())
+                self._selection_clock = self._get_dataloader(
+                    dataset=places, description="Training", batch_size=self._train_batch_size, is_training=True
+                )
         finally:
             self.data_collator, self._signature_columns = collator, columns
-        if not self.selection.repeat and self._selection_epoch:
-            batches: Any = self._selection_loader.batch_sampler
+        if not self.selection.repeat and self.selection.rounds == "step" and self._selection_epoch:
+            batches: Any = self._selection_clock.batch_sampler
             batches.sampler = _FreshFirst(batches.sampler, self._selection_fresh_rows)
-        return self._selection_loader
+        return self._selection_clock
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -203,14 +212,16 @@ class SelectionMixin(_Base):
         if not self.selection.training_log or self.selection_record is None:
             return super().training_step(model, inputs, num_items_in_batch)
         ids, labels = self._selection_micro.pop(0), inputs["labels"]
-        outcomes: list[tuple[np.ndarray, np.ndarray]] = []
+        outcomes: list[Outcome] = []
         handle = model.register_forward_hook(lambda _module, _inputs, output: outcomes.append(outcome(output, labels)))
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             handle.remove()
         if ids:
-            losses, accuracies = outcomes[-1]
+            pool = self.selection_picks[0]
+            lengths = [int(pool.tokens[pool.index[sample_id]]) for sample_id in ids]
+            losses, accuracies = outcomes[-1].of_examples(lengths)
             step, plan = int(self.state.global_step), self.selection_feed
             number = step if plan.rounds == "step" else round_of(step, plan.steps, plan.rounds)
             epoch = step // self._selection_epoch if self._selection_epoch else 0
@@ -385,7 +396,7 @@ class SelectionMixin(_Base):
         """Optimizer steps of an epoch; 0 for a stream."""
         if isinstance(self.train_dataset, IterableDataset):
             return 0
-        return epoch_steps(len(self._selection_loader), self.args.gradient_accumulation_steps)
+        return epoch_steps(len(self._selection_clock), self.args.gradient_accumulation_steps)
 
     def _selection_fresh_rows(self) -> Bool[np.ndarray, " n"]:
         """Return which rows of the dataset no earlier epoch selected."""
@@ -421,9 +432,18 @@ class SelectionMixin(_Base):
             return self.selection.epochs or 1
         return max(1, round(self._selection_offered(steps) / len(self.train_dataset)))
 
-    def _selection_offered(self, steps: int) -> int:
-        """Candidates that the batches of so many steps hold."""
-        return steps * self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
+    def _selection_offered(self, steps: int) -> float:
+        """Candidates that so many steps take, if a pass over the selection takes the dataset."""
+        places = steps * self.args.gradient_accumulation_steps * self._train_batch_size
+        if self._selection_packs:
+            return places * len(self.train_dataset) / self._selection_places()
+        return places * self.selection.ratio
+
+    def _selection_places(self) -> int:
+        """Sequences of ``max_length`` tokens that a pass over a packed selection fills."""
+        tokens = self.selection.budget * int(self._selection_candidates().tokens.sum())
+        arguments: Any = self.args
+        return max(1, math.ceil(tokens / arguments.max_length))
 
     def _selection_budget(self, steps: int, epochs: int) -> float:
         """The share to select: less than the budget where ``max_steps`` ends before all of it was learned once."""
@@ -509,13 +529,19 @@ def _reads_proxy(names: Sequence[str]) -> bool:
     return any("proxy" in table[name].needs for name in names)
 
 
-def _refuse_packing(arguments: Any) -> None:
-    for name in ("packing", "padding_free"):
-        if getattr(arguments, name, False):
-            raise RecipeError(
-                f"{name}=True joins examples into one row, and their ids are lost before anything can be selected. "
-                f"Set {name}=False."
-            )
+def _check_packing(arguments: Any, selection: SelectionConfig) -> None:
+    """Raise RecipeError where packing would select packs, or cut examples that were selected."""
+    reason = None
+    if selection.rounds == "step":
+        reason = "joins what a round selected, and rounds='step' selects anew at every step. Set rounds=1 or more, or"
+    elif arguments.packing_strategy != "bfd":
+        reason = f"with packing_strategy='{arguments.packing_strategy}' cuts examples. Use 'bfd', or"
+    elif arguments.max_length is None:
+        reason = "needs max_length, the tokens of a packed sequence. Set it, or"
+    elif selection.budget_of != "tokens":
+        reason = f"needs a budget of tokens, and budget_of is '{selection.budget_of}'. Use budget_of='tokens', or"
+    if reason is not None:
+        raise RecipeError(f"packing=True {reason} set packing=False.")
 
 
 class SelectionTrainer(SelectionMixin, Trainer):
@@ -545,9 +571,33 @@ class _FreshFirst(Sampler):
             self._sampler.set_epoch(epoch)
 
 
+class Outcome(NamedTuple):
+    """How well a batch was predicted, token by token; token j + 1 of a row stands at j."""
+
+    nll: Float[np.ndarray, "b m"]
+    """0 where no loss is taken."""
+    hits: Bool[np.ndarray, "b m"]
+    """Whether the token is the most likely one."""
+    learned: Bool[np.ndarray, "b m"]
+
+    def of_examples(self, lengths: Sequence[int]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Return mean NLL (nats/token) and token accuracy of k examples: a row each, or in a row without padding.
+
+        Args:
+            lengths: tokens of each example.
+        """
+        if len(self.nll) == len(lengths):
+            nll, hits, learned = (np.sum(values, axis=1, dtype=np.float64) for values in self)
+        else:
+            starts = np.asarray([0, *np.cumsum(lengths)[:-1]])
+            flat = [np.concatenate([[0.0], values[0]])[: sum(lengths)] for values in self]  # by token; 0 for the first
+            nll, hits, learned = (np.add.reduceat(values, starts) for values in flat)
+        return np.asarray(nll / learned), np.asarray(hits / learned)
+
+
 @torch.no_grad()
-def outcome(output: Any, labels: Int[Tensor, "b T"]) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
-    """Return mean NLL (nats/token) and token accuracy over the learned tokens of each example; NaN without any.
+def outcome(output: Any, labels: Int[Tensor, "b T"]) -> Outcome:
+    """Return how well a batch was predicted.
 
     Args:
         output: of the model: logits, or what TRL's fused head gives (``log_probs``, ``is_top1``, ``label_mask``).
@@ -556,24 +606,26 @@ def outcome(output: Any, labels: Int[Tensor, "b T"]) -> tuple[Float[np.ndarray, 
     Raises:
         ModelError: the output has neither.
     """
+    width = labels.shape[1] - 1
+    targets = labels[:, 1:]
+    learned = targets != -100
     if getattr(output, "log_probs", None) is not None:
-        counts = output.label_mask.sum(dim=1)
-        loss, hits = -output.log_probs.float().sum(dim=1), output.is_top1.sum(dim=1)
+        nll, hits = -output.log_probs[:, -width:].float(), output.is_top1[:, -width:].bool()
     elif getattr(output, "logits", None) is not None:
-        logits = output.logits[:, -labels.shape[1] :][:, :-1]
-        targets = labels[:, 1:].to(logits.device)
-        mask = targets != -100
-        counts, loss, hits = mask.sum(dim=1), logits.new_zeros(len(labels), dtype=torch.float32), mask.sum(dim=1) * 0
+        logits = output.logits[:, -width - 1 : -1]
+        targets, learned = targets.to(logits.device), learned.to(logits.device)
+        nll, hits = logits.new_zeros(targets.shape, dtype=torch.float32), torch.zeros_like(learned)
         for row in range(len(labels)):  # example by example: never more than one example's logits in float32
-            chosen, target = logits[row][mask[row]].float(), targets[row][mask[row]]
-            loss[row] = functional.cross_entropy(chosen, target, reduction="sum")
-            hits[row] = (chosen.argmax(dim=-1) == target).sum()
+            mask = learned[row]
+            chosen, target = logits[row][mask].float(), targets[row][mask]
+            nll[row, mask] = functional.cross_entropy(chosen, target, reduction="none")
+            hits[row, mask] = chosen.argmax(dim=-1) == target
     else:
         raise ModelError(
             "training_log reads the logits, and the model's output has none (a fused loss, as of Liger). "
             "Set use_liger_kernel=False, or training_log=False."
         )
-    return (loss / counts).cpu().numpy(), (hits / counts).cpu().numpy()
+    return Outcome(nll.cpu().numpy(), hits.cpu().numpy(), learned.cpu().numpy())
 
 
 def _check_step(checkpoint: Path, step: int | None) -> None:

@@ -1,0 +1,218 @@
+"""Selection beside the options of transformers, TRL and PEFT: the rows of the table in docs/training.md."""
+
+import numpy as np
+import peft
+import pytest
+import torch
+from datasets import Dataset
+
+import longgame
+from longgame.errors import ModelError, RecipeError
+from longgame.training.candidates import pool_of
+from support.trainers import losses, make_trainer, rows_of, sft, stream
+from support.training import Coin, loss_scorer, make_model, make_pool
+
+SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+
+
+def picks(trainer):
+    return [done.picked_ids for done in trainer.selection_policy.rounds]
+
+
+def trained(folder, tokenizer, make=make_trainer, **options):
+    trainer = make(folder, tokenizer, **{"selector": "loss", **options})
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all()
+    return trainer
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer):
+    runs = [
+        trained(tmp_path, tokenizer, selector=selector, args={"gradient_checkpointing": on, "max_steps": 4})
+        for selector in ("loss", "gradient")
+        for on in (False, True)
+    ]
+    for plain, checkpointed in (runs[:2], runs[2:]):
+        assert picks(plain) == picks(checkpointed)
+        np.testing.assert_allclose(losses(plain), losses(checkpointed), rtol=1e-5)
+
+
+def test_bf16_trains_and_scores_as_float32(tmp_path, tokenizer):
+    first = [picks(trained(tmp_path, tokenizer, args={"bf16": bf16, "max_steps": 3}))[0] for bf16 in (False, True)]
+    assert first[0] == first[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers trains in fp16 on a GPU only")
+def test_fp16_trains_on_a_gpu(tmp_path, tokenizer):
+    args = {"fp16": True, "use_cpu": False, "max_steps": 3}
+    assert trained(tmp_path, tokenizer, args=args).state.global_step == 3
+
+
+def test_weights_in_bfloat16_are_selected_for(tmp_path, tokenizer):
+    model = make_model().to(torch.bfloat16)
+    assert trained(tmp_path, tokenizer, model=model, selector="gradient", args={"max_steps": 3}).state.global_step == 3
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile_picks_as_without(tmp_path, tokenizer, backend):
+    runs = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
+        torch.compiler.reset()
+        runs.append(trained(tmp_path, tokenizer, args={"max_steps": 4, **compiled}, training_log=True))
+    assert picks(runs[0]) == picks(runs[1])
+    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("rounds", ["step", 2])
+def test_dataloader_workers_change_nothing(tmp_path, tokenizer, rounds):
+    runs = []
+    for workers in ({}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}):
+        runs.append(trained(tmp_path, tokenizer, rounds=rounds, args={"max_steps": 6, **workers}))
+    assert picks(runs[0]) == picks(runs[1])
+    assert losses(runs[0]) == losses(runs[1])
+
+
+def test_streams_are_resumed_in_mid_epoch(tmp_path, tokenizer):
+    whole = trained(tmp_path / "a", tokenizer, train=stream(64), args=SAVES)
+    resumed = make_trainer(tmp_path / "b", tokenizer, train=stream(64), selector="loss", args=SAVES)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    assert picks(resumed) == picks(whole)[4:]
+    assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "sequential"])
+def test_sampling_strategies_are_resumed_exactly(tmp_path, tokenizer, strategy):
+    args = {**SAVES, "train_sampling_strategy": strategy}
+    whole = trained(tmp_path / "a", tokenizer, args=args)
+    resumed = make_trainer(tmp_path / "b", tokenizer, selector="loss", args=args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    assert picks(resumed) == picks(whole)[4:]
+    assert losses(resumed) == losses(whole)
+
+
+def test_evaluation_in_training_changes_no_pick(tmp_path, tokenizer):
+    validation = Dataset.from_list(rows_of(make_pool(6, 3)))
+    plain = trained(tmp_path, tokenizer, args={"max_steps": 6})
+    options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 6}
+    evaluated = trained(tmp_path, tokenizer, eval_dataset=validation, training_log=True, args=options)
+    assert picks(plain) == picks(evaluated)
+    assert losses(plain) == losses(evaluated)
+    assert sum("eval_loss" in entry for entry in evaluated.state.log_history) == 3
+
+
+def test_load_best_model_at_end_loads_it(tmp_path, tokenizer):
+    validation = Dataset.from_list(rows_of(make_pool(6, 3)))
+    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 1}
+    trainer = trained(tmp_path, tokenizer, eval_dataset=validation, args={**SAVES, **best})
+    assert trainer.state.best_model_checkpoint is not None
+    lowest = min(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(lowest, rel=1e-4)
+    assert len(longgame.read_picks(tmp_path)) == sum(map(len, picks(trainer)))
+
+
+ADAPTERS = {
+    "LoRA": peft.LoraConfig(r=2, target_modules="all-linear"),
+    "DoRA": peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True),
+    "rsLoRA": peft.LoraConfig(r=2, target_modules="all-linear", use_rslora=True),
+    "head saved": peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "IA3": peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "VeRA": peft.VeraConfig(target_modules=["q_proj"]),
+    "LoHa": peft.LoHaConfig(target_modules=["q_proj"]),
+    "OFT": peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4),
+    "LN": peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_forward_signals_work_with_any_adapter(tmp_path, tokenizer, kind):
+    model = peft.get_peft_model(make_model(lora=False), ADAPTERS[kind])
+    pool = make_pool(40)
+    rows = Dataset.from_list(rows_of(pool))
+    trainer = make_trainer(
+        tmp_path, tokenizer, model=model, train=rows, selector="loss", keep_signals=True, training_log=True,
+        args={"max_steps": 2, "learning_rate": 0.0},
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_selection(tmp_path)
+    log = longgame.read_training_log(tmp_path).set_index("sample_id")["loss"]
+    for done in trainer.selection_policy.rounds:
+        for row in done.selection.rows:
+            assert log[done.candidate_ids[row]] == pytest.approx(done.signals["loss"][row], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "p-tuning"])
+def test_gradients_of_prompt_learning_are_refused(tmp_path, tokenizer, kind):
+    model = peft.get_peft_model(make_model(lora=False), ADAPTERS[kind])
+    with pytest.raises(ModelError, match="gradient signals are those of adapter layers or weights"):
+        make_trainer(tmp_path, tokenizer, model=model, selector="gradient").train()
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_packing_joins_what_was_selected(tmp_path, tokenizer, rounds):
+    args = {"packing": True, "max_length": 32, "num_train_epochs": 2, "learning_rate": 0.0, **SAVES, "max_steps": -1}
+    model = make_model()
+    whole = sft(tmp_path / "a", tokenizer, args=args, model=model, selector=Coin(), budget=0.5, rounds=rounds,
+                training_log=True)  # fmt: skip
+    whole.train()
+    rows = [whole.train_dataset[row] for row in range(len(whole.train_dataset))]
+    pool = pool_of(rows)
+    expected = loss_scorer(model)(pool, ("loss",))["loss"]
+    table = longgame.read_training_log(tmp_path / "a")
+    assert set(table["sample_id"]) == {sample_id for ids in picks(whole) for sample_id in ids}
+    assert table["seen"].max() == 2
+    for sample_id, loss in zip(table["sample_id"], table["loss"], strict=True):  # no example sees another one
+        assert loss == pytest.approx(expected[pool.index[sample_id]], rel=1e-4)
+    steps = table.groupby("step")["sample_id"].agg(lambda ids: sum(pool.tokens[pool.index[i]] for i in ids))
+    assert steps.max() <= 2 * 32 + pool.tokens.max()
+    assert len(steps) == whole.state.global_step == 2 * -(-int(np.ceil(0.5 * pool.tokens.sum() / 32)) // 2)
+    resumed = sft(tmp_path / "b", tokenizer, args=args, selector=Coin(), budget=0.5, rounds=rounds, training_log=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert losses(resumed) == losses(whole)
+
+
+def test_padding_free_batches_train_as_padded_ones(tmp_path, tokenizer):
+    args = {"gradient_accumulation_steps": 2, "max_steps": 4, "max_length": None}
+    runs = [trained(tmp_path, tokenizer, sft, args={**args, "padding_free": free}) for free in (False, True)]
+    assert picks(runs[0]) == picks(runs[1])
+    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        ({}, {}, "selects anew at every step"),
+        ({"packing_strategy": "wrapped"}, {"rounds": 1}, "cuts examples"),
+        ({"packing_strategy": "bfd_split"}, {"rounds": 1}, "cuts examples"),
+        ({"max_length": None}, {"rounds": 1}, "needs max_length"),
+        ({}, {"rounds": 1, "budget_of": "response"}, "needs a budget of tokens"),
+    ],
+)
+def test_packing_that_cuts_or_repeats_is_refused(tmp_path, tokenizer, args, options, message):
+    with pytest.raises(RecipeError, match=message):
+        sft(tmp_path, tokenizer, args={"packing": True, **args}, **options)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}, {"optim": "adafactor"}],
+)
+def test_other_losses_and_optimizers_keep_the_first_picks(tmp_path, tokenizer, args):
+    runs = [trained(tmp_path, tokenizer, sft, training_log=True, args={"max_steps": 2, **a}) for a in ({}, args)]
+    assert picks(runs[0])[0] == picks(runs[1])[0]
+
+
+def test_completion_only_loss_scores_the_completion(tmp_path, tokenizer):
+    rows = [{"prompt": f"w{i} w4 ", "completion": f"w{i + 1} w6", "sample_id": f"s{i}"} for i in range(3, 43)]
+    for only in (True, False):
+        args = {"completion_only_loss": only, "max_steps": 1, "learning_rate": 0.0}
+        trainer = sft(tmp_path, tokenizer, args=args, data=Dataset.from_list(rows), selector="loss", budget=1.0)
+        trainer.train()
+        (done,) = trainer.selection_policy.rounds
+        pool = pool_of([trainer.train_dataset[int(i.removeprefix("s")) - 3] for i in done.candidate_ids])
+        assert (pool.response_tokens < pool.tokens - 1).all() == only
+        expected = loss_scorer(trainer.model)(pool, ("loss",))["loss"]
+        kept = trainer.state.log_history[0]["selection/loss_offered"]
+        assert kept == pytest.approx(expected.mean(), rel=1e-4)
