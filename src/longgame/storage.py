@@ -326,11 +326,15 @@ def unpack_parquet(
     limit, size, batches = max(_UNPACKED, _RATIO * len(content)), 0, []
     try:
         schema = pq.read_schema(pa.BufferReader(content))
+        lacking = sorted({*(columns or ())} - {*schema.names})
+        if lacking:
+            raise pa.ArrowInvalid(f"it lacks the column {lacking[0]}")
+        nested = any(pa.types.is_nested(schema.field(name).type) for name in columns or schema.names)
         texts = [field.name for field in schema if _is_text(field.type)]
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts) as file:
             groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
             claimed = max(file.metadata.num_rows, sum(group.total_byte_size for group in groups))
-            if claimed <= limit and not any(pa.types.is_nested(field.type) for field in schema):
+            if claimed <= limit and not nested:
                 names = None if columns is None else list(columns)
                 for batch in file.iter_batches(batch_size=_ROWS, columns=names, use_threads=False):
                     size += sum(
@@ -343,8 +347,8 @@ def unpack_parquet(
                 table = pa.Table.from_batches(batches) if batches else file.read(columns=names, use_threads=False)
     except MemoryError as error:
         raise pa.ArrowInvalid("it needs more memory than there is") from error
-    if any(pa.types.is_nested(field.type) for field in schema):
-        raise pa.ArrowInvalid("it has a column of lists or structs, which no table of a run has")
+    if nested:
+        raise pa.ArrowInvalid("it has a column of lists or structs; numbers and texts are read")
     if max(size, claimed) > limit:
         raise pa.ArrowInvalid(f"it has {len(content):,} bytes and unpacks to more than {limit:,}")
     for place, name in enumerate(table.schema.names):

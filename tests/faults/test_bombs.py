@@ -15,6 +15,7 @@ import pytest
 
 from longgame import storage
 from longgame.data import sources
+from longgame.data.score_files import read_scores
 from longgame.data.sources import load_examples
 from longgame.errors import DataError, ResumeError
 from longgame.storage import read_table
@@ -104,6 +105,20 @@ def test_a_bounded_read_of_a_table_gives_what_was_written(tmp_path, frame):
     pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet", names), expected)
 
 
+def test_a_score_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_UNPACKED", MEBI)
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(50, np.int32)), pa.array(["r" * MEBI]))
+    scores = {"sample_id": column, "score": [1.0] * 50}
+    pq.write_table(pa.table(scores), tmp_path / "s.parquet", store_schema=False)
+    with pytest.raises(DataError, match="cannot be read: it has [0-9,]+ bytes and unpacks to more than"):
+        read_scores(str(tmp_path / "s.parquet"))
+
+
+def test_a_score_file_may_hold_columns_that_are_not_read(tmp_path):
+    pq.write_table(pa.table({"a": [[1]], "id": ["x"], "score": [2]}), tmp_path / "s.parquet")
+    assert read_scores(str(tmp_path / "s.parquet")).ids == ("x",)
+
+
 def test_a_table_of_a_run_with_nested_columns_is_refused(tmp_path):
     pq.write_table(pa.table({"a": [[1, 2], [3]]}), tmp_path / "t.parquet")
     with pytest.raises(ResumeError, match="a column of lists or structs"):
@@ -119,6 +134,7 @@ def test_a_bomb_of_gigabytes_stays_in_bounded_memory(tmp_path):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+from longgame.data.score_files import read_scores
 from longgame.data.sources import load_examples
 from longgame.errors import DataError
 try:

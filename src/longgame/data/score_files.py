@@ -11,14 +11,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
 from longgame.data.formats import RowError, plain_text
 from longgame.data.sources import json_lines
 from longgame.errors import DataError
 from longgame.limits import why_no_file
+from longgame.storage import unpack_parquet
 
 _IDS = ("sample_id", "id")
+
+
+def _parquet_frame(path: Path) -> pd.DataFrame:
+    columns = pq.read_schema(path).names
+    needed = [name for name in (*_IDS, "score", "keep") if name in columns]
+    return unpack_parquet(path.read_bytes(), needed).to_pandas() if needed else pd.DataFrame(columns=columns)
 
 
 def _csv_frame(path: Path) -> pd.DataFrame:
@@ -48,7 +57,7 @@ def _jsonl_frame(path: Path) -> pd.DataFrame:
 
 
 _READ: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
+    ".parquet": _parquet_frame,
     ".csv": _csv_frame,
     ".jsonl": _jsonl_frame,
 }
@@ -95,7 +104,7 @@ def read_scores(path: str) -> ScoreFile:
         raise DataError(f"score file '{path}' {reason}. Give the path of a {', '.join(_READ)} file.")
     try:
         frame = reader(file)
-    except (OSError, ValueError) as error:  # pandas and pyarrow report damaged content by kinds of ValueError
+    except (OSError, ValueError, pa.ArrowException) as error:  # pandas reports damaged content as a ValueError
         raise DataError(f"score file '{path}' cannot be read: {' '.join(str(error).split())}.") from error
     label = f"score file '{path}'"
     column = next((name for name in _IDS if name in frame), None)
