@@ -67,4 +67,5 @@ def why_no_file(path: Path) -> str:
             return "is a pipe or a device, not a file"
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
         return f"is no possible name of a file ({getattr(error, 'strerror', None) or error})"
-    return "" if os.access(path, os.R_OK) else "may not be read (no permission)"
+    effective = os.access in os.supports_effective_ids  # what opening the file asks for
+    return "" if os.access(path, os.R_OK, effective_ids=effective) else "may not be read (no permission)"

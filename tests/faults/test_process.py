@@ -43,7 +43,7 @@ CALLS = {
     "a pipe as recipe": (("audit", "pipe"), "recipe 'pipe' is a pipe or a device"),
     "a device as recipe": (("audit", "/dev/zero"), "is a pipe or a device"),
     "a folder as recipe": (("audit", "folder"), "is a directory without a run"),
-    "a folder for pools": (("pools", "folder", "--out", "p"), "recipe 'folder' is a directory"),
+    "a folder for pools": (("pools", "folder", "--out", "p"), "is a directory without a run"),
     "a recipe with a long name": (("audit", LONG), "File name too long"),
     "a long name for a run": (("audit", "r.yaml", "--out", LONG), "File name too long"),
     "a run over its recipe": (("audit", "r.yaml", "--out", "r.yaml"), "is a file; results need a directory"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -197,6 +198,8 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
         return model.place, model.source, True
     folder_path = Path(name).expanduser()
     if folder_path.is_dir():
+        if not os.access(folder_path, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise ModelError(f"model directory '{name}' may not be read (no permission). Change its mode.")
         if not (folder_path / "config.json").is_file():
             raise ModelError(f"model directory '{name}' holds no config.json. Give a directory in Hugging Face layout.")
         return str(folder_path), f"directory {name}", True
