@@ -26,6 +26,7 @@ ORDER = (
     ("metrics",),
     ("quadratic",),
     ("engines",),
+    ("offline",),
     ("audit",),
     ("report",),
     ("testing",),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -201,28 +201,42 @@ def read_only_columns(columns: Mapping[str, Any]) -> Mapping[str, Any]:
 class ExamplesOnDisk(Sequence[Example]):
     """Examples that are read where they are looked at: a pool of millions holds their ids and counts only.
 
+    Looking at rising rows one by one costs one reading of the source; a smaller row than the last one starts over.
+
     Args:
         ids: of all n examples, distinct.
-        read: yields the examples of these rising rows; called with all rows by an iteration.
+        read: yields the examples of these rising rows.
+        in_memory: up to so many examples are kept once one of them was looked at.
     """
 
-    def __init__(self, ids: tuple[str, ...], read: Callable[[Sequence[int]], Iterable[Example]]) -> None:
-        self.ids, self._read = ids, read
+    def __init__(
+        self, ids: tuple[str, ...], read: Callable[[Sequence[int]], Iterator[Example]], in_memory: int
+    ) -> None:
+        self.ids, self._read, self._in_memory = ids, read, in_memory
+        self._examples: tuple[Example, ...] | None = None
+        self._next, self._rest = 0, read(())
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            return tuple(self._named(range(*row.indices(len(self)))))
-        return next(iter(self._named([range(len(self))[row]])))
+            return tuple(self[place] for place in range(*row.indices(len(self))))
+        row = range(len(self))[row]
+        if len(self) <= self._in_memory and self._examples is None:
+            self._examples = tuple(self._read(range(len(self))))
+        if self._examples is not None:
+            return self._examples[row]
+        if row < self._next or not self._next:
+            self._next, self._rest = 0, self._read(range(len(self)))
+        while True:
+            example = next(self._rest)
+            self._next += 1
+            if self._next == row + 1:
+                return example
 
     def __iter__(self) -> Iterator[Example]:
-        return iter(self._named(range(len(self))))
-
-    def _named(self, rows: Sequence[int]) -> Iterator[Example]:
-        for row, example in zip(rows, self._read(rows), strict=True):
-            yield dataclasses.replace(example, sample_id=self.ids[row])
+        return iter(self._examples) if self._examples is not None else self._read(range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -241,8 +255,8 @@ class Pool:
     """Tokens on which the loss is taken; ≥ 1."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Further data of a substrate, such as row-aligned arrays (the quadratic world's features)."""
-    budget_of: BudgetOf = "tokens"
-    """What a budget counts: prompt and response tokens, or response tokens alone."""
+    budget_of: BudgetOf | Literal["rows"] = "tokens"
+    """What a budget counts: prompt and response tokens, response tokens alone, or examples."""
     loss_masks: Sequence[Bool[np.ndarray, " length"] | None] | None = None
     """Per example, on which tokens the loss is taken, where several turns are learned. None: on those at its end."""
 
@@ -284,6 +298,8 @@ class Pool:
     @property
     def costs(self) -> Int[np.ndarray, " n"]:
         """Tokens of each example that a budget counts (`budget_of`): what a selection spends."""
+        if self.budget_of == "rows":
+            return read_only(np.ones(len(self), dtype=np.int64))
         return self.tokens if self.budget_of == "tokens" else np.asarray(self.response_tokens)
 
     def __deepcopy__(self, memo: Any) -> Pool:

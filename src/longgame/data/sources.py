@@ -378,14 +378,22 @@ def json_lines(path: Path) -> Iterator[tuple[int, ReadRow]]:
                 if size > limit:
                     raise _too_large(path, limit)
                 if not raw.isspace():
-                    yield number, lambda raw=raw: _parse(raw)  # type: ignore[misc]
+                    yield number, JsonLine(raw)
 
 
-def _parse(raw: bytes) -> Any:
-    try:
-        return _load_json(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RowError(f"is not UTF-8 (byte {error.start + 1})") from error
+class JsonLine:
+    """Parses one line of JSON; ``raw`` is the line as it stands in the file."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __call__(self) -> Any:
+        try:
+            return _load_json(self.raw.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise RowError(f"is not UTF-8 (byte {error.start + 1})") from error
 
 
 def _load_json(text: str) -> Any:

@@ -1,0 +1,307 @@
+"""The rows of a data set, read once for ids, lengths and faults, and again wherever their text is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int
+
+from longgame.data.examples import Example, ExamplesOnDisk, Pool
+from longgame.data.formats import RowError, RowRules, read_row
+from longgame.data.sources import Source, bad_rows
+from longgame.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OnBadRow = Literal["error", "skip"]
+TooLong = Literal["truncate", "skip", "error"]
+
+_CHUNK = 4096
+"""Rows whose ``--where`` is decided together."""
+SHARD_ROWS = 2048
+"""Rows that are tokenized and scored together: what a kill can cost, and what batches of one length are made of."""
+_IN_MEMORY = 100_000
+"""Examples that are held in memory once they were looked at one by one."""
+_SKIP = "Correct or remove these rows, or skip them (--on-bad-row skip)."
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used."""
+
+    file: str
+    number: int
+    reason: str
+
+
+class DataRows:
+    """The usable rows of a source: n of them, in its order.
+
+    Memory grows by about 250 bytes a row; texts are not kept.
+
+    Args:
+        source: read once here, and again by `examples`.
+        rules: which turns are learned, and the scale of ``quality``.
+        on_bad_row: whether a row that cannot be used is an error or skipped.
+        where: a condition on the columns, as `pandas.DataFrame.query` takes it; other rows are left out.
+
+    Attributes:
+        ids: distinct, by content; a copy of an earlier row has the suffix ``#2``, ``#3`` …
+        positions: Int[n], place of each row among all of the source (from 0).
+        numbers: Int[n], its number in its file, as an editor counts lines (from 1).
+        prompt_length, response_length: Int[n], characters before the learned turns, and of them.
+        formats: name of a format → rows.
+        bad: what was skipped.
+        total: rows of the source.
+        filtered: rows that ``where`` left out.
+        rated: rows with a ``quality``.
+        groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
+        digest: of all ids in their order.
+
+    Raises:
+        DataError: a row cannot be used and is not skipped, no row is left, or ``where`` cannot be decided.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        rules: RowRules = RowRules(),
+        on_bad_row: OnBadRow = "error",
+        where: str | None = None,
+    ) -> None:
+        if on_bad_row not in ("error", "skip"):
+            raise DataError(unknown("way of on_bad_row", str(on_bad_row), ("error", "skip")))
+        self.source, self.rules, self.where = source, rules, where
+        self.formats: Counter[str] = Counter()
+        self.bad: list[BadRow] = []
+        self.total = self.filtered = self.rated = 0
+        self._files: list[tuple[int, str]] = []
+        ids: list[str] = []
+        columns: list[tuple[int, int, int, int]] = []
+        skills: list[str | None] = []
+        origins: list[str | None] = []
+        copies: dict[str, int] = {}
+        digest = hashlib.sha256()
+        for position, file, number, example, form in self._read():
+            count = copies[example.sample_id] = copies.get(example.sample_id, 0) + 1
+            sample_id = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
+            if not self._files or self._files[-1][1] != file:
+                self._files.append((len(ids), file))
+            before, learned = lengths(example)
+            ids.append(sample_id)
+            columns.append((position, number, before, learned))
+            skills.append(example.skill)
+            origins.append(example.source)
+            self.formats[form] += 1
+            self.rated += example.quality is not None
+            digest.update(sample_id.encode() + b"\0")
+        if self.bad and on_bad_row == "error":
+            raise bad_rows(source, [dataclasses.astuple(row) for row in self.bad], _SKIP)
+        if not ids:
+            left_out = f" ({self.filtered} rows are left out by --where, {len(self.bad)} cannot be used)"
+            raise DataError(
+                f"'{source.label}' holds no usable rows{left_out if self.total else ''}. Give data with at least one."
+            )
+        self.ids = tuple(ids)
+        table = np.asarray(columns, dtype=np.int64)
+        self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)
+        self.groups = {name: values for name, values in (("skill", skills), ("source", origins)) if any(values)}
+        self.digest = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _read(self) -> Iterator[tuple[int, str, int, Example, str]]:
+        """(position, file, number, example, format) of the usable rows; the others are counted."""
+        rows = enumerate(self.source.rows())
+        while chunk := list(islice(rows, _CHUNK)):
+            parsed: list[tuple[int, str, int, Any]] = []
+            for position, (file, number, read) in chunk:
+                self.total += 1
+                try:
+                    parsed.append((position, file, number, read()))
+                except RowError as error:
+                    self.bad.append(BadRow(file, number, str(error)))
+            chosen = self._chosen([row for *_, row in parsed])
+            self.filtered += int(len(parsed) - chosen.sum())
+            for (position, file, number, row), usable in zip(parsed, chosen.tolist(), strict=True):
+                if not usable:
+                    continue
+                try:
+                    example, form = read_row(row, self.rules)
+                except RowError as error:
+                    self.bad.append(BadRow(file, number, str(error)))
+                    continue
+                yield position, file, number, example, form
+
+    def _chosen(self, rows: list[Any]) -> Bool[np.ndarray, " n"]:
+        """Which rows ``where`` keeps."""
+        if self.where is None or not rows:
+            return np.ones(len(rows), dtype=bool)
+        frame = pd.DataFrame([row if isinstance(row, dict) else {} for row in rows])
+        if "@" in self.where:
+            raise DataError(f"--where is {self.where!r}; '@' is not allowed. Compare columns with values.")
+        try:
+            answer = frame.eval(self.where, engine="python")
+        except pd.errors.UndefinedVariableError as error:
+            name = str(error).split("'")[1] if "'" in str(error) else str(error)
+            raise DataError(f"--where is {self.where!r}: {unknown('column', name, map(str, frame.columns))}") from error
+        except Exception as error:
+            raise DataError(
+                f"--where is {self.where!r} and cannot be decided ({type(error).__name__}: {error}). Write it like "
+                'skill == "math" and quality > 0.5.'
+            ) from error
+        if not isinstance(answer, pd.Series) or not (answer.dtype == bool or answer.isin([True, False, None]).all()):
+            raise DataError(f'--where is {self.where!r}, which is no condition. Write it like skill == "math".')
+        return answer.fillna(False).to_numpy(dtype=bool)
+
+    def file_of(self, row: int) -> str:
+        """File of a row."""
+        return self._files[bisect_right(self._files, (row, "\U0010ffff")) - 1][1]
+
+    def files(self) -> list[str]:
+        """File of every row."""
+        edges = [start for start, _ in self._files] + [len(self)]
+        return [name for (start, name), stop in zip(self._files, edges[1:], strict=True) for _ in range(stop - start)]
+
+    def examples(self, rows: Sequence[int] | None = None) -> Iterator[Example]:
+        """Yield the examples of these rising rows (default: all), read again from the source.
+
+        Raises:
+            DataError: the source has changed since it was read.
+        """
+        rows = range(len(self)) if rows is None else rows
+        wanted = iter(rows)
+        row = next(wanted, None)
+        for position, (_file, _number, read) in enumerate(self.source.rows()):
+            if row is None:
+                return
+            if position != self.positions[row]:
+                continue
+            try:
+                example = read_row(read(), self.rules)[0]
+            except RowError as error:
+                raise self._changed() from error
+            if example.sample_id != self.ids[row].partition("#")[0]:
+                raise self._changed()
+            yield dataclasses.replace(example, sample_id=self.ids[row])
+            row = next(wanted, None)
+        if row is not None:
+            raise self._changed()
+
+    def _changed(self) -> DataError:
+        return DataError(f"'{self.source.label}' has changed while it was read. Run the command again.")
+
+    def pool(self) -> Pool:
+        """Return all rows as a pool that counts characters, for selectors that need no model."""
+        return self.counted(self.prompt_length, self.response_length)
+
+    def counted(self, prompt: Int[np.ndarray, " n"], response: Int[np.ndarray, " n"]) -> Pool:
+        """Return all rows as a pool with these counts; its examples are read where they are looked at."""
+        examples = ExamplesOnDisk(self.ids, self.examples, _IN_MEMORY)
+        return Pool(examples, (np.zeros(0, dtype=np.int64),) * len(self), prompt, response)
+
+    def take(self, rows: Int[np.ndarray, " k"]) -> DataRows:
+        """Return these rising rows as data rows of the same source."""
+        part = object.__new__(DataRows)
+        part.__dict__.update(self.__dict__)
+        part.ids = tuple(self.ids[row] for row in rows.tolist())
+        for name in ("positions", "numbers", "prompt_length", "response_length"):
+            setattr(part, name, getattr(self, name)[rows])
+        part.groups = {name: [values[row] for row in rows.tolist()] for name, values in self.groups.items()}
+        part._files = []
+        for place, row in enumerate(rows.tolist()):
+            file = self.file_of(row)
+            if not part._files or part._files[-1][1] != file:
+                part._files.append((place, file))
+        part.digest = hashlib.sha256("\0".join(part.ids).encode()).hexdigest()[:16]
+        return part
+
+
+def lengths(example: Example) -> tuple[int, int]:
+    """Characters of an example that are not learned, and that are."""
+    if example.tokens is not None:
+        learned = int(example.tokens[1].sum())
+        return len(example.tokens[0]) - learned, learned
+    if example.messages is None:
+        return len(example.prompt), len(example.response)
+    earlier = sum(len(example.messages[place][1]) for place in example.learned)
+    return sum(len(text) for _, text in example.messages) - earlier, earlier + len(example.response)
+
+
+class TokenizedRows:
+    """The rows as pools of tokenized examples, shard by shard; what cannot be tokenized is collected.
+
+    Args:
+        rows: what is tokenized.
+        tokenizer, max_length: of the model.
+        too_long: what happens to an example longer than ``max_length``: its end is cut off, as TRL does; it is
+            skipped; or it is an error.
+        on_bad_row: whether an example that the template refuses, or of which nothing learned is left, is an error.
+
+    Attributes:
+        bad: rows that were skipped, over all iterations of `shards` so far.
+        cut: examples whose end was cut off in the last iteration.
+    """
+
+    def __init__(
+        self,
+        rows: DataRows,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        too_long: TooLong = "truncate",
+        on_bad_row: OnBadRow = "error",
+    ) -> None:
+        if too_long not in ("truncate", "skip", "error"):
+            raise DataError(unknown("way of too_long", str(too_long), ("truncate", "skip", "error")))
+        self.rows, self.tokenizer, self.max_length = rows, tokenizer, max_length
+        self.too_long, self.on_bad_row = too_long, on_bad_row
+        self.bad: list[BadRow] = []
+        self.cut = 0
+
+    def shards(self) -> Iterator[Pool]:
+        """Yield pools of up to `SHARD_ROWS` examples, in the order of the rows."""
+        from longgame.data.tokenize import encode_each, pool_of_encoded, truncated
+
+        self.bad, self.cut = [], 0
+        examples, start = self.rows.examples(), 0
+        while batch := list(islice(examples, SHARD_ROWS)):
+            usable, encoded = [], []
+            for place, (example, item) in enumerate(zip(batch, encode_each(batch, self.tokenizer), strict=True)):
+                reason = ""
+                if isinstance(item, Exception):
+                    reason = str(item)
+                elif len(item) > self.max_length:
+                    self.cut += self.too_long == "truncate"
+                    short = truncated(item, self.max_length) if self.too_long == "truncate" else None
+                    reason = self._why_not(len(item)) if short is None else ""
+                    item = item if short is None else short
+                if reason:
+                    self._skip(start + place, reason)
+                else:
+                    usable.append(example)
+                    encoded.append(item)
+            start += len(batch)
+            if usable:
+                yield pool_of_encoded(usable, encoded)  # type: ignore[arg-type]
+
+    def _why_not(self, length: int) -> str:
+        if self.too_long == "truncate":
+            return f"its first {self.max_length} tokens (of {length}) hold nothing that is learned; raise --max-length"
+        return f"has {length} tokens, more than --max-length {self.max_length}"
+
+    def _skip(self, row: int, reason: str) -> None:
+        file, number = self.rows.file_of(row), int(self.rows.numbers[row])
+        if self.on_bad_row == "error":
+            raise bad_rows(self.rows.source, [(file, number, reason)], _SKIP)
+        self.bad.append(BadRow(file, number, reason))

@@ -1,0 +1,570 @@
+"""Scores of a data set as a product: signals per row in a folder, resumed where they ended, used again by `select`.
+
+A folder of scores holds ``config.yaml`` (what was scored and how), ``signals-*/`` (a `SignalStore` for each set of
+signals computed together), ``context.json`` (vectors of the target set), ``bad-rows.jsonl`` and ``scores.parquet``:
+sample_id, file, row, prompt_tokens, response_tokens and every signal of one number per row. Shards of a job
+(``shard=(i, n)``) are folders of that kind inside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from jaxtyping import Int
+
+from longgame.data.examples import Pool
+from longgame.errors import DataError, ModelError, PluginError, RecipeError, ResumeError, StorageError, unknown
+from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows, TooLong
+from longgame.recipe import ModelSpec
+from longgame.seeding import stream_seed
+from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals, check_names
+from longgame.signals.store import DTYPES, SignalStore, stream_signals
+from longgame.storage import read_state, scratch, storage_errors, write_file, write_json, write_state
+
+if TYPE_CHECKING:
+    from longgame.models.load import LoadedModel
+    from longgame.signals.source import SignalSource
+
+CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
+COUNTS = ("prompt_tokens", "response_tokens")
+"""Columns of every folder: tokens without and with a loss."""
+MOST_TOKENS = 2048
+"""Tokens of an example unless said otherwise, where the model's context holds them."""
+_STORE = "signals-"
+_FITTED = {"cluster": ("embedding",), "difficulty": ("base_loss",)}
+"""Signals that are fitted over all rows, and the columns that they are made of."""
+_AS_LIVE = {"embedding": "embedding", "base_loss": "loss"}
+"""Signals of the base model → the engine's signal; without an adapter the model is its own base."""
+_GIVE = "Give a folder that longgame score wrote."
+_VERSIONS = ("longgame", "torch", "transformers", "peft", "datasets", "numpy")
+
+Progress = Callable[[int, int], None]
+"""(rows done, rows): called as a job goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model that scores, and how.
+
+    Raises:
+        RecipeError: a value is not allowed.
+    """
+
+    name: str
+    """`tiny`, `smollm2-135m`, a Hugging Face id, or a directory."""
+    adapter: str | None = None
+    """Directory of a PEFT adapter: rows are scored under it; signals of the base, without it."""
+    dtype: str = "float32"
+    device: str = "auto"
+    """``auto`` (a GPU, where there is one), ``cpu``, ``cuda``, ``cuda:1`` …"""
+    max_length: int | None = None
+    """Tokens of an example; None: 2,048, or the model's context where it is shorter."""
+    chat_template: str | None = None
+    pad_token: str | None = None
+    trust_remote_code: bool = False
+    batch_tokens: int | None = None
+    """Padded tokens of a batch; None: chosen by the engine, and halved when they do not fit into memory."""
+    too_long: TooLong = "truncate"
+    store_dtype: str = "float32"
+    """``float32`` or ``float16``, of the columns on disk."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise RecipeError(unknown("dtype", self.dtype, ("float32", "bfloat16")))
+        if self.store_dtype not in DTYPES:
+            raise RecipeError(unknown("dtype of the stored columns", self.store_dtype, DTYPES))
+        for name in ("max_length", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 8:
+                raise RecipeError(f"{name} is {value}; use 8 or more.")
+
+    def spec(self) -> ModelSpec:
+        """What `load_model` takes."""
+        values = {"chat_template": self.chat_template, "pad_token": self.pad_token}
+        return ModelSpec(
+            name=self.name, dtype=self.dtype, max_length=8, trust_remote_code=self.trust_remote_code, **values
+        )
+
+
+@dataclass(frozen=True)
+class LoadedScorer:
+    """A model on its device with its tokenizer."""
+
+    options: ModelOptions
+    model: Any
+    tokenizer: Any
+    origin: str
+    max_length: int
+
+    @classmethod
+    def load(cls, options: ModelOptions) -> LoadedScorer:
+        """Load model, tokenizer and adapter.
+
+        Raises:
+            ModelError: one of them cannot be loaded, the device does not exist, or ``max_length`` is beyond the
+                model's context.
+        """
+        from longgame.models.load import load_model
+
+        device = device_of(options.device)
+        loaded: LoadedModel = load_model(options.spec(), attention="eager" if device.type == "cpu" else "sdpa")
+        model: Any = loaded.model
+        if options.adapter is not None:
+            model = _with_adapter(model, options.adapter)
+        return cls(
+            options, model.to(device).eval(), loaded.tokenizer, loaded.source, length_of(options, loaded.model.config)
+        )
+
+    def fingerprint(self) -> str:
+        """Content of all that scores depend on, the rows' texts left out."""
+        from longgame.signals.cache import signal_fingerprint
+
+        settings = {"max_length": self.max_length, "too_long": self.options.too_long, "seed": 0}
+        return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=settings)
+
+    def source(self, seed: int, target: Callable[[], Pool] | None) -> SignalSource:
+        """Return what computes signals with this model."""
+        from longgame.models.adaptation import adaptation_of
+        from longgame.signals.engine import SignalEngine
+        from longgame.signals.source import SignalSource
+
+        adapted = self.options.adapter is not None
+        engine = SignalEngine(
+            self.model,
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            seed=stream_seed(seed, "sketch"),
+            max_batch_tokens=self.options.batch_tokens,
+        )
+        base = adaptation_of(self.model).frozen_base if adapted else nullcontext
+        return SignalSource(engine, base=base, proxy=target, seed=seed)
+
+
+def device_of(name: str) -> Any:
+    """Return the torch device of this name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"device '{name}' cannot be used ({reason}). Give auto, cpu, or a device of this machine."
+        ) from error
+    return device
+
+
+def length_of(options: ModelOptions, config: Any) -> int:
+    """Tokens that an example may have.
+
+    Raises:
+        ModelError: more are asked for than the model's context holds.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if options.max_length is None:
+        return min(MOST_TOKENS, context or MOST_TOKENS)
+    if context is not None and options.max_length > context:
+        raise ModelError(
+            f"max_length is {options.max_length} but '{options.name}' takes at most {context} tokens. Lower it."
+        )
+    return options.max_length
+
+
+def _with_adapter(model: Any, folder: str) -> Any:
+    from peft import PeftModel
+
+    path = Path(folder).expanduser()
+    if not (path / "adapter_config.json").is_file():
+        raise ModelError(f"adapter '{folder}' holds no adapter_config.json. Give the directory of a PEFT adapter.")
+    try:
+        return PeftModel.from_pretrained(model, str(path), is_trainable=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"adapter '{folder}' cannot be put on the model: {reason}. Give one that was made for it."
+        ) from error
+
+
+class Scores:
+    """The scores in a folder, of one job or of all its shards.
+
+    Raises:
+        ResumeError: the folder holds no finished scores, or lacks a shard.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folders = _shard_folders(self.folder) or [self.folder]
+        self.config = read_config(self.folders[0])
+        self._stores = [_stores(folder) for folder in self.folders]
+        if not all(self._stores):
+            empty = next(folder for folder, stores in zip(self.folders, self._stores, strict=True) if not stores)
+            raise ResumeError(
+                f"'{empty}' holds no finished scores. Run longgame score again; it goes on where it ended."
+            )
+        self.names = tuple(
+            name
+            for name in dict.fromkeys(name for store in self._stores[0] for name in store.names)
+            if all(any(name in store.names for store in stores) for stores in self._stores)
+        )
+        """Columns that every shard has."""
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(sample_id for stores in self._stores for sample_id in stores[0].ids)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column, float32: [n], or [n, d]; memory-mapped where it can be. Its digest is checked.
+
+        Raises:
+            PluginError: it is not there. ResumeError: it is damaged.
+        """
+        if name not in self.names:
+            raise PluginError(f"'{self.folder}' was asked for an " + unknown("signal", name, self.names))
+        parts = []
+        for stores in self._stores:
+            store = next(store for store in stores if name in store.names)
+            store.verify([name])
+            parts.append(store.column(name))
+        column = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return column.astype(np.float32, copy=False)
+
+    def counts(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Tokens of every row without and with a loss."""
+        prompt, response = (np.rint(self.column(name)).astype(np.int64) for name in COUNTS)
+        return prompt, response
+
+    def context(self, name: str) -> np.ndarray:
+        """A vector that describes the target set.
+
+        Raises:
+            ResumeError: it is missing or damaged.
+        """
+        return np.asarray(read_state(self.folders[0], CONTEXT_STATE)[name])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.yaml of a folder of scores.
+
+    Raises:
+        ResumeError: it is missing or damaged.
+    """
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        if isinstance(config, dict) and {"fingerprint", "rows", "digest"} <= config.keys():
+            return config
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ResumeError(
+            f"'{folder}' holds no scores ({CONFIG} cannot be read). Give a folder that longgame score wrote."
+        ) from error
+    raise ResumeError(f"'{folder / CONFIG}' is not that of scores. Give a folder that longgame score wrote.")
+
+
+def _stores(folder: Path) -> list[SignalStore]:
+    return [SignalStore(path) for path in sorted(folder.glob(f"{_STORE}*")) if path.is_dir() and path.suffix != ".part"]
+
+
+def _shard_folders(folder: Path) -> list[Path]:
+    """Folders of all shards of a job, in order; empty where the folder is no job of several."""
+    parts = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir())
+    if not parts:
+        return []
+    total = int(parts[0].name.rsplit("-", 1)[1])
+    names = [shard_name(number, total) for number in range(1, total + 1)]
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing or len(parts) != total:
+        raise ResumeError(
+            f"'{folder}' holds {len(parts)} folders for {total} shards; missing: {', '.join(missing) or 'none'}. Run "
+            "longgame score with the same --shard n for each, and delete those of another n."
+        )
+    return [folder / name for name in names]
+
+
+def shard_name(number: int, total: int) -> str:
+    """Folder of a shard."""
+    return f"shard-{number:04d}-of-{total:04d}"
+
+
+def shard_rows(rows: DataRows, number: int, total: int) -> DataRows:
+    """Return the rows of the ``number``-th of ``total`` shards: blocks of whole tokenizing steps, in order.
+
+    Raises:
+        RecipeError: there is no such shard. DataError: it would be empty.
+    """
+    if not 1 <= number <= total:
+        raise RecipeError(f"the shard is {number}/{total}; write i/n with i from 1 to n.")
+    blocks = -(-len(rows) // SHARD_ROWS)
+    start, stop = (min(len(rows), SHARD_ROWS * (blocks * place // total)) for place in (number - 1, number))
+    if start == stop:
+        raise DataError(f"shard {number}/{total} of {len(rows)} rows is empty. Use at most {blocks} shards.")
+    return rows.take(np.arange(start, stop))
+
+
+def computed_names(names: Sequence[str]) -> list[str]:
+    """Columns that are computed row by row to give these signals.
+
+    Raises:
+        PluginError: an unknown name. RecipeError: a signal that needs what scoring has not.
+    """
+    check_names(names, "the caller")
+    result: dict[str, None] = {}
+    for name in names:
+        needs = (SIGNALS[name] if name in SIGNALS else CONTEXT[name]).needs
+        # Adam's alignment without moments is the plain one, as before the first step of a training
+        if ("optimizer" in needs and name not in ALIGNMENTS) or "evaluation" in needs:
+            what = "Adam's moments of a training" if "optimizer" in needs else "an audit's evaluation items"
+            raise RecipeError(f"signal '{name}' needs {what}, which scoring has not. Use it in a trainer or an audit.")
+        for column in _FITTED.get(name, (name,) if name in SIGNALS else ()):
+            result[column] = None
+    return list(result)
+
+
+def score_rows(
+    rows: DataRows,
+    names: Sequence[str],
+    folder: str | Path,
+    options: ModelOptions,
+    *,
+    target: DataRows | None = None,
+    on_bad_row: OnBadRow = "error",
+    seed: int = 0,
+    progress: Progress | None = None,
+    command: str = "",
+    scorer: LoadedScorer | None = None,
+) -> Scores:
+    """Compute these signals of all rows into a folder; what stands there already is not computed again.
+
+    Killed and called again it goes on behind the last shard of `SHARD_ROWS` rows, and ends with the same bytes.
+
+    Args:
+        names: signals, and context vectors of the target set.
+        folder: of the scores; made if it is missing.
+        target: rows that the selector compares with (`future_proxy`, alignments).
+        on_bad_row: of rows that cannot be tokenized.
+        command: stands in config.yaml.
+        scorer: the model, where it is loaded already.
+
+    Raises:
+        ResumeError: the folder holds scores of other data, another model or other settings.
+        RecipeError: a signal that needs a target set, and there is none. DataError, ModelError, NumericalError: as the
+            signals raise. StorageError: the disk is full.
+    """
+    path = Path(folder)
+    columns = computed_names(names)
+    context = [name for name in names if name in CONTEXT]
+    if target is None and ({*columns} & {*ALIGNMENTS} or context):
+        name = next(name for name in (*columns, *context) if name in (*ALIGNMENTS, *CONTEXT))
+        raise RecipeError(f"'{name}' compares with a target set, and there is none. Give one (--target FILE).")
+    if (path / CONFIG).is_file():
+        check_folder(path, rows)
+        ready = Scores(path) if _finished(path, columns, context) else None
+        if ready is not None and scorer is None and _same_options(ready.config, options, target):
+            return ready
+    scorer = scorer or LoadedScorer.load(options)
+    fingerprint = scorer.fingerprint()
+    _begin(path, rows, scorer, fingerprint, target, seed, command)
+    missing = [name for name in columns if name not in _stored(path)]
+    targets = None if target is None else _target_pool(target, scorer)
+    source = scorer.source(seed, None if targets is None else lambda: targets)
+    source.begin_stage()
+    if context and not (path / f"{CONTEXT_STATE}.json").is_file():
+        write_state(path, CONTEXT_STATE, dict(source(targets, context).context))  # type: ignore[arg-type]
+    first = not _stored(path)
+    if missing or first:
+        tokenized = TokenizedRows(rows, scorer.tokenizer, scorer.max_length, options.too_long, on_bad_row)
+        names_here = [*(COUNTS if first else ()), *missing]
+        engine = _Engine(source, scorer, rows)
+        stream_signals(
+            engine,
+            tokenized.shards(),
+            names_here,
+            path / f"{_STORE}{blake2b(' '.join(names_here).encode(), digest_size=4).hexdigest()}",
+            fingerprint=fingerprint,
+            dtype={name: "float32" if name in COUNTS else options.store_dtype for name in names_here},
+            on_shard=None if progress is None else lambda done: progress(done, len(rows)),
+        )
+        _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
+    scores = Scores(path)
+    _write_table(path, scores, rows)
+    return scores
+
+
+class _Engine:
+    """Computes the columns of one shard, those of the base and the live ones in one pass where they are one model."""
+
+    def __init__(self, source: SignalSource, scorer: LoadedScorer, rows: DataRows) -> None:
+        self._source = source
+        self._plain = scorer.options.adapter is None
+        self._rated = rows.rated == len(rows)
+
+    def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+        columns = {name: getattr(pool, name).astype(np.float32) for name in COUNTS if name in names}
+        wanted = [name for name in names if name not in COUNTS]
+        if "quality" in wanted:
+            columns["quality"] = self._quality(pool)
+        base = {name: _AS_LIVE[name] for name in wanted if name in _AS_LIVE}
+        live = [name for name in wanted if name not in base and name != "quality"]
+        if not self._plain:
+            return columns | (dict(self._source(pool, [*live, *base]).columns) if live or base else {})
+        others = [name for name in live if SIGNALS[name].compute is not None or name in ALIGNMENTS]
+        shared = list(dict.fromkeys([*(name for name in live if name not in others), *base.values()]))
+        engine: Any = self._source.engine
+        values = dict(engine(pool, shared)) if shared else {}
+        if others:
+            columns |= dict(self._source(pool, others).columns)
+        columns |= {name: values[name] for name in live if name in values}
+        return columns | {name: values[column] for name, column in base.items()}
+
+    def _quality(self, pool: Pool) -> np.ndarray:
+        """Of the column where every row of the data has it, else of the rules for all."""
+        if self._rated:
+            return self._source.quality(pool)
+        bare = tuple(dataclasses.replace(example, quality=None) for example in pool.examples)
+        return self._source.quality(dataclasses.replace(pool, examples=bare))
+
+
+def _finished(path: Path, columns: Sequence[str], context: Sequence[str]) -> bool:
+    stored = _stored(path)
+    return bool(stored) and {*columns} <= stored and (not context or (path / f"{CONTEXT_STATE}.json").is_file())
+
+
+def _stored(path: Path) -> set[str]:
+    return {name for store in _stores(path) for name in store.names}
+
+
+def check_folder(path: Path, rows: DataRows) -> None:
+    """Raise ResumeError where the folder holds scores of other data."""
+    config = read_config(path)
+    if config["digest"] != rows.digest:
+        raise ResumeError(
+            f"'{path}' holds scores of other data ({config['rows']} rows with the digest {config['digest']}; these are "
+            f"{len(rows)} with {rows.digest}). Give the data and options it was made with, or another folder."
+        )
+
+
+def _same_options(config: Mapping[str, Any], options: ModelOptions, target: DataRows | None) -> bool:
+    """Whether scores were made as these options say, so that the model need not be loaded to compare its content."""
+    digest = None if target is None else target.digest
+    return bool(config.get("model") == dataclasses.asdict(options) and config.get("target") == digest)
+
+
+def _begin(
+    path: Path, rows: DataRows, scorer: LoadedScorer, fingerprint: str, target: DataRows | None, seed: int, command: str
+) -> None:
+    """Write config.yaml, or compare with it."""
+    if (path / CONFIG).is_file():
+        config = read_config(path)
+        now = {"fingerprint": fingerprint, "target": None if target is None else target.digest, "seed": seed}
+        names = {"fingerprint": "model, tokenizer or settings", "target": "target set", "seed": "seed"}
+        changed = [names[key] for key, value in now.items() if config.get(key) not in (value, None)]
+        if changed:
+            raise ResumeError(
+                f"'{path}' holds scores of another {' and '.join(changed)}. Use what it was made with (see {CONFIG}), "
+                "or another folder."
+            )
+        if config.get("target") == now["target"]:
+            return
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")
+    versions = {name: _version(name) for name in _VERSIONS}
+    config = {
+        "command": command,
+        "data": rows.source.label,
+        "rows": len(rows),
+        "digest": rows.digest,
+        "turns": rows.rules.turns,
+        "where": rows.where,
+        "model": dataclasses.asdict(scorer.options),
+        "max_length": scorer.max_length,
+        "weights": scorer.origin,
+        "target": None if target is None else target.digest,
+        "seed": seed,
+        "fingerprint": fingerprint,
+        "versions": versions,
+    }
+    write_file(path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "?"
+
+
+def _target_pool(target: DataRows, scorer: LoadedScorer) -> Pool:
+    """The target set, tokenized; small enough for memory."""
+    pools = list(TokenizedRows(target, scorer.tokenizer, scorer.max_length).shards())
+    pool = pools[0]
+    for other in pools[1:]:
+        pool = pool.join(other)
+    return pool
+
+
+def _write_bad(path: Path, bad: Sequence[BadRow], cut: int) -> None:
+    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in bad]
+    if lines:
+        write_file(path / BAD_ROWS, "".join(lines))
+    write_json(path / "tokenized.json", {"bad_rows": len(bad), "cut": cut})
+
+
+def _write_table(path: Path, scores: Scores, rows: DataRows) -> None:
+    """Write scores.parquet: every column of one number per row."""
+    place = {sample_id: row for row, sample_id in enumerate(rows.ids)}
+    order = np.asarray([place[sample_id] for sample_id in scores.ids], dtype=np.int64)
+    files = rows.files()
+    columns: dict[str, Any] = {
+        "sample_id": pa.array(scores.ids),
+        "file": pa.array([files[row] for row in order.tolist()]).dictionary_encode(),
+        "row": pa.array(rows.numbers[order]),
+    }
+    for name in scores.names:
+        column = scores.column(name)
+        if column.ndim == 1:
+            columns[name] = pa.array(np.rint(column).astype(np.int64) if name in COUNTS else np.asarray(column))
+    part = scratch(path / TABLE)
+    with storage_errors(path / TABLE):
+        pq.write_table(pa.table(columns), part, compression="zstd")
+        part.replace(path / TABLE)
+
+
+def signals_of(
+    scores: Scores, pool: Pool, rows: Int[np.ndarray, " n"], names: Sequence[str], clusters: int, seed: int
+) -> Signals:
+    """Return these signals of some rows of the scores, row-aligned with the pool of just these rows.
+
+    Args:
+        rows: rows of the scores, in the pool's order.
+        clusters: k of the k-means behind ``cluster``.
+        seed: of the k-means.
+    """
+    columns = {name: scores.column(name)[rows] for name in names if name in SIGNALS and name not in _FITTED}
+    if "difficulty" in names:
+        from scipy.stats import rankdata
+
+        losses = scores.column("base_loss")[rows]
+        columns["difficulty"] = ((rankdata(losses) - 0.5) / len(losses)).astype(np.float32)
+    if "cluster" in names:
+        from longgame.signals.source import cluster
+
+        columns["cluster"] = cluster(pool.ids, scores.column("embedding")[rows], clusters, seed)
+    return Signals(pool.ids, columns, {name: scores.context(name) for name in names if name in CONTEXT})
