@@ -1,0 +1,602 @@
+"""Select a subset of a data set by any method: from rows to picks, with every decision explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from longgame.data.formats import RowRules
+from longgame.data.sources import Source, open_source
+from longgame.errors import BudgetError, DataError, RecipeError
+from longgame.offline.dedup import duplicates, parse_dedup
+from longgame.offline.options import Budget, SelectOptions
+from longgame.offline.rows import DataRows, TokenizedRows
+from longgame.offline.scoring import (
+    BAD_ROWS,
+    CONFIG,
+    ModelOptions,
+    Progress,
+    Scores,
+    computed_names,
+    score_rows,
+    signals_of,
+)
+from longgame.offline.subset import PREFIX, Part, beside, kind_of, refuse_existing, write_subset
+from longgame.registry import plugin_at_work
+from longgame.seeding import generator, stream_seed
+from longgame.selection.base import Selector
+from longgame.selection.budget import fill_budget
+from longgame.selection.history import History
+from longgame.selection.policy import SelectionPolicy
+from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.storage import read_state, write_file, write_state
+
+MANIFEST, EXPLAINED, BAD, PAGE = ".manifest.json", ".explain.jsonl", ".bad-rows.jsonl", ".html"
+"""Endings of the files beside an output."""
+_HISTORY = "history"
+_NEAREST = 100
+"""Rejected rows that are explained, at least."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Who was picked, and why the others were not. Rows are those of ``rows``."""
+
+    rows: DataRows
+    options: SelectOptions
+    candidates: Int[np.ndarray, " m"]
+    """Rows that the selector saw."""
+    picks: Int[np.ndarray, " k"]
+    """In pick order."""
+    terms: Mapping[str, Float[np.ndarray, " n"]]
+    """Per term of the score a value for every row; NaN for a row that was no candidate."""
+    tokens: Int[np.ndarray, " n"]
+    response_tokens: Int[np.ndarray, " n"]
+    """Characters where no model is given (``unit``)."""
+    unit: Literal["tokens", "characters"]
+    asked: int
+    """Of the budget, in ``budget_unit``; replay left out."""
+    spent: int
+    budget_unit: str
+    repeats: Int[np.ndarray, " n"]
+    """Row that each one repeats; −1: none."""
+    unscored: Int[np.ndarray, " u"]
+    """Rows that could not be tokenized."""
+    clusters: Int[np.ndarray, " n"] | None
+    """Cluster of every row, where the selector saw one; −1 for others."""
+    embedding: Float[np.ndarray, "n 2"] | None
+    """Place of every row on a map of the embeddings, where the selector saw them; NaN for others."""
+    weights: str
+    """Origin and content of the model; empty without one."""
+    replay: tuple[DataRows, Int[np.ndarray, " r"]] | None = None
+    """Rows of earlier data that are learned again."""
+
+    @property
+    def mask_share(self) -> float:
+        """Share of the picks' tokens that the loss is taken on."""
+        return float(self.response_tokens[self.picks].sum() / max(1, self.tokens[self.picks].sum()))
+
+    def parts(self) -> list[Part]:
+        """What `write_subset` writes: rows in the order of the data."""
+        rank = np.argsort(self.picks)
+        rows = self.picks[rank]
+        added: dict[str, np.ndarray] = {f"{PREFIX}rank": rank + 1}
+        for name, values in {"score": np.full(len(self.rows), np.nan), **self.terms}.items():
+            added[PREFIX + name] = np.asarray(values)[rows]
+        added[f"{PREFIX}sample_id"] = np.asarray([self.rows.ids[row] for row in rows.tolist()], dtype=object)
+        if self.replay is None:
+            return [(self.rows.source, self.rows.positions[rows], added)]
+        added[f"{PREFIX}replayed"] = np.zeros(len(rows), dtype=bool)
+        earlier, chosen = self.replay
+        again = {name: np.full(len(chosen), np.nan) for name in added}
+        again[f"{PREFIX}sample_id"] = np.asarray([earlier.ids[row] for row in chosen.tolist()], dtype=object)
+        again[f"{PREFIX}replayed"] = np.ones(len(chosen), dtype=bool)
+        again[f"{PREFIX}rank"] = np.full(len(chosen), None, dtype=object)
+        return [
+            (self.rows.source, self.rows.positions[rows], added),
+            (earlier.source, earlier.positions[chosen], again),
+        ]
+
+    def explain(self) -> list[dict[str, Any]]:
+        """Why each pick was picked, and why each of the nearest rejected rows, and each repeat, was not."""
+        score = self.terms.get("score")
+        place = {row: number for number, row in enumerate(self.picks.tolist(), start=1)}
+        rejected = np.setdiff1d(self.candidates, self.picks)
+        if score is not None:
+            rejected = rejected[np.argsort(-np.nan_to_num(score[rejected], nan=-np.inf), kind="stable")]
+        nearest = rejected[: max(_NEAREST, len(self.picks) // 10)]
+        ranks = {name: _percentiles(values, self.candidates) for name, values in self.terms.items()}
+        cut = float(np.nanmin(score[self.picks])) if score is not None and len(self.picks) else math.nan
+        entries = []
+        for row in [*self.picks.tolist(), *nearest.tolist()]:
+            entry = self._entry(row, row in place)
+            entry |= {"rank": place.get(row), "terms": {}}
+            for name, values in self.terms.items():
+                entry["terms"][name] = {"value": _number(values[row]), "percentile": _number(ranks[name][row])}
+            entry["why"] = self._why(row, place.get(row), score, cut)
+            entries.append(entry)
+        for row in np.flatnonzero(self.repeats >= 0)[: max(_NEAREST, len(self.picks))].tolist():
+            other = int(self.repeats[row])
+            where = f"{self.rows.file_of(other)}:{self.rows.numbers[other]}"
+            entries.append(self._entry(row, False) | {"why": f"repeats {self.rows.ids[other]} ({where})"})
+        return entries
+
+    def _entry(self, row: int, picked: bool) -> dict[str, Any]:
+        return {
+            "sample_id": self.rows.ids[row],
+            "file": self.rows.file_of(row),
+            "row": int(self.rows.numbers[row]),
+            "picked": picked,
+            self.unit: int(self.tokens[row]),
+        }
+
+    def _why(self, row: int, rank: int | None, score: np.ndarray | None, cut: float) -> str:
+        if score is None:
+            return "picked by the selector" if rank else "not picked by the selector"
+        if rank:
+            return f"score {score[row]:.6g} is at or above the cut of {cut:.6g}"
+        if math.isnan(score[row]):
+            return "the selector gives it no score"
+        if score[row] >= cut:
+            return f"score {score[row]:.6g} reaches the cut of {cut:.6g}, but what was left of the budget was too small"
+        return f"score {score[row]:.6g} is below the cut of {cut:.6g}"
+
+
+def _percentiles(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Percentile of every row among these rows, 0–100; NaN elsewhere."""
+    from scipy.stats import rankdata
+
+    result = np.full(len(values), np.nan)
+    known = rows[~np.isnan(values[rows])]
+    if len(known):
+        result[known] = 100 * (rankdata(values[known]) - 0.5) / len(known)
+    return result
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(value) else float(f"{float(value):.6g}")
+
+
+def choose(
+    source: Source,
+    options: SelectOptions,
+    *,
+    model: ModelOptions | None = None,
+    scores: str | Path | None = None,
+    scratch: str | Path | None = None,
+    target: Any = None,
+    replay: Any = None,
+    history: str | Path | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> tuple[Outcome, SelectionPolicy]:
+    """Score and select the rows of a source.
+
+    Args:
+        model: computes what the selector requires, and counts tokens. None: characters are counted.
+        scores: folder of `score_rows`; what it lacks is computed into it.
+        scratch: the folder of scores where ``scores`` is None.
+        target: data that the selector compares with.
+        replay: earlier data, of which `SelectOptions.replay_share` of the budget is learned again.
+        history: folder with what earlier stages selected (`History`, and the selector's state).
+        progress: called while rows are scored.
+
+    Raises:
+        LonggameError: see `SelectOptions`, `DataRows`, `score_rows`, `SelectionPolicy.choose`.
+    """
+    selector = options.build()
+    budget = Budget.parse(options.budget)
+    rules = RowRules(options.turns, options.quality_range)
+    rows = DataRows(source, rules, options.on_bad_row, options.where)
+    targets = None if target is None else DataRows(open_source(target), rules)
+    kind, threshold = parse_dedup(options.dedup)
+    repeats = duplicates(rows, kind, threshold) if kind else np.full(len(rows), -1, dtype=np.int64)
+    names = tuple(dict.fromkeys(selector.requires))
+    text_only = all(name in SIGNALS and set(SIGNALS[name].needs) <= {"text"} for name in names)
+    table: Scores | None = None
+    if model is not None or scores is not None:
+        table = _scores(rows, names, model, scores, scratch, targets, options, progress, command)
+    elif not text_only:
+        needs = ", ".join(name for name in names if name in CONTEXT or set(SIGNALS[name].needs) - {"text"})
+        raise RecipeError(f"selector '{options.label}' needs {needs}, which a model computes. Give --model.")
+    elif budget.of == "tokens" and budget.kind == "amount":
+        raise BudgetError(
+            f"the budget is {budget}, and no model is given that counts tokens. Give --model, a share (10%), or rows "
+            "(5000rows)."
+        )
+    place, unscored = _places(rows, table)
+    candidates = np.flatnonzero((repeats < 0) & (place >= 0))
+    if not len(candidates):
+        raise DataError(f"'{source.label}' leaves no candidates: all rows are duplicates or could not be tokenized.")
+    prompt, response = rows.prompt_length, rows.response_length
+    if table is not None:
+        prompt, response = (np.where(place >= 0, column[place], 0) for column in table.counts())
+    part = rows if len(candidates) == len(rows) else rows.take(candidates)
+    unit = "rows" if budget.of == "rows" else options.budget_of
+    pool = dataclasses.replace(part.counted(prompt[candidates], response[candidates]), budget_of=unit)
+    asked = budget.units(dataclasses.replace(rows.counted(prompt, response), budget_of=unit).costs[place >= 0])
+    again = None
+    if replay is not None:
+        asked, again = _replayed(replay, rules, options, unit, asked, table, model)
+    policy = _policy(selector, options.seed, history)
+    signals = _signals(table, part, place[candidates], options, names)
+    if selector.score_source:  # of a file: its own words say what is missing
+        selector.eligible(pool)
+    policy.begin_stage(generator(options.seed, "selection", "select"))
+    if selector.replays:
+        raise RecipeError(f"selector '{options.label}' replays stages of an audit. Use --replay here.")
+    _, decision = policy.choose(pool, asked, lambda _pool, _names: signals)
+    terms = {name: _spread(values, candidates, len(rows)) for name, values in decision.selection.scores.items()}
+    outcome = Outcome(
+        rows=rows,
+        options=options,
+        candidates=candidates,
+        picks=candidates[decision.selection.rows],
+        terms=terms,
+        tokens=prompt + response,
+        response_tokens=response,
+        unit="characters" if table is None else "tokens",
+        asked=asked,
+        spent=decision.selection.tokens,
+        budget_unit="rows" if unit == "rows" else ("characters" if table is None else unit),
+        repeats=repeats,
+        unscored=unscored,
+        clusters=_clusters(signals, candidates, len(rows)),
+        embedding=_map(signals, candidates, len(rows)),
+        weights="" if table is None else f"{table.config['weights']} ({table.config['fingerprint']})",
+        replay=again,
+    )
+    return outcome, policy
+
+
+def _scores(
+    rows: DataRows,
+    names: Sequence[str],
+    model: ModelOptions | None,
+    scores: str | Path | None,
+    scratch: str | Path | None,
+    target: DataRows | None,
+    options: SelectOptions,
+    progress: Progress | None,
+    command: str,
+) -> Scores:
+    """The folder's scores where they hold all that is needed; else they are computed."""
+    columns = computed_names(names)
+    if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
+        table = Scores(scores)
+        known = set(rows.ids) <= set(table.ids) or len(set(rows.ids) & set(table.ids)) > 0
+        missing = [name for name in columns if name not in table.names]
+        if known and not missing:
+            return table
+        if model is None:
+            if missing:
+                raise RecipeError(
+                    f"'{scores}' lacks {', '.join(missing)}, which selector '{options.label}' needs. Give --model, and "
+                    "it is computed into the folder."
+                )
+            return table
+    if model is None:
+        raise RecipeError("scores are to be computed, and no model is given. Give --model.")
+    folder = scores if scores is not None else scratch
+    if folder is None:
+        raise RecipeError("scores need a folder. Give --scores.")
+    return score_rows(
+        rows,
+        names,
+        folder,
+        model,
+        target=target,
+        on_bad_row=options.on_bad_row,
+        seed=options.seed,
+        progress=progress,
+        command=command,
+    )
+
+
+def _places(rows: DataRows, table: Scores | None) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
+    """Row of each example in the scores, −1 for one that could not be tokenized; and the rows of those.
+
+    Raises:
+        DataError: the scores are of other data, or lack some of it.
+    """
+    if table is None:
+        return np.arange(len(rows)), np.zeros(0, dtype=np.int64)
+    index = {sample_id: row for row, sample_id in enumerate(table.ids)}
+    place = np.fromiter((index.get(sample_id, -1) for sample_id in rows.ids), dtype=np.int64, count=len(rows))
+    missing = np.flatnonzero(place < 0)
+    if len(missing):
+        bad = {(entry["file"], entry["number"]) for folder in table.folders for entry in _bad_entries(folder)}
+        lost = [row for row in missing.tolist() if (rows.file_of(row), int(rows.numbers[row])) not in bad]
+        if len(missing) == len(rows):
+            raise DataError(
+                f"'{table.folder}' holds scores of other data: none of {len(rows)} rows is among its {len(index)} "
+                f"(digest {table.config['digest']}; these are {rows.digest}). Give the scores of this data."
+            )
+        if lost:
+            raise DataError(
+                f"'{table.folder}' lacks the scores of {len(lost)} of {len(rows)} rows, first of row "
+                f"{rows.numbers[lost[0]]} of '{rows.file_of(lost[0])}'. Score the data again, all of it."
+            )
+    return place, missing
+
+
+def _bad_entries(folder: Path) -> list[dict[str, Any]]:
+    path = folder / BAD_ROWS
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _signals(
+    table: Scores | None, part: DataRows, rows: Int[np.ndarray, " m"], options: SelectOptions, names: Sequence[str]
+) -> Signals:
+    """What the selector sees of its candidates."""
+    if table is not None:
+        seed = stream_seed(options.seed, "clusters")
+        pool = part.pool()
+        if "quality" in names and "quality" not in table.names:
+            raise RecipeError(f"'{table.folder}' lacks quality. Score it, too.")
+        return signals_of(table, pool, rows, names, options.clusters, seed)
+    columns = {}
+    if "quality" in names:
+        from longgame.signals.quality import quality_scores
+
+        rated = part.rated == part.total - part.filtered - len(part.bad)
+        examples = list(part.examples())
+        if not rated:
+            examples = [dataclasses.replace(example, quality=None) for example in examples]
+        columns["quality"] = quality_scores(examples)
+    return Signals(part.ids, columns)
+
+
+def _replayed(
+    data: Any,
+    rules: RowRules,
+    options: SelectOptions,
+    unit: str,
+    asked: int,
+    table: Scores | None,
+    model: ModelOptions | None,
+) -> tuple[int, tuple[DataRows, Int[np.ndarray, " r"]]]:
+    """What is left of the budget, and the rows of earlier data that are learned again: a uniform draw."""
+    rows = DataRows(open_source(data), rules, options.on_bad_row)
+    prompt, response = rows.prompt_length, rows.response_length
+    usable = np.arange(len(rows))
+    if table is not None and unit != "rows":
+        if model is None:
+            raise RecipeError("replay counts tokens, and no model is given. Give --model.")
+        prompt, response, usable = _token_counts(rows, model, options)
+    pool = dataclasses.replace(rows.counted(prompt, response), budget_of=unit)  # type: ignore[arg-type]
+    share = round(options.replay_share * asked)
+    order = usable[generator(options.seed, "selection", "replay").permutation(len(usable))]
+    picks = np.sort(fill_budget(order, pool.costs, share))
+    return asked - int(pool.costs[picks].sum()), (rows, picks)
+
+
+def _token_counts(
+    rows: DataRows, model: ModelOptions, options: SelectOptions
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
+    """Tokens of every row before and of what is learned, and the rows that can be tokenized."""
+    from longgame.models.load import load_tokenizer
+
+    tokenized = TokenizedRows(
+        rows, load_tokenizer(model.spec()), model.max_length or 2048, model.too_long, options.on_bad_row
+    )
+    index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
+    prompt, response = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+    for pool in tokenized.shards():
+        places = [index[sample_id] for sample_id in pool.ids]
+        prompt[places], response[places] = pool.prompt_tokens, pool.response_tokens
+    return prompt, response, np.flatnonzero(response > 0)
+
+
+def _policy(selector: Selector, seed: int, history: str | Path | None) -> SelectionPolicy:
+    past = History(seed=stream_seed(seed, "selection", "history"))
+    policy = SelectionPolicy(selector, past, generator(seed, "selection", "select"))
+    folder = None if history is None else Path(history)
+    if folder is not None and (folder / f"{_HISTORY}.json").is_file():
+        state = read_state(folder, _HISTORY)
+        if state["selector"] != selector.name:
+            raise RecipeError(
+                f"the history '{folder}' is that of selector '{state['selector']}', not of '{selector.name}'. Give "
+                "each selector a history of its own."
+            )
+        past.load_state_dict(state["history"])
+        with plugin_at_work(f"selector '{selector.name}'", "load_state_dict()"):
+            selector.load_state_dict(state["state"])
+    return policy
+
+
+def append_history(folder: str | Path, policy: SelectionPolicy, manifest: Mapping[str, Any]) -> None:
+    """Write what was selected so far, this selection included."""
+    path = Path(folder)
+    stages: list[Any] = []
+    if (path / f"{_HISTORY}.json").is_file():
+        stages = list(read_state(path, _HISTORY)["stages"])
+    entry = {
+        "data": manifest["data"]["label"],
+        "digest": manifest["data"]["digest"],
+        "rows": manifest["picked"]["rows"],
+    }
+    state = {
+        "selector": policy.selector.name,
+        "history": policy.history.state_dict(),
+        "state": policy.selector.state_dict(),
+        "stages": [*stages, entry],
+    }
+    write_state(path, _HISTORY, state)
+
+
+def _spread(values: np.ndarray, rows: Int[np.ndarray, " m"], n: int) -> np.ndarray:
+    """These values at their rows, NaN elsewhere."""
+    result = np.full(n, np.nan)
+    result[rows] = values
+    return result
+
+
+def _clusters(signals: Signals, rows: Int[np.ndarray, " m"], n: int) -> Int[np.ndarray, " n"] | None:
+    if "cluster" not in signals.columns:
+        return None
+    result = np.full(n, -1, dtype=np.int64)
+    result[rows] = signals["cluster"]
+    return result
+
+
+def _map(signals: Signals, rows: Int[np.ndarray, " m"], n: int) -> Float[np.ndarray, "n 2"] | None:
+    """The two main directions of the embeddings, for a map of the data."""
+    if "embedding" not in signals.columns or len(rows) < 3:
+        return None
+    from sklearn.decomposition import PCA
+
+    units = signals["embedding"] / np.maximum(np.linalg.norm(signals["embedding"], axis=1, keepdims=True), 1e-12)
+    result = np.full((n, 2), np.nan)
+    result[rows] = PCA(2, random_state=0).fit_transform(units)
+    return result
+
+
+def manifest_of(outcome: Outcome, files: Mapping[str, str], command: str) -> dict[str, Any]:
+    """What was selected of what, how, and the hashes by which it can be checked."""
+    rows, options = outcome.rows, outcome.options
+    selector = options.build() if isinstance(options.selector, str) else options.selector
+    return {
+        "longgame": importlib.metadata.version("longgame") if _installed() else "source",
+        "command": command,
+        "selector": {"name": options.label, "parameters": dict(options.parameters), "requires": [*selector.requires]},
+        "budget": {
+            "budget": str(Budget.parse(options.budget)),
+            "unit": outcome.budget_unit,
+            "asked": outcome.asked,
+            "spent": outcome.spent,
+        },
+        "picked": {
+            "rows": len(outcome.picks),
+            outcome.unit: int(outcome.tokens[outcome.picks].sum()),
+            "learned_share": round(outcome.mask_share, 4),
+            "digest": hashlib.sha256("\0".join(rows.ids[row] for row in outcome.picks.tolist()).encode()).hexdigest()[
+                :16
+            ],
+        },
+        "data": {
+            "label": rows.source.label,
+            "digest": rows.digest,
+            "rows": rows.total,
+            "usable": len(rows),
+            "formats": dict(rows.formats),
+            "bad_rows": len(rows.bad) + len(outcome.unscored),
+            "where": rows.where,
+            "filtered": rows.filtered,
+            "duplicates": int((outcome.repeats >= 0).sum()),
+            "candidates": len(outcome.candidates),
+            outcome.unit: int(outcome.tokens.sum()),
+            "turns": rows.rules.turns,
+        },
+        "model": outcome.weights,
+        "replay": None
+        if outcome.replay is None
+        else {
+            "label": outcome.replay[0].source.label,
+            "digest": outcome.replay[0].digest,
+            "rows": len(outcome.replay[1]),
+            "share": options.replay_share,
+        },
+        "seed": options.seed,
+        "sha256": dict(files),
+    }
+
+
+def digest_of(ids: Sequence[str]) -> str:
+    """Digest of ids in their order."""
+    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16]
+
+
+def _installed() -> bool:
+    try:
+        importlib.metadata.version("longgame")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def select_to(
+    data: Any,
+    out: str | Path,
+    options: SelectOptions,
+    *,
+    model: ModelOptions | None = None,
+    scores: str | Path | None = None,
+    target: Any = None,
+    replay: Any = None,
+    history: str | Path | None = None,
+    explain: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> tuple[Outcome, dict[str, Any]]:
+    """Select a subset of ``data`` and write it to ``out``, with a manifest beside it.
+
+    What was scored stays in ``scores``, or beside ``out`` until the subset is written; a killed command goes on there.
+
+    Raises:
+        StorageError: an output exists, or the disk is full. LonggameError: as `choose`.
+    """
+    path = Path(out).expanduser()
+    kind_of(path)
+    source = open_source(data)
+    endings = (MANIFEST, *((EXPLAINED,) if explain else ()))
+    refuse_existing([path, *(beside(path, ending) for ending in endings)], overwrite)
+    _refuse_inputs(path, source)
+    scratch = path.with_name(f"{path.name}.scores")
+    outcome, policy = choose(
+        source,
+        options,
+        model=model,
+        scores=scores,
+        scratch=scratch,
+        target=target,
+        replay=replay,
+        history=history,
+        progress=progress,
+        command=command,
+    )
+    files = write_subset(path, outcome.parts())
+    manifest = manifest_of(outcome, files, command)
+    if explain:
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.explain()]
+        write_file(beside(path, EXPLAINED), "".join(lines))
+    if bad := [dataclasses.asdict(row) for row in outcome.rows.bad]:
+        write_file(beside(path, BAD), "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
+    write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    if history is not None:
+        append_history(history, policy, manifest)
+    if scores is None and scratch.is_dir():
+        shutil.rmtree(scratch)
+    return outcome, manifest
+
+
+def _refuse_inputs(out: Path, source: Source) -> None:
+    """Raise DataError where the output is one of the files that are read."""
+    for path in getattr(source, "paths", ()):
+        if path.exists() and out.exists() and path.resolve() == out.resolve():
+            raise DataError(f"--out '{out}' is the data itself. Give another path.")
+
+
+def summary_groups(outcome: Outcome, name: str) -> list[tuple[str, int, int]]:
+    """(value, rows, picks) of a grouping column, largest first."""
+    values = outcome.rows.groups.get(name)
+    if values is None:
+        return []
+    counts = Counter(value or "" for value in values)
+    picks = Counter(values[row] or "" for row in outcome.picks.tolist())
+    return [(value, count, picks[value]) for value, count in counts.most_common()]

@@ -1,0 +1,238 @@
+"""A subset as files: input rows unchanged and complete, with what selected them in columns of its own."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import gzip
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int
+
+from longgame.data.sources import JsonLine, Source
+from longgame.errors import DataError, StorageError
+from longgame.storage import flush, scratch, storage_errors
+
+PREFIX = "longgame_"
+"""Begins the name of every added column; columns of an earlier selection are replaced."""
+Kind = Literal["jsonl", "parquet", "folder"]
+_TABLE_ROWS = 4096
+
+
+def kind_of(out: Path) -> Kind:
+    """What an output is, by its name.
+
+    Raises:
+        DataError: an ending that is not written.
+    """
+    name = out.name.lower()
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return "jsonl"
+    if name.endswith(".parquet"):
+        return "parquet"
+    if out.suffix:
+        raise DataError(
+            f"the output '{out}' ends in '{out.suffix}'. Give a .jsonl, .jsonl.gz or .parquet file, or a folder."
+        )
+    return "folder"
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A file beside an output: ``subset.jsonl`` → ``subset.manifest.json``."""
+    name = out.name
+    for suffix in (".jsonl.gz", ".jsonl", ".parquet"):
+        name = name.removesuffix(suffix)
+    return out.with_name(name + ending)
+
+
+def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raise StorageError where an output exists and is not to be replaced, or cannot be written."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise StorageError(f"'{path}' exists already. Give another --out, or replace it with --overwrite.")
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise StorageError(f"cannot write '{path}': no permission for the folder. Give another --out.")
+
+
+Part = tuple[Source, Int[np.ndarray, " k"], Mapping[str, np.ndarray]]
+"""(source, rising positions of the rows that are written, added columns in this order)."""
+
+
+def write_subset(out: Path, parts: Sequence[Part]) -> dict[str, str]:
+    """Write the rows of the parts, one after the other, and return the SHA-256 of every file written.
+
+    JSON lines keep the bytes of each input line; Parquet and folders keep the schema of Parquet, Arrow and saved data
+    sets. The output is complete or absent.
+
+    Raises:
+        DataError: the rows do not fit into one table, or hold what JSON cannot say. StorageError: a full disk.
+    """
+    kind, part = kind_of(out), scratch(out)
+    try:
+        with storage_errors(out):
+            if kind == "jsonl":
+                _write_lines(part, out.name.endswith(".gz"), parts)
+            elif kind == "parquet":
+                _write_parquet(part, parts)
+            else:
+                _write_folder(part, parts)
+            for path in [part, *part.rglob("*")]:
+                flush(path)
+            if out.is_dir():
+                shutil.rmtree(out)
+            part.replace(out)
+            flush(out.parent)
+    except BaseException:
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        raise
+    files = sorted(path for path in out.rglob("*") if path.is_file()) if kind == "folder" else [out]
+    return {str(path.relative_to(out.parent)): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_lines(part: Path, packed: bool, parts: Sequence[Part]) -> None:
+    with ExitStack() as stack:
+        raw = stack.enter_context(part.open("wb"))
+        stream: Any = raw
+        if packed:  # no name and no time in the header: equal rows give equal bytes
+            stream = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        for source, positions, added in parts:
+            names = list(added)
+            for place, read in _picked(source, positions):
+                extra = {name: _plain(added[name][place]) for name in names}
+                stream.write(_line(read, extra))
+
+
+def _picked(source: Source, positions: Int[np.ndarray, " k"]) -> Iterator[tuple[int, Any]]:
+    """(place among the picks, what reads the row) of the rows at these rising positions."""
+    places = iter(enumerate(positions.tolist()))
+    place, wanted = next(places, (0, None))
+    for position, (_file, _number, read) in enumerate(source.rows()):
+        if wanted is None:
+            return
+        if position == wanted:
+            yield place, read
+            place, wanted = next(places, (0, None))
+
+
+def _line(read: Any, extra: Mapping[str, Any]) -> bytes:
+    """The input's own bytes with the added fields before its last brace, where it came as a line of JSON."""
+    addition = json.dumps(extra, ensure_ascii=False, allow_nan=False)
+    if isinstance(read, JsonLine) and f'"{PREFIX}'.encode() not in read.raw:
+        body = read.raw.strip().removeprefix(b"\xef\xbb\xbf")
+        inner = body[:-1].rstrip()
+        comma = b"" if inner.endswith(b"{") else b", "
+        return inner + comma + addition[1:].encode() + b"\n"
+    row = {name: value for name, value in read().items() if not str(name).startswith(PREFIX)}
+    try:
+        text = json.dumps({**row, **extra}, ensure_ascii=False, default=_jsonable)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a row cannot be written as JSON ({error}). Give a .parquet output.") from error
+    return text.encode() + b"\n"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _plain(value: Any) -> Any:
+    """A number or text for JSON; NaN is none."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def tables_of(part: Part) -> Iterator[pa.Table]:
+    """Yield the rows of a part with their added columns, as Arrow tables."""
+    source, positions, added = part
+    tables = source.tables()
+    if tables is None:
+        rows: list[dict[str, Any]] = []
+        first = 0
+        for place, read in _picked(source, positions):
+            rows.append({name: value for name, value in read().items() if not str(name).startswith(PREFIX)})
+            if place + 1 == len(positions):
+                yield _with_columns(_table_of(rows), added, first)
+        return
+    start = place = 0
+    for table in tables:
+        stop = place + int(np.searchsorted(positions[place:], start + len(table)))
+        if stop > place:
+            yield _with_columns(table.take(pa.array(positions[place:stop] - start)), added, place)
+        start, place = start + len(table), stop
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return pa.table({str(name): pa.array([row.get(name) for row in rows]) for name in names})
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"the rows do not fit into one table ({(str(error).splitlines() or [''])[0]}). Give a .jsonl output."
+        ) from error
+
+
+def _with_columns(table: pa.Table, added: Mapping[str, np.ndarray], start: int) -> pa.Table:
+    table = table.drop_columns([name for name in table.column_names if name.startswith(PREFIX)])
+    for name, values in added.items():
+        part = values[start : start + len(table)]
+        table = table.append_column(name, pa.array(part, from_pandas=True))
+    return table
+
+
+def table_of(parts: Sequence[Part]) -> pa.Table:
+    """Return the rows of all parts as one table; columns that a part lacks are empty.
+
+    Raises:
+        DataError: the parts do not fit into one table.
+    """
+    tables = [table for part in parts for table in tables_of(part)]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the rows do not fit into one table ({(str(error).splitlines() or [''])[0]}). Give a .jsonl output."
+        ) from error
+
+
+def _write_parquet(path: Path, parts: Sequence[Part]) -> None:
+    if len(parts) > 1 or parts[0][0].tables() is None:
+        pq.write_table(table_of(parts), path, compression="zstd")
+        return
+    writer: Any = None
+    with ExitStack() as stack:
+        for table in tables_of(parts[0]):
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
+            writer.write_table(table.cast(writer.schema))
+
+
+def _write_folder(path: Path, parts: Sequence[Part]) -> None:
+    from datasets import Dataset
+
+    Dataset(table_of(parts)).save_to_disk(str(path))
