@@ -15,6 +15,7 @@ from longgame.signals.base import Signals
 if TYPE_CHECKING:
     from longgame.audit.run import Run
     from longgame.commands.audit import audit
+    from longgame.offline.api import Subset, score, select
     from longgame.training.config import SelectionConfig
     from longgame.training.log import read_picks, read_training_log
     from longgame.training.sft import SelectionSFTTrainer
@@ -34,6 +35,7 @@ __all__ = [
     "SelectionTrainer",
     "Selector",
     "Signals",
+    "Subset",
     "Task",
     "__version__",
     "audit",
@@ -41,6 +43,8 @@ __all__ = [
     "load_recipe",
     "read_picks",
     "read_training_log",
+    "score",
+    "select",
 ]
 
 
@@ -49,8 +53,11 @@ _LAZY = {
     "SelectionConfig": "longgame.training.config",
     "SelectionSFTTrainer": "longgame.training.sft",
     "SelectionTrainer": "longgame.training.trainer",
+    "Subset": "longgame.offline.api",
     "read_picks": "longgame.training.log",
     "read_training_log": "longgame.training.log",
+    "score": "longgame.offline.api",
+    "select": "longgame.offline.api",
 }
 """Names whose modules load torch, transformers or TRL, and so are imported when they are first used."""
 

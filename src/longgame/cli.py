@@ -18,6 +18,8 @@ import longgame
 from longgame.commands.audit import audit_command
 from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
+from longgame.commands.score import score_command
+from longgame.commands.select import select_command
 from longgame.commands.selectors import selectors
 from longgame.commands.terminal import Terminal
 from longgame.commands.watch import watch
@@ -46,6 +48,8 @@ def _root(
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
+app.command("score")(score_command)
+app.command("select")(select_command)
 app.command("audit")(audit_command)
 app.command()(pools)
 app.command()(selectors)

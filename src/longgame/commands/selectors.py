@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from longgame.commands.terminal import Terminal
 from longgame.errors import LonggameError
 from longgame.selection.base import SELECTORS, build_selector
+from longgame.signals.base import SIGNALS
 
 
-def selectors() -> None:
-    """List the selectors that a recipe can name, with the signals each one needs."""
+def selectors(
+    signals: Annotated[bool, typer.Option("--signals", help="List the signals that longgame score computes.")] = False,
+) -> None:
+    """List the selectors, with the signals that each one needs."""
+    if signals:
+        _print_signals()
+        return
     table = Table()
     for heading in ("name", "needs", "method"):
         table.add_column(heading, overflow="fold")
@@ -27,3 +36,12 @@ def selectors() -> None:
     console.print(table)
     console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
     console.print("Scores of another system: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
+
+
+def _print_signals() -> None:
+    table = Table()
+    for heading in ("name", "unit", "meaning", "needs", "cost"):
+        table.add_column(heading, overflow="fold")
+    for signal in SIGNALS.values():
+        table.add_row(signal.name, signal.unit, escape(signal.meaning), ", ".join(signal.needs), signal.cost)
+    Terminal().print(table)

@@ -1,0 +1,225 @@
+"""``longgame score``: signals of a data set, as a folder of scores."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from longgame.commands.options import TrustRemoteCode, interruptible
+from longgame.commands.terminal import Terminal
+from longgame.errors import RecipeError
+from longgame.escape import visible
+
+Data = Annotated[
+    list[str],
+    typer.Argument(help="Files, a folder of shards, a glob, a saved data set, or hub:owner/name[:config[:split]]."),
+]
+Turns = Annotated[str, typer.Option(help="Assistant turns that are learned: all, or last.", rich_help_panel="Data")]
+QualityRange = Annotated[
+    str, typer.Option(help="Lowest and highest value of the column quality, e.g. 1,5.", rich_help_panel="Data")
+]
+Where = Annotated[
+    str | None, typer.Option(help="""Condition on the columns, e.g. 'skill == "math"'.""", rich_help_panel="Data")
+]
+OnBadRow = Annotated[
+    str, typer.Option(help="error, or skip: list rows that cannot be used and go on.", rich_help_panel="Data")
+]
+_MODEL = "Model"
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to score under (a directory).", rich_help_panel=_MODEL)]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, of the weights.", rich_help_panel=_MODEL)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens of an example (default: the model's context, at most 2048).", rich_help_panel=_MODEL),
+]
+TooLong = Annotated[
+    str, typer.Option(help="What is longer: truncate (as TRL does), skip, or error.", rich_help_panel=_MODEL)
+]
+ChatTemplate = Annotated[str | None, typer.Option(help="Path of a Jinja template, or plain.", rich_help_panel=_MODEL)]
+PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has none.", rich_help_panel=_MODEL)]
+BatchTokens = Annotated[
+    str, typer.Option(help="Padded tokens of a batch, or auto (halved when out of memory).", rich_help_panel=_MODEL)
+]
+StoreDtype = Annotated[str, typer.Option(help="float32 or float16, of the columns on disk.", rich_help_panel=_MODEL)]
+Target = Annotated[str | None, typer.Option(help="Data that signals compare with (target set).")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.", rich_help_panel=_MODEL),
+]
+
+
+def score_command(
+    data: Data,
+    signals: Annotated[
+        str, typer.Option(help="Names with commas, e.g. loss,grad_norm (longgame selectors --signals).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the scores; resumed where it was left.")],
+    model: ModelOption = None,
+    target: Target = None,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the data, for n machines.")] = "1/1",
+    seed: Annotated[int, typer.Option(help="Of sketches.")] = 0,
+    turns: Turns = "all",
+    quality_range: QualityRange = "0,1",
+    where: Where = None,
+    on_bad_row: OnBadRow = "error",
+    adapter: Adapter = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    max_length: MaxLength = None,
+    too_long: TooLong = "truncate",
+    chat_template: ChatTemplate = None,
+    pad_token: PadToken = None,
+    batch_tokens: BatchTokens = "auto",
+    store_dtype: StoreDtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Score every row of a data set under a model; the scores serve any selector.
+
+    Example: longgame score train.jsonl --model smollm2-135m --signals loss,grad_norm --out scores
+    """
+    with interruptible("stopped. What was scored is safe; run the same command again to resume."):
+        from longgame.data.formats import RowRules
+        from longgame.data.sources import open_source
+        from longgame.offline.rows import DataRows
+        from longgame.offline.scoring import BAD_ROWS, TABLE, score_rows, shard_name, shard_rows
+
+        started = time.perf_counter()
+        options = model_settings(
+            model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
+            trust_remote_code,
+        )  # fmt: skip
+        if options is None:
+            raise RecipeError("no model is given, which scores. Give --model.")
+        names = [name.strip() for name in signals.split(",") if name.strip()]
+        if not names:
+            raise RecipeError("--signals names none. Give names with commas, e.g. loss,grad_norm.")
+        number, total = parse_shard(shard)
+        rules = RowRules(turns, parse_range(quality_range))  # type: ignore[arg-type]
+        rows = DataRows(open_source(one_or_all(data)), rules, on_bad_row, where)  # type: ignore[arg-type]
+        targets = None if target is None else DataRows(open_source(target), rules)
+        folder = out
+        if total > 1:
+            rows, folder = shard_rows(rows, number, total), out / shard_name(number, total)
+        with row_progress("scoring") as progress:
+            scores = score_rows(
+                rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed,  # type: ignore[arg-type]
+                progress=progress, command=command_line(),
+            )  # fmt: skip
+        console = Terminal()
+        prompt, response = scores.counts()
+        tokens, seconds = int((prompt + response).sum()), time.perf_counter() - started
+        skipped = len(rows) + len(rows.bad) - len(scores.ids)
+        console.print(
+            f"{len(scores.ids):,} rows, {tokens:,} tokens ({response.sum() / max(1, tokens):.0%} learned), "
+            f"{seconds:.0f} s; {skipped} rows skipped",
+            highlight=False,
+        )
+        for name in scores.names:
+            column = scores.column(name)
+            if column.ndim == 1 and name not in ("prompt_tokens", "response_tokens"):
+                console.print(
+                    f"  {name}: mean {column.mean():.4g}, {column.min():.4g} to {column.max():.4g}", highlight=False
+                )
+        listed = f", {folder / BAD_ROWS}" if (folder / BAD_ROWS).is_file() else ""
+        console.print(f"Written: {folder / TABLE}{listed}", highlight=False, markup=False)
+        if total == 1:
+            console.print(
+                f"Select by them: longgame select {shlex.join(data)} --scores {shlex.quote(str(out))} --selector loss "
+                "--budget 10% --out subset.jsonl",
+                highlight=False,
+                markup=False,
+            )
+
+
+def model_settings(
+    model: str | None,
+    adapter: str | None,
+    dtype: str,
+    device: str,
+    max_length: int | None,
+    too_long: str,
+    chat_template: str | None,
+    pad_token: str | None,
+    batch_tokens: str,
+    store_dtype: str,
+    trust_remote_code: bool,
+) -> Any:
+    """The options of the model; None without one.
+
+    Raises:
+        RecipeError: a value is not allowed.
+    """
+    from longgame.offline.scoring import ModelOptions
+
+    if model is None:
+        if adapter is not None:
+            raise RecipeError("--adapter is given and no --model that it was made for. Give --model.")
+        return None
+    if batch_tokens != "auto" and not re.fullmatch("[0-9]{1,9}", batch_tokens):
+        raise RecipeError(f"--batch-tokens is '{batch_tokens}'; give a number, or auto.")
+    return ModelOptions(
+        name=model,
+        adapter=adapter,
+        dtype=dtype,
+        device=device,
+        max_length=max_length,
+        too_long=too_long,  # type: ignore[arg-type]
+        chat_template=chat_template,
+        pad_token=pad_token,
+        batch_tokens=None if batch_tokens == "auto" else int(batch_tokens),
+        store_dtype=store_dtype,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read ``2/8``.
+
+    Raises:
+        RecipeError: it reads otherwise.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise RecipeError(f"--shard is '{text}'; write i/n, with i from 1 to n, e.g. 2/8.")
+    return int(match[1]), int(match[2])
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Read ``1,5``.
+
+    Raises:
+        RecipeError: it reads otherwise.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RecipeError(f"--quality-range is '{text}'; write the lowest and the highest value, e.g. 1,5.") from error
+    return low, high
+
+
+def one_or_all(data: list[str]) -> Any:
+    """The only reference, or all of them."""
+    return data[0] if len(data) == 1 else data
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return visible("longgame " + shlex.join(sys.argv[1:]))
+
+
+@contextmanager
+def row_progress(activity: str) -> Iterator[Any]:
+    """Show rows done and the time left on stderr; gives what a job calls with (done, all)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+        task = bar.add_task(activity, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,140 @@
+"""``longgame select``: a subset of a data set, by any method."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longgame.commands.options import TrustRemoteCode, interruptible
+from longgame.commands.score import (
+    Adapter,
+    BatchTokens,
+    ChatTemplate,
+    Data,
+    Device,
+    Dtype,
+    MaxLength,
+    ModelOption,
+    OnBadRow,
+    PadToken,
+    QualityRange,
+    StoreDtype,
+    Target,
+    TooLong,
+    Turns,
+    Where,
+    command_line,
+    model_settings,
+    one_or_all,
+    parse_range,
+    row_progress,
+)
+from longgame.commands.terminal import Terminal
+
+
+def select_command(
+    data: Data,
+    selector: Annotated[
+        str, typer.Option(help="NAME[:parameter=value,…], file.py:Class, or scores:FILE (longgame selectors).")
+    ],
+    out: Annotated[Path, typer.Option(help="A .jsonl, .jsonl.gz or .parquet file, or a folder (saved data set).")],
+    budget: Annotated[str, typer.Option(help="10% (of the tokens), 10%rows, 2M (tokens), or 5000rows.")] = "10%",
+    model: ModelOption = None,
+    scores: Annotated[Path | None, typer.Option(help="Folder of longgame score; filled with what it lacks.")] = None,
+    target: Target = None,
+    dedup: Annotated[
+        str | None, typer.Option(help="exact, near, or near:0.7: repeats of an earlier row are no candidates.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="Folder with what earlier stages selected; this selection is appended.")
+    ] = None,
+    replay: Annotated[str | None, typer.Option(help="Earlier data to learn again.")] = None,
+    replay_share: Annotated[float, typer.Option(help="Share of the budget spent on it.")] = 0.1,
+    explain: Annotated[bool, typer.Option("--explain", help="Write why each row was picked or rejected.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    page: Annotated[bool, typer.Option(help="Write an HTML page beside the output.")] = True,
+    budget_of: Annotated[
+        str, typer.Option(help="What a budget in tokens counts: tokens, or response (learned ones).")
+    ] = "tokens",
+    clusters: Annotated[int, typer.Option(help="Clusters of the embeddings, for selectors that use them.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    turns: Turns = "all",
+    quality_range: QualityRange = "0,1",
+    where: Where = None,
+    on_bad_row: OnBadRow = "error",
+    adapter: Adapter = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    max_length: MaxLength = None,
+    too_long: TooLong = "truncate",
+    chat_template: ChatTemplate = None,
+    pad_token: PadToken = None,
+    batch_tokens: BatchTokens = "auto",
+    store_dtype: StoreDtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Select a subset of a data set: rows unchanged, with rank, score and every term of the score.
+
+    Example: longgame select train.jsonl --model smollm2-135m --selector loss --budget 10% --out subset.jsonl
+    """
+    with interruptible("stopped. What was scored is safe; run the same command again to resume."):
+        from longgame.offline.options import SelectOptions
+        from longgame.offline.selecting import BAD, EXPLAINED, MANIFEST, PAGE, select_to
+        from longgame.offline.subset import beside
+        from longgame.report.subset import subset_page, subset_summary
+        from longgame.storage import write_file
+
+        settings = model_settings(
+            model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
+            trust_remote_code,
+        )  # fmt: skip
+        options = SelectOptions(
+            selector=selector,
+            budget=budget,
+            budget_of=budget_of,  # type: ignore[arg-type]
+            turns=turns,  # type: ignore[arg-type]
+            quality_range=parse_range(quality_range),
+            on_bad_row=on_bad_row,  # type: ignore[arg-type]
+            where=where,
+            dedup=dedup,
+            replay_share=replay_share,
+            clusters=clusters,
+            seed=seed,
+        )
+        with row_progress("scoring") as progress:
+            outcome, manifest = select_to(
+                one_or_all(data),
+                out,
+                options,
+                model=settings,
+                scores=scores,
+                target=target,
+                replay=replay,
+                history=history,
+                explain=explain,
+                overwrite=overwrite,
+                progress=progress,
+                command=command_line(),
+            )
+        if page:
+            write_file(beside(out, PAGE), subset_page(outcome, manifest))
+        console = Terminal()
+        console.print(subset_summary(outcome, manifest))
+        written = [out, *(beside(out, ending) for ending in (MANIFEST, EXPLAINED, BAD, PAGE))]
+        files = ", ".join(str(path) for path in written if path.exists())
+        console.print(f"Written: {files}", highlight=False, markup=False)
+        console.print(f"What does this selector do to your next stages? {audit_line(options, model)}", markup=False)
+
+
+def audit_line(options: object, model: str | None) -> str:
+    """The command that audits this selector on the user's next stages."""
+    name = getattr(options, "label", "random")
+    share = getattr(options, "budget", "10%")
+    budget = f" --budget {float(str(share).rstrip('%')) / 100:g}" if str(share).endswith("%") else ""
+    chosen = f" --model {shlex.quote(model)}" if model else ""
+    return (
+        f"longgame init, then: longgame audit recipe.yaml --selectors {shlex.quote(f'random,{name}')}{budget}{chosen}"
+    )

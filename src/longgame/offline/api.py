@@ -1,0 +1,232 @@
+"""`longgame.score` and `longgame.select`: data sets in, data sets out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from longgame.data.formats import RowRules, Turns
+from longgame.data.sources import open_source
+from longgame.errors import RecipeError
+from longgame.offline.options import SelectOptions
+from longgame.offline.rows import DataRows, OnBadRow
+from longgame.offline.scoring import ModelOptions, Progress, Scores, score_rows
+from longgame.offline.selecting import Outcome, append_history, choose, manifest_of, select_to
+from longgame.offline.subset import PREFIX, table_of
+from longgame.selection.base import Selector
+
+
+class Subset(Dataset):
+    """The selected rows, unchanged, with the columns of `longgame.select`; a notebook shows a summary.
+
+    Attributes:
+        outcome: every decision, as arrays over all rows of the data.
+        manifest: what was selected of what, and how.
+    """
+
+    outcome: Outcome
+    manifest: dict[str, Any]
+
+    @classmethod
+    def of(cls, outcome: Outcome, manifest: dict[str, Any]) -> Subset:
+        """The data set of an outcome, a table of its own (no mapping of indices)."""
+        subset = cls(table_of(outcome.parts()))
+        subset.outcome, subset.manifest = outcome, manifest
+        return subset
+
+    def explain(self) -> list[dict[str, Any]]:
+        """Why each row was picked, and each of the nearest rejected rows was not."""
+        return self.outcome.explain()
+
+
+def model_options(model: str | ModelOptions | None, options: Mapping[str, Any]) -> ModelOptions | None:
+    """Options of the model from what a function was given.
+
+    Raises:
+        RecipeError: options of a model, and no model.
+    """
+    if isinstance(model, ModelOptions):
+        if options:
+            raise RecipeError(f"model is a ModelOptions already, and {', '.join(options)} is given, too. Set it there.")
+        return model
+    if model is None:
+        if options:
+            raise RecipeError(f"{', '.join(options)} is an option of the model, and no model is given. Give model=.")
+        return None
+    try:
+        return ModelOptions(name=model, **options)
+    except TypeError as error:
+        from dataclasses import fields
+
+        from longgame.errors import unknown
+
+        names = [item.name for item in fields(ModelOptions)]
+        wrong = next((name for name in options if name not in names), "")
+        raise RecipeError(unknown("option", wrong, names) if wrong else str(error)) from error
+
+
+def select(
+    data: Any,
+    *,
+    selector: str | Selector = "random",
+    budget: float | str = 0.1,
+    model: str | ModelOptions | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    scores: str | Path | None = None,
+    target: Any = None,
+    replay: Any = None,
+    replay_share: float = 0.1,
+    history: str | Path | None = None,
+    dedup: str | None = None,
+    where: str | None = None,
+    turns: Turns = "all",
+    budget_of: Literal["tokens", "response"] = "tokens",
+    quality_range: tuple[float, float] = (0.0, 1.0),
+    on_bad_row: OnBadRow = "error",
+    clusters: int = 8,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **model_settings: Any,
+) -> Subset:
+    """Select a subset of a data set.
+
+    ```python
+    subset = longgame.select(dataset, selector="loss", budget="10%", model="smollm2-135m")
+    ```
+
+    Args:
+        data: a `datasets.Dataset`, or what `longgame.data.sources.open_source` takes (files, folders, globs, the hub).
+        selector: a name (`longgame selectors`), ``file.py:Class``, ``scores:FILE``, or a `Selector`.
+        budget: a share (0.1, "10%", "10%rows"), tokens ("2M") or rows ("5000rows").
+        model: computes signals and counts tokens; None: characters are counted, for selectors that need no model.
+        parameters: of the selector.
+        out: a .jsonl, .jsonl.gz or .parquet file or a folder; the subset is written there, with a manifest.
+        scores: folder of `longgame.score`; used, and filled with what it lacks.
+        target: data that the selector compares with, in any form of ``data``.
+        replay, replay_share: earlier data, and the share of the budget that is spent on rows of it.
+        history: folder with what earlier stages selected; this selection is appended.
+        dedup: ``exact``, ``near`` or ``near:THRESHOLD``.
+        where: a condition on the columns (`pandas.DataFrame.query`).
+        turns: assistant turns that are learned: ``all``, or the ``last``.
+        budget_of: what a budget in tokens counts: ``tokens`` (prompt and response), or ``response``.
+        quality_range: lowest and highest value of the ``quality`` column.
+        on_bad_row: ``error`` or ``skip``.
+        clusters: k of the k-means behind ``cluster``.
+        seed: of everything that is drawn.
+        overwrite: replace ``out``.
+        progress: called with (rows done, rows) while rows are scored.
+        model_settings: further fields of `ModelOptions`, such as ``max_length`` or ``device``.
+
+    Returns:
+        The rows in the order of the data, with ``longgame_rank``, ``longgame_score``, ``longgame_sample_id`` and a
+        column per further term of the score.
+
+    Raises:
+        LonggameError: a value is not allowed, the data cannot be read, or the selector fails.
+    """
+    options = SelectOptions(
+        selector=selector,
+        parameters=dict(parameters or {}),
+        budget=budget,
+        budget_of=budget_of,
+        turns=turns,
+        quality_range=quality_range,
+        on_bad_row=on_bad_row,
+        where=where,
+        dedup=dedup,
+        replay_share=replay_share,
+        clusters=clusters,
+        seed=seed,
+    )
+    settings: dict[str, Any] = {
+        "model": model_options(model, model_settings),
+        "scores": scores,
+        "target": target,
+        "replay": replay,
+        "history": history,
+        "progress": progress,
+    }
+    if out is not None:
+        return Subset.of(*select_to(data, out, options, overwrite=overwrite, **settings))
+    with ExitStack() as stack:
+        scratch = None if scores is not None else stack.enter_context(tempfile.TemporaryDirectory())
+        outcome, policy = choose(
+            open_source(data), options, scratch=None if scratch is None else Path(scratch) / "scores", **settings
+        )
+        manifest = manifest_of(outcome, {}, "")
+        if history is not None:
+            append_history(history, policy, manifest)
+        return Subset.of(outcome, manifest)
+
+
+def score(
+    data: Any,
+    signals: Sequence[str] | str,
+    *,
+    model: str | ModelOptions,
+    out: str | Path | None = None,
+    target: Any = None,
+    turns: Turns = "all",
+    quality_range: tuple[float, float] = (0.0, 1.0),
+    where: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    seed: int = 0,
+    progress: Progress | None = None,
+    **model_settings: Any,
+) -> Dataset:
+    """Compute signals of a data set under a model.
+
+    Args:
+        data, target, turns, quality_range, where, on_bad_row, progress, model_settings: as of `select`.
+        signals: names (`longgame.signals.base.SIGNALS`), or one text with commas.
+        out: folder of the scores; resumed where it was left, and used by ``select(scores=…)``.
+        seed: of sketches.
+
+    Returns:
+        The rows that could be scored, with ``longgame_sample_id``, ``longgame_prompt_tokens``,
+        ``longgame_response_tokens`` and ``longgame_SIGNAL`` for every signal.
+
+    Raises:
+        LonggameError: as `select`; an unknown signal; a folder with other scores.
+    """
+    names = [name.strip() for name in signals.split(",")] if isinstance(signals, str) else list(signals)
+    options = model_options(model, model_settings)
+    if options is None:
+        raise RecipeError("no model is given, which scores. Give model=.")
+    rules = RowRules(turns, quality_range)
+    rows = DataRows(open_source(data), rules, on_bad_row, where)
+    targets = None if target is None else DataRows(open_source(target), rules)
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores"
+        table = score_rows(
+            rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed, progress=progress
+        )
+        return _scored(rows, table)
+
+
+def _scored(rows: DataRows, table: Scores) -> Dataset:
+    """The rows with their signals as columns."""
+    index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
+    places = np.asarray([index[sample_id] for sample_id in table.ids], dtype=np.int64)
+    rows_table = table_of([(rows.source, rows.positions[places], {})])
+    rows_table = rows_table.append_column(f"{PREFIX}sample_id", pa.array(table.ids))
+    for name in table.names:
+        column = np.array(table.column(name))
+        values = (
+            pa.array(column)
+            if column.ndim == 1
+            else pa.FixedSizeListArray.from_arrays(pa.array(column.ravel()), column.shape[1])
+        )
+        if name.endswith("_tokens"):
+            values = pa.array(np.rint(column).astype(np.int64))
+        rows_table = rows_table.append_column(PREFIX + name, values)
+    return Dataset(rows_table)
