@@ -1,13 +1,16 @@
-"""Bounds that are checked before work begins: time of code and templates of strangers, memory, kinds of files."""
+"""Bounds that are checked before work begins: time of code and templates of strangers, memory, kinds of files; and
+where the relative paths of a recipe start from."""
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
@@ -56,13 +59,58 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders that relative paths start from", default=())
+
+
+@contextmanager
+def relative_to(folders: Iterable[str | Path]) -> Iterator[None]:
+    """Inside, `located` looks for relative paths in these folders; without any, in the working directory."""
+    token = _FOLDERS.set(tuple(map(Path, folders)))
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(token)
+
+
+def located(path: str) -> str:
+    """The path of a file, a folder or a glob, in the first folder of `relative_to` that has it, else in the first.
+
+    An absolute path stays as it is. A path is written relative to the working directory where it lies below that.
+    """
+    folders, relative = _FOLDERS.get(), Path(path).expanduser()
+    if not folders or relative.is_absolute():
+        return path
+    for folder in folders:
+        place = str(folder / relative)
+        if os.path.exists(place) or (glob.has_magic(path) and any(glob.iglob(place, recursive=True))):  # noqa: PTH110, PTH207
+            return _from_here(folder, path)
+    return _from_here(folders[0], path)
+
+
+def _from_here(folder: Path, path: str) -> str:
+    here = Path.cwd()
+    if folder == here:
+        return path
+    place = folder / path
+    return str(place.relative_to(here)) if here in place.parents else str(place)
+
+
+def missing(path: Path) -> str:
+    """The words for a path of `located` that does not exist; they name the other folders that it was looked for in."""
+    first, *others = _FOLDERS.get() or (Path.cwd(),)
+    if not others or first not in (path.absolute(), *path.absolute().parents):
+        return "does not exist"
+    names = ["the working directory" if folder == Path.cwd() else f"'{folder}'" for folder in others]
+    return f"does not exist, nor in {' or '.join(names)}"
+
+
 def why_no_file(path: Path) -> str:
     """Return why a file cannot be read ("does not exist", "is a directory" …); empty where it can."""
     try:
         if path.is_dir():
             return "is a directory"
         if not path.exists():
-            return "does not exist"
+            return missing(path)
         if not path.is_file():
             return "is a pipe or a device, not a file"
     except (OSError, ValueError) as error:  # a name too long, or with a NUL

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -14,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from longgame.errors import RecipeError, did_you_mean, unknown
-from longgame.limits import why_no_file
+from longgame.limits import located, relative_to, why_no_file
 
 MOST = 100_000_000
 """Steps, candidates, items or tokens that a recipe may ask for; `longgame.audit.checks.check_size` compares with the
@@ -379,6 +381,11 @@ class MetricSpec(Part):
     equivalence: EquivalenceSpec = EquivalenceSpec()
 
 
+def _names(value: Any) -> Any:
+    """Accept one name beside a list."""
+    return (value,) if isinstance(value, str) else value
+
+
 class Recipe(Part):
     """Everything an audit depends on; two recipes that are equal give equal numbers on one machine."""
 
@@ -401,6 +408,10 @@ class Recipe(Part):
     probe: ProbeSpec = ProbeSpec()
     proxy: ProxySpec = ProxySpec()
     metrics: MetricSpec = MetricSpec()
+    relative_to: Annotated[tuple[Name, ...], BeforeValidator(_names)] = ()
+    """Folders that relative paths start from (`longgame.limits.located`), themselves relative to the recipe's file.
+
+    A recipe that was read from a file has them as absolute paths; without any, the working directory."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -459,6 +470,29 @@ class Recipe(Part):
             part = update.get(section, getattr(self, section))
             update[section] = part.model_copy(update={key: value}) if key else value
         return self.model_copy(update=update)
+
+    def paths(self) -> AbstractContextManager[None]:
+        """Inside, relative paths start from the recipe's folders."""
+        return relative_to(self.relative_to)
+
+    def stored_in(self, folder: Path) -> Recipe:
+        """The recipe as a file of this folder: `relative_to` starts from there, and is empty where no path needs it."""
+        with self.paths():
+            places = (self.relative_to or (str(Path.cwd()),)) if self._has_paths() else ()
+        return self.replace({"relative_to": tuple(os.path.relpath(place, folder.resolve()) for place in places)})
+
+    def _has_paths(self) -> bool:
+        """Whether a value may be a relative path."""
+        tasks = (*self.data.stages, *self.data.ood)
+        references = [name for task in tasks for name in (*task.train, *task.eval) if not name.startswith("hub:")]
+        plugins = [*(selector.name for selector in self.selectors), *(name for task in tasks for name in task.scorers)]
+        texts = [
+            *(name.removeprefix("scores:") for name in plugins if name.startswith("scores:") or ".py:" in name),
+            *(name for name in references if {*"/.*?["} & {*name}),
+            *(name for name in (self.model.name, *self.model.per_seed) if Path(located(name)).is_dir()),
+            *filter(None, (self.data.data_dir, self.model.chat_template)),
+        ]
+        return any(not Path(text).expanduser().is_absolute() and text != "plain" for text in texts)
 
     def _check_stages(self) -> None:
         sequence, stages = self.data.sequence, self.data.stages
@@ -596,7 +630,24 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = find_recipe(path)
     raw = read_mapping(path, "recipes/quickstart.yaml")
     set_values(raw, overrides or {}, str(path))
-    return parse_recipe(raw, str(path))
+    recipe = parse_recipe(raw, str(path))
+    return recipe.replace({"relative_to": path_folders(path, recipe.relative_to)})
+
+
+def path_folders(file: Path, relative_to: Iterable[str] = ()) -> tuple[str, ...]:
+    """Absolute folders that the relative paths of a recipe's file start from.
+
+    Args:
+        relative_to: those that the recipe names. Without any: the folder of the file, then the working directory; of
+            a recipe of the package, the working directory alone.
+    """
+    here = Path.cwd()
+    if file in packaged_recipes().values():
+        folders = [here]
+    else:
+        parent = file.resolve().parent
+        folders = [parent / Path(name).expanduser() for name in relative_to] or [parent, here]
+    return tuple(dict.fromkeys(str(folder.resolve()) for folder in folders))
 
 
 def set_values(raw: dict[str, Any], values: Mapping[str, Any], where: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from longgame.errors import LonggameError, PluginError, RecipeError, did_you_mean, unknown
-from longgame.limits import IMPORT_SECONDS, time_limit, why_no_file
+from longgame.limits import IMPORT_SECONDS, located, time_limit, why_no_file
 
 _COPY = "Pool and signals are read-only: copy an array before changing it. "
 _FRAMES = 3
@@ -150,7 +150,7 @@ class Registry:
 
     def _from_file(self, name: str) -> Any:
         path_text, _, attribute = name.rpartition(":")
-        path = Path(path_text).expanduser().resolve()
+        path = Path(located(path_text)).expanduser().resolve()
         if reason := why_no_file(path):
             raise RecipeError(f"{self.kind} file '{path_text}' {reason}. Give a path to a .py file and a class.")
         # named by path and content, so that an edited file is loaded again

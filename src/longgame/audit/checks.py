@@ -17,7 +17,7 @@ from longgame.data.examples import SequenceData
 from longgame.data.score_files import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
-from longgame.limits import free_memory
+from longgame.limits import free_memory, located
 from longgame.metrics.verdict import LEAST_SEEDS
 from longgame.recipe import RealTask, Recipe, SelectorSpec
 from longgame.registry import plugin_at_work
@@ -36,8 +36,8 @@ def plugin_names(recipe: Recipe) -> tuple[str, ...]:
 def file_of(name: str) -> Path | None:
     """The file that a selector or scorer of this name is read from; None for one that is built in or installed."""
     if name.startswith(SCORES):
-        return Path(name.removeprefix(SCORES)).expanduser()
-    return Path(name.rpartition(":")[0]).expanduser() if ".py:" in name else None
+        return Path(located(name.removeprefix(SCORES))).expanduser()
+    return Path(located(name.rpartition(":")[0])).expanduser() if ".py:" in name else None
 
 
 def file_contents(names: Iterable[str]) -> dict[str, str]:

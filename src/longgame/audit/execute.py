@@ -44,7 +44,7 @@ from longgame.audit.walk import Walk, numerics_located, prepare_seed
 from longgame.data.sequences import measure_contamination
 from longgame.engines.local import Job, Notify, run_here, run_local
 from longgame.errors import LonggameError, RecipeError, ResumeError, StorageError
-from longgame.limits import MOST_PROCESSES
+from longgame.limits import MOST_PROCESSES, located
 from longgame.recipe import Recipe
 from longgame.selection.interventions import selector_of
 from longgame.signals.base import work_of
@@ -214,18 +214,24 @@ def seed_job(folder: str, data_dir: str | None, seed: int, condition: str, notif
     if store.has("base"):
         return
     recipe = run.plan.conditions[condition].base_recipe
-    notify(store.folder.name, 0, "data", 0, 1)
-    sequence = sequence_of(recipe.replace({"data.data_dir": data_dir}), seed)
-    contamination = measure_contamination(sequence) if learner_kind(recipe).has_texts else None
-    if contamination is not None and contamination.is_much:
-        _log.warning("%s: %s.", store.folder.name, contamination)
-    notify(store.folder.name, 0, "frozen pass", 0, 1)
-    prepare_seed(seed, make_learner(recipe, seed), sequence, store.noting_files(), contamination)
+    with recipe.paths():
+        notify(store.folder.name, 0, "data", 0, 1)
+        sequence = sequence_of(recipe.replace({"data.data_dir": data_dir}), seed)
+        contamination = measure_contamination(sequence) if learner_kind(recipe).has_texts else None
+        if contamination is not None and contamination.is_much:
+            _log.warning("%s: %s.", store.folder.name, contamination)
+        notify(store.folder.name, 0, "frozen pass", 0, 1)
+        prepare_seed(seed, make_learner(recipe, seed), sequence, store.noting_files(), contamination)
 
 
 def trial_job(folder: str, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
     """Worker function: one trial, resumed after its last finished stage, with the data from where they lie now."""
     run = _opened(folder)
+    with run.recipe.paths():
+        _walk_trial(run, data_dir, trial, keep_models, notify)
+
+
+def _walk_trial(run: Run, data_dir: str | None, trial: Trial, keep_models: bool, notify: Notify) -> None:
     condition = run.plan.conditions[trial.condition]
     sequence, prepared = (
         sequence_of(recipe.replace({"data.data_dir": data_dir}), trial.seed)
@@ -280,13 +286,13 @@ def run_audit(
             raise RecipeError(f"{name} is {count:,}; give a number from 1 to {MOST_PROCESSES:,}.")
     plan = Plan(recipe)
     check_size(plan)
-    with _locked(folder, plan):
+    with recipe.paths(), _locked(folder, plan):
         run = Run.create(folder, recipe)
         if run.recipe == recipe:
             run.plan = plan
         stages = len(plan.stages)
         trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
-        jobs = _jobs(run, recipe.data.data_dir, trials, keep_models)
+        jobs = _jobs(run, _data_dir(recipe), trials, keep_models)
         if jobs or not (folder / ENVIRONMENT).is_file():
             environment = _environment(run, workers, threads)
         if jobs:
@@ -322,6 +328,13 @@ def run_audit(
             raise ResumeError(f"{done.folder}: {done.progress} Give the recipe again to go on.")
         done.write_tables()
         return done
+
+
+def _data_dir(recipe: Recipe) -> str | None:
+    """The folder of the data for workers, which look for relative paths where the run says, not the recipe of now."""
+    name = recipe.data.data_dir
+    place = None if name is None else located(name)
+    return place if place is None or place == name else str(Path(place).absolute())
 
 
 def _jobs(run: Run, data_dir: str | None, trials: list[Trial], keep_models: bool) -> list[Job]:

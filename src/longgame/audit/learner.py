@@ -123,7 +123,8 @@ class LanguageModels:
         def tokenizer() -> Any:
             from longgame.models.load import load_tokenizer  # transformers is imported only where text is tokenized
 
-            return load_tokenizer(recipe.model)
+            with recipe.paths():
+                return load_tokenizer(recipe.model)
 
         def make_pool(examples: Sequence[Example]) -> Pool:
             from longgame.data.tokenize import build_pool
@@ -193,7 +194,8 @@ def seed_bases(recipe: Recipe) -> dict[int, str] | None:
 def make_learner(recipe: Recipe, seed: int) -> Learner:
     """Build the learner of one trial, in its state before any stage."""
     recipe = recipe.for_seed(seed)
-    return learner_kind(recipe).load()(recipe, seed)
+    with recipe.paths():
+        return learner_kind(recipe).load()(recipe, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ class _Source:
     proxy: ProxySpec
     clusters: int
     budget_of: BudgetOf
+    relative_to: tuple[str, ...]
     seed: int
     recipe: Recipe = field(compare=False)
 
@@ -237,17 +240,23 @@ def sequence_of(recipe: Recipe, seed: int) -> SequenceData:
     plain = ModelSpec()
     changes = {"model.adaptation": plain.adaptation, "model.lora": plain.lora}
     recipe = recipe.replace({**changes, "data.order": () if order else recipe.data.order})
-    return reorder(
-        _build(
-            _Source(recipe.model, recipe.data, recipe.proxy, recipe.metrics.clusters, recipe.budget_of, seed, recipe)
-        ),
-        order,
+    source = _Source(
+        model=recipe.model,
+        data=recipe.data,
+        proxy=recipe.proxy,
+        clusters=recipe.metrics.clusters,
+        budget_of=recipe.budget_of,
+        relative_to=recipe.relative_to,
+        seed=seed,
+        recipe=recipe,
     )
+    return reorder(_build(source), order)
 
 
 @lru_cache(maxsize=64)
 def _build(source: _Source) -> SequenceData:
-    sequence = learner_kind(source.recipe).sequence(source.recipe, source.seed)
+    with source.recipe.paths():
+        sequence = learner_kind(source.recipe).sequence(source.recipe, source.seed)
     if source.budget_of == "tokens":  # what pools count by themselves
         return sequence
     make_pool = sequence.stages[0].make_pool

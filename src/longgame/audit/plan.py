@@ -74,7 +74,7 @@ _REPORT_ONLY = (
 """Keys that are read when results are told, and change no measurement."""
 
 _NOT_VARIED = {
-    **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data"), "it stands above the axes"),
+    **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data", "relative_to"), "it stands above the axes"),
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
     "model.trust_remote_code": "it is trusted or not",
@@ -375,6 +375,7 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     plain = Recipe(name="run", selectors=(SelectorSpec(name="random"),)).model_dump(mode="json")
     set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
     del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
+    del raw["relative_to"]  # says where files are; what is in them is compared by content
     return raw
 
 

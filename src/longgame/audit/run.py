@@ -111,9 +111,13 @@ class Run:
                 write_file(folder / MARK, sealed(_MARK_CONTENT))
             with storage_errors(folder):
                 (folder / ENVIRONMENT).unlink(missing_ok=True)
-        run = cls(folder, recipe if old is None else recipe.replace({"data.data_dir": old.recipe.data.data_dir}))
-        if old is None or old.recipe != run.recipe or not (marked or old.finished):
-            write_file(folder / RECIPE, _recipe_text(run.recipe))
+        if old is not None:
+            folders = old.recipe.relative_to if old.finished else recipe.relative_to
+            recipe = recipe.replace({"data.data_dir": old.recipe.data.data_dir, "relative_to": folders})
+        run = cls(folder, recipe)
+        text = _recipe_text(recipe.stored_in(folder))
+        if old is None or _recipe_text(old.recipe.stored_in(folder)) != text or not (marked or old.finished):
+            write_file(folder / RECIPE, text)
             if not marked and old is not None:  # of an older version: its recipe.yaml had no digest
                 write_file(folder / MARK, sealed(_MARK_CONTENT))
         with storage_errors(folder):
@@ -128,7 +132,7 @@ class Run:
         A recipe resumes a run if its own condition measures the same and it includes every trial that has a finished
         stage: selectors, seeds and values of axes may be added, weights of metrics may change. A recipe that failed
         before anything was finished (a misspelt file, say) leaves the directory to the next one. The data may lie
-        in another folder than before (`data.data_dir`): they are known by their content.
+        in another folder than before (`data.data_dir`, `relative_to`): they are known by their content.
 
         Raises:
             ResumeError: it holds a run of another recipe (the differing keys are named), or something else.
@@ -144,7 +148,8 @@ class Run:
         if not any(folder.glob("*/*/*/done.json")):
             return None
         run = cls.open(folder)
-        moved = recipe.replace({"data.data_dir": run.recipe.data.data_dir})
+        places = {"data.data_dir": run.recipe.data.data_dir, "relative_to": run.recipe.relative_to}
+        moved = recipe.replace(places)
         if moved == run.recipe:
             return run
         differing = _differences(*_comparable(run.recipe, moved))

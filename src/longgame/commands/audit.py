@@ -17,8 +17,10 @@ from longgame.commands.options import (
     SeedsOption,
     TrustCode,
     TrustRemoteCode,
+    given_selectors,
     interruptible,
     recipe_changes,
+    recipe_folders,
 )
 from longgame.commands.terminal import Terminal
 from longgame.recipe import Recipe, find_recipe, load_recipe, parse_recipe
@@ -86,10 +88,11 @@ def audit_command(
         typer.Argument(help="A recipe (YAML), the name of one of the package (quickstart), or the directory of a run."),
     ],
     selectors: Annotated[
-        str | None, typer.Option(help="Replace the recipe's: names, comma-separated; file.py:Class or scores:FILE.")
+        str | None, typer.Option(help="Replace the recipe's: names, comma-separated; as --selector.")
     ] = None,
     selector: Annotated[
-        list[str] | None, typer.Option(help="Add one: name, file.py:Class or scores:FILE (repeatable).")
+        list[str] | None,
+        typer.Option(help="Add one: [LABEL=]NAME, where NAME may be file.py:Class or scores:FILE (repeatable)."),
     ] = None,
     seeds: SeedsOption = None,
     budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
@@ -147,15 +150,16 @@ def audit_command(
             if dry_run:
                 print_left(plan, folder, console)
                 return
-            named = {*(selectors or "").split(","), *(selector or [])}
-            check_trusted(plan, folder, named, remote_code=trust_remote_code)
+            named = given_selectors([*(selectors or "").split(","), *(selector or [])], recipe_folders(file))
+            check_trusted(plan, folder, [spec["name"] for spec in named], remote_code=trust_remote_code)
         if dry_run:
             from longgame.audit.checks import check_size
             from longgame.audit.estimate import print_plan
 
             check_size(plan)
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when the plan loads it; rates are per worker
-            print_plan(plan, folder, workers, threads, console)
+            with loaded.paths():
+                print_plan(plan, folder, workers, threads, console)
             return
         with RichDisplay(console) as display:
             run = run_audit(

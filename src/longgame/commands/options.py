@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from longgame.errors import LonggameError, RecipeError
-from longgame.recipe import AxesSpec, load_yaml, read_mapping
+from longgame.limits import located, relative_to
+from longgame.recipe import AxesSpec, load_yaml, path_folders, read_mapping
 
 SeedsOption = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")]
 ModelName = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")]
@@ -106,20 +108,25 @@ def recipe_changes(
 ) -> dict[str, Any]:
     """The options of a command as changes of the recipe in ``file``: dotted key → value.
 
+    Paths in options start from the working directory.
+
     Raises:
         RecipeError: an option cannot be read.
     """
     changes: dict[str, Any] = {}
+    folders = recipe_folders(file)
     if selectors is not None:
-        changes["selectors"] = [name.strip() for name in selectors.split(",") if name.strip()]
+        changes["selectors"] = given_selectors(selectors.split(","), folders)
     if added_selectors:
-        changes["selectors"] = [*(changes.get("selectors") or _listed_selectors(file)), *added_selectors]
+        added = given_selectors(added_selectors, folders)
+        changes["selectors"] = [*(changes.get("selectors") or _listed_selectors(file)), *added]
     if seeds is not None:
         changes["seeds"] = parse_seeds(seeds)
     if budget is not None:
         changes["budget"] = budget
     if model is not None:
-        changes |= {"model.name": model, "model.per_seed": []}
+        name = path_from_here(model, folders) if Path(model).expanduser().is_dir() else model
+        changes |= {"model.name": name, "model.per_seed": []}
     if trust_remote_code:
         changes["model.trust_remote_code"] = True
     if data_dir is not None:
@@ -127,11 +134,48 @@ def recipe_changes(
             raise RecipeError(
                 f"--data-dir '{data_dir}' is not a directory. Give the folder that holds train/ and eval/."
             )
-        changes["data.data_dir"] = str(data_dir)
+        changes["data.data_dir"] = path_from_here(str(data_dir), folders)
     changes |= parse_axes(axis or [], cross)
     if "axes.vary" in changes:
         changes["axes.vary"] = varied_keys(file) | changes["axes.vary"]
     return changes
+
+
+def recipe_folders(file: Path) -> tuple[str, ...]:
+    """Folders that the relative paths of a recipe's file start from."""
+    names = read_mapping(file, "recipes/quickstart.yaml").get("relative_to") or ()
+    names = [names] if isinstance(names, str) else names
+    return path_folders(file, [name for name in names if isinstance(name, str)])
+
+
+def path_from_here(path: str, folders: Sequence[str]) -> str:
+    """The path of a file under the working directory, as a recipe writes it whose paths start from these folders."""
+    here = Path(path).expanduser()
+    with relative_to(folders):
+        place = Path(located(path)).expanduser()
+    return path if place.resolve() == here.resolve() else os.path.relpath(here, folders[0])
+
+
+def given_selectors(texts: Iterable[str], folders: Sequence[str]) -> list[dict[str, Any]]:
+    """Selectors of the command line, ``[LABEL=]NAME``, as entries of a recipe whose paths start from these folders.
+
+    Raises:
+        RecipeError: the label or the name is empty.
+    """
+    entries: list[dict[str, Any]] = []
+    for text in filter(None, map(str.strip, texts)):
+        label, name = match.groups() if (match := re.fullmatch(r"([^=:/]*)=(.*)", text)) else (None, text)
+        if not name.strip() or (label is not None and not label.strip()):
+            raise RecipeError(f"--selector is '{text}'; write NAME, or LABEL=NAME as in mine=scores:scores.csv.")
+        start, path, end = "", "", name.strip()
+        if end.startswith("scores:"):
+            start, path, end = "scores:", end.removeprefix("scores:"), ""
+        elif ".py:" in end:
+            path, colon, class_name = end.rpartition(":")
+            end = colon + class_name
+        entry = {"name": start + (path_from_here(path, folders) if path else "") + end}
+        entries.append(entry if label is None else {**entry, "label": label.strip()})
+    return entries
 
 
 def parse_axes(axis: list[str], cross: bool) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def pools(
             cross=cross,
             trust_remote_code=trust_remote_code,
         )
-        written = write_pools(load_recipe(file, changes), out, "jsonl" if jsonl else "parquet")
+        loaded = load_recipe(file, changes)
+        with loaded.paths():
+            written = write_pools(loaded, out, "jsonl" if jsonl else "parquet")
     for path, rows in written.items():
         typer.echo(f"Written: {path} ({rows:,} rows)")
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from longgame.data.formats import RowError, plain_text
 from longgame.data.sources import json_lines
 from longgame.errors import DataError
-from longgame.limits import why_no_file
+from longgame.limits import located, why_no_file
 from longgame.storage import unpack_parquet
 
 _IDS = ("sample_id", "id")
@@ -96,7 +96,7 @@ def read_scores(path: str) -> ScoreFile:
         DataError: a missing or unreadable file; a column that is missing or of the wrong kind; a repeated id; a missing
             or infinite score.
     """
-    file = Path(path).expanduser()
+    file = Path(located(path)).expanduser()
     reader = _READ.get(file.suffix)
     if reader is None:
         raise DataError(f"score file '{path}' ends in '{file.suffix}'; give a {', '.join(_READ)} file.")

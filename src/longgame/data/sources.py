@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from longgame.data.examples import Example
 from longgame.data.formats import RowError, RowRules, Turns, read_row
 from longgame.errors import DataError, did_you_mean
-from longgame.limits import why_no_file
+from longgame.limits import located, missing, why_no_file
 from longgame.models.hub import require_repo
 
 Split = Literal["train", "eval"]
@@ -164,7 +164,7 @@ def open_source(data: Any, split: Split = "train") -> Source:
 
 def _existing(label: str, path: Path) -> Path:
     if reason := why_no_file(path):
-        lists = reason == "does not exist" and path.parent.is_dir()
+        lists = reason.startswith("does not exist") and path.parent.is_dir()
         hint = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()] if lists else [])
         raise DataError(f"data file '{label}' {reason}.{hint} Give the path of an existing file.")
     if not _kind(path):
@@ -275,11 +275,13 @@ def source_name(reference: str) -> str:
 
 def _located(reference: str, data_dir: Path | None, split: Split) -> str:
     """The reference as `open_source` takes it: a bare name gets its folder and ending."""
-    if reference.startswith("hub:") or reference.endswith(SUFFIXES) or glob.has_magic(reference):
+    if reference.startswith("hub:"):
         return reference
+    if reference.endswith(SUFFIXES) or glob.has_magic(reference):
+        return located(reference)
     if "/" in reference or "\\" in reference:
-        if Path(reference).expanduser().is_dir():
-            return reference
+        if Path(located(reference)).expanduser().is_dir():
+            return located(reference)
         hub = "" if reference.startswith((".", "/", "~")) else f" A data set of the hub is written 'hub:{reference}'."
         raise DataError(
             f"data reference '{reference}' is neither a bare name nor a path that ends in {_NAMES}, nor a folder. "
@@ -290,11 +292,11 @@ def _located(reference: str, data_dir: Path | None, split: Split) -> str:
             f"data name '{reference}' needs a data folder. Give --data-dir (or data.data_dir in the recipe): a folder "
             f"that holds {split}/{reference} with one of the endings {_NAMES}."
         )
-    folder = Path(data_dir).expanduser() / split
+    folder = Path(located(str(data_dir))).expanduser() / split
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" (relative to {Path.cwd()})"
         raise DataError(
-            f"data folder '{folder}' does not exist{where}. Give --data-dir, a folder with train/ and eval/."
+            f"data folder '{folder}' {missing(folder)}{where}. Give --data-dir, a folder with train/ and eval/."
         )
     paths = [folder / (reference + suffix) for suffix in SUFFIXES if (folder / (reference + suffix)).is_file()]
     if len(paths) > 1:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from longgame.errors import ModelError, did_you_mean
-from longgame.limits import TEMPLATE_SECONDS, time_limit, why_no_file
+from longgame.limits import TEMPLATE_SECONDS, located, missing, time_limit, why_no_file
 from longgame.models import smollm2
 from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.hub import require_repo
@@ -171,7 +171,7 @@ def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if setting == "plain":
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         return ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
-    path = Path(setting).expanduser()
+    path = Path(located(setting)).expanduser()
     if reason := why_no_file(path):
         raise ModelError(f"model.chat_template '{setting}' {reason}. Give the path of a Jinja file, or 'plain'.")
     try:
@@ -196,7 +196,7 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
     if name == "smollm2-135m":
         model = smollm2.locate()
         return model.place, model.source, True
-    folder_path = Path(name).expanduser()
+    folder_path = Path(located(name)).expanduser()
     if folder_path.is_dir():
         if not os.access(folder_path, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise ModelError(f"model directory '{name}' may not be read (no permission). Change its mode.")
@@ -204,7 +204,7 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
             raise ModelError(f"model directory '{name}' holds no config.json. Give a directory in Hugging Face layout.")
         return str(folder_path), f"directory {name}", True
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"model directory '{name}' does not exist. Give an existing directory or a hub id.")
+        raise ModelError(f"model directory '{name}' {missing(folder_path)}. Give an existing directory or a hub id.")
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
     except HFValidationError as error:

@@ -44,7 +44,8 @@ def compare_with(baseline: Run, run: Run, name: str) -> Comparison:
         name: what the baseline is called.
     """
     before, now = baseline.scorecard, run.scorecard
-    differing = tuple(_differences(baseline.recipe.model_dump(mode="json"), run.recipe.model_dump(mode="json")))
+    first, second = (each.recipe.model_dump(mode="json", exclude={"relative_to"}) for each in (baseline, run))
+    differing = tuple(_differences(first, second))
     same = all(line.startswith(("name:", "seeds", "selectors")) for line in differing)
     caveats = [
         "Both runs have the same recipe but for selectors and seeds."

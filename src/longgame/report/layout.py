@@ -392,7 +392,11 @@ def run_section(run: Run) -> Section:
         ),
         on=frozenset({"markdown"}),
     )
-    recipe = yaml.safe_dump(_without_folders(run.recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(
+        _without_folders(run.recipe.model_dump(mode="json", exclude={"relative_to"})),
+        sort_keys=False,
+        allow_unicode=True,
+    )
     return section.show(Source("Resolved recipe", recipe), on=FILES)
 
 
