@@ -511,3 +511,50 @@ def test_options_that_are_numbers_are_read_as_numbers(text) -> None:
     assert answers.matches(item("15", choices=choices), text)
     assert answers.matches(item("B", choices=choices), text)
     assert not answers.matches(item("A", choices=choices), text)
+
+
+COMPOUND = """5h30m | 5h30 | 3m20s | 1h30min | 2 hours and 30 minutes | 5 h 30 min | 1 hour, 20 minutes and 5 seconds
+5'11" | 5′11″ | 5 ft 11 in | 6 feet, 2 inches | 5lb 3oz | 2 kg 300 g | 5 dollars and 30 cents | 40°26'46"N
+1.2.3 | v2.0.1 | 10.0.0.1 | 2024-05-01 | 05/01/2024 | 1.5.2024 | 1-800-555-0199 | 2023–11–12
+3:2 | 12:30:45 | 3x4 | 8.5x11 | (3, 4) | (40.7, -74.0)""".replace("\n", " | ").split(" | ")
+
+
+@pytest.mark.parametrize("text", COMPOUND)
+@pytest.mark.parametrize("frame", ["{}", "The answer is {}.", "So it is {}"])
+def test_numbers_that_are_one_value_together_answer_none(text, frame) -> None:
+    assert answers.number_answered(frame.format(text)) is None
+    assert answers.number_answered(f"{text}. So 42") == 42
+    assert answers.number_answered(f"\\boxed{{42}} or {text}") == 42
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2 hours and 30 minutes, or 150 minutes", 150),
+        ("150 minutes, or 2 hours and 30 minutes", 150),
+        ("10-5=5", 5),
+        ("20-5-3 = 12", 12),
+        ("5-7 km", 7),
+        ("$5-$7", 7),
+        ("10-15%", 15),
+        ("15m2", 15),
+        ("3 km2", 3),
+        ("90min", 90),
+        ("10am", 10),
+        ("48-inch", 48),
+        ("a 5-year plan", 5),
+        ("5 - 7", 7),
+        ("between 4 and 6", 6),
+        ("3 x 4", 4),
+        ("max(3, 4)", 4),
+        ("1, 2, 3", 3),
+        ("5 hours. 30 people came", 30),
+        ("5 minutes and 7 hours", 7),
+        ("3/4", Fraction(3, 4)),
+        ("-5", -5),
+        ("1,000.5", Fraction(2001, 2)),
+        ("pi is 3.14.", Fraction(157, 50)),
+    ],
+)
+def test_numbers_beside_each_other_are_still_read(text, value) -> None:
+    assert answers.number_answered(text) == value

@@ -71,6 +71,41 @@ _PLAIN_NUMBER = re.compile(
 )
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 _CLOCK = re.compile(r":\d\d(?!\d)")
+_DIGITS = r"\d+(?:[.,]\d+)*"
+_UNITS = (
+    (r"years?|yrs?|y", r"months?|mos?", r"weeks?|wks?|w", r"days?|d", r"hours?|hrs?|h", r"minutes?|mins?|m",
+     r"seconds?|secs?|s"),
+    (r"kilomet(?:er|re)s?|km", r"met(?:er|re)s?|m", r"centimet(?:er|re)s?|cm", r"millimet(?:er|re)s?|mm"),
+    (r"miles?|mi", r"yards?|yds?", r"foot|feet|ft", r"inch(?:es)?|in"),
+    (r"kilograms?|kg", r"grams?|g"),
+    (r"stones?|st", r"pounds?|lbs?", r"ounces?|oz"),
+    (r"dollars?", r"cents?"),
+    (r"pounds?", r"pence|p"),
+    (r"degrees?|deg|°", r"arcminutes?|minutes?|['′’]", r"arcseconds?|seconds?|[\"″”]"),
+)  # fmt: skip
+"""Units of one kind, from large to small."""
+
+
+def _quantities(units: Sequence[str]) -> str:
+    """A number of one unit with numbers of smaller ones behind it; the last unit may be left out where it touches."""
+    forms = []
+    for place, unit in enumerate(units[:-1]):
+        smaller = "|".join(units[place + 1 :])
+        forms.append(
+            rf"{_DIGITS}\s?(?:{unit})(?![^\W\d_])\.?(?:,?\s(?:and\s)?|\s?)(?:{_DIGITS}\s?(?:{smaller})(?![^\W\d_])"
+            rf"\.?,?(?:\sand)?\s?)+(?:(?<=\S){_DIGITS}(?![\w]))?"
+        )
+    return "|".join(forms)
+
+
+_COMPOUND = re.compile(
+    rf"(?<!\d)(?<!\d[.,])(?:{'|'.join(map(_quantities, _UNITS))}"
+    rf"|\d+(?:[-–]\d+){{2,}}|{_DIGITS}(?:/\d+){{2,}}|\d+(?:\.\d+){{2,}}"
+    rf"|{_DIGITS}(?:[:x×]{_DIGITS})+|\d+['′’]\s?\d{{1,2}}(?!\d)|{_DIGITS}(?:h|hrs?|m|min|°)(?![23]\b)\d+\b)"
+    rf"|(?<!\w)\(\s?[-+]?{_DIGITS}(?:\s?,\s[-+]?{_DIGITS})+\s?\)",
+    re.IGNORECASE,
+)
+"""Numbers that are one value together, or none: dates, versions, ratios, sizes, points, 5h30, 5 ft 11 in."""
 _WORD = re.compile(r"\b(yes|no|true|false|untrue)\b", re.IGNORECASE)
 _PAIR = re.compile(r"\b(?:yes|true)\s{0,2}(?:/|\b(?:or|and)\b)\s{0,2}(?:no|false)\b", re.IGNORECASE)
 """Both words at once ("true or false?") answer nothing."""
@@ -259,9 +294,10 @@ def numbers(text: str) -> list[Fraction]:
 
     A unit or a word of another script may touch a number ("15kg", "15元"). A letter before it ("H2O"), an exponent
     ("m^2"), an ordinal ("2nd") and a time ("12:30") make it none. A minus is a sign only where no digit or letter is
-    before it.
+    before it. Numbers that make up one value of another kind are none, too: a date, a version, a ratio, a size
+    ("3x4"), a point ("(3, 4)"), a quantity in several units ("5h30m").
     """
-    text = _as_written(text)
+    text = _COMPOUND.sub("\ue001", _as_written(text))
     values = []
     for match in _NUMBER.finditer(text):
         start = match.start() + len(match["sign"])
