@@ -3,6 +3,7 @@ where the relative paths of a recipe start from."""
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 import signal
@@ -28,11 +29,15 @@ MOST_PROCESSES = 1024
 def time_limit(seconds: float, error: LonggameError) -> Iterator[None]:
     """Raise ``error`` where the block takes longer.
 
-    There is no limit outside of the main thread, as Python hands signals to the main thread only. A timer that ends
-    sooner keeps its place, and a later one goes on afterwards.
+    In the main thread a timer that ends sooner keeps its place, and a later one goes on afterwards. In another thread
+    (Python hands signals to the main thread only) a call into C code is ended when it returns.
     """
+    if threading.current_thread() is not threading.main_thread():
+        with _watchdog(seconds, error):
+            yield
+        return
     outer = signal.getitimer(signal.ITIMER_REAL)[0]
-    if threading.current_thread() is not threading.main_thread() or 0 < outer <= seconds:
+    if 0 < outer <= seconds:
         yield
         return
 
@@ -48,6 +53,35 @@ def time_limit(seconds: float, error: LonggameError) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         if outer:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, outer - (time.monotonic() - start)))
+
+
+@contextmanager
+def _watchdog(seconds: float, error: LonggameError) -> Iterator[None]:
+    """`time_limit` outside of the main thread: another thread raises an exception in this one."""
+    late: type[BaseException] = type("_LateError", (BaseException,), {})  # of this block alone: limits may be nested
+    thread, lock, ended = threading.get_ident(), threading.Lock(), threading.Event()
+
+    def send(exception: ctypes.py_object | None) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
+
+    def stop() -> None:
+        with lock:
+            if not ended.is_set():
+                send(ctypes.py_object(late))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        try:
+            yield
+        finally:
+            with lock:
+                ended.set()
+            timer.cancel()
+            timer.join()
+    except late:
+        raise error from None
 
 
 def free_memory() -> int:

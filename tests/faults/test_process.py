@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,13 @@ import yaml
 
 from longgame.audit.checks import check_size
 from longgame.audit.plan import Plan
-from longgame.errors import DataError, PluginError, RecipeError, StorageError
+from longgame.data.examples import Example
+from longgame.data.sources import load_examples
+from longgame.errors import DataError, ModelError, PluginError, RecipeError, StorageError
+from longgame.evaluation.answers import matches
 from longgame.limits import time_limit, why_no_file
+from longgame.models.load import load_model, load_tokenizer
+from longgame.recipe import ModelSpec
 from longgame.selection.base import build_selector
 from longgame.storage import write_file
 from support.cli import environment, longgame_here, start
@@ -243,3 +250,79 @@ def test_three_interrupts_with_two_workers_leave_one_sentence(tmp_path):
     assert process.returncode == 130, errors
     assert b"Traceback" not in errors
     assert errors.count(b"longgame: stopped.") == 1
+
+
+def in_a_thread(call):
+    """What the call returns or raises in a thread of its own, as a notebook's or a server's worker has it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(timeout=100)
+
+
+def spin(seconds):
+    with time_limit(seconds, DataError("late")):
+        while True:
+            pass
+
+
+def spin_twice():
+    with time_limit(60, PluginError("outer")):
+        with pytest.raises(DataError, match="late"):
+            spin(0.1)
+        sum(range(10**6))
+        return "went on"
+
+
+def test_a_time_limit_holds_in_a_thread():
+    with pytest.raises(DataError, match="late"):
+        in_a_thread(lambda: spin(0.2))
+    assert in_a_thread(spin_twice) == "went on"
+    threads = threading.active_count()
+
+    def many():
+        for _ in range(50):
+            with time_limit(60, DataError("late")):
+                pass
+        return True
+
+    assert in_a_thread(many)
+    assert threading.active_count() <= threads
+
+
+def hanging_import(tmp_path):
+    (tmp_path / "mine.py").write_text("while True: pass")
+    build_selector(f"{tmp_path / 'mine.py'}:Mine")
+
+
+def test_an_import_that_hangs_in_a_thread_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("longgame.registry.IMPORT_SECONDS", 0.3)
+    with pytest.raises(PluginError, match=r"mine\.py' was not imported within 0\.3 seconds"):
+        in_a_thread(lambda: hanging_import(tmp_path))
+
+
+def endless_template(tmp_path):
+    (tmp_path / "t.jinja").write_text(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ a + b }}{% endfor %}{% endfor %}{{ eos_token }}"
+    )
+    load_tokenizer(ModelSpec(name="tiny", chat_template=str(tmp_path / "t.jinja")))
+
+
+def test_a_template_without_end_in_a_thread_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("longgame.models.load.TEMPLATE_SECONDS", 0.3)
+    with pytest.raises(ModelError, match="was not rendered within"):
+        in_a_thread(lambda: endless_template(tmp_path))
+
+
+GOLD = r"$\frac{\sqrt3}{2}$"
+
+
+@pytest.mark.parametrize(("text", "right"), [(r"\boxed{\frac12\sqrt3}", True), (r"\boxed{\frac13\sqrt3}", False)])
+def test_formulas_are_compared_in_a_thread_as_in_the_main_one(text, right):
+    example = Example.make("p", GOLD, answer=GOLD)
+    assert in_a_thread(lambda: matches(example, text)) == matches(example, text) == right
+
+
+def test_data_and_models_are_loaded_in_a_thread(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "p", "response": "r"}\n')
+    load = lambda: load_examples(str(tmp_path / "d.jsonl"), data_dir=None, split="train")  # noqa: E731
+    assert in_a_thread(load) == load()
+    assert in_a_thread(lambda: load_model(ModelSpec(name="tiny")).source) == load_model(ModelSpec(name="tiny")).source

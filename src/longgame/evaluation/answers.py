@@ -7,13 +7,17 @@ math-verify. Every pattern runs in time linear in the text, and nothing of a tex
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 import unicodedata
 from collections.abc import Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 
 from longgame.data.examples import Example
 from longgame.errors import DataError
+from longgame.limits import time_limit
 
 _MOST_DIGITS = 1000
 """Digits of a number; more are no answer (Python itself refuses more than 4,300)."""
@@ -22,6 +26,8 @@ _LAST_CHARACTERS = 20_000
 """The end of a text in which its last number is looked for."""
 _LONGEST_FORMULA = 500
 """Characters of a formula that math-verify reads."""
+_FORMULA_SECONDS = 5
+"""Time of math-verify for reading a formula, and for comparing two."""
 
 _TAGS = r"(?:seed:)?think|thinking|thoughts?|reasoning|scratchpad"
 _THINKING = re.compile(rf"<(?:{_TAGS})>|\[think\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
@@ -626,5 +632,17 @@ def _same_formula(gold: str, answer: str) -> bool:
 
     # Of LaTeX alone: the library reads plain expressions through Python's own evaluator.
     latex = [LatexExtractionConfig()]
-    pair = [parse(f"${part.strip().strip('$')}$", latex, raise_on_error=False) for part in (gold, answer)]
-    return bool(all(pair)) and bool(verify(*pair, raise_on_error=False))
+    # Its own limit is an alarm, which only the main thread can have.
+    main = threading.current_thread() is threading.main_thread()
+    seconds = _FORMULA_SECONDS if main else None
+    if not main:
+        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of having no limit of its own
+    try:
+        with nullcontext() if main else time_limit(_FORMULA_SECONDS, DataError("a formula takes too long")):
+            pair = [
+                parse(f"${part.strip().strip('$')}$", latex, raise_on_error=False, parsing_timeout=seconds)
+                for part in (gold, answer)
+            ]
+            return bool(all(pair)) and bool(verify(*pair, raise_on_error=False, timeout_seconds=seconds))
+    except DataError:
+        return False
