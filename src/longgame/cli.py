@@ -22,6 +22,7 @@ from longgame.commands.score import score_command
 from longgame.commands.select import select_command
 from longgame.commands.selectors import selectors
 from longgame.commands.terminal import Terminal
+from longgame.commands.train import train
 from longgame.commands.watch import watch
 from longgame.errors import LonggameError
 
@@ -51,6 +52,7 @@ def _root(
 app.command("score")(score_command)
 app.command("select")(select_command)
 app.command("audit")(audit_command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(pools)
 app.command()(selectors)
 app.command()(report)

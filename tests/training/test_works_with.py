@@ -1,5 +1,9 @@
 """Selection beside the options of transformers, TRL and PEFT: the rows of the table in docs/training.md."""
 
+import copy
+import re
+from pathlib import Path
+
 import numpy as np
 import peft
 import pytest
@@ -216,3 +220,83 @@ def test_completion_only_loss_scores_the_completion(tmp_path, tokenizer):
         expected = loss_scorer(trainer.model)(pool, ("loss",))["loss"]
         kept = trainer.state.log_history[0]["selection/loss_offered"]
         assert kept == pytest.approx(expected.mean(), rel=1e-4)
+
+
+TEMPLATE = (
+    "{% for turn in messages %}{% if turn.role == 'assistant' %}<s> {% generation %}{{ turn.content }} </s>"
+    "{% endgeneration %} {% else %}{{ turn.content }} {% endif %}{% endfor %}"
+)
+
+
+def chats(turns, n=24):
+    rng = np.random.default_rng(turns)
+
+    def words():
+        return " ".join(f"w{i}" for i in rng.integers(3, 61, 4))
+
+    def conversation():
+        return [{"role": role, "content": words()} for _ in range(turns) for role in ("user", "assistant")]
+
+    return [{"messages": conversation(), "sample_id": f"s{row}"} for row in range(n)]
+
+
+@pytest.mark.parametrize("selector", ["loss", "gradient"])
+@pytest.mark.parametrize("turns", [1, 3])
+def test_assistant_only_loss_learns_the_turns_of_trl(tmp_path, tokenizer, turns, selector):
+    """Labels are those of the template's generation marks, and picks those of losses and gradients one by one."""
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = TEMPLATE
+    rows, model = chats(turns), make_model(dropout=0.0)
+    values = {}
+    for row in rows:
+        encoded = chat.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
+        ids = torch.tensor(encoded["input_ids"])
+        mask = torch.tensor(encoded["assistant_masks"], dtype=torch.bool)
+        row["expected"] = torch.where(mask, ids, -100).tolist()
+        logits = model.eval()(input_ids=ids[None]).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits[mask[1:]], ids[1:][mask[1:]])
+        weights = [value for value in model.parameters() if value.requires_grad]
+        gradient = torch.autograd.grad(loss, weights)
+        norm = sum(float(part.square().sum()) for part in gradient) ** 0.5
+        values[row["sample_id"]] = loss.item() if selector == "loss" else norm
+    data = Dataset.from_list([{key: row[key] for key in ("messages", "sample_id")} for row in rows])
+    options = {"data": data, "model": model, "selector": selector, "rounds": 1, "keep_signals": True}
+    trainer = sft(tmp_path, chat, args={"assistant_only_loss": True, "max_length": None}, **options)
+    trainer.train()
+    assert [row["labels"] for row in trainer.train_dataset] == [row["expected"] for row in rows]
+    (done,) = trainer.selection_policy.rounds
+    measured = done.signals["loss" if selector == "loss" else "grad_norm"]
+    np.testing.assert_allclose(measured, [values[i] for i in done.candidate_ids], rtol=1e-3)
+    best = sorted(values, key=values.__getitem__, reverse=True)
+    assert list(done.picked_ids) == best[: len(done.picked_ids)]
+    assert len(done.picked_ids) == len(rows) // 4
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def table_of_the_docs():
+    """(option, result, what proves it) of every row of the table."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## Works with")[2]
+    lines = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in cells] for cells in lines if cells[0].strip() != "option"]
+
+
+def source_text():
+    """The code of the trainers and signals, with strings that span lines joined."""
+    files = [path for name in ("training", "signals", "models") for path in (ROOT / "src/longgame" / name).glob("*.py")]
+    return re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text(encoding="utf-8") for path in files))
+
+
+@pytest.mark.parametrize("row", table_of_the_docs(), ids=lambda row: row[0][:40])
+def test_the_table_of_the_docs_names_tests_and_messages(row):
+    _, result, proof = row
+    tests, messages = re.findall(r"`(test_\w+)`", proof), re.findall(r'"([^"]+)"', proof)
+    assert bool(messages) == result.startswith("refused")
+    assert bool(tests) == result.startswith("works")
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for name in tests:
+        assert f"def {name}(" in code
+    text = source_text()
+    for message in messages:
+        assert message in text

@@ -96,6 +96,16 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         return _tokenizer(spec, place, local)
 
 
+def model_place(name: str) -> str:
+    """Return what ``from_pretrained`` takes for a model by name: a directory or a hub id.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    with ExitStack() as stack:
+        return _resolve(name, stack)[0]
+
+
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Give the tokenizer the recipe's template and padding token, and check that it has all that is needed.
 

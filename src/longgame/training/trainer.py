@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
@@ -505,22 +505,35 @@ class SelectionMixin(_Base):
 
     def _refuse_selection(self) -> None:
         args = self.args
+        refuse_several_processes(args)
         unsupported = {
-            "several processes": args.world_size > 1,
-            f"{args.n_gpu} GPUs in one process (nn.DataParallel)": args.n_gpu > 1,
-            "FSDP": self.is_fsdp_enabled or self.is_fsdp_xla_enabled,
-            "DeepSpeed": self.is_deepspeed_enabled,
+            "FSDP": bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled),
+            "DeepSpeed": bool(self.is_deepspeed_enabled),
         }
-        enabled = [setup for setup, is_enabled in unsupported.items() if is_enabled]
-        if enabled:
-            raise RecipeError(
-                f"selection does not run with {enabled[0]}: every rank would score and select on its own. "
-                "Use one process and one GPU (CUDA_VISIBLE_DEVICES=0)."
-            )
+        _refuse_any(unsupported)
         if args.auto_find_batch_size:
             raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
         if args.train_sampling_strategy == "batch_rebalance":
             raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
+
+
+def refuse_several_processes(args: TrainingArguments) -> None:
+    """Raise RecipeError where a training runs in several processes or on several GPUs."""
+    _refuse_any(
+        {
+            "several processes": args.world_size > 1,
+            f"{args.n_gpu} GPUs in one process (nn.DataParallel)": args.n_gpu > 1,
+        }
+    )
+
+
+def _refuse_any(unsupported: Mapping[str, bool]) -> None:
+    enabled = [setup for setup, is_enabled in unsupported.items() if is_enabled]
+    if enabled:
+        raise RecipeError(
+            f"selection does not run with {enabled[0]}: every rank would score and select on its own. "
+            "Use one process and one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
 
 
 def _reads_proxy(names: Sequence[str]) -> bool:

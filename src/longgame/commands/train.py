@@ -1,0 +1,373 @@
+"""``longgame train``: TRL's supervised fine-tuning with selection, from one configuration file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longgame.commands.terminal import Terminal
+from longgame.data.examples import Example
+from longgame.data.formats import RowError, RowRules, read_row
+from longgame.data.sources import SUFFIXES, bad_rows, open_source
+from longgame.errors import DataError, LonggameError, ModelError, RecipeError, did_you_mean
+from longgame.escape import markdown_line
+from longgame.recipe import ModelSpec, load_yaml, read_mapping
+
+SECTION = "selection"
+"""Key of the configuration file that holds a `SelectionConfig`; ``--selection.KEY VALUE`` sets one of its fields."""
+_LIST_BATCH = 256
+"""Examples that are tokenized together."""
+
+
+@dataclass
+class DataArguments:
+    """Data sets beside TRL's ``dataset_name``; each is a file, a folder, a glob, or the name of a hub data set."""
+
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Items for evaluation in training."})
+    proxy_dataset_name: str | None = field(default=None, metadata={"help": "Items of later stages (proxy_dataset)."})
+    target_dataset_name: str | None = field(default=None, metadata={"help": "Items of the task to select for."})
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file: keys of SFTConfig, ModelConfig and ScriptArguments, and selection.")
+    ] = None,
+) -> None:
+    """Fine-tune a model on what is selected from a data set (TRL's SFTTrainer).
+
+    Every key of the file can be given as an option, such as --learning_rate 1e-4 or --selection.budget 0.1.
+    """
+    arguments, data, model, names, selection = _read(config, context.args)
+    trainer = build_trainer(arguments, data, model, names, selection)
+    resume = arguments.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    trainer.save_model(arguments.output_dir)
+    trainer.save_selection(arguments.output_dir)
+    write_card(trainer, data.dataset_name)
+    if arguments.push_to_hub:
+        trainer.push_to_hub(dataset_name=data.dataset_name)
+    picks = trainer.selection_record.picks
+    console = Terminal()
+    console.print(
+        f"{len(picks)} examples selected ({trainer.selection_feed.spent:,} tokens). Model, selection.parquet and "
+        f"README.md are in {arguments.output_dir}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, selection: Mapping[str, Any]) -> Any:
+    """Return the `SelectionSFTTrainer` of a configuration.
+
+    Args:
+        arguments: TRL's SFTConfig.
+        data: TRL's ScriptArguments.
+        model: TRL's ModelConfig.
+        selection: fields of `SelectionConfig`.
+
+    Raises:
+        RecipeError, DataError, ModelError: a value, the data or the model cannot be used.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    from longgame.models.load import load_tokenizer, model_place
+    from longgame.training.config import SelectionConfig
+    from longgame.training.sft import SelectionSFTTrainer
+    from longgame.training.trainer import refuse_several_processes
+
+    chosen = SelectionConfig.of(selection)
+    refuse_several_processes(arguments)
+    if model.model_name_or_path is None:
+        raise RecipeError("model_name_or_path is missing. Name a model, e.g. model_name_or_path: tiny.")
+    if data.dataset_name is None:
+        raise RecipeError("dataset_name is missing. Give a file, a folder or the name of a hub data set.")
+    trust = arguments.trust_remote_code
+    spec = ModelSpec(
+        name=model.model_name_or_path,
+        chat_template=arguments.chat_template_path,
+        pad_token=arguments.pad_token,
+        trust_remote_code=trust,
+    )
+    tokenizer = load_tokenizer(spec)
+    if arguments.eos_token is not None:
+        raise RecipeError("eos_token would change where a response ends. Set it in the model's own tokenizer.")
+    learned = _learned(arguments)
+
+    def rows(name: str, split: str | None, config: str | None = None, stream: bool = False) -> Any:
+        return tokenized(reference(name, config, split), tokenizer, learned, stream=stream)
+
+    train_data = rows(data.dataset_name, data.dataset_train_split, data.dataset_config, data.dataset_streaming)
+    evaluation = None
+    if arguments.eval_strategy != "no":
+        if names.eval_dataset_name is not None:
+            evaluation = rows(names.eval_dataset_name, data.dataset_test_split)
+        elif _is_local(data.dataset_name):
+            raise RecipeError(
+                f"eval_strategy is {arguments.eval_strategy.value}, and there are no items to evaluate on. "
+                "Set eval_dataset_name, or eval_strategy: 'no'."
+            )
+        else:
+            evaluation = rows(data.dataset_name, data.dataset_test_split, data.dataset_config)
+    items = {
+        f"{role}_dataset": rows(name, None)
+        for role, name in (("proxy", names.proxy_dataset_name), ("target", names.target_dataset_name))
+        if name is not None
+    }
+    arguments.model_init_kwargs = {
+        "revision": model.model_revision,
+        "trust_remote_code": trust,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(arguments.model_init_kwargs or {}),
+    }
+    # The rows are tokenized already, with their loss masks and the template that the tokenizer has.
+    arguments.completion_only_loss, arguments.assistant_only_loss, arguments.chat_template_path = None, False, None
+    with setup_errors():
+        return SelectionSFTTrainer(
+            model=model_place(model.model_name_or_path),
+            args=arguments,
+            train_dataset=train_data,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            selection=chosen,
+            **items,
+        )
+
+
+def _read(config: Path | None, options: Sequence[str]) -> tuple[Any, Any, Any, DataArguments, dict[str, Any]]:
+    """Read the file and the options in TRL's manner: the options win.
+
+    Raises:
+        RecipeError: a key is unknown, or a value cannot be read.
+    """
+    try:
+        from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            "longgame train needs TRL, which is not installed. Run: pip install 'longgame[trl]'"
+        ) from error
+
+    values = {} if config is None else read_mapping(config, "sft.yaml")
+    selection = values.pop(SECTION, None) or {}
+    if not isinstance(selection, Mapping):
+        selection = {"selector": selection}
+    rest, changes = _split_options(options)
+    selection = {**selection, **changes}
+    kinds = (ScriptArguments, SFTConfig, ModelConfig, DataArguments)
+    known = [item.name for kind in kinds for item in dataclasses.fields(kind) if item.init]
+    for key in values:
+        if key not in (*known, "env"):
+            raise RecipeError(f"{config}: unknown key '{key}'.{did_you_mean(str(key), [*known, SECTION])}")
+    for word in rest:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name.replace("-", "_") not in known and not name.startswith("no_"):
+            raise RecipeError(f"unknown option '{word}'.{did_you_mean(name, [*known, SECTION])}")
+    parser: Any = TrlParser(kinds)  # type: ignore[arg-type]
+    parser.error = _refuse_value
+    with setup_errors():
+        parser.set_defaults_with_config(**{key: value for key, value in values.items() if key != "env"})
+        data, arguments, model, names = parser.parse_args_into_dataclasses(args=rest)
+    return arguments, data, model, names, selection
+
+
+def _split_options(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the options without ``--selection.KEY VALUE``, and those as fields."""
+    rest: list[str] = []
+    changes: dict[str, Any] = {}
+    words = iter(options)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not name.startswith(f"--{SECTION}."):
+            rest.append(word)
+            continue
+        text = value if sign else next(words, None)
+        if text is None:
+            raise RecipeError(f"{name} has no value. Write {name} VALUE.")
+        try:
+            changes[name.removeprefix(f"--{SECTION}.")] = load_yaml(text)
+        except ValueError as error:
+            raise RecipeError(f"{name} is '{text}', which cannot be read: {error}.") from error
+    return rest, changes
+
+
+def _refuse_value(message: str) -> None:
+    raise RecipeError(f"{message}. Correct it in the configuration file or on the command line.")
+
+
+@contextmanager
+def setup_errors() -> Iterator[None]:
+    """Turn what TRL, transformers and PEFT raise about wrong values into one sentence.
+
+    Raises:
+        RecipeError: instead of a ValueError, TypeError, ImportError or OSError.
+    """
+    try:
+        yield
+    except LonggameError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise RecipeError(" ".join(f"the configuration cannot be used: {error}".split())) from error
+
+
+# Data
+
+
+def _is_local(name: str) -> bool:
+    return name.endswith(SUFFIXES) or Path(name).expanduser().exists() or "*" in name
+
+
+def reference(name: str, config: str | None, split: str | None) -> str:
+    """Return what `open_source` takes for a data set of the configuration: a path, or ``hub:name:config:split``."""
+    if _is_local(name) or name.startswith("hub:"):
+        return name
+    return f"hub:{name}" + (f":{config or ''}:{split}" if split else f":{config}" if config else "")
+
+
+def _learned(arguments: Any) -> str:
+    """Which tokens are learned: ``all`` tokens, the ``last`` turn, or every assistant ``turn``."""
+    if arguments.completion_only_loss is False and not arguments.assistant_only_loss:
+        return "all"
+    return "turns" if arguments.completion_only_loss is None or arguments.assistant_only_loss else "last"
+
+
+def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False) -> Any:
+    """Return rows of any format as a data set with ``input_ids``, ``labels``, ``sample_id``, ``skill``, ``quality``.
+
+    Args:
+        data: what `open_source` takes.
+        tokenizer: prepared by `load_tokenizer`.
+        learned: see `_learned`.
+        stream: read while training, instead of before.
+
+    Raises:
+        DataError: a row cannot be used.
+    """
+    from datasets import Dataset, Features, IterableDataset, Value
+    from datasets import List as ListOf
+
+    examples = _examples(data, "last" if learned == "last" else "all")
+    features = Features(
+        {
+            "input_ids": ListOf(Value("int32")),
+            "labels": ListOf(Value("int32")),
+            "sample_id": Value("string"),
+            "skill": Value("string"),
+            "quality": Value("float64"),
+        }
+    )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from _encoded_rows(examples(), tokenizer, learned == "all")
+
+    if stream:
+        return IterableDataset.from_generator(rows, features=features)
+    columns: dict[str, list[Any]] = {name: [] for name in features}
+    for row in rows():
+        for name, value in row.items():
+            columns[name].append(value)
+    if not columns["sample_id"]:
+        raise DataError(f"'{data}' holds no examples. Give a file with at least one row.")
+    return Dataset.from_dict(columns, features=features)
+
+
+def _examples(data: str, turns: Any) -> Callable[[], Iterator[Example]]:
+    """Return what reads the examples of a source, one after the other."""
+    source, rules = open_source(data), RowRules(turns)
+
+    def read() -> Iterator[Example]:
+        copies: dict[str, int] = {}
+        for file, number, read_one in source.rows():
+            try:
+                example = read_row(read_one(), rules)[0]
+            except RowError as error:
+                raise bad_rows(source, [(file, number, str(error))]) from error
+            count = copies[example.sample_id] = copies.get(example.sample_id, 0) + 1
+            name = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
+            yield dataclasses.replace(example, sample_id=name)
+
+    return read
+
+
+def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool) -> Iterator[dict[str, Any]]:
+    from longgame.data.tokenize import encode_each
+
+    while batch := list(itertools.islice(examples, _LIST_BATCH)):
+        for example, encoded in zip(batch, encode_each(batch, tokenizer), strict=True):
+            if isinstance(encoded, DataError | ModelError):
+                raise encoded
+            ids, mask = encoded.ids.tolist(), encoded.loss_mask
+            if learn_all:
+                labels = ids
+            elif mask is None:
+                labels = [-100] * len(encoded.prompt_ids) + encoded.response_ids.tolist()
+            else:
+                labels = [token if is_learned else -100 for token, is_learned in zip(ids, mask, strict=True)]
+            yield {
+                "input_ids": ids,
+                "labels": labels,
+                "sample_id": example.sample_id,
+                "skill": example.skill,
+                "quality": example.quality,
+            }
+
+
+# Model card
+
+
+def write_card(trainer: Any, dataset_name: str) -> None:
+    """Write the model card of TRL into the output directory, with a section on the selection.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    from longgame.storage import write_file
+
+    trainer.create_model_card(dataset_name=None if _is_local(dataset_name) else dataset_name)
+    path = Path(trainer.args.output_dir) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_file(path, text.rstrip() + "\n\n" + card_section(trainer))
+
+
+def card_section(trainer: Any) -> str:
+    """Return the section of a model card that says what the model was trained on."""
+    from longgame import __version__
+
+    selection, feed, policy = trainer.selection, trainer.selection_feed, trainer.selection_policy
+    share = feed.spent / feed.scored if feed.scored else 0.0
+    form = selection.selector if isinstance(selection.selector, Mapping) else {"name": selection.selector}
+    name = form["name"] if isinstance(form["name"], str) else policy.selector.name
+    parameters = {key: value for key, value in form.items() if key != "name"} | dict(selection.parameters)
+    rows = {
+        "selector": name,
+        "parameters": ", ".join(f"{key} = {value}" for key, value in parameters.items()) or "defaults",
+        "budget": f"{selection.budget:g} of the {'learned ' if selection.budget_of == 'response' else ''}tokens",
+        "rounds": "one at every step" if selection.rounds == "step" else str(selection.rounds),
+        "selected": f"{len(trainer.selection_record.picks):,} picks, {feed.spent:,} tokens",
+        "scored": f"{feed.scored:,} tokens ({100 * share:.1f} % selected)",
+        "seed": str(trainer._selection_seed()),
+        "longgame": __version__,
+    }
+    lines = [f"| {name} | {markdown_line(value)} |" for name, value in rows.items()]
+    return "\n".join(
+        [
+            "## Data selection",
+            "",
+            "The training data were selected while the model trained, with longgame. "
+            "`longgame.read_picks(folder)` reads what was selected (`selection.parquet`).",
+            "",
+            "| | |",
+            "|---|---|",
+            *lines,
+            "",
+        ]
+    )

@@ -1,0 +1,210 @@
+"""``longgame train``: every format is learned as elsewhere, keys are those of TRL, errors are one sentence."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+import longgame
+from longgame.commands.train import _read, build_trainer, card_section, tokenized
+from longgame.data.sources import load_examples
+from longgame.data.tokenize import build_pool
+from longgame.errors import DataError, LonggameError, ModelError, RecipeError
+from longgame.models.load import load_tokenizer
+from longgame.recipe import ModelSpec
+from support.cli import run_python
+
+ROWS = {
+    "alpaca": {"instruction": "Add 1 and 2.", "input": "", "output": "3"},
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello."},
+            {"from": "human", "value": "Bye"},
+            {"from": "gpt", "value": "See you."},
+        ]
+    },
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello.", "weight": 0},
+            {"role": "user", "content": "Bye"},
+            {"role": "assistant", "content": "See you."},
+        ]
+    },
+    "prompt": {"prompt": "1 + 2 =", "completion": " 3"},
+    "text": {"text": "One and two are three."},
+    "tokens": {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ModelSpec(name="tiny"))
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def sums(tmp_path):
+    rows = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(8) for b in range(4)]
+    return write_rows(tmp_path / "sums.jsonl", rows)
+
+
+def configuration(tmp_path, sums, **values):
+    base = {
+        "model_name_or_path": "tiny",
+        "dataset_name": sums,
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": "1e-3",
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "selection": {"selector": "loss", "budget": 0.5},
+    }
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump({**base, **values}))
+    return path
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_learned_as_score_and_select_do(tmp_path, tokenizer, name):
+    path = write_rows(tmp_path / "rows.jsonl", [ROWS[name]] * 2)
+    data = tokenized(path, tokenizer, "turns")
+    examples = load_examples(path, data_dir=None, split="train")
+    pool = build_pool(examples[:1], tokenizer, 256)
+    assert data["input_ids"] == [pool.input_ids[0].tolist()] * 2
+    learned = np.flatnonzero(np.asarray(data[0]["labels"]) != -100)
+    learned = learned[learned > 0]
+    np.testing.assert_array_equal(learned, pool.predicted(0))
+    assert data["sample_id"] == [examples[0].sample_id, f"{examples[0].sample_id}#2"]
+
+
+def test_keys_say_which_tokens_are_learned(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "rows.jsonl", [ROWS["sharegpt"]])
+    counts = [sum(label != -100 for label in tokenized(path, tokenizer, how)[0]["labels"]) for how in
+              ("last", "turns", "all")]  # fmt: skip
+    assert counts[0] < counts[1] < counts[2] == len(tokenized(path, tokenizer, "all")[0]["input_ids"])
+
+
+def test_a_stream_holds_the_rows_of_the_file(tmp_path, tokenizer, sums):
+    assert list(tokenized(sums, tokenizer, "turns", stream=True)) == list(tokenized(sums, tokenizer, "turns"))
+
+
+def test_options_win_over_the_file(tmp_path, sums):
+    path = configuration(tmp_path, sums)
+    options = ["--learning_rate", "0.5", "--selection.budget=0.1", "--selection.rounds", "3"]
+    arguments, data, model, _, selection = _read(path, options)
+    assert (arguments.learning_rate, arguments.max_steps) == (0.5, 2)
+    assert (data.dataset_name, model.model_name_or_path) == (sums, "tiny")
+    assert selection == {"selector": "loss", "budget": 0.1, "rounds": 3}
+
+
+def test_training_writes_model_tables_and_card(tmp_path, sums):
+    path = configuration(tmp_path, sums, target_dataset_name=sums, use_peft=True, dataset_streaming=True,
+                         selection={"selector": {"name": "gradient", "mode": "similarity"}, "training_log": True,
+                                    "budget": 0.5})  # fmt: skip
+    done = run_python(["-m", "longgame.cli", "train", "--config", str(path), "--save_strategy", "no"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    picks = longgame.read_picks(tmp_path / "out")
+    assert f"{len(picks)} examples selected" in done.stdout
+    assert set(longgame.read_training_log(tmp_path / "out")["sample_id"]) == set(picks["sample_id"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Data selection" in card
+    assert "| selector | gradient |\n| parameters | mode = similarity |" in card
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_training_runs_under_accelerate_launch(tmp_path, sums):
+    path = configuration(tmp_path, sums)
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "longgame.cli"]
+    done = run_python([*launch, "train", "--config", str(path)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(longgame.read_picks(tmp_path / "out"))
+
+
+def test_card_states_share_and_seed(tmp_path, sums):
+    trainer = build_trainer(*_read(configuration(tmp_path, sums), ["--seed", "5"]))
+    trainer.train()
+    section = card_section(trainer)
+    assert f"{trainer.selection_feed.spent:,} tokens" in section
+    assert "| seed | 5 |" in section
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"learning_rte": 1}, RecipeError, "unknown key 'learning_rte'. Did you mean 'learning_rate'"),
+        ({"selecton": {}}, RecipeError, "Did you mean 'selection'"),
+        ({"selection": {"selector": "los"}}, RecipeError, "Did you mean 'loss'"),
+        ({"selection": {"budgett": 1}}, RecipeError, "Did you mean 'budget'"),
+        ({"selection": "los"}, RecipeError, "Did you mean 'loss'"),
+        ({"max_steps": "many"}, RecipeError, "max-steps: invalid int value: 'many'"),
+        ({"eval_strategy": "steps"}, RecipeError, "Set eval_dataset_name"),
+        ({"eval_strategy": "often"}, RecipeError, "often"),
+        ({"model_name_or_path": None}, RecipeError, "model_name_or_path is missing"),
+        ({"dataset_name": None}, RecipeError, "dataset_name is missing"),
+        ({"dataset_name": "no.jsonl"}, DataError, "no.jsonl"),
+        ({"model_name_or_path": "./nowhere"}, ModelError, "does not exist"),
+        ({"eos_token": "<x>"}, RecipeError, "eos_token would change"),
+        ({"packing": True}, RecipeError, "selects anew at every step"),
+        ({"loss_type": "none"}, RecipeError, "cannot be used|invalid choice"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_wrong_configurations_are_refused_in_a_sentence(tmp_path, sums, values, error, message):
+    path = configuration(tmp_path, sums, **values)
+    with pytest.raises(error, match=message):
+        build_trainer(*_read(path, []))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--learning_rte", "1"], "Did you mean 'learning_rate'"),
+        (["--selection.budget"], "has no value"),
+        (["--selection.budget", "["], "cannot be read"),
+        (["--max_steps", "x"], "invalid int value"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(tmp_path, sums, options, message):
+    with pytest.raises(RecipeError, match=message):
+        _read(configuration(tmp_path, sums), options)
+
+
+def test_bad_rows_are_named_with_their_line(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "rows.jsonl", [ROWS["prompt"], {"prompt": "a"}])
+    with pytest.raises(DataError, match="line 2"):
+        tokenized(path, tokenizer, "turns")
+    with pytest.raises(DataError, match="holds no examples"):
+        tokenized(write_rows(tmp_path / "empty.jsonl", []), tokenizer, "turns")
+
+
+def test_several_processes_are_refused_before_loading(tmp_path, sums, monkeypatch):
+    parsed = _read(configuration(tmp_path, sums, model_name_or_path="./nowhere"), [])
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(RecipeError, match="several processes"):
+        build_trainer(*parsed)
+
+
+def test_without_trl_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(LonggameError, match=r"pip install 'longgame\[trl\]'"):
+        _read(None, [])
+
+
+def test_errors_end_the_command_with_a_code(tmp_path, sums):
+    path = configuration(tmp_path, sums, learning_rte=1)
+    done = run_python(["-m", "longgame.cli", "train", "--config", str(path)], tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().count("\n") == 0
