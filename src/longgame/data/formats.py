@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -69,19 +70,49 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
     """
     if not isinstance(row, Mapping):
         raise RowError(f"holds a {type(row).__name__}, not an object of named fields")
-    row = {key: value for key, value in row.items() if key == "quality" or not _is_nan(value)}
-    for name in row.keys() & _REFUSED.keys():
+    if any(value.__class__ is float and value != value for value in row.values()):
+        row = {key: value for key, value in row.items() if key == "quality" or not _is_nan(value)}
+    columns = _columns(tuple(row))
+    for name in columns.refused:
         if _filled(row[name]):
             raise RowError(f"has '{name}', which is {_REFUSED[name]}")
-    name, read = _format_of(row)
-    optional = _optional(row, rules)
-    if read is None:
-        return _tokenized(row, optional), name
-    conversation = read(row)
-    _refuse_unused(row, [content for _, content in conversation.turns])
-    _put_system(row, conversation)
-    tools = _tools(row)
-    return _example(row, conversation, tools, optional, rules), name
+    form = next((form for form in columns.formats if all(row[name] is not None for name in form.needs)), None)
+    if form is None:
+        raise _no_format(row)
+    optional = _optional(row, rules) if columns.optional else {}
+    if form.read is None:
+        return _tokenized(row, optional), form.name
+    conversation = form.read(row)
+    _refuse_unused(row, columns.content, [content for _, content in conversation.turns])
+    if columns.system:
+        _put_system(row, conversation)
+    tools = _tools(row) if columns.tools else []
+    return _example(row, conversation, tools, optional, rules), form.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What the columns of a row allow, whatever stands in them; the same for most rows of a file."""
+
+    formats: tuple[Format, ...]
+    refused: tuple[str, ...]
+    content: tuple[str, ...]
+    system: bool
+    tools: bool
+    optional: bool
+
+
+@lru_cache(maxsize=1024)
+def _columns(names: tuple[str, ...]) -> _Columns:
+    present = {*names}
+    return _Columns(
+        formats=tuple(form for form in FORMATS if present.issuperset(form.needs)),
+        refused=tuple(name for name in _REFUSED if name in present),
+        content=tuple(name for name in _CONTENT if name in present),
+        system=not present.isdisjoint(_SYSTEM),
+        tools=not present.isdisjoint(_TOOLS),
+        optional=not present.isdisjoint(_OPTIONAL),
+    )
 
 
 def _is_nan(value: Any) -> bool:
@@ -226,14 +257,12 @@ FORMATS = (
 """Formats in the order in which they are tried."""
 
 
-def _format_of(row: Mapping[str, Any]) -> tuple[str, Callable[[Mapping[str, Any]], Conversation] | None]:
-    for form in FORMATS:
-        if all(row.get(name) is not None for name in form.needs):
-            return form.name, form.read
+def _no_format(row: Mapping[str, Any]) -> RowError:
     names = ", ".join(map(str, row)) or "nothing"
     known = [name for form in FORMATS for name in form.needs]
     hint = next((near for name in row if (near := did_you_mean(str(name), known))), "")
-    raise RowError(f"has no response (fields: {names};{hint} accepted: {'; '.join(form.fields for form in FORMATS)})")
+    accepted = "; ".join(form.fields for form in FORMATS)
+    return RowError(f"has no response (fields: {names};{hint} accepted: {accepted})")
 
 
 # Turns
@@ -386,13 +415,17 @@ def _request(row: Mapping[str, Any]) -> str:
 
 _CONTENT = ("prompt", "instruction", "question", "input", "context", "query", "response", "completion", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "functions")
+_OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier")
 
 
-def _refuse_unused(row: Mapping[str, Any], used: Sequence[str]) -> None:
-    """Raise RowError for a text beside the columns that are read, unless what is read contains it."""
-    for name in _CONTENT:
-        text = row.get(name)
-        if isinstance(text, str) and text.strip() and not any(text.strip() in part for part in used):
+def _refuse_unused(row: Mapping[str, Any], names: Sequence[str], used: Sequence[str]) -> None:
+    """Raise RowError for a text in these columns that is not read, unless what is read contains it."""
+    for name in names:
+        text = row[name]
+        if not isinstance(text, str) or any(text is part for part in used):
+            continue
+        if text.strip() and not any(text.strip() in part for part in used):
             raise RowError(f"has '{name}' beside the columns that are read, and it would be lost; remove or join it")
 
 
@@ -414,7 +447,7 @@ def _put_system(row: Mapping[str, Any], conversation: Conversation) -> None:
 
 def _tools(row: Mapping[str, Any]) -> list[Any]:
     """The row's tools, as a list of JSON schemas."""
-    tools = next((row[key] for key in ("tools", "functions") if _filled(row.get(key) or ())), None)
+    tools = next((row[key] for key in _TOOLS if _filled(row.get(key) or ())), None)
     if tools is None:
         return []
     if isinstance(tools, str):
@@ -462,6 +495,11 @@ def _example(
     rules: RowRules,
 ) -> Example:
     turns = conversation.turns
+    if len(turns) == 2 and turns[0][0] == "user" and turns[1][0] == "assistant" and _is_plain(conversation, tools):
+        response = turns[1][1]
+        if not _has_words(response):
+            raise RowError("the response is empty")
+        return Example.make(turns[0][1], response, **_with_gold(row, response, optional))
     places = [
         place
         for place, (role, _) in enumerate(turns)
@@ -485,9 +523,7 @@ def _example(
             raise RowError(
                 f"assistant turn {places.index(place) + 1} is empty; remove it, or switch it off (weight: 0)"
             )
-    if optional.get("answer") == response and "question" in row:
-        answer = response.rpartition("####")[2].strip()
-        optional["answer"] = answer if answer and "\n" not in answer else None
+    optional = _with_gold(row, response, optional)
     chat: dict[str, Any] = {}
     if tools:
         chat["tools"] = tools
@@ -503,8 +539,25 @@ def _example(
     return Example.make(request, response, messages=tuple(before), learned=learned, **optional)
 
 
+def _is_plain(conversation: Conversation, tools: list[Any]) -> bool:
+    return not (tools or conversation.flags or conversation.fields or conversation.first_learned)
+
+
+def _with_gold(row: Mapping[str, Any], response: str, optional: dict[str, Any]) -> dict[str, Any]:
+    """The optional fields; an answer that is the whole response gives the gold answer (after ``####``)."""
+    if "question" not in row or optional.get("answer") != response:
+        return optional
+    answer = response.rpartition("####")[2].strip()
+    return optional | {"answer": answer if answer and "\n" not in answer else None}
+
+
 def _has_words(text: str) -> bool:
-    return any(character.isprintable() and not character.isspace() for character in text)
+    stripped = text.strip()
+    return bool(stripped) and (stripped[0].isprintable() or any(map(_is_word, stripped)))
+
+
+def _is_word(character: str) -> bool:
+    return character.isprintable() and not character.isspace()
 
 
 def _tokenized(row: Mapping[str, Any], optional: dict[str, Any]) -> Example:

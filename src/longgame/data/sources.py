@@ -400,7 +400,7 @@ class JsonLine:
 
 def _load_json(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unrepeated)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise RowError(f"is not valid JSON ({error.msg}, column {error.colno})") from error
     except (RecursionError, ValueError) as error:  # brackets or digits without end
@@ -416,8 +416,8 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_SPACE = re.compile(r"[\s,]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated)
+_SPACE = re.compile(r"[\s,]*")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:

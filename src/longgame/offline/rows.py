@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,19 +94,20 @@ class DataRows:
         origins: list[str | None] = []
         copies: dict[str, int] = {}
         digest = hashlib.sha256()
-        for position, file, number, example, form in self._read():
-            count = copies[example.sample_id] = copies.get(example.sample_id, 0) + 1
-            sample_id = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
-            if not self._files or self._files[-1][1] != file:
-                self._files.append((len(ids), file))
-            before, learned = lengths(example)
-            ids.append(sample_id)
-            columns.append((position, number, before, learned))
-            skills.append(example.skill)
-            origins.append(example.source)
-            self.formats[form] += 1
-            self.rated += example.quality is not None
-            digest.update(sample_id.encode() + b"\0")
+        with without_collector():
+            for position, file, number, example, form in self._read():
+                count = copies[example.sample_id] = copies.get(example.sample_id, 0) + 1
+                sample_id = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
+                if not self._files or self._files[-1][1] != file:
+                    self._files.append((len(ids), file))
+                before, learned = lengths(example)
+                ids.append(sample_id)
+                columns.append((position, number, before, learned))
+                skills.append(example.skill)
+                origins.append(example.source)
+                self.formats[form] += 1
+                self.rated += example.quality is not None
+                digest.update(sample_id.encode() + b"\0")
         if self.bad and on_bad_row == "error":
             raise bad_rows(source, [dataclasses.astuple(row) for row in self.bad], _SKIP)
         if not ids:
@@ -226,6 +229,18 @@ class DataRows:
                 part._files.append((place, file))
         part.digest = hashlib.sha256("\0".join(part.ids).encode()).hexdigest()[:16]
         return part
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause Python's collector: it walks over the millions of ids again and again, and there are no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def lengths(example: Example) -> tuple[int, int]:
