@@ -5,17 +5,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import longgame.audit
-from longgame.data.examples import Example, Pool, Task
-from longgame.errors import LonggameError
-from longgame.recipe import Recipe, load_recipe
-from longgame.selection.base import Selector, build_selector
-from longgame.selection.history import Selection
-from longgame.signals.base import Signals
 
 if TYPE_CHECKING:
-    from longgame.audit.run import Run
+    from longgame.audit.run import Run, load_run
     from longgame.commands.audit import audit
+    from longgame.data.examples import Example, Pool, Task
+    from longgame.errors import LonggameError
     from longgame.offline.api import Subset, score, select
+    from longgame.recipe import Recipe, load_recipe
+    from longgame.selection.base import Selector, build_selector
+    from longgame.selection.history import Selection
+    from longgame.signals.base import Signals
     from longgame.training.config import SelectionConfig
     from longgame.training.log import read_picks, read_training_log
     from longgame.training.sft import SelectionSFTTrainer
@@ -41,31 +41,41 @@ __all__ = [
     "audit",
     "build_selector",
     "load_recipe",
+    "load_run",
     "read_picks",
     "read_training_log",
     "score",
     "select",
 ]
 
-
-_LAZY = {
-    "Run": "longgame.audit.run",
-    "SelectionConfig": "longgame.training.config",
-    "SelectionSFTTrainer": "longgame.training.sft",
-    "SelectionTrainer": "longgame.training.trainer",
-    "Subset": "longgame.offline.api",
-    "read_picks": "longgame.training.log",
-    "read_training_log": "longgame.training.log",
-    "score": "longgame.offline.api",
-    "select": "longgame.offline.api",
+_MODULES = {
+    "longgame.audit.run": ("Run", "load_run"),
+    "longgame.data.examples": ("Example", "Pool", "Task"),
+    "longgame.errors": ("LonggameError",),
+    "longgame.offline.api": ("Subset", "score", "select"),
+    "longgame.recipe": ("Recipe", "load_recipe"),
+    "longgame.selection.base": ("Selector", "build_selector"),
+    "longgame.selection.history": ("Selection",),
+    "longgame.signals.base": ("Signals",),
+    "longgame.training.config": ("SelectionConfig",),
+    "longgame.training.log": ("read_picks", "read_training_log"),
+    "longgame.training.sft": ("SelectionSFTTrainer",),
+    "longgame.training.trainer": ("SelectionTrainer",),
 }
-"""Names whose modules load torch, transformers or TRL, and so are imported when they are first used."""
+"""Module → its public names; it is imported when one of them is first used."""
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'longgame' has no attribute '{name}'")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class _CallablePackage(ModuleType):

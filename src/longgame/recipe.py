@@ -194,14 +194,19 @@ class ModelSpec(Part):
         return self.adaptation + (f"-r{self.lora.r}" if ADAPTATION_KINDS[self.adaptation].low_rank else "")
 
 
+def _names(value: Any) -> Any:
+    """Accept one name beside a list."""
+    return (value,) if isinstance(value, str) else value
+
+
 class RealTask(Part):
     """One stage (or OOD set) made of files or hub ids, or of procedural sub-skills."""
 
     name: Name
     skills: tuple[Name, ...] = ()
     """Procedural sub-skills of the stage (`sequence: procedural`)."""
-    train: tuple[Name, ...] = ()
-    eval: tuple[Name, ...] = ()
+    train: Annotated[tuple[Name, ...], BeforeValidator(_names)] = ()
+    eval: Annotated[tuple[Name, ...], BeforeValidator(_names)] = ()
     scorers: tuple[Name, ...] = Field(("token_accuracy", "exact_match", "ends"), min_length=1)
     max_new_tokens: int = Field(48, ge=1, le=MOST)
 
@@ -237,6 +242,16 @@ class DataSpec(Part):
     """When the OOD sets are scored: before any stage and after the last one, or after every stage."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sequence_of_stages(cls, values: Any) -> Any:
+        """Stages that name files, or sub-skills, say which sequence they belong to."""
+        if not isinstance(values, dict) or "sequence" in values or not isinstance(values.get("stages"), list | tuple):
+            return values
+        keys = {key for stage in values["stages"] if isinstance(stage, dict) for key in stage}
+        kind = "files" if keys & {"train", "eval"} else "procedural" if "skills" in keys else None
+        return values if kind is None else {**values, "sequence": kind}
 
 
 class ReplaySpec(Part):
@@ -381,18 +396,17 @@ class MetricSpec(Part):
     equivalence: EquivalenceSpec = EquivalenceSpec()
 
 
-def _names(value: Any) -> Any:
-    """Accept one name beside a list."""
-    return (value,) if isinstance(value, str) else value
+DEFAULT_SELECTORS: Any = ("random", "loss", "lhas")
+"""The reference, a myopic method and a far-sighted one; names, as a recipe writes them."""
 
 
 class Recipe(Part):
     """Everything an audit depends on; two recipes that are equal give equal numbers on one machine."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("audit", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
-    selectors: tuple[Annotated[SelectorSpec, BeforeValidator(_selector)], ...] = Field(min_length=1)
+    selectors: tuple[Annotated[SelectorSpec, BeforeValidator(_selector)], ...] = Field(DEFAULT_SELECTORS, min_length=1)
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     budget: Share = 0.25
     """Share of each pool's tokens that a selector may spend."""

@@ -15,6 +15,7 @@ RUN/
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -85,13 +86,24 @@ class Run:
         self._contents: dict[tuple[str, bool, str], str] = {}
         self._scorers: dict[tuple[str, bool], tuple[str, ...]] = {}
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """The verdicts and the scores, as a notebook shows them."""
+        return _views().notebook_html(self)
+
+    def _repr_markdown_(self) -> str:
+        return _views().notebook_markdown(self)
+
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: str | Path) -> Run:
         """Open an existing run.
 
         Raises:
             ResumeError: the directory holds no run, or its recipe.yaml was edited.
         """
+        folder = Path(folder)
         if not holds_run(folder):
             raise ResumeError(f"'{folder}' holds no run of longgame audit. Name the directory of a run.")
         _check_recipe(folder)
@@ -470,7 +482,15 @@ def write_failures(folder: Path, errors: Mapping[str, LonggameError]) -> None:
         (folder / FAILURES).unlink(missing_ok=True)
 
 
-def load_run(folder: Path) -> Run:
+_VIEWS = "longgame.report.render"
+"""Module that shows a run; a report is made of runs, so it is imported when one is shown."""
+
+
+def _views() -> Any:
+    return importlib.import_module(_VIEWS)
+
+
+def load_run(folder: str | Path) -> Run:
     """Open a run that has something to report.
 
     Raises:

@@ -30,7 +30,10 @@ from longgame.report.layout import (
     Source,
     Text,
     Verdicts,
+    answer_section,
     report_layout,
+    scorecard_section,
+    verdicts_section,
 )
 from longgame.report.tables import Cell, Table
 from longgame.storage import refresh_file
@@ -53,12 +56,8 @@ def write_report(run: Run) -> None:
 # The page: it opens from disk, loads nothing, and shows dataset text as text.
 
 
-def html_page(layouts: Sequence[Layout], scripts: bool = True) -> str:
-    """One page with an article per layout (about 1 MB, most of it the script that draws the charts).
-
-    Args:
-        scripts: without them, figures are SVG, and tables cannot be sorted.
-    """
+def _environment() -> jinja2.Environment:
+    """Templates whose values are escaped and made visible."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("longgame.report"),
         autoescape=True,
@@ -71,22 +70,55 @@ def html_page(layouts: Sequence[Layout], scripts: bool = True) -> str:
     environment.filters["tone"] = lambda line: _TONES.get(line.word, "plain")
     environment.filters["svg"] = figure_svg
     environment.tests["with_aside"] = lambda block: isinstance(block, Table) and any(c.aside for c in block.columns)
+    return environment
+
+
+def html_page(layouts: Sequence[Layout], scripts: bool = True) -> str:
+    """One page with an article per layout (about 1 MB, most of it the script that draws the charts).
+
+    Args:
+        scripts: without them, figures are SVG, and tables cannot be sorted.
+    """
     prefixes = [f"run{place}-" if len(layouts) > 1 else "" for place in range(1, len(layouts) + 1)]
-    return environment.get_template("report.html.j2").render(
-        runs=[
-            {"layout": layout, "prefix": prefix, "sections": layout.shown("page")}
-            for layout, prefix in zip(layouts, prefixes, strict=True)
-        ],
-        scripts=scripts,
-        charts={
-            f"{prefix}{figure.name}-{place}": chart
-            for layout, prefix in zip(layouts, prefixes, strict=True)
-            for figure in layout.figures
-            for place, chart in enumerate(figure.charts, 1)
-        },
-        bundle=finish_bundle() if scripts else "",
-        sortable=(files("longgame.report") / "static" / "sortable.min.js").read_text(encoding="utf-8"),
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            runs=[
+                {"layout": layout, "prefix": prefix, "sections": layout.shown("page")}
+                for layout, prefix in zip(layouts, prefixes, strict=True)
+            ],
+            scripts=scripts,
+            charts={
+                f"{prefix}{figure.name}-{place}": chart
+                for layout, prefix in zip(layouts, prefixes, strict=True)
+                for figure in layout.figures
+                for place, chart in enumerate(figure.charts, 1)
+            },
+            bundle=finish_bundle() if scripts else "",
+            sortable=(files("longgame.report") / "static" / "sortable.min.js").read_text(encoding="utf-8"),
+        )
     )
+
+
+def _notebook_layout(run: Run) -> Layout | None:
+    """The verdicts and the scores; None before the first finished stage of the recipe's own condition."""
+    if not any(run.finished_stages[trial.name] for trial in run.plan.own_trials):
+        return None
+    return Layout(run.recipe.name, [answer_section(run), verdicts_section(run), scorecard_section(run)], run.progress)
+
+
+def notebook_html(run: Run) -> str:
+    """What a notebook shows of a run: its answer in a sentence, a verdict per selector and the scores."""
+    layout = _notebook_layout(run)
+    template = _environment().get_template("notebook.html.j2")
+    return template.render(run=run, layout=layout, sections=layout.shown("card") if layout else [])
+
+
+def notebook_markdown(run: Run) -> str:
+    """The same in Markdown."""
+    layout = _notebook_layout(run)
+    return markdown_card(layout) if layout else markdown_text(run.progress)
 
 
 _MAKE_BUNDLE = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle(sys.argv[1], sys.argv[2]))"
