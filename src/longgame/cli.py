@@ -16,6 +16,7 @@ import typer
 
 import longgame
 from longgame.commands.audit import audit_command
+from longgame.commands.check import check_command
 from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
 from longgame.commands.score import score_command
@@ -49,6 +50,7 @@ def _root(
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
+app.command("check")(check_command)
 app.command("score")(score_command)
 app.command("select")(select_command)
 app.command("audit")(audit_command)

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from longgame.errors import ModelError, did_you_mean
@@ -106,15 +106,63 @@ def model_place(name: str) -> str:
         return _resolve(name, stack)[0]
 
 
+@dataclass(frozen=True)
+class TokenizerCheck:
+    """A tokenizer as it is, and what training with it would refuse."""
+
+    tokenizer: PreTrainedTokenizerBase
+    faults: tuple[ModelError, ...]
+    context: int | None
+    """Tokens that the model takes at most, where its configuration says so."""
+
+
+def check_tokenizer(spec: ModelSpec) -> TokenizerCheck:
+    """Load the tokenizer of `load_model` without its weights, and collect what `load_tokenizer` would raise.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer cannot be read.
+    """
+    with ExitStack() as stack:
+        place, _, local = _resolve(spec.name, stack)
+        tokenizer = _loaded_tokenizer(spec, place, local)
+        try:
+            config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=spec.trust_remote_code)
+        except _LOADING_ERRORS as error:
+            raise _cannot_load(spec, "the configuration of model", error) from error
+    faults = tuple(tokenizer_faults(tokenizer, spec))
+    return TokenizerCheck(tokenizer, faults, getattr(config, "max_position_embeddings", None))
+
+
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Give the tokenizer the recipe's template and padding token, and check that it has all that is needed.
 
     Raises:
-        ModelError: no EOS, padding token or chat template; a padding token outside the vocabulary; a template that
-            is missing, not valid Jinja, or ends an answer with no token of its own.
+        ModelError: the first of `tokenizer_faults`.
     """
+    for fault in tokenizer_faults(tokenizer, spec):
+        raise fault
+    return tokenizer
+
+
+def tokenizer_faults(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Iterator[ModelError]:
+    """Give the tokenizer the template and padding token of ``spec``, and yield what it lacks.
+
+    No EOS, padding token or chat template; a padding token outside the vocabulary; a template that is missing, not
+    valid Jinja, or ends an answer with no token of its own.
+    """
+    for step in (_check_eos, _set_padding, _set_template, _check_end_of_turn):
+        try:
+            step(tokenizer, spec)
+        except ModelError as error:
+            yield error
+
+
+def _check_eos(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
     if tokenizer.eos_token is None:
         raise ModelError(f"the tokenizer of '{spec.name}' has no EOS token, so a response has no end. Add one to it.")
+
+
+def _set_padding(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
     if spec.pad_token is not None:
         if spec.pad_token not in tokenizer.get_vocab():
             hint = did_you_mean(spec.pad_token, tokenizer.all_special_tokens)
@@ -128,6 +176,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
             f"the tokenizer of '{spec.name}' has no padding token, and EOS is not used in its place by default. "
             f"Set model.pad_token to one of its special tokens: {', '.join(tokenizer.all_special_tokens)}."
         )
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
     if spec.chat_template is not None:
         tokenizer.chat_template = _template(spec.chat_template, tokenizer)
         try:
@@ -143,8 +194,6 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> Pr
             f"the tokenizer of '{spec.name}' has no chat template. Set model.chat_template to the path of a Jinja "
             "template, or to 'plain' (prompt, newline, response)."
         )
-    _check_end_of_turn(tokenizer, spec)
-    return tokenizer
 
 
 def endless_template(label: str) -> ModelError:
@@ -227,10 +276,12 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
 
 
 def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerBase:
+    return prepare_tokenizer(_loaded_tokenizer(spec, place, local), spec)
+
+
+def _loaded_tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            place, local_files_only=local, trust_remote_code=spec.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=spec.trust_remote_code)
     except _LOADING_ERRORS as error:
         folder = Path(place)
         if folder.is_dir() and not any(folder.glob("*tokenizer*")) and not any(folder.glob("*vocab*")):
@@ -239,7 +290,6 @@ def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerB
                 "it there: tokenizer.save_pretrained(directory)."
             ) from error
         raise _cannot_load(spec, "the tokenizer of model", error) from error
-    return prepare_tokenizer(tokenizer, spec)
 
 
 @contextmanager

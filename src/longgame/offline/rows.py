@@ -56,6 +56,7 @@ class DataRows:
         rules: which turns are learned, and the scale of ``quality``.
         on_bad_row: whether a row that cannot be used is an error or skipped.
         where: a condition on the columns, as `pandas.DataFrame.query` takes it; other rows are left out.
+        may_be_empty: whether n may be 0.
 
     Attributes:
         ids: distinct, by content; a copy of an earlier row has the suffix ``#2``, ``#3`` …
@@ -80,6 +81,7 @@ class DataRows:
         rules: RowRules = RowRules(),
         on_bad_row: OnBadRow = "error",
         where: str | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         if on_bad_row not in ("error", "skip"):
             raise DataError(unknown("way of on_bad_row", str(on_bad_row), ("error", "skip")))
@@ -110,13 +112,13 @@ class DataRows:
                 digest.update(sample_id.encode() + b"\0")
         if self.bad and on_bad_row == "error":
             raise bad_rows(source, [dataclasses.astuple(row) for row in self.bad], _SKIP)
-        if not ids:
+        if not ids and not may_be_empty:
             left_out = f" ({self.filtered} rows are left out by --where, {len(self.bad)} cannot be used)"
             raise DataError(
                 f"'{source.label}' holds no usable rows{left_out if self.total else ''}. Give data with at least one."
             )
         self.ids = tuple(ids)
-        table = np.asarray(columns, dtype=np.int64)
+        table = np.asarray(columns, dtype=np.int64).reshape(-1, 4)
         self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)
         self.groups = {name: values for name, values in (("skill", skills), ("source", origins)) if any(values)}
         self.digest = digest.hexdigest()[:16]

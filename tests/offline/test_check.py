@@ -1,0 +1,281 @@
+"""What `check` reports of every format, of bad rows, and of chat templates with habits."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from longgame.data.formats import FORMATS
+from longgame.errors import DataError, RecipeError
+from longgame.offline.checking import Spread, check
+from support.chat_model import CHATML, SPECIAL, chat_tokenizer, llama
+from support.cli import longgame_here
+
+TALK = [("user", "what is one"), ("assistant", "one"), ("user", "what is two"), ("assistant", "two of two")]
+MESSAGES = [{"role": role, "content": text} for role, text in TALK]
+ROWS = {
+    "messages": {"messages": MESSAGES},
+    "sharegpt": {"conversations": [{"from": "human", "value": "what is one"}, {"from": "gpt", "value": "one"}]},
+    "ms-swift": {"conversation": [{"human": "what is one", "assistant": "one"}]},
+    "query-response": {"query": "what is one", "response": "one"},
+    "prompt-completion": {"prompt": "what is one", "completion": "one"},
+    "prompt-response": {"prompt": "what is one", "response": "one"},
+    "alpaca": {"instruction": "what is one", "input": "", "output": "one"},
+    "preference": {"prompt": "what is one", "chosen": "one", "rejected": "two"},
+    "text": {"text": "what is one"},
+    "question-answer": {"question": "what is one", "answer": "one"},
+    "tokens": {"input_ids": [3, 4, 5, 6], "labels": [-100, -100, 5, 6]},
+}
+SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHATML
+NO_THOUGHTS = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+OLD_THOUGHTS = CHATML.replace(
+    "message['content']", "(message['content'] if loop.last else message['content'].split('</think>')[-1])"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+BOS = "{{ bos_token }}" + CHATML.replace("<|im_start|>", "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    llama(len(SPECIAL) + 300).config.save_pretrained(path)
+    return path
+
+
+def model(folder, **options):
+    """A directory with a tokenizer and a configuration, and no weights."""
+    chat_tokenizer(**options).save_pretrained(folder)
+    for name in ("chat_template.jinja",):
+        if options.get("template", CHATML) is None:
+            (folder / name).unlink(missing_ok=True)
+    return str(folder)
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_rows_of_the_tests_are_all_formats():
+    assert list(ROWS) == [form.name for form in FORMATS]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_format_is_named_and_shown(name, tmp_path, folder):
+    path = write(tmp_path / "data.jsonl", [ROWS[name]])
+    for report in (check(path), check(path, model(folder))):
+        assert (report.rows, report.usable, report.bad) == (1, 1, ())
+        assert report.formats == {name: 1}
+        assert set(report.columns) == {key for key, value in ROWS[name].items() if value}
+    assert report.unit == "tokens"
+    assert report.lengths.total == report.example.tokens
+    assert report.learned.median == pytest.approx(report.example.learned / report.example.tokens)
+
+
+def test_learned_parts_are_the_answers_and_ends(tmp_path, folder):
+    report = check(write(tmp_path / "data.jsonl", [ROWS["messages"]]), model(folder))
+    learned = [text for text, is_learned in report.example.parts if is_learned]
+    assert learned == ["one<|im_end|>", "two of two<|im_end|>"]
+    assert report.multi_turn == 1
+    last = check(tmp_path / "data.jsonl", model(folder), turns="last")
+    assert [text for text, is_learned in last.example.parts if is_learned] == ["two of two<|im_end|>"]
+    assert last.multi_turn == 0
+
+
+def test_bad_rows_stand_in_order_with_reasons(tmp_path, folder):
+    refused = {"messages": [{"role": "system", "content": "x"}, *MESSAGES[:2]]}
+    off = {"messages": [{**MESSAGES[0]}, {**MESSAGES[1], "weight": 0}]}
+    path = write(tmp_path / "data.jsonl", [ROWS["alpaca"], refused, "{", {"a": 1}, off, ROWS["text"]])
+    report = check(path, model(folder, template=NO_SYSTEM))
+    assert [row.number for row in report.bad] == [2, 3, 4, 5]
+    for row, reason in zip(report.bad, ("no system", "not valid JSON", "no response", "no turn"), strict=True):
+        assert reason in row.reason
+    assert (report.rows, report.usable) == (6, 2)
+    assert "4 rows cannot be used" in report.warnings[0]
+
+
+def test_counts_of_columns_groups_and_duplicates(tmp_path):
+    rows = [{"prompt": f"what is {n}", "completion": "one " * 9, "skill": "ab"[n % 2]} for n in range(6)]
+    rows = [{**rows[1], "quality": 4, "source": "web"}, rows[0], *rows]
+    report = check(Dataset.from_list(rows), quality_range=(1, 5))
+    assert report.columns == {"prompt": 8, "completion": 8, "skill": 8, "quality": 1, "source": 1}
+    assert report.groups == {"skill": {"a": 4, "b": 4}, "source": {"": 7, "web": 1}}
+    assert (report.exact_duplicates, report.rated) == (2, 1)
+    part = check(Dataset.from_list(rows), where="skill == 'a'", quality_range=(1, 5), near=False)
+    assert (part.rows, part.usable, part.filtered) == (8, 4, 4)
+    assert part.near_duplicates is None
+
+
+def test_lengths_over_the_limit_are_counted(tmp_path, folder):
+    rows = [{"prompt": "one", "completion": "two"}, {"prompt": "one", "completion": "two " * 40}]
+    rows.append({"prompt": "one " * 40, "completion": "two"})  # its first 20 tokens are all prompt
+    path = write(tmp_path / "data.jsonl", rows)
+    report = check(path, model(folder), max_length=20)
+    assert (report.over_limit, report.lost, report.max_length) == (2, 1, 20)
+    assert check(path, model(folder)).max_length == 256  # the model's context
+    assert any("more than 20 tokens" in warning for warning in report.warnings)
+
+
+def test_extreme_shares_of_learned_tokens_are_counted(tmp_path, folder):
+    rows = [{"prompt": "one two three " * 60, "completion": "two"}, {"text": "one two three"}]
+    report = check(write(tmp_path / "data.jsonl", rows), model(folder))
+    assert (report.mostly_prompt, report.all_learned) == (1, 1)
+    assert sum(report.learned.counts) == 2
+
+
+TEMPLATES = {
+    "plain habits": (CHATML, {"added_system": "", "system": "written", "cuts_thinking": "", "writes_bos": True}),
+    "system added": (SYSTEM, {"added_system": "Be good.", "system": "written"}),
+    "thinking cut": (NO_THOUGHTS, {"cuts_thinking": "all turns"}),
+    "old thinking cut": (OLD_THOUGHTS, {"cuts_thinking": "earlier turns"}),
+    "system refused": (NO_SYSTEM, {"system": "refused"}),
+    "date": (DATED, {"writes_date": True}),
+    "trims": (CHATML.replace("message['content']", "message['content'] | trim"), {"trims": True}),
+    "think block": (
+        CHATML.replace("'\n' + message['content']", "'\n<think>\n\n</think>\n\n' + message['content']"),
+        {"opens_thinking": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_habits_of_the_template_are_named(name, tmp_path, folder):
+    template, facts = TEMPLATES[name]
+    report = check(write(tmp_path / "data.jsonl", [ROWS["alpaca"]]), model(folder, template=template))
+    assert {key: getattr(report.template, key) for key in facts} == facts
+    words = report.facts()["chat template"]
+    assert ("adds a system prompt" in words) == bool(report.template.added_system)
+    if name in ("system added", "thinking cut", "old thinking cut", "date"):
+        assert report.warnings
+
+
+def test_a_default_system_prompt_counts_rows_without_one(tmp_path, folder):
+    rows = [ROWS["alpaca"], {**ROWS["alpaca"], "system": "of my own"}, ROWS["text"]]
+    report = check(write(tmp_path / "data.jsonl", rows), model(folder, template=SYSTEM))
+    assert report.without_system == 1
+    assert any("'Be good.'" in warning and "1 row " in warning for warning in report.warnings)
+
+
+def test_a_doubled_bos_is_counted_by_row(tmp_path, folder):
+    path = write(tmp_path / "data.jsonl", [ROWS["alpaca"]] * 2)
+    assert check(path, model(folder, template="{{ bos_token }}" + CHATML)).doubled_bos == 2
+    assert check(path, model(folder, template=BOS)).doubled_bos == 0
+
+
+def test_a_tokenizer_without_padding_is_a_warning(tmp_path, folder):
+    report = check(write(tmp_path / "data.jsonl", [ROWS["alpaca"]]), model(folder, pad=False))
+    assert (report.pad_token, report.usable) == (None, 1)
+    assert any("--pad-token" in warning for warning in report.warnings)
+    mended = check(tmp_path / "data.jsonl", model(folder, pad=False), pad_token="<|endoftext|>")
+    assert (mended.pad_token, mended.warnings) == ("<|endoftext|>", ())
+
+
+def test_without_a_template_conversations_cannot_be_used(tmp_path, folder):
+    name = model(folder, template=None)
+    report = check(write(tmp_path / "data.jsonl", [ROWS["alpaca"]]), name)
+    assert (report.usable, report.unit, report.template, report.learned) == (0, "characters", None, None)
+    assert "--chat-template" in report.warnings[0]
+    assert check(tmp_path / "data.jsonl", name, chat_template="plain").usable == 1
+    assert check(write(tmp_path / "text.jsonl", [ROWS["text"]]), name).usable == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "reason"),
+    [
+        ([], {}, "holds no rows"),
+        ([ROWS["alpaca"]], {"example": 2}, "number 2, and .* has 1 rows"),
+        ([ROWS["alpaca"]], {"example": 0}, "counted from 1"),
+        ([ROWS["alpaca"], {"a": 1}], {"example": 2}, "row 2 .* no response"),
+        ([ROWS["alpaca"]], {"turns": "first"}, "unknown way of turns 'first'"),
+        ([ROWS["alpaca"]], {"max_length": 3}, "use 8 or more"),
+        ([ROWS["alpaca"]], {"where": "skil == 1"}, "unknown column 'skil'"),
+        ([ROWS["alpaca"]], {"quality_range": (1, 1)}, "range of quality"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_sentence(rows, options, reason, tmp_path):
+    with pytest.raises((DataError, RecipeError), match=reason):
+        check(write(tmp_path / "data.jsonl", rows), **options)
+
+
+def test_the_chosen_example_counts_bad_rows(tmp_path):
+    path = write(tmp_path / "data.jsonl", [{"a": 1}, ROWS["text"], {"text": "two"}])
+    assert check(path).example.number == 2
+    assert check(path, example=3).example.parts == (("two", True),)
+
+
+def test_nothing_is_written_and_no_weights_are_read(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("longgame.models.load._model", None)
+    path = write(tmp_path / "data.jsonl", [ROWS["alpaca"]])
+    before = sorted(tmp_path.rglob("*"))
+    assert check(path, model(folder)).usable == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_notebook_view_escapes_texts(tmp_path, folder):
+    row = {"prompt": "<script>alert(1)</script>\x1b[31m", "completion": "<b>one</b>", "skill": "<i>"}
+    view = check(write(tmp_path / "data.jsonl", [row]), model(folder))._repr_html_()
+    assert "<script>" not in view
+    assert "<b>one" not in view
+    assert "<i>" not in view
+    assert "\x1b" not in view
+    assert "<mark>" in view
+
+
+@pytest.mark.parametrize("values", [[5], [0, 0, 0], [1, 2, 3, 1000], list(range(1000)), [0.2, 0.4]])
+def test_a_histogram_counts_every_value(values):
+    spread = Spread.of(np.asarray(values, dtype=float))
+    assert sum(spread.counts) == len(values)
+    assert len(spread.counts) <= 12
+    assert spread.least <= spread.median <= spread.p95 <= spread.most
+    assert Spread.of(np.zeros(0)) is None
+
+
+def command(tmp_path, *arguments):
+    return longgame_here("check", *arguments, cwd=tmp_path)
+
+
+def test_the_command_shows_facts_example_and_notes(tmp_path, folder):
+    write(tmp_path / "data.jsonl", [ROWS["messages"], ROWS["alpaca"], {"a": 1}])
+    done = command(tmp_path, "data.jsonl", "--model", model(folder), "--bad-rows", "bad.jsonl")
+    assert done.returncode == 0, done.stderr
+    for text in ("messages 1, alpaca 1", "data.jsonl:3:", "⟦one<|im_end|>⟧", "1 row cannot be used", "duplicates"):
+        assert text in done.stdout, text
+    (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
+    assert (entry["file"], entry["number"]) == ("data.jsonl", 3)
+
+
+def test_the_command_prints_json_alone(tmp_path):
+    write(tmp_path / "data.jsonl", [ROWS["messages"], {"a": 1}])
+    done = command(tmp_path, "data.jsonl", "--json")
+    report = json.loads(done.stdout)
+    assert (report["rows"], report["usable"], report["bad_rows"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "code", "text"),
+    [
+        ([], [], 1, "holds no rows"),
+        ([{"a": 1}], [], 1, "0 can be used"),
+        ([ROWS["text"], {"a": 1}], [], 0, "1 can be used"),
+        ([ROWS["text"], {"a": 1}], ["--strict"], 1, "1 can be used"),
+        ([ROWS["text"]], ["--strict"], 0, "1 can be used"),
+        ([ROWS["text"]], ["--quality-range", "5"], 2, "two numbers"),
+        ([ROWS["text"]], ["--model", "nowhere/at/all"], 1, "does not exist"),
+    ],
+)
+def test_exit_codes_say_whether_rows_can_be_used(rows, arguments, code, text, tmp_path):
+    write(tmp_path / "data.jsonl", rows)
+    done = command(tmp_path, "data.jsonl", *arguments)
+    assert done.returncode == code
+    assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_packed_files_and_folders_are_checked(tmp_path):
+    (tmp_path / "part-1.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS["text"]).encode()))
+    Dataset.from_list([ROWS["text"]] * 2).to_parquet(tmp_path / "part-2.parquet")
+    assert check(tmp_path).rows == 3
+    assert check([tmp_path / "part-1.jsonl.gz", tmp_path / "part-2.parquet"]).exact_duplicates == 2
