@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 
 from longgame.errors import PluginError, RecipeError
@@ -91,6 +92,13 @@ def test_candidates_per_place_follow_from_the_budget(budget, ratio):
         ({"selector": {"name": "gradient", "mode": "norm"}, "parameters": {"a": 1}}, "Put the parameters into one"),
         ({"selector": GradientSelector, "parameters": {"mod": "norm"}}, "no parameter 'mod'. Did you mean 'mode'"),
         ({"rounds": "steps"}, "Did you mean 'step'"),
+        ({"budget": "10%"}, "budget is '10%'; use a number"),
+        ({"seed": 1.5}, "seed is 1.5; use a whole number"),
+        ({"clusters": None}, "clusters is None; use a whole number"),
+        ({"rounds": True}, "rounds is True"),
+        ({"repeat": "no"}, "repeat is 'no'; use true or false"),
+        ({"training_log": 1}, "training_log is 1; use true or false"),
+        ({"parameters": ["a"]}, "use a mapping"),
         ({"budget_of": "token"}, "Did you mean 'tokens'"),
         ({"selector": "loss", "parameters": {"weight": 1}}, "no parameter 'weight'"),
         ({"selector": build_selector("loss"), "parameters": {"a": 1}}, "LossSelector already"),
@@ -100,6 +108,11 @@ def test_candidates_per_place_follow_from_the_budget(budget, ratio):
 def test_wrong_values_are_refused_where_the_config_is_made(values, message):
     with pytest.raises(RecipeError, match=message):
         SelectionConfig.from_dict(values)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = SelectionConfig(budget=np.float32(0.5), rounds=np.int64(2), seed=np.int32(3))
+    assert (config.ratio, config.rounds) == (2, 2)
 
 
 def test_a_class_that_is_no_selector_is_refused():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 
 from longgame.commands.terminal import Terminal
@@ -22,7 +23,7 @@ from longgame.recipe import ModelSpec, load_yaml, read_mapping
 
 SECTION = "selection"
 """Key of the configuration file that holds a `SelectionConfig`; ``--selection.KEY VALUE`` sets one of its fields."""
-_LIST_BATCH = 256
+_BATCH = 256
 """Examples that are tokenized together."""
 
 
@@ -271,13 +272,12 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False) 
 
     if stream:
         return IterableDataset.from_generator(rows, features=features)
-    columns: dict[str, list[Any]] = {name: [] for name in features}
-    for row in rows():
-        for name, value in row.items():
-            columns[name].append(value)
-    if not columns["sample_id"]:
+    rest, tables = rows(), []
+    while batch := list(itertools.islice(rest, _BATCH)):
+        tables.append(pa.Table.from_pylist(batch, schema=features.arrow_schema))
+    if not tables:
         raise DataError(f"'{data}' holds no examples. Give a file with at least one row.")
-    return Dataset.from_dict(columns, features=features)
+    return Dataset(pa.concat_tables(tables)).cast(features)
 
 
 def _examples(data: str, turns: Any) -> Callable[[], Iterator[Example]]:
@@ -301,7 +301,7 @@ def _examples(data: str, turns: Any) -> Callable[[], Iterator[Example]]:
 def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool) -> Iterator[dict[str, Any]]:
     from longgame.data.tokenize import encode_each
 
-    while batch := list(itertools.islice(examples, _LIST_BATCH)):
+    while batch := list(itertools.islice(examples, _BATCH)):
         for example, encoded in zip(batch, encode_each(batch, tokenizer), strict=True):
             if isinstance(encoded, DataError | ModelError):
                 raise encoded

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Self, get_args
 
 from longgame.errors import RecipeError, did_you_mean, unknown
@@ -19,12 +20,12 @@ AnySelector = str | Mapping[str, Any] | type[Selector] | Selector | SelectionPol
 """What `SelectionConfig.selector` takes."""
 
 
-_WHOLE = (int, "a whole number")
+_WHOLE = (Integral, "a whole number")
 _TRUTH = (bool, "true or false")
 _KINDS: Mapping[str, tuple[Any, str]] = {
     "parameters": (Mapping, "a mapping of the selector's arguments"),
-    "budget": (int | float, "a number in (0, 1]"),
-    "rounds": (int | str, "'step' or a whole number from 1 on"),
+    "budget": (Real, "a number in (0, 1]"),
+    "rounds": (Integral | str, "'step' or a whole number from 1 on"),
     **dict.fromkeys(("candidate_ratio", "epochs", "seed", "proxy_refresh_steps", "clusters"), _WHOLE),
     **dict.fromkeys(("repeat", "keep_signals", "log_statistics", "training_log"), _TRUTH),
 }

@@ -31,6 +31,8 @@ PICKS = "selection.parquet"
 TRAINING_LOG = "training_log.parquet"
 TERM = "term_"
 """Before the name of each term of the score, as in the selections of an audit."""
+_MOST_PENDING = 1024
+"""Tables of few rows that wait to become a part."""
 _PART = re.compile(r"[0-9]{10}-([0-9]{10})\.parquet")
 
 
@@ -96,6 +98,8 @@ class Parts:
     def append(self, columns: Mapping[str, Any]) -> None:
         """Add rows; a column that earlier rows lack is missing in them."""
         self._pending.append(pa.table(dict(columns)))
+        if len(self._pending) >= _MOST_PENDING:  # a table of a few rows takes some KiB
+            self._settle()
 
     def write(self, folder: Path) -> None:
         """Write the table durably as this folder.
