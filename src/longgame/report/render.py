@@ -58,7 +58,17 @@ def write_report(run: Run) -> None:
 
 def _environment() -> jinja2.Environment:
     """Templates whose values are escaped and made visible."""
-    environment = jinja2.Environment(
+    environment = page_environment()
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["tone"] = lambda line: _TONES.get(line.word, "plain")
+    environment.filters["svg"] = figure_svg
+    environment.tests["with_aside"] = lambda block: isinstance(block, Table) and any(c.aside for c in block.columns)
+    return environment
+
+
+def page_environment() -> jinja2.Environment:
+    """What renders the pages: every text is escaped, its control characters written out."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("longgame.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -66,11 +76,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,  # not what is HTML already
     )
-    environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["tone"] = lambda line: _TONES.get(line.word, "plain")
-    environment.filters["svg"] = figure_svg
-    environment.tests["with_aside"] = lambda block: isinstance(block, Table) and any(c.aside for c in block.columns)
-    return environment
 
 
 def html_page(layouts: Sequence[Layout], scripts: bool = True) -> str:
