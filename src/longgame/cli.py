@@ -17,6 +17,7 @@ import typer
 import longgame
 from longgame.commands.audit import audit_command
 from longgame.commands.check import check_command
+from longgame.commands.init import init
 from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
 from longgame.commands.score import score_command
@@ -54,6 +55,7 @@ app.command("check")(check_command)
 app.command("score")(score_command)
 app.command("select")(select_command)
 app.command("audit")(audit_command)
+app.command()(init)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(pools)
 app.command()(selectors)

@@ -115,7 +115,7 @@ def located(path: str) -> str:
     if not folders or relative.is_absolute():
         return path
     for folder in folders:
-        place = str(folder / relative)
+        place = os.path.normpath(folder / relative)
         if os.path.exists(place) or (glob.has_magic(path) and any(glob.iglob(place, recursive=True))):  # noqa: PTH110, PTH207
             return _from_here(folder, path)
     return _from_here(folders[0], path)
@@ -125,7 +125,7 @@ def _from_here(folder: Path, path: str) -> str:
     here = Path.cwd()
     if folder == here:
         return path
-    place = folder / path
+    place = Path(os.path.normpath(folder / path))
     return str(place.relative_to(here)) if here in place.parents else str(place)
 
 
