@@ -49,11 +49,38 @@ def prompt_learning(model: nn.Module) -> str | None:
     return None
 
 
+_NOT_ALONE = {
+    "LILY": "routes by the mean over all tokens of a batch, so no example has a loss of its own",
+    "MULTITASK_PROMPT_TUNING": "needs task ids, which examples do not carry",
+    "POLY": "needs task ids, which examples do not carry",
+}
+"""Kinds of adapters under which the loss of an example is not determined by the example, and why."""
+
+
+def refuse_joint_adapters(model: nn.Module) -> None:
+    """Raise ModelError where an adapter does not let examples be measured one by one."""
+    if isinstance(model, PeftModel):
+        kind = str(model.active_peft_config.peft_type.value)
+        if kind in _NOT_ALONE:
+            raise ModelError(f"signals do not support the adapter type {kind}: it {_NOT_ALONE[kind]}. Use LoRA.")
+
+
+def _inside_layers(model: nn.Module, base: PreTrainedModel) -> bool:
+    """Whether the decoder alone computes what the model does: adapters have no part outside its layers."""
+    if not isinstance(model, PeftModel):
+        return True
+    config = model.active_peft_config
+    if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
+        return False
+    inside = {id(parameter) for parameter in base.parameters()}
+    return all(id(parameter) in inside for parameter in model.parameters())
+
+
 def last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor, "b T d"]:
-    """Return the last hidden states of these tokens, with the prompt of a prompt-learning adapter before them."""
+    """Return the last hidden states of these tokens, as the model with its adapters computes them."""
     base = unwrap(model)
     decoder = decoder_of(base)
-    if prompt_learning(model) is None:
+    if _inside_layers(model, base):
         return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
     options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
     states: list[Tensor] = []
@@ -62,7 +89,7 @@ def last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor
         model(input_ids=input_ids, use_cache=False, **options)
     finally:
         handle.remove()
-    return states[-1][:, -input_ids.shape[1] :]
+    return states[-1][:, -input_ids.shape[1] :]  # a prompt-learning adapter puts its prompt before them
 
 
 def decoder_of(base: PreTrainedModel) -> nn.Module:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, unknown
-from longgame.models.head import LogitHead, decoder_of, evaluating, last_hidden, prompt_learning, unwrap
+from longgame.models.head import (
+    LogitHead,
+    decoder_of,
+    evaluating,
+    last_hidden,
+    prompt_learning,
+    refuse_joint_adapters,
+    unwrap,
+)
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
 from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
 from longgame.signals.gradients import (
@@ -206,6 +214,7 @@ class SignalEngine:
         self.max_batch_tokens = max_batch_tokens
         self.gradient_layers = gradient_layers
         self.preconditioner = preconditioner
+        refuse_joint_adapters(model)
         self._model, self._base = model, unwrap(model)
         self._decoder = decoder_of(self._base)
         self._head = LogitHead(self._base)
@@ -479,8 +488,8 @@ class SignalEngine:
             ModelError: they differ, so the model transforms its logits in a way that is not known here.
         """
         ids = batch.input_ids[:1, : min(8, int(batch.lengths[0]))]
-        expected = self._base(input_ids=ids, use_cache=False).logits.float()
-        logits = self._head.logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state)
+        expected = self._model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :].float()
+        logits = self._head.logits(last_hidden(self._model, ids))
         exact = self._head.module.weight.dtype == torch.float32
         tolerance = (1e-4 if exact else 5e-2) * float(expected.abs().amax())
         gap = float((logits - expected).abs().amax())
