@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import longgame
 from longgame.data.examples import Example, Task
 from longgame.errors import ModelError
 from longgame.evaluation.evaluator import Evaluator
@@ -133,3 +137,45 @@ def test_an_adapter_is_folded_only_where_that_changes_nothing(differs, caplog, m
     got, plain = evaluator.score([task])[0].value, expected.score([task])[0].value
     assert got == pytest.approx(plain, rel=1e-4)
     assert ("it is scored unfolded" in caplog.text) is differs
+
+
+CONFIGS = {
+    "a million layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000; give a number from 1 to 10,000"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0; give a number"),
+    "fewer than no layers": ({"num_hidden_layers": -1}, "num_hidden_layers is -1; give a number"),
+    "layers in words": ({"num_hidden_layers": "four"}, "num_hidden_layers"),
+    "layers without a number": ({"num_hidden_layers": None}, "num_hidden_layers"),
+    "width beyond memory": ({"hidden_size": 10**7}, "its weights have other sizes than its config.json says"),
+    "no width": ({"hidden_size": 0}, "its weights have other sizes"),
+    "words beyond memory": ({"vocab_size": 10**9}, "its weights have other sizes"),
+    "fewer than no words": ({"vocab_size": -5}, "negative dimension"),
+    "heads beyond width": ({"num_attention_heads": 10**8}, "cannot be loaded"),
+    "no heads": ({"num_attention_heads": 0}, "cannot be loaded"),
+    "another number of key heads": ({"num_key_value_heads": 3}, "its weights have other sizes"),
+    "a wide block": ({"intermediate_size": 10**9}, "its weights have other sizes"),
+    "a context in words": ({"max_position_embeddings": "long"}, "max_position_embeddings"),
+    "a padding token beyond the words": ({"pad_token_id": 10**7}, "Padding_idx"),
+    "an end in words": ({"eos_token_id": "end"}, "eos_token_id"),
+    "an unknown family": ({"model_type": "nonsense"}, "`nonsense`"),
+    "a family that is a number": ({"model_type": 5}, "model type `5`"),
+    "an unknown dtype": ({"dtype": "float7"}, "float7"),
+    "an unknown activation": ({"hidden_act": "os.system"}, "os.system"),
+    "an unknown rope": ({"rope_parameters": {"rope_type": "evil"}}, "evil"),
+    "a truth in words": ({"tie_word_embeddings": "maybe"}, "tie_word_embeddings"),
+    "a list": ([], "mapping"),
+    "nothing": ({None: None}, "model_type"),
+    "no JSON": ("{", "not a valid JSON|JSON"),
+    "depth": ("[" * 100_000, "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFIGS.values(), ids=CONFIGS)
+def test_a_config_of_a_wrong_kind_or_size_is_one_sentence(tmp_path, changes, message) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(longgame.__file__).parent / "assets" / "tiny", folder)
+    config = json.loads((folder / "config.json").read_text())
+    if isinstance(changes, dict):
+        changes = {} if None in changes else config | changes
+    (folder / "config.json").write_text(changes if isinstance(changes, str) else json.dumps(changes))
+    with pytest.raises(ModelError, match=message):
+        load_model(ModelSpec(name=str(folder)))

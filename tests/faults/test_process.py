@@ -15,6 +15,7 @@ import yaml
 
 from longgame.audit.checks import check_size
 from longgame.audit.plan import Plan
+from longgame.commands.pools import write_pools
 from longgame.data.examples import Example
 from longgame.data.sources import load_examples
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, StorageError
@@ -121,6 +122,20 @@ def test_sizes_beyond_the_machine_are_refused_before_work(changes, monkeypatch):
     with pytest.raises(RecipeError, match=r"must be|memory|days|fewer than one candidate"):
         check_size(Plan(recipe(seeds=list(range(20)), **changes)))
     assert time.monotonic() - begun < 20
+
+
+def test_pools_beyond_memory_are_refused_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("longgame.audit.checks.free_memory", lambda: 16 * 10**9)
+    with pytest.raises(RecipeError, match=r"at least [0-9,]+ GB of memory"):
+        write_pools(recipe(data={"sequence": "quadratic", "pool_size": 99_000_000}), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_files_beyond_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    with (tmp_path / "d.jsonl").open("wb") as file:
+        file.truncate(10**12)  # a hole: it takes no space
+    with pytest.raises(DataError, match=r"d\.jsonl' has 1,000\.0 GB, and .* are free.*Give a part of it"):
+        load_examples(str(tmp_path / "d.jsonl"), data_dir=None, split="train")
 
 
 def test_ordinary_sizes_are_taken():

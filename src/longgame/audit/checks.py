@@ -123,19 +123,7 @@ def check_size(plan: Plan) -> None:
     Raises:
         RecipeError: it cannot; the sizes are named.
     """
-    for condition in plan.conditions.values():
-        recipe = condition.recipe
-        if recipe.data.sequence == "files":  # its files are bounded where they are read
-            continue
-        data, stages = recipe.data, len(plan.stages)
-        items = stages * (data.pool_size + data.items_per_skill + data.ood_items_per_skill)
-        needed, free = items * _CANDIDATE_BYTES, free_memory()
-        if needed > free:
-            raise RecipeError(
-                f"data.pool_size is {data.pool_size:,} and data.items_per_skill {data.items_per_skill:,}: {stages} "
-                f"stages take at least {needed / 1e9:,.0f} GB of memory, and {free / 1e9:,.0f} GB are free. Use at "
-                f"most {free // (_CANDIDATE_BYTES * stages):,} a stage."
-            )
+    check_memory(plan)
     steps = 0
     for trial in plan.trials:
         recipe = plan.conditions[trial.condition].recipe
@@ -146,6 +134,26 @@ def check_size(plan: Plan) -> None:
             f"the recipe asks for {steps:,} steps in {len(plan.trials):,} trials: at least {days:,.0f} days, even at a "
             "millisecond a step. Lower training.steps or probe.steps, or ask for fewer trials."
         )
+
+
+def check_memory(plan: Plan) -> None:
+    """Check that the pools and items that the recipe makes fit into memory.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    for condition in plan.conditions.values():
+        data, stages = condition.recipe.data, len(plan.stages)
+        if data.sequence == "files":  # `load_examples` compares the sizes of its files
+            continue
+        items = stages * (data.pool_size + data.items_per_skill + data.ood_items_per_skill)
+        needed, free = items * _CANDIDATE_BYTES, free_memory()
+        if needed > free:
+            raise RecipeError(
+                f"data.pool_size is {data.pool_size:,} and data.items_per_skill {data.items_per_skill:,}: {stages} "
+                f"stages take at least {needed / 1e9:,.0f} GB of memory, and {free / 1e9:,.0f} GB are free. Use at "
+                f"most {free // (_CANDIDATE_BYTES * stages):,} a stage."
+            )
 
 
 def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remote_code: bool = False) -> None:

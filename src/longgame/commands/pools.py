@@ -83,13 +83,17 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
         Rows of each file written, by its path.
 
     Raises:
-        DataError: the recipe's data cannot be read. StorageError: the folder cannot be written.
+        DataError: the recipe's data cannot be read. RecipeError: the pools do not fit into memory.
+        StorageError: the folder cannot be written.
     """
+    from longgame.audit.checks import check_memory
     from longgame.audit.learner import sequence_of
     from longgame.audit.plan import Condition, Plan
 
+    plan = Plan(recipe)
+    check_memory(plan)
     distinct: dict[str, Condition] = {}
-    for condition in Plan(recipe).conditions.values():
+    for condition in plan.conditions.values():
         distinct.setdefault(condition.base, condition)
     examples: dict[str, dict[str, Any]] = {}
     places: list[dict[str, Any]] = []

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from longgame.data.examples import Example
 from longgame.data.formats import RowError, RowRules, Turns, read_row
 from longgame.errors import DataError, did_you_mean
-from longgame.limits import located, missing, why_no_file
+from longgame.limits import free_memory, located, missing, why_no_file
 from longgame.models.hub import require_repo
 
 Split = Literal["train", "eval"]
@@ -237,6 +237,7 @@ def load_examples(
             and the count of the others), a file without examples, a hub that cannot be reached or lacks the data set.
     """
     source = open_source(_located(reference, data_dir, split), split)
+    _check_memory(source)
     rules = RowRules(turns if split == "train" else "last", quality)
     examples: list[Example] = []
     faults: list[tuple[str, int, str]] = []
@@ -250,6 +251,19 @@ def load_examples(
     if not examples:
         raise DataError(f"'{source.label}' holds no examples. Give a file with at least one {source.unit}.")
     return examples
+
+
+def _check_memory(source: Source) -> None:
+    """Raise DataError where files take more than the free memory; their examples take at least as much."""
+    size, free = (
+        sum(path.stat().st_size for path in source.paths) if isinstance(source, FileSource) else 0,
+        free_memory(),
+    )
+    if size > free:
+        raise DataError(
+            f"'{source.label}' has {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free, where examples "
+            "are held. Give a part of it."
+        )
 
 
 def bad_rows(

@@ -13,9 +13,16 @@ from typing import Any, Literal, cast
 import jinja2
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from longgame.errors import ModelError, did_you_mean
@@ -39,8 +46,14 @@ PLAIN_TEMPLATE = (
 _MARKER = "\ue000"
 """Stands for an answer while a template is rendered; a character of Unicode's private area."""
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-"""What transformers raises for a checkpoint that is missing, incomplete, damaged or of an unknown architecture."""
+_LOADING_ERRORS = (
+    *(OSError, ValueError, LookupError, RuntimeError, ImportError, SafetensorError, StrictDataclassError),
+    *(TypeError, AttributeError, ArithmeticError, AssertionError, MemoryError),
+)
+"""What transformers raises for a checkpoint that is missing, incomplete, damaged or of an unknown architecture, and for
+a config with values of a wrong kind or size."""
+_MOST_LAYERS = 10_000
+"""Layers of a model. Each is made before weights are looked for: a million take an hour and 50 GB."""
 
 _NO_HUB = "Without network, give the path of a model directory, or one of " + ", ".join(ALIASES) + "."
 
@@ -307,6 +320,9 @@ def no_progress_bars() -> Iterator[None]:
 def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM  # its annotation leaves out output_loading_info
     try:
+        _check_layers(
+            AutoConfig.from_pretrained(place, trust_remote_code=spec.trust_remote_code, local_files_only=local), spec
+        )
         with no_progress_bars():
             model, info = auto.from_pretrained(
                 place,
@@ -329,11 +345,25 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
     return cast(PreTrainedModel, model)
 
 
+def _check_layers(config: PreTrainedConfig, spec: ModelSpec) -> None:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not (isinstance(layers, int) and 1 <= layers <= _MOST_LAYERS):
+        raise ModelError(
+            f"the config.json of model '{spec.name}' says num_hidden_layers is {layers}; give a number from 1 to "
+            f"{_MOST_LAYERS:,}, that of its weights."
+        )
+
+
 def _cannot_load(spec: ModelSpec, subject: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{subject} '{spec.name}' comes with Python code of its own, which is not run. Read the code, and set "
             "model.trust_remote_code: true (or give --trust-remote-code) if you trust it."
+        )
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelError(
+            f"{subject} '{spec.name}' cannot be loaded: its weights have other sizes than its config.json says. Give "
+            "a checkpoint whose files belong together."
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ModelError(
