@@ -12,6 +12,7 @@ the median step of the best run counts, without the first one, which compiles. W
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -103,21 +104,27 @@ def main() -> int:
     parser.add_argument("--model", choices=list(CASES), default="tiny-like")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="without torch_compile: at most a minute")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
+    sides = {name: extra for name, extra in SIDES.items() if not (options.quick and "torch_compile" in extra)}
+    figures: list[dict[str, Any]] = []
     print(f"torch {torch.__version__}, cpu, {torch.get_num_threads()} thread(s), float32, LoRA r=16")
-    medians: dict[str, list[float]] = {side: [] for side in SIDES}
-    first: dict[str, list[float]] = {side: [] for side in SIDES}
+    medians: dict[str, list[float]] = {side: [] for side in sides}
+    first: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.repeats):
-            for side, extra in SIDES.items():
+            for side, extra in sides.items():
                 seconds = run(options.model, options.steps, folder, **extra)
                 medians[side].append(statistics.median(seconds[1:]))
                 first[side].append(seconds[0])
         base = min(medians["plain"])
-        for side in SIDES:
+        for side in sides:
             best = min(medians[side])
+            name = f"trainers.{options.model}.{side}"
+            figures.append({"name": name, "value": best / base, "first": min(first[side])})
             print(
-                f"figure trainers.{options.model}.{side.replace(' ', '_')} {1e3 * best:.2f} ms/step, "
+                f"figure {name.replace(' ', '_')} {1e3 * best:.2f} ms/step, "
                 f"{best / base:.3f} of plain, first step {min(first[side]):.2f} s"
             )
         seconds = checkpoint_tables(200, 5000, Path(folder) / "tables")
@@ -125,6 +132,9 @@ def main() -> int:
             f"figure trainers.tables {1e3 * statistics.median(seconds[:20]):.1f} ms at the first checkpoints, "
             f"{1e3 * statistics.median(seconds[-20:]):.1f} ms at a million rows, {sum(seconds):.1f} s in all 200"
         )
+        figures.append({"name": "trainers.tables", "value": seconds})
+    if options.json:
+        options.json.write_text(json.dumps({"figures": figures, "torch": torch.__version__}, indent=1) + "\n")
     return 0
 
 

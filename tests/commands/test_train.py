@@ -5,14 +5,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 import longgame
-from longgame.commands.train import _read, build_trainer, card_section, tokenized
+from longgame.commands.train import _read, build_trainer, card_section, tokenized, training_errors
 from longgame.data.sources import load_examples
 from longgame.data.tokenize import build_pool
-from longgame.errors import DataError, LonggameError, ModelError, RecipeError
+from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError
 from longgame.models.load import load_tokenizer
 from longgame.recipe import ModelSpec
 from support.cli import run_python
@@ -194,6 +196,21 @@ def test_several_processes_are_refused_before_loading(tmp_path, sums, monkeypatc
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
     with pytest.raises(RecipeError, match="several processes"):
         build_trainer(*parsed)
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ModelError, "Lower per_device_train_batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ModelError, "does not fit into memory"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), StorageError, "cannot write into out"),
+        (SafetensorError("I/O error: No space left on device"), StorageError, "No space left"),
+        (RuntimeError("another one"), RuntimeError, "another one"),
+    ],
+)
+def test_full_disks_and_memories_are_sentences(cause, error, message):
+    with pytest.raises(error, match=message), training_errors("out"):
+        raise cause
 
 
 def test_without_trl_the_command_says_what_to_install(monkeypatch):

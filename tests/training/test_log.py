@@ -226,6 +226,18 @@ def test_statistics_of_selections_are_in_the_log(tmp_path, tokenizer):
     assert "selection/overlap" in state
 
 
+def test_the_newest_table_of_an_output_directory_is_read(tmp_path, tokenizer):
+    args = {**SAVES, "max_steps": 2}
+    make_trainer(tmp_path, tokenizer, selector=Coin(), args=args).train()
+    longer = make_trainer(tmp_path, tokenizer, selector=Coin(), args={**SAVES, "max_steps": 5})
+    table = tmp_path / PICKS
+    before = len(longgame.read_picks(table))
+    # as if killed before its end: nothing is written into the output directory
+    longer.save_selection = lambda folder, save=longer.save_selection: folder == str(tmp_path) or save(folder)
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert len(longgame.read_picks(tmp_path)) == len(longgame.read_picks(tmp_path / "checkpoint-5")) > before
+
+
 def test_missing_tables_are_named(tmp_path):
     with pytest.raises(DataError, match=r"holds no selection\.parquet"):
         longgame.read_picks(tmp_path)

@@ -17,9 +17,10 @@ from longgame.commands.terminal import Terminal
 from longgame.data.examples import Example
 from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import SUFFIXES, bad_rows, open_source
-from longgame.errors import DataError, LonggameError, ModelError, RecipeError, did_you_mean
+from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
 from longgame.recipe import ModelSpec, load_yaml, read_mapping
+from longgame.storage import ADVICE, write_file
 
 SECTION = "selection"
 """Key of the configuration file that holds a `SelectionConfig`; ``--selection.KEY VALUE`` sets one of its fields."""
@@ -49,8 +50,9 @@ def train(
     arguments, data, model, names, selection = _read(config, context.args)
     trainer = build_trainer(arguments, data, model, names, selection)
     resume = arguments.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
-    trainer.save_model(arguments.output_dir)
+    with training_errors(arguments.output_dir):
+        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.save_model(arguments.output_dir)
     trainer.save_selection(arguments.output_dir)
     write_card(trainer, data.dataset_name)
     if arguments.push_to_hub:
@@ -220,6 +222,31 @@ def setup_errors() -> Iterator[None]:
         raise RecipeError(" ".join(f"the configuration cannot be used: {error}".split())) from error
 
 
+@contextmanager
+def training_errors(output_dir: str) -> Iterator[None]:
+    """Turn a full disk and a full memory into one sentence.
+
+    Raises:
+        StorageError: a file of a checkpoint or of the model cannot be written.
+        ModelError: a batch does not fit into memory.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:  # torch has no error class for a failed write, nor the CPU for
+        reason = " ".join(str(error).split())  # a failed allocation
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
+            raise ModelError(
+                f"a batch does not fit into memory ({reason[:120]}). Lower per_device_train_batch_size and raise "
+                "gradient_accumulation_steps, or set max_length."
+            ) from error
+        if isinstance(error, SafetensorError) or "PytorchStreamWriter" in reason:
+            raise StorageError(f"cannot write into {output_dir}: {reason[:200]}. {ADVICE}") from error
+        raise
+
+
 # Data
 
 
@@ -330,8 +357,6 @@ def write_card(trainer: Any, dataset_name: str) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    from longgame.storage import write_file
-
     trainer.create_model_card(dataset_name=None if _is_local(dataset_name) else dataset_name)
     path = Path(trainer.args.output_dir) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -190,6 +190,11 @@ class SelectionMixin(_Base):
                 )
             self.selection_feed.load_state_dict(state["feed"])
             if self.selection_record is not None:
+                if "record" not in state:
+                    raise ResumeError(
+                        f"the checkpoint '{checkpoint}' is of an older version, which did not record what was "
+                        "selected. Start a new training."
+                    )
                 self.selection_record.load(Path(checkpoint), state["record"])
             if isinstance(self.selection_signals, SignalSource):
                 self.selection_signals.load_state_dict(state["signals"])
