@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import shlex
 from collections import Counter
@@ -33,7 +34,8 @@ _POINTS = 2000
 _EXAMPLES = 10
 _TEXT = 1500
 """Characters of an example's prompt, and of its response."""
-_PICKED = PALETTE[0]
+_PICKED = PALETTE[5]
+"""Legible on a light page and on a dark one."""
 _KEYS = (LegendKey("pool", GREY, "■"), LegendKey("selected", _PICKED, "■"))
 
 
@@ -100,7 +102,7 @@ def audit_line(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
         "audit",
         "recipe.yaml",
         "--selectors",
-        f"random,{name}",
+        ",".join(dict.fromkeys(("random", name))),
         "--budget",
         f"{outcome.asked / total:.2g}",
     ]
@@ -122,7 +124,7 @@ def _option(command: str, name: str) -> str:
         words = shlex.split(command)
     except ValueError:  # written out control characters may leave a quote open
         return ""
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in itertools.pairwise([*words, ""]):
         if word == name:
             return value
         if word.startswith(f"{name}="):
@@ -242,14 +244,7 @@ def _tables(view: SubsetFacts) -> list[dict[str, Any]]:
     tables = [
         {
             "title": f"By {name}",
-            "headings": [
-                name,
-                "rows in the pool",
-                "selected",
-                "share of the pool",
-                "share of the selected",
-                "selected of its rows",
-            ],
+            "headings": [name, "in the pool", "selected", "of the pool", "of the selected", "picked"],
             "rows": [_group_cells(share, shares) for share in shares],
         }
         for name, shares in view.groups.items()
@@ -290,12 +285,15 @@ def _histogram(
 def _bars(frame: pd.DataFrame, title: str, suffix: str, y_title: str) -> Any:
     """Bars of the pool in grey, and before them those of the picks."""
     base = alt.Chart(frame)
-    x = {"x": alt.X("low:Q", title=title, scale=alt.Scale(nice=False)), "x2": alt.X2("high:Q")}
+    ends = [float(frame["low"].iloc[0]), float(frame["high"].iloc[-1])]
+    scale = alt.Scale(domain=ends, nice=False, zero=False)
+    axis = alt.Axis(tickCount=7)
+    x = {"x": alt.X("low:Q", bin="binned", title=title, scale=scale, axis=axis), "x2": alt.X2("high:Q")}
     layers = []
     for name, color, opacity in (("pool", GREY, 0.55), ("selected", _PICKED, 0.7)):
         y = alt.Y(f"{name}{suffix}:Q", title=y_title, axis=alt.Axis(format="%") if suffix else alt.Axis(tickMinStep=1))
         tooltip = [alt.Tooltip(f"{column}:Q", format=",.4~g") for column in ("low", "high", "pool", "selected")]
-        bars = base.mark_bar(color=color, opacity=opacity, binSpacing=1)
+        bars = base.mark_bar(color=color, opacity=opacity)
         layers.append(bars.encode(**x, y=y, tooltip=tooltip))
     return alt.layer(*layers)
 
@@ -322,7 +320,7 @@ def _score_figure(outcome: Outcome, cut: float) -> Figure | None:
     low, high = np.percentile(pool, [0.25, 99.75]).tolist()
     frame = _histogram(pool, picked, (min(low, cut), max(high, cut)))
     bars = _bars(frame, "score", "", "rows")
-    chart = alt.layer(*bars.layer, dashed_line("x", cut, "score")) if math.isfinite(cut) else bars
+    chart = alt.layer(bars, dashed_line("x", cut, "score")) if math.isfinite(cut) else bars
     caption = f"Rows by their score; dashed: the lowest score of a selected row ({cut:.4g})."
     return Figure(
         "score", "Score, with the cut", caption, (spec(chart, "Histogram of the score with the cut", 240),), _KEYS
@@ -350,7 +348,7 @@ def _map_figure(outcome: Outcome) -> Figure | None:
     color = alt.Color("row:N", scale=alt.Scale(domain=["not selected", "selected"], range=[GREY, _PICKED]), legend=None)
     chart = (
         alt.Chart(frame)
-        .mark_circle(size=22, opacity=0.6)
+        .mark_circle(size=24, opacity=0.75)
         .encode(
             alt.X("x:Q", title="first direction", axis=axis, scale=alt.Scale(zero=False)),
             alt.Y("y:Q", title="second direction", axis=axis, scale=alt.Scale(zero=False)),
@@ -388,7 +386,7 @@ def _group_figure(name: str, shares: Sequence[GroupShare]) -> Figure | None:
         .mark_bar()
         .encode(
             alt.X("share:Q", title="share of the rows", axis=alt.Axis(format="%", tickCount=5)),
-            alt.Y("value:N", sort=order, title=None, axis=alt.Axis(labelLimit=160)),
+            alt.Y("value:N", sort=order, title=None, axis=alt.Axis(labelLimit=200)),
             yOffset=alt.YOffset("part:N", sort=["pool", "selected"]),
             color=color,
             tooltip=["value:N", "part:N", alt.Tooltip("share:Q", format=".1%"), alt.Tooltip("rows:Q", format=",")],
@@ -425,7 +423,9 @@ def _cards(outcome: Outcome) -> tuple[list[dict[str, str]], list[dict[str, str]]
         place = f"{outcome.rows.file_of(row)}:{outcome.rows.numbers[row]}"
         heading = (f"rank {rank[row]:,}: " if row in rank else "") + place
         terms = (
-            f"{name} {_number(values[row])}" for name, values in outcome.terms.items() if not math.isnan(values[row])
+            f"{name} {_number(values[row])}"
+            for name, values in outcome.terms.items()
+            if name != "score" and not math.isnan(values[row])
         )
         groups = (value for values in outcome.rows.groups.values() if (value := values[row]))
         why = outcome._why(row, rank.get(row), score, lowest)
@@ -480,7 +480,7 @@ def subset_summary(outcome: Outcome, manifest: Mapping[str, Any]) -> RenderableT
             title=RichText(table["title"], style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0)
         )
         for place, heading in enumerate(table["headings"]):
-            shown.add_column(heading, justify="right" if place else "left", overflow="fold")
+            shown.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
         for row in table["rows"]:
             shown.add_row(*map(RichText, row))
         parts += [RichText(""), shown]
