@@ -49,7 +49,7 @@ def duplicates(rows: DataRows, kind: str, threshold: float) -> Int[np.ndarray, "
     Raises:
         RecipeError: near-duplicates need the package rensa.
     """
-    return _exact(rows) if kind == "exact" else _near(rows.examples(), len(rows), threshold)
+    return _exact(rows) if kind == "exact" else near_duplicates_of(rows.examples(), len(rows), threshold)
 
 
 def _exact(rows: DataRows) -> Int[np.ndarray, " n"]:
@@ -63,7 +63,8 @@ def _exact(rows: DataRows) -> Int[np.ndarray, " n"]:
     return result
 
 
-def _near(examples: Iterable[Example], n: int, threshold: float) -> Int[np.ndarray, " n"]:
+def near_duplicates_of(examples: Iterable[Example], n: int, threshold: float) -> Int[np.ndarray, " n"]:
+    """As `duplicates` of kind ``near``, of n examples in their order."""
     try:
         from rensa import RMinHash, RMinHashLSH
     except ModuleNotFoundError as error:

@@ -58,7 +58,7 @@ class Budget:
             return cls("share", number / 100, "rows" if rows else "tokens")
         if not match[2] and not unit and number <= 1:
             return cls.parse(number)
-        if number < 1 or (rows and number != int(number)):
+        if number < 1 or number != int(number):
             raise BudgetError(f"the budget is '{value}'. {_BUDGETS}")
         return cls("amount", number, "rows" if rows else "tokens")
 

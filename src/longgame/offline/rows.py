@@ -130,19 +130,21 @@ class DataRows:
         """(position, file, number, example, format) of the usable rows; the others are counted."""
         rows = enumerate(self.source.rows())
         while chunk := list(islice(rows, _CHUNK)):
-            parsed: list[tuple[int, str, int, Any]] = []
-            for position, (file, number, read) in chunk:
+            parsed: list[Any] = []
+            for _position, (_file, _number, read) in chunk:
                 self.total += 1
                 try:
-                    parsed.append((position, file, number, read()))
+                    parsed.append(read())
                 except RowError as error:
-                    self.bad.append(BadRow(file, number, str(error)))
-            chosen = self._chosen([row for *_, row in parsed])
-            self.filtered += int(len(parsed) - chosen.sum())
-            for (position, file, number, row), usable in zip(parsed, chosen.tolist(), strict=True):
+                    parsed.append(error)
+            chosen = self._chosen(parsed)
+            for (position, (file, number, _)), row, usable in zip(chunk, parsed, chosen.tolist(), strict=True):
                 if not usable:
+                    self.filtered += 1
                     continue
                 try:
+                    if isinstance(row, RowError):
+                        raise row
                     example, form = read_row(row, self.rules)
                 except RowError as error:
                     self.bad.append(BadRow(file, number, str(error)))
@@ -150,8 +152,9 @@ class DataRows:
                 yield position, file, number, example, form
 
     def _chosen(self, rows: list[Any]) -> Bool[np.ndarray, " n"]:
-        """Which rows ``where`` keeps."""
-        if self.where is None or not rows:
+        """Which rows ``where`` keeps, and those that cannot be read."""
+        unread = np.asarray([isinstance(row, RowError) for row in rows], dtype=bool)
+        if self.where is None or unread.all():
             return np.ones(len(rows), dtype=bool)
         frame = pd.DataFrame([row if isinstance(row, dict) else {} for row in rows])
         if "@" in self.where:
@@ -168,7 +171,7 @@ class DataRows:
             ) from error
         if not isinstance(answer, pd.Series) or not (answer.dtype == bool or answer.isin([True, False, None]).all()):
             raise DataError(f'--where is {self.where!r}, which is no condition. Write it like skill == "math".')
-        return answer.fillna(False).to_numpy(dtype=bool)
+        return answer.fillna(False).to_numpy(dtype=bool) | unread
 
     def file_of(self, row: int) -> str:
         """File of a row."""

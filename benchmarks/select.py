@@ -1,0 +1,195 @@
+"""`longgame select` from a file to a file: beside scoring alone, on a million rows, after a kill, beside a peer.
+
+```
+python -m benchmarks.select --data-dir DATA --json select.json     # SmolLM2-135M on DATA/train, half an hour
+python -m benchmarks.select --model tiny --quick                   # made-up rows, a minute
+```
+
+Required: reading, tokenizing, scoring, picking and writing take at most 1.10 × the forward passes of the scores alone;
+a million rows without a model at most 1.5 GiB and at least 50,000 rows a second; a job that was killed half-way and run
+again ends in at most 0.60 × its whole time with equal bytes; near-duplicates are found no slower than by datasketch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+from benchmarks.harness import Report, at_least, at_most, measure_machine, take_turns
+from benchmarks.workload import FILES
+from longgame.data.sources import open_source
+from longgame.offline.options import SelectOptions
+from longgame.offline.rows import SHARD_ROWS, DataRows, TokenizedRows
+from longgame.offline.scoring import LoadedScorer, ModelOptions
+from longgame.offline.selecting import select_to
+from longgame.seeding import generator
+from longgame.signals.engine import SignalEngine
+
+OVERHEAD, PEAK_GIB, RATE, RESUMED, PEER = 1.10, 1.5, 50_000, 0.60, 1.0
+MILLION, QUICK_ROWS = 1_000_000, 20_000
+_MILLION = """
+import json, resource, sys, time
+from longgame.offline.options import SelectOptions
+from longgame.offline.selecting import select_to
+import longgame.selection.methods.{name}, pandas, scipy.stats
+start = time.perf_counter()
+outcome, _ = select_to(sys.argv[1], sys.argv[2], SelectOptions(selector="{name}", dedup={dedup!r}), overwrite=True)
+seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({{"seconds": seconds, "peak": peak, "rows": len(outcome.rows), "picks": len(outcome.picks)}}))
+"""
+
+
+def rows_of(data_dir: Path | None, count: int) -> list[dict[str, str]]:
+    """Rows of real files, in turn and numbered where they repeat; made-up ones without a folder."""
+    if data_dir is None:
+        rng = generator(0, "rows")
+        words = [f"w{number}" for number in range(5000)]
+        texts = [
+            [words[place] for place in rng.integers(0, 5000, rng.integers(10, 80))] for _ in range(min(count, 5000))
+        ]
+        rows = [{"prompt": " ".join(text[:-5]), "response": " ".join(text[-5:])} for text in texts]
+    else:
+        sources = [open_source(data_dir / "train" / f"{name}.jsonl.gz") for name in FILES]
+        rows = []
+        for lines in zip(*(source.rows() for source in sources), strict=False):
+            rows += [{name: row[name] for name in ("prompt", "response")} for row in (read() for *_, read in lines)]
+    return [
+        {**row, "response": f"{row['response']} {number // len(rows)}"} if number >= len(rows) else row
+        for number, row in enumerate(islice(cycle(rows), count))
+    ]
+
+
+def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def overhead(report: Report, model: str, data: Path, folder: Path, repeats: int) -> None:
+    """Select from a file to a file, beside the engine on pools that are tokenized already."""
+    options = ModelOptions(name=model, max_length=512)
+    scorer = LoadedScorer.load(options)
+    pools = list(TokenizedRows(DataRows(open_source(data)), scorer.tokenizer, scorer.max_length).shards())
+    engine = SignalEngine(scorer.model, pad_token_id=int(scorer.tokenizer.pad_token_id))
+
+    def bare() -> None:
+        for pool in pools:
+            engine(pool, ["loss"])
+
+    def whole() -> None:
+        select_to(data, folder / "out.jsonl", SelectOptions(selector="loss"), model=options, overwrite=True)
+
+    times = take_turns({"bare": bare, "select": whole}, repeats, warmup=0)
+    ratio = times["select"].best / times["bare"].best
+    rows, tokens = sum(map(len, pools)), int(sum(pool.tokens.sum() for pool in pools))
+    report.add([at_most(f"select_over_scoring_{model}", ratio, OVERHEAD)], [{"rows": rows, "tokens": tokens}])
+
+
+def million(report: Report, data: Path, folder: Path) -> None:
+    """Selectors without a model in a process of their own."""
+    for name, dedup in (("longest", None), ("random", None), ("random", "exact")):
+        code = _MILLION.format(name=name, dedup=dedup)
+        command = [sys.executable, "-c", code, str(data), str(folder / "million.jsonl")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout.splitlines()[-1])
+        label = name + (f"_{dedup}" if dedup else "")
+        report.add(
+            [
+                at_least(f"rows_per_second_{label}", result["rows"] / result["seconds"], RATE),
+                at_most(f"peak_gib_{label}", result["peak"] / 2**30, PEAK_GIB),
+            ],
+            [{"selector": label, **result}],
+        )
+
+
+def killed(report: Report, model: str, data: Path, folder: Path) -> None:
+    """Kill the command when half of the shards are scored, and run it again."""
+
+    def command(out: Path) -> list[str]:
+        options = ["--model", model, "--max-length", "512", "--selector", "loss", "--out", str(out), "--no-page"]
+        return [sys.executable, "-m", "longgame.cli", "select", str(data), *options]
+
+    start = time.perf_counter()
+    subprocess.run(command(folder / "whole.jsonl"), check=True, capture_output=True)
+    whole = time.perf_counter() - start
+    rows = sum(1 for _ in open_source(data).rows())
+    half = -(-rows // SHARD_ROWS) // 2
+    process = subprocess.Popen(command(folder / "again.jsonl"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        lines = [path.read_bytes().count(b"\n") for path in folder.glob("again.jsonl.scores/*.part/ranges.jsonl")]
+        if lines and max(lines) >= half:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    start = time.perf_counter()
+    subprocess.run(command(folder / "again.jsonl"), check=True, capture_output=True)
+    again = time.perf_counter() - start
+    first, second = (hashlib.sha256((folder / f"{name}.jsonl").read_bytes()).hexdigest() for name in ("whole", "again"))
+    report.add(
+        [at_most("resumed_over_whole", again / whole, RESUMED), at_most("other_bytes", float(first != second), 0.0)],
+        [{"whole_seconds": whole, "resumed_seconds": again, "killed": process.returncode == -signal.SIGKILL}],
+    )
+
+
+def near_duplicates(report: Report, rows: Sequence[dict[str, str]], repeats: int) -> None:
+    """Near-duplicates by `longgame.offline.dedup`, beside datasketch's MinHashLSH on the same shingles."""
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ModuleNotFoundError:
+        print("datasketch is not installed; near-duplicates have no peer here")
+        return
+    from longgame.data.examples import Example
+    from longgame.offline.dedup import NEAR, near_duplicates_of, shingles
+
+    examples = [Example.make(row["prompt"], row["response"]) for row in rows]
+
+    def peer() -> None:
+        index = MinHashLSH(threshold=NEAR, num_perm=128)
+        for number, example in enumerate(examples):
+            sketch = MinHash(num_perm=128)
+            sketch.update_batch([text.encode() for text in shingles(example)])
+            if not index.query(sketch):
+                index.insert(str(number), sketch)
+
+    times = take_turns({"peer": peer, "ours": lambda: near_duplicates_of(examples, len(examples), NEAR)}, repeats)
+    report.add([at_most("near_duplicates_over_datasketch", times["ours"].best / times["peer"].best, PEER)])
+
+
+def run(report: Report, model: str, data_dir: Path | None, quick: bool) -> None:
+    """All parts; ``quick`` makes them small."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        count = 3 * SHARD_ROWS if quick else 6 * SHARD_ROWS
+        data = write(folder / "data.jsonl", rows_of(data_dir, count))
+        overhead(report, model, data, folder, 1 if model != "tiny" else 3)
+        killed(report, model, data, folder)
+        near_duplicates(report, rows_of(data_dir, 2000 if quick else 10_000), 1 if quick else 3)
+        rows = QUICK_ROWS if quick else MILLION
+        million(report, write(folder / "million-rows.jsonl", rows_of(data_dir, rows)), folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    report = Report("select", measure_machine())
+    print(report.machine)
+    run(report, options.model, options.data_dir, options.quick)
+    sys.exit(0 if report.finish(options.json) else 1)
+
+
+if __name__ == "__main__":
+    main()

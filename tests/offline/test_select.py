@@ -1,0 +1,417 @@
+"""A subset of a data set: rows unchanged, budgets kept, every flag, and what goes wrong in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, load_from_disk
+
+import longgame
+from longgame.errors import BudgetError, DataError, LonggameError, RecipeError, ResumeError, StorageError
+from longgame.offline import scoring
+from longgame.offline.api import Subset
+from longgame.offline.options import Budget, SelectOptions, parse_selector
+from longgame.offline.scoring import ModelOptions
+from longgame.offline.selecting import select_to
+from longgame.selection.base import Selector
+from longgame.selection.history import Selection
+from longgame.storage import read_state
+
+from .conftest import FILES, ROWS, jsonl
+
+TINY = ModelOptions(name="tiny")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def original(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith("longgame_")}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_file_gives_the_same_subset(kind: str, tmp_path: Path) -> None:
+    name, write = FILES[kind]
+    data = write(tmp_path / name, ROWS)
+    outcome, _ = select_to(data, tmp_path / "out.jsonl", SelectOptions(selector="longest", budget="20rows"))
+    rows = lines(tmp_path / "out.jsonl")
+    assert all(original(row) in ROWS for row in rows)
+    assert [original(row) for row in rows] == [row for row in ROWS if row in [original(other) for other in rows]]
+    assert sorted(row["longgame_rank"] for row in rows) == list(range(1, 21))
+    lengths = sorted((len(row["response"]) for row in ROWS), reverse=True)
+    assert sorted((len(row["response"]) for row in rows), reverse=True) == lengths[:20]
+    assert len(outcome.rows) == len(ROWS)
+
+
+@pytest.mark.parametrize("out", ["s.jsonl", "s.jsonl.gz", "s.parquet", "s"])
+def test_every_output_holds_complete_rows(out: str, data: Path, tmp_path: Path) -> None:
+    select_to(data, tmp_path / out, SelectOptions(selector="random", budget="10rows"))
+    path = tmp_path / out
+    if out.endswith(".parquet"):
+        rows = pd.read_parquet(path).to_dict("records")
+    elif path.is_dir():
+        dataset = load_from_disk(str(path))
+        assert dataset._indices is None
+        rows = dataset.to_list()
+    else:
+        rows = lines(path)
+    assert [original(row) for row in rows] == [row for row in ROWS if row in [original(other) for other in rows]]
+    assert len(rows) == 10
+
+
+def test_lines_of_json_keep_their_bytes(tmp_path: Path) -> None:
+    texts = ['{"prompt": "a",  "response": "b", "x": 1.0e5, "u": "\\u00e9"}', '{"prompt":"c","response":"d"}   ']
+    (tmp_path / "d.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    select_to(tmp_path / "d.jsonl", tmp_path / "o.jsonl", SelectOptions(budget="100%"))
+    written = (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()
+    for text, line in zip(texts, written, strict=True):
+        assert line.startswith(text.rstrip().removesuffix("}"))
+        assert json.loads(line)["longgame_rank"] in (1, 2)
+
+
+def test_a_schema_of_parquet_is_kept(tmp_path: Path) -> None:
+    name, write = FILES["parquet"]
+    data = write(tmp_path / name, [{**row, "number": np.int16(3), "when": pd.Timestamp("2026-01-01")} for row in ROWS])
+    select_to(data, tmp_path / "o.parquet", SelectOptions(budget="5rows"))
+    before, after = pd.read_parquet(data), pd.read_parquet(tmp_path / "o.parquet")
+    assert after[list(before)].dtypes.tolist() == before.dtypes.tolist()
+
+
+def test_picks_by_loss_are_the_highest_losses(data: Path, tmp_path: Path) -> None:
+    outcome, manifest = select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="loss", budget="25%"), model=TINY)
+    scores = longgame.score(data, "loss", model="tiny")
+    losses = np.asarray(scores["longgame_loss"])
+    assert losses[outcome.picks].tolist() == sorted(losses, reverse=True)[: len(outcome.picks)] or (
+        losses[outcome.picks].min() >= np.sort(losses)[::-1][len(outcome.picks) + 5]
+    )
+    assert manifest["budget"]["spent"] <= manifest["budget"]["asked"] == round(0.25 * int(outcome.tokens.sum()))
+    assert manifest["picked"]["tokens"] == manifest["budget"]["spent"]
+    rows = lines(tmp_path / "o.jsonl")
+    assert np.allclose([row["longgame_score"] for row in rows], losses[np.sort(outcome.picks)])
+    assert not (tmp_path / "o.jsonl.scores").exists()
+
+
+def test_scores_are_used_and_filled_up(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "scores"
+    longgame.score(data, ["loss"], model="tiny", out=folder)
+    first, _ = select_to(data, tmp_path / "a.jsonl", SelectOptions(selector="loss"), scores=folder)
+    direct, _ = select_to(data, tmp_path / "b.jsonl", SelectOptions(selector="loss"), model=TINY)
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert first.picks.tolist() == direct.picks.tolist()
+    with pytest.raises(RecipeError, match="lacks grad_norm.*Give --model"):
+        select_to(data, tmp_path / "c.jsonl", SelectOptions(selector="gradient"), scores=folder)
+    select_to(data, tmp_path / "c.jsonl", SelectOptions(selector="gradient"), model=TINY, scores=folder)
+    monkeypatch.setattr(scoring.LoadedScorer, "load", None)  # nothing is left to compute
+    select_to(data, tmp_path / "d.jsonl", SelectOptions(selector="gradient"), model=TINY, scores=folder)
+
+
+def test_scores_of_other_data_are_refused(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scores"
+    longgame.score(data, ["loss"], model="tiny", out=folder)
+    other = jsonl(tmp_path / "other.jsonl", [{"prompt": "x", "response": "y"}, {"prompt": "x", "response": "z"}])
+    with pytest.raises(DataError, match="scores of other data: none of 2 rows"):
+        select_to(other, tmp_path / "a.jsonl", SelectOptions(selector="loss"), scores=folder)
+    mixed = jsonl(tmp_path / "mixed.jsonl", [*ROWS[:3], {"prompt": "x", "response": "y"}])
+    with pytest.raises(DataError, match=r"lacks the scores of 1 of 4 rows, first of row 4"):
+        select_to(mixed, tmp_path / "b.jsonl", SelectOptions(selector="loss"), scores=folder)
+    part, _ = select_to(
+        data, tmp_path / "c.jsonl", SelectOptions(selector="loss", where='skill == "math"'), scores=folder
+    )
+    assert {row["skill"] for row in lines(tmp_path / "c.jsonl")} == {"math"}
+    assert len(part.rows) == sum(row["skill"] == "math" for row in ROWS)
+
+
+@pytest.mark.parametrize(("dedup", "left"), [("exact", 61), ("near", 60), (None, 62)])
+def test_repeats_are_no_candidates(dedup: str | None, left: int, tmp_path: Path) -> None:
+    words = " ".join(f"word{number}" for number in range(40))
+    long = {"prompt": words, "response": "done"}
+    rows = [*ROWS[:59], long, long, {**long, "response": "Done"}]
+    if dedup == "near":
+        pytest.importorskip("rensa")
+        rows = [
+            {"prompt": f"{number} {number + 1} {number + 2} {number * 7} x", "response": "r"} for number in range(59)
+        ]
+        rows += [long, long, {**long, "prompt": words + " more"}]
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    outcome, manifest = select_to(data, tmp_path / "o.jsonl", SelectOptions(budget="100%", dedup=dedup))
+    assert len(outcome.candidates) == left == len(outcome.picks)
+    assert manifest["data"]["duplicates"] == 62 - left
+    if dedup:
+        assert outcome.repeats[60] == 59
+
+
+def test_replay_spends_its_share(data: Path, tmp_path: Path) -> None:
+    old = jsonl(tmp_path / "old.jsonl", [{"prompt": f"old {n}", "response": "yes"} for n in range(30)])
+    options = SelectOptions(selector="random", budget="20rows", replay_share=0.25)
+    outcome, manifest = select_to(data, tmp_path / "o.jsonl", options, replay=old)
+    rows = lines(tmp_path / "o.jsonl")
+    replayed = [row for row in rows if row["longgame_replayed"]]
+    assert len(rows) == 20
+    assert len(replayed) == 5 == manifest["replay"]["rows"]
+    assert all(row["longgame_rank"] is None and row["prompt"].startswith("old") for row in replayed)
+    assert len(outcome.picks) == 15
+    with_tokens, _ = select_to(
+        data, tmp_path / "t.jsonl", SelectOptions(budget="50%", replay_share=0.5), replay=old, model=TINY
+    )
+    assert with_tokens.unit == "tokens"
+    assert with_tokens.replay is not None
+
+
+def test_history_carries_what_earlier_stages_selected(tmp_path: Path) -> None:
+    first, second = jsonl(tmp_path / "1.jsonl", ROWS[:30]), jsonl(tmp_path / "2.jsonl", ROWS[30:])
+    options = SelectOptions(selector="diversity", budget="8rows")
+    for data, out in ((first, "a.jsonl"), (second, "b.jsonl")):
+        select_to(data, tmp_path / out, options, model=TINY, history=tmp_path / "history")
+    state = read_state(tmp_path / "history", "history")
+    assert [entry["rows"] for entry in state["stages"]] == [8, 8]
+    assert int(state["history"]["n_selected"]) == 16
+    alone, _ = select_to(second, tmp_path / "c.jsonl", options, model=TINY)
+    with pytest.raises(RecipeError, match="is that of selector 'diversity'"):
+        select_to(first, tmp_path / "d.jsonl", SelectOptions(selector="loss"), model=TINY, history=tmp_path / "history")
+    assert len(alone.picks) == 8
+
+
+def test_every_decision_is_explained(data: Path, tmp_path: Path) -> None:
+    outcome, _ = select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="loss"), model=TINY, explain=True)
+    entries = lines(tmp_path / "o.explain.jsonl")
+    assert [entry["rank"] for entry in entries if entry["picked"]] == list(range(1, len(outcome.picks) + 1))
+    assert len(entries) == len(ROWS)
+    assert all("cut" in entry["why"] for entry in entries)
+    assert all(0 <= entry["terms"]["score"]["percentile"] <= 100 for entry in entries)
+
+
+def test_a_data_set_goes_in_and_comes_out() -> None:
+    dataset = Dataset.from_list(ROWS).shuffle(seed=1)
+    subset = longgame.select(dataset, selector="longest", budget=0.1)
+    assert isinstance(subset, Subset)
+    assert subset._indices is None
+    assert all(original(row) in ROWS for row in subset)
+    assert subset.manifest["data"]["digest"] == longgame.select(dataset, budget="5rows").manifest["data"]["digest"]
+    assert subset.explain()[0]["picked"]
+
+
+def test_the_subset_trains_in_sft_trainer(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    conversations = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]}
+        for row in ROWS
+    ]
+    subset = longgame.select(Dataset.from_list(conversations), selector="loss", budget="12rows", model="tiny")
+    from importlib.resources import files
+
+    arguments = trl.SFTConfig(str(tmp_path), max_steps=1, bf16=False, report_to=[], per_device_train_batch_size=4)
+    model = str(files("longgame") / "assets/tiny")
+    trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(subset.to_list()))
+    assert trainer.train().global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value", "of"),
+    [
+        ("10%", "share", 0.1, "tokens"),
+        (0.1, "share", 0.1, "tokens"),
+        ("0.1", "share", 0.1, "tokens"),
+        (1, "share", 1.0, "tokens"),
+        ("10%rows", "share", 0.1, "rows"),
+        ("2M", "amount", 2e6, "tokens"),
+        ("1.5k tokens", "amount", 1500, "tokens"),
+        ("500_000", "amount", 5e5, "tokens"),
+        (5000, "amount", 5000, "tokens"),
+        ("5000rows", "amount", 5000, "rows"),
+        ("5k rows", "amount", 5000, "rows"),
+    ],
+)
+def test_budgets_read_as_people_write_them(text: Any, kind: str, value: float, of: str) -> None:
+    assert Budget.parse(text) == Budget(kind, value, of)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["0", 0, "0%", "101%", -1, "ten", "", "1.5", 2.5, "1e9x", True, None, float("nan"), "0rows"]
+)
+def test_other_budgets_are_refused_with_their_forms(text: Any) -> None:
+    with pytest.raises(BudgetError, match="budget is"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "parameters"),
+    [
+        ("loss", "loss", {}),
+        ("gradient:mode=similarity", "gradient", {"mode": "similarity"}),
+        ("lhas:future_weight=0.5,coverage=false", "lhas", {"future_weight": 0.5, "coverage": False}),
+        ("a/b.py:Mine", "a/b.py:Mine", {}),
+        ("a/b.py:Mine:k=3", "a/b.py:Mine", {"k": 3}),
+        ("scores:a.csv", "scores:a.csv", {}),
+        ("scores:a.csv:missing=skip", "scores:a.csv", {"missing": "skip"}),
+    ],
+)
+def test_selectors_read_with_their_parameters(text: str, name: str, parameters: dict[str, Any]) -> None:
+    assert parse_selector(text) == (name, parameters)
+
+
+class Greedy(Selector):
+    """Returns what its test says."""
+
+    name = "greedy"
+
+    def __init__(self, rows: Any = (), score: Any = None) -> None:
+        self.rows, self.values = rows, score
+
+    def select(self, pool, signals, history, budget, rng):
+        if self.values is not None:
+            return Selector.select(self, pool, signals, history, budget, rng)
+        return Selection.of(pool, self.rows)
+
+    def score(self, pool, signals, history):
+        return self.values(pool)
+
+
+FAULTS: list[tuple[dict[str, Any], type[LonggameError], str]] = [
+    ({"selector": "lost"}, RecipeError, "unknown selector 'lost'.*Did you mean 'loss'"),
+    ({"selector": "loss"}, RecipeError, "needs loss, which a model computes. Give --model"),
+    ({"selector": "random", "budget": "2M"}, BudgetError, "no model is given that counts tokens"),
+    ({"budget": "1", "selector": "gradient:mod=norm"}, RecipeError, "has no parameter 'mod'"),
+    ({"selector": "loss:norm"}, RecipeError, "is not written as parameter=value"),
+    ({"budget": "0.01%"}, BudgetError, "the shortest of 60 candidates has"),
+    ({"where": "skil == 'math'"}, DataError, "unknown column 'skil'.*Did you mean 'skill'"),
+    ({"where": "skill == 'poetry'"}, DataError, "60 rows are left out by --where"),
+    ({"where": "skill +"}, DataError, "cannot be decided"),
+    ({"where": "skill"}, DataError, "is no condition"),
+    ({"dedup": "fuzzy"}, RecipeError, "use exact, near"),
+    ({"dedup": "near:2"}, RecipeError, "use exact, near"),
+    ({"replay_share": 1.5}, RecipeError, "between 0 and 1"),
+    ({"budget_of": "words"}, RecipeError, "unknown budget_of 'words'"),
+    ({"clusters": 0}, RecipeError, "clusters is 0"),
+    ({"on_bad_row": "ignore"}, DataError, "unknown way of on_bad_row"),
+    ({"selector": Greedy([0, 0]), "budget": "5rows"}, LonggameError, "returned a row twice"),
+    ({"selector": Greedy([99]), "budget": "5rows"}, LonggameError, "rows outside"),
+    ({"selector": Greedy(range(20)), "budget": "5rows"}, LonggameError, "spent 20 tokens of 5"),
+    ({"selector": Greedy([]), "budget": "5rows"}, LonggameError, "selected nothing"),
+    ({"selector": Greedy(score=lambda pool: np.full(len(pool), np.nan)), "budget": "5rows"}, LonggameError, "nothing"),
+    ({"selector": Greedy(score=lambda pool: ["a"] * len(pool)), "budget": "5rows"}, LonggameError, "holds <U1 values"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), FAULTS)
+def test_faults_are_one_sentence_and_write_nothing(
+    options: dict[str, Any], error: type[LonggameError], message: str, data: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match=message) as caught:
+        select_to(data, tmp_path / "o.jsonl", SelectOptions(**options))
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no usable rows"),
+        ([{"prompt": "a"}], "has no response"),
+        ([{"prompt": "a", "response": " "}], "the response is empty"),
+        ([{"prompt": "a", "responce": "b"}], "Did you mean 'response'"),
+    ],
+)
+def test_data_that_cannot_be_used_is_named(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions())
+
+
+def test_bad_rows_are_listed_with_line_and_reason(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", [*ROWS[:5], {"prompt": "a"}, *ROWS[5:8]])
+    with data.open("a", encoding="utf-8") as stream:
+        stream.write("{broken\n")
+    with pytest.raises(DataError, match=r"line 6: has no response .* 1 more line cannot be used.*--on-bad-row skip"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions())
+    _, manifest = select_to(data, tmp_path / "o.jsonl", SelectOptions(on_bad_row="skip", budget="100%"))
+    assert [(entry["number"], entry["reason"][:12]) for entry in lines(tmp_path / "o.bad-rows.jsonl")] == [
+        (6, "has no respo"),
+        (10, "is not valid"),
+    ]
+    assert manifest["data"]["bad_rows"] == 2
+    assert len(lines(tmp_path / "o.jsonl")) == 8
+
+
+def test_an_existing_output_stays(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.jsonl").write_text("mine", encoding="utf-8")
+    with pytest.raises(StorageError, match="exists already.*--overwrite"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions())
+    assert (tmp_path / "o.jsonl").read_text(encoding="utf-8") == "mine"
+    select_to(data, tmp_path / "o.jsonl", SelectOptions(), overwrite=True)
+    assert lines(tmp_path / "o.jsonl")
+    with pytest.raises(DataError, match="is the data itself"):
+        select_to(data, data, SelectOptions(), overwrite=True)
+    with pytest.raises(DataError, match=r"ends in '.csv'"):
+        select_to(data, tmp_path / "o.csv", SelectOptions())
+
+
+def test_a_full_disk_leaves_no_half_output(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longgame.offline import subset
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(subset, "flush", full)
+    with pytest.raises(StorageError, match="No space left"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+def test_equal_seeds_give_equal_bytes(data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        select_to(data, tmp_path / f"{name}.jsonl.gz", SelectOptions(seed=3))
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    select_to(data, tmp_path / "c.jsonl.gz", SelectOptions(seed=4))
+    assert (tmp_path / "a.jsonl.gz").read_bytes() != (tmp_path / "c.jsonl.gz").read_bytes()
+
+
+def test_columns_of_an_earlier_selection_are_replaced(data: Path, tmp_path: Path) -> None:
+    select_to(data, tmp_path / "a.jsonl", SelectOptions(budget="20rows"))
+    select_to(tmp_path / "a.jsonl", tmp_path / "b.jsonl", SelectOptions(selector="longest", budget="5rows"))
+    rows = lines(tmp_path / "b.jsonl")
+    assert sorted(row["longgame_rank"] for row in rows) == [1, 2, 3, 4, 5]
+    assert all(original(row) in ROWS for row in rows)
+
+
+def test_a_target_serves_selectors_that_compare(data: Path, tmp_path: Path) -> None:
+    target = jsonl(tmp_path / "target.jsonl", ROWS[:4])
+    with pytest.raises(RecipeError, match="compares with a target set"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="lhas", budget="5rows"), model=TINY)
+    outcome, _ = select_to(
+        data, tmp_path / "o.jsonl", SelectOptions(selector="lhas", budget="5rows"), model=TINY, target=target
+    )
+    assert len(outcome.picks) == 5
+
+
+def test_options_of_the_model_need_a_model(data: Path) -> None:
+    with pytest.raises(RecipeError, match="max_length is an option of the model"):
+        longgame.select(data, max_length=32)
+    with pytest.raises(RecipeError, match="unknown option 'max_lenght'.*Did you mean 'max_length'"):
+        longgame.select(data, model="tiny", max_lenght=32)
+
+
+def test_the_history_is_not_written_where_a_selection_fails(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="loss"), history=tmp_path / "history")
+    assert not (tmp_path / "history").exists()
+
+
+def test_settings_are_compared_with_what_was_scored(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scores"
+    longgame.score(data, ["loss"], model="tiny", out=folder)
+    with pytest.raises(ResumeError, match="of another model, tokenizer or settings"):
+        longgame.score(data, ["el2n"], model="tiny-1", out=folder)
+    other = dataclasses.replace(TINY, max_length=64)
+    with pytest.raises(ResumeError, match="of another model, tokenizer or settings"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="gradient"), model=other, scores=folder)
