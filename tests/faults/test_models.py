@@ -89,6 +89,14 @@ def test_a_gradient_that_only_a_diagnostic_reads_is_not_needed(caplog) -> None:
 
 OTHERS = {
     "modules_to_save": (LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]), "is trainable too"),
+    "embeddings to save": (
+        LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+        "is trainable",
+    ),
+    "tokens of a tied head": (
+        LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5, 6, 40]),
+        "token_adapter' is trainable_tokens's TrainableTokensLayer. Use LoRA",
+    ),
     "ia3": (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "is ia3's Linear. Use LoRA"),
     "vera": (VeraConfig(r=4, target_modules=["q_proj"]), "is vera's Linear. Use LoRA"),
     "oft": (OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"]), "is oft's Linear. Use LoRA"),
@@ -115,6 +123,23 @@ def test_other_adapters_give_the_models_own_losses_and_name_what_gradients_lack(
     np.testing.assert_allclose(source(pool, ("base_loss",))["base_loss"], base, rtol=1e-4)
     with pytest.raises(ModelError, match=message):
         source(pool, ("grad_norm",))
+
+
+def test_tokens_that_are_trained_on_move_the_tied_head() -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5, 6, 40])
+    model, pool = get_peft_model(llama(), config).eval(), random_pool()
+    engine = SignalEngine(model, pad_token_id=0)
+    losses = [engine(pool, ("loss",))["loss"]]
+    for step in range(2):
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "trainable_tokens_delta" in name:
+                    weight.add_(0.5 + step)
+        losses.append(engine(pool, ("loss",))["loss"])
+        fresh = SignalEngine(model, pad_token_id=0)(pool, ("loss",))["loss"]
+        np.testing.assert_array_equal(losses[-1], fresh)
+        assert not np.allclose(losses[-1], losses[-2])
 
 
 @pytest.mark.parametrize("differs", [False, True])

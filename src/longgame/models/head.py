@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -232,8 +233,9 @@ class LogitHead:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self._head: Any = base.get_output_embeddings()
+        self._merged: tuple[tuple[Any, ...], nn.Linear] | None = None
         if type(self.module) is not nn.Linear:
-            kind = "none" if self._head is None else type(self._head).__name__
+            kind = "none" if self._head is None else f"{type(self._head).__module__}.{type(self._head).__name__}"
             raise ModelError(
                 f"the model's output head is {kind}; signals need a plain torch.nn.Linear. "
                 "Load a causal LM, and keep adapters off its head (e.g. off `lm_head`)."
@@ -246,14 +248,37 @@ class LogitHead:
 
     @property
     def module(self) -> nn.Linear:
-        """The head in use: a copy that PEFT trains (``modules_to_save``), unless adapters are off."""
+        """The head in use: a copy that PEFT trains (``modules_to_save``) unless adapters are off.
+
+        Tokens that PEFT trains (``trainable_token_indices``) are rows of a tied head; the head is made of both, anew
+        when either has changed.
+        """
         head = self._head
+        if isinstance(head, TrainableTokensWrapper):
+            return self._with_tokens(head)
         if isinstance(head, ModulesToSaveWrapper):
             copies = (
                 [] if head.disable_adapters else [name for name in head.active_adapters if name in head.modules_to_save]
             )
             head = head.modules_to_save[copies[0]] if copies else head.original_module
         return head
+
+    def _with_tokens(self, head: TrainableTokensWrapper) -> nn.Linear:
+        layer, plain = head.token_adapter, head.original_module
+        if type(plain) is not nn.Linear:
+            return plain
+        names = () if layer.disable_adapters else tuple(layer.active_adapters)
+        tokens = [layer.trainable_tokens_delta[name] for name in names]
+        versions = [(weight.data_ptr(), weight._version) for weight in (plain.weight, *tokens)]
+        key = (names, *versions)
+        if self._merged is None or self._merged[0] != key:
+            with torch.no_grad():
+                merged = nn.Linear(plain.in_features, plain.out_features, bias=False, device="meta")
+                merged.weight = nn.Parameter(layer.get_merged_weights(names), requires_grad=False)
+                merged.bias = plain.bias
+            merged.weight.requires_grad_(any(weight.requires_grad for weight in tokens))
+            self._merged = (key, merged)
+        return self._merged[1]
 
     @property
     def version(self) -> tuple[int, ...]:
