@@ -262,7 +262,7 @@ def test_the_command_prints_json_alone(tmp_path):
         ([ROWS["text"], {"a": 1}], [], 0, "1 can be used"),
         ([ROWS["text"], {"a": 1}], ["--strict"], 1, "1 can be used"),
         ([ROWS["text"]], ["--strict"], 0, "1 can be used"),
-        ([ROWS["text"]], ["--quality-range", "5"], 2, "two numbers"),
+        ([ROWS["text"]], ["--quality-range", "5"], 2, "lowest and the highest"),
         ([ROWS["text"]], ["--model", "nowhere/at/all"], 1, "does not exist"),
     ],
 )

@@ -16,7 +16,8 @@ from rich.console import Console
 from longgame.data.sources import open_source
 from longgame.offline.options import SelectOptions
 from longgame.offline.selecting import choose, manifest_of
-from longgame.report.subset import SubsetFacts, audit_line, subset_html, subset_page, subset_summary
+from longgame.offline.summary import SubsetFacts, audit_line, subset_html, subset_summary
+from longgame.report.subset import subset_page
 
 HOSTILE = "</script><script>alert('x')</script>\x1b[31m\u202e{{ 7*7 }}<img src=x onerror=alert(1)>"
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from longgame.commands.options import TrustRemoteCode, interruptible, parse_range
+from longgame.commands.options import TrustRemoteCode, interruptible
+from longgame.commands.score import (
+    ChatTemplate,
+    Data,
+    MaxLength,
+    ModelOption,
+    PadToken,
+    QualityRange,
+    Turns,
+    Where,
+    one_or_all,
+    parse_range,
+)
 from longgame.commands.terminal import Terminal
-from longgame.offline.checking import CheckReport, RenderedExample, Spread, cut_middle
 from longgame.storage import write_file
+
+if TYPE_CHECKING:
+    from longgame.offline.checking import CheckReport, RenderedExample, Spread
 
 _SHOWN_BAD = 5
 _BAR = 32
@@ -22,30 +36,14 @@ _SHOWN_TEXT = 1500
 
 
 def check_command(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="A file, a folder of shards, a saved data set, a glob, or hub:owner/name[:config[:split]]."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose tokenizer and chat template are used: tiny, smollm2-135m, a Hugging Face id, a directory."
-        ),
-    ] = None,
-    turns: Annotated[str, typer.Option(help="Assistant turns that are learned: all or last.")] = "all",
-    quality_range: Annotated[
-        str | None, typer.Option(help="Lowest and highest value of the quality column, e.g. 1,5.")
-    ] = None,
-    where: Annotated[str | None, typer.Option(help="Only rows that fulfill this, e.g. 'skill == \"math\"'.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens of an example; default 2,048, or the model's context if it is shorter.")
-    ] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="Path of a Jinja template, or plain, in place of the model's own.")
-    ] = None,
-    pad_token: Annotated[str | None, typer.Option(help="Padding token, in place of the tokenizer's own.")] = None,
+    data: Data,
+    model: ModelOption = None,
+    turns: Turns = "all",
+    quality_range: QualityRange = "0,1",
+    where: Where = None,
+    max_length: MaxLength = None,
+    chat_template: ChatTemplate = None,
+    pad_token: PadToken = None,
     trust_remote_code: TrustRemoteCode = False,
     example: Annotated[int | None, typer.Option(help="Number of the row that is shown, from 1.")] = None,
     near: Annotated[bool, typer.Option("--near/--no-near", help="Count near-duplicates.")] = True,
@@ -58,15 +56,17 @@ def check_command(
     """Show what a data set holds and what a model would learn of it: formats, bad rows, tokens, masks, duplicates.
 
     Nothing is written but --bad-rows, and no weights are loaded. The exit code is 1 if no row can be used.
+
+    Example: longgame check train.jsonl --model smollm2-135m
     """
     from longgame.offline.checking import check
 
     with interruptible("stopped; nothing was written."), Terminal(stderr=True).status("reading …"):
         report = check(
-            data,
+            one_or_all(data),
             model,
             turns=turns,  # type: ignore[arg-type]
-            quality_range=(0.0, 1.0) if quality_range is None else parse_range(quality_range, "--quality-range"),
+            quality_range=parse_range(quality_range),
             where=where,
             max_length=max_length,
             chat_template=chat_template,
@@ -126,6 +126,8 @@ def _print_histogram(title: str, spread: Spread, form: str, console: Any) -> Non
 
 
 def _print_example(example: RenderedExample, console: Any) -> None:
+    from longgame.offline.checking import cut_middle
+
     counts = f", {example.learned:,} of {example.tokens:,} tokens learned" if example.tokens else ""
     colored = console.color_system is not None
     how = "green" if colored else "in ⟦ ⟧"

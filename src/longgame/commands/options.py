@@ -93,20 +93,6 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def parse_range(text: str, option: str) -> tuple[float, float]:
-    """Read ``1,5``: two numbers, the lower one first.
-
-    Raises:
-        RecipeError: the text holds something else.
-    """
-    parts = text.split(",")
-    try:
-        low, high = (float(part) for part in parts)
-    except ValueError:
-        raise RecipeError(f"{option} is '{text}'; write two numbers, the lower one first, e.g. 1,5.") from None
-    return low, high
-
-
 def recipe_changes(
     file: Path,
     *,

@@ -1,34 +1,25 @@
-"""A selection against its pool: a page, a summary for the terminal, and one for notebooks."""
+"""The page of a selection: what was picked against the pool, with examples."""
 
 from __future__ import annotations
 
-import html
-import itertools
 import math
-import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
-from rich.text import Text as RichText
 
 from longgame.data.examples import Example
-from longgame.escape import visible
-from longgame.offline.options import parse_selector
 from longgame.offline.selecting import Outcome
+from longgame.offline.summary import GroupShare, SubsetFacts, plain_number, subset_summary, summary_tables
 from longgame.report.charts import GREY, PALETTE, Figure, LegendKey, dashed_line, spec
 from longgame.report.render import begin_bundle, finish_bundle, page_environment
 
+__all__ = ["subset_page", "subset_summary"]
+
 _BINS = 30
-_VALUES = 12
-"""Values of a grouping column that are shown; the others are one."""
 _POINTS = 2000
 """Points of the map that are drawn of the selected rows, and of the others."""
 _EXAMPLES = 10
@@ -37,165 +28,6 @@ _TEXT = 1500
 _PICKED = PALETTE[5]
 """Legible on a light page and on a dark one."""
 _KEYS = (LegendKey("pool", GREY, "■"), LegendKey("selected", _PICKED, "■"))
-
-
-@dataclass(frozen=True)
-class GroupShare:
-    """One value of a grouping column (a skill, a source, a cluster), in the pool and among the picks."""
-
-    name: str
-    pool: int
-    picked: int
-
-
-@dataclass(frozen=True)
-class SubsetFacts:
-    """A selection in numbers; what all its views show."""
-
-    title: str
-    lead: str
-    """One sentence: what was selected of what."""
-    facts: Mapping[str, str]
-    groups: Mapping[str, Sequence[GroupShare]]
-    """``skill``, ``source``, ``cluster``, where rows have them; the largest values, the others together."""
-    terms: Mapping[str, tuple[float, float]]
-    """Term of the score → mean over the pool and over the picks."""
-    cut: float
-    """Lowest score of the picks; NaN without scores."""
-    audit: str
-    """The command that tests this selector on the user's next stages."""
-
-    @classmethod
-    def of(cls, outcome: Outcome, manifest: Mapping[str, Any]) -> SubsetFacts:
-        """Count a selection."""
-        tokens, picks, pool = outcome.tokens, outcome.picks, outcome.candidates
-        n, unit = len(picks), outcome.unit
-        part = tokens[picks].sum() / max(1, tokens[pool].sum())
-        label, selector = outcome.rows.source.label, outcome.options.label
-        lead = (
-            f"{n:,} of {len(pool):,} rows ({_percent(n / len(pool))}) with {tokens[picks].sum():,} of "
-            f"{tokens[pool].sum():,} {unit} ({_percent(part)}), by the selector {selector}."
-        )
-        score = outcome.terms.get("score")
-        values = np.zeros(0) if score is None else score[picks]
-        return cls(
-            title=f"{selector} on {label}",
-            lead=lead,
-            facts=_facts(outcome, manifest),
-            groups=_groups(outcome),
-            terms={
-                name: (_mean(column[pool]), _mean(column[picks]))
-                for name, column in outcome.terms.items()
-                if not np.isnan(column[pool]).all()
-            },
-            cut=float(np.nanmin(values)) if len(values) and not np.isnan(values).all() else math.nan,
-            audit=audit_line(outcome, manifest),
-        )
-
-
-def audit_line(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
-    """Return the commands that test a selector on the user's next stages."""
-    name = parse_selector(outcome.options.label)[0]
-    total = _spendable(outcome)
-    words = [
-        "longgame",
-        "audit",
-        "recipe.yaml",
-        "--selectors",
-        ",".join(dict.fromkeys(("random", name))),
-        "--budget",
-        f"{outcome.asked / total:.2g}",
-    ]
-    model = _option(str(manifest.get("command", "")), "--model")
-    return "longgame init && " + shlex.join([*words, *(["--model", model] if model else [])])
-
-
-def _spendable(outcome: Outcome) -> int:
-    """All that the budget could be spent on."""
-    if outcome.budget_unit == "rows":
-        return len(outcome.candidates)
-    counts = outcome.response_tokens if outcome.budget_unit == "response" else outcome.tokens
-    return max(outcome.asked, int(counts[outcome.candidates].sum()))
-
-
-def _option(command: str, name: str) -> str:
-    """Value of an option in a command line; empty where it has none."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # written out control characters may leave a quote open
-        return ""
-    for word, value in itertools.pairwise([*words, ""]):
-        if word == name:
-            return value
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return ""
-
-
-def _facts(outcome: Outcome, manifest: Mapping[str, Any]) -> dict[str, str]:
-    rows, options, unit = outcome.rows, outcome.options, outcome.unit
-    means = [_mean(outcome.tokens[part].astype(float)) for part in (outcome.picks, outcome.candidates)]
-    facts = {
-        "data": f"{rows.source.label}: {rows.total:,} rows, {len(outcome.candidates):,} in the pool",
-        "left out": _left_out(outcome),
-        "model": outcome.weights or "none (lengths are characters)",
-        "selector": options.label + "".join(f", {name}={value}" for name, value in options.parameters.items()),
-        "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}, spent {outcome.spent:,} "
-        f"({_percent(outcome.spent / max(1, outcome.asked))})",
-        f"mean {unit} of a row": f"{means[0]:,.0f} selected, {means[1]:,.0f} in the pool",
-        "learned": f"{_percent(outcome.mask_share)} of the selected {unit}",
-        "seed": str(options.seed),
-    }
-    if outcome.replay is not None:
-        facts["replayed"] = f"{len(outcome.replay[1]):,} rows of {outcome.replay[0].source.label}"
-    return {name: value for name, value in facts.items() if value}
-
-
-def _left_out(outcome: Outcome) -> str:
-    rows = outcome.rows
-    counts = {
-        "cannot be used": len(rows.bad) + len(outcome.unscored),
-        "by the condition": rows.filtered,
-        "duplicates": int((outcome.repeats >= 0).sum()),
-    }
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
-
-
-def _groups(outcome: Outcome) -> dict[str, list[GroupShare]]:
-    columns: dict[str, Any] = {name: np.asarray(values, dtype=object) for name, values in outcome.rows.groups.items()}
-    if outcome.clusters is not None:
-        columns["cluster"] = outcome.clusters
-    result = {}
-    for name, values in columns.items():
-        pool = Counter(_label(value) for value in values[outcome.candidates].tolist())
-        picked = Counter(_label(value) for value in values[outcome.picks].tolist())
-        shares = [GroupShare(value, count, picked[value]) for value, count in pool.most_common()]
-        first, others = shares[:_VALUES], shares[_VALUES:]
-        if others:
-            total = (sum(share.pool for share in others), sum(share.picked for share in others))
-            first.append(GroupShare(f"{len(others):,} others", *total))
-        result[name] = first
-    return result
-
-
-def _label(value: Any) -> str:
-    return "(none)" if value is None else str(value)
-
-
-def _mean(values: Float[np.ndarray, " n"]) -> float:
-    finite = values[~np.isnan(values)]
-    return float(finite.mean()) if len(finite) else math.nan
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4g}"
-
-
-# The page
 
 
 def subset_page(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
@@ -226,7 +58,7 @@ def subset_page(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
             + (f"; left out: {view.facts['left out']}" if "left out" in view.facts else ""),
             figures=figures,
             charts={f"{figure.name}-{n}": chart for figure in figures for n, chart in enumerate(figure.charts, 1)},
-            tables=_tables(view),
+            tables=summary_tables(view),
             selected=selected,
             rejected=rejected,
             selected_note="The first picks, then those nearest to the cut."
@@ -238,27 +70,6 @@ def subset_page(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
             bundle=finish_bundle(),
         )
     )
-
-
-def _tables(view: SubsetFacts) -> list[dict[str, Any]]:
-    tables = [
-        {
-            "title": f"By {name}",
-            "headings": [name, "in the pool", "selected", "of the pool", "of the selected", "picked"],
-            "rows": [_group_cells(share, shares) for share in shares],
-        }
-        for name, shares in view.groups.items()
-    ]
-    if view.terms:
-        rows = [[name, _number(pool), _number(picked)] for name, (pool, picked) in view.terms.items()]
-        tables.append({"title": "Terms of the score", "headings": ["mean of", "pool", "selected"], "rows": rows})
-    return tables
-
-
-def _group_cells(share: GroupShare, shares: Sequence[GroupShare]) -> list[str]:
-    pool, picked = sum(other.pool for other in shares), sum(other.picked for other in shares)
-    parts = (share.pool / max(1, pool), share.picked / max(1, picked), share.picked / max(1, share.pool))
-    return [share.name, f"{share.pool:,}", f"{share.picked:,}", *map(_percent, parts)]
 
 
 def _figures(outcome: Outcome, view: SubsetFacts) -> list[Figure]:
@@ -423,7 +234,7 @@ def _cards(outcome: Outcome) -> tuple[list[dict[str, str]], list[dict[str, str]]
         place = f"{outcome.rows.file_of(row)}:{outcome.rows.numbers[row]}"
         heading = (f"rank {rank[row]:,}: " if row in rank else "") + place
         terms = (
-            f"{name} {_number(values[row])}"
+            f"{name} {plain_number(values[row])}"
             for name, values in outcome.terms.items()
             if name != "score" and not math.isnan(values[row])
         )
@@ -459,48 +270,3 @@ def _shortened(text: str) -> str:
         return text
     half = _TEXT // 2
     return f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"
-
-
-# The terminal and notebooks
-
-
-def subset_summary(outcome: Outcome, manifest: Mapping[str, Any]) -> RenderableType:
-    """Return what a terminal shows of a selection: facts, shares per group, means of the score's terms."""
-    view = SubsetFacts.of(outcome, manifest)
-    facts = RichTable.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in view.facts.items():
-        facts.add_row(name, RichText(value))
-    if not math.isnan(view.cut):
-        facts.add_row("score", RichText(f"selected from {_number(view.cut)} on"))
-    parts: list[RenderableType] = [RichText(view.lead, style="bold"), facts]
-    for table in _tables(view):
-        shown = RichTable(
-            title=RichText(table["title"], style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0)
-        )
-        for place, heading in enumerate(table["headings"]):
-            shown.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
-        for row in table["rows"]:
-            shown.add_row(*map(RichText, row))
-        parts += [RichText(""), shown]
-    return Group(*parts)
-
-
-def subset_html(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
-    """Return what a notebook shows of a selection."""
-    view = SubsetFacts.of(outcome, manifest)
-
-    def text(value: str) -> str:
-        return html.escape(visible(value))
-
-    facts = "".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in view.facts.items())
-    tables = []
-    for table in _tables(view):
-        head = "".join(f"<th>{text(heading)}</th>" for heading in table["headings"])
-        body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in table["rows"])
-        tables.append(f"<p><b>{text(table['title'])}</b></p><table><tr>{head}</tr>{body}</table>")
-    return (
-        f'<p><b>{text(view.lead)}</b></p><table style="text-align: left">{facts}</table>{"".join(tables)}'
-        f"<p>Test this selector on your next stages: <code>{text(view.audit)}</code></p>"
-    )

@@ -1,0 +1,244 @@
+"""A selection in numbers, against its pool: a summary for the terminal and for notebooks."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from longgame.escape import visible
+from longgame.offline.options import parse_selector
+from longgame.offline.selecting import Outcome
+
+_VALUES = 12
+"""Values of a grouping column that are shown; the others are one."""
+
+
+@dataclass(frozen=True)
+class GroupShare:
+    """One value of a grouping column (a skill, a source, a cluster), in the pool and among the picks."""
+
+    name: str
+    pool: int
+    picked: int
+
+
+@dataclass(frozen=True)
+class SubsetFacts:
+    """A selection in numbers; what all its views show."""
+
+    title: str
+    lead: str
+    """One sentence: what was selected of what."""
+    facts: Mapping[str, str]
+    groups: Mapping[str, Sequence[GroupShare]]
+    """``skill``, ``source``, ``cluster``, where rows have them; the largest values, the others together."""
+    terms: Mapping[str, tuple[float, float]]
+    """Term of the score → mean over the pool and over the picks."""
+    cut: float
+    """Lowest score of the picks; NaN without scores."""
+    audit: str
+    """The command that tests this selector on the user's next stages."""
+
+    @classmethod
+    def of(cls, outcome: Outcome, manifest: Mapping[str, Any]) -> SubsetFacts:
+        """Count a selection."""
+        tokens, picks, pool = outcome.tokens, outcome.picks, outcome.candidates
+        n, unit = len(picks), outcome.unit
+        part = tokens[picks].sum() / max(1, tokens[pool].sum())
+        label, selector = outcome.rows.source.label, outcome.options.label
+        lead = (
+            f"{n:,} of {len(pool):,} rows ({_percent(n / len(pool))}) with {tokens[picks].sum():,} of "
+            f"{tokens[pool].sum():,} {unit} ({_percent(part)}), by the selector {selector}."
+        )
+        score = outcome.terms.get("score")
+        values = np.zeros(0) if score is None else score[picks]
+        return cls(
+            title=f"{selector} on {label}",
+            lead=lead,
+            facts=_facts(outcome, manifest),
+            groups=_groups(outcome),
+            terms={
+                name: (_mean(column[pool]), _mean(column[picks]))
+                for name, column in outcome.terms.items()
+                if not np.isnan(column[pool]).all()
+            },
+            cut=float(np.nanmin(values)) if len(values) and not np.isnan(values).all() else math.nan,
+            audit=audit_line(outcome, manifest),
+        )
+
+
+def audit_line(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
+    """Return the commands that test a selector on the user's next stages."""
+    name = parse_selector(outcome.options.label)[0]
+    total = _spendable(outcome)
+    words = [
+        "longgame",
+        "audit",
+        "recipe.yaml",
+        "--selectors",
+        ",".join(dict.fromkeys(("random", name))),
+        "--budget",
+        f"{outcome.asked / total:.2g}",
+    ]
+    model = _option(str(manifest.get("command", "")), "--model")
+    return "longgame init && " + shlex.join([*words, *(["--model", model] if model else [])])
+
+
+def _spendable(outcome: Outcome) -> int:
+    """All that the budget could be spent on."""
+    if outcome.budget_unit == "rows":
+        return len(outcome.candidates)
+    counts = outcome.response_tokens if outcome.budget_unit == "response" else outcome.tokens
+    return max(outcome.asked, int(counts[outcome.candidates].sum()))
+
+
+def _option(command: str, name: str) -> str:
+    """Value of an option in a command line; empty where it has none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # written out control characters may leave a quote open
+        return ""
+    for word, value in itertools.pairwise([*words, ""]):
+        if word == name:
+            return value
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return ""
+
+
+def _facts(outcome: Outcome, manifest: Mapping[str, Any]) -> dict[str, str]:
+    rows, options, unit = outcome.rows, outcome.options, outcome.unit
+    means = [_mean(outcome.tokens[part].astype(float)) for part in (outcome.picks, outcome.candidates)]
+    facts = {
+        "data": f"{rows.source.label}: {rows.total:,} rows, {len(outcome.candidates):,} in the pool",
+        "left out": _left_out(outcome),
+        "model": outcome.weights or "none (lengths are characters)",
+        "selector": options.label + "".join(f", {name}={value}" for name, value in options.parameters.items()),
+        "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}, spent {outcome.spent:,} "
+        f"({_percent(outcome.spent / max(1, outcome.asked))})",
+        f"mean {unit} of a row": f"{means[0]:,.0f} selected, {means[1]:,.0f} in the pool",
+        "learned": f"{_percent(outcome.mask_share)} of the selected {unit}",
+        "seed": str(options.seed),
+    }
+    if outcome.replay is not None:
+        facts["replayed"] = f"{len(outcome.replay[1]):,} rows of {outcome.replay[0].source.label}"
+    return {name: value for name, value in facts.items() if value}
+
+
+def _left_out(outcome: Outcome) -> str:
+    rows = outcome.rows
+    counts = {
+        "cannot be used": len(rows.bad) + len(outcome.unscored),
+        "by the condition": rows.filtered,
+        "duplicates": int((outcome.repeats >= 0).sum()),
+    }
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+
+
+def _groups(outcome: Outcome) -> dict[str, list[GroupShare]]:
+    columns: dict[str, Any] = {name: np.asarray(values, dtype=object) for name, values in outcome.rows.groups.items()}
+    if outcome.clusters is not None:
+        columns["cluster"] = outcome.clusters
+    result = {}
+    for name, values in columns.items():
+        pool = Counter(_label(value) for value in values[outcome.candidates].tolist())
+        picked = Counter(_label(value) for value in values[outcome.picks].tolist())
+        shares = [GroupShare(value, count, picked[value]) for value, count in pool.most_common()]
+        first, others = shares[:_VALUES], shares[_VALUES:]
+        if others:
+            total = (sum(share.pool for share in others), sum(share.picked for share in others))
+            first.append(GroupShare(f"{len(others):,} others", *total))
+        result[name] = first
+    return result
+
+
+def _label(value: Any) -> str:
+    return "(none)" if value is None else str(value)
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    finite = values[~np.isnan(values)]
+    return float(finite.mean()) if len(finite) else math.nan
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def plain_number(value: float) -> str:
+    """Four digits; empty for NaN."""
+    return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def summary_tables(view: SubsetFacts) -> list[dict[str, Any]]:
+    """Return tables of texts (title, headings, rows): shares by group, means of the score's terms."""
+    tables = [
+        {
+            "title": f"By {name}",
+            "headings": [name, "in the pool", "selected", "of the pool", "of the selected", "picked"],
+            "rows": [_group_cells(share, shares) for share in shares],
+        }
+        for name, shares in view.groups.items()
+    ]
+    if view.terms:
+        rows = [[name, plain_number(pool), plain_number(picked)] for name, (pool, picked) in view.terms.items()]
+        tables.append({"title": "Terms of the score", "headings": ["mean of", "pool", "selected"], "rows": rows})
+    return tables
+
+
+def _group_cells(share: GroupShare, shares: Sequence[GroupShare]) -> list[str]:
+    pool, picked = sum(other.pool for other in shares), sum(other.picked for other in shares)
+    parts = (share.pool / max(1, pool), share.picked / max(1, picked), share.picked / max(1, share.pool))
+    return [share.name, f"{share.pool:,}", f"{share.picked:,}", *map(_percent, parts)]
+
+
+def subset_summary(outcome: Outcome, manifest: Mapping[str, Any]) -> RenderableType:
+    """Return what a terminal shows of a selection: facts, shares per group, means of the score's terms."""
+    view = SubsetFacts.of(outcome, manifest)
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in view.facts.items():
+        facts.add_row(name, Text(value))
+    if not math.isnan(view.cut):
+        facts.add_row("score", Text(f"selected from {plain_number(view.cut)} on"))
+    parts: list[RenderableType] = [Text(view.lead, style="bold"), facts]
+    for table in summary_tables(view):
+        shown = Table(title=Text(table["title"], style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for place, heading in enumerate(table["headings"]):
+            shown.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
+        for row in table["rows"]:
+            shown.add_row(*map(Text, row))
+        parts += [Text(""), shown]
+    return Group(*parts)
+
+
+def subset_html(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
+    """Return what a notebook shows of a selection."""
+    view = SubsetFacts.of(outcome, manifest)
+
+    def text(value: str) -> str:
+        return html.escape(visible(value))
+
+    facts = "".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in view.facts.items())
+    tables = []
+    for table in summary_tables(view):
+        head = "".join(f"<th>{text(heading)}</th>" for heading in table["headings"])
+        body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in table["rows"])
+        tables.append(f"<p><b>{text(table['title'])}</b></p><table><tr>{head}</tr>{body}</table>")
+    return (
+        f'<p><b>{text(view.lead)}</b></p><table style="text-align: left">{facts}</table>{"".join(tables)}'
+        f"<p>Test this selector on your next stages: <code>{text(view.audit)}</code></p>"
+    )
