@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 import longgame
-from longgame.commands.train import _read, build_trainer, card_section, tokenized, training_errors
+from longgame.commands.train import _checkpoint, _read, build_trainer, card_section, tokenized, training_errors
 from longgame.data.sources import load_examples
 from longgame.data.tokenize import build_pool
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError
@@ -181,6 +181,41 @@ def test_wrong_configurations_are_refused_in_a_sentence(tmp_path, sums, values, 
 def test_wrong_options_are_refused_in_a_sentence(tmp_path, sums, options, message):
     with pytest.raises(RecipeError, match=message):
         _read(configuration(tmp_path, sums), options)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [("true", "holds no checkpoint"), ("checkpoint-9", "'checkpoint-9' is no folder.*has checkpoint-2. Name")],
+)
+def test_resuming_from_no_checkpoint_is_refused(tmp_path, sums, named, message):
+    (arguments, *_) = _read(configuration(tmp_path, sums, resume_from_checkpoint=named), [])
+    if named != "true":
+        (tmp_path / "out" / "checkpoint-2").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=message):
+        _checkpoint(arguments)
+
+
+def test_resume_true_takes_the_last_checkpoint(tmp_path, sums):
+    (arguments, *_) = _read(configuration(tmp_path, sums, resume_from_checkpoint=True), [])
+    for step in (2, 10):
+        (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
+    assert _checkpoint(arguments).endswith("checkpoint-10")
+    (arguments, *_) = _read(configuration(tmp_path, sums), [])
+    assert _checkpoint(arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "longgame train --config"),
+        ("sf.yaml", "does not exist. Did you mean 'sft.yaml'"),
+        (".", "is a directory"),
+    ],
+)
+def test_missing_configurations_are_refused(tmp_path, sums, config, message):
+    configuration(tmp_path, sums)
+    with pytest.raises(RecipeError, match=message):
+        _read(None if config is None else tmp_path / config, [])
 
 
 def test_bad_rows_are_named_with_their_line(tmp_path, tokenizer):

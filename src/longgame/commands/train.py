@@ -19,6 +19,7 @@ from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import SUFFIXES, bad_rows, open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
+from longgame.limits import why_no_file
 from longgame.recipe import ModelSpec, load_yaml, read_mapping
 from longgame.storage import ADVICE, write_file
 
@@ -48,10 +49,10 @@ def train(
     Every key of the file can be given as an option, such as --learning_rate 1e-4 or --selection.budget 0.1.
     """
     arguments, data, model, names, selection = _read(config, context.args)
+    checkpoint = _checkpoint(arguments)
     trainer = build_trainer(arguments, data, model, names, selection)
-    resume = arguments.resume_from_checkpoint
     with training_errors(arguments.output_dir):
-        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(arguments.output_dir)
     trainer.save_selection(arguments.output_dir)
     write_card(trainer, data.dataset_name)
@@ -65,6 +66,32 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _checkpoint(arguments: Any) -> str | None:
+    """Return the checkpoint to resume from; ``resume_from_checkpoint: true`` means the last one in ``output_dir``.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    named = arguments.resume_from_checkpoint
+    if named is None or str(named).lower() == "false":
+        return None
+    folder = Path(arguments.output_dir)
+    if str(named).lower() == "true":
+        last = get_last_checkpoint(folder) if folder.is_dir() else None
+        if last is None:
+            raise RecipeError(
+                f"resume_from_checkpoint is true, and '{folder}' holds no checkpoint. Leave it out to start a training."
+            )
+        return last
+    if not Path(named).is_dir():
+        names = sorted(path.name for path in folder.glob("checkpoint-*"))
+        others = f" '{folder}' has {', '.join(names)}." if names else ""
+        raise RecipeError(f"resume_from_checkpoint '{named}' is no folder.{others} Name a checkpoint, or leave it out.")
+    return named
 
 
 def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, selection: Mapping[str, Any]) -> Any:
@@ -153,6 +180,8 @@ def _read(config: Path | None, options: Sequence[str]) -> tuple[Any, Any, Any, D
     Raises:
         RecipeError: a key is unknown, or a value cannot be read.
     """
+    import torch
+
     try:
         from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
     except ModuleNotFoundError as error:
@@ -160,6 +189,11 @@ def _read(config: Path | None, options: Sequence[str]) -> tuple[Any, Any, Any, D
             "longgame train needs TRL, which is not installed. Run: pip install 'longgame[trl]'"
         ) from error
 
+    if config is None and not options:
+        raise RecipeError("give a configuration: longgame train --config sft.yaml (docs/training.md has an example).")
+    if config is not None and (reason := why_no_file(config)):
+        near = did_you_mean(config.name, [path.name for path in config.parent.glob("*.y*ml")])
+        raise RecipeError(f"configuration '{config}' {reason}.{near} Give the path of a YAML file.")
     values = {} if config is None else read_mapping(config, "sft.yaml")
     selection = values.pop(SECTION, None) or {}
     if not isinstance(selection, Mapping):
@@ -175,6 +209,8 @@ def _read(config: Path | None, options: Sequence[str]) -> tuple[Any, Any, Any, D
         name = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and name.replace("-", "_") not in known and not name.startswith("no_"):
             raise RecipeError(f"unknown option '{word}'.{did_you_mean(name, [*known, SECTION])}")
+    if not torch.accelerator.is_available():
+        values.setdefault("use_cpu", True)  # SFTConfig's default, bf16, is refused without it
     parser: Any = TrlParser(kinds)  # type: ignore[arg-type]
     parser.error = _refuse_value
     with setup_errors():
