@@ -218,11 +218,13 @@ def test_missing_configurations_are_refused(tmp_path, sums, config, message):
         _read(None if config is None else tmp_path / config, [])
 
 
-def test_bad_rows_are_named_with_their_line(tmp_path, tokenizer):
+def test_bad_rows_are_named_or_skipped(tmp_path, tokenizer, caplog):
     path = write_rows(tmp_path / "rows.jsonl", [ROWS["prompt"], {"prompt": "a"}])
     with pytest.raises(DataError, match="line 2"):
         tokenized(path, tokenizer, "turns")
-    with pytest.raises(DataError, match="holds no examples"):
+    assert len(tokenized(path, tokenizer, "turns", on_bad_row="skip")) == 1
+    assert "1 of 2 rows" in caplog.text
+    with pytest.raises(DataError, match="holds no usable rows"):
         tokenized(write_rows(tmp_path / "empty.jsonl", []), tokenizer, "turns")
 
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pyarrow as pa
 import typer
 
 from longgame.commands.terminal import Terminal
 from longgame.data.examples import Example
-from longgame.data.formats import RowError, RowRules, read_row
-from longgame.data.sources import SUFFIXES, bad_rows, open_source
+from longgame.data.formats import RowRules
+from longgame.data.sources import SUFFIXES, open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
 from longgame.limits import why_no_file
+from longgame.offline.rows import DataRows, OnBadRow
 from longgame.recipe import ModelSpec, load_yaml, read_mapping
 from longgame.storage import ADVICE, write_file
+
+_log = logging.getLogger(__name__)
 
 SECTION = "selection"
 """Key of the configuration file that holds a `SelectionConfig`; ``--selection.KEY VALUE`` sets one of its fields."""
@@ -35,6 +39,7 @@ class DataArguments:
 
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Items for evaluation in training."})
     proxy_dataset_name: str | None = field(default=None, metadata={"help": "Items of later stages (proxy_dataset)."})
+    on_bad_row: str = field(default="error", metadata={"help": "error, or skip: leave out rows that cannot be used."})
     target_dataset_name: str | None = field(default=None, metadata={"help": "Items of the task to select for."})
 
 
@@ -132,7 +137,8 @@ def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, s
     learned = _learned(arguments)
 
     def rows(name: str, split: str | None, config: str | None = None, stream: bool = False) -> Any:
-        return tokenized(reference(name, config, split), tokenizer, learned, stream=stream)
+        place, on_bad_row = reference(name, config, split), cast(OnBadRow, names.on_bad_row)
+        return tokenized(place, tokenizer, learned, stream=stream, on_bad_row=on_bad_row)
 
     train_data = rows(data.dataset_name, data.dataset_train_split, data.dataset_config, data.dataset_streaming)
     evaluation = None
@@ -304,22 +310,29 @@ def _learned(arguments: Any) -> str:
     return "turns" if arguments.completion_only_loss is None or arguments.assistant_only_loss else "last"
 
 
-def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False) -> Any:
+def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, on_bad_row: OnBadRow = "error") -> Any:
     """Return rows of any format as a data set with ``input_ids``, ``labels``, ``sample_id``, ``skill``, ``quality``.
 
     Args:
         data: what `open_source` takes.
         tokenizer: prepared by `load_tokenizer`.
         learned: see `_learned`.
-        stream: read while training, instead of before.
+        stream: tokenize while training, instead of before.
+        on_bad_row: whether a row that cannot be used is an error or skipped.
 
     Raises:
-        DataError: a row cannot be used.
+        DataError: a row cannot be used, or there is none.
     """
     from datasets import Dataset, Features, IterableDataset, Value
     from datasets import List as ListOf
 
-    examples = _examples(data, "last" if learned == "last" else "all")
+    source = DataRows(open_source(data), RowRules("last" if learned == "last" else "all"), on_bad_row)
+    if source.bad:
+        first = source.bad[0]
+        _log.warning(
+            "%d of %d rows of '%s' are skipped; the first is %s, %s %d: %s",
+            *(len(source.bad), source.total, data, first.file, source.source.unit, first.number, first.reason),
+        )
     features = Features(
         {
             "input_ids": ListOf(Value("int32")),
@@ -331,7 +344,7 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False) 
     )
 
     def rows() -> Iterator[dict[str, Any]]:
-        yield from _encoded_rows(examples(), tokenizer, learned == "all")
+        yield from _encoded_rows(source.examples(), tokenizer, learned == "all", on_bad_row == "skip")
 
     if stream:
         return IterableDataset.from_generator(rows, features=features)
@@ -339,35 +352,21 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False) 
     while batch := list(itertools.islice(rest, _BATCH)):
         tables.append(pa.Table.from_pylist(batch, schema=features.arrow_schema))
     if not tables:
-        raise DataError(f"'{data}' holds no examples. Give a file with at least one row.")
+        raise DataError(f"no row of '{data}' can be tokenized. Look at the warnings above.")
     return Dataset(pa.concat_tables(tables)).cast(features)
 
 
-def _examples(data: str, turns: Any) -> Callable[[], Iterator[Example]]:
-    """Return what reads the examples of a source, one after the other."""
-    source, rules = open_source(data), RowRules(turns)
-
-    def read() -> Iterator[Example]:
-        copies: dict[str, int] = {}
-        for file, number, read_one in source.rows():
-            try:
-                example = read_row(read_one(), rules)[0]
-            except RowError as error:
-                raise bad_rows(source, [(file, number, str(error))]) from error
-            count = copies[example.sample_id] = copies.get(example.sample_id, 0) + 1
-            name = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
-            yield dataclasses.replace(example, sample_id=name)
-
-    return read
-
-
-def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool) -> Iterator[dict[str, Any]]:
+def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool, skip: bool) -> Iterator[dict[str, Any]]:
     from longgame.data.tokenize import encode_each
 
+    errors: list[Exception] = []
     while batch := list(itertools.islice(examples, _BATCH)):
         for example, encoded in zip(batch, encode_each(batch, tokenizer), strict=True):
             if isinstance(encoded, DataError | ModelError):
-                raise encoded
+                if not skip:
+                    raise encoded
+                errors.append(encoded)
+                continue
             ids, mask = encoded.ids.tolist(), encoded.loss_mask
             if learn_all:
                 labels = ids
@@ -382,6 +381,8 @@ def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool) 
                 "skill": example.skill,
                 "quality": example.quality,
             }
+    if errors:
+        _log.warning("%d rows cannot be tokenized and are skipped; the first: %s", len(errors), errors[0])
 
 
 # Model card
