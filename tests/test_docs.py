@@ -14,11 +14,12 @@ import typer
 from longgame import build_selector
 from longgame.audit.store import RESULT_COLUMNS
 from longgame.cli import app
+from longgame.data.formats import FORMATS
 from longgame.recipe import Part, RealTask, Recipe
 from longgame.selection.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
 from longgame.testing import check_selector_contract
-from support.cli import run_python
+from support.cli import longgame_here, run_python
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -71,6 +72,23 @@ def test_the_selector_page_has_every_parameter(name):
 def test_the_selector_page_has_every_signal():
     documented = {cells[0].strip("`") for cells in rows("selectors.md")}
     assert {*SIGNALS, *CONTEXT} <= documented
+
+
+def test_the_data_page_has_every_format():
+    lines = [line for line in (DOCS / "data.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert [f"| `{form.name}` | {form.fields} |" for form in FORMATS] == lines[: len(FORMATS)]
+
+
+def test_the_data_page_shows_what_check_prints(tmp_path):
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    data, output = re.search(r"```json\n(.*?)```.*?\n```\n(.*?)```", text, flags=re.DOTALL).groups()
+    (tmp_path / "train.jsonl").write_text(data)
+    done = longgame_here("check", "train.jsonl", "--model", "tiny", "--example", "5", cwd=tmp_path)
+    shown, printed = (
+        [line.rstrip() for line in lines.splitlines() if not line.startswith("checked in")]
+        for lines in (output, done.stdout)
+    )
+    assert printed == shown
 
 
 def test_the_results_page_has_every_column():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longgame.data.examples import Example, Pool, Task
     from longgame.errors import LonggameError
     from longgame.offline.api import Subset, score, select
+    from longgame.offline.checking import check
     from longgame.recipe import Recipe, load_recipe
     from longgame.selection.base import Selector, build_selector
     from longgame.selection.history import Selection
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "audit",
     "build_selector",
+    "check",
     "load_recipe",
     "load_run",
     "read_picks",
@@ -53,6 +55,7 @@ _MODULES = {
     "longgame.data.examples": ("Example", "Pool", "Task"),
     "longgame.errors": ("LonggameError",),
     "longgame.offline.api": ("Subset", "score", "select"),
+    "longgame.offline.checking": ("check",),
     "longgame.recipe": ("Recipe", "load_recipe"),
     "longgame.selection.base": ("Selector", "build_selector"),
     "longgame.selection.history": ("Selection",),

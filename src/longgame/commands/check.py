@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _SHOWN_BAD = 5
 _BAR = 32
 _SHOWN_TEXT = 1500
+_SHOWN_REASON = 240
 
 
 def check_command(
@@ -101,7 +103,8 @@ def print_report(report: CheckReport, console: Any) -> None:
     if report.bad:
         console.print(Text(f"\nrows that cannot be used ({len(report.bad):,})", style="bold"))
         for row in report.bad[:_SHOWN_BAD]:
-            console.print(Text(f"{row.file}:{row.number}: {row.reason}"))
+            reason = textwrap.shorten(row.reason, _SHOWN_REASON, placeholder=" …")
+            console.print(Text(f"{row.file}:{row.number}: {reason}"))
         if len(report.bad) > _SHOWN_BAD:
             console.print(Text(f"… and {len(report.bad) - _SHOWN_BAD:,} more (--bad-rows FILE)", style="dim"))
     if report.example is not None:
@@ -117,7 +120,8 @@ def _print_histogram(title: str, spread: Spread, form: str, console: Any) -> Non
     largest = max(spread.counts)
     starts = [form.format(edge) for edge in spread.edges]
     width = max(map(len, starts))
-    for place, count in enumerate(spread.counts):
+    filled = [place for place, count in enumerate(spread.counts) if count]
+    for place, count in list(enumerate(spread.counts))[filled[0] : filled[-1] + 1]:
         last = place + 1 == len(spread.counts)
         stop = "" if last and spread.most > spread.edges[-1] else starts[place + 1]
         label = f"{starts[place]:>{width}} – {stop:<{width}}"

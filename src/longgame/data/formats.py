@@ -257,10 +257,16 @@ FORMATS = (
 """Formats in the order in which they are tried."""
 
 
+_PARTNERS = {"prompt": "completion", "instruction": "output", "question": "answer", "query": "response"}
+"""Column of a request → column of its response."""
+
+
 def _no_format(row: Mapping[str, Any]) -> RowError:
     names = ", ".join(map(str, row)) or "nothing"
     known = [name for form in FORMATS for name in form.needs]
-    hint = next((near for name in row if (near := did_you_mean(str(name), known))), "")
+    near = (text for name in row if name not in known and (text := did_you_mean(str(name), known)))
+    lacking = (f" '{_PARTNERS[name]}' is missing or empty beside '{name}';" for name in row if name in _PARTNERS)
+    hint = next(near, "") or next(lacking, "")
     accepted = "; ".join(form.fields for form in FORMATS)
     return RowError(f"has no response (fields: {names};{hint} accepted: {accepted})")
 
