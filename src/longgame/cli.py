@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,6 +19,7 @@ import longgame
 from longgame.commands.audit import audit_command
 from longgame.commands.check import check_command
 from longgame.commands.init import init
+from longgame.commands.options import stopped_code
 from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
 from longgame.commands.score import score_command
@@ -81,8 +83,8 @@ def errors_as_sentences() -> Iterator[None]:
             _drop_output()
             place = " the output"
         _fail(f"cannot use{place or ' a file'}: {reason}. Give another path, or make room.", 1)
-    except KeyboardInterrupt:
-        _fail("stopped.", 130)
+    except KeyboardInterrupt as stop:
+        _fail("stopped.", stopped_code(stop))
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -100,16 +102,20 @@ def _drop_output() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
 
 
-def _interrupt_once(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Stop at the first Ctrl-C, and let further ones not disturb the end."""
+def _interrupt_once(number: int, _frame: FrameType | None) -> NoReturn:
+    """Stop at the first Ctrl-C or SIGTERM. A further Ctrl-C does not disturb the end; a further SIGTERM ends at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt(number)
 
 
 def main() -> None:
     """Entry point of the command."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt_once)
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt_once)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _interrupt_once)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal shows ? for what it lacks
             stream.reconfigure(errors="replace")

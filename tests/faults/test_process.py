@@ -249,6 +249,24 @@ def test_a_home_that_is_not_there_is_no_error(home, variables):
 
 
 @pytest.mark.slow
+def test_a_termination_with_two_workers_is_one_sentence(tmp_path):
+    many = recipe(seeds=list(range(40)), metrics={"bootstrap": 100})
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(many.model_dump(mode="json")))
+    process = start("audit", "r.yaml", "--out", "q", "--workers", 2, "--threads", 1, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("q/trials/*/*/done.json")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert b"Traceback" not in errors
+    assert b"semaphore" not in errors
+    assert errors.count(b"longgame: stopped.") == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.slow
 def test_three_interrupts_with_two_workers_leave_one_sentence(tmp_path):
     many = recipe(seeds=list(range(40)), metrics={"bootstrap": 100})  # more trials than one process does
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(many.model_dump(mode="json")))

@@ -267,8 +267,8 @@ def seed_warnings(recipe: Recipe) -> list[str]:
     if count >= LEAST_SEEDS or len(recipe.selectors) == 1:
         return []
     return [
-        f"{count} {unit} give no verdict on any selector; at least {LEAST_SEEDS} are needed. Seeds can be added to "
-        "this run later (seeds: in the recipe, or --seeds)."
+        f"{f'{count} {unit} give' if count > 1 else f'1 {unit[:-1]} gives'} no verdict on any selector; at least "
+        f"{LEAST_SEEDS} are needed. Seeds can be added to this run later (seeds: in the recipe, or --seeds)."
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,18 +60,25 @@ _REPORTS = ("scorecard.md", "report.html")
 
 
 class InterruptedByUserError(LonggameError):
-    """The user pressed Ctrl-C."""
+    """The user pressed Ctrl-C, or the process got SIGTERM."""
 
-    exit_code = 130
+    exit_code = 128 + signal.SIGINT
+
+
+def stopped_code(stop: KeyboardInterrupt) -> int:
+    """Exit code of a stopped command: 128 and the number of the signal, which the exception carries unless it is 2."""
+    return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 @contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Turn Ctrl-C into an error with this message."""
+    """Turn Ctrl-C and SIGTERM into an error with this message."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise InterruptedByUserError(message) from None
+    except KeyboardInterrupt as stop:
+        error = InterruptedByUserError(message)
+        error.exit_code = stopped_code(stop)
+        raise error from None
 
 
 def parse_seeds(text: str) -> list[int]:
