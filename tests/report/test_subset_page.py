@@ -166,7 +166,7 @@ def test_the_cut_is_the_lowest_picked_score(tmp_path):
 def test_the_audit_line_repeats_selector_budget_model(options, command, line, tmp_path):
     outcome, manifest = outcome_of(tmp_path, rows_of(50), **options)
     manifest["command"] = command
-    assert audit_line(outcome, manifest) == f"longgame init && longgame audit recipe.yaml {line}"
+    assert audit_line(outcome, manifest) == f"longgame init stages && longgame audit stages/recipe.yaml {line}"
 
 
 MEASURE = """<script>

@@ -48,6 +48,7 @@ class SubsetFacts:
     """Term of the score → mean over the pool and over the picks."""
     cut: float
     """Lowest score of the picks; NaN without scores."""
+    audit_note: str
     audit: str
     """The command that tests this selector on the user's next stages."""
 
@@ -75,25 +76,30 @@ class SubsetFacts:
                 if not np.isnan(column[pool]).all()
             },
             cut=float(np.nanmin(values)) if len(values) and not np.isnan(values).all() else math.nan,
+            audit_note=audit_note(outcome),
             audit=audit_line(outcome, manifest),
         )
 
 
 def audit_line(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
-    """Return the commands that test a selector on the user's next stages."""
-    name = parse_selector(outcome.options.label)[0]
-    total = _spendable(outcome)
-    words = [
-        "longgame",
-        "audit",
-        "recipe.yaml",
-        "--selectors",
-        ",".join(dict.fromkeys(("random", name))),
-        "--budget",
-        f"{outcome.asked / total:.2g}",
-    ]
+    """Return the commands that test a selector on the user's next stages: files of a folder ``stages``."""
+    name, _ = parse_selector(outcome.options.label)
+    selectors = ",".join(dict.fromkeys(("random", name)))
+    share = f"{outcome.asked / _spendable(outcome):.2g}"
     model = _option(str(manifest.get("command", "")), "--model")
-    return "longgame init && " + shlex.join([*words, *(["--model", model] if model else [])])
+    words = ["longgame", "audit", "stages/recipe.yaml", "--selectors", selectors, "--budget", share]
+    return "longgame init stages && " + shlex.join([*words, *(["--model", model] if model else [])])
+
+
+def audit_note(outcome: Outcome) -> str:
+    """Return what the audit is for, and what its user prepares."""
+    parameters = {**parse_selector(outcome.options.label)[1], **outcome.options.parameters}
+    names = ", ".join(parameters)
+    return (
+        "These shares do not say what the selection does to a model. An audit trains on your next stages and compares "
+        "the selector with random selection. Put the files of the stages into a folder, such as stages/math_train.jsonl "
+        f"and stages/math_eval.jsonl{f', and write {names} into the recipe' if names else ''}:"
+    )
 
 
 def _spendable(outcome: Outcome) -> int:
@@ -240,5 +246,5 @@ def subset_html(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
         tables.append(f"<p><b>{text(table['title'])}</b></p><table><tr>{head}</tr>{body}</table>")
     return (
         f'<p><b>{text(view.lead)}</b></p><table style="text-align: left">{facts}</table>{"".join(tables)}'
-        f"<p>Test this selector on your next stages: <code>{text(view.audit)}</code></p>"
+        f"<p>{text(view.audit_note)} <code>{text(view.audit)}</code></p>"
     )

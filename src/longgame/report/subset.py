@@ -52,8 +52,7 @@ def subset_page(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
             lead=view.lead,
             facts_shown=view.facts,
             audit=view.audit,
-            audit_note="These shares do not say what the selection does to a model. The audit trains on your next "
-            "stages and compares the selector with random selection:",
+            audit_note=view.audit_note,
             pool_note=f"{len(outcome.candidates):,} of {outcome.rows.total:,} rows"
             + (f"; left out: {view.facts['left out']}" if "left out" in view.facts else ""),
             figures=figures,
