@@ -97,8 +97,8 @@ def audit_note(outcome: Outcome) -> str:
     names = ", ".join(parameters)
     return (
         "These shares do not say what the selection does to a model. An audit trains on your next stages and compares "
-        "the selector with random selection. Put the files of the stages into a folder, such as stages/math_train.jsonl "
-        f"and stages/math_eval.jsonl{f', and write {names} into the recipe' if names else ''}:"
+        "the selector with random selection. Put the stages' files into a folder, such as stages/math_train.jsonl and "
+        f"stages/math_eval.jsonl{f', and write {names} into the recipe' if names else ''}:"
     )
 
 
