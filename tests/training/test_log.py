@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import rewrite_logs
 
 import longgame
 from longgame.errors import BudgetError, DataError, ResumeError
@@ -133,10 +135,10 @@ def test_token_accuracy_is_the_share_of_most_likely_tokens(tmp_path, tokenizer):
         assert table[sample_id] == pytest.approx(float((best[start - 1 : -1] == ids[start:]).float().mean()))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_is_selected_twice_without_repeat(tmp_path, tokenizer, workers):
+@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 2}, {"train_sampling_strategy": "group_by_length"}])
+def test_nothing_is_selected_twice_without_repeat(tmp_path, tokenizer, options):
     def build(folder):
-        args = {**SAVES, "num_train_epochs": 4, "dataloader_num_workers": workers}
+        args = {**SAVES, "num_train_epochs": 4, **options}
         return make_trainer(folder, tokenizer, pool=pool, selector=Coin(), repeat=False, args=args)
 
     pool = make_pool(40)
@@ -224,6 +226,28 @@ def test_statistics_of_selections_are_in_the_log(tmp_path, tokenizer):
     assert straddling + sum(overlap) == pytest.approx(len(first & second))
     state = (tmp_path / "checkpoint-10" / "trainer_state.json").read_text()
     assert "selection/overlap" in state
+
+
+def test_trackers_receive_the_statistics(tmp_path, tokenizer):
+    class Tracker(TrainerCallback):
+        def __init__(self):
+            self.logged = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.logged.append(rewrite_logs(logs))
+
+    tracker = Tracker()
+    make_trainer(tmp_path, tokenizer, selector="loss", callbacks=[tracker], args={"max_steps": 1}).train()
+    assert {"train/loss", "train/selection/loss_kept", "train/selection/time_share"} <= tracker.logged[0].keys()
+
+
+@pytest.mark.parametrize(("options", "remembers"), [({}, True), ({"rounds": 1}, False), ({"train": stream(64)}, False)])
+def test_only_what_is_compared_is_remembered(tmp_path, tokenizer, options, remembers):
+    """The memory of an endless stream does not grow with what was picked."""
+    trainer = make_trainer(tmp_path, tokenizer, selector=Coin(), args={"max_steps": 2}, **options)
+    trainer.train()
+    assert bool(trainer.selection_record.last_pick) == remembers
+    assert len(trainer.selection_record.picks) > 0
 
 
 def test_the_newest_table_of_an_output_directory_is_read(tmp_path, tokenizer):

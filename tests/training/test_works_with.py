@@ -84,14 +84,17 @@ def test_streams_are_resumed_in_mid_epoch(tmp_path, tokenizer):
     assert losses(resumed) == losses(whole)
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "sequential"])
-def test_sampling_strategies_are_resumed_exactly(tmp_path, tokenizer, strategy):
-    args = {**SAVES, "train_sampling_strategy": strategy}
-    whole = trained(tmp_path / "a", tokenizer, args=args)
-    resumed = make_trainer(tmp_path / "b", tokenizer, selector="loss", args=args)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
-    assert picks(resumed) == picks(whole)[4:]
-    assert losses(resumed) == losses(whole)
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+@pytest.mark.parametrize("rounds", ["step", 2])
+def test_sampling_strategies_are_resumed_exactly(tmp_path, tokenizer, strategy, rounds):
+    args = {**SAVES, "train_sampling_strategy": strategy, "max_steps": 12}  # an epoch has five
+    options = {"selector": "loss", "rounds": rounds}
+    whole = trained(tmp_path / "a", tokenizer, args=args, **options)
+    for stop in (4, 8):
+        resumed = make_trainer(tmp_path / f"b{stop}", tokenizer, args=args, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
+        assert resumed.picks == {step: whole.picks[step] for step in range(stop, 12)}
+        assert losses(resumed) == losses(whole)
 
 
 def test_evaluation_in_training_changes_no_pick(tmp_path, tokenizer):

@@ -195,9 +195,12 @@ class SelectionRecord:
 
     Args:
         training_log: keep the training log, too.
+        remember: keep the step at which each example was picked last (`last_pick`), for comparisons with earlier
+            epochs.
     """
 
-    def __init__(self, training_log: bool = False) -> None:
+    def __init__(self, training_log: bool = False, remember: bool = True) -> None:
+        self._remember = remember
         self.picks = Parts()
         self.learned = Parts() if training_log else None
         self.last_pick: dict[str, int] = {}
@@ -235,7 +238,8 @@ class SelectionRecord:
             start = step // epoch * epoch
             tally.again += sum(start - epoch <= self.last_pick.get(sample_id, -1) < start for sample_id in ids)
             tally.compared += len(ids)
-        self.last_pick.update(dict.fromkeys(ids, step))
+        if self._remember:
+            self.last_pick.update(dict.fromkeys(ids, step))
         self.picks.append(
             {
                 "step": np.full(len(ids), step, dtype=np.int64),
@@ -323,7 +327,7 @@ class SelectionRecord:
             ResumeError: a table is missing, damaged, or not of this state.
         """
         self.picks = self._table(folder / PICKS, state["rows"].get(PICKS))
-        if len(self.picks):
+        if self._remember and len(self.picks):
             frame = self.picks.frame()
             self.last_pick = dict(zip(frame["sample_id"], frame["step"].tolist(), strict=True))
         if self.learned is not None:

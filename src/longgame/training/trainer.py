@@ -29,6 +29,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from longgame.data.examples import Pool
@@ -172,8 +173,10 @@ class SelectionMixin(_Base):
                 )
         finally:
             self.data_collator, self._signature_columns = collator, columns
+        batches: Any = self._selection_clock.batch_sampler
+        if isinstance(getattr(batches, "sampler", None), LengthGroupedSampler):
+            batches.sampler = _SeededByEpoch(batches.sampler, self._selection_seed())
         if not self.selection.repeat and self.selection.rounds == "step" and self._selection_epoch:
-            batches: Any = self._selection_clock.batch_sampler
             batches.sampler = _FreshFirst(batches.sampler, self._selection_fresh_rows)
         return self._selection_clock
 
@@ -394,7 +397,10 @@ class SelectionMixin(_Base):
         return int(next(seed for seed in seeds if seed is not None))
 
     def _selection_new_record(self) -> SelectionRecord | None:
-        return SelectionRecord(self.selection.training_log)
+        selection = self.selection
+        stream = isinstance(self.train_dataset, IterableDataset)
+        remember = selection.rounds == "step" and not (stream and selection.repeat)
+        return SelectionRecord(selection.training_log, remember)
 
     @property
     def _selection_epoch(self) -> int:
@@ -569,6 +575,27 @@ class SelectionTrainer(SelectionMixin, Trainer):
     trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=SelectionConfig(selector="loss"))
     ```
     """
+
+
+class _SeededByEpoch(Sampler):
+    """A `LengthGroupedSampler` whose order depends on the epoch alone.
+
+    By itself it draws on torch's global generator, which a resumed training has in another state at that point.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self._sampler, self._seed = sampler, seed
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the order of this epoch."""
+        self._sampler.generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch) % 2**63)
 
 
 class _FreshFirst(Sampler):
