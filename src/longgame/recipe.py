@@ -69,7 +69,7 @@ class AdaptationKind:
     low_rank: bool = True
     """Whether `model.lora` applies."""
     own_base: bool = False
-    """Whether the base model is another one (quantized), so that the frozen pass and row 0 of R differ."""
+    """Whether training may begin at another model (quantized, say), so that the frozen pass and row 0 of R differ."""
 
 
 ADAPTATION_KINDS = {
@@ -77,6 +77,7 @@ ADAPTATION_KINDS = {
     "lora": AdaptationKind(),
     "dora": AdaptationKind(),
     "qlora": AdaptationKind(own_base=True),
+    "peft": AdaptationKind(low_rank=False, own_base=True),
 }
 """Values of `model.adaptation`."""
 
@@ -103,6 +104,8 @@ class AdaptationValue(Part):
 
     @model_validator(mode="after")
     def _check(self) -> AdaptationValue:
+        if self.mode == "peft":
+            raise ValueError("adaptation peft is no value of an axis; make it the recipe's own model.adaptation")
         if not ADAPTATION_KINDS[self.mode].low_rank and (self.r is not None or self.alpha is not None):
             raise ValueError("full fine-tuning has no r and no alpha; leave them out, or use mode: lora")
         return self
@@ -169,6 +172,17 @@ class LoraSpec(Part):
         return self
 
 
+_DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
+
+
+def _known_device(value: str) -> str:
+    if value.startswith("cuda:") and value not in _DEVICES:
+        raise ValueError("an audit trains on the first visible GPU; set CUDA_VISIBLE_DEVICES, and write cuda")
+    if value not in _DEVICES:
+        raise ValueError(unknown("device", value, _DEVICES).removesuffix("."))
+    return value
+
+
 class ModelSpec(Part):
     """Which model is fine-tuned."""
 
@@ -178,6 +192,10 @@ class ModelSpec(Part):
     """Base models in turn, instead of `name`: seed s starts from the (s mod n)-th of n."""
     adaptation: AdaptationName = "lora"
     lora: LoraSpec = LoraSpec()
+    peft: dict[str, Any] = {}
+    """Further keys of PEFT's configuration: of `LoraConfig`, or with `adaptation: peft` of that of `type`."""
+    device: Annotated[str, AfterValidator(_known_device)] = "auto"
+    """Where the model is trained; `auto`: a GPU where there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(256, ge=8, le=MOST)
     """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
@@ -188,9 +206,19 @@ class ModelSpec(Part):
     trust_remote_code: bool = False
     """Run the Python code that comes with the model; without it, such a model is refused."""
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelSpec:
+        if self.adaptation == "full" and self.peft:
+            raise ValueError("full fine-tuning has no adapter; leave model.peft out, or use adaptation: lora")
+        if self.adaptation == "peft" and not isinstance(self.peft.get("type"), str):
+            raise ValueError("adaptation peft needs the kind of adapter; add it, e.g. peft: {type: LOHA, r: 8}")
+        return self
+
     @property
     def adaptation_label(self) -> str:
-        """``lora-r16``, ``full``: how results and tables name the adaptation."""
+        """``lora-r16``, ``full``, ``loha``: how results and tables name the adaptation."""
+        if self.adaptation == "peft":
+            return str(self.peft["type"]).lower()
         return self.adaptation + (f"-r{self.lora.r}" if ADAPTATION_KINDS[self.adaptation].low_rank else "")
 
 

@@ -1,6 +1,7 @@
 """Adaptations: drift by low-rank traces against dense matrices, forks, the frozen base, files."""
 
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from longgame.errors import ModelError
 from longgame.models.adaptation import (
     ADAPTATIONS,
+    PEFT_KINDS,
     QLoraAdaptation,
     adapt,
     adaptation_of,
@@ -191,3 +193,109 @@ def test_qlora_trains_float32_factors_on_a_four_bit_base(tmp_path):
     assert adaptation.movement(before).norm > 0
     adaptation.save(tmp_path)
     assert load_file(tmp_path / "adapter_model.safetensors")
+
+
+SETTINGS = {"OFT": {"oft_block_size": 4, "r": 0}, "ROAD": {"group_size": 16}}
+IDS = torch.arange(3, 15)[None]
+
+
+def peft_spec(kind):
+    layers = {} if kind == "LN_TUNING" else {"target_modules": ["q_proj", "v_proj"]}
+    layers |= {"feedforward_modules": []} if kind == "IA3" else {}
+    return ModelSpec(adaptation="peft", peft={"type": kind.lower(), **SETTINGS.get(kind, {}), **layers})
+
+
+@torch.no_grad()
+def shake(adaptation):
+    for number, parameter in enumerate(adaptation.trained().values()):
+        parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+
+
+@pytest.mark.parametrize("kind", PEFT_KINDS)
+def test_a_peft_kind_begins_at_the_base_and_comes_back(kind, tmp_path):
+    spec = peft_spec(kind)
+    with torch.no_grad():
+        base = load_model(spec).model(IDS).logits
+    adaptation = adapt(load_model(spec).model, spec, 0)
+    assert adaptation_of(adaptation.model).trained().keys() == adaptation.trained().keys() != set()
+    torch.testing.assert_close(logits(adaptation), base, rtol=0, atol=1e-4)
+    before = adaptation.copy()
+    shake(adaptation)
+    moved = logits(adaptation)
+    assert not torch.allclose(moved, base, atol=1e-3)
+    with adaptation.frozen_base():
+        torch.testing.assert_close(logits(adaptation), base, rtol=0, atol=0)
+    adaptation.save(tmp_path)
+    other = adapt(load_model(spec).model, spec, 0)
+    other.load(tmp_path)
+    torch.testing.assert_close(logits(other), moved, rtol=0, atol=0)
+    adaptation.restore(before)
+    torch.testing.assert_close(logits(adaptation), base, rtol=0, atol=1e-4)
+    assert np.isnan(adaptation.movement(before)).all()
+    assert adaptation.flops() is None
+    assert spec.adaptation_label == kind.lower()
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "dora"])
+def test_modules_to_save_train_move_and_come_back(adaptation, tmp_path):
+    spec = ModelSpec(adaptation=adaptation, peft={"modules_to_save": ["lm_head"]})
+    with torch.no_grad():
+        base = load_model(spec).model(IDS).logits
+    first = adapt(load_model(spec).model, spec, 0)
+    plain = adapt(load_model(ModelSpec(adaptation=adaptation)).model, ModelSpec(adaptation=adaptation), 0)
+    saved = [name for name in first.trained() if "modules_to_save" in name]
+    assert len(saved) == 1
+    before = first.copy()
+    shake(first)
+    with first.frozen_base():
+        torch.testing.assert_close(logits(first), base, rtol=0, atol=0)
+    start = plain.copy()
+    plain.restore({name: first.trained()[name].detach() for name in start})
+    head = (first.trained()[saved[0]] - before[saved[0]]).norm().item()
+    whole, factors = first.movement(before), plain.movement(start)
+    assert whole.norm == pytest.approx(np.hypot(factors.norm, head), rel=1e-5)
+    first.save(tmp_path)
+    second = adapt(load_model(spec).model, spec, 0)
+    second.load(tmp_path)
+    torch.testing.assert_close(logits(second), logits(first), rtol=0, atol=0)
+    assert (first.flops().dense, first.flops().trains_head) == (plain.flops().dense, True)
+
+
+def test_rank_stabilized_lora_scales_by_the_root_of_the_rank():
+    spec = ModelSpec(peft={"use_rslora": True})
+    plain, scaled = adapt(load_model(ModelSpec()).model, ModelSpec(), 0), adapt(load_model(spec).model, spec, 0)
+    start = plain.copy()
+    shake(plain)
+    shake(scaled)
+    factor = spec.lora.r**0.5
+    assert scaled.movement(start).norm == pytest.approx(factor * plain.movement(start).norm, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"peft": {"use_rslra": True}}, "no key 'use_rslra'. Did you mean 'use_rslora'?"),
+        ({"peft": {"r": 4}}, "model.peft.r is written as model.lora.r"),
+        ({"peft": {"use_dora": True}}, "written as model.adaptation: dora"),
+        ({"peft": {"task_type": "SEQ_CLS"}}, "no key 'task_type'"),
+        ({"peft": {"bias": "all"}}, "so the base is lost"),
+        ({"peft": {"init_lora_weights": False}}, "would not begin at the base"),
+        ({"peft": {"init_lora_weights": "pisssa"}}, "init_lora_weights"),
+        ({"peft": {"type": "LOHA"}}, "set it to peft"),
+        ({"adaptation": "peft", "peft": {"type": "LOHAA"}}, "Did you mean 'LOHA'?"),
+        ({"adaptation": "peft", "peft": {"type": "LORA"}}, "Use adaptation: lora"),
+        ({"adaptation": "peft", "peft": {"type": "PREFIX_TUNING"}}, "no kind that is audited"),
+        ({"adaptation": "peft", "peft": {"type": "LOHA", "rnk": 4}}, "no key 'rnk'"),
+        (
+            {"adaptation": "peft", "peft": {"type": "LOHA", "target_modules": ["none"]}},
+            "PEFT cannot put loha",
+        ),
+        (
+            {"peft": {"modules_to_save": ["lm_haed"]}},
+            "which no layer of LlamaForCausalLM is called. Did you mean 'lm_head'?",
+        ),
+    ],
+)
+def test_a_peft_key_that_cannot_be_used_is_one_sentence(spec, message):
+    with pytest.raises(ModelError, match=re.escape(message)):
+        adapt(load_model(ModelSpec()).model, ModelSpec(**spec), 0)

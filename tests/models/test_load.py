@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longgame.errors import ModelError
+from longgame.audit.plan import measured_by
+from longgame.errors import ModelError, RecipeError
 from longgame.models.adaptation import adapt
-from longgame.models.load import load_model, load_tokenizer
-from longgame.recipe import ModelSpec
+from longgame.models.load import device_of, load_model, load_tokenizer
+from longgame.recipe import ModelSpec, parse_recipe
 from support.chat_model import CHATML, chat_tokenizer, llama, save
 
 
@@ -167,9 +168,10 @@ def test_names_that_are_no_model_are_refused(tmp_path: Path) -> None:
 
 _UNKNOWN = """
 import sys
-from longgame.errors import ModelError
+from longgame.audit.plan import measured_by
+from longgame.errors import ModelError, RecipeError
 from longgame.models.load import load_model
-from longgame.recipe import ModelSpec
+from longgame.recipe import ModelSpec, parse_recipe
 try:
     load_model(ModelSpec(name=sys.argv[1]))
 except ModelError as error:
@@ -194,3 +196,24 @@ def test_unknown_id_without_network_ends_fast_with_help(tmp_path: Path) -> None:
     assert "'smollm-135m' is not in the local cache, and HF_HUB_OFFLINE is set" in done.stdout
     assert "Did you mean 'smollm2-135m'?" in done.stdout
     assert time.monotonic() - start < 45  # nearly all of it imports torch and transformers
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_does_not_exist_is_one_sentence(name: str) -> None:
+    with pytest.raises(ModelError, match=f"device '{name}' cannot be used .*Give auto, cpu"):
+        device_of(name)
+    assert device_of("auto") == device_of("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "unknown device 'gpu'"), ("cuda:1", "CUDA_VISIBLE_DEVICES")])
+def test_a_device_of_a_recipe_is_checked_when_it_is_read(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({"model": {"device": name}})
+
+
+def test_device_and_peft_change_keys_only_where_results_change() -> None:
+    plain = measured_by(parse_recipe({}))
+    assert not {"device", "peft"} & plain["model"].keys()
+    assert measured_by(parse_recipe({"model": {"device": "cpu"}})) == plain
+    assert measured_by(parse_recipe({"model": {"peft": {"use_rslora": True}}})) != plain

@@ -195,6 +195,8 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
     recipe = plan.recipe
     run = Run.check(folder, recipe)
     check_files(folder, plan)
+    for condition in plan.conditions.values():
+        learner_kind(condition.recipe).check_model(condition.recipe)
     check_plugins(recipe)
     check_scorers(recipe)
     last = f"stage-{len(plan.stages)}"

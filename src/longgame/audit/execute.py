@@ -294,7 +294,8 @@ def run_audit(
         trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
         jobs = _jobs(run, _data_dir(recipe), trials, keep_models)
         if jobs or not (folder / ENVIRONMENT).is_file():
-            environment = _environment(run, workers, threads)
+            devices = {learner_kind(each.recipe).check_model(each.recipe) for each in plan.conditions.values()}
+            environment = _environment(run, workers, threads, min(devices))
         if jobs:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
             check_scorers(recipe)
@@ -404,7 +405,7 @@ def run_threads(folder: Path) -> int | None:
     return int(read_environment(folder)["threads"])
 
 
-def _environment(run: Run, workers: int, threads: int) -> dict[str, Any]:
+def _environment(run: Run, workers: int, threads: int, device: str) -> dict[str, Any]:
     """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     if (run.folder / ENVIRONMENT).is_file():
@@ -431,6 +432,7 @@ def _environment(run: Run, workers: int, threads: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
+        "device": device,
         "workers": workers,
         "threads": threads,
         "sessions": [],

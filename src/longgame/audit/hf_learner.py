@@ -18,7 +18,7 @@ from longgame.errors import ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
 from longgame.models.adaptation import adapt
-from longgame.models.load import load_model
+from longgame.models.load import device_of, load_model
 from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
 from longgame.selection.policy import SelectionPolicy
@@ -47,10 +47,10 @@ class HFLearner:
         self.tokenizer = loaded.tokenizer
         self.adaptation = adapt(loaded.model, recipe.model, stream_seed(seed, "adapter"))
         self.model = self.adaptation.model
-        if torch.cuda.is_available():
-            torch.nn.Module.to(
-                self.model, "cuda"
-            )  # after the adapter, so that its first factors are the same on every device
+        device = device_of(recipe.model.device)
+        if device.type != "cpu":
+            # after the adapter, so that its first factors are the same on every device
+            torch.nn.Module.to(self.model, device)
         self._weights = loaded.source
         pad = loaded.pad_token_id
         settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}

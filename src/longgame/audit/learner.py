@@ -99,6 +99,19 @@ class LanguageModels:
             if name in LEARNERS:
                 raise RecipeError(f"model.per_seed names '{name}', which is no language model; leave it out.")
 
+    def check_model(self, recipe: Recipe) -> str:
+        """Check, before any work, what only the model's libraries know; return the kind of device.
+
+        Raises:
+            ModelError: the device does not exist, or PEFT does not know a key.
+        """
+        from longgame.models.adaptation import peft_config
+        from longgame.models.load import device_of
+
+        if recipe.model.peft:
+            peft_config(recipe.model)
+        return str(device_of(recipe.model.device).type)
+
     def stages(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the stages before any order; no data is read."""
         if recipe.data.sequence == "files":
@@ -145,6 +158,11 @@ class QuadraticWorlds(LanguageModels):
     learner = "longgame.quadratic.learner:QuadraticLearner"
     has_texts = False
     process_trials = 64
+
+    def check_model(self, recipe: Recipe) -> str:
+        if recipe.model.device not in ("auto", "cpu"):
+            raise RecipeError(f"model.device is '{recipe.model.device}', but the quadratic world runs on the cpu.")
+        return "cpu"
 
     def check(self, recipe: Recipe) -> None:
         if recipe.data.sequence != "quadratic":
@@ -223,7 +241,8 @@ def _sorted(tasks: Sequence[RealTask], names: Sequence[str]) -> tuple[RealTask, 
 class _Source:
     """The parts of a recipe that the data of a seed depend on."""
 
-    model: ModelSpec
+    model: str
+    """As JSON."""
     data: DataSpec
     proxy: ProxySpec
     clusters: int
@@ -238,10 +257,11 @@ def sequence_of(recipe: Recipe, seed: int) -> SequenceData:
     recipe = recipe.for_seed(seed)
     order = recipe.data.order if recipe.data.mixing == 0 else ()
     plain = ModelSpec()
-    changes = {"model.adaptation": plain.adaptation, "model.lora": plain.lora}
+    names = ("adaptation", "lora", "peft", "device")
+    changes = {f"model.{name}": getattr(plain, name) for name in names}
     recipe = recipe.replace({**changes, "data.order": () if order else recipe.data.order})
     source = _Source(
-        model=recipe.model,
+        model=recipe.model.model_dump_json(),
         data=recipe.data,
         proxy=recipe.proxy,
         clusters=recipe.metrics.clusters,

@@ -78,13 +78,14 @@ _NOT_VARIED = {
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
     "model.trust_remote_code": "it is trusted or not",
+    "model.device": "it says where, not what is measured",
     "data.order": "use axes.order",
     **dict.fromkeys(("data.sequence", "data.stages", "data.ood"), "another sequence is another recipe"),
     "data.data_dir": "a run reads one folder, so give another folder a run of its own",
     **dict.fromkeys(_REPORT_ONLY, "it changes how results are told, not what is measured"),
 }
 
-_FREE = ("model.adaptation", "model.lora.", "data.ood_after")
+_FREE = ("model.adaptation", "model.lora.", "model.peft.", "data.ood_after")
 _BASE = ("model.", "data.", "proxy.items_per_skill", "metrics.clusters")
 
 
@@ -375,6 +376,9 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     plain = Recipe(name="run", selectors=(SelectorSpec(name="random"),)).model_dump(mode="json")
     set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
     del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
+    del raw["model"]["device"]  # a run records its device, and is not resumed on one of another kind
+    if not raw["model"]["peft"]:
+        del raw["model"]["peft"]  # as in runs of before there were further keys
     del raw["relative_to"]  # says where files are; what is in them is compared by content
     return raw
 

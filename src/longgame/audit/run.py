@@ -434,7 +434,7 @@ def _check_recipe(folder: Path) -> None:
 
 
 _ENVIRONMENT: dict[str, type | tuple[type, ...]] = {"versions": dict, "threads": int, "sessions": list}
-_MACHINE = ("python", "machine", "system", "cores", "workers")
+_MACHINE = ("python", "machine", "system", "cores", "device", "workers")
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

@@ -7,12 +7,14 @@ A new kind of adaptation is a class here with a line in `ADAPTATIONS`, and a lin
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
+import itertools
 import logging
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -20,7 +22,15 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -37,6 +47,8 @@ Weights = Mapping[str, Tensor]
 """Copies of the trained parameters by name."""
 
 _log = logging.getLogger(__name__)
+_REPLACED = ".original_module."
+"""In the name of a module that a trained copy stands in for."""
 
 
 class Movement(NamedTuple):
@@ -137,8 +149,10 @@ class Adaptation(ABC):
         lora, factors = factor_sizes(decoder)
         counted = set(factors)
         dense, trains_dense = 0, False
-        for module in decoder.modules():
-            if isinstance(module, nn.Embedding):
+        for name, module in decoder.named_modules():
+            if _REPLACED in f"{name}.":  # its copy in modules_to_save is used
+                counted |= {id(weight) for weight in module.parameters()}
+            elif isinstance(module, nn.Embedding):
                 counted.add(id(module.weight))
             elif isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in factors:
                 counted.add(id(module.weight))
@@ -258,6 +272,62 @@ def _without_experts(model: nn.Module) -> list[str]:
     ]
 
 
+PEFT_KINDS = (*("DELORA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "ROAD", "SHIRA", "VERA"),)
+"""Kinds of PEFT beside LoRA that change the layers alone and begin at the base model: no ranks that change on the way,
+no prompts before the text, no random first change."""
+
+_AUDIT_KEYS = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
+_LORA_KEYS = {
+    "r": "model.lora.r",
+    "lora_alpha": "model.lora.alpha",
+    "lora_dropout": "model.lora.dropout",
+    "target_modules": "model.lora.target_modules",
+}
+"""Keys of PEFT's `LoraConfig` that a recipe writes elsewhere."""
+
+
+def peft_config(spec: ModelSpec, **settings: Any) -> PeftConfig:
+    """PEFT's configuration of the recipe's adapter.
+
+    Args:
+        settings: what the adaptation sets itself; it comes before `model.peft`.
+
+    Raises:
+        ModelError: `model.peft` names an unknown kind or key, or one that is set elsewhere or cannot be audited.
+    """
+    given = {key: value for key, value in spec.peft.items() if key != "type"}
+    kind = str(spec.peft.get("type", "LORA")).upper()
+    own = spec.adaptation == "peft"
+    known = sorted(kind for kind in PEFT_KINDS if kind in PEFT_TYPE_TO_CONFIG_MAPPING)
+    if own and kind not in known:
+        use = " Use adaptation: lora." if kind == "LORA" else did_you_mean(kind, known)
+        raise ModelError(f"model.peft.type '{kind}' is no kind that is audited.{use} Known: {', '.join(known)}.")
+    if not own and kind != "LORA":
+        raise ModelError(f"model.peft.type is '{kind}' but model.adaptation is '{spec.adaptation}'; set it to peft.")
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
+    fields = {field.name for field in dataclasses.fields(config)} - {*_AUDIT_KEYS, "inference_mode"}
+    for key in given:
+        if not own and key in _LORA_KEYS:
+            raise ModelError(f"model.peft.{key} is written as {_LORA_KEYS[key]}.")
+        if key == "use_dora" and spec.adaptation == "lora":
+            raise ModelError("model.peft.use_dora is written as model.adaptation: dora.")
+        if key not in fields:
+            raise ModelError(
+                f"model.peft has no key '{key}'.{did_you_mean(key, fields)} Keys of {config.__name__}: "
+                f"{', '.join(sorted(fields - _LORA_KEYS.keys() if not own else fields))}."
+            )
+    if given.get("bias", "none") != "none":
+        raise ModelError(
+            f"model.peft.bias is {given['bias']!r}, which trains the base's own biases, so the base is lost. Use none."
+        )
+    if given.get("init_lora_weights") is False:
+        raise ModelError("model.peft.init_lora_weights is false: training would not begin at the base. Leave it out.")
+    try:
+        return config(**{"task_type": "CAUSAL_LM", **settings, **given})
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
+        raise ModelError(f"PEFT refuses model.peft: {' '.join(str(error).split())}. Correct these keys.") from error
+
+
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's ``init_lora_weights`` whose adapters change the base weights when they are attached."""
 
@@ -279,36 +349,21 @@ class LoraAdaptation(Adaptation):
         target = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
         if target == "all-linear":
             target = _without_experts(model) or target
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
+        config = peft_config(
+            spec,
             r=lora.r,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT types alpha as int but only ever divides by it
+            lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=target,
             **cls.config,
         )
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(stream_seed(seed, "adapter"))
-            try:
-                with warnings.catch_warnings():
-                    # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
-                    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-                    adapted = cls(get_peft_model(model, config, autocast_adapter_dtype=True))
-            except (ValueError, re.error) as error:
-                raise ModelError(
-                    f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. "
-                    "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
-                ) from error
-        names = () if isinstance(lora.target_modules, str) else lora.target_modules
-        layers: list[str] = adapted.model.base_model.targeted_module_names
-        unmatched = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
-        if unmatched:
-            hint = did_you_mean(unmatched[0], {layer.rpartition(".")[2] for layer, _ in model.named_modules()})
+        hint = "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
+        try:
+            return cls(_with_adapter(model, config, seed))
+        except (ValueError, re.error) as error:
             raise ModelError(
-                f"model.lora.target_modules names {', '.join(map(repr, unmatched))}, which no layer of "
-                f"{type(model).__name__} is called.{hint} Correct the name, or leave it out."
-            )
-        return adapted
+                f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. {hint}"
+            ) from error
 
     @property
     def has_base(self) -> bool:
@@ -329,11 +384,26 @@ class LoraAdaptation(Adaptation):
         return self.model.disable_adapter()
 
     def movement(self, before: Weights) -> Movement:
+        """As `Adaptation.movement`; NaN where more than factors and whole modules (``modules_to_save``) trains."""
         after = self.trained()
+        others = {name for name in after if not _OF_LORA.search(name)}
+        if any(_SAVED not in name for name in others):
+            return Movement(float("nan"), float("nan"))
+        saved = [
+            (_array(before[name] - start.to(before[name].device)), _array(after[name].detach() - before[name]))
+            for name, start in self._saved_modules(others)
+        ]
         if self.model.active_peft_config.use_dora:
             old, new, start = (dora_weights(self.model, weights) for weights in (before, after, None))
-            return dense_movement((past - base, now - past) for past, now, base in zip(old, new, start, strict=True))
-        return low_rank_movement(lora_factors(self.model, before), lora_factors(self.model, after))
+            changes = ((past - base, now - past) for past, now, base in zip(old, new, start, strict=True))
+            return dense_movement(itertools.chain(changes, saved))
+        return low_rank_movement(lora_factors(self.model, before), lora_factors(self.model, after), saved)
+
+    def _saved_modules(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Name of each trained weight of a whole module, and the base's weight that it is a copy of."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name in sorted(names):
+            yield name, parameters[re.sub(r"modules_to_save\.[^.]+", "original_module", name)].detach()
 
     def merged(self) -> AbstractContextManager[bool]:
         return folded_lora(self.model)
@@ -351,6 +421,52 @@ class LoraAdaptation(Adaptation):
         weights = load_file(folder / self._FILE)
         _check_same_shapes(weights, get_peft_model_state_dict(self.model, save_embedding_layers=False))
         set_peft_model_state_dict(self.model, weights)
+
+
+_OF_LORA = re.compile(r"\.lora_(?:[AB]|embedding_[AB]|magnitude_vector)\.")
+_SAVED = ".modules_to_save."
+"""In the names of LoRA's parameters, and of those of modules that train as a whole."""
+
+
+def _with_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> Any:
+    """The model under a new adapter, whose first weights are drawn from the seed."""
+    layers = [name for name, _ in model.named_modules()]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+        torch.manual_seed(stream_seed(seed, "adapter"))
+        # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    for key in ("target_modules", "modules_to_save"):  # PEFT passes over a name that fits nothing
+        names = getattr(config, key, None)
+        for name in names if isinstance(names, list | tuple | set) else ():
+            if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+                hint = did_you_mean(name, {layer.rpartition(".")[2] for layer in layers})
+                raise ModelError(
+                    f"{key} names '{name}', which no layer of {type(model).__name__} is called.{hint} Correct the "
+                    "name, or leave it out."
+                )
+    return adapted
+
+
+class PeftAdaptation(LoraAdaptation):
+    """Another kind of PEFT (`PEFT_KINDS`) with the keys of `model.peft`; its movement and FLOPs are not measured."""
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
+        config = peft_config(spec)
+        try:
+            return cls(_with_adapter(model, config, seed))
+        except (ValueError, TypeError, KeyError, RuntimeError, re.error) as error:
+            raise ModelError(
+                f"PEFT cannot put {spec.adaptation_label} on {type(model).__name__}: {' '.join(str(error).split())}. "
+                "Correct model.peft (target_modules, sizes)."
+            ) from error
+
+    def movement(self, _before: Weights) -> Movement:
+        return Movement(float("nan"), float("nan"))
+
+    def flops(self) -> None:
+        return None
 
 
 class DoraAdaptation(LoraAdaptation):
@@ -389,6 +505,7 @@ ADAPTATIONS: dict[str, type[Adaptation]] = {
     "lora": LoraAdaptation,
     "dora": DoraAdaptation,
     "qlora": QLoraAdaptation,
+    "peft": PeftAdaptation,
 }
 """`model.adaptation` of a recipe → its class."""
 
@@ -407,24 +524,38 @@ def adaptation_of(model: nn.Module) -> Adaptation:
     return LoraAdaptation(model) if isinstance(model, PeftModel) else FullAdaptation(model)
 
 
-def low_rank_movement(before: Sequence[Factors], after: Sequence[Factors]) -> Movement:
+def low_rank_movement(before: Sequence[Factors], after: Sequence[Factors], dense: Iterable[Change] = ()) -> Movement:
     """Movement of adapters that began at W = 0 (LoRA: B = 0), without ever forming a d × d matrix.
 
     ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), and W' − W = [B' − B, B] [A'; A' − A]: in this form small steps do not drown in
     the rounding of large weights.
+
+    Args:
+        dense: changes of further parameters, which have no factors.
     """
     old, new = [_float64(module) for module in before], [_float64(module) for module in after]
     update = [(np.hstack([B1 - B0, B0]), np.vstack([A1, A1 - A0])) for (B0, A0), (B1, A1) in zip(old, new, strict=True)]
-    squared = _inner(update, update)
-    return Movement(_one_minus_cosine(_inner(update, old), squared, _inner(old, old)), float(np.sqrt(max(squared, 0))))
+    sums = _sums(dense)
+    squared = _inner(update, update) + sums.squared_update
+    inner, past = _inner(update, old) + sums.inner, _inner(old, old) + sums.squared_past
+    return Movement(_one_minus_cosine(inner, squared, past), float(np.sqrt(max(squared, 0))))
 
 
-def dense_movement(changes: Iterable[tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]]) -> Movement:
-    """Movement from the weight changes themselves.
+Change = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
+"""Of one parameter, the sum of the earlier stages' changes W_{t−1} − W_0, and this stage's W_t − W_{t−1}."""
 
-    Args:
-        changes: per parameter, the sum of the earlier stages' changes W_{t−1} − W_0, and this stage's W_t − W_{t−1}.
-    """
+
+class _Sums(NamedTuple):
+    """Inner products of changes, over all parameters."""
+
+    inner: float
+    squared_past: float
+    squared_update: float
+    squared_norm: float
+    """That of the update, summed in its own precision."""
+
+
+def _sums(changes: Iterable[Change]) -> _Sums:
     inner = squared_past = squared_update = squared_norm = 0.0
     for past, update in changes:
         a, b = past.astype(np.float64).ravel(), update.astype(np.float64).ravel()
@@ -432,7 +563,14 @@ def dense_movement(changes: Iterable[tuple[Float[np.ndarray, ...], Float[np.ndar
         squared_past += float(a @ a)
         squared_update += float(b @ b)
         squared_norm += float((update**2).sum())
-    return Movement(_one_minus_cosine(inner, squared_update, squared_past), float(np.sqrt(squared_norm)))
+    return _Sums(inner, squared_past, squared_update, squared_norm)
+
+
+def dense_movement(changes: Iterable[Change]) -> Movement:
+    """Movement from the weight changes themselves."""
+    sums = _sums(changes)
+    drift = _one_minus_cosine(sums.inner, sums.squared_update, sums.squared_past)
+    return Movement(drift, float(np.sqrt(sums.squared_norm)))
 
 
 _Product = tuple[Float[np.ndarray, "out r"], Float[np.ndarray, "r in"]]

@@ -98,6 +98,25 @@ def load_model(spec: ModelSpec, *, attention: Literal["eager", "sdpa"] = "eager"
     return LoadedModel(model.eval(), tokenizer, source)
 
 
+def device_of(name: str) -> torch.device:
+    """Return the torch device of this name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ModelError(
+            f"device '{name}' cannot be used ({reason}). Give auto, cpu, or a device of this machine."
+        ) from error
+    return device
+
+
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `load_model` alone, prepared in the same way.
 

@@ -117,7 +117,7 @@ class LoadedScorer:
             ModelError: one of them cannot be loaded, the device does not exist, or ``max_length`` is beyond the
                 model's context.
         """
-        from longgame.models.load import load_model
+        from longgame.models.load import device_of, load_model
 
         device = device_of(options.device)
         loaded: LoadedModel = load_model(options.spec(), attention="eager" if device.type == "cpu" else "sdpa")
@@ -150,27 +150,6 @@ class LoadedScorer:
         )
         base = adaptation_of(self.model).frozen_base if adapted else nullcontext
         return SignalSource(engine, base=base, proxy=target, seed=seed)
-
-
-def device_of(name: str) -> Any:
-    """Return the torch device of this name; ``auto`` is a GPU where there is one.
-
-    Raises:
-        ModelError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"device '{name}' cannot be used ({reason}). Give auto, cpu, or a device of this machine."
-        ) from error
-    return device
 
 
 def length_of(options: ModelOptions, config: Any) -> int:
