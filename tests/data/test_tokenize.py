@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -173,3 +175,12 @@ def test_fits_within_agrees_with_encode_for_every_option() -> None:
 def test_prompt_ids_do_not_depend_on_the_response() -> None:
     short, long = Example.make("def f(x):", "    return x"), Example.make("def f(x):", "pass")
     np.testing.assert_array_equal(prompt_ids(short, TOKENIZER), prompt_ids(long, TOKENIZER))
+
+
+def test_tokens_of_another_tokenizer_are_refused() -> None:
+    ids = np.array([1, 5, len(TOKENIZER)])
+    example = dataclasses.replace(Example.make("", "x"), response="", tokens=(ids, np.array([False, True, True])))
+    with pytest.raises(DataError, match=f"holds token {len(TOKENIZER)}, and the tokenizer has {len(TOKENIZER)}"):
+        encode_all([example], TOKENIZER)
+    fitting = dataclasses.replace(example, tokens=(ids - 1, example.tokens[1]))
+    assert encode_all([fitting], TOKENIZER)[0].ids.tolist() == [0, 4, len(TOKENIZER) - 1]

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from longgame.data.formats import FORMATS
-from longgame.errors import DataError, RecipeError
+from longgame.errors import LonggameError
 from longgame.offline.checking import Spread, check
 from support.chat_model import CHATML, SPECIAL, chat_tokenizer, llama
 from support.cli import longgame_here
@@ -193,10 +193,12 @@ def test_without_a_template_conversations_cannot_be_used(tmp_path, folder):
         ([ROWS["alpaca"]], {"max_length": 3}, "use 8 or more"),
         ([ROWS["alpaca"]], {"where": "skil == 1"}, "unknown column 'skil'"),
         ([ROWS["alpaca"]], {"quality_range": (1, 1)}, "range of quality"),
+        ([ROWS["alpaca"]], {"model": "tiny", "chat_template": "no.jinja"}, "--chat-template 'no.jinja' does not exist"),
+        ([ROWS["alpaca"]], {"model": "tiny", "pad_token": "<padd>"}, "--pad-token '<padd>' is not in the vocabulary"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(rows, options, reason, tmp_path):
-    with pytest.raises((DataError, RecipeError), match=reason):
+    with pytest.raises(LonggameError, match=reason):
         check(write(tmp_path / "data.jsonl", rows), **options)
 
 

@@ -172,7 +172,8 @@ def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
 
     Raises:
         ModelError: no chat template or EOS, or the template changes the response. DataError: the template refuses an
-            example (its roles, say), leaves one of its turns out, or changes an earlier turn that is to be learned.
+            example (its roles, say), leaves one of its turns out, or changes an earlier turn that is to be learned; or
+            a tokenized one has tokens that the tokenizer has not.
     """
     result = encode_each(examples, tokenizer)
     for item in result:
@@ -195,7 +196,7 @@ def encode_each(
     examples = [_without_end(example, tokenizer) for example in examples]
     for row, example in enumerate(examples):
         if example.tokens is not None:
-            result[row] = _of_tokens(*example.tokens)
+            result[row] = _of_tokens(example, len(tokenizer))
     if texts:
         _eos(tokenizer)
         eos_id = cast(int, tokenizer.eos_token_id)
@@ -235,8 +236,15 @@ def encode_each(
     return [item for item in result if item is not None]
 
 
-def _of_tokens(ids: Int[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> Encoded:
+def _of_tokens(example: Example, vocabulary: int) -> Encoded | DataError:
     """A row that came tokenized: what stands behind its last learned token is cut, as no loss depends on it."""
+    assert example.tokens is not None
+    ids, mask = example.tokens
+    if int(ids.max()) >= vocabulary:
+        return DataError(
+            f"example {example.sample_id} holds token {int(ids.max())}, and the tokenizer has {vocabulary}. Tokenize "
+            "the rows with the model's own tokenizer."
+        )
     places = np.flatnonzero(mask)
     edges = np.flatnonzero(np.diff(places) > 1) + 1
     spans = [(int(part[0]), int(part[-1]) + 1) for part in np.split(places, edges)]

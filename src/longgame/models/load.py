@@ -152,7 +152,8 @@ def check_tokenizer(spec: ModelSpec) -> TokenizerCheck:
     """Load the tokenizer of `load_model` without its weights, and collect what `load_tokenizer` would raise.
 
     Raises:
-        ModelError: there is no such model, or its tokenizer cannot be read.
+        ModelError: there is no such model, its tokenizer cannot be read, or the template or padding token of ``spec``
+            cannot be used.
     """
     with ExitStack() as stack:
         place, _, local = _resolve(spec.name, stack)
@@ -161,6 +162,10 @@ def check_tokenizer(spec: ModelSpec) -> TokenizerCheck:
             config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=spec.trust_remote_code)
         except _LOADING_ERRORS as error:
             raise _cannot_load(spec, "the configuration of model", error) from error
+    if spec.chat_template is not None:
+        _set_template(tokenizer, spec)
+    if spec.pad_token is not None:
+        _set_padding(tokenizer, spec)
     faults = tuple(tokenizer_faults(tokenizer, spec))
     return TokenizerCheck(tokenizer, faults, getattr(config, "max_position_embeddings", None))
 

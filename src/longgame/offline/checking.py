@@ -300,7 +300,10 @@ def _check_tokenizer(
     from longgame.models.load import check_tokenizer
 
     values = {"chat_template": chat_template, "pad_token": pad_token}
-    return check_tokenizer(ModelSpec(name=model, max_length=8, trust_remote_code=trust_remote_code, **values))
+    try:
+        return check_tokenizer(ModelSpec(name=model, max_length=8, trust_remote_code=trust_remote_code, **values))
+    except ModelError as error:
+        raise ModelError(_as_options(str(error))) from error
 
 
 class _Measured:
@@ -524,7 +527,7 @@ def _warnings(report: CheckReport, faults: Sequence[ModelError], near: bool) -> 
     if report.all_learned:
         yield (
             f"{_rows(report.all_learned, 'learns', 'learn')} every token, as plain text does: if only answers are "
-            "to be learned, give prompt and completion in columns of their own."
+            "to be learned, give prompt and completion in columns of their own, or labels of -100."
         )
     if report.exact_duplicates:
         repeats = _rows(report.exact_duplicates, "repeats", "repeat")
