@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,21 @@ def test_readme_is_short_and_starts_with_an_example():
     lines = README.splitlines()
     assert len(README.split()) <= 800
     assert any("pip install" in line for line in lines[:40])
-    assert lines.index("```python") < lines.index("trainer.train()") < 40
+    assert lines.index("## Select") < lines.index("## Train") < lines.index("trainer.train()") < 60
+
+
+def test_readme_select_prints_what_it_says(tmp_path):
+    pattern = r"```bash\n(longgame select .*?)\n```\n\n```\n(.*?)```"
+    command, output = re.search(pattern, README, flags=re.DOTALL).groups()
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = longgame_here(*shlex.split(command)[1:], cwd=tmp_path)
+    printed = done.stdout.splitlines()
+    for line in (line for line in output.splitlines() if line != "…"):
+        numbers = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*", line)]
+        words = re.sub(r"[\d,.%\s]+", " ", line).strip()
+        match = next(text for text in printed if re.sub(r"[\d,.%\s]+", " ", text).strip() == words)
+        shown = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*", match)]
+        assert shown == pytest.approx(numbers, rel=0.3, abs=2)  # ties in the loss depend on the processor
 
 
 def test_readme_example_prints_what_it_says(tmp_path):
