@@ -97,6 +97,18 @@ def test_bad_rows_stand_in_order_with_reasons(tmp_path, folder):
     assert "4 rows cannot be used" in report.warnings[0]
 
 
+def test_bad_rows_are_grouped_by_kind(tmp_path):
+    rows = [ROWS["text"], *({"prompt": "x", "completion": ""} for _ in range(3)), "{", "{{", {"b": 1}, {"c": 1, "d": 2}]
+    kinds = check(write(tmp_path / "data.jsonl", rows)).kinds_of_bad()
+    assert [(row.number, count) for row, count in kinds] == [(2, 3), (5, 2), (7, 2)]
+
+
+def test_progress_counts_all_rows(tmp_path, folder):
+    calls = []
+    check(write(tmp_path / "data.jsonl", [ROWS["text"]] * 9), model(folder), progress=lambda *done: calls.append(done))
+    assert calls == [(9, 9)]
+
+
 def test_counts_of_columns_groups_and_duplicates(tmp_path):
     rows = [{"prompt": f"what is {n}", "completion": "one " * 9, "skill": "ab"[n % 2]} for n in range(6)]
     rows = [{**rows[1], "quality": 4, "source": "web"}, rows[0], *rows]

@@ -24,6 +24,7 @@ from longgame.commands.score import (
     Where,
     one_or_all,
     parse_range,
+    row_progress,
 )
 from longgame.commands.terminal import Terminal
 from longgame.storage import write_file
@@ -63,7 +64,7 @@ def check_command(
     """
     from longgame.offline.checking import check
 
-    with interruptible("stopped; nothing was written."), Terminal(stderr=True).status("reading …"):
+    with interruptible("stopped; nothing was written."), row_progress("checking") as progress:
         report = check(
             one_or_all(data),
             model,
@@ -76,6 +77,7 @@ def check_command(
             trust_remote_code=trust_remote_code,
             example=example,
             near=near,
+            progress=progress,
         )
     if bad_rows is not None:
         lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in report.bad]
@@ -102,11 +104,13 @@ def print_report(report: CheckReport, console: Any) -> None:
         _print_histogram("share of a row that is learned", report.learned, "{:.0%}", console)
     if report.bad:
         console.print(Text(f"\nrows that cannot be used ({len(report.bad):,})", style="bold"))
-        for row in report.bad[:_SHOWN_BAD]:
+        kinds = report.kinds_of_bad()
+        for row, count in kinds[:_SHOWN_BAD]:
             reason = textwrap.shorten(row.reason, _SHOWN_REASON, placeholder=" …")
-            console.print(Text(f"{row.file}:{row.number}: {reason}"))
-        if len(report.bad) > _SHOWN_BAD:
-            console.print(Text(f"… and {len(report.bad) - _SHOWN_BAD:,} more (--bad-rows FILE)", style="dim"))
+            others = f" ({count - 1:,} more like it)" if count > 1 else ""
+            console.print(Text.assemble(f"{row.file}:{row.number}: {reason}", (others, "dim")))
+        if len(kinds) > _SHOWN_BAD:
+            console.print(Text(f"… and {len(kinds) - _SHOWN_BAD:,} more kinds (--bad-rows FILE)", style="dim"))
     if report.example is not None:
         _print_example(report.example, console)
     console.print()

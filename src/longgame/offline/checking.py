@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ _NO_LIMIT = 2**62
 _BINS = 10
 _GROUPS = 20
 _SHOWN_BAD = 20
+_DETAILS = re.compile(r"'[^']*'|\([^)]*\)|\b[0-9a-f]{16}\b|[0-9]+")
+"""What differs between reasons of one kind: names, ids, numbers."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,13 @@ class CheckReport:
         values["bad"] = values["bad"][:_SHOWN_BAD]
         return values
 
+    def kinds_of_bad(self) -> list[tuple[BadRow, int]]:
+        """Return the first bad row of every kind of reason, with how many rows there are of it."""
+        kinds: dict[str, list[BadRow]] = {}
+        for row in self.bad:
+            kinds.setdefault(_DETAILS.sub("", row.reason), []).append(row)
+        return [(rows[0], len(rows)) for rows in kinds.values()]
+
     def facts(self) -> dict[str, str]:
         """Return what was measured as lines of a table: name → value."""
         return _facts(self)
@@ -191,6 +200,7 @@ def check(
     trust_remote_code: bool = False,
     example: int | None = None,
     near: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read a data set as `score`, `select` and the trainers would, and report what they would meet.
 
@@ -204,6 +214,7 @@ def check(
         pad_token: in place of the tokenizer's own.
         example: number of the row that is rendered (from 1, bad rows included); None: the first that can be.
         near: whether near-duplicates are counted, where the package rensa is installed.
+        progress: called with (rows done, rows) while rows are tokenized.
 
     Raises:
         DataError: the data cannot be read or holds no rows. ModelError: the tokenizer cannot be loaded.
@@ -220,7 +231,7 @@ def check(
     if not rows.total:
         raise DataError(f"'{source.label}' holds no rows. Give data with at least one.")
     tokenizer = None if model is None else _check_tokenizer(model, chat_template, pad_token, trust_remote_code)
-    measured = _Measured(rows, tokenizer, max_length)
+    measured = _Measured(rows, tokenizer, max_length, progress)
     exact = int((duplicates(rows, "exact", NEAR) >= 0).sum())
     similar, compared = _near(rows, exact) if near else (None, 0)
     report = CheckReport(
@@ -309,7 +320,13 @@ def _check_tokenizer(
 class _Measured:
     """Lengths and learned shares of all rows, and what else shows in their tokens."""
 
-    def __init__(self, rows: DataRows, check: TokenizerCheck | None, max_length: int | None) -> None:
+    def __init__(
+        self,
+        rows: DataRows,
+        check: TokenizerCheck | None,
+        max_length: int | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         self.bad: list[BadRow] = []
         self.max_length = max_length
         self.over_limit = self.lost = self.all_learned = self.multi_turn = self.without_system = self.doubled_bos = 0
@@ -322,12 +339,15 @@ class _Measured:
         if max_length is None:
             self.max_length = min(MOST_TOKENS, check.context or MOST_TOKENS)
         tokenized = TokenizedRows(rows, check.tokenizer, _NO_LIMIT, "truncate", "skip")
-        lengths, learned = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        lengths, learned, done = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], 0
         try:
             for pool in tokenized.shards():
                 lengths.append(pool.prompt_tokens + pool.response_tokens)
                 learned.append(pool.response_tokens)
                 self._look(pool, check.tokenizer.bos_token_id)
+                done += len(pool.ids)
+                if progress is not None:
+                    progress(done, len(rows))
         except ModelError as error:  # no template or no EOS: no row can be tokenized
             self.bad = [
                 BadRow(rows.file_of(row), int(rows.numbers[row]), _as_options(str(error))) for row in range(len(rows))
