@@ -253,6 +253,10 @@ class DataSpec(Part):
     """OOD sets of `sequence: files` (only `eval` is read)."""
     data_dir: Name | None = None
     """Folder with train/NAME.jsonl[.gz|.parquet] and eval/NAME…; a path in `train`/`eval` is used as it is."""
+    turns: Literal["all", "last"] = "all"
+    """Assistant turns of a conversation that are learned; the last one alone is what evaluation items score."""
+    quality_range: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest value of the column `quality` in files."""
     pool_size: int = Field(960, ge=2, le=MOST)
     """Candidates per stage."""
     unseen: float = Field(0.2, ge=0, le=1)

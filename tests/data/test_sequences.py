@@ -444,3 +444,25 @@ def test_shipped_file_recipes_build_from_a_folder_of_their_names(tmp_path: Path,
     assert len(given.selectors) >= 4
     assert len(given.seeds) >= 3
     assert not {task.name for task in sequence.tasks} - {task.name for task in (*given.data.stages, *given.data.ood)}
+
+
+def test_turns_and_the_range_of_quality_are_the_recipes(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for split, count in (("train", 40), ("eval", 2)):
+        (tmp_path / split).mkdir()
+        asked = [{"role": "user", "content": f"{split} {n} alpha {n * 7}"} for n in range(count)]
+        rows = [
+            {"messages": [*turns, question, {"role": "assistant", "content": "yes"}], "quality": 3}
+            for question in asked
+        ]
+        (tmp_path / split / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"sequence": "files", "data_dir": str(tmp_path), "pool_size": 32, "items_per_skill": 1}
+    data |= {"stages": [{"name": "a", "train": ["a"], "eval": ["a"]}], "quality_range": [1, 5]}
+    for setting, learned in (("all", (1,)), ("last", ())):
+        recipe = parse_recipe(
+            {"name": "t", "selectors": ["random"], "proxy": {"items_per_skill": 0}, "data": {**data, "turns": setting}}
+        )
+        [stage] = build_sequence(recipe, 0).stages
+        assert {example.learned for example in stage.candidates} == {learned}
+        assert {example.quality for example in stage.candidates} == {0.5}
+        assert {item.learned for item in stage.task.items} == {()}

@@ -158,7 +158,13 @@ class _FileSequence:
         for reference in references:
             key = (reference, split)
             if key not in self._read:
-                self._read[key] = load_examples(reference, data_dir=self.folder, split=split)
+                self._read[key] = load_examples(
+                    reference,
+                    data_dir=self.folder,
+                    split=split,
+                    turns=self.data.turns,
+                    quality=self.data.quality_range,
+                )
             name = source_name(reference)
             sources.append(_Source(name, self._read[key], self.fits, self.seed, task.name, split, *stream))
         return sources
