@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from longgame.engines.local import Job, WorkerError, run_local
+from longgame.engines.local import Job, WorkerError, raise_at_once, run_here, run_local
 from longgame.errors import DataError, StorageError
 from support import jobs
 
@@ -59,3 +59,12 @@ def test_a_job_waits_for_the_one_that_it_comes_after_and_others_go_before(tmp_pa
     run_local(todo, 2, 1, lambda *_: None, finished.append)
     assert sorted(finished) == ["again", "base", "free", "late"]
     assert "base" in (tmp_path / "late").read_text().split()
+
+
+@pytest.mark.parametrize("engine", [run_here, lambda todo, *rest: run_local(todo, 2, *rest)], ids=["here", "local"])
+def test_warnings_of_jobs_are_shown_once(engine, capfd):
+    todo = [Job(name, jobs.log, (text,)) for name, text in (("a", "odd"), ("b", "odd"), ("c", "100% odd"))]
+    texts = []
+    engine(todo, 1, lambda *_: None, lambda _: None, raise_at_once, texts.append)
+    assert sorted(texts) == ["100% odd", "odd"]
+    assert capfd.readouterr().err == ""

@@ -1,6 +1,7 @@
 """Functions that worker processes run in the tests of the local backend."""
 
 import errno
+import logging
 import os
 import signal
 import time
@@ -57,3 +58,9 @@ def tell_torch_threads(name, notify):
 
 def leave(status, notify):
     os._exit(status)
+
+
+def log(text, notify):
+    for _ in range(3):
+        logging.getLogger("longgame.somewhere").warning("%s", text)
+    logging.getLogger("longgame.somewhere").info("silent")

@@ -317,9 +317,9 @@ def run_audit(
             kind = learner_kind(recipe)
             if workers == 1 or len(trials) < kind.process_trials:
                 kind.load()  # before the threads of its libraries are bound
-                run_here(jobs, threads, clock.progress, clock.finished, failed)
+                run_here(jobs, threads, clock.progress, clock.finished, failed, clock.warn)
             else:
-                run_local(jobs, workers, threads, clock.progress, clock.finished, failed)
+                run_local(jobs, workers, threads, clock.progress, clock.finished, failed, clock.warn)
             clock.save()
             if errors and not any(Run(folder, run.recipe).finished_stages[trial.name] for trial in run.plan.own_trials):
                 raise next(iter(errors.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -23,6 +24,9 @@ from longgame.errors import LonggameError, StorageError
 
 Notify = Callable[[str, int, str, int, int], None]
 """(job, stage, activity, step, steps): progress, as jobs send it."""
+
+Warn = Callable[[str], None]
+"""What shows a warning that a job logs."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 
@@ -71,6 +75,7 @@ def _interrupts_for_parent_alone() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_log = logging.getLogger(__name__)
 _leave = os._exit
 """Kept, as plug-ins at work find another function under that name (`longgame.registry.plugin_at_work`)."""
 
@@ -125,20 +130,55 @@ def _as_error(job: str, error: Exception) -> LonggameError:
     return WorkerError(f"{job} met an unforeseen error; finished stages are safe.\n{traceback.format_exc()}")
 
 
+class _Warnings(logging.Handler):
+    """Gives each warning of longgame to what shows it, once."""
+
+    def __init__(self, warn: Warn) -> None:
+        super().__init__(logging.WARNING)
+        self._warn, self._texts = warn, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._texts:
+            self._texts.add(text)
+            self._warn(text)
+
+
+@contextmanager
+def _warnings_to(warn: Warn | None) -> Iterator[None]:
+    """Inside, what longgame logs goes to ``warn`` instead of stderr, where it would tear progress bars."""
+    if warn is None:
+        yield
+        return
+    handler, logger = _Warnings(warn), logging.getLogger("longgame")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def _work(pipe: Any) -> None:
     _end_with_parent()
-    pipe.send(("ready", "", None))
-    while True:
-        job: Job | None = pipe.recv()
-        if job is None:
-            return
-        try:
-            job.function(*job.arguments, lambda *progress: pipe.send(("progress", *progress)))
-        except Exception as error:  # noqa: BLE001 - told to the parent, which decides whether the others go on
-            pipe.send(("error", job.name, _as_error(job.name, error)))
-        else:
-            pipe.send(("done", job.name, None))
-        _settle_garbage()
+    lock = threading.Lock()
+
+    def send(*event: Any) -> None:
+        with lock:  # a thread of a job may log while the job tells its progress
+            pipe.send(event)
+
+    send("ready", "", None)
+    with _warnings_to(lambda text: send("warning", "", text)):
+        while True:
+            job: Job | None = pipe.recv()
+            if job is None:
+                return
+            try:
+                job.function(*job.arguments, lambda *progress: send("progress", *progress))
+            except Exception as error:  # noqa: BLE001 - told to the parent, which decides whether the others go on
+                send("error", job.name, _as_error(job.name, error))
+            else:
+                send("done", job.name, None)
+            _settle_garbage()
 
 
 Failed = Callable[[str, LonggameError], None]
@@ -156,6 +196,7 @@ def run_here(
     notify: Notify,
     finished: Callable[[str], None],
     failed: Failed = raise_at_once,
+    warn: Warn | None = None,
 ) -> None:
     """Run the jobs in this process, one after another, the first that waits for no other first.
 
@@ -164,6 +205,7 @@ def run_here(
 
     Args:
         failed: called for each job that raised, and for those that waited for it.
+        warn: called with each warning that jobs log, once; None: they are logged.
 
     Raises:
         LonggameError: what ``failed`` raised.
@@ -171,7 +213,7 @@ def run_here(
     waiting = {job.name: job for job in jobs}
     frozen = gc.get_freeze_count()
     try:
-        with _threads_here(threads):
+        with _threads_here(threads), _warnings_to(warn):
             while waiting:
                 job = next(job for job in waiting.values() if job.after not in waiting)
                 del waiting[job.name]
@@ -204,6 +246,7 @@ def run_local(
     notify: Notify,
     finished: Callable[[str], None],
     failed: Failed = raise_at_once,
+    warn: Warn | None = None,
 ) -> None:
     """Run the jobs, at most ``workers`` at a time, each in a process with ``threads`` threads.
 
@@ -213,6 +256,7 @@ def run_local(
 
     Args:
         failed: called for each job that raised, and for those that waited for it.
+        warn: called with each warning that jobs log, once; None: they are logged.
 
     Raises:
         LonggameError: what ``failed`` raised.
@@ -220,7 +264,7 @@ def run_local(
     """
     if not jobs:
         return
-    crew = _Crew(jobs, min(workers, len(jobs)), threads)
+    crew, texts = _Crew(jobs, min(workers, len(jobs)), threads), set[str]()
     try:
         while crew.left:
             crew.hand_out()
@@ -229,6 +273,9 @@ def run_local(
                     notify(name, *rest)
                 elif kind == "done":
                     finished(name)
+                elif kind == "warning" and rest[0] not in texts:
+                    texts.add(rest[0])
+                    (_log.warning if warn is None else warn)(rest[0])
                 elif kind == "error":
                     for job, error in _losses(name, rest[0], crew.waiting):
                         crew.left.discard(job)

@@ -435,6 +435,7 @@ def _with_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> Any:
         torch.manual_seed(stream_seed(seed, "adapter"))
         # peft 0.21 still asks transformers 5.23 by a name that is deprecated there
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # and PEFT sets it right
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     for key in ("target_modules", "modules_to_save"):  # PEFT passes over a name that fits nothing
         names = getattr(config, key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,7 @@ from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.hub import require_repo
 from longgame.recipe import ModelSpec
 
+_log = logging.getLogger(__name__)
 TINY = ("tiny", "tiny-1", "tiny-2", "tiny-3", "tiny-4")
 """Bases of the package: one recipe, one tokenizer, five seeds of pretraining."""
 ALIASES = (*TINY, "smollm2-135m")
@@ -331,12 +333,14 @@ def _loaded_tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTok
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Switch transformers' bars off, since longgame's commands show their own progress."""
-    enabled = hf_logging.is_progress_bar_enabled()
+    """Switch transformers' bars and reports off, since longgame shows its own progress and checks what is missing."""
+    enabled, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try:
         yield
     finally:
+        hf_logging.set_verbosity(level)
         if enabled:
             hf_logging.enable_progress_bar()
 
@@ -365,6 +369,12 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
         raise ModelError(
             f"model '{spec.name}' lacks {len(missing)} weights (the first: {missing[0]}), which would be random. "
             "Give a complete causal-LM checkpoint."
+        )
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        _log.warning(
+            "model '%s' holds %d weights that %s has no place for (the first: %s); they are not used",
+            *(spec.name, len(unused), type(model).__name__, unused[0]),
         )
     return cast(PreTrainedModel, model)
 
