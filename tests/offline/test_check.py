@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -160,8 +162,44 @@ def test_habits_of_the_template_are_named(name, tmp_path, folder):
     assert {key: getattr(report.template, key) for key in facts} == facts
     words = report.facts()["chat template"]
     assert ("adds a system prompt" in words) == bool(report.template.added_system)
-    if name in ("system added", "thinking cut", "old thinking cut", "date"):
+    if name in ("system added", "date"):
         assert report.warnings
+
+
+OWN_SYSTEM = {
+    "qwen2_5": "You are Qwen, created by Alibaba Cloud",
+    "llama3_2": "Cutting Knowledge Date: December 2023",
+    "gptoss": "You are ChatGPT",
+    **dict.fromkeys(("qwen3", "llama3", "gemma", "gemma3", "phi3", "deepseek_r1_distill", "smolvlm", "lfm2"), ""),
+}
+"""Template of TRL → how the system prompt begins that it adds."""
+
+
+@pytest.mark.parametrize("name", OWN_SYSTEM)
+def test_habits_of_published_templates_are_named(name, tmp_path, folder):
+    trl = pytest.importorskip("trl")
+    template = (files(trl) / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    marks = sorted({mark for mark in re.findall(r"<[^<>\s'\"{}]+>", template) if "think" not in mark})
+    tokenizer = chat_tokenizer(template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.save_pretrained(folder)
+    facts = check(write(tmp_path / "data.jsonl", [ROWS["alpaca"]]), str(folder)).template
+    assert facts.added_system.startswith(OWN_SYSTEM[name])
+    assert bool(facts.added_system) == bool(OWN_SYSTEM[name])
+    assert facts.writes_date == (name in ("llama3_2", "gptoss"))
+    assert facts.system == ("refused" if name == "gemma" else "written")
+    assert bool(facts.cuts_thinking) == (name in ("qwen3", "deepseek_r1_distill"))
+    assert facts.opens_thinking == (name == "qwen3")
+
+
+def test_cut_thinking_is_reported_where_rows_think(tmp_path, folder):
+    name = model(folder, template=OLD_THOUGHTS)
+    plain = check(write(tmp_path / "data.jsonl", [ROWS["messages"]]), name)
+    assert not any("thinking" in warning for warning in plain.warnings)
+    thought = [{**message, "content": f"<think>one</think>{message['content']}"} for message in MESSAGES]
+    report = check(write(tmp_path / "data.jsonl", [{"messages": [MESSAGES[0], thought[1]]}]), name)
+    assert (report.with_thinking, report.usable) == (1, 1)
+    assert any("thinking out of earlier turns" in warning for warning in report.warnings)
 
 
 def test_a_default_system_prompt_counts_rows_without_one(tmp_path, folder):

@@ -158,6 +158,8 @@ class CheckReport:
     template: TemplateFacts | None
     without_system: int
     """Conversations without a system prompt of their own."""
+    with_thinking: int
+    """Conversations with a think block."""
     doubled_bos: int
     eos_token: str | None
     pad_token: str | None
@@ -259,6 +261,7 @@ def check(
         compared=compared,
         template=None if tokenizer is None else _template_facts(tokenizer.tokenizer, chat_template),
         without_system=measured.without_system,
+        with_thinking=measured.with_thinking,
         doubled_bos=measured.doubled_bos,
         eos_token=None if tokenizer is None else _text(tokenizer.tokenizer.eos_token),
         pad_token=None if tokenizer is None else _text(tokenizer.tokenizer.pad_token),
@@ -329,7 +332,8 @@ class _Measured:
     ) -> None:
         self.bad: list[BadRow] = []
         self.max_length = max_length
-        self.over_limit = self.lost = self.all_learned = self.multi_turn = self.without_system = self.doubled_bos = 0
+        self.over_limit = self.lost = self.all_learned = self.multi_turn = 0
+        self.without_system = self.with_thinking = self.doubled_bos = 0
         self.shares = np.zeros(0)
         self.unit = "characters"
         self.lengths = rows.prompt_length + rows.response_length
@@ -369,7 +373,12 @@ class _Measured:
             self.multi_turn += bool(example.learned) or (example.tokens is not None and mask is not None)
             conversation = example.tokens is None and (example.messages is not None or bool(example.prompt))
             self.without_system += conversation and all(role != "system" for role, _ in example.turns)
+            self.with_thinking += conversation and _thinks(example)
             self.doubled_bos += bos is not None and len(ids) > 1 and int(ids[0]) == int(ids[1]) == bos
+
+
+def _thinks(example: Example) -> bool:
+    return any(_THINKING.search(text) for text in (example.response, *(text for _, text in example.turns)))
 
 
 def _near(rows: DataRows, exact: int) -> tuple[int | None, int]:
@@ -400,7 +409,8 @@ def _template_facts(tokenizer: Any, setting: str | None) -> TemplateFacts | None
     source = template if isinstance(template, str) else " ".join(map(str, dict(template).values()))
     short = [("user", _USER), ("assistant", _ANSWER)]
     talk = _render(tokenizer, [*short, ("user", _USER_2), ("assistant", _ANSWER_2)]) or _render(tokenizer, short)
-    before, between = talk.partition(_USER)[0], _between(talk, _ANSWER, _USER_2)
+    bos = str(tokenizer.bos_token or "")
+    before, between = talk.partition(_USER)[0].removeprefix(bos), _between(talk, _ANSWER, _USER_2)
     added = before.removesuffix(_common_end(before, between)) if between else ""
     with_system = _render(tokenizer, [("system", _SYSTEM), *short])
     thoughts = _render(
@@ -414,15 +424,14 @@ def _template_facts(tokenizer: Any, setting: str | None) -> TemplateFacts | None
     )
     cut = (bool(thoughts) and _THOUGHT not in thoughts, bool(thoughts) and _THOUGHT_2 not in thoughts)
     spaced = _render(tokenizer, [("user", _USER), ("assistant", f"  {_ANSWER}  ")])
-    bos = tokenizer.bos_token
     first = tokenizer("a")["input_ids"][:1]
     return TemplateFacts(
         origin="the model's" if setting is None else setting,
         marks_turns=bool(re.search(r"{%-?\s*generation\b", source)),
         added_system=_without_marks(added, tokenizer),
         system="refused" if not with_system else "written" if _SYSTEM in with_system else "left out",
-        writes_bos=bool(bos) and talk.startswith(str(bos)),
-        tokenizer_adds_bos=bos is not None and first == [tokenizer.bos_token_id],
+        writes_bos=bool(bos) and talk.startswith(bos),
+        tokenizer_adds_bos=bool(bos) and first == [tokenizer.bos_token_id],
         writes_date="strftime_now" in source,
         opens_thinking=bool(_THINKING.search(_between(talk, _USER_2, _ANSWER_2) or _between(talk, _USER, _ANSWER))),
         cuts_thinking="all turns" if cut[1] else "earlier turns" if cut[0] else "",
@@ -581,7 +590,7 @@ def _template_warnings(report: CheckReport, template: TemplateFacts) -> Iterator
             "the chat template writes the day on which it is rendered: longgame writes 1 January 2026 instead, so that "
             "tokens stay the same; give another --chat-template if the day matters."
         )
-    if template.cuts_thinking:
+    if template.cuts_thinking and report.with_thinking + len(report.bad):
         yield (
             f"the chat template cuts the thinking out of {template.cuts_thinking}: rows that learn such a turn cannot "
             "be used, so give --turns last or another --chat-template."
