@@ -103,7 +103,7 @@ def _drop_output() -> None:
 
 
 def _interrupt_once(number: int, _frame: FrameType | None) -> NoReturn:
-    """Stop at the first Ctrl-C or SIGTERM; a further Ctrl-C does not disturb the end, a further SIGTERM ends at once."""
+    """Stop at the first Ctrl-C or SIGTERM; a further Ctrl-C does not disturb the end, a second SIGTERM ends at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise KeyboardInterrupt(number)
