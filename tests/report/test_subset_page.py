@@ -105,6 +105,18 @@ def test_every_shape_has_page_and_summaries(name, tmp_path):
         assert "3 duplicates" in page
 
 
+def test_replayed_rows_are_named(tmp_path):
+    earlier = tmp_path / "earlier.jsonl"
+    earlier.write_text("".join(json.dumps(row) + "\n" for row in rows_of(40, text="earlier")))
+    outcome_of(tmp_path, rows_of(60))
+    chosen = SelectOptions(selector="longest", budget="50%rows", replay_share=0.2)
+    outcome, _ = choose(open_source(tmp_path / "data.jsonl"), chosen, replay=str(earlier))
+    view = SubsetFacts.of(outcome, manifest_of(outcome, {}, ""))
+    assert view.facts["replayed"] == f"6 rows of {earlier} (20.0 % of the budget)"
+    assert "24 rows beside the replay" in view.facts["budget"]
+    assert view.audit.endswith("--budget 0.5")
+
+
 def test_texts_of_strangers_stay_text(tmp_path):
     rows = rows_of(20, skills=(HOSTILE, "math"), text=HOSTILE)
     outcome, manifest = outcome_of(tmp_path, rows)

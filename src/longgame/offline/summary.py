@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longgame.escape import visible
-from longgame.offline.options import parse_selector
+from longgame.offline.options import Budget, parse_selector
 from longgame.offline.selecting import Outcome
 
 _VALUES = 12
@@ -85,7 +85,8 @@ def audit_line(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
     """Return the commands that test a selector on the user's next stages: files of a folder ``stages``."""
     name, _ = parse_selector(outcome.options.label)
     selectors = ",".join(dict.fromkeys(("random", name)))
-    share = f"{outcome.asked / _spendable(outcome):.2g}"
+    budget = Budget.parse(outcome.options.budget)
+    share = f"{budget.value if budget.kind == 'share' else outcome.asked / _spendable(outcome):.2g}"
     model = _option(str(manifest.get("command", "")), "--model")
     words = ["longgame", "audit", "stages/recipe.yaml", "--selectors", selectors, "--budget", share]
     return "longgame init stages && " + shlex.join([*words, *(["--model", model] if model else [])])
@@ -132,14 +133,18 @@ def _facts(outcome: Outcome, manifest: Mapping[str, Any]) -> dict[str, str]:
         "left out": _left_out(outcome),
         "model": outcome.weights or "none (lengths are characters)",
         "selector": options.label + "".join(f", {name}={value}" for name, value in options.parameters.items()),
-        "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}, spent {outcome.spent:,} "
+        "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}"
+        f"{' beside the replay' if outcome.replay is not None else ''}, spent {outcome.spent:,} "
         f"({_percent(outcome.spent / max(1, outcome.asked))})",
         f"mean {unit} of a row": f"{means[0]:,.0f} selected, {means[1]:,.0f} in the pool",
         "learned": f"{_percent(outcome.mask_share)} of the selected {unit}",
         "seed": str(options.seed),
     }
     if outcome.replay is not None:
-        facts["replayed"] = f"{len(outcome.replay[1]):,} rows of {outcome.replay[0].source.label}"
+        share = _percent(options.replay_share)
+        facts["replayed"] = (
+            f"{len(outcome.replay[1]):,} rows of {outcome.replay[0].source.label} ({share} of the budget)"
+        )
     return {name: value for name, value in facts.items() if value}
 
 
