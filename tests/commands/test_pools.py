@@ -1,12 +1,19 @@
 """`longgame pools` writes just the candidates that an audit of the recipe, with its axes, offers."""
 
-import pandas as pd
+import json
 
-from longgame.audit.checks import check_scores
+import pandas as pd
+import pytest
+
+from longgame.audit.checks import candidates_in, check_scores, row_contents, score_warnings
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan, expand
 from longgame.commands.pools import write_pools
-from longgame.recipe import parse_recipe
+from longgame.errors import DataError
+from longgame.recipe import SelectorSpec, parse_recipe
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.signals.base import Signals
 from support.quadratic_audit import recipe, walk
 
 
@@ -69,3 +76,75 @@ def test_what_was_written_for_a_recipe_with_axes_is_all_that_its_audit_asks_for(
     rec = recipe(selectors=["random", f"scores:{tmp_path / 'mine.parquet'}"], axes=axes)
     check_scores(Plan(rec), Plan(rec).trials)
     assert len(walk(tmp_path / "q", selectors=[f"scores:{tmp_path / 'mine.parquet'}"], seeds=[0], axes=axes)[1]) == 3
+
+
+def file_recipe(folder, ids):
+    """Two stages from files; `ids`: of the rows of each file."""
+    for name in ("a", "b"):
+        rows = [
+            {"id": ids(name, n), "question": f"{name}: {n * n} and?", "answer": f"{n}", "price": n / 2, "tags": [name]}
+            for n in range(30)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = {name: str(folder / f"{name}.jsonl") for name in "ab"}
+    stages = [{"name": name, "train": path, "eval": path} for name, path in paths.items()]
+    data = {"stages": stages, "pool_size": 12, "items_per_skill": 4}
+    small = {"training": {"steps": 2}, "probe": {"steps": 1, "points": 2}, "proxy": {"items_per_skill": 1}}
+    return parse_recipe({"name": "f", "selectors": ["random"], "seeds": [0, 1], "data": data, **small})
+
+
+def test_rows_keep_their_own_id_and_columns(tmp_path):
+    rec = file_recipe(tmp_path, lambda name, n: f"{name}-{n}")
+    _, candidates = written(rec, tmp_path / "c")
+    assert {"sample_id", "id", "price", "tags"} <= set(candidates)
+    assert not {"question", "answer"} & set(candidates)
+    for row in candidates.itertuples():
+        name, n = row.id.split("-")
+        assert row.prompt == f"{name}: {int(n) ** 2} and?"
+        assert row.price == int(n) / 2
+        assert json.loads(row.tags) == [name]
+
+
+def test_generated_rows_have_no_columns_of_their_own(tmp_path):
+    _, candidates = written(recipe(), tmp_path)
+    assert "id" not in candidates
+
+
+@pytest.mark.parametrize("number", [False, True])
+def test_a_score_file_may_name_rows_by_their_own_id(number, tmp_path):
+    rec = file_recipe(tmp_path, lambda name, n: 100 * (name == "b") + n if number else f"{name}-{n}")
+    _, candidates = written(rec, tmp_path / "c")
+    candidates = candidates.assign(score=range(len(candidates)))
+    files = {}
+    for column in ("id", "sample_id"):
+        rows = candidates[[column, "score"]].to_dict("records")
+        if number and column == "id":
+            rows = [{**row, "id": int(row["id"])} for row in rows]
+        files[column] = tmp_path / f"{column}.jsonl"
+        files[column].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool = sequence_of(rec, 0).stages[0].pool
+    scored = {
+        column: build_selector(f"scores:{file}").score(pool, Signals(tuple(pool.ids), {}), History())["score"].tolist()
+        for column, file in files.items()
+    }
+    assert scored["id"] == scored["sample_id"]
+    named = rec.replace({"selectors": (SelectorSpec(name=f"scores:{files['id']}"),)})
+    plan = Plan(named)
+    check_scores(plan, plan.trials)
+    assert score_warnings(plan, plan.trials) == []
+    names = candidates_in(sequence_of(rec, 0))
+    digest = row_contents([f"scores:{files['id']}"], names)
+    lines = files["id"].read_text().splitlines()
+    files["id"].write_text("\n".join(lines[1:]) + "\n")
+    assert row_contents([f"scores:{files['id']}"], names) != digest
+    with pytest.raises(DataError, match="does not name 1 of"):
+        check_scores(plan, plan.trials)
+
+
+def test_an_id_of_several_candidates_is_refused(tmp_path):
+    rec = file_recipe(tmp_path, lambda _, n: n)
+    file = tmp_path / "s.csv"
+    file.write_text("id,score\n" + "".join(f"{n},1\n" for n in range(30)))
+    plan = Plan(rec.replace({"selectors": (SelectorSpec(name=f"scores:{file}"),)}))
+    with pytest.raises(DataError, match="is that of several candidates .* Name candidates by sample_id"):
+        check_scores(plan, plan.trials)

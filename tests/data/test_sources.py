@@ -347,7 +347,8 @@ def test_score_file_defaults_are_order_and_keep_all(tmp_path):
         ([{"id": "a", "score": 1}, {"id": "a", "score": 2}], "repeats 1 ids: a. Give one row"),
         ([{"id": "a", "score": 1}, {"id": "b", "score": None}], "1 ids have no finite number as score: b"),
         ([{"id": "a", "score": "high"}], "no finite number as score: a"),
-        ([{"id": 7, "score": 1}], "id holds 7, which is no text"),
+        ([{"sample_id": 7, "score": 1}], "sample_id holds 7, which is no text"),
+        ([{"id": 7.5, "score": 1}], "id holds 7.5, which is no text"),
         ([{"id": "a", "keep": "maybe"}], "keep holds 'maybe'; write true or false"),
     ],
 )

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from longgame.audit.learner import seed_bases, sequence_of
 from longgame.audit.plan import Plan, Trial
-from longgame.data.examples import SequenceData
+from longgame.data.examples import Example, SequenceData
 from longgame.data.score_files import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.evaluation.scorers import build_scorer
@@ -220,8 +220,8 @@ def check_files(folder: Path, plan: Plan) -> None:
 
     @cache
     def row_digest(name: str, trial: str) -> str | None:
-        ids = [sample_id for stages in _pools(plan, [trials[trial]]).values() for ids in stages for sample_id in ids]
-        return row_contents([name], ids).get(name)
+        stages = [stage for stages in _pools(plan, [trials[trial]]).values() for stage in stages]
+        return row_contents([name], [id for stage in stages for id in _names(stage)]).get(name)
 
     changed = []
     for mark in marks:
@@ -240,8 +240,13 @@ def check_files(folder: Path, plan: Plan) -> None:
 
 
 def candidates_in(sequence: SequenceData) -> list[str]:
-    """Ids of the candidates of all stages."""
-    return [example.sample_id for stage in sequence.stages for example in stage.candidates]
+    """Ids of the candidates of all stages, and of the rows that they were read from."""
+    return [name for stage in sequence.stages for name in _names(stage.candidates)]
+
+
+def _names(examples: Iterable[Example]) -> list[str]:
+    """Every id that a file of scores may call one of these examples."""
+    return [name for example in examples for name in (example.sample_id, example.row_id) if name is not None]
 
 
 def check_scores(plan: Plan, trials: Iterable[Trial]) -> None:
@@ -252,12 +257,17 @@ def check_scores(plan: Plan, trials: Iterable[Trial]) -> None:
     """
     for selector, same_file in _of_scores(trials):
         pools = _pools(plan, same_file)
-        lacking = [where for where, stages in pools.items() if any(selector.lacking(ids) for ids in stages)]
+        every = {example.sample_id: example for stages in pools.values() for stage in stages for example in stage}
+        names = dict(zip(every, selector.named([*every.values()]), strict=True))
+        lacking = [
+            where
+            for where, stages in pools.items()
+            if any(selector.lacking([names[example.sample_id] for example in stage]) for stage in stages)
+        ]
         if lacking:
             places = [f"seed {seed}" + (f" of {base}" if base else "") for base, seed in lacking]
             more = f" and {len(places) - 5} more" if places[5:] else ""
-            every = sorted({name for stages in pools.values() for ids in stages for name in ids})
-            selector.check(every, f" (in {', '.join(places[:5])}{more})")
+            selector.check(sorted({*names.values()}), f" (in {', '.join(places[:5])}{more})")
 
 
 def seed_warnings(recipe: Recipe) -> list[str]:
@@ -284,7 +294,8 @@ def score_warnings(plan: Plan, trials: Iterable[Trial]) -> list[str]:
         for name in dict.fromkeys(trial.condition for trial in same_file):
             condition = plan.conditions[name]
             stages = [pools[condition.base, trial.seed] for trial in same_file if trial.condition == name]
-            text = _warning([selector.kept(ids) for seed in stages for ids in seed], condition.recipe)
+            names_by_stage = [selector.named(stage) for seed in stages for stage in seed]
+            text = _warning([selector.kept(names) for names in names_by_stage], condition.recipe)
             if text:
                 warnings.append(f"{same_file[0].selector.key}{f' under {name}' if name else ''}: {text}")
     return warnings
@@ -304,15 +315,14 @@ def _of_scores(trials: Iterable[Trial]) -> list[tuple[FromScores, list[Trial]]]:
     return selectors
 
 
-def _pools(plan: Plan, trials: Iterable[Trial]) -> dict[tuple[str, int], list[list[str]]]:
-    """(shared work, seed) of these trials → ids of each stage's candidates, which depend on nothing else."""
-    pools: dict[tuple[str, int], list[list[str]]] = {}
+def _pools(plan: Plan, trials: Iterable[Trial]) -> dict[tuple[str, int], list[Sequence[Example]]]:
+    """(shared work, seed) of these trials → each stage's candidates, which depend on nothing else."""
+    pools: dict[tuple[str, int], list[Sequence[Example]]] = {}
     for trial in trials:
         condition = plan.conditions[trial.condition]
         if (condition.base, trial.seed) not in pools:
             stages = sequence_of(condition.recipe, trial.seed).stages
-            ids = [[example.sample_id for example in stage.candidates] for stage in stages]
-            pools[condition.base, trial.seed] = ids
+            pools[condition.base, trial.seed] = [stage.candidates for stage in stages]
     return pools
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from longgame.commands.options import (
     recipe_changes,
 )
 from longgame.data.examples import Example
+from longgame.errors import DataError
 from longgame.recipe import Recipe, find_recipe, load_recipe
 from longgame.storage import table_bytes, write_file
 
@@ -74,6 +76,8 @@ def pools(
 def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
     """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
 
+    Rows that came from a file keep their own ``id`` and all columns that longgame does not read.
+
     Both have ``sample_id``, by which a file of scores names examples (see `read_scores`). It depends on an example's
     content alone, so one file serves all conditions. Conditions with the same pools share a name: that of the change
     of the pools or the base model ("": the recipe's own). Tokens are counted by the tokenizer of the first seed and
@@ -96,6 +100,7 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
     for condition in plan.conditions.values():
         distinct.setdefault(condition.base, condition)
     examples: dict[str, dict[str, Any]] = {}
+    row_ids: dict[str, str | None] = {}
     places: list[dict[str, Any]] = []
     for (name, condition), seed in itertools.product(distinct.items(), recipe.seeds):
         for number, stage in enumerate(sequence_of(condition.recipe, seed).stages, start=1):
@@ -107,13 +112,65 @@ def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[
                 places.append({**where, "sample_id": example.sample_id})
                 counts = {"prompt_tokens": prompt, "response_tokens": response}
                 examples.setdefault(example.sample_id, {**_row(example), **counts})
+                row_ids.setdefault(example.sample_id, example.row_id)
     written = {}
     candidates = pd.DataFrame(list(examples.values())).astype(_COLUMNS)
+    for name, values in _own_columns(recipe, row_ids).items():
+        if name not in candidates:
+            candidates[name] = values
     for name, frame in (("candidates", candidates), ("pools", pd.DataFrame(places))):
         path = folder / f"{name}.{kind}"
         write_file(path, _table(frame, kind))
         written[str(path)] = len(frame)
     return written
+
+
+def _own_columns(recipe: Recipe, row_ids: Mapping[str, str | None]) -> dict[str, list[Any]]:
+    """The users' own columns of these examples, in order: ``id`` first; none where no row came from a file.
+
+    The files are read once more, as examples do not carry these columns. A cell is empty where rows of equal content
+    and id differ in it.
+
+    Args:
+        row_ids: sample id → the row's own id.
+    """
+    from longgame.data.formats import READ_COLUMNS, RowError, RowRules, read_row
+    from longgame.data.sources import open_reference, row_id_of
+
+    data = recipe.data
+    folder = None if data.data_dir is None else Path(data.data_dir)
+    references = dict.fromkeys(name for stage in data.stages for name in stage.train)
+    needed = {(sample_id.partition("#")[0], row_id) for sample_id, row_id in row_ids.items()}
+    cells: dict[tuple[str, str | None], dict[str, Any]] = {}
+    names: dict[str, None] = {}
+    for reference in references:
+        for _, _, read in open_reference(reference, folder, "train").rows():
+            try:
+                row = read()
+                key = (read_row(row, RowRules())[0].sample_id, row_id_of(row))
+            except RowError as error:
+                raise DataError(f"{reference}: {error}. Its rows changed while they were read.") from error
+            if key not in needed:
+                continue
+            own = {name: value for name, value in row.items() if name not in READ_COLUMNS and name != "id"}
+            names |= dict.fromkeys(own)
+            first = cells.setdefault(key, own)
+            for name in first.keys() & own.keys():
+                if first[name] is not own[name] and first[name] != own[name]:
+                    first[name] = None
+    columns: dict[str, list[Any]] = {"id": [*row_ids.values()]} if any(row_ids.values()) else {}
+    keys = [(sample_id.partition("#")[0], row_id) for sample_id, row_id in row_ids.items()]
+    for name in names:
+        columns[str(name)] = _plain([cells.get(key, {}).get(name) for key in keys])
+    return columns
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """Values of one kind as they are; others as JSON texts."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) <= 1 and kinds <= {str, int, float, bool}:
+        return values
+    return [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
 
 
 def _row(example: Example) -> dict[str, Any]:

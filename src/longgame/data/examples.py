@@ -54,6 +54,8 @@ class Example:
     difficulty: str | None = None
     verifier: Mapping[str, Any] | None = None
     """Data with which the item's library verifies an answer (e.g. the reasoning-gym entry)."""
+    row_id: str | None = None
+    """The row's own ``id``, where it came from a file of an audit's recipe that has this column."""
 
     @staticmethod
     def make(prompt: str, response: str, **fields: Any) -> Example:

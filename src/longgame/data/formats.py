@@ -425,6 +425,12 @@ _TOOLS = ("tools", "functions")
 _OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier")
 
 
+READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).union(
+    _CONTENT, _SYSTEM, _TOOLS, _OPTIONAL, ("history", "rejected", "labels")
+)
+"""Columns that say something to longgame; all others are the user's own."""
+
+
 def _refuse_unused(row: Mapping[str, Any], names: Sequence[str], used: Sequence[str]) -> None:
     """Raise RowError for a text in these columns that is not read, unless what is read contains it."""
     for name in names:

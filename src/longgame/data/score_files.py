@@ -76,6 +76,8 @@ class ScoreFile:
     """Whether the example may be selected; True for all without a ``keep`` column."""
     scored: bool = True
     """Whether there is a ``score`` column."""
+    own_ids: bool = False
+    """Whether the ids may be those of the rows (column ``id``), not ``sample_id`` alone."""
 
     def digest(self, ids: Collection[str]) -> str:
         """Content hash of the file's rows of these examples.
@@ -90,7 +92,9 @@ class ScoreFile:
 
 
 def read_scores(path: str) -> ScoreFile:
-    """Read a Parquet, CSV or JSON-lines file with a column ``sample_id`` (or ``id``) and ``score``, ``keep`` or both.
+    """Read a Parquet, CSV or JSON-lines file with a column ``sample_id`` or ``id``, and ``score``, ``keep`` or both.
+
+    ``id`` holds sample ids, or the ids of the rows that the examples were read from.
 
     Raises:
         DataError: a missing or unreadable file; a column that is missing or of the wrong kind; a repeated id; a missing
@@ -112,6 +116,8 @@ def read_scores(path: str) -> ScoreFile:
         names = ", ".join(map(str, frame.columns)) or "none"
         raise DataError(f"{label} has the columns {names}; it needs sample_id, and score or keep or both.")
     ids = frame[column].tolist()
+    if column == "id":
+        ids = [str(value) if isinstance(value, int) and not isinstance(value, bool) else value for value in ids]
     if not ids:
         raise DataError(f"{label} has no rows. Give one row for each example.")
     not_text = [value for value in ids if not isinstance(value, str) or not value.isprintable()]
@@ -132,7 +138,7 @@ def read_scores(path: str) -> ScoreFile:
         bad = [name for name, value in zip(ids, score.tolist(), strict=True) if not np.isfinite(value)]
         if bad:
             raise DataError(f"{label}: {len(bad)} ids have no finite number as score: {_some(bad)}. Drop or set them.")
-    return ScoreFile(path, tuple(ids), score, keep, "score" in frame)
+    return ScoreFile(path, tuple(ids), score, keep, "score" in frame, column == "id")
 
 
 def _flags(label: str, values: list[Any]) -> Bool[np.ndarray, " m"]:

@@ -12,8 +12,9 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,14 +237,16 @@ def load_examples(
         DataError: unknown name or file, a line that does not parse or has no response (the first one with its number,
             and the count of the others), a file without examples, a hub that cannot be reached or lacks the data set.
     """
-    source = open_source(_located(reference, data_dir, split), split)
+    source = open_reference(reference, data_dir, split)
     _check_memory(source)
     rules = RowRules(turns if split == "train" else "last", quality)
     examples: list[Example] = []
     faults: list[tuple[str, int, str]] = []
     for file, number, read in source.rows():
         try:
-            examples.append(read_row(read(), rules)[0])
+            row = read()
+            example, row_id = read_row(row, rules)[0], row_id_of(row)
+            examples.append(example if row_id is None else replace(example, row_id=row_id))
         except RowError as error:
             faults.append((file, number, str(error)))
     if faults:
@@ -264,6 +267,17 @@ def _check_memory(source: Source) -> None:
             f"'{source.label}' has {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free, where examples "
             "are held. Give a part of it."
         )
+
+
+def open_reference(reference: str, data_dir: Path | None, split: Split) -> Source:
+    """The rows of a reference of a recipe; arguments and errors as `load_examples`."""
+    return open_source(_located(reference, data_dir, split), split)
+
+
+def row_id_of(row: Mapping[str, Any]) -> str | None:
+    """The row's own ``id`` as text, where it is a text or a whole number."""
+    value = row.get("id")
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and str(value) else None
 
 
 def bad_rows(

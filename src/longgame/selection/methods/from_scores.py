@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from longgame.data.examples import Pool
+from longgame.data.examples import Example, Pool
 from longgame.data.score_files import read_scores
 from longgame.errors import DataError
 from longgame.selection.base import Selector
@@ -26,7 +26,8 @@ class FromScores(Selector):
     then compares unequal token counts, and reports them.
 
     Args:
-        file: .parquet, .csv or .jsonl with ``sample_id`` and ``score``, ``keep`` or both (see `read_scores`).
+        file: .parquet, .csv or .jsonl with ``sample_id`` (or the rows' own ``id``) and ``score``, ``keep`` or both (see
+            `read_scores`).
         missing: what to do with a candidate that the file does not name: ``error``, or ``skip`` (never select it).
 
     ``scores``: ``score`` (NaN for what the file does not name) and ``keep``, 1 for what may be selected, else 0.
@@ -44,13 +45,39 @@ class FromScores(Selector):
         self._place = {sample_id: row for row, sample_id in enumerate(self.file.ids)}
 
     def score(self, pool: Pool, signals: Signals, history: History) -> dict[str, Float[np.ndarray, " n"]]:  # noqa: ARG002
-        places = self.places(pool.ids)
+        places = self.places(self.names(pool.ids, lambda: pool.examples))
         score = np.where(places >= 0, self.file.score[places], np.nan)
         return {"score": score, "keep": self.eligible(pool).astype(np.float64)}
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         """Candidates that the file names and keeps."""
-        return self.kept(pool.ids)
+        return self.kept(self.names(pool.ids, lambda: pool.examples))
+
+    def named(self, examples: Sequence[Example]) -> list[str]:
+        """`names` of these examples."""
+        return self.names([example.sample_id for example in examples], lambda: examples)
+
+    def names(self, ids: Sequence[str], examples: Callable[[], Iterable[Example]]) -> list[str]:
+        """What the file calls these candidates: their sample ids, or the ids of their rows where it has those.
+
+        Raises:
+            DataError: a row's id is that of several candidates.
+        """
+        if not self.file.own_ids or all(name in self._place for name in ids):
+            return list(ids)
+        names, first = [], dict[str, str]()
+        for sample_id, example in zip(ids, examples(), strict=True):
+            name = example.row_id
+            if sample_id in self._place or name is None or name not in self._place:
+                names.append(sample_id)
+                continue
+            if first.setdefault(name, sample_id) != sample_id:
+                raise DataError(
+                    f"score file '{self.file.path}': the id '{name}' is that of several candidates ({first[name]} and "
+                    f"{sample_id}). Name candidates by sample_id (`longgame pools RECIPE` writes both)."
+                )
+            names.append(name)
+        return names
 
     def kept(self, ids: Sequence[str]) -> Bool[np.ndarray, " n"]:
         """Whether the file names and keeps each of these examples.
