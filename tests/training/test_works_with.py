@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 import longgame
-from longgame.errors import ModelError, RecipeError
+from longgame.errors import ModelError, RecipeError, ResumeError
 from longgame.training.candidates import pool_of
 from support.trainers import losses, make_trainer, rows_of, sft, stream
 from support.training import Coin, loss_scorer, make_model, make_pool
@@ -76,12 +76,35 @@ def test_dataloader_workers_change_nothing(tmp_path, tokenizer, rounds):
     assert losses(runs[0]) == losses(runs[1])
 
 
-def test_streams_are_resumed_in_mid_epoch(tmp_path, tokenizer):
-    whole = trained(tmp_path / "a", tokenizer, train=stream(64), args=SAVES)
-    resumed = make_trainer(tmp_path / "b", tokenizer, train=stream(64), selector="loss", args=SAVES)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
-    assert picks(resumed) == picks(whole)[4:]
-    assert losses(resumed) == losses(whole)
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("args", [{}, {"gradient_accumulation_steps": 2}, {"dataloader_num_workers": 1}])
+def test_streams_are_resumed_in_every_pass(tmp_path, tokenizer, args, shuffle):
+    """20 rows are read again and again: a pass of three batches, the last one smaller."""
+
+    def build(folder):
+        rows = stream(20).shuffle(seed=3, buffer_size=8) if shuffle else stream(20)
+        options = {**SAVES, "save_steps": 1, "max_steps": 10, **args}
+        return make_trainer(folder, tokenizer, train=rows, selector="loss", args=options)
+
+    whole = build(tmp_path / "a")
+    whole.train()
+    assert whole.state.global_step == 10
+    for stop in (1, 3, 4, 8):
+        resumed = build(tmp_path / f"b{stop}")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
+        assert picks(resumed) == picks(whole)[-len(picks(resumed)) :]  # the end of a pass may make no whole step
+        assert losses(resumed) == losses(whole)
+        assert resumed.selection_feed.spent == whole.selection_feed.spent
+
+
+def test_workers_of_a_stream_in_a_later_pass_are_refused(tmp_path, tokenizer):
+    args = {**SAVES, "max_steps": 8}
+    trained(tmp_path, tokenizer, train=stream(20), args=args)
+    workers = make_trainer(
+        tmp_path, tokenizer, train=stream(20), selector="loss", args={**args, "dataloader_num_workers": 2}
+    )
+    with pytest.raises(ResumeError, match="the stream is in pass 2.*dataloader_num_workers=1"):
+        workers.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +134,48 @@ class _WithIds(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {**self._rows[row], ID: self.ids[row]}
+
+
+class Passes(IterableDataset):
+    """A stream that is read again and again, and can be resumed in any pass.
+
+    transformers counts the batches to skip over all passes, but a stream ends after one. So blank rows, which are
+    skipped without a look, stand for the passes that were finished.
+
+    Attributes:
+        finished: passes that were read to their end.
+        start: optimizer step at which the current pass began.
+        blanks: rows that stand for the finished passes, where a training was resumed.
+    """
+
+    def __init__(self, stream: IterableDataset) -> None:
+        self.stream = stream
+        self.finished = self.start = self.blanks = 0
+        self._resumed = self._epoch = 0
+        self._iterator: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._epoch == 0:
+            for _ in range(self.blanks):
+                yield {}
+        yield from self.stream
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the stream its pass, by which it may shuffle; ``epoch`` counts those since the training was resumed."""
+        self._epoch = epoch
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(self._resumed + epoch)
+
+    def follow(self, iterator: Any, step: int) -> None:
+        """Take note of the iterator that a step reads from: another one than before is another pass."""
+        if self._iterator is not None and iterator is not self._iterator:
+            self.finished, self.start = self.finished + 1, step
+        self._iterator = iterator
+
+    def resume(self, finished: int, start: int, rows: int) -> None:
+        """Begin in a pass that was begun at this step; ``rows`` are those of a step."""
+        self.finished = self._resumed = finished
+        self.start, self.blanks = start, start * rows
 
 
 def with_ids(dataset: Any, rounds: int | str) -> Any:

@@ -41,7 +41,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
-from longgame.training.candidates import SELECTION_COLUMNS, Candidates, ids_of, pool_of, with_ids
+from longgame.training.candidates import SELECTION_COLUMNS, Candidates, Passes, ids_of, pool_of, with_ids
 from longgame.training.config import AnySelector, SelectionConfig
 from longgame.training.feed import SelectionFeed, epoch_steps, fresh_first, round_of, split_micro
 from longgame.training.log import SelectionRecord
@@ -126,6 +126,7 @@ class SelectionMixin(_Base):
         self._selection_pool: Pool | None = None
         self._selection_loader: Any = None
         self._selection_clock: Any = None
+        self._selection_passes: Passes | None = None
         self._selection_digest: str | None = None
         self._selection_index: dict[str, int] | None = None
         self._selection_micro: list[list[str]] = []
@@ -159,8 +160,11 @@ class SelectionMixin(_Base):
         self.data_collator = Candidates
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *SELECTION_COLUMNS])]
         try:
+            dataset: Any = self.train_dataset
+            if isinstance(dataset, IterableDataset) and not hasattr(dataset, "__len__"):
+                self._selection_passes = dataset = Passes(dataset)
             self._selection_loader = self._selection_clock = self._get_dataloader(
-                dataset=self.train_dataset,
+                dataset=dataset,
                 description="Training",
                 batch_size=self._train_batch_size * self.selection.ratio,
                 sampler_fn=self._get_train_sampler,
@@ -201,6 +205,8 @@ class SelectionMixin(_Base):
                 self.selection_record.load(Path(checkpoint), state["record"])
             if isinstance(self.selection_signals, SignalSource):
                 self.selection_signals.load_state_dict(state["signals"])
+            if self._selection_passes is not None and "passes" in state:
+                self._selection_resume_pass(*state["passes"])
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Candidates], num_batches: int, device: torch.device
@@ -212,6 +218,8 @@ class SelectionMixin(_Base):
         ticks = list(itertools.islice(epoch_iterator, num_batches))
         if not ticks:
             return [], None
+        if self._selection_passes is not None:
+            self._selection_passes.follow(epoch_iterator, int(self.state.global_step))
         batches = self._selection_batches([row for tick in ticks for row in tick.rows], len(ticks))
         return batches, self._get_num_items_in_batch(batches, device)
 
@@ -271,6 +279,8 @@ class SelectionMixin(_Base):
             state = {"feed": self.selection_feed.state_dict(), "signals": signals, "step": step}
             if record is not None:
                 state["record"] = record.state_dict()
+            if self._selection_passes is not None:
+                state["passes"] = [self._selection_passes.finished, self._selection_passes.start]
             write_state(folder, STATE, {**state, "dataset": self._selection_fingerprint()})
         super()._save_checkpoint(model, trial)
 
@@ -408,6 +418,17 @@ class SelectionMixin(_Base):
         if isinstance(self.train_dataset, IterableDataset):
             return 0
         return epoch_steps(len(self._selection_clock), self.args.gradient_accumulation_steps)
+
+    def _selection_resume_pass(self, finished: int, start: int) -> None:
+        workers = self.args.dataloader_num_workers
+        if finished and workers > 1:
+            raise ResumeError(
+                f"the stream is in pass {finished + 1}, and {workers} workers would read it in another order. "
+                "Resume with dataloader_num_workers=1."
+            )
+        batches = self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
+        if self._selection_passes is not None:
+            self._selection_passes.resume(finished, start, batches)
 
     def _selection_fresh_rows(self) -> Bool[np.ndarray, " n"]:
         """Return which rows of the dataset no earlier epoch selected."""
