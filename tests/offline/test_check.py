@@ -326,6 +326,25 @@ def test_exit_codes_say_whether_rows_can_be_used(rows, arguments, code, text, tm
     assert "Traceback" not in done.stderr
 
 
+def test_the_list_of_bad_rows_replaces_no_file(tmp_path):
+    before = write(tmp_path / "data.jsonl", [ROWS["text"], {"a": 1}]).read_bytes()
+    done = command(tmp_path, "data.jsonl", "--bad-rows", "data.jsonl")
+    assert done.returncode == 1
+    assert "'data.jsonl' exists already. Give another --bad-rows" in done.stderr
+    assert (tmp_path / "data.jsonl").read_bytes() == before
+
+
+def test_the_terminal_shows_no_control_characters(tmp_path, folder):
+    hostile = "\x1b[31m\x07[bold]\u202e"
+    row = {"prompt": hostile, "completion": f"one {hostile}", "skill": hostile, hostile: 1}
+    write(tmp_path / "data.jsonl", [row, {hostile: 1}])
+    for arguments in ((), ("--model", model(folder))):
+        done = command(tmp_path, "data.jsonl", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)
+        assert "[bold]" in done.stdout
+
+
 def test_packed_files_and_folders_are_checked(tmp_path):
     (tmp_path / "part-1.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS["text"]).encode()))
     Dataset.from_list([ROWS["text"]] * 2).to_parquet(tmp_path / "part-2.parquet")

@@ -27,6 +27,7 @@ from longgame.commands.score import (
     row_progress,
 )
 from longgame.commands.terminal import Terminal
+from longgame.errors import StorageError
 from longgame.storage import write_file
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def check_command(
     example: Annotated[int | None, typer.Option(help="Number of the row that is shown, from 1.")] = None,
     near: Annotated[bool, typer.Option("--near/--no-near", help="Count near-duplicates.")] = True,
     bad_rows: Annotated[
-        Path | None, typer.Option(help="Write all rows that cannot be used to this file (JSON lines).")
+        Path | None, typer.Option(help="List all rows that cannot be used in this new file (JSON lines).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any row cannot be used.")] = False,
@@ -64,6 +65,8 @@ def check_command(
     """
     from longgame.offline.checking import check
 
+    if bad_rows is not None and bad_rows.exists():
+        raise StorageError(f"'{bad_rows}' exists already. Give another --bad-rows, or remove the file.")
     with interruptible("stopped; nothing was written."), row_progress("checking") as progress:
         report = check(
             one_or_all(data),
