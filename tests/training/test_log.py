@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 import longgame
 from longgame.errors import BudgetError, DataError, ResumeError
-from longgame.training.feed import fresh_first
+from longgame.training.candidates import fresh_first
 from longgame.training.log import PICKS, TRAINING_LOG, Parts
 from support.trainers import losses, make_trainer, sft, stream
 from support.training import Coin, Peek, loss_scorer, make_model, make_pool

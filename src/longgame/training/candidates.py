@@ -1,4 +1,4 @@
-"""Rows of a tokenized dataset as candidates: ids by content, token counts, pools, batches."""
+"""Rows of a tokenized dataset as candidates: ids by content, token counts, pools, batches, and their order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch.utils.data import Dataset, IterableDataset
+from jaxtyping import Bool, Int
+from torch.utils.data import Dataset, IterableDataset, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError
+from longgame.seeding import stream_seed
 
 ID = "sample_id"
 SELECTION_COLUMNS = (ID, "skill", "quality")
@@ -176,6 +178,62 @@ class Passes(IterableDataset):
         """Begin in a pass that was begun at this step; ``rows`` are those of a step."""
         self.finished = self._resumed = finished
         self.start, self.blanks = start, start * rows
+
+
+class SeededByEpoch(Sampler):
+    """A `LengthGroupedSampler` whose order depends on the epoch alone.
+
+    By itself it draws on torch's global generator, which a resumed training has in another state at that point.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self._sampler, self._seed = sampler, seed
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the order of this epoch."""
+        self._sampler.generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch) % 2**63)
+
+
+class FreshFirst(Sampler):
+    """An epoch's order in which rows that no earlier epoch selected are spread evenly (`fresh_first`)."""
+
+    def __init__(self, sampler: Any, fresh_rows: Callable[[], Bool[np.ndarray, " n"]]) -> None:
+        self._sampler, self._fresh_rows = sampler, fresh_rows
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(fresh_first(list(self._sampler), self._fresh_rows()))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to the sampler that shuffles."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
+
+
+def fresh_first(order: Sequence[int], is_fresh: Bool[np.ndarray, " n"]) -> list[int]:
+    """Return the rows in an order in which the fresh ones are spread evenly, and the others fill up.
+
+    Of k rows in a row at least ⌊k · f / n⌋ are fresh, f of n in all. Fresh rows keep their order, and so do the others.
+
+    Args:
+        order: n rows.
+        is_fresh: per dataset row, whether it is still offered.
+    """
+    fresh = [row for row in order if is_fresh[row]]
+    others = [row for row in order if not is_fresh[row]]
+    n, f = len(order), len(fresh)
+    takes_fresh = [(place + 1) * f // n > place * f // n for place in range(n)]
+    sources = {True: iter(fresh), False: iter(others)}
+    return [next(sources[turn]) for turn in takes_fresh]
 
 
 def with_ids(dataset: Any, rounds: int | str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, RecipeError, ResumeError
@@ -259,20 +259,3 @@ def split_micro(tokens: Sequence[int], parts: int) -> list[list[int]]:
 def epoch_steps(batches: int, accumulation: int) -> int:
     """Return the optimizer steps of an epoch of so many batches, as transformers' Trainer counts them."""
     return max(batches // accumulation + int(batches % accumulation > 0), 1)
-
-
-def fresh_first(order: Sequence[int], is_fresh: Bool[np.ndarray, " n"]) -> list[int]:
-    """Return the rows in an order in which the fresh ones are spread evenly, and the others fill up.
-
-    Of k rows in a row at least ⌊k · f / n⌋ are fresh, f of n in all. Fresh rows keep their order, and so do the others.
-
-    Args:
-        order: n rows.
-        is_fresh: per dataset row, whether it is still offered.
-    """
-    fresh = [row for row in order if is_fresh[row]]
-    others = [row for row in order if not is_fresh[row]]
-    n, f = len(order), len(fresh)
-    takes_fresh = [(place + 1) * f // n > place * f // n for place in range(n)]
-    sources = {True: iter(fresh), False: iter(others)}
-    return [next(sources[turn]) for turn in takes_fresh]

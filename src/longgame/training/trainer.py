@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -41,9 +41,18 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
-from longgame.training.candidates import SELECTION_COLUMNS, Candidates, Passes, ids_of, pool_of, with_ids
+from longgame.training.candidates import (
+    SELECTION_COLUMNS,
+    Candidates,
+    FreshFirst,
+    Passes,
+    SeededByEpoch,
+    ids_of,
+    pool_of,
+    with_ids,
+)
 from longgame.training.config import AnySelector, SelectionConfig
-from longgame.training.feed import SelectionFeed, epoch_steps, fresh_first, round_of, split_micro
+from longgame.training.feed import SelectionFeed, epoch_steps, round_of, split_micro
 from longgame.training.log import SelectionRecord
 
 if TYPE_CHECKING:
@@ -179,9 +188,9 @@ class SelectionMixin(_Base):
             self.data_collator, self._signature_columns = collator, columns
         batches: Any = self._selection_clock.batch_sampler
         if isinstance(getattr(batches, "sampler", None), LengthGroupedSampler):
-            batches.sampler = _SeededByEpoch(batches.sampler, self._selection_seed())
+            batches.sampler = SeededByEpoch(batches.sampler, self._selection_seed())
         if not self.selection.repeat and self.selection.rounds == "step" and self._selection_epoch:
-            batches.sampler = _FreshFirst(batches.sampler, self._selection_fresh_rows)
+            batches.sampler = FreshFirst(batches.sampler, self._selection_fresh_rows)
         return self._selection_clock
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -596,45 +605,6 @@ class SelectionTrainer(SelectionMixin, Trainer):
     trainer = SelectionTrainer(model, args, train_dataset=dataset, selection=SelectionConfig(selector="loss"))
     ```
     """
-
-
-class _SeededByEpoch(Sampler):
-    """A `LengthGroupedSampler` whose order depends on the epoch alone.
-
-    By itself it draws on torch's global generator, which a resumed training has in another state at that point.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self._sampler, self._seed = sampler, seed
-        self.set_epoch(0)
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Fix the order of this epoch."""
-        self._sampler.generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch) % 2**63)
-
-
-class _FreshFirst(Sampler):
-    """An epoch's order in which rows that no earlier epoch selected are spread evenly (`fresh_first`)."""
-
-    def __init__(self, sampler: Any, fresh_rows: Callable[[], Bool[np.ndarray, " n"]]) -> None:
-        self._sampler, self._fresh_rows = sampler, fresh_rows
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(fresh_first(list(self._sampler), self._fresh_rows()))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to the sampler that shuffles."""
-        if hasattr(self._sampler, "set_epoch"):
-            self._sampler.set_epoch(epoch)
 
 
 class Outcome(NamedTuple):
