@@ -276,17 +276,14 @@ def _scores(
     columns = computed_names(names)
     if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
         table = Scores(scores)
-        known = set(rows.ids) <= set(table.ids) or len(set(rows.ids) & set(table.ids)) > 0
         missing = [name for name in columns if name not in table.names]
-        if known and not missing:
+        if not missing:
             return table
         if model is None:
-            if missing:
-                raise RecipeError(
-                    f"'{scores}' lacks {', '.join(missing)}, which selector '{options.label}' needs. Give --model, and "
-                    "it is computed into the folder."
-                )
-            return table
+            raise RecipeError(
+                f"'{scores}' lacks {', '.join(missing)}, which selector '{options.label}' needs. Give --model, and it "
+                "is computed into the folder."
+            )
     if model is None:
         raise RecipeError("scores are to be computed, and no model is given. Give --model.")
     folder = scores if scores is not None else scratch
