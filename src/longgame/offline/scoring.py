@@ -376,7 +376,7 @@ def score_rows(
             engine,
             tokenized.shards(),
             names_here,
-            path / f"{_STORE}{blake2b(' '.join(names_here).encode(), digest_size=4).hexdigest()}",
+            path / f"{_STORE}{_short(' '.join(names_here))[:8]}",
             fingerprint=fingerprint,
             dtype={name: "float32" if name in COUNTS else options.store_dtype for name in names_here},
             on_shard=None if progress is None else lambda done: progress(done, len(rows)),
@@ -475,12 +475,17 @@ def _begin(
         "model": dataclasses.asdict(scorer.options),
         "max_length": scorer.max_length,
         "weights": scorer.origin,
+        "template": _short(str(scorer.tokenizer.chat_template)),
         "target": None if target is None else target.digest,
         "seed": seed,
         "fingerprint": fingerprint,
         "versions": versions,
     }
     write_file(path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _short(text: str) -> str:
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _version(name: str) -> str:

@@ -80,6 +80,8 @@ class Outcome:
     """Place of every row on a map of the embeddings, where the selector saw them; NaN for others."""
     weights: str
     """Origin and content of the model; empty without one."""
+    template: str
+    """Digest of the chat template; empty without a model."""
     replay: tuple[DataRows, Int[np.ndarray, " r"]] | None = None
     """Rows of earlier data that are learned again."""
 
@@ -256,6 +258,7 @@ def choose(
         clusters=_clusters(signals, candidates, len(rows)),
         embedding=_map(signals, candidates, len(rows)),
         weights="" if table is None else f"{table.config['weights']} ({table.config['fingerprint']})",
+        template="" if table is None else str(table.config.get("template", "")),
         replay=again,
     )
     return outcome, policy
@@ -500,6 +503,7 @@ def manifest_of(outcome: Outcome, files: Mapping[str, str], command: str) -> dic
             "turns": rows.rules.turns,
         },
         "model": outcome.weights,
+        "template": outcome.template,
         "replay": None
         if outcome.replay is None
         else {
