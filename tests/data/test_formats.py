@@ -185,6 +185,7 @@ REFUSED: list[tuple[Any, str]] = [
     (7, "int, not an object"),
     ({"instruction": "x"}, "has no response"),
     ({"txet": "x"}, "Did you mean 'text'"),
+    ({"question": "x", "context": "y", "answers": "z"}, "Did you mean 'answer'"),
     ({"question": "x"}, "'answer' is missing or empty beside 'question'"),
     ({"prompt": "x", "completion": None}, "'completion' is missing or empty beside 'prompt'"),
     ({"instruction": "x", "outptu": "y"}, "Did you mean 'output'"),

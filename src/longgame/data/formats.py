@@ -264,7 +264,8 @@ _PARTNERS = {"prompt": "completion", "instruction": "output", "question": "answe
 def _no_format(row: Mapping[str, Any]) -> RowError:
     names = ", ".join(map(str, row)) or "nothing"
     known = [name for form in FORMATS for name in form.needs]
-    near = (text for name in row if name not in known and (text := did_you_mean(str(name), known)))
+    others = [str(name) for name in row if name not in READ_COLUMNS]
+    near = (text for name in others if (text := did_you_mean(name, known)))
     lacking = (f" '{_PARTNERS[name]}' is missing or empty beside '{name}';" for name in row if name in _PARTNERS)
     hint = next(near, "") or next(lacking, "")
     accepted = "; ".join(form.fields for form in FORMATS)

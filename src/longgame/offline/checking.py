@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from longgame.data.examples import Example, Pool
-from longgame.data.formats import RowRules, Turns
+from longgame.data.formats import READ_COLUMNS, RowRules, Turns
 from longgame.data.sources import ReadRow, Source, open_source
 from longgame.errors import DataError, ModelError, RecipeError, unknown
 from longgame.escape import visible
@@ -180,6 +180,11 @@ class CheckReport:
         for row in self.bad:
             kinds.setdefault(_DETAILS.sub("", row.reason), []).append(row)
         return [(rows[0], len(rows)) for rows in kinds.values()]
+
+    @property
+    def unread_columns(self) -> list[str]:
+        """Columns that no format reads; a subset keeps them."""
+        return [name for name in self.columns if name not in READ_COLUMNS]
 
     def facts(self) -> dict[str, str]:
         """Return what was measured as lines of a table: name → value."""
@@ -623,6 +628,7 @@ def _facts(report: CheckReport) -> dict[str, str]:
         "rows": f"{report.rows:,}, of which {report.usable:,} can be used",
         "formats": _counts(report.formats) or "none",
         "columns": _counts(report.columns, report.rows - report.filtered),
+        "not read": _counts(dict.fromkeys(report.unread_columns, report.rows), report.rows),
     }
     if report.filtered:
         facts["rows"] += f" ({report.filtered:,} are left out by --where)"
@@ -649,7 +655,7 @@ def _facts(report: CheckReport) -> dict[str, str]:
         facts["model"] = report.model
         facts["chat template"] = "none" if report.template is None else _template_words(report.template)
         facts["padding"] = f"{report.pad_token or 'none'}; EOS is {report.eos_token or 'none'}"
-    return facts
+    return {name: value for name, value in facts.items() if value}
 
 
 def _counts(counts: Mapping[str, int], total: int | None = None) -> str:
