@@ -427,7 +427,7 @@ _OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "n
 
 
 READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).union(
-    _CONTENT, _SYSTEM, _TOOLS, _OPTIONAL, ("history", "rejected", "labels")
+    _CONTENT, _SYSTEM, _TOOLS, _OPTIONAL, ("history", "rejected", "labels", "attention_mask")
 )
 """Columns that say something to longgame; all others are the user's own."""
 

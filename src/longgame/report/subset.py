@@ -127,6 +127,7 @@ def _score_figure(outcome: Outcome, cut: float) -> Figure | None:
     pool, picked = pool[np.isfinite(pool)], picked[np.isfinite(picked)]
     if not len(pool) or not len(picked):
         return None
+    cut = max(cut, float(picked.min()))  # a score may be -inf
     low, high = np.percentile(pool, [0.25, 99.75]).tolist()
     frame = _histogram(pool, picked, (min(low, cut), max(high, cut)))
     bars = _bars(frame, "score", "", "rows")
