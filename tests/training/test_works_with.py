@@ -86,15 +86,16 @@ def test_streams_are_resumed_in_every_pass(tmp_path, tokenizer, args, shuffle):
         options = {**SAVES, "save_steps": 1, "max_steps": 10, **args}
         return make_trainer(folder, tokenizer, train=rows, selector="loss", args=options)
 
-    whole = build(tmp_path / "a")
-    whole.train()
-    assert whole.state.global_step == 10
+    uninterrupted = build(tmp_path / "a")
+    uninterrupted.train()
+    assert uninterrupted.state.global_step == 10
     for stop in (1, 3, 4, 8):
         resumed = build(tmp_path / f"b{stop}")
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
-        assert picks(resumed) == picks(whole)[-len(picks(resumed)) :]  # the end of a pass may make no whole step
-        assert losses(resumed) == losses(whole)
-        assert resumed.selection_feed.spent == whole.selection_feed.spent
+        # the end of a pass may select without making a step
+        assert picks(resumed) == picks(uninterrupted)[-len(picks(resumed)) :]
+        assert losses(resumed) == losses(uninterrupted)
+        assert resumed.selection_feed.spent == uninterrupted.selection_feed.spent
 
 
 def test_workers_of_a_stream_in_a_later_pass_are_refused(tmp_path, tokenizer):
@@ -112,12 +113,12 @@ def test_workers_of_a_stream_in_a_later_pass_are_refused(tmp_path, tokenizer):
 def test_sampling_strategies_are_resumed_exactly(tmp_path, tokenizer, strategy, rounds):
     args = {**SAVES, "train_sampling_strategy": strategy, "max_steps": 12}  # an epoch has five
     options = {"selector": "loss", "rounds": rounds}
-    whole = trained(tmp_path / "a", tokenizer, args=args, **options)
+    uninterrupted = trained(tmp_path / "a", tokenizer, args=args, **options)
     for stop in (4, 8):
         resumed = make_trainer(tmp_path / f"b{stop}", tokenizer, args=args, **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
-        assert resumed.picks == {step: whole.picks[step] for step in range(stop, 12)}
-        assert losses(resumed) == losses(whole)
+        assert resumed.picks == {step: uninterrupted.picks[step] for step in range(stop, 12)}
+        assert losses(resumed) == losses(uninterrupted)
 
 
 def test_evaluation_in_training_changes_no_pick(tmp_path, tokenizer):
@@ -184,23 +185,23 @@ def test_gradients_of_prompt_learning_are_refused(tmp_path, tokenizer, kind):
 def test_packing_joins_what_was_selected(tmp_path, tokenizer, rounds):
     args = {"packing": True, "max_length": 32, "num_train_epochs": 2, "learning_rate": 0.0, **SAVES, "max_steps": -1}
     model = make_model()
-    whole = sft(tmp_path / "a", tokenizer, args=args, model=model, selector=Coin(), budget=0.5, rounds=rounds,
+    uninterrupted = sft(tmp_path / "a", tokenizer, args=args, model=model, selector=Coin(), budget=0.5, rounds=rounds,
                 training_log=True)  # fmt: skip
-    whole.train()
-    rows = [whole.train_dataset[row] for row in range(len(whole.train_dataset))]
+    uninterrupted.train()
+    rows = [uninterrupted.train_dataset[row] for row in range(len(uninterrupted.train_dataset))]
     pool = pool_of(rows)
     expected = loss_scorer(model)(pool, ("loss",))["loss"]
     table = longgame.read_training_log(tmp_path / "a")
-    assert set(table["sample_id"]) == {sample_id for ids in picks(whole) for sample_id in ids}
+    assert set(table["sample_id"]) == {sample_id for ids in picks(uninterrupted) for sample_id in ids}
     assert table["seen"].max() == 2
     for sample_id, loss in zip(table["sample_id"], table["loss"], strict=True):  # no example sees another one
         assert loss == pytest.approx(expected[pool.index[sample_id]], rel=1e-4)
     steps = table.groupby("step")["sample_id"].agg(lambda ids: sum(pool.tokens[pool.index[i]] for i in ids))
     assert steps.max() <= 2 * 32 + pool.tokens.max()
-    assert len(steps) == whole.state.global_step == 2 * -(-int(np.ceil(0.5 * pool.tokens.sum() / 32)) // 2)
+    assert len(steps) == uninterrupted.state.global_step == 2 * -(-int(np.ceil(0.5 * pool.tokens.sum() / 32)) // 2)
     resumed = sft(tmp_path / "b", tokenizer, args=args, selector=Coin(), budget=0.5, rounds=rounds, training_log=True)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    assert losses(resumed) == losses(whole)
+    assert losses(resumed) == losses(uninterrupted)
 
 
 def test_padding_free_batches_train_as_padded_ones(tmp_path, tokenizer):

@@ -81,22 +81,24 @@ def _checkpoint(arguments: Any) -> str | None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    named = arguments.resume_from_checkpoint
-    if named is None or str(named).lower() == "false":
+    choice = arguments.resume_from_checkpoint
+    if choice is None or str(choice).lower() == "false":
         return None
     folder = Path(arguments.output_dir)
-    if str(named).lower() == "true":
+    if str(choice).lower() == "true":
         last = get_last_checkpoint(folder) if folder.is_dir() else None
         if last is None:
             raise RecipeError(
                 f"resume_from_checkpoint is true, and '{folder}' holds no checkpoint. Leave it out to start a training."
             )
         return last
-    if not Path(named).is_dir():
+    if not Path(choice).is_dir():
         names = sorted(path.name for path in folder.glob("checkpoint-*"))
         others = f" '{folder}' has {', '.join(names)}." if names else ""
-        raise RecipeError(f"resume_from_checkpoint '{named}' is no folder.{others} Name a checkpoint, or leave it out.")
-    return named
+        raise RecipeError(
+            f"resume_from_checkpoint '{choice}' is no folder.{others} Name a checkpoint, or leave it out."
+        )
+    return choice
 
 
 def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, selection: Mapping[str, Any]) -> Any:
@@ -204,36 +206,36 @@ def _read(config: Path | None, options: Sequence[str]) -> tuple[Any, Any, Any, D
     selection = values.pop(SECTION, None) or {}
     if not isinstance(selection, Mapping):
         selection = {"selector": selection}
-    rest, changes = _split_options(options)
+    words, changes = _split_options(options)
     selection = {**selection, **changes}
     kinds = (ScriptArguments, SFTConfig, ModelConfig, DataArguments)
-    known = [item.name for kind in kinds for item in dataclasses.fields(kind) if item.init]
+    keys = [item.name for kind in kinds for item in dataclasses.fields(kind) if item.init]
     for key in values:
-        if key not in (*known, "env"):
-            raise RecipeError(f"{config}: unknown key '{key}'.{did_you_mean(str(key), [*known, SECTION])}")
-    for word in rest:
+        if key not in (*keys, "env"):
+            raise RecipeError(f"{config}: unknown key '{key}'.{did_you_mean(str(key), [*keys, SECTION])}")
+    for word in words:
         name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and name.replace("-", "_") not in known and not name.startswith("no_"):
-            raise RecipeError(f"unknown option '{word}'.{did_you_mean(name, [*known, SECTION])}")
+        if word.startswith("--") and name.replace("-", "_") not in keys and not name.startswith("no_"):
+            raise RecipeError(f"unknown option '{word}'.{did_you_mean(name, [*keys, SECTION])}")
     if not torch.accelerator.is_available():
         values.setdefault("use_cpu", True)  # SFTConfig's default, bf16, is refused without it
     parser: Any = TrlParser(kinds)  # type: ignore[arg-type]
     parser.error = _refuse_value
     with setup_errors():
         parser.set_defaults_with_config(**{key: value for key, value in values.items() if key != "env"})
-        data, arguments, model, names = parser.parse_args_into_dataclasses(args=rest)
+        data, arguments, model, names = parser.parse_args_into_dataclasses(args=words)
     return arguments, data, model, names, selection
 
 
 def _split_options(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the options without ``--selection.KEY VALUE``, and those as fields."""
-    rest: list[str] = []
+    others: list[str] = []
     changes: dict[str, Any] = {}
     words = iter(options)
     for word in words:
         name, sign, value = word.partition("=")
         if not name.startswith(f"--{SECTION}."):
-            rest.append(word)
+            others.append(word)
             continue
         text = value if sign else next(words, None)
         if text is None:
@@ -242,7 +244,7 @@ def _split_options(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             changes[name.removeprefix(f"--{SECTION}.")] = load_yaml(text)
         except ValueError as error:
             raise RecipeError(f"{name} is '{text}', which cannot be read: {error}.") from error
-    return rest, changes
+    return others, changes
 
 
 def _refuse_value(message: str) -> None:
@@ -348,8 +350,8 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, 
 
     if stream:
         return IterableDataset.from_generator(rows, features=features)
-    rest, tables = rows(), []
-    while batch := list(itertools.islice(rest, _BATCH)):
+    stream_of_rows, tables = rows(), []
+    while batch := list(itertools.islice(stream_of_rows, _BATCH)):
         tables.append(pa.Table.from_pylist(batch, schema=features.arrow_schema))
     if not tables:
         raise DataError(f"no row of '{data}' can be tokenized. Look at the warnings above.")

@@ -175,15 +175,15 @@ def _link(source: Path, target: Path, size: int) -> bool:
 class Tally:
     """Counts of the selections since the last entry of the Trainer's log."""
 
-    kept: int = 0
+    picks: int = 0
     offered: int = 0
-    kept_tokens: int = 0
+    pick_tokens: int = 0
     offered_tokens: int = 0
-    loss_kept: float = 0.0
+    pick_loss: float = 0.0
     """Sum over picks; only of selections whose selector requires ``loss``."""
-    loss_offered: float = 0.0
-    with_loss_kept: int = 0
-    with_loss_offered: int = 0
+    offered_loss: float = 0.0
+    picks_with_loss: int = 0
+    offered_with_loss: int = 0
     again: int = 0
     """Picks that were picked in the epoch before, too."""
     compared: int = 0
@@ -224,16 +224,16 @@ class SelectionRecord:
         picked, terms = decision.selection.rows, decision.selection.scores
         ids = decision.picked_ids
         tally = self._tally
-        tally.kept += len(picked)
+        tally.picks += len(picked)
         tally.offered += len(pool)
-        tally.kept_tokens += int(pool.tokens[picked].sum())
+        tally.pick_tokens += int(pool.tokens[picked].sum())
         tally.offered_tokens += int(pool.tokens.sum())
         if "loss" in decision.signals.columns:
             loss = decision.signals["loss"].astype(np.float64)
-            tally.loss_kept += float(loss[picked].sum())
-            tally.loss_offered += float(loss.sum())
-            tally.with_loss_kept += len(picked)
-            tally.with_loss_offered += len(pool)
+            tally.pick_loss += float(loss[picked].sum())
+            tally.offered_loss += float(loss.sum())
+            tally.picks_with_loss += len(picked)
+            tally.offered_with_loss += len(pool)
         if epoch and step >= epoch:
             start = step // epoch * epoch
             tally.again += sum(start - epoch <= self.last_pick.get(sample_id, -1) < start for sample_id in ids)
@@ -286,14 +286,14 @@ class SelectionRecord:
         tally, now = self._tally, time.perf_counter()
         took, passed = seconds - self._seconds, now - self._since
         values: dict[str, float] = {
-            "kept": tally.kept,
+            "kept": tally.picks,
             "offered": tally.offered,
-            "kept_tokens": tally.kept_tokens,
+            "kept_tokens": tally.pick_tokens,
             "offered_tokens": tally.offered_tokens,
         }
-        if tally.with_loss_kept:
-            values["loss_kept"] = tally.loss_kept / tally.with_loss_kept
-            values["loss_offered"] = tally.loss_offered / tally.with_loss_offered
+        if tally.picks_with_loss:
+            values["loss_kept"] = tally.pick_loss / tally.picks_with_loss
+            values["loss_offered"] = tally.offered_loss / tally.offered_with_loss
         if tally.compared:
             values["overlap"] = tally.again / tally.compared
         values["seconds"] = round(took, 3)
