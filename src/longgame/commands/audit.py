@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longgame.commands.options import (
+    CHANGES,
     Cross,
     DataDir,
     ModelName,
@@ -82,39 +83,67 @@ def audit(
     return run
 
 
+_WORK = "How it runs"
+
+
 def audit_command(
     recipe: Annotated[
         Path,
         typer.Argument(help="A recipe (YAML), the name of one of the package (quickstart), or the directory of a run."),
     ],
     selectors: Annotated[
-        str | None, typer.Option(help="Replace the recipe's: names, comma-separated; as --selector.")
+        str | None,
+        typer.Option(help="Replace the recipe's: names, comma-separated; as --selector.", rich_help_panel=CHANGES),
     ] = None,
     selector: Annotated[
         list[str] | None,
-        typer.Option(help="Add one: [LABEL=]NAME, where NAME may be file.py:Class or scores:FILE (repeatable)."),
+        typer.Option(
+            help="Add one: [LABEL=]NAME, where NAME may be file.py:Class or scores:FILE (repeatable).",
+            rich_help_panel=CHANGES,
+        ),
     ] = None,
     seeds: SeedsOption = None,
-    budget: Annotated[float | None, typer.Option(help="Share of each pool's tokens to select, in (0, 1].")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Share of each pool's tokens to select, in (0, 1].", rich_help_panel=CHANGES),
+    ] = None,
     model: ModelName = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=CHANGES)] = None,
     data_dir: DataDir = None,
     axis: Annotated[
         list[str] | None,
         typer.Option(
-            help="Vary, e.g. budget=0.1,0.5, rounds=1,step, adaptation=lora,full, order=rotations, data.noise=0.1."
+            help="Vary, e.g. budget=0.1,0.5, rounds=1,step, adaptation=lora,full, order=rotations, data.noise=0.1.",
+            rich_help_panel=CHANGES,
         ),
     ] = None,
     cross: Cross = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (default: cores / workers).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every stage.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The first failed trial ends the audit.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME).", rich_help_panel=_WORK)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.", rich_help_panel=_WORK)
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes (default: one per core).", rich_help_panel=_WORK)
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads per worker (default: cores / workers).", rich_help_panel=_WORK),
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the model of every stage.", rich_help_panel=_WORK)
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="The first failed trial ends the audit.", rich_help_panel=_WORK)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Train with each selector through the stages of a recipe and report its effect on later stages."""
+    """Train with each selector through the stages of a recipe and report its effect on later stages.
+
+    An interrupted audit is resumed by the same command. Paths in options start from the working directory.
+
+    Example: longgame audit quickstart --selector mine=my_selector.py:MySelector --seeds 0-4 --out runs/mine
+    """
     with interruptible(
         "stopped. Nothing was written."
         if dry_run
@@ -135,6 +164,7 @@ def audit_command(
             seeds=seeds,
             budget=budget,
             model=model,
+            device=device,
             data_dir=data_dir,
             axis=axis,
             cross=cross,

@@ -16,10 +16,18 @@ from longgame.errors import LonggameError, RecipeError
 from longgame.limits import located, relative_to
 from longgame.recipe import AxesSpec, load_yaml, path_folders, read_mapping
 
-SeedsOption = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.")]
-ModelName = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.")]
-Cross = Annotated[bool, typer.Option("--cross", help="All combinations of the axes, not one at a time.")]
+CHANGES = "Changes of the recipe"
+"""Title of these options in the help of a command."""
+SeedsOption = Annotated[str | None, typer.Option(help="Seeds: 0,1,2 or 0-4.", rich_help_panel=CHANGES)]
+ModelName = Annotated[
+    str | None,
+    typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.", rich_help_panel=CHANGES),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ data files.", rich_help_panel=CHANGES)]
+Cross = Annotated[
+    bool,
+    typer.Option("--cross", help="All combinations of the axes, not one at a time.", rich_help_panel=CHANGES),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
 ]
@@ -109,6 +117,7 @@ def recipe_changes(
     seeds: str | None = None,
     budget: float | None = None,
     model: str | None = None,
+    device: str | None = None,
     data_dir: Path | None = None,
     axis: list[str] | None = None,
     cross: bool = False,
@@ -135,6 +144,8 @@ def recipe_changes(
     if model is not None:
         name = path_from_here(model, folders) if Path(model).expanduser().is_dir() else model
         changes |= {"model.name": name, "model.per_seed": []}
+    if device is not None:
+        changes["model.device"] = device
     if trust_remote_code:
         changes["model.trust_remote_code"] = True
     if data_dir is not None:

@@ -12,6 +12,7 @@ import pandas as pd
 import typer
 
 from longgame.commands.options import (
+    CHANGES,
     Cross,
     DataDir,
     ModelName,
@@ -40,7 +41,9 @@ def pools(
     seeds: SeedsOption = None,
     model: ModelName = None,
     data_dir: DataDir = None,
-    axis: Annotated[list[str] | None, typer.Option(help="Vary, as in the audit, e.g. data.noise=0,0.1.")] = None,
+    axis: Annotated[
+        list[str] | None, typer.Option(help="Vary, as in the audit, e.g. data.noise=0,0.1.", rich_help_panel=CHANGES)
+    ] = None,
     cross: Cross = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -49,6 +52,8 @@ def pools(
     """Write the candidates of every stage, seed and condition with ids and text, to be scored by another system.
 
     Its scores go into an audit as --selector scores:FILE (columns sample_id and score, keep or both).
+
+    Example: longgame pools quickstart --out candidates
     """
     with interruptible("stopped. Run the command again."):
         from longgame.audit.checks import check_trusted_data
