@@ -239,3 +239,5 @@ def test_each_format_is_named_in_the_error() -> None:
 def test_a_range_of_quality_without_width_is_refused() -> None:
     with pytest.raises(DataError, match="the lower one first"):
         RowRules(quality_range=(1, 1))
+    with pytest.raises(DataError, match="unknown choice of turns 'first'"):
+        RowRules(turns="first")  # type: ignore[arg-type]

@@ -220,6 +220,7 @@ def command_line() -> str:
 def row_progress(activity: str) -> Iterator[Any]:
     """Show rows done and the time left on stderr; gives what a job calls with (done, all)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+    console = Terminal(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(activity, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

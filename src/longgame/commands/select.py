@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +83,7 @@ def select_command(
         from longgame.offline.options import SelectOptions
         from longgame.offline.selecting import BAD, EXPLAINED, MANIFEST, PAGE, select_to
         from longgame.offline.subset import beside
+        from longgame.offline.summary import audit_line
         from longgame.report.subset import subset_page, subset_summary
         from longgame.storage import write_file
 
@@ -126,15 +126,5 @@ def select_command(
         written = [out, *(beside(out, ending) for ending in (MANIFEST, EXPLAINED, BAD, PAGE))]
         files = ", ".join(str(path) for path in written if path.exists())
         console.print(f"Written: {files}", highlight=False, markup=False)
-        console.print(f"What does this selector do to your next stages? {audit_line(options, model)}", markup=False)
-
-
-def audit_line(options: object, model: str | None) -> str:
-    """The command that audits this selector on the user's next stages."""
-    name = getattr(options, "label", "random")
-    share = getattr(options, "budget", "10%")
-    budget = f" --budget {float(str(share).rstrip('%')) / 100:g}" if str(share).endswith("%") else ""
-    chosen = f" --model {shlex.quote(model)}" if model else ""
-    return (
-        f"longgame init, then: longgame audit recipe.yaml --selectors {shlex.quote(f'random,{name}')}{budget}{chosen}"
-    )
+        console.print("What does it do to your next stages? Put their files into a folder, and run:")
+        console.print(audit_line(outcome, manifest), highlight=False, markup=False, soft_wrap=True)

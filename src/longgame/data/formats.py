@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from longgame.data.examples import Example
-from longgame.errors import DataError, did_you_mean
+from longgame.errors import DataError, did_you_mean, unknown
 
 Turns = Literal["all", "last"]
 
@@ -31,7 +31,7 @@ class RowRules:
     """How rows become examples.
 
     Raises:
-        DataError: the range of quality is none.
+        DataError: ``turns`` is another word, or the range of quality is none.
     """
 
     turns: Turns = "all"
@@ -40,6 +40,8 @@ class RowRules:
     """Lowest and highest value of the ``quality`` column; it is mapped to [0, 1]."""
 
     def __post_init__(self) -> None:
+        if self.turns not in get_args(Turns):
+            raise DataError(unknown("choice of turns", str(self.turns), get_args(Turns)))
         low, high = self.quality_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise DataError(f"the range of quality is {low:g} to {high:g}; give two numbers, the lower one first.")
