@@ -239,7 +239,7 @@ def test_without_a_template_conversations_cannot_be_used(tmp_path, folder):
         ([ROWS["alpaca"]], {"example": 2}, "number 2, and .* has 1 rows"),
         ([ROWS["alpaca"]], {"example": 0}, "counted from 1"),
         ([ROWS["alpaca"], {"a": 1}], {"example": 2}, "row 2 .* no response"),
-        ([ROWS["alpaca"]], {"turns": "first"}, "unknown way of turns 'first'"),
+        ([ROWS["alpaca"]], {"turns": "first"}, "unknown choice of turns 'first'"),
         ([ROWS["alpaca"]], {"max_length": 3}, "use 8 or more"),
         ([ROWS["alpaca"]], {"where": "skil == 1"}, "unknown column 'skil'"),
         ([ROWS["alpaca"]], {"quality_range": (1, 1)}, "range of quality"),

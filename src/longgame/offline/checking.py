@@ -20,7 +20,7 @@ import pyarrow as pa
 from longgame.data.examples import Example, Pool
 from longgame.data.formats import READ_COLUMNS, RowRules, Turns
 from longgame.data.sources import ReadRow, Source, open_source
-from longgame.errors import DataError, ModelError, RecipeError, unknown
+from longgame.errors import DataError, ModelError, RecipeError
 from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
 from longgame.offline.dedup import NEAR, duplicates
@@ -229,8 +229,6 @@ def check(
     start = time.perf_counter()
     if example is not None and example < 1:
         raise RecipeError(f"the example is number {example}; rows are counted from 1.")
-    if turns not in ("all", "last"):
-        raise RecipeError(unknown("way of turns", str(turns), ("all", "last")))
     if max_length is not None and max_length < 8:
         raise RecipeError(f"max_length is {max_length}; use 8 or more.")
     source = _CountedSource(open_source(data))
