@@ -11,7 +11,15 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 import longgame
-from longgame.commands.train import _checkpoint, _read, build_trainer, card_section, tokenized, training_errors
+from longgame.commands.train import (
+    _as_fields,
+    _checkpoint,
+    _read,
+    build_trainer,
+    card_section,
+    tokenized,
+    training_errors,
+)
 from longgame.data.sources import load_examples
 from longgame.data.tokenize import build_pool
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError
@@ -108,6 +116,16 @@ def test_options_win_over_the_file(tmp_path, sums):
     assert (arguments.learning_rate, arguments.max_steps) == (0.5, 2)
     assert (data.dataset_name, model.model_name_or_path) == (sums, "tiny")
     assert selection == {"selector": "loss", "budget": 0.1, "rounds": 3}
+
+
+def test_selector_and_budget_are_written_as_for_select():
+    fields = {"selector": "gradient:mode=similarity,query=0.5", "budget": "10%", "rounds": 1}
+    parameters = {"mode": "similarity", "query": 0.5}
+    assert _as_fields(fields) == {"selector": "gradient", "parameters": parameters, "budget": 0.1, "rounds": 1}
+    assert _as_fields({"selector": {"name": "loss"}, "budget": 0.2}) == {"selector": {"name": "loss"}, "budget": 0.2}
+    for budget in ("5000rows", "2M", "10%rows"):
+        with pytest.raises(RecipeError, match="takes a share of the candidates' tokens"):
+            _as_fields({"budget": budget})
 
 
 def test_training_writes_model_tables_and_card(tmp_path, sums):

@@ -21,6 +21,7 @@ from longgame.data.sources import SUFFIXES, open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
 from longgame.limits import why_no_file
+from longgame.offline.options import Budget, parse_selector
 from longgame.offline.rows import DataRows, OnBadRow
 from longgame.recipe import ModelSpec, load_yaml, read_mapping
 from longgame.storage import ADVICE, write_file
@@ -120,7 +121,7 @@ def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, s
     from longgame.training.sft import SelectionSFTTrainer
     from longgame.training.trainer import refuse_several_processes
 
-    chosen = SelectionConfig.of(selection)
+    chosen = SelectionConfig.of(_as_fields(selection))
     refuse_several_processes(arguments)
     if model.model_name_or_path is None:
         raise RecipeError("model_name_or_path is missing. Name a model, e.g. model_name_or_path: tiny.")
@@ -245,6 +246,28 @@ def _split_options(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         except ValueError as error:
             raise RecipeError(f"{name} is '{text}', which cannot be read: {error}.") from error
     return others, changes
+
+
+def _as_fields(selection: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section with selector and budget as `SelectionConfig` takes them, from what `longgame select` takes.
+
+    Raises:
+        RecipeError: the selector cannot be read, or the budget is no share of the tokens.
+    """
+    fields = dict(selection)
+    if isinstance(fields.get("selector"), str):
+        fields["selector"], parameters = parse_selector(fields["selector"])
+        if parameters:
+            fields["parameters"] = {**parameters, **(fields.get("parameters") or {})}
+    if isinstance(fields.get("budget"), str):
+        budget = Budget.parse(fields["budget"])
+        if budget.kind != "share" or budget.of != "tokens":
+            raise RecipeError(
+                f"budget is '{fields['budget']}', and a training takes a share of the candidates' tokens. "
+                "Write 0.1 or 10%, or select a subset first (longgame select)."
+            )
+        fields["budget"] = budget.value
+    return fields
 
 
 def _refuse_value(message: str) -> None:
