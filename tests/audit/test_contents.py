@@ -11,7 +11,7 @@ from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
 from longgame.audit.run import Run
 from longgame.errors import ResumeError
-from longgame.recipe import parse_recipe
+from longgame.recipe import load_recipe, parse_recipe
 from support.quadratic_audit import Silent
 
 SELECTOR = """
@@ -114,3 +114,20 @@ def test_only_files_that_are_there_have_contents(tmp_path):
     names = ("loss", f"{tmp_path / 'a.py'}:A", f"scores:{tmp_path / 'gone.csv'}")
     assert list(file_contents(names)) == [names[1]]
     assert plugin_names(recipe(names[1])) == ("random", names[1], *recipe("loss").data.stages[0].scorers)
+
+
+KEYS = {
+    "quickstart": ("2b7d2ae8b8697169", "a80daf572f5adfb5"),
+    "domain": ("0659ec85664b9f15", "e7155a09926fdcc6"),
+    "interventions": ("7ab7de1a91b0e365", "18bd1e168b181373"),
+    "quadratic": ("4cba2364627fe197", "6b02bcc67bcc4245"),
+    "smollm2-skill": ("1e8ad8883eae70b1", "1c98bc0862cc7cc1"),
+}
+"""Packaged recipe → keys of the shared work of its first seed and of its last trial, as the first runs have them."""
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_of_packaged_recipes_never_change(name, tmp_path):
+    """A key that a recipe gets is added to `longgame.audit.plan._ADDED`: otherwise no run of before can be resumed."""
+    run = Run(tmp_path, load_recipe(name))
+    assert (run.seed_store(run.recipe.seeds[0]).key, run.trial_store(run.plan.trials[-1]).key) == KEYS[name]

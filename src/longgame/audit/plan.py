@@ -73,6 +73,9 @@ _REPORT_ONLY = (
 )
 """Keys that are read when results are told, and change no measurement."""
 
+_ADDED = ("model.peft", "data.turns", "data.quality_range")
+"""Keys that came after the first runs; at their default they are no part of a trial's key, so that old runs resume."""
+
 _NOT_VARIED = {
     **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data", "relative_to"), "it stands above the axes"),
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
@@ -377,8 +380,9 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
     del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
     del raw["model"]["device"]  # a run records its device, and is not resumed on one of another kind
-    if not raw["model"]["peft"]:
-        del raw["model"]["peft"]  # as in runs of before there were further keys
+    for section, key in (name.split(".") for name in _ADDED):
+        if raw[section][key] == plain[section][key]:
+            del raw[section][key]
     del raw["relative_to"]  # says where files are; what is in them is compared by content
     return raw
 

@@ -144,6 +144,7 @@ def _own_columns(recipe: Recipe, row_ids: Mapping[str, str | None]) -> dict[str,
 
     data = recipe.data
     folder = None if data.data_dir is None else Path(data.data_dir)
+    rules = RowRules(data.turns, data.quality_range)
     references = dict.fromkeys(name for stage in data.stages for name in stage.train)
     needed = {(sample_id.partition("#")[0], row_id) for sample_id, row_id in row_ids.items()}
     cells: dict[tuple[str, str | None], dict[str, Any]] = {}
@@ -152,7 +153,7 @@ def _own_columns(recipe: Recipe, row_ids: Mapping[str, str | None]) -> dict[str,
         for _, _, read in open_reference(reference, folder, "train").rows():
             try:
                 row = read()
-                key = (read_row(row, RowRules())[0].sample_id, row_id_of(row))
+                key = (read_row(row, rules)[0].sample_id, row_id_of(row))
             except RowError as error:
                 raise DataError(f"{reference}: {error}. Its rows changed while they were read.") from error
             if key not in needed:
