@@ -11,8 +11,10 @@ from html.parser import HTMLParser
 import altair as alt
 import numpy as np
 import pytest
+from datasets import Dataset
 from rich.console import Console
 
+import longgame
 from longgame.data.sources import open_source
 from longgame.offline.options import SelectOptions
 from longgame.offline.selecting import choose, manifest_of
@@ -149,6 +151,12 @@ def test_long_texts_and_many_rows_keep_the_page_small(tmp_path):
     assert "2,000 not selected and 2,000 selected rows are drawn of" in page
     assert "288 others" in page
     assert "characters…]" in page
+
+
+def test_a_notebook_shows_the_subset(tmp_path):
+    subset = longgame.select(Dataset.from_list(rows_of(40)), selector="longest", budget="10rows")
+    assert "10 of 40 rows" in subset._repr_html_()
+    assert "longgame audit" in subset._repr_html_()
 
 
 def test_counts_of_groups_add_up(tmp_path):

@@ -20,6 +20,7 @@ from longgame.offline.rows import DataRows, OnBadRow
 from longgame.offline.scoring import ModelOptions, Progress, Scores, score_rows
 from longgame.offline.selecting import Outcome, append_history, choose, manifest_of, select_to
 from longgame.offline.subset import PREFIX, table_of
+from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
 
 
@@ -44,6 +45,9 @@ class Subset(Dataset):
     def explain(self) -> list[dict[str, Any]]:
         """Why each row was picked, and each of the nearest rejected rows was not."""
         return self.outcome.explain()
+
+    def _repr_html_(self) -> str:
+        return subset_html(self.outcome, self.manifest)
 
 
 def model_options(model: str | ModelOptions | None, options: Mapping[str, Any]) -> ModelOptions | None:
