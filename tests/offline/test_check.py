@@ -350,3 +350,13 @@ def test_packed_files_and_folders_are_checked(tmp_path):
     Dataset.from_list([ROWS["text"]] * 2).to_parquet(tmp_path / "part-2.parquet")
     assert check(tmp_path).rows == 3
     assert check([tmp_path / "part-1.jsonl.gz", tmp_path / "part-2.parquet"]).exact_duplicates == 2
+
+
+def test_a_tokenizer_without_eos_is_reported(tmp_path, folder):
+    tokenizer = chat_tokenizer(template="{% for m in messages %}{{ m.content }} {% endfor %}")
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    report = check(write(tmp_path / "data.jsonl", [ROWS["text"], ROWS["alpaca"]]), str(folder))
+    assert (report.eos_token, report.usable) == (None, 0)
+    assert "no EOS token" in report.warnings[0]
+    assert "padding" in report.facts()
