@@ -28,6 +28,12 @@ TEST_CASES = [
     ("lhas", {"coverage_weight": 0, "future_weight": 0, "concentration_weight": 0}),
     ("lhas", {"utility_weight": 0}),
     ("lhas-adaptive", {"utility": "loss", "smoothing": 0, "utility_weight": 0, "coverage": "cluster"}),
+    ("ppl-mid", {"low": 0, "high": 30}),
+    ("flow", {"sample": False, "temperature": 2.0}),
+    ("k-center", {"use_history": True}),
+    ("prototypes", {"keep": "hard", "clusters": 3}),
+    ("semdedup", {"epsilon": 0.8, "clusters": 2}),
+    ("d4", {"epsilon": 0.8, "clusters": 3}),
     (MY_SELECTOR, {}),
 ]
 

@@ -1,4 +1,4 @@
-"""Tools of selectors: order rows by score (ties by id), fill a token budget, scale terms, check parameters."""
+"""Tools of selectors: order rows by score (ties by id), fill a token budget, draw, scale terms, check parameters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from longgame.errors import BudgetError, PluginError, RecipeError, did_you_mean
 
 NORMALISE: tuple[str, ...] = ("rank", "z")
 """Scales of the terms of a score (`scale`), so that a weight of 1 means the same for each."""
+REJECTED: tuple[str, ...] = ("last", "never")
+"""What a method does with candidates that it rejects: pick them after all others, or never."""
 MOST_TIED = 0.5
 """Share of the candidates that may tie at the cut; above it, ids make most of a selector's choice."""
 _CHUNK = 4096
@@ -62,6 +64,36 @@ def _walk(costs: Int[np.ndarray, " n"], left: int, shortest: int) -> tuple[Int[n
             places = places[fit:][costs[places[fit:]] <= left]
         start = stop
     return np.concatenate(fitting), left
+
+
+def fill_rest(
+    rows: Int[np.ndarray, " k"], order: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], budget: int
+) -> Int[np.ndarray, " m"]:
+    """Return these picks and, behind them, each other row of ``order`` that still fits, in this order."""
+    others = order[~np.isin(order, rows)]
+    places, _ = _walk(tokens[others], int(budget) - int(tokens[rows].sum()), 0)
+    return np.concatenate([rows, others[places]])
+
+
+def uniform_by_id(ids: tuple[str, ...], rng: np.random.Generator) -> Float[np.ndarray, " n"]:
+    """Draw a number in [0, 1) for each id, in the order of the sorted ids, so that the order of the pool never counts.
+
+    Rows by falling number are a uniform draw without replacement.
+    """
+    draws = np.empty(len(ids))
+    draws[id_order(ids)] = rng.random(len(ids))
+    return draws
+
+
+def gumbel_by_id(ids: tuple[str, ...], rng: np.random.Generator) -> Float[np.ndarray, " n"]:
+    """Draw a standard Gumbel number for each id, in the order of the sorted ids.
+
+    Rows by falling ``log(weight) + number`` are a draw without replacement in which each next pick has a probability
+    proportional to its weight (Gumbel top-k; Efraimidis & Spirakis 2006).
+    """
+    draws = np.empty(len(ids))
+    draws[id_order(ids)] = rng.gumbel(size=len(ids))
+    return draws
 
 
 def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
@@ -246,3 +278,13 @@ def flag(subject: str, option: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise RecipeError(f"selector '{subject}': {option} is {value!r}; give true or false.")
     return value
+
+
+def number(subject: str, option: str, value: Any, above: float = -math.inf, most: float = math.inf) -> float:
+    """Return ``value`` as a float if it is finite, above ``above`` and at most ``most``, else raise RecipeError."""
+    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or not above < value <= most:
+        allowed = "a finite number" + (f" above {above:g}" if above > -math.inf else "")
+        allowed += f", at most {most:g}" if most < math.inf else ""
+        raise RecipeError(f"selector '{subject}': {option} is {value!r}; give {allowed}.")
+    return float(value)

@@ -7,21 +7,19 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
+from longgame.selection.algorithms.clusters import k_means
 from longgame.selection.algorithms.facility import facility_location
 from longgame.selection.algorithms.farthest import farthest_first, farthest_first_partitioned
 from longgame.selection.algorithms.nearest import threshold_diverse
 from longgame.selection.base import Selector
-from longgame.selection.budget import check_budget, choice, count, descending, fill_budget, flag, id_order
+from longgame.selection.budget import check_budget, choice, count, descending, fill_budget, fill_rest, flag, id_order
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
 _MOST_CLUSTERS = 256
-_MINI_BATCH_FROM = 10_000
 _REFERENCES = 4096
 _THRESHOLD = 0.9
 METHODS: tuple[str, ...] = ("farthest-first", "k-means", "facility-location", "threshold")
@@ -141,10 +139,7 @@ class DiversitySelector(Selector):
         quality = signals["quality"]
         order = descending(quality, pool.ids)
         rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
-        left = budget - int(pool.costs[rows].sum())
-        others = order[~np.isin(order, rows)]
-        if len(others) and pool.costs[others].min() <= left:
-            rows = np.concatenate([rows, others[fill_budget(np.arange(len(others)), pool.costs[others], left)]])
+        rows = fill_rest(rows, order, pool.costs, budget)
         return Selection.of(pool, rows, {"score": quality, "alike": alike.astype(np.float64)})
 
     def _deal(
@@ -156,12 +151,7 @@ class DiversitySelector(Selector):
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         n = len(embeddings)
         clusters = self.clusters or min(_MOST_CLUSTERS, max(1, round(budget / float(tokens.mean()))))
-        distinct = len({row.tobytes() for row in embeddings})
-        model_class = KMeans if n < _MINI_BATCH_FROM else MiniBatchKMeans
-        model = model_class(min(clusters, distinct), n_init=1, random_state=int(rng.integers(2**31)))
-        with threadpool_limits(limits=1):  # sums over threads depend on their timing, and so would the picks
-            labels = model.fit(embeddings.astype(np.float64)).labels_
-        distance = np.sqrt(np.square(embeddings - model.cluster_centers_[labels]).sum(axis=1)).astype(np.float32)
+        labels, distance = k_means(embeddings, clusters, rng)
         size = np.bincount(labels)[labels]
         inward = np.lexsort((np.arange(n), distance, labels))
         starts = np.flatnonzero(np.r_[True, np.diff(labels[inward]) > 0])

@@ -6,7 +6,7 @@ import numpy as np
 
 from longgame.data.examples import Pool
 from longgame.selection.base import Selector
-from longgame.selection.budget import fill_by_score, id_order
+from longgame.selection.budget import fill_by_score, uniform_by_id
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -28,6 +28,5 @@ class RandomSelector(Selector):
         budget: int,
         rng: np.random.Generator,
     ) -> Selection:
-        score = np.empty(len(pool))
-        score[id_order(pool.ids)] = rng.random(len(pool))
+        score = uniform_by_id(pool.ids, rng)
         return Selection.of(pool, fill_by_score(score, pool.ids, pool.costs, budget), {"score": score})

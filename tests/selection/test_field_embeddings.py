@@ -1,0 +1,174 @@
+"""Methods of the field that read embeddings, each against a slow loop written from its paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longgame.errors import RecipeError
+from longgame.selection.algorithms import clusters
+from longgame.selection.algorithms.clusters import without_near_duplicates
+from longgame.selection.base import build_selector
+from longgame.selection.methods.d4 import D4Selector
+from longgame.selection.methods.diversity import DiversitySelector
+from longgame.selection.methods.k_center import KCenterSelector
+from longgame.selection.methods.prototypes import PrototypesSelector
+from longgame.selection.methods.semdedup import SemDeDupSelector
+
+
+def on_circle(*degrees: float) -> np.ndarray:
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def blobs(n: int, seed: int) -> np.ndarray:
+    """Points about a few directions, many of them nearly equal."""
+    rng = np.random.default_rng(seed)
+    centers = rng.standard_normal((4, 5))
+    spread = rng.choice([0.01, 0.2, 0.8], n)[:, None]
+    return (centers[rng.integers(0, 4, n)] + spread * rng.standard_normal((n, 5))).astype(np.float32)
+
+
+def test_k_center_picks_what_diversity_picks(world) -> None:
+    scene = world([3] * 30, ids=[f"{row:02}" for row in range(30)], embedding=blobs(30, 1))
+    plain, named = scene.select(DiversitySelector(), 40), scene.select(KCenterSelector(), 40)
+    assert plain.rows.tolist() == named.rows.tolist()
+    assert named.scores["score"].tolist() == plain.scores["score"].tolist()
+
+
+def test_k_center_score_is_a_plain_distance_from_a_fixed_start(world) -> None:
+    scene = world([1] * 3, embedding=[[0, 0], [0, 3], [0, 4]])  # mean (0, 7/3): b is nearest to it
+    for seed in range(3):
+        selection = scene.select(KCenterSelector(), 3, seed=seed)
+        assert scene.names(selection) == "bac"
+        assert selection.scores["score"].tolist() == [3.0, 3.0, 1.0]
+
+
+def test_k_center_starts_from_earlier_picks_if_told_to(world) -> None:
+    scene = world([1] * 3, embedding=[[0, 0], [0, 3], [0, 4]])
+    assert scene.picks(KCenterSelector(use_history=True), 2, scene.remembered([0])) == "cb"
+
+
+def test_prototypes_are_easy_first_at_small_budgets_only(world) -> None:
+    # one cluster about 0°: b is at its center, a and c are 40° away, d 60°
+    scene = world([1] * 4, embedding=on_circle(40, 5, -40, 60))
+    order = "badc"  # center near 17°: 12, 23, 43, 57 degrees
+    assert scene.picks(PrototypesSelector("easy", clusters=1), 4) == order
+    assert scene.picks(PrototypesSelector("hard", clusters=1), 4) == order[::-1]
+    auto = PrototypesSelector(clusters=1, easy_below=0.5)
+    assert scene.picks(auto, 1) == order[0]
+    assert scene.picks(auto, 2) == order[::-1][:2]
+
+
+def test_prototypes_measure_unit_embeddings_to_their_own_center(world) -> None:
+    points = np.concatenate([on_circle(0, 10, 20) * 50, on_circle(170, 180, 190)])
+    scene = world([1] * 6, embedding=points)
+    distance = scene.select(PrototypesSelector(clusters=2), 6).scores["distance"]
+    units = points / np.linalg.norm(points, axis=1, keepdims=True)
+    for part in (slice(0, 3), slice(3, 6)):
+        expected = np.linalg.norm(units[part] - units[part].mean(axis=0), axis=1)
+        assert distance[part] == pytest.approx(expected, abs=1e-5)
+
+
+def slow_keep(points: np.ndarray, labels: np.ndarray, order: np.ndarray, epsilon: float) -> tuple[list, list]:
+    """SemDeDup's rule, one pair at a time, in float64."""
+    units = points.astype(np.float64) / np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
+    kept: list[int] = []
+    closest = [-1.0] * len(points)
+    for row in order.tolist():
+        closest[row] = max([units[row] @ units[other] for other in kept if labels[other] == labels[row]], default=-1.0)
+        if closest[row] <= 1 - epsilon:
+            kept.append(row)
+    return sorted(kept), closest
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.floats(0.01, 1.5))
+def test_semdedup_keeps_what_the_slow_loop_keeps(seed: int, n: int, epsilon: float) -> None:
+    rng = np.random.default_rng(seed)
+    points, labels, order = blobs(n, seed), rng.integers(0, 3, n), rng.permutation(n)
+    expected, closest = slow_keep(points, labels, order, epsilon)
+    if min(abs(value - 1 + epsilon) for value in closest) < 1e-5:
+        return  # at the limit, rounding may decide
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "_BLOCK", int(rng.integers(1, 9)))
+        kept, similarity = without_near_duplicates(points, labels, order, epsilon)
+    assert np.flatnonzero(kept).tolist() == expected
+    np.testing.assert_allclose(similarity, closest, atol=1e-5)
+
+
+def test_semdedup_counts_cosines_with_kept_examples_only(world) -> None:
+    # 0°, 10°, 20° with a limit of 15°: the dropped 10° must not drop the third one
+    points, limit = on_circle(0, 10, 20), 1 - np.cos(np.radians(15))
+    kept, _ = without_near_duplicates(points, np.zeros(3, int), np.arange(3), limit)
+    assert kept.tolist() == [True, False, True]
+
+
+def test_semdedup_scales_embeddings_to_unit_length(world) -> None:
+    # products of 0.1 and 9 would be below and above any limit
+    points = on_circle(0, 1, 90, 91) * np.array([[0.1], [0.2], [3.0], [9.0]], dtype=np.float32)
+    kept, _ = without_near_duplicates(points, np.zeros(4, int), np.arange(4), 0.05)
+    assert kept.tolist() == [True, False, True, False]
+
+
+def test_semdedup_keeps_one_of_equal_examples_and_fills_up_last(world) -> None:
+    scene = world([1] * 4, embedding=on_circle(30, 30, 120, 30))
+    selection = scene.select(SemDeDupSelector(clusters=1), 2)
+    assert {scene.names(selection)[0], scene.names(selection)[1]} >= {"c"}
+    assert selection.scores["score"].tolist().count(-2.0) == 2
+    assert len(scene.select(SemDeDupSelector(clusters=1), 4).rows) == 4
+    assert len(scene.select(SemDeDupSelector(clusters=1, rejected="never"), 4).rows) == 2
+
+
+def test_semdedup_keeps_the_farthest_from_the_center(world) -> None:
+    scene = world([1] * 3, embedding=on_circle(0, 6, 8))  # center near 4.7°
+    assert scene.picks(SemDeDupSelector(clusters=1, rejected="never"), 3) == "a"
+
+
+def test_semdedup_draws_uniformly_from_what_it_keeps(world) -> None:
+    scene = world([1] * 4, embedding=on_circle(0, 90, 180, 270))
+    first = [scene.picks(SemDeDupSelector(clusters=1), 1, seed=seed) for seed in range(800)]
+    counts = np.array([first.count(name) for name in "abcd"])
+    assert ((counts - 200) ** 2 / 200).sum() < 16.3  # chi-square, 3 degrees of freedom, p = .001
+
+
+def test_d4_clusters_again_without_the_dropped_examples(world) -> None:
+    # of five copies at 0° one is kept: the center moves from 9° to 30°
+    scene = world([1] * 7, embedding=on_circle(0, 0, 0, 0, 0, 30, 60))
+    selection = scene.select(D4Selector(clusters=1), 7)
+    units = on_circle(0, 30, 60)
+    expected = np.linalg.norm(units - units.mean(axis=0), axis=1)
+    assert selection.scores["distance"][[0, 5, 6]] == pytest.approx(expected, abs=1e-6)
+    assert selection.scores["distance"][1:5].tolist() == [0.0] * 4
+    assert set(scene.names(selection)[:2]) == {"a", "g"}
+    assert scene.names(selection)[2:] == "fbcde"
+
+
+def test_d4_drops_the_nearest_to_the_center_first(world) -> None:
+    scene = world([1] * 20, ids=[f"{row:02}" for row in range(20)], embedding=blobs(20, 3))
+    selection = scene.select(D4Selector(epsilon=0.02, clusters=3), 12)
+    distance, score = selection.scores["distance"], selection.scores["score"]
+    kept = np.flatnonzero(score >= 0)
+    assert 5 < len(kept) < 20
+    assert score[kept].tolist() == distance[kept].tolist()
+    picked = np.isin(kept, selection.rows)
+    assert picked.all() or distance[kept[picked]].min() >= distance[kept[~picked]].max()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("semdedup", {"epsilon": 0}),
+        ("semdedup", {"epsilon": 2.5}),
+        ("d4", {"rejected": "first"}),
+        ("prototypes", {"easy_below": 0}),
+        ("prototypes", {"keep": "typical"}),
+        ("prototypes", {"clusters": 0}),
+        ("k-center", {"device": "tpu"}),
+    ],
+)
+def test_parameters_out_of_range_are_refused(name, parameters) -> None:
+    with pytest.raises(RecipeError, match=f"selector '{name}'"):
+        build_selector(name, parameters)
