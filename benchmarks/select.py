@@ -1,8 +1,8 @@
 """`longgame select` from a file to a file: beside scoring alone, on a million rows, after a kill, beside a peer.
 
 ```
-python -m benchmarks.select --data-dir DATA --json select.json     # SmolLM2-135M on DATA/train, half an hour
-python -m benchmarks.select --model tiny --quick                   # made-up rows, a minute
+python -m benchmarks.select --data-dir DATA --json select.json     # tiny, and SmolLM2-135M on 512 rows of DATA/train
+python -m benchmarks.select --model tiny --quick                   # made-up rows, some minutes
 ```
 
 Required: reading, tokenizing, scoring, picking and writing take at most 1.10 × the forward passes of the scores alone;
@@ -169,10 +169,11 @@ def run(report: Report, model: str, data_dir: Path | None, quick: bool) -> None:
     """All parts; ``quick`` makes them small."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        count = 3 * SHARD_ROWS if quick else 6 * SHARD_ROWS
-        data = write(folder / "data.jsonl", rows_of(data_dir, count))
-        overhead(report, model, data, folder, 1 if model != "tiny" else 3)
-        killed(report, model, data, folder)
+        data = write(folder / "data.jsonl", rows_of(data_dir, (2 if quick else 4) * SHARD_ROWS))
+        overhead(report, "tiny", data, folder, 1 if quick else 3)
+        if model != "tiny":
+            overhead(report, model, write(folder / "few.jsonl", rows_of(data_dir, 512)), folder, 1)
+        killed(report, "tiny", data, folder)
         near_duplicates(report, rows_of(data_dir, 2000 if quick else 10_000), 1 if quick else 3)
         rows = QUICK_ROWS if quick else MILLION
         million(report, write(folder / "million-rows.jsonl", rows_of(data_dir, rows)), folder)
