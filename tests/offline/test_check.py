@@ -244,6 +244,7 @@ def test_without_a_template_conversations_cannot_be_used(tmp_path, folder):
         ([ROWS["alpaca"]], {"where": "skil == 1"}, "unknown column 'skil'"),
         ([ROWS["alpaca"]], {"quality_range": (1, 1)}, "range of quality"),
         ([ROWS["alpaca"]], {"model": "tiny", "chat_template": "no.jinja"}, "--chat-template 'no.jinja' does not exist"),
+        ([ROWS["alpaca"]], {"model": "tiny", "max_length": 4096}, "'tiny' takes at most 512 tokens"),
         ([ROWS["alpaca"]], {"model": "tiny", "pad_token": "<padd>"}, "--pad-token '<padd>' is not in the vocabulary"),
     ],
 )
@@ -281,7 +282,7 @@ def test_a_histogram_counts_every_value(values):
     spread = Spread.of(np.asarray(values, dtype=float))
     assert sum(spread.counts) == len(values)
     assert len(spread.counts) <= 12
-    assert spread.least <= spread.median <= spread.p95 <= spread.most
+    assert spread.minimum <= spread.median <= spread.p95 <= spread.maximum
     assert Spread.of(np.zeros(0)) is None
 
 

@@ -130,7 +130,7 @@ def _print_histogram(title: str, spread: Spread, form: str, console: Any) -> Non
     filled = [place for place, count in enumerate(spread.counts) if count]
     for place, count in list(enumerate(spread.counts))[filled[0] : filled[-1] + 1]:
         last = place + 1 == len(spread.counts)
-        stop = "" if last and spread.most > spread.edges[-1] else starts[place + 1]
+        stop = "" if last and spread.maximum > spread.edges[-1] else starts[place + 1]
         label = f"{starts[place]:>{width}} – {stop:<{width}}"
         bar = "█" * max(round(_BAR * count / largest), 1 if count else 0)
         console.print(Text.assemble(label, " ", (bar, "cyan"), f" {count:,}" if count else ""))

@@ -146,8 +146,8 @@ class TokenizerCheck:
 
     tokenizer: PreTrainedTokenizerBase
     faults: tuple[ModelError, ...]
-    context: int | None
-    """Tokens that the model takes at most, where its configuration says so."""
+    config: Any
+    """The model's configuration."""
 
 
 def check_tokenizer(spec: ModelSpec) -> TokenizerCheck:
@@ -169,7 +169,7 @@ def check_tokenizer(spec: ModelSpec) -> TokenizerCheck:
     if spec.pad_token is not None:
         _set_padding(tokenizer, spec)
     faults = tuple(tokenizer_faults(tokenizer, spec))
-    return TokenizerCheck(tokenizer, faults, getattr(config, "max_position_embeddings", None))
+    return TokenizerCheck(tokenizer, faults, config)
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:

@@ -25,13 +25,11 @@ from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
 from longgame.offline.dedup import NEAR, duplicates
 from longgame.offline.rows import BadRow, DataRows, TokenizedRows
-from longgame.recipe import ModelSpec
+from longgame.offline.scoring import ModelOptions, length_of
 
 if TYPE_CHECKING:
     from longgame.models.load import TokenizerCheck
 
-MOST_TOKENS = 2048
-"""Tokens of an example where neither the user nor the model's context says less."""
 MOST_COMPARED = 100_000
 """Rows that are compared for near-duplicates: every further one takes memory."""
 LOW_SHARE = 0.05
@@ -48,12 +46,12 @@ _DETAILS = re.compile(r"'[^']*'|\([^)]*\)|\b[0-9a-f]{16}\b|[0-9]+")
 class Spread:
     """A distribution of one number per row."""
 
-    least: float
+    minimum: float
     quarter: float
     median: float
     three_quarters: float
     p95: float
-    most: float
+    maximum: float
     total: float
     edges: tuple[float, ...]
     """Of the histogram; the last bin holds all that is larger, too."""
@@ -64,10 +62,12 @@ class Spread:
         """Return the distribution of these values; None where there are none."""
         if not len(values):
             return None
-        least, quarter, median, three_quarters, p95, p99, most = np.percentile(values, [0, 25, 50, 75, 95, 99, 100])
-        bounds = np.asarray(_round_edges(float(least), float(p99)) if edges is None else edges, dtype=float)
+        minimum, quarter, median, three_quarters, p95, p99, maximum = np.percentile(
+            values, [0, 25, 50, 75, 95, 99, 100]
+        )
+        bounds = np.asarray(_round_edges(float(minimum), float(p99)) if edges is None else edges, dtype=float)
         counts = np.histogram(np.clip(values, bounds[0], bounds[-1]), bounds)[0]
-        quartiles = (float(least), float(quarter), float(median), float(three_quarters), float(p95), float(most))
+        quartiles = (float(minimum), float(quarter), float(median), float(three_quarters), float(p95), float(maximum))
         return cls(*quartiles, float(np.sum(values)), tuple(bounds.tolist()), tuple(counts.tolist()))
 
 
@@ -229,14 +229,20 @@ def check(
     start = time.perf_counter()
     if example is not None and example < 1:
         raise RecipeError(f"the example is number {example}; rows are counted from 1.")
-    if max_length is not None and max_length < 8:
-        raise RecipeError(f"max_length is {max_length}; use 8 or more.")
+    options = ModelOptions(
+        name=model or "",
+        max_length=max_length,
+        chat_template=chat_template,
+        pad_token=pad_token,
+        trust_remote_code=trust_remote_code,
+    )
     source = _CountedSource(open_source(data))
     rows = DataRows(source, RowRules(turns, quality_range), "skip", where, may_be_empty=True)
     if not rows.total:
         raise DataError(f"'{source.label}' holds no rows. Give data with at least one.")
-    tokenizer = None if model is None else _check_tokenizer(model, chat_template, pad_token, trust_remote_code)
-    measured = _Measured(rows, tokenizer, max_length, progress)
+    tokenizer = None if model is None else _check_tokenizer(options)
+    limit = None if tokenizer is None else length_of(options, tokenizer.config)
+    measured = _Measured(rows, tokenizer, limit, progress)
     exact = int((duplicates(rows, "exact", NEAR) >= 0).sum())
     similar, compared = _near(rows, exact) if near else (None, 0)
     report = CheckReport(
@@ -311,14 +317,11 @@ def _filled(value: Any) -> bool:
     return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
-def _check_tokenizer(
-    model: str, chat_template: str | None, pad_token: str | None, trust_remote_code: bool
-) -> TokenizerCheck:
+def _check_tokenizer(options: ModelOptions) -> TokenizerCheck:
     from longgame.models.load import check_tokenizer
 
-    values = {"chat_template": chat_template, "pad_token": pad_token}
     try:
-        return check_tokenizer(ModelSpec(name=model, max_length=8, trust_remote_code=trust_remote_code, **values))
+        return check_tokenizer(options.spec())
     except ModelError as error:
         raise ModelError(_as_options(str(error))) from error
 
@@ -341,10 +344,7 @@ class _Measured:
         self.unit = "characters"
         self.lengths = rows.prompt_length + rows.response_length
         if check is None:
-            self.max_length = None
             return
-        if max_length is None:
-            self.max_length = min(MOST_TOKENS, check.context or MOST_TOKENS)
         tokenized = TokenizedRows(rows, check.tokenizer, _NO_LIMIT, "truncate", "skip")
         lengths, learned, done = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], 0
         try:
@@ -639,7 +639,7 @@ def _facts(report: CheckReport) -> dict[str, str]:
     if report.max_length is not None and report.unit == "tokens":
         facts["over the limit"] = f"{_rows(report.over_limit)} (more than {report.max_length:,} tokens)"
     if report.learned is not None:
-        shares = [report.learned.least, report.learned.median, report.learned.most]
+        shares = [report.learned.minimum, report.learned.median, report.learned.maximum]
         low, middle, high = (f"{100 * share:.0f} %" for share in shares)
         facts["learned tokens"] = (
             f"{low} to {high} of a row, median {middle}; below {100 * LOW_SHARE:g} % in {_rows(report.mostly_prompt)}, "
@@ -666,7 +666,7 @@ def _counts(counts: Mapping[str, int], total: int | None = None) -> str:
 def _lengths(spread: Spread) -> str:
     quartiles = f"{spread.quarter:,.0f} / {spread.median:,.0f} / {spread.three_quarters:,.0f}"
     return (
-        f"{spread.total:,.0f}; from {spread.least:,.0f} to {spread.most:,.0f} a row, quartiles {quartiles}, 95 % have "
+        f"{spread.total:,.0f}; from {spread.minimum:,.0f} to {spread.maximum:,.0f} a row, quartiles {quartiles}, 95 % have "
         f"up to {spread.p95:,.0f}"
     )
 
