@@ -665,10 +665,8 @@ def _counts(counts: Mapping[str, int], total: int | None = None) -> str:
 
 def _lengths(spread: Spread) -> str:
     quartiles = f"{spread.quarter:,.0f} / {spread.median:,.0f} / {spread.three_quarters:,.0f}"
-    return (
-        f"{spread.total:,.0f}; from {spread.minimum:,.0f} to {spread.maximum:,.0f} a row, quartiles {quartiles}, 95 % have "
-        f"up to {spread.p95:,.0f}"
-    )
+    ends = f"from {spread.minimum:,.0f} to {spread.maximum:,.0f} a row"
+    return f"{spread.total:,.0f}; {ends}, quartiles {quartiles}, 95 % have up to {spread.p95:,.0f}"
 
 
 def _template_words(template: TemplateFacts) -> str:
