@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from transformers import Trainer
 from trl import SFTTrainer
@@ -14,7 +15,9 @@ from trl import SFTTrainer
 import longgame.training.sft
 import longgame.training.stage
 import longgame.training.trainer
+from longgame.models.head import without_autocast
 from longgame.training.compat import SFT_ATTRIBUTES, SFT_METHODS, TRAINER_ATTRIBUTES, TRAINER_METHODS
+from support.training import make_model
 
 MODULES = (longgame.training.trainer, longgame.training.stage, longgame.training.sft)
 
@@ -41,6 +44,20 @@ def test_accelerate_members_exist_where_they_are_replaced():
     assert "dispatch_batches" in {item.name for item in dataclasses.fields(DataLoaderConfiguration)}
     assert inspect.signature(Accelerator.free_memory).parameters["objects"].kind is inspect.Parameter.VAR_POSITIONAL
     assert "self.accelerator.free_memory()" in inspect.getsource(Trainer._inner_training_loop)
+
+
+def test_mixed_precision_wraps_forward_of_the_model_itself():
+    """`longgame.models.head.without_autocast` takes the wrapper off."""
+    AcceleratorState._reset_state(True)
+    model = make_model(lora=False)
+    before = model.forward
+    for _ in range(2):
+        assert Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model) is model
+    AcceleratorState._reset_state(True)
+    wrapped = model.forward
+    with without_autocast(model):
+        assert model.forward == before
+    assert model.forward == wrapped != before
 
 
 def test_selection_state_is_restored_before_the_first_batch():

@@ -30,6 +30,22 @@ def trained(folder, tokenizer, make=make_trainer, **options):
     return trainer
 
 
+ADAPTERS = {
+    "LoRA": peft.LoraConfig(r=2, target_modules="all-linear"),
+    "DoRA": peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True),
+    "rsLoRA": peft.LoraConfig(r=2, target_modules="all-linear", use_rslora=True),
+    "head saved": peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "IA3": peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "VeRA": peft.VeraConfig(target_modules=["q_proj"]),
+    "LoHa": peft.LoHaConfig(target_modules=["q_proj"]),
+    "OFT": peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4),
+    "LN": peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+}
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer):
     runs = [
         trained(tmp_path, tokenizer, selector=selector, args={"gradient_checkpointing": on, "max_steps": 4})
@@ -41,9 +57,18 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer):
         np.testing.assert_allclose(losses(plain), losses(checkpointed), rtol=1e-5)
 
 
-def test_bf16_trains_and_scores_as_float32(tmp_path, tokenizer):
-    first = [picks(trained(tmp_path, tokenizer, args={"bf16": bf16, "max_steps": 3}))[0] for bf16 in (False, True)]
-    assert first[0] == first[1]
+@pytest.mark.parametrize("kind", ["full", "LoRA", "VeRA", "prompt", "prefix"])
+def test_bf16_trains_and_scores_as_float32(tmp_path, tokenizer, kind):
+    runs = []
+    for bf16 in (False, True):
+        model = make_model(lora=False)
+        if kind != "full":
+            model = peft.get_peft_model(model, ADAPTERS[kind])
+        args = {"bf16": bf16, "max_steps": 3}
+        runs.append(trained(tmp_path, tokenizer, model=model, keep_signals=True, args=args))
+    signals = [run.selection_policy.rounds[0].signals["loss"] for run in runs]
+    np.testing.assert_array_equal(*signals)
+    assert picks(runs[0])[0] == picks(runs[1])[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers trains in fp16 on a GPU only")
@@ -139,22 +164,6 @@ def test_load_best_model_at_end_loads_it(tmp_path, tokenizer):
     lowest = min(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(lowest, rel=1e-4)
     assert len(longgame.read_picks(tmp_path)) == sum(map(len, picks(trainer)))
-
-
-ADAPTERS = {
-    "LoRA": peft.LoraConfig(r=2, target_modules="all-linear"),
-    "DoRA": peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True),
-    "rsLoRA": peft.LoraConfig(r=2, target_modules="all-linear", use_rslora=True),
-    "head saved": peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
-    "IA3": peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "VeRA": peft.VeraConfig(target_modules=["q_proj"]),
-    "LoHa": peft.LoHaConfig(target_modules=["q_proj"]),
-    "OFT": peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4),
-    "LN": peft.LNTuningConfig(target_modules=["input_layernorm"]),
-    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    "p-tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
-}
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

@@ -77,6 +77,25 @@ def _inside_layers(model: nn.Module, base: PreTrainedModel) -> bool:
     return all(id(parameter) in inside for parameter in model.parameters())
 
 
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes in the dtype of its weights: accelerate's mixed precision wraps its ``forward``.
+
+    Every Trainer that prepares the model wraps it once more.
+    """
+    attributes = vars(model)
+    wrapper = attributes.get("forward") if "_original_forward" in attributes else None
+    # PEFT also replaces `forward`, by that of another module, where a prompt-learning adapter is disabled
+    if getattr(wrapper, "__self__", None) is not model:
+        yield
+        return
+    del attributes["forward"]
+    try:
+        yield
+    finally:
+        attributes["forward"] = wrapper
+
+
 def last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor, "b T d"]:
     """Return the last hidden states of these tokens, as the model with its adapters computes them."""
     base = unwrap(model)
@@ -87,7 +106,8 @@ def last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor
     states: list[Tensor] = []
     handle = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state))
     try:
-        model(input_ids=input_ids, use_cache=False, **options)
+        with without_autocast(model):
+            model(input_ids=input_ids, use_cache=False, **options)
     finally:
         handle.remove()
     return states[-1][:, -input_ids.shape[1] :]  # a prompt-learning adapter puts its prompt before them

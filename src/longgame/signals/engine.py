@@ -26,6 +26,7 @@ from longgame.models.head import (
     prompt_learning,
     refuse_joint_adapters,
     unwrap,
+    without_autocast,
 )
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
 from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
@@ -488,7 +489,8 @@ class SignalEngine:
             ModelError: they differ, so the model transforms its logits in a way that is not known here.
         """
         ids = batch.input_ids[:1, : min(8, int(batch.lengths[0]))]
-        expected = self._model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :].float()
+        with without_autocast(self._model):
+            expected = self._model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :].float()
         logits = self._head.logits(last_hidden(self._model, ids))
         exact = self._head.module.weight.dtype == torch.float32
         tolerance = (1e-4 if exact else 5e-2) * float(expected.abs().amax())
