@@ -6,12 +6,14 @@ is complete or absent. Two processes that write the same file do not meet; the l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,6 +69,15 @@ def _flush_all(paths: Sequence[Path]) -> None:
     with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
         for _ in pool.map(flush, paths):
             pass
+
+
+def read_file(path: str | Path) -> bytes:
+    """Content of a regular file; a pipe, on which a reader would wait, or a device without end is an OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))
+        return file.read()
 
 
 def scratch(path: Path) -> Path:
@@ -174,8 +185,8 @@ def read_state(directory: str | Path, name: str) -> Any:
     directory = Path(directory)
     path = directory / f"{name}.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        tensors = (directory / f"{name}.safetensors").read_bytes()
+        document = json.loads(read_file(path).decode("utf-8"))
+        tensors = read_file(directory / f"{name}.safetensors")
         if hashlib.sha256(tensors).hexdigest() != document["tensors"]:
             raise ResumeError(
                 f"{name}.json and {name}.safetensors in {directory} do not belong together (one of them was not "
@@ -437,7 +448,7 @@ def part_file(path: Path) -> bytes:
         ResumeError: the file cannot be read, or is not what was written.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise unreadable(path, error) from error
     mark = path.parent / DONE
@@ -454,7 +465,7 @@ def read_json(path: Path) -> Any:
         ResumeError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(read_file(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -227,3 +229,44 @@ def test_a_run_stores_the_texts_that_its_report_shows(finished, tmp_path):
         assert prompt == f"prompt of {name}"
         assert len(response) < 10_010
     assert read_texts(finished / "trials" / "loss-s0" / "stage-1" / "selection.parquet") == {}
+
+
+STRANGE = [
+    "run.json",
+    "recipe.yaml",
+    "environment.json",
+    "results.parquet",
+    "tables.json",
+    "trials/loss-s0/stage-1/done.json",
+    "trials/loss-s0/stage-1/selection.parquet",
+    "trials/loss-s0/stage-3/done.json",
+    "seeds/seed-0/base/done.json",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_run_with_a_pipe_or_device_for_a_file_does_not_hang(foreign, name, kind):
+    path = foreign() / name
+    if not path.parent.is_dir():
+        pytest.skip(f"this run has no {path.parent}")
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    start = time.monotonic()
+    done = longgame_here("report", path.parents[len(Path(name).parts) - 1], cwd=path.parents[len(Path(name).parts)])
+    assert time.monotonic() - start < 60
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("longgame: ")
+
+
+def test_a_loop_of_links_is_no_run(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for command in (("report", "loop"), ("compare", "loop"), ("watch", "loop", "--once"), ("audit", "loop")):
+        done = longgame_here(*command, cwd=tmp_path)
+        assert done.returncode in (1, 2), command
+        assert done.stderr.startswith("longgame: "), command

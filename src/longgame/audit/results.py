@@ -23,7 +23,17 @@ from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUM
 from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
-from longgame.storage import DONE, parquet_bytes, part_file, read_sealed, sealed, unpack_parquet, unreadable, write_file
+from longgame.storage import (
+    DONE,
+    parquet_bytes,
+    part_file,
+    read_file,
+    read_sealed,
+    sealed,
+    unpack_parquet,
+    unreadable,
+    write_file,
+)
 
 RESULTS, PICKS = "results.parquet", "picks.parquet"
 _NOTED = (RESULTS, PICKS)
@@ -67,7 +77,7 @@ def write_results(folder: Path, plan: Plan, finished: Mapping[str, int], results
 def current_table(folder: Path, name: str, stamp: str) -> bytes | None:
     """Content of a table at the top of a run, if it was made of just these stages and is what was written."""
     try:
-        content = (folder / name).read_bytes()
+        content = read_file(folder / name)
     except OSError:  # absent: made of the trials again
         return None
     return content if _notes(folder).get(name) == _note(content, stamp) else None
@@ -107,8 +117,7 @@ def stamp_of(folder: Path, plan: Plan, finished: Mapping[str, int]) -> str:
     parts += [f"trials/{name}/stage-{stage}" for name, stages in finished.items() for stage in range(1, stages + 1)]
     for part in parts:
         try:
-            with open(f"{folder}/{part}/{DONE}", "rb") as file:  # noqa: PTH123 - for tens of thousands of files
-                content = file.read()
+            content = read_file(f"{folder}/{part}/{DONE}")
         except OSError as error:
             raise unreadable(folder / part / DONE, error) from error
         digest.update(f"{part} {len(content)} ".encode())

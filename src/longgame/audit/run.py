@@ -49,7 +49,16 @@ from longgame.errors import LonggameError, RecipeError, ResumeError, StorageErro
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, load_recipe
-from longgame.storage import part_file, read_sealed, scratch_target, sealed, storage_errors, unreadable, write_file
+from longgame.storage import (
+    part_file,
+    read_file,
+    read_sealed,
+    scratch_target,
+    sealed,
+    storage_errors,
+    unreadable,
+    write_file,
+)
 
 MARK, RECIPE, LOCK, ENVIRONMENT = "run.json", "recipe.yaml", "audit.lock", "environment.json"
 FAILURES = "failures.json"
@@ -391,7 +400,7 @@ def _is_marked(folder: Path) -> bool:
 
 def _is_finished_part(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path).decode("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and isinstance(content.get("key"), str)
@@ -421,7 +430,7 @@ def _recipe_text(recipe: Recipe) -> str:
 def _check_recipe(folder: Path) -> None:
     """Raise ResumeError if a run's recipe.yaml is not what was written; older versions wrote no digest, and no mark."""
     try:
-        first, _, text = (folder / RECIPE).read_bytes().partition(b"\n")
+        first, _, text = read_file(folder / RECIPE).partition(b"\n")
     except OSError as error:
         raise ResumeError(f"{folder / RECIPE} cannot be read ({error.strerror}). Put it back.") from error
     bare = not first.startswith(b"#") and not _is_marked(folder)

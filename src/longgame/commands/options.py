@@ -53,12 +53,12 @@ def check_outputs(outputs: Mapping[str, Path | None], runs: Sequence[Path]) -> N
     for option, path in outputs.items():
         if path is None:
             continue
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # which a loop of links does not hinder
         if real in options:
             raise RecipeError(f"{options[real]} and {option} are both '{path}'. Give each a path of its own.")
         options[real] = option
         for run in runs:
-            folder = run.resolve()
+            folder = Path(os.path.realpath(run))
             inside = folder in real.parents and (real.parent != folder or real.name not in _REPORTS)
             if real == folder or (inside and real.exists()):
                 raise RecipeError(f"{option} '{path}' would replace a part of the run '{run}'. Give another path.")

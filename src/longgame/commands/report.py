@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,7 +100,7 @@ def _load(folders: Sequence[Path]) -> list[Run]:
     from longgame.audit.run import load_run
     from longgame.errors import RecipeError
 
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise RecipeError("a run directory is given twice. Name each run once.")
     return [load_run(folder) for folder in folders]
 
@@ -109,7 +110,7 @@ def short_names(folders: Sequence[Path]) -> list[Path]:
 
     ``runs/a`` and ``runs/b`` become a and b; ``monday/skill`` and ``tuesday/skill`` keep both parts.
     """
-    paths = [folder.resolve().parts for folder in folders]
+    paths = [Path(os.path.realpath(folder)).parts for folder in folders]
     names = []
     for path in paths:
         alike = {other for other in paths if other[-1:] == path[-1:]}
