@@ -8,8 +8,10 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from longgame.data.formats import FORMATS
+from longgame.data.formats import FORMATS, READ_COLUMNS
 from longgame.errors import LonggameError
 from longgame.offline.checking import Spread, check
 from support.chat_model import CHATML, SPECIAL, chat_tokenizer, llama
@@ -40,10 +42,14 @@ DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 BOS = "{{ bos_token }}" + CHATML.replace("<|im_start|>", "")
 
 
+def llama_config():
+    return llama(len(SPECIAL) + 300).config
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    llama(len(SPECIAL) + 300).config.save_pretrained(path)
+    llama_config().save_pretrained(path)
     return path
 
 
@@ -361,3 +367,43 @@ def test_a_tokenizer_without_eos_is_reported(tmp_path, folder):
     assert (report.eos_token, report.usable) == (None, 0)
     assert "no EOS token" in report.warnings[0]
     assert "padding" in report.facts()
+
+
+TEXT = st.text(max_size=8) | st.sampled_from(["one", "<|im_end|>", "</think>", "", " "])
+VALUE = st.recursive(
+    TEXT | st.none() | st.booleans() | st.integers(-9, 9) | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from"]), inner),
+    max_leaves=6,
+)
+TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": TEXT})
+ROW = st.dictionaries(st.sampled_from([*READ_COLUMNS]), VALUE, max_size=4) | st.one_of(
+    st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT}),
+    st.fixed_dictionaries({"messages": st.lists(TURN, max_size=4)}),
+    st.fixed_dictionaries({"input_ids": st.lists(st.integers(-1, 999), max_size=5)}),
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Three templates' models."""
+    folders = [tmp_path_factory.mktemp("model") for _ in range(3)]
+    for path, template in zip(folders, (CHATML, OLD_THOUGHTS, NO_SYSTEM), strict=True):
+        llama_config().save_pretrained(path)
+        model(path, template=template)
+    return [str(path) for path in folders]
+
+
+@settings(max_examples=60)
+@given(rows=st.lists(ROW, min_size=1, max_size=8), number=st.integers(0, 2))
+def test_every_row_is_usable_or_bad(rows, number, models, tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("rows") / "data.jsonl", rows)
+    for name in (None, models[number]):
+        report = check(path, name)
+        assert report.usable + len(report.bad) == report.rows == len(rows)
+        assert sum(report.formats.values()) >= report.usable
+        assert (report.lengths is None) == (
+            sum(report.formats.values()) == 0 or (not report.usable and name is not None)
+        )
+        assert report.facts()
+        assert report._repr_html_()
+        json.dumps(report.as_dict(), allow_nan=False)
