@@ -34,6 +34,11 @@ TEST_CASES = [
     ("prototypes", {"keep": "hard", "clusters": 3}),
     ("semdedup", {"epsilon": 0.8, "clusters": 2}),
     ("d4", {"epsilon": 0.8, "clusters": 3}),
+    ("deita", {"complexity": "loss", "threshold": 0.2}),
+    ("qdit", {"alpha": 0.9, "references": 8}),
+    ("curriculum", {"order": "hard-first", "by": "loss", "rounds": 3}),
+    ("selective-backprop", {"beta": 4, "memory": 7}),
+    ("ocs", {"memory_weight": 3}),
     (MY_SELECTOR, {}),
 ]
 

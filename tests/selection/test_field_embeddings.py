@@ -12,10 +12,13 @@ from longgame.selection.algorithms import clusters
 from longgame.selection.algorithms.clusters import without_near_duplicates
 from longgame.selection.base import build_selector
 from longgame.selection.methods.d4 import D4Selector
+from longgame.selection.methods.deita import DEITASelector
 from longgame.selection.methods.diversity import DiversitySelector
 from longgame.selection.methods.k_center import KCenterSelector
 from longgame.selection.methods.prototypes import PrototypesSelector
+from longgame.selection.methods.qdit import QDITSelector
 from longgame.selection.methods.semdedup import SemDeDupSelector
+from tests.selection.conftest import World
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -84,7 +87,7 @@ def slow_keep(points: np.ndarray, labels: np.ndarray, order: np.ndarray, epsilon
     return sorted(kept), closest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60), st.floats(0.01, 1.5))
 def test_semdedup_keeps_what_the_slow_loop_keeps(seed: int, n: int, epsilon: float) -> None:
     rng = np.random.default_rng(seed)
@@ -157,6 +160,105 @@ def test_d4_drops_the_nearest_to_the_center_first(world) -> None:
     assert picked.all() or distance[kept[picked]].min() >= distance[kept[~picked]].max()
 
 
+def test_deita_ranks_by_complexity_times_quality(world) -> None:
+    scene = world([1] * 3, difficulty=[0.5, 0.9, 0.2], quality=[0.8, 0.1, 0.9], embedding=np.eye(3))
+    selection = scene.select(DEITASelector(), 3)  # products .4, .09, .18
+    assert scene.names(selection) == "acb"
+    assert selection.scores["score"] == pytest.approx([0.4, 0.09, 0.18])
+    assert selection.scores["alike"].tolist() == [0, 0, 0]
+
+
+def deita_world(world, *degrees: float):
+    """Candidates a, b, c … by falling score, at these angles."""
+    n = len(degrees)
+    return world([1] * n, difficulty=np.linspace(0.9, 0.1, n), quality=[1.0] * n, embedding=on_circle(*degrees))
+
+
+def test_deita_compares_with_accepted_candidates_only(world) -> None:
+    # limit .9 = 25.8°: b is near a and passed over, so c (20° from b, 40° from a) is accepted
+    scene = deita_world(world, 0, 20, 40)
+    assert scene.picks(DEITASelector(rejected="never"), 3) == "ac"
+
+
+def test_deita_threshold_is_the_largest_cosine_allowed(world) -> None:
+    scene = deita_world(world, 0, 60, 10)
+    assert scene.picks(DEITASelector(threshold=0.9, rejected="never"), 3) == "ab"
+    assert scene.picks(DEITASelector(threshold=0.4, rejected="never"), 3) == "a"
+    assert scene.picks(DEITASelector(threshold=0.999, rejected="never"), 3) == "abc"
+
+
+def test_deita_keeps_one_of_a_duplicate_pair(world) -> None:
+    scene = deita_world(world, 0, 0, 90)
+    selection = scene.select(DEITASelector(), 3)
+    assert scene.names(selection) == "acb"
+    assert selection.scores["alike"].tolist() == [0, 1, 0]
+    assert selection.scores["score"][1] < selection.scores["score"][[0, 2]].min()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.floats(-0.5, 0.99))
+@settings(max_examples=30, deadline=None)
+def test_deita_accepts_what_the_slow_loop_accepts(seed: int, n: int, threshold: float) -> None:
+    rng = np.random.default_rng(seed)
+    points = blobs(n, seed)
+    units = points.astype(np.float64) / np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
+    if np.abs(np.tril(units @ units.T, -1) - threshold).min() < 1e-5:
+        return  # at the limit, rounding may decide
+    difficulty, quality = rng.random((2, n)).astype(np.float32)
+    scene = World(
+        [1] * n, ids=[f"{row:02}" for row in range(n)], difficulty=difficulty, quality=quality, embedding=points
+    )
+    accepted: list[int] = []
+    for row in np.argsort(-(difficulty.astype(float) * quality), kind="stable").tolist():
+        if all(units[row] @ units[other] < threshold for other in accepted):
+            accepted.append(row)
+    assert scene.select(DEITASelector(threshold=threshold, rejected="never"), n).rows.tolist() == accepted
+
+
+def slow_qdit(points: np.ndarray, quality: np.ndarray, alpha: float, picks: list[int]) -> None:
+    """Every sum anew before every pick: none is larger than that of the pick."""
+    units = points.astype(np.float64) / np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
+    similar = np.maximum(units @ units.T, 0)
+    ranks = [(np.sum(quality < q) + np.sum(quality <= q) - 1) / 2 / max(1, len(quality) - 1) for q in quality]
+    reached, rest = np.zeros(len(points)), set(range(len(points)))
+    largest = similar.sum(axis=1).max()
+    for pick in picks:
+        value = {
+            row: (1 - alpha) * np.maximum(similar[row] - reached, 0).sum() / largest + alpha * ranks[row]
+            for row in rest
+        }
+        assert value[pick] >= max(value.values()) - 1e-5
+        rest.discard(pick)
+        reached = np.maximum(reached, similar[pick])
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))
+@settings(max_examples=30, deadline=None)
+def test_qdit_pick_has_the_largest_weighted_sum(seed: int, n: int, alpha: float) -> None:
+    rng = np.random.default_rng(seed)
+    quality = rng.choice(rng.random(5), n).astype(np.float32)
+    scene = World([1] * n, ids=[f"{row:02}" for row in range(n)], quality=quality, embedding=blobs(n, seed))
+    picks = scene.select(QDITSelector(alpha), max(1, n // 2)).rows.tolist()
+    slow_qdit(scene.signals["embedding"], quality, alpha, picks)
+
+
+def test_qdit_terms_are_on_one_scale(world) -> None:
+    # quality in hundreds of a unit or in thousands: the picks are the same
+    points = blobs(20, 5)
+    quality = np.random.default_rng(0).random(20)
+    small, large = (
+        world([1] * 20, ids=[f"{row:02}" for row in range(20)], quality=quality * unit, embedding=points)
+        for unit in (0.01, 1.0)
+    )
+    assert small.picks(QDITSelector(), 8) == large.picks(QDITSelector(), 8)
+    first = small.select(QDITSelector(alpha=0), 1).scores["score"]
+    assert first.max() == pytest.approx(1.0)
+
+
+def test_qdit_does_not_prefer_short_candidates(world) -> None:
+    scene = world([9, 1, 1], quality=[1.0, 0.5, 0.0], embedding=on_circle(0, 1, 2))
+    assert scene.picks(QDITSelector(alpha=1), 9) == "a"
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -167,6 +269,10 @@ def test_d4_drops_the_nearest_to_the_center_first(world) -> None:
         ("prototypes", {"keep": "typical"}),
         ("prototypes", {"clusters": 0}),
         ("k-center", {"device": "tpu"}),
+        ("deita", {"threshold": 1.5}),
+        ("deita", {"complexity": "length"}),
+        ("qdit", {"alpha": 1.5}),
+        ("qdit", {"alpha": -0.1}),
     ],
 )
 def test_parameters_out_of_range_are_refused(name, parameters) -> None:

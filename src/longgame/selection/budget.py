@@ -259,10 +259,12 @@ def choice(subject: str, option: str, value: Any, allowed: tuple[str, ...]) -> s
     return str(value)
 
 
-def weight(subject: str, option: str, value: Any) -> float:
-    """Return ``value`` as a float if it is a finite number ≥ 0 (0 switches the term off), else raise RecipeError."""
+def weight(subject: str, option: str, value: Any, most: float = math.inf) -> float:
+    """Return ``value`` as a float if it is in [0, ``most``] (0 switches the term off), else raise RecipeError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise RecipeError(f"selector '{subject}': {option} is {value!r}; give a finite number ≥ 0 (0 switches it off).")
+    if value > most:
+        raise RecipeError(f"selector '{subject}': {option} is {value!r}; give a number from 0 to {most:g}.")
     return float(value)
 
 

@@ -24,7 +24,7 @@ class Facilities:
     rows: Int[np.ndarray, " k"]
     """In pick order."""
     gain: Float[np.ndarray, " n"]
-    """Gain per token of each row when it was picked or last evaluated."""
+    """Gain per token (or worth and scaled gain) of each row when it was picked or last evaluated."""
     value: float
     """f(picks): the mean similarity of a reference to its nearest pick, in [0, 1]."""
 
@@ -37,6 +37,8 @@ def facility_location(
     greedy: Literal["lazy", "stochastic"] = "lazy",
     references: int = 4096,
     epsilon: float = 0.1,
+    worth: Float[np.ndarray, " n"] | None = None,
+    coverage_weight: float = 1.0,
 ) -> Facilities:
     """Maximize f(S) = mean over references i of max over j in S of max(0, cosine(i, j)) under a token budget.
 
@@ -61,15 +63,20 @@ def facility_location(
         greedy: ``lazy`` or ``stochastic``.
         references: size of the sample of references.
         epsilon: what the stochastic greedy may lose, in (0, 1).
+        worth: of each row by itself, ≥ 0 (QDIT, Bukharin & Zhao 2023). Each pick then has the largest worth +
+            ``coverage_weight`` · gain, not per token, with gains divided by the largest gain of a first pick (≤ 1).
+        coverage_weight: ≥ 0; used with ``worth``.
     """
     n = len(embeddings)
     sample = np.arange(n) if n <= references else np.sort(rng.choice(n, references, replace=False))
-    search = _Search(embeddings, tokens, sample)
+    search = _Search(embeddings, tokens, sample, worth, coverage_weight)
     draw = None
     if greedy == "stochastic":
         k = max(1.0, budget / float(tokens.mean()))
         draw = (rng, max(1, math.ceil(n / k * math.log(1.0 / epsilon))))
     picked = search.run(budget, draw)
+    if worth is not None:
+        return picked
     alone = np.where(tokens <= budget, search.first, -1.0)
     best = int(alone.argmax())
     if alone[best] > picked.value * len(sample) * (1.0 + 1e-6):  # more than rounding
@@ -79,7 +86,12 @@ def facility_location(
 
 class _Search:
     def __init__(
-        self, embeddings: Float[np.ndarray, "n d"], tokens: Int[np.ndarray, " n"], sample: Int[np.ndarray, " m"]
+        self,
+        embeddings: Float[np.ndarray, "n d"],
+        tokens: Int[np.ndarray, " n"],
+        sample: Int[np.ndarray, " m"],
+        worth: Float[np.ndarray, " n"] | None,
+        coverage_weight: float,
     ) -> None:
         n, m = len(embeddings), len(sample)
         self.embeddings, self.tokens = embeddings, tokens
@@ -91,6 +103,8 @@ class _Search:
         self._turn = 0
         self.first = self._gains(np.arange(n), np.zeros(m, dtype=np.float32))
         """f of each row alone, times the number of references."""
+        self._worth = worth
+        self._scale = coverage_weight / max(float(self.first.max()), np.finfo(np.float64).tiny)
 
     def _similar(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m"]:
         """Similarities of at most ``step`` rows to the references; the latest are stored in a ring."""
@@ -120,11 +134,17 @@ class _Search:
             np.maximum(gain, 0.0, out=gain).sum(axis=1, dtype=np.float64, out=gains[start : start + self.step])
         return gains
 
+    def _value(self, rows: Int[np.ndarray, " b"], gains: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
+        """What the greedy maximizes: gain per token, or worth and scaled gain."""
+        if self._worth is None:
+            return gains / self.tokens[rows]
+        return self._worth[rows] + self._scale * gains
+
     def run(
         self, budget: int, draw: tuple[np.random.Generator, int] | None, begin_with: int | None = None
     ) -> Facilities:
         tokens, left = self.tokens, int(budget)
-        gain = self.first / tokens
+        gain = self._value(np.arange(len(tokens)), self.first)
         fresh = np.zeros(len(gain), dtype=np.int64)
         bound = np.where(tokens <= left, gain, -1.0)
         """Upper bounds of the gains per token; −1 for rows that no longer take part."""
@@ -168,7 +188,7 @@ class _Search:
     ) -> None:
         """Evaluate the rows whose gain is older than this pick."""
         rows = rows[(fresh[rows] < count) & (bound[rows] >= 0)]
-        gain[rows] = bound[rows] = self._gains(rows, reached) / self.tokens[rows]
+        gain[rows] = bound[rows] = self._value(rows, self._gains(rows, reached))
         fresh[rows] = count
 
 

@@ -1,0 +1,70 @@
+"""DEITA: complex, good, and unlike what is picked already.
+
+Paper: Liu et al. 2024, arXiv 2312.15685.
+Formula: complexity · quality, highest first; passed over if the cosine with an accepted one reaches 0.9.
+Cost: E, one pass of the base model, once per example; the quality column, or rules.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from longgame.data.examples import Pool
+from longgame.selection.algorithms.nearest import threshold_diverse
+from longgame.selection.base import Selector
+from longgame.selection.budget import REJECTED, check_budget, choice, descending, fill_rest, number
+from longgame.selection.history import History, Selection
+from longgame.signals.base import Signals
+
+
+class DEITASelector(Selector):
+    """By falling complexity · quality, what resembles no accepted candidate; ties by id (arXiv 2312.15685, §2.4).
+
+    The paper has both scores from fine-tuned graders. Here ``quality`` is the data's column (a grader's, if it has one)
+    or rules, and complexity is a signal of the model.
+
+    Args:
+        complexity: ``difficulty`` (percentile of the base loss in the stage) or ``loss`` (under the model as it is).
+        threshold: cosine, in (−1, 1], with an accepted candidate from which one is passed over.
+        rejected: what was passed over: ``last`` (picked after all others, by its score) or ``never``.
+        device: where the matrix products run (``cpu``, ``cuda``); it changes no pick.
+
+    ``scores``: ``complexity``, ``quality``, ``alike`` (1 if passed over). ``score`` is their product; lowered below all
+    others, or NaN (``never``), for what was passed over.
+    """
+
+    name = "deita"
+
+    def __init__(
+        self,
+        complexity: Literal["difficulty", "loss"] = "difficulty",
+        threshold: float = 0.9,
+        rejected: Literal["last", "never"] = "last",
+        device: str = "cpu",
+    ) -> None:
+        self.complexity = choice(self.name, "complexity", complexity, ("difficulty", "loss"))
+        self.threshold = number(self.name, "threshold", threshold, above=-1, most=1)
+        self.rejected = choice(self.name, "rejected", rejected, REJECTED)
+        self.device = choice(self.name, "device", device, ("cpu", "cuda"))
+        self.requires = (self.complexity, "quality", "embedding")
+
+    def select(
+        self,
+        pool: Pool,
+        signals: Signals,
+        history: History,  # noqa: ARG002
+        budget: int,
+        rng: np.random.Generator,  # noqa: ARG002
+    ) -> Selection:
+        check_budget(pool.costs, budget)
+        complexity, quality = (signals[name].astype(np.float64) for name in (self.complexity, "quality"))
+        product = complexity * quality
+        order = descending(product, pool.ids)
+        rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
+        if self.rejected == "last":
+            rows = fill_rest(rows, order, pool.costs, budget)
+        lowered = product - product.max() - 1.0 if self.rejected == "last" else np.nan
+        terms = {"score": np.where(alike, lowered, product), "complexity": complexity, "quality": quality}
+        return Selection.of(pool, rows, {**terms, "alike": alike.astype(np.float64)})
