@@ -25,7 +25,6 @@ from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
 from longgame.offline.dedup import NEAR, duplicates
 from longgame.offline.rows import BadRow, DataRows, TokenizedRows
-from longgame.offline.scoring import ModelOptions, length_of
 
 if TYPE_CHECKING:
     from longgame.models.load import TokenizerCheck
@@ -229,19 +228,18 @@ def check(
     start = time.perf_counter()
     if example is not None and example < 1:
         raise RecipeError(f"the example is number {example}; rows are counted from 1.")
-    options = ModelOptions(
-        name=model or "",
-        max_length=max_length,
-        chat_template=chat_template,
-        pad_token=pad_token,
-        trust_remote_code=trust_remote_code,
-    )
+    settings = {"max_length": max_length, "chat_template": chat_template, "pad_token": pad_token}
+    unused = [name for name, value in settings.items() if value is not None]
+    if model is None and unused:
+        raise RecipeError(f"{', '.join(unused)}: of the model, and no model is given. Give --model (model=).")
     source = _CountedSource(open_source(data))
-    rows = DataRows(source, RowRules(turns, quality_range), "skip", where, may_be_empty=True)
+    rules = RowRules(turns, quality_range)
+    tokenizer, limit = None, None
+    if model is not None:
+        tokenizer, limit = _check_tokenizer(name=model, trust_remote_code=trust_remote_code, **settings)
+    rows = DataRows(source, rules, "skip", where, may_be_empty=True)
     if not rows.total:
         raise DataError(f"'{source.label}' holds no rows. Give data with at least one.")
-    tokenizer = None if model is None else _check_tokenizer(options)
-    limit = None if tokenizer is None else length_of(options, tokenizer.config)
     measured = _Measured(rows, tokenizer, limit, progress)
     exact = int((duplicates(rows, "exact", NEAR) >= 0).sum())
     similar, compared = _near(rows, exact) if near else (None, 0)
@@ -317,13 +315,17 @@ def _filled(value: Any) -> bool:
     return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
-def _check_tokenizer(options: ModelOptions) -> TokenizerCheck:
+def _check_tokenizer(**settings: Any) -> tuple[TokenizerCheck, int]:
+    """The tokenizer, and the tokens that an example may have; settings are those of `ModelOptions`."""
     from longgame.models.load import check_tokenizer
+    from longgame.offline.scoring import ModelOptions, length_of  # loads torch
 
+    options = ModelOptions(**settings)
     try:
-        return check_tokenizer(options.spec())
+        check = check_tokenizer(options.spec())
     except ModelError as error:
         raise ModelError(_as_options(str(error))) from error
+    return check, length_of(options, check.config)
 
 
 class _Measured:
