@@ -354,3 +354,19 @@ def test_scores_are_read_through_marks_and_line_ends(tmp_path, mark, end) -> Non
         (tmp_path / name).write_bytes(mark + end.join(rows) + end)
         scores = read_scores(str(tmp_path / name))
         assert (scores.ids, scores.score.tolist()) == (("01", "b"), [2.5, -1.0])
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/etc/passwd", "~/data", "a", "a/b/c", "", "./a/b", "owner/../x"]
+)
+def test_a_name_that_is_no_hub_id_reads_no_path(name):
+    with pytest.raises(DataError, match="must read hub:owner/name"):
+        load_examples(f"hub:{name}", data_dir=None, split="train")
+
+
+def test_a_folder_with_the_name_of_a_hub_id_is_not_read_in_its_place(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "train.jsonl").write_text(json.dumps(ROW) + "\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="'owner/name' is a folder here"):
+        load_examples("hub:owner/name", data_dir=None, split="train")

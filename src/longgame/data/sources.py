@@ -617,9 +617,11 @@ def _hub_dataset(reference: str, split: Split) -> Any:
     import datasets  # heavy, and only hub references need it
 
     parts = reference.removeprefix("hub:").split(":", 2)
-    if not parts[0] or "/" not in parts[0]:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", parts[0]):
         raise DataError(f"data reference '{reference}' must read hub:owner/name, optionally with :config and :split.")
     name = parts[0]
+    if Path(name).exists():  # which datasets would read instead
+        raise DataError(f"'{name}' is a folder here, so '{reference}' names no data set of the hub. Leave out 'hub:'.")
     config, named_split = ((*parts, "", "")[place] or None for place in (1, 2))
     if config is not None and "[" in config:
         raise DataError(f"data reference '{reference}' must read hub:owner/name:config:split; the config may be empty.")
