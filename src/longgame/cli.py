@@ -24,7 +24,7 @@ from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
 from longgame.commands.score import score_command
 from longgame.commands.select import select_command
-from longgame.commands.selectors import selectors
+from longgame.commands.selectors import check_selector_command, selectors
 from longgame.commands.terminal import Terminal
 from longgame.commands.train import train
 from longgame.commands.watch import watch
@@ -61,6 +61,7 @@ app.command()(init)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(pools)
 app.command()(selectors)
+app.command("check-selector")(check_selector_command)
 app.command()(report)
 app.command()(compare)
 app.command()(watch)

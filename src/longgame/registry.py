@@ -89,6 +89,10 @@ class Registry:
         """Built-in and installed names, sorted."""
         return sorted({*self._builtin, *(point.name for point in metadata.entry_points(group=self.group))})
 
+    def builtin_names(self) -> list[str]:
+        """Names of this package, sorted."""
+        return sorted(self._builtin)
+
     def is_builtin(self, name: str) -> bool:
         """Whether the name is one of this package."""
         return name in self._builtin

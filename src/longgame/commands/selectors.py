@@ -1,7 +1,10 @@
-"""``longgame selectors``: what a recipe can name."""
+"""``longgame selectors`` and ``longgame check-selector``: what a recipe can name, and what breaks the contract."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -9,33 +12,129 @@ from rich.markup import escape
 from rich.table import Table
 
 from longgame.commands.terminal import Terminal
-from longgame.errors import LonggameError
-from longgame.selection.base import SELECTORS, build_selector
-from longgame.signals.base import SIGNALS
+from longgame.errors import LonggameError, PluginError, unknown
+from longgame.limits import time_limit
+from longgame.metrics.efficiency import feasibility_of
+from longgame.recipe import SelectorSpec
+from longgame.registry import plugin_at_work
+from longgame.selection.base import SELECTORS, MethodNotes, Selector, build_selector, notes_of
+from longgame.signals.base import CONTEXT, COST_CLASSES, SIGNALS, cost_class
+from longgame.testing import CONTRACT
+
+_NEEDS = {
+    "model": "model",
+    "base": "base model",
+    "optimizer": "optimizer state",
+    "proxy": "proxy items",
+    "evaluation": "evaluation items",
+    "candidates": "all candidates",
+}
+"""What a signal needs, in words; its text and the model's head go without saying."""
+_CLAUSE_SECONDS = 120.0
 
 
 def selectors(
+    name: Annotated[str | None, typer.Argument(help="Explain this selector: a name, or file.py:Class.")] = None,
     signals: Annotated[bool, typer.Option("--signals", help="List the signals that longgame score computes.")] = False,
 ) -> None:
-    """List the selectors, with the signals that each one needs."""
+    """List the selectors with paper, needs and cost, or explain one of them."""
     if signals:
         _print_signals()
-        return
+    elif name is not None:
+        _explain(name)
+    else:
+        _list()
+
+
+def _list() -> None:
     table = Table()
-    for heading in ("name", "needs", "method"):
+    for heading in ("name", "method", "needs", "cost", "paper"):
         table.add_column(heading, overflow="fold")
     for name in SELECTORS.names():
         try:
             selector = build_selector(name)
         except LonggameError as error:  # of an installed plug-in; the others are still listed
-            table.add_row(name, "?", escape(f"cannot be used: {str(error).partition(chr(10))[0]}"))
+            table.add_row(name, escape(f"cannot be used: {str(error).partition(chr(10))[0]}"), "?", "?", "")
             continue
-        summary = (type(selector).__doc__ or "").strip().partition("\n")[0]
-        table.add_row(name, ", ".join(selector.requires) or "nothing", escape(summary))
+        notes = notes_of(type(selector))
+        needs, cost = ", ".join(needs_of(selector)), cost_class(selector.requires)
+        table.add_row(name, escape(notes.summary), needs or "nothing", cost, escape(notes.paper.rstrip(".")))
     console = Terminal()
     console.print(table)
+    console.print("Cost: " + "; ".join(f"{key}: {text}" for key, text in COST_CLASSES.items()), highlight=False)
+    console.print("Explain one: longgame selectors NAME", highlight=False)
     console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
     console.print("Scores of another system: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
+
+
+def needs_of(selector: Selector) -> list[str]:
+    """What must be there for the selector's signals, in words; empty: the texts alone."""
+    table = {**SIGNALS, **CONTEXT}
+    needs = dict.fromkeys(need for name in selector.requires for need in table[name].needs)
+    words = [_NEEDS[need] for need in needs if need in _NEEDS]
+    return [*words, *(["quality column or rules"] if "quality" in selector.requires else [])]
+
+
+def _explain(name: str) -> None:
+    selector = build_selector(name)
+    kind = type(selector)
+    notes = notes_of(kind)
+    console = Terminal()
+    console.print(f"{selector.name}: {notes.summary}", markup=False, highlight=False, style="bold")
+    for label, text in _facts(name, selector, notes):
+        console.print(f"{label}: {text}", markup=False, highlight=False)
+    if selector.requires:
+        table = Table("signal", "meaning", "unit", title="Signals", title_justify="left")
+        for signal in (*SIGNALS.values(), *CONTEXT.values()):
+            if signal.name in selector.requires:
+                table.add_row(signal.name, escape(signal.meaning), escape(signal.unit))
+        console.print(table)
+    parameters = inspect.signature(kind).parameters
+    if not parameters:
+        console.print("It has no parameters.", highlight=False)
+        return
+    table = Table("parameter", "default", "meaning", title="Parameters", title_justify="left")
+    for parameter in parameters.values():
+        default = "required" if parameter.default is parameter.empty else repr(parameter.default)
+        table.add_row(parameter.name, escape(default), escape(_meaning(kind, parameter.name)))
+    console.print(table)
+
+
+def _facts(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tuple[str, str]]:
+    if notes.paper:
+        yield "Paper", notes.paper
+    if notes.formula:
+        yield "Formula", notes.formula
+    cost = cost_class(selector.requires)
+    yield "Cost", notes.cost or f"{cost}, {COST_CLASSES[cost]}."
+    yield "Needs", (", ".join(needs_of(selector)) or "nothing") + "."
+    if feasibility := feasibility_of(SelectorSpec(name=name)):
+        simplicity, flexibility = feasibility.simplicity_penalty, feasibility.flexibility_penalty
+        yield "Feasibility penalties", f"simplicity {simplicity:g}, flexibility {flexibility:g} (arXiv 2406.14115)."
+
+
+def _meaning(kind: type, parameter: str) -> str:
+    """What a class's docstring says of a parameter; empty where it says nothing."""
+    arguments = _arguments(inspect.getdoc(kind) or "")
+    text = arguments.get(parameter, arguments.get("others", ""))
+    reference = re.match(r"(?:those|that) of `(\w+)`", text)
+    if reference is None:
+        return text.replace("`", "")
+    for parent in (*kind.__mro__[1:], *(type(build_selector(name)) for name in SELECTORS.builtin_names())):
+        if parent.__name__ == reference[1]:
+            return _meaning(parent, parameter)
+    return text.replace("`", "")
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """Name → text of the section ``Args:``."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
+    entries: dict[str, str] = {}
+    for entry in re.split(r"^ {4}(?=\w)", section[1] if section else "", flags=re.MULTILINE):
+        names, colon, text = entry.partition(": ")
+        if colon:
+            entries |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return entries
 
 
 def _print_signals() -> None:
@@ -45,3 +144,39 @@ def _print_signals() -> None:
     for signal in SIGNALS.values():
         table.add_row(signal.name, signal.unit, escape(signal.meaning), ", ".join(signal.needs), signal.cost)
     Terminal().print(table)
+
+
+def check_selector_command(
+    name: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="A selector of your own, or any name.")],
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", help="Leave out this clause (repeat it for several).")
+    ] = None,
+) -> None:
+    """Check that a selector keeps the contract: budgets, order of rows, ties, seeds, state, scores."""
+    skipped = set(skip or ())
+    for clause in sorted(skipped - set(CONTRACT)):
+        raise PluginError(unknown("clause", clause, CONTRACT))
+    build_selector(name)
+    console = Terminal()
+    broken = 0
+    for clause, check in CONTRACT.items():
+        sentence = " ".join((check.__doc__ or "").partition("\n\n")[0].split())
+        if clause in skipped:
+            console.print(f"skipped  {clause}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        try:
+            late = PluginError(f"it did not end within {_CLAUSE_SECONDS:g} seconds. Return from every call.")
+            with time_limit(_CLAUSE_SECONDS, late), plugin_at_work(f"selector '{name}'", f"the check {clause}"):
+                check(lambda: build_selector(name))
+        except LonggameError as error:
+            broken += 1
+            console.print(f"BROKEN   {clause}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"         {error}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(f"ok       {clause}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if broken:
+        raise PluginError(
+            f"selector '{name}' breaks {broken} of {len(CONTRACT) - len(skipped)} clauses of the contract. Mend what "
+            "is named above, or leave a clause out with --skip if you mean it."
+        )
+    console.print(f"selector '{name}' keeps the contract.", markup=False, highlight=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -171,6 +173,31 @@ def eligible_of(selector: Selector, pool: Pool) -> Bool[np.ndarray, " n"]:
             f"return one True or False for each of the {len(pool)} candidates, in the pool's order."
         )
     return mask
+
+
+@dataclass(frozen=True)
+class MethodNotes:
+    """What the first lines of a method's file say about it; empty where they do not."""
+
+    summary: str
+    paper: str
+    formula: str
+    cost: str
+
+
+def notes_of(cls: type[Selector]) -> MethodNotes:
+    """Read the docstring of the class's module: its first line, and the lines ``Paper:``, ``Formula:``, ``Cost:``.
+
+    A module without a docstring is described by the first line of the class's own.
+    """
+    text = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or cls.__doc__ or "")
+    lines = text.partition("\n\n")[2].splitlines()
+    fields = dict.fromkeys(("Paper", "Formula", "Cost"), "")
+    for line in lines:
+        key, colon, value = line.partition(": ")
+        if colon and key in fields:
+            fields[key] = value.strip()
+    return MethodNotes(text.partition("\n")[0], fields["Paper"], fields["Formula"], fields["Cost"])
 
 
 def check_selector(name: str, cls: Any) -> None:

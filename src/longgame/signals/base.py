@@ -176,6 +176,29 @@ def work_of(names: Iterable[str]) -> str:
     return next((cost for cost in ("backward", "forward") if cost in costs), "none")
 
 
+COST_CLASSES: Mapping[str, str] = {
+    "0": "text only",
+    "E": "one pass of the base model for embeddings, once per example",
+    "F": "one forward pass",
+    "2F": "two forward passes",
+    "B": "one forward and backward pass",
+}
+"""Work per candidate that a selector's signals take, cheapest first."""
+
+
+def cost_class(names: Iterable[str]) -> str:
+    """The dearest of `COST_CLASSES` among these signals and context vectors; passes of the base model count alike."""
+    names = tuple(names)
+    if work_of(names) == "backward":
+        return "B"
+    signals = [SIGNALS[name] for name in names if name in SIGNALS]
+    if any(signal.reads is not None for signal in signals):
+        return "2F" if any(signal.cost == "forward" and signal.reads is None for signal in signals) else "F"
+    if any("head" in signal.needs or signal.live for signal in signals):
+        return "F"
+    return "E" if any("base" in signal.needs for signal in signals) else "0"
+
+
 @dataclass(frozen=True)
 class Signals:
     """Columns per candidate, row-aligned with ``ids``; float32 (``cluster``: int64).

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.cluster import KMeans, MiniBatchKMeans
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from longgame.selection.algorithms.nearest import unit_rows
 
@@ -13,6 +15,12 @@ _MINI_BATCH_FROM = 10_000
 _MOST_CELLS = 4096
 _BLOCK = 512
 """Rows of one block of similarities."""
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """The thread pools of the libraries behind k-means; looking for them takes longer than a small k-means."""
+    return ThreadpoolController()
 
 
 def k_means(
@@ -26,7 +34,7 @@ def k_means(
     distinct = len({row.tobytes() for row in embeddings})
     model_class = KMeans if len(embeddings) < _MINI_BATCH_FROM else MiniBatchKMeans
     model = model_class(min(clusters, distinct), n_init=1, random_state=int(rng.integers(2**31)))
-    with threadpool_limits(limits=1):  # sums over threads depend on their timing, and so would the picks
+    with _threads().limit(limits=1):  # sums over threads depend on their timing, and so would the picks
         labels = model.fit(embeddings.astype(np.float64)).labels_
     distance = np.sqrt(np.square(embeddings - model.cluster_centers_[labels]).sum(axis=1)).astype(np.float32)
     return labels, distance
@@ -68,16 +76,15 @@ def _first_of_each(
     """`without_near_duplicates` of one cell, whose unit rows are in order."""
     kept = np.zeros(len(unit), dtype=bool)
     closest = np.full(len(unit), -1.0, dtype=np.float32)
-    with threadpool_limits(limits=1):
-        for start in range(0, len(unit), _BLOCK):
-            block = unit[start : start + _BLOCK]
-            earlier = unit[:start][kept[:start]]
-            best = closest[start : start + _BLOCK]
-            if len(earlier):
-                np.maximum(best, np.minimum(block @ earlier.T, 1.0).max(axis=1), out=best)
-            similar = np.minimum(block @ block.T, 1.0)
-            for place in range(len(block)):
-                if best[place] <= limit:
-                    kept[start + place] = True
-                    np.maximum(best[place + 1 :], similar[place, place + 1 :], out=best[place + 1 :])
+    for start in range(0, len(unit), _BLOCK):
+        block = unit[start : start + _BLOCK]
+        earlier = unit[:start][kept[:start]]
+        best = closest[start : start + _BLOCK]
+        if len(earlier):
+            np.maximum(best, np.minimum(block @ earlier.T, 1.0).max(axis=1), out=best)
+        similar = np.minimum(block @ block.T, 1.0)
+        for place in range(len(block)):
+            if best[place] <= limit:
+                kept[start + place] = True
+                np.maximum(best[place + 1 :], similar[place, place + 1 :], out=best[place + 1 :])
     return kept, closest

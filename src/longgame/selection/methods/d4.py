@@ -2,7 +2,7 @@
 
 Paper: Tirumala et al. 2023, arXiv 2308.12284.
 Formula: SemDeDup, k-means again over what is kept, then farthest from the center of the own cluster first.
-Cost: E, one pass of the base model, once per example.
+Cost: E, one pass of the base model for embeddings, once per example.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Paper: Liu et al. 2024, arXiv 2312.15685.
 Formula: complexity · quality, highest first; passed over if the cosine with an accepted one reaches 0.9.
-Cost: E, one pass of the base model, once per example; the quality column, or rules.
+Cost: F, one pass of the base model for loss and embedding, once per example; the quality column, or rules.
 """
 
 from __future__ import annotations

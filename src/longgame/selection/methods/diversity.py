@@ -1,4 +1,9 @@
-"""Diversity selection: cover the embedding space (paper §4, "Diversity-based")."""
+"""Diversity selection: cover the embedding space.
+
+Paper: Sener & Savarese 2018, arXiv 1708.00489; arXiv 2605.30537, §4 ("Diversity-based").
+Formula: repeatedly the candidate whose nearest pick is farthest away; or k-means, facility location, a threshold.
+Cost: E, one pass of the base model for embeddings, once per example.
+"""
 
 from __future__ import annotations
 

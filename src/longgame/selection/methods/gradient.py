@@ -1,4 +1,9 @@
-"""Gradient selection: what moves the parameters most (paper §4, "Gradient-based")."""
+"""Gradient selection: what moves the parameters most.
+
+Paper: Katharopoulos & Fleuret 2018, arXiv 1803.00942; arXiv 2605.30537, §4 ("Gradient-based").
+Formula: ‖g‖ of the example's gradient g, highest first; or cosine of g with the mean gradient of the candidates.
+Cost: B, one forward and backward pass.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Paper: Sener & Savarese 2018, arXiv 1708.00489.
 Formula: repeatedly the candidate whose nearest pick is farthest away (L2 distance of embeddings).
-Cost: E, one pass of the base model, once per example.
+Cost: E, one pass of the base model for embeddings, once per example.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""LHAS, long-horizon aware selection: immediate utility and three terms that look further (paper §4, eq. 5)."""
+"""LHAS, long-horizon aware selection: immediate utility and three terms that look further.
+
+Paper: arXiv 2605.30537, §4, eq. 5.
+Formula: z(utility) + λ · z(coverage) + η · z(future) − ρ · z(concentration), greedily the highest.
+Cost: B, one forward and backward pass, the gradients of the proxy items, and frozen embeddings.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""LHAS whose future and concentration weights follow the measured task geometry (paper §5.1, "Task order")."""
+"""LHAS whose future and concentration weights follow the measured task geometry.
+
+Paper: arXiv 2605.30537, §5.1 ("Task order").
+Formula: that of lhas with η and ρ scaled by 1 − A, A the cosine of the stage's mean gradient with the proxy's.
+Cost: B, as lhas.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Longest responses first: a baseline that costs nothing ("Long is more for alignment", Zhao et al. 2024).
+"""Longest responses first: a baseline that costs nothing ("Long is more for alignment").
 
-Under a token budget it selects few examples.
+Paper: Zhao et al. 2024, arXiv 2402.04833.
+Formula: number of response tokens, highest first; a token budget holds few of them.
+Cost: 0, the length alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Loss selection: what the model is worst at right now (paper §4, "Loss-based")."""
+"""Loss selection: what the model is worst at right now.
+
+Paper: Loshchilov & Hutter 2015, arXiv 1511.06343; arXiv 2605.30537, §4 ("Loss-based").
+Formula: mean negative log-likelihood per response token, highest first.
+Cost: F, one forward pass.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Paper: Sorscher et al. 2022, arXiv 2206.14486.
 Formula: distance to the center of the k-means cluster; nearest first at small budgets, farthest first at large ones.
-Cost: E, one pass of the base model, once per example.
+Cost: E, one pass of the base model for embeddings, once per example.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Paper: Bukharin & Zhao 2023, arXiv 2311.14736.
 Formula: greedily the largest (1 − α) · facility-location gain + α · quality, both on [0, 1].
-Cost: E, one pass of the base model, once per example; the quality column, or rules.
+Cost: E, one pass of the base model for embeddings, once per example; the quality column, or rules.
 """
 
 from __future__ import annotations

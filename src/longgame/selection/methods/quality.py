@@ -1,4 +1,9 @@
-"""Quality selection: the best-looking examples, whatever the model knows (paper §4, "Quality-based")."""
+"""Quality selection: the best-looking examples, whatever the model knows.
+
+Paper: arXiv 2605.30537, §4 ("Quality-based").
+Formula: the data's quality column, or rules where there is none, highest first.
+Cost: 0, the text alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Random selection: the baseline that looks at nothing (paper §4, "Random")."""
+"""Random selection: the baseline that looks at nothing.
+
+Paper: arXiv 2605.30537, §4 ("Random").
+Formula: a uniform number per candidate, highest first.
+Cost: 0, nothing is computed.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Paper: Abbas et al. 2023, arXiv 2303.09540.
 Formula: in each k-means cell, drop what has a cosine above 1 − ε with a kept one; the kept ones in random order.
-Cost: E, one pass of the base model, once per example.
+Cost: E, one pass of the base model for embeddings, once per example.
 """
 
 from __future__ import annotations

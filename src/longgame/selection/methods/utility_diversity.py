@@ -1,4 +1,9 @@
-"""Utility-diversity selection: UDS, after Zou et al. 2025 (paper §4, "Utility-diversity")."""
+"""Utility-diversity selection (UDS): high utility, and unlike what was selected lately.
+
+Paper: Zou et al. 2025, arXiv 2510.16882; arXiv 2605.30537, §4 ("Utility-diversity").
+Formula: z(nuclear norm of the logits) + α · z(mean distance of the logit sketch to the latest picks), highest first.
+Cost: F, one forward pass.
+"""
 
 from __future__ import annotations
 
