@@ -356,9 +356,7 @@ def test_scores_are_read_through_marks_and_line_ends(tmp_path, mark, end) -> Non
         assert (scores.ids, scores.score.tolist()) == (("01", "b"), [2.5, -1.0])
 
 
-@pytest.mark.parametrize(
-    "name", ["../../etc", "/etc/passwd", "~/data", "a", "a/b/c", "", "./a/b", "owner/../x"]
-)
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "~/data", "a", "a/b/c", "", "./a/b", "owner/../x"])
 def test_a_name_that_is_no_hub_id_reads_no_path(name):
     with pytest.raises(DataError, match="must read hub:owner/name"):
         load_examples(f"hub:{name}", data_dir=None, split="train")

@@ -50,17 +50,21 @@ def _list() -> None:
     table = Table()
     for heading in ("name", "method", "needs", "cost", "paper"):
         table.add_column(heading, overflow="fold")
+    unusable = []
     for name in SELECTORS.names():
         try:
             selector = build_selector(name)
         except LonggameError as error:  # of an installed plug-in; the others are still listed
-            table.add_row(name, escape(f"cannot be used: {str(error).partition(chr(10))[0]}"), "?", "?", "")
+            table.add_row(name, "cannot be used, see below", "?", "?", "")
+            unusable.append(f"{name} cannot be used: {str(error).partition(chr(10))[0]}")
             continue
         notes = notes_of(type(selector))
         needs, cost = ", ".join(needs_of(selector)), cost_class(selector.requires)
         table.add_row(name, escape(notes.summary), needs or "nothing", cost, escape(notes.paper.rstrip(".")))
     console = Terminal()
     console.print(table)
+    for line in unusable:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print("Cost: " + "; ".join(f"{key}: {text}" for key, text in COST_CLASSES.items()), highlight=False)
     console.print("Explain one: longgame selectors NAME", highlight=False)
     console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
