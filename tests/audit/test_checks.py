@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from longgame.audit.checks import _empty_step, check_scores, score_warnings, seed_warnings
+from longgame.audit.checks import _empty_step, check_models, check_scores, score_warnings, seed_warnings
 from longgame.audit.estimate import print_plan
 from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
-from longgame.errors import DataError, ResumeError
+from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from support.quadratic_audit import Silent, recipe, walk
 
@@ -244,3 +244,22 @@ def test_base_models_count_where_they_repeat() -> None:
     model = {"per_seed": ["tiny", "tiny-1"]}
     few = parse_recipe({"name": "t", "selectors": ["random", "loss"], "model": model, "seeds": [0, 1, 2, 3]})
     assert seed_warnings(few)[0].startswith("2 base models give no verdict")
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "refused"),
+    [
+        ({"peft": {"modules_to_save": ["lm_head"]}}, {}, "lhas"),
+        ({"adaptation": "peft", "peft": {"type": "LOHA"}}, {}, "lhas"),
+        ({"adaptation": "peft", "peft": {"type": "LOHA"}}, {"selectors": ["loss"], "oracle": True}, "oracle"),
+        ({"adaptation": "peft", "peft": {"type": "LOHA"}}, {"selectors": ["loss"]}, ""),
+        ({"peft": {"use_rslora": True}}, {}, ""),
+    ],
+)
+def test_gradients_of_more_than_lora_are_refused_before_any_work(model, more, refused):
+    plan = Plan(parse_recipe({"model": {**model, "device": "cpu"}, **more}))
+    if not refused:
+        assert check_models(plan) == "cpu"
+        return
+    with pytest.raises(RecipeError, match=f"selector '{refused}' needs gradients"):
+        check_models(plan)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from longgame.audit.learner import seed_bases, sequence_of
+from longgame.audit.learner import learner_kind, seed_bases, sequence_of
 from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import Example, SequenceData
 from longgame.data.score_files import read_scores
@@ -24,6 +24,7 @@ from longgame.registry import plugin_at_work
 from longgame.selection.base import SCORES, build_selector
 from longgame.selection.interventions import selector_of
 from longgame.selection.methods.from_scores import FromScores
+from longgame.signals.base import work_of
 from longgame.storage import read_done
 
 
@@ -87,6 +88,28 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
     for task in (*recipe.data.stages, *recipe.data.ood):
         for scorer in task.scorers:
             build_scorer(scorer)
+
+
+def check_models(plan: Plan) -> str:
+    """Check, before any work, the device and the adapter of every condition; return the kind of device.
+
+    Raises:
+        ModelError: the device does not exist, or PEFT does not know a key. RecipeError: a selector needs gradients, and
+            more is trained than LoRA's weights.
+    """
+    kind = ""
+    for condition in plan.conditions.values():
+        recipe = condition.recipe
+        kind = learner_kind(recipe).check_model(recipe)
+        if recipe.model.adaptation != "peft" and not recipe.model.peft.get("modules_to_save"):
+            continue
+        for spec in recipe.selectors:
+            if work_of(selector_of(spec).requires) == "backward":
+                raise RecipeError(
+                    f"selector '{spec.key}' needs gradients, which are measured of LoRA's weights alone. Leave the "
+                    "selector out, or use adaptation: lora without modules_to_save."
+                )
+    return kind
 
 
 def check_scorers(recipe: Recipe) -> None:

@@ -15,7 +15,15 @@ from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
-from longgame.audit.checks import check_files, check_plugins, check_scorers, check_scores, score_warnings, seed_warnings
+from longgame.audit.checks import (
+    check_files,
+    check_models,
+    check_plugins,
+    check_scorers,
+    check_scores,
+    score_warnings,
+    seed_warnings,
+)
 from longgame.audit.learner import Learner, learner_kind, make_learner, sequence_of
 from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
@@ -195,8 +203,7 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
     recipe = plan.recipe
     run = Run.check(folder, recipe)
     check_files(folder, plan)
-    for condition in plan.conditions.values():
-        learner_kind(condition.recipe).check_model(condition.recipe)
+    check_models(plan)
     check_plugins(recipe)
     check_scorers(recipe)
     last = f"stage-{len(plan.stages)}"

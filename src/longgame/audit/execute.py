@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from longgame.audit.checks import (
     candidates_in,
     check_files,
+    check_models,
     check_plugins,
     check_scorers,
     check_scores,
@@ -294,8 +295,7 @@ def run_audit(
         trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
         jobs = _jobs(run, _data_dir(recipe), trials, keep_models)
         if jobs or not (folder / ENVIRONMENT).is_file():
-            devices = {learner_kind(each.recipe).check_model(each.recipe) for each in plan.conditions.values()}
-            environment = _environment(run, workers, threads, min(devices))
+            environment = _environment(run, workers, threads, check_models(plan))
         if jobs:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
             check_scorers(recipe)
