@@ -64,10 +64,10 @@ def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Ste
 
 
 DEVELOPMENT = ("lhas-grid", "lhas-finals")
-"""Steps on development seeds; they start from the base model of the package."""
+"""Steps on development seeds; they start from a base model of their own."""
 STEPS = (
-    _tiny("lhas-grid", "which forms of LHAS reach the finals (development seed)"),
-    _tiny("lhas-finals", "which of them the held-out runs use (development seeds)"),
+    _tiny("lhas-grid", "forms of LHAS on one development seed"),
+    _tiny("lhas-finals", "whether another form than the published one leads (development seeds)"),
     _tiny("skill", "RQ1-RQ5 on the skill sequence"),
     _tiny("domain", "RQ1-RQ5 on the domain sequence", "0-2"),
     _tiny("regimes", "where myopia is largest", "0-2", "random,loss"),
