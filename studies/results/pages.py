@@ -375,9 +375,9 @@ _TUNING = (
     "`lhas` on the held-out pages is the published form (nuclear norm, distance, future 1), the selector's defaults. "
     "These runs compare its forms on development seeds, a development order of the stages and a base model of their "
     "own; no held-out run uses any of these. The rule was that the form with the highest mean long-horizon score of "
-    "the finals runs on the held-out seeds. It chose the published form when the definitions were older. Measured anew, "
-    "the finals are led by the form named below. The held-out runs had been made by then and were not made again, and "
-    "the finals hold the forms that the older grid chose."
+    "the finals runs on the held-out seeds. It chose the published form when the definitions were older. Measured "
+    "anew, the finals are led by the form named below. The held-out runs had been made by then and were not made "
+    "again, and the finals hold the forms that the older grid chose."
 )
 
 

@@ -175,18 +175,18 @@ def test_the_cut_is_the_lowest_picked_score(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "command", "line"),
+    ("options", "model", "line"),
     [
-        ({}, "longgame select x --model tiny", "--selectors random,longest --budget 0.2 --model tiny"),
-        ({"budget": "50%"}, "longgame select x --model=a/b", "--selectors random,longest --budget 0.5 --model a/b"),
+        ({}, "tiny", "--selectors random,longest --budget 0.2 --model tiny"),
+        ({"budget": "50%"}, "a b", "--selectors random,longest --budget 0.5 --model 'a b'"),
         ({"selector": "random"}, "", "--selectors random --budget 0.2"),
-        ({"budget": "5rows"}, "longgame 'open quote", "--selectors random,longest --budget 0.1"),
+        ({"budget": "5rows"}, "", "--selectors random,longest --budget 0.1"),
     ],
 )
-def test_the_audit_line_repeats_selector_budget_model(options, command, line, tmp_path):
-    outcome, manifest = outcome_of(tmp_path, rows_of(50), **options)
-    manifest["command"] = command
-    assert audit_line(outcome, manifest) == f"longgame init stages && longgame audit stages/recipe.yaml {line}"
+def test_the_audit_line_repeats_selector_budget_model(options, model, line, tmp_path):
+    outcome, _ = outcome_of(tmp_path, rows_of(50), **options)
+    outcome = dataclasses.replace(outcome, model=model)
+    assert audit_line(outcome) == f"longgame init stages && longgame audit stages/recipe.yaml {line}"
 
 
 MEASURE = """<script>

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longgame.commands.options import TrustRemoteCode, interruptible
 from longgame.commands.terminal import Terminal
-from longgame.errors import RecipeError
+from longgame.errors import LonggameError, RecipeError
 from longgame.escape import visible
 
 Data = Annotated[
@@ -109,7 +109,7 @@ def score_command(
         folder = out
         if total > 1:
             rows, folder = shard_rows(rows, number, total), out / shard_name(number, total)
-        with row_progress("scoring") as progress:
+        with errors_name_options(), row_progress("scoring") as progress:
             scores = score_rows(
                 rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed,  # type: ignore[arg-type]
                 progress=progress, command=command_line(),
@@ -214,6 +214,18 @@ def one_or_all(data: list[str]) -> Any:
 def command_line() -> str:
     """The command as it was typed."""
     return visible("longgame " + shlex.join(sys.argv[1:]))
+
+
+@contextmanager
+def errors_name_options() -> Iterator[None]:
+    """Let errors name options of the command where they name keys of a recipe."""
+    from longgame.offline.options import as_options
+
+    try:
+        yield
+    except LonggameError as error:
+        error.args = (as_options(str(error)),)
+        raise
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from longgame.commands.score import (
     Turns,
     Where,
     command_line,
+    errors_name_options,
     model_settings,
     one_or_all,
     parse_range,
@@ -104,7 +105,7 @@ def select_command(
             clusters=clusters,
             seed=seed,
         )
-        with row_progress("scoring") as progress:
+        with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(
                 one_or_all(data),
                 out,
@@ -127,4 +128,4 @@ def select_command(
         files = ", ".join(str(path) for path in written if path.exists())
         console.print(f"Written: {files}", highlight=False, markup=False)
         console.print("What does it do to your next stages? Put their files into a folder, and run:")
-        console.print(audit_line(outcome, manifest), highlight=False, markup=False, soft_wrap=True)
+        console.print(audit_line(outcome), highlight=False, markup=False, soft_wrap=True)

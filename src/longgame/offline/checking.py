@@ -24,6 +24,7 @@ from longgame.errors import DataError, ModelError, RecipeError
 from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
 from longgame.offline.dedup import NEAR, duplicates
+from longgame.offline.options import as_options
 from longgame.offline.rows import BadRow, DataRows, TokenizedRows
 
 if TYPE_CHECKING:
@@ -324,7 +325,7 @@ def _check_tokenizer(**settings: Any) -> tuple[TokenizerCheck, int]:
     try:
         check = check_tokenizer(options.spec())
     except ModelError as error:
-        raise ModelError(_as_options(str(error))) from error
+        raise ModelError(as_options(str(error))) from error
     return check, length_of(options, check.config)
 
 
@@ -359,10 +360,10 @@ class _Measured:
                     progress(done, len(rows))
         except ModelError as error:  # no template or no EOS: no row can be tokenized
             self.bad = [
-                BadRow(rows.file_of(row), int(rows.numbers[row]), _as_options(str(error))) for row in range(len(rows))
+                BadRow(rows.file_of(row), int(rows.numbers[row]), as_options(str(error))) for row in range(len(rows))
             ]
             return
-        self.bad = [dataclasses.replace(row, reason=_as_options(row.reason)) for row in tokenized.bad]
+        self.bad = [dataclasses.replace(row, reason=as_options(row.reason)) for row in tokenized.bad]
         self.unit = "tokens"
         self.lengths, counts = np.concatenate(lengths), np.concatenate(learned)
         self.shares = counts / np.maximum(1, self.lengths)
@@ -541,7 +542,7 @@ def _tokens_of(example: Example, tokenizer: Any, place: tuple[str, int]) -> Rend
 
 def _warnings(report: CheckReport, faults: Sequence[ModelError], near: bool) -> Iterator[str]:
     """What needs attention, in one sentence each, with the fix."""
-    yield from (_as_options(str(fault)) for fault in faults)
+    yield from (as_options(str(fault)) for fault in faults)
     if report.bad:
         yield (
             f"{_rows(len(report.bad))} cannot be used: correct them (--bad-rows FILE lists all), or leave them out "
@@ -603,13 +604,6 @@ def _template_warnings(report: CheckReport, template: TemplateFacts) -> Iterator
             else "the chat template cuts the thinking out of finished turns: longgame puts an answer behind the "
             "generation prompt as it was given; give another --chat-template to train in the template's form."
         )
-
-
-def _as_options(text: str) -> str:
-    """The text with options of the command in place of keys of a recipe."""
-    for key in ("chat_template", "pad_token"):
-        text = text.replace(f"model.{key}", f"--{key.replace('_', '-')}")
-    return text.replace("(turns: last)", "(--turns last)")
 
 
 def _rows(count: int, singular: str = "", plural: str = "") -> str:

@@ -155,3 +155,10 @@ class SelectOptions:
     def label(self) -> str:
         """The selector as its user wrote it."""
         return self.selector if isinstance(self.selector, str) else self.selector.name
+
+
+def as_options(text: str) -> str:
+    """The text with options of the command in place of keys of a recipe."""
+    for key in ("chat_template", "pad_token"):
+        text = text.replace(f"model.{key}", f"--{key.replace('_', '-')}")
+    return text.replace("(turns: last)", "(--turns last)")

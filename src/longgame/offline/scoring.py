@@ -30,7 +30,7 @@ from longgame.errors import DataError, ModelError, PluginError, RecipeError, Res
 from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows, TooLong
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
-from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals, check_names
+from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals
 from longgame.signals.store import DTYPES, SignalStore, stream_signals
 from longgame.storage import read_state, scratch, storage_errors, write_file, write_json, write_state
 
@@ -175,7 +175,7 @@ def _with_adapter(model: Any, folder: str) -> Any:
     if not (path / "adapter_config.json").is_file():
         raise ModelError(f"adapter '{folder}' holds no adapter_config.json. Give the directory of a PEFT adapter.")
     try:
-        return PeftModel.from_pretrained(model, str(path), is_trainable=True)
+        return PeftModel.from_pretrained(model, str(path), is_trainable=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
@@ -304,7 +304,9 @@ def computed_names(names: Sequence[str]) -> list[str]:
     Raises:
         PluginError: an unknown name. RecipeError: a signal that needs what scoring has not.
     """
-    check_names(names, "the caller")
+    for name in names:
+        if name not in SIGNALS and name not in CONTEXT:
+            raise RecipeError(unknown("signal", name, (*SIGNALS, *CONTEXT)))
     result: dict[str, None] = {}
     for name in names:
         needs = (SIGNALS[name] if name in SIGNALS else CONTEXT[name]).needs

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from longgame.data.examples import Pool
 from longgame.data.formats import RowRules
 from longgame.data.sources import Source, open_source
 from longgame.errors import BudgetError, DataError, RecipeError
@@ -80,6 +80,8 @@ class Outcome:
     """Place of every row on a map of the embeddings, where the selector saw them; NaN for others."""
     weights: str
     """Origin and content of the model; empty without one."""
+    model: str
+    """Its name; empty without one."""
     template: str
     """Digest of the chat template; empty without a model."""
     replay: tuple[DataRows, Int[np.ndarray, " r"]] | None = None
@@ -127,7 +129,7 @@ class Outcome:
             entry |= {"rank": place.get(row), "terms": {}}
             for name, values in self.terms.items():
                 entry["terms"][name] = {"value": _number(values[row]), "percentile": _number(ranks[name][row])}
-            entry["why"] = self._why(row, place.get(row), score, cut)
+            entry["why"] = self.why(row, place.get(row), score, cut)
             entries.append(entry)
         for row in np.flatnonzero(self.repeats >= 0)[: max(_NEAREST, len(self.picks))].tolist():
             other = int(self.repeats[row])
@@ -144,14 +146,17 @@ class Outcome:
             self.unit: int(self.tokens[row]),
         }
 
-    def _why(self, row: int, rank: int | None, score: np.ndarray | None, cut: float) -> str:
+    def why(self, row: int, rank: int | None, score: np.ndarray | None, cut: float) -> str:
+        """Why a row was picked (``rank`` from 1) or not (None), by its score and the lowest score of a pick."""
         if score is None:
             return "picked by the selector" if rank else "not picked by the selector"
         if rank:
             return f"score {score[row]:.6g} is at or above the cut of {cut:.6g}"
         if math.isnan(score[row]):
             return "the selector gives it no score"
-        if score[row] >= cut:
+        if score[row] == cut:
+            return f"score {score[row]:.6g} equals the cut: ids decide among equal scores, within what the budget holds"
+        if score[row] > cut:
             return f"score {score[row]:.6g} reaches the cut of {cut:.6g}, but what was left of the budget was too small"
         return f"score {score[row]:.6g} is below the cut of {cut:.6g}"
 
@@ -253,6 +258,7 @@ def choose(
         asked=asked,
         spent=decision.selection.tokens,
         budget_unit="rows" if unit == "rows" else ("characters" if table is None else unit),
+        model="" if table is None else str(table.config["model"]["name"]),
         repeats=repeats,
         unscored=unscored,
         clusters=_clusters(signals, candidates, len(rows)),
@@ -381,8 +387,19 @@ def _replayed(
     pool = dataclasses.replace(rows.counted(prompt, response), budget_of=unit)  # type: ignore[arg-type]
     share = round(options.replay_share * asked)
     order = usable[generator(options.seed, "selection", "replay").permutation(len(usable))]
+    if share < int(pool.costs[usable].min()):
+        raise BudgetError(
+            f"a replay share of {options.replay_share:g} is {share} {_unit_of(pool, table)} of the budget, and the "
+            f"shortest row of the replay data '{rows.source.label}' has {int(pool.costs[usable].min())}. Raise "
+            "--replay-share or --budget."
+        )
     picks = np.sort(fill_budget(order, pool.costs, share))
     return asked - int(pool.costs[picks].sum()), (rows, picks)
+
+
+def _unit_of(pool: Pool, table: Scores | None) -> str:
+    """What a budget of this pool counts, in words."""
+    return "rows" if pool.budget_of == "rows" else "characters" if table is None else "tokens"
 
 
 def _token_counts(
@@ -502,7 +519,8 @@ def manifest_of(outcome: Outcome, files: Mapping[str, str], command: str) -> dic
             outcome.unit: int(outcome.tokens.sum()),
             "turns": rows.rules.turns,
         },
-        "model": outcome.weights,
+        "model": outcome.model,
+        "weights": outcome.weights,
         "template": outcome.template,
         "replay": None
         if outcome.replay is None
@@ -591,13 +609,3 @@ def _refuse_inputs(out: Path, source: Source) -> None:
     for path in getattr(source, "paths", ()):
         if path.exists() and out.exists() and path.resolve() == out.resolve():
             raise DataError(f"--out '{out}' is the data itself. Give another path.")
-
-
-def summary_groups(outcome: Outcome, name: str) -> list[tuple[str, int, int]]:
-    """(value, rows, picks) of a grouping column, largest first."""
-    values = outcome.rows.groups.get(name)
-    if values is None:
-        return []
-    counts = Counter(value or "" for value in values)
-    picks = Counter(values[row] or "" for row in outcome.picks.tolist())
-    return [(value, count, picks[value]) for value, count in counts.most_common()]

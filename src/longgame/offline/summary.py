@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import math
 import shlex
 from collections import Counter
@@ -77,17 +76,17 @@ class SubsetFacts:
             },
             cut=float(np.nanmin(values)) if len(values) and not np.isnan(values).all() else math.nan,
             audit_note=audit_note(outcome),
-            audit=audit_line(outcome, manifest),
+            audit=audit_line(outcome),
         )
 
 
-def audit_line(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
+def audit_line(outcome: Outcome) -> str:
     """Return the commands that test a selector on the user's next stages: files of a folder ``stages``."""
     name, _ = parse_selector(outcome.options.label)
     selectors = ",".join(dict.fromkeys(("random", name)))
     budget = Budget.parse(outcome.options.budget)
     share = f"{budget.value if budget.kind == 'share' else outcome.asked / _spendable(outcome):.2g}"
-    model = _option(str(manifest.get("command", "")), "--model")
+    model = outcome.model
     words = ["longgame", "audit", "stages/recipe.yaml", "--selectors", selectors, "--budget", share]
     return "longgame init stages && " + shlex.join([*words, *(["--model", model] if model else [])])
 
@@ -109,20 +108,6 @@ def _spendable(outcome: Outcome) -> int:
         return len(outcome.candidates)
     counts = outcome.response_tokens if outcome.budget_unit == "response" else outcome.tokens
     return max(outcome.asked, int(counts[outcome.candidates].sum()))
-
-
-def _option(command: str, name: str) -> str:
-    """Value of an option in a command line; empty where it has none."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # written out control characters may leave a quote open
-        return ""
-    for word, value in itertools.pairwise([*words, ""]):
-        if word == name:
-            return value
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return ""
 
 
 def _facts(outcome: Outcome, manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -239,7 +239,7 @@ def _cards(outcome: Outcome) -> tuple[list[dict[str, str]], list[dict[str, str]]
             if name != "score" and not math.isnan(values[row])
         )
         groups = (value for values in outcome.rows.groups.values() if (value := values[row]))
-        why = outcome._why(row, rank.get(row), score, lowest)
+        why = outcome.why(row, rank.get(row), score, lowest)
         details = [f"{outcome.tokens[row]:,} {outcome.unit}", *groups, *terms, why]
         return {"heading": heading, "details": " · ".join(details), "text": _text_of(texts[row])}
 
