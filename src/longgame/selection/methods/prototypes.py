@@ -38,7 +38,7 @@ class PrototypesSelector(Selector):
     requires = ("embedding",)
 
     def __init__(
-        self, keep: Literal["auto", "easy", "hard"] = "auto", easy_below: float = 0.25, clusters: int | None = None
+        self, keep: Literal["auto", "easy", "hard"] = "auto", easy_below: float = 0.15, clusters: int | None = None
     ) -> None:
         self.keep = choice(self.name, "keep", keep, ("auto", "easy", "hard"))
         self.easy_below = number(self.name, "easy_below", easy_below, above=0, most=1)
