@@ -217,6 +217,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"system": "a", "messages": [message("system", "b"), *MESSAGES]}, "keep one"),
     ({"text": "a", "quality": 3}, "--quality-range"),
     ({"text": "a\ud800"}, "surrogate"),
+    ({"question": "Blue?", "choices": ["red", "blue"], "answer": "B"}, "does not show the choices"),
+    ({"question": "Blue?", "options": ["red", "blue"], "answer": "b"}, "does not show the choices"),
     ({"input_ids": [1, 2], "labels": [1]}, "equally long"),
     ({"input_ids": [1, 2], "labels": [-100, -100]}, "no token is learned"),
     ({"input_ids": [1, 2], "labels": [1, 3]}, "differ"),

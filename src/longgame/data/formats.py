@@ -198,7 +198,22 @@ def _alpaca(row: Mapping[str, Any]) -> Conversation:
 
 
 def _question(row: Mapping[str, Any]) -> Conversation:
+    _refuse_unseen_choices(row)
     return Conversation([("user", _request(row)), ("assistant", plain_text(row["answer"], "answer"))])
+
+
+def _refuse_unseen_choices(row: Mapping[str, Any]) -> None:
+    """Raise RowError where the answer is the letter of a choice that the question does not show."""
+    choices, answer = row.get("choices") or row.get("options"), row["answer"]
+    if not isinstance(choices, list | tuple) or not isinstance(answer, str):
+        return
+    letters = [chr(65 + place) for place in range(len(choices))]
+    request = _request(row)
+    if answer.strip().upper() in letters and not all(str(choice) in request for choice in choices):
+        raise RowError(
+            f"the answer is the letter {answer!r}, and the question does not show the choices; write them into it, or "
+            "answer in words"
+        )
 
 
 def _chosen(row: Mapping[str, Any]) -> Conversation:
