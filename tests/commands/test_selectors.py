@@ -117,6 +117,7 @@ def test_check_selector_passes_what_keeps_the_contract() -> None:
 
 
 BROKEN = """
+import time
 from longgame import Selection, Selector
 
 class Greedy(Selector):
@@ -133,6 +134,18 @@ class Raises(Selector):
 
 class Unnamed(Selector):
     def score(self, pool, signals, history): ...
+
+class Sleeps(Selector):
+    name = "sleeps"
+    def score(self, pool, signals, history):
+        time.sleep(60)
+
+class Sized(Selector):
+    name = "sized"
+    def __init__(self, size):
+        self.size = size
+    def score(self, pool, signals, history):
+        return -abs(pool.response_tokens - float(self.size))
 
 class Leaves(Selector):
     name = "leaves"
@@ -157,6 +170,23 @@ def test_check_selector_says_what_is_wrong_in_words(tmp_path, name, message) -> 
     assert message in words(done.output)
     assert isinstance(done.exception, PluginError)
     assert "clauses of the contract" in str(done.exception)
+
+
+def test_check_selector_ends_a_clause_that_does_not_end(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine.py").write_text(BROKEN)
+    monkeypatch.setattr("longgame.commands.selectors._CLAUSE_SECONDS", 0.05)
+    done = run("check-selector", f"{tmp_path / 'mine.py'}:Sleeps")
+    assert done.exit_code == 1
+    assert done.output.count("did not end within 0.05 seconds") == len(CONTRACT) - 1  # one clause calls nothing
+
+
+def test_check_selector_takes_the_parameters_of_a_selector(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(BROKEN)
+    name = f"{tmp_path / 'mine.py'}:Sized"
+    assert run("check-selector", f"{name}:size=9").exit_code == 0
+    missing = run("check-selector", name)
+    assert missing.exit_code == 1
+    assert "size" in str(missing.exception)
 
 
 def test_check_selector_refuses_what_is_no_selector(tmp_path) -> None:

@@ -15,6 +15,7 @@ from longgame.commands.terminal import Terminal
 from longgame.errors import LonggameError, PluginError, unknown
 from longgame.limits import time_limit
 from longgame.metrics.efficiency import feasibility_of
+from longgame.offline.options import parse_selector
 from longgame.recipe import SelectorSpec
 from longgame.registry import plugin_at_work
 from longgame.selection.base import SELECTORS, MethodNotes, Selector, build_selector, notes_of
@@ -151,7 +152,10 @@ def _print_signals() -> None:
 
 
 def check_selector_command(
-    name: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="A selector of your own, or any name.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="SELECTOR", help="FILE.py:CLASS or a name, with :parameter=value,… or not."),
+    ],
     skip: Annotated[
         list[str] | None, typer.Option("--skip", help="Leave out this clause (repeat it for several).")
     ] = None,
@@ -160,7 +164,8 @@ def check_selector_command(
     skipped = set(skip or ())
     for clause in sorted(skipped - set(CONTRACT)):
         raise PluginError(unknown("clause", clause, CONTRACT))
-    build_selector(name)
+    made = parse_selector(name)
+    build_selector(*made)
     console = Terminal()
     broken = 0
     for clause, check in CONTRACT.items():
@@ -171,7 +176,7 @@ def check_selector_command(
         try:
             late = PluginError(f"it did not end within {_CLAUSE_SECONDS:g} seconds. Return from every call.")
             with time_limit(_CLAUSE_SECONDS, late), plugin_at_work(f"selector '{name}'", f"the check {clause}"):
-                check(lambda: build_selector(name))
+                check(lambda: build_selector(*made))
         except LonggameError as error:
             broken += 1
             console.print(f"BROKEN   {clause}: {sentence}", markup=False, highlight=False, soft_wrap=True)
