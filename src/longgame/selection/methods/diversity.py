@@ -7,8 +7,7 @@ Cost: E, one pass of the base model for embeddings, once per example.
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,7 +19,17 @@ from longgame.selection.algorithms.facility import facility_location
 from longgame.selection.algorithms.farthest import farthest_first, farthest_first_partitioned
 from longgame.selection.algorithms.nearest import threshold_diverse
 from longgame.selection.base import Selector
-from longgame.selection.budget import check_budget, choice, count, descending, fill_budget, fill_rest, flag, id_order
+from longgame.selection.budget import (
+    check_budget,
+    choice,
+    count,
+    descending,
+    fill_budget,
+    fill_rest,
+    flag,
+    id_order,
+    number,
+)
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -82,7 +91,9 @@ class DiversitySelector(Selector):
         self.partitions = 1 if partitions is None else count(self.name, "partitions", partitions)
         self.greedy = choice(self.name, "greedy", "lazy" if greedy is None else greedy, ("lazy", "stochastic"))
         self.references = _REFERENCES if references is None else count(self.name, "references", references)
-        self.threshold = _THRESHOLD if threshold is None else _cosine(threshold)
+        self.threshold = number(
+            self.name, "threshold", _THRESHOLD if threshold is None else threshold, above=-1, most=1
+        )
         self.device = choice(self.name, "device", device, ("cpu", "cuda"))
         belongs = {
             "use_history": ("farthest-first", use_history or None),
@@ -163,9 +174,3 @@ class DiversitySelector(Selector):
         turn = np.empty(n, dtype=np.int64)
         turn[inward] = np.arange(n) - np.repeat(starts, np.diff(np.r_[starts, n]))
         return np.lexsort((np.arange(n), labels, -size, turn)), distance
-
-
-def _cosine(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 < value <= 1 or math.isnan(value):
-        raise RecipeError(f"selector 'diversity': threshold is {value!r}; give a cosine above −1, at most 1.")
-    return float(value)

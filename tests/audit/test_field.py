@@ -1,0 +1,43 @@
+"""Every selector of the package walks a small audit of the closed-form world, at the same tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from longgame.audit.execute import run_audit
+from longgame.errors import LonggameError
+from longgame.quadratic.learner import LIVE
+from longgame.selection.base import SELECTORS, build_selector
+from longgame.signals.base import SIGNALS
+from support.quadratic_audit import Silent, recipe
+
+
+def lives_here(name: str) -> bool:
+    """Whether the closed-form world has the signals: texts without their prompt have no meaning in it."""
+    needs = build_selector(name).requires
+    return all(signal in LIVE or signal not in SIGNALS or SIGNALS[signal].cost == "none" for signal in needs)
+
+
+HERE = [name for name in SELECTORS.builtin_names() if lives_here(name)]
+
+
+def test_only_ifd_lacks_its_signals_in_the_quadratic_world() -> None:
+    assert set(SELECTORS.builtin_names()) - set(HERE) == {"ifd"}
+
+
+@pytest.mark.parametrize("rounds", ["step", 1])
+def test_every_selector_spends_the_same_tokens_in_an_audit(tmp_path, rounds) -> None:
+    display = Silent()
+    plan = recipe(selectors=HERE, seeds=[0], rounds=rounds)
+    audit = run_audit(plan, tmp_path / "q", workers=1, threads=1, display=display)
+    assert not display.failures
+    spent = audit.results[(audit.results.kind == "cost") & (audit.results.name == "selected_tokens")]
+    assert set(spent.trial) == {f"{name}-s0" for name in HERE}
+    spread = spent.groupby("stage").value.agg(lambda column: (column.max() - column.min()) / column.max())
+    assert (spread < 0.05).all()
+
+
+def test_ifd_in_the_quadratic_world_is_refused_by_name(tmp_path) -> None:
+    display = Silent()
+    with pytest.raises(LonggameError, match="loss_without_prompt"):
+        run_audit(recipe(selectors=["ifd"], seeds=[0]), tmp_path / "q", workers=1, threads=1, display=display)
