@@ -26,7 +26,7 @@ from longgame.signals.base import SIGNALS, Signals
 from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
 from longgame.signals.source import FrozenSignals, SignalSource
-from longgame.storage import cache_dir
+from longgame.storage import cache_dir, read_json
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
@@ -142,7 +142,7 @@ class HFLearner:
 
     def load(self, directory: Path) -> None:
         try:
-            self._stage = int(json.loads((directory / "learner.json").read_text())["stage"])
+            self._stage = int(read_json(directory / "learner.json")["stage"])
             self.adaptation.load(directory)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ResumeError(f"{directory} cannot be read ({error}).") from error

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from longgame.errors import DataError, ResumeError
 from longgame.selection.policy import Round
-from longgame.storage import durable_folder, parquet_bytes, storage_errors
+from longgame.storage import durable_folder, parquet_bytes, storage_errors, unpack_parquet
 
 if TYPE_CHECKING:
     from longgame.data.examples import Pool
@@ -120,7 +120,7 @@ class Parts:
     def frame(self) -> pd.DataFrame:
         """The table."""
         self._settle()
-        tables = [pq.read_table(pa.BufferReader(content)) for _, content in self._parts]
+        tables = [unpack_parquet(content) for _, content in self._parts]
         return _joined(tables).to_pandas() if tables else pd.DataFrame()
 
     @classmethod
@@ -151,7 +151,7 @@ class Parts:
             self._pending = []
             self._parts.append((table.num_rows, parquet_bytes(table)))
         while len(self._parts) > 1 and self._parts[-2][0] < 2 * self._parts[-1][0]:
-            tables = [pq.read_table(pa.BufferReader(content)) for _, content in self._parts[-2:]]
+            tables = [unpack_parquet(content) for _, content in self._parts[-2:]]
             table = _joined(tables)
             self._parts[-2:] = [(table.num_rows, parquet_bytes(table))]
 
