@@ -1,4 +1,4 @@
-"""Methods of the field that read embeddings, each against a slow loop written from its paper."""
+"""Methods of the field that read embeddings, each against its formula: a slow loop, or numbers worked out by hand."""
 
 from __future__ import annotations
 

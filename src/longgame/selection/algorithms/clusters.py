@@ -53,7 +53,7 @@ def without_near_duplicates(
 ) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Keep, in this order, each row whose cosine with every row kept before it in its cell is at most 1 − epsilon.
 
-    SemDeDup (Abbas et al. 2023, arXiv 2303.09540, §3). A row that was removed removes no other one. Cosines are float32
+    SemDeDup (Abbas et al. 2023, arXiv 2303.09540). A row that was removed removes no other one. Cosines are float32
     products of unit rows, so a pair within about 1e−6 of the limit may fall on either side; equal rows have 1.
 
     Returns:

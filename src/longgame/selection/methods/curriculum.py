@@ -22,7 +22,7 @@ from longgame.signals.base import Signals
 
 
 class CurriculumSelector(Selector):
-    """Draw uniformly below a threshold of difficulty that rises over the rounds of a stage (arXiv 1903.09848, eq. 7).
+    """Draw uniformly below a threshold of difficulty that rises over the rounds of a stage (arXiv 1903.09848).
 
     Difficulty is a percentile in [0, 1]. What is beyond the threshold comes last, the nearest first, so that the budget
     is filled. The first round of a stage is t = 0; a selection of one round sees c₀ alone.

@@ -15,7 +15,7 @@ from longgame.selection.methods.semdedup import SemDeDupSelector
 
 
 class D4Selector(SemDeDupSelector):
-    """Kept by `SemDeDupSelector`, clustered again, farthest from the center first; ties by id (arXiv 2308.12284, §3.4).
+    """Kept by `SemDeDupSelector`, clustered again, farthest from the center first; ties by id (arXiv 2308.12284).
 
     Without the second clustering, the cells of duplicates would decide what is typical.
 

@@ -20,7 +20,7 @@ from longgame.signals.base import Signals
 
 
 class DEITASelector(Selector):
-    """By falling complexity · quality, what resembles no accepted candidate; ties by id (arXiv 2312.15685, §2.4).
+    """By falling complexity · quality, what resembles no accepted candidate; ties by id (arXiv 2312.15685).
 
     The paper has both scores from fine-tuned graders. Here ``quality`` is the data's column (a grader's, if it has one)
     or rules, and complexity is a signal of the model.

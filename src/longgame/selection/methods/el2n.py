@@ -17,7 +17,7 @@ from longgame.signals.base import Signals
 
 
 class EL2NSelector(Selector):
-    """Highest EL2N under the model as it is now first; ties by id (arXiv 2107.07075, definition 2.4).
+    """Highest EL2N under the model as it is now first; ties by id (arXiv 2107.07075).
 
     The paper averages the scores of several models early in training. Here one model is asked: the model that trains,
     or, in ``longgame select``, the model that is given.

@@ -17,7 +17,7 @@ from longgame.signals.base import Signals
 
 
 class FLOWSelector(Selector):
-    """Draw without replacement, each next pick with a probability ∝ exp(−base_loss / τ) (arXiv 2502.02797, eq. 4).
+    """Draw without replacement, each next pick with a probability ∝ exp(−base_loss / τ) (arXiv 2502.02797).
 
     The paper weights the loss of all examples. Under a budget not all of them are learned, so the weights decide which:
     what is drawn enters the loss unweighted.

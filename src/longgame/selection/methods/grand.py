@@ -17,7 +17,7 @@ from longgame.signals.base import Signals
 
 
 class GraNdSelector(Selector):
-    """Largest gradient norm first; ties by id (arXiv 2107.07075, definition 2.1). Picks as ``gradient`` by ``norm``.
+    """Largest gradient norm first; ties by id (arXiv 2107.07075). Picks as ``gradient`` by ``norm``.
 
     The gradient is that of the trained parameters (LoRA's, or all of them) and exact per example, whatever the batch.
     """

@@ -23,7 +23,7 @@ _SMALLEST = 1e-6
 
 
 class IFDSelector(Selector):
-    """Highest ratio of the loss with the prompt to the loss without it first; ties by id (arXiv 2308.12032, eq. 4).
+    """Highest ratio of the loss with the prompt to the loss without it first; ties by id (arXiv 2308.12032).
 
     Both losses are means over the same response tokens (`loss`, `loss_without_prompt`), in all learned turns. A ratio
     above 1 means that the prompt makes the response less likely, so that the two do not fit together. Such candidates

@@ -11,7 +11,7 @@ from longgame.selection.methods.diversity import DiversitySelector
 
 
 class KCenterSelector(DiversitySelector):
-    """Greedy k-center by exact farthest-first traversal: ``diversity`` under its field name (arXiv 1708.00489, alg. 1).
+    """Greedy k-center by exact farthest-first traversal: ``diversity`` under its field name (arXiv 1708.00489).
 
     The start is fixed: the candidate nearest to the mean embedding. ``score`` is a plain distance, not its square.
 

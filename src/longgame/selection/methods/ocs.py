@@ -23,7 +23,7 @@ from longgame.signals.base import Signals
 
 
 class OCSSelector(Selector):
-    """Highest similarity + diversity + τ · affinity first; ties by id (arXiv 2106.01085, eq. 4–8).
+    """Highest similarity + diversity + τ · affinity first; ties by id (arXiv 2106.01085).
 
     Gradients are sketches. The memory is the mean sketch of what was picked in earlier stages, as measured when it was
     picked; the paper measures it again on stored examples. In the first stage its term is zero.

@@ -27,7 +27,7 @@ class MiddlePerplexitySelector(Selector):
     candidates of the stage, also where a round offers a few of them. Perplexity is exp(loss), so it has the same ranks.
 
     Args:
-        low, high: the band, percentiles in 0 … 100; the paper's middle half is 25 … 75.
+        low, high: the band, percentiles in 0 … 100; by default the middle half.
         rejected: what happens outside the band: ``last``: picked after all others, the nearest first; ``never``.
 
     ``scores``: ``percentile`` of the base loss, 0 … 100; ``score`` is minus the distance to the middle of the band.

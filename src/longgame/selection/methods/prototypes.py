@@ -21,7 +21,7 @@ from longgame.signals.base import Signals
 
 
 class PrototypesSelector(Selector):
-    """Candidates near to the center of their k-means cluster first, or far from it; ties by id (arXiv 2206.14486, §5).
+    """Candidates near to the center of their k-means cluster first, or far from it; ties by id (arXiv 2206.14486).
 
     The paper finds that hard examples are best if many are learned, and easy ones if few are. Embeddings are scaled to
     unit length first. Clusters are those of the candidates of the round.

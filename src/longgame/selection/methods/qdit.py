@@ -18,7 +18,7 @@ from longgame.signals.base import Signals
 
 
 class QDITSelector(Selector):
-    """Greedy picks by (1 − α) · gain + α · quality; ties by id (arXiv 2311.14736, eq. 3, alg. 1).
+    """Greedy picks by (1 − α) · gain + α · quality; ties by id (arXiv 2311.14736).
 
     The gain is what the pick adds to the candidates' mean cosine to their nearest pick, divided by the largest gain of
     a first pick. Quality is its rank, from 0 to 1. Without a common scale, α would mean something else in each pool.

@@ -21,14 +21,14 @@ from longgame.signals.base import Signals
 
 
 class SelectiveBackpropSelector(Selector):
-    """Draw without replacement, each next pick with a probability ∝ CDF(loss)^β (arXiv 1910.00762, §3.2).
+    """Draw without replacement, each next pick with a probability ∝ CDF(loss)^β (arXiv 1910.00762).
 
     CDF(x) is the share of losses ≤ x among the candidates of the round and the losses offered before it in this stage,
     picked or not. The paper draws for each example on its own; under a budget the draw goes on until it is spent.
 
     Args:
         beta: β ≥ 0: the larger, the more a high loss counts; 0 draws uniformly.
-        memory: losses remembered (published: 1024).
+        memory: losses remembered.
 
     ``scores``: ``percentile`` = CDF(loss); ``score`` = β · log(percentile) + a Gumbel number.
     """

@@ -22,7 +22,7 @@ from longgame.signals.base import Signals
 
 
 class SemDeDupSelector(Selector):
-    """Drop near-duplicates, then draw uniformly from what is kept (arXiv 2303.09540, §3).
+    """Drop near-duplicates, then draw uniformly from what is kept (arXiv 2303.09540).
 
     Embeddings are scaled to unit length and clustered by k-means. In each cell the candidates are considered from the
     farthest from the center to the nearest (ties by id). One is dropped if its cosine with a *kept* one is above 1 − ε:
