@@ -411,7 +411,8 @@ def test_sft_trainer_tokenizes_the_proxy_dataset(tmp_path, tokenizer):
 
 
 def test_missing_trl_error_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "longgame.training.sft")
+    monkeypatch.delitem(sys.modules, "longgame.training.sft", raising=False)
+    monkeypatch.delitem(vars(longgame), "SelectionSFTTrainer", raising=False)  # kept at the first look
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"pip install 'longgame\[trl\]'"):
         longgame.SelectionSFTTrainer  # noqa: B018
