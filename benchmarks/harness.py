@@ -184,6 +184,11 @@ def resident() -> int:
     return _field("VmRSS")
 
 
+def peak_resident() -> int:
+    """Highest resident memory of this process since it began, bytes (Linux); the system's own maximum outlives exec."""
+    return _field("VmHWM")
+
+
 def _field(name: str) -> int:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):

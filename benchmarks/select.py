@@ -38,13 +38,14 @@ from longgame.signals.engine import SignalEngine
 OVERHEAD, PEAK_GIB, RATE, RESUMED, PEER = 1.10, 1.5, 50_000, 0.60, 1.0
 MILLION, QUICK_ROWS = 1_000_000, 20_000
 _MILLION = """
-import json, resource, sys, time
+import json, sys, time
+from benchmarks.harness import peak_resident
 from longgame.offline.options import SelectOptions
 from longgame.offline.selecting import select_to
 import longgame.selection.methods.{name}, pandas, scipy.stats
 start = time.perf_counter()
 outcome, _ = select_to(sys.argv[1], sys.argv[2], SelectOptions(selector="{name}", dedup={dedup!r}), overwrite=True)
-seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+seconds, peak = time.perf_counter() - start, peak_resident()
 print(json.dumps({{"seconds": seconds, "peak": peak, "rows": len(outcome.rows), "picks": len(outcome.picks)}}))
 """
 
@@ -78,7 +79,8 @@ def overhead(report: Report, model: str, data: Path, folder: Path, repeats: int)
     """Select from a file to a file, beside the engine on pools that are tokenized already."""
     options = ModelOptions(name=model, max_length=512)
     scorer = LoadedScorer.load(options)
-    pools = list(TokenizedRows(DataRows(open_source(data)), scorer.tokenizer, scorer.max_length).shards())
+    rows = DataRows(open_source(data))
+    pools = list(TokenizedRows(rows, scorer.tokenizer, scorer.max_length, on_bad_row="skip").shards())
     engine = SignalEngine(scorer.model, pad_token_id=int(scorer.tokenizer.pad_token_id))
 
     def bare() -> None:
@@ -86,12 +88,16 @@ def overhead(report: Report, model: str, data: Path, folder: Path, repeats: int)
             engine(pool, ["loss"])
 
     def whole() -> None:
-        select_to(data, folder / "out.jsonl", SelectOptions(selector="loss"), model=options, overwrite=True)
+        settings = SelectOptions(selector="loss", on_bad_row="skip")
+        select_to(data, folder / "out.jsonl", settings, model=options, overwrite=True)
 
     times = take_turns({"bare": bare, "select": whole}, repeats, warmup=0)
     ratio = times["select"].best / times["bare"].best
-    rows, tokens = sum(map(len, pools)), int(sum(pool.tokens.sum() for pool in pools))
-    report.add([at_most(f"select_over_scoring_{model}", ratio, OVERHEAD)], [{"rows": rows, "tokens": tokens}])
+    tokens = int(sum(pool.tokens.sum() for pool in pools))
+    report.add(
+        [at_most(f"select_over_scoring_{model}", ratio, OVERHEAD)],
+        [{"model": model, "rows": sum(map(len, pools)), "tokens": tokens, "seconds": times["bare"].best}],
+    )
 
 
 def million(report: Report, data: Path, folder: Path) -> None:
@@ -116,6 +122,7 @@ def killed(report: Report, model: str, data: Path, folder: Path) -> None:
 
     def command(out: Path) -> list[str]:
         options = ["--model", model, "--max-length", "512", "--selector", "loss", "--out", str(out), "--no-page"]
+        options += ["--on-bad-row", "skip"]
         return [sys.executable, "-m", "longgame.cli", "select", str(data), *options]
 
     start = time.perf_counter()
@@ -165,18 +172,20 @@ def near_duplicates(report: Report, rows: Sequence[dict[str, str]], repeats: int
     report.add([at_most("near_duplicates_over_datasketch", times["ours"].best / times["peer"].best, PEER)])
 
 
-def run(report: Report, model: str, data_dir: Path | None, quick: bool) -> None:
-    """All parts; ``quick`` makes them small."""
+def run(report: Report, model: str, data_dir: Path | None, quick: bool, rows_only: bool = False) -> None:
+    """All parts, or the million rows alone; ``quick`` makes them small."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        rows = QUICK_ROWS if quick else MILLION
+        million(report, write(folder / "million-rows.jsonl", rows_of(data_dir, rows)), folder)
+        if rows_only:
+            return
         data = write(folder / "data.jsonl", rows_of(data_dir, (2 if quick else 4) * SHARD_ROWS))
         overhead(report, "tiny", data, folder, 1 if quick else 3)
         if model != "tiny":
             overhead(report, model, write(folder / "few.jsonl", rows_of(data_dir, 512)), folder, 1)
         killed(report, "tiny", data, folder)
         near_duplicates(report, rows_of(data_dir, 2000 if quick else 10_000), 1 if quick else 3)
-        rows = QUICK_ROWS if quick else MILLION
-        million(report, write(folder / "million-rows.jsonl", rows_of(data_dir, rows)), folder)
 
 
 def main() -> None:
@@ -184,11 +193,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rows-only", action="store_true", help="only the million rows")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     report = Report("select", measure_machine())
     print(report.machine)
-    run(report, options.model, options.data_dir, options.quick)
+    run(report, options.model, options.data_dir, options.quick, options.rows_only)
     sys.exit(0 if report.finish(options.json) else 1)
 
 
