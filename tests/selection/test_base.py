@@ -58,7 +58,11 @@ def test_ties_go_to_the_smaller_id_wherever_it_stands() -> None:
         ("diversity", {"method": "k-means", "use_history": True}, "use_history belongs to method: farthest-first"),
         ("diversity", {"clusters": 4}, "clusters belongs to method: k-means"),
         ("diversity", {"threshold": 0.5}, "threshold belongs to method: threshold, and method is farthest-first"),
-        ("diversity", {"method": "threshold", "threshold": 1.5}, "threshold is 1.5; give a finite number above -1, at most 1"),
+        (
+            "diversity",
+            {"method": "threshold", "threshold": 1.5},
+            "threshold is 1.5; give a finite number above -1, at most 1",
+        ),
         ("diversity", {"method": "threshold", "partitions": 2}, "partitions belongs to method: farthest-first"),
         ("diversity", {"method": "facility-location", "greedy": "eager"}, "greedy is 'eager'"),
         ("diversity", {"device": "tpu"}, "device is 'tpu'. Did you mean 'cpu'? Allowed: cpu, cuda"),
