@@ -105,6 +105,9 @@ def test_shards_of_a_job_are_read_as_one(data: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(parts.column("loss"), whole.column("loss"))
     subset = longgame.select(data, selector="loss", budget="10%", scores=tmp_path / "parts")
     assert subset.to_list() == longgame.select(data, selector="loss", budget="10%", scores=tmp_path / "whole").to_list()
+    rated = DataRows(open_source(jsonl(tmp_path / "rated.jsonl", [{**row, "quality": 0.25} for row in ROWS])))
+    part = score_rows(shard_rows(rated, 1, 2), ["quality"], tmp_path / "rated", TINY)
+    assert set(part.column("quality").tolist()) == {0.25}
     with pytest.raises(DataError, match="Use at most 4 shards"):
         shard_rows(rows, 1, 9)
 

@@ -412,6 +412,9 @@ def test_settings_are_compared_with_what_was_scored(data: Path, tmp_path: Path) 
     longgame.score(data, ["loss"], model="tiny", out=folder)
     with pytest.raises(ResumeError, match="of another model, tokenizer or settings"):
         longgame.score(data, ["el2n"], model="tiny-1", out=folder)
+    for model in (dataclasses.replace(TINY, name="tiny-1"), dataclasses.replace(TINY, max_length=64)):
+        with pytest.raises(ResumeError, match="of another model, tokenizer or settings"):
+            select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="loss"), model=model, scores=folder)
     other = dataclasses.replace(TINY, max_length=64)
     with pytest.raises(ResumeError, match="of another model, tokenizer or settings"):
         select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="gradient"), model=other, scores=folder)

@@ -68,6 +68,7 @@ class DataRows:
         total: rows of the source.
         filtered: rows that ``where`` left out.
         rated: rows with a ``quality``.
+        all_rated: whether that is every row; a part taken of the rows keeps the answer, so that scales are not mixed.
         groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
         digest: of all ids in their order.
 
@@ -117,6 +118,7 @@ class DataRows:
             raise DataError(
                 f"'{source.label}' holds no usable rows{left_out if self.total else ''}. Give data with at least one."
             )
+        self.all_rated = self.rated == len(ids)
         self.ids = tuple(ids)
         table = np.asarray(columns, dtype=np.int64).reshape(-1, 4)
         self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)

@@ -395,7 +395,7 @@ class _Engine:
     def __init__(self, source: SignalSource, scorer: LoadedScorer, rows: DataRows) -> None:
         self._source = source
         self._plain = scorer.options.adapter is None
-        self._rated = rows.rated == len(rows)
+        self._rated = rows.all_rated
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         columns = {name: getattr(pool, name).astype(np.float32) for name in COUNTS if name in names}
@@ -439,6 +439,22 @@ def check_folder(path: Path, rows: DataRows) -> None:
         raise ResumeError(
             f"'{path}' holds scores of other data ({config['rows']} rows with the digest {config['digest']}; these are "
             f"{len(rows)} with {rows.digest}). Give the data and options it was made with, or another folder."
+        )
+
+
+def check_model(scores: Scores, options: ModelOptions) -> None:
+    """Raise ResumeError where the scores were made by another model, or with options that change numbers.
+
+    A model is compared by its name; its content is compared where something is computed.
+    """
+    free = {"device", "batch_tokens", "store_dtype", "trust_remote_code"}
+    now, before = dataclasses.asdict(options), scores.config["model"]
+    changed = [name for name in now if name not in free and now[name] is not None and now[name] != before.get(name)]
+    if changed:
+        pairs = ", ".join(f"{name} {before.get(name)!r}, not {now[name]!r}" for name in changed)
+        raise ResumeError(
+            f"'{scores.folder}' holds scores of another model, tokenizer or settings ({pairs}). Use what it was made "
+            f"with (see {CONFIG}), or another folder."
         )
 
 

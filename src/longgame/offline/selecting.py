@@ -29,6 +29,7 @@ from longgame.offline.scoring import (
     ModelOptions,
     Progress,
     Scores,
+    check_model,
     computed_names,
     score_rows,
     signals_of,
@@ -285,6 +286,8 @@ def _scores(
     columns = computed_names(names)
     if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
         table = Scores(scores)
+        if model is not None:
+            check_model(table, model)
         missing = [name for name in columns if name not in table.names]
         if not missing:
             return table
@@ -359,9 +362,8 @@ def _signals(
     if "quality" in names:
         from longgame.signals.quality import quality_scores
 
-        rated = part.rated == part.total - part.filtered - len(part.bad)
         examples = list(part.examples())
-        if not rated:
+        if not part.all_rated:
             examples = [dataclasses.replace(example, quality=None) for example in examples]
         columns["quality"] = quality_scores(examples)
     return Signals(part.ids, columns)
