@@ -19,7 +19,7 @@ from longgame.models.load import load_model
 from longgame.offline import rows as offline_rows
 from longgame.offline import scoring
 from longgame.offline.rows import DataRows, TokenizedRows
-from longgame.offline.scoring import ModelOptions, Scores, score_rows, shard_name, shard_rows
+from longgame.offline.scoring import ModelOptions, ScoreFolder, score_into, shard_name, shard_rows
 from longgame.recipe import ModelSpec
 from longgame.signals.engine import SignalEngine
 
@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_columns_are_those_of_the_engine(data: Path, tmp_path: Path) -> None:
-    table = score_rows(
+    table = score_into(
         DataRows(open_source(data)), ["loss", "base_loss", "embedding", "grad_norm"], tmp_path / "s", TINY
     )
     loaded = load_model(ModelSpec(name="tiny"))
@@ -66,7 +66,7 @@ def test_columns_are_those_of_the_engine(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_stopped_job_ends_with_equal_bytes(stop: int, data: Path, tmp_path: Path, monkeypatch) -> None:
     names = ["loss", "embedding"]
-    score_rows(DataRows(open_source(data)), names, tmp_path / "whole", TINY)
+    score_into(DataRows(open_source(data)), names, tmp_path / "whole", TINY)
     calls = 0
     run = scoring._Engine.__call__
 
@@ -79,34 +79,34 @@ def test_a_stopped_job_ends_with_equal_bytes(stop: int, data: Path, tmp_path: Pa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scoring._Engine, "__call__", stopped)
-        score_rows(DataRows(open_source(data)), names, tmp_path / "again", TINY)
+        score_into(DataRows(open_source(data)), names, tmp_path / "again", TINY)
     with pytest.raises(ResumeError, match="no finished scores"):
-        Scores(tmp_path / "again")
+        ScoreFolder(tmp_path / "again")
     shards: list[int] = []
     monkeypatch.setattr(
         scoring._Engine, "__call__", lambda self, pool, columns: shards.append(len(pool)) or run(self, pool, columns)
     )
-    score_rows(DataRows(open_source(data)), names, tmp_path / "again", TINY)
+    score_into(DataRows(open_source(data)), names, tmp_path / "again", TINY)
     assert len(shards) == 4 - stop
     assert tree(tmp_path / "again") == tree(tmp_path / "whole")
 
 
 def test_shards_of_a_job_are_read_as_one(data: Path, tmp_path: Path) -> None:
     rows = DataRows(open_source(data))
-    whole = score_rows(rows, ["loss"], tmp_path / "whole", TINY)
+    whole = score_into(rows, ["loss"], tmp_path / "whole", TINY)
     for number in (3, 1):
         part = shard_rows(rows, number, 3)
-        score_rows(part, ["loss"], tmp_path / "parts" / shard_name(number, 3), TINY)
+        score_into(part, ["loss"], tmp_path / "parts" / shard_name(number, 3), TINY)
     with pytest.raises(ResumeError, match=r"missing: shard-0002-of-0003"):
-        Scores(tmp_path / "parts")
-    score_rows(shard_rows(rows, 2, 3), ["loss"], tmp_path / "parts" / shard_name(2, 3), TINY)
-    parts = Scores(tmp_path / "parts")
+        ScoreFolder(tmp_path / "parts")
+    score_into(shard_rows(rows, 2, 3), ["loss"], tmp_path / "parts" / shard_name(2, 3), TINY)
+    parts = ScoreFolder(tmp_path / "parts")
     assert parts.ids == whole.ids
     np.testing.assert_array_equal(parts.column("loss"), whole.column("loss"))
     subset = longgame.select(data, selector="loss", budget="10%", scores=tmp_path / "parts")
     assert subset.to_list() == longgame.select(data, selector="loss", budget="10%", scores=tmp_path / "whole").to_list()
     rated = DataRows(open_source(jsonl(tmp_path / "rated.jsonl", [{**row, "quality": 0.25} for row in ROWS])))
-    part = score_rows(shard_rows(rated, 1, 2), ["quality"], tmp_path / "rated", TINY)
+    part = score_into(shard_rows(rated, 1, 2), ["quality"], tmp_path / "rated", TINY)
     assert set(part.column("quality").tolist()) == {0.25}
     with pytest.raises(DataError, match="Use at most 4 shards"):
         shard_rows(rows, 1, 9)
@@ -134,7 +134,7 @@ def test_long_rows_are_cut_as_trl_cuts_them(tmp_path: Path) -> None:
 def test_rows_without_tokens_are_left_out_and_listed(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "d.jsonl", [*ROWS[:3], {"prompt": "word " * 900, "response": "x"}, *ROWS[4:9]])
     rows = DataRows(open_source(data))
-    table = score_rows(rows, ["loss"], tmp_path / "s", TINY, on_bad_row="skip")
+    table = score_into(rows, ["loss"], tmp_path / "s", TINY, on_bad_row="skip")
     assert len(table.ids) == 8
     entry = json.loads((tmp_path / "s" / "bad-rows.jsonl").read_text(encoding="utf-8"))
     assert entry["number"] == 4
@@ -155,12 +155,12 @@ def test_an_adapter_scores_itself_and_its_base(data: Path, tmp_path: Path) -> No
     model.save_pretrained(tmp_path / "adapter")
     rows = DataRows(open_source(data))
     options = ModelOptions(name="tiny", adapter=str(tmp_path / "adapter"))
-    adapted = score_rows(rows, ["loss", "base_loss", "grad_norm"], tmp_path / "a", options)
-    plain = score_rows(rows, ["loss"], tmp_path / "b", TINY)
+    adapted = score_into(rows, ["loss", "base_loss", "grad_norm"], tmp_path / "a", options)
+    plain = score_into(rows, ["loss"], tmp_path / "b", TINY)
     np.testing.assert_allclose(adapted.column("base_loss"), plain.column("loss"), rtol=1e-4)
     assert np.abs(adapted.column("loss") - plain.column("loss")).max() > 0.01
     with pytest.raises(ModelError, match="holds no adapter_config.json"):
-        score_rows(rows, ["loss"], tmp_path / "c", ModelOptions(name="tiny", adapter=str(tmp_path)))
+        score_into(rows, ["loss"], tmp_path / "c", ModelOptions(name="tiny", adapter=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_an_adapter_scores_itself_and_its_base(data: Path, tmp_path: Path) -> No
 )
 def test_signals_that_cannot_be_had_are_named(names, error, message, data: Path, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
-        score_rows(DataRows(open_source(data)), names, tmp_path / "s", TINY)
+        score_into(DataRows(open_source(data)), names, tmp_path / "s", TINY)
     assert not (tmp_path / "s").exists()
 
 
@@ -198,15 +198,15 @@ def test_places_that_hold_something_else_are_refused(data: Path, tmp_path: Path)
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(StorageError, match="is not empty and holds no scores"):
-        score_rows(rows, ["loss"], tmp_path / "s", TINY)
+        score_into(rows, ["loss"], tmp_path / "s", TINY)
     with pytest.raises(ModelError, match="takes at most 512 tokens"):
-        score_rows(rows, ["loss"], tmp_path / "t", ModelOptions(name="tiny", max_length=4096))
+        score_into(rows, ["loss"], tmp_path / "t", ModelOptions(name="tiny", max_length=4096))
     with pytest.raises(ModelError, match="device 'cuda:7' cannot be used"):
-        score_rows(rows, ["loss"], tmp_path / "t", ModelOptions(name="tiny", device="cuda:7"))
-    score_rows(rows, ["loss"], tmp_path / "u", TINY)
+        score_into(rows, ["loss"], tmp_path / "t", ModelOptions(name="tiny", device="cuda:7"))
+    score_into(rows, ["loss"], tmp_path / "u", TINY)
     other = DataRows(open_source(jsonl(tmp_path / "other.jsonl", ROWS[:9])))
     with pytest.raises(ResumeError, match="holds scores of other data"):
-        score_rows(other, ["loss"], tmp_path / "u", TINY)
+        score_into(other, ["loss"], tmp_path / "u", TINY)
     column = next((tmp_path / "u").glob("signals-*/loss.npy"))
     content = bytearray(column.read_bytes())
     content[-3] ^= 1

@@ -90,7 +90,7 @@ def score_command(
         from longgame.data.formats import RowRules
         from longgame.data.sources import open_source
         from longgame.offline.rows import DataRows
-        from longgame.offline.scoring import BAD_ROWS, TABLE, score_rows, shard_name, shard_rows
+        from longgame.offline.scoring import BAD_ROWS, TABLE, score_into, shard_name, shard_rows
 
         started = time.perf_counter()
         options = model_settings(
@@ -110,7 +110,7 @@ def score_command(
         if total > 1:
             rows, folder = shard_rows(rows, number, total), out / shard_name(number, total)
         with errors_name_options(), row_progress("scoring") as progress:
-            scores = score_rows(
+            scores = score_into(
                 rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed,  # type: ignore[arg-type]
                 progress=progress, command=command_line(),
             )  # fmt: skip

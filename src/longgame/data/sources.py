@@ -31,7 +31,7 @@ Split = Literal["train", "eval"]
 ReadRow = Callable[[], Any]
 """Parses one row; raises RowError where it cannot be read."""
 
-KINDS = {
+SUFFIX_KINDS = {
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
     ".jsonl.zst": "jsonl",
@@ -42,7 +42,7 @@ KINDS = {
     ".arrow": "arrow",
 }
 """Ending of a file → how it is read; a reference with one of them is a path."""
-SUFFIXES = tuple(KINDS)
+SUFFIXES = tuple(SUFFIX_KINDS)
 _NAMES = ", ".join(SUFFIXES)
 _SPLIT_WORDS = {"train": "train", "test": "test", "eval": "eval", "validation": "eval", "valid": "eval", "dev": "eval"}
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
@@ -64,7 +64,7 @@ _CHUNK = 1 << 20
 """Characters of a JSON array that are read at once."""
 
 
-class Source:
+class RowSource:
     """Rows in an order that is the same at every reading.
 
     Attributes:
@@ -84,7 +84,7 @@ class Source:
         return None
 
 
-class FileSource(Source):
+class FileSource(RowSource):
     """Rows of one file or of several, in the order of their names."""
 
     def __init__(self, label: str, paths: Sequence[Path]) -> None:
@@ -103,7 +103,7 @@ class FileSource(Source):
         return (table for path in self.paths for table in _TABLES[_kind(path)](path))
 
 
-class TableSource(Source):
+class TableSource(RowSource):
     """Rows of a `datasets.Dataset`."""
 
     def __init__(self, label: str, dataset: Any) -> None:
@@ -122,11 +122,11 @@ class TableSource(Source):
             yield plain[start : start + _TABLE_ROWS]
 
 
-def open_source(data: Any, split: Split = "train") -> Source:
+def open_source(data: Any, split: Split = "train") -> RowSource:
     """Return the rows of what a user gives as data.
 
     Args:
-        data: the path of a file (`KINDS`), of a folder of shards or of a saved data set, a glob, several of them,
+        data: the path of a file (`SUFFIX_KINDS`), a folder of shards or a saved data set, a glob, several of them,
             ``hub:owner/name[:config[:split]]``, where the split may be a slice (``train[:10%]``), or a
             `datasets.Dataset`.
         split: of a hub data set that names none.
@@ -173,7 +173,7 @@ def _existing(label: str, path: Path) -> Path:
     return path
 
 
-def _folder(label: str, folder: Path) -> Source:
+def _folder(label: str, folder: Path) -> RowSource:
     """A saved data set, or the shards of a folder."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(str(Path(label) / entry.name) for entry in sorted(folder.iterdir()) if entry.is_dir())
@@ -209,7 +209,9 @@ def _folder(label: str, folder: Path) -> Source:
 def _kind(path: Path) -> str:
     """How a file is read, by its ending; empty where it is not."""
     name = path.name.lower()
-    return next((KINDS[suffix] for suffix in sorted(KINDS, key=len, reverse=True) if name.endswith(suffix)), "")
+    return next(
+        (SUFFIX_KINDS[suffix] for suffix in sorted(SUFFIX_KINDS, key=len, reverse=True) if name.endswith(suffix)), ""
+    )
 
 
 # References of an audit's recipe
@@ -221,8 +223,7 @@ def load_examples(
     """The examples of a reference, in file order.
 
     Args:
-        reference: a bare name (``data_dir/split/NAME`` with one of the endings of `KINDS`), or what `open_source`
-            takes.
+        reference: a bare name (``data_dir/split/NAME`` with an ending of `SUFFIX_KINDS`), or what `open_source` takes.
         data_dir: folder with ``train/`` and ``eval/``; only bare names need it.
         split: the folder of a bare name; for a hub data set without an explicit split, ``train``, or the first that
             exists of validation, test, eval and dev. Of evaluation items, the last assistant turn is what is scored.
@@ -256,7 +257,7 @@ def load_examples(
     return examples
 
 
-def _check_memory(source: Source) -> None:
+def _check_memory(source: RowSource) -> None:
     """Raise DataError where files take more than the free memory; their examples take at least as much."""
     size, free = (
         sum(path.stat().st_size for path in source.paths) if isinstance(source, FileSource) else 0,
@@ -269,7 +270,7 @@ def _check_memory(source: Source) -> None:
         )
 
 
-def open_reference(reference: str, data_dir: Path | None, split: Split) -> Source:
+def open_reference(reference: str, data_dir: Path | None, split: Split) -> RowSource:
     """The rows of a reference of a recipe; arguments and errors as `load_examples`."""
     return open_source(_located(reference, data_dir, split), split)
 
@@ -281,7 +282,7 @@ def row_id_of(row: Mapping[str, Any]) -> str | None:
 
 
 def bad_rows(
-    source: Source, faults: Sequence[tuple[str, int, str]], fix: str = "Correct or remove these rows."
+    source: RowSource, faults: Sequence[tuple[str, int, str]], fix: str = "Correct or remove these rows."
 ) -> DataError:
     """The error for rows that cannot be used: the first with its place, and how many more."""
     file, number, reason = faults[0]

@@ -17,8 +17,8 @@ from longgame.data.sources import open_source
 from longgame.errors import RecipeError
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows, OnBadRow
-from longgame.offline.scoring import ModelOptions, Progress, Scores, score_rows
-from longgame.offline.selecting import Outcome, append_history, choose, manifest_of, select_to
+from longgame.offline.scoring import ModelOptions, Progress, ScoreFolder, score_into
+from longgame.offline.selecting import SubsetOutcome, append_history, choose, manifest_of, select_to
 from longgame.offline.subset import PREFIX, table_of
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
@@ -32,11 +32,11 @@ class Subset(Dataset):
         manifest: what was selected of what, and how.
     """
 
-    outcome: Outcome
+    outcome: SubsetOutcome
     manifest: dict[str, Any]
 
     @classmethod
-    def of(cls, outcome: Outcome, manifest: dict[str, Any]) -> Subset:
+    def of(cls, outcome: SubsetOutcome, manifest: dict[str, Any]) -> Subset:
         """The data set of an outcome, a table of its own (no mapping of indices)."""
         subset = cls(table_of(outcome.parts()))
         subset.outcome, subset.manifest = outcome, manifest
@@ -211,13 +211,13 @@ def score(
     targets = None if target is None else DataRows(open_source(target), rules)
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores"
-        table = score_rows(
+        table = score_into(
             rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed, progress=progress
         )
         return _scored(rows, table)
 
 
-def _scored(rows: DataRows, table: Scores) -> Dataset:
+def _scored(rows: DataRows, table: ScoreFolder) -> Dataset:
     """The rows with their signals as columns."""
     index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
     places = np.asarray([index[sample_id] for sample_id in table.ids], dtype=np.int64)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from longgame.data.examples import Example, Pool
 from longgame.data.formats import READ_COLUMNS, RowRules, Turns
-from longgame.data.sources import ReadRow, Source, open_source
+from longgame.data.sources import ReadRow, RowSource, open_source
 from longgame.errors import DataError, ModelError, RecipeError
 from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
@@ -285,10 +285,10 @@ def _text(token: Any) -> str | None:
     return None if token is None else str(token)
 
 
-class _CountedSource(Source):
+class _CountedSource(RowSource):
     """The rows of a source; the columns of what is read first are counted."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RowSource) -> None:
         self.source, self.label, self.unit = source, source.label, source.unit
         self.columns: Counter[str] = Counter()
         self._read_before = False

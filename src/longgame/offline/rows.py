@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 
 from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.data.formats import RowError, RowRules, read_row
-from longgame.data.sources import Source, bad_rows
+from longgame.data.sources import RowSource, bad_rows
 from longgame.errors import DataError, unknown
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class DataRows:
 
     def __init__(
         self,
-        source: Source,
+        source: RowSource,
         rules: RowRules = RowRules(),
         on_bad_row: OnBadRow = "error",
         where: str | None = None,

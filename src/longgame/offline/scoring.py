@@ -183,7 +183,7 @@ def _with_adapter(model: Any, folder: str) -> Any:
         ) from error
 
 
-class Scores:
+class ScoreFolder:
     """The scores in a folder, of one job or of all its shards.
 
     Raises:
@@ -319,7 +319,7 @@ def computed_names(names: Sequence[str]) -> list[str]:
     return list(result)
 
 
-def score_rows(
+def score_into(
     rows: DataRows,
     names: Sequence[str],
     folder: str | Path,
@@ -331,7 +331,7 @@ def score_rows(
     progress: Progress | None = None,
     command: str = "",
     scorer: LoadedScorer | None = None,
-) -> Scores:
+) -> ScoreFolder:
     """Compute these signals of all rows into a folder; what stands there already is not computed again.
 
     Killed and called again it goes on behind the last shard of `SHARD_ROWS` rows, and ends with the same bytes.
@@ -357,7 +357,7 @@ def score_rows(
         raise RecipeError(f"'{name}' compares with a target set, and there is none. Give one (--target FILE).")
     if (path / CONFIG).is_file():
         check_folder(path, rows)
-        ready = Scores(path) if _finished(path, columns, context) else None
+        ready = ScoreFolder(path) if _finished(path, columns, context) else None
         if ready is not None and scorer is None and _same_options(ready.config, options, target):
             return ready
     scorer = scorer or LoadedScorer.load(options)
@@ -384,7 +384,7 @@ def score_rows(
             on_shard=None if progress is None else lambda done: progress(done, len(rows)),
         )
         _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
-    scores = Scores(path)
+    scores = ScoreFolder(path)
     _write_table(path, scores, rows)
     return scores
 
@@ -442,7 +442,7 @@ def check_folder(path: Path, rows: DataRows) -> None:
         )
 
 
-def check_model(scores: Scores, options: ModelOptions) -> None:
+def check_model(scores: ScoreFolder, options: ModelOptions) -> None:
     """Raise ResumeError where the scores were made by another model, or with options that change numbers.
 
     A model is compared by its name; its content is compared where something is computed.
@@ -529,7 +529,7 @@ def _write_bad(path: Path, bad: Sequence[BadRow], cut: int) -> None:
     write_json(path / "tokenized.json", {"bad_rows": len(bad), "cut": cut})
 
 
-def _write_table(path: Path, scores: Scores, rows: DataRows) -> None:
+def _write_table(path: Path, scores: ScoreFolder, rows: DataRows) -> None:
     """Write scores.parquet: every column of one number per row."""
     place = {sample_id: row for row, sample_id in enumerate(rows.ids)}
     order = np.asarray([place[sample_id] for sample_id in scores.ids], dtype=np.int64)
@@ -550,7 +550,7 @@ def _write_table(path: Path, scores: Scores, rows: DataRows) -> None:
 
 
 def signals_of(
-    scores: Scores, pool: Pool, rows: Int[np.ndarray, " n"], names: Sequence[str], clusters: int, seed: int
+    scores: ScoreFolder, pool: Pool, rows: Int[np.ndarray, " n"], names: Sequence[str], clusters: int, seed: int
 ) -> Signals:
     """Return these signals of some rows of the scores, row-aligned with the pool of just these rows.
 

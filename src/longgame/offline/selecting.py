@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
 from longgame.data.formats import RowRules
-from longgame.data.sources import Source, open_source
+from longgame.data.sources import RowSource, open_source
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.dedup import duplicates, parse_dedup
 from longgame.offline.options import Budget, SelectOptions
@@ -28,13 +28,13 @@ from longgame.offline.scoring import (
     CONFIG,
     ModelOptions,
     Progress,
-    Scores,
+    ScoreFolder,
     check_model,
     computed_names,
-    score_rows,
+    score_into,
     signals_of,
 )
-from longgame.offline.subset import PREFIX, Part, beside, kind_of, refuse_existing, write_subset
+from longgame.offline.subset import PREFIX, SubsetPart, beside, kind_of, refuse_existing, write_subset
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Selector
@@ -52,7 +52,7 @@ _NEAREST = 100
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SubsetOutcome:
     """Who was picked, and why the others were not. Rows are those of ``rows``."""
 
     rows: DataRows
@@ -93,7 +93,7 @@ class Outcome:
         """Share of the picks' tokens that the loss is taken on."""
         return float(self.response_tokens[self.picks].sum() / max(1, self.tokens[self.picks].sum()))
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SubsetPart]:
         """What `write_subset` writes: rows in the order of the data."""
         rank = np.argsort(self.picks)
         rows = self.picks[rank]
@@ -178,7 +178,7 @@ def _number(value: Any) -> float | None:
 
 
 def choose(
-    source: Source,
+    source: RowSource,
     options: SelectOptions,
     *,
     model: ModelOptions | None = None,
@@ -189,12 +189,12 @@ def choose(
     history: str | Path | None = None,
     progress: Progress | None = None,
     command: str = "",
-) -> tuple[Outcome, SelectionPolicy]:
+) -> tuple[SubsetOutcome, SelectionPolicy]:
     """Score and select the rows of a source.
 
     Args:
         model: computes what the selector requires, and counts tokens. None: characters are counted.
-        scores: folder of `score_rows`; what it lacks is computed into it.
+        scores: folder of `score_into`; what it lacks is computed into it.
         scratch: the folder of scores where ``scores`` is None.
         target: data that the selector compares with.
         replay: earlier data, of which `SelectOptions.replay_share` of the budget is learned again.
@@ -202,7 +202,7 @@ def choose(
         progress: called while rows are scored.
 
     Raises:
-        LonggameError: see `SelectOptions`, `DataRows`, `score_rows`, `SelectionPolicy.choose`.
+        LonggameError: see `SelectOptions`, `DataRows`, `score_into`, `SelectionPolicy.choose`.
     """
     selector = options.build()
     budget = Budget.parse(options.budget)
@@ -213,7 +213,7 @@ def choose(
     repeats = duplicates(rows, kind, threshold) if kind else np.full(len(rows), -1, dtype=np.int64)
     names = tuple(dict.fromkeys(selector.requires))
     text_only = all(name in SIGNALS and set(SIGNALS[name].needs) <= {"text"} for name in names)
-    table: Scores | None = None
+    table: ScoreFolder | None = None
     if model is not None or scores is not None:
         table = _scores(rows, names, model, scores, scratch, targets, options, progress, command)
     elif not text_only:
@@ -247,7 +247,7 @@ def choose(
         raise RecipeError(f"selector '{options.label}' replays stages of an audit. Use --replay here.")
     _, decision = policy.choose(pool, asked, lambda _pool, _names: signals)
     terms = {name: _spread(values, candidates, len(rows)) for name, values in decision.selection.scores.items()}
-    outcome = Outcome(
+    outcome = SubsetOutcome(
         rows=rows,
         options=options,
         candidates=candidates,
@@ -281,11 +281,11 @@ def _scores(
     options: SelectOptions,
     progress: Progress | None,
     command: str,
-) -> Scores:
+) -> ScoreFolder:
     """The folder's scores where they hold all that is needed; else they are computed."""
     columns = computed_names(names)
     if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
-        table = Scores(scores)
+        table = ScoreFolder(scores)
         if model is not None:
             check_model(table, model)
         missing = [name for name in columns if name not in table.names]
@@ -301,7 +301,7 @@ def _scores(
     folder = scores if scores is not None else scratch
     if folder is None:
         raise RecipeError("scores need a folder. Give --scores.")
-    return score_rows(
+    return score_into(
         rows,
         names,
         folder,
@@ -314,7 +314,7 @@ def _scores(
     )
 
 
-def _places(rows: DataRows, table: Scores | None) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
+def _places(rows: DataRows, table: ScoreFolder | None) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
     """Row of each example in the scores, −1 for one that could not be tokenized; and the rows of those.
 
     Raises:
@@ -349,7 +349,7 @@ def _bad_entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _signals(
-    table: Scores | None, part: DataRows, rows: Int[np.ndarray, " m"], options: SelectOptions, names: Sequence[str]
+    table: ScoreFolder | None, part: DataRows, rows: Int[np.ndarray, " m"], options: SelectOptions, names: Sequence[str]
 ) -> Signals:
     """What the selector sees of its candidates."""
     if table is not None:
@@ -375,7 +375,7 @@ def _replayed(
     options: SelectOptions,
     unit: str,
     asked: int,
-    table: Scores | None,
+    table: ScoreFolder | None,
     model: ModelOptions | None,
 ) -> tuple[int, tuple[DataRows, Int[np.ndarray, " r"]]]:
     """What is left of the budget, and the rows of earlier data that are learned again: a uniform draw."""
@@ -399,7 +399,7 @@ def _replayed(
     return asked - int(pool.costs[picks].sum()), (rows, picks)
 
 
-def _unit_of(pool: Pool, table: Scores | None) -> str:
+def _unit_of(pool: Pool, table: ScoreFolder | None) -> str:
     """What a budget of this pool counts, in words."""
     return "rows" if pool.budget_of == "rows" else "characters" if table is None else "tokens"
 
@@ -485,7 +485,7 @@ def _map(signals: Signals, rows: Int[np.ndarray, " m"], n: int) -> Float[np.ndar
     return result
 
 
-def manifest_of(outcome: Outcome, files: Mapping[str, str], command: str) -> dict[str, Any]:
+def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) -> dict[str, Any]:
     """What was selected of what, how, and the hashes by which it can be checked."""
     rows, options = outcome.rows, outcome.options
     selector = options.build() if isinstance(options.selector, str) else options.selector
@@ -564,7 +564,7 @@ def select_to(
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str = "",
-) -> tuple[Outcome, dict[str, Any]]:
+) -> tuple[SubsetOutcome, dict[str, Any]]:
     """Select a subset of ``data`` and write it to ``out``, with a manifest beside it.
 
     What was scored stays in ``scores``, or beside ``out`` until the subset is written; a killed command goes on there.
@@ -606,7 +606,7 @@ def select_to(
     return outcome, manifest
 
 
-def _refuse_inputs(out: Path, source: Source) -> None:
+def _refuse_inputs(out: Path, source: RowSource) -> None:
     """Raise DataError where the output is one of the files that are read."""
     for path in getattr(source, "paths", ()):
         if path.exists() and out.exists() and path.resolve() == out.resolve():

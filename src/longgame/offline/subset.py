@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from longgame.data.sources import JsonLine, Source
+from longgame.data.sources import JsonLine, RowSource
 from longgame.errors import DataError, StorageError
 from longgame.storage import flush, scratch, storage_errors
 
@@ -68,11 +68,11 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
             raise StorageError(f"cannot write '{path}': no permission for the folder. Give another --out.")
 
 
-Part = tuple[Source, Int[np.ndarray, " k"], Mapping[str, np.ndarray]]
+SubsetPart = tuple[RowSource, Int[np.ndarray, " k"], Mapping[str, np.ndarray]]
 """(source, rising positions of the rows that are written, added columns in this order)."""
 
 
-def write_subset(out: Path, parts: Sequence[Part]) -> dict[str, str]:
+def write_subset(out: Path, parts: Sequence[SubsetPart]) -> dict[str, str]:
     """Write the rows of the parts, one after the other, and return the SHA-256 of every file written.
 
     JSON lines keep the bytes of each input line; Parquet and folders keep the schema of Parquet, Arrow and saved data
@@ -108,7 +108,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write_lines(part: Path, packed: bool, parts: Sequence[Part]) -> None:
+def _write_lines(part: Path, packed: bool, parts: Sequence[SubsetPart]) -> None:
     with ExitStack() as stack:
         raw = stack.enter_context(part.open("wb"))
         stream: Any = raw
@@ -121,7 +121,7 @@ def _write_lines(part: Path, packed: bool, parts: Sequence[Part]) -> None:
                 stream.write(_line(read, extra))
 
 
-def _picked(source: Source, positions: Int[np.ndarray, " k"]) -> Iterator[tuple[int, Any]]:
+def _picked(source: RowSource, positions: Int[np.ndarray, " k"]) -> Iterator[tuple[int, Any]]:
     """(place among the picks, what reads the row) of the rows at these rising positions."""
     places = iter(enumerate(positions.tolist()))
     place, wanted = next(places, (0, None))
@@ -167,7 +167,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tables_of(part: Part) -> Iterator[pa.Table]:
+def tables_of(part: SubsetPart) -> Iterator[pa.Table]:
     """Yield the rows of a part with their added columns, as Arrow tables."""
     source, positions, added = part
     tables = source.tables()
@@ -205,7 +205,7 @@ def _with_columns(table: pa.Table, added: Mapping[str, np.ndarray], start: int) 
     return table
 
 
-def table_of(parts: Sequence[Part]) -> pa.Table:
+def table_of(parts: Sequence[SubsetPart]) -> pa.Table:
     """Return the rows of all parts as one table; columns that a part lacks are empty.
 
     Raises:
@@ -220,7 +220,7 @@ def table_of(parts: Sequence[Part]) -> pa.Table:
         ) from error
 
 
-def _write_parquet(path: Path, parts: Sequence[Part]) -> None:
+def _write_parquet(path: Path, parts: Sequence[SubsetPart]) -> None:
     if len(parts) > 1 or parts[0][0].tables() is None:
         pq.write_table(table_of(parts), path, compression="zstd")
         return
@@ -232,7 +232,7 @@ def _write_parquet(path: Path, parts: Sequence[Part]) -> None:
             writer.write_table(table.cast(writer.schema))
 
 
-def _write_folder(path: Path, parts: Sequence[Part]) -> None:
+def _write_folder(path: Path, parts: Sequence[SubsetPart]) -> None:
     from datasets import Dataset
 
     Dataset(table_of(parts)).save_to_disk(str(path))

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from longgame.escape import visible
 from longgame.offline.options import Budget, parse_selector
-from longgame.offline.selecting import Outcome
+from longgame.offline.selecting import SubsetOutcome
 
 _VALUES = 12
 """Values of a grouping column that are shown; the others are one."""
@@ -52,7 +52,7 @@ class SubsetFacts:
     """The command that tests this selector on the user's next stages."""
 
     @classmethod
-    def of(cls, outcome: Outcome, manifest: Mapping[str, Any]) -> SubsetFacts:
+    def of(cls, outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> SubsetFacts:
         """Count a selection."""
         tokens, picks, pool = outcome.tokens, outcome.picks, outcome.candidates
         n, unit = len(picks), outcome.unit
@@ -80,7 +80,7 @@ class SubsetFacts:
         )
 
 
-def audit_line(outcome: Outcome) -> str:
+def audit_line(outcome: SubsetOutcome) -> str:
     """Return the commands that test a selector on the user's next stages: files of a folder ``stages``."""
     name, _ = parse_selector(outcome.options.label)
     selectors = ",".join(dict.fromkeys(("random", name)))
@@ -91,7 +91,7 @@ def audit_line(outcome: Outcome) -> str:
     return "longgame init stages && " + shlex.join([*words, *(["--model", model] if model else [])])
 
 
-def audit_note(outcome: Outcome) -> str:
+def audit_note(outcome: SubsetOutcome) -> str:
     """Return what the audit is for, and what its user prepares."""
     parameters = {**parse_selector(outcome.options.label)[1], **outcome.options.parameters}
     names = ", ".join(parameters)
@@ -102,7 +102,7 @@ def audit_note(outcome: Outcome) -> str:
     )
 
 
-def _spendable(outcome: Outcome) -> int:
+def _spendable(outcome: SubsetOutcome) -> int:
     """All that the budget could be spent on."""
     if outcome.budget_unit == "rows":
         return len(outcome.candidates)
@@ -110,7 +110,7 @@ def _spendable(outcome: Outcome) -> int:
     return max(outcome.asked, int(counts[outcome.candidates].sum()))
 
 
-def _facts(outcome: Outcome, manifest: Mapping[str, Any]) -> dict[str, str]:
+def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str]:
     rows, options, unit = outcome.rows, outcome.options, outcome.unit
     means = [_mean(outcome.tokens[part].astype(float)) for part in (outcome.picks, outcome.candidates)]
     facts = {
@@ -133,7 +133,7 @@ def _facts(outcome: Outcome, manifest: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _left_out(outcome: Outcome) -> str:
+def _left_out(outcome: SubsetOutcome) -> str:
     rows = outcome.rows
     counts = {
         "cannot be used": len(rows.bad) + len(outcome.unscored),
@@ -143,7 +143,7 @@ def _left_out(outcome: Outcome) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
 
 
-def _groups(outcome: Outcome) -> dict[str, list[GroupShare]]:
+def _groups(outcome: SubsetOutcome) -> dict[str, list[GroupShare]]:
     columns: dict[str, Any] = {name: np.asarray(values, dtype=object) for name, values in outcome.rows.groups.items()}
     if outcome.clusters is not None:
         columns["cluster"] = outcome.clusters
@@ -200,7 +200,7 @@ def _group_cells(share: GroupShare, shares: Sequence[GroupShare]) -> list[str]:
     return [share.name, f"{share.pool:,}", f"{share.picked:,}", *map(_percent, parts)]
 
 
-def subset_summary(outcome: Outcome, manifest: Mapping[str, Any]) -> RenderableType:
+def subset_summary(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> RenderableType:
     """Return what a terminal shows of a selection: facts, shares per group, means of the score's terms."""
     view = SubsetFacts.of(outcome, manifest)
     facts = Table.grid(padding=(0, 2, 0, 0))
@@ -221,7 +221,7 @@ def subset_summary(outcome: Outcome, manifest: Mapping[str, Any]) -> RenderableT
     return Group(*parts)
 
 
-def subset_html(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
+def subset_html(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> str:
     """Return what a notebook shows of a selection."""
     view = SubsetFacts.of(outcome, manifest)
 

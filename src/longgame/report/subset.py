@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Example
-from longgame.offline.selecting import Outcome
+from longgame.offline.selecting import SubsetOutcome
 from longgame.offline.summary import GroupShare, SubsetFacts, plain_number, subset_summary, summary_tables
 from longgame.report.charts import GREY, PALETTE, Figure, LegendKey, dashed_line, spec
 from longgame.report.render import begin_bundle, finish_bundle, page_environment
@@ -30,7 +30,7 @@ _PICKED = PALETTE[5]
 _KEYS = (LegendKey("pool", GREY, "■"), LegendKey("selected", _PICKED, "■"))
 
 
-def subset_page(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
+def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> str:
     """Return a self-contained page of at most 2 MB: what was selected of what, against the pool, with examples."""
     begin_bundle()
     view = SubsetFacts.of(outcome, manifest)
@@ -71,7 +71,7 @@ def subset_page(outcome: Outcome, manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(outcome: Outcome, view: SubsetFacts) -> list[Figure]:
+def _figures(outcome: SubsetOutcome, view: SubsetFacts) -> list[Figure]:
     figures = [_length_figure(outcome), _score_figure(outcome, view.cut), _map_figure(outcome)]
     figures += [_group_figure(name, shares) for name, shares in view.groups.items()]
     return [figure for figure in figures if figure is not None]
@@ -108,7 +108,7 @@ def _bars(frame: pd.DataFrame, title: str, suffix: str, y_title: str) -> Any:
     return alt.layer(*layers)
 
 
-def _length_figure(outcome: Outcome) -> Figure:
+def _length_figure(outcome: SubsetOutcome) -> Figure:
     pool = outcome.tokens[outcome.candidates].astype(float)
     picked = outcome.tokens[outcome.picks].astype(float)
     low, high = np.percentile(pool, [0, 99.5]).tolist()
@@ -119,7 +119,7 @@ def _length_figure(outcome: Outcome) -> Figure:
     return Figure("length", "Length", caption, (spec(chart, text, 240),), _KEYS)
 
 
-def _score_figure(outcome: Outcome, cut: float) -> Figure | None:
+def _score_figure(outcome: SubsetOutcome, cut: float) -> Figure | None:
     score = outcome.terms.get("score")
     if score is None or math.isnan(cut):
         return None
@@ -138,7 +138,7 @@ def _score_figure(outcome: Outcome, cut: float) -> Figure | None:
     )
 
 
-def _map_figure(outcome: Outcome) -> Figure | None:
+def _map_figure(outcome: SubsetOutcome) -> Figure | None:
     if outcome.embedding is None:
         return None
     is_pick = np.zeros(len(outcome.rows), dtype=bool)
@@ -213,7 +213,7 @@ def _group_figure(name: str, shares: Sequence[GroupShare]) -> Figure | None:
     )
 
 
-def _cards(outcome: Outcome) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def _cards(outcome: SubsetOutcome) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Texts of some picks and of some other candidates, with why each was picked or not."""
     score = outcome.terms.get("score")
     picks = outcome.picks.tolist()
