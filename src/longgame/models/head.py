@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -238,6 +238,19 @@ def has_other_loss(model: nn.Module) -> bool:
     return bool(getattr(config.get_text_config(), "output_router_logits", False))
 
 
+class TokenOutcomes(NamedTuple):
+    """How well response tokens are predicted; None for what was not asked for."""
+
+    nll: Float[Tensor, " m"]
+    """Nats."""
+    error: Float[Tensor, " m"] | None = None
+    """‖softmax − one-hot‖₂."""
+    slope: Float[Tensor, "m d"] | None = None
+    """weight · ∂NLL/∂hidden."""
+    hits: Float[Tensor, " m"] | None = None
+    """1 where the token is the most likely one (of equal logits the first), else 0."""
+
+
 class LogitHead:
     """Output head of a causal LM: logits = cap(scale · (h Wᵀ + b)), with cap the identity or c·tanh(·/c).
 
@@ -331,14 +344,19 @@ class LogitHead:
         *,
         el2n: bool = False,
         weight: Float[Tensor, " m"] | None = None,
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"] | None, Float[Tensor, "m d"] | None]:
-        """Return per response token its NLL (nats), ‖softmax − one-hot‖₂, and weight · ∂NLL/∂hidden.
+        hits: bool = False,
+    ) -> TokenOutcomes:
+        """Measure response tokens under these hidden states, in chunks of `LOGIT_ENTRIES` logits.
 
-        The last two are None with ``el2n=False`` and ``weight=None``.
+        Args:
+            target: the tokens.
+            el2n, hits: measure `TokenOutcomes.error` and `TokenOutcomes.hits`, too.
+            weight: of each token in `TokenOutcomes.slope`; None: no slope.
         """
         vocabulary = self.module.weight
         nll = hidden.new_empty(len(target), dtype=torch.float32)
         error = torch.empty_like(nll) if el2n else None
+        top = torch.empty_like(nll) if hits else None
         gradient = None if weight is None else torch.empty_like(hidden)
         chunk = max(1, LOGIT_ENTRIES // len(vocabulary))
         for start in range(0, len(target), chunk):
@@ -347,6 +365,8 @@ class LogitHead:
             slope = None
             if gradient is not None and self.cap is not None:
                 slope = 1 - (logits / self.cap).square_()  # derivative of c·tanh(z/c)
+            if top is not None:
+                top[part] = (logits.argmax(1) == target[part]).float()
             logits -= logits.amax(1, keepdim=True)
             picked = logits.gather(1, at)
             mass = logits.exp_().sum(1, keepdim=True)
@@ -362,4 +382,4 @@ class LogitHead:
                     miss *= slope
                 miss *= weight[part, None] * self.scale
                 gradient[part] = miss.to(vocabulary.dtype) @ vocabulary
-        return nll, error, gradient
+        return TokenOutcomes(nll, error, gradient, top)

@@ -5,6 +5,7 @@ What a signal means here (θ = parameters now, a = features, y = label, r = aᵀ
 | signal | value |
 |---|---|
 | loss, el2n | ½r², abs(r) |
+| token_accuracy | 1 where abs(r) ≤ τ, else 0 |
 | logit_nuclear_norm, logit_sketch (response_… alike) | abs(aᵀθ), a ∘ θ (the coordinates' shares of the logit) |
 | grad_norm, grad_sketch | ‖r a‖₂, r a: the exact gradient, Float[n, d] |
 | embedding, base_loss, difficulty, quality, cluster | a, ½(aᵀθ₀ − y)², its pool percentile, column, capability |
@@ -60,6 +61,7 @@ TOLERANCE = 0.5
 
 LIVE = (
     "loss",
+    "token_accuracy",
     "el2n",
     "logit_nuclear_norm",
     "logit_sketch",
@@ -208,6 +210,7 @@ class QuadraticLearner:
         residual = logit - pool.info["label"]
         columns = {
             "loss": lambda: 0.5 * residual**2,
+            "token_accuracy": lambda: (np.abs(residual) <= TOLERANCE).astype(np.float64),
             "el2n": lambda: np.abs(residual),
             "logit_nuclear_norm": lambda: np.abs(logit),
             "logit_sketch": lambda: a * self.theta,

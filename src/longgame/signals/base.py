@@ -95,6 +95,7 @@ _TABLE = (
         compute=lambda source, pool: _loss_without_prompt(source, pool),
         reads=lambda pool: pool.without_prompts()[0],
     ),
+    Signal("token_accuracy", "share", "share of response tokens that are the most likely token", _HEAD, "forward"),
     Signal("el2n", "1", "mean L2 norm of softmax − one-hot over response tokens", _HEAD, "forward"),
     Signal("logit_nuclear_norm", "logit", "nuclear norm of the logits at all positions (UDS)", ("model",), "forward"),
     Signal("logit_sketch", "logit", "sketch of the logits at all positions", ("model",), "forward", "logit_sketch"),

@@ -42,7 +42,7 @@ from longgame.signals.logits import PositionLogits
 
 LOGITS = ("logit_nuclear_norm", "logit_sketch")
 RESPONSE_LOGITS = ("response_logit_nuclear_norm", "response_logit_sketch")
-FORWARD = ("loss", "el2n", *LOGITS, *RESPONSE_LOGITS, "embedding")
+FORWARD = ("loss", "token_accuracy", "el2n", *LOGITS, *RESPONSE_LOGITS, "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
 ADAM = "adam_grad_sketch"
 
@@ -161,6 +161,7 @@ class SignalEngine:
 
     =====================  =========  ====================================================================
     ``loss``               (n,)       mean NLL per response token, nats/token
+    ``token_accuracy``     (n,)       share of response tokens that are the most likely token
     ``el2n``               (n,)       mean ‖softmax − one-hot‖₂ over response tokens
     ``logit_nuclear_norm`` (n,)       nuclear norm of the logits at all positions, prompt and response (UDS), exact
     ``logit_sketch``       (n, r·c)   bilinear sketch of the same logits (UDS)
@@ -433,18 +434,22 @@ class SignalEngine:
         """Signals of the last hidden state; fills ``slope`` with scale · ∂(mean NLL)/∂hidden per example."""
         values: dict[str, np.ndarray] = {}
         states = hidden[batch.example, batch.position]
-        if names & {"loss", "el2n"} or slope is not None:
+        if names & {"loss", "token_accuracy", "el2n"} or slope is not None:
             weight = None
             if slope is not None:
                 weight = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
                 weight = weight if scale is None else weight * scale[batch.example]
-            nll, error, token_slope = self._head.tokens(states, batch.target, el2n="el2n" in names, weight=weight)
+            tokens = self._head.tokens(
+                states, batch.target, el2n="el2n" in names, weight=weight, hits="token_accuracy" in names
+            )
             if "loss" in names:
-                values["loss"] = _means(nll, batch)
-            if error is not None:
-                values["el2n"] = _means(error, batch)
-            if slope is not None and token_slope is not None:
-                slope[batch.example, batch.position] = token_slope
+                values["loss"] = _means(tokens.nll, batch)
+            if tokens.hits is not None:
+                values["token_accuracy"] = _means(tokens.hits, batch)
+            if tokens.error is not None:
+                values["el2n"] = _means(tokens.error, batch)
+            if slope is not None and tokens.slope is not None:
+                slope[batch.example, batch.position] = tokens.slope
         lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
         inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths
         if names & {*LOGITS}:
