@@ -365,12 +365,13 @@ class LogitHead:
             slope = None
             if gradient is not None and self.cap is not None:
                 slope = 1 - (logits / self.cap).square_()  # derivative of c·tanh(z/c)
-            if top is not None:
-                top[part] = (logits.argmax(1) == target[part]).float()
+            best = None if top is None else logits.argmax(1)
             logits -= logits.amax(1, keepdim=True)
             picked = logits.gather(1, at)
             mass = logits.exp_().sum(1, keepdim=True)
             nll[part] = (mass.log() - picked)[:, 0]
+            if top is not None and best is not None:  # NaN where the logits are, which argmax hides
+                top[part] = (best == target[part]).float().masked_fill_(nll[part].isnan(), torch.nan)
             if error is None and gradient is None:
                 continue
             miss = logits.div_(mass)
