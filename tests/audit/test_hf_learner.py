@@ -128,6 +128,16 @@ def test_the_future_proxy_is_the_mean_gradient_sketch_of_the_mixture_and_is_refr
     assert not np.array_equal(first, learner.signals(pool.take([0]), ("future_proxy",))["future_proxy"])
 
 
+def test_the_target_of_a_stage_is_its_own_development_items():
+    learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1}))
+    for stage in sequence.stages[:2]:
+        assert [example.sample_id for example in stage.target_pool.examples] == [item.sample_id for item in stage.proxy]
+        target = learner.signals(stage.pool.take([0]), ("target_gradient",))["target_gradient"]
+        slow = learner.signals(stage.target_pool, ("grad_sketch",))["grad_sketch"].mean(axis=0)
+        np.testing.assert_allclose(target, slow, atol=1e-7)
+        learner.train(stage.pool, policy_of(), SELECTION, 3)
+
+
 def test_shared_work_holds_the_contamination_of_its_data(tmp_path, caplog, monkeypatch):
     rec = recipe(seeds=[0, 1])
     run = Run.create(tmp_path / "r", rec)

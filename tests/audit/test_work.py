@@ -69,7 +69,7 @@ def backward(tokens, head):
 
 
 def test_a_forward_signal_costs_one_pass_over_every_candidate():
-    found = stage_work(report(), decided(Named("loss")), POOL, None, 1)
+    found = stage_work(report(), decided(Named("loss")), POOL, (), 1)
     assert found["pool_tokens"] == found["scored_tokens"] == 5 + 6 + 8 + 2
     assert found["score_flops"] == forward(5, 2) + forward(6, 4) + forward(8, 3) + forward(2, 1)
     assert found["train_flops"] == forward(5, 2) + backward(5, 2)
@@ -78,14 +78,14 @@ def test_a_forward_signal_costs_one_pass_over_every_candidate():
 
 def test_what_reads_nothing_of_the_model_costs_nothing_to_choose():
     for selector in (Named(), Named("quality")):
-        found = stage_work(report(), decided(selector), POOL, None, 1)
+        found = stage_work(report(), decided(selector), POOL, (), 1)
         assert found["score_flops"] == found["scored_tokens"] == 0
         assert found["train_flops"] > 0
 
 
 def test_candidates_count_each_time_they_are_scored_and_picks_each_time_they_are_learned():
     policy = decided(Named("loss"), rounds=((0, 1), (1, 2)))
-    found = stage_work(report(), policy, POOL, None, 3)
+    found = stage_work(report(), policy, POOL, (), 3)
     assert found["scored_tokens"] == 5 + 6 + 6 + 8
     assert found["score_flops"] == forward(5, 2) + 2 * forward(6, 4) + forward(8, 3)
     assert found["train_flops"] == 3 * (forward(5, 2) + backward(5, 2) + forward(6, 4) + backward(6, 4))
@@ -93,7 +93,7 @@ def test_candidates_count_each_time_they_are_scored_and_picks_each_time_they_are
 
 def test_the_frozen_pass_counts_once_over_the_pool_however_many_rounds_read_it():
     policy = decided(Named("embedding", "loss"), rounds=((0, 1), (1, 2)))
-    found = stage_work(report(), policy, POOL, None, 1)
+    found = stage_work(report(), policy, POOL, (), 1)
     still = forward(5, 0) + forward(6, 0) + forward(8, 0) + forward(2, 0)
     assert found["frozen_flops"] == still
     assert found["score_flops"] == still + forward(5, 2) + 2 * forward(6, 4) + forward(8, 3)
@@ -104,20 +104,20 @@ def test_every_measurement_of_the_proxy_is_a_gradient_of_all_its_items():
     policy = decided(Named("grad_sketch"), rounds=((0,),))
     own = forward(5, 2) + backward(5, 2)
     proxy = forward(4, 2) + backward(4, 2) + forward(6, 3) + backward(6, 3)
-    found = stage_work(report(proxy_passes=2), policy, POOL, PROXY, 1)
+    found = stage_work(report(), policy, POOL, [(2, PROXY), (0, None)], 1)
     assert found["score_flops"] == own + 2 * proxy
     assert found["scored_tokens"] == 5 + 2 * 10
 
 
 def test_gradients_that_only_the_diagnostics_read_are_not_the_selectors_cost():
-    found = stage_work(report(), decided(Named("loss"), gradient_every=1), POOL, None, 1)
+    found = stage_work(report(), decided(Named("loss"), gradient_every=1), POOL, (), 1)
     assert found["diagnose_flops"] == forward(5, 2) + backward(5, 2)
     assert found["score_flops"] == forward(5, 2) + forward(6, 4) + forward(8, 3) + forward(2, 1)
-    assert stage_work(report(), decided(Named("grad_sketch"), gradient_every=1), POOL, None, 1)["diagnose_flops"] == 0
+    assert stage_work(report(), decided(Named("grad_sketch"), gradient_every=1), POOL, (), 1)["diagnose_flops"] == 0
 
 
 def test_a_closed_form_has_tokens_and_no_flops():
-    assert set(stage_work(report(model=None), decided(Named("loss")), POOL, None, 1)) == {
+    assert set(stage_work(report(model=None), decided(Named("loss")), POOL, (), 1)) == {
         "pool_tokens",
         "scored_tokens",
         "response_tokens",
@@ -127,7 +127,7 @@ def test_a_closed_form_has_tokens_and_no_flops():
 def test_response_tokens_are_those_of_the_picks_in_every_round():
     policy = decided(Named("loss"), rounds=((0, 1), (1, 2)))
     picked = [POOL.response_tokens[POOL.index[name]] for entry in policy.rounds for name in entry.picked_ids]
-    assert stage_work(report(), policy, POOL, None, 3)["response_tokens"] == sum(picked) > 0
+    assert stage_work(report(), policy, POOL, (), 3)["response_tokens"] == sum(picked) > 0
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -138,6 +138,6 @@ def test_what_another_system_spent_on_its_scores_is_not_known(tmp_path, wrapped)
     policy = dataclasses.replace(policy, selector=FromScores(str(file)))
     if wrapped:
         policy.selector = ClusterFloor(policy.selector, 0.1)
-    found = stage_work(report(), policy, POOL, None, 1)
+    found = stage_work(report(), policy, POOL, (), 1)
     assert np.isnan([found["score_flops"], found["frozen_flops"], found["scored_tokens"]]).all()
     assert found["train_flops"] > 0

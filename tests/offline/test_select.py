@@ -384,8 +384,16 @@ def test_columns_of_an_earlier_selection_are_replaced(data: Path, tmp_path: Path
     assert all(original(row) in ROWS for row in rows)
 
 
+def test_a_target_that_holds_rows_of_the_data_is_refused(data: Path, tmp_path: Path) -> None:
+    target = jsonl(tmp_path / "target.jsonl", [*ROWS[7:10], {"prompt": "Other?", "response": "Yes."}])
+    options = SelectOptions(selector="random", budget="5rows")
+    with pytest.raises(DataError, match=r"share 3 rows, first row 8 of .*--allow-overlap"):
+        select_to(data, tmp_path / "o.jsonl", options, target=target)
+    select_to(data, tmp_path / "o.jsonl", dataclasses.replace(options, allow_overlap=True), target=target)
+
+
 def test_a_target_serves_selectors_that_compare(data: Path, tmp_path: Path) -> None:
-    target = jsonl(tmp_path / "target.jsonl", ROWS[:4])
+    target = jsonl(tmp_path / "target.jsonl", [{**row, "prompt": f"Say: {row['prompt']}"} for row in ROWS[:4]])
     with pytest.raises(RecipeError, match="compares with a target set"):
         select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="lhas", budget="5rows"), model=TINY)
     outcome, _ = select_to(

@@ -219,26 +219,27 @@ def test_a_stream_or_a_lost_base_is_refused_with_the_fix():
     assert full(pool, ("embedding", "cluster", "base_loss"))["cluster"].shape == (12,)
 
 
-def test_future_proxy_is_measured_again_every_few_steps():
-    engine, pool, proxy = Engine(), candidates(), candidates(3)
-    with pytest.raises(RecipeError, match="Pass proxy_dataset= to the trainer"):
-        source_of(engine)(pool, ("future_proxy",))
-    source = source_of(engine, proxy=lambda: proxy, proxy_refresh=2)
+@pytest.mark.parametrize(("name", "items"), [("future_proxy", "proxy"), ("target_gradient", "target")])
+def test_context_is_measured_again_every_few_steps(name, items):
+    engine, pool, three = Engine(), candidates(), candidates(3)
+    with pytest.raises(RecipeError, match=f"Pass {items}_dataset= to the trainer"):
+        source_of(engine)(pool, (name,))
+    source = source_of(engine, **{items: lambda: three}, proxy_refresh=2)
     source.begin_stage()
     values = []
     for source.step in range(5):
         engine.shift += 1
-        values.append(float(source(pool, ("future_proxy",))["future_proxy"][0]))
+        values.append(float(source(pool, (name,))[name][0]))
     assert values == [4.0, 4.0, 6.0, 6.0, 8.0]  # mean total of the proxy items: 3, and the shift
-    assert source.proxy_passes == 3
-    resumed = source_of(engine, proxy=lambda: proxy, proxy_refresh=2)
+    assert getattr(source, f"{items}_passes") == source.proxy_passes + source.target_passes == 3
+    resumed = source_of(engine, **{items: lambda: three}, proxy_refresh=2)
     resumed.begin_stage()
     resumed.load_state_dict(source.state_dict())
     resumed.step = 5
-    assert float(resumed(pool, ("future_proxy",))["future_proxy"][0]) == 8.0
+    assert float(resumed(pool, (name,))[name][0]) == 8.0
     source.end_stage()
     engine.shift = 0.0
-    assert float(source(pool, ("future_proxy",))["future_proxy"][0]) == 3.0
+    assert float(source(pool, (name,))[name][0]) == 3.0
 
 
 def test_the_first_choice_of_a_stage_is_read_from_the_cache(tmp_path):

@@ -164,6 +164,7 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     items = per_row * len(sequence.stages) + shifted * rows_of_ood + probed * probe.points * len(probe.kinds)
     diagnosed = sum(stage_tokens) * recipe.budget * math.ceil(choices / recipe.metrics.gradient_every) / choices
     proxy = sequence.proxy_pool
+    targets = [stage.target_pool for stage in sequence.stages if stage.target_pool is not None]
     refreshes = math.ceil(min(choices, training.steps / recipe.proxy.refresh_steps)) * len(pools)
     refreshes += math.ceil(min(choices, probe.steps / recipe.proxy.refresh_steps)) * (len(pools) - 1) * bool(own)
     costs = []
@@ -174,6 +175,8 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         references = [SIGNALS[name].needs for name in needs if name in ALIGNMENTS]
         passes = sum("proxy" in reference for reference in references) + ("future_proxy" in needs)
         scored += refreshes * passes * int(proxy.tokens.sum()) if proxy is not None else 0
+        if "target_gradient" in needs:
+            scored += refreshes * sum(int(pool.tokens.sum()) for pool in targets) // max(1, len(targets))
         looks = sum("evaluation" in reference for reference in references)
         scored += refreshes * looks * int(sequence.evaluation_pool.tokens.sum()) if looks else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items

@@ -79,6 +79,7 @@ class HFLearner:
         self.source.frozen = FrozenSignals.from_arrays(frozen)
         proxy = sequence.proxy_pool
         self.source.proxy = None if proxy is None else lambda: proxy
+        self.source.target = lambda: sequence.stages[self._stage].target_pool
         self.source.evaluation = lambda: sequence.evaluation_pool
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
@@ -120,6 +121,7 @@ class HFLearner:
             update_norm=norm,
             model=self._flops,
             proxy_passes=self.source.proxy_passes,
+            target_passes=self.source.target_passes,
             evaluation_passes=self.source.evaluation_passes,
         )
 

@@ -145,8 +145,14 @@ class Walk:
         rows = score_rows(self.learner.score(tasks), tasks, number)
         seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
         proxy = self.sequence.proxy_pool if report.proxy_passes else None
+        target = stages[number - 1].target_pool if report.target_passes else None
         evaluation = self.sequence.evaluation_pool if report.evaluation_passes else None
-        work = stage_work(report, policy, pool, proxy, recipe.training.epochs, evaluation)
+        references = [
+            (report.proxy_passes, proxy),
+            (report.target_passes, target),
+            (report.evaluation_passes, evaluation),
+        ]
+        work = stage_work(report, policy, pool, references, recipe.training.epochs)
         learnable = policy.learnable(pool)
         rows += _diagnostics(self.learner, learnable, policy, report, recipe)
         if not last:
@@ -420,9 +426,8 @@ def stage_work(
     report: TrainingReport,
     policy: SelectionPolicy,
     pool: Pool,
-    proxy: Pool | None,
+    references: Sequence[tuple[int, Pool | None]],
     epochs: int,
-    evaluation: Pool | None = None,
 ) -> dict[str, float]:
     """Tokens and FLOPs of one stage, after it was trained.
 
@@ -433,13 +438,13 @@ def stage_work(
         report: of the stage; without its ``model`` (closed form) the results hold no FLOPs.
         policy: with the stage's rounds.
         pool: the stage's candidates.
-        proxy: the future-proxy mixture, where there is one.
+        references: items that candidates were compared with (proxy mixture, target set, evaluation items), and how
+            often the model read them.
         epochs: passes over what a round picked.
-        evaluation: the evaluation items, where the selector looks at them.
 
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, proxy items and evaluation items); ``score_flops`` for them,
+        were scored, the frozen pass over the pool, and the references); ``score_flops`` for them,
         ``frozen_flops`` of these for the frozen pass; ``response_tokens``, those of the picks that the loss is taken
         over; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
@@ -453,7 +458,6 @@ def stage_work(
         else []
     )
     picked = [learnable.take([learnable.index[name] for name in entry.picked_ids]) for entry in policy.rounds]
-    references = [(report.proxy_passes, proxy), (report.evaluation_passes, evaluation)]
     tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
     tokens += sum(passes * _tokens(items) for passes, items in references if items is not None)
     countable = np.nan if policy.selector.score_source else 1.0

@@ -51,6 +51,7 @@ BatchTokens = Annotated[
 ]
 StoreDtype = Annotated[str, typer.Option(help="float32 or float16, of the columns on disk.", rich_help_panel=_MODEL)]
 Target = Annotated[str | None, typer.Option(help="Data that signals compare with (target set).")]
+AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Let the target set hold rows of the data.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.", rich_help_panel=_MODEL),
@@ -65,6 +66,7 @@ def score_command(
     out: Annotated[Path, typer.Option(help="Folder of the scores; resumed where it was left.")],
     model: ModelOption = None,
     target: Target = None,
+    allow_overlap: AllowOverlap = False,
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the data, for n machines.")] = "1/1",
     seed: Annotated[int, typer.Option(help="Of sketches.")] = 0,
     turns: Turns = "all",
@@ -91,6 +93,7 @@ def score_command(
         from longgame.data.sources import open_source
         from longgame.offline.rows import DataRows
         from longgame.offline.scoring import BAD_ROWS, TABLE, score_into, shard_name, shard_rows
+        from longgame.offline.selecting import target_rows
 
         started = time.perf_counter()
         options = model_settings(
@@ -105,7 +108,7 @@ def score_command(
         number, total = parse_shard(shard)
         rules = RowRules(turns, parse_range(quality_range))  # type: ignore[arg-type]
         rows = DataRows(open_source(one_or_all(data)), rules, on_bad_row, where)  # type: ignore[arg-type]
-        targets = None if target is None else DataRows(open_source(target), rules)
+        targets = None if target is None else target_rows(target, rows, allow_overlap)
         folder = out
         if total > 1:
             rows, folder = shard_rows(rows, number, total), out / shard_name(number, total)

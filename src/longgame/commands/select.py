@@ -10,6 +10,7 @@ import typer
 from longgame.commands.options import TrustRemoteCode, interruptible
 from longgame.commands.score import (
     Adapter,
+    AllowOverlap,
     BatchTokens,
     ChatTemplate,
     Data,
@@ -45,6 +46,7 @@ def select_command(
     model: ModelOption = None,
     scores: Annotated[Path | None, typer.Option(help="Folder of longgame score; filled with what it lacks.")] = None,
     target: Target = None,
+    allow_overlap: AllowOverlap = False,
     dedup: Annotated[
         str | None, typer.Option(help="exact, near, or near:0.7: repeats of an earlier row are no candidates.")
     ] = None,
@@ -101,6 +103,7 @@ def select_command(
             on_bad_row=on_bad_row,  # type: ignore[arg-type]
             where=where,
             dedup=dedup,
+            allow_overlap=allow_overlap,
             replay_share=replay_share,
             clusters=clusters,
             seed=seed,

@@ -147,6 +147,11 @@ class Stage:
         """
         return self.make_pool(self.candidates)
 
+    @cached_property
+    def target_pool(self) -> Pool | None:
+        """The stage's own development items (``proxy``), tokenized: its target set; None where there are none."""
+        return self.make_pool(self.proxy) if self.proxy else None
+
 
 @dataclass(frozen=True)
 class SequenceData:

@@ -18,7 +18,7 @@ from longgame.errors import RecipeError
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows, OnBadRow
 from longgame.offline.scoring import ModelOptions, Progress, ScoreFolder, score_into
-from longgame.offline.selecting import SubsetOutcome, append_history, choose, manifest_of, select_to
+from longgame.offline.selecting import SubsetOutcome, append_history, choose, manifest_of, select_to, target_rows
 from longgame.offline.subset import PREFIX, table_of
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
@@ -86,6 +86,7 @@ def select(
     out: str | Path | None = None,
     scores: str | Path | None = None,
     target: Any = None,
+    allow_overlap: bool = False,
     replay: Any = None,
     replay_share: float = 0.1,
     history: str | Path | None = None,
@@ -116,6 +117,7 @@ def select(
         out: a .jsonl, .jsonl.gz or .parquet file or a folder; the subset is written there, with a manifest.
         scores: folder of `longgame.score`; used, and filled with what it lacks.
         target: data that the selector compares with, in any form of ``data``.
+        allow_overlap: whether the target set may hold rows of the data.
         replay, replay_share: earlier data, and the share of the budget that is spent on rows of it.
         history: folder with what earlier stages selected; this selection is appended.
         dedup: ``exact``, ``near`` or ``near:THRESHOLD``.
@@ -147,6 +149,7 @@ def select(
         on_bad_row=on_bad_row,
         where=where,
         dedup=dedup,
+        allow_overlap=allow_overlap,
         replay_share=replay_share,
         clusters=clusters,
         seed=seed,
@@ -179,6 +182,7 @@ def score(
     model: str | ModelOptions,
     out: str | Path | None = None,
     target: Any = None,
+    allow_overlap: bool = False,
     turns: Turns = "all",
     quality_range: tuple[float, float] = (0.0, 1.0),
     where: str | None = None,
@@ -190,7 +194,7 @@ def score(
     """Compute signals of a data set under a model.
 
     Args:
-        data, target, turns, quality_range, where, on_bad_row, progress, model_settings: as of `select`.
+        data, target, allow_overlap, turns, quality_range, where, on_bad_row, progress, model_settings: as of `select`.
         signals: names (`longgame.signals.base.SIGNALS`), or one text with commas.
         out: folder of the scores; resumed where it was left, and used by ``select(scores=…)``.
         seed: of sketches.
@@ -208,7 +212,7 @@ def score(
         raise RecipeError("no model is given, which scores. Give model=.")
     rules = RowRules(turns, quality_range)
     rows = DataRows(open_source(data), rules, on_bad_row, where)
-    targets = None if target is None else DataRows(open_source(target), rules)
+    targets = None if target is None else target_rows(target, rows, allow_overlap)
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores"
         table = score_into(

@@ -126,6 +126,8 @@ class SelectOptions:
     quality_range: tuple[float, float] = (0.0, 1.0)
     on_bad_row: OnBadRow = "error"
     where: str | None = None
+    allow_overlap: bool = False
+    """Whether the target set may hold rows of the data."""
     dedup: str | None = None
     """``exact``, ``near`` or ``near:THRESHOLD``: duplicates of an earlier row are no candidates."""
     replay_share: float = 0.1

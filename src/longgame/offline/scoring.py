@@ -149,7 +149,7 @@ class LoadedScorer:
             max_batch_tokens=self.options.batch_tokens,
         )
         base = adaptation_of(self.model).frozen_base if adapted else nullcontext
-        return SignalSource(engine, base=base, proxy=target, seed=seed)
+        return SignalSource(engine, base=base, proxy=target, target=target, seed=seed)
 
 
 def length_of(options: ModelOptions, config: Any) -> int:
@@ -319,6 +319,12 @@ def computed_names(names: Sequence[str]) -> list[str]:
     return list(result)
 
 
+def needs_target(name: str) -> bool:
+    """Whether this signal or context vector compares candidates with a target set."""
+    signal = SIGNALS[name] if name in SIGNALS else CONTEXT[name]
+    return bool({"proxy", "target"} & {*signal.needs})
+
+
 def score_into(
     rows: DataRows,
     names: Sequence[str],
@@ -352,8 +358,9 @@ def score_into(
     path = Path(folder)
     columns = computed_names(names)
     context = [name for name in names if name in CONTEXT]
-    if target is None and ({*columns} & {*ALIGNMENTS} or context):
-        name = next(name for name in (*columns, *context) if name in (*ALIGNMENTS, *CONTEXT))
+    compared = [name for name in (*columns, *context) if needs_target(name)]
+    if target is None and compared:
+        name = compared[0]
         raise RecipeError(f"'{name}' compares with a target set, and there is none. Give one (--target FILE).")
     if (path / CONFIG).is_file():
         check_folder(path, rows)

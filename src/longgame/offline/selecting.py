@@ -208,7 +208,7 @@ def choose(
     budget = Budget.parse(options.budget)
     rules = RowRules(options.turns, options.quality_range)
     rows = DataRows(source, rules, options.on_bad_row, options.where)
-    targets = None if target is None else DataRows(open_source(target), rules)
+    targets = None if target is None else target_rows(target, rows, options.allow_overlap)
     kind, threshold = parse_dedup(options.dedup)
     repeats = duplicates(rows, kind, threshold) if kind else np.full(len(rows), -1, dtype=np.int64)
     names = tuple(dict.fromkeys(selector.requires))
@@ -269,6 +269,25 @@ def choose(
         replay=again,
     )
     return outcome, policy
+
+
+def target_rows(target: Any, rows: DataRows, allow_overlap: bool) -> DataRows:
+    """Return the rows of a target set.
+
+    Raises:
+        DataError: it cannot be read, is empty, or holds rows of the data and ``allow_overlap`` is False.
+    """
+    targets = DataRows(open_source(target), rows.rules)
+    content = {sample_id.partition("#")[0] for sample_id in targets.ids}
+    shared = [row for row, sample_id in enumerate(rows.ids) if sample_id.partition("#")[0] in content]
+    if shared and not allow_overlap:
+        row = shared[0]
+        raise DataError(
+            f"the target set '{targets.source.label}' and the data share {len(shared)} rows, first row "
+            f"{rows.numbers[row]} of '{rows.file_of(row)}': a selector would find the target's own rows. Take them out "
+            "of one of the two, or allow it (--allow-overlap)."
+        )
+    return targets
 
 
 def _scores(

@@ -148,6 +148,7 @@ class QuadraticLearner:
         self.source = SignalSource(
             self.engine,
             proxy=None if proxy is None else lambda: proxy,
+            target=lambda: self.world.sequence.stages[self.stages_trained].target_pool,
             evaluation=lambda: self.world.sequence.evaluation_pool,
             proxy_refresh=recipe.proxy.refresh_steps,
             supported=LIVE,
@@ -303,6 +304,7 @@ class QuadraticLearner:
             update_norm=float(np.linalg.norm(self.theta - start)),
             seconds=seconds,
             proxy_passes=self.source.proxy_passes,
+            target_passes=self.source.target_passes,
             evaluation_passes=self.source.evaluation_passes,
         )
 

@@ -48,7 +48,8 @@ class Signal:
     meaning: str
     needs: tuple[str, ...]
     """``model`` (as it is now), ``base`` (frozen), ``head`` (its vocabulary projection), ``text``, ``candidates``
-    (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture), ``evaluation`` (an audit's items)."""
+    (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture), ``target`` (the target set), ``evaluation`` (an
+    audit's items)."""
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
@@ -154,7 +155,15 @@ CONTEXT: Mapping[str, Signal] = {
         ("model", "head", "proxy"),
         "backward",
         "sketch_dim",
-    )
+    ),
+    "target_gradient": Signal(
+        "target_gradient",
+        _SLOPE,
+        "mean grad_sketch over the target set, measured again every proxy.refresh_steps",
+        ("model", "head", "target"),
+        "backward",
+        "sketch_dim",
+    ),
 }
 """Vectors that describe the moment, not one candidate; a selector names them in ``requires`` like a signal."""
 

@@ -31,6 +31,10 @@ _NO_PROXY = (
     "a selector requires {name}, but there is no proxy mixture. Pass proxy_dataset= to the trainer, or set "
     "proxy.items_per_skill to 1 or more in the recipe."
 )
+_NO_TARGET = (
+    "a selector requires {name}, which compares with a target set, but there is none. Pass target_dataset= to the "
+    "trainer, give --target FILE, or set proxy.items_per_skill to 1 or more in the recipe."
+)
 _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
 
@@ -38,19 +42,21 @@ _MINI_BATCH_FROM = 50_000
 class SignalSource:
     """``source(pool, names)`` gives `Signals` under the model as it is now.
 
-    Whoever trains sets ``step`` to the number of optimizer steps taken, so that ``future_proxy`` is measured again
-    every ``proxy_refresh`` steps; ``step = None`` (not training) measures it at every call.
+    Whoever trains sets ``step`` to the number of optimizer steps taken, so that ``future_proxy`` and
+    ``target_gradient`` are measured again every ``proxy_refresh`` steps; ``step = None`` (not training) measures them
+    at every call.
 
     Args:
         engine: computes live signals, e.g. a `SignalEngine`. One that computes alignments has ``measure_directions``
             and ``directions`` (see `SignalEngine`).
         base: context manager in which the engine computes signals of the frozen base; None: the base is gone.
         candidates: returns the pools over which ``cluster`` and ``difficulty`` are fitted; None: a stream.
-        proxy: returns the proxy mixture (or target set) behind ``future_proxy``; None: there is none.
+        proxy: returns the proxy mixture behind ``future_proxy``; None: there is none.
+        target: returns the target set, what the stage is learned for; None: there is none.
         evaluation: returns an audit's evaluation items, behind ``evaluation_alignment``; None: there are none.
         preconditioner: returns Adam's moments as they are now, for ``adam_future_alignment``; None before the first
             step, or where another optimizer trains: the alignment is then the plain one.
-        proxy_refresh: optimizer steps after which ``future_proxy`` and the directions of alignments are measured again.
+        proxy_refresh: optimizer steps after which context vectors and the directions of alignments are measured again.
         clusters: k of the k-means behind ``cluster``.
         seed: of the k-means.
         supported: names of the signals that have a meaning here; default: all.
@@ -59,8 +65,8 @@ class SignalSource:
 
     Attributes:
         frozen: columns looked up by id before anything is computed: a seed's frozen pass, or what was fitted here.
-        proxy_passes, evaluation_passes: times that the model read the proxy mixture and the evaluation items since
-            `begin_stage`.
+        proxy_passes, evaluation_passes, target_passes: times that the model read the proxy mixture, the evaluation
+            items and the target set since `begin_stage`.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class SignalSource:
         base: Callable[[], AbstractContextManager[Any]] | None = None,
         candidates: Callable[[], Sequence[Pool]] | None = None,
         proxy: Callable[[], Pool] | None = None,
+        target: Callable[[], Pool | None] | None = None,
         evaluation: Callable[[], Pool] | None = None,
         preconditioner: Callable[[], AdamPreconditioner | None] = lambda: None,
         proxy_refresh: int = 8,
@@ -81,14 +88,15 @@ class SignalSource:
     ) -> None:
         self.engine = engine
         self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
-        self.evaluation, self.preconditioner = evaluation, preconditioner
+        self.target, self.evaluation, self.preconditioner = target, evaluation, preconditioner
         self.frozen: FrozenSignals | None = None
         self.step: int | None = None
-        self.proxy_passes = self.evaluation_passes = 0
+        self.proxy_passes = self.evaluation_passes = self.target_passes = 0
         self._base, self._clusters, self._seed, self._supported = base, clusters, seed, frozenset(supported)
         self.cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
-        self._proxy: tuple[int, np.ndarray] | None = None
+        self._vectors: dict[str, tuple[int, np.ndarray]] = {}
+        """Context vectors, each with the step at which it was measured."""
         self._directed: dict[str, int] = {}
         """Step at which the directions of each alignment were measured."""
         self._first: tuple[int, str | None] = (0, None)
@@ -101,7 +109,7 @@ class SignalSource:
             model: a causal LM or a PeftModel. A model trained in full has no base left; see `prepare`.
             pad_token_id: fills up batches; None is refused where a signal needs the model.
             seed: of sketches and clusters.
-            options: candidates, proxy, preconditioner, proxy_refresh, clusters, cache of `SignalSource`.
+            options: candidates, proxy, target, preconditioner, proxy_refresh, clusters, cache of `SignalSource`.
         """
         from longgame.models.adaptation import adaptation_of
         from longgame.signals.cache import try_fingerprint
@@ -124,7 +132,7 @@ class SignalSource:
 
         Raises:
             PluginError: an unknown signal, or one of a frozen base or of all candidates where there are none.
-            RecipeError: ``future_proxy`` without a proxy mixture.
+            RecipeError: a signal that compares with a proxy mixture or target set, where there is none.
             DataError: a signal that has no meaning here, or an example without text or row in the frozen pass.
             ModelError: no padding token.
         """
@@ -154,22 +162,23 @@ class SignalSource:
 
                     fingerprint = f"{fingerprint}-{pool_fingerprint(items)}"
             columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
-        context = {name: self._future_proxy() for name in names if name in CONTEXT}
+        context = {name: self._mean_gradient(name) for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
 
     def begin_stage(self, first: Pool | None = None) -> None:
-        """Start counting steps at 0 and forget ``future_proxy``.
+        """Start counting steps at 0 and forget context vectors.
 
         Args:
             first: a pool whose live signals before the first step are stored in the cache. Give it where the model is
                 untouched: all trials of a seed then see the same signals at their first choice from the whole pool.
         """
-        self.step, self.proxy_passes, self.evaluation_passes, self._proxy, self._directed = 0, 0, 0, None, {}
+        self.step, self._vectors, self._directed = 0, {}, {}
+        self.proxy_passes = self.evaluation_passes = self.target_passes = 0
         self._first = (0, None) if first is None else (len(first), self._content())
 
     def end_stage(self) -> None:
-        """Stop counting steps: from now on ``future_proxy`` is measured at every call."""
-        self.step, self._proxy, self._directed, self._first = None, None, {}, (0, None)
+        """Stop counting steps: from now on context vectors are measured at every call."""
+        self.step, self._vectors, self._directed, self._first = None, {}, {}, (0, None)
 
     def prepare(self, names: Sequence[str]) -> None:
         """Compute base signals of all candidates now if the model will have no base once it is trained.
@@ -205,17 +214,18 @@ class SignalSource:
         return frozen if extra is None else frozen.extended(extra, columns_of(extra))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ``future_proxy`` in use with its step, and the frozen columns where no base is left."""
+        """Return the context vectors in use with their steps, and the frozen columns where no base is left."""
         frozen = self.frozen.to_arrays() if self.frozen is not None and self._base is None else {}
-        proxy = {} if self._proxy is None else {"step": self._proxy[0], "future_proxy": self._proxy[1]}
+        vectors = {name: {"step": step, "vector": vector} for name, (step, vector) in self._vectors.items()}
         engine: Any = self.engine
         directions = {"steps": dict(self._directed), "of": engine.directions} if self._directed else {}
-        return {"proxy": proxy, "directions": directions, "frozen": frozen}
+        return {"vectors": vectors, "directions": directions, "frozen": frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        proxy = state["proxy"]
-        self._proxy = (int(proxy["step"]), np.asarray(proxy["future_proxy"])) if proxy else None
+        self._vectors = {
+            name: (int(entry["step"]), np.asarray(entry["vector"])) for name, entry in state["vectors"].items()
+        }
         if directions := state["directions"]:
             engine: Any = self.engine
             self._directed = {name: int(step) for name, step in directions["steps"].items()}
@@ -303,15 +313,33 @@ class SignalSource:
                 self.proxy_passes += 1
         return items
 
-    def _future_proxy(self) -> Float[np.ndarray, " d"]:
-        """Mean gradient sketch of the proxy mixture, at most ``proxy_refresh`` steps old in training."""
-        if self.proxy is None:
-            raise RecipeError(_NO_PROXY.format(name="future_proxy"))
-        if self.step is None or self._proxy is None or self.step - self._proxy[0] >= self.proxy_refresh:
-            gradient = self._run(self.proxy(), ("grad_sketch",))["grad_sketch"].mean(axis=0)
-            self._proxy = (self.step or 0, gradient)
-            self.proxy_passes += 1
-        return self._proxy[1]
+    def target_items(self, name: str) -> Pool:
+        """Return the target set for a signal of this name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        items = None if self.target is None else self.target()
+        if items is None:
+            raise RecipeError(_NO_TARGET.format(name=name))
+        return items
+
+    def _mean_gradient(self, name: str) -> Float[np.ndarray, " d"]:
+        """Mean gradient sketch of the proxy mixture or target set, at most ``proxy_refresh`` steps old in training."""
+        of_target = "target" in CONTEXT[name].needs
+        if of_target:
+            items = self.target_items(name)
+        elif self.proxy is None:
+            raise RecipeError(_NO_PROXY.format(name=name))
+        else:
+            items = self.proxy()
+        measured = self._vectors.get(name)
+        if self.step is None or measured is None or self.step - measured[0] >= self.proxy_refresh:
+            gradient = self._run(items, ("grad_sketch",))["grad_sketch"].mean(axis=0)
+            measured = self._vectors[name] = (self.step or 0, gradient)
+            self.target_passes += of_target
+            self.proxy_passes += not of_target
+        return measured[1]
 
 
 def half_weights(pool: Pool) -> Float[np.ndarray, "n 2"]:

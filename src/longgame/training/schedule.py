@@ -55,6 +55,8 @@ class TrainingReport:
     """FLOPs of a token; None: a closed form, or a model whose FLOPs are not known."""
     proxy_passes: int = 0
     """Times that the model read the future-proxy mixture."""
+    target_passes: int = 0
+    """Times that the model read the stage's target set."""
     evaluation_passes: int = 0
     """Times that the model read the evaluation items, for a selector that looks at them."""
 

@@ -86,7 +86,7 @@ class SelectionMixin(_Base):
             fields.
         signals: (pool, names) → Signals; default: a `SignalSource` on the model.
         proxy_dataset: examples that stand for the future, in the form of the training dataset; for selectors that
-            compare with them (signals that need ``proxy``), such as ``lhas``. They are never trained on.
+            compare with them (signals that need ``proxy`` or ``target``), such as ``lhas``. They are never trained on.
         target_dataset: the same items under the name that targeted selection has for them: examples of the task to
             select for. Give one of the two.
 
@@ -372,6 +372,7 @@ class SelectionMixin(_Base):
                 seed=self._selection_seed(),
                 candidates=None if stream else lambda: [self._selection_candidates()],
                 proxy=None if proxy is None else lambda: proxy,
+                target=lambda: proxy,
                 preconditioner=self._selection_preconditioner,
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
@@ -578,9 +579,9 @@ def _refuse_any(unsupported: Mapping[str, bool]) -> None:
 
 
 def _reads_proxy(names: Sequence[str]) -> bool:
-    """Whether one of these signals compares candidates with the proxy items."""
+    """Whether one of these signals compares candidates with the proxy or target items."""
     table = {**SIGNALS, **CONTEXT}
-    return any("proxy" in table[name].needs for name in names)
+    return any({"proxy", "target"} & {*table[name].needs} for name in names)
 
 
 def _check_packing(arguments: Any, selection: SelectionConfig) -> None:
