@@ -109,6 +109,27 @@ class AdamPreconditioner:
             )
         return cls(moments, bias_correction=bias_correction)
 
+    @property
+    def moments(self) -> Mapping[str, Moments]:
+        """Per weight, by its canonical name."""
+        return MappingProxyType(self._moments)
+
+    def restore(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Put the moments into an AdamW that has taken no step; training goes on as if it had taken these.
+
+        Raises:
+            PluginError: a trainable parameter has no moments, or some of another size.
+        """
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.check(weights)
+        for name, weight in weights.items():
+            moment = self._moments[canonical_name(name)]
+            optimizer.state[weight] = {
+                "step": torch.tensor(float(moment.step), device=weight.device),
+                "exp_avg": moment.first.to(weight, copy=True),
+                "exp_avg_sq": moment.second.to(weight, copy=True),
+            }
+
     def settings(self) -> dict[str, Any]:
         """Everything that Γ depends on, as numbers and tensors, for the ``settings`` of `signal_fingerprint`."""
         moments = {

@@ -10,6 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from longgame.models.head import evaluating, has_other_loss, response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import ComputeSignals, SelectionPolicy
+from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.projection import UpdateSketch
 from longgame.signals.source import SignalSource
 from longgame.training.candidates import Candidates, padded_batch
@@ -42,6 +44,29 @@ from longgame.training.trainer import SelectionMixin
 OnStep = Callable[[StepInfo], None]
 
 
+@dataclass
+class Course:
+    """A training that several calls of `run_stage` take on in turn: one schedule, and one AdamW.
+
+    No gradients are recorded, so the reports hold no `TrainingReport.gradient_gram`.
+    """
+
+    steps: int
+    """Optimizer steps of all calls together; the learning rate's schedule is over them."""
+    taken: int = 0
+    """Steps of the calls before."""
+    adam: AdamPreconditioner | None = None
+    """Adam's moments behind the last step; None before the first call."""
+
+    def rates(self, spec: TrainingSpec) -> Float[np.ndarray, " steps"]:
+        """Learning rates of the next ``spec.steps`` steps."""
+        share = [
+            learning_rate_share(step, self.steps, spec.warmup_steps, spec.final_lr_share)
+            for step in range(self.taken, self.taken + spec.steps)
+        ]
+        return spec.learning_rate * np.asarray(share)
+
+
 def run_stage(
     model: nn.Module,
     *,
@@ -53,6 +78,7 @@ def run_stage(
     scorer: ComputeSignals,
     on_step: OnStep | None = None,
     where: str = "stage 1",
+    course: Course | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place through one stage, with a fresh AdamW, on the device and in the dtype it comes in.
 
@@ -71,6 +97,7 @@ def run_stage(
         on_step: called before the first update and after every step, with the model in eval mode; what it draws from
             global generators does not reach the training.
         where: names the stage in errors.
+        course: the longer training that this call takes on and brings up to date; None: it is a training of its own.
 
     Returns:
         The report, with ``drift`` and ``update_norm`` NaN: they need the stages before, which the caller knows.
@@ -109,8 +136,10 @@ def run_stage(
             dataloader_pin_memory=False,
             remove_unused_columns=False,
         )
-        trainer = StageTrainer(model, arguments, pool, pad_token_id, selection, scorer, spec, on_step, where)
+        trainer = StageTrainer(model, arguments, pool, pad_token_id, selection, scorer, spec, on_step, where, course)
         trainer.train()
+        if course is not None:
+            course.taken, course.adam = course.taken + spec.steps, trainer._selection_preconditioner()
         return trainer.report(time.perf_counter() - started)
 
 
@@ -128,11 +157,13 @@ class StageTrainer(SelectionMixin, Trainer):
         spec: TrainingSpec,
         on_step: OnStep | None,
         where: str,
+        course: Course | None = None,
     ) -> None:
         trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trainable:
             raise ModelError("the model has no trainable parameter; attach an adapter or unfreeze its weights.")
         self.spec, self.where = spec, where
+        self.course = course
         self.losses = np.zeros(spec.steps)
         self._pad = pad_token_id
         self._parameters = [parameter for _, parameter in trainable]
@@ -141,7 +172,8 @@ class StageTrainer(SelectionMixin, Trainer):
         self._selection_pool = pool
         if isinstance(scorer, SignalSource):
             scorer.preconditioner = self._selection_preconditioner
-        self.gradients = GradientRecorder(trainable, spec.steps, seed=selection.seed or 0)
+        steps = spec.steps if course is None else 0
+        self.gradients = GradientRecorder(trainable, steps, seed=selection.seed or 0)
         self.remove_callback(PrinterCallback)
         # train() begins with Accelerator.free_memory, which collects all garbage. This accelerator is new and holds
         # nothing: on the tiny model the collection adds 18 % to a stage (0.26 to 1.45 s).
@@ -198,11 +230,12 @@ class StageTrainer(SelectionMixin, Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Linear warm-up and decay to ``final_lr_share`` (`learning_rate_share`)."""
-        spec = self.spec
+        spec, course = self.spec, self.course or Course(num_training_steps)
         target: Any = self.optimizer if optimizer is None else optimizer
+        first, steps = course.taken, course.steps
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             target,
-            lambda step: learning_rate_share(step, num_training_steps, spec.warmup_steps, spec.final_lr_share),
+            lambda step: learning_rate_share(first + step, steps, spec.warmup_steps, spec.final_lr_share),
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -224,7 +257,8 @@ class StageTrainer(SelectionMixin, Trainer):
         return loss
 
     def _clip_grad_norm(self, _model: Any) -> torch.Tensor:
-        self.gradients.record()
+        if self.course is None:
+            self.gradients.record()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
         if not math.isfinite(float(norm)):
             self._stop("gradient norm", float(norm))
@@ -254,6 +288,10 @@ class _Watch(TrainerCallback):
         self.seconds = 0.0
 
     def on_train_begin(self, *_event: Any, **_state: Any) -> None:
+        course = self._trainer.course
+        if course is not None and course.adam is not None:
+            optimizer: Any = self._trainer.optimizer
+            course.adam.restore(optimizer, self._trainer.model)
         self._notify(0, math.nan)
 
     def on_step_end(self, *_event: Any, **_state: Any) -> None:
