@@ -99,7 +99,26 @@ def test_semdedup_keeps_what_the_slow_loop_keeps(seed: int, n: int, epsilon: flo
         patch.setattr(clusters, "_BLOCK", int(rng.integers(1, 9)))
         kept, similarity = without_near_duplicates(points, labels, order, epsilon)
     assert np.flatnonzero(kept).tolist() == expected
-    np.testing.assert_allclose(similarity, closest, atol=1e-5)
+    np.testing.assert_allclose(similarity, np.where(kept, np.nan, closest), atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+@pytest.mark.parametrize("copies", [0.05, 0.9])
+def test_semdedup_excludes_pairs_without_losing_any(mean: float, copies: float) -> None:
+    # wide enough and in cells large enough for products of few directions; 0.9: too many close pairs for them
+    rng = np.random.default_rng(5)
+    points = rng.normal(mean, 1, (300, 160)).astype(np.float32)
+    source = np.where(rng.random(300) < copies, rng.integers(0, 10, 300), np.arange(300))
+    points = points[source] + 0.15 * rng.normal(size=points.shape).astype(np.float32)
+    labels, order = np.repeat([0, 1], [290, 10]), rng.permutation(300)
+    expected, closest = slow_keep(points, labels, order, 0.04)
+    assert min(abs(value - 0.96) for value in closest) > 1e-5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "_BLOCK", 50)
+        kept, similarity = without_near_duplicates(points, labels, order, 0.04)
+    assert np.flatnonzero(kept).tolist() == expected
+    assert 0 < (~kept).sum() < 290
+    np.testing.assert_allclose(similarity, np.where(kept, np.nan, closest), atol=1e-5)
 
 
 def test_semdedup_counts_cosines_with_kept_examples_only(world) -> None:

@@ -33,8 +33,9 @@ class SemDeDupSelector(Selector):
         clusters: k-means cells; default: the square root of the number of candidates.
         rejected: ``last``: dropped candidates are picked after all others, the least similar first; ``never``.
 
-    ``scores``: ``similarity`` is the largest cosine with a candidate kept before it in its cell (−1: none). ``score``
-    of what is kept is its random number in [0, 1); of what is dropped −1 − ``similarity``, or NaN (``never``).
+    ``scores``: ``similarity`` of what is dropped is its largest cosine with a candidate kept before it in its cell (NaN
+    of what is kept). ``score`` of what is kept is its random number in [0, 1); of what is dropped −1 − ``similarity``,
+    or NaN (``never``).
     """
 
     name = "semdedup"
@@ -68,7 +69,7 @@ class SemDeDupSelector(Selector):
     def _keep(
         self, units: Float[np.ndarray, "n d"], rng: np.random.Generator
     ) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Which rows are kept, and the similarity of each to those kept before it."""
+        """Which rows are kept, and the similarity of each dropped one to those kept before it."""
         labels, distance = k_means(units, self.clusters or cells_for(len(units)), rng)
         order = np.argsort(-distance, kind="stable")
         kept, similarity = without_near_duplicates(units, labels, order, self.epsilon)
