@@ -28,7 +28,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
-_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2}
+_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2, "epochs": 4}
 _CLUSTERS = 5
 
 
@@ -63,7 +63,10 @@ def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool 
 def _column(name: str, streams: list[np.random.Generator]) -> np.ndarray:
     if name == "cluster":
         return np.array([stream.integers(_CLUSTERS) for stream in streams], dtype=np.int64)
-    if width := SIGNALS[name].width:
+    width = SIGNALS[name].width
+    if width == "epochs":  # losses and shares
+        return np.stack([stream.uniform(0.05, 1.0, _WIDTH[width]) for stream in streams]).astype(np.float32)
+    if width:
         return np.stack([stream.standard_normal(_WIDTH[width]) for stream in streams]).astype(np.float32)
     return np.array([stream.uniform(0.05, 1.0) for stream in streams], dtype=np.float32)
 

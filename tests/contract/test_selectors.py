@@ -39,6 +39,9 @@ TEST_CASES = [
     ("curriculum", {"order": "hard-first", "by": "loss", "rounds": 3}),
     ("selective-backprop", {"beta": 4, "memory": 7}),
     ("ocs", {"memory_weight": 3}),
+    ("forgetting-events", {"threshold": 0.9, "never_learned": "last"}),
+    ("cartography", {"region": "hard"}),
+    ("s2l", {"clusters": 4}),
     (MY_SELECTOR, {}),
 ]
 

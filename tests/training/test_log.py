@@ -300,3 +300,16 @@ def test_a_training_log_cannot_start_in_the_middle(tmp_path, tokenizer):
     late = make_trainer(tmp_path, tokenizer, selector=Coin(), training_log=True, args={**SAVES, "max_steps": 3})
     with pytest.raises(ResumeError, match=f"has no {TRAINING_LOG}"):
         late.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("rounds", ["step", 2])
+def test_a_log_of_one_training_selects_in_another(tmp_path, tokenizer, rounds):
+    full = {"num_train_epochs": 2, "save_strategy": "epoch"}
+    make_trainer(tmp_path / "log", tokenizer, selector="random", budget=1.0, training_log=True, args=full).train()
+    options = {"selector": "s2l", "budget": 0.5, "rounds": rounds, "trajectories": tmp_path / "log"}
+    trainer = make_trainer(tmp_path / "run", tokenizer, **options)
+    trainer.train()
+    assert sum(len(entry.picked_ids) for entry in trainer.selection_policy.rounds)
+    other = make_trainer(tmp_path / "b", tokenizer, pool=make_pool(80), **options)
+    with pytest.raises(DataError, match="it lacks"):
+        other.train()

@@ -55,6 +55,12 @@ def select_command(
     ] = None,
     replay: Annotated[str | None, typer.Option(help="Earlier data to learn again.")] = None,
     replay_share: Annotated[float, typer.Option(help="Share of the budget spent on it.")] = 0.1,
+    training_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Log of a training on these rows: a trainer's folder, or a file with sample_id, epoch, loss."
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Write why each row was picked or rejected.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     page: Annotated[bool, typer.Option(help="Write an HTML page beside the output.")] = True,
@@ -118,6 +124,7 @@ def select_command(
                 target=target,
                 replay=replay,
                 history=history,
+                training_log=training_log,
                 explain=explain,
                 overwrite=overwrite,
                 progress=progress,

@@ -29,6 +29,7 @@ _NEEDS = {
     "proxy": "proxy items",
     "evaluation": "evaluation items",
     "candidates": "all candidates",
+    "log": "training log",
 }
 """What a signal needs, in words; its text and the model's head go without saying."""
 _CLAUSE_SECONDS = 120.0

@@ -1,11 +1,12 @@
-"""Files of scores and keep flags that a user's own system gave to candidates."""
+"""Files of a user's own system about candidates: scores and keep flags, and tables with other columns."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,23 @@ from longgame.storage import unpack_parquet
 _IDS = ("sample_id", "id")
 
 
-def _parquet_frame(path: Path) -> pd.DataFrame:
+def _parquet_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:
     columns = pq.read_schema(path).names
-    needed = [name for name in (*_IDS, "score", "keep") if name in columns]
+    needed = [name for name in names if name in columns]
     return unpack_parquet(path.read_bytes(), needed).to_pandas() if needed else pd.DataFrame(columns=columns)
 
 
-def _csv_frame(path: Path) -> pd.DataFrame:
+def _csv_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:
     frame = pd.read_csv(path, dtype=dict.fromkeys(_IDS, str), keep_default_na=True)
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("a row has more fields than the first one names")
-    twice = [name for name in (*_IDS, "score", "keep") if f"{name}.1" in frame]
+    twice = [name for name in names if f"{name}.1" in frame]
     if twice:
         raise ValueError(f"the column {twice[0]} stands twice")
     return frame
 
 
-def _jsonl_frame(path: Path) -> pd.DataFrame:
+def _jsonl_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:  # noqa: ARG001
     rows = []
     for number, read in json_lines(path):
         try:
@@ -56,7 +57,7 @@ def _jsonl_frame(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_READ: dict[str, Callable[[Path], pd.DataFrame]] = {
+_READ: dict[str, Callable[[Path, Sequence[str]], pd.DataFrame]] = {
     ".parquet": _parquet_frame,
     ".csv": _csv_frame,
     ".jsonl": _jsonl_frame,
@@ -91,6 +92,27 @@ class ScoreFile:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def read_frame(path: str | PathLike[str], label: str, names: Sequence[str]) -> pd.DataFrame:
+    """Read a Parquet, CSV or JSON-lines file; ids are text. Columns beside ``names`` may be there or not.
+
+    Args:
+        label: names the file in errors ("score file 'x.csv'").
+
+    Raises:
+        DataError: another kind of file, or one that is missing or cannot be read.
+    """
+    file = Path(located(str(path))).expanduser()
+    reader = _READ.get(file.suffix)
+    if reader is None:
+        raise DataError(f"{label} ends in '{file.suffix}'; give a {', '.join(_READ)} file.")
+    if reason := why_no_file(file):
+        raise DataError(f"{label} {reason}. Give the path of a {', '.join(_READ)} file.")
+    try:
+        return reader(file, names)
+    except (OSError, ValueError, pa.ArrowException) as error:  # pandas reports damaged content as a ValueError
+        raise DataError(f"{label} cannot be read: {' '.join(str(error).split())}.") from error
+
+
 def read_scores(path: str) -> ScoreFile:
     """Read a Parquet, CSV or JSON-lines file with a column ``sample_id`` or ``id``, and ``score``, ``keep`` or both.
 
@@ -100,17 +122,8 @@ def read_scores(path: str) -> ScoreFile:
         DataError: a missing or unreadable file; a column that is missing or of the wrong kind; a repeated id; a missing
             or infinite score.
     """
-    file = Path(located(path)).expanduser()
-    reader = _READ.get(file.suffix)
-    if reader is None:
-        raise DataError(f"score file '{path}' ends in '{file.suffix}'; give a {', '.join(_READ)} file.")
-    if reason := why_no_file(file):
-        raise DataError(f"score file '{path}' {reason}. Give the path of a {', '.join(_READ)} file.")
-    try:
-        frame = reader(file)
-    except (OSError, ValueError, pa.ArrowException) as error:  # pandas reports damaged content as a ValueError
-        raise DataError(f"score file '{path}' cannot be read: {' '.join(str(error).split())}.") from error
     label = f"score file '{path}'"
+    frame = read_frame(path, label, (*_IDS, "score", "keep"))
     column = next((name for name in _IDS if name in frame), None)
     if column is None or not {"score", "keep"} & set(frame):
         names = ", ".join(map(str, frame.columns)) or "none"

@@ -90,6 +90,7 @@ def select(
     replay: Any = None,
     replay_share: float = 0.1,
     history: str | Path | None = None,
+    training_log: str | Path | None = None,
     dedup: str | None = None,
     where: str | None = None,
     turns: Turns = "all",
@@ -120,6 +121,7 @@ def select(
         allow_overlap: whether the target set may hold rows of the data.
         replay, replay_share: earlier data, and the share of the budget that is spent on rows of it.
         history: folder with what earlier stages selected; this selection is appended.
+        training_log: log of a training on these rows, for selectors that read one (`SelectionConfig.trajectories`).
         dedup: ``exact``, ``near`` or ``near:THRESHOLD``.
         where: a condition on the columns (`pandas.DataFrame.query`).
         turns: assistant turns that are learned: ``all``, or the ``last``.
@@ -160,6 +162,7 @@ def select(
         "target": target,
         "replay": replay,
         "history": history,
+        "training_log": training_log,
         "progress": progress,
     }
     if out is not None:

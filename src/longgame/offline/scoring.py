@@ -310,6 +310,11 @@ def computed_names(names: Sequence[str]) -> list[str]:
     result: dict[str, None] = {}
     for name in names:
         needs = (SIGNALS[name] if name in SIGNALS else CONTEXT[name]).needs
+        if name in SIGNALS and SIGNALS[name].of_no_model and name != "quality":
+            raise RecipeError(
+                f"signal '{name}' is made of all candidates when they are selected, without a model. Leave it out: "
+                "longgame select makes it."
+            )
         # Adam's alignment without moments is the plain one, as before the first step of a training
         if ("optimizer" in needs and name not in ALIGNMENTS) or "evaluation" in needs:
             what = "Adam's moments of a training" if "optimizer" in needs else "an audit's evaluation items"

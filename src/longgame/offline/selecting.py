@@ -41,8 +41,11 @@ from longgame.selection.base import Selector
 from longgame.selection.budget import fill_budget
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.base import SIGNALS, Signals
+from longgame.signals.quality import quality_scores
+from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_file, write_state
+from longgame.training.log import Trajectories, read_trajectories
 
 MANIFEST, EXPLAINED, BAD, PAGE = ".manifest.json", ".explain.jsonl", ".bad-rows.jsonl", ".html"
 """Endings of the files beside an output."""
@@ -87,6 +90,8 @@ class SubsetOutcome:
     """Digest of the chat template; empty without a model."""
     replay: tuple[DataRows, Int[np.ndarray, " r"]] | None = None
     """Rows of earlier data that are learned again."""
+    log: Trajectories | None = None
+    """The training log that the selector read."""
 
     @property
     def mask_share(self) -> float:
@@ -187,6 +192,7 @@ def choose(
     target: Any = None,
     replay: Any = None,
     history: str | Path | None = None,
+    training_log: str | Path | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> tuple[SubsetOutcome, SelectionPolicy]:
@@ -199,6 +205,7 @@ def choose(
         target: data that the selector compares with.
         replay: earlier data, of which `SelectOptions.replay_share` of the budget is learned again.
         history: folder with what earlier stages selected (`History`, and the selector's state).
+        training_log: log of a training on the candidates (`read_trajectories`).
         progress: called while rows are scored.
 
     Raises:
@@ -212,12 +219,14 @@ def choose(
     kind, threshold = parse_dedup(options.dedup)
     repeats = duplicates(rows, kind, threshold) if kind else np.full(len(rows), -1, dtype=np.int64)
     names = tuple(dict.fromkeys(selector.requires))
-    text_only = all(name in SIGNALS and set(SIGNALS[name].needs) <= {"text"} for name in names)
+    log = None if training_log is None else read_trajectories(training_log)
+    without_model = all(_of_no_model(name) for name in names)
     table: ScoreFolder | None = None
     if model is not None or scores is not None:
-        table = _scores(rows, names, model, scores, scratch, targets, options, progress, command)
-    elif not text_only:
-        needs = ", ".join(name for name in names if name in CONTEXT or set(SIGNALS[name].needs) - {"text"})
+        stored = [name for name in names if not _is_apart(name)]
+        table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command)
+    elif not without_model:
+        needs = ", ".join(name for name in names if not _of_no_model(name))
         raise RecipeError(f"selector '{options.label}' needs {needs}, which a model computes. Give --model.")
     elif budget.of == "tokens" and budget.kind == "amount":
         raise BudgetError(
@@ -239,7 +248,7 @@ def choose(
     if replay is not None:
         asked, again = _replayed(replay, rules, options, unit, asked, table, model)
     policy = _policy(selector, options.seed, history)
-    signals = _signals(table, part, place[candidates], options, names)
+    signals = _signals(table, part, place[candidates], options, names, log)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
@@ -267,6 +276,7 @@ def choose(
         weights="" if table is None else f"{table.config['weights']} ({table.config['fingerprint']})",
         template="" if table is None else str(table.config.get("template", "")),
         replay=again,
+        log=log,
     )
     return outcome, policy
 
@@ -288,6 +298,15 @@ def target_rows(target: Any, rows: DataRows, allow_overlap: bool) -> DataRows:
             "of one of the two, or allow it (--allow-overlap)."
         )
     return targets
+
+
+def _of_no_model(name: str) -> bool:
+    return name in SIGNALS and SIGNALS[name].of_no_model
+
+
+def _is_apart(name: str) -> bool:
+    """Whether a signal is made of the candidates when they are selected, and stands in no folder of scores."""
+    return _of_no_model(name) and name != "quality"
 
 
 def _scores(
@@ -368,24 +387,38 @@ def _bad_entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _signals(
-    table: ScoreFolder | None, part: DataRows, rows: Int[np.ndarray, " m"], options: SelectOptions, names: Sequence[str]
+    table: ScoreFolder | None,
+    part: DataRows,
+    rows: Int[np.ndarray, " m"],
+    options: SelectOptions,
+    names: Sequence[str],
+    log: Trajectories | None,
 ) -> Signals:
     """What the selector sees of its candidates."""
+    apart = [name for name in names if _is_apart(name)]
+    stored = [name for name in names if name not in apart]
+    pool = part.pool()
     if table is not None:
-        seed = stream_seed(options.seed, "clusters")
-        pool = part.pool()
         if "quality" in names and "quality" not in table.names:
             raise RecipeError(f"'{table.folder}' lacks quality. Score it, too.")
-        return signals_of(table, pool, rows, names, options.clusters, seed)
-    columns = {}
-    if "quality" in names:
-        from longgame.signals.quality import quality_scores
+        seed = stream_seed(options.seed, "clusters")
+        signals = signals_of(table, pool, rows, stored, options.clusters, seed)
+    else:
+        columns = {}
+        if stored:
+            examples = list(part.examples())
+            if not part.all_rated:
+                examples = [dataclasses.replace(example, quality=None) for example in examples]
+            columns["quality"] = quality_scores(examples)
+        signals = Signals(part.ids, columns)
+    if not apart:
+        return signals
+    source = SignalSource(_no_engine, log=log, seed=stream_seed(options.seed, "signals"))
+    return Signals(part.ids, {**signals.columns, **source(pool, apart).columns}, signals.context)
 
-        examples = list(part.examples())
-        if not part.all_rated:
-            examples = [dataclasses.replace(example, quality=None) for example in examples]
-        columns["quality"] = quality_scores(examples)
-    return Signals(part.ids, columns)
+
+def _no_engine(_pool: Pool, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+    raise RecipeError(f"{', '.join(names)} are signals of a model, and no model is given. Give --model.")
 
 
 def _replayed(
@@ -551,6 +584,7 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
             "rows": len(outcome.replay[1]),
             "share": options.replay_share,
         },
+        "training_log": None if outcome.log is None else {"label": outcome.log.label, "digest": outcome.log.digest},
         "seed": options.seed,
         "sha256": dict(files),
     }
@@ -579,6 +613,7 @@ def select_to(
     target: Any = None,
     replay: Any = None,
     history: str | Path | None = None,
+    training_log: str | Path | None = None,
     explain: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -607,6 +642,7 @@ def select_to(
         target=target,
         replay=replay,
         history=history,
+        training_log=training_log,
         progress=progress,
         command=command,
     )

@@ -35,6 +35,9 @@ class Provider(Protocol):
     def quality(self, pool: Pool) -> np.ndarray:
         """Quality of each example, in [0, 1]."""
 
+    def logged(self, pool: Pool, name: str) -> np.ndarray:
+        """``loss_trajectory`` or ``accuracy_trajectory`` of a training log."""
+
 
 Compute = Callable[[Provider, Pool], np.ndarray]
 
@@ -49,12 +52,12 @@ class Signal:
     needs: tuple[str, ...]
     """``model`` (as it is now), ``base`` (frozen), ``head`` (its vocabulary projection), ``text``, ``candidates``
     (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture), ``target`` (the target set), ``evaluation`` (an
-    audit's items)."""
+    audit's items), ``log`` (a training log of the candidates)."""
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
-    """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``, or
-    ``halves`` (two: one for each half of the proxy or evaluation items)."""
+    """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``,
+    ``halves`` (two: one for each half of the proxy or evaluation items), or ``epochs`` (of a training log)."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
     reads: Callable[[Pool], Pool] | None = None
@@ -65,6 +68,11 @@ class Signal:
         """Whether it depends on the model as it is now; else the base model or the text fixes it."""
         return "model" in self.needs
 
+    @property
+    def of_no_model(self) -> bool:
+        """Whether no model is asked: texts, a target set or a training log give it."""
+        return {*self.needs} <= {"text", "target", "candidates", "log"}
+
 
 def _of_base(name: str) -> Compute:
     return lambda provider, pool: provider.of_base(pool, name)
@@ -72,6 +80,10 @@ def _of_base(name: str) -> Compute:
 
 def _fitted(name: str) -> Compute:
     return lambda provider, pool: provider.fitted(pool, name)
+
+
+def _logged(name: str) -> Compute:
+    return lambda provider, pool: provider.logged(pool, name)
 
 
 def _loss_without_prompt(provider: Provider, pool: Pool) -> np.ndarray:
@@ -139,6 +151,22 @@ _TABLE = (
         compute=_fitted("difficulty"),
     ),
     Signal("quality", "0–1", "quality column, or rules", ("text",), compute=lambda source, pool: source.quality(pool)),
+    Signal(
+        "loss_trajectory",
+        "nats/token",
+        "mean NLL per response token at every epoch of a training log",
+        ("log",),
+        width="epochs",
+        compute=_logged("loss_trajectory"),
+    ),
+    Signal(
+        "accuracy_trajectory",
+        "share",
+        "share of response tokens that are the most likely token, at every epoch of a training log",
+        ("log",),
+        width="epochs",
+        compute=_logged("accuracy_trajectory"),
+    ),
     Signal("cluster", "index", "k-means of embedding", ("base", "candidates"), compute=_fitted("cluster")),
 )
 SIGNALS: Mapping[str, Signal] = {signal.name: signal for signal in _TABLE}
@@ -192,6 +220,7 @@ COST_CLASSES: Mapping[str, str] = {
     "F": "one forward pass",
     "2F": "two forward passes",
     "B": "one forward and backward pass",
+    "T": "a training log of the candidates",
 }
 """Work per candidate that a selector's signals take, cheapest first."""
 
@@ -199,6 +228,8 @@ COST_CLASSES: Mapping[str, str] = {
 def cost_class(names: Iterable[str]) -> str:
     """The dearest of `COST_CLASSES` among these signals and context vectors; passes of the base model count alike."""
     names = tuple(names)
+    if any("log" in SIGNALS[name].needs for name in names if name in SIGNALS):
+        return "T"
     if work_of(names) == "backward":
         return "B"
     signals = [SIGNALS[name] for name in names if name in SIGNALS]

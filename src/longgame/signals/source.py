@@ -39,6 +39,10 @@ _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
 
 
+ReadLog = Callable[[Pool], tuple[Float[np.ndarray, "n e"], Float[np.ndarray, "n e"] | None]]
+"""Pool → loss and token accuracy of its examples at every epoch of a training log."""
+
+
 class SignalSource:
     """``source(pool, names)`` gives `Signals` under the model as it is now.
 
@@ -54,6 +58,8 @@ class SignalSource:
         proxy: returns the proxy mixture behind ``future_proxy``; None: there is none.
         target: returns the target set, what the stage is learned for; None: there is none.
         evaluation: returns an audit's evaluation items, behind ``evaluation_alignment``; None: there are none.
+        log: returns losses and token accuracies (n × epochs each) of a pool's examples in a training log; accuracies
+            may be None. None: there is no log.
         preconditioner: returns Adam's moments as they are now, for ``adam_future_alignment``; None before the first
             step, or where another optimizer trains: the alignment is then the plain one.
         proxy_refresh: optimizer steps after which context vectors and the directions of alignments are measured again.
@@ -78,6 +84,7 @@ class SignalSource:
         proxy: Callable[[], Pool] | None = None,
         target: Callable[[], Pool | None] | None = None,
         evaluation: Callable[[], Pool] | None = None,
+        log: ReadLog | None = None,
         preconditioner: Callable[[], AdamPreconditioner | None] = lambda: None,
         proxy_refresh: int = 8,
         clusters: int = 8,
@@ -88,7 +95,7 @@ class SignalSource:
     ) -> None:
         self.engine = engine
         self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
-        self.target, self.evaluation, self.preconditioner = target, evaluation, preconditioner
+        self.target, self.evaluation, self.preconditioner, self.log = target, evaluation, preconditioner, log
         self.frozen: FrozenSignals | None = None
         self.step: int | None = None
         self.proxy_passes = self.evaluation_passes = self.target_passes = 0
@@ -109,7 +116,7 @@ class SignalSource:
             model: a causal LM or a PeftModel. A model trained in full has no base left; see `prepare`.
             pad_token_id: fills up batches; None is refused where a signal needs the model.
             seed: of sketches and clusters.
-            options: candidates, proxy, target, preconditioner, proxy_refresh, clusters, cache of `SignalSource`.
+            options: candidates, proxy, target, log, preconditioner, proxy_refresh, clusters, cache of `SignalSource`.
         """
         from longgame.models.adaptation import adaptation_of
         from longgame.signals.cache import try_fingerprint
@@ -266,6 +273,22 @@ class SignalSource:
                 "or give the dataset a 'quality' column in [0, 1]."
             )
         return quality_scores(pool.examples)
+
+    def logged(self, pool: Pool, name: str) -> np.ndarray:
+        if self.log is None:
+            raise RecipeError(
+                f"signal '{name}' is read of a training log, and there is none. Give one: --training-log in longgame "
+                "select, SelectionConfig(trajectories=…) in a trainer."
+            )
+        losses, accuracies = self.log(pool)
+        if name == "loss_trajectory":
+            return losses
+        if accuracies is None:
+            raise DataError(
+                f"signal '{name}' reads token accuracies, and the training log has no column token_accuracy. Log it, "
+                "or use a selector of loss trajectories, such as cartography."
+            )
+        return accuracies
 
     def _run(self, pool: Pool, names: Sequence[str], fingerprint: str | None = None) -> dict[str, np.ndarray]:
         if self.cache is None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, Self, get_args
 
 from longgame.errors import RecipeError, did_you_mean, unknown
@@ -27,6 +28,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "budget": (Real, "a number in (0, 1]"),
     "rounds": (Integral | str, "'step' or a whole number from 1 on"),
     **dict.fromkeys(("candidate_ratio", "epochs", "seed", "proxy_refresh_steps", "clusters"), _WHOLE),
+    "trajectories": (str | PathLike, "the path of a training log"),
     **dict.fromkeys(("repeat", "keep_signals", "log_statistics", "training_log"), _TRUTH),
 }
 """Field → kind of value, and the kind in words."""
@@ -74,6 +76,9 @@ class SelectionConfig:
     """Optimizer steps after which the gradient of the proxy dataset is measured again, for selectors that use it."""
     clusters: int = 8
     """Clusters of the candidates' embeddings, for selectors that use ``cluster``."""
+    trajectories: str | PathLike[str] | None = None
+    """Training log of the candidates, for selectors that read one: a checkpoint or output directory of a training with
+    ``training_log=True``, or a .parquet, .csv or .jsonl file with sample_id, epoch, loss and token_accuracy."""
     keep_signals: bool = False
     """Keep what the selector saw in every round in the policy's log; memory grows with the rounds."""
 
@@ -175,6 +180,7 @@ class SelectionConfig:
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)} | {
             "selector": selector,
             "parameters": dict(self.parameters),
+            "trajectories": None if self.trajectories is None else str(self.trajectories),
         }
 
     @property

@@ -1,10 +1,12 @@
-"""What a training selected and how well it learned it, on disk: `read_picks` and `read_training_log`.
+"""What a training selected and how well it learned it, on disk: `read_picks`, `read_training_log`, `Trajectories`.
 
 Both tables grow while a model trains and are in every checkpoint. No torch here.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import re
 import time
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from longgame.data.score_files import read_frame
 from longgame.errors import DataError, ResumeError
 from longgame.selection.policy import Round
 from longgame.storage import durable_folder, parquet_bytes, storage_errors, unpack_parquet
@@ -65,6 +68,144 @@ def read_training_log(path: str | Path) -> pd.DataFrame:
         DataError: there is no such table, or it cannot be read.
     """
     return _read(path, TRAINING_LOG)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Loss and token accuracy of m examples at e epochs of a training, behind the signals of a training log."""
+
+    label: str
+    """The log, in words for errors ("training log 'run'")."""
+    ids: tuple[str, ...]
+    epochs: tuple[int, ...]
+    """Rising."""
+    loss: Float[np.ndarray, "m e"]
+    """Mean NLL of the learned tokens, nats/token; float32."""
+    accuracy: Float[np.ndarray, "m e"] | None
+    """Share of them that are the most likely token; None where the log lacks it."""
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, label: str) -> Trajectories:
+        """Arrange a log with the columns sample_id, epoch, loss and perhaps token_accuracy, in any order of rows.
+
+        A log of a trainer of longgame counts passes in the column ``seen``, which is read instead of ``epoch``.
+
+        Raises:
+            DataError: a missing column; text or a fraction as epoch; a loss that is missing, infinite or negative; an
+                accuracy outside of [0, 1]; an example twice in an epoch, or not in every one; fewer than two epochs.
+        """
+        column = "seen" if "seen" in frame else "epoch"
+        lacking = [name for name in ("sample_id", column, "loss") if name not in frame]
+        if lacking:
+            present = ", ".join(map(str, frame.columns)) or "none"
+            raise DataError(f"{label} has the columns {present}; it lacks {', '.join(lacking)}.")
+        if not len(frame):
+            raise DataError(f"{label} has no rows. Give one row for each example and epoch.")
+        names = frame["sample_id"].tolist()
+        wrong = [value for value in names if not isinstance(value, str)]
+        if wrong:
+            raise DataError(f"{label}: sample_id holds {wrong[0]!r}, which is no text. Write ids as text.")
+        passes = _whole_numbers(frame[column], f"{label}: {column}")
+        codes, ids = pd.factorize(np.asarray(names, dtype=object), sort=True)
+        epochs, places = np.unique(passes, return_inverse=True)
+        if len(epochs) < 2:
+            raise DataError(
+                f"{label} holds one epoch only ({column} {epochs[0]}), and a trajectory needs two or more. Log every "
+                "epoch of a longer training."
+            )
+        cells = codes * len(epochs) + places
+        counts = np.bincount(cells, minlength=len(ids) * len(epochs))
+        if counts.max() > 1:
+            cell = int(counts.argmax())
+            where = f"{column} {epochs[cell % len(epochs)]}"
+            raise DataError(
+                f"{label} names example {ids[cell // len(epochs)]} twice in {where}. Keep one row for each."
+            )
+        if counts.min() < 1:
+            example, epoch = divmod(int(counts.argmin()), len(epochs))
+            incomplete = int((counts.reshape(-1, len(epochs)) < 1).any(axis=1).sum())
+            raise DataError(
+                f"{label} has holes: {incomplete} of {len(ids)} examples are not in each of {len(epochs)} epochs; "
+                f"{ids[example]} lacks {column} {epochs[epoch]}. Log a training that learns "
+                "every example in every epoch (budget=1.0)."
+            )
+        order = np.argsort(cells)
+        loss = _reals(frame["loss"], f"{label}: loss", names, 0.0, math.inf)
+        accuracy = None
+        if "token_accuracy" in frame:
+            accuracy = _reals(frame["token_accuracy"], f"{label}: token_accuracy", names, 0.0, 1.0)[order]
+            accuracy = accuracy.reshape(-1, len(epochs))
+        matrix = loss[order].reshape(-1, len(epochs))
+        return cls(label, tuple(ids.tolist()), tuple(epochs.tolist()), matrix, accuracy)
+
+    def __call__(self, pool: Pool) -> tuple[Float[np.ndarray, "n e"], Float[np.ndarray, "n e"] | None]:
+        """Return losses and accuracies of the pool's examples, row-aligned.
+
+        Raises:
+            DataError: the log lacks one of them.
+        """
+        place = {sample_id: row for row, sample_id in enumerate(self.ids)}
+        rows = np.fromiter((place.get(sample_id, -1) for sample_id in pool.ids), dtype=np.int64, count=len(pool))
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise DataError(
+                f"{self.label} names {len(pool) - len(missing)} of {len(pool)} candidates ({len(self.ids)} examples in "
+                f"all); it lacks {pool.ids[missing[0]]}. Give the log of a training on these very examples, known by "
+                "the same sample_id."
+            )
+        return self.loss[rows], None if self.accuracy is None else self.accuracy[rows]
+
+    @property
+    def digest(self) -> str:
+        """Of the content."""
+        digest = hashlib.sha256("\0".join((*self.ids, *map(str, self.epochs))).encode())
+        for matrix in (self.loss, self.accuracy):
+            digest.update(b"\0" if matrix is None else np.ascontiguousarray(matrix).tobytes())
+        return digest.hexdigest()[:16]
+
+
+_LOG_COLUMNS = ("sample_id", "epoch", "seen", "loss", "token_accuracy")
+
+
+def read_trajectories(path: str | os.PathLike[str]) -> Trajectories:
+    """Read the training log of a trainer of longgame, or another one's from a file.
+
+    Args:
+        path: a checkpoint or output directory (its newest table), the table itself, or a .parquet, .csv or .jsonl file
+            with the columns sample_id, epoch, loss and perhaps token_accuracy: a row for each example and epoch.
+
+    Raises:
+        DataError: there is no such log, it cannot be read, or it is none (`Trajectories.of`).
+    """
+    label = f"training log '{path}'"
+    if Path(path).expanduser().is_dir():
+        return Trajectories.of(read_training_log(Path(path).expanduser()), label)
+    return Trajectories.of(read_frame(path, label, _LOG_COLUMNS), label)
+
+
+def _whole_numbers(column: pd.Series, label: str) -> np.ndarray:
+    """A column of whole numbers ≥ 0, also where they are written as text, so that 10 comes after 9."""
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~np.isfinite(values) | (values < 0) | (values != np.round(values)) | (np.abs(values) > 2**53)
+    if wrong.any():
+        value = column.tolist()[int(wrong.argmax())]
+        kind = "text" if isinstance(value, str) else "no whole number"
+        raise DataError(f"{label} holds {value!r}, which is {kind}. Write epochs as whole numbers: 0, 1, 2 …")
+    return values.astype(np.int64)
+
+
+def _reals(column: pd.Series, label: str, ids: Sequence[str], least: float, most: float) -> np.ndarray:
+    """A column of finite numbers in [least, most], as float32."""
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~np.isfinite(values) | (values < least - 1e-6) | (values > most + 1e-6)
+    if wrong.any():
+        row = int(wrong.argmax())
+        bounds = f"from {least:g} on" if most == math.inf else f"in [{least:g}, {most:g}]"
+        raise DataError(
+            f"{label} of example {ids[row]} is {column.tolist()[row]!r} ({int(wrong.sum())} such rows). Give finite "
+            f"numbers {bounds}."
+        )
+    return np.clip(values, least, most).astype(np.float32)
 
 
 def _read(path: str | Path, name: str) -> pd.DataFrame:

@@ -53,7 +53,7 @@ from longgame.training.candidates import (
 )
 from longgame.training.config import AnySelector, SelectionConfig
 from longgame.training.feed import SelectionFeed, epoch_steps, round_of, split_micro
-from longgame.training.log import SelectionRecord
+from longgame.training.log import SelectionRecord, read_trajectories
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -373,6 +373,7 @@ class SelectionMixin(_Base):
                 candidates=None if stream else lambda: [self._selection_candidates()],
                 proxy=None if proxy is None else lambda: proxy,
                 target=lambda: proxy,
+                log=None if self.selection.trajectories is None else read_trajectories(self.selection.trajectories),
                 preconditioner=self._selection_preconditioner,
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
