@@ -286,12 +286,37 @@ class DataSpec(Part):
         return values if kind is None else {**values, "sequence": kind}
 
 
+class ChoiceSpec(Part):
+    """What of the earlier stages is replayed first, by name, with its parameters."""
+
+    name: Name = "uniform"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def _choice(value: Any) -> Any:
+    """Accept `targeted` and `{name: targeted, …parameters}` beside the long form."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "parameters" not in value:
+        parameters = {key: item for key, item in value.items() if key != "name"}
+        return {**{key: item for key, item in value.items() if key == "name"}, "parameters": parameters}
+    return value
+
+
 class ReplaySpec(Part):
     """Replay mixture: a share of each stage's budget for examples of earlier stages."""
 
     share: float = Field(gt=0, lt=1)
     source: Literal["pools", "selected"] = "pools"
-    """Uniformly from all candidates of earlier stages, or from what the selector selected of them."""
+    """From all candidates of earlier stages, or from what the selector selected of them."""
+    choice: Annotated[ChoiceSpec, BeforeValidator(_choice)] = ChoiceSpec()
+    """`uniform`, or what of them comes first: `targeted`, `damage`, `distance`, `surprise`, `fit`."""
+
+    @property
+    def label(self) -> str:
+        """What tables call it: ``replay 20% targeted selected``."""
+        words = [self.choice.name] * (self.choice.name != "uniform") + ["selected"] * (self.source == "selected")
+        return " ".join([f"replay {100 * self.share:g}%", *words])
 
 
 def _replay(value: Any) -> Any:
@@ -324,7 +349,7 @@ class SelectorSpec(Part):
         words = [f"proxy penalty {self.proxy_penalty:g}"] if self.proxy_penalty else []
         words += [f"min cluster {100 * self.min_cluster_share:g}%"] if self.min_cluster_share else []
         if self.replay is not None:
-            words.append(f"replay {100 * self.replay.share:g}%" + " selected" * (self.replay.source == "selected"))
+            words.append(self.replay.label)
         return (*words, *(["proxy items"] if self.proxy_as_data else []))
 
 

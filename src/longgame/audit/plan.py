@@ -16,6 +16,7 @@ from longgame.recipe import (
     ADAPTATION_KINDS,
     AdaptationValue,
     AxesSpec,
+    ChoiceSpec,
     OrderAxis,
     Recipe,
     SelectorSpec,
@@ -383,6 +384,9 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     for section, key in (name.split(".") for name in _ADDED):
         if raw[section][key] == plain[section][key]:
             del raw[section][key]
+    for replay in filter(None, (selector["replay"] for selector in raw["selectors"])):
+        if replay["choice"] == ChoiceSpec().model_dump(mode="json"):
+            del replay["choice"]  # a key that came after the first runs, as `_ADDED`
     del raw["relative_to"]  # says where files are; what is in them is compared by content
     return raw
 

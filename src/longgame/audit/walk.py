@@ -138,12 +138,18 @@ class Walk:
             generator(self.seed, "select", number), self.reserve(number, pool) if policy.replays else None
         )
         report = self.learner.train(pool, policy, selection, recipe.training.steps, self._on_step(number, "train"))
+        seconds = dict(report.seconds)
+        if not last:
+            clock = time.perf_counter()
+            policy.end_stage(self.learner.signals)
+            if policy.selector.measured is not None:
+                seconds["replay"] = time.perf_counter() - clock
         clock = time.perf_counter()
         self._progress(number, "evaluate", 0, 1)
         every_task = last or recipe.data.ood_after == "every-stage"
         tasks = self.sequence.tasks if every_task else [stage.task for stage in stages]
         rows = score_rows(self.learner.score(tasks), tasks, number)
-        seconds = {**report.seconds, "evaluate": time.perf_counter() - clock}
+        seconds["evaluate"] = time.perf_counter() - clock
         proxy = self.sequence.proxy_pool if report.proxy_passes else None
         target = stages[number - 1].target_pool if report.target_passes else None
         evaluation = self.sequence.evaluation_pool if report.evaluation_passes else None
@@ -205,6 +211,7 @@ class Walk:
             proxy=self.sequence.proxy_pool,
             budget=round(self.recipe.budget * int(pool.costs.sum())),
             rng=generator(self.seed, "replay", number),
+            signals=self.learner.signals,
         )
 
     def _on_step(self, number: int, activity: str) -> Callable[[StepInfo], None]:
@@ -444,14 +451,17 @@ def stage_work(
 
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, and the references); ``score_flops`` for them,
-        ``frozen_flops`` of these for the frozen pass; ``response_tokens``, those of the picks that the loss is taken
-        over; ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
+        were scored, the frozen pass over the pool, the references, and what replay measured); ``score_flops`` for them,
+        of these ``frozen_flops`` for the frozen pass and ``replay_flops`` for what replay measured, where it does;
+        ``response_tokens``, those of the picks that the loss is taken over; ``train_flops``; ``diagnose_flops`` for
+        gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
     learnable = policy.learnable(pool)
     live = [name for name in policy.required if name in SIGNALS and SIGNALS[name].live]
-    frozen = [name for name in policy.required if name in SIGNALS and "base" in SIGNALS[name].needs]
+    required = dict.fromkeys((*policy.required, *policy.selector.frozen_signals))
+    frozen = [name for name in required if name in SIGNALS and "base" in SIGNALS[name].needs]
+    replayed = policy.selector.measured
     scored = (
         [learnable.take([learnable.index[name] for name in entry.candidate_ids]) for entry in policy.rounds]
         if live
@@ -460,6 +470,7 @@ def stage_work(
     picked = [learnable.take([learnable.index[name] for name in entry.picked_ids]) for entry in policy.rounds]
     tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
     tokens += sum(passes * _tokens(items) for passes, items in references if items is not None)
+    tokens += _tokens(replayed) if replayed is not None else 0
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
     counts["response_tokens"] = float(sum(int(np.sum(part.response_tokens)) for part in picked))
@@ -471,6 +482,8 @@ def stage_work(
     for passes, items in references:
         if passes and items is not None:
             flops += passes * float(signal_flops(model, items, GRADIENT).sum())
+    replay = {} if replayed is None else {"replay_flops": float(signal_flops(model, replayed, ("loss",)).sum())}
+    flops += sum(replay.values())
     measured = [
         part
         for part, entry in zip(picked, policy.rounds, strict=True)
@@ -479,6 +492,7 @@ def stage_work(
     return counts | {
         "score_flops": countable * flops,
         "frozen_flops": countable * frozen_flops,
+        **replay,
         "train_flops": epochs * sum(float(training_flops(model, part).sum()) for part in picked),
         "diagnose_flops": sum((float(signal_flops(model, part, GRADIENT).sum()) for part in measured), 0.0),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +33,8 @@ class Reserve:
     """Tokens that the stage may spend."""
     rng: np.random.Generator
     """Fixes the order of replay, the same for every selector of a seed."""
+    signals: Callable[[Pool, Sequence[str]], Signals] | None = None
+    """Signals of the frozen base, for a choice of replay that reads them."""
 
 
 class Selector:
@@ -123,6 +125,14 @@ class Selector:
 
     def use_reserve(self, reserve: Reserve) -> None:
         """Take the stage's reserve, after `begin_stage`."""
+
+    def end_stage(self, signals: Callable[[Pool, Sequence[str]], Signals]) -> None:
+        """Measure, with the model at the end of the stage, what the replay of the next one needs."""
+
+    frozen_signals: tuple[str, ...] = ()
+    """Signals of the frozen base that replay reads of every stage's candidates."""
+    measured: Pool | None = None
+    """Examples whose loss `end_stage` measured."""
 
     def learnable(self, pool: Pool) -> Pool:
         """Return the stage's candidates and, behind them, everything that may be replayed."""

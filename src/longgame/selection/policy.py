@@ -83,6 +83,10 @@ class SelectionPolicy:
         if reserve is not None:
             self.selector.use_reserve(reserve)
 
+    def end_stage(self, signals: ComputeSignals) -> None:
+        """Let replay measure what its choice needs in the next stage, under the model as it is now."""
+        self.selector.end_stage(signals)
+
     @property
     def replays(self) -> bool:
         """Whether a stage may learn from more than its own candidates."""

@@ -5,10 +5,19 @@ Each wraps a selector and keeps the same contract: the token budget, the log of 
 
 from longgame.recipe import SelectorSpec
 from longgame.selection.base import Selector, build_selector
+from longgame.selection.interventions.choices import REPLAY_CHOICES, ReplayChoice, build_choice
 from longgame.selection.interventions.constraints import ClusterFloor, ProxyPenalty
 from longgame.selection.interventions.replay import Replay
 
-__all__ = ["ClusterFloor", "ProxyPenalty", "Replay", "selector_of"]
+__all__ = [
+    "REPLAY_CHOICES",
+    "ClusterFloor",
+    "ProxyPenalty",
+    "Replay",
+    "ReplayChoice",
+    "build_choice",
+    "selector_of",
+]
 
 
 def selector_of(spec: SelectorSpec) -> Selector:
@@ -26,6 +35,8 @@ def selector_of(spec: SelectorSpec) -> Selector:
     if spec.min_cluster_share:
         selector = ClusterFloor(selector, spec.min_cluster_share)
     if spec.replay is not None or spec.proxy_as_data:
-        share, source = (spec.replay.share, spec.replay.source) if spec.replay is not None else (0.0, "pools")
-        selector = Replay(selector, share, source, spec.proxy_as_data)
+        if spec.replay is None:
+            return Replay(selector, proxy_as_data=spec.proxy_as_data)
+        choice = build_choice(spec.replay.choice.name, spec.replay.choice.parameters)
+        selector = Replay(selector, spec.replay.share, spec.replay.source, spec.proxy_as_data, choice)
     return selector

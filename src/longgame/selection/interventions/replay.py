@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.base import Reserve, Selector
-from longgame.selection.budget import choice, id_order
+from longgame.selection.budget import choice as allowed_word
+from longgame.selection.budget import id_order
 from longgame.selection.history import History, Selection
+from longgame.selection.interventions.choices import (
+    EarlierExamples,
+    ReplayChoice,
+    build_choice,
+    cells_of,
+    first_of_each,
+)
 from longgame.selection.interventions.constraints import Intervention
 from longgame.signals.base import Signals
 
@@ -82,11 +90,11 @@ class _Queue:
 class Replay(Intervention):
     """A share of every stage's tokens goes to examples of other stages; the inner selector spends the rest.
 
-    Replayed examples come in random order, none twice in a stage, and none that is a candidate of the stage itself
-    (by id). The share is kept as a ledger of whole tokens over the stage's rounds: an example is replayed as soon as
-    it fits into what the share allows so far. So short examples have no advantage, and the stage ends within one
-    example of the share. The first stage has nothing to replay. The selector spends what a round does not replay, and
-    the stage spends as many tokens as any other. Replayed examples are selected history like everything else.
+    Replayed examples come in the order of ``choice``, none twice in a stage, and none that is a candidate of the stage
+    itself (by id). The share is kept as a ledger of whole tokens over the stage's rounds: an example is replayed as
+    soon as it fits into what the share allows so far. So short examples have no advantage, and the stage ends within
+    one example of the share. The first stage has nothing to replay. The selector spends what a round does not replay,
+    and the stage spends as many tokens as any other. Replayed examples are selected history like everything else.
 
     If a round's budget is of the size of an example:
 
@@ -101,10 +109,12 @@ class Replay(Intervention):
     Args:
         inner: the selector inside; it sees the stage's own candidates only.
         share: of the tokens, in [0, 1).
-        source: ``pools``: uniformly from all candidates of earlier stages, whoever selected them; the same for every
-            selector of a seed. ``selected``: uniformly from what this selector selected in earlier stages.
+        source: ``pools``: from all candidates of earlier stages, whoever selected them; a uniform draw is the same for
+            every selector of a seed. ``selected``: from what this selector selected in earlier stages.
         proxy_as_data: also learn every item of the future-proxy mixture once a stage (at most half of the budget),
             spread evenly over it: for selectors without a future term, the information that LHAS has.
+        choice: what of the source comes first (`REPLAY_CHOICES`); None: all alike, in random order. A choice by losses
+            measures them when a stage ends (`end_stage`).
 
     ``scores``: the inner selector's, NaN for replayed examples, and ``replayed``, 1 or 0.
     """
@@ -117,14 +127,21 @@ class Replay(Intervention):
         share: float = 0.0,
         source: Literal["pools", "selected"] = "pools",
         proxy_as_data: bool = False,
+        choice: ReplayChoice | None = None,
     ) -> None:
-        self.source = choice(inner.name, "replay source", source, ("pools", "selected"))
+        self.choice = choice or build_choice()
+        self.source = allowed_word(inner.name, "replay source", source, ("pools", "selected"))
         if not 0 <= share < 1 or not (share or proxy_as_data):
             raise RecipeError(f"selector '{inner.name}': replay is {share}; give a share in (0, 1), or leave it out.")
         self.share, self.proxy_as_data = share, proxy_as_data
-        labels = [f"replay {100 * share:g}%" + (" selected" if source == "selected" else "")] if share else []
+        words = [self.choice.name] * (self.choice.name != "uniform") + ["selected"] * (source == "selected")
+        labels = [" ".join([f"replay {100 * share:g}%", *words])] if share else []
         super().__init__(inner, " + ".join([*labels, *(["proxy items"] if proxy_as_data else [])]))
+        names = {"base": "base_loss", "embedding": "embedding"}
+        self.frozen_signals = tuple(name for column, name in names.items() if share and column in self.choice.columns)
         self._selected: dict[str, None] = {}
+        self._losses: dict[str, dict[str, float]] = {"end": {}, "now": {}}
+        """``end`` and ``now`` of `EarlierExamples.measured`, as of the end of the last stage."""
         self._clear()
 
     def _clear(self) -> None:
@@ -134,6 +151,12 @@ class Replay(Intervention):
         self._spent = 0
         self._saved = 0
         """Tokens that this round saves for the next ones."""
+        self._pools: tuple[Pool, ...] = ()
+        """Candidates of the earlier stages, and of this one."""
+        self._sample: Int[np.ndarray, " n"] = np.zeros(0, dtype=np.int64)
+        """Random order of the stage's candidates, from which those are taken whose losses are measured."""
+        self._learned: set[str] = set()
+        self.measured: Pool | None = None
 
     def begin_stage(self) -> None:
         super().begin_stage()
@@ -147,7 +170,7 @@ class Replay(Intervention):
         """
         self._budget = reserve.budget
         if self.share:
-            self._queues.append(self._queue(reserve, reserve.earlier, Fraction(str(self.share))))
+            self._queues.append(self._earlier_queue(reserve))
         if self.proxy_as_data:
             if reserve.proxy is None or not len(reserve.proxy):
                 raise RecipeError(
@@ -155,16 +178,83 @@ class Replay(Intervention):
                     "proxy.items_per_skill to 1 or more, or leave out proxy_as_data."
                 )
             share = min(_MOST_PROXY, Fraction(int(reserve.proxy.costs.sum()), max(1, reserve.budget)))
-            self._queues.append(self._queue(reserve, (reserve.proxy,), share, items=True))
+            pool = _joined(reserve.candidates.take([]), reserve.proxy)
+            order = reserve.rng.permutation(_others(pool, reserve.candidates))
+            self._queues.append(_Queue(pool, order, share, items=True))
 
-    def _queue(self, reserve: Reserve, pools: tuple[Pool, ...], share: Fraction, items: bool = False) -> _Queue:
-        pool = reserve.candidates.take([])
-        for other in pools:
+    def _earlier_queue(self, reserve: Reserve) -> _Queue:
+        self._pools = (*reserve.earlier, reserve.candidates)
+        pool, stages = self._all_earlier()
+        rows = _others(pool, reserve.candidates)
+        if self.source == "selected":
+            rows = rows[[pool.ids[row] in self._selected for row in rows.tolist()]] if len(rows) else rows
+        # a stream of its own: the uniform draws of a seed do not depend on the choice
+        rng = reserve.rng if self.choice.name == "uniform" else reserve.rng.spawn(1)[0]
+        if len(rows):
+            rows = rows[self.choice.order(self._examples(reserve, pool.take(rows), stages[rows], rng), rng)]
+        if self.choice.measures:
+            self._sample = rng.permutation(len(reserve.candidates))
+        return _Queue(pool, rows, Fraction(str(self.share)), items=False)
+
+    def _all_earlier(self) -> tuple[Pool, Int[np.ndarray, " n"]]:
+        """All candidates of the earlier stages, each once, and the stage of each (the first one that offers it)."""
+        pool, stages = self._pools[-1].take([]), list[int]()
+        for number, other in enumerate(self._pools[:-1]):
             pool = _joined(pool, other)
-        rows = [row for row in id_order(pool.ids).tolist() if pool.ids[row] not in reserve.candidates.index]
-        if self.source == "selected" and not items:
-            rows = [row for row in rows if pool.ids[row] in self._selected]
-        return _Queue(pool, reserve.rng.permutation(np.asarray(rows, dtype=np.int64)), share, items)
+            stages += [number] * (len(pool) - len(stages))
+        return pool, np.asarray(stages, dtype=np.int64)
+
+    def _examples(
+        self, reserve: Reserve, pool: Pool, stages: Int[np.ndarray, " n"], rng: np.random.Generator
+    ) -> EarlierExamples:
+        """What the choice knows of these examples.
+
+        Raises:
+            PluginError: it reads signals, and the reserve has none.
+        """
+        names, measured = self.frozen_signals, dict(self._losses)
+        embeddings: tuple[np.ndarray, ...] = ()
+        if names and reserve.signals is None:
+            raise PluginError(f"replay choice '{self.choice.name}' needs {', '.join(names)}; give the reserve signals.")
+        if reserve.signals is not None and "base_loss" in names:
+            measured["base"] = _by_id(pool, reserve.signals(pool, names)["base_loss"])
+        if reserve.signals is not None and "embedding" in names:
+            parts = [part.take(rng.permutation(len(part))[: self.choice.items]) for part in self._pools]
+            embeddings = tuple(reserve.signals(part, names)["embedding"] for part in parts)
+        return EarlierExamples(pool.ids, pool.costs, stages, cells_of(pool), measured, embeddings)
+
+    def end_stage(self, signals: Callable[[Pool, Sequence[str]], Signals]) -> None:
+        """Measure the losses that the choice of the next stage needs, under the model at the end of this one.
+
+        ``every``: of all that may be replayed. ``cell`` and ``stage``: of ``items`` examples of each skill cell or
+        stage, the same in every later stage; where they are held back, of those first that were not learned.
+        """
+        if not self._pools or not self.choice.measures:
+            return
+        earlier, _ = self._all_earlier()
+        pool = _joined(earlier, self._pools[-1])
+        if self.choice.measures == "every":
+            names = [name for name in pool.ids if self.source == "pools" or name in self._selected]
+        else:
+            names = [*self._losses["end"], *self._fresh_sample(earlier)]
+        if not names:
+            return
+        self.measured = pool.take([pool.index[name] for name in names])
+        self._losses["now"] = losses = _by_id(self.measured, signals(self.measured, ("loss",))["loss"])
+        if "end" in self.choice.columns:
+            self._losses["end"] = {**losses, **self._losses["end"]}
+
+    def _fresh_sample(self, earlier: Pool) -> list[str]:
+        """Ids of this stage's candidates whose losses are measured from now on."""
+        pool = self._pools[-1]
+        order = np.asarray([row for row in self._sample.tolist() if pool.ids[row] not in earlier.index], dtype=np.int64)
+        items = self.choice.items
+        if self.choice.holds_back:
+            items = min(items, len(pool) // 2)
+            learned = [pool.ids[row] in self._learned for row in order.tolist()]
+            order = order[np.argsort(learned, kind="stable")]
+        keys = cells_of(pool) if self.choice.measures == "cell" else ("",) * len(pool)
+        return [pool.ids[row] for row in first_of_each(keys, order, items).tolist()]
 
     def learnable(self, pool: Pool) -> Pool:
         for queue in self._queues:
@@ -241,14 +331,31 @@ class Replay(Intervention):
         super().remember(pool, signals, own)
         if self.source == "selected":
             self._selected |= dict.fromkeys(pool.ids[row] for row in own)
+        self._learned |= {pool.ids[row] for row in rows}
         self._spent += int(pool.costs[rows].sum())
 
     def own_state(self) -> dict[str, Any]:
-        """Return what was selected so far (``source: selected``); an audit saves state between stages only."""
-        return {"selected": list(self._selected)}
+        """Return what was selected so far (``source: selected``) and the losses that the choice reads.
+
+        An audit saves state between stages only.
+        """
+        losses = {kind: values for kind, values in self._losses.items() if values}
+        return {"selected": list(self._selected), **({"losses": losses} if losses else {})}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         self._selected = dict.fromkeys(state["selected"])
+        losses = state.get("losses", {})
+        self._losses = {kind: dict(losses.get(kind, {})) for kind in ("end", "now")}
+
+
+def _by_id(pool: Pool, column: Float[np.ndarray, " n"]) -> dict[str, float]:
+    return dict(zip(pool.ids, np.asarray(column, dtype=np.float64).tolist(), strict=True))
+
+
+def _others(pool: Pool, candidates: Pool) -> Int[np.ndarray, " m"]:
+    """Rows of the pool that are no candidates, in id order."""
+    rows = [row for row in id_order(pool.ids).tolist() if pool.ids[row] not in candidates.index]
+    return np.asarray(rows, dtype=np.int64)
 
 
 def _marks(pool: Pool) -> Bool[np.ndarray, " n"]:
