@@ -31,9 +31,9 @@ from longgame.data.examples import Pool
 from longgame.data.sequences import measure_contamination
 from longgame.recipe import Recipe
 from longgame.seeding import generator
-from longgame.selection.base import build_selector
+from longgame.selection.base import Selector, build_selector
 from longgame.selection.history import History
-from longgame.selection.interventions import selector_of
+from longgame.selection.interventions import Replay, selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import ALIGNMENTS, SIGNALS, work_of
 from longgame.training.config import SelectionConfig
@@ -169,7 +169,8 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     refreshes += math.ceil(min(choices, probe.steps / recipe.proxy.refresh_steps)) * (len(pools) - 1) * bool(own)
     costs = []
     for spec in recipe.selectors:
-        needs = selector_of(spec).requires
+        selector = selector_of(spec)
+        needs = selector.requires
         rate = {"backward": rates.backward, "forward": rates.forward, "none": None}[work_of(needs)]
         scored = 0 if rate is None else round((sum(stage_tokens) + own) * offered)
         references = [SIGNALS[name].needs for name in needs if name in ALIGNMENTS]
@@ -180,10 +181,24 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         looks = sum("evaluation" in reference for reference in references)
         scored += refreshes * looks * int(sequence.evaluation_pool.tokens.sum()) if looks else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
+        measured = replay_tokens(selector, pools)
+        scored, seconds = scored + measured, seconds + measured / rates.forward
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward
         costs.append(TrialCost(spec.key, scored, round(trained), items, seconds))
     shared = sum(stage_tokens) / rates.forward + (per_row + shifted) / rates.items
     return Estimate(tuple(costs), shared, rates)
+
+
+def replay_tokens(selector: Selector, pools: Sequence[Pool]) -> int:
+    """Tokens whose loss the choice of a `Replay` reads at the ends of all stages but the last."""
+    if not isinstance(selector, Replay) or not selector.share or not selector.choice.measures:
+        return 0
+    choice, sizes = selector.choice, []
+    for pool in pools:
+        cells = len({example.skill for example in pool.examples}) if choice.measures == "cell" else 1
+        items = len(pool) if choice.measures == "every" else min(len(pool), choice.items * cells)
+        sizes.append(int(pool.tokens.sum()) * items // len(pool))
+    return sum(sum(sizes[:number]) for number in range(1, len(sizes)))
 
 
 def estimate_all(plan: Plan, threads: int) -> dict[str, Estimate]:

@@ -254,6 +254,8 @@ _TABLE = (
           "signals, proxy gradients and frozen pass, cached or not", "level 1"),
     _cost("frozen_flops", "of these frozen", "of these frozen", "FLOP",
           "the pass over the pool that a seed's trials share"),
+    _cost("replay_flops", "of these replay", "of these replay", "FLOP",
+          "losses of earlier examples that the choice of replay reads"),
     _cost("train_flops", "training FLOPs", "train FLOPs", "FLOP", "forward and backward over the picks"),
     _cost("flops_share", "scoring / training FLOPs", "FLOPs share", "share", "scoring FLOPs over training FLOPs",
           "level 1", share_of=("score_flops", "train_flops")),
@@ -265,6 +267,7 @@ _TABLE = (
     _cost("diagnose_seconds", "diagnostics time", "diagnose s", "s",
           "wall-clock of gradients for selection concentration"),
     _cost("evaluate_seconds", "evaluation time", "evaluate s", "s", "wall-clock of scoring"),
+    _cost("replay_seconds", "replay time", "replay s", "s", "wall-clock of the losses that replay reads"),
     _cost("probe_seconds", "probe time", "probe s", "s", "wall-clock of the probes"),
 )
 # fmt: on
