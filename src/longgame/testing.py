@@ -28,7 +28,7 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
-_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2, "epochs": 4}
+_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2, "epochs": 4, "tasks": 3}
 _CLUSTERS = 5
 
 

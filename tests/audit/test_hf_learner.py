@@ -9,7 +9,7 @@ from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
-from longgame.audit.walk import Walk
+from longgame.audit.walk import Walk, stage_work
 from longgame.data.sequences import Contamination, measure_contamination
 from longgame.errors import NumericalError, ResumeError
 from longgame.recipe import parse_recipe
@@ -136,6 +136,32 @@ def test_the_target_of_a_stage_is_its_own_development_items():
         slow = learner.signals(stage.target_pool, ("grad_sketch",))["grad_sketch"].mean(axis=0)
         np.testing.assert_allclose(target, slow, atol=1e-7)
         learner.train(stage.pool, policy_of(), SELECTION, 3)
+
+
+@pytest.mark.parametrize("name", ["less", "rho"])
+def test_trainings_beside_a_stage_are_charged_to_it(name):
+    selector = {"less": {"share": 0.5, "epochs": 2}, "rho": {"epochs": 2}}[name]
+    learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1}))
+    policy = SelectionPolicy(build_selector(name, selector), History(), generator(0, "select", 1))
+    stage = sequence.stages[0]
+    report = learner.train(stage.pool, policy, SELECTION, 3)
+    pool, target = int(stage.pool.tokens.sum()), int(stage.target_pool.tokens.sum())
+    if name == "less":
+        assert 2 * (pool + target) < report.auxiliary_tokens <= 2 * (pool + target) + pool
+    else:
+        assert report.auxiliary_tokens == 2 * target + pool
+    work = stage_work(report, policy, stage.pool, [], 1)
+    live = 0 if name == "less" else pool
+    assert work["scored_tokens"] == live + report.auxiliary_tokens
+    assert work["score_flops"] >= report.auxiliary_flops > 0
+    assert learner.source.auxiliary is None
+    assert all(np.isfinite(entry.selection.scores["score"]).all() for entry in policy.rounds)
+
+
+def test_the_target_follows_the_order_of_the_walk():
+    learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1}))
+    learner.use(sequence, learner.prepare(sequence), walked=sequence.stages[::-1])
+    assert learner.source.target() is sequence.stages[-1].target_pool
 
 
 def test_shared_work_holds_the_contamination_of_its_data(tmp_path, caplog, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from longgame.data.examples import Pool, SequenceData, Task
+from longgame.data.examples import Pool, SequenceData, Stage, Task
 from longgame.errors import ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
@@ -22,11 +23,13 @@ from longgame.models.load import device_of, load_model
 from longgame.recipe import Recipe
 from longgame.seeding import stream_seed
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import SIGNALS, Signals
+from longgame.signals.auxiliary import AuxiliarySpec
+from longgame.signals.base import SIGNALS, Signals, needs_auxiliary
 from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
 from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.storage import cache_dir, read_json
+from longgame.training.auxiliary import ModelAuxiliary
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, warmup_of
 from longgame.training.stage import run_stage
@@ -75,11 +78,12 @@ class HFLearner:
         pools = [stage.pool for stage in sequence.stages]
         return self.source.freeze(pools, sequence.proxy_pool, quality=True).to_arrays()
 
-    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
+    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray], walked: Sequence[Stage] | None = None) -> None:
         self.source.frozen = FrozenSignals.from_arrays(frozen)
         proxy = sequence.proxy_pool
         self.source.proxy = None if proxy is None else lambda: proxy
-        self.source.target = lambda: sequence.stages[self._stage].target_pool
+        stages = sequence.stages if walked is None else walked
+        self.source.target = lambda: stages[self._stage].target_pool
         self.source.evaluation = lambda: sequence.evaluation_pool
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
@@ -100,7 +104,10 @@ class HFLearner:
         # Online, trials would share one step's candidates only: less than looking them up costs.
         shared = live and self._stage == 0 and selection.rounds != "step"
         self.source.begin_stage(pool if shared else None)
-
+        started = time.perf_counter()
+        needed = bool(needs_auxiliary(policy.required))
+        auxiliary = self._auxiliary(pool, policy, selection, steps) if needed else None
+        seconds = time.perf_counter() - started
         report = run_stage(
             self.model,
             pad_token_id=self.pad_token_id,
@@ -113,6 +120,7 @@ class HFLearner:
             where=f"stage {self._stage + 1}",
         )
         self.source.end_stage()
+        self.source.auxiliary = self.source.log = None
         self._stage += 1
         drift, norm = self.adaptation.movement(before)
         return dataclasses.replace(
@@ -120,10 +128,37 @@ class HFLearner:
             drift=drift,
             update_norm=norm,
             model=self._flops,
+            seconds={**report.seconds, "select": report.seconds["select"] + seconds},
+            auxiliary_tokens=0 if auxiliary is None else auxiliary.tokens,
+            auxiliary_flops=0.0 if auxiliary is None else auxiliary.flops,
             proxy_passes=self.source.proxy_passes,
             target_passes=self.source.target_passes,
             evaluation_passes=self.source.evaluation_passes,
         )
+
+    def _auxiliary(self, pool: Pool, policy: SelectionPolicy, selection: SelectionConfig, steps: int) -> ModelAuxiliary:
+        """Do the trainings beside the stage's own that the selector needs, from the model as it is.
+
+        Unless the selector says otherwise, their learning rate and steps are those of the stage.
+        """
+        spec = policy.selector.auxiliary or AuxiliarySpec()
+        learned = len(pool) * selection.budget * (selection.epochs or 1)
+        auxiliary = self.source.auxiliary = ModelAuxiliary(
+            self.model,
+            pad_token_id=self.pad_token_id,
+            spec=dataclasses.replace(
+                spec,
+                learning_rate=spec.learning_rate or self.recipe.training.learning_rate,
+                batch=spec.batch or max(1, round(learned / steps)),
+            ),
+            seed=stream_seed(selection.seed or 0, "auxiliary"),
+            sketch_seed=stream_seed(self.seed, "sketch"),
+            candidates=lambda: pool,
+            target=self.source.target_items,
+        )
+        self.source.log = auxiliary.log
+        self.source(pool, [name for name in policy.required if needs_auxiliary([name])])
+        return auxiliary
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
         return self.evaluator.score(tasks)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from longgame.data.examples import Example, Pool, SequenceData, Task
+from longgame.data.examples import Example, Pool, SequenceData, Stage, Task
 from longgame.data.orders import reorder, resolve_order
 from longgame.data.synthetic.sequence import SCORERS, stages_of
 from longgame.errors import RecipeError
@@ -31,8 +31,12 @@ class Learner(Protocol):
         """The seed's frozen pass over all candidates, as arrays that trials share."""
         ...
 
-    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
-        """Adopt a frozen pass, also of another process: embeddings, base loss, difficulty, quality, clusters."""
+    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray], walked: Sequence[Stage] | None = None) -> None:
+        """Adopt a frozen pass, also of another process: embeddings, base loss, difficulty, quality, clusters.
+
+        Args:
+            walked: the stages in the order of the walk, if it is not that of ``sequence``.
+        """
         ...
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:

@@ -95,7 +95,7 @@ class Walk:
         prepared = prepared or self.sequence
         shared.check("base")
         _check_origin(self.learner, prepared, shared)
-        self.learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"))
+        self.learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"), walked=self.sequence.stages)
         if done:
             last = store.path(f"stage-{done}")
             try:
@@ -451,10 +451,10 @@ def stage_work(
 
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
-        were scored, the frozen pass over the pool, the references, and what replay measured); ``score_flops`` for them,
-        of these ``frozen_flops`` for the frozen pass and ``replay_flops`` for what replay measured, where it does;
-        ``response_tokens``, those of the picks that the loss is taken over; ``train_flops``; ``diagnose_flops`` for
-        gradients that only the diagnostics read.
+        were scored, the frozen pass over the pool, the references, trainings beside the stage's own, and what replay
+        measured); ``score_flops`` for them, of these ``frozen_flops`` for the frozen pass and ``replay_flops`` for what
+        replay measured, where it does; ``response_tokens``, those of the picks that the loss is taken over;
+        ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
     learnable = policy.learnable(pool)
@@ -471,6 +471,7 @@ def stage_work(
     tokens = sum(_tokens(part) for part in scored) + (_tokens(pool) if frozen else 0)
     tokens += sum(passes * _tokens(items) for passes, items in references if items is not None)
     tokens += _tokens(replayed) if replayed is not None else 0
+    tokens += report.auxiliary_tokens
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
     counts["response_tokens"] = float(sum(int(np.sum(part.response_tokens)) for part in picked))
@@ -484,6 +485,7 @@ def stage_work(
             flops += passes * float(signal_flops(model, items, GRADIENT).sum())
     replay = {} if replayed is None else {"replay_flops": float(signal_flops(model, replayed, ("loss",)).sum())}
     flops += sum(replay.values())
+    flops += report.auxiliary_flops
     measured = [
         part
         for part, entry in zip(picked, policy.rounds, strict=True)

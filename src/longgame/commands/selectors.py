@@ -29,7 +29,10 @@ _NEEDS = {
     "proxy": "proxy items",
     "evaluation": "evaluation items",
     "candidates": "all candidates",
+    "target": "target set",
     "log": "training log",
+    "warmup": "warm-up training",
+    "reference": "reference model",
 }
 """What a signal needs, in words; its text and the model's head go without saying."""
 _CLAUSE_SECONDS = 120.0

@@ -37,7 +37,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from longgame.data.examples import Pool, SequenceData, Task
+from longgame.data.examples import Pool, SequenceData, Stage, Task
 from longgame.errors import BudgetError, DataError, NumericalError, RecipeError, ResumeError, unknown
 from longgame.evaluation.scorers import Score
 from longgame.quadratic.world import QuadraticWorld, WorldSpec, build_world, skill_name
@@ -180,12 +180,17 @@ class QuadraticLearner:
         }
         return FrozenSignals(ids, columns).to_arrays()
 
-    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray]) -> None:
+    def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray], walked: Sequence[Stage] | None = None) -> None:
         """Adopt a frozen pass.
+
+        Args:
+            walked: the stages in the order of the walk, if it is not that of ``sequence``.
 
         Raises:
             DataError: it was made for other candidates.
         """
+        stages = sequence.stages if walked is None else walked
+        self.source.target = lambda: stages[self.stages_trained].target_pool
         self.source.frozen = FrozenSignals.from_arrays(frozen)
         for stage in sequence.stages:
             self.source.frozen.lookup(stage.pool, ())

@@ -16,6 +16,7 @@ from longgame.errors import PluginError, RecipeError
 from longgame.registry import Registry
 from longgame.selection.budget import fill_by_score
 from longgame.selection.history import History, Selection
+from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import Signals, check_names
 
 
@@ -48,6 +49,9 @@ class Selector:
     name: ClassVar[str]
     requires: tuple[str, ...] = ()
     """Signals to compute (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
+    auxiliary: AuxiliarySpec | None = None
+    """How the model is trained beside the trial, for signals that need a warm-up, a reference or a training log; None:
+    by the defaults."""
     score_source: str = ""
     """Where scores come from that another system made ("score file 'x.csv'"); their cost is unknown."""
 
@@ -263,6 +267,8 @@ SELECTORS = Registry(
         "forgetting-events": "longgame.selection.methods.forgetting_events:ForgettingEventsSelector",
         "cartography": "longgame.selection.methods.cartography:CartographySelector",
         "s2l": "longgame.selection.methods.s2l:S2LSelector",
+        "less": "longgame.selection.methods.less:LESSSelector",
+        "rho": "longgame.selection.methods.rho:RHOSelector",
         "ocs": "longgame.selection.methods.ocs:OCSSelector",
         "utility-diversity": "longgame.selection.methods.utility_diversity:UtilityDiversitySelector",
         "lhas": "longgame.selection.methods.lhas:LHASSelector",

@@ -25,14 +25,16 @@ class AuxiliarySpec:
     epochs: int = 4
     learning_rate: float | None = None
     """Peak; None: that of the audit's stages, and 2e-4 offline."""
-    batch: int = 16
-    """Examples of an optimizer step, on average."""
+    batch: int | None = None
+    """Examples of an optimizer step, on average; None: as many as a step of the audit learns, and 16 offline."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise RecipeError(f"share is {self.share}; it is a share of the examples' tokens, in (0, 1].")
         for name in ("epochs", "batch"):
             value = getattr(self, name)
+            if value is None and name == "batch":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RecipeError(f"{name} is {value!r}; use a whole number from 1 on.")
         rate = self.learning_rate

@@ -38,6 +38,9 @@ class Provider(Protocol):
     def logged(self, pool: Pool, name: str) -> np.ndarray:
         """``loss_trajectory`` or ``accuracy_trajectory`` of a training log."""
 
+    def of_auxiliary(self, pool: Pool, name: str) -> np.ndarray:
+        """``influence`` or ``reference_loss``, which a training beside the trial's own gives."""
+
 
 Compute = Callable[[Provider, Pool], np.ndarray]
 
@@ -52,12 +55,14 @@ class Signal:
     needs: tuple[str, ...]
     """``model`` (as it is now), ``base`` (frozen), ``head`` (its vocabulary projection), ``text``, ``candidates``
     (all of them), ``optimizer``, ``proxy`` (the future-proxy mixture), ``target`` (the target set), ``evaluation`` (an
-    audit's items), ``log`` (a training log of the candidates)."""
+    audit's items), ``log`` (a training log of the candidates), ``warmup`` (LESS's training on a part of them),
+    ``reference`` (a model trained on other data)."""
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
     """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``,
-    ``halves`` (two: one for each half of the proxy or evaluation items), or ``epochs`` (of a training log)."""
+    ``halves`` (two: one for each half of the proxy or evaluation items), ``epochs`` (of a training log), or ``tasks``
+    (of the target set)."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
     reads: Callable[[Pool], Pool] | None = None
@@ -84,6 +89,10 @@ def _fitted(name: str) -> Compute:
 
 def _logged(name: str) -> Compute:
     return lambda provider, pool: provider.logged(pool, name)
+
+
+def _of_auxiliary(name: str) -> Compute:
+    return lambda provider, pool: provider.of_auxiliary(pool, name)
 
 
 def _loss_without_prompt(provider: Provider, pool: Pool) -> np.ndarray:
@@ -141,6 +150,21 @@ _TABLE = (
         "halves",
     ),
     Signal("adam_grad_sketch", "1", "sketch of Adam's step (LESS)", (*_HEAD, "optimizer"), "backward", "sketch_dim"),
+    Signal(
+        "influence",
+        "learning rate",
+        "LESS: Σ over a warm-up's epochs of rate · cosine of Adam's step with each target task's mean gradient",
+        ("target", "warmup"),
+        width="tasks",
+        compute=_of_auxiliary("influence"),
+    ),
+    Signal(
+        "reference_loss",
+        "nats/token",
+        "mean NLL per response token under a reference model (RHO)",
+        ("reference",),
+        compute=_of_auxiliary("reference_loss"),
+    ),
     Signal("embedding", "1", "mean-pooled hidden state", ("base",), "none", "hidden", _of_base("embedding")),
     Signal("base_loss", "nats/token", "mean NLL per response token", ("base", "head"), compute=_of_base("loss")),
     Signal(
@@ -214,13 +238,22 @@ def work_of(names: Iterable[str]) -> str:
     return next((cost for cost in ("backward", "forward") if cost in costs), "none")
 
 
+AUXILIARY = ("warmup", "reference", "log")
+"""What signals need that a training beside the trial's own gives."""
+
+
+def needs_auxiliary(names: Iterable[str]) -> frozenset[str]:
+    """Which of `AUXILIARY` these signals need."""
+    return frozenset(need for name in names if name in SIGNALS for need in SIGNALS[name].needs) & {*AUXILIARY}
+
+
 COST_CLASSES: Mapping[str, str] = {
     "0": "text only",
     "E": "one pass of the base model for embeddings, once per example",
     "F": "one forward pass",
     "2F": "two forward passes",
     "B": "one forward and backward pass",
-    "T": "a training log of the candidates",
+    "T": "a training of its own, and passes under its epochs",
 }
 """Work per candidate that a selector's signals take, cheapest first."""
 
@@ -228,7 +261,7 @@ COST_CLASSES: Mapping[str, str] = {
 def cost_class(names: Iterable[str]) -> str:
     """The dearest of `COST_CLASSES` among these signals and context vectors; passes of the base model count alike."""
     names = tuple(names)
-    if any("log" in SIGNALS[name].needs for name in names if name in SIGNALS):
+    if needs_auxiliary(names):
         return "T"
     if work_of(names) == "backward":
         return "B"

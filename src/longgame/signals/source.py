@@ -35,6 +35,8 @@ _NO_TARGET = (
     "a selector requires {name}, which compares with a target set, but there is none. Pass target_dataset= to the "
     "trainer, give --target FILE, or set proxy.items_per_skill to 1 or more in the recipe."
 )
+Auxiliary = Callable[[Pool, str], np.ndarray]
+"""(pool, name of the signal) → its column, from a training beside the one that goes on."""
 _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
 
@@ -60,6 +62,8 @@ class SignalSource:
         evaluation: returns an audit's evaluation items, behind ``evaluation_alignment``; None: there are none.
         log: returns losses and token accuracies (n × epochs each) of a pool's examples in a training log; accuracies
             may be None. None: there is no log.
+        auxiliary: trainings beside the one that goes on, behind ``influence`` and ``reference_loss``; None: there are
+            none.
         preconditioner: returns Adam's moments as they are now, for ``adam_future_alignment``; None before the first
             step, or where another optimizer trains: the alignment is then the plain one.
         proxy_refresh: optimizer steps after which context vectors and the directions of alignments are measured again.
@@ -85,6 +89,7 @@ class SignalSource:
         target: Callable[[], Pool | None] | None = None,
         evaluation: Callable[[], Pool] | None = None,
         log: ReadLog | None = None,
+        auxiliary: Auxiliary | None = None,
         preconditioner: Callable[[], AdamPreconditioner | None] = lambda: None,
         proxy_refresh: int = 8,
         clusters: int = 8,
@@ -95,7 +100,8 @@ class SignalSource:
     ) -> None:
         self.engine = engine
         self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
-        self.target, self.evaluation, self.preconditioner, self.log = target, evaluation, preconditioner, log
+        self.target, self.evaluation, self.preconditioner = target, evaluation, preconditioner
+        self.log, self.auxiliary = log, auxiliary
         self.frozen: FrozenSignals | None = None
         self.step: int | None = None
         self.proxy_passes = self.evaluation_passes = self.target_passes = 0
@@ -289,6 +295,14 @@ class SignalSource:
                 "or use a selector of loss trajectories, such as cartography."
             )
         return accuracies
+
+    def of_auxiliary(self, pool: Pool, name: str) -> np.ndarray:
+        if self.auxiliary is None:
+            raise RecipeError(
+                f"'{name}' comes from a training beside this one, which an audit and longgame select do. Use the "
+                "selector there, or pass signals= with columns of longgame score."
+            )
+        return self.auxiliary(pool, name)
 
     def _run(self, pool: Pool, names: Sequence[str], fingerprint: str | None = None) -> dict[str, np.ndarray]:
         if self.cache is None:

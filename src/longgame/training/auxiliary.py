@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, ModelError, ResumeError
-from longgame.models.adaptation import Adaptation, adapt, adaptation_of
+from longgame.models.adaptation import Adaptation, Weights, adapt, adaptation_of
 from longgame.models.head import evaluating
 from longgame.recipe import ModelSpec, TrainingSpec
 from longgame.seeding import generator, stream_seed
@@ -28,16 +30,17 @@ from longgame.selection.base import build_selector
 from longgame.selection.budget import fill_budget
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.auxiliary import AuxiliarySpec
+from longgame.signals.auxiliary import AuxiliarySpec, Influence
 from longgame.signals.base import Signals
-from longgame.signals.flops import training_flops
+from longgame.signals.engine import SignalEngine
+from longgame.signals.flops import signal_flops, training_flops
 from longgame.signals.gradients import AdamPreconditioner, Moments
 from longgame.storage import durable_folder, part_file, read_sealed, sealed, write_file
 from longgame.training.config import SelectionConfig
 from longgame.training.stage import Course, run_stage
 
-LEARNING_RATE = 2e-4
-"""Peak learning rate where neither a selector nor an audit names one."""
+LEARNING_RATE, BATCH = 2e-4, 16
+"""Peak learning rate, and examples of a step, where neither a selector nor an audit names them."""
 WARMUP_SHARE = 0.03
 """Share of all steps over which the learning rate rises; at least one step. Then it falls to a tenth."""
 _MICRO_TOKENS = 4096
@@ -137,6 +140,125 @@ def auxiliary_run(
     return AuxiliaryReport(examples, tokens, flops, seconds)
 
 
+class ModelAuxiliary:
+    """Signals of trainings beside the one that goes on, of the model as it is when they are first asked for.
+
+    Each training runs once. Its epochs stay in memory, so that examples that come later are measured, too; what was
+    measured is looked up by id.
+
+    Args:
+        model: a PeftModel, or a model with trainable weights.
+        pad_token_id: fills up batches.
+        spec: of the trainings; ``share`` is that of a warm-up.
+        seed: of the trainings.
+        sketch_seed: of the gradients' sketches.
+        candidates: returns what a warm-up, or the training behind a log, learns from.
+        target: returns the target set for a signal of this name.
+
+    Attributes:
+        tokens, flops: of the trainings and of all passes under their epochs; FLOPs are NaN where the model's are not
+            known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pad_token_id: int,
+        spec: AuxiliarySpec,
+        seed: int,
+        sketch_seed: int = 0,
+        candidates: Callable[[], Pool],
+        target: Callable[[str], Pool],
+    ) -> None:
+        self._adaptation, self._pad, self.spec, self._seed = adaptation_of(model), pad_token_id, spec, seed
+        self._candidates, self._target = candidates, target
+        self._engine = SignalEngine(model, pad_token_id=pad_token_id, seed=sketch_seed)
+        self._sizes = self._adaptation.flops()
+        self._epochs: dict[str, list[tuple[Weights, Epoch]]] = {}
+        self._columns: dict[str, dict[str, np.ndarray]] = {}
+        self.tokens, self.flops = 0, 0.0
+
+    def __call__(self, pool: Pool, name: str) -> np.ndarray:
+        """Return ``influence`` [n, tasks] or ``reference_loss`` [n].
+
+        Raises:
+            RecipeError: there is no target set. ModelError, BudgetError, NumericalError: as `auxiliary_run`.
+            PluginError: influence without LoRA.
+        """
+        measure = {"influence": self._influence, "reference_loss": self._reference_loss}[name]
+        return self._looked_up(name, pool, measure)
+
+    def log(self, pool: Pool) -> tuple[Float[np.ndarray, "n epochs"], Float[np.ndarray, "n epochs"]]:
+        """Return loss and token accuracy of each example at the end of each epoch over all candidates."""
+        both = self._looked_up("log", pool, self._log)
+        return both[:, 0], both[:, 1]
+
+    def _looked_up(self, name: str, pool: Pool, measure: Callable[[Pool], np.ndarray]) -> np.ndarray:
+        stored = self._columns.setdefault(name, {})
+        fresh = [row for row, sample_id in enumerate(pool.ids) if sample_id not in stored]
+        if fresh:
+            stored.update(zip([pool.ids[row] for row in fresh], measure(pool.take(fresh)), strict=True))
+        return np.stack([stored[sample_id] for sample_id in pool.ids])
+
+    def _influence(self, pool: Pool) -> np.ndarray:
+        if not hasattr(self._adaptation.model, "peft_config"):
+            raise ModelError(
+                "influence (LESS) needs LoRA: in full fine-tuning no example's gradient is ever formed. Train a LoRA "
+                "adapter (model.adaptation: lora), or use another selector."
+            )
+        target = self._target("influence")
+        influence = Influence([example.skill for example in target.examples])
+        total = np.zeros((len(pool), len(influence.tasks)))
+        for epoch in self._under("warmup", self._candidates, self.spec):
+            self._engine.preconditioner = epoch.adam
+            steps, targets = self._columns_of(pool, "adam_grad_sketch"), self._columns_of(target, "grad_sketch")
+            total += influence.of_checkpoint(epoch.learning_rate, steps["adam_grad_sketch"], targets["grad_sketch"])
+        return total.astype(np.float32)
+
+    def _reference_loss(self, pool: Pool) -> np.ndarray:
+        spec = dataclasses.replace(self.spec, share=1.0)
+        epochs = self._under("reference", lambda: self._target("reference_loss"), spec, last=True)
+        return next(self._columns_of(pool, "loss")["loss"] for _ in epochs)
+
+    def _log(self, pool: Pool) -> np.ndarray:
+        spec = dataclasses.replace(self.spec, share=1.0)
+        columns = [self._columns_of(pool, "loss", "token_accuracy") for _ in self._under("log", self._candidates, spec)]
+        return np.stack([np.stack(list(column.values()), axis=1) for column in columns], axis=2)
+
+    def _under(self, kind: str, pool: Callable[[], Pool], spec: AuxiliarySpec, last: bool = False) -> Iterator[Epoch]:
+        """Put the model into the state of each epoch (or the last one) of a training in turn, and back at the end."""
+        if kind not in self._epochs:
+            epochs: list[tuple[Weights, Epoch]] = []
+            report = auxiliary_run(
+                self._adaptation.model,
+                pool,
+                spec,
+                pad_token_id=self._pad,
+                seed=self._seed,
+                at_epoch=lambda epoch: epochs.append((self._adaptation.copy(), epoch)),
+                where=_WORDS[kind],
+            )
+            self._epochs[kind] = epochs[-1:] if last else epochs
+            self.tokens += report.tokens
+            self.flops += report.flops
+        before = self._adaptation.copy()
+        try:
+            for weights, epoch in self._epochs[kind]:
+                self._adaptation.restore(weights)
+                yield epoch
+        finally:
+            self._adaptation.restore(before)
+
+    def _columns_of(self, pool: Pool, *names: str) -> dict[str, np.ndarray]:
+        self.tokens += int(pool.tokens.sum())
+        self.flops += float("nan") if self._sizes is None else float(signal_flops(self._sizes, pool, names).sum())
+        return self._engine(pool, names)
+
+
+_WORDS = {"warmup": "the warm-up", "reference": "the reference model", "log": "the training of the log"}
+
+
 @contextmanager
 def with_adapter(model: nn.Module, seed: int) -> Iterator[nn.Module]:
     """Give a base model a LoRA adapter for an auxiliary training, and take it off again; others are given as they are.
@@ -213,14 +335,15 @@ def _learn(
     where: str,
 ) -> _State:
     """Train the next epoch."""
-    steps = max(1, round(len(part) / spec.batch))
+    batch = spec.batch or BATCH
+    steps = max(1, round(len(part) / batch))
     course.steps = steps * spec.epochs
     longest = int(part.tokens.max())
     training = TrainingSpec(
         steps=steps,
         learning_rate=spec.learning_rate or LEARNING_RATE,
         warmup_steps=0,
-        accumulation=max(1, -(-min(spec.batch, len(part)) * longest // _MICRO_TOKENS)),
+        accumulation=max(1, -(-min(batch, len(part)) * longest // _MICRO_TOKENS)),
     ).model_copy(update={"warmup_steps": max(1, round(WARMUP_SHARE * course.steps))})
     rates = course.rates(training)
     epoch_seed = stream_seed(seed, "auxiliary", "epoch", number)

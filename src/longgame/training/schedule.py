@@ -57,6 +57,10 @@ class TrainingReport:
     """Times that the model read the future-proxy mixture."""
     target_passes: int = 0
     """Times that the model read the stage's target set."""
+    auxiliary_tokens: int = 0
+    """Tokens of trainings beside the stage's own, and of the passes under their epochs, that the selector needs."""
+    auxiliary_flops: float = 0.0
+    """FLOPs of them; NaN where they are not known."""
     evaluation_passes: int = 0
     """Times that the model read the evaluation items, for a selector that looks at them."""
 

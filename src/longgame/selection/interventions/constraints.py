@@ -34,6 +34,7 @@ class Intervention(Selector):
         self.name = f"{inner.name} + {label}"  # type: ignore[misc]
         self.requires = tuple(dict.fromkeys((*inner.requires, *needs)))
         self.score_source = inner.score_source
+        self.auxiliary = inner.auxiliary
 
     def begin_stage(self) -> None:
         self.inner.begin_stage()
