@@ -23,13 +23,15 @@ from longgame.recipe import BudgetOf
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator
 from longgame.selection.base import Selector, check_selector
-from longgame.selection.history import History, Selection
+from longgame.selection.history import History, Selection, checked_weights
 from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
 _WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2, "epochs": 4, "tasks": 3}
 _CLUSTERS = 5
+_WEIGHTS = (1 / 3, 3.0)
+"""Smallest and largest mean of weights that keeps the scale of the loss."""
 
 
 def example_pool(n: int, seed: int = 0) -> Pool:
@@ -247,7 +249,7 @@ def _permuted(make: SelectorFactory, tied: bool) -> None:
             other.pool, other.signals = other.pool.take(order), other.signals.take(order)
             permuted = other.select()
             scores = {key: np.asarray(column)[np.argsort(order)] for key, column in permuted.scores.items()}
-            restored = Selection(order[permuted.rows], permuted.tokens, scores)
+            restored = Selection(order[permuted.rows], permuted.tokens, scores, permuted.weights)
             _same(plain.name, "the same candidates in another row order", expected, restored)
 
 
@@ -302,6 +304,26 @@ def explains_its_scores(make: SelectorFactory) -> None:
         _require(bool(np.isfinite(scores["score"]).all()), scene.name, "scores['score'] is NaN or infinite somewhere.")
 
 
+def gives_weights_about_one(make: SelectorFactory) -> None:
+    """Weights, where it gives any, are finite, above 0, one for each pick, and keep the scale of the loss."""
+    for percent in (25, 100):
+        scene = _Scene(make)
+        selection = scene.select(int(scene.pool.costs.sum()) * percent // 100)
+        if selection.weights is None:
+            continue
+        try:
+            checked_weights(selection.weights, len(selection.rows))
+        except PluginError as error:
+            raise PluginError(f"selector '{scene.name}': {error}") from error
+        mean = float(np.mean(selection.weights))
+        low, high = _WEIGHTS
+        _require(
+            low <= mean <= high,
+            scene.name,
+            f"weights have a mean of {mean:.3g}, which multiplies the learning rate; divide them by their mean.",
+        )
+
+
 CONTRACT: Mapping[str, Callable[[SelectorFactory], None]] = {
     clause.__name__: clause
     for clause in (
@@ -317,6 +339,7 @@ CONTRACT: Mapping[str, Callable[[SelectorFactory], None]] = {
         leaves_its_inputs_alone,
         continues_from_its_state,
         explains_its_scores,
+        gives_weights_about_one,
     )
 }
 """Every clause by name. A selector under test sees only the signals that ``requires`` names."""
@@ -332,6 +355,9 @@ def _same(name: str, condition: str, first: Selection, second: Selection) -> Non
     message = f"{condition} gave other picks: rows {first.rows.tolist()} and then {second.rows.tolist()}."
     _require(first.rows.tolist() == second.rows.tolist(), name, message)
     _require(set(first.scores) == set(second.scores), name, f"{condition} logged other terms.")
+    before, after = (np.ones(len(one.rows)) if one.weights is None else one.weights for one in (first, second))
+    equal = np.shape(before) == np.shape(after) and np.allclose(before, after, rtol=1e-5)
+    _require(equal, name, f"{condition} gave other weights.")
     for key, column in first.scores.items():
         equal = np.allclose(column, second.scores[key], rtol=1e-5, atol=1e-7, equal_nan=True)
         _require(equal, name, f"{condition} gave other scores['{key}'].")

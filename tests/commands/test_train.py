@@ -246,6 +246,25 @@ def test_bad_rows_are_named_or_skipped(tmp_path, tokenizer, caplog):
         tokenized(write_rows(tmp_path / "empty.jsonl", []), tokenizer, "turns")
 
 
+def test_weights_of_a_subset_reach_the_loss(tmp_path):
+    rows = [{"prompt": f"{a} + 1 =", "completion": f" {a + 1}", "longgame_weight": 3.0} for a in range(8)]
+    first = []
+    for weighted in (False, True):
+        part = [row if weighted else {**row, "longgame_weight": None} for row in rows]
+        path = configuration(tmp_path, write_rows(tmp_path / "d.jsonl", part), max_steps=1, logging_steps=1)
+        trainer = build_trainer(*_read(path, ["--selection.budget", "1"]))
+        trainer.train()
+        first.append(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+    assert first[1] == pytest.approx(3 * first[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0, -1, "2", True])
+def test_an_unusable_weight_names_its_row(tmp_path, tokenizer, weight):
+    path = write_rows(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b", "longgame_weight": weight}])
+    with pytest.raises(DataError, match="longgame_weight"):
+        tokenized(path, tokenizer, "turns")
+
+
 def test_several_processes_are_refused_before_loading(tmp_path, sums, monkeypatch):
     parsed = _read(configuration(tmp_path, sums, model_name_or_path="./nowhere"), [])
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))

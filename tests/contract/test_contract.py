@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,26 @@ class Silent(Sound):
         return Selection.of(pool, super().select(pool, signals, history, budget, rng).rows)
 
 
+class WeighsByCellSize(Sound):
+    """Weights that sum to the number of candidates would multiply the learning rate."""
+
+    def select(self, pool, signals, history, budget, rng):
+        picked = super().select(pool, signals, history, budget, rng)
+        return replace(picked, weights=np.full(len(picked.rows), 2.0 * len(pool) / len(picked.rows)))
+
+
+class WeighsNothing(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        picked = super().select(pool, signals, history, budget, rng)
+        return Selection(picked.rows, picked.tokens, picked.scores, np.zeros(len(picked.rows)))
+
+
+class WeighsByPosition(Sound):
+    def select(self, pool, signals, history, budget, rng):
+        picked = super().select(pool, signals, history, budget, rng)
+        return replace(picked, weights=1.0 + (picked.rows % 2))
+
+
 class PeeksAtAnotherSignal(Sound):
     def score(self, pool, signals, history):
         return signals["loss"] + signals["quality"]
@@ -120,6 +142,9 @@ BROKEN = [
     (Forgets, "continues_from_its_state"),
     (PicklesItself, "continues_from_its_state"),
     (Silent, "explains_its_scores"),
+    (WeighsByCellSize, "gives_weights_about_one"),
+    (WeighsNothing, "gives_weights_about_one"),
+    (WeighsByPosition, "ignores_the_order_of_the_pool"),
     (PeeksAtAnotherSignal, "picks_from_the_pool"),
     (WantsWhatDoesNotExist, "declares_itself"),
     (Selector, "declares_itself"),

@@ -20,6 +20,7 @@ from longgame.offline.api import Subset
 from longgame.offline.options import Budget, SelectOptions, parse_selector
 from longgame.offline.scoring import ModelOptions
 from longgame.offline.selecting import select_to
+from longgame.offline.summary import SubsetFacts
 from longgame.selection.base import Selector
 from longgame.selection.history import Selection
 from longgame.storage import read_state
@@ -67,6 +68,41 @@ def test_every_output_holds_complete_rows(out: str, data: Path, tmp_path: Path) 
         rows = lines(path)
     assert [original(row) for row in rows] == [row for row in ROWS if row in [original(other) for other in rows]]
     assert len(rows) == 10
+
+
+class Weighing(Selector):
+    """Shortest first, with the weight of its length; a class in a file, as a stranger writes it."""
+
+    name = "weighing"
+
+    def select(self, pool, signals, history, budget, rng):
+        rows = np.argsort(pool.tokens, kind="stable")[:budget]
+        return Selection.of(pool, rows, {"score": -pool.tokens.astype(float)}, pool.tokens[rows] / pool.tokens.mean())
+
+
+@pytest.mark.parametrize("out", ["s.jsonl", "s.parquet", "s"])
+def test_weights_of_picks_are_a_column(out: str, data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(SelectOptions, "build", lambda _self: Weighing())
+    outcome, manifest = select_to(data, tmp_path / out, SelectOptions(selector="random", budget="10rows"), replay=data)
+    frame = subset_frame(tmp_path / out)
+    picks = frame[~frame["longgame_replayed"].astype(bool)].sort_values("longgame_rank")
+    assert picks["longgame_weight"].tolist() == pytest.approx(outcome.pick_weights.tolist())
+    assert frame[frame["longgame_replayed"].astype(bool)]["longgame_weight"].tolist() == [1.0] * (
+        len(frame) - len(picks)
+    )
+    assert "other trainers ignore it" in SubsetFacts.of(outcome, manifest).facts["weights"]
+
+
+def test_a_subset_without_weights_has_no_such_column(data: Path, tmp_path: Path) -> None:
+    outcome, manifest = select_to(data, tmp_path / "s.jsonl", SelectOptions(budget="10rows"))
+    assert "longgame_weight" not in lines(tmp_path / "s.jsonl")[0]
+    assert "weights" not in SubsetFacts.of(outcome, manifest).facts
+
+
+def subset_frame(path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    return load_from_disk(str(path)).to_pandas() if path.is_dir() else pd.DataFrame(lines(path))
 
 
 def test_lines_of_json_keep_their_bytes(tmp_path: Path) -> None:

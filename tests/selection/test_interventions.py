@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -466,6 +468,42 @@ def test_a_penalty_without_proxy_items_is_an_error(world) -> None:
     scene = world([1], loss=[1], grad_sketch=[[1]], future_proxy=[0])
     with pytest.raises(RecipeError, match=r"or leave out proxy_penalty"):
         scene.select(ProxyPenalty(build_selector("loss"), 1.0), 1)
+
+
+class Doubled(Own):
+    """Highest loss first, the k-th pick with the weight k."""
+
+    def select(self, pool, signals, history, budget, rng):
+        picked = super().select(pool, signals, history, budget, rng)
+        return dataclasses.replace(picked, weights=np.arange(1.0, len(picked.rows) + 1))
+
+
+def test_replayed_examples_weigh_one_and_picks_keep_theirs() -> None:
+    pools = [example_pool(12, seed) for seed in (1, 2, 3)]
+    selector = Replay(Doubled(lambda pool, signals: {"score": pool.tokens.astype(float)}), 0.5)
+    policy = walk(selector, pools[1:], reserve(joined(pools[1:]), pools[:1]), budget=400)
+    checked = 0
+    for entry in policy.rounds:
+        again = entry.selection.scores["replayed"][entry.selection.rows] > 0
+        weights = entry.selection.weights
+        assert weights[again].tolist() == [1.0] * again.sum()
+        assert weights[~again].tolist() == list(range(1, (~again).sum() + 1))
+        checked += again.any()
+    assert checked
+
+
+def test_floor_keeps_the_weights_of_its_picks(world) -> None:
+    scene = world([1] * 4, loss=[4, 3, 2, 1], cluster=[0, 0, 0, 1])
+    selector = Doubled(lambda pool, signals: {"score": signals["loss"]})
+    chosen = scene.select(ClusterFloor(selector, 0.34), 3)
+    assert dict(zip(scene.names(chosen), chosen.weights.tolist(), strict=True)) == {"a": 1, "b": 1, "d": 1}
+
+
+def test_a_penalty_refuses_a_selector_with_weights(world) -> None:
+    scene = world([1] * 2, loss=[1, 2], grad_sketch=[[1], [-1]], future_proxy=[1])
+    selector = Doubled(lambda pool, signals: {"score": signals["loss"]})
+    with pytest.raises(RecipeError, match="gives weights to its own picks"):
+        scene.select(ProxyPenalty(selector, 1.0), 2)
 
 
 # From a recipe

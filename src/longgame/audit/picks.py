@@ -1,9 +1,9 @@
 """Which examples were selected: the selection tables of finished stages, reduced to what reports show.
 
 A table has a row per candidate and round: ``round, sample_id, picked`` (place in pick order, −1 = not picked),
-``tokens, sub_skill, term_*`` (each term of its score), as `longgame.audit.walk.selection_table` makes it. Its reduction
-is written into the file's metadata, and the means over a run into picks.parquet: a report of thousands of trials reads
-one file.
+``tokens, sub_skill, term_*`` (each term of its score), and ``weight`` where picks have weights, as
+`longgame.audit.walk.selection_table` makes it. Its reduction is written into the file's metadata, and the means over a
+run into picks.parquet: a report of thousands of trials reads one file.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
-from longgame.selection.policy import SelectionPolicy
+from longgame.selection.policy import Round, SelectionPolicy
 from longgame.signals.base import SIGNALS
 from longgame.signals.flops import signal_flops, training_flops
 from longgame.storage import read_arrays, read_json, read_state, write_arrays, write_state, write_table
@@ -504,8 +504,18 @@ def _tokens(pool: Pool) -> int:
     return int(pool.tokens.sum())
 
 
+def _weights_of_candidates(entry: Round) -> np.ndarray:
+    """Weight of each pick of a round at the candidate's place; NaN where it was not picked."""
+    weights = np.full(len(entry.candidate_ids), np.nan, dtype=np.float32)
+    weights[entry.selection.rows] = 1.0 if entry.selection.weights is None else entry.selection.weights
+    return weights
+
+
 def selection_table(pool: Pool, policy: SelectionPolicy) -> pd.DataFrame:
-    """Every candidate of every round with each term of its score, and its place in pick order (−1 = not picked)."""
+    """Every candidate of every round with each term of its score, and its place in pick order (−1 = not picked).
+
+    Where the selector gives weights, a column ``weight`` has those of the picks.
+    """
     rounds = policy.rounds
     ids = [sample_id for entry in rounds for sample_id in entry.candidate_ids]
     sizes = [len(entry.candidate_ids) for entry in rounds]
@@ -524,6 +534,9 @@ def selection_table(pool: Pool, policy: SelectionPolicy) -> pd.DataFrame:
         )
         for name in terms
     }
+    weights: dict[str, np.ndarray] = {}
+    if any(entry.selection.weights is not None for entry in rounds):
+        weights["weight"] = np.concatenate([_weights_of_candidates(entry) for entry in rounds])
     return pd.DataFrame(
         {
             "round": np.repeat([entry.number for entry in rounds], sizes),
@@ -532,5 +545,6 @@ def selection_table(pool: Pool, policy: SelectionPolicy) -> pd.DataFrame:
             "tokens": pool.tokens[rows],
             "sub_skill": [pool.examples[row].skill or "" for row in rows],
             **columns,
+            **weights,
         }
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import typer
 
 from longgame.commands.terminal import Terminal
-from longgame.data.examples import Example
+from longgame.data.examples import WEIGHT, Example
 from longgame.data.formats import RowRules
 from longgame.data.sources import SUFFIXES, open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
@@ -336,7 +336,9 @@ def _learned(arguments: Any) -> str:
 
 
 def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, on_bad_row: OnBadRow = "error") -> Any:
-    """Return rows of any format as a data set with ``input_ids``, ``labels``, ``sample_id``, ``skill``, ``quality``.
+    """Return rows of any format as a data set of tokens: ``input_ids``, ``labels``, and what selection reads.
+
+    Columns beside them: ``sample_id``, ``skill``, ``quality``, ``longgame_weight``.
 
     Args:
         data: what `open_source` takes.
@@ -365,6 +367,7 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, 
             "sample_id": Value("string"),
             "skill": Value("string"),
             "quality": Value("float64"),
+            WEIGHT: Value("float64"),
         }
     )
 
@@ -405,6 +408,7 @@ def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool, 
                 "sample_id": example.sample_id,
                 "skill": example.skill,
                 "quality": example.quality,
+                WEIGHT: example.weight,
             }
     if errors:
         _log.warning("%d rows cannot be tokenized and are skipped; the first: %s", len(errors), errors[0])

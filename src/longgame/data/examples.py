@@ -17,6 +17,9 @@ from jaxtyping import Bool, Int
 from longgame.errors import DataError
 from longgame.recipe import BudgetOf
 
+WEIGHT = "longgame_weight"
+"""Column of a subset, and row-aligned key of `Pool.info`: factor of each example's loss, > 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -49,6 +52,8 @@ class Example:
     choices: tuple[str, ...] | None = None
     """Option texts of a multiple-choice item."""
     source: str | None = None
+    weight: float | None = None
+    """Factor of its loss, > 0, where a selection gave it one (column ``longgame_weight``)."""
     noisy: bool | None = None
     """Whether the response was damaged on purpose (procedural pools record it); None: unknown."""
     difficulty: str | None = None

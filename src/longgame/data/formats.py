@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from longgame.data.examples import Example
+from longgame.data.examples import WEIGHT, Example
 from longgame.errors import DataError, did_you_mean, unknown
 
 Turns = Literal["all", "last"]
@@ -440,7 +440,7 @@ def _request(row: Mapping[str, Any]) -> str:
 _CONTENT = ("prompt", "instruction", "question", "input", "context", "query", "response", "completion", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
-_OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier")
+_OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier", WEIGHT)
 
 
 READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).union(
@@ -652,6 +652,9 @@ def _optional(row: Mapping[str, Any], rules: RowRules) -> dict[str, Any]:
     quality = row.get("quality")
     if quality is not None:
         fields["quality"] = _quality(quality, rules.quality_range)
+    weight = row.get(WEIGHT)
+    if weight is not None and not _is_nan(weight):
+        fields["weight"] = _weight(weight)
     noisy = row.get("noisy")
     if noisy is not None:
         if not isinstance(noisy, bool):
@@ -672,6 +675,13 @@ def _quality(value: Any, bounds: tuple[float, float]) -> float:
         hint = "" if bounds != (0.0, 1.0) else "; give its scale with --quality-range LOW,HIGH"
         raise RowError(f"'quality' is {value!r}, not a number from {low:g} to {high:g}{hint}")
     return (float(value) - low) / (high - low)
+
+
+def _weight(value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise RowError(f"'{WEIGHT}' is {value!r}, not a finite number above 0; remove the column for equal weights")
+    return float(value)
 
 
 def _answer(value: Any, choices: tuple[str, ...] | None) -> str | tuple[str, ...] | None:

@@ -215,21 +215,28 @@ def response_logits(model: nn.Module, index: Int[Tensor, " k"], **inputs: Any) -
     return logits if head_ran else logits[index.to(logits.device)]
 
 
-def response_loss(model: nn.Module, inputs: Mapping[str, Tensor], items: Tensor | int) -> Float[Tensor, ""]:
+def response_loss(
+    model: nn.Module, inputs: Mapping[str, Tensor], items: Tensor | int, weights: Float[Tensor, "b n"] | None = None
+) -> Float[Tensor, ""]:
     """Sum of response NLL in a micro-batch over ``items``, the labelled tokens of the whole step (nats/token).
 
-    The same sum over the same tokens as the model's own loss.
+    The same sum over the same tokens as the model's own loss, each token's NLL times its weight.
 
     Args:
         model: a causal LM whose loss has no other terms (see `has_other_loss`).
         inputs: what the model takes, with ``labels`` [b, n] that are −100 where no loss is taken.
         items: labelled tokens.
+        weights: of each token of ``labels``; None: 1.
     """
     labels = inputs["labels"]
     rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
     others = {name: value for name, value in inputs.items() if name != "labels"}
     logits = response_logits(model, rows * labels.shape[1] + columns, **others, use_cache=False)
-    return functional.cross_entropy(logits.float(), labels[rows, columns + 1], reduction="sum") / items
+    targets = labels[rows, columns + 1]
+    if weights is None:
+        return functional.cross_entropy(logits.float(), targets, reduction="sum") / items
+    nll = functional.cross_entropy(logits.float(), targets, reduction="none")
+    return (weights[rows, columns + 1] * nll).sum() / items
 
 
 def has_other_loss(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from longgame.data.examples import Pool
+from longgame.data.examples import WEIGHT, Pool
 from longgame.data.formats import RowRules
 from longgame.data.sources import RowSource, open_source
 from longgame.errors import BudgetError, DataError, RecipeError
@@ -92,6 +92,8 @@ class SubsetOutcome:
     """Rows of earlier data that are learned again."""
     log: Trajectories | None = None
     """The training log that the selector read."""
+    pick_weights: Float[np.ndarray, " k"] | None = None
+    """Factor of each pick's loss, in pick order, where the selector gives weights (`Selection.weights`)."""
 
     @property
     def mask_share(self) -> float:
@@ -105,12 +107,16 @@ class SubsetOutcome:
         added: dict[str, np.ndarray] = {f"{PREFIX}rank": rank + 1}
         for name, values in {"score": np.full(len(self.rows), np.nan), **self.terms}.items():
             added[PREFIX + name] = np.asarray(values)[rows]
+        if self.pick_weights is not None:
+            added[WEIGHT] = self.pick_weights[rank]
         added[f"{PREFIX}sample_id"] = np.asarray([self.rows.ids[row] for row in rows.tolist()], dtype=object)
         if self.replay is None:
             return [(self.rows.source, self.rows.positions[rows], added)]
         added[f"{PREFIX}replayed"] = np.zeros(len(rows), dtype=bool)
         earlier, chosen = self.replay
         again = {name: np.full(len(chosen), np.nan) for name in added}
+        if self.pick_weights is not None:
+            again[WEIGHT] = np.ones(len(chosen))
         again[f"{PREFIX}sample_id"] = np.asarray([earlier.ids[row] for row in chosen.tolist()], dtype=object)
         again[f"{PREFIX}replayed"] = np.ones(len(chosen), dtype=bool)
         again[f"{PREFIX}rank"] = np.full(len(chosen), None, dtype=object)
@@ -277,6 +283,7 @@ def choose(
         template="" if table is None else str(table.config.get("template", "")),
         replay=again,
         log=log,
+        pick_weights=decision.selection.weights,
     )
     return outcome, policy
 

@@ -16,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from longgame.data.examples import WEIGHT
 from longgame.escape import visible
 from longgame.offline.options import Budget, parse_selector
 from longgame.offline.selecting import SubsetOutcome
@@ -123,6 +124,7 @@ def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str
         f"({_percent(outcome.spent / max(1, outcome.asked))})",
         f"mean {unit} of a row": f"{means[0]:,.0f} selected, {means[1]:,.0f} in the pool",
         "learned": f"{_percent(outcome.mask_share)} of the selected {unit}",
+        "weights": _weights(outcome),
         "seed": str(options.seed),
     }
     if outcome.replay is not None:
@@ -131,6 +133,16 @@ def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str
             f"{len(outcome.replay[1]):,} rows of {outcome.replay[0].source.label} ({share} of the budget)"
         )
     return {name: value for name, value in facts.items() if value}
+
+
+def _weights(outcome: SubsetOutcome) -> str:
+    weights = outcome.pick_weights
+    if weights is None:
+        return ""
+    return (
+        f"{weights.min():.3g} to {weights.max():.3g}, mean {weights.mean():.3g}, in the column {WEIGHT}. longgame "
+        "train and longgame's trainers multiply each row's loss by it; other trainers ignore it and lose the weights"
+    )
 
 
 def _left_out(outcome: SubsetOutcome) -> str:

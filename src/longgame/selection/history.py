@@ -26,13 +26,23 @@ class Selection:
     """Tokens spent, as the pool's budget counts them (`Pool.costs`)."""
     scores: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     """Per term, one value for every *candidate* in pool order; ``score`` decided."""
+    weights: Float[np.ndarray, " k"] | None = None
+    """Factor of each pick's loss, aligned with ``rows``; None: 1 for all. A step's loss is Σ wᵢ · (NLL of pick i's
+    learned tokens) over the number of learned tokens, so the weights' mean multiplies the learning rate. A selector
+    therefore scales its weights to a mean of 1, or to an expected mean of 1 where its estimate must stay unbiased."""
 
     @staticmethod
-    def of(pool: Pool, rows: Int[np.ndarray, " k"], scores: Mapping[str, np.ndarray] | None = None) -> Selection:
+    def of(
+        pool: Pool,
+        rows: Int[np.ndarray, " k"],
+        scores: Mapping[str, np.ndarray] | None = None,
+        weights: Float[np.ndarray, " k"] | None = None,
+    ) -> Selection:
         """Build the selection of these rows of the pool, in this order.
 
         Raises:
-            PluginError: the rows are not whole numbers (a mask is not), or not rows of the pool.
+            PluginError: the rows are not whole numbers (a mask is not), or not rows of the pool; the weights are no
+                finite numbers above 0, one for each pick.
         """
         array = np.asarray(rows)
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
@@ -43,7 +53,33 @@ class Selection:
         rows = array.astype(np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(pool)):
             raise PluginError(f"a selection was made of rows outside 0…{len(pool) - 1}; give rows of the pool.")
-        return Selection(rows, int(pool.costs[rows].sum()), dict(scores or {}))
+        return Selection(rows, int(pool.costs[rows].sum()), dict(scores or {}), checked_weights(weights, len(rows)))
+
+
+def checked_weights(weights: Any, picks: int) -> Float[np.ndarray, " k"] | None:
+    """Return a float64 copy of the weights of so many picks; None stays None.
+
+    Raises:
+        PluginError: they are no finite numbers above 0, one for each pick.
+    """
+    if weights is None:
+        return None
+    try:
+        array = np.asarray(weights)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors with a gradient or on a device
+        raise PluginError(f"the weights are a {type(weights).__name__} that is no array ({error}).") from error
+    if array.shape != (picks,) or array.dtype.kind not in "iuf":
+        raise PluginError(
+            f"the weights of a selection are an array of {array.dtype} with shape {array.shape} for {picks} picks. "
+            "Give one number above 0 for each pick, in pick order, or None for equal weights."
+        )
+    wrong = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
+    if len(wrong):
+        raise PluginError(
+            f"the weight of pick {wrong[0] + 1} of {picks} is {array[wrong[0]]}. Give finite numbers above 0, and "
+            "leave out a pick that is not to be learned."
+        )
+    return array.astype(np.float64)
 
 
 class History:

@@ -19,7 +19,7 @@ from longgame.escape import visible
 from longgame.registry import plugin_at_work
 from longgame.selection.base import Reserve, Selector, eligible_of, real_numbers
 from longgame.selection.budget import MOST_TIED, fitting_worse, share_tied_at_cut
-from longgame.selection.history import History, Selection
+from longgame.selection.history import History, Selection, checked_weights
 from longgame.signals.base import Signals
 
 _log = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ class SelectionPolicy:
 
         Raises:
             PluginError: the selector raised an error, or returned something that is no Selection, rows outside the
-                pool, a row twice, more than the budget, or terms that are no real numbers; or the signals are not
-                row-aligned with the pool.
+                pool, a row twice, more than the budget, terms that are no real numbers, or weights that are not
+                finite and above 0; or the signals are not row-aligned with the pool.
         """
         available = int(budget) + self.carry
         pool = self.selector.offer(pool, available)
@@ -154,7 +154,8 @@ class SelectionPolicy:
         score = np.where(eligible_of(self.selector, pool), selection.scores["score"], np.nan)
         worse = fitting_worse(score, pool.costs, selection.rows, budget)
         worse[:least] = False
-        return Selection.of(pool, selection.rows[~worse], selection.scores)
+        weights = None if selection.weights is None else selection.weights[~worse]
+        return Selection.of(pool, selection.rows[~worse], selection.scores, weights)
 
     @property
     def tied_share(self) -> float:
@@ -225,11 +226,20 @@ class SelectionPolicy:
                 f"{subject} spent {spent} tokens of {budget} and reported {selection.tokens}. "
                 "Walk the rows with fill_budget(order, pool.costs, budget)."
             )
+        if "weight" in selection.scores:  # in a subset its column would be that of the weights
+            raise PluginError(
+                f"{subject} has a term 'weight'. Name the term otherwise; factors of the loss belong into "
+                "Selection.of(pool, rows, scores, weights)."
+            )
         scores = {
             term: real_numbers(column, len(pool), f"the term '{term}'").copy()
             for term, column in dict(selection.scores).items()
         }
-        return Selection(rows, spent, scores)
+        try:
+            weights = checked_weights(selection.weights, len(rows))
+        except PluginError as error:
+            raise PluginError(f"{subject}: {error}") from error
+        return Selection(rows, spent, scores, weights)
 
     def _why_empty(self, pool: Pool, budget: int) -> str:
         """The error of a round in which nothing was selected: who decided, why, and the fix."""

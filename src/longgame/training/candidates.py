@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from jaxtyping import Bool, Int
 from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from longgame.data.examples import Example, Pool
+from longgame.data.examples import WEIGHT, Example, Pool
 from longgame.errors import DataError
 from longgame.seeding import stream_seed
 
 ID = "sample_id"
-SELECTION_COLUMNS = (ID, "skill", "quality")
+SELECTION_COLUMNS = (ID, "skill", "quality", WEIGHT)
 """Columns that selection reads and the model never sees."""
 _LOSS_MASKS = ("completion_mask", "assistant_masks")
 """Columns of which TRL's collator makes labels, in its versions whose datasets have none."""
@@ -67,7 +68,9 @@ def _labels_of_masks(feature: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
 
 
 def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] | None = None) -> Pool:
-    """Make a pool of features (``sample_id``, ``input_ids``, and where present ``labels``, ``skill``, ``quality``).
+    """Make a pool of features: ``sample_id``, ``input_ids``, and where present ``labels``, ``skill``, ``quality``.
+
+    The weights of a subset (``longgame_weight``) become a row-aligned array of ``info``; an empty one is 1.
 
     Tokens are counted as the loss sees them: a token is response if it is labeled and something predicts it, so the
     first token of a plain text counts as prompt.
@@ -76,7 +79,7 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
         decode: token ids to text, for selectors that read it; without it the examples carry no text.
 
     Raises:
-        DataError: a feature has no token with a loss, or an id repeats.
+        DataError: a feature has no token with a loss, an id repeats, or a weight is not finite and above 0.
     """
     examples, inputs, prompt, masks = [], [], [], []
     for feature in features:
@@ -107,7 +110,24 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
     prompts = np.asarray(prompt, dtype=np.int64)
     several_turns = any(mask is not None for mask in masks)
     loss_masks = tuple(masks) if several_turns else None
-    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, loss_masks=loss_masks)
+    info = {WEIGHT: np.asarray([_weight(feature) for feature in features])} if _is_weighted(features) else {}
+    return Pool(tuple(examples), tuple(inputs), prompts, lengths - prompts, info, loss_masks=loss_masks)
+
+
+def _is_weighted(features: Sequence[Mapping[str, Any]]) -> bool:
+    return any(feature.get(WEIGHT) is not None for feature in features)
+
+
+def _weight(feature: Mapping[str, Any]) -> float:
+    value = feature.get(WEIGHT)
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DataError(
+            f"candidate {feature[ID]} has the {WEIGHT} {value!r}, which is no finite number above 0. Correct it, or "
+            "remove the column for equal weights."
+        )
+    return float(value)
 
 
 def content_ids(features: Iterable[Mapping[str, Any]], copies: dict[str, int] | None = None) -> list[str]:

@@ -12,13 +12,16 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from longgame.data.examples import Pool
+from longgame.data.examples import WEIGHT, Pool
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.seeding import generator
 from longgame.selection.policy import ComputeSignals, SelectionPolicy
 from longgame.training.config import SelectionConfig
+
+_Batch = tuple[Pool, list[int], Float[np.ndarray, " k"] | None]
+"""A pool, rows of it, and their weights."""
 
 
 class SelectionFeed:
@@ -62,14 +65,18 @@ class SelectionFeed:
         """What was selected and what was offered or skipped so far, as the budget counts (`Pool.costs`)."""
         self._selected = np.zeros(0 if pool is None else len(pool), dtype=bool)
         """Rows of `pool` that earlier rounds selected."""
-        self._queue: list[tuple[Pool, list[int]]] = []
+        self.weights: Float[np.ndarray, " k"] | None = None
+        """Of the last batch's rows, what their loss is multiplied by: the selection's weight times that of the pool
+        (`WEIGHT`); None: 1 for all."""
+        self._queue: list[_Batch] = []
 
     def batch(
         self, step: int, candidates: Pool | None = None, skip: Container[str] = frozenset()
     ) -> tuple[Pool, list[int]]:
         """Return a pool and the rows of it that this step trains on; where a round begins, select first.
 
-        The pool is what the round selected from: its candidates, and behind them what the policy replays.
+        The pool is what the round selected from: its candidates, and behind them what the policy replays. `weights`
+        are set.
 
         Args:
             step: 0-based optimizer step; steps must come in order.
@@ -81,7 +88,7 @@ class SelectionFeed:
         """
         if not self._queue:
             self._queue = self._round(step) if candidates is None else self._step(step, self._priced(candidates), skip)
-        pool, rows = self._queue.pop(0)
+        pool, rows, self.weights = self._queue.pop(0)
         self.learned += int(pool.tokens[rows].sum())
         return pool, rows
 
@@ -89,7 +96,7 @@ class SelectionFeed:
         """The pool with the costs that this training's budget counts."""
         return pool if pool.budget_of == self.budget_of else dataclasses.replace(pool, budget_of=self.budget_of)
 
-    def _step(self, step: int, candidates: Pool, skip: Container[str]) -> list[tuple[Pool, list[int]]]:
+    def _step(self, step: int, candidates: Pool, skip: Container[str]) -> list[_Batch]:
         entitled = round(self.budget * (self.offered + int(candidates.costs.sum())))
         fresh = [row for row, sample_id in enumerate(candidates.ids) if sample_id not in skip]
         if len(fresh) < len(candidates):
@@ -101,10 +108,10 @@ class SelectionFeed:
             skipped = int(candidates.costs.sum())
             candidates = candidates.take(fresh)
             self.offered += skipped - int(candidates.costs.sum())
-        pool, rows = self._select(candidates, entitled, 1 if step + 1 < self.steps else None)
-        return [(pool, rows.tolist())]
+        pool, rows, weights = self._select(candidates, entitled, 1 if step + 1 < self.steps else None)
+        return [(pool, rows.tolist(), weights)]
 
-    def _round(self, step: int) -> list[tuple[Pool, list[int]]]:
+    def _round(self, step: int) -> list[_Batch]:
         if self.pool is None or self.rounds == "step":
             raise RecipeError(f"step {step} has no candidates; with rounds='step' pass those of every step.")
         number = round_of(step, self.steps, self.rounds)
@@ -114,15 +121,17 @@ class SelectionFeed:
         entitled = round(self.budget * int(self.pool.costs.sum()) * (number + 1) / self.rounds)
         open_rows = np.flatnonzero(~self._selected)
         least = -(-(stop - start) // self.epochs) if number + 1 < self.rounds else None
-        pool, rows = self._select(self.pool.take(open_rows), entitled, least)
+        pool, rows, weights = self._select(self.pool.take(open_rows), entitled, least)
         self._selected[open_rows[rows[rows < len(open_rows)]]] = True
         dealt = deal(pool.tokens[rows], stop - start, self.epochs, generator(self.seed, "deal", number))
-        return [(pool, rows[picks].tolist()) for picks in dealt]
+        return [(pool, rows[picks].tolist(), None if weights is None else weights[picks]) for picks in dealt]
 
-    def _select(self, candidates: Pool, entitled: int, least: int | None) -> tuple[Pool, Int[np.ndarray, " k"]]:
+    def _select(
+        self, candidates: Pool, entitled: int, least: int | None
+    ) -> tuple[Pool, Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None]:
         """Let the policy select at least so many picks (None: for the last time).
 
-        Returns the pool with what it replays, and the selected rows of it.
+        Returns the pool with what it replays, the selected rows of it, and their weights.
         """
         granted = self._grant(candidates, entitled)
         pool, decision = self.policy.choose(candidates, granted - self.policy.carry, self.score, least)
@@ -130,7 +139,10 @@ class SelectionFeed:
         self.spent += int(pool.tokens[decision.selection.rows].sum())
         self.offered += int(candidates.costs.sum())
         self.scored += int(candidates.tokens.sum())
-        return pool, decision.selection.rows
+        rows, weights = decision.selection.rows, decision.selection.weights
+        if WEIGHT in pool.info:
+            weights = pool.info[WEIGHT][rows] * (1.0 if weights is None else weights)
+        return pool, rows, weights
 
     def _grant(self, candidates: Pool, entitled: int) -> int:
         """Tokens that may be spent now: the share of the budget so far, minus what was spent.
@@ -162,7 +174,8 @@ class SelectionFeed:
             "charged": self.charged,
             "offered": self.offered,
             "selected": [ids[row] for row in np.flatnonzero(self._selected)],
-            "queue": [[pool.ids[row] for row in rows] for pool, rows in self._queue],
+            "queue": [[pool.ids[row] for row in rows] for pool, rows, _ in self._queue],
+            "weights": [None if weights is None else weights.tolist() for _, _, weights in self._queue],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -192,12 +205,15 @@ class SelectionFeed:
             return
         try:
             self._selected[[self.pool.index[sample_id] for sample_id in state["selected"]]] = True
-            self._queue = [(self.pool, [self.pool.index[sample_id] for sample_id in ids]) for ids in state["queue"]]
+            queue = [[self.pool.index[sample_id] for sample_id in ids] for ids in state["queue"]]
         except KeyError as error:
             raise ResumeError(
                 f"the checkpoint selected example {error}, which is not among the {len(self.pool)} candidates. "
                 "Resume with the dataset it was started with."
             ) from error
+        saved = state.get("weights", [None] * len(queue))  # none in checkpoints of older versions
+        weights = [None if values is None else np.asarray(values) for values in saved]
+        self._queue = [(self.pool, rows, part) for rows, part in zip(queue, weights, strict=True)]
 
     def _plan(self) -> dict[str, Any]:
         names = ("rounds", "budget", "budget_of", "steps", "epochs", "seed", "repeat")

@@ -43,7 +43,8 @@ def read_picks(path: str | Path) -> pd.DataFrame:
     """Return what a training selected: a row per pick, in the order of selection.
 
     Columns: ``step`` (0-based optimizer step at which it was selected), ``sample_id``, ``row`` (of the trainer's
-    dataset; missing for a stream), and ``term_*``, the terms of the selector's score.
+    dataset; missing for a stream), ``term_*``, the terms of the selector's score, and ``weight``, what the pick's loss
+    is multiplied by, where the selector gives weights.
 
     Args:
         path: a checkpoint, the output directory of a training (its newest table), or the table itself.
@@ -381,12 +382,14 @@ class SelectionRecord:
             tally.compared += len(ids)
         if self._remember:
             self.last_pick.update(dict.fromkeys(ids, step))
+        weights = decision.selection.weights
         self.picks.append(
             {
                 "step": np.full(len(ids), step, dtype=np.int64),
                 "sample_id": pa.array(ids, pa.string()),
                 "row": pa.array([None] * len(ids) if rows is None else rows, pa.int64()),
                 **{TERM + name: np.asarray(column)[picked].astype(np.float64) for name, column in terms.items()},
+                **({} if weights is None else {"weight": weights}),
             }
         )
 

@@ -82,7 +82,8 @@ def run_stage(
 ) -> TrainingReport:
     """Train ``model`` in place through one stage, with a fresh AdamW, on the device and in the dtype it comes in.
 
-    The loss of a step is the mean over all response tokens of its picks. The candidate stream (`stage_order`) and the
+    The loss of a step is the mean over all response tokens of its picks, each pick's times its weight
+    (`Selection.weights`). The candidate stream (`stage_order`) and the
     dealing depend on ``selection.seed`` and the pool alone, so every selector of a seed is offered the same candidates
     at the same steps. Only trainable weights change: the model's patches, hooks, flags and gradients and all global
     random states are restored.
@@ -246,7 +247,7 @@ class StageTrainer(SelectionMixin, Trainer):
         """Mean response NLL; the head runs on response positions only where that gives the model's own logits."""
         if return_outputs or has_other_loss(model):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return response_loss(model, inputs, num_items_in_batch)
+        return response_loss(model, inputs, num_items_in_batch, self._selection_take_weights(inputs["labels"].device))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

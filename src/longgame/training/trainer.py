@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +32,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from longgame.data.examples import Pool
+from longgame.data.examples import WEIGHT, Pool
 from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, did_you_mean
 from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
@@ -76,7 +76,9 @@ class SelectionMixin(_Base):
     """Put before a Trainer class: ``class MyTrainer(SelectionMixin, Trainer)``.
 
     Examples are known by a ``sample_id`` column; a dataset without one gets ids by a hash of tokens and labels.
-    Columns ``skill`` and ``quality`` reach the selector where the dataset has them. Budgets count prompt + response
+    Columns ``skill`` and ``quality`` reach the selector where the dataset has them. A column ``longgame_weight`` (of
+    `longgame select`) multiplies the loss of its row, as `Selection.weights` do; where both are given, the two are
+    multiplied. Budgets count prompt + response
     tokens; what a round leaves over goes to the next. Selection draws on its own generator, never on a global one,
     and its state is in every checkpoint: on the same machine, a resumed training selects and trains as an uninterrupted
     one.
@@ -140,6 +142,8 @@ class SelectionMixin(_Base):
         self._selection_index: dict[str, int] | None = None
         self._selection_micro: list[list[str]] = []
         """Ids of the micro-batches that this step has still to train on; none where a batch learns nothing."""
+        self._selection_weights: Float[Tensor, "b T"] | None = None
+        """Weights of the tokens of the micro-batch whose loss is computed next; None: 1 for all."""
         self.selection_record: SelectionRecord | None = None
         """Picks, statistics and training log of the training; None where none is kept."""
         super().__init__(*args, **kwargs)
@@ -234,6 +238,38 @@ class SelectionMixin(_Base):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Train on a micro-batch, and record how well its examples were learned before (`training_log`)."""
+        self._selection_weights = inputs.pop(WEIGHT, None) if isinstance(inputs, MutableMapping) else None
+        loss = self._selection_training_step(model, inputs, num_items_in_batch)
+        if self._selection_weights is not None:
+            raise RecipeError(_OWN_LOSS.format(name=type(self).__name__))
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Compute the loss; where the selection gives weights, each pick's NLL counts times its weight."""
+        labels = inputs.get("labels")
+        weights = None if labels is None else self._selection_take_weights(labels.device)
+        if labels is None or weights is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs: list[Any] = []
+        handle = model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        try:
+            result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            handle.remove()
+        loss, last = result if return_outputs else (result, None)
+        excess = weight_excess(outputs[0], labels, weights)
+        items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss + (excess / items).to(loss.device)
+        return (loss, last) if return_outputs else loss
+
+    def _selection_take_weights(self, device: Any) -> Float[Tensor, "b T"] | None:
+        """Return the token weights of this micro-batch, once; what is not taken was not applied."""
+        weights, self._selection_weights = self._selection_weights, None
+        return None if weights is None else weights.to(device)
+
+    def _selection_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
         if not self.selection.training_log or self.selection_record is None:
             return super().training_step(model, inputs, num_items_in_batch)
         ids, labels = self._selection_micro.pop(0), inputs["labels"]
@@ -327,6 +363,10 @@ class SelectionMixin(_Base):
         split = split_micro(pool.tokens[rows].tolist(), parts)
         batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
         for part, batch in zip(split, batches, strict=True):
+            if feed.weights is not None and part:
+                self._refuse_weights()
+                lengths = [int(pool.tokens[rows[place]]) for place in part]
+                batch[WEIGHT] = token_weights(batch["labels"], feed.weights[part], lengths)
             if not part:  # fewer picks than micro-batches: a pick is repeated without labels and adds nothing
                 batch["labels"] = torch.full_like(batch["labels"], -100)
         self._selection_micro = [[pool.ids[rows[place]] for place in part] for part in split]
@@ -546,6 +586,25 @@ class SelectionMixin(_Base):
                     f"It takes: {', '.join(sorted(set(names)))}."
                 )
 
+    def _refuse_weights(self) -> None:
+        """Raise RecipeError where the loss is no sum of token NLLs that weights could enter."""
+        args: Any = self.args
+        classes = type(self).__mro__
+        behind = (cls for cls in classes[classes.index(SelectionMixin) + 1 :] if "compute_loss" in vars(cls))
+        unsupported = {
+            "label_smoothing_factor": args.label_smoothing_factor > 0,
+            "compute_loss_func": self.compute_loss_func is not None,
+            f"loss_type='{getattr(args, 'loss_type', '')}'": getattr(args, "loss_type", "nll") != "nll",
+            "use_liger_kernel": bool(args.use_liger_kernel),
+            "a compute_loss of its own": next(behind).__module__.partition(".")[0] not in ("transformers", "trl"),
+        }
+        for setup, is_enabled in unsupported.items():
+            if is_enabled:
+                raise RecipeError(
+                    f"the selection gives weights, which multiply the NLL of each pick, and the trainer has {setup}. "
+                    f"Leave it out, or use a selector and a dataset without weights ({WEIGHT})."
+                )
+
     def _refuse_selection(self) -> None:
         args = self.args
         refuse_several_processes(args)
@@ -598,6 +657,62 @@ def _check_packing(arguments: Any, selection: SelectionConfig) -> None:
         reason = f"needs a budget of tokens, and budget_of is '{selection.budget_of}'. Use budget_of='tokens', or"
     if reason is not None:
         raise RecipeError(f"packing=True {reason} set packing=False.")
+
+
+_OWN_LOSS = (
+    "the selection gives weights, and compute_loss of {name} did not apply them. Let it call super().compute_loss, or "
+    f"use a selector and a dataset without weights ({WEIGHT})."
+)
+
+
+def token_weights(
+    labels: Int[Tensor, "b T"], weights: Float[np.ndarray, " k"], lengths: Sequence[int]
+) -> Float[Tensor, "b T"]:
+    """Return the weight of each token of a batch: k examples, a row each, or joined in one row without padding.
+
+    Args:
+        lengths: tokens of each example.
+
+    Raises:
+        RecipeError: the collator made another batch of them.
+    """
+    factors = torch.from_numpy(weights).float()
+    if len(labels) == len(weights):
+        return factors[:, None].expand(labels.shape).contiguous()
+    if len(labels) != 1 or labels.shape[1] < sum(lengths):
+        raise RecipeError(
+            f"the data collator made a batch of shape {tuple(labels.shape)} of {len(weights)} examples with weights, "
+            "so it is not known which token has which weight. Use a collator that gives every example a row."
+        )
+    joined = torch.ones(labels.shape)
+    joined[0, : sum(lengths)] = torch.repeat_interleave(factors, torch.as_tensor(lengths))
+    return joined
+
+
+def weight_excess(output: Any, labels: Int[Tensor, "b T"], weights: Float[Tensor, "b T"]) -> Float[Tensor, ""]:
+    """Return Σ (weight − 1) · NLL over the labeled tokens, with its gradient; exactly 0 for weights of 1.
+
+    Args:
+        output: of the model: logits, or what TRL's fused head gives (``log_probs``).
+        labels: of the batch; tokens of a prompt-learning adapter stand before them in the output.
+        weights: of each token.
+
+    Raises:
+        ModelError: the output has neither.
+    """
+    width = labels.shape[1] - 1
+    excess = (weights[:, 1:] - 1).masked_fill(labels[:, 1:] == -100, 0)
+    if getattr(output, "log_probs", None) is not None:
+        return -(excess * output.log_probs[:, -width:].float()).sum()
+    if getattr(output, "logits", None) is None:
+        raise ModelError(
+            "weights of a selection need the model's logits, and its output has none (a fused loss). Use a selector "
+            "and a dataset without weights."
+        )
+    rows, columns = excess.nonzero(as_tuple=True)
+    logits = output.logits[:, -width - 1 : -1][rows, columns].float()
+    nll = functional.cross_entropy(logits, labels[rows, columns + 1].to(logits.device), reduction="none")
+    return (excess[rows, columns].to(logits.device) * nll).sum()
 
 
 class SelectionTrainer(SelectionMixin, Trainer):

@@ -77,7 +77,7 @@ class Intervention(Selector):
         for term, column in selection.scores.items():
             scores[term] = np.full(len(pool), np.nan)
             scores[term][rows] = column
-        return Selection.of(pool, rows[selection.rows], scores)
+        return Selection.of(pool, rows[selection.rows], scores, selection.weights)
 
     def inner_state(self) -> Mapping[str, Any]:
         """Return a copy of the inner selector's state, for `restore_inner`."""
@@ -158,7 +158,8 @@ class ClusterFloor(Intervention):
         if not self._pays(pool, clusters, selection.rows, debts):
             self.restore_inner(state)
             selection, forced = self._pay(pool, signals, history, budget, rng, debts, selection)
-        return Selection.of(pool, selection.rows, {**selection.scores, "cluster_floor": forced})
+        terms = {**selection.scores, "cluster_floor": forced}
+        return Selection.of(pool, selection.rows, terms, selection.weights)
 
     def _debts(self, clusters: Int[np.ndarray, " n"], budget: int) -> dict[int, int]:
         """Whole tokens that each cluster among the candidates is behind its floor, the deepest debt first."""
@@ -194,6 +195,7 @@ class ClusterFloor(Intervention):
         scores = {term: np.array(column, dtype=np.float64) for term, column in unconstrained.scores.items()}
         updated, forced = copy.deepcopy(history), np.zeros(len(pool))
         picks: list[int] = []
+        weights: list[float] = []
         left, free = int(budget), self.eligible(pool).copy()
         for cluster in (*debts, None):  # None: all candidates left, with the budget left
             members = free if cluster is None else free & (clusters == cluster)
@@ -209,9 +211,11 @@ class ClusterFloor(Intervention):
             for term, column in selection.scores.items():
                 scores.setdefault(term, np.full(len(pool), np.nan))[scored] = column[scored]
             picks += selection.rows.tolist()
+            weights += [1.0] * len(selection.rows) if selection.weights is None else selection.weights.tolist()
             free[selection.rows] = False
             left -= selection.tokens
-        return Selection.of(pool, np.asarray(picks, dtype=np.int64), scores), forced
+        factors = None if unconstrained.weights is None else np.asarray(weights)
+        return Selection.of(pool, np.asarray(picks, dtype=np.int64), scores, factors), forced
 
     def own_state(self) -> dict[str, Any]:
         return {"clusters": list(self._spent), "tokens": list(self._spent.values())}
@@ -249,6 +253,11 @@ class ProxyPenalty(Intervention):
     ) -> Selection:
         misalignment = np.maximum(0.0, -proxy_cosine(signals, self.name, "leave out proxy_penalty"))
         selection = self.select_inner(pool, signals, history, budget, rng)
+        if selection.weights is not None:
+            raise RecipeError(
+                f"selector '{self.inner.name}' gives weights to its own picks, and proxy_penalty picks others. Leave "
+                "out proxy_penalty, or use a selector without weights."
+            )
         selector_score = _score_of(selection, len(pool))
         scored = ~np.isnan(selector_score)
         scored[selection.rows] = True

@@ -324,7 +324,10 @@ class Replay(Intervention):
         else:
             selection = self.select_inner(pool, signals, history, left, rng, candidates if len(replayed) else None)
         rows = np.concatenate([selection.rows, replayed])
-        return Selection.of(pool, rows, {**selection.scores, "replayed": marks.astype(np.float64)})
+        weights = selection.weights  # replayed examples have the weight 1
+        if weights is not None:
+            weights = np.concatenate([weights, np.ones(len(replayed))])
+        return Selection.of(pool, rows, {**selection.scores, "replayed": marks.astype(np.float64)}, weights)
 
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
         own = rows[~_marks(pool)[rows]]
