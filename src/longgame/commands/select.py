@@ -53,8 +53,14 @@ def select_command(
     history: Annotated[
         Path | None, typer.Option(help="Folder with what earlier stages selected; this selection is appended.")
     ] = None,
-    replay: Annotated[str | None, typer.Option(help="Earlier data to learn again.")] = None,
+    replay: Annotated[list[str] | None, typer.Option(help="Earlier data to learn again; one for each stage.")] = None,
     replay_share: Annotated[float, typer.Option(help="Share of the budget spent on it.")] = 0.1,
+    replay_choice: Annotated[
+        str, typer.Option(help="What of it comes first: uniform, targeted, damage, distance, surprise or fit.")
+    ] = "uniform",
+    replay_scores: Annotated[
+        list[str] | None, typer.Option(help="For each --replay, scores made at the end of its stage.")
+    ] = None,
     training_log: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +117,7 @@ def select_command(
             dedup=dedup,
             allow_overlap=allow_overlap,
             replay_share=replay_share,
+            replay_choice=replay_choice,
             clusters=clusters,
             seed=seed,
         )
@@ -123,6 +130,7 @@ def select_command(
                 scores=scores,
                 target=target,
                 replay=replay,
+                replay_scores=replay_scores or (),
                 history=history,
                 training_log=training_log,
                 explain=explain,

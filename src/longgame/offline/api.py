@@ -89,6 +89,8 @@ def select(
     allow_overlap: bool = False,
     replay: Any = None,
     replay_share: float = 0.1,
+    replay_choice: str = "uniform",
+    replay_scores: Sequence[str | Path] = (),
     history: str | Path | None = None,
     training_log: str | Path | None = None,
     dedup: str | None = None,
@@ -119,7 +121,11 @@ def select(
         scores: folder of `longgame.score`; used, and filled with what it lacks.
         target: data that the selector compares with, in any form of ``data``.
         allow_overlap: whether the target set may hold rows of the data.
-        replay, replay_share: earlier data, and the share of the budget that is spent on rows of it.
+        replay, replay_share: earlier data (a list: a data set for each earlier stage), and the share of the budget that
+            is spent on rows of it.
+        replay_choice: what of it comes first: ``uniform``, ``targeted``, ``damage``, ``distance``, ``surprise`` or
+            ``fit``, with parameters as in ``targeted:cap=3``.
+        replay_scores: for each data set of ``replay`` a folder of scores, made by the model at the end of its stage.
         history: folder with what earlier stages selected; this selection is appended.
         training_log: log of a training on these rows, for selectors that read one (`SelectionConfig.trajectories`).
         dedup: ``exact``, ``near`` or ``near:THRESHOLD``.
@@ -153,6 +159,7 @@ def select(
         dedup=dedup,
         allow_overlap=allow_overlap,
         replay_share=replay_share,
+        replay_choice=replay_choice,
         clusters=clusters,
         seed=seed,
     )
@@ -161,6 +168,7 @@ def select(
         "scores": scores,
         "target": target,
         "replay": replay,
+        "replay_scores": replay_scores,
         "history": history,
         "training_log": training_log,
         "progress": progress,
@@ -168,10 +176,8 @@ def select(
     if out is not None:
         return Subset.of(*select_to(data, out, options, overwrite=overwrite, **settings))
     with ExitStack() as stack:
-        scratch = None if scores is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        outcome, policy = choose(
-            open_source(data), options, scratch=None if scratch is None else Path(scratch) / "scores", **settings
-        )
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores"
+        outcome, policy = choose(open_source(data), options, scratch=scratch, **settings)
         manifest = manifest_of(outcome, {}, "")
         if history is not None:
             append_history(history, policy, manifest)

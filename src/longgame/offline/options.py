@@ -17,6 +17,7 @@ from longgame.errors import BudgetError, RecipeError, unknown
 from longgame.offline.dedup import parse_dedup
 from longgame.offline.rows import OnBadRow
 from longgame.selection.base import SCORES, Selector, build_selector
+from longgame.selection.interventions import ReplayChoice, build_choice
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _AMOUNT = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kKmMbB]?)\s*(%|[a-z]*)\s*(rows?|examples?|tokens?)?")
@@ -132,6 +133,8 @@ class SelectOptions:
     """``exact``, ``near`` or ``near:THRESHOLD``: duplicates of an earlier row are no candidates."""
     replay_share: float = 0.1
     """Share of the budget that is spent on rows of the replay data."""
+    replay_choice: str = "uniform"
+    """What of it comes first (`REPLAY_CHOICES`), with parameters as a selector's: ``targeted:cap=3``."""
     clusters: int = 8
     seed: int = 0
 
@@ -142,6 +145,7 @@ class SelectOptions:
             raise RecipeError(f"replay_share is {self.replay_share}; it lies between 0 and 1.")
         if self.clusters < 1:
             raise RecipeError(f"clusters is {self.clusters}; use 1 or more.")
+        self.build_replay_choice()
         Budget.parse(self.budget)
         parse_dedup(self.dedup)
         RowRules(self.turns, self.quality_range)
@@ -152,6 +156,14 @@ class SelectOptions:
             return self.selector
         name, parameters = parse_selector(self.selector)
         return build_selector(name, {**parameters, **self.parameters})
+
+    def build_replay_choice(self) -> ReplayChoice:
+        """Return the choice of replay.
+
+        Raises:
+            RecipeError: it is unknown, or a parameter is not allowed.
+        """
+        return build_choice(*parse_selector(self.replay_choice))
 
     @property
     def label(self) -> str:

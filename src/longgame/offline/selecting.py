@@ -22,7 +22,8 @@ from longgame.data.sources import RowSource, open_source
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.dedup import duplicates, parse_dedup
 from longgame.offline.options import Budget, SelectOptions
-from longgame.offline.rows import DataRows, TokenizedRows
+from longgame.offline.replaying import ReplayData, ReplayedRows, replay_manifest, replayed_rows
+from longgame.offline.rows import DataRows
 from longgame.offline.scoring import (
     BAD_ROWS,
     CONFIG,
@@ -38,7 +39,6 @@ from longgame.offline.subset import PREFIX, SubsetPart, beside, kind_of, refuse_
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Selector
-from longgame.selection.budget import fill_budget
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import SIGNALS, Signals
@@ -88,8 +88,8 @@ class SubsetOutcome:
     """Its name; empty without one."""
     template: str
     """Digest of the chat template; empty without a model."""
-    replay: tuple[DataRows, Int[np.ndarray, " r"]] | None = None
-    """Rows of earlier data that are learned again."""
+    replay: tuple[ReplayedRows, ...] = ()
+    """Rows of each earlier data set that are learned again."""
     log: Trajectories | None = None
     """The training log that the selector read."""
     pick_weights: Float[np.ndarray, " k"] | None = None
@@ -110,20 +110,18 @@ class SubsetOutcome:
         if self.pick_weights is not None:
             added[WEIGHT] = self.pick_weights[rank]
         added[f"{PREFIX}sample_id"] = np.asarray([self.rows.ids[row] for row in rows.tolist()], dtype=object)
-        if self.replay is None:
-            return [(self.rows.source, self.rows.positions[rows], added)]
-        added[f"{PREFIX}replayed"] = np.zeros(len(rows), dtype=bool)
-        earlier, chosen = self.replay
-        again = {name: np.full(len(chosen), np.nan) for name in added}
-        if self.pick_weights is not None:
-            again[WEIGHT] = np.ones(len(chosen))
-        again[f"{PREFIX}sample_id"] = np.asarray([earlier.ids[row] for row in chosen.tolist()], dtype=object)
-        again[f"{PREFIX}replayed"] = np.ones(len(chosen), dtype=bool)
-        again[f"{PREFIX}rank"] = np.full(len(chosen), None, dtype=object)
-        return [
-            (self.rows.source, self.rows.positions[rows], added),
-            (earlier.source, earlier.positions[chosen], again),
-        ]
+        if self.replay:
+            added[f"{PREFIX}replayed"] = np.zeros(len(rows), dtype=bool)
+        parts: list[SubsetPart] = [(self.rows.source, self.rows.positions[rows], added)]
+        for earlier, chosen in self.replay:
+            again = {name: np.full(len(chosen), np.nan) for name in added}
+            if self.pick_weights is not None:
+                again[WEIGHT] = np.ones(len(chosen))
+            again[f"{PREFIX}sample_id"] = np.asarray([earlier.ids[row] for row in chosen.tolist()], dtype=object)
+            again[f"{PREFIX}replayed"] = np.ones(len(chosen), dtype=bool)
+            again[f"{PREFIX}rank"] = np.full(len(chosen), None, dtype=object)
+            parts.append((earlier.source, earlier.positions[chosen], again))
+        return parts
 
     def explain(self) -> list[dict[str, Any]]:
         """Why each pick was picked, and why each of the nearest rejected rows, and each repeat, was not."""
@@ -197,6 +195,7 @@ def choose(
     scratch: str | Path | None = None,
     target: Any = None,
     replay: Any = None,
+    replay_scores: Sequence[str | Path] = (),
     history: str | Path | None = None,
     training_log: str | Path | None = None,
     progress: Progress | None = None,
@@ -209,7 +208,9 @@ def choose(
         scores: folder of `score_into`; what it lacks is computed into it.
         scratch: the folder of scores where ``scores`` is None.
         target: data that the selector compares with.
-        replay: earlier data, of which `SelectOptions.replay_share` of the budget is learned again.
+        replay: earlier data, of which `SelectOptions.replay_share` of the budget is learned again; a list holds a data
+            set for each earlier stage.
+        replay_scores: for each of them a folder of scores made at the end of its stage, where the choice reads it.
         history: folder with what earlier stages selected (`History`, and the selector's state).
         training_log: log of a training on the candidates (`read_trajectories`).
         progress: called while rows are scored.
@@ -218,6 +219,7 @@ def choose(
         LonggameError: see `SelectOptions`, `DataRows`, `score_into`, `SelectionPolicy.choose`.
     """
     selector = options.build()
+    given = _replay_data(replay, replay_scores, options, model, scratch, progress, command)
     budget = Budget.parse(options.budget)
     rules = RowRules(options.turns, options.quality_range)
     rows = DataRows(source, rules, options.on_bad_row, options.where)
@@ -250,9 +252,9 @@ def choose(
     unit = "rows" if budget.of == "rows" else options.budget_of
     pool = dataclasses.replace(part.counted(prompt[candidates], response[candidates]), budget_of=unit)
     asked = budget.units(dataclasses.replace(rows.counted(prompt, response), budget_of=unit).costs[place >= 0])
-    again = None
-    if replay is not None:
-        asked, again = _replayed(replay, rules, options, unit, asked, table, model)
+    again: tuple[ReplayedRows, ...] = ()
+    if given is not None:
+        asked, again = replayed_rows(given, rules, options, unit, asked, part, table is not None)
     policy = _policy(selector, options.seed, history)
     signals = _signals(table, part, place[candidates], options, names, log)
     if selector.score_source:  # of a file: its own words say what is missing
@@ -428,58 +430,6 @@ def _no_engine(_pool: Pool, names: Sequence[str]) -> Mapping[str, np.ndarray]:
     raise RecipeError(f"{', '.join(names)} are signals of a model, and no model is given. Give --model.")
 
 
-def _replayed(
-    data: Any,
-    rules: RowRules,
-    options: SelectOptions,
-    unit: str,
-    asked: int,
-    table: ScoreFolder | None,
-    model: ModelOptions | None,
-) -> tuple[int, tuple[DataRows, Int[np.ndarray, " r"]]]:
-    """What is left of the budget, and the rows of earlier data that are learned again: a uniform draw."""
-    rows = DataRows(open_source(data), rules, options.on_bad_row)
-    prompt, response = rows.prompt_length, rows.response_length
-    usable = np.arange(len(rows))
-    if table is not None and unit != "rows":
-        if model is None:
-            raise RecipeError("replay counts tokens, and no model is given. Give --model.")
-        prompt, response, usable = _token_counts(rows, model, options)
-    pool = dataclasses.replace(rows.counted(prompt, response), budget_of=unit)  # type: ignore[arg-type]
-    share = round(options.replay_share * asked)
-    order = usable[generator(options.seed, "selection", "replay").permutation(len(usable))]
-    if share < int(pool.costs[usable].min()):
-        raise BudgetError(
-            f"a replay share of {options.replay_share:g} is {share} {_unit_of(pool, table)} of the budget, and the "
-            f"shortest row of the replay data '{rows.source.label}' has {int(pool.costs[usable].min())}. Raise "
-            "--replay-share or --budget."
-        )
-    picks = np.sort(fill_budget(order, pool.costs, share))
-    return asked - int(pool.costs[picks].sum()), (rows, picks)
-
-
-def _unit_of(pool: Pool, table: ScoreFolder | None) -> str:
-    """What a budget of this pool counts, in words."""
-    return "rows" if pool.budget_of == "rows" else "characters" if table is None else "tokens"
-
-
-def _token_counts(
-    rows: DataRows, model: ModelOptions, options: SelectOptions
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
-    """Tokens of every row before and of what is learned, and the rows that can be tokenized."""
-    from longgame.models.load import load_tokenizer
-
-    tokenized = TokenizedRows(
-        rows, load_tokenizer(model.spec()), model.max_length or 2048, model.too_long, options.on_bad_row
-    )
-    index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
-    prompt, response = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
-    for pool in tokenized.shards():
-        places = [index[sample_id] for sample_id in pool.ids]
-        prompt[places], response[places] = pool.prompt_tokens, pool.response_tokens
-    return prompt, response, np.flatnonzero(response > 0)
-
-
 def _policy(selector: Selector, seed: int, history: str | Path | None) -> SelectionPolicy:
     past = History(seed=stream_seed(seed, "selection", "history"))
     policy = SelectionPolicy(selector, past, generator(seed, "selection", "select"))
@@ -583,14 +533,7 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
         "model": outcome.model,
         "weights": outcome.weights,
         "template": outcome.template,
-        "replay": None
-        if outcome.replay is None
-        else {
-            "label": outcome.replay[0].source.label,
-            "digest": outcome.replay[0].digest,
-            "rows": len(outcome.replay[1]),
-            "share": options.replay_share,
-        },
+        "replay": replay_manifest(outcome.replay, options),
         "training_log": None if outcome.log is None else {"label": outcome.log.label, "digest": outcome.log.digest},
         "seed": options.seed,
         "sha256": dict(files),
@@ -619,6 +562,7 @@ def select_to(
     scores: str | Path | None = None,
     target: Any = None,
     replay: Any = None,
+    replay_scores: Sequence[str | Path] = (),
     history: str | Path | None = None,
     training_log: str | Path | None = None,
     explain: bool = False,
@@ -648,6 +592,7 @@ def select_to(
         scratch=scratch,
         target=target,
         replay=replay,
+        replay_scores=replay_scores,
         history=history,
         training_log=training_log,
         progress=progress,
@@ -663,9 +608,37 @@ def select_to(
     write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     if history is not None:
         append_history(history, policy, manifest)
-    if scores is None and scratch.is_dir():
-        shutil.rmtree(scratch)
+    for folder in (*([scratch] if scores is None else []), _replay_scratch(scratch)):
+        if folder.is_dir():
+            shutil.rmtree(folder)
     return outcome, manifest
+
+
+def _replay_data(
+    replay: Any,
+    scores: Sequence[str | Path],
+    options: SelectOptions,
+    model: ModelOptions | None,
+    scratch: str | Path | None,
+    progress: Progress | None,
+    command: str,
+) -> ReplayData | None:
+    """What is given for replay, checked before any work; None: nothing is replayed."""
+    choice = options.build_replay_choice()
+    if replay is None:
+        if scores or choice.name != "uniform":
+            raise RecipeError("a choice of replay, or its scores, is given, and no data to replay. Give --replay OLD.")
+        return None
+    stages = tuple(replay) if isinstance(replay, list | tuple) else (replay,)
+    folder = None if scratch is None else _replay_scratch(scratch)
+    given = ReplayData(stages, tuple(scores), model, folder, progress, command)
+    given.check(choice)
+    return given
+
+
+def _replay_scratch(scratch: str | Path) -> Path:
+    """Where scores of earlier data are kept until the subset is written."""
+    return Path(f"{scratch}.replay")
 
 
 def _refuse_inputs(out: Path, source: RowSource) -> None:

@@ -120,18 +120,17 @@ def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str
         "model": outcome.weights or "none (lengths are characters)",
         "selector": options.label + "".join(f", {name}={value}" for name, value in options.parameters.items()),
         "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}"
-        f"{' beside the replay' if outcome.replay is not None else ''}, spent {outcome.spent:,} "
+        f"{' beside the replay' if outcome.replay else ''}, spent {outcome.spent:,} "
         f"({_percent(outcome.spent / max(1, outcome.asked))})",
         f"mean {unit} of a row": f"{means[0]:,.0f} selected, {means[1]:,.0f} in the pool",
         "learned": f"{_percent(outcome.mask_share)} of the selected {unit}",
         "weights": _weights(outcome),
         "seed": str(options.seed),
     }
-    if outcome.replay is not None:
-        share = _percent(options.replay_share)
-        facts["replayed"] = (
-            f"{len(outcome.replay[1]):,} rows of {outcome.replay[0].source.label} ({share} of the budget)"
-        )
+    if outcome.replay:
+        parts = ", ".join(f"{len(chosen):,} rows of {earlier.source.label}" for earlier, chosen in outcome.replay)
+        how = "" if options.replay_choice == "uniform" else f", by {options.replay_choice}"
+        facts["replayed"] = f"{parts} ({_percent(options.replay_share)} of the budget{how})"
     return {name: value for name, value in facts.items() if value}
 
 
