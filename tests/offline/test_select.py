@@ -83,7 +83,8 @@ class Weighing(Selector):
 @pytest.mark.parametrize("out", ["s.jsonl", "s.parquet", "s"])
 def test_weights_of_picks_are_a_column(out: str, data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(SelectOptions, "build", lambda _self: Weighing())
-    outcome, manifest = select_to(data, tmp_path / out, SelectOptions(selector="random", budget="10rows"), replay=data)
+    old = jsonl(tmp_path / "old.jsonl", [{**row, "prompt": f"Once more: {row['prompt']}"} for row in ROWS])
+    outcome, manifest = select_to(data, tmp_path / out, SelectOptions(selector="random", budget="10rows"), replay=old)
     frame = subset_frame(tmp_path / out)
     picks = frame[~frame["longgame_replayed"].astype(bool)].sort_values("longgame_rank")
     assert picks["longgame_weight"].tolist() == pytest.approx(outcome.pick_weights.tolist())
