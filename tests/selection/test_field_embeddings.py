@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from longgame.errors import RecipeError
 from longgame.selection.algorithms import clusters
 from longgame.selection.algorithms.clusters import without_near_duplicates
+from longgame.selection.algorithms.nearest import unit_rows
 from longgame.selection.base import build_selector
 from longgame.selection.methods.d4 import D4Selector
 from longgame.selection.methods.deita import DEITASelector
@@ -97,7 +98,7 @@ def test_semdedup_keeps_what_the_slow_loop_keeps(seed: int, n: int, epsilon: flo
         return  # at the limit, rounding may decide
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clusters, "_BLOCK", int(rng.integers(1, 9)))
-        kept, similarity = without_near_duplicates(points, labels, order, epsilon)
+        kept, similarity = without_near_duplicates(unit_rows(points), labels, order, epsilon)
     assert np.flatnonzero(kept).tolist() == expected
     np.testing.assert_allclose(similarity, np.where(kept, np.nan, closest), atol=1e-5)
 
@@ -115,7 +116,8 @@ def test_semdedup_excludes_pairs_without_losing_any(mean: float, copies: float) 
     assert min(abs(value - 0.96) for value in closest) > 1e-5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clusters, "_BLOCK", 50)
-        kept, similarity = without_near_duplicates(points, labels, order, 0.04)
+        patch.setattr(clusters, "_SMALL", 20)
+        kept, similarity = without_near_duplicates(unit_rows(points), labels, order, 0.04)
     assert np.flatnonzero(kept).tolist() == expected
     assert 0 < (~kept).sum() < 290
     np.testing.assert_allclose(similarity, np.where(kept, np.nan, closest), atol=1e-5)
@@ -124,14 +126,14 @@ def test_semdedup_excludes_pairs_without_losing_any(mean: float, copies: float) 
 def test_semdedup_counts_cosines_with_kept_examples_only(world) -> None:
     # 0°, 10°, 20° with a limit of 15°: the dropped 10° must not drop the third one
     points, limit = on_circle(0, 10, 20), 1 - np.cos(np.radians(15))
-    kept, _ = without_near_duplicates(points, np.zeros(3, int), np.arange(3), limit)
+    kept, _ = without_near_duplicates(unit_rows(points), np.zeros(3, int), np.arange(3), limit)
     assert kept.tolist() == [True, False, True]
 
 
 def test_semdedup_scales_embeddings_to_unit_length(world) -> None:
     # products of 0.1 and 9 would be below and above any limit
     points = on_circle(0, 1, 90, 91) * np.array([[0.1], [0.2], [3.0], [9.0]], dtype=np.float32)
-    kept, _ = without_near_duplicates(points, np.zeros(4, int), np.arange(4), 0.05)
+    kept, _ = without_near_duplicates(unit_rows(points), np.zeros(4, int), np.arange(4), 0.05)
     assert kept.tolist() == [True, False, True, False]
 
 

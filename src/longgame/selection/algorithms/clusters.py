@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import ThreadpoolController
 
-from longgame.selection.algorithms.nearest import unit_rows
-
 _MINI_BATCH_FROM = 10_000
 _MOST_CELLS = 4096
 _BLOCK = 512
 """Rows of one block of similarities."""
+_SMALL = 128
+"""Rows of a cell up to which all products are computed at once."""
 _DIRECTIONS, _SAMPLE = 64, 4096
 """Directions that exclude pairs, and rows that they are computed of."""
 _MARGIN = 2e-5
@@ -54,7 +55,7 @@ def cells_for(n: int) -> int:
 
 
 def without_near_duplicates(
-    embeddings: Float[np.ndarray, "n d"],
+    units: Float[np.ndarray, "n d"],
     labels: Int[np.ndarray, " n"],
     order: Int[np.ndarray, " n"],
     epsilon: float,
@@ -62,30 +63,35 @@ def without_near_duplicates(
     """Keep, in this order, each row whose cosine with every row kept before it in its cell is at most 1 − epsilon.
 
     SemDeDup (Abbas et al. 2023, arXiv 2303.09540). A row that was removed removes no other one. Cosines are float32
-    products of unit rows, so a pair within about 1e−6 of the limit may fall on either side; equal rows have 1.
+    products, so a pair within about 1e−6 of the limit may fall on either side; equal rows have 1.
+
+    Args:
+        units: rows of length 1 (`unit_rows`).
+        labels: cell of each row.
+        order: the rows, in the order in which they are considered.
+        epsilon: in (0, 2].
 
     Returns:
         Which rows are kept, and the largest cosine of each removed row with the rows kept before it in its cell (NaN
         for a kept row).
     """
     limit = np.float32(1.0 - epsilon)
-    kept = np.zeros(len(embeddings), dtype=bool)
-    closest = np.full(len(embeddings), np.nan, dtype=np.float32)
+    kept = np.zeros(len(units), dtype=bool)
+    closest = np.full(len(units), np.nan, dtype=np.float32)
     by_cell = order[np.argsort(labels[order], kind="stable")]
     edges = np.flatnonzero(np.r_[True, np.diff(labels[by_cell]) != 0, True])
-    directions = _main_directions(embeddings) if np.diff(edges).max(initial=0) > _BLOCK else None
+    directions = _main_directions(units) if np.diff(edges).max(initial=0) > _SMALL else None
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         rows = by_cell[start:stop]
-        kept[rows], closest[rows] = _first_of_each(unit_rows(embeddings[rows]), limit, directions)
+        kept[rows], closest[rows] = _first_of_each(units[rows], limit, directions)
     return kept, closest
 
 
-def _main_directions(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d p"] | None:
+def _main_directions(units: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d p"] | None:
     """Orthonormal columns that hold most of the unit rows' second moment; None where p = d would be no saving."""
-    width = embeddings.shape[1]
-    if width < 2 * _DIRECTIONS:
+    if units.shape[1] < 2 * _DIRECTIONS:
         return None
-    sample = unit_rows(embeddings[:: max(1, len(embeddings) // _SAMPLE)]).astype(np.float64)
+    sample = units[:: max(1, len(units) // _SAMPLE)].astype(np.float64)
     return np.linalg.eigh(sample.T @ sample)[1][:, -_DIRECTIONS:].astype(np.float32)
 
 
@@ -94,26 +100,24 @@ def _first_of_each(
 ) -> tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """`without_near_duplicates` of one cell, whose unit rows are in order."""
     kept = np.zeros(len(unit), dtype=bool)
-    closest = np.full(len(unit), -np.inf, dtype=np.float32)
-    short = unit if directions is None or len(unit) <= _BLOCK else _shortened(unit, directions)
+    closest = np.full(len(unit), np.nan, dtype=np.float32)
+    short = unit if directions is None or len(unit) <= _SMALL else _shortened(unit, directions)
     for start in range(0, len(unit), _BLOCK):
-        stop = min(len(unit), start + _BLOCK)
-        earlier = np.r_[np.flatnonzero(kept[:start]), start:stop]
-        later, others, cosines = _close_pairs(unit, short, start, stop, earlier, limit)
-        before = others < start
-        np.maximum.at(closest, later[before], cosines[before])
-        kept[start:stop] = closest[start:stop] <= limit
-        by_other = np.argsort(others[~before], kind="stable")
-        for other, row, value in zip(
-            others[~before][by_other].tolist(),
-            later[~before][by_other].tolist(),
-            cosines[~before][by_other].tolist(),
-            strict=True,
-        ):
-            if kept[other]:  # every pair with an earlier row of the block has been seen
-                kept[row] = False
-                closest[row] = max(closest[row], value)
-    return kept, np.where(kept, np.float32(np.nan), closest)
+        rows = np.arange(start, min(len(unit), start + _BLOCK))
+        near, _, cosines = _close_pairs(unit, short, rows, np.flatnonzero(kept[:start]), limit)
+        np.fmax.at(closest, near, cosines)
+        open_rows = rows[np.isnan(closest[rows])]
+        first, second, _ = _close_pairs(unit, short, open_rows, open_rows, limit)
+        first, second = first[first < second], second[first < second]
+        kept[open_rows] = True
+        for begin, end in pairwise(np.flatnonzero(np.diff(first, prepend=-1, append=-1)).tolist()):
+            if kept[first[begin]]:  # all rows before it are decided
+                kept[second[begin:end]] = False
+        fresh, removed = rows[kept[rows]], rows[~kept[rows]]
+        cosines = np.where(fresh < removed[:, None], np.minimum(unit[removed] @ unit[fresh].T, 1.0), np.nan)
+        if cosines.size:
+            closest[removed] = np.fmax(closest[removed], np.fmax.reduce(cosines, axis=1))
+    return kept, closest
 
 
 def _shortened(unit: Float[np.ndarray, "m d"], directions: Float[np.ndarray, "d p"]) -> Float[np.ndarray, "m p+1"]:
@@ -129,29 +133,25 @@ def _shortened(unit: Float[np.ndarray, "m d"], directions: Float[np.ndarray, "d 
 def _close_pairs(
     unit: Float[np.ndarray, "m d"],
     short: Float[np.ndarray, "m s"],
-    start: int,
-    stop: int,
-    earlier: Int[np.ndarray, " e"],
+    rows: Int[np.ndarray, " r"],
+    others: Int[np.ndarray, " o"],
     limit: np.float32,
 ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Rows start … stop − 1, earlier ones, and their cosine, of each pair above the limit."""
-
-    def above(rows: Float[np.ndarray, "m s"], bound: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        products = rows[start:stop] @ rows[earlier].T
-        places, columns = np.divmod(np.flatnonzero(products > bound), len(earlier))
-        behind = start + places > earlier[columns]
-        places, columns = places[behind], columns[behind]
-        return start + places, earlier[columns], products[places, columns]
-
+    """A row, another one and their cosine for each pair above the limit, in the order of the rows."""
+    if not len(rows) or not len(others):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
     if short is not unit:
-        later, others, _ = above(short, float(limit) - _MARGIN)
-        if len(later) * _DENSE <= (stop - start) * len(earlier):
-            cosines = np.empty(len(later), dtype=np.float32)
-            for part in range(0, len(later), _PAIRS):
-                pair = slice(part, part + _PAIRS)
-                cosines[pair] = np.einsum("cd,cd->c", unit[later[pair]], unit[others[pair]])
-            cosines = np.minimum(cosines, 1.0)
+        pairs = np.flatnonzero(short[rows] @ short[others].T > limit - np.float32(_MARGIN))
+        if len(pairs) * _DENSE <= len(rows) * len(others):
+            places, columns = np.divmod(pairs, len(others))
+            cosines = np.empty(len(pairs), dtype=np.float32)
+            for start in range(0, len(pairs), _PAIRS):
+                part = slice(start, start + _PAIRS)
+                left, right = unit[rows[places[part]]], unit[others[columns[part]]]
+                cosines[part] = np.einsum("cd,cd->c", left, right)
             close = cosines > limit
-            return later[close], others[close], cosines[close]
-    later, others, cosines = above(unit, float(limit))
-    return later, others, np.minimum(cosines, 1.0)
+            return rows[places[close]], others[columns[close]], np.minimum(cosines[close], 1.0)
+    products = unit[rows] @ unit[others].T
+    pairs = np.flatnonzero(products > limit)
+    places, columns = np.divmod(pairs, len(others))
+    return rows[places], others[columns], np.minimum(products.ravel()[pairs], 1.0)
