@@ -149,14 +149,14 @@ def killed(report: Report, model: str, data: Path, folder: Path) -> None:
 
 
 def near_duplicates(report: Report, rows: Sequence[dict[str, str]], repeats: int) -> None:
-    """Near-duplicates by `longgame.offline.dedup`, beside datasketch's MinHashLSH on the same shingles."""
+    """Near-duplicates by `longgame.signals.texts`, beside datasketch's MinHashLSH on the same shingles."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ModuleNotFoundError:
         print("datasketch is not installed; near-duplicates have no peer here")
         return
     from longgame.data.examples import Example
-    from longgame.offline.dedup import NEAR, near_duplicates_of, shingles
+    from longgame.signals.texts import NEAR, near_duplicates_of, shingles
 
     examples = [Example.make(row["prompt"], row["response"]) for row in rows]
 

@@ -63,7 +63,7 @@ def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool 
 
 
 def _column(name: str, streams: list[np.random.Generator]) -> np.ndarray:
-    if name == "cluster":
+    if SIGNALS[name].unit == "index":
         return np.array([stream.integers(_CLUSTERS) for stream in streams], dtype=np.int64)
     width = SIGNALS[name].width
     if width == "epochs":  # losses and shares

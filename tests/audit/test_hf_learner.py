@@ -18,6 +18,7 @@ from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
+from longgame.signals.texts import ImportanceRatios
 from longgame.training.config import SelectionConfig
 
 
@@ -295,3 +296,18 @@ def test_proxy_items_and_earlier_stages_can_be_learned_and_measured_beside_a_sta
     frozen = learner.signals(chosen, ("cluster", "difficulty", "quality", "embedding"))
     assert frozen["difficulty"].min() >= 0
     assert frozen["difficulty"].max() <= 1
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("dsir", "step"), ("dsir", 1), ("dedup-exact", 2), ("dedup-minhash", 1)])
+def test_methods_of_texts_are_fitted_to_each_stage(name, rounds):
+    learner, sequence = learner_of(recipe())
+    for number, stage in enumerate(sequence.stages[:2]):
+        policy = policy_of(name)
+        learner.train(stage.pool, policy, SelectionConfig(budget=0.25, seed=7, rounds=rounds), 3)
+        assert all({*entry.candidate_ids} <= {*stage.pool.ids} for entry in policy.rounds)
+        if name == "dsir":  # the target is what the stage itself is validated on
+            ratios = ImportanceRatios(stage.target_pool.examples, [stage.pool])
+            entry = policy.rounds[-1]
+            rows = [stage.pool.index[sample_id] for sample_id in entry.candidate_ids]
+            expected = ratios.of(stage.pool)[0][rows].astype(np.float32)
+            assert entry.signals["dsir_ratio"].tolist() == expected.tolist(), number

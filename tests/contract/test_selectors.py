@@ -39,6 +39,8 @@ TEST_CASES = [
     ("curriculum", {"order": "hard-first", "by": "loss", "rounds": 3}),
     ("selective-backprop", {"beta": 4, "memory": 7}),
     ("ocs", {"memory_weight": 3}),
+    ("dsir", {"normalize": False, "sample": False}),
+    ("dedup-exact", {"by": "quality"}),
     ("forgetting-events", {"threshold": 0.9, "never_learned": "last"}),
     ("cartography", {"region": "hard"}),
     ("s2l", {"clusters": 4}),

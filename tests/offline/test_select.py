@@ -463,3 +463,28 @@ def test_settings_are_compared_with_what_was_scored(data: Path, tmp_path: Path) 
     other = dataclasses.replace(TINY, max_length=64)
     with pytest.raises(ResumeError, match="of another model, tokenizer or settings"):
         select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="gradient"), model=other, scores=folder)
+
+
+def test_dsir_prefers_rows_that_read_like_the_target(data, tmp_path):
+    target = tmp_path / "target.jsonl"
+    target.write_text(
+        "".join(json.dumps({"prompt": f"What is {row} + 4?", "response": "So it is."}) + "\n" for row in range(9))
+    )
+    subset = longgame.select(data, selector="dsir", parameters={"sample": False}, budget="15rows", target=target)
+    repeated = [row["response"].count("So it is") for row in ROWS]
+    assert np.mean([text.count("So it is") for text in subset["response"]]) > np.mean(repeated)
+    options = {"selector": "dsir", "target": target, "budget": "50%"}
+    first, again, other = (longgame.select(data, seed=seed, **options)["longgame_sample_id"][:] for seed in (1, 1, 2))
+    assert first == again != other
+    with pytest.raises(RecipeError, match="--target"):
+        longgame.select(data, selector="dsir")
+
+
+def test_dedup_selectors_need_no_model_and_fill_the_budget(tmp_path):
+    rows = [{"prompt": f"p{number % 5}", "response": "the same answer " * 8} for number in range(20)]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("dedup-exact", "dedup-minhash:by=quality"):
+        subset = longgame.select(data, selector=name, budget="5rows")
+        assert sorted(subset["prompt"]) == [f"p{number}" for number in range(5)], name
+        assert len(longgame.select(data, selector=name, budget="100%")) == 20

@@ -104,6 +104,7 @@ class HFLearner:
         # Online, trials would share one step's candidates only: less than looking them up costs.
         shared = live and self._stage == 0 and selection.rounds != "step"
         self.source.begin_stage(pool if shared else None)
+        self.source.candidates = lambda: [pool]  # signals of texts are fitted over them
         started = time.perf_counter()
         needed = bool(needs_auxiliary(policy.required))
         auxiliary = self._auxiliary(pool, policy, selection, steps) if needed else None

@@ -23,9 +23,10 @@ from longgame.data.sources import ReadRow, RowSource, open_source
 from longgame.errors import DataError, ModelError, RecipeError
 from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
-from longgame.offline.dedup import NEAR, duplicates
+from longgame.offline.dedup import duplicates
 from longgame.offline.options import as_options
 from longgame.offline.rows import BadRow, DataRows, TokenizedRows
+from longgame.signals.texts import NEAR
 
 if TYPE_CHECKING:
     from longgame.models.load import TokenizerCheck

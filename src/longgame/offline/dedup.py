@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 import numpy as np
 from jaxtyping import Int
 
-from longgame.data.examples import Example
 from longgame.errors import RecipeError
 from longgame.offline.rows import DataRows
-
-NEAR = 0.8
-"""Jaccard index of word triples from which two rows are near-duplicates."""
-_PERMUTATIONS, _BANDS = 128, 32
-"""Bands of four values find pairs from an index of 0.42 on with one chance in two, and from 0.8 on nearly all; what
-they find is compared by all values."""
-_WORDS = 3
-_WORD = re.compile(r"\w+|[^\w\s]")
+from longgame.signals.texts import NEAR, near_duplicates_of
 
 
 def parse_dedup(text: str | None) -> tuple[str, float]:
@@ -61,34 +50,3 @@ def _exact(rows: DataRows) -> Int[np.ndarray, " n"]:
         if earlier != row:
             result[row] = earlier
     return result
-
-
-def near_duplicates_of(examples: Iterable[Example], n: int, threshold: float) -> Int[np.ndarray, " n"]:
-    """As `duplicates` of kind ``near``, of n examples in their order."""
-    try:
-        from rensa import RMinHash, RMinHashLSH
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            "near-duplicates are found by rensa, which is not installed. Run: pip install 'longgame[dedup]'"
-        ) from error
-    index = RMinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, num_bands=_BANDS)
-    hashes: dict[int, RMinHash] = {}
-    result = np.full(n, -1, dtype=np.int64)
-    for row, example in enumerate(examples):
-        sketch = RMinHash(num_perm=_PERMUTATIONS, seed=0)
-        sketch.update(shingles(example))
-        near = [other for other in index.query(sketch) if hashes[other].jaccard(sketch) >= threshold]
-        if near:
-            result[row] = min(near)
-        else:
-            index.insert(row, sketch)
-            hashes[row] = sketch
-    return result
-
-
-def shingles(example: Example) -> list[str]:
-    """Runs of three words of a row's turns, without case; a shorter text is one run."""
-    words = _WORD.findall(" ".join([*(text for _, text in example.turns), example.response]).lower())
-    if example.tokens is not None:
-        words = [str(token) for token in example.tokens[0].tolist()]
-    return [" ".join(words[start : start + _WORDS]) for start in range(max(1, len(words) - _WORDS + 1))]

@@ -256,7 +256,7 @@ def choose(
     if given is not None:
         asked, again = replayed_rows(given, rules, options, unit, asked, part, table is not None)
     policy = _policy(selector, options.seed, history)
-    signals = _signals(table, part, place[candidates], options, names, log)
+    signals = _signals(table, part, place[candidates], options, names, targets, log)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
@@ -401,6 +401,7 @@ def _signals(
     rows: Int[np.ndarray, " m"],
     options: SelectOptions,
     names: Sequence[str],
+    target: DataRows | None,
     log: Trajectories | None,
 ) -> Signals:
     """What the selector sees of its candidates."""
@@ -422,7 +423,13 @@ def _signals(
         signals = Signals(part.ids, columns)
     if not apart:
         return signals
-    source = SignalSource(_no_engine, log=log, seed=stream_seed(options.seed, "signals"))
+    source = SignalSource(
+        _no_engine,
+        candidates=lambda: [pool],
+        target=None if target is None else target.pool,
+        log=log,
+        seed=stream_seed(options.seed, "signals"),
+    )
     return Signals(part.ids, {**signals.columns, **source(pool, apart).columns}, signals.context)
 
 

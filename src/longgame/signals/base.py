@@ -35,6 +35,12 @@ class Provider(Protocol):
     def quality(self, pool: Pool) -> np.ndarray:
         """Quality of each example, in [0, 1]."""
 
+    def text_ratio(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+        """Log importance ratio of each text between target set and candidates, and its number of n-grams."""
+
+    def duplicates(self, pool: Pool, name: str) -> np.ndarray:
+        """``exact_group`` or ``near_group``, over all candidates."""
+
     def logged(self, pool: Pool, name: str) -> np.ndarray:
         """``loss_trajectory`` or ``accuracy_trajectory`` of a training log."""
 
@@ -176,6 +182,34 @@ _TABLE = (
     ),
     Signal("quality", "0–1", "quality column, or rules", ("text",), compute=lambda source, pool: source.quality(pool)),
     Signal(
+        "dsir_ratio",
+        "nats",
+        "log importance ratio of the text's n-grams between target set and candidates (DSIR)",
+        ("text", "target", "candidates"),
+        compute=lambda source, pool: source.text_ratio(pool)[0],
+    ),
+    Signal(
+        "ngram_count",
+        "n-grams",
+        "words and pairs of neighboring words that dsir_ratio sums over",
+        ("text", "target", "candidates"),
+        compute=lambda source, pool: source.text_ratio(pool)[1],
+    ),
+    Signal(
+        "exact_group",
+        "index",
+        "group of candidates with equal turns",
+        ("text", "candidates"),
+        compute=lambda source, pool: source.duplicates(pool, "exact_group"),
+    ),
+    Signal(
+        "near_group",
+        "index",
+        "group of near-duplicates: Jaccard index of word triples from 0.8 on, by MinHash",
+        ("text", "candidates"),
+        compute=lambda source, pool: source.duplicates(pool, "near_group"),
+    ),
+    Signal(
         "loss_trajectory",
         "nats/token",
         "mean NLL per response token at every epoch of a training log",
@@ -275,7 +309,7 @@ def cost_class(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Signals:
-    """Columns per candidate, row-aligned with ``ids``; float32 (``cluster``: int64).
+    """Columns per candidate, row-aligned with ``ids``; float32 (``cluster`` and groups: int64).
 
     ``signals["loss"]`` is ``Float[n]``, ``signals["grad_sketch"]`` is ``Float[n, d]``; ``context["future_proxy"]`` is
     ``Float[d]``. A missing column raises PluginError: a selector sees what it named in ``requires`` and nothing else.

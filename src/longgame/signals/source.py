@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from longgame.errors import DataError, ModelError, PluginError, RecipeError, unk
 from longgame.seeding import stream_seed
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
 from longgame.signals.quality import quality_scores
+from longgame.signals.texts import GROUPS, ImportanceRatios
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,6 +115,9 @@ class SignalSource:
         self._directed: dict[str, int] = {}
         """Step at which the directions of each alignment were measured."""
         self._first: tuple[int, str | None] = (0, None)
+        self._ratios: ImportanceRatios | None = None
+        self._groups: dict[str, dict[str, int]] = {}
+        """Per signal of duplicates, the group of each candidate."""
 
     @classmethod
     def of_model(cls, model: nn.Module, *, pad_token_id: int | None, seed: int = 0, **options: Any) -> SignalSource:
@@ -187,6 +192,7 @@ class SignalSource:
         """
         self.step, self._vectors, self._directed = 0, {}, {}
         self.proxy_passes = self.evaluation_passes = self.target_passes = 0
+        self._ratios, self._groups = None, {}
         self._first = (0, None) if first is None else (len(first), self._content())
 
     def end_stage(self) -> None:
@@ -263,13 +269,9 @@ class SignalSource:
         return np.stack([stored[sample_id] for sample_id in pool.ids])
 
     def fitted(self, pool: Pool, name: str) -> np.ndarray:
-        if self.candidates is None:
-            raise PluginError(
-                f"'{name}' is fitted over all candidates, but the candidates are a stream, which cannot be read as a "
-                "whole. Use a dataset with a length, or pass signals=."
-            )
+        pools = self._all_candidates(name)
         self._require_base(name)
-        self.frozen = self.freeze(self.candidates())
+        self.frozen = self.freeze(pools)
         return self.frozen.lookup(pool, [name])[name]
 
     def quality(self, pool: Pool) -> np.ndarray:
@@ -279,6 +281,30 @@ class SignalSource:
                 "or give the dataset a 'quality' column in [0, 1]."
             )
         return quality_scores(pool.examples)
+
+    def _all_candidates(self, name: str) -> Sequence[Pool]:
+        if self.candidates is None:
+            raise PluginError(
+                f"'{name}' is fitted over all candidates, but the candidates are a stream, which cannot be read as a "
+                "whole. Use a dataset with a length, or pass signals=."
+            )
+        return self.candidates()
+
+    def text_ratio(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+        if self._ratios is None:
+            target = self.target_items("dsir_ratio").examples
+            self._ratios = ImportanceRatios(target, self._all_candidates("dsir_ratio"))
+        return self._ratios.of(pool)
+
+    def duplicates(self, pool: Pool, name: str) -> np.ndarray:
+        if name not in self._groups:
+            pools = self._all_candidates(name)
+            ids = [sample_id for part in pools for sample_id in part.ids]
+            groups = GROUPS[name](ids, chain.from_iterable(part.examples for part in pools))
+            self._groups[name] = dict(zip(ids, groups.tolist(), strict=True))
+        number = self._groups[name]
+        # an example of another stage that is replayed is a group of its own
+        return np.asarray([number.get(name, -stream_seed(0, name) % 2**62 - 1) for name in pool.ids], dtype=np.int64)
 
     def logged(self, pool: Pool, name: str) -> np.ndarray:
         if self.log is None:
