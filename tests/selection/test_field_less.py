@@ -19,7 +19,7 @@ from longgame.signals.base import Signals
 from longgame.signals.projection import UpdateSketch
 from longgame.signals.source import SignalSource
 from longgame.training import auxiliary
-from longgame.training.auxiliary import ModelAuxiliary
+from longgame.training.auxiliary import ModelAuxiliary, drawn_rows
 from longgame.training.feed import deal
 from support.training import PAD, make_model, make_pool
 
@@ -45,6 +45,10 @@ def auxiliary_of(model, pool, target=None, spec=SPEC):
         candidates=lambda: pool,
         target=lambda _name: target_pool() if target is None else target,
     )
+
+
+def drawn(pool, share, seed):
+    return pool.take(drawn_rows(pool.ids, pool.tokens, share, seed, "x"))
 
 
 def trained_of(model):
@@ -144,7 +148,7 @@ def slow_influence(model, pool, target, spec, drawn):
 def golden():
     pool = make_pool(16)
     fast = auxiliary_of(make_model(), pool)(pool, "influence")
-    slow = slow_influence(make_model(), pool, target_pool(), SPEC, auxiliary._drawn(pool, 0.5, SEED, "x"))
+    slow = slow_influence(make_model(), pool, target_pool(), SPEC, drawn(pool, 0.5, SEED))
     return pool, fast, slow
 
 
@@ -204,9 +208,9 @@ def test_less_leaves_the_model_as_it_was():
     work = auxiliary_of(model, pool)
     work(pool, "influence")
     assert all(torch.equal(value, before[name]) for name, value in trained_of(model).items())
-    drawn = int(auxiliary._drawn(pool, 0.5, SEED, "x").tokens.sum())
+    learned = int(drawn(pool, 0.5, SEED).tokens.sum())
     passes = int(pool.tokens.sum()) + int(target_pool().tokens.sum())
-    assert work.tokens == 3 * (drawn + passes)
+    assert work.tokens == 3 * (learned + passes)
     assert work.flops > 0
 
 

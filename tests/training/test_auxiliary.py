@@ -15,11 +15,11 @@ from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import Signals
 from longgame.signals.cache import model_fingerprint
 from longgame.training import auxiliary
-from longgame.training.auxiliary import auxiliary_run, with_adapter
+from longgame.training.auxiliary import auxiliary_run, drawn_rows, with_adapter
 from longgame.training.feed import deal
 from support.training import PAD, make_model, make_pool
 
-SPEC = AuxiliarySpec(epochs=3, learning_rate=1e-2, batch=6)
+SPEC = AuxiliarySpec(share=1, epochs=3, learning_rate=1e-2, batch=6)
 
 
 def weights(model):
@@ -147,8 +147,9 @@ def test_auxiliary_run_killed_in_any_epoch_ends_equal(lora, tmp_path, monkeypatc
 def test_auxiliary_share_is_drawn_once_whatever_the_order():
     pool = make_pool(60)
     spec = dataclasses.replace(SPEC, share=0.3)
-    drawn = auxiliary._drawn(pool, 0.3, 3, "x")
-    shuffled = auxiliary._drawn(pool.take(np.random.default_rng(0).permutation(60)), 0.3, 3, "x")
+    drawn = pool.take(drawn_rows(pool.ids, pool.tokens, 0.3, 3, "x"))
+    shuffled = pool.take(np.random.default_rng(0).permutation(60))
+    shuffled = shuffled.take(drawn_rows(shuffled.ids, shuffled.tokens, 0.3, 3, "x"))
     assert set(drawn.ids) == set(shuffled.ids)
     assert 0.2 < drawn.tokens.sum() / pool.tokens.sum() < 0.31
     _, report = run(make_model(), pool, spec)

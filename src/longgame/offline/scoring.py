@@ -2,8 +2,9 @@
 
 A folder of scores holds ``config.yaml`` (what was scored and how), ``signals-*/`` (a `SignalStore` for each set of
 signals computed together), ``context.json`` (vectors of the target set), ``bad-rows.jsonl`` and ``scores.parquet``:
-sample_id, file, row, prompt_tokens, response_tokens and every signal of one number per row. Shards of a job
-(``shard=(i, n)``) are folders of that kind inside it.
+sample_id, file, row, prompt_tokens, response_tokens and every signal of one number per row. What depends on the target
+set or on a training beside the selection, too, stands in folders of its own (``SIGNAL-KEY``), so that one folder of
+scores serves many target sets. Shards of a job (``shard=(i, n)``) are folders of that kind inside it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +29,13 @@ from jaxtyping import Int
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, ResumeError, StorageError, unknown
+from longgame.offline.auxiliary import AuxiliaryJob, apart
 from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows, TooLong
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
+from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals
-from longgame.signals.store import DTYPES, SignalStore, stream_signals
+from longgame.signals.store import DTYPES, MANIFEST, SignalStore, stream_signals
 from longgame.storage import read_state, scratch, storage_errors, write_file, write_json, write_state
 
 if TYPE_CHECKING:
@@ -44,6 +48,8 @@ COUNTS = ("prompt_tokens", "response_tokens")
 MOST_TOKENS = 2048
 """Tokens of an example unless said otherwise, where the model's context holds them."""
 _STORE = "signals-"
+_APART = ("influence", "reference_loss")
+"""Columns that always stand apart."""
 _FITTED = {"cluster": ("embedding",), "difficulty": ("base_loss",)}
 """Signals that are fitted over all rows, and the columns that they are made of."""
 _AS_LIVE = {"embedding": "embedding", "base_loss": "loss"}
@@ -186,12 +192,18 @@ def _with_adapter(model: Any, folder: str) -> Any:
 class ScoreFolder:
     """The scores in a folder, of one job or of all its shards.
 
+    Args:
+        folder: of the scores.
+        apart: columns and `CONTEXT_STATE` → name of the folder, or of the state, that holds them for one target set and
+            training (see `apart_of`). A column that is not named is taken where the folder holds it once.
+
     Raises:
         ResumeError: the folder holds no finished scores, or lacks a shard.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, apart: Mapping[str, str] = MappingProxyType({})) -> None:
         self.folder = Path(folder)
+        self.apart = dict(apart)
         self.folders = _shard_folders(self.folder) or [self.folder]
         self.config = read_config(self.folders[0])
         self._stores = [_stores(folder) for folder in self.folders]
@@ -202,8 +214,8 @@ class ScoreFolder:
             )
         self.names = tuple(
             name
-            for name in dict.fromkeys(name for store in self._stores[0] for name in store.names)
-            if all(any(name in store.names for store in stores) for stores in self._stores)
+            for name in dict.fromkeys([*(name for store in self._stores[0] for name in store.names), *_APART])
+            if all(self._stores_of(place, name) for place in range(len(self.folders)))
         )
         """Columns that every shard has."""
 
@@ -215,13 +227,18 @@ class ScoreFolder:
         """Return a column, float32: [n], or [n, d]; memory-mapped where it can be. Its digest is checked.
 
         Raises:
-            PluginError: it is not there. ResumeError: it is damaged.
+            PluginError: it is not there. ResumeError: it is damaged. RecipeError: there are several.
         """
         if name not in self.names:
             raise PluginError(f"'{self.folder}' was asked for an " + unknown("signal", name, self.names))
         parts = []
-        for stores in self._stores:
-            store = next(store for store in stores if name in store.names)
+        for place in range(len(self.folders)):
+            store, *others = self._stores_of(place, name)
+            if others:
+                raise RecipeError(
+                    f"'{self.folder}' holds {name} for {1 + len(others)} target sets or trainings. Say which by "
+                    "--target and the selector's parameters."
+                )
             store.verify([name])
             parts.append(store.column(name))
         column = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -232,13 +249,28 @@ class ScoreFolder:
         prompt, response = (np.rint(self.column(name)).astype(np.int64) for name in COUNTS)
         return prompt, response
 
+    def has_context(self, name: str) -> bool:
+        """Whether the vector is there."""
+        return name in _context(self.folders[0], self.apart)
+
     def context(self, name: str) -> np.ndarray:
         """A vector that describes the target set.
 
         Raises:
             ResumeError: it is missing or damaged.
         """
-        return np.asarray(read_state(self.folders[0], CONTEXT_STATE)[name])
+        vectors = _context(self.folders[0], self.apart)
+        if name not in vectors:
+            raise ResumeError(f"'{self.folder}' lacks the vector {name}. Give --model, and it is computed into it.")
+        return np.asarray(vectors[name])
+
+    def _stores_of(self, place: int, name: str) -> list[SignalStore]:
+        """The stores that hold a column in one of the folders; more than one: of several target sets."""
+        folder = self.folders[place]
+        if name in self.apart or name in _APART:
+            names = [self.apart[name]] if name in self.apart else [path.name for path in folder.glob(f"{name}-*")]
+            return [SignalStore(folder / other) for other in names if (folder / other / MANIFEST).is_file()]
+        return [store for store in self._stores[place] if name in store.names][:1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -324,6 +356,37 @@ def computed_names(names: Sequence[str]) -> list[str]:
     return list(result)
 
 
+def apart_of(
+    names: Sequence[str],
+    config: Mapping[str, Any] | None,
+    target: DataRows | None,
+    spec: AuxiliarySpec,
+    reference: str | None = None,
+) -> dict[str, str]:
+    """Return which columns stand apart, and under what name: those of a training, and of a target set after the first.
+
+    Args:
+        names: signals and context vectors.
+        config: of the folder of scores; None: it is new.
+        target: the target set.
+        spec: of trainings beside the selection.
+        reference: name of a reference model; None: it is trained on the target set.
+    """
+    digest = None if target is None else target.digest
+    first = digest if config is None else config.get("target") or digest
+    result = {}
+    for name in names:
+        if name == "influence" and digest is not None:
+            result[name] = apart(name, digest, spec)
+        elif name == "reference_loss" and (reference or digest) is not None:
+            result[name] = apart(name, reference) if reference else apart(name, digest, spec)
+        elif name in ALIGNMENTS and digest not in (None, first):
+            result[name] = apart(name, digest)
+        elif name in CONTEXT and digest not in (None, first):
+            result[CONTEXT_STATE] = apart(CONTEXT_STATE, digest)
+    return result
+
+
 def needs_target(name: str) -> bool:
     """Whether this signal or context vector compares candidates with a target set."""
     signal = SIGNALS[name] if name in SIGNALS else CONTEXT[name]
@@ -342,6 +405,7 @@ def score_into(
     progress: Progress | None = None,
     command: str = "",
     scorer: LoadedScorer | None = None,
+    auxiliary: AuxiliarySpec | None = None,
 ) -> ScoreFolder:
     """Compute these signals of all rows into a folder; what stands there already is not computed again.
 
@@ -350,10 +414,12 @@ def score_into(
     Args:
         names: signals, and context vectors of the target set.
         folder: of the scores; made if it is missing.
-        target: rows that the selector compares with (`future_proxy`, alignments).
+        target: rows that the selector compares with. Another one than before is measured beside it; columns that do
+            not depend on it stay.
         on_bad_row: of rows that cannot be tokenized.
         command: stands in config.yaml.
         scorer: the model, where it is loaded already.
+        auxiliary: how the model is trained beside the selection (`Selector.auxiliary`).
 
     Raises:
         ResumeError: the folder holds scores of other data, another model or other settings.
@@ -367,25 +433,38 @@ def score_into(
     if target is None and compared:
         name = compared[0]
         raise RecipeError(f"'{name}' compares with a target set, and there is none. Give one (--target FILE).")
+    if "reference_loss" in columns and target is None:
+        raise RecipeError(
+            "'reference_loss' is that of a model trained on held-out data, and there is none. Give some (--target FILE)."
+        )
+    spec, config = auxiliary or AuxiliarySpec(), None
     if (path / CONFIG).is_file():
         check_folder(path, rows)
-        ready = ScoreFolder(path) if _finished(path, columns, context) else None
-        if ready is not None and scorer is None and _same_options(ready.config, options, target):
+        config = read_config(path)
+        ready = ScoreFolder(path, apart_of(names, config, target, spec)) if _stores(path) else None
+        done = ready is not None and {*columns} <= {*ready.names} and all(map(ready.has_context, context))
+        if ready is not None and done and scorer is None and config.get("model") == dataclasses.asdict(options):
             return ready
     scorer = scorer or LoadedScorer.load(options)
     fingerprint = scorer.fingerprint()
-    _begin(path, rows, scorer, fingerprint, target, seed, command)
-    missing = [name for name in columns if name not in _stored(path)]
+    _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command)
+    places = apart_of(names, read_config(path), target, spec)
+    missing = [name for name in columns if name not in _stored(path) and name not in places]
     targets = None if target is None else _target_pool(target, scorer)
     source = scorer.source(seed, None if targets is None else lambda: targets)
     source.begin_stage()
-    if context and not (path / f"{CONTEXT_STATE}.json").is_file():
-        write_state(path, CONTEXT_STATE, dict(source(targets, context).context))  # type: ignore[arg-type]
+    vectors = _context(path, places)
+    if lacking := [name for name in context if name not in vectors]:
+        measured = dict(source(targets, lacking).context)  # type: ignore[arg-type]
+        write_state(path, places.get(CONTEXT_STATE, CONTEXT_STATE), vectors | measured)
     first = not _stored(path)
+    tokenized = TokenizedRows(rows, scorer.tokenizer, scorer.max_length, options.too_long, on_bad_row)
+    engine, on_shard = (
+        _Engine(source, scorer, rows),
+        None if progress is None else lambda done: progress(done, len(rows)),
+    )
     if missing or first:
-        tokenized = TokenizedRows(rows, scorer.tokenizer, scorer.max_length, options.too_long, on_bad_row)
         names_here = [*(COUNTS if first else ()), *missing]
-        engine = _Engine(source, scorer, rows)
         stream_signals(
             engine,
             tokenized.shards(),
@@ -393,10 +472,20 @@ def score_into(
             path / f"{_STORE}{_short(' '.join(names_here))[:8]}",
             fingerprint=fingerprint,
             dtype={name: "float32" if name in COUNTS else options.store_dtype for name in names_here},
-            on_shard=None if progress is None else lambda done: progress(done, len(rows)),
+            on_shard=on_shard,
         )
         _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
-    scores = ScoreFolder(path)
+    job: AuxiliaryJob | None = None
+    for name in (name for name in places if name in columns and not (path / places[name]).is_dir()):
+        if name in ALIGNMENTS:
+            stream_signals(
+                engine, tokenized.shards(), [name], path / places[name], fingerprint=fingerprint, on_shard=on_shard
+            )
+            continue
+        job = job or _auxiliary_job(path, rows, scorer, fingerprint, tokenized, seed, on_shard)
+        if targets is not None:
+            (job.influence if name == "influence" else job.reference_loss)(places[name], spec, targets)
+    scores = ScoreFolder(path, places)
     _write_table(path, scores, rows)
     return scores
 
@@ -435,9 +524,43 @@ class _Engine:
         return self._source.quality(dataclasses.replace(pool, examples=bare))
 
 
-def _finished(path: Path, columns: Sequence[str], context: Sequence[str]) -> bool:
-    stored = _stored(path)
-    return bool(stored) and {*columns} <= stored and (not context or (path / f"{CONTEXT_STATE}.json").is_file())
+def _auxiliary_job(
+    path: Path,
+    rows: DataRows,
+    scorer: LoadedScorer,
+    fingerprint: str,
+    tokenized: TokenizedRows,
+    seed: int,
+    on_shard: Callable[[int], None] | None,
+) -> AuxiliaryJob:
+    """The job of trainings beside the selection, on all rows that could be tokenized."""
+    scores = ScoreFolder(path)
+    index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
+    usable = np.asarray([index[sample_id] for sample_id in scores.ids], dtype=np.int64)
+
+    def taken(places: Int[np.ndarray, " k"]) -> Pool:
+        return _target_pool(rows.take(np.sort(usable[places])), scorer)
+
+    return AuxiliaryJob(
+        folder=path,
+        model=scorer.model,
+        pad_token_id=int(scorer.tokenizer.pad_token_id),
+        batch_tokens=scorer.options.batch_tokens,
+        seed=seed,
+        content=fingerprint,
+        ids=scores.ids,
+        tokens=np.add(*scores.counts()),
+        shards=tokenized.shards,
+        taken=taken,
+        dtype=scorer.options.store_dtype,
+        progress=on_shard,
+    )
+
+
+def _context(path: Path, places: Mapping[str, str]) -> dict[str, Any]:
+    """Vectors of the target set that are stored; empty where there are none."""
+    name = places.get(CONTEXT_STATE, CONTEXT_STATE)
+    return dict(read_state(path, name)) if (path / f"{name}.json").is_file() else {}
 
 
 def _stored(path: Path) -> set[str]:
@@ -470,27 +593,21 @@ def check_model(scores: ScoreFolder, options: ModelOptions) -> None:
         )
 
 
-def _same_options(config: Mapping[str, Any], options: ModelOptions, target: DataRows | None) -> bool:
-    """Whether scores were made as these options say, so that the model need not be loaded to compare its content."""
-    digest = None if target is None else target.digest
-    return bool(config.get("model") == dataclasses.asdict(options) and config.get("target") == digest)
-
-
 def _begin(
     path: Path, rows: DataRows, scorer: LoadedScorer, fingerprint: str, target: DataRows | None, seed: int, command: str
 ) -> None:
     """Write config.yaml, or compare with it."""
     if (path / CONFIG).is_file():
         config = read_config(path)
-        now = {"fingerprint": fingerprint, "target": None if target is None else target.digest, "seed": seed}
-        names = {"fingerprint": "model, tokenizer or settings", "target": "target set", "seed": "seed"}
+        now = {"fingerprint": fingerprint, "seed": seed}
+        names = {"fingerprint": "model, tokenizer or settings", "seed": "seed"}
         changed = [names[key] for key, value in now.items() if config.get(key) not in (value, None)]
         if changed:
             raise ResumeError(
                 f"'{path}' holds scores of another {' and '.join(changed)}. Use what it was made with (see {CONFIG}), "
                 "or another folder."
             )
-        if config.get("target") == now["target"]:
+        if target is None or config.get("target") is not None:
             return
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")

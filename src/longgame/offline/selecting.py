@@ -30,6 +30,7 @@ from longgame.offline.scoring import (
     ModelOptions,
     Progress,
     ScoreFolder,
+    apart_of,
     check_model,
     computed_names,
     score_into,
@@ -41,7 +42,8 @@ from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import SIGNALS, Signals
+from longgame.signals.auxiliary import AuxiliarySpec
+from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.quality import quality_scores
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_file, write_state
@@ -232,7 +234,8 @@ def choose(
     table: ScoreFolder | None = None
     if model is not None or scores is not None:
         stored = [name for name in names if not _is_apart(name)]
-        table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command)
+        spec = selector.auxiliary or AuxiliarySpec()
+        table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command, spec)
     elif not without_model:
         needs = ", ".join(name for name in names if not _of_no_model(name))
         raise RecipeError(f"selector '{options.label}' needs {needs}, which a model computes. Give --model.")
@@ -328,14 +331,17 @@ def _scores(
     options: SelectOptions,
     progress: Progress | None,
     command: str,
+    auxiliary: AuxiliarySpec,
 ) -> ScoreFolder:
     """The folder's scores where they hold all that is needed; else they are computed."""
     columns = computed_names(names)
     if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
         table = ScoreFolder(scores)
+        table = ScoreFolder(scores, apart_of(names, table.config, target, auxiliary))
         if model is not None:
             check_model(table, model)
         missing = [name for name in columns if name not in table.names]
+        missing += [name for name in names if name in CONTEXT and not table.has_context(name)]
         if not missing:
             return table
         if model is None:
@@ -358,6 +364,7 @@ def _scores(
         seed=options.seed,
         progress=progress,
         command=command,
+        auxiliary=auxiliary,
     )
 
 

@@ -20,8 +20,8 @@ class AuxiliarySpec:
         RecipeError: a value is out of range.
     """
 
-    share: float = 1.0
-    """Share of the examples' tokens that is learned, drawn once; in (0, 1]."""
+    share: float = 0.05
+    """Share of the candidates' tokens that a warm-up learns, drawn once; in (0, 1]. Other trainings learn all."""
     epochs: int = 4
     learning_rate: float | None = None
     """Peak; None: that of the audit's stages, and 2e-4 offline."""

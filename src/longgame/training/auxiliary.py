@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
@@ -124,7 +124,8 @@ def auxiliary_run(
             state = None if store is None else store.read(number)
             if state is None:
                 if part is None:
-                    part = _drawn(pool if isinstance(pool, Pool) else pool(), spec.share, seed, where)
+                    part = pool if isinstance(pool, Pool) else pool()
+                    part = part.take(drawn_rows(part.ids, part.tokens, spec.share, seed, where))
                 state = _learn(adaptation, part, spec, course, number, pad_token_id, seed, where)
                 if store is not None:
                     store.write(state)
@@ -309,19 +310,24 @@ class _State:
         return {name: getattr(self, name) for name in names}
 
 
-def _drawn(pool: Pool, share: float, seed: int, where: str) -> Pool:
-    """A random part of the pool with this share of its tokens, in the pool's order."""
+def drawn_rows(
+    ids: Sequence[str], tokens: Int[np.ndarray, " n"], share: float, seed: int, where: str
+) -> Int[np.ndarray, " k"]:
+    """Return the rising rows of a random part with this share of the tokens, the same whatever the order of the rows.
+
+    Raises:
+        BudgetError: it holds no example.
+    """
     if share == 1:
-        return pool
-    tokens = round(share * int(pool.tokens.sum()))
-    if tokens < int(pool.tokens.min()):
+        return np.arange(len(ids))
+    budget = round(share * int(tokens.sum()))
+    if budget < int(tokens.min()):
         raise BudgetError(
-            f"a share of {share:g} of {len(pool)} examples is {tokens} tokens, and the shortest has "
-            f"{int(pool.tokens.min())}, so {where} has nothing to learn. Raise the share."
+            f"a share of {share:g} of {len(ids)} examples is {budget} tokens, and the shortest has "
+            f"{int(tokens.min())}, so {where} has nothing to learn. Raise the share."
         )
-    order = np.asarray(sorted(range(len(pool)), key=pool.ids.__getitem__))
-    drawn = fill_budget(order[generator(seed, "auxiliary", "share").permutation(len(pool))], pool.tokens, tokens)
-    return pool.take(np.sort(drawn))
+    order = np.asarray(sorted(range(len(ids)), key=ids.__getitem__))
+    return np.sort(fill_budget(order[generator(seed, "auxiliary", "share").permutation(len(ids))], tokens, budget))
 
 
 def _learn(
