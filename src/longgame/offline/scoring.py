@@ -435,7 +435,7 @@ def score_into(
         raise RecipeError(f"'{name}' compares with a target set, and there is none. Give one (--target FILE).")
     if "reference_loss" in columns and target is None:
         raise RecipeError(
-            "'reference_loss' is that of a model trained on held-out data, and there is none. Give some (--target FILE)."
+            "'reference_loss' is that of a model of held-out data, and there is none. Give it (--target FILE)."
         )
     spec, config = auxiliary or AuxiliarySpec(), None
     if (path / CONFIG).is_file():
