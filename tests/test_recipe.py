@@ -87,7 +87,7 @@ def test_an_unknown_recipe_names_those_of_the_package(name, tmp_path, monkeypatc
     with pytest.raises(RecipeError, match=f"recipe '{name}' does not exist") as caught:
         load_recipe(name)
     assert ("Did you mean 'quickstart'?" in str(caught.value)) is (name == "quikstart")
-    assert ("domain, interleaved" in str(caught.value)) is ("/" not in name)
+    assert ("domain, field, interleaved" in str(caught.value)) is ("/" not in name)
 
 
 def test_the_wheel_holds_the_folder_of_recipes():

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from longgame.cli import app
-from longgame.commands.selectors import _meaning, needs_of
+from longgame.commands.selectors import _meaning
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.base import SELECTORS, build_selector, notes_of
+from longgame.selection.families import needs_of
 from longgame.signals.base import SIGNALS, cost_class
 from longgame.testing import CONTRACT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,10 +32,12 @@ from longgame.data.sequences import measure_contamination
 from longgame.recipe import Recipe
 from longgame.seeding import generator
 from longgame.selection.base import Selector, build_selector
+from longgame.selection.families import spec_information
 from longgame.selection.history import History
 from longgame.selection.interventions import Replay, selector_of
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.base import ALIGNMENTS, SIGNALS, work_of
+from longgame.signals.auxiliary import AuxiliarySpec
+from longgame.signals.base import ALIGNMENTS, SIGNALS, needs_auxiliary, work_of
 from longgame.training.config import SelectionConfig
 
 
@@ -182,11 +184,37 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         scored += refreshes * looks * int(sequence.evaluation_pool.tokens.sum()) if looks else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items
         measured = replay_tokens(selector, pools)
-        scored, seconds = scored + measured, seconds + measured / rates.forward
+        forward, backward = auxiliary_tokens(selector, pools, targets)
+        apart = round((sum(stage_tokens) + own) * offered) * passes_apart(needs)
+        scored += measured + forward + backward + apart
+        seconds += (measured + forward + apart) / rates.forward + backward / rates.backward
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward
         costs.append(TrialCost(spec.key, scored, round(trained), items, seconds))
     shared = sum(stage_tokens) / rates.forward + (per_row + shifted) / rates.items
     return Estimate(tuple(costs), shared, rates)
+
+
+def passes_apart(names: Iterable[str]) -> int:
+    """Forward passes over other texts than the candidates as they are (IFD's responses alone)."""
+    return sum(name in SIGNALS and SIGNALS[name].live and SIGNALS[name].reads is not None for name in names)
+
+
+def auxiliary_tokens(selector: Selector, pools: Sequence[Pool], targets: Sequence[Pool]) -> tuple[int, int]:
+    """Tokens that pass forward, and forward and backward, in the trainings beside a stage's own, over all stages."""
+    needs = needs_auxiliary(selector.requires)
+    if not needs:
+        return 0, 0
+    spec = selector.auxiliary or AuxiliarySpec()
+    candidates = sum(int(pool.tokens.sum()) for pool in pools)
+    items = sum(int(pool.tokens.sum()) for pool in targets)
+    forward = backward = 0
+    if "warmup" in needs:
+        backward += round(spec.epochs * (spec.share * candidates + candidates + items))
+    if "reference" in needs:
+        forward, backward = forward + candidates, backward + spec.epochs * items
+    if "log" in needs:
+        forward, backward = forward + spec.epochs * candidates, backward + spec.epochs * candidates
+    return forward, backward
 
 
 def replay_tokens(selector: Selector, pools: Sequence[Pool]) -> int:
@@ -245,6 +273,7 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
         counts = (f"{count:,}" for count in (cost.scored_tokens, cost.trained_tokens, cost.scored_items))
         table.add_row(Text(cost.selector), str(seeds), *counts, f"{cost.seconds:,.1f} s")
     console.print(table)
+    console.print(_given_lines(recipe), highlight=False, markup=False, end="")
     if len(conditions) > 1:
         console.print(_condition_table(conditions, estimates, seeds))
     bases = {condition.base: estimates[condition.name] for condition in reversed(conditions)}
@@ -261,6 +290,15 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
         + f"Results would go to {folder}. Nothing was written.",
         highlight=False,
     )
+
+
+def _given_lines(recipe: Recipe) -> str:
+    """A line for each thing that an audit gives some selectors besides candidates, history and the model."""
+    selectors: dict[str, list[str]] = {}
+    for spec in recipe.selectors:
+        for words in spec_information(spec):
+            selectors.setdefault(words, []).append(spec.key)
+    return "".join(f"Also given {words}: {', '.join(names)}.\n" for words, names in selectors.items())
 
 
 def _condition_table(conditions: Sequence[Condition], estimates: Mapping[str, Estimate], seeds: int) -> Table:

@@ -19,22 +19,10 @@ from longgame.offline.options import parse_selector
 from longgame.recipe import SelectorSpec
 from longgame.registry import plugin_at_work
 from longgame.selection.base import SELECTORS, MethodNotes, Selector, build_selector, notes_of
+from longgame.selection.families import family_of, needs_of
 from longgame.signals.base import CONTEXT, COST_CLASSES, SIGNALS, cost_class
 from longgame.testing import CONTRACT
 
-_NEEDS = {
-    "model": "model",
-    "base": "base model",
-    "optimizer": "optimizer state",
-    "proxy": "proxy items",
-    "evaluation": "evaluation items",
-    "candidates": "all candidates",
-    "target": "target set",
-    "log": "training log",
-    "warmup": "warm-up training",
-    "reference": "reference model",
-}
-"""What a signal needs, in words; its text and the model's head go without saying."""
 _CLAUSE_SECONDS = 120.0
 
 
@@ -53,19 +41,21 @@ def selectors(
 
 def _list() -> None:
     table = Table()
-    for heading in ("name", "method", "needs", "cost", "paper"):
+    for heading in ("name", "family", "method", "needs", "cost", "paper"):
         table.add_column(heading, overflow="fold")
     unusable = []
     for name in SELECTORS.names():
         try:
             selector = build_selector(name)
         except LonggameError as error:  # of an installed plug-in; the others are still listed
-            table.add_row(name, "cannot be used, see below", "?", "?", "")
+            table.add_row(name, "?", "cannot be used, see below", "?", "?", "")
             unusable.append(f"{name} cannot be used: {str(error).partition(chr(10))[0]}")
             continue
         notes = notes_of(type(selector))
         needs, cost = ", ".join(needs_of(selector)), cost_class(selector.requires)
-        table.add_row(name, escape(notes.summary), needs or "nothing", cost, escape(notes.paper.rstrip(".")))
+        table.add_row(
+            name, family_of(selector), escape(notes.summary), needs or "nothing", cost, escape(notes.paper.rstrip("."))
+        )
     console = Terminal()
     console.print(table)
     for line in unusable:
@@ -74,14 +64,6 @@ def _list() -> None:
     console.print("Explain one: longgame selectors NAME", highlight=False)
     console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
     console.print("Scores of another system: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
-
-
-def needs_of(selector: Selector) -> list[str]:
-    """What must be there for the selector's signals, in words; empty: the texts alone."""
-    table = {**SIGNALS, **CONTEXT}
-    needs = dict.fromkeys(need for name in selector.requires for need in table[name].needs)
-    words = [_NEEDS[need] for need in needs if need in _NEEDS]
-    return [*words, *(["quality column or rules"] if "quality" in selector.requires else [])]
 
 
 def _explain(name: str) -> None:
@@ -116,6 +98,7 @@ def _facts(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tuple[
         yield "Formula", notes.formula
     cost = cost_class(selector.requires)
     yield "Cost", notes.cost or f"{cost}, {COST_CLASSES[cost]}."
+    yield "Family", family_of(selector)
     yield "Needs", (", ".join(needs_of(selector)) or "nothing") + "."
     if feasibility := feasibility_of(SelectorSpec(name=name)):
         simplicity, flexibility = feasibility.simplicity_penalty, feasibility.flexibility_penalty

@@ -52,6 +52,8 @@ class Selector:
     auxiliary: AuxiliarySpec | None = None
     """How the model is trained beside the trial, for signals that need a warm-up, a reference or a training log; None:
     by the defaults."""
+    family: str = ""
+    """Kind of method (`longgame.selection.families.FAMILIES`); empty: told from its signals."""
     score_source: str = ""
     """Where scores come from that another system made ("score file 'x.csv'"); their cost is unknown."""
 

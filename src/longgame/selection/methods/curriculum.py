@@ -39,6 +39,7 @@ class CurriculumSelector(Selector):
     """
 
     name = "curriculum"
+    family = "curriculum"
 
     def __init__(
         self,

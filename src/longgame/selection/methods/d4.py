@@ -27,6 +27,7 @@ class D4Selector(SemDeDupSelector):
     """
 
     name = "d4"
+    family = "diversity"
 
     def _rank(
         self, units: Float[np.ndarray, "n d"], kept: Bool[np.ndarray, " n"], rng: np.random.Generator

@@ -34,6 +34,7 @@ class GradientSelector(Selector):
     """
 
     name = "gradient"
+    family = "gradient"
 
     def __init__(
         self,

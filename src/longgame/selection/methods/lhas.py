@@ -117,6 +117,7 @@ class LHASSelector(Selector):
     """
 
     name = "lhas"
+    family = "long-horizon"
     requires: tuple[str, ...] = (
         "logit_nuclear_norm",
         "logit_sketch",

@@ -36,6 +36,7 @@ class OCSSelector(Selector):
     """
 
     name = "ocs"
+    family = "gradient"
     requires = ("grad_sketch",)
 
     def __init__(self, memory_weight: float = 1.0) -> None:

@@ -20,6 +20,7 @@ class OracleSelector(Selector):
     """
 
     name = "oracle"
+    family = "reference"
     requires = ("evaluation_alignment",)
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002

@@ -24,6 +24,7 @@ class RandomSelector(Selector):
     """
 
     name = "random"
+    family = "baseline"
 
     def select(
         self,

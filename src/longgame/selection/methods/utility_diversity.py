@@ -42,6 +42,7 @@ class UtilityDiversitySelector(Selector):
     """
 
     name = "utility-diversity"
+    family = "mixed"
     requires: tuple[str, ...] = ("logit_nuclear_norm", "logit_sketch")
 
     def __init__(
