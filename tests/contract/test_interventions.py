@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from longgame.errors import RecipeError
 from longgame.recipe import SelectorSpec
 from longgame.selection.base import SELECTORS, Selector, build_selector
 from longgame.selection.budget import fill_by_score
@@ -19,6 +20,8 @@ INTERVENTIONS = {
     "penalty": {"proxy_penalty": 0.7},
     "all": {"replay": {"share": 0.2}, "min_cluster_share": 0.15, "proxy_penalty": 0.7, "proxy_as_data": True},
 }
+WEIGHTED = ("importance", "craig", "gradmatch", "tagcos")
+"""Selectors that weight their picks, which the proxy penalty refuses."""
 SEEDS = (0, *range(1000, 1006))
 """Pools that the contract draws."""
 
@@ -32,11 +35,24 @@ def scores(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("around", INTERVENTIONS)
-@pytest.mark.parametrize("name", SELECTORS.names())
+@pytest.mark.parametrize(
+    ("name", "around"),
+    [
+        (name, around)
+        for name in SELECTORS.names()
+        for around, fields in INTERVENTIONS.items()
+        if name not in WEIGHTED or "proxy_penalty" not in fields
+    ],
+)
 def test_an_intervention_keeps_the_contract(name, around):
     spec = SelectorSpec(name=name, **INTERVENTIONS[around])
     check_selector_contract(lambda: selector_of(spec))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_penalty_around_weights_is_refused(name):
+    with pytest.raises(RecipeError, match="gives weights to its own picks"):
+        check_selector_contract(lambda: selector_of(SelectorSpec(name=name, proxy_penalty=0.7)))
 
 
 @pytest.mark.parametrize("around", INTERVENTIONS)

@@ -219,6 +219,24 @@ def test_picks_on_disk_have_their_weights(tmp_path, tokenizer):
     assert "weight" not in longgame.read_picks(tmp_path)
 
 
+@pytest.mark.parametrize("selector", ["importance", "craig", "gradmatch", "tagcos"])
+def test_weights_of_the_field_reach_the_loss(tmp_path, tokenizer, selector):
+    model, pool = perturbed(), make_pool(40)
+    trainer = make_trainer(
+        tmp_path,
+        tokenizer,
+        pool=pool,
+        model=model,
+        selector=selector,
+        args={**ONE_STEP, "per_device_train_batch_size": 4},
+    )
+    decisions = trainer.selection_policy.rounds
+    check_step(trainer, model, pool, lambda sample_id: dict(
+        zip(decisions[0].picked_ids, decisions[0].selection.weights, strict=True)
+    )[sample_id])  # fmt: skip
+    assert len({*np.round(decisions[0].selection.weights, 6)}) > 1
+
+
 class OwnLoss(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

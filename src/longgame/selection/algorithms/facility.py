@@ -39,8 +39,11 @@ def facility_location(
     epsilon: float = 0.1,
     worth: Float[np.ndarray, " n"] | None = None,
     coverage_weight: float = 1.0,
+    similarity: Literal["cosine", "distance"] = "cosine",
 ) -> Facilities:
-    """Maximize f(S) = mean over references i of max over j in S of max(0, cosine(i, j)) under a token budget.
+    """Maximize f(S) = mean over references i of max over j in S of s(i, j) ≥ 0 under a token budget.
+
+    s is max(0, cosine), or c − the distance of i and j, with c at least the largest distance.
 
     f is monotone and submodular. References are all rows, or a sample without replacement: f is then an unbiased
     estimate of the mean over all, and memory stays bounded (similarities are computed in blocks).
@@ -66,10 +69,11 @@ def facility_location(
         worth: of each row by itself, ≥ 0 (QDIT, Bukharin & Zhao 2023). Each pick then has the largest worth +
             ``coverage_weight`` · gain, not per token, with gains divided by the largest gain of a first pick (≤ 1).
         coverage_weight: ≥ 0; used with ``worth``.
+        similarity: s.
     """
     n = len(embeddings)
     sample = np.arange(n) if n <= references else np.sort(rng.choice(n, references, replace=False))
-    search = _Search(embeddings, tokens, sample, worth, coverage_weight)
+    search = _Search(embeddings, tokens, sample, worth, coverage_weight, similarity == "distance")
     draw = None
     if greedy == "stochastic":
         k = max(1.0, budget / float(tokens.mean()))
@@ -92,10 +96,20 @@ class _Search:
         sample: Int[np.ndarray, " m"],
         worth: Float[np.ndarray, " n"] | None,
         coverage_weight: float,
+        by_distance: bool = False,
     ) -> None:
         n, m = len(embeddings), len(sample)
         self.embeddings, self.tokens = embeddings, tokens
-        self.references = _unit(embeddings[sample])
+        self._center = embeddings.mean(axis=0, dtype=np.float64) if by_distance else None
+        self.references = self._rows(sample)
+        """Of unit length, or relative to the mean of all rows."""
+        squares = np.einsum("nd,nd->n", self.references, self.references)
+        self._squares = squares if by_distance else None
+        self._reach = 0.0
+        if by_distance:
+            step = max(1, _CELLS // embeddings.shape[1])
+            parts = (self._rows(np.arange(start, min(n, start + step))) for start in range(0, n, step))
+            self._reach = 2.0 * max(float(np.sqrt(np.einsum("nd,nd->n", part, part)).max()) for part in parts)
         self.step = max(1, _CELLS // max(m, embeddings.shape[1]))
         self._stored = np.empty((min(n, max(self.step, _STORED // m)), m), dtype=np.float32)
         self._slot = np.full(n, -1)
@@ -106,11 +120,28 @@ class _Search:
         self._worth = worth
         self._scale = coverage_weight / max(float(self.first.max()), np.finfo(np.float64).tiny)
 
+    def _rows(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
+        if self._center is None:
+            return _unit(self.embeddings[rows])
+        return self.embeddings[rows].astype(np.float64) - self._center
+
+    def _product(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m"]:
+        """Cosines with the references, or the largest distance minus the distance from them."""
+        vectors = self._rows(rows)
+        product = vectors @ self.references.T
+        if self._squares is None:
+            return product
+        product *= -2.0
+        product += self._squares
+        product += np.einsum("nd,nd->n", vectors, vectors)[:, None]
+        np.sqrt(np.maximum(product, 0.0, out=product), out=product)
+        return np.subtract(self._reach, product, out=product)
+
     def _similar(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m"]:
         """Similarities of at most ``step`` rows to the references; the latest are stored in a ring."""
         missing = rows[self._slot[rows] < 0]
         if len(missing):
-            product = _unit(self.embeddings[missing]) @ self.references.T
+            product = self._product(missing)
             if self._turn + len(missing) > len(self._stored):
                 self._turn = 0
             slots = np.arange(self._turn, self._turn + len(missing))
@@ -190,6 +221,19 @@ class _Search:
         rows = rows[(fresh[rows] < count) & (bound[rows] >= 0)]
         gain[rows] = bound[rows] = self._value(rows, self._gains(rows, reached))
         fresh[rows] = count
+
+
+def nearest_picks(vectors: Float[np.ndarray, "n d"], picks: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
+    """Place in ``picks`` of the pick that each row is nearest to (L2); a pick is its own, ties go to the first."""
+    points = vectors[picks].astype(np.float64)
+    squares = np.einsum("kd,kd->k", points, points)
+    nearest = np.empty(len(vectors), dtype=np.int64)
+    step = max(1, _CELLS // max(len(picks), vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        block = vectors[start : start + step].astype(np.float64)
+        nearest[start : start + step] = (squares - 2.0 * (block @ points.T)).argmin(axis=1)
+    nearest[picks] = np.arange(len(picks))
+    return nearest
 
 
 def _largest(values: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " b"]:
