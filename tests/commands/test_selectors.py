@@ -32,7 +32,9 @@ def test_the_list_has_paper_needs_and_cost_of_each() -> None:
     assert done.exit_code == 0
     lines = {line.split("│")[1].strip(): line for line in done.output.splitlines() if line.startswith("│")}
     assert set(SELECTORS.names()) <= set(lines)
-    assert [cell.strip() for cell in lines["ifd"].split("│")[3:6]] == [
+    cells = [cell.strip() for cell in lines["ifd"].split("│")]
+    assert [cells[2], *cells[4:7]] == [
+        "loss",
         "model",
         "2F",
         "Li et al. 2024, arXiv 2308.12032",
