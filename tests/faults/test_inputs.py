@@ -20,7 +20,7 @@ from longgame.data.sources import load_examples
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError
 from longgame.models.adaptation import LoraAdaptation
 from longgame.recipe import LoraSpec, ModelSpec, load_recipe, parse_recipe
-from longgame.signals.quality import quality_scores
+from longgame.signals.quality.rules import quality_scores
 from longgame.training.candidates import pool_of, tokens_and_labels
 from support.signals import llama
 

@@ -16,7 +16,7 @@ import longgame
 from longgame.data.examples import Example
 from longgame.data.sequences import EvaluationPrompts, without_values
 from longgame.evaluation.answers import matches
-from longgame.signals.quality import quality_report
+from longgame.signals.quality.rules import quality_report
 
 LENGTH, LIMIT = 20_000, 1.0
 """Characters of a text, and the seconds that it may take; a quadratic pattern takes more than two."""

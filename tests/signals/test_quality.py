@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longgame.data.examples import Example
 from longgame.errors import DataError
-from longgame.signals.quality import RULES, quality_report, quality_scores
+from longgame.signals.quality.rules import RULES, quality_report, quality_scores
 
 PROSE = (
     "Lions and tigers are both large cats, but they live in different places. A lion lives in a group that is called a "

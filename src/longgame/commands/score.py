@@ -6,11 +6,12 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,6 +27,19 @@ Data = Annotated[
 Turns = Annotated[str, typer.Option(help="Assistant turns that are learned: all, or last.", rich_help_panel="Data")]
 QualityRange = Annotated[
     str, typer.Option(help="Lowest and highest value of the column quality, e.g. 1,5.", rich_help_panel="Data")
+]
+Quality = Annotated[
+    str | None,
+    typer.Option(
+        help="Source of quality: rules, column:NAME, reward:MODEL, judge:FILE.yaml, file.py:Class (docs/quality.md).",
+        rich_help_panel="Data",
+    ),
+]
+Complexity = Annotated[
+    str | None, typer.Option(help="Source of complexity, written as that of quality.", rich_help_panel="Data")
+]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Print what judges will cost, and stop.", rich_help_panel="Data")
 ]
 Where = Annotated[
     str | None, typer.Option(help="""Condition on the columns, e.g. 'skill == "math"'.""", rich_help_panel="Data")
@@ -71,6 +85,9 @@ def score_command(
     seed: Annotated[int, typer.Option(help="Of sketches.")] = 0,
     turns: Turns = "all",
     quality_range: QualityRange = "0,1",
+    quality: Quality = None,
+    complexity: Complexity = None,
+    estimate: Estimate = False,
     where: Where = None,
     on_bad_row: OnBadRow = "error",
     adapter: Adapter = None,
@@ -94,6 +111,7 @@ def score_command(
         from longgame.offline.rows import DataRows
         from longgame.offline.scoring import BAD_ROWS, TABLE, score_into, shard_name, shard_rows
         from longgame.offline.selecting import target_rows
+        from longgame.signals.quality.base import QualitySources
 
         started = time.perf_counter()
         options = model_settings(
@@ -106,18 +124,22 @@ def score_command(
         if not names:
             raise RecipeError("--signals names none. Give names with commas, e.g. loss,grad_norm.")
         number, total = parse_shard(shard)
-        rules = RowRules(turns, parse_range(quality_range))  # type: ignore[arg-type]
+        grading = QualitySources.of(quality, complexity)
+        rules = RowRules(turns, parse_range(quality_range), grading.columns)  # type: ignore[arg-type]
         rows = DataRows(open_source(one_or_all(data)), rules, on_bad_row, where)  # type: ignore[arg-type]
         targets = None if target is None else target_rows(target, rows, allow_overlap)
         folder = out
         if total > 1:
             rows, folder = shard_rows(rows, number, total), out / shard_name(number, total)
+        console = Terminal()
+        print_estimate(console, grading.estimate(rows, names))
+        if estimate:
+            return
         with errors_name_options(), row_progress("scoring") as progress:
             scores = score_into(
                 rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed,  # type: ignore[arg-type]
-                progress=progress, command=command_line(),
+                progress=progress, command=command_line(), grading=grading,
             )  # fmt: skip
-        console = Terminal()
         prompt, response = scores.counts()
         tokens, seconds = int((prompt + response).sum()), time.perf_counter() - started
         skipped = len(rows) + len(rows.bad) - len(scores.ids)
@@ -130,8 +152,12 @@ def score_command(
             column = scores.column(name)
             if column.ndim == 1 and name not in ("prompt_tokens", "response_tokens"):
                 console.print(
-                    f"  {name}: mean {column.mean():.4g}, {column.min():.4g} to {column.max():.4g}", highlight=False
+                    f"  {name}: mean {np.nanmean(column):.4g}, {np.nanmin(column):.4g} to {np.nanmax(column):.4g}"
+                    + (f"; {int(np.isnan(column).sum()):,} missing" if np.isnan(column).any() else ""),
+                    highlight=False,
                 )
+        for note in grading.notes():
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         listed = f", {folder / BAD_ROWS}" if (folder / BAD_ROWS).is_file() else ""
         console.print(f"Written: {folder / TABLE}{listed}", highlight=False, markup=False)
         if total == 1:
@@ -141,6 +167,12 @@ def score_command(
                 highlight=False,
                 markup=False,
             )
+
+
+def print_estimate(console: Terminal, lines: Sequence[str]) -> None:
+    """Print what judges will cost."""
+    for line in lines:
+        console.print(f"estimate of {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def model_settings(

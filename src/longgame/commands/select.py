@@ -13,13 +13,16 @@ from longgame.commands.score import (
     AllowOverlap,
     BatchTokens,
     ChatTemplate,
+    Complexity,
     Data,
     Device,
     Dtype,
+    Estimate,
     MaxLength,
     ModelOption,
     OnBadRow,
     PadToken,
+    Quality,
     QualityRange,
     StoreDtype,
     Target,
@@ -31,6 +34,7 @@ from longgame.commands.score import (
     model_settings,
     one_or_all,
     parse_range,
+    print_estimate,
     row_progress,
 )
 from longgame.commands.terminal import Terminal
@@ -77,6 +81,9 @@ def select_command(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     turns: Turns = "all",
     quality_range: QualityRange = "0,1",
+    quality: Quality = None,
+    complexity: Complexity = None,
+    estimate: Estimate = False,
     where: Where = None,
     on_bad_row: OnBadRow = "error",
     adapter: Adapter = None,
@@ -96,7 +103,7 @@ def select_command(
     """
     with interruptible("stopped. What was scored is safe; run the same command again to resume."):
         from longgame.offline.options import SelectOptions
-        from longgame.offline.selecting import BAD, EXPLAINED, MANIFEST, PAGE, select_to
+        from longgame.offline.selecting import BAD, EXPLAINED, MANIFEST, PAGE, judge_estimate, select_to
         from longgame.offline.subset import beside
         from longgame.offline.summary import audit_line
         from longgame.report.subset import subset_page, subset_summary
@@ -112,6 +119,8 @@ def select_command(
             budget_of=budget_of,  # type: ignore[arg-type]
             turns=turns,  # type: ignore[arg-type]
             quality_range=parse_range(quality_range),
+            quality=quality,
+            complexity=complexity,
             on_bad_row=on_bad_row,  # type: ignore[arg-type]
             where=where,
             dedup=dedup,
@@ -121,6 +130,10 @@ def select_command(
             clusters=clusters,
             seed=seed,
         )
+        console = Terminal()
+        if estimate:
+            print_estimate(console, judge_estimate(one_or_all(data), options))
+            return
         with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(
                 one_or_all(data),
@@ -137,10 +150,10 @@ def select_command(
                 overwrite=overwrite,
                 progress=progress,
                 command=command_line(),
+                announce=lambda lines: print_estimate(console, lines),
             )
         if page:
             write_file(beside(out, PAGE), subset_page(outcome, manifest))
-        console = Terminal()
         console.print(subset_summary(outcome, manifest))
         written = [out, *(beside(out, ending) for ending in (MANIFEST, EXPLAINED, BAD, PAGE))]
         files = ", ".join(str(path) for path in written if path.exists())

@@ -61,6 +61,8 @@ class Example:
     """Data with which the item's library verifies an answer (e.g. the reasoning-gym entry)."""
     row_id: str | None = None
     """The row's own ``id``, where it came from a file of an audit's recipe that has this column."""
+    columns: Mapping[str, float] | None = None
+    """Numbers of the row that a quality source reads (`RowRules.columns`), by column; missing ones are left out."""
 
     @staticmethod
     def make(prompt: str, response: str, **fields: Any) -> Example:

@@ -38,6 +38,8 @@ class RowRules:
     """Assistant turns that are learned: ``all``, or the ``last`` one. A flag of a turn wins over ``all``."""
     quality_range: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest value of the ``quality`` column; it is mapped to [0, 1]."""
+    columns: tuple[str, ...] = ()
+    """Columns whose numbers a quality source reads as they are; ``quality`` among them is not mapped."""
 
     def __post_init__(self) -> None:
         if self.turns not in get_args(Turns):
@@ -81,7 +83,7 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
     form = next((form for form in columns.formats if all(row[name] is not None for name in form.needs)), None)
     if form is None:
         raise _no_format(row)
-    optional = _optional(row, rules) if columns.optional else {}
+    optional = _optional(row, rules) if columns.optional or rules.columns else {}
     if form.read is None:
         return _tokenized(row, optional), form.name
     conversation = form.read(row)
@@ -649,8 +651,11 @@ def _optional(row: Mapping[str, Any], rules: RowRules) -> dict[str, Any]:
         fields["choices"] = tuple(plain_text(item, "choices") for item in choices) or None
     if row.get("answer") is not None:
         fields["answer"] = _answer(row["answer"], fields.get("choices"))
+    numbers = {name: _column_number(row[name], name) for name in rules.columns if row.get(name) not in (None, "")}
+    if numbers:
+        fields["columns"] = {name: value for name, value in numbers.items() if not math.isnan(value)} or None
     quality = row.get("quality")
-    if quality is not None:
+    if quality is not None and "quality" not in rules.columns:
         fields["quality"] = _quality(quality, rules.quality_range)
     weight = row.get(WEIGHT)
     if weight is not None and not _is_nan(weight):
@@ -666,6 +671,18 @@ def _optional(row: Mapping[str, Any], rules: RowRules) -> dict[str, Any]:
             raise RowError("'verifier' is not an object")
         fields["verifier"] = verifier
     return fields
+
+
+def _column_number(value: Any, name: str) -> float:
+    """The number in a cell, which a CSV file has as text; NaN stands for none."""
+    try:
+        if not isinstance(value, bool | list | dict):
+            number = float(value)
+            if not math.isinf(number):
+                return number
+    except (TypeError, ValueError):
+        pass
+    raise RowError(f"'{name}' is {value!r}, not a number, and quality is read from it")
 
 
 def _quality(value: Any, bounds: tuple[float, float]) -> float:

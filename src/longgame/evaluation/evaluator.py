@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from longgame.data.examples import Example, Task
-from longgame.data.tokenize import Encoded, encode
+from longgame.data.tokenize import Encoded, encode, encode_all
 from longgame.errors import DataError, PluginError
 from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
@@ -91,23 +91,43 @@ class Evaluator:
         """
         rows: dict[tuple[bytes, bytes], Row] = {}
         plans = [[self._plan(task, item, rows) for item in task.items] for task in tasks]
-        stop_ids = self._stop_ids(rows.values())
-        with (
-            evaluating(self.model.modules()),
-            self._folded(rows.values()),
-            float32_head(self.model),
-            torch.inference_mode(),
-        ):
+        self._run(list(rows.values()))
+        self._to_text(tasks, plans)
+        return [score for task, items in zip(tasks, plans, strict=True) for score in self._scores(task, items)]
+
+    def answers(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+        """Return what the model answers to each example's prompt, decoded greedily; empty where no token has room.
+
+        Raises:
+            DataError, ModelError: as `longgame.data.tokenize.encode_all`. NumericalError: as `score`.
+        """
+        rows: list[Row | None] = []
+        for example, item in zip(examples, encode_all(examples, self.tokenizer), strict=True):
+            room = self.max_positions - len(item.prompt_ids)
+            cut = item.response_ids[:room]
+            end = item.end_tokens if len(cut) == len(item.response_ids) else 0
+            row = Row(item.prompt_ids, cut, f"example {example.sample_id}", limit=max_new_tokens, end=end)
+            rows.append(row if room > 0 and len(item.prompt_ids) else None)
+        decoded = [row for row in rows if row is not None]
+        self._run(decoded)
+        texts = self.tokenizer.batch_decode(
+            [[] if row is None else row.decoded for row in rows],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return [self._until_end(text, row).strip() for text, row in zip(texts, rows, strict=True)]
+
+    def _run(self, rows: Sequence[Row]) -> None:
+        """Fill the rows under the model as it is; modes, weights and hooks are left as they were."""
+        with evaluating(self.model.modules()), self._folded(rows), float32_head(self.model), torch.inference_mode():
             run_rows(
                 self.model,
-                list(rows.values()),
+                rows,
                 pad_token_id=self.pad_token_id,
-                stop_ids=stop_ids,
+                stop_ids=self._stop_ids(rows),
                 max_batch_tokens=self.max_batch_tokens,
                 max_positions=self.max_positions,
             )
-        self._to_text(tasks, plans)
-        return [score for task, items in zip(tasks, plans, strict=True) for score in self._scores(task, items)]
 
     def _folded(self, rows: Iterable[Row]) -> AbstractContextManager[Any]:
         """Adapters folded into the base weights while scoring, where that gives the logits of the model as it is.

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -98,6 +99,20 @@ def load_model(spec: ModelSpec, *, attention: Literal["eager", "sdpa"] = "eager"
         commit: Any = getattr(model.config, "_commit_hash", None)
         source = f"hub {place}" + (f" at {commit}" if commit else "")
     return LoadedModel(model.eval(), tokenizer, source)
+
+
+def load_classifier(spec: ModelSpec) -> LoadedModel:
+    """Load a sequence classifier, such as a reward model, with its tokenizer as it is; the random state stays.
+
+    Raises:
+        ModelError: unknown model, no network, damaged or incomplete files, or a checkpoint without its head.
+    """
+    with ExitStack() as stack:
+        place, source, local = _resolve(spec.name, stack)
+        tokenizer = _loaded_tokenizer(spec, place, local)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            model = _model(spec, place, "eager", local, AutoModelForSequenceClassification)
+    return LoadedModel(model.eval(), tokenizer, source or f"hub {place}")
 
 
 def device_of(name: str) -> torch.device:
@@ -345,8 +360,10 @@ def no_progress_bars() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrainedModel:
-    auto: Any = AutoModelForCausalLM  # its annotation leaves out output_loading_info
+def _model(
+    spec: ModelSpec, place: str, attention: str, local: bool, auto: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
+    kind = "causal-LM" if auto is AutoModelForCausalLM else "sequence-classification"
     try:
         _check_layers(
             AutoConfig.from_pretrained(place, trust_remote_code=spec.trust_remote_code, local_files_only=local), spec
@@ -363,12 +380,12 @@ def _model(spec: ModelSpec, place: str, attention: str, local: bool) -> PreTrain
                 **ADAPTATIONS[spec.adaptation].load_options(spec),
             )
     except _LOADING_ERRORS as error:
-        raise _cannot_load(spec, "model", error) from error
+        raise _cannot_load(spec, "model", error, kind) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
             f"model '{spec.name}' lacks {len(missing)} weights (the first: {missing[0]}), which would be random. "
-            "Give a complete causal-LM checkpoint."
+            f"Give a complete {kind} checkpoint."
         )
     unused = sorted(info["unexpected_keys"])
     if unused:
@@ -388,7 +405,7 @@ def _check_layers(config: PreTrainedConfig, spec: ModelSpec) -> None:
         )
 
 
-def _cannot_load(spec: ModelSpec, subject: str, error: Exception) -> ModelError:
+def _cannot_load(spec: ModelSpec, subject: str, error: Exception, kind: str = "causal-LM") -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{subject} '{spec.name}' comes with Python code of its own, which is not run. Read the code, and set "
@@ -401,8 +418,9 @@ def _cannot_load(spec: ModelSpec, subject: str, error: Exception) -> ModelError:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ModelError(
-        f"{subject} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be a causal language model of a "
-        "known architecture, complete, with safetensors weights and a tokenizer."
+        f"{subject} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be "
+        f"{'a causal language' if kind == 'causal-LM' else 'a sequence-classification'} model of a known architecture, "
+        "complete, with safetensors weights and a tokenizer."
     )
 
 

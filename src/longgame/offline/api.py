@@ -22,6 +22,7 @@ from longgame.offline.selecting import SubsetOutcome, append_history, choose, ma
 from longgame.offline.subset import PREFIX, table_of
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
+from longgame.signals.quality.base import QualitySources, QualitySpec
 
 
 class Subset(Dataset):
@@ -98,6 +99,8 @@ def select(
     turns: Turns = "all",
     budget_of: Literal["tokens", "response"] = "tokens",
     quality_range: tuple[float, float] = (0.0, 1.0),
+    quality: QualitySpec = None,
+    complexity: QualitySpec = None,
     on_bad_row: OnBadRow = "error",
     clusters: int = 8,
     seed: int = 0,
@@ -133,6 +136,7 @@ def select(
         turns: assistant turns that are learned: ``all``, or the ``last``.
         budget_of: what a budget in tokens counts: ``tokens`` (prompt and response), or ``response``.
         quality_range: lowest and highest value of the ``quality`` column.
+        quality, complexity: their sources (`longgame.signals.quality.base.build_quality`); None: the column, or rules.
         on_bad_row: ``error`` or ``skip``.
         clusters: k of the k-means behind ``cluster``.
         seed: of everything that is drawn.
@@ -154,6 +158,8 @@ def select(
         budget_of=budget_of,
         turns=turns,
         quality_range=quality_range,
+        quality=quality,
+        complexity=complexity,
         on_bad_row=on_bad_row,
         where=where,
         dedup=dedup,
@@ -194,6 +200,8 @@ def score(
     allow_overlap: bool = False,
     turns: Turns = "all",
     quality_range: tuple[float, float] = (0.0, 1.0),
+    quality: QualitySpec = None,
+    complexity: QualitySpec = None,
     where: str | None = None,
     on_bad_row: OnBadRow = "error",
     seed: int = 0,
@@ -219,13 +227,22 @@ def score(
     options = model_options(model, model_settings)
     if options is None:
         raise RecipeError("no model is given, which scores. Give model=.")
-    rules = RowRules(turns, quality_range)
+    grading = QualitySources.of(quality, complexity)
+    rules = RowRules(turns, quality_range, grading.columns)
     rows = DataRows(open_source(data), rules, on_bad_row, where)
     targets = None if target is None else target_rows(target, rows, allow_overlap)
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores"
         table = score_into(
-            rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed, progress=progress
+            rows,
+            names,
+            folder,
+            options,
+            target=targets,
+            on_bad_row=on_bad_row,
+            seed=seed,
+            progress=progress,
+            grading=grading,
         )
         return _scored(rows, table)
 

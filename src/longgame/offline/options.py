@@ -18,6 +18,7 @@ from longgame.offline.dedup import parse_dedup
 from longgame.offline.rows import OnBadRow
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.interventions import ReplayChoice, build_choice
+from longgame.signals.quality.base import QualitySources, QualitySpec
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _AMOUNT = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kKmMbB]?)\s*(%|[a-z]*)\s*(rows?|examples?|tokens?)?")
@@ -125,6 +126,10 @@ class SelectOptions:
     """What a budget in tokens counts."""
     turns: Turns = "all"
     quality_range: tuple[float, float] = (0.0, 1.0)
+    quality: QualitySpec = None
+    """Source of quality (see `build_quality`); None: the column ``quality``, or rules."""
+    complexity: QualitySpec = None
+    """Source of complexity; None: there is none."""
     on_bad_row: OnBadRow = "error"
     where: str | None = None
     allow_overlap: bool = False
@@ -149,6 +154,10 @@ class SelectOptions:
         Budget.parse(self.budget)
         parse_dedup(self.dedup)
         RowRules(self.turns, self.quality_range)
+
+    def grading(self) -> QualitySources:
+        """Return the sources of quality and complexity."""
+        return QualitySources.of(self.quality, self.complexity)
 
     def build(self) -> Selector:
         """Return the selector."""

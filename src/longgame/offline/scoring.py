@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +35,7 @@ from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals
+from longgame.signals.quality.base import GRADES, DefaultQuality, QualitySources
 from longgame.signals.store import DTYPES, MANIFEST, SignalStore, stream_signals
 from longgame.storage import read_state, scratch, storage_errors, write_file, write_json, write_state
 
@@ -43,10 +44,14 @@ if TYPE_CHECKING:
     from longgame.signals.source import SignalSource
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
+GRADED = "quality.json"
+"""What the quality sources did, in the last job that asked them."""
 COUNTS = ("prompt_tokens", "response_tokens")
 """Columns of every folder: tokens without and with a loss."""
 MOST_TOKENS = 2048
 """Tokens of an example unless said otherwise, where the model's context holds them."""
+ANSWER_TOKENS = 256
+"""Most tokens of an answer that the model generates itself."""
 _STORE = "signals-"
 _APART = ("influence", "reference_loss")
 """Columns that always stand apart."""
@@ -141,7 +146,12 @@ class LoadedScorer:
         settings = {"max_length": self.max_length, "too_long": self.options.too_long, "seed": 0}
         return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=settings)
 
-    def source(self, seed: int, target: Callable[[], Pool] | None) -> SignalSource:
+    def source(
+        self,
+        seed: int,
+        target: Callable[[], Pool] | None,
+        grading: QualitySources = QualitySources(DefaultQuality()),
+    ) -> SignalSource:
         """Return what computes signals with this model."""
         from longgame.models.adaptation import adaptation_of
         from longgame.signals.engine import SignalEngine
@@ -155,7 +165,25 @@ class LoadedScorer:
             max_batch_tokens=self.options.batch_tokens,
         )
         base = adaptation_of(self.model).frozen_base if adapted else nullcontext
-        return SignalSource(engine, base=base, proxy=target, target=target, seed=seed)
+        return SignalSource(
+            engine,
+            base=base,
+            proxy=target,
+            target=target,
+            seed=seed,
+            quality=grading.quality,
+            complexity=grading.complexity,
+            answers=self.answers,
+        )
+
+    def answers(self, pool: Pool) -> list[str]:
+        """What the model answers to each prompt: greedily, at most `ANSWER_TOKENS` tokens."""
+        from longgame.evaluation.evaluator import Evaluator
+
+        evaluator = Evaluator(
+            self.model, self.tokenizer, pad_token_id=int(self.tokenizer.pad_token_id), max_length=self.max_length
+        )
+        return evaluator.answers(pool.examples, ANSWER_TOKENS)
 
 
 def length_of(options: ModelOptions, config: Any) -> int:
@@ -342,7 +370,7 @@ def computed_names(names: Sequence[str]) -> list[str]:
     result: dict[str, None] = {}
     for name in names:
         needs = (SIGNALS[name] if name in SIGNALS else CONTEXT[name]).needs
-        if name in SIGNALS and SIGNALS[name].of_no_model and name != "quality":
+        if name in SIGNALS and SIGNALS[name].of_no_model and name not in GRADES:
             raise RecipeError(
                 f"signal '{name}' is made of all candidates when they are selected, without a model. Leave it out: "
                 "longgame select makes it."
@@ -406,6 +434,7 @@ def score_into(
     command: str = "",
     scorer: LoadedScorer | None = None,
     auxiliary: AuxiliarySpec | None = None,
+    grading: QualitySources = QualitySources(DefaultQuality()),
 ) -> ScoreFolder:
     """Compute these signals of all rows into a folder; what stands there already is not computed again.
 
@@ -420,6 +449,7 @@ def score_into(
         command: stands in config.yaml.
         scorer: the model, where it is loaded already.
         auxiliary: how the model is trained beside the selection (`Selector.auxiliary`).
+        grading: sources of quality and complexity.
 
     Raises:
         ResumeError: the folder holds scores of other data, another model or other settings.
@@ -441,17 +471,18 @@ def score_into(
     if (path / CONFIG).is_file():
         check_folder(path, rows)
         config = read_config(path)
+        check_grading(config, grading, _stored(path), path)
         ready = ScoreFolder(path, apart_of(names, config, target, spec)) if _stores(path) else None
         done = ready is not None and {*columns} <= {*ready.names} and all(map(ready.has_context, context))
         if ready is not None and done and scorer is None and config.get("model") == dataclasses.asdict(options):
             return ready
     scorer = scorer or LoadedScorer.load(options)
     fingerprint = scorer.fingerprint()
-    _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command)
+    _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command, grading)
     places = apart_of(names, read_config(path), target, spec)
     missing = [name for name in columns if name not in _stored(path) and name not in places]
     targets = None if target is None else _target_pool(target, scorer)
-    source = scorer.source(seed, None if targets is None else lambda: targets)
+    source = scorer.source(seed, None if targets is None else lambda: targets, grading)
     source.begin_stage()
     vectors = _context(path, places)
     if lacking := [name for name in context if name not in vectors]:
@@ -475,6 +506,8 @@ def score_into(
             on_shard=on_shard,
         )
         _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
+        if graded := grading.describe():
+            write_json(path / GRADED, graded)
     job: AuxiliaryJob | None = None
     for name in (name for name in places if name in columns and not (path / places[name]).is_dir()):
         if name in ALIGNMENTS:
@@ -497,14 +530,15 @@ class _Engine:
         self._source = source
         self._plain = scorer.options.adapter is None
         self._rated = rows.all_rated
+        self._by_default = isinstance(source.quality_source, DefaultQuality)
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         columns = {name: getattr(pool, name).astype(np.float32) for name in COUNTS if name in names}
         wanted = [name for name in names if name not in COUNTS]
-        if "quality" in wanted:
+        if "quality" in wanted and self._by_default:
             columns["quality"] = self._quality(pool)
         base = {name: _AS_LIVE[name] for name in wanted if name in _AS_LIVE}
-        live = [name for name in wanted if name not in base and name != "quality"]
+        live = [name for name in wanted if name not in base and name not in columns]
         if not self._plain:
             return columns | (dict(self._source(pool, [*live, *base]).columns) if live or base else {})
         others = [name for name in live if SIGNALS[name].compute is not None or name in ALIGNMENTS]
@@ -593,8 +627,27 @@ def check_model(scores: ScoreFolder, options: ModelOptions) -> None:
         )
 
 
+def check_grading(config: Mapping[str, Any], grading: QualitySources, names: Collection[str], path: Path) -> None:
+    """Raise ResumeError where the scores hold grades of other sources than the named ones."""
+    for kind, identity in grading.identity().items():
+        stored = (config.get("grading") or {}).get(kind)
+        columns = ("complexity",) if kind == "complexity" else ("quality", "grade", "own_answer_quality")
+        if stored != identity and (stored is not None or {*columns} & {*names}):
+            raise ResumeError(
+                f"'{path}' holds {kind} by {stored or 'the column or rules'}, not by {identity}. Name the source it "
+                "was made with, or give another folder."
+            )
+
+
 def _begin(
-    path: Path, rows: DataRows, scorer: LoadedScorer, fingerprint: str, target: DataRows | None, seed: int, command: str
+    path: Path,
+    rows: DataRows,
+    scorer: LoadedScorer,
+    fingerprint: str,
+    target: DataRows | None,
+    seed: int,
+    command: str,
+    grading: QualitySources,
 ) -> None:
     """Write config.yaml, or compare with it."""
     if (path / CONFIG).is_file():
@@ -607,10 +660,13 @@ def _begin(
                 f"'{path}' holds scores of another {' and '.join(changed)}. Use what it was made with (see {CONFIG}), "
                 "or another folder."
             )
-        if target is None or config.get("target") is not None:
+        before = config.get("grading") or {}
+        if (target is None or config.get("target") is not None) and {*grading.identity()} <= {*before}:
             return
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")
+    else:
+        before = {}
     versions = {name: _version(name) for name in _VERSIONS}
     config = {
         "command": command,
@@ -625,6 +681,7 @@ def _begin(
         "template": _short(str(scorer.tokenizer.chat_template)),
         "target": None if target is None else target.digest,
         "seed": seed,
+        "grading": before | grading.identity(),
         "fingerprint": fingerprint,
         "versions": versions,
     }

@@ -8,8 +8,8 @@ import importlib.metadata
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from longgame.offline.scoring import (
     Progress,
     ScoreFolder,
     apart_of,
+    check_grading,
     check_model,
     computed_names,
     score_into,
@@ -44,7 +45,7 @@ from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
-from longgame.signals.quality import quality_scores
+from longgame.signals.quality.base import GRADES, QualitySources
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_file, write_state
 from longgame.training.log import Trajectories, read_trajectories
@@ -92,6 +93,10 @@ class SubsetOutcome:
     """Digest of the chat template; empty without a model."""
     replay: tuple[ReplayedRows, ...] = ()
     """Rows of each earlier data set that are learned again."""
+    graded: Mapping[str, Any] = field(default_factory=dict)
+    """What the named quality sources did: grades, missing ones, agreement, cost."""
+    notes: tuple[str, ...] = ()
+    """Sentences about it, and about candidates without a value."""
     log: Trajectories | None = None
     """The training log that the selector read."""
     pick_weights: Float[np.ndarray, " k"] | None = None
@@ -202,6 +207,7 @@ def choose(
     training_log: str | Path | None = None,
     progress: Progress | None = None,
     command: str = "",
+    announce: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[SubsetOutcome, SelectionPolicy]:
     """Score and select the rows of a source.
 
@@ -216,6 +222,7 @@ def choose(
         history: folder with what earlier stages selected (`History`, and the selector's state).
         training_log: log of a training on the candidates (`read_trajectories`).
         progress: called while rows are scored.
+        announce: called with what judges will cost, before they are asked.
 
     Raises:
         LonggameError: see `SelectOptions`, `DataRows`, `score_into`, `SelectionPolicy.choose`.
@@ -223,7 +230,8 @@ def choose(
     selector = options.build()
     given = _replay_data(replay, replay_scores, options, model, scratch, progress, command)
     budget = Budget.parse(options.budget)
-    rules = RowRules(options.turns, options.quality_range)
+    grading = options.grading()
+    rules = RowRules(options.turns, options.quality_range, grading.columns)
     rows = DataRows(source, rules, options.on_bad_row, options.where)
     targets = None if target is None else target_rows(target, rows, options.allow_overlap)
     kind, threshold = parse_dedup(options.dedup)
@@ -233,9 +241,9 @@ def choose(
     without_model = all(_of_no_model(name) for name in names)
     table: ScoreFolder | None = None
     if model is not None or scores is not None:
-        stored = [name for name in names if not _is_apart(name)]
+        stored = [name for name in names if not _is_apart(name) and not _is_graded(name, grading, scores)]
         spec = selector.auxiliary or AuxiliarySpec()
-        table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command, spec)
+        table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command, spec, grading)
     elif not without_model:
         needs = ", ".join(name for name in names if not _of_no_model(name))
         raise RecipeError(f"selector '{options.label}' needs {needs}, which a model computes. Give --model.")
@@ -259,7 +267,9 @@ def choose(
     if given is not None:
         asked, again = replayed_rows(given, rules, options, unit, asked, part, table is not None)
     policy = _policy(selector, options.seed, history)
-    signals = _signals(table, part, place[candidates], options, names, targets, log)
+    if announce is not None:
+        announce(grading.estimate(part, names))
+    signals = _signals(table, part, place[candidates], options, names, targets, log, grading)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
@@ -289,8 +299,18 @@ def choose(
         replay=again,
         log=log,
         pick_weights=decision.selection.weights,
+        graded=grading.describe(),
+        notes=(*grading.notes(), *_missing_notes(signals, candidates, decision.selection.rows)),
     )
     return outcome, policy
+
+
+def judge_estimate(data: Any, options: SelectOptions) -> list[str]:
+    """What judges will cost, in words; empty where none is asked."""
+    grading = options.grading()
+    rules = RowRules(options.turns, options.quality_range, grading.columns)
+    rows = DataRows(open_source(data), rules, options.on_bad_row, options.where)
+    return grading.estimate(rows, options.build().requires)
 
 
 def target_rows(target: Any, rows: DataRows, allow_overlap: bool) -> DataRows:
@@ -318,7 +338,18 @@ def _of_no_model(name: str) -> bool:
 
 def _is_apart(name: str) -> bool:
     """Whether a signal is made of the candidates when they are selected, and stands in no folder of scores."""
-    return _of_no_model(name) and name != "quality"
+    return _of_no_model(name) and name not in GRADES
+
+
+def _is_graded(name: str, grading: QualitySources, scores: str | Path | None) -> bool:
+    """Whether a named source grades the candidates for this signal; grades in the folder of scores count if it made
+    them."""
+    identity = grading.gives(name)
+    if identity is None or scores is None or not (Path(scores) / CONFIG).is_file():
+        return identity is not None
+    table = ScoreFolder(scores)
+    kind = "complexity" if name == "complexity" else "quality"
+    return name not in table.names or (table.config.get("grading") or {}).get(kind) != identity
 
 
 def _scores(
@@ -332,14 +363,18 @@ def _scores(
     progress: Progress | None,
     command: str,
     auxiliary: AuxiliarySpec,
+    grading: QualitySources,
 ) -> ScoreFolder:
     """The folder's scores where they hold all that is needed; else they are computed."""
+    if "own_answer_quality" not in names:
+        grading = QualitySources.of(None)
     columns = computed_names(names)
     if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
         table = ScoreFolder(scores)
         table = ScoreFolder(scores, apart_of(names, table.config, target, auxiliary))
         if model is not None:
             check_model(table, model)
+        check_grading(table.config, grading, table.names, Path(scores))
         missing = [name for name in columns if name not in table.names]
         missing += [name for name in names if name in CONTEXT and not table.has_context(name)]
         if not missing:
@@ -365,6 +400,7 @@ def _scores(
         progress=progress,
         command=command,
         auxiliary=auxiliary,
+        grading=grading,
     )
 
 
@@ -410,9 +446,11 @@ def _signals(
     names: Sequence[str],
     target: DataRows | None,
     log: Trajectories | None,
+    grading: QualitySources,
 ) -> Signals:
     """What the selector sees of its candidates."""
-    apart = [name for name in names if _is_apart(name)]
+    scores = None if table is None else table.folder
+    apart = [name for name in names if _is_apart(name) or _is_graded(name, grading, scores)]
     stored = [name for name in names if name not in apart]
     pool = part.pool()
     if table is not None:
@@ -421,12 +459,13 @@ def _signals(
         seed = stream_seed(options.seed, "clusters")
         signals = signals_of(table, pool, rows, stored, options.clusters, seed)
     else:
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
         if stored:
-            examples = list(part.examples())
+            bare = pool
             if not part.all_rated:
-                examples = [dataclasses.replace(example, quality=None) for example in examples]
-            columns["quality"] = quality_scores(examples)
+                examples = (dataclasses.replace(example, quality=None) for example in part.examples())
+                bare = dataclasses.replace(pool, examples=tuple(examples))
+            columns = dict(SignalSource(_no_engine)(bare, stored).columns)
         signals = Signals(part.ids, columns)
     if not apart:
         return signals
@@ -436,8 +475,21 @@ def _signals(
         target=None if target is None else target.pool,
         log=log,
         seed=stream_seed(options.seed, "signals"),
+        quality=grading.quality,
+        complexity=grading.complexity,
     )
     return Signals(part.ids, {**signals.columns, **source(pool, apart).columns}, signals.context)
+
+
+def _missing_notes(signals: Signals, candidates: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]) -> Iterator[str]:
+    """How many candidates have no value, of the signals that may miss."""
+    for name, column in signals.columns.items():
+        missing = np.isnan(column) if SIGNALS[name].may_miss else np.zeros(len(column), dtype=bool)
+        if missing.any():
+            yield (
+                f"{name}: {int(missing.sum()):,} of {len(candidates):,} candidates have none, and come after all "
+                f"others; {int(missing[picks].sum()):,} of them are picked"
+            )
 
 
 def _no_engine(_pool: Pool, names: Sequence[str]) -> Mapping[str, np.ndarray]:
@@ -549,6 +601,7 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
         "template": outcome.template,
         "replay": replay_manifest(outcome.replay, options),
         "training_log": None if outcome.log is None else {"label": outcome.log.label, "digest": outcome.log.digest},
+        "grading": dict(outcome.graded),
         "seed": options.seed,
         "sha256": dict(files),
     }
@@ -583,6 +636,7 @@ def select_to(
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str = "",
+    announce: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[SubsetOutcome, dict[str, Any]]:
     """Select a subset of ``data`` and write it to ``out``, with a manifest beside it.
 
@@ -611,6 +665,7 @@ def select_to(
         training_log=training_log,
         progress=progress,
         command=command,
+        announce=announce,
     )
     files = write_subset(path, outcome.parts())
     manifest = manifest_of(outcome, files, command)

@@ -263,6 +263,8 @@ SELECTORS = Registry(
         "semdedup": "longgame.selection.methods.semdedup:SemDeDupSelector",
         "d4": "longgame.selection.methods.d4:D4Selector",
         "deita": "longgame.selection.methods.deita:DEITASelector",
+        "alpagasus": "longgame.selection.methods.alpagasus:AlpaGasusSelector",
+        "mods": "longgame.selection.methods.mods:MoDSSelector",
         "qdit": "longgame.selection.methods.qdit:QDITSelector",
         "curriculum": "longgame.selection.methods.curriculum:CurriculumSelector",
         "selective-backprop": "longgame.selection.methods.selective_backprop:SelectiveBackpropSelector",

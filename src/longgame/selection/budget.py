@@ -19,6 +19,19 @@ MOST_TIED = 0.5
 _CHUNK = 4096
 
 
+def missing_last(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return the values, with a number below all of them where one is missing (NaN).
+
+    All missing ones are equal, so that ids decide among them. Without any, the values are returned as they are.
+    """
+    missing = np.isnan(values)
+    if not missing.any():
+        return values
+    wide = values.astype(np.float64)
+    lowest, highest = (0.0, 0.0) if missing.all() else (np.nanmin(wide), np.nanmax(wide))
+    return np.where(missing, lowest - 1.0 - (highest - lowest), wide)
+
+
 def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
     """Raise BudgetError if the budget is not positive or holds none of the candidates."""
     if budget <= 0:

@@ -38,7 +38,8 @@ NEEDS: Mapping[str, str] = {
     "reference": "reference model",
     "scorer": "scorer model",
     "embedder": "embedder",
-    "judge": "judge",
+    "judge": "judge, reward model or column of grades",
+    "generation": "answers of the model",
 }
 """What a signal needs, in words; its text and the model's head go without saying."""
 
@@ -54,8 +55,10 @@ def _needs(selector: Selector) -> dict[str, None]:
 
 def needs_of(selector: Selector) -> list[str]:
     """What must be there for the selector's signals, in words; empty: the texts alone."""
-    words = [NEEDS[need] for need in _needs(selector) if need in NEEDS]
-    return [*words, *(["quality column or rules"] if "quality" in selector.requires else [])]
+    needs = _needs(selector)
+    words = [NEEDS[need] for need in needs if need in NEEDS]
+    by_rules = "quality" in selector.requires and "judge" not in needs
+    return [*words, *(["quality column or rules"] if by_rules else [])]
 
 
 def further_information(selector: Selector) -> list[str]:

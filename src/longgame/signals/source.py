@@ -6,6 +6,7 @@ Live signals come from an engine in one shared pass. Signals of the frozen base 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -18,7 +19,7 @@ from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, unknown
 from longgame.seeding import stream_seed
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
-from longgame.signals.quality import quality_scores
+from longgame.signals.quality.base import ColumnQuality, DefaultQuality, QualitySource, Ratings, RuleQuality, rate
 from longgame.signals.texts import GROUPS, ImportanceRatios
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from longgame.signals.gradients import AdamPreconditioner
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
-"""Columns of the frozen pass of a seed, in the order of its file."""
+"""Columns of the frozen pass of a seed, in the order of its file; those of `GRADED` follow where a run needs them."""
+GRADED = ("grade", "complexity")
+"""Columns that only a named quality source gives."""
 _NO_PROXY = (
     "a selector requires {name}, but there is no proxy mixture. Pass proxy_dataset= to the trainer, or set "
     "proxy.items_per_skill to 1 or more in the recipe."
@@ -72,6 +75,10 @@ class SignalSource:
         clusters: k of the k-means behind ``cluster``.
         seed: of the k-means.
         supported: names of the signals that have a meaning here; default: all.
+        quality: grades examples, behind ``quality`` and ``grade``; None: the column, or rules.
+        complexity: grades requests, behind ``complexity``; None: there is none.
+        answers: returns what the model itself answers to each prompt, behind ``own_answer_quality``; None: nothing here
+            generates.
         cache: stores base signals, and first live signals (`begin_stage`), across runs.
         fingerprint: content of the model as it is now, for ``cache``; None where it cannot be determined.
 
@@ -97,6 +104,9 @@ class SignalSource:
         clusters: int = 8,
         seed: int = 0,
         supported: Collection[str] = tuple(SIGNALS),
+        quality: QualitySource | None = None,
+        complexity: QualitySource | None = None,
+        answers: Callable[[Pool], Sequence[str]] | None = None,
         cache: SignalCache | None = None,
         fingerprint: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -118,6 +128,10 @@ class SignalSource:
         self._ratios: ImportanceRatios | None = None
         self._groups: dict[str, dict[str, int]] = {}
         """Per signal of duplicates, the group of each candidate."""
+        self.quality_source = DefaultQuality() if quality is None else quality
+        self.complexity_source, self.answers = complexity, answers
+        self._ratings: dict[str, tuple[tuple[str, ...], Ratings]] = {}
+        """Ratings of the last pool, by source: two signals come of one call."""
 
     @classmethod
     def of_model(cls, model: nn.Module, *, pad_token_id: int | None, seed: int = 0, **options: Any) -> SignalSource:
@@ -208,13 +222,21 @@ class SignalSource:
         if needed and self._base is None and self.candidates is not None and self.frozen is None:
             self.frozen = self.freeze(self.candidates())
 
-    def freeze(self, pools: Sequence[Pool], extra: Pool | None = None, *, quality: bool = False) -> FrozenSignals:
+    def freeze(
+        self,
+        pools: Sequence[Pool],
+        extra: Pool | None = None,
+        *,
+        quality: bool = False,
+        also: Sequence[str] = (),
+    ) -> FrozenSignals:
         """Return base signals, difficulty and clusters of all candidates (a model without adapters must be untouched).
 
         Args:
             pools: candidates of each stage.
             extra: examples that are no candidates, such as proxy items (see `FrozenSignals.extended`).
             quality: add the column ``quality``.
+            also: further columns of quality sources: ``grade``, ``complexity``.
 
         Raises:
             DataError, NumericalError: as `FrozenSignals.build`.
@@ -224,7 +246,8 @@ class SignalSource:
         def columns_of(pool: Pool) -> dict[str, np.ndarray]:
             with (self._base or nullcontext)():
                 columns = self._run(pool, ("embedding", "loss"), content)
-            scores = {"quality": quality_scores(pool.examples)} if quality else {}
+            scores = {"quality": self._rated("quality", pool).quality} if quality else {}
+            scores |= {name: self.grades(pool, name) for name in also}
             return {"embedding": columns["embedding"], "base_loss": columns["loss"], **scores}
 
         parts = [columns_of(pool) for pool in pools]
@@ -251,7 +274,7 @@ class SignalSource:
             engine.directions = directions["of"]
         if state["frozen"]:
             frozen = state["frozen"]
-            self.frozen = FrozenSignals.from_arrays(frozen, [name for name in COLUMNS if name in frozen])
+            self.frozen = FrozenSignals.from_arrays(frozen, [name for name in (*COLUMNS, *GRADED) if name in frozen])
 
     # What computed signals draw on (`longgame.signals.base.Provider`)
 
@@ -275,12 +298,53 @@ class SignalSource:
         return self.frozen.lookup(pool, [name])[name]
 
     def quality(self, pool: Pool) -> np.ndarray:
-        if any(example.quality is None and not example.response for example in pool.examples):
+        is_default = isinstance(self.quality_source, DefaultQuality)
+        if is_default and any(example.quality is None and not example.response for example in pool.examples):
             raise DataError(
                 "quality is scored from the text, and candidates carry none. Pass the tokenizer as processing_class, "
                 "or give the dataset a 'quality' column in [0, 1]."
             )
-        return quality_scores(pool.examples)
+        return self._rated("quality", pool).quality
+
+    def grades(self, pool: Pool, name: str) -> np.ndarray:
+        source = self.complexity_source if name == "complexity" else self.quality_source
+        if source is None or isinstance(source, DefaultQuality):
+            option = "complexity" if name == "complexity" else "quality"
+            raise RecipeError(
+                f"a selector requires {name}, which a {option} source gives, and none is named. Give --{option} SOURCE "
+                f"({option}: in a recipe or SelectionConfig), such as judge:FILE.yaml, reward:MODEL or column:NAME."
+            )
+        return self._rated("complexity" if name == "complexity" else "quality", pool).grade
+
+    def answer_quality(self, pool: Pool) -> np.ndarray:
+        if self.answers is None:
+            raise RecipeError(
+                "a selector requires own_answer_quality, for which the model generates answers, and nothing generates "
+                "here. Use it in longgame select, in an audit, or pass signals=SignalSource(…, answers=…)."
+            )
+        answers = self.answers(pool)
+        graded = [row for row, answer in enumerate(answers) if answer.strip()]
+        examples = [
+            dataclasses.replace(pool.examples[row], response=answers[row], quality=None, columns=None, source=None)
+            for row in graded
+        ]
+        source = RuleQuality() if isinstance(self.quality_source, DefaultQuality) else self.quality_source
+        if source.columns or isinstance(source, ColumnQuality):
+            raise RecipeError(
+                "a selector requires own_answer_quality, and the quality source is a column, which cannot grade a new "
+                "answer. Name another one (--quality rules, reward:MODEL or judge:FILE.yaml)."
+            )
+        quality = np.zeros(len(pool), dtype=np.float32)  # an empty answer is no answer
+        quality[graded] = rate(source, examples).quality
+        return quality
+
+    def _rated(self, kind: str, pool: Pool) -> Ratings:
+        source = self.complexity_source if kind == "complexity" else self.quality_source
+        ids, ratings = self._ratings.get(kind, ((), None))
+        if ratings is None or ids != pool.ids:
+            ratings = rate(source or DefaultQuality(), pool.examples)
+            self._ratings[kind] = (pool.ids, ratings)
+        return ratings
 
     def _all_candidates(self, name: str) -> Sequence[Pool]:
         if self.candidates is None:
@@ -460,7 +524,7 @@ class FrozenSignals:
                 raise DataError(f"frozen signals need '{name}' for {len(self.ids)} examples, but have {len(column)}.")
         self._columns = {
             name: np.asarray(columns[name], dtype=np.int64 if name == "cluster" else np.float32)
-            for name in COLUMNS
+            for name in (*COLUMNS, *GRADED)
             if name in columns
         }
         self._index = {sample_id: row for row, sample_id in enumerate(self.ids)}
@@ -569,6 +633,7 @@ class FrozenSignals:
         Raises:
             DataError: arrays are missing or do not fit together.
         """
+        names = (*names, *(name for name in GRADED if name in arrays and name not in names))
         missing = [name for name in ("ids", *names) if name not in arrays]
         if missing or np.asarray(arrays["ids"]).dtype != np.uint8:
             raise DataError(f"the stored frozen signals lack '{(missing or ['ids'])[0]}'; compute them again.")

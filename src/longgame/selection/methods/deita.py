@@ -14,7 +14,7 @@ import numpy as np
 from longgame.data.examples import Pool
 from longgame.selection.algorithms.nearest import threshold_diverse
 from longgame.selection.base import Selector
-from longgame.selection.budget import REJECTED, check_budget, choice, descending, fill_rest, number
+from longgame.selection.budget import REJECTED, check_budget, choice, descending, fill_rest, missing_last, number
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -22,11 +22,15 @@ from longgame.signals.base import Signals
 class DEITASelector(Selector):
     """By falling complexity · quality, what resembles no accepted candidate; ties by id (arXiv 2312.15685).
 
-    The paper has both scores from fine-tuned graders. Here ``quality`` is the data's column (a grader's, if it has one)
-    or rules, and complexity is a signal of the model.
+    The paper has both scores from fine-tuned graders, from 1 to 6: ``complexity: complexity, quality: grade`` with two
+    named sources (judges with the rubrics ``deita-complexity`` and ``deita-quality``, or columns). By default
+    complexity is a signal of the model, and quality a column or rules. A candidate without one of the scores comes
+    last.
 
     Args:
-        complexity: ``difficulty`` (percentile of the base loss in the stage) or ``loss`` (under the model as it is).
+        complexity: ``difficulty`` (percentile of the base loss in the stage), ``loss`` (under the model as it is), or
+            ``complexity`` (by its source).
+        quality: ``quality`` (in [0, 1]) or ``grade`` (on the scale of its source).
         threshold: cosine, in (−1, 1], with an accepted candidate from which one is passed over.
         rejected: what was passed over: ``last`` (picked after all others, by its score) or ``never``.
         device: where the matrix products run (``cpu``, ``cuda``); it changes no pick.
@@ -39,16 +43,18 @@ class DEITASelector(Selector):
 
     def __init__(
         self,
-        complexity: Literal["difficulty", "loss"] = "difficulty",
+        complexity: Literal["difficulty", "loss", "complexity"] = "difficulty",
         threshold: float = 0.9,
         rejected: Literal["last", "never"] = "last",
         device: str = "cpu",
+        quality: Literal["quality", "grade"] = "quality",
     ) -> None:
-        self.complexity = choice(self.name, "complexity", complexity, ("difficulty", "loss"))
+        self.complexity = choice(self.name, "complexity", complexity, ("difficulty", "loss", "complexity"))
+        self.quality = choice(self.name, "quality", quality, ("quality", "grade"))
         self.threshold = number(self.name, "threshold", threshold, above=-1, most=1)
         self.rejected = choice(self.name, "rejected", rejected, REJECTED)
         self.device = choice(self.name, "device", device, ("cpu", "cuda"))
-        self.requires = (self.complexity, "quality", "embedding")
+        self.requires = (self.complexity, self.quality, "embedding")
 
     def select(
         self,
@@ -59,8 +65,8 @@ class DEITASelector(Selector):
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Selection:
         check_budget(pool.costs, budget)
-        complexity, quality = (signals[name].astype(np.float64) for name in (self.complexity, "quality"))
-        product = complexity * quality
+        complexity, quality = (signals[name].astype(np.float64) for name in (self.complexity, self.quality))
+        product = missing_last(complexity * quality)
         order = descending(product, pool.ids)
         rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
         if self.rejected == "last":

@@ -28,6 +28,7 @@ from longgame.selection.budget import (
     fill_rest,
     flag,
     id_order,
+    missing_last,
     number,
 )
 from longgame.selection.history import History, Selection
@@ -152,7 +153,7 @@ class DiversitySelector(Selector):
         return Selection.of(pool, parts.rows, {"score": parts.distance, "within": parts.within})
 
     def _filter(self, pool: Pool, signals: Signals, budget: int) -> Selection:
-        quality = signals["quality"]
+        quality = missing_last(signals["quality"])
         order = descending(quality, pool.ids)
         rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
         rows = fill_rest(rows, order, pool.costs, budget)

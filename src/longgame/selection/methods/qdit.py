@@ -12,7 +12,7 @@ import numpy as np
 from longgame.data.examples import Pool
 from longgame.selection.algorithms.facility import facility_location
 from longgame.selection.base import Selector
-from longgame.selection.budget import check_budget, count, id_order, rank_scale, weight
+from longgame.selection.budget import check_budget, count, id_order, missing_last, rank_scale, weight
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -47,7 +47,7 @@ class QDITSelector(Selector):
     ) -> Selection:
         check_budget(pool.costs, budget)
         by_id = id_order(pool.ids)
-        quality = (rank_scale(signals["quality"][by_id]) + 1.0) / 2.0
+        quality = (rank_scale(missing_last(signals["quality"])[by_id]) + 1.0) / 2.0
         picked = facility_location(
             signals["embedding"][by_id],
             pool.costs[by_id],

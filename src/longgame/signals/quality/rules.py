@@ -268,6 +268,15 @@ def quality_report(example: Example) -> dict[str, float]:
     return {name: rule(request, example.response) for name, (rule, _) in RULES.items()}
 
 
+def rule_scores(examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
+    """Return the product of the rules' shares for each example, in [0, 1], float32."""
+    shares = [
+        np.prod([1.0 - RULES[name][1] * (1.0 - value) for name, value in quality_report(example).items()])
+        for example in examples
+    ]
+    return np.asarray(shares, dtype=np.float32)
+
+
 def quality_scores(examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
     """Return one quality per example, in [0, 1], float32.
 
@@ -279,11 +288,7 @@ def quality_scores(examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
     """
     scores = [example.quality for example in examples if example.quality is not None]
     if len(scores) < len(examples):
-        shares = [
-            np.prod([1.0 - RULES[name][1] * (1.0 - value) for name, value in quality_report(example).items()])
-            for example in examples
-        ]
-        return np.asarray(shares, dtype=np.float32)
+        return rule_scores(examples)
     for example, value in zip(examples, scores, strict=True):
         if not 0.0 <= value <= 1.0:
             raise DataError(

@@ -1,0 +1,1 @@
+"""Where the quality of an example comes from: a column, rules over its text, a reward model, or LLM judges."""
