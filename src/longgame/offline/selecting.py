@@ -454,7 +454,7 @@ def _signals(
     stored = [name for name in names if name not in apart]
     pool = part.pool()
     if table is not None:
-        if "quality" in names and "quality" not in table.names:
+        if "quality" in stored and "quality" not in table.names:
             raise RecipeError(f"'{table.folder}' lacks quality. Score it, too.")
         seed = stream_seed(options.seed, "clusters")
         signals = signals_of(table, pool, rows, stored, options.clusters, seed)
@@ -487,8 +487,8 @@ def _missing_notes(signals: Signals, candidates: Int[np.ndarray, " m"], picks: I
         missing = np.isnan(column) if SIGNALS[name].may_miss else np.zeros(len(column), dtype=bool)
         if missing.any():
             yield (
-                f"{name}: {int(missing.sum()):,} of {len(candidates):,} candidates have none, and come after all "
-                f"others; {int(missing[picks].sum()):,} of them are picked"
+                f"{name}: {int(missing.sum()):,} of {len(candidates):,} candidates have none, so they are picked "
+                f"last or never; {int(missing[picks].sum()):,} of them are picked"
             )
 
 

@@ -530,7 +530,7 @@ def _narrowed(name: str, values: Float[np.ndarray, "m ..."], dtype: np.dtype, id
     check_finite(name, values, ids)
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(values.astype(dtype))
-    overflow = ~np.isfinite(narrow.reshape(len(narrow), -1))
+    overflow = np.isinf(narrow.reshape(len(narrow), -1))  # NaN passed the check above where it may stand
     if overflow.any():
         row, entry = np.argwhere(overflow)[0]
         raise NumericalError(

@@ -78,7 +78,7 @@ class MoDSSelector(Selector):
         good = quality >= self.threshold  # False where it is missing
         necessary = good & ~(answered >= self.answer_threshold)  # an answer without a grade is no good answer
         rank = np.argsort(id_order(pool.ids))
-        score = missing_last(quality) if self.rejected == "last" else np.full(len(pool), np.nan)
+        score = missing_last(quality).copy() if self.rejected == "last" else np.full(len(pool), np.nan)
         picks = np.zeros(0, dtype=np.int64)
         steps = ((good, round(self.seed_share * budget), 4.0), (necessary, budget, 3.0), (good, budget, 2.0))
         for candidates, limit, level in steps:

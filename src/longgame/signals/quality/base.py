@@ -123,7 +123,7 @@ class ColumnQuality(QualitySource):
     def notes(self) -> list[str]:
         if not self._missing:
             return []
-        return [f"{self._missing:,} of {self._rows:,} rows have no '{self.column}': their quality is missing."]
+        return [f"{self._missing:,} of {self._rows:,} rows have no '{self.column}': their quality is missing"]
 
 
 def scale_of(name: str, low: Any, high: Any) -> tuple[float, float]:

@@ -48,6 +48,8 @@ _CHARACTERS = 4
 """Characters of a token, for estimates."""
 _EXAMPLES = 3
 """Missing grades that are shown."""
+_LONGEST_REPLY = 100_000
+"""Characters of a reply in which a grade is looked for."""
 _FEW = 3
 """Missing grades that never stop a job."""
 
@@ -702,11 +704,14 @@ def read_grade(text: str, high: float) -> float | None:
 
 def _objects(text: str) -> Iterator[float]:
     """``grade`` of each JSON object in the text."""
-    for match in re.finditer(r"\{[^{}]*\}", text):
+    decoder, place = json.JSONDecoder(), text.find("{")
+    while 0 <= place < _LONGEST_REPLY:
         try:
-            value = json.loads(match[0])
-        except ValueError:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            place = text.find("{", place + 1)
             continue
+        place = text.find("{", end)
         grade = value.get("grade") if isinstance(value, dict) else None
         if isinstance(grade, str) and re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", grade):
             grade = float(grade)
