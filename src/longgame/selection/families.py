@@ -88,7 +88,7 @@ def _kind(name: str) -> str:
         return "gradient"
     if name in ("embedding", "cluster"):
         return "diversity"
-    if name.startswith("quality"):
+    if name == "quality" or "judge" in signal.needs:
         return "quality"
     return "text" if signal.needs == ("text",) else "loss"
 
