@@ -141,3 +141,17 @@ def test_what_another_system_spent_on_its_scores_is_not_known(tmp_path, wrapped)
     found = stage_work(report(), policy, POOL, (), 1)
     assert np.isnan([found["score_flops"], found["frozen_flops"], found["scored_tokens"]]).all()
     assert found["train_flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("signal", "name"),
+    [("influence", "warmup"), ("reference_loss", "reference"), ("loss_trajectory", "log")],
+)
+def test_a_training_beside_the_stage_is_charged_and_named(signal, name):
+    policy = decided(Named(signal))
+    found = stage_work(report(auxiliary_tokens=40, auxiliary_flops=7.0), policy, POOL, (), 1)
+    plain = stage_work(report(), policy, POOL, (), 1)
+    assert (found[f"{name}_tokens"], found[f"{name}_flops"]) == (40, 7)
+    assert found["scored_tokens"] == plain["scored_tokens"] + 40
+    assert found["score_flops"] == plain["score_flops"] + 7
+    assert f"{name}_flops" not in plain

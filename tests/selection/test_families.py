@@ -32,6 +32,8 @@ def test_every_selector_has_a_family_of_the_table(name) -> None:
     [
         ("random", "baseline"),
         ("longest", "text"),
+        ("dedup-exact", "text"),
+        ("dsir", "target"),
         ("ifd", "loss"),
         ("rho", "loss"),
         ("grand", "gradient"),

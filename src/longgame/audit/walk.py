@@ -35,7 +35,7 @@ from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import Round, SelectionPolicy
-from longgame.signals.base import SIGNALS
+from longgame.signals.base import SIGNALS, needs_auxiliary
 from longgame.signals.flops import signal_flops, training_flops
 from longgame.storage import read_arrays, read_json, read_state, write_arrays, write_state, write_table
 from longgame.training.config import SelectionConfig
@@ -452,8 +452,9 @@ def stage_work(
     Returns:
         ``pool_tokens``; ``scored_tokens``, those that the model read in order to choose (candidates, each time they
         were scored, the frozen pass over the pool, the references, trainings beside the stage's own, and what replay
-        measured); ``score_flops`` for them, of these ``frozen_flops`` for the frozen pass and ``replay_flops`` for what
-        replay measured, where it does; ``response_tokens``, those of the picks that the loss is taken over;
+        measured); ``score_flops`` for them, of these ``frozen_flops`` for the frozen pass, ``replay_flops`` for what
+        replay measured and ``warmup_flops``, ``reference_flops`` or ``log_flops`` (and ``_tokens``) for the training
+        beside the stage's own, where there is one; ``response_tokens``, those of the picks that the loss is taken over;
         ``train_flops``; ``diagnose_flops`` for gradients that only the diagnostics read.
         The cost of scores that another system made (`Selector.score_source`) is not known: NaN.
     """
@@ -472,8 +473,11 @@ def stage_work(
     tokens += sum(passes * _tokens(items) for passes, items in references if items is not None)
     tokens += _tokens(replayed) if replayed is not None else 0
     tokens += report.auxiliary_tokens
+    beside = "-".join(sorted(needs_auxiliary(policy.required))) if report.auxiliary_tokens else ""
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
+    if beside:
+        counts[f"{beside}_tokens"] = float(report.auxiliary_tokens)
     counts["response_tokens"] = float(sum(int(np.sum(part.response_tokens)) for part in picked))
     model = report.model
     if model is None:
@@ -483,9 +487,10 @@ def stage_work(
     for passes, items in references:
         if passes and items is not None:
             flops += passes * float(signal_flops(model, items, GRADIENT).sum())
-    replay = {} if replayed is None else {"replay_flops": float(signal_flops(model, replayed, ("loss",)).sum())}
-    flops += sum(replay.values())
+    apart = {} if replayed is None else {"replay_flops": float(signal_flops(model, replayed, ("loss",)).sum())}
+    flops += sum(apart.values())
     flops += report.auxiliary_flops
+    apart |= {f"{beside}_flops": float(report.auxiliary_flops)} if beside else {}
     measured = [
         part
         for part, entry in zip(picked, policy.rounds, strict=True)
@@ -494,7 +499,7 @@ def stage_work(
     return counts | {
         "score_flops": countable * flops,
         "frozen_flops": countable * frozen_flops,
-        **replay,
+        **apart,
         "train_flops": epochs * sum(float(training_flops(model, part).sum()) for part in picked),
         "diagnose_flops": sum((float(signal_flops(model, part, GRADIENT).sum()) for part in measured), 0.0),
     }

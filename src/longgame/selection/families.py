@@ -90,7 +90,7 @@ def _kind(name: str) -> str:
         return "diversity"
     if name == "quality" or "judge" in signal.needs:
         return "quality"
-    return "text" if signal.needs == ("text",) else "loss"
+    return "text" if set(signal.needs) <= {"text", "candidates"} else "loss"
 
 
 def spec_family(spec: SelectorSpec) -> str:
