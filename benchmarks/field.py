@@ -10,15 +10,23 @@ python -m benchmarks.field --only ifd semdedup
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from transformers import TrainerCallback
 
 from benchmarks.harness import Report, at_least, at_most, measure_machine, take_turns
+from benchmarks.select import rows_of, write
 from benchmarks.selection import mixture
 from benchmarks.signals import plain_sides
 from benchmarks.workload import Workload, real
@@ -26,7 +34,20 @@ from longgame.seeding import generator
 from longgame.selection.algorithms.clusters import k_means, without_near_duplicates
 from longgame.signals.source import SignalSource
 
-IFD, SEMDEDUP = 1.5, 5.0
+IFD, SEMDEDUP, DSIR_RATE, DSIR_GIB, LESS = 1.5, 5.0, 50_000, 1.0, 100.0
+TARGETS = 5
+_DSIR = """
+import json, sys, time
+from benchmarks.harness import peak_resident
+from longgame.offline.options import SelectOptions
+from longgame.offline.selecting import select_to
+import longgame.selection.methods.dsir, pandas, scipy.stats
+start = time.perf_counter()
+options = SelectOptions(selector="dsir")
+outcome, _ = select_to(sys.argv[1], sys.argv[2], options, target=sys.argv[3], overwrite=True)
+seconds, peak = time.perf_counter() - start, peak_resident()
+print(json.dumps({"seconds": seconds, "peak": peak, "rows": len(outcome.rows), "picks": len(outcome.picks)}))
+"""
 
 
 def ifd(report: Report, work: Workload, quick: bool) -> None:
@@ -125,7 +146,124 @@ def semdedup(report: Report, quick: bool) -> None:
         )
 
 
-PARTS = ("ifd", "semdedup")
+def dsir(report: Report, data_dir: Path | None, quick: bool) -> None:
+    """DSIR from a file to a file, one thread, in a process of its own; rows that repeat are numbered apart."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = rows_of(data_dir, 20_000 if quick else 1_000_000)
+        data = write(folder / "data.jsonl", rows)
+        target = write(folder / "target.jsonl", [{**row, "prompt": f"{row['prompt']} ?"} for row in rows[:200]])
+        code = [sys.executable, "-c", _DSIR, str(data), str(folder / "out.jsonl"), str(target)]
+        done = subprocess.run(code, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    report.add(
+        [
+            at_least("dsir_rows_per_second", result["rows"] / result["seconds"], DSIR_RATE),
+            at_most("dsir_peak_gib", result["peak"] / 2**30, DSIR_GIB),
+        ],
+        [{"task": "dsir", **result}],
+    )
+
+
+def less(report: Report, data_dir: Path | None, quick: bool) -> None:
+    """LESS on tiny for several target sets: everything anew for each, and from the gradient store of the first."""
+    import longgame
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = rows_of(data_dir, 2_000 if quick else 20_000)
+        data = write(folder / "data.jsonl", rows)
+        options: dict[str, Any] = {"selector": "less", "budget": "5%", "model": "tiny", "on_bad_row": "skip"}
+
+        def select(number: int) -> float:
+            items = [{**row, "prompt": f"{row['prompt']} ?"} for row in rows[10 * number : 10 * number + 10]]
+            target = write(folder / f"target-{number}.jsonl", items)
+            start = time.perf_counter()
+            longgame.select(data, target=target, scores=folder / "scores", **options)
+            return time.perf_counter() - start
+
+        first = select(0)
+        others = [select(number) for number in range(1, TARGETS + 1)]
+    ratio = TARGETS * first / sum(others)
+    report.add(
+        [at_least("less_targets_from_store", ratio, LESS)],
+        [{"task": "less", "rows": len(rows), "first_seconds": first, "other_seconds": others}],
+    )
+
+
+class Clock(TrainerCallback):
+    """Seconds of every step, from the end of the one before, and the part of it that was spent on selecting."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.seconds: list[float] = []
+        self.shares: list[float] = []
+
+    def on_train_begin(self, *_event: Any, **_state: Any) -> None:
+        self._last = time.perf_counter(), self._trainer.selection_seconds
+
+    def on_step_end(self, *_event: Any, **_state: Any) -> None:
+        now = time.perf_counter(), self._trainer.selection_seconds
+        self.seconds.append(now[0] - self._last[0])
+        self.shares.append((now[1] - self._last[1]) / self.seconds[-1])
+        self._last = now
+
+
+def online(report: Report, model: str, data_dir: Path | None, quick: bool) -> None:
+    """Share of the step that each method takes in TRL's trainer; a method that refuses to run online says why.
+
+    LoRA r 16, two rows of at most 128 tokens learned of eight candidates; the first step is left out.
+    """
+    from datasets import Dataset, disable_progress_bars
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    from longgame.errors import LonggameError
+    from longgame.models.load import load_model
+    from longgame.recipe import ModelSpec
+    from longgame.selection.base import SELECTORS
+    from longgame.training.config import SelectionConfig
+    from longgame.training.sft import SelectionSFTTrainer
+
+    disable_progress_bars()
+    steps = 2 if quick else 4
+    rows = [
+        {"prompt": row["prompt"][:400], "completion": row["response"][:200]} for row in rows_of(data_dir, 8 * steps + 8)
+    ]
+    loaded = load_model(ModelSpec(name=model), attention="sdpa")
+    weights = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    for selector in SELECTORS.builtin_names():
+        loaded.model.load_state_dict(weights)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SFTConfig(
+                folder, max_steps=steps, per_device_train_batch_size=2, max_length=128, report_to=[], use_cpu=True,
+                save_strategy="no", logging_strategy="no", disable_tqdm=True, packing=False,
+            )  # fmt: skip
+            try:
+                trainer = SelectionSFTTrainer(
+                    model=loaded.model,
+                    args=arguments,
+                    train_dataset=Dataset.from_list(rows[: 8 * steps]),
+                    processing_class=loaded.tokenizer,
+                    peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+                    selection=SelectionConfig(selector=selector, budget=0.25),
+                    target_dataset=Dataset.from_list(rows[8 * steps :]),
+                )
+                clock = Clock(trainer)
+                trainer.add_callback(clock)
+                trainer.train()
+            except LonggameError as error:
+                report.add(rows=[{"task": "online", "selector": selector, "refused": str(error)}])
+                print(f"online {selector}: refused: {error}")
+            else:
+                share = statistics.median(clock.shares[1:])
+                report.add(rows=[{"task": "online", "selector": selector, "share": share, "seconds": clock.seconds}])
+                print(f"online {selector}: {share:.0%} of the step")
+            if hasattr(trainer.model, "unload"):
+                trainer.model.unload()
+
+
+PARTS = ("ifd", "semdedup", "dsir", "less", "online")
 
 
 def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool) -> None:
@@ -134,6 +272,12 @@ def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None
         ifd(report, real(16 if quick else 64, dtype="float32", data_dir=data_dir, model=model), quick)
     if "semdedup" in only:
         semdedup(report, quick)
+    if "dsir" in only:
+        dsir(report, data_dir, quick)
+    if "less" in only:
+        less(report, data_dir, quick)
+    if "online" in only:
+        online(report, model, data_dir, quick)
 
 
 def main() -> None:
