@@ -47,7 +47,7 @@ def test_first_lines_of_a_method_name_paper_formula_and_cost(name) -> None:
     selector = build_selector(name)
     notes = notes_of(type(selector))
     assert notes.summary.endswith(".")
-    assert "arXiv" in notes.paper
+    assert "arXiv" in notes.paper or "NeurIPS" in notes.paper
     assert notes.formula
     assert notes.cost.partition(",")[0] == cost_class(selector.requires)
 

@@ -43,6 +43,7 @@ TEST_CASES = [
     ("dedup-exact", {"by": "quality"}),
     ("importance", {"size": "last-layer", "uniform_share": 0}),
     ("craig", {"references": 8}),
+    ("greats", {"learning_rate": 0.01}),
     ("gradmatch", {"ridge": 0.01, "atoms": 3}),
     ("tagcos", {"clusters": 2}),
     ("forgetting-events", {"threshold": 0.9, "never_learned": "last"}),

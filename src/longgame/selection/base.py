@@ -280,6 +280,7 @@ SELECTORS = Registry(
         "craig": "longgame.selection.methods.craig:CRAIGSelector",
         "gradmatch": "longgame.selection.methods.gradmatch:GradMatchSelector",
         "tagcos": "longgame.selection.methods.tagcos:TAGCOSSelector",
+        "greats": "longgame.selection.methods.greats:GREATSSelector",
         "ocs": "longgame.selection.methods.ocs:OCSSelector",
         "utility-diversity": "longgame.selection.methods.utility_diversity:UtilityDiversitySelector",
         "lhas": "longgame.selection.methods.lhas:LHASSelector",
