@@ -119,8 +119,8 @@ def test_flow_weight_is_exp_of_minus_loss_by_the_median(world) -> None:
     scene = world([1] * 3, base_loss=[1.0, 2.0, 8.0])
     selection = scene.select(FLOWSelector(sample=False), 3)
     assert scene.names(selection) == "abc"
-    assert selection.scores["weight"] == pytest.approx([math.exp(-0.5), math.exp(-1), math.exp(-4)])
-    assert scene.select(FLOWSelector(temperature=4), 3).scores["weight"][2] == pytest.approx(math.exp(-2))
+    assert selection.scores["preference"] == pytest.approx([math.exp(-0.5), math.exp(-1), math.exp(-4)])
+    assert scene.select(FLOWSelector(temperature=4), 3).scores["preference"][2] == pytest.approx(math.exp(-2))
 
 
 def test_flow_draws_in_proportion_to_its_weights(world) -> None:

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 import longgame
 from longgame.errors import ModelError, RecipeError, ResumeError
+from longgame.selection.base import SELECTORS
 from longgame.training.candidates import pool_of
 from support.trainers import losses, make_trainer, rows_of, sft, stream
 from support.training import Coin, loss_scorer, make_model, make_pool
@@ -336,3 +337,23 @@ def test_the_table_of_the_docs_names_tests_and_messages(row):
     text = source_text()
     for message in messages:
         assert message in text
+
+
+@pytest.mark.parametrize("selector", [name for name in SELECTORS.builtin_names() if name != "random"])
+def test_every_selector_trains_or_says_where_it_runs(tmp_path, tokenizer, selector):
+    # a target set of other items; what needs a training log or another training is refused with a way to do it
+    items = [{"prompt": f"w{n + 3} w4 ", "completion": f"w{n + 5} w{n + 3}"} for n in range(12)]
+    try:
+        trainer = sft(
+            tmp_path,
+            tokenizer,
+            data=Dataset.from_list(items[:8]),
+            target_dataset=Dataset.from_list(items[8:]),
+            selector=selector,
+            args={"max_steps": 2},
+        )
+        trainer.train()
+    except RecipeError as error:
+        assert re.search(r"in an audit|longgame select|SelectionConfig", str(error)), error
+    else:
+        assert all(done.picked_ids for done in trainer.selection_policy.rounds)

@@ -26,7 +26,7 @@ class FLOWSelector(Selector):
         temperature: τ in nats per token; default: the median of the candidates' base losses, as in the paper.
         sample: false: no draw, lowest base loss first.
 
-    ``scores``: ``weight`` = exp(−base_loss / τ); ``score`` = log(weight) + a Gumbel number (or log(weight)).
+    ``scores``: ``preference`` = exp(−base_loss / τ); ``score`` = its logarithm + a Gumbel number (or the logarithm).
     """
 
     name = "flow"
@@ -49,4 +49,4 @@ class FLOWSelector(Selector):
         log_weight = -loss / temperature
         score = log_weight + gumbel_by_id(pool.ids, rng) if self.sample else log_weight
         picks = fill_by_score(score, pool.ids, pool.costs, budget)
-        return Selection.of(pool, picks, {"score": score, "weight": np.exp(log_weight)})
+        return Selection.of(pool, picks, {"score": score, "preference": np.exp(log_weight)})
