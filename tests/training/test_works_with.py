@@ -353,7 +353,10 @@ def test_every_selector_trains_or_says_where_it_runs(tmp_path, tokenizer, select
             args={"max_steps": 2},
         )
         trainer.train()
+        refusal = ""
     except RecipeError as error:
-        assert re.search(r"in an audit|longgame select|SelectionConfig", str(error)), error
+        refusal = str(error)
+    if refusal:
+        assert re.search(r"in an audit|longgame select|SelectionConfig", refusal)
     else:
         assert all(done.picked_ids for done in trainer.selection_policy.rounds)
