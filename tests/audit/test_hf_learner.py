@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from longgame.audit.estimate import auxiliary_tokens
 from longgame.audit.execute import seed_job, trial_job
 from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
@@ -139,9 +140,9 @@ def test_the_target_of_a_stage_is_its_own_development_items():
         learner.train(stage.pool, policy_of(), SELECTION, 3)
 
 
-@pytest.mark.parametrize("name", ["less", "rho"])
+@pytest.mark.parametrize("name", ["less", "rho", "cartography"])
 def test_trainings_beside_a_stage_are_charged_to_it(name):
-    selector = {"less": {"share": 0.5, "epochs": 2}, "rho": {"epochs": 2}}[name]
+    selector = {"less": {"share": 0.5, "epochs": 2}, "rho": {"epochs": 2}, "cartography": {"epochs": 2}}[name]
     learner, sequence = learner_of(recipe(proxy={"items_per_skill": 1}))
     policy = SelectionPolicy(build_selector(name, selector), History(), generator(0, "select", 1))
     stage = sequence.stages[0]
@@ -150,12 +151,15 @@ def test_trainings_beside_a_stage_are_charged_to_it(name):
     if name == "less":
         assert 2 * (pool + target) < report.auxiliary_tokens <= 2 * (pool + target) + pool
     else:
-        assert report.auxiliary_tokens == 2 * target + pool
+        assert report.auxiliary_tokens == {"rho": 2 * target + pool, "cartography": 4 * pool}[name]
+    planned = sum(auxiliary_tokens(policy.selector, [stage.pool], [stage.target_pool]))
+    assert report.auxiliary_tokens == pytest.approx(planned, rel=0.02)
     work = stage_work(report, policy, stage.pool, [], 1)
-    live = 0 if name == "less" else pool
+    live = pool if name == "rho" else 0
     assert work["scored_tokens"] == live + report.auxiliary_tokens
     assert work["score_flops"] >= report.auxiliary_flops > 0
     assert learner.source.auxiliary is None
+    assert learner.source.log is None
     assert all(np.isfinite(entry.selection.scores["score"]).all() for entry in policy.rounds)
 
 

@@ -129,6 +129,19 @@ def test_rho_trains_its_reference_on_the_target(data: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(terms["loss"], plain["longgame_loss"], atol=1e-6)  # the model is as it was
 
 
+def test_a_log_is_trained_where_none_is_given(data: Path, tmp_path: Path, monkeypatch) -> None:
+    options = SelectOptions(selector="cartography:epochs=2", budget="20%")
+    with pytest.raises(RecipeError, match=r"--training-log.*--model"):
+        select_to(data, tmp_path / "o.jsonl", options)
+    first, manifest = select_to(data, tmp_path / "o.jsonl", options, model=TINY, scores=tmp_path / "s")
+    assert "the log trained in" in manifest["training_log"]["label"]
+    monkeypatch.setattr(training, "_learn", None)  # the epochs, and what was measured after them, are kept
+    monkeypatch.setattr(auxiliary, "stream_signals", None)
+    again, _ = select_to(data, tmp_path / "p.jsonl", options, model=TINY, scores=tmp_path / "s")
+    np.testing.assert_array_equal(again.terms["variability"], first.terms["variability"])
+    assert first.terms["variability"].max() > 0
+
+
 def damage(folder: Path) -> None:
     path = next(folder.glob("warmup-*/epoch-1/weights.safetensors"))
     content = bytearray(path.read_bytes())
@@ -146,6 +159,7 @@ def damage(folder: Path) -> None:
         ("less:share=0.0001", True, BudgetError, "Raise the share"),
         ("less:epochs=0", True, RecipeError, "epochs is 0"),
         ("less:share=2", True, RecipeError, "share is 2"),
+        ("s2l:epochs=1", False, RecipeError, "two or more"),
         ("damaged", True, ResumeError, "Delete it and every later epoch"),
     ],
 )

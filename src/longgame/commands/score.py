@@ -111,6 +111,7 @@ def score_command(
         from longgame.offline.rows import DataRows
         from longgame.offline.scoring import BAD_ROWS, TABLE, score_into, shard_name, shard_rows
         from longgame.offline.selecting import target_rows
+        from longgame.signals.base import needs_auxiliary
         from longgame.signals.quality.base import QualitySources
 
         started = time.perf_counter()
@@ -124,6 +125,11 @@ def score_command(
         if not names:
             raise RecipeError("--signals names none. Give names with commas, e.g. loss,grad_norm.")
         number, total = parse_shard(shard)
+        if total > 1 and (apart := [name for name in names if needs_auxiliary([name])]):
+            raise RecipeError(
+                f"{', '.join(apart)} comes from a training on all of the data, so it is not computed in shards. Leave "
+                "--shard out."
+            )
         grading = QualitySources.of(quality, complexity)
         rules = RowRules(turns, parse_range(quality_range), grading.columns)  # type: ignore[arg-type]
         rows = DataRows(open_source(one_or_all(data)), rules, on_bad_row, where)  # type: ignore[arg-type]

@@ -79,7 +79,6 @@ class AuxiliaryJob:
         def measure(engine: SignalEngine, epoch: Epoch) -> None:
             engine.preconditioner = epoch.adam
             store = self._store(engine, folder / f"gradients-{epoch.number}", [_STEP])
-            store.verify([_STEP])
             targets = engine(target, ["grad_sketch"])["grad_sketch"]
             for start in range(0, len(store), _BLOCK):
                 rows = slice(start, start + _BLOCK)
@@ -161,7 +160,9 @@ class AuxiliaryJob:
                 dtype=self.dtype,
                 on_shard=self.progress,
             )
-        return SignalStore(path)
+        store = SignalStore(path)
+        store.verify(names)
+        return store
 
     def _write(self, name: str, columns: Mapping[str, Float[np.ndarray, "n ..."]]) -> SignalStore:
         with SignalWriter(self.folder / name, dict.fromkeys(columns, "float32"), self.content) as writer:

@@ -42,6 +42,7 @@ from longgame.storage import read_state, scratch, storage_errors, write_file, wr
 if TYPE_CHECKING:
     from longgame.models.load import LoadedModel
     from longgame.signals.source import SignalSource
+    from longgame.training.log import Trajectories
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
 GRADED = "quality.json"
@@ -467,6 +468,11 @@ def score_into(
         raise RecipeError(
             "'reference_loss' is that of a model of held-out data, and there is none. Give it (--target FILE)."
         )
+    if not (path / CONFIG).is_file() and _shard_folders(path):
+        raise RecipeError(
+            f"'{path}' holds the scores of shards, and {', '.join(columns)} is to be computed of all rows. Add it with "
+            "longgame score --shard to each of them, or use another folder."
+        )
     spec, config = auxiliary or AuxiliarySpec(), None
     if (path / CONFIG).is_file():
         check_folder(path, rows)
@@ -591,6 +597,37 @@ def _auxiliary_job(
     )
 
 
+def trained_log(
+    rows: DataRows,
+    scores: ScoreFolder,
+    options: ModelOptions,
+    spec: AuxiliarySpec,
+    *,
+    on_bad_row: OnBadRow = "error",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trajectories:
+    """Return the log of a training on all rows of these scores, of a copy of the model's weights; kept beside them.
+
+    Raises:
+        ResumeError: the scores are of another model or seed. ModelError, NumericalError: as `auxiliary_run`.
+    """
+    from longgame.training.log import Trajectories
+
+    scorer = LoadedScorer.load(options)
+    fingerprint = scorer.fingerprint()
+    _check_made_with(scores.folder, scores.config, fingerprint, seed)
+    tokenized = TokenizedRows(rows, scorer.tokenizer, scorer.max_length, options.too_long, on_bad_row)
+    on_shard = None if progress is None else lambda done: progress(done, len(rows))
+    stores = _auxiliary_job(scores.folder, rows, scorer, fingerprint, tokenized, seed, on_shard).log(spec)
+    loss, accuracy = (
+        np.stack([store.column(name) for store in stores], axis=1).astype(np.float32)
+        for name in ("loss", "token_accuracy")
+    )
+    epochs = tuple(range(1, spec.epochs + 1))
+    return Trajectories(f"the log trained in '{scores.folder}'", tuple(stores[0].ids), epochs, loss, accuracy)
+
+
 def _context(path: Path, places: Mapping[str, str]) -> dict[str, Any]:
     """Vectors of the target set that are stored; empty where there are none."""
     name = places.get(CONTEXT_STATE, CONTEXT_STATE)
@@ -639,6 +676,18 @@ def check_grading(config: Mapping[str, Any], grading: QualitySources, names: Col
             )
 
 
+def _check_made_with(path: Path, config: Mapping[str, Any], fingerprint: str, seed: int) -> None:
+    """Raise ResumeError where scores are of another model or seed."""
+    now = {"fingerprint": fingerprint, "seed": seed}
+    names = {"fingerprint": "model, tokenizer or settings", "seed": "seed"}
+    changed = [names[key] for key, value in now.items() if config.get(key) not in (value, None)]
+    if changed:
+        raise ResumeError(
+            f"'{path}' holds scores of another {' and '.join(changed)}. Use what it was made with (see {CONFIG}), "
+            "or another folder."
+        )
+
+
 def _begin(
     path: Path,
     rows: DataRows,
@@ -652,14 +701,7 @@ def _begin(
     """Write config.yaml, or compare with it."""
     if (path / CONFIG).is_file():
         config = read_config(path)
-        now = {"fingerprint": fingerprint, "seed": seed}
-        names = {"fingerprint": "model, tokenizer or settings", "seed": "seed"}
-        changed = [names[key] for key, value in now.items() if config.get(key) not in (value, None)]
-        if changed:
-            raise ResumeError(
-                f"'{path}' holds scores of another {' and '.join(changed)}. Use what it was made with (see {CONFIG}), "
-                "or another folder."
-            )
+        _check_made_with(path, config, fingerprint, seed)
         before = config.get("grading") or {}
         if (target is None or config.get("target") is not None) and {*grading.identity()} <= {*before}:
             return

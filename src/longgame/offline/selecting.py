@@ -36,6 +36,7 @@ from longgame.offline.scoring import (
     computed_names,
     score_into,
     signals_of,
+    trained_log,
 )
 from longgame.offline.subset import PREFIX, SubsetPart, beside, kind_of, refuse_existing, write_subset
 from longgame.registry import plugin_at_work
@@ -44,7 +45,7 @@ from longgame.selection.base import Selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
-from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.base import CONTEXT, SIGNALS, Signals, needs_auxiliary
 from longgame.signals.quality.base import GRADES, QualitySources
 from longgame.signals.source import SignalSource
 from longgame.storage import read_state, write_file, write_state
@@ -239,10 +240,9 @@ def choose(
     names = tuple(dict.fromkeys(selector.requires))
     log = None if training_log is None else read_trajectories(training_log)
     without_model = all(_of_no_model(name) for name in names)
-    table: ScoreFolder | None = None
+    table, spec = None, selector.auxiliary or AuxiliarySpec()
     if model is not None or scores is not None:
         stored = [name for name in names if not _is_apart(name) and not _is_graded(name, grading, scores)]
-        spec = selector.auxiliary or AuxiliarySpec()
         table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command, spec, grading)
     elif not without_model:
         needs = ", ".join(name for name in names if not _of_no_model(name))
@@ -269,6 +269,8 @@ def choose(
     policy = _policy(selector, options.seed, history)
     if announce is not None:
         announce(grading.estimate(part, names))
+    if log is None and table is not None and model is not None and "log" in needs_auxiliary(names):
+        log = trained_log(rows, table, model, spec, on_bad_row=options.on_bad_row, seed=options.seed, progress=progress)
     signals = _signals(table, part, place[candidates], options, names, targets, log, grading)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)

@@ -41,6 +41,18 @@ class AuxiliarySpec:
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise RecipeError(f"learning_rate is {rate}; use a number above 0.")
 
+    @classmethod
+    def of_log(cls, epochs: int) -> AuxiliarySpec:
+        """Return the spec of a training that gives a log.
+
+        Raises:
+            RecipeError: ``epochs`` is not a whole number from 2 on: a trajectory has two points or more.
+        """
+        spec = cls(epochs=epochs)
+        if epochs < 2:
+            raise RecipeError(f"epochs is {epochs}, and a training log needs two or more.")
+        return spec
+
 
 class Influence:
     """LESS: how much an Adam step on each example would lower the loss of each target task (arXiv 2402.04333, §4).

@@ -374,7 +374,7 @@ class SignalSource:
         if self.log is None:
             raise RecipeError(
                 f"signal '{name}' is read of a training log, and there is none. Give one: --training-log in longgame "
-                "select, SelectionConfig(trajectories=…) in a trainer."
+                "select (or --model, which is trained to make it), SelectionConfig(trajectories=…) in a trainer."
             )
         losses, accuracies = self.log(pool)
         if name == "loss_trajectory":

@@ -16,6 +16,7 @@ from longgame.data.examples import Pool
 from longgame.selection.base import Selector
 from longgame.selection.budget import choice
 from longgame.selection.history import History
+from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import Signals
 
 
@@ -28,6 +29,7 @@ class CartographySelector(Selector):
     Args:
         region: ``ambiguous``: highest variability first; ``hard``: lowest confidence first; ``easy``: highest
             confidence first.
+        epochs: of the training on all candidates that gives the log, where no log is given.
 
     ``scores``: ``confidence``, ``variability``, and ``score``, which is one of them, or minus the confidence (hard).
     """
@@ -35,7 +37,8 @@ class CartographySelector(Selector):
     name = "cartography"
     requires = ("loss_trajectory",)
 
-    def __init__(self, region: Literal["ambiguous", "hard", "easy"] = "ambiguous") -> None:
+    def __init__(self, region: Literal["ambiguous", "hard", "easy"] = "ambiguous", epochs: int = 4) -> None:
+        self.auxiliary = AuxiliarySpec.of_log(epochs)
         self.region = choice(self.name, "region", region, ("ambiguous", "hard", "easy"))
 
     def score(self, pool: Pool, signals: Signals, history: History) -> dict[str, Float[np.ndarray, " n"]]:  # noqa: ARG002

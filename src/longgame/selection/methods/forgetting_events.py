@@ -16,6 +16,7 @@ from longgame.data.examples import Pool
 from longgame.selection.base import Selector
 from longgame.selection.budget import choice, number
 from longgame.selection.history import History
+from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import Signals
 
 
@@ -29,6 +30,7 @@ class ForgettingEventsSelector(Selector):
     Args:
         threshold: token accuracy from which an example counts as right, in (0, 1].
         never_learned: examples that are right at no epoch: ``first``, as in the paper, or ``last``.
+        epochs: of the training on all candidates that gives the log, where no log is given.
 
     ``scores``: ``events``, and ``learned``: 1 if the example is right at any epoch, else 0. ``score`` is the number of
     events. For what was never learned it is the number of epochs, which no count reaches (``first``), or −1.
@@ -37,7 +39,10 @@ class ForgettingEventsSelector(Selector):
     name = "forgetting-events"
     requires = ("accuracy_trajectory",)
 
-    def __init__(self, threshold: float = 0.5, never_learned: Literal["first", "last"] = "first") -> None:
+    def __init__(
+        self, threshold: float = 0.5, never_learned: Literal["first", "last"] = "first", epochs: int = 4
+    ) -> None:
+        self.auxiliary = AuxiliarySpec.of_log(epochs)
         self.threshold = number(self.name, "threshold", threshold, above=0, most=1)
         self.never_learned = choice(self.name, "never_learned", never_learned, ("first", "last"))
 

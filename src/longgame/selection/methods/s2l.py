@@ -14,6 +14,7 @@ from longgame.selection.algorithms.clusters import k_means
 from longgame.selection.base import Selector
 from longgame.selection.budget import check_budget, count, fill_rest, id_order
 from longgame.selection.history import History, Selection
+from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import Signals
 
 
@@ -26,6 +27,7 @@ class S2LSelector(Selector):
 
     Args:
         clusters: k of the k-means, at most as many as there are different trajectories.
+        epochs: of the training on all candidates that gives the log, where no log is given.
 
     ``scores``: ``cluster`` is the place of the cluster, from the smallest (0) on. ``score`` is 1 for the first pick and
     falls to 1/k for the last one of k; 0 for what is not picked.
@@ -34,7 +36,8 @@ class S2LSelector(Selector):
     name = "s2l"
     requires = ("loss_trajectory",)
 
-    def __init__(self, clusters: int = 100) -> None:
+    def __init__(self, clusters: int = 100, epochs: int = 4) -> None:
+        self.auxiliary = AuxiliarySpec.of_log(epochs)
         self.clusters = count(self.name, "clusters", clusters)
 
     def select(
