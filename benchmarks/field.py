@@ -10,6 +10,7 @@ python -m benchmarks.field --only ifd semdedup
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -32,9 +33,12 @@ from benchmarks.signals import plain_sides
 from benchmarks.workload import Workload, real
 from longgame.seeding import generator
 from longgame.selection.algorithms.clusters import k_means, without_near_duplicates
+from longgame.selection.base import build_selector
+from longgame.selection.history import History
+from longgame.selection.policy import SelectionPolicy
 from longgame.signals.source import SignalSource
 
-IFD, SEMDEDUP, DSIR_RATE, DSIR_GIB, LESS = 1.5, 5.0, 50_000, 1.0, 100.0
+IFD, GREATS, SEMDEDUP, DSIR_RATE, DSIR_GIB, LESS = 1.5, 1.3, 5.0, 50_000, 1.0, 100.0
 TARGETS = 5
 _DSIR = """
 import json, sys, time
@@ -62,6 +66,36 @@ def ifd(report: Report, work: Workload, quick: bool) -> None:
     report.add(
         [at_most("ifd_over_forward", times["ifd"].best / best, IFD)],
         [{"task": "ifd", "data": work.name, "response_share": share, **{name: times[name].best for name in times}}],
+    )
+
+
+def greats(report: Report, work: Workload, quick: bool) -> None:
+    """Steps that select by GREATS, beside plain forward and backward passes of the same candidates.
+
+    16 candidates a step, a quarter of their tokens picked; the gradient of 8 target examples is measured every 8 steps.
+    """
+    pool, target = work.pool.take(range(len(work.pool) - 8)), work.pool.take(range(len(work.pool) - 8, len(work.pool)))
+    parts = [pool.take(range(start, min(len(pool), start + 16))) for start in range(0, len(pool), 16)]
+    plain = [plain_sides(dataclasses.replace(work, pool=part), (1024,)) for part in parts]
+    names = [name for name in plain[0] if "backward" in name]
+
+    def select() -> None:
+        source = SignalSource.of_model(work.model, pad_token_id=work.pad_token_id, target=lambda: target)
+        policy = SelectionPolicy(build_selector("greats"), History(), generator(0, "bench", "greats"))
+        source.begin_stage()
+        for source.step, part in enumerate(parts):
+            policy.choose(part, int(part.tokens.sum()) // 4, source)
+
+    sides: dict[str, Callable[[], object]] = {
+        name: lambda name=name: [side[name]() for side in plain]  # type: ignore[misc]
+        for name in names
+    }
+    sides["greats"] = select
+    times = take_turns(sides, 1 if quick else 3)
+    best = min(times[name].best for name in names)
+    report.add(
+        [at_most("greats_over_forward_and_backward", times["greats"].best / best, GREATS)],
+        [{"task": "greats", "data": work.name, "steps": len(parts), **{name: times[name].best for name in times}}],
     )
 
 
@@ -263,13 +297,17 @@ def online(report: Report, model: str, data_dir: Path | None, quick: bool) -> No
                 trainer.model.unload()
 
 
-PARTS = ("ifd", "semdedup", "dsir", "less", "online")
+PARTS = ("ifd", "greats", "semdedup", "dsir", "less", "online")
 
 
 def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool) -> None:
     """The named parts."""
-    if "ifd" in only:
-        ifd(report, real(16 if quick else 64, dtype="float32", data_dir=data_dir, model=model), quick)
+    if {"ifd", "greats"} & {*only}:
+        work = real(40 if quick else 136, dtype="float32", data_dir=data_dir, model=model)
+        if "ifd" in only:
+            ifd(report, dataclasses.replace(work, pool=work.pool.take(range(16 if quick else 64))), quick)
+        if "greats" in only:
+            greats(report, work, quick)
     if "semdedup" in only:
         semdedup(report, quick)
     if "dsir" in only:
