@@ -34,11 +34,11 @@ check: install
 quick: install
 	$(PYTEST) -q -m "not slow" $(QUICK)
 
-# Before you push: everything but the tests marked slow.
+# Before you push, and in CI: everything but the tests marked slow.
 test: install
 	$(PYTEST) -m "not slow"
 
-# What CI runs.
+# The slow tests, too: studies, benchmarks, and what takes more than ten seconds. Run it before a release.
 test-all: install
 	$(PYTEST)
 
