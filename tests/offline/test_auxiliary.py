@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import longgame
 from longgame.data.sources import open_source
-from longgame.errors import BudgetError, RecipeError, ResumeError
+from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError
 from longgame.models.load import load_model
 from longgame.offline import auxiliary, scoring
 from longgame.offline.options import SelectOptions
@@ -25,6 +26,7 @@ from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.training import auxiliary as training
 from longgame.training.auxiliary import ModelAuxiliary, with_adapter
 from offline.conftest import ROWS, jsonl
+from support.chat_model import chat_tokenizer, save
 
 TINY = ModelOptions(name="tiny", store_dtype="float32")
 SPEC = AuxiliarySpec(share=0.3, epochs=2, learning_rate=2e-3, batch=6)
@@ -127,6 +129,25 @@ def test_rho_trains_its_reference_on_the_target(data: Path, tmp_path: Path) -> N
     assert np.abs(terms["score"]).max() > 1e-2
     plain = longgame.score(data, ["loss"], model="tiny")
     np.testing.assert_allclose(terms["loss"], plain["longgame_loss"], atol=1e-6)  # the model is as it was
+
+
+def test_rho_takes_a_reference_model_with_its_own_tokenizer(data: Path, tmp_path: Path) -> None:
+    save(tmp_path / "other", chat_tokenizer())
+    options, terms = SelectOptions(selector="rho", budget="20%"), {}
+    for name in ("tiny-1", str(tmp_path / "other")):
+        model = dataclasses.replace(TINY, reference=name)
+        outcome, _ = select_to(data, tmp_path / "o.jsonl", options, model=model, scores=tmp_path / "s", overwrite=True)
+        terms[name] = outcome.terms
+        alone = longgame.score(data, ["loss"], model=name)
+        tokens = outcome.response_tokens / np.asarray(alone["longgame_response_tokens"])
+        np.testing.assert_allclose(
+            outcome.terms["reference_loss"] * tokens, alone["longgame_loss"], rtol=1e-5
+        )  # nats by response token of the model that scores
+        assert (tokens == 1).all() == (name == "tiny-1")
+    assert len({tuple(term["loss"]) for term in terms.values()}) == 1
+    with pytest.raises(ModelError, match="no-such-model"):
+        model = dataclasses.replace(TINY, reference=str(tmp_path / "no-such-model"))
+        select_to(data, tmp_path / "p.jsonl", options, model=model, scores=tmp_path / "s")
 
 
 def test_a_log_is_trained_where_none_is_given(data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -63,6 +63,10 @@ PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has non
 BatchTokens = Annotated[
     str, typer.Option(help="Padded tokens of a batch, or auto (halved when out of memory).", rich_help_panel=_MODEL)
 ]
+ReferenceModel = Annotated[
+    str | None,
+    typer.Option(help="Model with a tokenizer of its own, for reference_loss (rho).", rich_help_panel=_MODEL),
+]
 StoreDtype = Annotated[str, typer.Option(help="float32 or float16, of the columns on disk.", rich_help_panel=_MODEL)]
 Target = Annotated[str | None, typer.Option(help="Data that signals compare with (target set).")]
 AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Let the target set hold rows of the data.")]
@@ -99,6 +103,7 @@ def score_command(
     pad_token: PadToken = None,
     batch_tokens: BatchTokens = "auto",
     store_dtype: StoreDtype = "float32",
+    reference_model: ReferenceModel = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score every row of a data set under a model; the scores serve any selector.
@@ -117,7 +122,7 @@ def score_command(
         started = time.perf_counter()
         options = model_settings(
             model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
-            trust_remote_code,
+            trust_remote_code, reference_model,
         )  # fmt: skip
         if options is None:
             raise RecipeError("no model is given, which scores. Give --model.")
@@ -193,6 +198,7 @@ def model_settings(
     batch_tokens: str,
     store_dtype: str,
     trust_remote_code: bool,
+    reference: str | None = None,
 ) -> Any:
     """The options of the model; None without one.
 
@@ -204,6 +210,8 @@ def model_settings(
     if model is None:
         if adapter is not None:
             raise RecipeError("--adapter is given and no --model that it was made for. Give --model.")
+        if reference is not None:
+            raise RecipeError("--reference-model is given and no --model to compare it with. Give --model.")
         return None
     if batch_tokens != "auto" and not re.fullmatch("[0-9]{1,9}", batch_tokens):
         raise RecipeError(f"--batch-tokens is '{batch_tokens}'; give a number, or auto.")
@@ -219,6 +227,7 @@ def model_settings(
         batch_tokens=None if batch_tokens == "auto" else int(batch_tokens),
         store_dtype=store_dtype,
         trust_remote_code=trust_remote_code,
+        reference=reference,
     )
 
 

@@ -24,6 +24,7 @@ from longgame.commands.score import (
     PadToken,
     Quality,
     QualityRange,
+    ReferenceModel,
     StoreDtype,
     Target,
     TooLong,
@@ -95,6 +96,7 @@ def select_command(
     pad_token: PadToken = None,
     batch_tokens: BatchTokens = "auto",
     store_dtype: StoreDtype = "float32",
+    reference_model: ReferenceModel = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Select a subset of a data set: rows unchanged, with rank, score and every term of the score.
@@ -111,7 +113,7 @@ def select_command(
 
         settings = model_settings(
             model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
-            trust_remote_code,
+            trust_remote_code, reference_model,
         )  # fmt: skip
         options = SelectOptions(
             selector=selector,

@@ -92,6 +92,8 @@ class ModelOptions:
     too_long: TooLong = "truncate"
     store_dtype: str = "float32"
     """``float32`` or ``float16``, of the columns on disk."""
+    reference: str | None = None
+    """A model with a tokenizer of its own, for ``reference_loss``; None: this one, trained on the target set."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -464,9 +466,10 @@ def score_into(
     if target is None and compared:
         name = compared[0]
         raise RecipeError(f"'{name}' compares with a target set, and there is none. Give one (--target FILE).")
-    if "reference_loss" in columns and target is None:
+    if "reference_loss" in columns and target is None and options.reference is None:
         raise RecipeError(
-            "'reference_loss' is that of a model of held-out data, and there is none. Give it (--target FILE)."
+            "'reference_loss' is that of another model, and there is none. Name one (--reference-model), or give "
+            "held-out data to train one (--target FILE)."
         )
     if not (path / CONFIG).is_file() and _shard_folders(path):
         raise RecipeError(
@@ -478,14 +481,15 @@ def score_into(
         check_folder(path, rows)
         config = read_config(path)
         check_grading(config, grading, _stored(path), path)
-        ready = ScoreFolder(path, apart_of(names, config, target, spec)) if _stores(path) else None
+        ready = ScoreFolder(path, apart_of(names, config, target, spec, options.reference)) if _stores(path) else None
         done = ready is not None and {*columns} <= {*ready.names} and all(map(ready.has_context, context))
-        if ready is not None and done and scorer is None and config.get("model") == dataclasses.asdict(options):
+        now = dataclasses.asdict(options) | {"reference": None}
+        if ready is not None and done and scorer is None and {"reference": None, **config["model"]} == now:
             return ready
     scorer = scorer or LoadedScorer.load(options)
     fingerprint = scorer.fingerprint()
     _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command, grading)
-    places = apart_of(names, read_config(path), target, spec)
+    places = apart_of(names, read_config(path), target, spec, options.reference)
     missing = [name for name in columns if name not in _stored(path) and name not in places]
     targets = None if target is None else _target_pool(target, scorer)
     source = scorer.source(seed, None if targets is None else lambda: targets, grading)
@@ -520,6 +524,9 @@ def score_into(
             stream_signals(
                 engine, tokenized.shards(), [name], path / places[name], fingerprint=fingerprint, on_shard=on_shard
             )
+            continue
+        if name == "reference_loss" and options.reference is not None:
+            _loss_of_reference(path / places[name], rows, ScoreFolder(path), options, on_shard)
             continue
         job = job or _auxiliary_job(path, rows, scorer, fingerprint, tokenized, seed, on_shard)
         if targets is not None:
@@ -597,6 +604,37 @@ def _auxiliary_job(
     )
 
 
+def _loss_of_reference(
+    path: Path, rows: DataRows, scores: ScoreFolder, options: ModelOptions, on_shard: Callable[[int], None] | None
+) -> None:
+    """Write ``reference_loss``: NLL of the responses under another model, by response token of the model that scores.
+
+    Raises:
+        ModelError: the reference cannot be loaded. DataError: its template refuses a row, or its context is too short.
+    """
+    other = LoadedScorer.load(
+        dataclasses.replace(
+            options, name=options.reference or "", adapter=None, max_length=None, chat_template=None, pad_token=None
+        )
+    )
+    engine = other.source(0, None).engine
+    counts = dict(zip(scores.ids, scores.counts()[1].tolist(), strict=True))
+    usable = np.asarray([row for row, sample_id in enumerate(rows.ids) if sample_id in counts], dtype=np.int64)
+
+    def measure(pool: Pool, _names: Sequence[str]) -> dict[str, np.ndarray]:
+        tokens = np.asarray([counts[sample_id] for sample_id in pool.ids])
+        return {"reference_loss": engine(pool, ["loss"])["loss"] * pool.response_tokens / tokens}
+
+    stream_signals(
+        measure,
+        TokenizedRows(rows.take(usable), other.tokenizer, other.max_length).shards(),
+        ["reference_loss"],
+        path,
+        fingerprint=other.fingerprint(),
+        on_shard=on_shard,
+    )
+
+
 def trained_log(
     rows: DataRows,
     scores: ScoreFolder,
@@ -653,7 +691,7 @@ def check_model(scores: ScoreFolder, options: ModelOptions) -> None:
 
     A model is compared by its name; its content is compared where something is computed.
     """
-    free = {"device", "batch_tokens", "store_dtype", "trust_remote_code"}
+    free = {"device", "batch_tokens", "store_dtype", "trust_remote_code", "reference"}
     now, before = dataclasses.asdict(options), scores.config["model"]
     changed = [name for name in now if name not in free and now[name] is not None and now[name] != before.get(name)]
     if changed:
@@ -717,7 +755,7 @@ def _begin(
         "digest": rows.digest,
         "turns": rows.rules.turns,
         "where": rows.where,
-        "model": dataclasses.asdict(scorer.options),
+        "model": dataclasses.asdict(scorer.options) | {"reference": None},
         "max_length": scorer.max_length,
         "weights": scorer.origin,
         "template": _short(str(scorer.tokenizer.chat_template)),

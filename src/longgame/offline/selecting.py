@@ -373,7 +373,8 @@ def _scores(
     columns = computed_names(names)
     if scores is not None and ((Path(scores) / CONFIG).is_file() or model is None):
         table = ScoreFolder(scores)
-        table = ScoreFolder(scores, apart_of(names, table.config, target, auxiliary))
+        reference = None if model is None else model.reference
+        table = ScoreFolder(scores, apart_of(names, table.config, target, auxiliary, reference))
         if model is not None:
             check_model(table, model)
         check_grading(table.config, grading, table.names, Path(scores))

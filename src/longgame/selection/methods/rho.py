@@ -20,8 +20,9 @@ from longgame.signals.base import Signals
 class RHOSelector(Selector):
     """Largest reducible holdout loss first; ties by id (arXiv 2206.07137).
 
-    The reference is never trained on the candidates: it is a model that is given, or the model itself after some epochs
-    on the target set.
+    The reference is never trained on the candidates: it is a model that is given (offline: ``--reference-model``), or
+    the model itself after some epochs on the target set. One with another tokenizer counts, too: its nats are divided
+    by the response tokens of the model that scores.
 
     Args:
         epochs: over the target set.
