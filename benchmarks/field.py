@@ -31,11 +31,16 @@ from benchmarks.select import rows_of, write
 from benchmarks.selection import mixture
 from benchmarks.signals import plain_sides
 from benchmarks.workload import Workload, real
+from longgame.data.sources import open_source
+from longgame.offline.rows import DataRows, TokenizedRows
+from longgame.offline.scoring import LoadedScorer, ModelOptions
 from longgame.seeding import generator
 from longgame.selection.algorithms.clusters import k_means, without_near_duplicates
 from longgame.selection.base import build_selector
+from longgame.selection.families import needs_of
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
+from longgame.signals.engine import batches
 from longgame.signals.source import SignalSource
 
 IFD, GREATS, SEMDEDUP, DSIR_RATE, DSIR_GIB, LESS = 1.5, 1.3, 5.0, 50_000, 1.0, 100.0
@@ -297,7 +302,61 @@ def online(report: Report, model: str, data_dir: Path | None, quick: bool) -> No
                 trainer.model.unload()
 
 
-PARTS = ("ifd", "greats", "semdedup", "dsir", "less", "online")
+def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> None:
+    """`longgame select` by each method, from a file to a file, in forward passes over the same rows.
+
+    12 rows of the data are the target set; grades and complexity are columns of made-up numbers; the scorer model is
+    `tiny`. Trainings beside the selection (warm-up, reference model, training log) are part of the time.
+    """
+    import longgame
+    from longgame.selection.base import SELECTORS
+
+    count = 12 if quick else 32
+    rows = [{"prompt": row["prompt"][:300], "response": row["response"][:200]} for row in rows_of(data_dir, count + 12)]
+    rng = generator(0, "bench", "grades")
+    for row in rows:
+        row |= {"grade": float(rng.uniform(1, 5)), "hard": float(rng.uniform(1, 6))}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data, target = write(folder / "data.jsonl", rows[:count]), write(folder / "target.jsonl", rows[count:])
+        settings: dict[str, Any] = {"model": model, "budget": "30%", "max_length": 512}
+        loaded = LoadedScorer.load(ModelOptions(name=model, max_length=512))
+        pool = next(iter(TokenizedRows(DataRows(open_source(data)), loaded.tokenizer, 512).shards()))
+        ready = list(batches(pool, int(loaded.tokenizer.pad_token_id), 1024, torch.device("cpu")))
+
+        @torch.no_grad()
+        def plain() -> None:
+            for batch in ready:
+                loaded.model(input_ids=batch.input_ids, use_cache=False)
+
+        forward = take_turns({"forward": plain}, 3)["forward"].best
+        start = time.perf_counter()
+        longgame.select(data, selector="random", **settings)
+        loading = time.perf_counter() - start
+        for selector in SELECTORS.builtin_names():
+            needs = needs_of(build_selector(selector))
+            extra: dict[str, Any] = {}
+            if {"target set", "reference model", "proxy items"} & {*needs}:
+                extra["target"] = target
+            if "answers of the model" in needs:  # a column cannot grade them
+                extra["quality"] = "rules"
+            elif any("judge" in need for need in needs) or selector == "deita":
+                extra |= {"quality": "column:grade,low=1,high=5", "complexity": "column:hard,low=1,high=6"}
+            if "scorer model" in needs:
+                extra["scorer_model"] = "tiny"
+            start = time.perf_counter()
+            longgame.select(data, selector=selector, out=folder / f"{selector}.jsonl", **settings, **extra)
+            seconds = time.perf_counter() - start
+            passes = max(0.0, seconds - loading) / forward
+            picks = sum(1 for _ in (folder / f"{selector}.jsonl").open())
+            report.add(
+                rows=[{"task": "offline", "selector": selector, "seconds": seconds, "passes": passes, "picks": picks}]
+            )
+            print(f"offline {selector}: {passes:.1f} forward passes, {picks} rows", flush=True)
+        report.add(rows=[{"task": "offline", "rows": count, "forward_seconds": forward, "loading_seconds": loading}])
+
+
+PARTS = ("ifd", "greats", "semdedup", "dsir", "less", "offline", "online")
 
 
 def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool) -> None:
@@ -314,6 +373,8 @@ def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None
         dsir(report, data_dir, quick)
     if "less" in only:
         less(report, data_dir, quick)
+    if "offline" in only:
+        offline(report, model, data_dir, quick)
     if "online" in only:
         online(report, model, data_dir, quick)
 
