@@ -474,6 +474,10 @@ class Recipe(Part):
     """One trial more per seed, which learns every candidate as often as a selector's pick: what PIR divides by."""
     oracle: bool = False
     """One trial more per seed, which picks by the gradients of the evaluation items: the head-room of selection."""
+    quality: str | dict[str, Any] | None = None
+    """Source of quality: rules, column:NAME, reward:MODEL, judge:FILE.yaml, or a mapping with name and parameters."""
+    complexity: str | dict[str, Any] | None = None
+    """Source of complexity, written as that of quality."""
     axes: AxesSpec = AxesSpec()
     training: TrainingSpec = TrainingSpec()
     probe: ProbeSpec = ProbeSpec()
@@ -542,6 +546,18 @@ class Recipe(Part):
             update[section] = part.model_copy(update={key: value}) if key else value
         return self.model_copy(update=update)
 
+    def graded_columns(self) -> tuple[str, ...]:
+        """Columns of the rows that a quality source ``column`` reads as they are; `data.quality_range` maps none."""
+        names: dict[str, None] = {}
+        for source in (self.quality, self.complexity):
+            text = source if isinstance(source, str) else ""
+            if isinstance(source, dict) and source.get("name") == "column" and len(source) > 1:
+                names[str(source.get("column", "quality"))] = None
+            elif text.startswith("column:"):
+                name = text.removeprefix("column:").partition(",")[0].removeprefix("column=")
+                names["quality" if "=" in name else name] = None
+        return tuple(names)
+
     def paths(self) -> AbstractContextManager[None]:
         """Inside, relative paths start from the recipe's folders."""
         return relative_to(self.relative_to)
@@ -563,6 +579,8 @@ class Recipe(Part):
             *(name for name in (self.model.name, *self.model.per_seed) if Path(located(name)).is_dir()),
             *filter(None, (self.data.data_dir, self.model.chat_template)),
         ]
+        if any(source not in (None, "auto", "rules") for source in (self.quality, self.complexity)):
+            return True
         return any(not Path(text).expanduser().is_absolute() and text != "plain" for text in texts)
 
     def _check_stages(self) -> None:

@@ -25,6 +25,7 @@ from longgame.selection.base import SCORES, build_selector
 from longgame.selection.interventions import selector_of
 from longgame.selection.methods.from_scores import FromScores
 from longgame.signals.base import work_of
+from longgame.signals.quality.base import QualitySources
 from longgame.storage import read_done
 
 
@@ -81,10 +82,20 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
         selectors: those with work left; None: the recipe's.
 
     Raises:
-        RecipeError, PluginError: as `selector_of` and `build_scorer`.
+        RecipeError: a selector reads grades, and the recipe names no source of them. RecipeError, PluginError: as
+            `selector_of`, `build_scorer` and `build_quality`.
     """
+    grading = QualitySources.of(recipe.quality, recipe.complexity)
+    if recipe.data.sequence == "quadratic" and grading.identity():
+        raise RecipeError("a quadratic world has no texts, and the recipe names a source of quality. Leave it out.")
     for spec in recipe.selectors if selectors is None else selectors:
-        selector_of(spec)
+        for name in selector_of(spec).requires:
+            key = "complexity" if name == "complexity" else "quality"
+            if name in ("grade", "complexity") and grading.gives(name) is None:
+                raise RecipeError(
+                    f"selector '{spec.key}' requires {name}, and the recipe names no source of {key}. Add {key}: "
+                    "SOURCE, such as judge:FILE.yaml, reward:MODEL or column:NAME."
+                )
     for task in (*recipe.data.stages, *recipe.data.ood):
         for scorer in task.scorers:
             build_scorer(scorer)

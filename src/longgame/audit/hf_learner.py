@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import SIGNALS, Signals, needs_auxiliary
 from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
+from longgame.signals.quality.base import ANSWER_TOKENS, QualitySources
 from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.storage import cache_dir, read_json
 from longgame.training.auxiliary import ModelAuxiliary
@@ -57,8 +59,12 @@ class HFLearner:
         self._weights = loaded.source
         pad = loaded.pad_token_id
         settings: dict[str, Any] = {"pad_token_id": pad, "seed": stream_seed(seed, "sketch")}
+        grading = QualitySources.of(recipe.quality, recipe.complexity)
         self.source = SignalSource(
             SignalEngine(self.model, **settings),
+            quality=grading.quality,
+            complexity=grading.complexity,
+            answers=lambda pool: self.evaluator.answers(pool.examples, ANSWER_TOKENS),
             proxy_refresh=recipe.proxy.refresh_steps,
             clusters=recipe.metrics.clusters,
             seed=stream_seed(seed, "clusters"),
@@ -76,7 +82,7 @@ class HFLearner:
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
         pools = [stage.pool for stage in sequence.stages]
-        return self.source.freeze(pools, sequence.proxy_pool, quality=True).to_arrays()
+        return self.source.freeze(pools, sequence.proxy_pool, quality=True, also=self.source.named_grades()).to_arrays()
 
     def use(self, sequence: SequenceData, frozen: dict[str, np.ndarray], walked: Sequence[Stage] | None = None) -> None:
         self.source.frozen = FrozenSignals.from_arrays(frozen)
@@ -120,6 +126,7 @@ class HFLearner:
             on_step=on_step,
             where=f"stage {self._stage + 1}",
         )
+        graded = self.source.graded_tokens(pool, policy.required)
         self.source.end_stage()
         self.source.auxiliary = self.source.log = None
         self._stage += 1
@@ -130,8 +137,8 @@ class HFLearner:
             update_norm=norm,
             model=self._flops,
             seconds={**report.seconds, "select": report.seconds["select"] + seconds},
-            auxiliary_tokens=0 if auxiliary is None else auxiliary.tokens,
-            auxiliary_flops=0.0 if auxiliary is None else auxiliary.flops,
+            auxiliary_tokens=graded + (0 if auxiliary is None else auxiliary.tokens),
+            auxiliary_flops=(math.nan if graded else 0.0) + (0.0 if auxiliary is None else auxiliary.flops),
             proxy_passes=self.source.proxy_passes,
             target_passes=self.source.target_passes,
             evaluation_passes=self.source.evaluation_passes,

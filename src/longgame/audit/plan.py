@@ -74,7 +74,7 @@ _REPORT_ONLY = (
 )
 """Keys that are read when results are told, and change no measurement."""
 
-_ADDED = ("model.peft", "data.turns", "data.quality_range")
+_ADDED = ("model.peft", "data.turns", "data.quality_range", "quality", "complexity")
 """Keys that came after the first runs; at their default they are no part of a trial's key, so that old runs resume."""
 
 _NOT_VARIED = {
@@ -381,9 +381,10 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
     del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
     del raw["model"]["device"]  # a run records its device, and is not resumed on one of another kind
-    for section, key in (name.split(".") for name in _ADDED):
-        if raw[section][key] == plain[section][key]:
-            del raw[section][key]
+    for section, _, key in (name.rpartition(".") for name in _ADDED):
+        part, default = (raw[section], plain[section]) if section else (raw, plain)
+        if part[key] == default[key]:
+            del part[key]
     for replay in filter(None, (selector["replay"] for selector in raw["selectors"])):
         if replay["choice"] == ChoiceSpec().model_dump(mode="json"):
             del replay["choice"]  # a key that came after the first runs, as `_ADDED`

@@ -164,6 +164,7 @@ class _FileSequence:
                     split=split,
                     turns=self.data.turns,
                     quality=self.data.quality_range,
+                    columns=self.recipe.graded_columns(),
                 )
             name = source_name(reference)
             sources.append(_Source(name, self._read[key], self.fits, self.seed, task.name, split, *stream))

@@ -218,7 +218,13 @@ def _kind(path: Path) -> str:
 
 
 def load_examples(
-    reference: str, *, data_dir: Path | None, split: Split, turns: Turns = "all", quality: tuple[float, float] = (0, 1)
+    reference: str,
+    *,
+    data_dir: Path | None,
+    split: Split,
+    turns: Turns = "all",
+    quality: tuple[float, float] = (0, 1),
+    columns: tuple[str, ...] = (),
 ) -> list[Example]:
     """The examples of a reference, in file order.
 
@@ -229,6 +235,7 @@ def load_examples(
             exists of validation, test, eval and dev. Of evaluation items, the last assistant turn is what is scored.
         turns: assistant turns that are learned, for ``train``.
         quality: lowest and highest value of the ``quality`` column.
+        columns: whose numbers a quality source reads.
 
     Formats are those of `longgame.data.formats`; optional columns are skill, answer, choices, quality, source, noisy,
     difficulty, verifier, system (system_prompt, system_message), history and tools. A cell that is NaN is missing.
@@ -240,7 +247,7 @@ def load_examples(
     """
     source = open_reference(reference, data_dir, split)
     _check_memory(source)
-    rules = RowRules(turns if split == "train" else "last", quality)
+    rules = RowRules(turns if split == "train" else "last", quality, columns)
     examples: list[Example] = []
     faults: list[tuple[str, int, str]] = []
     for file, number, read in source.rows():

@@ -35,7 +35,7 @@ from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals
-from longgame.signals.quality.base import GRADES, DefaultQuality, QualitySources
+from longgame.signals.quality.base import ANSWER_TOKENS, GRADES, DefaultQuality, QualitySources
 from longgame.signals.store import DTYPES, MANIFEST, SignalStore, stream_signals
 from longgame.storage import read_state, scratch, storage_errors, write_file, write_json, write_state
 
@@ -51,8 +51,6 @@ COUNTS = ("prompt_tokens", "response_tokens")
 """Columns of every folder: tokens without and with a loss."""
 MOST_TOKENS = 2048
 """Tokens of an example unless said otherwise, where the model's context holds them."""
-ANSWER_TOKENS = 256
-"""Most tokens of an answer that the model generates itself."""
 _STORE = "signals-"
 _APART = ("influence", "reference_loss")
 """Columns that always stand apart."""

@@ -19,7 +19,15 @@ from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, unknown
 from longgame.seeding import stream_seed
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Signals, check_finite, check_names
-from longgame.signals.quality.base import ColumnQuality, DefaultQuality, QualitySource, Ratings, RuleQuality, rate
+from longgame.signals.quality.base import (
+    GRADES,
+    ColumnQuality,
+    DefaultQuality,
+    QualitySource,
+    Ratings,
+    RuleQuality,
+    rate,
+)
 from longgame.signals.texts import GROUPS, ImportanceRatios
 
 if TYPE_CHECKING:
@@ -130,6 +138,7 @@ class SignalSource:
         """Per signal of duplicates, the group of each candidate."""
         self.quality_source = DefaultQuality() if quality is None else quality
         self.complexity_source, self.answers = complexity, answers
+        self._answer_tokens = 0
         self._ratings: dict[str, tuple[tuple[str, ...], Ratings]] = {}
         """Ratings of the last pool, by source: two signals come of one call."""
 
@@ -207,6 +216,7 @@ class SignalSource:
         self.step, self._vectors, self._directed = 0, {}, {}
         self.proxy_passes = self.evaluation_passes = self.target_passes = 0
         self._ratios, self._groups = None, {}
+        self._answer_tokens = 0
         self._first = (0, None) if first is None else (len(first), self._content())
 
     def end_stage(self) -> None:
@@ -336,7 +346,23 @@ class SignalSource:
             )
         quality = np.zeros(len(pool), dtype=np.float32)  # an empty answer is no answer
         quality[graded] = rate(source, examples).quality
+        self._answer_tokens += source.tokens(examples)
         return quality
+
+    def named_grades(self) -> list[str]:
+        """Columns of `GRADED` that named sources give."""
+        named = [] if isinstance(self.quality_source, DefaultQuality) else ["grade"]
+        return named if self.complexity_source is None else [*named, "complexity"]
+
+    def graded_tokens(self, pool: Pool, names: Sequence[str]) -> int:
+        """Tokens that judges and reward models read and wrote since `begin_stage` for these signals of the pool.
+
+        Grades of the candidates count in full, whoever asked for them first.
+        """
+        sources = dict.fromkeys(
+            self.complexity_source if name == "complexity" else self.quality_source for name in names if name in GRADES
+        )
+        return self._answer_tokens + sum(source.tokens(pool.examples) for source in sources if source is not None)
 
     def _rated(self, kind: str, pool: Pool) -> Ratings:
         source = self.complexity_source if kind == "complexity" else self.quality_source

@@ -16,6 +16,7 @@ from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
+from longgame.signals.quality.base import QualitySources, QualitySpec
 
 AnySelector = str | Mapping[str, Any] | type[Selector] | Selector | SelectionPolicy
 """What `SelectionConfig.selector` takes."""
@@ -76,6 +77,11 @@ class SelectionConfig:
     """Optimizer steps after which the gradient of the proxy dataset is measured again, for selectors that use it."""
     clusters: int = 8
     """Clusters of the candidates' embeddings, for selectors that use ``cluster``."""
+    quality: QualitySpec = None
+    """Source of quality, such as ``rules``, ``reward:MODEL`` or ``judge:FILE.yaml`` (`build_quality`); default: the
+    column ``quality`` where every row has it, else rules."""
+    complexity: QualitySpec = None
+    """Source of complexity, for selectors that use it."""
     trajectories: str | PathLike[str] | None = None
     """Training log of the candidates, for selectors that read one: a checkpoint or output directory of a training with
     ``training_log=True``, or a .parquet, .csv or .jsonl file with sample_id, epoch, loss and token_accuracy."""
@@ -115,6 +121,7 @@ class SelectionConfig:
                 f"epochs is {self.epochs} but rounds is 'step': a step trains once on what it selects. "
                 "Use epochs 1, or a number of rounds."
             )
+        self.grading()
         if isinstance(self.selector, str | Mapping | type):
             form = self.selector.get("name") if isinstance(self.selector, Mapping) else self.selector
             if not str(form).startswith(SCORES):  # reads a file, which may be large
@@ -187,6 +194,20 @@ class SelectionConfig:
     def ratio(self) -> int:
         """Candidates per place in a batch."""
         return math.ceil(round(1 / self.budget, 9)) if self.candidate_ratio is None else self.candidate_ratio
+
+    def grading(self) -> QualitySources:
+        """Return the sources of quality and complexity.
+
+        Raises:
+            RecipeError: a source is unknown, or reads another column than ``quality``.
+        """
+        grading = QualitySources.of(self.quality, self.complexity)
+        if grading.columns:
+            raise RecipeError(
+                f"quality is read from the column '{grading.columns[0]}', and a trainer reads quality alone, "
+                "in [0, 1]. Rename and rescale it, or grade and select beforehand (longgame select)."
+            )
+        return grading
 
     def build_policy(self, seed: int) -> SelectionPolicy:
         """Return the policy that decides, with an empty history; a `SelectionPolicy` is returned as it is."""

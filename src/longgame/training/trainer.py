@@ -406,6 +406,7 @@ class SelectionMixin(_Base):
             items, proxy = self.proxy_dataset, None
             if items is not None:
                 proxy = self._selection_pool_of([items[row] for row in range(len(items))])
+            grading = self.selection.grading()
             self.selection_signals = source = SignalSource.of_model(
                 self.model,
                 pad_token_id=self._selection_pad_token(),
@@ -417,6 +418,8 @@ class SelectionMixin(_Base):
                 preconditioner=self._selection_preconditioner,
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
+                quality=grading.quality,
+                complexity=grading.complexity,
             )
         if isinstance(source, SignalSource):
             source.begin_stage()

@@ -349,7 +349,7 @@ def squared_differences(left: Float[np.ndarray, "c d"], right: Float[np.ndarray,
 
 def threshold_diverse(
     embeddings: Float[np.ndarray, "n d"],
-    order: Int[np.ndarray, " n"],
+    order: Int[np.ndarray, " m"],
     tokens: Int[np.ndarray, " n"],
     budget: int,
     threshold: float,
@@ -364,7 +364,7 @@ def threshold_diverse(
 
     Args:
         embeddings: n candidates.
-        order: the rows, best first.
+        order: the rows that may be picked, best first.
         tokens: what each costs; a row that no longer fits at its turn is passed over.
         budget: tokens.
         threshold: cosine, in (−1, 1].
@@ -378,7 +378,7 @@ def threshold_diverse(
     center = np.zeros(width, dtype=np.float32)
     picked_rows = np.zeros((_THRESHOLD_BLOCK, width), dtype=np.float32)
     picks: list[int] = []
-    alike = np.zeros(len(order), dtype=bool)
+    alike = np.zeros(len(tokens), dtype=bool)
     left, shortest = int(budget), int(tokens.min()) if len(tokens) else 0
     for start in range(0, len(order), _THRESHOLD_BLOCK):
         if left < shortest:

@@ -66,11 +66,13 @@ class DEITASelector(Selector):
     ) -> Selection:
         check_budget(pool.costs, budget)
         complexity, quality = (signals[name].astype(np.float64) for name in (self.complexity, self.quality))
+        missing = np.isnan(complexity * quality)
         product = missing_last(complexity * quality)
         order = descending(product, pool.ids)
-        rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
+        graded = order[~missing[order]]
+        rows, alike = threshold_diverse(signals["embedding"], graded, pool.costs, budget, self.threshold, self.device)
         if self.rejected == "last":
             rows = fill_rest(rows, order, pool.costs, budget)
         lowered = product - product.max() - 1.0 if self.rejected == "last" else np.nan
-        terms = {"score": np.where(alike, lowered, product), "complexity": complexity, "quality": quality}
+        terms = {"score": np.where(alike | missing, lowered, product), "complexity": complexity, "quality": quality}
         return Selection.of(pool, rows, {**terms, "alike": alike.astype(np.float64)})

@@ -155,7 +155,8 @@ class DiversitySelector(Selector):
     def _filter(self, pool: Pool, signals: Signals, budget: int) -> Selection:
         quality = missing_last(signals["quality"])
         order = descending(quality, pool.ids)
-        rows, alike = threshold_diverse(signals["embedding"], order, pool.costs, budget, self.threshold, self.device)
+        graded = order[~np.isnan(signals["quality"][order])]
+        rows, alike = threshold_diverse(signals["embedding"], graded, pool.costs, budget, self.threshold, self.device)
         rows = fill_rest(rows, order, pool.costs, budget)
         return Selection.of(pool, rows, {"score": quality, "alike": alike.astype(np.float64)})
 

@@ -20,6 +20,8 @@ from longgame.errors import DataError, PluginError, RecipeError
 from longgame.registry import Registry, plugin_at_work
 from longgame.signals.quality.rules import quality_scores, rule_scores
 
+ANSWER_TOKENS = 256
+"""Most tokens of an answer that the model generates itself, behind ``own_answer_quality``."""
 RULES_OR_COLUMN = "auto"
 """The default source: the column ``quality`` where every row has it, else the rules."""
 
@@ -60,6 +62,10 @@ class QualitySource:
     def notes(self) -> list[str]:
         """Return sentences about the grades so far, for the terminal."""
         return []
+
+    def tokens(self, examples: Sequence[Example]) -> int:  # noqa: ARG002
+        """Return the tokens that grading these examples takes, whoever did it; 0 where no model reads them."""
+        return 0
 
     def estimate(self, examples: Sequence[Example]) -> str:  # noqa: ARG002
         """Return in words what grading will cost; empty where it costs nothing."""

@@ -547,11 +547,10 @@ class JudgeQuality(QualitySource):
                 counts.cached += 1
                 continue
             counts.calls += 1
-            body = pairs[digest][1]
-            spent = reply.prompt_tokens + reply.completion_tokens
-            counts.uncounted += not spent
-            counts.prompt_tokens += reply.prompt_tokens if spent else len(body["messages"][0]["content"]) // _CHARACTERS
-            counts.completion_tokens += reply.completion_tokens if spent else len(reply.text) // _CHARACTERS
+            counts.uncounted += not reply.prompt_tokens
+            prompt, completion = _spent(reply, pairs[digest][1])
+            counts.prompt_tokens += prompt
+            counts.completion_tokens += completion
 
     def _check_missing(self) -> None:
         counts = self._counts
@@ -590,6 +589,15 @@ class JudgeQuality(QualitySource):
                 len(body["messages"][0]["content"]) for digest, body in fresh.items() if digest not in stored
             )
         return calls, cached, characters
+
+    def tokens(self, examples: Sequence[Example]) -> int:
+        total = 0
+        with ReplyStore(self._cache) as store:
+            for start in range(0, len(examples), _CHUNK):
+                part = examples[start : start + _CHUNK]
+                pairs = dict(self._request(rater, example) for rater in self._raters for example in part)
+                total += sum(sum(_spent(reply, pairs[digest])) for digest, reply in store.get(pairs).items())
+        return total
 
     def estimate(self, examples: Sequence[Example]) -> str:
         with ReplyStore(self._cache) as store:
@@ -792,6 +800,13 @@ def _judges(settings: JudgeOptions) -> list[_Judge]:
     if not judges:
         raise RecipeError("judge: model is an empty list. Name a model.")
     return judges
+
+
+def _spent(reply: Reply, body: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt and of the reply; estimated by their length where the server does not count them."""
+    if reply.prompt_tokens:
+        return reply.prompt_tokens, reply.completion_tokens
+    return len(body["messages"][0]["content"]) // _CHARACTERS, len(reply.text) // _CHARACTERS
 
 
 def _short(model: str) -> str:

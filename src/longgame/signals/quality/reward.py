@@ -109,6 +109,10 @@ class RewardQuality(QualitySource):
             return 1.0 / (1.0 + np.exp(-np.clip(grades, -700, 700)))
         return 0.5 + grades / (2.0 * (1.0 + np.abs(grades)))
 
+    def tokens(self, examples: Sequence[Example]) -> int:
+        tokenizer = self._load().tokenizer
+        return sum(len(self._tokens(tokenizer, example)) for example in examples)
+
     def describe(self) -> dict[str, Any]:
         source = "" if self._loaded is None else self._loaded.source
         return {
