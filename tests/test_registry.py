@@ -1,7 +1,13 @@
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from longgame.errors import PluginError, RecipeError
+from longgame.evaluation.scorers import SCORERS
 from longgame.selection.base import SELECTORS, build_selector
+from longgame.signals.quality.base import QUALITY_SOURCES
 
 GOOD = """
 from longgame import Selection, Selector
@@ -70,3 +76,28 @@ def test_classes_that_a_file_only_imports_are_not_offered(tmp_path):
 def test_a_parameter_that_a_selector_does_not_take_is_an_error():
     with pytest.raises(RecipeError, match="no parameter .depth."):
         build_selector("random", {"depth": 3})
+
+
+def test_the_package_of_the_plugin_page_is_listed_and_keeps_the_contract(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    project, module, contract = re.findall(r"```(?:toml|python)\n(.*?)```", page, re.S)
+    package, points = tmp_path / "longgame_mine", tmp_path / "longgame_mine-0.1.0.dist-info"
+    package.mkdir()
+    points.mkdir()
+    (package / "__init__.py").touch()
+    (package / "plugins.py").write_text(module, encoding="utf-8")
+    groups = tomllib.loads(project)["project"]["entry-points"]
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in names.items())
+        for group, names in groups.items()
+    ]
+    (points / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    (points / "METADATA").write_text("Metadata-Version: 2.1\nName: longgame-mine\nVersion: 0.1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registries = {"longgame.selectors": SELECTORS, "longgame.scorers": SCORERS, "longgame.quality": QUALITY_SOURCES}
+    assert groups.keys() == registries.keys()
+    for group, names in groups.items():
+        for name in names:
+            assert name in registries[group].names()
+            assert registries[group].make(name, {}).name == name
+    exec(contract + "\ntest_middle_loss_keeps_the_contract()", {})
