@@ -130,6 +130,30 @@ def test_semdedup_counts_cosines_with_kept_examples_only(world) -> None:
     assert kept.tolist() == [True, False, True]
 
 
+def test_semdedup_compat_drops_what_the_published_code_drops(world) -> None:
+    points, epsilon = on_circle(0, 10, 20, 90), 1 - np.cos(np.radians(15))
+    scene = world([1] * 4, embedding=points)
+    options = {"epsilon": epsilon, "clusters": 1, "rejected": "never"}
+    assert len(scene.select(SemDeDupSelector(**options), 4).rows) == 3
+    assert len(scene.select(SemDeDupSelector(**options, compat="reference"), 4).rows) == 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 60), st.floats(0.01, 1.0))
+def test_published_semdedup_compares_with_all_earlier_rows(seed: int, n: int, epsilon: float) -> None:
+    rng = np.random.default_rng(seed)
+    units, labels, order = unit_rows(blobs(n, seed)), rng.integers(0, 2, n), rng.permutation(n)
+    earlier = np.argsort(order)[:, None] > np.argsort(order)[None, :]
+    cosines = np.where(earlier & (labels[:, None] == labels), units.astype(np.float64) @ units.T, -1.0)
+    if np.abs(cosines - 1 + epsilon).min() < 1e-5:
+        return  # at the limit, rounding may decide
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "_BLOCK", int(rng.integers(1, 9)))
+        kept, closest = without_near_duplicates(units, labels, order, epsilon, count_removed=True)
+    assert (kept == (cosines.max(axis=1) <= 1 - epsilon)).all()
+    np.testing.assert_allclose(closest[~kept], cosines.max(axis=1)[~kept], atol=1e-5)
+
+
 def test_semdedup_scales_embeddings_to_unit_length(world) -> None:
     # products of 0.1 and 9 would be below and above any limit
     points = on_circle(0, 1, 90, 91) * np.array([[0.1], [0.2], [3.0], [9.0]], dtype=np.float32)

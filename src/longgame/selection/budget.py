@@ -14,6 +14,8 @@ NORMALISE: tuple[str, ...] = ("rank", "z")
 """Scales of the terms of a score (`scale`), so that a weight of 1 means the same for each."""
 REJECTED: tuple[str, ...] = ("last", "never")
 """What a method does with candidates that it rejects: pick them after all others, or never."""
+COMPAT: tuple[str, ...] = ("paper", "reference")
+"""Whether a method follows its paper, or the published code where that deviates and people rely on it."""
 MOST_TIED = 0.5
 """Share of the candidates that may tie at the cut; above it, ids make most of a selector's choice."""
 _CHUNK = 4096

@@ -59,6 +59,7 @@ def without_near_duplicates(
     labels: Int[np.ndarray, " n"],
     order: Int[np.ndarray, " n"],
     epsilon: float,
+    count_removed: bool = False,
 ) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Keep, in this order, each row whose cosine with every row kept before it in its cell is at most 1 − epsilon.
 
@@ -70,10 +71,11 @@ def without_near_duplicates(
         labels: cell of each row.
         order: the rows, in the order in which they are considered.
         epsilon: in (0, 2].
+        count_removed: whether removed rows remove others, too, as in the published code.
 
     Returns:
-        Which rows are kept, and the largest cosine of each removed row with the rows kept before it in its cell (NaN
-        for a kept row).
+        Which rows are kept, and the largest cosine of each removed row with the rows before it in its cell that could
+        remove it (NaN for a kept row).
     """
     limit = np.float32(1.0 - epsilon)
     kept = np.zeros(len(units), dtype=bool)
@@ -83,7 +85,7 @@ def without_near_duplicates(
     directions = _main_directions(units) if np.diff(edges).max(initial=0) > _SMALL else None
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         rows = by_cell[start:stop]
-        kept[rows], closest[rows] = _first_of_each(units[rows], limit, directions)
+        kept[rows], closest[rows] = _first_of_each(units[rows], limit, directions, count_removed)
     return kept, closest
 
 
@@ -96,7 +98,10 @@ def _main_directions(units: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d p"
 
 
 def _first_of_each(
-    unit: Float[np.ndarray, "m d"], limit: np.float32, directions: Float[np.ndarray, "d p"] | None
+    unit: Float[np.ndarray, "m d"],
+    limit: np.float32,
+    directions: Float[np.ndarray, "d p"] | None,
+    count_removed: bool,
 ) -> tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """`without_near_duplicates` of one cell, whose unit rows are in order."""
     kept = np.zeros(len(unit), dtype=bool)
@@ -104,16 +109,18 @@ def _first_of_each(
     short = unit if directions is None or len(unit) <= _SMALL else _shortened(unit, directions)
     for start in range(0, len(unit), _BLOCK):
         rows = np.arange(start, min(len(unit), start + _BLOCK))
-        near, _, cosines = _close_pairs(unit, short, rows, np.flatnonzero(kept[:start]), limit)
+        earlier = np.arange(start) if count_removed else np.flatnonzero(kept[:start])
+        near, _, cosines = _close_pairs(unit, short, rows, earlier, limit)
         np.fmax.at(closest, near, cosines)
         open_rows = rows[np.isnan(closest[rows])]
+        kept[open_rows] = True
+        open_rows = rows if count_removed else open_rows
         first, second, _ = _close_pairs(unit, short, open_rows, open_rows, limit)
         first, second = first[first < second], second[first < second]
-        kept[open_rows] = True
         for begin, end in pairwise(np.flatnonzero(np.diff(first, prepend=-1, append=-1)).tolist()):
-            if kept[first[begin]]:  # all rows before it are decided
+            if count_removed or kept[first[begin]]:  # all rows before it are decided
                 kept[second[begin:end]] = False
-        fresh, removed = rows[kept[rows]], rows[~kept[rows]]
+        fresh, removed = rows if count_removed else rows[kept[rows]], rows[~kept[rows]]
         cosines = np.where(fresh < removed[:, None], np.minimum(unit[removed] @ unit[fresh].T, 1.0), np.nan)
         if cosines.size:
             closest[removed] = np.fmax(closest[removed], np.fmax.reduce(cosines, axis=1))

@@ -20,7 +20,7 @@ class D4Selector(SemDeDupSelector):
     Without the second clustering, the cells of duplicates would decide what is typical.
 
     Args:
-        epsilon, clusters, rejected: those of `SemDeDupSelector`; ``clusters`` holds for both times.
+        epsilon, clusters, rejected, compat: those of `SemDeDupSelector`; ``clusters`` holds for both times.
 
     ``scores``: ``similarity`` as in `SemDeDupSelector`; ``distance`` to the center of the second cluster (0 of what
     was dropped). ``score`` of what is kept is the distance; of what is dropped −1 − ``similarity``, or NaN.

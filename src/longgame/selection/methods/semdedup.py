@@ -16,7 +16,7 @@ from longgame.data.examples import Pool
 from longgame.selection.algorithms.clusters import cells_for, k_means, without_near_duplicates
 from longgame.selection.algorithms.nearest import unit_rows
 from longgame.selection.base import Selector
-from longgame.selection.budget import REJECTED, choice, count, fill_by_score, id_order, number
+from longgame.selection.budget import COMPAT, REJECTED, choice, count, fill_by_score, id_order, number
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -32,6 +32,7 @@ class SemDeDupSelector(Selector):
         epsilon: ε in (0, 2]: the larger, the more is dropped.
         clusters: k-means cells; default: the square root of the number of candidates.
         rejected: ``last``: dropped candidates are picked after all others, the least similar first; ``never``.
+        compat: ``reference``: a dropped candidate drops others, too, as in the published code, which keeps fewer.
 
     ``scores``: ``similarity`` of what is dropped is its largest cosine with a candidate kept before it in its cell (NaN
     of what is kept). ``score`` of what is kept is its random number in [0, 1); of what is dropped −1 − ``similarity``,
@@ -42,11 +43,16 @@ class SemDeDupSelector(Selector):
     requires = ("embedding",)
 
     def __init__(
-        self, epsilon: float = 0.05, clusters: int | None = None, rejected: Literal["last", "never"] = "last"
+        self,
+        epsilon: float = 0.05,
+        clusters: int | None = None,
+        rejected: Literal["last", "never"] = "last",
+        compat: Literal["paper", "reference"] = "paper",
     ) -> None:
         self.epsilon = number(self.name, "epsilon", epsilon, above=0, most=2)
         self.clusters = None if clusters is None else count(self.name, "clusters", clusters)
         self.rejected = choice(self.name, "rejected", rejected, REJECTED)
+        self.compat = choice(self.name, "compat", compat, COMPAT)
 
     def select(
         self,
@@ -72,7 +78,7 @@ class SemDeDupSelector(Selector):
         """Which rows are kept, and the similarity of each dropped one to those kept before it."""
         labels, distance = k_means(units, self.clusters or cells_for(len(units)), rng)
         order = np.argsort(-distance, kind="stable")
-        kept, similarity = without_near_duplicates(units, labels, order, self.epsilon)
+        kept, similarity = without_near_duplicates(units, labels, order, self.epsilon, self.compat == "reference")
         return kept, similarity.astype(np.float64)
 
     def _rank(
