@@ -13,7 +13,7 @@ import pytest
 
 import longgame
 from longgame.data.sources import open_source
-from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError
+from longgame.errors import BudgetError, DataError, ModelError, RecipeError, ResumeError
 from longgame.models.load import load_model
 from longgame.offline import auxiliary, scoring
 from longgame.offline.options import SelectOptions
@@ -148,6 +148,19 @@ def test_rho_takes_a_reference_model_with_its_own_tokenizer(data: Path, tmp_path
     with pytest.raises(ModelError, match="no-such-model"):
         model = dataclasses.replace(TINY, reference=str(tmp_path / "no-such-model"))
         select_to(data, tmp_path / "p.jsonl", options, model=model, scores=tmp_path / "s")
+
+
+def test_a_folder_of_scores_serves_a_trainer(data: Path, tmp_path: Path) -> None:
+    target = DataRows(open_source(target_of(tmp_path / "target.jsonl", "Say:")))
+    rows = DataRows(open_source(data))
+    scores = score_into(rows, ["influence", "loss"], tmp_path / "s", TINY, target=target, auxiliary=SPEC)
+    pool = rows.pool().take([7, 3, 30])
+    signals = ScoreFolder(tmp_path / "s")(pool, ["influence", "loss"])
+    place = [scores.ids.index(sample_id) for sample_id in pool.ids]
+    np.testing.assert_array_equal(signals["influence"], scores.column("influence")[place])
+    other = DataRows(open_source(jsonl(tmp_path / "other.jsonl", ROWS[50:])))
+    with pytest.raises(DataError, match=r"of 10 of 10 examples.*sample_id"):
+        scores(other.pool(), ["loss"])
 
 
 def test_a_log_is_trained_where_none_is_given(data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -273,6 +273,25 @@ class ScoreFolder:
         column = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return column.astype(np.float32, copy=False)
 
+    def __call__(self, pool: Pool, names: Sequence[str]) -> Signals:
+        """Return these signals of the pool's examples, found by ``sample_id``; a trainer takes this as ``signals=``.
+
+        Raises:
+            DataError: an example is not among the scores. PluginError: a signal is not.
+        """
+        rows = np.asarray([self._rows.get(sample_id, -1) for sample_id in pool.ids], dtype=np.int64)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise DataError(
+                f"'{self.folder}' holds no scores of {len(missing)} of {len(pool)} examples, first of "
+                f"{pool.ids[missing[0]]}. Give the dataset the column sample_id, with the ids of scores.parquet."
+            )
+        return signals_of(self, pool, rows, names, clusters=8, seed=stream_seed(0, "clusters"))
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {sample_id: row for row, sample_id in enumerate(self.ids)}
+
     def counts(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Tokens of every row without and with a loss."""
         prompt, response = (np.rint(self.column(name)).astype(np.int64) for name in COUNTS)

@@ -384,11 +384,9 @@ class SignalEngine:
             waiting.appendleft(rows)
 
     def _default_batch_tokens(self, gradients: bool, device: torch.device) -> int:
-        if not gradients or device.type != "cpu":
+        if not gradients:
             return MAX_BATCH_TOKENS
-        layers = sum(isinstance(module, nn.ModuleList) and len(module) for module in self._decoder.children())
-        token_bytes = max(1, layers) * self._head.module.in_features * _UNIT_BYTES
-        return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // token_bytes))
+        return gradient_tokens(self._decoder, self._head.module.in_features, device)
 
     def _batch(
         self, batch: Batch, pool: Pool, names: frozenset[str], targets: GradientTargets | None, fused: Layers
@@ -507,6 +505,15 @@ class SignalEngine:
                 "Signals of this model would be wrong; use another model."
             )
         self._logits_checked = bool(np.isfinite(gap))
+
+
+def gradient_tokens(decoder: nn.Module, hidden: int, device: torch.device) -> int:
+    """Padded tokens of a batch whose backward pass takes some GiB at most; on a CPU fewer for a larger model."""
+    if device.type != "cpu":
+        return MAX_BATCH_TOKENS
+    layers = sum(isinstance(module, nn.ModuleList) and len(module) for module in decoder.children())
+    token_bytes = max(1, layers) * hidden * _UNIT_BYTES
+    return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // token_bytes))
 
 
 def _means(values: Float[Tensor, " m"], batch: Batch) -> Float[np.ndarray, " b"]:

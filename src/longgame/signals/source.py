@@ -416,7 +416,7 @@ class SignalSource:
         if self.auxiliary is None:
             raise RecipeError(
                 f"'{name}' comes from a training beside this one, which an audit and longgame select do. Use the "
-                "selector there, or pass signals= with columns of longgame score."
+                "selector there, or score the data and pass signals=ScoreFolder(…), of longgame.offline.scoring."
             )
         return self.auxiliary(pool, name)
 

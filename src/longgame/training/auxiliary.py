@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, ModelError, ResumeError
 from longgame.models.adaptation import Adaptation, Weights, adapt, adaptation_of
-from longgame.models.head import evaluating
+from longgame.models.head import LogitHead, decoder_of, evaluating, unwrap
 from longgame.recipe import ModelSpec, TrainingSpec
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import build_selector
@@ -32,7 +32,7 @@ from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec, Influence
 from longgame.signals.base import Signals
-from longgame.signals.engine import SignalEngine
+from longgame.signals.engine import SignalEngine, gradient_tokens
 from longgame.signals.flops import signal_flops, training_flops
 from longgame.signals.gradients import AdamPreconditioner, Moments
 from longgame.storage import durable_folder, part_file, read_sealed, sealed, write_file
@@ -43,8 +43,6 @@ LEARNING_RATE, BATCH = 2e-4, 16
 """Peak learning rate, and examples of a step, where neither a selector nor an audit names them."""
 WARMUP_SHARE = 0.03
 """Share of all steps over which the learning rate rises; at least one step. Then it falls to a tenth."""
-_MICRO_TOKENS = 4096
-"""Padded tokens of a micro-batch, about."""
 _RUN, _EPOCH, _WEIGHTS = "run.json", "epoch.json", "weights.safetensors"
 
 
@@ -344,12 +342,14 @@ def _learn(
     batch = spec.batch or BATCH
     steps = max(1, round(len(part) / batch))
     course.steps = steps * spec.epochs
-    longest = int(part.tokens.max())
+    longest, base = int(part.tokens.max()), unwrap(adaptation.model)
+    weight = next(adaptation.model.parameters())
+    tokens = gradient_tokens(decoder_of(base), LogitHead(base).module.in_features, weight.device)
     training = TrainingSpec(
         steps=steps,
         learning_rate=spec.learning_rate or LEARNING_RATE,
         warmup_steps=0,
-        accumulation=max(1, -(-min(batch, len(part)) * longest // _MICRO_TOKENS)),
+        accumulation=max(1, -(-min(batch, len(part)) * longest // tokens)),
     ).model_copy(update={"warmup_steps": max(1, round(WARMUP_SHARE * course.steps))})
     rates = course.rates(training)
     epoch_seed = stream_seed(seed, "auxiliary", "epoch", number)
