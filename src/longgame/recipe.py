@@ -175,6 +175,35 @@ class LoraSpec(Part):
 _DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
 
+EMBEDDER = "model"
+"""The embedder that is none: mean hidden states of the frozen base model."""
+EMBEDDERS = {"sentence-transformers": "sentence_transformers", "model2vec": "model2vec"}
+"""Kind of an embedder, the word before the colon → its package."""
+
+
+def parse_embedder(name: str) -> tuple[str, str]:
+    """Return kind and place of an embedder: ``("model2vec", "owner/name")``; both are empty for `EMBEDDER`.
+
+    Raises:
+        RecipeError: it is not written as one.
+    """
+    if name == EMBEDDER:
+        return "", ""
+    kind, _, place = name.partition(":")
+    if kind not in EMBEDDERS or not place:
+        forms = (EMBEDDER, *(f"{kind}:NAME" for kind in EMBEDDERS))
+        raise RecipeError(f"{unknown('embedder', name, forms)} NAME is a hub id or a directory.")
+    return kind, place
+
+
+def _embedder(value: str) -> str:
+    try:
+        parse_embedder(value)
+    except RecipeError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
+    return value
+
+
 def _known_device(value: str) -> str:
     if value.startswith("cuda:") and value not in _DEVICES:
         raise ValueError("an audit trains on the first visible GPU; set CUDA_VISIBLE_DEVICES, and write cuda")
@@ -205,6 +234,11 @@ class ModelSpec(Part):
     """Padding token, for a tokenizer that has none."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model; without it, such a model is refused."""
+    embedder: Annotated[str, AfterValidator(_embedder)] = EMBEDDER
+    """What gives embeddings: `model` (mean hidden states of the base model), `sentence-transformers:NAME` or
+    `model2vec:NAME`, NAME a hub id or a directory."""
+    scorer_model: Name | None = None
+    """Another model, with its own tokenizer, that measures candidates for selectors that ask it (`superfiltering`)."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:

@@ -28,7 +28,15 @@ from longgame.signals.base import CONTEXT, SIGNALS, Signals, check_names
 
 SelectorFactory = Callable[[], Selector]
 
-_WIDTH = {"hidden": 12, "sketch_dim": 16, "logit_sketch": 10, "halves": 2, "epochs": 4, "tasks": 3}
+_WIDTH: Mapping[str, Any] = {
+    "hidden": 12,
+    "sketch_dim": 16,
+    "logit_sketch": 10,
+    "halves": 2,
+    "epochs": 4,
+    "tasks": 3,
+    "items": (7, 12),
+}
 _CLUSTERS = 5
 _WEIGHTS = (1 / 3, 3.0)
 """Smallest and largest mean of weights that keeps the scale of the loss."""

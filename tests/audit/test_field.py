@@ -18,8 +18,11 @@ def lives_here(name: str) -> bool:
     return (
         not needs_auxiliary(needs)
         and all(signal in LIVE or signal not in SIGNALS or SIGNALS[signal].cost == "none" for signal in needs)
-        and not any("judge" in SIGNALS[signal].needs for signal in needs if signal in SIGNALS)
-        and not any({"text", "candidates"} <= {*SIGNALS[signal].needs} for signal in needs if signal in SIGNALS)
+        and not any(
+            {"text", "candidates"} <= {*SIGNALS[signal].needs} or {"scorer", "judge"} & {*SIGNALS[signal].needs}
+            for signal in needs
+            if signal in SIGNALS
+        )
     )
 
 
@@ -29,8 +32,8 @@ HERE = [name for name in SELECTORS.builtin_names() if lives_here(name)]
 def test_few_selectors_lack_their_signals_in_the_quadratic_world() -> None:
     of_a_log = {"forgetting-events", "cartography", "s2l"}
     of_texts = {"dsir", "dedup-exact", "dedup-minhash"}
-    of_grades = {"alpagasus", "mods"}
-    assert set(SELECTORS.builtin_names()) - set(HERE) == {"ifd", "less", "rho", *of_a_log, *of_texts, *of_grades}
+    of_others = {"superfiltering", "svp", "alpagasus", "mods"}
+    assert set(SELECTORS.builtin_names()) - set(HERE) == {"ifd", "less", "rho", *of_a_log, *of_texts, *of_others}
 
 
 @pytest.mark.parametrize("rounds", ["step", 1])

@@ -39,6 +39,8 @@ TEST_CASES = [
     ("curriculum", {"order": "hard-first", "by": "loss", "rounds": 3}),
     ("selective-backprop", {"beta": 4, "memory": 7}),
     ("ocs", {"memory_weight": 3}),
+    ("tsds", {"alpha": 0.9, "epsilon": 1.5}),
+    ("svp", {"inner": {"name": "selective-backprop", "beta": 3}}),
     ("dsir", {"normalize": False, "sample": False}),
     ("dedup-exact", {"by": "quality"}),
     ("importance", {"size": "last-layer", "uniform_share": 0}),

@@ -24,7 +24,7 @@ from longgame.registry import plugin_at_work
 from longgame.selection.base import SCORES, build_selector
 from longgame.selection.interventions import selector_of
 from longgame.selection.methods.from_scores import FromScores
-from longgame.signals.base import work_of
+from longgame.signals.base import SIGNALS, work_of
 from longgame.signals.quality.base import QualitySources
 from longgame.storage import read_done
 
@@ -105,13 +105,15 @@ def check_models(plan: Plan) -> str:
     """Check, before any work, the device and the adapter of every condition; return the kind of device.
 
     Raises:
-        ModelError: the device does not exist, or PEFT does not know a key. RecipeError: a selector needs gradients, and
-            more is trained than LoRA's weights.
+        ModelError: the device, the embedder or the scorer model does not exist, or PEFT does not know a key.
+        RecipeError: a selector needs gradients, and more is trained than LoRA's weights; or a scorer model, and there
+            is none.
     """
     kind = ""
     for condition in plan.conditions.values():
         recipe = condition.recipe
         kind = learner_kind(recipe).check_model(recipe)
+        _check_scorer_model(recipe)
         if recipe.model.adaptation != "peft" and not recipe.model.peft.get("modules_to_save"):
             continue
         for spec in recipe.selectors:
@@ -121,6 +123,22 @@ def check_models(plan: Plan) -> str:
                     "selector out, or use adaptation: lora without modules_to_save."
                 )
     return kind
+
+
+def _check_scorer_model(recipe: Recipe) -> None:
+    """Raise RecipeError where a selector asks a scorer model and there is none, ModelError where it is not there."""
+    for spec in recipe.selectors:
+        names = [name for name in selector_of(spec).requires if name in SIGNALS and "scorer" in SIGNALS[name].needs]
+        if names and recipe.model.scorer_model is None:
+            raise RecipeError(
+                f"selector '{spec.key}' needs {', '.join(names)} of a scorer model, and the recipe names none. Set "
+                "model.scorer_model, e.g. to a smaller model than model.name."
+            )
+    if recipe.model.scorer_model is not None:
+        from longgame.models.load import model_place
+
+        with recipe.paths():
+            model_place(recipe.model.scorer_model)
 
 
 def check_scorers(recipe: Recipe) -> None:

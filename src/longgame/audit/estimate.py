@@ -37,7 +37,7 @@ from longgame.selection.history import History
 from longgame.selection.interventions import Replay, selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
-from longgame.signals.base import ALIGNMENTS, SIGNALS, needs_auxiliary, work_of
+from longgame.signals.base import ALIGNMENTS, SIGNALS, needs_auxiliary, scorer_passes, work_of
 from longgame.training.config import SelectionConfig
 
 
@@ -186,6 +186,7 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         measured = replay_tokens(selector, pools)
         forward, backward = auxiliary_tokens(selector, pools, targets)
         apart = round((sum(stage_tokens) + own) * offered) * passes_apart(needs)
+        apart += round(sum(stage_tokens) + own) * scorer_passes(needs)  # counted as if it were the trained model
         scored += measured + forward + backward + apart
         seconds += (measured + forward + apart) / rates.forward + backward / rates.backward
         seconds += 0.0 if "grad_sketch" in needs else diagnosed / rates.backward

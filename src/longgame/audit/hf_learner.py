@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,21 @@ import torch
 from safetensors import SafetensorError
 
 from longgame.data.examples import Pool, SequenceData, Stage, Task
-from longgame.errors import ResumeError
+from longgame.errors import RecipeError, ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
 from longgame.models.adaptation import adapt
+from longgame.models.embedders import Embedder, load_embedder
 from longgame.models.load import device_of, load_model
-from longgame.recipe import Recipe
+from longgame.recipe import EMBEDDER, Recipe
 from longgame.seeding import stream_seed
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
-from longgame.signals.base import SIGNALS, Signals, needs_auxiliary
+from longgame.signals.base import EMBEDDED, SIGNALS, Signals, needs_auxiliary
 from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
 from longgame.signals.quality.base import ANSWER_TOKENS, QualitySources
+from longgame.signals.scorer_model import ScorerModel
 from longgame.signals.source import FrozenSignals, SignalSource
 from longgame.storage import cache_dir, read_json
 from longgame.training.auxiliary import ModelAuxiliary
@@ -67,6 +70,8 @@ class HFLearner:
             answers=lambda pool: self.evaluator.answers(pool.examples, ANSWER_TOKENS),
             proxy_refresh=recipe.proxy.refresh_steps,
             clusters=recipe.metrics.clusters,
+            scorer=self._scored,
+            embedder=None if recipe.model.embedder == EMBEDDER else self._embedded,
             seed=stream_seed(seed, "clusters"),
             cache=SignalCache(cache_dir() / "signals"),
             fingerprint=lambda: try_fingerprint(self.model, tokenizer=self.tokenizer, settings=settings),
@@ -131,18 +136,63 @@ class HFLearner:
         self.source.auxiliary = self.source.log = None
         self._stage += 1
         drift, norm = self.adaptation.movement(before)
+        read, flops = self._other_models(pool, policy.required)
         return dataclasses.replace(
             report,
             drift=drift,
             update_norm=norm,
             model=self._flops,
             seconds={**report.seconds, "select": report.seconds["select"] + seconds},
-            auxiliary_tokens=graded + (0 if auxiliary is None else auxiliary.tokens),
-            auxiliary_flops=(math.nan if graded else 0.0) + (0.0 if auxiliary is None else auxiliary.flops),
+            auxiliary_tokens=graded + read + (0 if auxiliary is None else auxiliary.tokens),
+            auxiliary_flops=(math.nan if graded else 0.0) + flops + (0.0 if auxiliary is None else auxiliary.flops),
+            embedded=self.recipe.model.embedder != EMBEDDER,
             proxy_passes=self.source.proxy_passes,
             target_passes=self.source.target_passes,
             evaluation_passes=self.source.evaluation_passes,
         )
+
+    @cached_property
+    def scorer(self) -> ScorerModel:
+        """The scorer model, loaded at its first use.
+
+        Raises:
+            RecipeError: the recipe names none.
+        """
+        spec = self.recipe.model
+        if spec.scorer_model is None:
+            raise RecipeError(
+                "a selector asks a scorer model, and the recipe names none. Set model.scorer_model to a model, such as "
+                "a smaller one than model.name."
+            )
+        with self.recipe.paths():
+            return ScorerModel(
+                spec.scorer_model,
+                device=str(next(self.model.parameters()).device),
+                seed=stream_seed(self.seed, "sketch"),
+                trust_remote_code=spec.trust_remote_code,
+            )
+
+    def _scored(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return self.scorer(pool, names)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder, loaded at its first use."""
+        spec, device = self.recipe.model, str(next(self.model.parameters()).device)
+        with self.recipe.paths():
+            return load_embedder(spec.embedder, device=device, trust_remote_code=spec.trust_remote_code)
+
+    def _embedded(self, texts: Sequence[str]) -> np.ndarray:
+        return self.embedder.encode(texts)
+
+    def _other_models(self, pool: Pool, names: Sequence[str]) -> tuple[int, float]:
+        """Tokens that other models than the trained one read to give a pool these signals, and their FLOPs."""
+        asked = [name for name in names if name in SIGNALS and "scorer" in SIGNALS[name].needs]
+        tokens, flops = self.scorer.work(pool, asked) if asked else (0, 0.0)
+        if self.recipe.model.embedder == EMBEDDER or EMBEDDED.isdisjoint(names):
+            return tokens, flops
+        read = int(pool.tokens.sum())  # by the trained model's tokenizer: an encoder's own counts differ little
+        return tokens + read, flops + 2.0 * self.embedder.parameters * read
 
     def _auxiliary(self, pool: Pool, policy: SelectionPolicy, selection: SelectionConfig, steps: int) -> ModelAuxiliary:
         """Do the trainings beside the stage's own that the selector needs, from the model as it is.

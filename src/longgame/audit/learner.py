@@ -17,7 +17,7 @@ from longgame.data.orders import reorder, resolve_order
 from longgame.data.synthetic.sequence import SCORERS, stages_of
 from longgame.errors import RecipeError
 from longgame.evaluation.scorers import Score
-from longgame.recipe import BudgetOf, DataSpec, ModelSpec, ProxySpec, RealTask, Recipe
+from longgame.recipe import EMBEDDER, BudgetOf, DataSpec, ModelSpec, ProxySpec, RealTask, Recipe
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
 from longgame.training.config import SelectionConfig
@@ -107,11 +107,14 @@ class LanguageModels:
         """Check, before any work, what only the model's libraries know; return the kind of device.
 
         Raises:
-            ModelError: the device does not exist, or PEFT does not know a key.
+            ModelError: the device or the embedder does not exist, or PEFT does not know a key.
         """
         from longgame.models.adaptation import peft_config
+        from longgame.models.embedders import check_embedder
         from longgame.models.load import device_of
 
+        with recipe.paths():
+            check_embedder(recipe.model.embedder)
         if recipe.model.peft:
             peft_config(recipe.model)
         return str(device_of(recipe.model.device).type)
@@ -178,6 +181,9 @@ class QuadraticWorlds(LanguageModels):
             raise RecipeError("the quadratic world has no adapter; leave out axes.adaptation.")
         if recipe.data.mixing > 0:
             raise RecipeError("data.mixing is for texts; the quadratic world has no mixing share.")
+        for key, default in (("embedder", EMBEDDER), ("scorer_model", None)):
+            if getattr(recipe.model, key) != default:
+                raise RecipeError(f"model.{key} is for texts; the quadratic world has none. Leave it out.")
 
     def stages(self, recipe: Recipe) -> tuple[str, ...]:
         from longgame.quadratic.world import WorldSpec

@@ -74,7 +74,10 @@ _REPORT_ONLY = (
 )
 """Keys that are read when results are told, and change no measurement."""
 
-_ADDED = ("model.peft", "data.turns", "data.quality_range", "quality", "complexity")
+_ADDED = (
+    *("model.peft", "model.embedder", "model.scorer_model", "data.turns", "data.quality_range"),
+    *("quality", "complexity"),
+)
 """Keys that came after the first runs; at their default they are no part of a trial's key, so that old runs resume."""
 
 _NOT_VARIED = {

@@ -35,7 +35,7 @@ from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
 from longgame.selection.policy import Round, SelectionPolicy
-from longgame.signals.base import SIGNALS, needs_auxiliary
+from longgame.signals.base import EMBEDDED, SIGNALS, needs_auxiliary
 from longgame.signals.flops import signal_flops, training_flops
 from longgame.storage import read_arrays, read_json, read_state, write_arrays, write_state, write_table
 from longgame.training.config import SelectionConfig
@@ -429,6 +429,13 @@ GRADIENT = ("grad_sketch",)
 """The signal of the future proxy and of the diagnostics."""
 
 
+def _beside(names: Sequence[str], embedded: bool) -> set[str]:
+    """What works beside the model for these signals: trainings, a scorer model, an embedder."""
+    scorer = any(name in SIGNALS and "scorer" in SIGNALS[name].needs for name in names)
+    encoder = embedded and not EMBEDDED.isdisjoint(names)
+    return {*needs_auxiliary(names), *(["scorer"] if scorer else []), *(["embedder"] if encoder else [])}
+
+
 def stage_work(
     report: TrainingReport,
     policy: SelectionPolicy,
@@ -462,6 +469,7 @@ def stage_work(
     live = [name for name in policy.required if name in SIGNALS and SIGNALS[name].live]
     required = dict.fromkeys((*policy.required, *policy.selector.frozen_signals))
     frozen = [name for name in required if name in SIGNALS and "base" in SIGNALS[name].needs]
+    frozen = [name for name in frozen if not (report.embedded and name in EMBEDDED)]
     replayed = policy.selector.measured
     scored = (
         [learnable.take([learnable.index[name] for name in entry.candidate_ids]) for entry in policy.rounds]
@@ -473,7 +481,7 @@ def stage_work(
     tokens += sum(passes * _tokens(items) for passes, items in references if items is not None)
     tokens += _tokens(replayed) if replayed is not None else 0
     tokens += report.auxiliary_tokens
-    beside = "-".join(sorted(needs_auxiliary(policy.required))) if report.auxiliary_tokens else ""
+    beside = "-".join(sorted(_beside(policy.required, report.embedded))) if report.auxiliary_tokens else ""
     countable = np.nan if policy.selector.score_source else 1.0
     counts = {"pool_tokens": float(_tokens(pool)), "scored_tokens": countable * tokens}
     if beside:

@@ -70,6 +70,20 @@ ReferenceModel = Annotated[
 StoreDtype = Annotated[str, typer.Option(help="float32 or float16, of the columns on disk.", rich_help_panel=_MODEL)]
 Target = Annotated[str | None, typer.Option(help="Data that signals compare with (target set).")]
 AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Let the target set hold rows of the data.")]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What gives embeddings: model, sentence-transformers:NAME or model2vec:NAME (a hub id or directory).",
+        rich_help_panel=_MODEL,
+    ),
+]
+ScorerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Another model, with its own tokenizer, for superfiltering, svp and signals scorer_…",
+        rich_help_panel=_MODEL,
+    ),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(help="tiny, smollm2-135m, a Hugging Face id, or a directory.", rich_help_panel=_MODEL),
@@ -104,6 +118,8 @@ def score_command(
     batch_tokens: BatchTokens = "auto",
     store_dtype: StoreDtype = "float32",
     reference_model: ReferenceModel = None,
+    embedder: EmbedderOption = None,
+    scorer_model: ScorerOption = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score every row of a data set under a model; the scores serve any selector.
@@ -114,7 +130,14 @@ def score_command(
         from longgame.data.formats import RowRules
         from longgame.data.sources import open_source
         from longgame.offline.rows import DataRows
-        from longgame.offline.scoring import BAD_ROWS, TABLE, score_into, shard_name, shard_rows
+        from longgame.offline.scoring import (
+            BAD_ROWS,
+            TABLE,
+            score_into,
+            shard_name,
+            shard_rows,
+            with_other_models,
+        )
         from longgame.offline.selecting import target_rows
         from longgame.signals.base import needs_auxiliary
         from longgame.signals.quality.base import QualitySources
@@ -126,6 +149,7 @@ def score_command(
         )  # fmt: skip
         if options is None:
             raise RecipeError("no model is given, which scores. Give --model.")
+        options = with_other_models(options, embedder, scorer_model)
         names = [name.strip() for name in signals.split(",") if name.strip()]
         if not names:
             raise RecipeError("--signals names none. Give names with commas, e.g. loss,grad_norm.")

@@ -17,6 +17,7 @@ from longgame.commands.score import (
     Data,
     Device,
     Dtype,
+    EmbedderOption,
     Estimate,
     MaxLength,
     ModelOption,
@@ -25,6 +26,7 @@ from longgame.commands.score import (
     Quality,
     QualityRange,
     ReferenceModel,
+    ScorerOption,
     StoreDtype,
     Target,
     TooLong,
@@ -97,6 +99,8 @@ def select_command(
     batch_tokens: BatchTokens = "auto",
     store_dtype: StoreDtype = "float32",
     reference_model: ReferenceModel = None,
+    embedder: EmbedderOption = None,
+    scorer_model: ScorerOption = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Select a subset of a data set: rows unchanged, with rank, score and every term of the score.
@@ -130,6 +134,9 @@ def select_command(
             replay_share=replay_share,
             replay_choice=replay_choice,
             clusters=clusters,
+            embedder=embedder,
+            scorer_model=scorer_model,
+            device=device,
             seed=seed,
         )
         console = Terminal()

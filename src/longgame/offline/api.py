@@ -103,6 +103,8 @@ def select(
     complexity: QualitySpec = None,
     on_bad_row: OnBadRow = "error",
     clusters: int = 8,
+    embedder: str | None = None,
+    scorer_model: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -139,6 +141,8 @@ def select(
         quality, complexity: their sources (`longgame.signals.quality.base.build_quality`); None: the column, or rules.
         on_bad_row: ``error`` or ``skip``.
         clusters: k of the k-means behind ``cluster``.
+        embedder: ``sentence-transformers:NAME`` or ``model2vec:NAME``, which gives embeddings in place of the model.
+        scorer_model: another model, with its own tokenizer, for selectors that ask it (`superfiltering`, `svp`).
         seed: of everything that is drawn.
         overwrite: replace ``out``.
         progress: called with (rows done, rows) while rows are scored.
@@ -167,6 +171,8 @@ def select(
         replay_share=replay_share,
         replay_choice=replay_choice,
         clusters=clusters,
+        embedder=embedder,
+        scorer_model=scorer_model,
         seed=seed,
     )
     settings: dict[str, Any] = {

@@ -16,6 +16,7 @@ from longgame.data.formats import RowRules, Turns
 from longgame.errors import BudgetError, RecipeError, unknown
 from longgame.offline.dedup import parse_dedup
 from longgame.offline.rows import OnBadRow
+from longgame.recipe import EMBEDDER, parse_embedder
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.interventions import ReplayChoice, build_choice
 from longgame.signals.quality.base import QualitySources, QualitySpec
@@ -141,6 +142,12 @@ class SelectOptions:
     replay_choice: str = "uniform"
     """What of it comes first (`REPLAY_CHOICES`), with parameters as a selector's: ``targeted:cap=3``."""
     clusters: int = 8
+    embedder: str | None = None
+    """What gives ``embedding``: ``sentence-transformers:NAME`` or ``model2vec:NAME``; None, or ``model``: the model."""
+    scorer_model: str | None = None
+    """Another model, with its own tokenizer, for selectors that ask it (`superfiltering`, `svp`)."""
+    device: str = "auto"
+    """Of embedder and scorer model, where no model is given."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -150,6 +157,7 @@ class SelectOptions:
             raise RecipeError(f"replay_share is {self.replay_share}; it lies between 0 and 1.")
         if self.clusters < 1:
             raise RecipeError(f"clusters is {self.clusters}; use 1 or more.")
+        parse_embedder(self.embedder or EMBEDDER)
         self.build_replay_choice()
         Budget.parse(self.budget)
         parse_dedup(self.dedup)

@@ -31,7 +31,7 @@ from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError, ResumeError, StorageError, unknown
 from longgame.offline.auxiliary import AuxiliaryJob, apart
 from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows, TooLong
-from longgame.recipe import ModelSpec
+from longgame.recipe import EMBEDDER, ModelSpec, parse_embedder
 from longgame.seeding import stream_seed
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Signals
@@ -40,7 +40,9 @@ from longgame.signals.store import DTYPES, MANIFEST, SignalStore, stream_signals
 from longgame.storage import read_state, scratch, storage_errors, write_file, write_json, write_state
 
 if TYPE_CHECKING:
+    from longgame.models.embedders import Embedder
     from longgame.models.load import LoadedModel
+    from longgame.signals.scorer_model import ScorerModel
     from longgame.signals.source import SignalSource
     from longgame.training.log import Trajectories
 
@@ -92,12 +94,19 @@ class ModelOptions:
     """``float32`` or ``float16``, of the columns on disk."""
     reference: str | None = None
     """A model with a tokenizer of its own, for ``reference_loss``; None: this one, trained on the target set."""
+    embedder: str | None = None
+    """``sentence-transformers:NAME`` or ``model2vec:NAME``, which gives ``embedding``; None: the model itself."""
+    scorer_model: str | None = None
+    """Another model, with its own tokenizer, which gives the signals named ``scorer_…``."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise RecipeError(unknown("dtype", self.dtype, ("float32", "bfloat16")))
         if self.store_dtype not in DTYPES:
             raise RecipeError(unknown("dtype of the stored columns", self.store_dtype, DTYPES))
+        parse_embedder(self.embedder or EMBEDDER)
+        if self.embedder == EMBEDDER:
+            object.__setattr__(self, "embedder", None)
         for name in ("max_length", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 8:
@@ -144,8 +153,22 @@ class LoadedScorer:
         """Content of all that scores depend on, the rows' texts left out."""
         from longgame.signals.cache import signal_fingerprint
 
-        settings = {"max_length": self.max_length, "too_long": self.options.too_long, "seed": 0}
+        settings: dict[str, Any] = {"max_length": self.max_length, "too_long": self.options.too_long, "seed": 0}
+        if self.options.embedder is not None:
+            settings["embedder"] = self.embedder.digest
+        if self.options.scorer_model is not None:
+            settings["scorer"] = self.scorer_model.fingerprint()
         return signal_fingerprint(self.model, tokenizer=self.tokenizer, settings=settings)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder beside the model."""
+        return embedder_of(self.options.embedder or "", self.options.device, self.options.trust_remote_code)
+
+    @cached_property
+    def scorer_model(self) -> ScorerModel:
+        """The scorer model beside the model."""
+        return scorer_of(self.options.scorer_model or "", self.options.device, self.options.trust_remote_code)
 
     def source(
         self,
@@ -175,6 +198,8 @@ class LoadedScorer:
             quality=grading.quality,
             complexity=grading.complexity,
             answers=self.answers,
+            embedder=None if self.options.embedder is None else self.embedder.encode,
+            scorer=None if self.options.scorer_model is None else self.scorer_model,
         )
 
     def answers(self, pool: Pool) -> list[str]:
@@ -185,6 +210,30 @@ class LoadedScorer:
             self.model, self.tokenizer, pad_token_id=int(self.tokenizer.pad_token_id), max_length=self.max_length
         )
         return evaluator.answers(pool.examples, ANSWER_TOKENS)
+
+
+def with_other_models(options: ModelOptions, embedder: str | None, scorer_model: str | None) -> ModelOptions:
+    """Return these options with an embedder and a scorer model, where they are given."""
+    return dataclasses.replace(
+        options,
+        embedder=options.embedder if embedder is None else embedder,
+        scorer_model=scorer_model or options.scorer_model,
+    )
+
+
+def embedder_of(name: str, device: str, trust_remote_code: bool = False) -> Embedder:
+    """Load an embedder onto a device (``auto``: a GPU where there is one)."""
+    from longgame.models.embedders import load_embedder
+    from longgame.models.load import device_of
+
+    return load_embedder(name, device=str(device_of(device)), trust_remote_code=trust_remote_code)
+
+
+def scorer_of(name: str, device: str, trust_remote_code: bool = False) -> ScorerModel:
+    """Load a scorer model onto a device."""
+    from longgame.signals.scorer_model import ScorerModel
+
+    return ScorerModel(name, device=device, trust_remote_code=trust_remote_code)
 
 
 def length_of(options: ModelOptions, config: Any) -> int:
@@ -501,8 +550,12 @@ def score_into(
         ready = ScoreFolder(path, apart_of(names, config, target, spec, options.reference)) if _stores(path) else None
         done = ready is not None and {*columns} <= {*ready.names} and all(map(ready.has_context, context))
         now = dataclasses.asdict(options) | {"reference": None}
-        if ready is not None and done and scorer is None and {"reference": None, **config["model"]} == now:
+        later = dict.fromkeys(("reference", "embedder", "scorer_model"))  # keys that older folders lack
+        if ready is not None and done and scorer is None and {**later, **config["model"]} == now:
             return ready
+    asked = [name for name in columns if name in SIGNALS and "scorer" in SIGNALS[name].needs]
+    if asked and options.scorer_model is None and not {*asked} <= _stored(path):
+        raise RecipeError(f"'{asked[0]}' is that of a scorer model, and there is none. Give one (--scorer-model NAME).")
     scorer = scorer or LoadedScorer.load(options)
     fingerprint = scorer.fingerprint()
     _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command, grading)
@@ -567,6 +620,13 @@ class _Engine:
         wanted = [name for name in names if name not in COUNTS]
         if "quality" in wanted and self._by_default:
             columns["quality"] = self._quality(pool)
+        # not by the source, which would keep what it measured of every row
+        if "embedding" in wanted and self._source.embedder is not None:
+            columns["embedding"] = self._source.embedded(pool)
+        of_scorer = [name for name in wanted if "scorer" in SIGNALS[name].needs]
+        if of_scorer and self._source.scorer is not None:
+            columns |= dict(self._source.scorer(pool, of_scorer))
+        wanted = [name for name in wanted if name not in columns]
         base = {name: _AS_LIVE[name] for name in wanted if name in _AS_LIVE}
         live = [name for name in wanted if name not in base and name not in columns]
         if not self._plain:

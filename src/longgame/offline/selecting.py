@@ -34,20 +34,24 @@ from longgame.offline.scoring import (
     check_grading,
     check_model,
     computed_names,
+    embedder_of,
     score_into,
+    scorer_of,
     signals_of,
     trained_log,
+    with_other_models,
 )
 from longgame.offline.subset import PREFIX, SubsetPart, beside, kind_of, refuse_existing, write_subset
+from longgame.recipe import EMBEDDER
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
-from longgame.signals.base import CONTEXT, SIGNALS, Signals, needs_auxiliary
+from longgame.signals.base import CONTEXT, EMBEDDED, SIGNALS, Signals, needs_auxiliary
 from longgame.signals.quality.base import GRADES, QualitySources
-from longgame.signals.source import SignalSource
+from longgame.signals.source import SignalSource, cluster
 from longgame.storage import read_state, write_file, write_state
 from longgame.training.log import Trajectories, read_trajectories
 
@@ -238,15 +242,18 @@ def choose(
     kind, threshold = parse_dedup(options.dedup)
     repeats = duplicates(rows, kind, threshold) if kind else np.full(len(rows), -1, dtype=np.int64)
     names = tuple(dict.fromkeys(selector.requires))
+    others = frozenset(name for name in names if _is_of_others(name, options)) if model is None else frozenset()
+    model = None if model is None else with_other_models(model, options.embedder, options.scorer_model)
     log = None if training_log is None else read_trajectories(training_log)
-    without_model = all(_of_no_model(name) for name in names)
+    without_model = all(_of_no_model(name) or name in others for name in names)
     table, spec = None, selector.auxiliary or AuxiliarySpec()
     if model is not None or scores is not None:
-        stored = [name for name in names if not _is_apart(name) and not _is_graded(name, grading, scores)]
+        elsewhere = {name for name in names if _is_apart(name) or _is_graded(name, grading, scores)}
+        stored = [name for name in names if name not in elsewhere | others]
         table = _scores(rows, stored, model, scores, scratch, targets, options, progress, command, spec, grading)
     elif not without_model:
-        needs = ", ".join(name for name in names if not _of_no_model(name))
-        raise RecipeError(f"selector '{options.label}' needs {needs}, which a model computes. Give --model.")
+        needs = [name for name in names if not _of_no_model(name) and name not in others]
+        raise RecipeError(f"selector '{options.label}' needs {', '.join(needs)}, which {_who_computes(needs)}")
     elif budget.of == "tokens" and budget.kind == "amount":
         raise BudgetError(
             f"the budget is {budget}, and no model is given that counts tokens. Give --model, a share (10%), or rows "
@@ -271,7 +278,7 @@ def choose(
         announce(grading.estimate(part, names))
     if log is None and table is not None and model is not None and "log" in needs_auxiliary(names):
         log = trained_log(rows, table, model, spec, on_bad_row=options.on_bad_row, seed=options.seed, progress=progress)
-    signals = _signals(table, part, place[candidates], options, names, targets, log, grading)
+    signals = _signals(table, part, place[candidates], options, names, targets, log, grading, others)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
@@ -450,10 +457,11 @@ def _signals(
     target: DataRows | None,
     log: Trajectories | None,
     grading: QualitySources,
+    others: frozenset[str],
 ) -> Signals:
-    """What the selector sees of its candidates."""
+    """What the selector sees of its candidates; ``others`` are signals of an embedder or a scorer model."""
     scores = None if table is None else table.folder
-    apart = [name for name in names if _is_apart(name) or _is_graded(name, grading, scores)]
+    apart = [name for name in names if name in others or _is_apart(name) or _is_graded(name, grading, scores)]
     stored = [name for name in names if name not in apart]
     pool = part.pool()
     if table is not None:
@@ -472,16 +480,40 @@ def _signals(
         signals = Signals(part.ids, columns)
     if not apart:
         return signals
+    encoders = EMBEDDED & {*others}
     source = SignalSource(
         _no_engine,
         candidates=lambda: [pool],
         target=None if target is None else target.pool,
         log=log,
+        embedder=embedder_of(options.embedder or "", options.device).encode if encoders else None,
+        scorer=scorer_of(options.scorer_model, options.device) if options.scorer_model and others - encoders else None,
         seed=stream_seed(options.seed, "signals"),
         quality=grading.quality,
         complexity=grading.complexity,
     )
-    return Signals(part.ids, {**signals.columns, **source(pool, apart).columns}, signals.context)
+    measured = source(pool, ["embedding" if name == "cluster" else name for name in apart])
+    columns = {**signals.columns, **measured.columns}
+    if "cluster" in apart:
+        seed = stream_seed(options.seed, "clusters")
+        columns["cluster"] = cluster(part.ids, columns["embedding"], options.clusters, seed)
+    return Signals(part.ids, columns, {**signals.context, **measured.context})
+
+
+def _is_of_others(name: str, options: SelectOptions) -> bool:
+    """Whether an embedder or a scorer model that is given gives this signal, so that no model is needed."""
+    if name in EMBEDDED:
+        return options.embedder not in (None, EMBEDDER)
+    return name in SIGNALS and "scorer" in SIGNALS[name].needs and options.scorer_model is not None
+
+
+def _who_computes(names: Sequence[str]) -> str:
+    """End of an error: what computes these signals, and how to give it."""
+    if all(name in SIGNALS and "scorer" in SIGNALS[name].needs for name in names):
+        return "a scorer model computes. Give --scorer-model."
+    if {*names} <= EMBEDDED:
+        return "a model computes, or an embedder. Give --model, or --embedder model2vec:NAME."
+    return "a model computes. Give --model."
 
 
 def _missing_notes(signals: Signals, candidates: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]) -> Iterator[str]:

@@ -50,6 +50,9 @@ class Provider(Protocol):
     def logged(self, pool: Pool, name: str) -> np.ndarray:
         """``loss_trajectory`` or ``accuracy_trajectory`` of a training log."""
 
+    def of_scorer(self, pool: Pool, name: str) -> np.ndarray:
+        """A signal under the scorer model."""
+
     def of_auxiliary(self, pool: Pool, name: str) -> np.ndarray:
         """``influence`` or ``reference_loss``, which a training beside the trial's own gives."""
 
@@ -69,13 +72,13 @@ class Signal:
     (all of them), ``judge`` (a quality source that the user names), ``generation`` (answers of the model),
     ``optimizer``, ``proxy`` (the future-proxy mixture), ``target`` (the target set), ``evaluation`` (an audit's
     items), ``log`` (a training log of the candidates), ``warmup`` (LESS's training on a part of them), ``reference``
-    (a model trained on other data)."""
+    (a model trained on other data), ``scorer`` (another model, with a tokenizer of its own)."""
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
     """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``,
     ``halves`` (two: one for each half of the proxy or evaluation items), ``epochs`` (of a training log), or ``tasks``
-    (of the target set)."""
+    (of the target set). Of a context matrix ``items``: a row of ``hidden`` numbers per item of the target set."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
     reads: Callable[[Pool], Pool] | None = None
@@ -272,7 +275,27 @@ _TABLE = (
     ),
     Signal("cluster", "index", "k-means of embedding", ("base", "candidates"), compute=_fitted("cluster")),
 )
-SIGNALS: Mapping[str, Signal] = {signal.name: signal for signal in _TABLE}
+SCORER = "scorer_"
+"""Before the name of a signal that a scorer model gives in place of the model that is trained."""
+_OF_SCORER = ("loss", "loss_without_prompt", "token_accuracy", "el2n", "grad_norm", "embedding")
+
+
+def _of_scorer(signal: Signal) -> Signal:
+    name = SCORER + signal.name
+    return Signal(
+        name,
+        signal.unit,
+        f"{signal.name} under the scorer model",
+        ("scorer",),
+        width=signal.width,
+        compute=lambda provider, pool: provider.of_scorer(pool, name),
+        reads=signal.reads,
+    )
+
+
+SIGNALS: Mapping[str, Signal] = {
+    signal.name: signal for signal in (*_TABLE, *(_of_scorer(signal) for signal in _TABLE if signal.name in _OF_SCORER))
+}
 """Every signal per candidate that a selector may name in ``requires``."""
 
 ALIGNMENTS = tuple(signal.name for signal in _TABLE if signal.width == "halves")
@@ -295,8 +318,19 @@ CONTEXT: Mapping[str, Signal] = {
         "backward",
         "sketch_dim",
     ),
+    "target_embedding": Signal(
+        "target_embedding",
+        "1",
+        "embedding of every item of the target set",
+        ("base", "target"),
+        width="items",
+    ),
 }
-"""Vectors that describe the moment, not one candidate; a selector names them in ``requires`` like a signal."""
+"""Vectors, or a matrix of them, that describe the moment, not one candidate; a selector names them in ``requires`` like
+a signal."""
+
+EMBEDDED = frozenset({"embedding", "cluster", "target_embedding"})
+"""Signals that are vectors of an embedder, where there is one, or made of them."""
 
 _CHECKED_ENTRIES = 1 << 20
 """Entries of a column that are checked at a time."""
@@ -339,6 +373,12 @@ COST_CLASSES: Mapping[str, str] = {
 """Work per candidate that a selector's signals take, cheapest first."""
 
 
+def scorer_passes(names: Iterable[str]) -> int:
+    """Passes of a scorer model over each candidate that these signals take: 0, 1, or 2 where prompts are left out."""
+    signals = [SIGNALS[name] for name in names if name in SIGNALS and "scorer" in SIGNALS[name].needs]
+    return len({signal.reads is None for signal in signals})
+
+
 def cost_class(names: Iterable[str]) -> str:
     """The dearest of `COST_CLASSES` among these signals and context vectors; passes of the base model count alike."""
     names = tuple(names)
@@ -351,6 +391,8 @@ def cost_class(names: Iterable[str]) -> str:
         return "B"
     if any("judge" in signal.needs for signal in signals) and work_of(names) == "none":
         return "J"
+    if passes := scorer_passes(names):
+        return "2F" if passes > 1 else "F"
     if any(signal.reads is not None for signal in signals):
         return "2F" if any(signal.cost == "forward" and signal.reads is None for signal in signals) else "F"
     if any("head" in signal.needs or signal.live for signal in signals):
@@ -363,13 +405,13 @@ class Signals:
     """Columns per candidate, row-aligned with ``ids``; float32 (``cluster`` and groups: int64).
 
     ``signals["loss"]`` is ``Float[n]``, ``signals["grad_sketch"]`` is ``Float[n, d]``; ``context["future_proxy"]`` is
-    ``Float[d]``. A missing column raises PluginError: a selector sees what it named in ``requires`` and nothing else.
-    All arrays are read-only.
+    ``Float[d]`` and ``context["target_embedding"]`` ``Float[m, d]``. A missing column raises PluginError: a selector
+    sees what it named in ``requires`` and nothing else. All arrays are read-only.
     """
 
     ids: tuple[str, ...]
     columns: Mapping[str, Float[np.ndarray, "n ..."] | Int[np.ndarray, " n"]]
-    context: Mapping[str, Float[np.ndarray, " d"]] = field(default_factory=dict)
+    context: Mapping[str, Float[np.ndarray, "*m d"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():

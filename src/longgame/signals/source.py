@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from longgame.signals.quality.base import (
     RuleQuality,
     rate,
 )
-from longgame.signals.texts import GROUPS, ImportanceRatios
+from longgame.signals.texts import GROUPS, ImportanceRatios, text_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +50,8 @@ _NO_TARGET = (
 )
 Auxiliary = Callable[[Pool, str], np.ndarray]
 """(pool, name of the signal) → its column, from a training beside the one that goes on."""
+_EMBEDDED_ROWS = 2048
+"""Texts that an embedder gets at a time."""
 _MINI_BATCH_FROM = 50_000
 """Distinct examples from which k-means runs on mini-batches."""
 
@@ -77,6 +79,8 @@ class SignalSource:
             may be None. None: there is no log.
         auxiliary: trainings beside the one that goes on, behind ``influence`` and ``reference_loss``; None: there are
             none.
+        scorer: another model, behind signals named ``scorer_…`` (`ScorerModel`); None: there is none.
+        embedder: texts → vectors, behind ``embedding``; None: mean hidden states of the frozen base.
         preconditioner: returns Adam's moments as they are now, for ``adam_future_alignment``; None before the first
             step, or where another optimizer trains: the alignment is then the plain one.
         proxy_refresh: optimizer steps after which context vectors and the directions of alignments are measured again.
@@ -107,6 +111,8 @@ class SignalSource:
         evaluation: Callable[[], Pool] | None = None,
         log: ReadLog | None = None,
         auxiliary: Auxiliary | None = None,
+        scorer: Engine | None = None,
+        embedder: Callable[[Sequence[str]], Float[np.ndarray, "n d"]] | None = None,
         preconditioner: Callable[[], AdamPreconditioner | None] = lambda: None,
         proxy_refresh: int = 8,
         clusters: int = 8,
@@ -121,7 +127,7 @@ class SignalSource:
         self.engine = engine
         self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
         self.target, self.evaluation, self.preconditioner = target, evaluation, preconditioner
-        self.log, self.auxiliary = log, auxiliary
+        self.log, self.auxiliary, self.scorer, self.embedder = log, auxiliary, scorer, embedder
         self.frozen: FrozenSignals | None = None
         self.step: int | None = None
         self.proxy_passes = self.evaluation_passes = self.target_passes = 0
@@ -150,7 +156,8 @@ class SignalSource:
             model: a causal LM or a PeftModel. A model trained in full has no base left; see `prepare`.
             pad_token_id: fills up batches; None is refused where a signal needs the model.
             seed: of sketches and clusters.
-            options: candidates, proxy, target, log, preconditioner, proxy_refresh, clusters, cache of `SignalSource`.
+            options: candidates, proxy, target, log, scorer, embedder, preconditioner, proxy_refresh, clusters, cache
+                of `SignalSource`.
         """
         from longgame.models.adaptation import adaptation_of
         from longgame.signals.cache import try_fingerprint
@@ -203,7 +210,7 @@ class SignalSource:
 
                     fingerprint = f"{fingerprint}-{pool_fingerprint(items)}"
             columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
-        context = {name: self._mean_gradient(name) for name in names if name in CONTEXT}
+        context = {name: self._context(name) for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
 
     def begin_stage(self, first: Pool | None = None) -> None:
@@ -255,7 +262,8 @@ class SignalSource:
 
         def columns_of(pool: Pool) -> dict[str, np.ndarray]:
             with (self._base or nullcontext)():
-                columns = self._run(pool, ("embedding", "loss"), content)
+                columns = self._run(pool, ("loss",) if self.embedder else ("embedding", "loss"), content)
+            columns = {"embedding": self.embedded(pool), **columns} if self.embedder else columns
             scores = {"quality": self._rated("quality", pool).quality} if quality else {}
             scores |= {name: self.grades(pool, name) for name in also}
             return {"embedding": columns["embedding"], "base_loss": columns["loss"], **scores}
@@ -292,14 +300,43 @@ class SignalSource:
         return self._run(pool, (name,))[name]
 
     def of_base(self, pool: Pool, name: str) -> np.ndarray:
+        if name == "embedding" and self.embedder is not None:
+            return self._once(name, pool, self.embedded)
         base = self._require_base(name)
+
+        def measure(part: Pool) -> np.ndarray:
+            with base():
+                return self._run(part, (name,), self._content())[name]
+
+        return self._once(name, pool, measure)
+
+    def of_scorer(self, pool: Pool, name: str) -> np.ndarray:
+        if self.scorer is None:
+            raise RecipeError(
+                f"signal '{name}' is that of a scorer model, and there is none. Give one: --scorer-model, "
+                "model.scorer_model in a recipe, SelectionConfig(scorer_model=…) in a trainer."
+            )
+        scorer = self.scorer
+        return self._once(name, pool, lambda part: scorer(part, (name,))[name])
+
+    def _once(self, name: str, pool: Pool, measure: Callable[[Pool], np.ndarray]) -> np.ndarray:
+        """A column that never changes, measured once for each example."""
         stored = self._base_columns.setdefault(name, {})
         fresh = [row for row, sample_id in enumerate(pool.ids) if sample_id not in stored]
         if fresh:
-            with base():
-                column = self._run(pool.take(fresh), (name,), self._content())[name]
+            column = measure(pool.take(fresh))
             stored.update(zip([pool.ids[row] for row in fresh], column, strict=True))
         return np.stack([stored[sample_id] for sample_id in pool.ids])
+
+    def embedded(self, pool: Pool) -> Float[np.ndarray, "n d"]:
+        """Return the vectors of the pool's texts by the embedder, float32."""
+        embedder = self.embedder
+        if embedder is None:
+            raise PluginError("texts are to be embedded, and there is no embedder.")
+        examples, parts = iter(pool.examples), []
+        while texts := [text_of(example) for example in islice(examples, _EMBEDDED_ROWS)]:
+            parts.append(np.asarray(embedder(texts), dtype=np.float32))
+        return np.concatenate(parts)
 
     def fitted(self, pool: Pool, name: str) -> np.ndarray:
         pools = self._all_candidates(name)
@@ -477,6 +514,14 @@ class SignalSource:
             raise RecipeError(_NO_TARGET.format(name=name))
         return items
 
+    def _context(self, name: str) -> np.ndarray:
+        if name != "target_embedding":
+            return self._mean_gradient(name)
+        items = self.target_items(name)
+        if self.frozen is not None and "embedding" in self.frozen and self.frozen.names_all(items):
+            return self.frozen.lookup(items, ["embedding"])["embedding"]
+        return self.of_base(items, "embedding")
+
     def _mean_gradient(self, name: str) -> Float[np.ndarray, " d"]:
         """Mean gradient sketch of the proxy mixture or target set, at most ``proxy_refresh`` steps old in training."""
         of_target = "target" in CONTEXT[name].needs
@@ -559,6 +604,10 @@ class FrozenSignals:
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
+
+    def names_all(self, pool: Pool) -> bool:
+        """Whether each of the pool's examples has a row."""
+        return all(sample_id in self._index for sample_id in pool.ids)
 
     @classmethod
     def build(

@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any, Self, get_args
 
 from longgame.errors import RecipeError, did_you_mean, unknown
-from longgame.recipe import BudgetOf, Recipe, Rounds
+from longgame.recipe import EMBEDDER, BudgetOf, Recipe, Rounds, parse_embedder
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
@@ -29,6 +29,8 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "budget": (Real, "a number in (0, 1]"),
     "rounds": (Integral | str, "'step' or a whole number from 1 on"),
     **dict.fromkeys(("candidate_ratio", "epochs", "seed", "proxy_refresh_steps", "clusters"), _WHOLE),
+    "embedder": (str, "model, sentence-transformers:NAME or model2vec:NAME"),
+    "scorer_model": (str, "the name or directory of a model"),
     "trajectories": (str | PathLike, "the path of a training log"),
     **dict.fromkeys(("repeat", "keep_signals", "log_statistics", "training_log"), _TRUTH),
 }
@@ -82,6 +84,12 @@ class SelectionConfig:
     column ``quality`` where every row has it, else rules."""
     complexity: QualitySpec = None
     """Source of complexity, for selectors that use it."""
+    embedder: str = EMBEDDER
+    """What gives ``embedding``: ``model`` (mean hidden states of the base model), ``sentence-transformers:NAME`` or
+    ``model2vec:NAME``, NAME a hub id or a directory (``pip install 'longgame[embed]'``)."""
+    scorer_model: str | None = None
+    """Another model, with its own tokenizer, that measures candidates for selectors that ask it (`superfiltering`,
+    `svp`): a hub id or a directory."""
     trajectories: str | PathLike[str] | None = None
     """Training log of the candidates, for selectors that read one: a checkpoint or output directory of a training with
     ``training_log=True``, or a .parquet, .csv or .jsonl file with sample_id, epoch, loss and token_accuracy."""
@@ -110,6 +118,7 @@ class SelectionConfig:
             raise RecipeError(f"rounds is {self.rounds!r}; use 'step' or a whole number from 1 on.{hint}")
         if not 0 < self.budget <= 1:
             raise RecipeError(f"budget is {self.budget}; it is a share of the candidates' tokens, in (0, 1].")
+        parse_embedder(self.embedder)
         if self.budget_of not in get_args(BudgetOf):
             raise RecipeError(unknown("budget_of", str(self.budget_of), get_args(BudgetOf)))
         for name in ("candidate_ratio", "epochs", "proxy_refresh_steps", "clusters"):

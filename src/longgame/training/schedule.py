@@ -58,9 +58,12 @@ class TrainingReport:
     target_passes: int = 0
     """Times that the model read the stage's target set."""
     auxiliary_tokens: int = 0
-    """Tokens of trainings beside the stage's own, and of the passes under their epochs, that the selector needs."""
+    """Tokens of trainings beside the stage's own, and of the passes under their epochs, that the selector needs, and
+    those that a scorer model or an embedder reads for it."""
     auxiliary_flops: float = 0.0
     """FLOPs of them; NaN where they are not known."""
+    embedded: bool = False
+    """Whether embeddings are those of an embedder, not of the base model."""
     evaluation_passes: int = 0
     """Times that the model read the evaluation items, for a selector that looks at them."""
 

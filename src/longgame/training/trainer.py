@@ -34,11 +34,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from longgame.data.examples import WEIGHT, Pool
 from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, did_you_mean
+from longgame.models.embedders import encoder_of
 from longgame.models.head import evaluating
 from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.gradients import AdamPreconditioner
+from longgame.signals.scorer_model import ScorerModel
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
 from longgame.training.candidates import (
@@ -414,6 +416,8 @@ class SelectionMixin(_Base):
                 candidates=None if stream else lambda: [self._selection_candidates()],
                 proxy=None if proxy is None else lambda: proxy,
                 target=lambda: proxy,
+                scorer=self._selection_scorer(),
+                embedder=encoder_of(self.selection.embedder, str(self.model.device)),
                 log=None if self.selection.trajectories is None else read_trajectories(self.selection.trajectories),
                 preconditioner=self._selection_preconditioner,
                 proxy_refresh=self.selection.proxy_refresh_steps,
@@ -427,6 +431,11 @@ class SelectionMixin(_Base):
                 with evaluating(self.model.modules()):
                     source.prepare(self.selection_policy.required)
         return source
+
+    def _selection_scorer(self) -> ScorerModel | None:
+        """The scorer model; None where none is named."""
+        name = self.selection.scorer_model
+        return None if name is None else ScorerModel(name, device=str(self.model.device), seed=self._selection_seed())
 
     def _selection_preconditioner(self) -> AdamPreconditioner | None:
         """Adam's moments as they are now; None before its first step, or where another optimizer trains."""
