@@ -7,6 +7,7 @@ import ctypes
 import glob
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -82,6 +83,27 @@ def _watchdog(seconds: float, error: LonggameError) -> Iterator[None]:
             timer.join()
     except late:
         raise error from None
+
+
+_GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Files of the drivers of NVIDIA's and AMD's GPUs, and of both under Windows' Linux."""
+
+
+def may_have_gpu() -> bool:
+    """Whether it is worth to load torch, for seconds, to ask it for GPUs."""
+    return sys.platform != "linux" or any(map(os.path.exists, _GPU_NODES))
+
+
+MEMORY_FIXES = (
+    "Set training.micro_tokens lower, training.gradient_checkpointing: true, model.dtype: bfloat16 or a lower "
+    "model.max_length, or use fewer --workers."
+)
+"""What helps an audit whose model does not fit."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory; the CPU's allocator has no error class of its own."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def free_memory() -> int:

@@ -225,6 +225,8 @@ class ModelSpec(Part):
     """Further keys of PEFT's configuration: of `LoraConfig`, or with `adaptation: peft` of that of `type`."""
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
     """Where the model is trained; `auto`: a GPU where there is one."""
+    attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
+    """Kernels of attention; `auto`: sdpa on a GPU, eager elsewhere."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(256, ge=8, le=MOST)
     """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
@@ -246,6 +248,8 @@ class ModelSpec(Part):
             raise ValueError("full fine-tuning has no adapter; leave model.peft out, or use adaptation: lora")
         if self.adaptation == "peft" and not isinstance(self.peft.get("type"), str):
             raise ValueError("adaptation peft needs the kind of adapter; add it, e.g. peft: {type: LOHA, r: 8}")
+        if self.attention == "flash" and self.dtype != "bfloat16":
+            raise ValueError("attention flash computes in 16 bits; set model.dtype: bfloat16, or attention: sdpa")
         return self
 
     @property
@@ -413,6 +417,10 @@ class TrainingSpec(Part):
     """Passes over what a round selected."""
     accumulation: int = Field(1, ge=1, le=MOST)
     """Micro-batches per optimiser step (memory, not mathematics)."""
+    micro_tokens: int | None = Field(None, ge=1, le=MOST)
+    """Padded tokens of a forward pass at most; a larger micro-batch is passed in parts. Default: 4,096 on a GPU."""
+    gradient_checkpointing: bool = False
+    """Keep one activation per layer and compute the others again: less memory, about a third more time."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,3 +1,4 @@
+import os
 import time
 
 import pytest
@@ -59,6 +60,17 @@ def test_a_job_waits_for_the_one_that_it_comes_after_and_others_go_before(tmp_pa
     run_local(todo, 2, 1, lambda *_: None, finished.append)
     assert sorted(finished) == ["again", "base", "free", "late"]
     assert "base" in (tmp_path / "late").read_text().split()
+
+
+def test_workers_take_gpus_in_turn_and_keep_them_when_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    lost = []
+    crash = [Job(f"bad-{i}", jobs.kill_self, ()) for i in range(2)]
+    todo = [Job(f"job-{i}", jobs.write_gpu_with_both_at_work, (str(tmp_path), f"job-{i}", 2)) for i in range(2)]
+    run_local(crash + todo, 2, 1, lambda *_: None, lambda _: None, lambda job, _: lost.append(job), gpus=("4", "7"))
+    assert sorted(lost) == ["bad-0", "bad-1"]
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["4", "7"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 @pytest.mark.parametrize("engine", [run_here, lambda todo, *rest: run_local(todo, 2, *rest)], ids=["here", "local"])

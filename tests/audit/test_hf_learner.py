@@ -1,5 +1,8 @@
 """The learner with a real model behind it (tiny substrate)."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run
-from longgame.audit.walk import Walk, stage_work
+from longgame.audit.walk import Walk, _check_origin, prepare_seed, stage_work
 from longgame.data.sequences import Contamination, measure_contamination
 from longgame.errors import NumericalError, ResumeError
 from longgame.recipe import parse_recipe
@@ -219,16 +222,30 @@ def test_a_loss_that_is_not_finite_names_example_stage_and_step_and_spoils_nothi
     )
 
 
-def test_a_run_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
+OTHER_ORIGINS = {"weights": "hub other/model", "device": "cuda (NVIDIA H100)", "dtype": "x", "attention": "sdpa"}
+
+
+@pytest.mark.parametrize("key", OTHER_ORIGINS)
+def test_a_run_does_not_go_on_with_other_weights_or_devices(tmp_path, monkeypatch, key):
     rec = recipe(selectors=["random"])
     run = Run.create(tmp_path / "r", rec)
     seed_job(str(run.folder), None, 0, "", lambda *_: None)
-    monkeypatch.setattr(
-        HFLearner, "describe", lambda self: {"weights": "hub other/model", "device": "cpu", "dtype": "x"}
-    )
+    describe = HFLearner.describe
+    monkeypatch.setattr(HFLearner, "describe", lambda self: {**describe(self), key: OTHER_ORIGINS[key]})
     trial = Plan(rec).trials[0]
-    with pytest.raises(ResumeError, match="hub other/model"):
+    with pytest.raises(ResumeError, match=re.escape(f"Differing: {key}: ") + ".*" + re.escape(OTHER_ORIGINS[key])):
         trial_job(str(run.folder), None, trial, False, lambda *_: None)
+
+
+def test_a_run_of_an_older_version_goes_on_without_its_attention(tmp_path):
+    rec = recipe(selectors=["random"])
+    learner, sequence = learner_of(rec)
+    store = Run.create(tmp_path / "r", rec).seed_store(0)
+    prepare_seed(0, learner, sequence, store)
+    origin = store.path("base") / "learner.json"
+    older = {key: value for key, value in json.loads(origin.read_text()).items() if key != "attention"}
+    origin.write_text(json.dumps(older))
+    _check_origin(learner, sequence, store)
 
 
 def test_the_shared_work_of_a_seed_is_the_same_whatever_the_adaptation(monkeypatch):

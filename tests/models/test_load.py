@@ -7,15 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longgame.audit import learner as learner_module
+from longgame.audit.learner import Placement, learner_kind
 from longgame.audit.plan import measured_by
 from longgame.errors import ModelError, RecipeError
+from longgame.models import device as device_module
+from longgame.models import load
 from longgame.models.adaptation import adapt
-from longgame.models.load import device_of, load_model, load_tokenizer
+from longgame.models.device import attention_of, device_of, logit_entries, table_bytes
+from longgame.models.load import forget_models, load_again, load_model, load_tokenizer
 from longgame.recipe import ModelSpec, parse_recipe
 from support.chat_model import CHATML, chat_tokenizer, llama, save
 
@@ -198,6 +204,145 @@ def test_unknown_id_without_network_ends_fast_with_help(tmp_path: Path) -> None:
     assert time.monotonic() - start < 45  # nearly all of it imports torch and transformers
 
 
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        {"adaptation": "lora", "lora": {"r": 4}},
+        {"adaptation": "dora"},
+        {"adaptation": "full"},
+        {"adaptation": "peft", "peft": {"type": "LN_TUNING"}},
+        {"adaptation": "peft", "peft": {"type": "VERA"}},
+        {"peft": {"init_lora_weights": "pissa"}},
+        {"peft": {"modules_to_save": ["embed_tokens"]}},
+    ],
+    ids=str,
+)
+def test_weights_read_once_give_the_model_that_is_read_anew(adaptation: dict[str, Any]) -> None:
+    spec = parse_recipe({"model": {"device": "cpu", **adaptation}}).model
+    forget_models()
+    anew = adapt(load_model(spec).model, spec, 3)
+    for _ in range(2):  # what the first training changed is no part of the second
+        again = adapt(load_again(spec).model, spec, 3)
+        states = [model.model.state_dict() for model in (anew, again)]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+        assert {*anew.trained()} == {*again.trained()}
+        ids = torch.arange(8)[None]
+        assert torch.equal(anew.model(ids).logits, again.model(ids).logits)
+        again.model(input_ids=ids, labels=ids).loss.backward()
+        torch.optim.SGD(again.trained().values(), lr=1.0).step()
+        again.model.register_forward_hook(lambda *_: None)
+        again.model.config.use_cache = False
+    assert again.trained().keys() == anew.trained().keys()
+    forget_models()
+
+
+def test_weights_are_read_again_where_model_or_file_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(load, "load_model", lambda spec, **more: read.append(spec.name) or load_model(spec, **more))
+    folder = tmp_path / "model"
+    loaded = load_model(ModelSpec())
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    forget_models()
+    for name in ("tiny", "tiny", str(folder), str(folder)):
+        load_again(ModelSpec(name=name))
+    assert read == ["tiny", str(folder)]
+    loaded.model.lm_head.weight.data.zero_()
+    loaded.model.save_pretrained(folder)
+    assert not load_again(ModelSpec(name=str(folder))).model.lm_head.weight.any()
+    monkeypatch.setattr(load, "free_memory", lambda: 1)
+    for _ in range(2):
+        load_again(ModelSpec(name="tiny"))
+    assert read[3:] == ["tiny", "tiny"]
+    forget_models()
+
+
+ATTENTION = [
+    ("auto", "cpu", "eager"),
+    ("auto", "cuda", "sdpa"),
+    ("sdpa", "cpu", "sdpa"),
+    ("eager", "cuda", "eager"),
+    ("flash", "cuda", "flash_attention_2"),
+]
+
+
+@pytest.mark.parametrize(("setting", "device", "kernel"), ATTENTION)
+def test_attention_is_eager_on_a_cpu_and_sdpa_on_a_gpu(setting: str, device: str, kernel: str) -> None:
+    assert attention_of(setting, torch.device(device)) == kernel
+
+
+def test_flash_attention_is_refused_where_it_cannot_run() -> None:
+    with pytest.raises(ModelError, match="runs on CUDA GPUs only"):
+        attention_of("flash", torch.device("cpu"))
+    with pytest.raises(RecipeError, match="flash computes in 16 bits; set model.dtype: bfloat16"):
+        parse_recipe({"model": {"attention": "flash"}})
+
+
+def test_pieces_of_a_cpu_stay_and_those_of_a_gpu_follow_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (logit_entries(cpu), table_bytes(cpu)) == (1 << 22, 1 << 28)
+    for memory, entries in ((80 << 30, 1 << 28), (24 << 30, 1 << 26), (1 << 20, 1 << 22)):
+        monkeypatch.setattr(device_module, "device_bytes", lambda _, memory=memory: memory)
+        assert logit_entries(gpu) == entries
+        assert table_bytes(gpu) == max(1 << 28, memory // 32)
+
+
+GPU_PLACES = [
+    ({}, (None, None), {"gpus": 2, "memory": 3 << 30}, Placement(4, ("0", "1"))),
+    ({}, (None, 1), {"gpus": 2, "memory": 3 << 30}, Placement(2, ("0",))),
+    ({}, (None, None), {"gpus": 2, "memory": 1 << 30, "visible": "5,3"}, Placement(2, ("5", "3"))),
+    ({}, (None, None), {"gpus": 2, "memory": 80 << 30}, Placement(8, ("0", "1"))),
+    ({"model": {"device": "cuda:0"}}, (3, None), {"gpus": 2, "memory": 1 << 30}, Placement(3, ("0",))),
+    ({"model": {"device": "cpu"}}, (None, None), {"gpus": 2}, Placement(8)),
+    ({}, (None, None), {"gpus": 0}, Placement(8)),
+    ({"model": {"name": "quadratic"}, "data": {"sequence": "quadratic"}}, (None, None), {"gpus": 2}, Placement(8)),
+]
+
+
+@pytest.mark.parametrize(("changes", "asked", "machine", "placement"), GPU_PLACES)
+def test_workers_follow_gpus_and_their_memory(
+    changes: dict[str, Any],
+    asked: tuple[int | None, int | None],
+    machine: dict[str, Any],
+    placement: Placement,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = parse_recipe(changes)
+    patch_gpus(monkeypatch, **machine)
+    assert learner_kind(recipe).place(recipe, *asked) == placement
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "message"),
+    [
+        ({}, 3, "--gpus is 3, but there are 2"),
+        ({"model": {"device": "cpu"}}, 1, "--gpus is 1, but the audit runs on the cpu"),
+        ({"model": {"name": "quadratic"}, "data": {"sequence": "quadratic"}}, 1, "the quadratic world runs on the cpu"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(
+    changes: dict[str, Any], gpus: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse_recipe(changes)
+    patch_gpus(monkeypatch, gpus=2)
+    with pytest.raises(RecipeError, match=message):
+        learner_kind(recipe).place(recipe, None, gpus)
+
+
+def patch_gpus(monkeypatch: pytest.MonkeyPatch, gpus: int, memory: int = 0, visible: str | None = None) -> None:
+    """A machine of 8 cores with so many GPUs of so much memory."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(learner_module, "may_have_gpu", lambda: gpus > 0)
+    places = {"auto": "cuda", "cuda:0": "cuda:0", "cpu": "cpu"}
+    monkeypatch.setattr(device_module, "device_of", lambda name: torch.device(places[name]))
+    monkeypatch.setattr(device_module, "device_bytes", lambda _: memory)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
 def test_a_device_that_does_not_exist_is_one_sentence(name: str) -> None:
@@ -216,4 +361,7 @@ def test_device_and_peft_change_keys_only_where_results_change() -> None:
     plain = measured_by(parse_recipe({}))
     assert not {"device", "peft"} & plain["model"].keys()
     assert measured_by(parse_recipe({"model": {"device": "cpu"}})) == plain
+    assert "attention" not in plain["model"]
+    assert not {"micro_tokens", "gradient_checkpointing"} & plain["training"].keys()
+    assert measured_by(parse_recipe({"model": {"attention": "sdpa"}})) != plain
     assert measured_by(parse_recipe({"model": {"peft": {"use_rslora": True}}})) != plain

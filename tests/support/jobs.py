@@ -64,3 +64,12 @@ def log(text, notify):
     for _ in range(3):
         logging.getLogger("longgame.somewhere").warning("%s", text)
     logging.getLogger("longgame.somewhere").info("silent")
+
+
+def write_gpu_with_both_at_work(folder, name, jobs, notify):
+    """Write the GPU that this worker sees, and stay until so many workers have written theirs."""
+    path = Path(folder) / name
+    path.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    deadline = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < jobs and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import random
 import tempfile
 from pathlib import Path
@@ -137,6 +138,78 @@ def test_accumulation_is_memory_not_mathematics(rounds):
     for report, picks in runs[1:]:
         assert picks == runs[0][1]
         np.testing.assert_allclose(report.losses, runs[0][0].losses, rtol=1e-5)
+
+
+class Weighted(Coin):
+    """Coin's picks with weights from 0.5 to 2."""
+
+    name = "weighted"
+
+    def select(self, *arguments):
+        picks = super().select(*arguments)
+        return dataclasses.replace(picks, weights=np.linspace(0.5, 2, len(picks.rows)))
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"micro_tokens": 40},
+        {"micro_tokens": 1},
+        {"micro_tokens": 60, "accumulation": 2},
+        {"gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_smaller_passes_are_memory_not_mathematics(pool, memory, monkeypatch):
+    widest, loss = [], stages.response_loss
+
+    def watched(model, inputs, *rest):
+        widest.append(inputs["labels"].shape)
+        return loss(model, inputs, *rest)
+
+    monkeypatch.setattr(stages, "response_loss", watched)
+    plain, small = make_model(), make_model()
+    report, policy = stage(plain, pool, Weighted(), budget=0.8)
+    widest.clear()
+    other, other_policy = stage(small, pool, Weighted(), spec=SPEC.model_copy(update=memory), budget=0.8)
+    assert [a.picked_ids for a in policy.rounds] == [b.picked_ids for b in other_policy.rounds]
+    np.testing.assert_allclose(other.losses, report.losses, rtol=1e-4)
+    for name, value in weights(small).items():
+        torch.testing.assert_close(value, weights(plain)[name], rtol=1e-3, atol=1e-5)
+    if "micro_tokens" in memory:
+        assert all(rows * width <= memory["micro_tokens"] or rows == 1 for rows, width in widest)
+        assert len(widest) > SPEC.steps
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in small.modules())
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_training_that_does_not_fit_is_one_sentence(pool, monkeypatch, error):
+    def fill(*_):
+        raise error
+
+    monkeypatch.setattr(stages, "response_loss", fill)
+    with pytest.raises(ModelError, match=r"^stage 3, step 1 of 6: .*Set training.micro_tokens lower, .*--workers\.$"):
+        stage(make_model(), pool)
+
+
+def test_a_stage_trains_on_one_of_several_gpus(pool, monkeypatch):
+    setup = stages.TrainingArguments._setup_devices.func
+
+    def two_gpus(self):
+        device = setup(self)
+        self._n_gpu = 2
+        return device
+
+    two = functools.cached_property(two_gpus)
+    two.__set_name__(stages.TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(stages.TrainingArguments, "_setup_devices", two)
+    several, alone = make_model(), make_model()
+    stage(several, pool)
+    monkeypatch.undo()
+    stage(alone, pool)
+    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(several).items())
 
 
 def test_more_micro_batches_than_picks_changes_nothing():

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,7 @@ from longgame.audit.run import (
     write_environment,
     write_failures,
 )
-from longgame.audit.walk import Walk, numerics_located, prepare_seed
+from longgame.audit.walk import Walk, prepare_seed, trial_located
 from longgame.data.sequences import measure_contamination
 from longgame.engines.local import Job, Notify, run_here, run_local
 from longgame.errors import LonggameError, RecipeError, ResumeError, StorageError
@@ -238,11 +238,13 @@ def _walk_trial(run: Run, data_dir: str | None, trial: Trial, keep_models: bool,
         sequence_of(recipe.replace({"data.data_dir": data_dir}), trial.seed)
         for recipe in (condition.recipe, condition.base_recipe)
     )
-    walk = Walk.start(trial, condition.recipe, make_learner(condition.recipe, trial.seed), sequence, notify)
+    with trial_located(lambda: f"{trial.name}, before its first stage"):
+        learner = make_learner(condition.recipe, trial.seed)
+    walk = Walk.start(trial, condition.recipe, learner, sequence, notify)
     shared = run.seed_store(trial.seed, trial.condition)
     store = run.trial_store(trial).noting_files(candidates_in(sequence))
     for number in walk.missing_stages(shared, store, prepared):
-        with numerics_located(lambda: f"{trial.name}, {walk.moment}"):
+        with trial_located(lambda: f"{trial.name}, {walk.moment}"):
             rows, picks = walk.stage(number)
         walk.save(number, rows, picks, store)
         if number > 1 and not keep_models:
@@ -268,6 +270,7 @@ def run_audit(
     display: Display,
     keep_models: bool = False,
     fail_fast: bool = False,
+    gpus: Sequence[str] = (),
 ) -> Run:
     """Run (or finish) an audit and write its tables; the report is `longgame.report.render.write_report`.
 
@@ -275,6 +278,7 @@ def run_audit(
 
     Args:
         fail_fast: the first failed trial ends the audit.
+        gpus: values of CUDA_VISIBLE_DEVICES that worker processes take in turn (`Placement`); empty: as here.
 
     Raises:
         ResumeError: the directory holds another recipe, or another process is at work in it.
@@ -317,9 +321,12 @@ def run_audit(
             kind = learner_kind(recipe)
             if workers == 1 or len(trials) < kind.process_trials:
                 kind.load()  # before the threads of its libraries are bound
-                run_here(jobs, threads, clock.progress, clock.finished, failed, clock.warn)
+                try:
+                    run_here(jobs, threads, clock.progress, clock.finished, failed, clock.warn)
+                finally:
+                    kind.release()
             else:
-                run_local(jobs, workers, threads, clock.progress, clock.finished, failed, clock.warn)
+                run_local(jobs, workers, threads, clock.progress, clock.finished, failed, clock.warn, gpus)
             clock.save()
             if errors and not any(Run(folder, run.recipe).finished_stages[trial.name] for trial in run.plan.own_trials):
                 raise next(iter(errors.values()))

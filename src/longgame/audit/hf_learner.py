@@ -21,8 +21,9 @@ from longgame.errors import RecipeError, ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
 from longgame.models.adaptation import adapt
+from longgame.models.device import attention_of, device_name, device_of
 from longgame.models.embedders import Embedder, load_embedder
-from longgame.models.load import device_of, load_model
+from longgame.models.load import load_again
 from longgame.recipe import EMBEDDER, Recipe
 from longgame.seeding import stream_seed
 from longgame.selection.policy import SelectionPolicy
@@ -49,13 +50,14 @@ class HFLearner:
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
-        loaded = load_model(recipe.model)
+        device = device_of(recipe.model.device)
+        self._attention = attention_of(recipe.model.attention, device)
+        loaded = load_again(recipe.model, attention=self._attention)
         self.recipe = recipe
         self.seed = seed
         self.tokenizer = loaded.tokenizer
         self.adaptation = adapt(loaded.model, recipe.model, stream_seed(seed, "adapter"))
         self.model = self.adaptation.model
-        device = device_of(recipe.model.device)
         if device.type != "cpu":
             # after the adapter, so that its first factors are the same on every device
             torch.nn.Module.to(self.model, device)
@@ -83,7 +85,8 @@ class HFLearner:
 
     def describe(self) -> dict[str, str]:
         parameter = next(self.model.parameters())
-        return {"weights": self._weights, "device": parameter.device.type, "dtype": str(parameter.dtype)}
+        device, dtype = device_name(parameter.device), str(parameter.dtype)
+        return {"weights": self._weights, "device": device, "dtype": dtype, "attention": self._attention}
 
     def prepare(self, sequence: SequenceData) -> dict[str, np.ndarray]:
         pools = [stage.pool for stage in sequence.stages]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from longgame.data.orders import reorder, resolve_order
 from longgame.data.synthetic.sequence import SCORERS, stages_of
 from longgame.errors import RecipeError
 from longgame.evaluation.scorers import Score
+from longgame.limits import may_have_gpu
 from longgame.recipe import EMBEDDER, BudgetOf, DataSpec, ModelSpec, ProxySpec, RealTask, Recipe
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import Signals
@@ -63,7 +65,7 @@ class Learner(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """Source of the weights, device and dtype; a run is not resumed under another description."""
+        """Source of the weights, device, dtype and attention; a run is not resumed under another description."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -76,6 +78,14 @@ class Learner(Protocol):
 
 
 # What each learner supports: the only place that knows learners by name.
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Processes of an audit, and the GPUs that they take in turn (values of CUDA_VISIBLE_DEVICES)."""
+
+    workers: int
+    gpus: tuple[str, ...] = ()
 
 
 class LanguageModels:
@@ -104,20 +114,55 @@ class LanguageModels:
                 raise RecipeError(f"model.per_seed names '{name}', which is no language model; leave it out.")
 
     def check_model(self, recipe: Recipe) -> str:
-        """Check, before any work, what only the model's libraries know; return the kind of device.
+        """Check, before any work, what only the model's libraries know; return the device.
 
         Raises:
-            ModelError: the device or the embedder does not exist, or PEFT does not know a key.
+            ModelError: the device or the embedder does not exist, the device has no such attention, or PEFT does not
+                know a key.
         """
         from longgame.models.adaptation import peft_config
+        from longgame.models.device import attention_of, device_name, device_of
         from longgame.models.embedders import check_embedder
-        from longgame.models.load import device_of
 
         with recipe.paths():
             check_embedder(recipe.model.embedder)
         if recipe.model.peft:
             peft_config(recipe.model)
-        return str(device_of(recipe.model.device).type)
+        device = device_of(recipe.model.device)
+        attention_of(recipe.model.attention, device)
+        return device_name(device)
+
+    def place(self, recipe: Recipe, workers: int | None, gpus: int | None) -> Placement:
+        """Choose where trials run: one worker per core, or on GPUs as many as their memory holds.
+
+        Args:
+            workers: processes; None: chosen.
+            gpus: GPUs to use; None: all that are visible.
+
+        Raises:
+            ModelError: there is no such device or model. RecipeError: there are fewer GPUs.
+        """
+        cores = os.cpu_count() or 1
+        device = recipe.model.device
+        if gpus is None and (device == "cpu" or (device == "auto" and not may_have_gpu())):
+            return Placement(workers or cores)
+        from longgame.models.device import device_bytes, device_of, visible_gpus
+        from longgame.models.load import trial_bytes
+
+        place = device_of(device)
+        names = visible_gpus(place, gpus)
+        if workers is None and place.type != "cpu":
+            first = recipe.for_seed(recipe.seeds[0])
+            with recipe.paths():
+                fitting = max(1, device_bytes(place) // trial_bytes(first.model, first.training.micro_tokens or 0))
+            workers = max(1, len(names)) * min(fitting, max(1, cores // max(1, len(names))))
+        return Placement(workers or cores, names)
+
+    def release(self) -> None:
+        """Free what the learners of this process keep for the next one."""
+        from longgame.models.load import forget_models
+
+        forget_models()
 
     def stages(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the stages before any order; no data is read."""
@@ -165,6 +210,14 @@ class QuadraticWorlds(LanguageModels):
     learner = "longgame.quadratic.learner:QuadraticLearner"
     has_texts = False
     process_trials = 64
+
+    def place(self, recipe: Recipe, workers: int | None, gpus: int | None) -> Placement:  # noqa: ARG002
+        if gpus is not None:
+            raise RecipeError(f"--gpus is {gpus}, but the quadratic world runs on the cpu. Leave it out.")
+        return Placement(workers or os.cpu_count() or 1)
+
+    def release(self) -> None:
+        pass
 
     def check_model(self, recipe: Recipe) -> str:
         if recipe.model.device not in ("auto", "cpu"):
@@ -267,7 +320,7 @@ def sequence_of(recipe: Recipe, seed: int) -> SequenceData:
     recipe = recipe.for_seed(seed)
     order = recipe.data.order if recipe.data.mixing == 0 else ()
     plain = ModelSpec()
-    names = ("adaptation", "lora", "peft", "device")
+    names = ("adaptation", "lora", "peft", "device", "attention")
     changes = {f"model.{name}": getattr(plain, name) for name in names}
     recipe = recipe.replace({**changes, "data.order": () if order else recipe.data.order})
     source = _Source(

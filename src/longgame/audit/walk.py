@@ -21,8 +21,9 @@ from longgame.audit.store import CONTAMINATION, StageStore, records_table
 from longgame.data.examples import Pool, SequenceData, Stage, Task
 from longgame.data.sequences import Contamination
 from longgame.engines.local import Notify
-from longgame.errors import NumericalError, ResumeError
+from longgame.errors import ModelError, NumericalError, ResumeError
 from longgame.evaluation.scorers import Score
+from longgame.limits import MEMORY_FIXES, is_out_of_memory
 from longgame.metrics.diagnostics import (
     capability_entropy,
     subsampled_concentration,
@@ -273,7 +274,7 @@ def prepare_seed(
     """
     if store.has("base"):
         return
-    with numerics_located(lambda: f"seed {seed}, before any training"):
+    with trial_located(lambda: f"seed {seed}, before any training"):
         frozen = learner.prepare(sequence)
         rows = score_rows(learner.score(sequence.tasks), sequence.tasks, 0)
     with store.writing("base") as folder:
@@ -288,12 +289,25 @@ def prepare_seed(
 
 
 @contextmanager
-def numerics_located(where: Callable[[], str]) -> Iterator[None]:
-    """Name the trial and its moment in a NumericalError, which itself names the example or item."""
+def trial_located(where: Callable[[], str]) -> Iterator[None]:
+    """Name the trial and its moment in a NumericalError, which itself names the example or item.
+
+    Raises:
+        ModelError: instead of torch's error where memory is full.
+    """
     try:
         yield
     except NumericalError as error:
         raise NumericalError(f"{where()}: {error}") from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{where()}: the memory is full ({reason[:120]}). {MEMORY_FIXES}") from error
+
+
+_OLDER_ORIGIN = {"attention": "eager"}
+"""What runs of older versions did not record, and a learner without attention does not."""
 
 
 def _origin(learner: Learner, sequence: SequenceData) -> dict[str, str]:
@@ -306,7 +320,8 @@ def _origin(learner: Learner, sequence: SequenceData) -> dict[str, str]:
 
 def _check_origin(learner: Learner, sequence: SequenceData, shared: StageStore) -> None:
     """Refuse to mix weights, devices or data within one run: equal names may hide two checkpoints or two files."""
-    old, new = read_json(shared.path("base") / "learner.json"), _origin(learner, sequence)
+    old = {**_OLDER_ORIGIN, **read_json(shared.path("base") / "learner.json")}
+    new = {**_OLDER_ORIGIN, **_origin(learner, sequence)}
     differing = [f"{key}: {old.get(key)} there, {value} now" for key, value in new.items() if old.get(key) != value]
     if differing:
         raise ResumeError(

@@ -35,8 +35,9 @@ def audit(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     out: str | Path | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
     threads: int | None = None,
+    gpus: int | None = None,
     keep_models: bool = False,
     fail_fast: bool = False,
     display: Display | None = None,
@@ -48,8 +49,10 @@ def audit(
     Args:
         recipe: a recipe, a mapping of its keys, the path of a YAML file, or the name of a recipe of the package.
         out: run directory; None: ``runs/NAME``.
-        workers: processes. With more than one, guard the calling script by ``if __name__ == "__main__"``.
+        workers: processes; None: one per core, or as many as the GPUs hold.
+            With more than one, guard the calling script by ``if __name__ == "__main__"``.
         threads: threads per worker; None: those of the run that is resumed, else cores / workers.
+        gpus: GPUs to use, each by the trials of its own workers; None: all.
         keep_models: keep the model of every stage.
         fail_fast: the first failed trial ends the audit.
         display: what shows the progress; None: progress bars on stderr.
@@ -60,6 +63,7 @@ def audit(
         LonggameError: what the first failed trial raised, where no stage is finished. Finished stages stay.
     """
     from longgame.audit.execute import RichDisplay, run_audit, run_threads
+    from longgame.audit.learner import learner_kind
     from longgame.report.render import write_report
 
     if isinstance(recipe, str | Path):
@@ -67,6 +71,8 @@ def audit(
     elif not isinstance(recipe, Recipe):
         recipe = parse_recipe(dict(recipe))
     folder = Path("runs") / recipe.name if out is None else Path(out)
+    placement = learner_kind(recipe).place(recipe, workers, gpus)
+    workers = placement.workers
     threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // workers)
     with nullcontext(display) if display else RichDisplay(Terminal(stderr=True)) as bars:
         run = run_audit(
@@ -77,6 +83,7 @@ def audit(
             display=bars,
             keep_models=keep_models,
             fail_fast=fail_fast,
+            gpus=placement.gpus,
         )
     write_report(run)
     run.check_failures()
@@ -123,7 +130,14 @@ def audit_command(
         bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.", rich_help_panel=_WORK)
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes (default: one per core).", rich_help_panel=_WORK)
+        int | None,
+        typer.Option(
+            min=1, help="Processes (default: one per core, or as many as the GPUs hold).", rich_help_panel=_WORK
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs to use, each by its own workers (default: all).", rich_help_panel=_WORK),
     ] = None,
     threads: Annotated[
         int | None,
@@ -151,6 +165,7 @@ def audit_command(
     ):
         from longgame.audit.checks import check_trusted
         from longgame.audit.execute import RichDisplay, run_audit, run_threads
+        from longgame.audit.learner import learner_kind
         from longgame.audit.plan import Plan
         from longgame.audit.run import print_left, recipe_file
         from longgame.report.layout import report_layout
@@ -172,23 +187,23 @@ def audit_command(
         )
         loaded = load_recipe(file, changes)
         folder = out or (file.parent if is_run else Path("runs") / loaded.name)
-        console, cores = Terminal(), os.cpu_count() or 1
-        threads = threads or run_threads(folder) or max(1, cores // (workers or cores))
-        plan = Plan(loaded)
-        workers = min(workers or cores, len(plan.trials))
+        console, plan = Terminal(), Plan(loaded)
         if is_run and not trust_code:
             if dry_run:
                 print_left(plan, folder, console)
                 return
             named = given_selectors([*(selectors or "").split(","), *(selector or [])], recipe_folders(file))
             check_trusted(plan, folder, [spec["name"] for spec in named], remote_code=trust_remote_code)
+        placement = learner_kind(loaded).place(loaded, workers, gpus)
+        threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // placement.workers)
+        workers = min(placement.workers, len(plan.trials))
         if dry_run:
             from longgame.audit.checks import check_size
             from longgame.audit.estimate import print_plan
+            from longgame.engines.local import threads_here
 
             check_size(plan)
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when the plan loads it; rates are per worker
-            with loaded.paths():
+            with loaded.paths(), threads_here(threads):  # rates are per worker
                 print_plan(plan, folder, workers, threads, console)
             return
         with RichDisplay(console) as display:
@@ -200,6 +215,7 @@ def audit_command(
                 display=display,
                 keep_models=keep_models,
                 fail_fast=fail_fast,
+                gpus=placement.gpus,
             )
         write_report(run)
         print_layout(report_layout(run), console)

@@ -20,7 +20,7 @@ from longgame.data.formats import RowRules
 from longgame.data.sources import SUFFIXES, open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
-from longgame.limits import why_no_file
+from longgame.limits import is_out_of_memory, why_no_file
 from longgame.offline.options import Budget, parse_selector
 from longgame.offline.rows import DataRows, OnBadRow
 from longgame.recipe import ModelSpec, load_yaml, read_mapping
@@ -297,14 +297,13 @@ def training_errors(output_dir: str) -> Iterator[None]:
         StorageError: a file of a checkpoint or of the model cannot be written.
         ModelError: a batch does not fit into memory.
     """
-    import torch
     from safetensors import SafetensorError
 
     try:
         yield
     except (SafetensorError, RuntimeError) as error:  # torch has no error class for a failed write, nor the CPU for
         reason = " ".join(str(error).split())  # a failed allocation
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
+        if is_out_of_memory(error):
             raise ModelError(
                 f"a batch does not fit into memory ({reason[:120]}). Lower per_device_train_batch_size and raise "
                 "gradient_accumulation_steps, or set max_length."

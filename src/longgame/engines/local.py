@@ -47,11 +47,12 @@ class WorkerError(LonggameError):
 
 
 @contextmanager
-def _threads_for_children(threads: int) -> Iterator[None]:
-    """Set the thread variables that a child reads when it starts, and put the parent's back."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update({name: str(threads) for name in _THREAD_VARIABLES[:3]})
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+def _threads_for_children(threads: int, gpu: str | None = None) -> Iterator[None]:
+    """Set the variables of threads, and of the one GPU, that a child reads when it starts; put the parent's back."""
+    variables = {**dict.fromkeys(_THREAD_VARIABLES[:3], str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -103,7 +104,7 @@ def _settle_garbage() -> None:
 
 
 @contextmanager
-def _threads_here(threads: int) -> Iterator[None]:
+def threads_here(threads: int) -> Iterator[None]:
     """Bound the threads of the libraries that are loaded in this process, and put their numbers back."""
     torch = sys.modules.get("torch")
     before = None if torch is None else torch.get_num_threads()
@@ -213,7 +214,7 @@ def run_here(
     waiting = {job.name: job for job in jobs}
     frozen = gc.get_freeze_count()
     try:
-        with _threads_here(threads), _warnings_to(warn):
+        with threads_here(threads), _warnings_to(warn):
             while waiting:
                 job = next(job for job in waiting.values() if job.after not in waiting)
                 del waiting[job.name]
@@ -247,6 +248,7 @@ def run_local(
     finished: Callable[[str], None],
     failed: Failed = raise_at_once,
     warn: Warn | None = None,
+    gpus: Sequence[str] = (),
 ) -> None:
     """Run the jobs, at most ``workers`` at a time, each in a process with ``threads`` threads.
 
@@ -257,6 +259,7 @@ def run_local(
     Args:
         failed: called for each job that raised, and for those that waited for it.
         warn: called with each warning that jobs log, once; None: they are logged.
+        gpus: what CUDA_VISIBLE_DEVICES is set to for each worker, in turn; empty: workers see what this process sees.
 
     Raises:
         LonggameError: what ``failed`` raised.
@@ -264,7 +267,7 @@ def run_local(
     """
     if not jobs:
         return
-    crew, texts = _Crew(jobs, min(workers, len(jobs)), threads), set[str]()
+    crew, texts = _Crew(jobs, min(workers, len(jobs)), threads, gpus), set[str]()
     try:
         while crew.left:
             crew.hand_out()
@@ -290,6 +293,7 @@ class _Worker:
 
     process: Any
     pipe: Any
+    gpu: str | None = None
     ready: bool = False
     job: str = ""
 
@@ -300,21 +304,21 @@ class _Crew:
     Each worker has a pipe of its own: one that is killed in the middle of a message leaves no lock behind.
     """
 
-    def __init__(self, jobs: Sequence[Job], workers: int, threads: int) -> None:
+    def __init__(self, jobs: Sequence[Job], workers: int, threads: int, gpus: Sequence[str]) -> None:
         self.waiting = {job.name: job for job in jobs}
         self.left = set(self.waiting)
         self._threads = threads
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        with _threads_for_children(threads), _interrupts_for_parent_alone():
-            for _ in range(workers):
-                self._start()
+        for place in range(workers):
+            self._start(gpus[place % len(gpus)] if gpus else None)
 
-    def _start(self) -> None:
+    def _start(self, gpu: str | None) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs,), daemon=True)
-        process.start()
-        self._workers.append(_Worker(process, ours))
+        with _threads_for_children(self._threads, gpu), _interrupts_for_parent_alone():
+            process.start()
+        self._workers.append(_Worker(process, ours, gpu))
         theirs.close()  # so that the worker's end is the only one, and its death is an end of file
 
     def hand_out(self) -> None:
@@ -354,8 +358,7 @@ class _Crew:
                 "left. Finished stages are safe; run the command again."
             )
         self._workers.remove(worker)
-        with _threads_for_children(self._threads), _interrupts_for_parent_alone():
-            self._start()
+        self._start(worker.gpu)
         return "error", name, WorkerError(f"the worker process of {name} ended (exit code {code}): {reason}.")
 
     def end(self) -> None:

@@ -76,6 +76,11 @@ class Adaptation(ABC):
         return {}
 
     @classmethod
+    def changes_base(cls, _spec: ModelSpec) -> bool:
+        """Whether attaching or training writes into the base model's own weights."""
+        return False
+
+    @classmethod
     @abstractmethod
     def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
         """Make the base model trainable, in place.
@@ -204,6 +209,10 @@ class FullAdaptation(Adaptation):
     """
 
     _FILE = "weights.safetensors"
+
+    @classmethod
+    def changes_base(cls, _spec: ModelSpec) -> bool:
+        return True
 
     def __init__(self, model: Any, start: Weights | None = None) -> None:
         super().__init__(model)
@@ -342,6 +351,10 @@ class LoraAdaptation(Adaptation):
     config: ClassVar[Mapping[str, Any]] = {}
     """What a variant of LoRA adds to PEFT's `LoraConfig`."""
     _FILE = "adapter_model.safetensors"
+
+    @classmethod
+    def changes_base(cls, spec: ModelSpec) -> bool:
+        return str(spec.peft.get("init_lora_weights")).startswith(_MOVES_BASE)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:

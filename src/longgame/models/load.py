@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jinja2
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,9 +30,10 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from longgame.errors import ModelError, did_you_mean
-from longgame.limits import TEMPLATE_SECONDS, located, missing, time_limit, why_no_file
+from longgame.limits import TEMPLATE_SECONDS, free_memory, located, missing, time_limit, why_no_file
 from longgame.models import smollm2
 from longgame.models.adaptation import ADAPTATIONS
+from longgame.models.device import Attention
 from longgame.models.hub import require_repo
 from longgame.recipe import ModelSpec
 
@@ -76,7 +79,7 @@ class LoadedModel:
         return int(cast(int, self.tokenizer.pad_token_id))
 
 
-def load_model(spec: ModelSpec, *, attention: Literal["eager", "sdpa"] = "eager") -> LoadedModel:
+def load_model(spec: ModelSpec, *, attention: Attention = "eager") -> LoadedModel:
     """Load the base model and tokenizer of a recipe; the global random state stays as it is.
 
     Args:
@@ -115,23 +118,87 @@ def load_classifier(spec: ModelSpec) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, source or f"hub {place}")
 
 
-def device_of(name: str) -> torch.device:
-    """Return the torch device of this name; ``auto`` is a GPU where there is one.
+_kept: tuple[tuple[Any, ...], LoadedModel] | None = None
+"""What `load_again` read last, and from where."""
+
+
+def load_again(spec: ModelSpec, *, attention: Attention = "eager") -> LoadedModel:
+    """As `load_model`, but weights that this process has read before are not read again.
+
+    Trainings in turn start from one base model: its weights stay in memory, and each call gives modules of its own
+    around them. Weights that the recipe's adaptation writes into are copied. One model is kept, where it takes at most
+    a quarter of the free memory; quantized ones are not.
 
     Raises:
-        ModelError: there is no such device here.
+        ModelError: as `load_model`.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(
-            f"device '{name}' cannot be used ({reason}). Give auto, cpu, or a device of this machine."
-        ) from error
-    return device
+    global _kept
+    kind = ADAPTATIONS[spec.adaptation]
+    if kind.load_options(spec):
+        return load_model(spec, attention=attention)
+    plain = ModelSpec()
+    same = {name: getattr(plain, name) for name in ("adaptation", "lora", "peft", "device", "attention")}
+    with ExitStack() as stack:
+        place, _, _ = _resolve(spec.name, stack)
+        files = sorted(Path(place).rglob("*")) if Path(place).is_dir() else []
+        stamps = [(str(file), file.stat().st_mtime_ns) for file in files]
+    key = (spec.model_copy(update=same).model_dump_json(), attention, located(spec.chat_template or ""), *stamps)
+    if _kept is None or _kept[0] != key:
+        _kept = None
+        loaded = load_model(spec, attention=attention)
+        if 4 * sum(tensor.nbytes for tensor in loaded.model.parameters()) > free_memory():
+            return loaded
+        _kept = key, loaded
+    return replace(_kept[1], model=_around(_kept[1].model, kind.changes_base(spec)))
+
+
+def forget_models() -> None:
+    """Free the weights that `load_again` keeps."""
+    global _kept
+    _kept = None
+
+
+def _around(model: PreTrainedModel, copied: bool) -> PreTrainedModel:
+    """A copy of the modules around the same weights, or around copies of them."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        data = tensor.detach().clone() if copied else tensor.detach()
+        memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    return copy.deepcopy(model, memo)
+
+
+_UNIT_BYTES = 90
+"""Bytes of activations per token, decoder layer and hidden unit (81 measured at 8B in bfloat16, trained with PEFT)."""
+_PROCESS_BYTES = 1 << 30
+"""Of a process on a GPU: CUDA's context, kernels, the allocator's slack."""
+
+
+def trial_bytes(spec: ModelSpec, tokens: int = 4096) -> int:
+    """Estimate the memory that one training of this model takes on a GPU; no weights are read.
+
+    Args:
+        tokens: of the largest forward pass with gradients.
+
+    Raises:
+        ModelError: as `load_model`, as far as the configuration goes.
+    """
+    kind = ADAPTATIONS[spec.adaptation]
+    with ExitStack() as stack:
+        place, _, local = _resolve(spec.name, stack)
+        try:
+            options = {"trust_remote_code": spec.trust_remote_code}
+            config = AutoConfig.from_pretrained(place, local_files_only=local, **options)
+            _check_layers(config, spec)
+            with torch.random.fork_rng(devices=()), torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, **options)
+        except _LOADING_ERRORS as error:
+            raise _cannot_load(spec, "the configuration of model", error) from error
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    size = 0.5 if kind.load_options(spec) else getattr(torch, spec.dtype).itemsize
+    text: Any = config.get_text_config()
+    activations = max(tokens, spec.max_length) * text.num_hidden_layers * text.hidden_size * _UNIT_BYTES
+    copies = 5 if kind.changes_base(spec) else 1.25  # weights, a stage's start, gradients and Adam's two moments
+    return int(weights * size * copies) + activations + _PROCESS_BYTES
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:

@@ -138,7 +138,8 @@ class LoadedScorer:
             ModelError: one of them cannot be loaded, the device does not exist, or ``max_length`` is beyond the
                 model's context.
         """
-        from longgame.models.load import device_of, load_model
+        from longgame.models.device import device_of
+        from longgame.models.load import load_model
 
         device = device_of(options.device)
         loaded: LoadedModel = load_model(options.spec(), attention="eager" if device.type == "cpu" else "sdpa")
@@ -223,8 +224,8 @@ def with_other_models(options: ModelOptions, embedder: str | None, scorer_model:
 
 def embedder_of(name: str, device: str, trust_remote_code: bool = False) -> Embedder:
     """Load an embedder onto a device (``auto``: a GPU where there is one)."""
+    from longgame.models.device import device_of
     from longgame.models.embedders import load_embedder
-    from longgame.models.load import device_of
 
     return load_embedder(name, device=str(device_of(device)), trust_remote_code=trust_remote_code)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, unknown
+from longgame.limits import is_out_of_memory
 from longgame.models.head import (
     LogitHead,
     decoder_of,
@@ -365,8 +366,7 @@ class SignalEngine:
                         f"{type(self._base).__name__} changes its activations in place, so gradients of single "
                         "examples cannot be recorded. Use signals of the forward pass, or another model."
                     ) from error
-                # The CPU's allocator has no error class of its own.
-                if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(rows) == 1:
                     raise ModelError(

@@ -11,7 +11,8 @@ from longgame.data.examples import Pool
 from longgame.data.tokenize import Encoded, encode_each, pool_of_encoded, truncated
 from longgame.errors import DataError
 from longgame.models.adaptation import adaptation_of
-from longgame.models.load import device_of, load_model
+from longgame.models.device import device_of
+from longgame.models.load import load_model
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
 from longgame.signals.base import SCORER, SIGNALS, scorer_passes

@@ -9,7 +9,8 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NoReturn
@@ -17,16 +18,18 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, ModelError, NumericalError
+from longgame.limits import MEMORY_FIXES, is_out_of_memory
 from longgame.models.head import evaluating, has_other_loss, response_loss
-from longgame.recipe import TrainingSpec
+from longgame.recipe import MOST, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import ComputeSignals, SelectionPolicy
+from longgame.signals.engine import MAX_BATCH_TOKENS
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.projection import UpdateSketch
 from longgame.signals.source import SignalSource
@@ -106,7 +109,7 @@ def run_stage(
     Raises:
         BudgetError: the pool or the budget is too small for the steps.
         NumericalError: a loss or gradient is NaN or infinite; the weights are those of the last good step.
-        ModelError: nothing is trainable.
+        ModelError: nothing is trainable, or a step does not fit into memory.
     """
     if selection.rounds == "step" and len(pool) < spec.steps:
         raise BudgetError(
@@ -137,8 +140,12 @@ def run_stage(
             dataloader_pin_memory=False,
             remove_unused_columns=False,
         )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # a trial trains on one GPU, however many are visible
+        if spec.gradient_checkpointing:
+            _checkpoint_activations(model)
         trainer = StageTrainer(model, arguments, pool, pad_token_id, selection, scorer, spec, on_step, where, course)
-        trainer.train()
+        with memory_located(trainer):
+            trainer.train()
         if course is not None:
             course.taken, course.adam = course.taken + spec.steps, trainer._selection_preconditioner()
         return trainer.report(time.perf_counter() - started)
@@ -167,6 +174,8 @@ class StageTrainer(SelectionMixin, Trainer):
         self.course = course
         self.losses = np.zeros(spec.steps)
         self._pad = pad_token_id
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self._most_tokens = spec.micro_tokens or (MOST if on_cpu else MAX_BATCH_TOKENS)
         self._parameters = [parameter for _, parameter in trainable]
         ticks = _ticks(pool, selection, spec)
         super().__init__(model, arguments, train_dataset=ticks, selection=selection, signals=scorer)
@@ -250,7 +259,9 @@ class StageTrainer(SelectionMixin, Trainer):
         return response_loss(model, inputs, num_items_in_batch, self._selection_take_weights(inputs["labels"].device))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        parts = split_batch(inputs, self._most_tokens)
+        losses = [super(StageTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         value = float(loss)
         if not math.isfinite(value):
             self._stop("loss", value)
@@ -306,6 +317,52 @@ class _Watch(TrainerCallback):
         with evaluating(self._modules), global_rng_restored():
             self._on_step(StepInfo(step, trainer.spec.steps, trainer.selection_feed.learned, loss))
         self.seconds += time.perf_counter() - started
+
+
+def _checkpoint_activations(model: Any) -> None:
+    # transformers 5.23 has it under a new name
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"training.gradient_checkpointing: {error} Set it to false.") from error
+
+
+@contextmanager
+def memory_located(trainer: StageTrainer) -> Iterator[None]:
+    """Name the step where torch has no memory left, and what helps.
+
+    Raises:
+        ModelError: instead of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason, step = " ".join(str(error).split()), trainer.state.global_step + 1
+        raise ModelError(
+            f"{trainer.where}, step {step} of {trainer.spec.steps}: the training does not fit into memory "
+            f"({reason[:120]}). {MEMORY_FIXES}"
+        ) from error
+
+
+def split_batch(inputs: Mapping[str, Tensor], most_tokens: int) -> list[dict[str, Tensor]]:
+    """Split a micro-batch by rows into parts of at most so many padded tokens (one row may exceed it alone).
+
+    Parts hold rows of like length, without the columns behind their last label, which no loss depends on.
+    """
+    labels = inputs["labels"]
+    if labels.numel() <= most_tokens:
+        return [dict(inputs)]
+    learned = labels != -100
+    ends = torch.where(learned, torch.arange(1, labels.shape[1] + 1, device=labels.device), 0).amax(1).tolist()
+    groups: list[list[int]] = []
+    for row in sorted(range(len(ends)), key=lambda row: (-ends[row], row)):
+        if not groups or (len(groups[-1]) + 1) * ends[groups[-1][0]] > most_tokens:
+            groups.append([])
+        groups[-1].append(row)
+    return [{name: values[group, : max(1, ends[group[0]])] for name, values in inputs.items()} for group in groups]
 
 
 def _ticks(pool: Pool, selection: SelectionConfig, spec: TrainingSpec) -> list[Candidates]:

@@ -134,7 +134,8 @@ class RewardQuality(QualitySource):
     def _load(self) -> LoadedModel:
         if self._loaded is not None:
             return self._loaded
-        from longgame.models.load import device_of, load_classifier
+        from longgame.models.device import device_of
+        from longgame.models.load import load_classifier
 
         loaded = load_classifier(self._spec)
         config: Any = loaded.model.config
