@@ -24,6 +24,16 @@ _NAMED_CONDITIONS = 6
 """Conditions named for one selector's verdict; further ones are counted, and all are in the tables."""
 
 
+_NAMED_SELECTORS = 8
+"""Selectors named in a sentence; further ones are counted, and all are in the tables."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names with commas; the first eight of many, and how many more there are."""
+    further = len(names) - _NAMED_SELECTORS
+    return ", ".join(names[:_NAMED_SELECTORS]) + (f" and {further} more" if further > 0 else "")
+
+
 def plural(count: int, noun: str) -> str:
     """``1 seed``, ``2 seeds``, ``1,000 seeds``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -93,7 +103,7 @@ def headline(card: Scorecard, recipe: Recipe) -> str:
         by_word.setdefault(line.word, []).append(line.selector)
     if not by_word:
         return f"Nothing was compared ({runs}; the reference selector '{card.reference}' has no trial or stands alone)."
-    verdicts = ". ".join(f"{_capital(word)}: {', '.join(names)}" for word, names in by_word.items())
+    verdicts = ". ".join(f"{_capital(word)}: {listed(names)}" for word, names in by_word.items())
     means = card.wide(["long_horizon"])["long_horizon"].dropna()
     if means.empty:
         return f"{verdicts} ({runs})."
@@ -136,7 +146,7 @@ def _advice(card: Scorecard, verdicts: Mapping[str, str]) -> str:
         best = max(better, key=lambda name: float(means[name]))
         rivals = _not_shown_to_differ(card, best)
         text = f"Use {best}: long-horizon score {_against_reference(card, best)}."
-        return f"{text} Not shown to differ from it: {', '.join(rivals)}." if rivals else text
+        return f"{text} Not shown to differ from it: {listed(rivals)}." if rivals else text
     if all(word == NOT_ENOUGH for word in verdicts.values()):
         return f"Too few seeds to advise anything. Highest long-horizon score so far: {leader}."
     text = f"No selector is shown to be better than {card.reference} in the long run"
@@ -178,9 +188,9 @@ def _myopic(card: Scorecard, recipe: Recipe, verdicts: Mapping[str, str]) -> str
     myopic, worse = ([name for name in order if verdicts[name] == word] for word in (MYOPIC, WORSE))
     text = "None is shown to be myopic."
     if myopic:
-        text = f"Myopic (ahead now, behind in the long run): {', '.join(myopic)}."
+        text = f"Myopic (ahead now, behind in the long run): {listed(myopic)}."
     if worse:
-        text += f" Behind in the long run, and not shown to be ahead now: {', '.join(worse)}."
+        text += f" Behind in the long run, and not shown to be ahead now: {listed(worse)}."
     return text
 
 

@@ -7,7 +7,7 @@ vision. The page sets backgrounds and text colors, because it knows whether it i
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ GREY = "#8c8c8c"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C78500", "#3796D2", "#8A63D2", "#A0522D")
 """Okabe–Ito without black and yellow (illegible on a dark or a light page), with orange and sky blue darkened to a
 contrast of 3 with white, then two more."""
+FAMILY_COLORS = (*PALETTE, "#5B6770", "#7D1D3F")
+"""Colors of families; there are no more families beside the reference's."""
 SHAPES = {
     "square": "■", "triangle-up": "▲", "diamond": "◆", "cross": "✚", "triangle-down": "▼", "triangle-right": "▶",
     "triangle-left": "◀", "circle": "●",
@@ -62,24 +64,56 @@ class Figure:
 
 
 class Style:
-    """Scales that give a selector the same color and shape in every figure."""
+    """Scales that give a selector the same color and shape in every figure.
 
-    def __init__(self, selectors: Sequence[str], reference: str) -> None:
+    Args:
+        selectors: in the order of tables.
+        reference: the grey one.
+        families: selector → family, where selectors are many: a color then stands for a family, and a shape tells its
+            selectors apart. Empty: a color and shape for each selector.
+    """
+
+    def __init__(self, selectors: Sequence[str], reference: str, families: Mapping[str, str] | None = None) -> None:
+        self.families = dict(families or {})
         others = [name for name in selectors if name != reference]
         color = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)} | {reference: GREY}
         marks = list(SHAPES)  # shifted by one after each palette, so that no pair of color and shape comes twice
         shape = {name: marks[(i + i // len(PALETTE)) % len(marks)] for i, name in enumerate(others)}
+        if self.families:
+            members: dict[str, list[str]] = {}
+            for name in others:
+                members.setdefault(self.families[name], []).append(name)
+            for place, names in enumerate(members.values()):
+                color |= dict.fromkeys(names, FAMILY_COLORS[place % len(FAMILY_COLORS)])
+                shape |= {name: marks[number % len(marks)] for number, name in enumerate(names)}
         shape[reference] = "circle"
         self.selectors = list(selectors)
         self.keys = tuple(LegendKey(name, color[name], SHAPES[shape[name]]) for name in selectors)
         self._colors = alt.Scale(domain=self.selectors, range=[color[name] for name in selectors])
         self._shapes = alt.Scale(domain=self.selectors, range=[shape[name] for name in selectors])
 
-    def color(self) -> alt.Color:
-        return alt.Color("selector:N", scale=self._colors, legend=None)
+    @property
+    def legend(self) -> tuple[LegendKey, ...]:
+        """What a legend names: the selectors, or, where they are many, the families."""
+        colors: dict[str, str] = {}
+        for key in self.keys if self.families else ():
+            colors.setdefault(self.families[key.selector], key.color)
+        return tuple(LegendKey(family, color, "■") for family, color in colors.items()) or self.keys
 
-    def shape(self) -> alt.Shape:
-        return alt.Shape("selector:N", scale=self._shapes, legend=None)
+    def color(self, legend: bool = False) -> alt.Color:
+        return alt.Color("selector:N", scale=self._colors, legend=_LEGEND if legend else None)
+
+    def shape(self, legend: bool = False) -> alt.Shape:
+        return alt.Shape("selector:N", scale=self._shapes, legend=_LEGEND if legend else None)
+
+    def height(self, rows: int, size: int) -> Any:
+        """Height of a chart with so many rows of ``size`` pixels; thin rows that a filter can take away, where many."""
+        return alt.Step(_THIN) if self.families else size * rows
+
+
+_THIN = 15
+"""Pixels of a row where selectors are many."""
+_LEGEND = alt.Legend(orient="bottom", title=None, columns=2, labelLimit=120, symbolOpacity=1)
 
 
 def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np.ndarray:
@@ -99,7 +133,7 @@ def metric_points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
     return frame.replace([np.inf, -np.inf], np.nan)
 
 
-def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
+def spec(chart: Any, alt_text: str, height: Any) -> dict[str, Any]:
     """The chart as a Vega-Lite specification that fills its container, with a description for screen readers."""
     sized = chart.properties(width="container", height=height, description=alt_text)
     return sized.to_dict(validate=False)  # the tests validate every figure; here it would take most of the time
@@ -117,7 +151,14 @@ def intervals(frame: pd.DataFrame, layer: Any, low: str = "low") -> list[Any]:
 
 
 def band_chart(
-    frame: pd.DataFrame, style: Style, x: alt.X, tooltip: Sequence[Any], unit: str, behind: Sequence[Any] = ()
+    frame: pd.DataFrame,
+    style: Style,
+    x: alt.X,
+    tooltip: Sequence[Any],
+    unit: str,
+    behind: Sequence[Any] = (),
+    extent: Sequence[float] | None = None,
+    legend: bool = False,
 ) -> Any:
     """A line per selector with a band around it.
 
@@ -125,16 +166,19 @@ def band_chart(
         frame: selector, the column of ``x``, mean, low, high.
         unit: title of the vertical axis.
         behind: layers drawn first.
+        extent: ends of the vertical axis, for charts that are read side by side; without it, those of the data.
+        legend: whether the chart itself explains its colors.
     """
     base = alt.Chart(frame).encode(x)
-    y = alt.Y("mean:Q", title=unit, scale=alt.Scale(zero=False))
+    scale = alt.Scale(zero=False) if extent is None else alt.Scale(zero=False, domain=list(extent), nice=True)
+    y = alt.Y("mean:Q", title=unit, scale=scale)
     band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.09)
     return alt.layer(
         *behind,
         *intervals(frame, band.encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.color())),
         base.mark_line(strokeWidth=2).encode(y, color=style.color()),
         base.mark_point(size=34, filled=True, opacity=1).encode(
-            y, color=style.color(), shape=style.shape(), tooltip=["selector:N", *tooltip]
+            y, color=style.color(legend), shape=style.shape(legend), tooltip=["selector:N", *tooltip]
         ),
     )
 
@@ -187,11 +231,11 @@ def strip(
     layers = [
         *([dashed_line("x", chance, unit)] if np.isfinite(chance) else []),
         *intervals(frame, rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.color())),
-        base.mark_point(size=80, filled=True, opacity=1).encode(
+        base.mark_point(size=40 if style.families else 80, filled=True, opacity=1).encode(
             x, color=style.color(), shape=style.shape(), tooltip=tooltip
         ),
     ]
-    return spec(alt.layer(*layers).properties(title=title), alt_text, height=24 * len(frame))
+    return spec(alt.layer(*layers).properties(title=title), alt_text, style.height(len(frame), 24))
 
 
 def metric_strip(card: Scorecard, style: Style, metric: str, alt_text: str, **options: Any) -> dict[str, Any] | None:

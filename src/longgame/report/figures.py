@@ -26,12 +26,14 @@ from longgame.report.charts import (
     metric_strip,
     spec,
 )
-from longgame.report.tables import DIAGNOSTICS, correlation_line, selectors_in_order
+from longgame.report.families import end_matrices, family_curves, family_trajectories, overview_strips
+from longgame.report.tables import DIAGNOSTICS, correlation_line, selector_families, selectors_in_order
 
 
 def style_of(run: Run) -> Style:
     """The colors and shapes of a run's selectors, the same in all its figures."""
-    return Style(selectors_in_order(run.scorecard, run.recipe), run.scorecard.reference)
+    card, recipe = run.scorecard, run.recipe
+    return Style(selectors_in_order(card, recipe), card.reference, selector_families(card, recipe))
 
 
 def outcome_figures(run: Run) -> list[Figure]:
@@ -40,6 +42,15 @@ def outcome_figures(run: Run) -> list[Figure]:
     Every figure is by the primary view; one without measurements is left out.
     """
     card, style = run.scorecard, style_of(run)
+    if style.families:
+        tables = {probe: curve_table(card, run.own_results, probe) for probe in ("common", "own")}
+        return _drawn(
+            overview_strips(card, style),
+            immediate_against_long(card, style),
+            ood_against_forgetting(card, style),
+            *(family_curves(table, style, card.reference, probe) for probe, table in tables.items()),
+            sensitivity(card, style),
+        )
     return _drawn(
         immediate_against_long(card, style),
         learning_curves(card, run.own_results, style, "common"),
@@ -54,8 +65,8 @@ def walk_figures(run: Run) -> list[Figure]:
     """What happened on the way: score matrices, trajectories, diagnostics, costs, diagnostics against outcomes."""
     card, style = run.scorecard, style_of(run)
     return _drawn(
-        score_matrices(card, style),
-        trajectories(card, style),
+        end_matrices(card, style) if style.families else score_matrices(card, style),
+        family_trajectories(card, style) if style.families else trajectories(card, style),
         diagnostics(card, style),
         costs(card, style),
         *against_each_other(card, style),
@@ -95,7 +106,8 @@ def _scatter(
         ]
     )
     complete = frame.dropna()
-    whiskers = alt.Chart(complete).mark_rule(strokeWidth=1.5, opacity=0.7).encode(color=style.color())
+    opacity = 0.25 if style.families else 0.7
+    whiskers = alt.Chart(complete).mark_rule(strokeWidth=1.5, opacity=opacity).encode(color=style.color())
     level = whiskers.encode(axis(alt.X, x, f"{x}_low"), alt.X2(f"{x}_high:Q"), axis(alt.Y, y))
     upright = whiskers.encode(axis(alt.X, x), axis(alt.Y, y, f"{y}_low"), alt.Y2(f"{y}_high:Q"))
     tooltip = ["selector:N", alt.Tooltip(f"{x}:Q", format=".3~f"), alt.Tooltip(f"{y}:Q", format=".3~f")]
@@ -141,14 +153,14 @@ def immediate_against_long(card: Scorecard, style: Style) -> Figure:
         f"{arrows} Verdicts compare with {card.reference} by seed, so overlapping intervals here can still differ."
     )
     charts = _scatter(card, style, "current", "long_horizon", text, pairs)
-    return Figure("immediate-long", "Now against the long run", caption, charts, style.keys)
+    return Figure("immediate-long", "Now against the long run", caption, charts, style.legend)
 
 
 def ood_against_forgetting(card: Scorecard, style: Style) -> Figure:
     """Figure 2 (c) of the paper."""
     charts = _scatter(card, style, "forgetting", "ood", "Forgetting against OOD score, a point per selector")
     caption = "Mean over seeds with 95 % intervals. The best place is high on the left."
-    return Figure("ood-forgetting", "Robustness against forgetting", caption, charts, style.keys)
+    return Figure("ood-forgetting", "Robustness against forgetting", caption, charts, style.legend)
 
 
 _PAIRS = (
@@ -167,7 +179,7 @@ def against_each_other(card: Scorecard, style: Style) -> list[Figure]:
             text = f"{METRICS[x].label} against {METRICS[y].label}, a point per selector"
             correlation = correlation_line(card.association, x, y)
             caption = f"Mean over seeds with 95 % intervals (the paper's Figure {number}). {correlation}".rstrip()
-            figures.append(Figure(name, title, caption, _scatter(card, style, x, y, text), style.keys))
+            figures.append(Figure(name, title, caption, _scatter(card, style, x, y, text), style.legend))
     return figures
 
 
@@ -209,7 +221,7 @@ def learning_curves(card: Scorecard, results: pd.DataFrame, style: Style, probe:
     )
     title = f"How fast the next stage is learned ({probe} probe)"
     caption = f"Means over seeds with 95 % bands; {explanation}."
-    return Figure(f"curves-{probe}", title, caption, tuple(charts), style.keys)
+    return Figure(f"curves-{probe}", title, caption, tuple(charts), style.legend)
 
 
 def myopia_gaps(card: Scorecard, style: Style) -> Figure:
@@ -224,9 +236,15 @@ def myopia_gaps(card: Scorecard, style: Style) -> Figure:
     return Figure("myopia-gap", "Myopia gap", caption, (chart,) if chart else ())
 
 
+_LEAST_SHARE = 0.005
+"""Share of the weightings below which a selector has no bar, where selectors are many."""
+
+
 def sensitivity(card: Scorecard, style: Style) -> Figure:
     """How much the first rank in the long run depends on the weights of eq. 2."""
     table = card.sensitivity[(card.sensitivity["view"] == PRIMARY)].dropna(subset=["share"])
+    if style.families:
+        table = table[table["share"] >= _LEAST_SHARE]
     charts: tuple[dict[str, Any], ...] = ()
     if len(table):
         base = alt.Chart(table[["selector", "share"]]).encode(alt.Y("selector:N", sort=style.selectors, title=None))
@@ -304,7 +322,7 @@ def trajectories(card: Scorecard, style: Style) -> Figure:
         "or forgotten. OOD sets have no stage of their own; where they are scored only at the ends, a line joins two "
         "points."
     )
-    return Figure("trajectories", "Stage by stage", caption, tuple(charts), style.keys)
+    return Figure("trajectories", "Stage by stage", caption, tuple(charts), style.legend)
 
 
 def diagnostics(card: Scorecard, style: Style) -> Figure:
@@ -326,6 +344,7 @@ SECONDS = {
     "diagnose_seconds": "diagnostics",
     "evaluate_seconds": "evaluation",
     "probe_seconds": "probes",
+    "replay_seconds": "replay",
 }
 
 
@@ -357,7 +376,8 @@ def costs(card: Scorecard, style: Style) -> Figure:
         )
         .transform_calculate(place=f"indexof({parts!r}, datum.part)")
     )
-    spread = alt.Chart(_totals(card, names)).mark_rule(strokeWidth=2, color=GREY, yOffset=12)  # beneath its bar
+    beneath = 6 if style.families else 12
+    spread = alt.Chart(_totals(card, names)).mark_rule(strokeWidth=2, color=GREY, yOffset=beneath)
     tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".1f") for name in ("fastest", "slowest"))]
     spread = spread.encode(alt.X("fastest:Q", title=title), alt.X2("slowest:Q"), y, tooltip=tooltip)
     caption = (
@@ -366,7 +386,8 @@ def costs(card: Scorecard, style: Style) -> Figure:
         "probes include the selector's choices, and diagnostics reuse gradients that it has computed. The tables hold "
         "FLOPs, which do not depend on load."
     )
-    chart = spec(alt.layer(bars, spread), "Seconds per trial by part, a bar per selector", 26 * len(style.selectors))
+    height = style.height(len(style.selectors), 26)
+    chart = spec(alt.layer(bars, spread), "Seconds per trial by part, a bar per selector", height)
     return Figure("costs", "Where the time went", caption, (chart,))
 
 

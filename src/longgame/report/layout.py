@@ -47,7 +47,8 @@ from longgame.report.efficiency import (
     feasibility_table,
     run_efficiency_figures,
 )
-from longgame.report.figures import outcome_figures, walk_figures
+from longgame.report.families import given_table, overview_legend, overview_lines, overview_table
+from longgame.report.figures import outcome_figures, style_of, walk_figures
 from longgame.report.picks import TrialDetail, first_trials, picks_figures, trial_details, trials_table
 from longgame.report.tables import (
     COSTS,
@@ -60,6 +61,7 @@ from longgame.report.tables import (
     correlation_table,
     interventions_table,
     metric_table,
+    selector_families,
     selectors_in_order,
     shown_views,
     stage_table,
@@ -115,9 +117,10 @@ class Bullets:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """The selectors' verdicts."""
+    """The selectors' verdicts. With a title, the page shows them on demand."""
 
     lines: tuple[VerdictLine, ...]
+    title: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.lines)
@@ -156,6 +159,8 @@ class Section:
     """A terminal prints it after the others, where its reader looks first."""
     parts: list[tuple[Callable[[], Iterable[Block]], frozenset[Output]]] = field(default_factory=list)
     galleries: list[Callable[[], list[Gallery]]] = field(default_factory=list)
+    hidden: frozenset[Output] = frozenset()
+    """Outputs that do not show the section at all."""
 
     def show(self, *blocks: Block, on: frozenset[Output] = ALL) -> Section:
         """Add blocks that these outputs show."""
@@ -174,6 +179,8 @@ class Section:
 
     def blocks(self, output: Output) -> list[Block]:
         """The blocks that an output shows."""
+        if output in self.hidden:
+            return []
         return [block for make, on in self.parts if output in on for block in make() if block]
 
 
@@ -187,6 +194,10 @@ class Layout:
     """How much of the run is finished; empty for a finished one."""
     subject: str = "Scorecard"
     """What kind of report it is."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Selector → family, where selectors are so many that the page offers a filter."""
+    colors: Mapping[str, str] = field(default_factory=dict)
+    """Family → its color in the figures."""
 
     def shown(self, output: Output) -> list[tuple[Section, list[Block]]]:
         """The sections of an output with their blocks; a section without blocks is left out."""
@@ -226,7 +237,28 @@ def report_layout(
         trials_section(run, trials),
         run_section(run),
     ]
-    return Layout(title or run.recipe.name, sections, run.progress)
+    families = selector_families(run.scorecard, run.recipe)
+    if families:
+        sections = [sections[0], overview_section(run), *sections[1:]]
+        for section in sections:
+            section.last = False
+            if section.name not in ("answer", "overview"):
+                section.hidden = frozenset({"terminal"})
+    colors = {key.selector: key.color for key in style_of(run).legend} if families else {}
+    return Layout(title or run.recipe.name, sections, run.progress, families=families, colors=colors)
+
+
+def overview_section(run: Run) -> Section:
+    """All selectors in one table, and in a terminal in a line per family; for runs of many."""
+    card, recipe = run.scorecard, run.recipe
+    section = Section("overview", "All selectors")
+    terminal = frozenset[Output]({"terminal"})
+    section.show(Facts(overview_lines(card, recipe)), Text(overview_legend(card), "soft"), on=terminal)
+    section.show(Text(f"All tables and figures: {run.folder}/report.html", "soft"), on=terminal)
+    view, title = shown_views(card)[0]
+    table = overview_table(card, recipe, view)
+    section.show(replace(table, title=f"{table.title}, {title}"), on=ALL - {"terminal"})
+    return section.show(Text(legend(card), "soft"), given_table(card, recipe), on=FILES)
 
 
 def _meanings(*tables: Table) -> Facts:
@@ -243,7 +275,9 @@ def answer_section(run: Run) -> Section:
 def verdicts_section(run: Run) -> Section:
     card = run.scorecard
     section = Section("verdicts", "Verdicts", last=True)
-    section.show(Verdicts(tuple(verdict_lines(card, run.recipe))))
+    many = bool(selector_families(card, run.recipe))
+    verdicts = Verdicts(tuple(verdict_lines(card, run.recipe)), "Reasons, selector by selector" if many else "")
+    section.show(verdicts, on=ALL - {"card"} if many else ALL)
     return section.show(Text(set_gap_line(card), "soft"), Text(reversal_line(card), "soft"), on=ALL - {"card"})
 
 
@@ -339,8 +373,10 @@ def more_section(run: Run) -> Section:
     section = Section("more", "More tables")
     stages = [stage_table(card, recipe, view, f"By stage, {title}") for view, title in views]
     tables = [metric_table(card, recipe, MORE, f"More of the future, {title}", view) for view, title in views]
+    many = bool(selector_families(card, recipe))
     tables.append(metric_table(card, recipe, COSTS, "Cost per trial"))
-    section.show(*(replace(table, closed=True) for table in tables), on=FILES).show(_meanings(*tables), on=FILES)
+    shut = [replace(table, closed=not many or table is not tables[-1]) for table in tables]
+    section.show(*shut, on=FILES).show(_meanings(*tables), on=FILES)
     cells = (
         "By stage and by sub-skill, a cell is: points right after the stage → points at the end of the sequence, mean "
         "over seeds (OOD sets: at the end)."

@@ -94,6 +94,11 @@ def html_page(layouts: Sequence[Layout], scripts: bool = True) -> str:
                 for layout, prefix in zip(layouts, prefixes, strict=True)
             ],
             scripts=scripts,
+            filters={
+                prefix: {"families": dict(layout.families), "colors": dict(layout.colors)}
+                for layout, prefix in zip(layouts, prefixes, strict=True)
+                if layout.families
+            },
             charts={
                 f"{prefix}{figure.name}-{place}": chart
                 for layout, prefix in zip(layouts, prefixes, strict=True)

@@ -15,6 +15,7 @@ from longgame.metrics.diagnostics import MIN_SEEDS, MOST_GROUPS
 from longgame.metrics.scorecard import PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.stats import ALPHA, moments
 from longgame.recipe import Recipe
+from longgame.selection.families import FAMILIES, spec_family
 
 NOT_MEASURED = "—"
 NOT_REACHED = "not reached"
@@ -93,6 +94,8 @@ class Table:
     note: str = ""
     closed: bool = False
     """The page shows it on demand."""
+    of_selectors: bool = False
+    """The rows are selectors, which the page can filter."""
     plain: bool = False
     """No cell has a mark or a detail; the page then writes many rows in fewer bytes."""
 
@@ -111,11 +114,32 @@ class Table:
         return replace(self, columns=tuple(self.columns[place] for place in places), rows=rows)
 
 
+MANY = 12
+"""With more selectors than this, tables and figures group them by family."""
+
+
 def selectors_in_order(card: Scorecard, recipe: Recipe) -> list[str]:
-    """Selectors that have trials: those of the recipe in its order, then any others."""
+    """Selectors that have trials: those of the recipe in its order, then any others; family by family where many."""
+    families = selector_families(card, recipe)
+    places = {family: place for place, family in enumerate(FAMILIES)}
+    return sorted(_listed(card, recipe), key=lambda name: places.get(families.get(name, ""), 0))
+
+
+def _listed(card: Scorecard, recipe: Recipe) -> list[str]:
     listed = [spec.key for spec in recipe.selectors]
     measured = card.trials.selectors
     return [name for name in listed if name in measured] + [name for name in measured if name not in listed]
+
+
+def selector_families(card: Scorecard, recipe: Recipe) -> dict[str, str]:
+    """Selector → family, family by family, where there are more than `MANY`; else empty: nothing is grouped."""
+    names = _listed(card, recipe)
+    if len(names) <= MANY:
+        return {}
+    specs = {spec.key: spec for spec in recipe.selectors}
+    families = {name: spec_family(specs[name]) if name in specs else "own" for name in names}
+    places = {family: place for place, family in enumerate(FAMILIES)}
+    return dict(sorted(families.items(), key=lambda pair: places[pair[1]]))
 
 
 def shown_views(card: Scorecard) -> list[tuple[str, str]]:
@@ -196,14 +220,17 @@ def metric_table(card: Scorecard, recipe: Recipe, metrics: Iterable[str], title:
     """
     frame = card.summary[card.summary["view"].isin([view, ""])]
     order = selectors_in_order(card, recipe)
-    columns = [Column("selector", numeric=False)]
-    rows = [[Cell(name)] for name in order]
+    families = selector_families(card, recipe)
+    columns = [Column("selector", numeric=False), *([Column("family", numeric=False)] if families else [])]
+    rows = [[Cell(name), *([Cell(families[name])] if families else [])] for name in order]
     for name in metrics:
         if cells := metric_cells(frame, name, order, card.reference):
             columns.append(metric_column(name))
             for row, selector in zip(rows, order, strict=True):
                 row.append(cells[selector])
-    return Table(title, tuple(columns), tuple(map(tuple, rows)))
+    if len(columns) == 1 + bool(families):
+        columns = columns[:1]  # nothing was measured
+    return Table(title, tuple(columns), tuple(map(tuple, rows)), of_selectors=True)
 
 
 def metric_cells(summary: pd.DataFrame, name: str, order: Sequence[str], reference: str) -> dict[str, Cell]:
@@ -311,7 +338,7 @@ def stage_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> Table
             end = means["final", stage, selector]
             cells.append(Cell(_from_to(means["current", stage, selector], end), value=end))
         rows.append(tuple(cells))
-    return Table(title, tuple(columns), tuple(rows))
+    return Table(title, tuple(columns), tuple(rows), of_selectors=True)
 
 
 def _from_to(now: float, end: float) -> str:
