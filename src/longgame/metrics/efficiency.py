@@ -26,7 +26,7 @@ from longgame.metrics.stats import moments, paired
 from longgame.recipe import SelectorSpec
 from longgame.selection.base import SELECTORS, build_selector
 from longgame.selection.interventions import selector_of
-from longgame.signals.base import CONTEXT, SIGNALS
+from longgame.signals.base import CONTEXT, SIGNALS, needs_auxiliary
 
 RATIOS = ("pir_now", "pir_later")
 FRACTIONS = ("sdf_rows", "sdf_tokens")
@@ -213,7 +213,9 @@ def feasibility_ranks(methods: Sequence[Feasibility]) -> pd.DataFrame:
 def feasibility_of(spec: SelectorSpec) -> Feasibility | None:
     """The indicators of a recipe's selector; None for plug-ins and files of scores, whose making is unknown.
 
-    No selector of this package trains a model or asks a proprietary one. Its steps are: each kind of pass over the
+    A selector that needs a training beside the trial's own (a warm-up, a reference model, a training log) trains one
+    LLM for each; what it selects from other candidates then needs another one. No selector of this package asks a
+    proprietary model by itself. Its steps are: each kind of pass over the
     candidates that its signals need (frozen, forward, backward), a column or rules that it reads, the future proxy's
     gradient, the choice itself, and every intervention. It is model-free if no model computes any of its signals.
 
@@ -223,14 +225,15 @@ def feasibility_of(spec: SelectorSpec) -> Feasibility | None:
     if not SELECTORS.is_builtin(spec.name):  # a report runs no code that a recipe names
         return None
     selector = build_selector(spec.name, spec.parameters)
+    trained = len(needs_auxiliary(selector.requires))
     kinds = {_pass_of(name) for name in selector.requires}
     with_interventions = {_pass_of(name) for name in selector_of(spec).requires}
     return Feasibility(
-        trained_llms=0,
+        trained_llms=trained,
         steps=1 + len(kinds) + len(spec.interventions),
         reproducible=True,
         model_free=with_interventions <= {"column"},
-        dataset_free=True,
+        dataset_free=not trained,
         gpt_free=True,
     )
 

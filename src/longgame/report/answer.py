@@ -103,8 +103,11 @@ def headline(card: Scorecard, recipe: Recipe) -> str:
         by_word.setdefault(line.word, []).append(line.selector)
     if not by_word:
         return f"Nothing was compared ({runs}; the reference selector '{card.reference}' has no trial or stands alone)."
-    verdicts = ". ".join(f"{_capital(word)}: {listed(names)}" for word, names in by_word.items())
     means = card.wide(["long_horizon"])["long_horizon"].dropna()
+    for names in by_word.values():
+        if len(names) > _NAMED_SELECTORS:  # the first ones are named
+            names.sort(key=lambda name: -float(means.get(name, -np.inf)))
+    verdicts = ". ".join(f"{_capital(word)}: {listed(names)}" for word, names in by_word.items())
     if means.empty:
         return f"{verdicts} ({runs})."
     leader = str(means.idxmax())

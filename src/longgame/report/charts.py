@@ -106,9 +106,13 @@ class Style:
     def shape(self, legend: bool = False) -> alt.Shape:
         return alt.Shape("selector:N", scale=self._shapes, legend=_LEGEND if legend else None)
 
-    def height(self, rows: int, size: int) -> Any:
-        """Height of a chart with so many rows of ``size`` pixels; thin rows that a filter can take away, where many."""
-        return alt.Step(_THIN) if self.families else size * rows
+    def height(self, rows: int, size: int) -> int:
+        """Height of a chart with so many rows of ``size`` pixels; of thin rows, where selectors are many."""
+        return ThinRows(_THIN * rows) if self.families else size * rows
+
+
+class ThinRows(int):
+    """Height of a chart whose rows are selectors, which the page makes lower as its filter takes rows away."""
 
 
 _THIN = 15
@@ -133,9 +137,11 @@ def metric_points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
     return frame.replace([np.inf, -np.inf], np.nan)
 
 
-def spec(chart: Any, alt_text: str, height: Any) -> dict[str, Any]:
+def spec(chart: Any, alt_text: str, height: int) -> dict[str, Any]:
     """The chart as a Vega-Lite specification that fills its container, with a description for screen readers."""
-    sized = chart.properties(width="container", height=height, description=alt_text)
+    sized = chart.properties(width="container", height=int(height), description=alt_text)
+    if isinstance(height, ThinRows):
+        sized = sized.properties(usermeta={"row": _THIN})
     return sized.to_dict(validate=False)  # the tests validate every figure; here it would take most of the time
 
 
@@ -175,8 +181,8 @@ def band_chart(
     band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.09)
     return alt.layer(
         *behind,
-        *intervals(frame, band.encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.color())),
-        base.mark_line(strokeWidth=2).encode(y, color=style.color()),
+        *intervals(frame, band.encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.color(legend))),
+        base.mark_line(strokeWidth=2).encode(y, color=style.color(legend)),
         base.mark_point(size=34, filled=True, opacity=1).encode(
             y, color=style.color(legend), shape=style.shape(legend), tooltip=["selector:N", *tooltip]
         ),

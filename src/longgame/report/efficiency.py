@@ -25,7 +25,7 @@ from longgame.metrics.efficiency import (
     undefined_ratios,
 )
 from longgame.metrics.scorecard import PRIMARY
-from longgame.report.charts import GREY, PALETTE, Figure, Style, dashed_line, intervals, spec
+from longgame.report.charts import GREY, PALETTE, Figure, Style, dashed_line, intervals, spec, strip
 from longgame.report.figures import style_of
 from longgame.report.tables import NOT_MEASURED, Cell, Column, Table
 
@@ -137,10 +137,46 @@ def efficiency_frame(parts: Sequence[Compared]) -> pd.DataFrame:
     return frame.reindex(columns=[*first, *INDICATORS, *RANKS, "source"])
 
 
-def efficiency_table(frame: pd.DataFrame) -> Table:
+def _in_order(frame: pd.DataFrame, style: Style | None) -> pd.DataFrame:
+    """The frame with its audited selectors family by family, where they are many; published methods stay behind."""
+    if style is None or not style.families:
+        return frame
+    places = {name: place for place, name in enumerate(style.selectors)}
+    keys = [places.get(str(name), len(places)) for name in frame["selector"]]
+    return frame.iloc[np.argsort(keys, kind="stable")]
+
+
+def _family_cells(row: Mapping[Any, Any], style: Style | None) -> list[Cell]:
+    """The family of a row's method, where families have a column."""
+    if style is None or not style.families:
+        return []
+    names = {PUBLISHED: "published", REFERENCE: "reference"}
+    return [Cell(names.get(row["kind"]) or style.families.get(str(row["selector"]), ""))]
+
+
+def efficiency_lines(frame: pd.DataFrame, style: Style) -> dict[str, str]:
+    """Family → its selectors by falling PIR at the end, each with its share of the examples; then the published."""
+    lines: dict[str, str] = {}
+    ours = frame[frame["kind"] == OURS].sort_values("pir_later", ascending=False, kind="stable")
+    for family in dict.fromkeys(style.families[name] for name in style.selectors):
+        rows = [row for row in ours.to_dict("records") if style.families[str(row["selector"])] == family]
+        lines[family] = ", ".join(f"{row['method']} {_at(row['pir_later'], row['sdf_rows'])}" for row in rows)
+    rows = frame[frame["kind"] == PUBLISHED].sort_values("pir_published", ascending=False).to_dict("records")
+    lines["published"] = ", ".join(f"{row['method']} {_at(row['pir_published'], row['sdf_rows'])}" for row in rows)
+    return {family: text for family, text in lines.items() if text}
+
+
+def _at(ratio: float, share: float) -> str:
+    parts = (NOT_MEASURED if np.isnan(ratio) else f"{ratio:.2f}", "" if np.isnan(share) else f"@{100 * share:.3g}%")
+    return "".join(parts)
+
+
+def efficiency_table(frame: pd.DataFrame, style: Style | None = None) -> Table:
     """PIR with 95 % intervals, SDF and the feasibility rank of every method."""
+    family = [Column("family", numeric=False)] if style is not None and style.families else []
     columns = (
         Column("method", numeric=False),
+        *family,
         Column("PIR now", meaning="scores right after each stage over those of the full-data trial"),
         Column("PIR later", meaning="scores at the end over those of the full-data trial"),
         Column("PIR published", "PIR publ.", "on the survey's scale of win-rate ratios"),
@@ -149,26 +185,27 @@ def efficiency_table(frame: pd.DataFrame) -> Table:
         Column("feasibility rank", "feas. rank", "1 is the most feasible of these methods; equal sums share a rank"),
     )
     rows = []
-    for row in frame.to_dict("records"):
+    for row in _in_order(frame, style).to_dict("records"):
         numbers = [_plain(row[name], ".3f") for name in ("pir_published", *FRACTIONS)]
         cells = [*(_ratio(row, name) for name in RATIOS), *numbers, _plain(row["feasibility"], ".0f")]
-        rows.append((Cell(str(row["method"])), *cells))
+        rows.append((Cell(str(row["method"])), *_family_cells(row, style), *cells))
     note = f"{SCALES} Mean over seeds with the 95 % interval (Student's t), paired by seed."
-    return Table("Efficiency beside the published methods", columns, tuple(rows), note)
+    return Table("Efficiency beside the published methods", columns, tuple(rows), note, of_selectors=True)
 
 
-def feasibility_table(frame: pd.DataFrame) -> Table:
+def feasibility_table(frame: pd.DataFrame, style: Style | None = None) -> Table:
     """The survey's indicators and ranks of every method whose indicators are known."""
-    columns = [Column("method", numeric=False), *map(Column, INDICATORS.values())]
+    family = [Column("family", numeric=False)] if style is not None and style.families else []
+    columns = [Column("method", numeric=False), *family, *map(Column, INDICATORS.values())]
     columns += [Column(f"{name} rank", name) for name in RANKS]
     rows = []
     for row in frame.dropna(subset=["feasibility"]).sort_values("feasibility", kind="stable").to_dict("records"):
         names = list(INDICATORS)
         cells = [_plain(row[name], ".0f") for name in (*names[:2], *RANKS)]
         cells[2:2] = [Cell(("no", "yes")[int(row[name])]) for name in names[2:]]
-        rows.append((Cell(str(row["method"])), *cells))
+        rows.append((Cell(str(row["method"])), *_family_cells(row, style), *cells))
     note = "Simplicity: 2 · trained LLMs + steps + closed code; flexibility: 3 · model + 2 · data set + 1 · GPT needed."
-    return Table("Feasibility beside the published methods", tuple(columns), tuple(rows), note)
+    return Table("Feasibility beside the published methods", tuple(columns), tuple(rows), note, of_selectors=True)
 
 
 def _plain(value: float, form: str) -> Cell:
@@ -200,8 +237,9 @@ def efficiency_figures(frame: pd.DataFrame, style: Style) -> list[Figure]:
     """
     ours = frame[frame["kind"] == OURS]
     measured = {name: ours.dropna(subset=[name, "sdf_rows"]) for name in RATIOS}
+    chart_of = _ratio_rows if style.families else _ratios
     charts = [
-        _ratios(measured[name], style, name, time, condition)
+        chart_of(measured[name], style, name, time, condition)
         for condition in ours["condition"].unique()
         for name, time in zip(RATIOS, ("right after each stage", "at the end"), strict=True)
         if condition in set(measured[name]["condition"])
@@ -213,7 +251,7 @@ def efficiency_figures(frame: pd.DataFrame, style: Style) -> list[Figure]:
             f"intervals, 1 = training on all data. {SCALES} Beside each published method: its share of the examples."
         )
         charts.append(_published(frame[frame["kind"] == PUBLISHED]))
-        figures.append(Figure("efficiency", "Efficiency", caption, tuple(charts), style.keys))
+        figures.append(Figure("efficiency", "Efficiency", caption, tuple(charts), style.legend))
     caption = (
         "Ranks of the survey's two penalties among these methods, 1 = least. Bold: selectors of this audit. A selector "
         "whose indicators are unknown (a plug-in, a file of scores) is left out."
@@ -242,6 +280,16 @@ def _ratios(ours: pd.DataFrame, style: Style, name: str, time: str, condition: s
     )
     title = f"{condition or 'audit'}: {time}"
     return spec(layers.properties(title=title), f"PIR against SDF by selector, {title}", 240)
+
+
+def _ratio_rows(ours: pd.DataFrame, style: Style, name: str, time: str, condition: str) -> dict[str, Any]:
+    """A row per selector of one condition, family by family; the share of the examples is in the tooltip and tables."""
+    columns = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+    rows = ours[ours["condition"] == condition].rename(columns=columns)[["selector", *columns.values()]]
+    values = np.append(ours[[name, f"{name}_low", f"{name}_high"]].to_numpy(float), 1.0)
+    title = f"{condition or 'audit'}: {time}"
+    ends = (float(np.nanmin(values)), float(np.nanmax(values)))
+    return strip(rows, style, title, "PIR (ratio of scores)", f"PIR by selector, {title}", chance=1.0, extent=ends)
 
 
 def _span(values: np.ndarray) -> alt.Scale:

@@ -41,7 +41,9 @@ from longgame.report.conditions import (
 )
 from longgame.report.efficiency import (
     PUBLISHED,
+    SCALES,
     efficiency_figures,
+    efficiency_lines,
     efficiency_notes,
     efficiency_table,
     feasibility_table,
@@ -56,6 +58,7 @@ from longgame.report.tables import (
     LEVEL_ONE,
     LEVEL_TWO,
     MAIN,
+    MANY,
     MORE,
     Table,
     correlation_table,
@@ -68,6 +71,7 @@ from longgame.report.tables import (
     sub_skill_table,
     with_paper,
 )
+from longgame.selection.families import FAMILIES, spec_family
 
 Output = Literal["terminal", "markdown", "card", "page"]
 """Where a report is shown: a terminal, scorecard.md, the short audit card, the HTML page."""
@@ -254,7 +258,9 @@ def overview_section(run: Run) -> Section:
     section = Section("overview", "All selectors")
     terminal = frozenset[Output]({"terminal"})
     section.show(Facts(overview_lines(card, recipe)), Text(overview_legend(card), "soft"), on=terminal)
-    section.show(Text(f"All tables and figures: {run.folder}/report.html", "soft"), on=terminal)
+    notes = run.scorecard.notes
+    more = f" {len(notes)} notes on what the numbers do not cover stand there, too." if notes else ""
+    section.show(Text(f"All tables and figures: {run.folder}/report.html.{more}", "soft"), on=terminal)
     view, title = shown_views(card)[0]
     table = overview_table(card, recipe, view)
     section.show(replace(table, title=f"{table.title}, {title}"), on=ALL - {"terminal"})
@@ -445,12 +451,30 @@ def efficiency_layout(frame: pd.DataFrame, runs: Sequence[Run], view: str) -> La
         view: the scorer.
     """
     order = dict.fromkeys(name for run in runs for name in selectors_in_order(run.scorecard, run.recipe))
-    style = Style(list(order), runs[0].scorecard.reference)
+    families = {name: family for run in runs for name, family in selector_families(run.scorecard, run.recipe).items()}
+    if len(order) > MANY:
+        families |= {spec.key: spec_family(spec) for run in runs for spec in run.recipe.selectors if spec.key in order}
+        families |= {name: "own" for name in order if name not in families}
+        order = dict.fromkeys(sorted(order, key=lambda name: list(FAMILIES).index(families[name])))
+    style = Style(list(order), runs[0].scorecard.reference, families)
     notes = Section("notes", "Notes").show(Bullets(tuple(note for run in runs for note in efficiency_notes(run, view))))
     sources = frame.loc[frame["kind"] == PUBLISHED, "source"].unique()
     sections = [
-        Section("tables", "Methods").show(efficiency_table(frame), feasibility_table(frame)),
+        methods_section(frame, style),
         Section("figures", "Figures").draw(lambda: efficiency_figures(frame, style)),
         notes.show(Bullets(tuple(f"Published points: {source}." for source in sources)), on=FILES),
     ]
-    return Layout(", ".join(run.recipe.name for run in runs), sections, subject="Selectors beside published methods")
+    title, subject = ", ".join(run.recipe.name for run in runs), "Selectors beside published methods"
+    colors = {key.selector: key.color for key in style.legend} if families else {}
+    return Layout(title, sections, subject=subject, families=families, colors=colors)
+
+
+def methods_section(frame: pd.DataFrame, style: Style) -> Section:
+    """Every method in tables; in a terminal a line per family, where selectors are many."""
+    section, tables = Section("tables", "Methods"), (efficiency_table(frame, style), feasibility_table(frame, style))
+    if not style.families:
+        return section.show(*tables)
+    terminal = frozenset[Output]({"terminal"})
+    section.show(Facts(efficiency_lines(frame, style)), Text(SCALES, "soft"), on=terminal)
+    note = "PIR at the end @ share of the examples; every method with its intervals: --out FILE.html or FILE.md."
+    return section.show(Text(note, "soft"), on=terminal).show(*tables, on=ALL - {"terminal"})
