@@ -52,6 +52,7 @@ def test_learning_costs_what_one_counts_by_hand():
         (("loss",), 586),
         (("difficulty", "embedding"), 586),
         (("el2n", "loss", "quality"), 586),
+        (("logit_error_sketch",), 586),
         (("grad_norm",), 586 + 986 + 30),
         (("grad_sketch", "loss"), 586 + 986 + 30),
         (("response_logit_nuclear_norm",), 530 + 2 * 2 * 4 + 2 * 2 * 2 * 2),

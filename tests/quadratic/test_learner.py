@@ -197,6 +197,19 @@ def test_training_is_gradient_descent_on_the_picks_with_an_exact_report(learner,
     assert 0.25 * pool.tokens.sum() - 24 <= report.selected_tokens <= 0.25 * pool.tokens.sum() + 1
 
 
+def test_weights_of_picks_multiply_their_gradients(learner, sequence):
+    held = policy("importance")
+    theta = learner.theta.copy()
+    report = learner.train(sequence.stages[0].pool, held, SelectionConfig(), 3, None)
+    rates = learning_rates(learner.recipe.training, 3)
+    for number, entry in enumerate(held.rounds):
+        rows = [learner.world.index[name] for name in entry.picked_ids]
+        a, y, weights = learner.world.features[rows], learner.world.labels[rows], entry.selection.weights
+        assert report.losses[number] == pytest.approx(0.5 * np.mean(weights * (a @ theta - y) ** 2))
+        theta = theta - rates[number] * (weights * (a @ theta - y)) @ a / len(rows)
+    np.testing.assert_allclose(learner.theta, theta, atol=1e-12)
+
+
 def test_drift_is_measured_against_the_sum_of_earlier_changes(learner, sequence):
     base = learner.theta.copy()
     walk(learner, sequence, stages=2)

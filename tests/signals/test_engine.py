@@ -7,8 +7,8 @@ from transformers import Cohere2Config, Cohere2ForCausalLM, Gemma2Config, Gemma2
 
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, ModelError, NumericalError, PluginError
-from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
-from longgame.signals.projection import CountSketch, UpdateSketch, signs
+from longgame.signals.engine import BACKWARD, ERRORS, FORWARD, SignalEngine
+from longgame.signals.projection import CountSketch, OuterSketch, UpdateSketch, signs
 from longgame.signals.source import SignalSource
 from support.signals import VOCABULARY, autograd_gradients, llama, perturb, random_pool, response_logits, with_lora
 from support.signals_exact import assert_alignment_exact
@@ -102,6 +102,51 @@ def sketch(gradient):
 
 def test_forward_signals_equal_the_per_example_loop(adapted, pool):
     assert_forward_signals_match(adapted, pool)
+
+
+def error_matrices(model, pool):
+    """Mean over response tokens of (softmax − one-hot of the gold token) ⊗ hidden state, written out (V × d)."""
+    matrices = []
+    with torch.no_grad():
+        for row in range(len(pool)):
+            logits, targets = response_logits(model, pool, row)
+            errors = logits.double().softmax(1) - torch.eye(logits.shape[1])[targets]
+            ids = torch.tensor(pool.input_ids[row])[None]
+            hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].double()
+            states = hidden[torch.tensor(pool.predicted(row)) - 1]
+            matrices.append((errors.T @ states / len(states)).numpy())
+    return matrices
+
+
+def test_logit_error_sketch_is_that_of_the_explicit_outer_product(adapted, pool):
+    measured = engine(adapted)(pool, [ERRORS])[ERRORS]
+    outer = OuterSketch(DIM, 5)
+    adapted.eval()
+    for row, matrix in enumerate(error_matrices(adapted, pool)):
+        left, right = torch.eye(matrix.shape[0]), torch.eye(matrix.shape[1])
+        spectra = torch.stack(
+            [outer.spectrum(left, right[column].expand(len(left), -1)) for column in range(len(right))]
+        )
+        expected = outer.sketch(np.einsum("jif,ij->f", spectra.numpy(), matrix)[None])[0]
+        assert relative(measured[row], expected) < 1e-4
+
+
+def test_logit_error_sketch_keeps_inner_products_in_expectation(adapted, pool):
+    part = pool.take([0, 1, 2])
+    sketches = [engine(adapted, seed=seed, sketch_dim=32)(part, [ERRORS])[ERRORS] for seed in range(300)]
+    products = np.array([sketch.astype(np.float64) @ sketch.astype(np.float64).T for sketch in sketches])
+    matrices = np.stack([matrix.ravel() for matrix in error_matrices(adapted, part)])
+    error = products.std(axis=0) / len(products) ** 0.5
+    assert np.all(np.abs(products.mean(axis=0) - matrices @ matrices.T) < 4.5 * error)
+
+
+def test_logit_errors_are_those_of_the_gold_token(adapted):
+    """BADGE guesses the label; here it is known. An example of another response has another error."""
+    one = random_pool(n=4)
+    ids = tuple(np.concatenate([tokens[:-1], [(int(tokens[-1]) + 1) % VOCABULARY]]) for tokens in one.input_ids)
+    other = Pool(one.examples, ids, one.prompt_tokens, one.response_tokens)
+    first, second = (engine(adapted)(part, [ERRORS])[ERRORS] for part in (one, other))
+    assert (np.abs(first - second).max(axis=1) > 1e-3).all()
 
 
 def test_token_accuracy_counts_the_most_likely_tokens():
@@ -371,7 +416,7 @@ def test_examples_without_predicted_token_are_refused(adapted, prompt, response,
 def test_an_empty_pool_gives_empty_columns(adapted, pool):
     measured = engine(adapted, logit_sketch_shape=(2, 3))(pool.take([]), ALL)
     shapes = {name: column.shape for name, column in measured.items()}
-    wide = {"embedding": 24, "logit_sketch": 6, "response_logit_sketch": 6, "grad_sketch": DIM}
+    wide = {"embedding": 24, "logit_sketch": 6, "response_logit_sketch": 6, "grad_sketch": DIM, ERRORS: DIM}
     assert shapes == dict.fromkeys(ALL, (0,)) | {name: (0, width) for name, width in wide.items()}
 
 

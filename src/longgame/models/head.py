@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -352,11 +352,13 @@ class LogitHead:
         el2n: bool = False,
         weight: Float[Tensor, " m"] | None = None,
         hits: bool = False,
+        errors: Callable[[slice, Float[Tensor, "c V"]], None] | None = None,
     ) -> TokenOutcomes:
         """Measure response tokens under these hidden states, in chunks of `LOGIT_ENTRIES` logits.
 
         Args:
             target: the tokens.
+            errors: called with each chunk of tokens and its softmax − one-hot, which it must not change.
             el2n, hits: measure `TokenOutcomes.error` and `TokenOutcomes.hits`, too.
             weight: of each token in `TokenOutcomes.slope`; None: no slope.
         """
@@ -379,12 +381,14 @@ class LogitHead:
             nll[part] = (mass.log() - picked)[:, 0]
             if top is not None and best is not None:  # NaN where the logits are, which argmax hides
                 top[part] = (best == target[part]).float().masked_fill_(nll[part].isnan(), torch.nan)
-            if error is None and gradient is None:
+            if error is None and gradient is None and errors is None:
                 continue
             miss = logits.div_(mass)
             miss.scatter_add_(1, at, miss.new_full(at.shape, -1.0))  # softmax − one-hot
             if error is not None:
                 error[part] = torch.linalg.vector_norm(miss, dim=1)
+            if errors is not None:
+                errors(part, miss)
             if gradient is not None and weight is not None:
                 if slope is not None:
                     miss *= slope

@@ -8,15 +8,17 @@ What a signal means here (θ = parameters now, a = features, y = label, r = aᵀ
 | token_accuracy | 1 where abs(r) ≤ τ, else 0 |
 | logit_nuclear_norm, logit_sketch (response_… alike) | abs(aᵀθ), a ∘ θ (the coordinates' shares of the logit) |
 | grad_norm, grad_sketch | ‖r a‖₂, r a: the exact gradient, Float[n, d] |
+| logit_error_sketch | r a, too: θ is the output head |
 | embedding, base_loss, difficulty, quality, cluster | a, ½(aᵀθ₀ − y)², its pool percentile, column, capability |
 
 Scores are exact functions of a sub-skill's excess loss L, without sampling noise: `token_accuracy` is 100·exp(−L), the
 likelihood form; `exact_match` is 100·P(abs(aᵀ(θ − θ*)) ≤ τ) = 100·erf(τ / (2√L)) for a ~ N(0, Σ), τ = `TOLERANCE`: the
 chance that the answer to a fresh item is right within τ.
 
-Training is plain SGD (mean gradient of the batch, the recipe's learning rate with warm-up and linear decay, decoupled
-weight decay). `training.max_grad_norm`, `training.accumulation` and `model.lora` have no meaning here and are not used:
-a clipped or adaptive step is not affine in θ and would have no closed form.
+Training is plain SGD (mean gradient of the batch, each example's times its weight in the selection, the recipe's
+learning rate with warm-up and linear decay, decoupled weight decay). `training.max_grad_norm`, `training.accumulation`
+and `model.lora` have no meaning here and are not used: a clipped or adaptive step is not affine in θ and would have no
+closed form.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ LIVE = (
     "loss",
     "token_accuracy",
     "el2n",
+    "logit_error_sketch",
     "logit_nuclear_norm",
     "logit_sketch",
     "response_logit_nuclear_norm",
@@ -218,6 +221,7 @@ class QuadraticLearner:
             "loss": lambda: 0.5 * residual**2,
             "token_accuracy": lambda: (np.abs(residual) <= TOLERANCE).astype(np.float64),
             "el2n": lambda: np.abs(residual),
+            "logit_error_sketch": lambda: a * residual[:, None],
             "logit_nuclear_norm": lambda: np.abs(logit),
             "logit_sketch": lambda: a * self.theta,
             "response_logit_nuclear_norm": lambda: np.abs(logit),
@@ -281,7 +285,9 @@ class QuadraticLearner:
             lap("select")
             a = batch.info["features"][rows]
             residual = a @ self.theta - batch.info["label"][rows]
-            losses[step] = 0.5 * float(np.mean(residual**2))
+            losses[step] = 0.5 * float(np.mean(residual**2 if feed.weights is None else feed.weights * residual**2))
+            if feed.weights is not None:
+                residual = feed.weights * residual
             gradients[step] = residual @ a / len(rows)
             self.theta = self.theta - rates[step] * (gradients[step] + self.recipe.training.weight_decay * self.theta)
             if not np.isfinite(self.theta).all():

@@ -284,6 +284,7 @@ SELECTORS = Registry(
         "gradmatch": "longgame.selection.methods.gradmatch:GradMatchSelector",
         "tagcos": "longgame.selection.methods.tagcos:TAGCOSSelector",
         "greats": "longgame.selection.methods.greats:GREATSSelector",
+        "badge": "longgame.selection.methods.badge:BADGESelector",
         "ocs": "longgame.selection.methods.ocs:OCSSelector",
         "utility-diversity": "longgame.selection.methods.utility_diversity:UtilityDiversitySelector",
         "lhas": "longgame.selection.methods.lhas:LHASSelector",

@@ -40,10 +40,12 @@ from longgame.signals.gradients import (
     loss_scale,
 )
 from longgame.signals.logits import PositionLogits
+from longgame.signals.projection import OuterSketch
 
 LOGITS = ("logit_nuclear_norm", "logit_sketch")
 RESPONSE_LOGITS = ("response_logit_nuclear_norm", "response_logit_sketch")
-FORWARD = ("loss", "token_accuracy", "el2n", *LOGITS, *RESPONSE_LOGITS, "embedding")
+ERRORS = "logit_error_sketch"
+FORWARD = ("loss", "token_accuracy", "el2n", ERRORS, *LOGITS, *RESPONSE_LOGITS, "embedding")
 BACKWARD = ("grad_norm", "grad_sketch")
 ADAM = "adam_grad_sketch"
 
@@ -164,6 +166,8 @@ class SignalEngine:
     ``loss``               (n,)       mean NLL per response token, nats/token
     ``token_accuracy``     (n,)       share of response tokens that are the most likely token
     ``el2n``               (n,)       mean ‖softmax − one-hot‖₂ over response tokens
+    ``logit_error_sketch`` (n, k)     sketch of the mean of (softmax − one-hot) ⊗ hidden state over response tokens: the
+                                      gradient by the output head (BADGE); E⟨s(A), s(B)⟩ = ⟨A, B⟩
     ``logit_nuclear_norm`` (n,)       nuclear norm of the logits at all positions, prompt and response (UDS), exact
     ``logit_sketch``       (n, r·c)   bilinear sketch of the same logits (UDS)
     ``response_logit_…``   the same   both on response positions only
@@ -184,8 +188,8 @@ class SignalEngine:
     Args:
         model: a transformers causal LM, or a PeftModel around one.
         pad_token_id: any valid token id; padded positions influence nothing.
-        sketch_dim: k, numbers in a gradient sketch. The cosine of two sketches has a standard deviation of at most
-            √(2/k) around the cosine of the gradients (1/√k around 0).
+        sketch_dim: k, numbers in a sketch of gradients or logit errors. The cosine of two gradient sketches has a
+            standard deviation of at most √(2/k) around the cosine of the gradients (1/√k around 0).
         logit_sketch_shape: r, c of the logit sketch.
         seed: fixes the projections, the same on every machine.
         max_batch_tokens: padded tokens of a batch. Default: 4,096, and on a CPU fewer where gradients of a larger
@@ -221,6 +225,7 @@ class SignalEngine:
         self._model, self._base = model, unwrap(model)
         self._decoder = decoder_of(self._base)
         self._head = LogitHead(self._base)
+        self._outer = OuterSketch(sketch_dim, seed)
         self._logits = PositionLogits(self._head, logit_sketch_shape, seed)
         self._sketch = GradientSketch(sketch_dim, seed)
         self._logits_checked = False
@@ -432,14 +437,27 @@ class SignalEngine:
         """Signals of the last hidden state; fills ``slope`` with scale · ∂(mean NLL)/∂hidden per example."""
         values: dict[str, np.ndarray] = {}
         states = hidden[batch.example, batch.position]
-        if names & {"loss", "token_accuracy", "el2n"} or slope is not None:
+        if names & {"loss", "token_accuracy", "el2n", ERRORS} or slope is not None:
             weight = None
             if slope is not None:
                 weight = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
                 weight = weight if scale is None else weight * scale[batch.example]
+            spectra: list[np.ndarray] = []
+
+            def keep(part: slice, errors: Tensor) -> None:
+                spectra.append(self._outer.spectrum(errors, states[part]).cpu().numpy())
+
             tokens = self._head.tokens(
-                states, batch.target, el2n="el2n" in names, weight=weight, hits="token_accuracy" in names
+                states,
+                batch.target,
+                el2n="el2n" in names,
+                weight=weight,
+                hits="token_accuracy" in names,
+                errors=keep if ERRORS in names else None,
             )
+            if spectra:
+                sums = np.add.reduceat(np.concatenate(spectra), batch.starts)
+                values[ERRORS] = self._outer.sketch(sums / batch.counts[:, None])
             if "loss" in names:
                 values["loss"] = _means(tokens.nll, batch)
             if tokens.hits is not None:

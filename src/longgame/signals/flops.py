@@ -46,7 +46,7 @@ def _pass_flops(model: ModelFlops, pool: Pool, specs: Collection[Signal]) -> Flo
     if gradient:
         total = total + model.backward(tokens, predicted, head=False)
     for spec in specs:
-        if "logit" not in spec.name:
+        if not spec.name.removeprefix("response_").startswith(("logit_nuclear_norm", "logit_sketch")):
             continue
         length = (predicted if spec.name.startswith("response") else tokens).astype(np.float64)
         if model.capped:

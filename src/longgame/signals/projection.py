@@ -15,12 +15,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from longgame.errors import PluginError
 from longgame.models.lora import canonical_name
-from longgame.seeding import generator
+from longgame.seeding import generator, stream_seed
 
 _BLOCK = 1 << 18
 """Entries that share one permutation; longer vectors are sketched block by block."""
@@ -95,6 +95,30 @@ class CountSketch:
             self._tables[key] = table
             self._stored += slots
         return table
+
+
+class OuterSketch:
+    """Sketch of Σ_t x_t ⊗ y_t, a sum of outer products, without any of them (tensor sketch; Pham & Pagh 2013).
+
+    The circular convolution of two count sketches is a count sketch of the outer product. Signs of both sides are
+    independent, so E⟨s(A), s(B)⟩ = ⟨A, B⟩, the inner product of the matrices.
+
+    Raises:
+        PluginError: ``dim`` is below 1.
+    """
+
+    def __init__(self, dim: int, seed: int) -> None:
+        self.dim = int(dim)
+        self._left, self._right = (CountSketch(dim, stream_seed(seed, "outer-sketch", side)) for side in range(2))
+
+    def spectrum(self, left: Float[Tensor, "m p"], right: Float[Tensor, "m q"]) -> Complex[Tensor, "m f"]:
+        """Fourier transform of the sketch of each row's outer product; sums of outer products are sums of these."""
+        first = torch.fft.rfft(self._left.project("left", left.float()))
+        return first.mul_(torch.fft.rfft(self._right.project("right", right.float())))
+
+    def sketch(self, spectrum: Complex[np.ndarray, "b f"]) -> Float[np.ndarray, "b dim"]:
+        """The sketches behind Fourier transforms, float32."""
+        return np.fft.irfft(spectrum, n=self.dim).astype(np.float32)
 
 
 @lru_cache(maxsize=8)

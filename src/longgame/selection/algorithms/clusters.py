@@ -22,6 +22,12 @@ _MARGIN = 2e-5
 """More than the rounding of a float32 product of unit rows in `_DIRECTIONS` + 1 columns."""
 _DENSE = 16
 """Above one close pair in so many, the whole product is computed."""
+_PROPOSED = 0.25
+"""Rows that k-means++ proposes at a time, for each row drawn so far: few are rejected then."""
+_MOST_PROPOSED, _PROPOSED_ENTRIES = 256, 1 << 25
+"""Rows that k-means++ proposes at most, and distances that it computes for them (128 MiB in float32)."""
+_SAME = 4e-6
+"""Squared distance, relative to the sum of both squared lengths, that float32 does not tell from 0."""
 _PAIRS = 16_384
 """Pairs whose cosines are computed together."""
 
@@ -47,6 +53,87 @@ def k_means(
         labels = model.fit(embeddings.astype(np.float64)).labels_
     distance = np.sqrt(np.square(embeddings - model.cluster_centers_[labels]).sum(axis=1)).astype(np.float32)
     return labels, distance
+
+
+def kmeans_plus_plus(
+    points: Float[np.ndarray, "n d"],
+    costs: Int[np.ndarray, " n"],
+    budget: int,
+    rng: np.random.Generator,
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
+    """Draw rows by k-means++ seeding until the budget holds no further one (Arthur & Vassilvitskii 2007).
+
+    The first row is drawn uniformly, each further one with a probability ∝ its squared distance to the nearest row
+    drawn before, among the rows that still fit. Rows at distance 0 are drawn last, uniformly.
+
+    The draws are exact, and distances cost one matrix product for many of them: squared distances only fall, so a row
+    proposed by older ones and accepted with the probability new / old is drawn by the new ones.
+
+    Args:
+        points: n rows, in an order that does not depend on that of the pool.
+        costs: of each row, ≥ 1.
+        budget: at least ``costs.min()``.
+
+    Returns:
+        The rows in the order in which they were drawn, and of each row the distance to the nearest row drawn before it
+        (of rows that were not drawn: to the nearest of all). The first one's is that of the farthest row.
+    """
+    wide, scale = _centered(points)
+    squares = np.einsum("nd,nd->n", wide, wide)
+    fits, left = costs <= budget, int(budget)
+    nearest, distance = np.full(len(wide), np.inf), np.zeros(len(wide))
+    picks: list[int] = []
+
+    def draw(row: int, squared: Float[np.ndarray, " n"]) -> None:
+        nonlocal left
+        picks.append(row)
+        distance[row] = nearest[row]
+        np.minimum(nearest, squared, out=nearest)
+        nearest[row] = 0.0
+        left -= int(costs[row])
+        fits[row] = False
+        np.logical_and(fits, costs <= left, out=fits)
+
+    first = int(rng.choice(np.flatnonzero(fits)))
+    draw(first, _squared_distances(wide, squares, np.array([first]))[0])
+    distance[first] = nearest.max()
+    while True:
+        weights = np.where(fits, nearest, 0.0)
+        total = float(weights.sum())
+        if total <= 0:
+            break
+        count = max(1, min(int(_PROPOSED * len(picks)), _MOST_PROPOSED, _PROPOSED_ENTRIES // len(wide)))
+        proposed = rng.choice(len(wide), size=count, p=weights / total)
+        rows, places = np.unique(proposed, return_inverse=True)
+        squared = _squared_distances(wide, squares, rows)
+        for row, place in zip(proposed.tolist(), places.tolist(), strict=True):
+            if fits[row] and rng.random() * weights[row] < nearest[row]:
+                draw(row, squared[place])
+    for row in rng.permutation(np.flatnonzero(fits)).tolist():  # all of them at distance 0
+        if fits[row]:
+            draw(row, nearest)
+    undrawn = np.ones(len(wide), dtype=bool)
+    undrawn[picks] = False
+    distance[undrawn] = nearest[undrawn]
+    return np.asarray(picks, dtype=np.int64), np.sqrt(distance) * scale
+
+
+def _centered(points: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n d"], float]:
+    """The rows around their mean, in float32 and in units that neither overflow nor underflow when squared."""
+    wide = points.astype(np.float64)
+    wide -= wide.mean(axis=0)
+    scale = float(np.abs(wide).max(initial=0.0)) or 1.0
+    return (wide / scale).astype(np.float32), scale
+
+
+def _squared_distances(
+    points: Float[np.ndarray, "n d"], squares: Float[np.ndarray, " n"], rows: Int[np.ndarray, " b"]
+) -> Float[np.ndarray, "b n"]:
+    """Squared distances of these rows to all; what rounding cannot tell from 0 is 0."""
+    sums = squares[rows][:, None] + squares
+    squared = sums - 2.0 * (points[rows] @ points.T)
+    squared[squared < _SAME * sums] = 0.0
+    return squared
 
 
 def cells_for(n: int) -> int:
