@@ -13,6 +13,7 @@ from longgame.audit.checks import check_models
 from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
+from longgame.audit.walk import stage_work
 from longgame.data.examples import Example, Pool
 from longgame.data.tokenize import build_pool
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, ResumeError
@@ -237,8 +238,20 @@ def test_an_audit_charges_what_the_scorer_model_reads():
     tokens, flops = ScorerModel("tiny-3").work(pool, policy.required)
     assert (report.auxiliary_tokens, report.auxiliary_flops) == (tokens, flops)
     assert tokens > int(pool.tokens.sum())
+    counts = stage_work(report, policy, pool, [], 1)
+    assert (counts["scorer_tokens"], counts["scorer_flops"]) == (tokens, flops)
+    assert (counts["scored_tokens"], counts["score_flops"]) == (tokens, flops)
     plain = trained(recipe(), "loss")[3]
     assert (plain.auxiliary_tokens, plain.auxiliary_flops) == (0, 0)
+
+
+def test_an_audit_charges_the_encoder_not_the_base(encoder):
+    _, pool, policy, report = trained(recipe(embedder=NAME), "k-center")
+    counts = stage_work(report, policy, pool, [], 1)
+    assert counts["embedder_tokens"] == counts["scored_tokens"] == int(pool.tokens.sum())
+    assert counts["embedder_flops"] == counts["frozen_flops"] == counts["score_flops"] == 0  # a static model looks up
+    _, pool, policy, report = trained(recipe(), "k-center")
+    assert stage_work(report, policy, pool, [], 1)["frozen_flops"] > 0
 
 
 def test_an_audit_without_a_scorer_model_stops_before_any_work():
