@@ -35,7 +35,7 @@ from longgame.data.sources import open_source
 from longgame.offline.rows import DataRows, TokenizedRows
 from longgame.offline.scoring import LoadedScorer, ModelOptions
 from longgame.seeding import generator
-from longgame.selection.algorithms.clusters import k_means, without_near_duplicates
+from longgame.selection.algorithms.clusters import k_means, kmeans_plus_plus, without_near_duplicates
 from longgame.selection.base import build_selector
 from longgame.selection.families import needs_of
 from longgame.selection.history import History
@@ -43,7 +43,7 @@ from longgame.selection.policy import SelectionPolicy
 from longgame.signals.engine import batches
 from longgame.signals.source import SignalSource
 
-IFD, GREATS, SEMDEDUP, DSIR_RATE, DSIR_GIB, LESS = 1.5, 1.3, 5.0, 50_000, 1.0, 100.0
+IFD, GREATS, SEMDEDUP, BADGE, DSIR_RATE, DSIR_GIB, LESS = 1.5, 1.3, 5.0, 10.0, 50_000, 1.0, 100.0
 TARGETS = 5
 _DSIR = """
 import json, sys, time
@@ -183,6 +183,33 @@ def semdedup(report: Report, quick: bool) -> None:
                 }
             ],
         )
+
+
+def textbook_seeding(points: Float[np.ndarray, "n d"], k: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    """k-means++ seeding as textbooks and the published BADGE write it: all distances to each new pick, then a draw."""
+    picks = [int(rng.integers(len(points)))]
+    nearest = np.square(points - points[picks[0]]).sum(axis=1)
+    while len(picks) < k:
+        picks.append(int(rng.choice(len(points), p=nearest / nearest.sum())))
+        np.minimum(nearest, np.square(points - points[picks[-1]]).sum(axis=1), out=nearest)
+    return np.asarray(picks)
+
+
+def badge(report: Report, quick: bool) -> None:
+    """The draws of BADGE on sketches of 1,024 numbers, beside the textbook's loop; both sides draw k rows."""
+    n, k = (2000, 200) if quick else (10_000, 1000)
+    points = generator(0, "bench", "sketches").standard_normal((n, 1024), dtype=np.float32)
+    points *= generator(0, "bench", "lengths").lognormal(0, 1, (n, 1)).astype(np.float32)
+    costs = np.ones(n, dtype=np.int64)
+    sides = {
+        "textbook": lambda: textbook_seeding(points, k, generator(0, "bench", "draws")),
+        "ours": lambda: kmeans_plus_plus(points, costs, k, generator(0, "bench", "draws")),
+    }
+    times = take_turns(sides, 1 if quick else 3)
+    report.add(
+        [at_least("badge_over_textbook", times["textbook"].best / times["ours"].best, BADGE)],
+        [{"task": "badge", "n": n, "k": k, **{name: times[name].best for name in times}}],
+    )
 
 
 def dsir(report: Report, data_dir: Path | None, quick: bool) -> None:
@@ -356,7 +383,7 @@ def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> N
         report.add(rows=[{"task": "offline", "rows": count, "forward_seconds": forward, "loading_seconds": loading}])
 
 
-PARTS = ("ifd", "greats", "semdedup", "dsir", "less", "offline", "online")
+PARTS = ("ifd", "greats", "semdedup", "badge", "dsir", "less", "offline", "online")
 
 
 def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool) -> None:
@@ -369,6 +396,8 @@ def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None
             greats(report, work, quick)
     if "semdedup" in only:
         semdedup(report, quick)
+    if "badge" in only:
+        badge(report, quick)
     if "dsir" in only:
         dsir(report, data_dir, quick)
     if "less" in only:

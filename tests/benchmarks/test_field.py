@@ -56,3 +56,10 @@ def test_less_and_dsir_run_from_files(report, monkeypatch):
     field.less(report, None, quick=True)
     assert report.rows[0]["rows"] == report.rows[1]["rows"] == 260
     assert len(report.rows[1]["other_seconds"]) == field.TARGETS
+
+
+def test_both_seedings_draw_distinct_rows(report):
+    points = np.random.default_rng(0).normal(size=(50, 4))
+    assert len(set(field.textbook_seeding(points, 20, np.random.default_rng(1)).tolist())) == 20
+    field.badge(report, quick=True)
+    assert report.figures[0].value > 0
