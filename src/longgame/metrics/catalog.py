@@ -264,7 +264,6 @@ _TABLE = (
           "a training on the pool for its log, and the losses after each epoch"),
     _cost("scorer_flops", "of these scorer", "of these scorer", "FLOP", "losses under a scorer model"),
     _cost("embedder_flops", "of these embedder", "of these embedder", "FLOP", "the pool's texts through an embedder"),
-    _cost("embedder_flops", "of these embedder", "of these embedder", "FLOP", "embeddings of a model of their own"),
     _cost("judge_tokens", "judge tokens", "judge tokens", "tokens", "tokens that a judge read and wrote"),
     _cost("train_flops", "training FLOPs", "train FLOPs", "FLOP", "forward and backward over the picks"),
     _cost("flops_share", "scoring / training FLOPs", "FLOPs share", "share", "scoring FLOPs over training FLOPs",
