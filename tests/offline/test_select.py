@@ -421,6 +421,13 @@ def test_columns_of_an_earlier_selection_are_replaced(data: Path, tmp_path: Path
     assert all(original(row) in ROWS for row in rows)
 
 
+def test_scores_that_another_command_left_are_named_with_the_way_out(data: Path, tmp_path: Path) -> None:
+    longgame.score(data, "loss", model=TINY, out=tmp_path / "o.jsonl.scores")
+    other = dataclasses.replace(TINY, max_length=64)
+    with pytest.raises(ResumeError, match="unfinished command left this folder.*delete the folder"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="loss", budget="5rows"), model=other)
+
+
 def test_a_target_that_holds_rows_of_the_data_is_refused(data: Path, tmp_path: Path) -> None:
     target = jsonl(tmp_path / "target.jsonl", [*ROWS[7:10], {"prompt": "Other?", "response": "Yes."}])
     options = SelectOptions(selector="random", budget="5rows")

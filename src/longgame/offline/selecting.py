@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from longgame.data.examples import WEIGHT, Pool
 from longgame.data.formats import RowRules
 from longgame.data.sources import RowSource, open_source
-from longgame.errors import BudgetError, DataError, RecipeError
+from longgame.errors import BudgetError, DataError, RecipeError, ResumeError
 from longgame.offline.dedup import duplicates, parse_dedup
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.replaying import ReplayData, ReplayedRows, replay_manifest, replayed_rows
@@ -687,21 +687,29 @@ def select_to(
     refuse_existing([path, *(beside(path, ending) for ending in endings)], overwrite)
     _refuse_inputs(path, source)
     scratch = path.with_name(f"{path.name}.scores")
-    outcome, policy = choose(
-        source,
-        options,
-        model=model,
-        scores=scores,
-        scratch=scratch,
-        target=target,
-        replay=replay,
-        replay_scores=replay_scores,
-        history=history,
-        training_log=training_log,
-        progress=progress,
-        command=command,
-        announce=announce,
-    )
+    try:
+        outcome, policy = choose(
+            source,
+            options,
+            model=model,
+            scores=scores,
+            scratch=scratch,
+            target=target,
+            replay=replay,
+            replay_scores=replay_scores,
+            history=history,
+            training_log=training_log,
+            progress=progress,
+            command=command,
+            announce=announce,
+        )
+    except ResumeError as error:
+        if scores is None and str(scratch) in str(error):
+            raise ResumeError(
+                f"{error} An unfinished command left this folder beside the output: finish that command, or delete the "
+                "folder to begin anew."
+            ) from error
+        raise
     files = write_subset(path, outcome.parts())
     manifest = manifest_of(outcome, files, command)
     if explain:
