@@ -66,6 +66,7 @@ def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> str:
             rejected_note="The nearest to the cut, then those of the lowest score." if scored else "Drawn at random.",
             command=str(manifest.get("command", "")),
             origin=origin,
+            filters={},  # of runs alone
             bundle=finish_bundle(),
         )
     )
