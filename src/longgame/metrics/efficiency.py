@@ -242,7 +242,7 @@ def _pass_of(signal: str) -> str:
     """The pass that computes a signal: ``column``, ``frozen``, ``forward``, ``backward`` or ``proxy``."""
     if signal in CONTEXT:
         return "proxy"
-    if SIGNALS[signal].needs == ("text",):
+    if {*SIGNALS[signal].needs} <= {"text", "candidates", "target", "judge"}:
         return "column"
     cost = SIGNALS[signal].cost
     return "frozen" if cost == "none" else cost

@@ -292,12 +292,12 @@ def figure_svg(figure: Figure) -> str:
         chart.pop("config", None)
         datasets.update(chart.pop("datasets", {}))
         chart["width"] = width
-        if figure.keys:
+        if figure.keys and "usermeta" not in chart:  # rows have their names beside them
             _show_legend(chart)
         charts.append(chart)
     body: dict[str, Any] = charts[0] if len(charts) == 1 else {"concat": charts, "columns": _COLUMNS}
     if len(charts) > 1 and not figure.keys:  # each chart explains its own colors
-        body["resolve"] = {"scale": {"color": "independent"}}
+        body["resolve"] = {"scale": {"color": "independent", "shape": "independent"}}
     drawing = {"$schema": schema, "config": _CONFIG, "datasets": datasets, **body}
     return vl_convert.vegalite_to_svg(drawing, vl_version=VEGA_LITE)
 
@@ -311,6 +311,12 @@ def _show_legend(node: Any) -> None:
         for channel in ("color", "shape"):
             encoding = node.get(channel)
             if isinstance(encoding, dict) and encoding.get("field") == "selector":
-                encoding["legend"] = {"title": None, "orient": "bottom", "columns": 4, "symbolOpacity": 1}
+                encoding["legend"] = {
+                    "title": None,
+                    "orient": "bottom",
+                    "columns": 4,
+                    "symbolOpacity": 1,
+                    "symbolLimit": 0,
+                }
         for item in node.values():
             _show_legend(item)

@@ -70,7 +70,7 @@ def skill_mix(picks: Picks, card: Scorecard, style: Style) -> Figure:
             .properties(title=f"stage {stage}: {card.tasks[int(str(stage)) - 1]}")
         )
         text = f"Skill mix of the picks at stage {stage}, a bar per selector"
-        charts.append(spec(chart, text, 24 * rows["selector"].nunique()))
+        charts.append(spec(chart, text, style.height(rows["selector"].nunique(), 24)))
     caption = f"Shares of the selected tokens by sub-skill, {_basis(picks)}; the first bar is all candidates."
     return Figure("skill-mix", "What was picked", caption, tuple(charts))
 
