@@ -189,19 +189,23 @@ def band_chart(
     )
 
 
-def heat_map(base: alt.Chart, field: str, ends: tuple[float, float], digits: str, tooltip: Sequence[Any]) -> Any:
+def heat_map(
+    base: alt.Chart, field: str, ends: tuple[float, float], digits: str, tooltip: Sequence[Any], bare: bool = False
+) -> Any:
     """Cells on the cividis scale with their values as text.
 
     Args:
         base: the chart of the rows with its axes.
         ends: values at the ends of the color scale.
         digits: number format of the text.
+        bare: leave out the text, which is too wide for small cells.
     """
     color = alt.Color(f"{field}:Q", scale=alt.Scale(scheme="cividis", domain=list(ends)), legend=None)
     text = base.mark_text(fontSize=10).encode(
         text=alt.Text(f"{field}:Q", format=digits), color=ink_on_cividis(field, *ends)
     )
-    return alt.layer(base.mark_rect().encode(color=color, tooltip=list(tooltip)), text)
+    cells = base.mark_rect().encode(color=color, tooltip=list(tooltip))
+    return alt.layer(cells) if bare else alt.layer(cells, text)
 
 
 def ink_on_cividis(field: str, low: float, high: float) -> Any:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.stats import moments
 from longgame.metrics.verdict import BETTER, MYOPIC, WORSE
 from longgame.recipe import Recipe
 from longgame.report.answer import VerdictLine, verdict_lines
@@ -189,7 +190,8 @@ def end_matrices(card: Scorecard, style: Style) -> Figure:
     columns, R = [*card.tasks, *card.ood], card.views[PRIMARY].R
     final, lost = [], []
     for name in style.selectors:
-        mean = np.nanmean(R[card.trials.selector_of == card.trials.selectors.index(name)], axis=0)
+        trials = R[card.trials.selector_of == card.trials.selectors.index(name)]
+        mean = moments(trials.transpose(1, 2, 0))[1]
         for place, task in enumerate(columns):
             final.append((name, task, float(mean[-1, place])))
             if place < len(card.tasks):

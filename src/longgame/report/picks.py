@@ -88,8 +88,11 @@ def overlap(picks: Picks, style: Style) -> Figure:
         f"Jaccard index of the picked examples of a stage, mean over stages, {_basis(picks)}: 1 = the same examples. "
         "Two random halves of a pool share a third; two random quarters, a seventh."
     )
-    chart = heat_map(base, "jaccard", (0.0, 1.0), ".2f", tooltip)
-    drawn = spec(chart, "Overlap of the picks of each pair of selectors", max(120, 26 * len(style.selectors)))
+    chart = heat_map(base, "jaccard", (0.0, 1.0), ".2f", tooltip, bare=bool(style.families))
+    height = style.height(len(style.selectors), 26)
+    drawn = spec(
+        chart, "Overlap of the picks of each pair of selectors", height if style.families else max(120, height)
+    )
     return Figure("overlap", "Who picks alike", caption, (drawn,))
 
 
