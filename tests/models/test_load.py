@@ -279,7 +279,7 @@ def test_flash_attention_is_refused_where_it_cannot_run() -> None:
         parse_recipe({"model": {"attention": "flash"}})
 
 
-def test_pieces_of_a_cpu_stay_and_those_of_a_gpu_follow_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_keeps_its_pieces_and_a_gpu_sizes_them_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert (logit_entries(cpu), table_bytes(cpu)) == (1 << 22, 1 << 28)
     for memory, entries in ((80 << 30, 1 << 28), (24 << 30, 1 << 26), (1 << 20, 1 << 22)):

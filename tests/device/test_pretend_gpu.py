@@ -1,0 +1,116 @@
+"""On a pretend GPU (`support.pretend_gpu`): the numbers of the CPU, and budgets of waits and bytes.
+
+Speed on a GPU is lost where the host waits for it. The budgets hold the number of waits, bytes to the host and uploads
+of each batch and step, so that a change that adds one fails here, without a GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+QUICK = ("mixed", "adam", "signals:lora", "signals:lora-bf16", "signals:full", "trainer:gradient")
+LONG = (
+    *("signals:dora", "signals:embedding", "signals:gemma", "signals:gpt2"),
+    *("evaluator", "stage:random", "stage:lhas"),
+)
+
+
+def answers_of(cases, folder):
+    """Run the cases in one process: registering a device changes torch for all that follows."""
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "support.pretend_cases", *cases]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return answers_of(QUICK, tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return answers_of(LONG, tmp_path_factory.mktemp("long"))
+
+
+@pytest.fixture
+def answer(request):
+    """What the case that a test names gave."""
+    case = request.getfixturevalue("case")
+    return request.getfixturevalue("quick" if case in QUICK else "long")[case]
+
+
+def each(*names):
+    """Cases whose name begins so; the long ones are slow."""
+    return [
+        pytest.param(case, marks=[pytest.mark.slow] if case in LONG else [])
+        for case in (*QUICK, *LONG)
+        if case.startswith(names)
+    ]
+
+
+def test_the_device_refuses_what_a_gpu_refuses(quick):
+    assert "tensors are on gpu:0 and on the cpu" in quick["mixed"]["refusal"]
+    assert quick["mixed"]["scalar"] == 6.0
+
+
+@pytest.mark.parametrize("case", each("signals", "adam"))
+def test_signals_on_a_gpu_are_those_of_the_cpu(case, answer):
+    """In bfloat16 the fused products round in another order."""
+    bound = 3e-2 if case.endswith("bf16") else 1e-5
+    assert {name: gap for name, gap in answer["gap"].items() if gap > bound} == {}
+
+
+@pytest.mark.parametrize("case", each("stage", "trainer"))
+def test_a_training_on_a_gpu_selects_the_picks_of_the_cpu(case, answer):
+    assert answer["same_picks"]
+    assert answer["loss_gap"] < 1e-5
+    assert answer.get("gram_gap", 0.0) < 1e-4
+
+
+@pytest.mark.parametrize("case", each("evaluator"))
+def test_scores_on_a_gpu_are_those_of_the_cpu(case, answer):
+    assert answer["equal"] == answer["scores"]
+
+
+# All signals of two batches of 12 examples, at the second call. DoRA looks once a call whether a magnitude is 0.
+SIGNAL_BUDGET = {
+    "signals:lora": {"waits": 22, "bytes_down": 74_088, "uploads": 16},
+    "signals:lora-bf16": {"waits": 22, "bytes_down": 74_088, "uploads": 16},
+    "signals:full": {"waits": 23, "bytes_down": 74_088, "uploads": 17},
+    "signals:dora": {"waits": 36, "bytes_down": 74_088, "uploads": 16},
+    "signals:embedding": {"waits": 24, "bytes_down": 74_088, "uploads": 16},
+    "signals:gemma": {"waits": 24, "bytes_down": 74_088, "uploads": 18},
+    "signals:gpt2": {"waits": 22, "bytes_down": 74_088, "uploads": 16},
+}
+
+
+@pytest.mark.parametrize("case", each("signals"))
+def test_a_batch_of_signals_keeps_its_budget(case, answer):
+    assert answer["batches"] == 2
+    spent = {name: answer[name] for name in SIGNAL_BUDGET[case]}
+    assert all(spent[name] <= most for name, most in SIGNAL_BUDGET[case].items()), answer["places"]
+
+
+# Four steps; a stage also reads the adapter four times, for drift and movement, at 28 waits each.
+TRAINING_BUDGET = {
+    "trainer:gradient": {"waits": 29, "bytes_down": 128, "uploads": 45},
+    "stage:random": {"waits": 130, "bytes_down": 934_016, "uploads": 13},
+    "stage:lhas": {"waits": 165, "bytes_down": 1_723_328, "uploads": 206},
+    "evaluator": {"waits": 57, "bytes_down": 3_024, "uploads": 31},
+}
+
+
+@pytest.mark.parametrize("case", each(*TRAINING_BUDGET))
+def test_a_step_keeps_its_budget(case, answer):
+    spent = {name: answer[name] for name in TRAINING_BUDGET[case]}
+    assert all(spent[name] <= most for name, most in TRAINING_BUDGET[case].items()), answer["places"]
