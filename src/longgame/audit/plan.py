@@ -161,8 +161,8 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
         RecipeError: a value that the recipe does not allow, an order that does not hold every stage once, more
             permutations than there are, or a key that cannot be varied.
     """
-    own = recipe.replace({"axes": AxesSpec(), "full_data": False, "oracle": False})
-    axes = _axes(own, recipe.axes)
+    plain = recipe.replace({"axes": AxesSpec(), "full_data": False, "oracle": False})
+    axes = _axes(plain, recipe.axes)
     sizes = [len(points) for points in axes]
     conditions = math.prod(size + 1 for size in sizes) if recipe.axes.cross else 1 + sum(sizes)
     trials = conditions * len(recipe.selectors) * len(recipe.seeds)
@@ -177,8 +177,8 @@ def expand(recipe: Recipe) -> tuple[Condition, ...]:
         )
     else:
         combinations = [(), *((point,) for points in axes for point in points)]
-    varied = [_condition(own, [point for point in points if point.changes]) for points in combinations]
-    return (*varied, *([_full_data(own)] if recipe.full_data else []), *([_oracle(own)] if recipe.oracle else []))
+    varied = [_condition(plain, [point for point in points if point.changes]) for points in combinations]
+    return (*varied, *([_full_data(plain)] if recipe.full_data else []), *([_oracle(plain)] if recipe.oracle else []))
 
 
 def condition_label(name: str) -> str:
@@ -201,45 +201,45 @@ def shares_full_data(name: str) -> bool:
     return name not in REFERENCES and all(part.startswith(("budget=", "rounds=")) for part in name.split(",") if part)
 
 
-def _full_data(own: Recipe) -> Condition:
+def _full_data(plain: Recipe) -> Condition:
     """The recipe's own condition with every candidate learned, in steps as large as a selector's and as many passes.
 
     So there are 1 / budget times as many steps, and the schedule of the learning rate is stretched with them. The own
     probe is left out beside the common one: with nothing to choose both learn the same candidates.
     """
-    training, kinds = own.training, own.probe.kinds
+    training, kinds = plain.training, plain.probe.kinds
     changes = {
         "budget": 1.0,
-        "rounds": "step" if own.rounds == "step" else 1,
-        "training.steps": round(training.steps / own.budget),
-        "training.warmup_steps": round(training.warmup_steps / own.budget),
+        "rounds": "step" if plain.rounds == "step" else 1,
+        "training.steps": round(training.steps / plain.budget),
+        "training.warmup_steps": round(training.warmup_steps / plain.budget),
         "probe.kinds": ["common"] if "common" in kinds else list(kinds),
         "selectors": [ALL_DATA.model_dump(mode="json")],
         "metrics.reference": "random",
     }
-    changed = _changed(own, [Point(FULL_DATA, "", tuple(changes.items()))], FULL_DATA)
-    return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(own))
+    changed = _changed(plain, [Point(FULL_DATA, "", tuple(changes.items()))], FULL_DATA)
+    return Condition(FULL_DATA, changed, _order_of(changed), "", _unordered(plain))
 
 
-def _oracle(own: Recipe) -> Condition:
+def _oracle(plain: Recipe) -> Condition:
     """The recipe's own condition with the oracle as its only selector."""
     changes = {"selectors": [{"name": ORACLE}], "metrics.reference": ORACLE}
-    changed = _changed(own, [Point(ORACLE, "", tuple(changes.items()))], ORACLE)
-    return Condition(ORACLE, changed, _order_of(changed), "", _unordered(own))
+    changed = _changed(plain, [Point(ORACLE, "", tuple(changes.items()))], ORACLE)
+    return Condition(ORACLE, changed, _order_of(changed), "", _unordered(plain))
 
 
-def _condition(own: Recipe, points: Sequence[Point]) -> Condition:
+def _condition(plain: Recipe, points: Sequence[Point]) -> Condition:
     base = [
         point
         for point in points
-        if _other_base(own, point) or any(touches_base(key, _mixing(own, points)) for key, _ in point.changes)
+        if _other_base(plain, point) or any(touches_base(key, _mixing(plain, points)) for key, _ in point.changes)
     ]
     name, base_name = (",".join(f"{point.axis}={point.label}" for point in some) for some in (points, base))
-    changed = _changed(own, points, name)
-    return Condition(name, changed, _order_of(changed), base_name, _unordered(_changed(own, base, base_name)))
+    changed = _changed(plain, points, name)
+    return Condition(name, changed, _order_of(changed), base_name, _unordered(_changed(plain, base, base_name)))
 
 
-def _other_base(own: Recipe, point: Point) -> bool:
+def _other_base(plain: Recipe, point: Point) -> bool:
     """Whether the point adapts the model in a way that begins with other base weights."""
     first = own.model.adaptation
     second = dict(point.changes).get("model.adaptation", first)
@@ -251,13 +251,13 @@ def _unordered(recipe: Recipe) -> Recipe:
     return recipe if recipe.data.mixing > 0 else recipe.replace({"data.order": ()})
 
 
-def _mixing(own: Recipe, points: Sequence[Point]) -> float:
+def _mixing(plain: Recipe, points: Sequence[Point]) -> float:
     """The condition's mixing share; where it is above 0, pools depend on the order of the stages."""
     changes = {key: value for point in points for key, value in point.changes}
     return float(changes.get("data.mixing", own.data.mixing))
 
 
-def _changed(own: Recipe, points: Sequence[Point], name: str) -> Recipe:
+def _changed(plain: Recipe, points: Sequence[Point], name: str) -> Recipe:
     if not points:
         return own
     raw = own.model_dump(mode="json")
@@ -265,20 +265,20 @@ def _changed(own: Recipe, points: Sequence[Point], name: str) -> Recipe:
     return parse_recipe(raw, f"condition '{name}'")
 
 
-def _axes(own: Recipe, axes: AxesSpec) -> list[list[Point]]:
+def _axes(plain: Recipe, axes: AxesSpec) -> list[list[Point]]:
     """Per axis its points that differ from the recipe's own value, sorted, none twice."""
-    budgets = sorted({*axes.budget} - {own.budget})
-    rounds = sorted({*axes.rounds} - {own.rounds}, key=lambda value: (value == "step", value))
+    budgets = sorted({*axes.budget} - {plain.budget})
+    rounds = sorted({*axes.rounds} - {plain.rounds}, key=lambda value: (value == "step", value))
     named = [
         [Point("budget", repr(value), (("budget", value),)) for value in budgets],
         [Point("rounds", str(value), (("rounds", value),)) for value in rounds],
-        _adaptations(own, axes.adaptation),
-        _orders(own, axes.order),
+        _adaptations(plain, axes.adaptation),
+        _orders(plain, axes.order),
     ]
-    return [*named, *(_varied(own, key, axes.vary[key]) for key in sorted(axes.vary))]
+    return [*named, *(_varied(plain, key, axes.vary[key]) for key in sorted(axes.vary))]
 
 
-def _adaptations(own: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
+def _adaptations(plain: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
     lora, points = own.model.lora, {}
     for value in values:
         changes: list[tuple[str, Any]] = [("model.adaptation", value.mode)]
@@ -291,12 +291,12 @@ def _adaptations(own: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
         if value.learning_rate not in (None, own.training.learning_rate):
             changes.append(("training.learning_rate", value.learning_rate))
             label += f"-lr{value.learning_rate!r}"
-        if _differs(own, changes):
+        if _differs(plain, changes):
             points[label] = Point("adaptation", label, tuple(changes))
     return [points[label] for label in sorted(points, key=lambda name: (name.startswith("full"), len(name), name))]
 
 
-def _differs(own: Recipe, changes: Sequence[tuple[str, Any]]) -> bool:
+def _differs(plain: Recipe, changes: Sequence[tuple[str, Any]]) -> bool:
     raw = own.model_dump(mode="json")
     return any(value_at(raw, key) != value for key, value in changes)
 
@@ -308,10 +308,10 @@ def value_at(recipe: Any, key: str) -> Any:
     return recipe
 
 
-def _orders(own: Recipe, axis: OrderAxis) -> list[Point]:
+def _orders(plain: Recipe, axis: OrderAxis) -> list[Point]:
     if axis == OrderAxis():
         return []
-    names = stage_names(own)
+    names = stage_names(plain)
     first = resolve_order(names, own.data.order)
     orders = {resolve_order(names, order) for order in axis.given}
     if axis.rotations:
@@ -340,11 +340,11 @@ def _permutations(first: tuple[int, ...], axis: OrderAxis) -> set[tuple[int, ...
     return orders
 
 
-def _varied(own: Recipe, key: str, values: Sequence[bool | float | str]) -> list[Point]:
+def _varied(plain: Recipe, key: str, values: Sequence[bool | float | str]) -> list[Point]:
     for barred, why in _NOT_VARIED.items():
         if key == barred or key.startswith(f"{barred}."):
             raise RecipeError(f"axes.vary cannot vary '{key}': {why}.")
-    current = value_at(own.model_dump(mode="json"), key)
+    current = value_at(plain.model_dump(mode="json"), key)
     distinct = {(type(value) is bool, value): value for value in values if value != current}
     points = {value_name(value): value for value in distinct.values()}
     return [

@@ -165,15 +165,15 @@ def without_near_duplicates(
         remove it (NaN for a kept row).
     """
     limit = np.float32(1.0 - epsilon)
-    kept = np.zeros(len(units), dtype=bool)
+    stays = np.zeros(len(units), dtype=bool)
     closest = np.full(len(units), np.nan, dtype=np.float32)
     by_cell = order[np.argsort(labels[order], kind="stable")]
     edges = np.flatnonzero(np.r_[True, np.diff(labels[by_cell]) != 0, True])
     directions = _main_directions(units) if np.diff(edges).max(initial=0) > _SMALL else None
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         rows = by_cell[start:stop]
-        kept[rows], closest[rows] = _first_of_each(units[rows], limit, directions, count_removed)
-    return kept, closest
+        stays[rows], closest[rows] = _first_of_each(units[rows], limit, directions, count_removed)
+    return stays, closest
 
 
 def _main_directions(units: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d p"] | None:
@@ -191,27 +191,27 @@ def _first_of_each(
     count_removed: bool,
 ) -> tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """`without_near_duplicates` of one cell, whose unit rows are in order."""
-    kept = np.zeros(len(unit), dtype=bool)
+    stays = np.zeros(len(unit), dtype=bool)
     closest = np.full(len(unit), np.nan, dtype=np.float32)
     short = unit if directions is None or len(unit) <= _SMALL else _shortened(unit, directions)
     for start in range(0, len(unit), _BLOCK):
         rows = np.arange(start, min(len(unit), start + _BLOCK))
-        earlier = np.arange(start) if count_removed else np.flatnonzero(kept[:start])
+        earlier = np.arange(start) if count_removed else np.flatnonzero(stays[:start])
         near, _, cosines = _close_pairs(unit, short, rows, earlier, limit)
         np.fmax.at(closest, near, cosines)
         open_rows = rows[np.isnan(closest[rows])]
-        kept[open_rows] = True
+        stays[open_rows] = True
         open_rows = rows if count_removed else open_rows
         first, second, _ = _close_pairs(unit, short, open_rows, open_rows, limit)
         first, second = first[first < second], second[first < second]
         for begin, end in pairwise(np.flatnonzero(np.diff(first, prepend=-1, append=-1)).tolist()):
-            if count_removed or kept[first[begin]]:  # all rows before it are decided
-                kept[second[begin:end]] = False
-        fresh, removed = rows if count_removed else rows[kept[rows]], rows[~kept[rows]]
+            if count_removed or stays[first[begin]]:  # all rows before it are decided
+                stays[second[begin:end]] = False
+        fresh, removed = rows if count_removed else rows[stays[rows]], rows[~stays[rows]]
         cosines = np.where(fresh < removed[:, None], np.minimum(unit[removed] @ unit[fresh].T, 1.0), np.nan)
         if cosines.size:
             closest[removed] = np.fmax(closest[removed], np.fmax.reduce(cosines, axis=1))
-    return kept, closest
+    return stays, closest
 
 
 def _shortened(unit: Float[np.ndarray, "m d"], directions: Float[np.ndarray, "d p"]) -> Float[np.ndarray, "m p+1"]:

@@ -30,8 +30,8 @@ class D4Selector(SemDeDupSelector):
     family = "diversity"
 
     def _rank(
-        self, units: Float[np.ndarray, "n d"], kept: Bool[np.ndarray, " n"], rng: np.random.Generator
+        self, units: Float[np.ndarray, "n d"], stays: Bool[np.ndarray, " n"], rng: np.random.Generator
     ) -> tuple[Float[np.ndarray, " n"], dict[str, Float[np.ndarray, " n"]]]:
         distance = np.zeros(len(units))
-        distance[kept] = k_means(units[kept], self.clusters or cells_for(int(kept.sum())), rng)[1]
+        distance[stays] = k_means(units[stays], self.clusters or cells_for(int(stays.sum())), rng)[1]
         return distance, {"distance": distance}

@@ -64,10 +64,10 @@ class SemDeDupSelector(Selector):
     ) -> Selection:
         by_id = id_order(pool.ids)
         units = unit_rows(signals["embedding"][by_id])
-        kept, similarity = self._keep(units, rng)
-        order, extra = self._rank(units, kept, rng)
+        stays, similarity = self._keep(units, rng)
+        order, extra = self._rank(units, stays, rng)
         dropped = -1.0 - similarity if self.rejected == "last" else np.nan
-        columns = {"score": np.where(kept, order, dropped), "similarity": similarity, **extra}
+        columns = {"score": np.where(stays, order, dropped), "similarity": similarity, **extra}
         place = np.argsort(by_id)
         terms = {name: column[place] for name, column in columns.items()}
         return Selection.of(pool, fill_by_score(terms["score"], pool.ids, pool.costs, budget), terms)
@@ -78,13 +78,13 @@ class SemDeDupSelector(Selector):
         """Which rows are kept, and the similarity of each dropped one to those kept before it."""
         labels, distance = k_means(units, self.clusters or cells_for(len(units)), rng)
         order = np.argsort(-distance, kind="stable")
-        kept, similarity = without_near_duplicates(units, labels, order, self.epsilon, self.compat == "reference")
-        return kept, similarity.astype(np.float64)
+        stays, similarity = without_near_duplicates(units, labels, order, self.epsilon, self.compat == "reference")
+        return stays, similarity.astype(np.float64)
 
     def _rank(
         self,
         units: Float[np.ndarray, "n d"],
-        kept: Bool[np.ndarray, " n"],  # noqa: ARG002 - for a subclass that ranks what is kept
+        stays: Bool[np.ndarray, " n"],  # noqa: ARG002 - for a subclass that ranks what is kept
         rng: np.random.Generator,
     ) -> tuple[Float[np.ndarray, " n"], dict[str, Float[np.ndarray, " n"]]]:
         """A number ≥ 0 per row, highest first, for what is kept; and further terms."""
