@@ -241,7 +241,7 @@ def _condition(plain: Recipe, points: Sequence[Point]) -> Condition:
 
 def _other_base(plain: Recipe, point: Point) -> bool:
     """Whether the point adapts the model in a way that begins with other base weights."""
-    first = own.model.adaptation
+    first = plain.model.adaptation
     second = dict(point.changes).get("model.adaptation", first)
     return first != second and (ADAPTATION_KINDS[first].own_base or ADAPTATION_KINDS[second].own_base)
 
@@ -254,13 +254,13 @@ def _unordered(recipe: Recipe) -> Recipe:
 def _mixing(plain: Recipe, points: Sequence[Point]) -> float:
     """The condition's mixing share; where it is above 0, pools depend on the order of the stages."""
     changes = {key: value for point in points for key, value in point.changes}
-    return float(changes.get("data.mixing", own.data.mixing))
+    return float(changes.get("data.mixing", plain.data.mixing))
 
 
 def _changed(plain: Recipe, points: Sequence[Point], name: str) -> Recipe:
     if not points:
-        return own
-    raw = own.model_dump(mode="json")
+        return plain
+    raw = plain.model_dump(mode="json")
     set_values(raw, dict(change for point in points for change in point.changes), "axes.vary")
     return parse_recipe(raw, f"condition '{name}'")
 
@@ -279,7 +279,7 @@ def _axes(plain: Recipe, axes: AxesSpec) -> list[list[Point]]:
 
 
 def _adaptations(plain: Recipe, values: Sequence[AdaptationValue]) -> list[Point]:
-    lora, points = own.model.lora, {}
+    lora, points = plain.model.lora, {}
     for value in values:
         changes: list[tuple[str, Any]] = [("model.adaptation", value.mode)]
         label: str = value.mode
@@ -288,7 +288,7 @@ def _adaptations(plain: Recipe, values: Sequence[AdaptationValue]) -> list[Point
             alpha = value.alpha or lora.alpha * r / lora.r
             changes += [("model.lora.r", r), ("model.lora.alpha", alpha)]
             label = f"{value.mode}-r{r}" + ("" if alpha * lora.r == lora.alpha * r else f"-alpha{alpha:g}")
-        if value.learning_rate not in (None, own.training.learning_rate):
+        if value.learning_rate not in (None, plain.training.learning_rate):
             changes.append(("training.learning_rate", value.learning_rate))
             label += f"-lr{value.learning_rate!r}"
         if _differs(plain, changes):
@@ -297,7 +297,7 @@ def _adaptations(plain: Recipe, values: Sequence[AdaptationValue]) -> list[Point
 
 
 def _differs(plain: Recipe, changes: Sequence[tuple[str, Any]]) -> bool:
-    raw = own.model_dump(mode="json")
+    raw = plain.model_dump(mode="json")
     return any(value_at(raw, key) != value for key, value in changes)
 
 
@@ -312,7 +312,7 @@ def _orders(plain: Recipe, axis: OrderAxis) -> list[Point]:
     if axis == OrderAxis():
         return []
     names = stage_names(plain)
-    first = resolve_order(names, own.data.order)
+    first = resolve_order(names, plain.data.order)
     orders = {resolve_order(names, order) for order in axis.given}
     if axis.rotations:
         orders |= {first[place:] + first[:place] for place in range(len(first))}
