@@ -31,6 +31,7 @@ from longgame.training.config import SelectionConfig
 from support.embedders import static_model
 from support.signals import response_logits
 from support.trainers import make_trainer
+from support.training import make_pool
 
 NAME = "model2vec:letters"
 
@@ -272,13 +273,28 @@ def test_a_scorer_model_works_in_a_trainer(tmp_path, tokenizer):
 
 
 def test_a_scorer_model_refuses_what_it_cannot_read(scorer):
-    long = Example.make("word " * 3000, "end")
     ones = np.ones(1, dtype=np.int64)
-    pool = Pool((long,), (np.zeros(0, dtype=np.int64),), ones, ones)
-    with pytest.raises(DataError, match="hold nothing that is learned"):
-        scorer(pool, ("scorer_loss",))
     tokens = Example("a", "", "x", tokens=(np.asarray([1, 2]), np.asarray([False, True])))
     with pytest.raises(DataError, match="came tokenized"):
         scorer(Pool((tokens,), (np.zeros(0, dtype=np.int64),), ones, ones), ("scorer_loss",))
     with pytest.raises(RecipeError, match="--scorer-model"):
-        SignalSource(lambda *_: {})(pool, ("scorer_loss",))
+        SignalSource(lambda *_: {})(make_pool(1), ("scorer_loss",))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_scorer_model_reads_the_prompt_nearest_to_what_is_learned(scorer, turns):
+    end = " ".join(f"near {number}" for number in range(300))
+    messages = (("user", "far " * 900 + end), ("assistant", "yes"), ("user", "and?")) if turns else None
+    learned = {"messages": messages, "learned": (1,)} if turns else {}
+    long = Example.make("far " * 900 + end, "answer", **learned)
+    ones = np.ones(1, dtype=np.int64)
+    pool = Pool((long,), (np.zeros(0, dtype=np.int64),), ones, ones)
+    tokens = scorer.tokenized(pool)
+    whole = build_pool([long], scorer.tokenizer, 10**6)
+    ids, places = tokens.input_ids[0], tokens.predicted(0)
+    assert len(ids) <= scorer.max_length
+    assert ids[0] == whole.input_ids[0][0]
+    assert ids[places].tolist() == whole.input_ids[0][whole.predicted(0)].tolist()
+    kept = len(ids) - 1
+    assert ids[1:].tolist() == whole.input_ids[0][-kept:].tolist()
+    assert np.isfinite(scorer(pool, ("scorer_loss", "scorer_loss_without_prompt"))["scorer_loss"]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,19 @@ from longgame.signals.texts import text_of
 _MOST_TOKENS = 2048
 
 
+def _within(encoded: Encoded, max_length: int) -> Encoded:
+    """The example with at most ``max_length`` tokens, some of them learned."""
+    short = truncated(encoded, max_length)
+    if short is not None:
+        return short
+    first = min([len(encoded.prompt_ids), *(start for start, _ in encoded.earlier)])
+    cut = first - max_length // 2 - 1  # tokens between the first one and those that are kept
+    prompt = np.concatenate([encoded.prompt_ids[:1], encoded.prompt_ids[1 + cut :]])
+    earlier = tuple((start - cut, stop - cut) for start, stop in encoded.earlier)
+    near = dataclasses.replace(encoded, prompt_ids=prompt, earlier=earlier)
+    return truncated(near, max_length) or near
+
+
 class ScorerModel:
     """A frozen causal LM that reads candidates' texts through its own tokenizer and chat template.
 
@@ -33,7 +47,8 @@ class ScorerModel:
         seed: of the engine's projections.
         trust_remote_code: run the Python code that comes with the model.
 
-    An example longer than the model's context, or than 2,048 tokens, is cut off at its end.
+    Of an example longer than the model's context, or than 2,048 tokens, the end is cut off. Where nothing learned would
+    be left, the tokens between its first one and half a context before the first learned one are cut out, too.
 
     Raises:
         ModelError: as `load_model`.
@@ -60,7 +75,7 @@ class ScorerModel:
             names: with the prefix ``scorer_``, as the table of signals has them.
 
         Raises:
-            DataError: an example carries no text, or none of its learned tokens are among the first ``max_length``.
+            DataError: an example carries no text.
             ModelError: the template cannot render an example. NumericalError: a value is NaN or infinite.
         """
         tokens = self.tokenized(pool)
@@ -91,13 +106,7 @@ class ScorerModel:
             text_of(example)
             if isinstance(item, Exception):
                 raise item
-            short = truncated(item, self.max_length)
-            if short is None:
-                raise DataError(
-                    f"example {example.sample_id}: the first {self.max_length} tokens (of {len(item)}) hold nothing "
-                    f"that is learned, and scorer model '{self.name}' reads no more. Shorten its prompt, or drop it."
-                )
-            encoded.append(short)
+            encoded.append(_within(item, self.max_length))
         self._last = (pool.ids, pool_of_encoded(examples, encoded))
         return self._last[1]
 
