@@ -81,8 +81,10 @@ class SlowAdam:
             mean, square = self.m[name] / (1 - 0.9**self.step), self.v[name] / (1 - 0.999**self.step)
             self.weights[name] -= rate * mean / (square.sqrt() + 1e-8)
 
-    def gamma(self, name, g):
-        """The step that Adam would take on this gradient."""
+    def gamma(self, name, g, published=False):
+        """The step that Adam would take on this gradient, or what the published code takes for it."""
+        if published:
+            return (0.9 * self.m[name] + 0.1 * g) / torch.sqrt(0.999 * self.v[name] + 0.001 * g**2 + 1e-8)
         step = self.step + 1
         mean = (0.9 * self.m[name] + 0.1 * g) / (1 - 0.9**step)
         square = (0.999 * self.v[name] + 0.001 * g**2) / (1 - 0.999**step)
@@ -131,16 +133,17 @@ def slow_influence(model, pool, target, spec, drawn):
     tasks = list(dict.fromkeys(example.skill for example in target.examples))
     total = np.zeros((len(pool), len(tasks)))
     for adam, rate in slow_epochs(model, drawn, spec):
-        means = [
-            np.mean(
-                [sketched(gradients_of(model, target, j)) for j, e in enumerate(target.examples) if e.skill == task],
-                axis=0,
-            )
+        of_task = [
+            [sketched(gradients_of(model, target, j)) for j, e in enumerate(target.examples) if e.skill == task]
             for task in tasks
         ]
         for row in range(len(pool)):
-            steps = sketched({name: adam.gamma(name, g) for name, g in gradients_of(model, pool, row).items()})
-            total[row] += [rate * cosine(steps, mean) for mean in means]
+            gradients = gradients_of(model, pool, row)
+            steps = sketched({name: adam.gamma(name, g, spec.published) for name, g in gradients.items()})
+            if spec.published:
+                total[row] += [rate * np.mean([cosine(steps, one) for one in items]) for items in of_task]
+            else:
+                total[row] += [rate * cosine(steps, np.mean(items, axis=0)) for items in of_task]
     return total
 
 
@@ -161,13 +164,23 @@ def test_less_influence_is_that_of_the_slow_loop(golden):
     np.testing.assert_array_equal(scores, fast.max(axis=1))
 
 
+def test_less_compat_reference_is_the_published_formula(golden):
+    pool, paper, _ = golden
+    pool, spec = pool.take(range(6)), dataclasses.replace(SPEC, published=True)
+    fast = auxiliary_of(make_model(), pool, spec=spec)(pool, "influence")
+    slow = slow_influence(make_model(), pool, target_pool(), spec, drawn(pool, 0.5, SEED))
+    np.testing.assert_allclose(fast, slow, atol=2e-3 * np.abs(slow).max())
+    assert np.abs(fast - paper[:6]).max() > 0.02 * np.abs(slow).max()
+    assert build_selector("less", {"compat": "reference"}).auxiliary.published
+
+
 def test_less_takes_the_moments_of_its_own_warm_up(golden, monkeypatch):
     """Zero moments, or those of one epoch for all, are other numbers."""
     pool, fast, _ = golden
     restored = auxiliary._State.epoch
 
-    def without_moments(state):
-        epoch = restored(state)
+    def without_moments(state, published):
+        epoch = restored(state, published)
         zero = {
             name: dataclasses.replace(
                 moment, first=torch.zeros_like(moment.first), second=torch.zeros_like(moment.second)

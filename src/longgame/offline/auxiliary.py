@@ -69,7 +69,7 @@ class AuxiliaryJob:
         """
         from longgame.training.auxiliary import drawn_rows
 
-        influence = Influence([example.skill for example in target.examples])
+        influence = Influence([example.skill for example in target.examples], spec.published)
         total = np.zeros((len(self.ids), len(influence.tasks)))
         folder = self.folder / apart("warmup", spec)
 

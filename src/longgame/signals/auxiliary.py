@@ -27,6 +27,9 @@ class AuxiliarySpec:
     """Peak; None: that of the audit's stages, and 2e-4 offline."""
     batch: int | None = None
     """Examples of an optimizer step, on average; None: as many as a step of the audit learns, and 16 offline."""
+    published: bool = False
+    """Influence as the published code of LESS computes it: ε under the root, moments not corrected, and the mean of
+    the cosines with a task's examples."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -62,9 +65,12 @@ class Influence:
 
     Args:
         skills: task of each target example; examples of one task are averaged, ``None`` is a task, too.
+        published: take the mean of the cosines with a task's gradients, as the published code does, in place of the
+            cosine with their mean.
     """
 
-    def __init__(self, skills: Sequence[str | None]) -> None:
+    def __init__(self, skills: Sequence[str | None], published: bool = False) -> None:
+        self._published = published
         self.tasks = tuple(dict.fromkeys(skill or "" for skill in skills))
         """In order of their first examples."""
         self._of_task = np.asarray([[(skill or "") == task for skill in skills] for task in self.tasks])
@@ -79,8 +85,9 @@ class Influence:
             steps: sketch of Adam's step on each example (``adam_grad_sketch``).
             targets: sketch of each target example's gradient (``grad_sketch``).
         """
-        means = np.stack([np.asarray(targets, dtype=np.float64)[rows].mean(axis=0) for rows in self._of_task])
-        return rate * (_unit(steps) @ _unit(means).T)
+        wide = _unit(targets) if self._published else np.asarray(targets, dtype=np.float64)
+        means = np.stack([wide[rows].mean(axis=0) for rows in self._of_task])
+        return rate * (_unit(steps) @ (means if self._published else _unit(means)).T)
 
 
 def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

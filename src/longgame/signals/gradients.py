@@ -56,11 +56,14 @@ class AdamPreconditioner:
         moments: per weight, by its parameter name.
         bias_correction: divide both moments by 1 − βᵗ⁺¹ first, as the LESS paper writes it and Adam's own step does.
             Off by default, as in the published code: up to ε it rescales every Γ of a weight alike.
+        epsilon_inside: add ε under the root, as the published code of LESS does.
     """
 
-    def __init__(self, moments: Mapping[str, Moments], *, bias_correction: bool = False) -> None:
+    def __init__(
+        self, moments: Mapping[str, Moments], *, bias_correction: bool = False, epsilon_inside: bool = False
+    ) -> None:
         self._moments = {canonical_name(name): moment for name, moment in moments.items()}
-        self._correct = bool(bias_correction)
+        self._correct, self._inside = bool(bias_correction), bool(epsilon_inside)
 
     @classmethod
     def from_optimizer(
@@ -136,7 +139,8 @@ class AdamPreconditioner:
             name: {field.name: getattr(moment, field.name) for field in fields(Moments)}
             for name, moment in self._moments.items()
         }
-        return {"bias_correction": self._correct, "moments": moments}
+        inside = {"epsilon_inside": True} if self._inside else {}
+        return {"bias_correction": self._correct, "moments": moments, **inside}
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raise PluginError unless there are moments of the right size for each of these weights."""
@@ -176,6 +180,8 @@ class AdamPreconditioner:
         if self._correct:
             mean /= 1 - beta1 ** (moment.step + 1)
             square /= 1 - beta2 ** (moment.step + 1)
+        if self._inside:
+            return mean.div_(square.add_(moment.eps).sqrt_())
         return mean.div_(square.sqrt_().add_(moment.eps))
 
 

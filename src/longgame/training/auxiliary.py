@@ -53,7 +53,7 @@ class Epoch:
     number: int
     """From 1."""
     adam: AdamPreconditioner
-    """The optimizer's moments; its steps are bias-corrected."""
+    """The optimizer's moments; its steps are bias-corrected, unless they are those of the published code."""
     learning_rate: float
     """Mean over the epoch's steps."""
     losses: tuple[float, ...]
@@ -133,7 +133,7 @@ def auxiliary_run(
             flops += state.flops
             seconds += state.seconds
             with evaluating(model.modules()):
-                at_epoch(state.epoch())
+                at_epoch(state.epoch(spec.published))
     finally:
         adaptation.restore(before)
     return AuxiliaryReport(examples, tokens, flops, seconds)
@@ -207,7 +207,7 @@ class ModelAuxiliary:
                 "adapter (model.adaptation: lora), or use another selector."
             )
         target = self._target("influence")
-        influence = Influence([example.skill for example in target.examples])
+        influence = Influence([example.skill for example in target.examples], self.spec.published)
         total = np.zeros((len(pool), len(influence.tasks)))
         for epoch in self._under("warmup", self._candidates, self.spec):
             self._engine.preconditioner = epoch.adam
@@ -299,8 +299,8 @@ class _State:
         """Where training stands behind this epoch."""
         return Course(self.steps * spec.epochs, self.steps * self.number, self.adam)
 
-    def epoch(self) -> Epoch:
-        adam = AdamPreconditioner(self.adam.moments, bias_correction=True)
+    def epoch(self, published: bool) -> Epoch:
+        adam = AdamPreconditioner(self.adam.moments, bias_correction=not published, epsilon_inside=published)
         return Epoch(self.number, adam, self.learning_rate, self.losses, self.seconds)
 
     def numbers(self) -> dict[str, Any]:
