@@ -145,7 +145,14 @@ def test_what_another_system_spent_on_its_scores_is_not_known(tmp_path, wrapped)
 
 @pytest.mark.parametrize(
     ("signal", "name"),
-    [("influence", "warmup"), ("reference_loss", "reference"), ("loss_trajectory", "log")],
+    [
+        ("influence", "warmup"),
+        ("reference_loss", "reference"),
+        ("loss_trajectory", "log"),
+        ("scorer_loss", "scorer"),
+        ("grade", "judge"),
+        ("quality", "judge"),
+    ],
 )
 def test_a_training_beside_the_stage_is_charged_and_named(signal, name):
     policy = decided(Named(signal))

@@ -445,10 +445,13 @@ GRADIENT = ("grad_sketch",)
 
 
 def _beside(names: Sequence[str], embedded: bool) -> set[str]:
-    """What works beside the model for these signals: trainings, a scorer model, an embedder."""
-    scorer = any(name in SIGNALS and "scorer" in SIGNALS[name].needs for name in names)
+    """What works beside the model for these signals: trainings, a scorer model, a judge, an embedder.
+
+    A judge may also give what others read of a column, so it is what is left where nothing else works.
+    """
+    needs = {need for name in names if name in SIGNALS for need in SIGNALS[name].needs} & {"scorer", "judge"}
     encoder = embedded and not EMBEDDED.isdisjoint(names)
-    return {*needs_auxiliary(names), *(["scorer"] if scorer else []), *(["embedder"] if encoder else [])}
+    return {*needs_auxiliary(names), *needs, *(["embedder"] if encoder else [])} or {"judge"}
 
 
 def stage_work(
