@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ from longgame.audit.plan import Plan
 from longgame.audit.walk import stage_work
 from longgame.data.examples import Example, Pool
 from longgame.data.tokenize import build_pool
-from longgame.errors import DataError, LonggameError, ModelError, RecipeError, ResumeError
+from longgame.errors import DataError, LonggameError, ModelError, NumericalError, RecipeError, ResumeError
 from longgame.models import embedders
 from longgame.models.embedders import Embedder, load_embedder
 from longgame.models.load import load_model, load_tokenizer
@@ -231,6 +232,17 @@ def test_a_scorer_model_scores_offline_with_and_without_a_model(data, tmp_path):
             longgame.select(data, selector="superfiltering", **model)
     with pytest.raises(ModelError, match="nowhere"):
         longgame.select(data, selector="svp", scorer_model="./nowhere")
+
+
+def test_superfiltering_never_turns_a_failure_into_zero(scorer):
+    # published code catches every exception and counts the ratio as 0
+    broken, ones = copy.deepcopy(scorer), np.ones(6, dtype=np.int64)
+    with torch.no_grad():
+        next(broken._model.parameters()).fill_(torch.nan)
+    pool = Pool(tuple(examples()), (np.zeros(0, dtype=np.int64),) * 6, ones, ones)
+    assert np.isfinite(SignalSource(lambda *_: {}, scorer=scorer)(pool, ("scorer_loss",))["scorer_loss"]).all()
+    with pytest.raises(NumericalError, match="NaN"):
+        SignalSource(lambda *_: {}, scorer=broken)(pool, ("scorer_loss",))
 
 
 def test_an_audit_charges_what_the_scorer_model_reads():
