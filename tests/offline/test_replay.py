@@ -11,6 +11,7 @@ import pytest
 import longgame
 from longgame.data.sources import open_source
 from longgame.errors import DataError, RecipeError, ResumeError
+from longgame.offline import replaying
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows
 from longgame.offline.scoring import ModelOptions, ScoreFolder, score_into
@@ -101,6 +102,31 @@ def test_damage_shares_follow_the_losses_of_held_back_rows(
     assert all(len(part) >= 12 for part in held_back)
     damages = [np.mean([now[k][name] - end[k][name] for name in now[k]]) for k in (0, 1)]
     assert (counts[0] > counts[1]) == (damages[0] > damages[1]) or abs(damages[0] - damages[1]) < 0.05
+
+
+def test_replay_killed_between_stages_scores_no_stage_twice(
+    data: Path, earlier: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SelectOptions(budget="20rows", replay_share=0.25, replay_choice="surprise")
+    scored: list[str] = []
+
+    def counting(rows, names, folder, *arguments, **keywords):
+        if len(scored) == 1:
+            scored.append("killed")
+            raise KeyboardInterrupt
+        fresh = not (folder / "config.yaml").is_file()
+        table = score_into(rows, names, folder, *arguments, **keywords)
+        scored.extend([rows.source.label] * fresh)
+        return table
+
+    monkeypatch.setattr(replaying, "score_into", counting)
+    with pytest.raises(KeyboardInterrupt):
+        select_to(data, tmp_path / "o.jsonl", options, model=TINY, replay=earlier)
+    select_to(data, tmp_path / "o.jsonl", options, model=TINY, replay=earlier)
+    assert scored == [str(earlier[0]), "killed", str(earlier[1])]
+    monkeypatch.undo()
+    select_to(data, tmp_path / "p.jsonl", options, model=TINY, replay=earlier)
+    assert replayed(tmp_path / "o.jsonl") == replayed(tmp_path / "p.jsonl")
 
 
 def test_rows_of_the_data_itself_are_not_replayed(data: Path, tmp_path: Path) -> None:
