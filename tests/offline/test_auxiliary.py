@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from trl import SFTConfig
 
 import longgame
 from longgame.data.sources import open_source
@@ -161,6 +163,26 @@ def test_a_folder_of_scores_serves_a_trainer(data: Path, tmp_path: Path) -> None
     other = DataRows(open_source(jsonl(tmp_path / "other.jsonl", ROWS[50:])))
     with pytest.raises(DataError, match=r"of 10 of 10 examples.*sample_id"):
         scores(other.pool(), ["loss"])
+
+
+def test_a_trainer_selects_by_scores_of_a_folder(tmp_path: Path) -> None:
+    loaded = load_model(ModelSpec(name="tiny", max_length=8))
+    dataset = Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in ROWS[:12]])
+    scored = longgame.score(dataset, ["loss"], model="tiny", out=tmp_path / "s")
+    dataset = dataset.add_column("sample_id", scored["longgame_sample_id"])
+    arguments = SFTConfig(output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, report_to=[], bf16=False)
+    trainer = longgame.SelectionSFTTrainer(
+        loaded.model,
+        arguments,
+        train_dataset=dataset,
+        processing_class=loaded.tokenizer,
+        selection={"selector": "loss", "rounds": 1, "budget": 0.3},
+        signals=ScoreFolder(tmp_path / "s"),
+    )
+    trainer.train()
+    (choice,) = trainer.selection_policy.rounds
+    losses = dict(zip(scored["longgame_sample_id"], scored["longgame_loss"], strict=True))
+    assert losses[choice.picked_ids[0]] == max(losses.values())
 
 
 def test_a_log_is_trained_where_none_is_given(data: Path, tmp_path: Path, monkeypatch) -> None:
