@@ -495,3 +495,16 @@ def test_dedup_selectors_need_no_model_and_fill_the_budget(tmp_path):
         subset = longgame.select(data, selector=name, budget="5rows")
         assert sorted(subset["prompt"]) == [f"p{number}" for number in range(5)], name
         assert len(longgame.select(data, selector=name, budget="100%")) == 20
+
+
+def test_tsds_compares_embeddings_of_the_model(data, tmp_path):
+    target = jsonl(tmp_path / "target.jsonl", [{"prompt": "What is 5 + 9?", "response": "So it is."}])
+    folder = tmp_path / "s"
+    options = {"selector": "tsds", "model": "tiny-1", "budget": "9rows", "scores": folder}
+    first = longgame.select(data, target=target, **options)
+    assert first["longgame_mass"][0] >= 0
+    again = longgame.select(data, target=target, **options)
+    assert first["longgame_sample_id"][:] == again["longgame_sample_id"][:]
+    other = jsonl(tmp_path / "other.jsonl", [{"prompt": "Name a color.", "response": "Red."}])
+    moved = longgame.select(data, target=other, **options)
+    assert moved["longgame_distance"][:] != first["longgame_distance"][:]

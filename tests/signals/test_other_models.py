@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 import longgame
 from longgame.audit.checks import check_models
@@ -310,3 +311,23 @@ def test_a_scorer_model_reads_the_prompt_nearest_to_what_is_learned(scorer, turn
     kept = len(ids) - 1
     assert ids[1:].tolist() == whole.input_ids[0][-kept:].tolist()
     assert np.isfinite(scorer(pool, ("scorer_loss", "scorer_loss_without_prompt"))["scorer_loss"]).all()
+
+
+@pytest.mark.parametrize("rounds", ["step", 1])
+def test_methods_of_texts_and_targets_work_in_a_trainer(tmp_path, tokenizer, rounds):
+    texts = [tokenizer(text)["input_ids"] for text in (*(f"row {row} of many" for row in range(24)), "row 3 of 3")]
+    rows = [{"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)} for ids in texts]
+    dataset, target = Dataset.from_list(rows[:-1]), Dataset.from_list(rows[-1:])
+    options = {"budget": 0.5, "rounds": rounds, "train": dataset, "keep_signals": True}
+    options["model"] = load_model(ModelSpec(name="tiny-1")).model
+    for selector in ("dsir", "tsds"):
+        trainer = make_trainer(tmp_path, tokenizer, selector=selector, target_dataset=target, **options)
+        trainer.train()
+        assert trainer.selection_policy.rounds[0].signals.columns.keys() >= {*build_selector(selector).requires} - {
+            "target_embedding"
+        }
+        with pytest.raises(RecipeError, match="target_dataset"):
+            make_trainer(tmp_path, tokenizer, selector=selector, **options).train()
+    trainer = make_trainer(tmp_path, tokenizer, selector="dedup-exact", **options)
+    trainer.train()
+    assert trainer.selection_policy.rounds

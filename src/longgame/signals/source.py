@@ -235,9 +235,11 @@ class SignalSource:
 
         Call it before training starts; with adapters, or where no name needs the base, it does nothing.
         """
-        needed = any("base" in SIGNALS[name].needs for name in names if name in SIGNALS)
+        table = {**SIGNALS, **CONTEXT}
+        needed = any("base" in table[name].needs for name in names if name in table)
         if needed and self._base is None and self.candidates is not None and self.frozen is None:
-            self.frozen = self.freeze(self.candidates())
+            items = self.target_items("target_embedding") if "target_embedding" in names else None
+            self.frozen = self.freeze(self.candidates(), items)
 
     def freeze(
         self,

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError
 from longgame.selection.base import Selector, build_selector
+from longgame.selection.families import family_of
 from longgame.selection.history import History, Selection
 from longgame.signals.base import CONTEXT, SCORER, SIGNALS, Signals
 
@@ -40,6 +41,7 @@ class SVPSelector(Selector):
         self.inner = build_selector(inner)
         self._names = {name: self._of_scorer(name) for name in self.inner.requires}
         self.requires = tuple(self._names.values())
+        self.family = family_of(self.inner)
 
     def _of_scorer(self, name: str) -> str:
         plain = "loss" if name == "base_loss" else name  # a scorer model is frozen, and its own base
