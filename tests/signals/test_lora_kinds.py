@@ -44,7 +44,7 @@ def test_dora_forward_signals_are_those_of_the_merged_model(pool):
     found = engine_of(model)(pool, FORWARD)
     merged = engine_of(model.merge_and_unload())(pool, FORWARD)
     for name in FORWARD:
-        assert abs(found[name] - merged[name]).max() < 1e-4 * abs(merged[name]).max(), name
+        assert abs(found[name] - merged[name]).max() <= 1e-4 * abs(merged[name]).max(), name
 
 
 def test_dora_magnitude_of_zero_is_refused(pool):

@@ -13,7 +13,7 @@ ALL = (*FORWARD, *BACKWARD)
 
 
 def relative(result, true):
-    return np.linalg.norm(result - true) / np.linalg.norm(true)
+    return np.linalg.norm(result - true) / (np.linalg.norm(true) or 1.0)
 
 
 def with_lora_in(base, dtype):
