@@ -265,6 +265,7 @@ def test_damage_measures_items_that_were_not_learned_first() -> None:
     ("name", "parameters", "words"),
     [
         ("surprize", {}, "surprise"),
+        ("mine.py:Mine", {}, "unknown replay choice"),
         ("targeted", {"temperature": 0}, "above 0"),
         ("targeted", {"cap": 0.5}, "at least 1"),
         ("targeted", {"mix": 1.5}, "at most 1"),

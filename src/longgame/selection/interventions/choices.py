@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Pool
-from longgame.errors import PluginError, RecipeError
+from longgame.errors import PluginError, RecipeError, unknown
 from longgame.registry import Registry
 
 
@@ -348,10 +348,12 @@ REPLAY_CHOICES = Registry(
 
 
 def build_choice(name: str = "uniform", parameters: Mapping[str, Any] | None = None) -> ReplayChoice:
-    """Make a choice.
+    """Make a choice of this package.
 
     Raises:
         RecipeError: an unknown name, or a parameter that it does not take or whose value is not allowed.
     """
+    if not REPLAY_CHOICES.is_builtin(name):
+        raise RecipeError(unknown("replay choice", name, REPLAY_CHOICES.builtin_names()))
     choice: ReplayChoice = REPLAY_CHOICES.make(name, parameters or {})
     return choice
