@@ -1,8 +1,13 @@
 """LLM judges against a real server with the tiny model behind it, in order and with every fault."""
 
+import importlib.util
 import json
 import math
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +17,7 @@ import pytest
 
 from longgame.data.examples import Example
 from longgame.errors import LonggameError, ModelError, RecipeError, StorageError
+from longgame.models import smollm2
 from longgame.signals.quality.base import build_quality, rate
 from longgame.signals.quality.judge import RUBRICS, Agreement, JudgeQuality, read_grade
 from support.judge_server import KEY, grade_of, serving
@@ -425,3 +431,37 @@ def test_a_file_by_path_serves_as_a_cache(judge, tmp_path):
     with serving("grade 2") as server:
         judge(server, cache=str(tmp_path / "deep" / "a.sqlite")).grade(EXAMPLES[:1])
     assert Path(tmp_path / "deep" / "a.sqlite").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("LONGGAME_SMOLLM2_GGUF") or importlib.util.find_spec("fastapi") is None,
+    reason="needs LONGGAME_SMOLLM2_GGUF, and fastapi and uvicorn for transformers serve",
+)
+def test_a_small_model_behind_transformers_serve_is_asked_and_counted(judge, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model = smollm2.locate().place
+    command = [
+        str(Path(sys.executable).parent / "transformers"),
+        "serve",
+        model,
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.DEVNULL) as process:
+        try:
+            source = judge(
+                f"http://127.0.0.1:{port}/v1", model=model, max_tokens=24, timeout=300.0, max_missing=1.0, views=1,
+                attempts=12, backoff=1.0, concurrency=1,
+            )  # fmt: skip
+            grades = source.grade(EXAMPLES[:3])
+        finally:
+            process.kill()
+    report = source.describe()
+    assert report["calls"] == 3
+    assert report["replies_without_counts"] == 0
+    assert report["missing"] == np.isnan(grades).sum() == sum(report["missing_replies"].values())
