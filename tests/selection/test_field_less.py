@@ -201,6 +201,9 @@ def test_less_influence_is_the_same_one_by_one_in_any_order(golden):
     for row in order:
         one = alone(pool.take([row]), "influence")
         np.testing.assert_allclose(one[0], fast[row], atol=1e-4 * np.abs(fast).max())
+    whole = auxiliary_of(make_model(), pool)
+    whole(pool, "influence")
+    assert alone.tokens == whole.tokens  # neither the warm-up nor the target is read again
     np.testing.assert_allclose(alone(pool.take(order), "influence"), fast[order], atol=1e-4 * np.abs(fast).max())
 
 

@@ -176,6 +176,8 @@ class ModelAuxiliary:
         self._sizes = self._adaptation.flops()
         self._epochs: dict[str, list[tuple[Weights, Epoch]]] = {}
         self._columns: dict[str, dict[str, np.ndarray]] = {}
+        self._targets: dict[int, np.ndarray] = {}
+        """Gradient sketches of the target set, by epoch."""
         self.tokens, self.flops = 0, 0.0
 
     def __call__(self, pool: Pool, name: str) -> np.ndarray:
@@ -211,8 +213,10 @@ class ModelAuxiliary:
         total = np.zeros((len(pool), len(influence.tasks)))
         for epoch in self._under("warmup", self._candidates, self.spec):
             self._engine.preconditioner = epoch.adam
-            steps, targets = self._columns_of(pool, "adam_grad_sketch"), self._columns_of(target, "grad_sketch")
-            total += influence.of_checkpoint(epoch.learning_rate, steps["adam_grad_sketch"], targets["grad_sketch"])
+            if epoch.number not in self._targets:
+                self._targets[epoch.number] = self._columns_of(target, "grad_sketch")["grad_sketch"]
+            steps = self._columns_of(pool, "adam_grad_sketch")["adam_grad_sketch"]
+            total += influence.of_checkpoint(epoch.learning_rate, steps, self._targets[epoch.number])
         return total.astype(np.float32)
 
     def _reference_loss(self, pool: Pool) -> np.ndarray:
