@@ -53,7 +53,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_less_selects_a_file_in_one_command(data: Path, tmp_path: Path) -> None:
     target = target_of(tmp_path / "target.jsonl", "Say:")
-    outcome, _ = select_to(data, tmp_path / "o.jsonl", LESS, model=TINY, target=target, scores=tmp_path / "s")
+    outcome, manifest = select_to(data, tmp_path / "o.jsonl", LESS, model=TINY, target=target, scores=tmp_path / "s")
+    assert (manifest["target"]["label"], manifest["target"]["rows"]) == (str(target), 5)
     rows = DataRows(open_source(data))
     loaded = load_model(ModelSpec(name="tiny", max_length=8), attention="eager")
     (pool,) = TokenizedRows(rows, loaded.tokenizer, 256).shards()
@@ -138,7 +139,10 @@ def test_rho_takes_a_reference_model_with_its_own_tokenizer(data: Path, tmp_path
     options, terms = SelectOptions(selector="rho", budget="20%"), {}
     for name in ("tiny-1", str(tmp_path / "other")):
         model = dataclasses.replace(TINY, reference=name)
-        outcome, _ = select_to(data, tmp_path / "o.jsonl", options, model=model, scores=tmp_path / "s", overwrite=True)
+        outcome, manifest = select_to(
+            data, tmp_path / "o.jsonl", options, model=model, scores=tmp_path / "s", overwrite=True
+        )
+        assert (manifest["reference_model"], manifest["target"]) == (name, None)
         terms[name] = outcome.terms
         alone = longgame.score(data, ["loss"], model=name)
         tokens = outcome.response_tokens / np.asarray(alone["longgame_response_tokens"])

@@ -104,6 +104,10 @@ class SubsetOutcome:
     """Sentences about it, and about candidates without a value."""
     log: Trajectories | None = None
     """The training log that the selector read."""
+    target: DataRows | None = None
+    """The target set that was given."""
+    reference: str | None = None
+    """The reference model that was given."""
     pick_weights: Float[np.ndarray, " k"] | None = None
     """Factor of each pick's loss, in pick order, where the selector gives weights (`Selection.weights`)."""
 
@@ -307,6 +311,8 @@ def choose(
         template="" if table is None else str(table.config.get("template", "")),
         replay=again,
         log=log,
+        target=targets,
+        reference=None if model is None else model.reference,
         pick_weights=decision.selection.weights,
         graded=grading.describe(),
         notes=(*grading.notes(), *_missing_notes(signals, candidates, decision.selection.rows)),
@@ -635,6 +641,10 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
         "weights": outcome.weights,
         "template": outcome.template,
         "replay": replay_manifest(outcome.replay, options),
+        "target": None
+        if outcome.target is None
+        else {"label": outcome.target.source.label, "digest": outcome.target.digest, "rows": len(outcome.target)},
+        "reference_model": outcome.reference,
         "training_log": None if outcome.log is None else {"label": outcome.log.label, "digest": outcome.log.digest},
         "grading": dict(outcome.graded),
         "seed": options.seed,
