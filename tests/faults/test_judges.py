@@ -17,7 +17,12 @@ ROWS = [{"prompt": f"What is {n} and {n}?", "response": f"It is {2 * n}."} for n
 RECIPE = """
 name: judged
 model: {{name: tiny}}
-data: {{pool_size: 12, items_per_skill: 1, ood_items_per_skill: 1}}
+data:
+  sequence: procedural
+  stages: [{{name: office, skills: [extract-field, redact]}}, {{name: law, skills: [penalty, clause-find]}}]
+  pool_size: 12
+  items_per_skill: 1
+  ood_items_per_skill: 1
 selectors: [alpagasus, mods]
 seeds: [0]
 rounds: 1

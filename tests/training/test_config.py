@@ -10,6 +10,7 @@ import pytest
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.base import build_selector
 from longgame.selection.methods.gradient import GradientSelector
+from longgame.signals.quality.base import RuleQuality
 from longgame.training.config import SelectionConfig
 from support.training import Coin, make_policy
 
@@ -131,3 +132,23 @@ def test_misspelt_fields_get_a_suggestion_in_both_forms():
 def test_a_selector_object_has_no_plain_values():
     with pytest.raises(RecipeError, match="selector is a Coin, which has no plain form"):
         SelectionConfig(selector=Coin()).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"quality": "jugde"}, "Did you mean 'judge'"),
+        ({"quality": "column:stars,low=1,high=5"}, "reads quality alone"),
+        ({"complexity": {"name": "column", "column": "stars"}}, "reads quality alone"),
+    ],
+)
+def test_a_source_that_a_trainer_cannot_read_is_refused(fields, words):
+    with pytest.raises(RecipeError, match=words):
+        SelectionConfig(selector="quality", **fields)
+
+
+def test_a_source_by_name_has_a_plain_form_and_an_object_has_not():
+    config = SelectionConfig(selector="quality", quality={"name": "reward", "model": "any/model"})
+    assert SelectionConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(RecipeError, match="no plain form"):
+        SelectionConfig(selector="quality", quality=RuleQuality()).to_dict()

@@ -418,3 +418,25 @@ def test_missing_trl_error_says_what_to_install(monkeypatch):
         longgame.SelectionSFTTrainer  # noqa: B018
     with pytest.raises(AttributeError):
         longgame.Other  # noqa: B018
+
+
+def test_a_named_source_of_quality_decides_the_picks(tmp_path, tokenizer):
+    (tmp_path / "first.py").write_text(
+        "from longgame.signals.quality.base import QualitySource\n\n\n"
+        "class First(QualitySource):\n    name = 'first'\n\n"
+        "    def grade(self, examples):\n        return [1.0 if e.sample_id in GOOD else 0.5 for e in examples]\n\n\n"
+        f"GOOD = {set(make_pool(40).ids[:4])!r}\n"
+    )
+    trainer = make_trainer(
+        *(tmp_path, tokenizer),
+        selector="alpagasus",
+        parameters={"threshold": 1},
+        quality=f"{tmp_path / 'first.py'}:First",
+        rounds=1,
+        budget=0.25,
+        args={"max_steps": 1},
+    )
+    trainer.train()
+    picked = trainer.selection_policy.rounds[0].picked_ids
+    assert len(picked) == 3
+    assert set(picked) < set(make_pool(40).ids[:4])

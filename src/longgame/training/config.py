@@ -16,7 +16,7 @@ from longgame.seeding import generator, stream_seed
 from longgame.selection.base import SCORES, Selector, build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
-from longgame.signals.quality.base import QualitySources, QualitySpec
+from longgame.signals.quality.base import QualitySource, QualitySources, QualitySpec
 
 AnySelector = str | Mapping[str, Any] | type[Selector] | Selector | SelectionPolicy
 """What `SelectionConfig.selector` takes."""
@@ -187,11 +187,17 @@ class SelectionConfig:
         """Return the fields as plain values, which `from_dict` takes.
 
         Raises:
-            RecipeError: the selector is an object, whose parameters are not known here.
+            RecipeError: the selector or a source of quality is an object, whose parameters are not known here.
         """
         if not isinstance(self.selector, str | Mapping):
             kind = self.selector.__name__ if isinstance(self.selector, type) else type(self.selector).__name__
             raise RecipeError(f"selector is a {kind}, which has no plain form. Give its name and parameters.")
+        for source in (self.quality, self.complexity):
+            if isinstance(source, QualitySource):
+                raise RecipeError(
+                    f"a source of quality is a {type(source).__name__}, which has no plain form. Give its name and "
+                    "parameters."
+                )
         selector = self.selector if isinstance(self.selector, str) else dict(self.selector)
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)} | {
             "selector": selector,
