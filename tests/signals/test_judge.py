@@ -274,6 +274,16 @@ def test_a_grade_is_read_only_where_it_is_clear(text, grade):
     assert read_grade(text, 5.0) == grade
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\n" * 40_000, "{" * 40_000, '{"a":' * 10_000, "grade" * 10_000, "1" * 40_000, "* " * 20_000, "<think>" * 6_000],
+)
+def test_a_hostile_reply_is_read_in_no_time(text):
+    start = time.monotonic()
+    assert read_grade(text, 5.0) is None
+    assert time.monotonic() - start < 5
+
+
 def test_limits_of_requests_spread_them_over_time(judge):
     with serving("grade 3") as server:
         judge(server, requests_per_minute=1200, concurrency=4).grade(EXAMPLES)

@@ -38,7 +38,7 @@ Quality = Annotated[
 Complexity = Annotated[
     str | None, typer.Option(help="Source of complexity, written as that of quality.", rich_help_panel="Data")
 ]
-Estimate = Annotated[
+EstimateOnly = Annotated[
     bool, typer.Option("--estimate", help="Print what judges will cost, and stop.", rich_help_panel="Data")
 ]
 Where = Annotated[
@@ -105,7 +105,7 @@ def score_command(
     quality_range: QualityRange = "0,1",
     quality: Quality = None,
     complexity: Complexity = None,
-    estimate: Estimate = False,
+    estimate: EstimateOnly = False,
     where: Where = None,
     on_bad_row: OnBadRow = "error",
     adapter: Adapter = None,

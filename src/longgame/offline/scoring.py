@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from longgame.training.log import Trajectories
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
-GRADED = "quality.json"
+GRADING_FILE = "quality.json"
 """What the quality sources did, in the last job that asked them."""
 COUNTS = ("prompt_tokens", "response_tokens")
 """Columns of every folder: tokens without and with a loss."""
@@ -588,7 +588,7 @@ def score_into(
         )
         _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
         if graded := grading.describe():
-            write_json(path / GRADED, graded)
+            write_json(path / GRADING_FILE, graded)
     job: AuxiliaryJob | None = None
     for name in (name for name in places if name in columns and not (path / places[name]).is_dir()):
         if name in ALIGNMENTS:

@@ -104,7 +104,7 @@ class ColumnQuality(QualitySource):
     main = "column"
 
     def __init__(self, column: str = "quality", low: float = 0.0, high: float = 1.0) -> None:
-        self.column, self.scale = str(column), scale_of(self.name, low, high)
+        self.column, self.scale = str(column), grade_scale(self.name, low, high)
         self.columns = () if (self.column, self.scale) == ("quality", (0.0, 1.0)) else (self.column,)
         self._rows = self._missing = 0
 
@@ -132,7 +132,7 @@ class ColumnQuality(QualitySource):
         return [f"{self._missing:,} of {self._rows:,} rows have no '{self.column}': their quality is missing"]
 
 
-def scale_of(name: str, low: Any, high: Any) -> tuple[float, float]:
+def grade_scale(name: str, low: Any, high: Any) -> tuple[float, float]:
     """Return the ends of a scale.
 
     Raises:

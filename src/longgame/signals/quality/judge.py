@@ -29,7 +29,7 @@ from longgame.data.examples import Example
 from longgame.errors import ModelError, RecipeError, unknown
 from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, located, time_limit, why_no_file
-from longgame.signals.quality.base import QualitySource, request_text, scale_of
+from longgame.signals.quality.base import QualitySource, grade_scale, request_text
 from longgame.signals.quality.endpoint import (
     ChatEndpoint,
     ExhaustedRequestError,
@@ -48,7 +48,7 @@ _CHARACTERS = 4
 """Characters of a token, for estimates."""
 _EXAMPLES = 3
 """Missing grades that are shown."""
-_LONGEST_REPLY = 100_000
+_LONGEST_REPLY = 20_000
 """Characters of a reply in which a grade is looked for."""
 _FEW = 3
 """Missing grades that never stop a job."""
@@ -686,11 +686,12 @@ class JudgeQuality(QualitySource):
         return lines
 
 
-_NUMBER = r"\**\s*(-?\d+(?:\.\d+)?)\s*(?:(?:/|out of)\s*(\d+(?:\.\d+)?))?\s*\**"
+_NUMBER = r"\**[ \t]*(-?\d{1,6}(?:\.\d{1,9})?)[ \t]*(?:(?:/|out of)[ \t]*(\d{1,6}(?:\.\d{1,9})?))?[ \t]*\**"
 _NAMED = re.compile(
-    rf"^\W*(?:final |overall )?(?:grade|score|rating)\W*[:=]{_NUMBER}(?:[.,;:()\s–—-][^\d\n]*)?$", re.I | re.M
+    rf"^[^\w\n]*(?:final |overall )?(?:grade|score|rating)[^\w\n:=]*[:=]{_NUMBER}(?:[.,;:()\s–—-][^\d\n]*)?$",
+    re.I | re.M,
 )
-_BARE = re.compile(rf"^\s*{_NUMBER}\.?\s*$", re.M)
+_BARE = re.compile(rf"^[ \t]*{_NUMBER}\.?[ \t]*$", re.M)
 
 
 def read_grade(text: str, high: float) -> float | None:
@@ -699,7 +700,7 @@ def read_grade(text: str, high: float) -> float | None:
     Read are a JSON object with ``grade``, else lines like ``Grade: 4.5`` that agree, else a number that has the first
     line for itself and is the only one of its kind. A number may be followed by ``/`` and the top of the scale.
     """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.S | re.I).strip()
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.S | re.I).strip()[-_LONGEST_REPLY:]
     if values := list(_objects(text)):
         return values[-1]
     pairs = _NAMED.findall(text)
@@ -713,7 +714,7 @@ def read_grade(text: str, high: float) -> float | None:
 def _objects(text: str) -> Iterator[float]:
     """``grade`` of each JSON object in the text."""
     decoder, place = json.JSONDecoder(), text.find("{")
-    while 0 <= place < _LONGEST_REPLY:
+    while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
@@ -765,7 +766,7 @@ def _phrasings(settings: JudgeOptions) -> tuple[list[_Phrasing], tuple[float, fl
             )
     if settings.low is None or settings.high is None:
         raise RecipeError(f"judge: the rubric in '{files[0]}' needs its scale. Give low= and high=.")
-    return phrasings, scale_of("judge", settings.low, settings.high)
+    return phrasings, grade_scale("judge", settings.low, settings.high)
 
 
 def _judges(settings: JudgeOptions) -> list[_Judge]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from longgame.data.examples import Example
 from longgame.errors import ModelError, NumericalError, RecipeError, unknown
 from longgame.recipe import ModelSpec
-from longgame.signals.quality.base import QualitySource, request_text, scale_of
+from longgame.signals.quality.base import QualitySource, grade_scale, request_text
 
 if TYPE_CHECKING:
     from longgame.models.load import LoadedModel
@@ -63,7 +63,7 @@ class RewardQuality(QualitySource):
             raise RecipeError("reward: " + unknown("dtype", str(dtype), ("float32", "bfloat16")))
         if not isinstance(batch_tokens, int) or batch_tokens < 1:
             raise RecipeError(f"reward: batch_tokens is {batch_tokens!r}; use a whole number from 1 on.")
-        self._range = None if low is None and high is None else scale_of(self.name, low, high)
+        self._range = None if low is None and high is None else grade_scale(self.name, low, high)
         self._model, self._label, self._batch_tokens, self._device = model, label, batch_tokens, device
         self._spec = ModelSpec(name=model, dtype=dtype, trust_remote_code=trust_remote_code)
         self._loaded: LoadedModel | None = None
