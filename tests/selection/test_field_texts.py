@@ -21,7 +21,7 @@ from longgame.selection.methods.dedup_exact import ExactDedupSelector
 from longgame.selection.methods.dsir import DSIRSelector
 from longgame.signals import texts
 from longgame.signals.source import SignalSource
-from longgame.signals.texts import BUCKETS, ImportanceRatios, ngram_buckets, text_of
+from longgame.signals.texts import BUCKETS, HashedTexts, ImportanceRatios, ngram_buckets, text_of
 
 
 def pool_of(*responses: str, prompt: str = "say") -> Pool:
@@ -141,6 +141,19 @@ def test_dsir_texts_are_read_in_bounded_memory(monkeypatch) -> None:
     ratios, counts = ImportanceRatios(target.examples, [on_disk]).of(on_disk)
     assert (ratios.tolist(), counts.tolist()) == (expected[0].tolist(), expected[1].tolist())
     assert [rows for rows in reads if rows] == [50]
+
+
+def test_dsir_of_texts_hashed_before_is_that_of_the_candidates() -> None:
+    everything = pool_of(*(f"row {row} of {row % 5}" for row in range(30)))
+    places = np.asarray([2, 3, 11, 12, 29])
+    part, target = everything.take(places), pool_of("row 3 of 4")
+    expected = ImportanceRatios(target.examples, [part]).of(part)
+    for batch in (4, 4096):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(texts, "_BATCH_ROWS", batch)
+            hashed = HashedTexts.of(everything.examples)
+            ratios, counts = ImportanceRatios(target.examples, [part], hashed, places).of(part)
+        assert (ratios.tolist(), counts.tolist()) == (expected[0].tolist(), expected[1].tolist())
 
 
 def test_texts_that_are_missing_are_named() -> None:

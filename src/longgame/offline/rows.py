@@ -7,7 +7,7 @@ import gc
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -57,6 +57,7 @@ class DataRows:
         on_bad_row: whether a row that cannot be used is an error or skipped.
         where: a condition on the columns, as `pandas.DataFrame.query` takes it; other rows are left out.
         may_be_empty: whether n may be 0.
+        observe: called with the example of every usable row as it is read.
 
     Attributes:
         ids: distinct, by content; a copy of an earlier row has the suffix ``#2``, ``#3`` …
@@ -83,6 +84,7 @@ class DataRows:
         on_bad_row: OnBadRow = "error",
         where: str | None = None,
         may_be_empty: bool = False,
+        observe: Callable[[Example], None] | None = None,
     ) -> None:
         if on_bad_row not in ("error", "skip"):
             raise DataError(unknown("way of on_bad_row", str(on_bad_row), ("error", "skip")))
@@ -103,6 +105,8 @@ class DataRows:
                 sample_id = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
                 if not self._files or self._files[-1][1] != file:
                     self._files.append((len(ids), file))
+                if observe is not None:
+                    observe(example)
                 before, learned = lengths(example)
                 ids.append(sample_id)
                 columns.append((position, number, before, learned))

@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import CONTEXT, EMBEDDED, SIGNALS, Signals, needs_auxiliary
 from longgame.signals.quality.base import GRADES, QualitySources
 from longgame.signals.source import SignalSource, cluster
+from longgame.signals.texts import HashedTexts, ImportanceRatios
 from longgame.storage import read_state, write_file, write_state
 from longgame.training.log import Trajectories, read_trajectories
 
@@ -241,11 +243,13 @@ def choose(
     budget = Budget.parse(options.budget)
     grading = options.grading()
     rules = RowRules(options.turns, options.quality_range, grading.columns)
-    rows = DataRows(source, rules, options.on_bad_row, options.where)
+    names = tuple(dict.fromkeys(selector.requires))
+    hashed = HashedTexts() if "dsir_ratio" in names and target is not None else None
+    observe = None if hashed is None else hashed.add  # so that texts are not read a second time
+    rows = DataRows(source, rules, options.on_bad_row, options.where, observe=observe)
     targets = None if target is None else target_rows(target, rows, options.allow_overlap)
     kind, threshold = parse_dedup(options.dedup)
     repeats = duplicates(rows, kind, threshold) if kind else np.full(len(rows), -1, dtype=np.int64)
-    names = tuple(dict.fromkeys(selector.requires))
     others = frozenset(name for name in names if _is_of_others(name, options)) if model is None else frozenset()
     model = None if model is None else with_other_models(model, options.embedder, options.scorer_model)
     log = None if training_log is None else read_trajectories(training_log)
@@ -282,7 +286,10 @@ def choose(
         announce(grading.estimate(part, names))
     if log is None and table is not None and model is not None and "log" in needs_auxiliary(names):
         log = trained_log(rows, table, model, spec, on_bad_row=options.on_bad_row, seed=options.seed, progress=progress)
-    signals = _signals(table, part, place[candidates], options, names, targets, log, grading, others)
+    fitted = None
+    if hashed is not None and targets is not None:
+        fitted = partial(ImportanceRatios, targets.examples(), hashed=hashed, places=candidates)
+    signals = _signals(table, part, place[candidates], options, names, targets, log, grading, others, fitted)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
@@ -464,8 +471,14 @@ def _signals(
     log: Trajectories | None,
     grading: QualitySources,
     others: frozenset[str],
+    fitted: Callable[[Sequence[Pool]], ImportanceRatios] | None,
 ) -> Signals:
-    """What the selector sees of its candidates; ``others`` are signals of an embedder or a scorer model."""
+    """What the selector sees of its candidates.
+
+    Args:
+        others: signals of an embedder or a scorer model.
+        fitted: candidates → ratios of their texts, which were hashed as they were read.
+    """
     scores = None if table is None else table.folder
     apart = [name for name in names if name in others or _is_apart(name) or _is_graded(name, grading, scores)]
     stored = [name for name in names if name not in apart]
@@ -498,6 +511,8 @@ def _signals(
         quality=grading.quality,
         complexity=grading.complexity,
     )
+    if fitted is not None:
+        source.ratios = fitted([pool])
     measured = source(pool, ["embedding" if name == "cluster" else name for name in apart])
     columns = {**signals.columns, **measured.columns}
     if "cluster" in apart:

@@ -96,6 +96,7 @@ class SignalSource:
 
     Attributes:
         frozen: columns looked up by id before anything is computed: a seed's frozen pass, or what was fitted here.
+        ratios: of texts (DSIR), fitted at their first use, or before it; `begin_stage` drops them.
         proxy_passes, evaluation_passes, target_passes: times that the model read the proxy mixture, the evaluation
             items and the target set since `begin_stage`.
     """
@@ -139,7 +140,7 @@ class SignalSource:
         self._directed: dict[str, int] = {}
         """Step at which the directions of each alignment were measured."""
         self._first: tuple[int, str | None] = (0, None)
-        self._ratios: ImportanceRatios | None = None
+        self.ratios: ImportanceRatios | None = None
         self._groups: dict[str, dict[str, int]] = {}
         """Per signal of duplicates, the group of each candidate."""
         self.quality_source = DefaultQuality() if quality is None else quality
@@ -222,7 +223,7 @@ class SignalSource:
         """
         self.step, self._vectors, self._directed = 0, {}, {}
         self.proxy_passes = self.evaluation_passes = self.target_passes = 0
-        self._ratios, self._groups = None, {}
+        self.ratios, self._groups = None, {}
         self._answer_tokens = 0
         self._first = (0, None) if first is None else (len(first), self._content())
 
@@ -420,10 +421,10 @@ class SignalSource:
         return self.candidates()
 
     def text_ratio(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        if self._ratios is None:
+        if self.ratios is None:
             target = self.target_items("dsir_ratio").examples
-            self._ratios = ImportanceRatios(target, self._all_candidates("dsir_ratio"))
-        return self._ratios.of(pool)
+            self.ratios = ImportanceRatios(target, self._all_candidates("dsir_ratio"))
+        return self.ratios.of(pool)
 
     def duplicates(self, pool: Pool, name: str) -> np.ndarray:
         if name not in self._groups:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ _SMALLEST = 1e-8
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 1 << 21
 """Texts that are hashed together, at most so many rows or about so many bytes."""
-_IN_MEMORY = 1 << 26
+_IN_MEMORY = 1 << 24
 """Bytes of hashed n-grams from which they stand in a temporary file."""
 
 NEAR = 0.8
@@ -66,11 +67,12 @@ def _byte_classes() -> np.ndarray:
     return classes
 
 
-_CLASSES = _byte_classes()
+_CLASSES = _byte_classes().tobytes()
 _BASE, _FIRST, _SECOND, _MIX = (
     np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
 )
 """Odd numbers: base of the words' polynomials, factors of both words of a pair, and of the last mixing."""
+_INVERSE = np.uint64(pow(int(_BASE), -1, 2**64))
 
 
 class _Powers:
@@ -80,12 +82,9 @@ class _Powers:
         self._up = self._down = np.ones(1, dtype=np.uint64)
 
     def __call__(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        if len(self._up) < n:
-            inverse = np.uint64(pow(int(_BASE), -1, 2**64))
-            size = 1 << (n - 1).bit_length()
-            self._up, self._down = (
-                np.multiply.accumulate(np.r_[np.uint64(1), np.full(size - 1, factor)]) for factor in (_BASE, inverse)
-            )
+        while len(self._up) < n:  # the next power is that of an array: one of a scalar would warn of the overflow
+            self._up = np.concatenate([self._up, self._up * (self._up[-1:] * _BASE)])
+            self._down = np.concatenate([self._down, self._down * (self._down[-1:] * _INVERSE)])
         return self._up[:n], self._down[:n]
 
 
@@ -102,16 +101,17 @@ def ngram_buckets(texts: Sequence[str]) -> tuple[Int[np.ndarray, " m"], Int[np.n
         Buckets of the words of all texts and, behind them, of the pairs, text after text (uint16); and the number of
         words of each text, which is one more than that of its pairs, or 0.
     """
-    encoded = [text.lower().encode("utf-8", "surrogatepass") + b" " for text in texts]
-    starts = np.cumsum([0, *map(len, encoded)])
-    codes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-    classes = _CLASSES[codes]
-    edges = np.flatnonzero(np.diff(classes, prepend=np.uint8(0)))  # where a run of one class begins
+    encoded = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
+    starts = np.cumsum([1, *(len(text) + 1 for text in encoded)])
+    joined = b" ".join([b"", *encoded, b""])  # white space before every text and behind the last one
+    codes = np.frombuffer(joined, dtype=np.uint8)
+    classes = np.frombuffer(joined.translate(_CLASSES), dtype=np.uint8)
+    edges = np.flatnonzero(classes[1:] != classes[:-1]) + 1  # where a run of one class begins
     of_words = np.flatnonzero(classes[edges])
     begins, ends = edges[of_words], edges[of_words + 1]  # texts end with a space, so every word has an end
     up, down = _powers(len(codes) + 1)
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
-    np.cumsum((codes + np.uint64(1)) * up[: len(codes)], out=sums[1:])
+    np.cumsum(codes * up[: len(codes)], out=sums[1:])
     words = (sums[ends] - sums[begins]) * down[begins]
     words ^= words >> np.uint64(32)
     counts = np.diff(np.searchsorted(begins, starts))
@@ -127,18 +127,53 @@ def _bucket(hashes: np.ndarray) -> np.ndarray:
     return (((mixed >> np.uint64(32)) * np.uint64(BUCKETS)) >> np.uint64(32)).astype(np.uint16)
 
 
-def _hashed(examples: Iterable[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`ngram_buckets` of these examples, batch by batch."""
-    batch: list[str] = []
-    size = 0
-    for text in map(text_of, examples):
-        batch.append(text)
-        size += len(text)
-        if len(batch) == _BATCH_ROWS or size >= _BATCH_BYTES:
-            yield ngram_buckets(batch)
-            batch, size = [], 0
-    if batch:
-        yield ngram_buckets(batch)
+class HashedTexts:
+    """Hashed n-grams of texts, in the order in which they were added; beyond 16 MiB they stand in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - lives as long as this object
+        self._batch: list[str] = []
+        self._size = 0
+        self._words: list[Int[np.ndarray, " n"]] = []
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> HashedTexts:
+        """Hash the texts of these examples."""
+        texts = cls()
+        for example in examples:
+            texts.add(example)
+        return texts
+
+    def add(self, example: Example) -> None:
+        """Hash an example's text.
+
+        Raises:
+            DataError: it carries none. StorageError: the disk is full.
+        """
+        text = text_of(example)
+        self._batch.append(text)
+        self._size += len(text)
+        if len(self._batch) == _BATCH_ROWS or self._size >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._batch:
+            buckets, words = ngram_buckets(self._batch)
+            with storage_errors(Path(tempfile.gettempdir())):
+                self._file.write(buckets.tobytes())
+            self._words.append(words)
+            self._batch, self._size = [], 0
+
+    def batches(self) -> Iterator[tuple[np.ndarray, Int[np.ndarray, " n"]]]:
+        """Yield what `ngram_buckets` returned, batch by batch."""
+        self._flush()
+        self._file.seek(0)
+        for words in self._words:
+            yield np.frombuffer(self._file.read(2 * int(_ngrams(words).sum())), dtype=np.uint16), words
+
+    def close(self) -> None:
+        """Delete the temporary file."""
+        self._file.close()
 
 
 class ImportanceRatios:
@@ -151,28 +186,43 @@ class ImportanceRatios:
     Args:
         target: examples of the target set.
         candidates: pools of all candidates. Their texts are read once.
+        hashed: texts of which the candidates are a part, where they were hashed already; closed afterwards.
+        places: which of these texts are the candidates, in their order.
     """
 
-    def __init__(self, target: Iterable[Example], candidates: Sequence[Pool]) -> None:
-        target_counts = np.zeros(BUCKETS, dtype=np.int64)
-        for buckets, _ in _hashed(target):
-            target_counts += np.bincount(buckets, minlength=BUCKETS)
-        raw_counts = np.zeros(BUCKETS, dtype=np.int64)
-        counts: list[np.ndarray] = []
-        with storage_errors(Path(tempfile.gettempdir())), closing(tempfile.SpooledTemporaryFile(_IN_MEMORY)) as file:
-            for pool in candidates:
-                for buckets, words in _hashed(pool.examples):
-                    raw_counts += np.bincount(buckets, minlength=BUCKETS)
-                    counts.append(words)
-                    file.write(buckets.tobytes())
-            self._log_ratio = _log_share(target_counts) - _log_share(raw_counts)
-            file.seek(0)
-            ratios = [
-                self._sums(np.frombuffer(file.read(2 * int(_ngrams(part).sum())), np.uint16), part) for part in counts
-            ]
-        self._ratios, self._counts = np.concatenate(ratios), _ngrams(np.concatenate(counts))
+    def __init__(
+        self,
+        target: Iterable[Example],
+        candidates: Sequence[Pool],
+        hashed: HashedTexts | None = None,
+        places: Int[np.ndarray, " n"] | None = None,
+    ) -> None:
+        if hashed is None:
+            hashed = HashedTexts.of(chain.from_iterable(pool.examples for pool in candidates))
+        with closing(hashed):
+            self._fit(HashedTexts.of(target), hashed, places)
         self._pools = list(candidates)
         self._starts = np.cumsum([0, *map(len, candidates)])
+
+    def _fit(self, target: HashedTexts, hashed: HashedTexts, places: Int[np.ndarray, " n"] | None) -> None:
+        target_counts, raw_counts = np.zeros(BUCKETS, dtype=np.int64), np.zeros(BUCKETS, dtype=np.int64)
+        with closing(target):
+            for buckets, _ in target.batches():
+                target_counts += np.bincount(buckets, minlength=BUCKETS)
+        counts, start = [], 0
+        for buckets, words in hashed.batches():
+            if places is not None:
+                chosen = np.zeros(len(words), dtype=bool)
+                chosen[places[(places >= start) & (places < start + len(words))] - start] = True
+                buckets = buckets[chosen[_owners(words)]]
+            raw_counts += np.bincount(buckets, minlength=BUCKETS)
+            counts.append(_ngrams(words))
+            start += len(words)
+        self._log_ratio = _log_share(target_counts) - _log_share(raw_counts)
+        ratios = [self._sums(*batch) for batch in hashed.batches()]
+        self._ratios, self._counts = np.concatenate(ratios), np.concatenate(counts)
+        if places is not None:
+            self._ratios, self._counts = self._ratios[places], self._counts[places]
 
     def of(self, pool: Pool) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Return ratio (nats) and number of n-grams of each example; a text without any has 0 and 0."""
@@ -182,21 +232,26 @@ class ImportanceRatios:
                 rows = start + np.arange(len(pool))
                 break
             places = (candidates.index.get(sample_id, -1) for sample_id in pool.ids)
-            found = np.fromiter(places, dtype=np.int64, count=len(pool))
-            rows = np.where((rows < 0) & (found >= 0), start + found, rows)
+            matches = np.fromiter(places, dtype=np.int64, count=len(pool))
+            rows = np.where((rows < 0) & (matches >= 0), start + matches, rows)
         ratios, counts = self._ratios[rows], self._counts[rows]
         others = np.flatnonzero(rows < 0)
         if len(others):
-            parts = list(_hashed(pool.examples[row] for row in others.tolist()))
-            ratios[others] = np.concatenate([self._sums(*part) for part in parts])
-            counts[others] = _ngrams(np.concatenate([words for _, words in parts]))
+            with closing(HashedTexts.of(pool.examples[row] for row in others.tolist())) as hashed:
+                parts = [(self._sums(*batch), _ngrams(batch[1])) for batch in hashed.batches()]
+            ratios[others] = np.concatenate([part for part, _ in parts])
+            counts[others] = np.concatenate([part for _, part in parts])
         return ratios, counts
 
     def _sums(self, buckets: np.ndarray, words: np.ndarray) -> Float[np.ndarray, " n"]:
         """Sum of the log ratios of each text's n-grams, as `ngram_buckets` gives them."""
-        rows = np.arange(len(words))
-        owners = np.concatenate([np.repeat(rows, words), np.repeat(rows, np.maximum(words - 1, 0))])
-        return np.bincount(owners, self._log_ratio[buckets], minlength=len(words))
+        return np.bincount(_owners(words), self._log_ratio[buckets], minlength=len(words))
+
+
+def _owners(words: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+    """Text of every n-gram, in the order of `ngram_buckets`."""
+    rows = np.arange(len(words))
+    return np.concatenate([np.repeat(rows, words), np.repeat(rows, np.maximum(words - 1, 0))])
 
 
 def _ngrams(words: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
