@@ -333,8 +333,8 @@ def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> N
     """`longgame select` by each method, from a file to a file, in forward passes over the same rows.
 
     12 rows of the data are the target set; grades and complexity are columns of made-up numbers; the scorer model is
-    `tiny`. Trainings beside the selection (warm-up, reference model, training log) are part of the time. Times are those
-    of the processor, so that other work on the machine hardly changes them.
+    `tiny`. Trainings beside the selection (warm-up, reference model, training log) are part of the time. Times are
+    those of the processor, so that other work on the machine hardly changes them.
     """
     import longgame
     from longgame.selection.base import SELECTORS
