@@ -189,6 +189,26 @@ def test_a_trainer_selects_by_scores_of_a_folder(tmp_path: Path) -> None:
     assert losses[choice.picked_ids[0]] == max(losses.values())
 
 
+def test_rho_trains_online_beside_a_reference_model(tmp_path: Path) -> None:
+    loaded = load_model(ModelSpec(name="tiny", max_length=8))
+    rows = [
+        {"prompt": row["prompt"], "completion": row["response"], "sample_id": f"s{n}"} for n, row in enumerate(ROWS)
+    ]
+    trainer = longgame.SelectionSFTTrainer(
+        loaded.model,
+        SFTConfig(output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, report_to=[], bf16=False),
+        train_dataset=Dataset.from_list(rows[:12]),
+        processing_class=loaded.tokenizer,
+        selection={"selector": "rho", "budget": 0.5, "reference_model": "tiny-1", "keep_signals": True},
+    )
+    trainer.train()
+    decision = trainer.selection_policy.rounds[0]
+    terms = decision.selection.scores
+    np.testing.assert_allclose(terms["score"], terms["loss"] - terms["reference_loss"], atol=1e-5)
+    assert (terms["reference_loss"] > 0).all()
+    assert np.ptp(terms["reference_loss"]) > 0
+
+
 def test_a_log_is_trained_where_none_is_given(data: Path, tmp_path: Path, monkeypatch) -> None:
     options = SelectOptions(selector="cartography:epochs=2", budget="20%")
     with pytest.raises(RecipeError, match=r"--training-log.*--model"):

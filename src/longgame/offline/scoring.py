@@ -597,7 +597,19 @@ def score_into(
             )
             continue
         if name == "reference_loss" and options.reference is not None:
-            _loss_of_reference(path / places[name], rows, ScoreFolder(path), options, on_shard)
+            from longgame.signals.scorer_model import ReferenceModel
+
+            reference = ReferenceModel(
+                options.reference, device=options.device, trust_remote_code=options.trust_remote_code
+            )
+            stream_signals(
+                reference.measured,
+                tokenized.shards(),
+                [name],
+                path / places[name],
+                fingerprint=reference.model.fingerprint(),
+                on_shard=on_shard,
+            )
             continue
         job = job or _auxiliary_job(path, rows, scorer, fingerprint, tokenized, seed, on_shard)
         if targets is not None:
@@ -679,37 +691,6 @@ def _auxiliary_job(
         taken=taken,
         dtype=scorer.options.store_dtype,
         progress=on_shard,
-    )
-
-
-def _loss_of_reference(
-    path: Path, rows: DataRows, scores: ScoreFolder, options: ModelOptions, on_shard: Callable[[int], None] | None
-) -> None:
-    """Write ``reference_loss``: NLL of the responses under another model, by response token of the model that scores.
-
-    Raises:
-        ModelError: the reference cannot be loaded. DataError: its template refuses a row, or its context is too short.
-    """
-    other = LoadedScorer.load(
-        dataclasses.replace(
-            options, name=options.reference or "", adapter=None, max_length=None, chat_template=None, pad_token=None
-        )
-    )
-    engine = other.source(0, None).engine
-    counts = dict(zip(scores.ids, scores.counts()[1].tolist(), strict=True))
-    usable = np.asarray([row for row, sample_id in enumerate(rows.ids) if sample_id in counts], dtype=np.int64)
-
-    def measure(pool: Pool, _names: Sequence[str]) -> dict[str, np.ndarray]:
-        tokens = np.asarray([counts[sample_id] for sample_id in pool.ids])
-        return {"reference_loss": engine(pool, ["loss"])["loss"] * pool.response_tokens / tokens}
-
-    stream_signals(
-        measure,
-        TokenizedRows(rows.take(usable), other.tokenizer, other.max_length).shards(),
-        ["reference_loss"],
-        path,
-        fingerprint=other.fingerprint(),
-        on_shard=on_shard,
     )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from longgame.data.examples import Pool
 from longgame.data.tokenize import Encoded, encode_each, pool_of_encoded, truncated
-from longgame.errors import DataError
+from longgame.errors import DataError, RecipeError
 from longgame.models.adaptation import adaptation_of
 from longgame.models.device import device_of
 from longgame.models.load import load_model
@@ -121,3 +122,35 @@ class ScorerModel:
         """Content of all that its signals depend on, the texts left out."""
         settings = {"max_length": self.max_length, "too_long": "truncate", "seed": 0}
         return signal_fingerprint(self._model, tokenizer=self.tokenizer, settings=settings)
+
+
+class ReferenceModel:
+    """``reference_loss`` under another model: its NLL of the response, by response token of the model that trains.
+
+    With one tokenizer for both this is the mean NLL itself. Each example is measured once.
+
+    Args:
+        name, device, trust_remote_code: as of `ScorerModel`.
+    """
+
+    def __init__(self, name: str, *, device: str = "cpu", trust_remote_code: bool = False) -> None:
+        self.model = ScorerModel(name, device=device, trust_remote_code=trust_remote_code)
+        self._losses: dict[str, float] = {}
+
+    def __call__(self, pool: Pool, name: str) -> Float[np.ndarray, " n"]:
+        """Return the column of the signal ``name``.
+
+        Raises:
+            RecipeError: it is another signal than ``reference_loss``. DataError, ModelError: as `ScorerModel`.
+        """
+        if name != "reference_loss":
+            raise RecipeError(f"a reference model gives no {name}. Use the selector in longgame select or in an audit.")
+        part = pool.take([row for row, sample_id in enumerate(pool.ids) if sample_id not in self._losses])
+        if len(part):
+            total = self.model(part, ["scorer_loss"])["scorer_loss"] * self.model.tokenized(part).response_tokens
+            self._losses.update(zip(part.ids, (total / part.response_tokens).tolist(), strict=True))
+        return np.asarray([self._losses[sample_id] for sample_id in pool.ids], dtype=np.float32)
+
+    def measured(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the columns of these signals, as an engine does."""
+        return {name: self(pool, name) for name in names}

@@ -456,7 +456,8 @@ class SignalSource:
         if self.auxiliary is None:
             raise RecipeError(
                 f"'{name}' comes from a training beside this one, which an audit and longgame select do. Use the "
-                "selector there, or score the data and pass signals=ScoreFolder(…), of longgame.offline.scoring."
+                "selector there, or score the data and pass signals=ScoreFolder(…), of longgame.offline.scoring. A "
+                "reference model is named by SelectionConfig(reference_model=…)."
             )
         return self.auxiliary(pool, name)
 

@@ -30,7 +30,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "rounds": (Integral | str, "'step' or a whole number from 1 on"),
     **dict.fromkeys(("candidate_ratio", "epochs", "seed", "proxy_refresh_steps", "clusters"), _WHOLE),
     "embedder": (str, "model, sentence-transformers:NAME or model2vec:NAME"),
-    "scorer_model": (str, "the name or directory of a model"),
+    **dict.fromkeys(("scorer_model", "reference_model"), (str, "the name or directory of a model")),
     "trajectories": (str | PathLike, "the path of a training log"),
     **dict.fromkeys(("repeat", "keep_signals", "log_statistics", "training_log"), _TRUTH),
 }
@@ -90,6 +90,8 @@ class SelectionConfig:
     scorer_model: str | None = None
     """Another model, with its own tokenizer, that measures candidates for selectors that ask it (`superfiltering`,
     `svp`): a hub id or a directory."""
+    reference_model: str | None = None
+    """A model of held-out data, with its own tokenizer, for `rho`: a hub id or a directory."""
     trajectories: str | PathLike[str] | None = None
     """Training log of the candidates, for selectors that read one: a checkpoint or output directory of a training with
     ``training_log=True``, or a .parquet, .csv or .jsonl file with sample_id, epoch, loss and token_accuracy."""

@@ -40,7 +40,7 @@ from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.gradients import AdamPreconditioner
-from longgame.signals.scorer_model import ScorerModel
+from longgame.signals.scorer_model import ReferenceModel, ScorerModel
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
 from longgame.training.candidates import (
@@ -417,6 +417,7 @@ class SelectionMixin(_Base):
                 proxy=None if proxy is None else lambda: proxy,
                 target=lambda: proxy,
                 scorer=self._selection_scorer(),
+                auxiliary=self._selection_reference(),
                 embedder=encoder_of(self.selection.embedder, str(self.model.device)),
                 log=None if self.selection.trajectories is None else read_trajectories(self.selection.trajectories),
                 preconditioner=self._selection_preconditioner,
@@ -436,6 +437,11 @@ class SelectionMixin(_Base):
         """The scorer model; None where none is named."""
         name = self.selection.scorer_model
         return None if name is None else ScorerModel(name, device=str(self.model.device), seed=self._selection_seed())
+
+    def _selection_reference(self) -> ReferenceModel | None:
+        """The reference model; None where none is named."""
+        name = self.selection.reference_model
+        return None if name is None else ReferenceModel(name, device=str(self.model.device))
 
     def _selection_preconditioner(self) -> AdamPreconditioner | None:
         """Adam's moments as they are now; None before its first step, or where another optimizer trains."""
