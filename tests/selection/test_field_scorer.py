@@ -34,7 +34,10 @@ def test_svp_picks_as_the_inner_selector_under_the_scorer(world, inner):
     assert world([1] * 8, names, **columns).picks(selector, 4) == world([1] * 8, names, **renamed).picks(wrapped, 4)
 
 
-@pytest.mark.parametrize("inner", ["lhas", "cluster", {"name": "gradient", "mode": "similarity"}, "svp"])
+@pytest.mark.parametrize(
+    "inner",
+    ["lhas", "cluster", {"name": "gradient", "mode": "similarity"}, "svp", "cartography", "s2l", None, -1, ["loss"], ""],
+)
 def test_svp_refuses_what_a_scorer_cannot_give(inner):
     if inner == "svp":
         assert SVPSelector({"name": "svp", "inner": "random"}).requires == ()

@@ -325,6 +325,8 @@ def build_selector(
     """
     if isinstance(selector, Mapping):
         selector, parameters = _named(selector, parameters)
+    if not isinstance(selector, str | type):
+        raise RecipeError(f"selector is {selector!r}. Give a name such as loss, or a mapping with 'name'.")
     values = parameters or {}
     if isinstance(selector, type):
         name = selector.__name__

@@ -47,8 +47,8 @@ class SVPSelector(Selector):
         plain = "loss" if name == "base_loss" else name  # a scorer model is frozen, and its own base
         if SCORER + plain in SIGNALS:
             return SCORER + plain
-        if name in SIGNALS and SIGNALS[name].of_no_model:
-            return name
+        if name in SIGNALS and SIGNALS[name].of_no_model and "log" not in SIGNALS[name].needs:
+            return name  # a log is of a training of the model, not of the scorer model
         given = ", ".join(signal.removeprefix(SCORER) for signal in SIGNALS if signal.startswith(SCORER))
         kind = "context vector" if name in CONTEXT else "signal"
         raise RecipeError(
