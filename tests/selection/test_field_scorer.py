@@ -36,7 +36,11 @@ def test_svp_picks_as_the_inner_selector_under_the_scorer(world, inner):
 
 @pytest.mark.parametrize(
     "inner",
-    ["lhas", "cluster", {"name": "gradient", "mode": "similarity"}, "svp", "cartography", "s2l", None, -1, ["loss"], ""],
+    [
+        *("lhas", "cluster", "svp", "cartography", "s2l", None, -1, ""),
+        {"name": "gradient", "mode": "similarity"},
+        ["loss"],
+    ],
 )
 def test_svp_refuses_what_a_scorer_cannot_give(inner):
     if inner == "svp":
