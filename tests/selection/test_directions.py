@@ -16,6 +16,30 @@ def matrix(n: int, d: int, decay: float, seed: int) -> np.ndarray:
     return rng.standard_normal((n, d)) * decay ** np.arange(d)
 
 
+def decomposed(gradients: np.ndarray, rows: int) -> np.ndarray:
+    """BᵀB by singular values of the full buffer, as the paper has it."""
+    buffer: list[np.ndarray] = []
+    for gradient in gradients:
+        if len(buffer) == 2 * rows:
+            _, values, axes = np.linalg.svd(np.stack(buffer), full_matrices=False)
+            squares = np.append(values, np.zeros(rows + 1))[: 2 * rows] ** 2
+            lengths = np.sqrt(np.maximum(squares[:rows] - squares[rows], 0))[: len(axes)]
+            buffer = [length * axis for length, axis in zip(lengths, axes, strict=False) if length > 1e-7 * values[0]]
+        buffer.append(gradient)
+    return np.stack(buffer).T @ np.stack(buffer)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-150, 1e150])
+@pytest.mark.parametrize(("d", "rank"), [(40, 40), (12, 2), (3, 3)])
+def test_the_gram_matrix_gives_what_singular_values_give(d: int, rank: int, scale: float) -> None:
+    rng = np.random.default_rng(1)
+    gradients = scale * rng.standard_normal((70, rank)) @ rng.standard_normal((rank, d))
+    sketch = FrequentDirections(4)
+    sketch.update(gradients)
+    expected = decomposed(gradients / scale, 4)
+    np.testing.assert_allclose(sketch.matrix.T / scale @ sketch.matrix / scale, expected, atol=1e-11 * expected.max())
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 120),

@@ -260,7 +260,7 @@ def test_long_responses_keep_the_nuclear_norm(adapted):
 
 def test_chunks_of_the_vocabulary_projection_change_nothing(adapted, pool, monkeypatch):
     complete = engine(adapted)(pool, ALL)
-    monkeypatch.setattr("longgame.models.head.LOGIT_ENTRIES", 3 * VOCABULARY)
+    monkeypatch.setattr("longgame.models.device._CPU_LOGITS", 3 * VOCABULARY)
     chunked = engine(adapted)(pool, ALL)
     for name in ALL:
         assert relative(chunked[name], complete[name]) < 1e-6, name

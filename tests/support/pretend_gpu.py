@@ -56,7 +56,6 @@ WAITS = {
     aten.equal.default,
     aten.is_nonzero.default,
     aten._linalg_eigh.default,
-    aten.linalg_cholesky_ex.default,
     aten._unique2.default,
     aten.repeat_interleave.Tensor,
     aten._linalg_check_errors.default,

@@ -59,17 +59,29 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["full", "LoRA", "VeRA", "prompt", "prefix"])
-def test_bf16_trains_and_scores_as_float32(tmp_path, tokenizer, kind):
-    runs = []
+def test_bf16_scores_in_the_precision_that_it_trains_in(tmp_path, tokenizer, kind):
+    runs, kinds = [], []
     for bf16 in (False, True):
         model = make_model(lora=False)
+        layer = model.model.layers[0].mlp.up_proj
         if kind != "full":
             model = peft.get_peft_model(model, ADAPTERS[kind])
+        dtypes = {True: set(), False: set()}
+        layer.register_forward_hook(lambda module, _, output, dtypes=dtypes: dtypes[module.training].add(output.dtype))
         args = {"bf16": bf16, "max_steps": 3}
-        runs.append(trained(tmp_path, tokenizer, model=model, keep_signals=True, args=args))
-    signals = [run.selection_policy.rounds[0].signals["loss"] for run in runs]
-    np.testing.assert_array_equal(*signals)
-    assert picks(runs[0])[0] == picks(runs[1])[0]
+        selector = "loss" if kind in ("prompt", "prefix", "VeRA") else "gradient"
+        options = {"selector": selector, "keep_signals": True, "args": args}
+        runs.append(trained(tmp_path, tokenizer, model=model, **options))
+        kinds.append(dtypes)
+    columns = [list(run.selection_policy.rounds[0].signals.columns.values()) for run in runs]
+    for plain, halved in zip(*columns, strict=True):
+        np.testing.assert_allclose(halved, plain, rtol=2e-2, atol=2e-2 * np.abs(plain).max())
+        assert halved.dtype == np.float32
+    assert kinds[0] == {True: {torch.float32}, False: {torch.float32}}
+    assert kinds[1] == {
+        True: {torch.bfloat16},
+        False: {torch.bfloat16, torch.float32},
+    }
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers trains in fp16 on a GPU only")

@@ -384,7 +384,7 @@ def _decode(model: nn.Module, prefixes: list[_Prefix], stop_ids: frozenset[int])
             use_cache=True,
         ).logits[:, -1]
         top, best = logits.max(dim=-1)
-        failed, chosen = torch.isnan(top).cpu().numpy(), best.cpu().numpy()
+        failed, chosen = torch.stack([torch.isnan(top).long(), best]).cpu().numpy()
         for line in np.flatnonzero(alive):
             row = int(row_of[line])
             if failed[line]:

@@ -1,4 +1,4 @@
-"""What depends on the device: which ones there are, how many models fit, attention kernels, sizes of chunks.
+"""What depends on the device: which ones there are, attention kernels, sizes of chunks, copies to and from it.
 
 The sizes were measured on CPUs, where they stay as they are. A GPU is given larger pieces, by its memory.
 """
@@ -6,9 +6,13 @@ The sizes were measured on CPUs, where they stay as they are. A GPU is given lar
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from longgame.errors import ModelError, RecipeError
 
@@ -87,6 +91,32 @@ def visible_gpus(device: torch.device, count: int | None = None) -> tuple[str, .
         there_are = f"there are {len(gpus)}" if gpus else f"the audit runs on the {device.type}"
         raise RecipeError(f"--gpus is {count}, but {there_are}. Lower it, or leave it out.")
     return tuple(gpus[:count])
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Copy tensors to the host, those of an accelerator in one piece: the host waits for every copy of its own."""
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
+    far = {name: tensor.resolve_conj() for name, tensor in tensors.items() if name not in arrays}
+    if not far:
+        return arrays
+    real = {name: torch.view_as_real(part) if part.is_complex() else part for name, part in far.items()}
+    packed = torch.cat([part.flatten().view(torch.uint8) for part in real.values()]).cpu().numpy()
+    start = 0
+    for name, part in real.items():
+        piece = packed[start : start + part.nbytes].copy()  # aligned
+        start += part.nbytes
+        kind = torch.empty(0, dtype=far[name].dtype).numpy().dtype
+        arrays[name] = piece.view(kind).reshape(far[name].shape)
+    return arrays
+
+
+def to_device(arrays: Sequence[Int[np.ndarray, ...]], device: torch.device) -> list[Int[Tensor, ...]]:
+    """Copy int64 arrays to a device in one piece."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
+    parts = packed.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def device_bytes(device: torch.device) -> int:

@@ -22,9 +22,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from longgame.errors import ModelError
+from longgame.models.device import logit_entries
 
-LOGIT_ENTRIES = 1 << 22
-"""Logits that exist at one time in `LogitHead.tokens`."""
 _REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of bitsandbytes' Linear4bit: whether it may repack its weights for inference."""
 
@@ -159,7 +158,7 @@ def float32_product(head: nn.Linear, hidden: Float[Tensor, "... d"]) -> Float[Te
     weight, bias = head.weight, head.bias
     if weight.dtype == torch.float32:
         return head(hidden).float()
-    rows = max(1, LOGIT_ENTRIES // weight.shape[1])
+    rows = max(1, logit_entries(weight.device) // weight.shape[1])
     wide = hidden.float()
     logits = torch.cat([wide @ part.float().T for part in weight.split(rows)], dim=-1)
     return logits if bias is None else logits.add_(bias.float())
@@ -216,7 +215,11 @@ def response_logits(model: nn.Module, index: Int[Tensor, " k"], **inputs: Any) -
 
 
 def response_loss(
-    model: nn.Module, inputs: Mapping[str, Tensor], items: Tensor | int, weights: Float[Tensor, "b n"] | None = None
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    items: Tensor | int,
+    weights: Float[Tensor, "b n"] | None = None,
+    places: Int[Tensor, "k 2"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of response NLL in a micro-batch over ``items``, the labelled tokens of the whole step (nats/token).
 
@@ -227,9 +230,10 @@ def response_loss(
         inputs: what the model takes, with ``labels`` [b, n] that are −100 where no loss is taken.
         items: labelled tokens.
         weights: of each token of ``labels``; None: 1.
+        places: `labeled_places` of the labels, where they were read on the host: a GPU would make it wait.
     """
     labels = inputs["labels"]
-    rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    rows, columns = (labeled_places(labels) if places is None else places.to(labels.device)).T
     others = {name: value for name, value in inputs.items() if name != "labels"}
     logits = response_logits(model, rows * labels.shape[1] + columns, **others, use_cache=False)
     targets = labels[rows, columns + 1]
@@ -237,6 +241,11 @@ def response_loss(
         return functional.cross_entropy(logits.float(), targets, reduction="sum") / items
     nll = functional.cross_entropy(logits.float(), targets, reduction="none")
     return (weights[rows, columns + 1] * nll).sum() / items
+
+
+def labeled_places(labels: Int[Tensor, "b n"]) -> Int[Tensor, "k 2"]:
+    """Row and column of each position whose next token is labeled."""
+    return (labels[:, 1:] != -100).nonzero()
 
 
 def has_other_loss(model: nn.Module) -> bool:
@@ -354,7 +363,7 @@ class LogitHead:
         hits: bool = False,
         errors: Callable[[slice, Float[Tensor, "c V"]], None] | None = None,
     ) -> TokenOutcomes:
-        """Measure response tokens under these hidden states, in chunks of `LOGIT_ENTRIES` logits.
+        """Measure response tokens under these hidden states, in chunks of `logit_entries` logits.
 
         Args:
             target: the tokens.
@@ -367,7 +376,7 @@ class LogitHead:
         error = torch.empty_like(nll) if el2n else None
         top = torch.empty_like(nll) if hits else None
         gradient = None if weight is None else torch.empty_like(hidden)
-        chunk = max(1, LOGIT_ENTRIES // len(vocabulary))
+        chunk = max(1, logit_entries(vocabulary.device) // len(vocabulary))
         for start in range(0, len(target), chunk):
             part = slice(start, start + chunk)
             logits, at = self.logits(hidden[part]), target[part, None]
@@ -384,7 +393,7 @@ class LogitHead:
             if error is None and gradient is None and errors is None:
                 continue
             miss = logits.div_(mass)
-            miss.scatter_add_(1, at, miss.new_full(at.shape, -1.0))  # softmax − one-hot
+            miss.scatter_(1, at, miss.gather(1, at) - 1)  # softmax − one-hot; scatter_add_ has no fixed order on a GPU
             if error is not None:
                 error[part] = torch.linalg.vector_norm(miss, dim=1)
             if errors is not None:

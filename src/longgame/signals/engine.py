@@ -9,6 +9,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, unknown
 from longgame.limits import is_out_of_memory
+from longgame.models.device import to_device, to_host
 from longgame.models.head import (
     LogitHead,
     decoder_of,
@@ -77,6 +79,10 @@ class Batch:
     """Row in the batch of each response position."""
     position: Int[Tensor, " m"]
     """Token position whose hidden state predicts the response token (the one before it)."""
+    tokens: Int[Tensor, " b"]
+    """``lengths`` on the device."""
+    predicted: Int[Tensor, " b"]
+    """``counts`` on the device."""
     rank: Int[Tensor, " m"]
     """0, 1, 2 … within the response."""
     target: Int[Tensor, " m"]
@@ -155,8 +161,8 @@ def collate(pool: Pool, rows: Int[np.ndarray, " b"], pad: int, device: torch.dev
     example = np.repeat(np.arange(len(rows)), counts)
     rank = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     position = np.concatenate(predicted) - 1
-    columns = (ids, example, position, rank, ids[example, position + 1])
-    return Batch(rows, lengths, counts, *(torch.from_numpy(column).to(device) for column in columns))
+    columns = (ids, example, position, lengths, counts, rank, ids[example, position + 1])
+    return Batch(rows, lengths, counts, *to_device(columns, device))
 
 
 class SignalEngine:
@@ -182,6 +188,8 @@ class SignalEngine:
     All signals share one batched forward pass, and gradient signals one backward pass over activations. The vocabulary
     projection runs on response positions only, in chunks. In full fine-tuning the gradient is that of the decoder's
     trainable linear weights, without embeddings, output head, norms and biases.
+
+    Under bfloat16 autocast the model's layers compute in it, and all behind the last hidden state in float32.
 
     Modes, gradients, ``requires_grad`` and hooks of the model are restored; no global generator is used.
 
@@ -229,6 +237,10 @@ class SignalEngine:
         self._logits = PositionLogits(self._head, logit_sketch_shape, seed)
         self._sketch = GradientSketch(sketch_dim, seed)
         self._logits_checked = False
+        self._layers_in: torch.dtype | None = None
+        """Dtype of the layers' products where the caller has autocast on; None: that of the weights."""
+        self._fitting: dict[bool, int] = {}
+        """Tokens that fit into memory, with and without gradients, once a batch did not."""
         self._directions: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -258,10 +270,10 @@ class SignalEngine:
                     "Use a smaller sketch_dim, or a larger LoRA rank."
                 )
         columns = {name: np.zeros((len(pool), *self._shape(name)), dtype=np.float32) for name in dict.fromkeys(names)}
-        fused = plain_layers(modules)
-        with evaluating(modules.values()):
+        with evaluating(modules.values()), self._autocast_for_layers():
+            fused = plain_layers(modules) if self._layers_in is None else {}
             self._logits.refresh()
-            work = functools.partial(self._batch, pool=pool, names=frozenset(names), targets=targets, fused=fused)
+            work = functools.partial(self._batch, names=frozenset(names), targets=targets, fused=fused)
             for rows, values in self._batches(pool, targets is not None, work):
                 for name, part in values.items():
                     check_finite(name, part, [pool.ids[row] for row in rows])
@@ -302,13 +314,13 @@ class SignalEngine:
                 hidden = self._hidden(batch)
             slope = torch.zeros_like(hidden)
             scale = loss_scale(batch.counts, hidden)  # of no matter: gradients are brought to unit length
-            self._forward_signals(batch, pool, frozenset(), hidden.detach(), slope, scale)
+            self._forward_signals(batch, frozenset(), hidden.detach(), slope, scale)
             torch.autograd.grad(hidden, record.inputs, slope)
             for weight, value in part.total().items():  # last, as a batch that does not fit is taken again in halves
                 total[weight] = total[weight] + value if weight in total else value
             return {}
 
-        with evaluating(modules.values()):
+        with evaluating(modules.values()), self._autocast_for_layers():
             for _ in self._batches(pool, True, work):
                 pass
         if preconditioner is not None:
@@ -353,6 +365,7 @@ class SignalEngine:
         """(rows, what ``work`` gives) batch by batch; a batch that does not fit into memory is halved."""
         device = self._head.module.weight.device
         limit = self.max_batch_tokens or self._default_batch_tokens(gradients, device)
+        limit = min(limit, self._fitting.get(gradients, limit))
         waiting = deque(plan(pool, limit))
         while waiting:
             rows = waiting.popleft()
@@ -382,7 +395,8 @@ class SignalEngine:
             if values is not None:
                 yield rows, values
                 continue
-            limit = max(1, padded_tokens(pool, rows) // 2)  # outside the handler, whose traceback holds the activations
+            # outside the handler, whose traceback holds the activations
+            self._fitting[gradients] = limit = max(1, padded_tokens(pool, rows) // 2)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             _log.warning("out of memory on a batch of %d tokens; continuing with at most %d", 2 * limit, limit)
@@ -394,11 +408,11 @@ class SignalEngine:
         return gradient_tokens(self._decoder, self._head.module.in_features, device)
 
     def _batch(
-        self, batch: Batch, pool: Pool, names: frozenset[str], targets: GradientTargets | None, fused: Layers
+        self, batch: Batch, names: frozenset[str], targets: GradientTargets | None, fused: Layers
     ) -> Mapping[str, np.ndarray]:
         if targets is None:
             with fused_lora(fused), torch.no_grad():
-                return self._forward_signals(batch, pool, names, self._hidden(batch), None)
+                return _on_host(self._forward_signals(batch, names, self._hidden(batch), None), batch, self._outer)
         gradients = BatchGradients(
             len(batch.rows),
             self._sketch if "grad_sketch" in names else None,
@@ -418,34 +432,58 @@ class SignalEngine:
             raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")
         slope = torch.zeros_like(hidden)
         scale = loss_scale(batch.counts, hidden)
-        values = self._forward_signals(batch, pool, names, hidden.detach(), slope, scale)
+        values = self._forward_signals(batch, names, hidden.detach(), slope, scale)
         gradients.backward(hidden, record.inputs, slope, scale)
-        return values | gradients.signals()
+        return _on_host(values | gradients.signals(), batch, self._outer)
+
+    @contextmanager
+    def _autocast_for_layers(self) -> Iterator[None]:
+        """Inside, bfloat16 autocast of the caller is on in the model's layers (`_hidden`), and off behind them.
+
+        Logits, sums and sketches stay in float32: in 16 bits up to 6 % of positions have another argmax. Float16 would
+        lose the gradients of single examples, so under its autocast all is float32.
+        """
+        kind = self._head.module.weight.device.type
+        if not torch.is_autocast_enabled(kind):
+            yield
+            return
+        dtype = torch.get_autocast_dtype(kind)
+        self._layers_in = None if dtype == torch.float16 else dtype
+        try:
+            with torch.autocast(kind, enabled=False):
+                yield
+        finally:
+            self._layers_in = None
 
     def _hidden(self, batch: Batch) -> Float[Tensor, "b T d"]:
-        return last_hidden(self._model, batch.input_ids)
+        if self._layers_in is None:
+            return last_hidden(self._model, batch.input_ids)
+        with torch.autocast(batch.input_ids.device.type, self._layers_in):
+            return last_hidden(self._model, batch.input_ids).to(self._head.module.weight.dtype)
 
     def _forward_signals(
         self,
         batch: Batch,
-        pool: Pool,
         names: frozenset[str],
         hidden: Float[Tensor, "b T d"],
         slope: Float[Tensor, "b T d"] | None,
         scale: Float[Tensor, " b"] | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Signals of the last hidden state; fills ``slope`` with scale · ∂(mean NLL)/∂hidden per example."""
-        values: dict[str, np.ndarray] = {}
+    ) -> dict[str, Tensor]:
+        """What `_on_host` makes signals of the last hidden state from.
+
+        Fills ``slope`` with scale · ∂(mean NLL)/∂hidden per example.
+        """
+        values: dict[str, Tensor] = {}
         states = hidden[batch.example, batch.position]
         if names & {"loss", "token_accuracy", "el2n", ERRORS} or slope is not None:
             weight = None
             if slope is not None:
-                weight = torch.from_numpy(1.0 / batch.counts).to(hidden.device, torch.float32)[batch.example]
+                weight = (1.0 / batch.predicted.float())[batch.example]
                 weight = weight if scale is None else weight * scale[batch.example]
-            spectra: list[np.ndarray] = []
+            spectra: list[Tensor] = []
 
             def keep(part: slice, errors: Tensor) -> None:
-                spectra.append(self._outer.spectrum(errors, states[part]).cpu().numpy())
+                spectra.append(self._outer.spectrum(errors, states[part]))
 
             tokens = self._head.tokens(
                 states,
@@ -456,50 +494,45 @@ class SignalEngine:
                 errors=keep if ERRORS in names else None,
             )
             if spectra:
-                sums = np.add.reduceat(np.concatenate(spectra), batch.starts)
-                values[ERRORS] = self._outer.sketch(sums / batch.counts[:, None])
+                values[ERRORS] = torch.cat(spectra)
             if "loss" in names:
-                values["loss"] = _means(tokens.nll, batch)
+                values["loss"] = tokens.nll
             if tokens.hits is not None:
-                values["token_accuracy"] = _means(tokens.hits, batch)
+                values["token_accuracy"] = tokens.hits
             if tokens.error is not None:
-                values["el2n"] = _means(tokens.error, batch)
+                values["el2n"] = tokens.error
             if slope is not None and tokens.slope is not None:
                 slope[batch.example, batch.position] = tokens.slope
-        lengths = torch.from_numpy(batch.lengths).to(hidden.device)[:, None]
+        lengths = batch.tokens[:, None]
         inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths
         if names & {*LOGITS}:
             masked = hidden.masked_fill(~inside[..., None], 0)
-            values |= self._logit_signals(batch, pool, names, LOGITS, masked, inside.float())
+            values |= self._logit_signals(names, LOGITS, masked, inside.float())
         if names & {*RESPONSE_LOGITS}:
             padded = hidden.new_zeros(len(batch.rows), int(batch.counts.max()), hidden.shape[2])
             valid = padded.new_zeros(padded.shape[:2], dtype=torch.float32)
             padded[batch.example, batch.rank] = states
             valid[batch.example, batch.rank] = 1
-            values |= self._logit_signals(batch, pool, names, RESPONSE_LOGITS, padded, valid)
+            values |= self._logit_signals(names, RESPONSE_LOGITS, padded, valid)
         if "embedding" in names:
             total = hidden.float().masked_fill(~inside[..., None], 0).sum(1)
-            values["embedding"] = (total / lengths).cpu().numpy()
+            values["embedding"] = total / lengths
         return values
 
     def _logit_signals(
         self,
-        batch: Batch,
-        pool: Pool,
         names: frozenset[str],
         kinds: tuple[str, str],
         hidden: Float[Tensor, "b N d"],
         valid: Float[Tensor, "b N"],
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Tensor]:
         """Those of the two signals ``kinds`` (nuclear norm, sketch) that are in ``names``."""
         values = {}
         nuclear_norm, sketch = kinds
         if sketch in names:
-            values[sketch] = self._logits.sketches(hidden, valid).cpu().numpy()
+            values[sketch] = self._logits.sketches(hidden, valid)
         if nuclear_norm in names:
-            # eigvalsh raises on NaN without naming the example
-            check_finite(nuclear_norm, hidden.flatten(1).float().cpu().numpy(), [pool.ids[row] for row in batch.rows])
-            values[nuclear_norm] = self._logits.nuclear_norms(hidden, valid).cpu().numpy()
+            values[nuclear_norm] = self._logits.nuclear_norms(hidden, valid)
         return values
 
     @torch.no_grad()
@@ -534,6 +567,16 @@ def gradient_tokens(decoder: nn.Module, hidden: int, device: torch.device) -> in
     return min(MAX_BATCH_TOKENS, max(512, _CPU_BYTES // token_bytes))
 
 
-def _means(values: Float[Tensor, " m"], batch: Batch) -> Float[np.ndarray, " b"]:
-    """Mean over each example's response positions, summed in float64."""
-    return np.add.reduceat(values.double().cpu().numpy(), batch.starts) / batch.counts
+_BY_TOKEN = ("loss", "token_accuracy", "el2n", ERRORS)
+"""Signals that are means over response positions."""
+
+
+def _on_host(values: Mapping[str, Tensor], batch: Batch, outer: OuterSketch) -> dict[str, np.ndarray]:
+    """Signals of each example; those of `_BY_TOKEN` come as a row per response position, and are summed in float64."""
+    arrays = to_host(values)
+    for name in {*_BY_TOKEN} & arrays.keys():
+        if name == ERRORS:
+            arrays[name] = outer.sketch(np.add.reduceat(arrays[name], batch.starts) / batch.counts[:, None])
+        else:
+            arrays[name] = np.add.reduceat(arrays[name].astype(np.float64), batch.starts) / batch.counts
+    return arrays

@@ -399,13 +399,13 @@ class BatchGradients:
         """‖g‖₂ of each example, float64."""
         return self._square.double().sqrt()
 
-    def signals(self) -> dict[str, Float[np.ndarray, "b ..."]]:
+    def signals(self) -> dict[str, Float[Tensor, "b ..."]]:
         """‖g‖₂, the sketch of g, the sketch of Adam's step and the alignments, those that were asked for."""
-        norms = {"grad_norm": self.lengths.cpu().numpy()} if self._gives_norm else {}
-        sketches = {"grad_sketch": self._vector.cpu().numpy()} if self._sketch is not None else {}
-        steps = {"adam_grad_sketch": self._step.cpu().numpy()} if self._preconditioned is not None else {}
+        norms = {"grad_norm": self.lengths} if self._gives_norm else {}
+        sketches = {"grad_sketch": self._vector} if self._sketch is not None else {}
+        steps = {"adam_grad_sketch": self._step} if self._preconditioned is not None else {}
         lengths = self.lengths.clamp_min(1e-30)[:, None]
-        aligned = {signal: (products.double() / lengths).cpu().numpy() for signal, products in self._products.items()}
+        aligned = {signal: products.double() / lengths for signal, products in self._products.items()}
         return norms | sketches | steps | aligned
 
     def _vectors_of(self, name: str) -> list[tuple[str, Float[Tensor, "h n"]]]:

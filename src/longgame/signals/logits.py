@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 import torch
@@ -10,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longgame.errors import PluginError
-from longgame.models.head import LOGIT_ENTRIES, LogitHead
+from longgame.models.device import logit_entries
+from longgame.models.head import LogitHead
 from longgame.signals.projection import signs
 
 _STREAM_ROWS = 256
@@ -57,7 +59,7 @@ class PositionLogits:
 
     @torch.no_grad()
     def nuclear_norms(self, hidden: Float[Tensor, "b N d"], valid: Float[Tensor, "b N"]) -> Float[Tensor, " b"]:
-        """Return ‖L‖_* of each example, float64 (FORMULAS: logit_nuclear_norm).
+        """Return ‖L‖_* of each example, float64 (FORMULAS: logit_nuclear_norm); NaN where a hidden state is not finite.
 
         The singular values of H Wᵀ are those of H K; they are the roots of the eigenvalues of the smaller Gram matrix
         of H K, in float64 because a Gram matrix squares the condition number.
@@ -71,12 +73,12 @@ class PositionLogits:
             for _, logits in self._logit_chunks(hidden, valid):
                 wide = logits.double()
                 gram += wide @ wide.mT
-            return torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().sum(1)
+            return _nuclear(gram)
         if self._root is None:
             self._root = self._gram_root()
         reduced = _double(self._extended(hidden, valid)) @ self._root
         gram = reduced.mT @ reduced if reduced.shape[1] > reduced.shape[2] else reduced @ reduced.mT
-        return torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().sum(1) * abs(self._head.scale)
+        return _nuclear(gram) * abs(self._head.scale)
 
     @torch.no_grad()
     def sketches(self, hidden: Float[Tensor, "b N d"], valid: Float[Tensor, "b N"]) -> Float[Tensor, "b k"]:
@@ -88,7 +90,7 @@ class PositionLogits:
         Args:
             hidden, valid: as for `nuclear_norms`.
         """
-        left = self._left_signs(valid.shape[1]).to(hidden.device)
+        left = self._left_signs(valid.shape[1], hidden.device)
         if self._head.cap is not None:
             total = hidden.new_zeros(len(hidden), *self._shape, dtype=torch.float32)
             for start, logits in self._logit_chunks(hidden, valid):
@@ -108,9 +110,10 @@ class PositionLogits:
             return hidden
         return torch.cat([hidden, valid[..., None].to(hidden.dtype)], dim=2)
 
-    def _weight_chunks(self, entries: int = LOGIT_ENTRIES) -> Iterator[tuple[int, Float[Tensor, "v e"]]]:
+    def _weight_chunks(self, entries: int | None = None) -> Iterator[tuple[int, Float[Tensor, "v e"]]]:
         """(first vocabulary entry, rows of [W, b]); chunks are whole sign streams."""
         weight, bias = self._head.module.weight.detach(), self._head.module.bias
+        entries = logit_entries(weight.device) if entries is None else entries
         size = max(1, entries // (weight.shape[1] + 1) // _STREAM_ROWS) * _STREAM_ROWS
         for start in range(0, len(weight), size):
             rows = weight[start : start + size]
@@ -123,22 +126,31 @@ class PositionLogits:
     ) -> Iterator[tuple[int, Float[Tensor, "b N v"]]]:
         """(first vocabulary entry, true logits of a slice of the vocabulary, zero past an example's end)."""
         states = self._extended(hidden, valid)
-        entries = LOGIT_ENTRIES // valid.numel() * (states.shape[2] + 1)
+        entries = logit_entries(hidden.device) // valid.numel() * (states.shape[2] + 1)
         for start, weight in self._weight_chunks(entries):
             yield start, self._head.finish((states @ weight.T).float()) * valid[..., None]
 
     def _gram_root(self) -> Float[Tensor, "e e"]:
-        """K with K Kᵀ = Σ_v w_v w_vᵀ, float64, by eigenvalues (the Gram matrix may be singular)."""
+        """K with K Kᵀ = Σ_v w_v w_vᵀ, float64, by eigenvalues (the Gram matrix may be singular).
+
+        Eigenvectors of 4,096 × 4,096 take a GPU seconds, at every step where the head trains. There K is a Cholesky
+        factor, unless the matrix is singular.
+        """
         gram = reduce(torch.add, (_double(rows).T @ _double(rows) for _, rows in self._weight_chunks()))
+        if gram.device.type != "cpu":
+            factor, failed = torch.linalg.cholesky_ex(gram)
+            if not int(failed):
+                return factor
         values, vectors = torch.linalg.eigh(gram)
         return vectors * values.clamp_min(0).sqrt()
 
-    def _left_signs(self, positions: int) -> Float[Tensor, "N rows"]:
+    def _left_signs(self, positions: int, device: torch.device) -> Float[Tensor, "N rows"]:
         """R₁ᵀ: the row of a position does not depend on how long any example is."""
+        self._left = self._left.to(device)
         while len(self._left) < positions:
             block = len(self._left) // _STREAM_ROWS
             fresh = signs(self._seed, "logit-rows", block, shape=(_STREAM_ROWS, self._shape[0]))
-            self._left = torch.cat([self._left, fresh / self._shape[0] ** 0.5])
+            self._left = torch.cat([self._left, (fresh / self._shape[0] ** 0.5).to(device)])
         return self._left[:positions]
 
     def _right_signs(self, start: int, count: int) -> Float[Tensor, "v columns"]:
@@ -147,6 +159,27 @@ class PositionLogits:
         shape = (_STREAM_ROWS, self._shape[1])
         drawn = torch.cat([signs(self._seed, "logit-columns", block, shape=shape) for block in blocks])
         return drawn[:count] / self._shape[1] ** 0.5
+
+
+_BATCHED = 32
+"""Sides up to which a GPU finds the eigenvalues of many matrices at once; larger ones it takes one by one."""
+
+
+def _nuclear(gram: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:
+    """Σ √λ of each Gram matrix; NaN where it is not finite, for which LAPACK would raise and name no example.
+
+    Large matrices of a GPU are copied to the host, where one of 256 × 256 takes a core 8 ms.
+    """
+    moves = gram.device.type != "cpu" and gram.shape[1] > _BATCHED
+    gram = gram.cpu() if moves else gram
+    broken = ~gram.isfinite().flatten(1).all(1)
+    safe = gram.masked_fill(broken[:, None, None], 0)
+    if moves:
+        with ThreadPoolExecutor(max_workers=max(1, min(len(safe), torch.get_num_threads()))) as threads:
+            values = torch.stack(list(threads.map(torch.linalg.eigvalsh, safe)))
+    else:
+        values = torch.linalg.eigvalsh(safe)
+    return values.clamp_min_(0).sqrt_().sum(1).masked_fill_(broken, torch.nan)
 
 
 def _double(tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:

@@ -11,6 +11,7 @@ The tables depend on (seed, name, length, dim) alone and are integers, so every 
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 
 import numpy as np
@@ -19,13 +20,14 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from longgame.errors import PluginError
+from longgame.models.device import table_bytes
 from longgame.models.lora import canonical_name
 from longgame.seeding import generator, stream_seed
 
 _BLOCK = 1 << 18
 """Entries that share one permutation; longer vectors are sketched block by block."""
-_STORED = 1 << 25
-"""Table entries stored between calls (8 bytes each); further tables are drawn again when needed."""
+_ENTRY_BYTES = 8
+"""Bytes of a table's entry: its index and its sign."""
 
 
 def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, ...]:
@@ -47,7 +49,8 @@ class CountSketch:
         self.dim = int(dim)
         self.seed = int(seed)
         self._tables: dict[tuple[str, int, int, torch.device], tuple[Tensor, Tensor]] = {}
-        self._stored = 0
+        self._stored: Counter[torch.device] = Counter()
+        """Bytes of tables on each device; those beyond `table_bytes` are drawn again when needed."""
 
     def project(self, name: str, rows: Float[Tensor, "b n"]) -> Float[Tensor, "b dim"]:
         """Sketch each row of a batch of vectors that all belong to the part called ``name``."""
@@ -91,9 +94,9 @@ class CountSketch:
         spare = entry >= length
         entry[spare], sign[spare] = 0, 0.0
         table = (torch.from_numpy(entry.astype(np.int32)).to(device), torch.from_numpy(sign).to(device))
-        if self._stored + slots <= _STORED:
+        if self._stored[device] + slots * _ENTRY_BYTES <= table_bytes(device):
             self._tables[key] = table
-            self._stored += slots
+            self._stored[device] += slots * _ENTRY_BYTES
         return table
 
 
@@ -121,7 +124,7 @@ class OuterSketch:
         return np.fft.irfft(spectrum, n=self.dim).astype(np.float32)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # of the stage and of its probe; at 8B each holds 335 MB of tables
 def _shared(dim: int, seed: int) -> CountSketch:
     return CountSketch(dim, seed)
 
@@ -140,13 +143,19 @@ class UpdateSketch:
 
     def __init__(self, dim: int = 512, seed: int = 0) -> None:
         self._sketch = _shared(int(dim), int(seed))
-        self._total = np.zeros(self._sketch.dim, dtype=np.float64)
+        self._total: Tensor | None = None
 
     def add(self, name: str, tensor: Float[Tensor, ...]) -> None:
         """Add the part called ``name`` (any shape; flattened row by row). Adding twice sums."""
         row = tensor.detach().to(torch.float32).reshape(1, -1)
-        self._total += self._sketch.project(name, row)[0].double().cpu().numpy()
+        part = self._sketch.project(name, row)[0]
+        part = part.cpu().double() if part.device.type == "mps" else part.double()
+        self._total = part if self._total is None else self._total + part
+
+    def tensor(self) -> Float[Tensor, " dim"]:
+        """Return the sketch of everything added so far, float32, on the device of what was added."""
+        return torch.zeros(self._sketch.dim) if self._total is None else self._total.float()
 
     def vector(self) -> Float[np.ndarray, " dim"]:
-        """Return the sketch of everything added so far, float32, in the units of what was added."""
-        return self._total.astype(np.float32)
+        """Return `tensor` on the host, in the units of what was added."""
+        return self.tensor().cpu().numpy()

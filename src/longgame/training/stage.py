@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from longgame.data.examples import Pool
 from longgame.errors import BudgetError, ModelError, NumericalError
 from longgame.limits import MEMORY_FIXES, is_out_of_memory
-from longgame.models.head import evaluating, has_other_loss, response_loss
+from longgame.models.head import evaluating, has_other_loss, labeled_places, response_loss
 from longgame.recipe import MOST, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import ComputeSignals, SelectionPolicy
@@ -173,6 +173,8 @@ class StageTrainer(SelectionMixin, Trainer):
         self.spec, self.where = spec, where
         self.course = course
         self.losses = np.zeros(spec.steps)
+        self._step_losses: list[Tensor] = []
+        self._places: Tensor | None = None
         self._pad = pad_token_id
         on_cpu = next(model.parameters()).device.type == "cpu"
         self._most_tokens = spec.micro_tokens or (MOST if on_cpu else MAX_BATCH_TOKENS)
@@ -256,24 +258,32 @@ class StageTrainer(SelectionMixin, Trainer):
         """Mean response NLL; the head runs on response positions only where that gives the model's own logits."""
         if return_outputs or has_other_loss(model):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return response_loss(model, inputs, num_items_in_batch, self._selection_take_weights(inputs["labels"].device))
+        weights = self._selection_take_weights(inputs["labels"].device)
+        return response_loss(model, inputs, num_items_in_batch, weights, self._places)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         parts = split_batch(inputs, self._most_tokens)
-        losses = [super(StageTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
+        losses = []
+        for part in parts:
+            self._places = labeled_places(part["labels"])
+            losses.append(super().training_step(model, part, num_items_in_batch))
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        value = float(loss)
-        if not math.isfinite(value):
-            self._stop("loss", value)
-        self.losses[self.state.global_step] += value
+        self._step_losses.append(loss.detach())
         return loss
 
     def _clip_grad_norm(self, _model: Any) -> torch.Tensor:
         if self.course is None:
             self.gradients.record()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            self._stop("gradient norm", float(norm))
+        # the one time in a step that the host waits for a GPU
+        *losses, length = torch.stack([*self._step_losses, norm.to(self._step_losses[0].dtype)]).cpu().tolist()
+        self._step_losses.clear()
+        for loss in losses:
+            if not math.isfinite(loss):
+                self._stop("loss", loss)
+            self.losses[self.state.global_step] += loss
+        if not math.isfinite(length):
+            self._stop("gradient norm", length)
         return norm
 
     def floating_point_ops(self, _inputs: Any) -> int:
@@ -414,7 +424,7 @@ class GradientRecorder:
             sketch = UpdateSketch(SKETCH_DIM, self._seed)
             for name, part in parts:
                 sketch.add(name, part.reshape(-1).float())
-            self._gradients[self._count] = torch.as_tensor(sketch.vector())
+            self._gradients[self._count] = sketch.tensor()
         self._count += 1
 
     def gram(self) -> Float[np.ndarray, "steps steps"]:

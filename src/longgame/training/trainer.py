@@ -429,7 +429,7 @@ class SelectionMixin(_Base):
         if isinstance(source, SignalSource):
             source.begin_stage()
             if self.state.global_step == 0:  # a resumed training finds the base's signals in its checkpoint
-                with evaluating(self.model.modules()):
+                with evaluating(self.model.modules()), self.accelerator.autocast():
                     source.prepare(self.selection_policy.required)
         return source
 
@@ -459,7 +459,7 @@ class SelectionMixin(_Base):
         source = self.selection_signals or self._selection_begin_signals()
         if isinstance(source, SignalSource):
             source.step = int(self.state.global_step)
-        with evaluating(self.model.modules()):
+        with evaluating(self.model.modules()), self.accelerator.autocast():  # scored as it is trained
             return source(pool, names)
 
     # Set-up
