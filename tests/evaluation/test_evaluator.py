@@ -14,12 +14,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from longgame.data.examples import Example, Task
-from longgame.data.tokenize import encode
+from longgame.data.tokenize import encode, encode_all
 from longgame.errors import DataError, NumericalError, PluginError
 from longgame.evaluation import evaluator
 from longgame.evaluation.answers import matches
 from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.evaluator import Evaluator
+from longgame.models.load import load_model
+from longgame.recipe import ModelSpec
 from support import slow_scoring
 
 
@@ -333,3 +335,19 @@ def test_custom_scorer_is_range_checked_and_named(model, tokenizer, tmp_path) ->
     where = rf"failed in score\(\) of task 't', item {item.sample_id}: ZeroDivisionError"
     with pytest.raises(PluginError, match=where):
         scores(model, tokenizer, [Task("t", (item,), scorers=(f"{file}:Length(divisor=0)",), max_new_tokens=10)])
+
+
+def test_answers_are_those_of_greedy_generate_whatever_the_gold_response():
+    loaded = load_model(ModelSpec(name="tiny"))
+    examples = [Example.make(f"What is {n} + {n}?", "x" * (n + 1)) for n in range(5)]
+    evaluator = Evaluator(loaded.model, loaded.tokenizer, pad_token_id=loaded.pad_token_id)
+    expected = []
+    for example in examples:
+        prompt = encode_all([example], loaded.tokenizer)[0].prompt_ids
+        ids = torch.tensor([prompt.tolist()])
+        with torch.no_grad():
+            new = loaded.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=loaded.pad_token_id)
+        expected.append(loaded.tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip())
+    assert evaluator.answers(examples, 12) == expected
+    assert evaluator.answers([], 12) == []
+    assert evaluator.answers([Example.make("word " * 5000, "x")], 12) == [""]

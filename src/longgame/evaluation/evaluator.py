@@ -101,6 +101,8 @@ class Evaluator:
         Raises:
             DataError, ModelError: as `longgame.data.tokenize.encode_all`. NumericalError: as `score`.
         """
+        if not examples:  # batch_decode([]) decodes one empty sequence
+            return []
         rows: list[Row | None] = []
         for example, item in zip(examples, encode_all(examples, self.tokenizer), strict=True):
             room = self.max_positions - len(item.prompt_ids)

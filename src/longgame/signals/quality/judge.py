@@ -700,7 +700,7 @@ def read_grade(text: str, high: float) -> float | None:
     Read are a JSON object with ``grade``, else lines like ``Grade: 4.5`` that agree, else a number that has the first
     line for itself and is the only one of its kind. A number may be followed by ``/`` and the top of the scale.
     """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.S | re.I).strip()[-_LONGEST_REPLY:]
+    text = text.rpartition("</think>")[2].strip()[-_LONGEST_REPLY:]
     if values := list(_objects(text)):
         return values[-1]
     pairs = _NAMED.findall(text)
