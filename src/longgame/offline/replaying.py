@@ -143,7 +143,7 @@ class _EarlierRows:
         stages = tuple(DataRows(open_source(data), rules, options.on_bad_row) for data in given.stages)
         counted = [_counted(rows, given.model, options, tokens and unit != "rows") for rows in stages]
         pools = [
-            dataclasses.replace(rows.counted(prompt, response), budget_of=unit)  # type: ignore[arg-type]
+            rows.counted(prompt, response, unit)  # type: ignore[arg-type]
             for rows, (prompt, response, _) in zip(stages, counted, strict=True)
         ]
         ids = tuple(name for rows in stages for name in rows.ids)

@@ -21,6 +21,7 @@ from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import RowSource, bad_rows
 from longgame.errors import DataError, unknown
+from longgame.recipe import BudgetOf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,10 +221,15 @@ class DataRows:
         """Return all rows as a pool that counts characters, for selectors that need no model."""
         return self.counted(self.prompt_length, self.response_length)
 
-    def counted(self, prompt: Int[np.ndarray, " n"], response: Int[np.ndarray, " n"]) -> Pool:
+    def counted(
+        self,
+        prompt: Int[np.ndarray, " n"],
+        response: Int[np.ndarray, " n"],
+        budget_of: BudgetOf | Literal["rows"] = "tokens",
+    ) -> Pool:
         """Return all rows as a pool with these counts; its examples are read where they are looked at."""
         examples = ExamplesOnDisk(self.ids, self.examples, _IN_MEMORY)
-        return Pool(examples, (np.zeros(0, dtype=np.int64),) * len(self), prompt, response)
+        return Pool(examples, (np.zeros(0, dtype=np.int64),) * len(self), prompt, response, budget_of=budget_of)
 
     def take(self, rows: Int[np.ndarray, " k"]) -> DataRows:
         """Return these rising rows as data rows of the same source."""

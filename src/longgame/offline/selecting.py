@@ -276,8 +276,9 @@ def choose(
         prompt, response = (np.where(place >= 0, column[place], 0) for column in table.counts())
     part = rows if len(candidates) == len(rows) else rows.take(candidates)
     unit = "rows" if budget.of == "rows" else options.budget_of
-    pool = dataclasses.replace(part.counted(prompt[candidates], response[candidates]), budget_of=unit)
-    asked = budget.units(dataclasses.replace(rows.counted(prompt, response), budget_of=unit).costs[place >= 0])
+    pool = part.counted(prompt[candidates], response[candidates], unit)
+    usable = pool if part is rows else rows.counted(prompt, response, unit)
+    asked = budget.units(usable.costs[place >= 0])
     again: tuple[ReplayedRows, ...] = ()
     if given is not None:
         asked, again = replayed_rows(given, rules, options, unit, asked, part, table is not None)
@@ -289,7 +290,7 @@ def choose(
     fitted = None
     if hashed is not None and targets is not None:
         fitted = partial(ImportanceRatios, targets.examples(), hashed=hashed, places=candidates)
-    signals = _signals(table, part, place[candidates], options, names, targets, log, grading, others, fitted)
+    signals = _signals(table, part, pool, place[candidates], options, names, targets, log, grading, others, fitted)
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
@@ -464,6 +465,7 @@ def _bad_entries(folder: Path) -> list[dict[str, Any]]:
 def _signals(
     table: ScoreFolder | None,
     part: DataRows,
+    pool: Pool,
     rows: Int[np.ndarray, " m"],
     options: SelectOptions,
     names: Sequence[str],
@@ -476,13 +478,13 @@ def _signals(
     """What the selector sees of its candidates.
 
     Args:
+        part: the candidates; ``pool`` holds them with their counts.
         others: signals of an embedder or a scorer model.
         fitted: candidates → ratios of their texts, which were hashed as they were read.
     """
     scores = None if table is None else table.folder
     apart = [name for name in names if name in others or _is_apart(name) or _is_graded(name, grading, scores)]
     stored = [name for name in names if name not in apart]
-    pool = part.pool()
     if table is not None:
         if "quality" in stored and "quality" not in table.names:
             raise RecipeError(f"'{table.folder}' lacks quality. Score it, too.")

@@ -214,7 +214,7 @@ class ImportanceRatios:
             if places is not None:
                 chosen = np.zeros(len(words), dtype=bool)
                 chosen[places[(places >= start) & (places < start + len(words))] - start] = True
-                buckets = buckets[chosen[_owners(words)]]
+                buckets = buckets if chosen.all() else buckets[chosen[_owners(words)]]
             raw_counts += np.bincount(buckets, minlength=BUCKETS)
             counts.append(_ngrams(words))
             start += len(words)
