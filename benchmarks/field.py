@@ -32,6 +32,7 @@ from benchmarks.selection import mixture
 from benchmarks.signals import plain_sides
 from benchmarks.workload import Workload, real
 from longgame.data.sources import open_source
+from longgame.errors import LonggameError
 from longgame.offline.rows import DataRows, TokenizedRows
 from longgame.offline.scoring import LoadedScorer, ModelOptions
 from longgame.seeding import generator
@@ -284,7 +285,6 @@ def online(report: Report, model: str, data_dir: Path | None, quick: bool) -> No
     from peft import LoraConfig
     from trl import SFTConfig
 
-    from longgame.errors import LonggameError
     from longgame.models.load import load_model
     from longgame.recipe import ModelSpec
     from longgame.selection.base import SELECTORS
@@ -329,7 +329,7 @@ def online(report: Report, model: str, data_dir: Path | None, quick: bool) -> No
                 trainer.model.unload()
 
 
-def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> None:
+def offline(report: Report, model: str, data_dir: Path | None, quick: bool, file: Path | None) -> None:
     """`longgame select` by each method, from a file to a file, in forward passes over the same rows.
 
     12 rows of the data are the target set; grades and complexity are columns of made-up numbers; the scorer model is
@@ -339,7 +339,7 @@ def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> N
     import longgame
     from longgame.selection.base import SELECTORS
 
-    count = 12 if quick else 32
+    count = 24 if quick else 48
     rows = [{"prompt": row["prompt"][:300], "response": row["response"][:200]} for row in rows_of(data_dir, count + 12)]
     rng = generator(0, "bench", "grades")
     for row in rows:
@@ -378,13 +378,19 @@ def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> N
             if "scorer model" in needs:
                 extra["scorer_model"] = "tiny"
             start = time.process_time()
-            longgame.select(data, selector=selector, out=folder / f"{selector}.jsonl", **settings, **extra)
+            try:
+                longgame.select(data, selector=selector, out=folder / f"{selector}.jsonl", **settings, **extra)
+            except LonggameError as error:
+                report.add(rows=[{"task": "offline", "selector": selector, "refused": str(error)}])
+                print(f"offline {selector}: refused: {error}", flush=True)
+                continue
             seconds = time.process_time() - start
             passes = max(0.0, seconds - loading) / forward
             picks = sum(1 for _ in (folder / f"{selector}.jsonl").open())
             report.add(
                 rows=[{"task": "offline", "selector": selector, "seconds": seconds, "passes": passes, "picks": picks}]
             )
+            report.save(file)
             print(f"offline {selector}: {passes:.1f} forward passes, {picks} rows", flush=True)
         report.add(rows=[{"task": "offline", "rows": count, "forward_seconds": forward, "loading_seconds": loading}])
 
@@ -392,8 +398,10 @@ def offline(report: Report, model: str, data_dir: Path | None, quick: bool) -> N
 PARTS = ("ifd", "greats", "semdedup", "badge", "dsir", "less", "offline", "online")
 
 
-def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool) -> None:
-    """The named parts."""
+def run(
+    report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool, file: Path | None
+) -> None:
+    """The named parts; what is measured so far is kept in the file."""
     if {"ifd", "greats"} & {*only}:
         work = real(40 if quick else 136, dtype="float32", data_dir=data_dir, model=model)
         if "ifd" in only:
@@ -409,7 +417,7 @@ def run(report: Report, only: tuple[str, ...], model: str, data_dir: Path | None
     if "less" in only:
         less(report, data_dir, quick)
     if "offline" in only:
-        offline(report, model, data_dir, quick)
+        offline(report, model, data_dir, quick, file)
     if "online" in only:
         online(report, model, data_dir, quick)
 
@@ -424,7 +432,7 @@ def main() -> None:
     options = parser.parse_args()
     report = Report("field", measure_machine())
     print(report.machine)
-    run(report, tuple(options.only), options.model, options.data_dir, options.quick)
+    run(report, tuple(options.only), options.model, options.data_dir, options.quick, options.json)
     sys.exit(0 if report.finish(options.json) else 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longgame.audit.execute import run_audit
+from longgame.audit.learner import learner_kind
 from longgame.errors import LonggameError
 from longgame.quadratic.learner import LIVE
 from longgame.selection.base import SELECTORS, build_selector
@@ -44,8 +45,12 @@ def test_every_selector_spends_the_same_tokens_in_an_audit(tmp_path, rounds) -> 
     assert not display.failures
     spent = audit.results[(audit.results.kind == "cost") & (audit.results.name == "selected_tokens")]
     assert set(spent.trial) == {f"{name}-s0" for name in HERE}
-    spread = spent.groupby("stage").value.agg(lambda column: (column.max() - column.min()) / column.max())
-    assert (spread < 0.05).all()
+    stages = learner_kind(plan).sequence(plan, 0).stages
+    for number, tokens in spent.groupby("stage").value:
+        pool = stages[int(number) - 1].pool
+        budget = round(plan.budget * int(pool.costs.sum()))
+        assert tokens.max() <= budget
+        assert tokens.min() > budget - pool.costs.max()  # what is left would not hold a long candidate
 
 
 def test_ifd_in_the_quadratic_world_is_refused_by_name(tmp_path) -> None:
