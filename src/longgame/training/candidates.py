@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,15 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
     """Return a feature's token ids and labels without padding (``attention_mask`` 0); no labels means all tokens.
 
     Raises:
-        DataError: there are no ``input_ids``, or the columns differ in length.
+        DataError: there are no ``input_ids``, the columns differ in length, or they hold no whole numbers.
     """
     if "input_ids" not in feature:
         raise DataError(
             f"a candidate has the columns {sorted(feature)} and no 'input_ids'. Tokenize the dataset before training "
             "(SFTTrainer does), and leave image or audio datasets to a trainer without selection."
         )
-    ids = np.asarray(feature["input_ids"], dtype=np.int64)
-    labels = np.asarray(feature["labels"] if "labels" in feature else _labels_of_masks(feature, ids), dtype=np.int64)
+    ids = _whole_numbers(feature, "input_ids")
+    labels = _whole_numbers(feature, "labels") if "labels" in feature else _labels_of_masks(feature, ids)
     mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=bool)
     if ids.ndim != 1 or labels.shape != ids.shape or mask.shape != ids.shape:
         raise DataError(
@@ -57,6 +58,15 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
             f"{labels.shape} and {mask.shape}; they must be equally long lists."
         )
     return ids[mask], labels[mask]
+
+
+def _whole_numbers(feature: Mapping[str, Any], name: str) -> Int[np.ndarray, " n"]:
+    try:
+        return np.asarray(feature[name], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"candidate {feature.get(ID, '')} has {name} that are no whole numbers ({error}). Tokenize the dataset."
+        ) from error
 
 
 def _labels_of_masks(feature: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
@@ -79,7 +89,8 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
         decode: token ids to text, for selectors that read it; without it the examples carry no text.
 
     Raises:
-        DataError: a feature has no token with a loss, an id repeats, or a weight is not finite and above 0.
+        DataError: a feature has no token with a loss, an id repeats, a weight is not finite and above 0, a quality is
+            not in [0, 1], or a skill is no text.
     """
     examples, inputs, prompt, masks = [], [], [], []
     for feature in features:
@@ -93,14 +104,13 @@ def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] 
                 f"candidate {sample_id} has no token to learn (all labels are -100). Drop it, or raise max_length if "
                 "its response was cut off."
             )
-        quality = feature.get("quality")
         examples.append(
             Example(
                 sample_id=sample_id,
                 prompt=decode(ids[~labeled]) if decode else "",
                 response=decode(ids[labeled]) if decode else "",
-                skill=feature.get("skill"),
-                quality=None if quality is None else float(quality),
+                skill=_skill(feature),
+                quality=_quality(feature),
             )
         )
         inputs.append(ids)
@@ -118,11 +128,30 @@ def _is_weighted(features: Sequence[Mapping[str, Any]]) -> bool:
     return any(feature.get(WEIGHT) is not None for feature in features)
 
 
+def _skill(feature: Mapping[str, Any]) -> str | None:
+    value = feature.get("skill")
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"candidate {feature[ID]} has the skill {value!r}, which is no text. Write names of skills.")
+    return value
+
+
+def _quality(feature: Mapping[str, Any]) -> float | None:
+    value = feature.get("quality")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise DataError(
+            f"candidate {feature[ID]} has the quality {value!r}, which is no number from 0 to 1. Map the column to "
+            "this range, or remove it."
+        )
+    return float(value)
+
+
 def _weight(feature: Mapping[str, Any]) -> float:
     value = feature.get(WEIGHT)
     if value is None:
         return 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise DataError(
             f"candidate {feature[ID]} has the {WEIGHT} {value!r}, which is no finite number above 0. Correct it, or "
             "remove the column for equal weights."
