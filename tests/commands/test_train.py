@@ -265,10 +265,10 @@ def test_an_unusable_weight_names_its_row(tmp_path, tokenizer, weight):
         tokenized(path, tokenizer, "turns")
 
 
-def test_several_processes_are_refused_before_loading(tmp_path, sums, monkeypatch):
+def test_gpus_in_one_process_are_refused_before_loading(tmp_path, sums, monkeypatch):
     parsed = _read(configuration(tmp_path, sums, model_name_or_path="./nowhere"), [])
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
-    with pytest.raises(RecipeError, match="several processes"):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(RecipeError, match="2 GPUs in one process"):
         build_trainer(*parsed)
 
 

@@ -504,3 +504,14 @@ def test_a_model_that_is_no_causal_lm_is_refused():
 def test_a_size_below_one_is_refused(adapted, options):
     with pytest.raises(PluginError, match="at least 1"):
         engine(adapted, **options)
+
+
+@pytest.mark.parametrize("names", [["grad_sketch"], ["grad_norm", "loss"]])
+def test_gradients_of_a_model_on_two_devices_are_refused(names):
+    model = with_lora(llama())
+    signals = engine(model)
+    model.get_input_embeddings().to("meta")
+    with pytest.raises(
+        ModelError, match=r"gradient signals need the model on one device, .* on cpu, meta \(device_map"
+    ):
+        signals(random_pool(3), names)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from longgame.errors import BudgetError, ModelError, NumericalError
+from longgame.errors import BudgetError, ModelError, NumericalError, RecipeError
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.base import Reserve, build_selector
@@ -417,3 +417,9 @@ def test_a_stage_leaves_the_temporary_directory_empty(tmp_path, monkeypatch):
     stage(make_model(), make_pool(), on_step=lambda info: looks.append(list(tmp_path.iterdir())))
     assert looks
     assert [paths for paths in [*looks, list(tmp_path.iterdir())] if paths] == []
+
+
+def test_a_trial_in_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(stages.TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(RecipeError, match="a trial of an audit trains in one process, and there are 2"):
+        stage(make_model(), make_pool())

@@ -374,10 +374,33 @@ def test_unsupported_setups_are_refused_before_training(tmp_path, tokenizer, opt
         make_trainer(tmp_path, tokenizer, **options)
 
 
-def test_several_processes_are_refused(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
-    with pytest.raises(RecipeError, match="several processes"):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("is_fsdp_enabled", True, "FSDP: it divides the weights"),
+        ("is_deepspeed_enabled", True, "DeepSpeed: it keeps gradients and weights out"),
+        ("get_tp_size", lambda: 2, "tensor, context or sequence parallelism: it divides"),
+        ("get_cp_size", lambda: 2, "tensor, context or sequence parallelism: it divides"),
+        ("get_sp_size", lambda: 2, "tensor, context or sequence parallelism: it divides"),
+    ],
+)
+def test_divided_models_are_refused_with_the_reason(tmp_path, tokenizer, name, value, message):
+    trainer = make_trainer(tmp_path, tokenizer)
+    setattr(trainer, name, value)
+    with pytest.raises(RecipeError, match=message):
+        trainer._refuse_selection()
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(RecipeError, match=r"2 GPUs in one process .*torchrun --nproc_per_node 2"):
         make_trainer(tmp_path, tokenizer)
+
+
+def test_processes_that_weigh_by_their_own_tokens_are_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(RecipeError, match="average_tokens_across_devices is False"):
+        make_trainer(tmp_path, tokenizer, args={"average_tokens_across_devices": False})
 
 
 def test_a_policy_brings_its_own_history(tmp_path, tokenizer):

@@ -61,6 +61,8 @@ def train(
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(arguments.output_dir)
     trainer.save_selection(arguments.output_dir)
+    if not trainer.is_world_process_zero():
+        return
     write_card(trainer, data.dataset_name)
     if arguments.push_to_hub:
         trainer.push_to_hub(dataset_name=data.dataset_name)
@@ -119,10 +121,10 @@ def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, s
     from longgame.models.load import load_tokenizer, model_place
     from longgame.training.config import SelectionConfig
     from longgame.training.sft import SelectionSFTTrainer
-    from longgame.training.trainer import refuse_several_processes
+    from longgame.training.trainer import refuse_parallel
 
     chosen = SelectionConfig.of(_as_fields(selection))
-    refuse_several_processes(arguments)
+    refuse_parallel(arguments)
     if model.model_name_or_path is None:
         raise RecipeError("model_name_or_path is missing. Name a model, e.g. model_name_or_path: tiny.")
     if data.dataset_name is None:

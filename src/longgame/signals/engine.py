@@ -32,6 +32,7 @@ from longgame.models.head import (
     without_autocast,
 )
 from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
+from longgame.models.processes import Processes
 from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
 from longgame.signals.gradients import (
     AdamPreconditioner,
@@ -206,6 +207,9 @@ class SignalEngine:
         gradient_layers: gradients of the last so many decoder layers only; earlier layers cost no backward pass.
         preconditioner: Adam's moments for ``adam_grad_sketch``; may be replaced as training goes on.
 
+    Attributes:
+        processes: those of one training, which share the batches of a pool; all call with the same pool.
+
     Raises:
         ModelError: no plain output head, no decoder, an unsupported adapter.
         PluginError: a size below 1.
@@ -229,6 +233,7 @@ class SignalEngine:
         self.max_batch_tokens = max_batch_tokens
         self.gradient_layers = gradient_layers
         self.preconditioner = preconditioner
+        self.processes = Processes()
         refuse_joint_adapters(model)
         self._model, self._base = model, unwrap(model)
         self._decoder = decoder_of(self._base)
@@ -274,9 +279,24 @@ class SignalEngine:
             fused = plain_layers(modules) if self._layers_in is None else {}
             self._logits.refresh()
             work = functools.partial(self._batch, names=frozenset(names), targets=targets, fused=fused)
-            for rows, values in self._batches(pool, targets is not None, work):
-                for name, part in values.items():
-                    check_finite(name, part, [pool.ids[row] for row in rows])
+            gradients = targets is not None
+            limit = min(self.processes.each(lambda: self._limit(gradients)))  # one process may have run out of memory
+
+            def share() -> tuple[Int[np.ndarray, " k"], dict[str, np.ndarray]]:
+                done: list[Int[np.ndarray, " b"]] = []
+                for rows, values in self._batches(pool, gradients, work, limit, self.processes):
+                    for name, part in values.items():
+                        check_finite(name, part, [pool.ids[row] for row in rows])
+                        columns[name][rows] = part
+                    done.append(rows)
+                if self.processes.size == 1:
+                    return np.zeros(0, dtype=np.int64), {}
+                computed = np.concatenate([np.zeros(0, dtype=np.int64), *done])
+                return computed, {name: column[computed] for name, column in columns.items()}
+
+            # A batch is the same for any number of processes, and so are its numbers.
+            for rows, parts in self.processes.each(share):
+                for name, part in parts.items():
                     columns[name][rows] = part
         return columns
 
@@ -328,6 +348,12 @@ class SignalEngine:
         self._directions[name] = total
 
     def _targets(self, modules: Mapping[str, nn.Module]) -> GradientTargets:
+        devices = sorted({str(parameter.device) for parameter in self._base.parameters()})
+        if len(devices) > 1:
+            raise ModelError(
+                f"gradient signals need the model on one device, and its layers lie on {', '.join(devices)} "
+                "(device_map). Load it on one, or use signals of the forward pass, such as loss."
+            )
         kind = prompt_learning(self._model)
         if kind is not None:
             raise ModelError(
@@ -360,13 +386,17 @@ class SignalEngine:
         return (sizes[width],) if width else ()
 
     def _batches(
-        self, pool: Pool, gradients: bool, work: Callable[[Batch], Mapping[str, np.ndarray]]
+        self,
+        pool: Pool,
+        gradients: bool,
+        work: Callable[[Batch], Mapping[str, np.ndarray]],
+        limit: int | None = None,
+        processes: Processes = Processes(),
     ) -> Iterator[tuple[Int[np.ndarray, " b"], Mapping[str, np.ndarray]]]:
         """(rows, what ``work`` gives) batch by batch; a batch that does not fit into memory is halved."""
         device = self._head.module.weight.device
-        limit = self.max_batch_tokens or self._default_batch_tokens(gradients, device)
-        limit = min(limit, self._fitting.get(gradients, limit))
-        waiting = deque(plan(pool, limit))
+        limit = limit or self._limit(gradients)
+        waiting = deque(plan(pool, limit)[processes.rank :: processes.size])
         while waiting:
             rows = waiting.popleft()
             if len(rows) > 1 and padded_tokens(pool, rows) > limit:
@@ -401,6 +431,11 @@ class SignalEngine:
                 torch.cuda.empty_cache()
             _log.warning("out of memory on a batch of %d tokens; continuing with at most %d", 2 * limit, limit)
             waiting.appendleft(rows)
+
+    def _limit(self, gradients: bool) -> int:
+        """Padded tokens of a batch at most."""
+        limit = self.max_batch_tokens or self._default_batch_tokens(gradients, self._head.module.weight.device)
+        return min(limit, self._fitting.get(gradients, limit))
 
     def _default_batch_tokens(self, gradients: bool, device: torch.device) -> int:
         if not gradients:

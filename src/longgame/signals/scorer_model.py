@@ -65,7 +65,7 @@ class ScorerModel:
         self.tokenizer, self._model = loaded.tokenizer, loaded.model.to(place)
         context = getattr(loaded.model.config, "max_position_embeddings", None)
         self.max_length = min(_MOST_TOKENS, context or _MOST_TOKENS)
-        self._engine = SignalEngine(self._model, pad_token_id=loaded.pad_token_id, seed=stream_seed(seed, "scorer"))
+        self.engine = SignalEngine(self._model, pad_token_id=loaded.pad_token_id, seed=stream_seed(seed, "scorer"))
         self._flops = adaptation_of(self._model).flops()
         self._last: tuple[tuple[str, ...], Pool] | None = None
 
@@ -82,7 +82,7 @@ class ScorerModel:
         tokens = self.tokenized(pool)
         plain = [name.removeprefix(SCORER) for name in names]
         shared = [name for name in plain if SIGNALS[name].compute is None or name == "embedding"]
-        columns = dict(self._engine(tokens, shared)) if shared else {}
+        columns = dict(self.engine(tokens, shared)) if shared else {}
         for name in (name for name in plain if name not in columns):
             compute: Any = SIGNALS[name].compute
             columns[name] = compute(self, tokens)
@@ -90,7 +90,7 @@ class ScorerModel:
 
     def live(self, pool: Pool, name: str) -> np.ndarray:
         """An engine signal (`longgame.signals.base.Provider`)."""
-        return self._engine(pool, (name,))[name]
+        return self.engine(pool, (name,))[name]
 
     def tokenized(self, pool: Pool) -> Pool:
         """Return the pool's examples as this model reads them."""

@@ -7,10 +7,11 @@ Live signals come from an engine in one shared pass. Signals of the frozen base 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -33,8 +34,11 @@ from longgame.signals.texts import GROUPS, ImportanceRatios, text_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from longgame.models.processes import Processes
     from longgame.signals.cache import SignalCache
     from longgame.signals.gradients import AdamPreconditioner
+
+T = TypeVar("T")
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file; those of `GRADED` follow where a run needs them."""
@@ -148,6 +152,7 @@ class SignalSource:
         self._answer_tokens = 0
         self._ratings: dict[str, tuple[tuple[str, ...], Ratings]] = {}
         """Ratings of the last pool, by source: two signals come of one call."""
+        self._processes: Processes | None = None
 
     @classmethod
     def of_model(cls, model: nn.Module, *, pad_token_id: int | None, seed: int = 0, **options: Any) -> SignalSource:
@@ -213,6 +218,21 @@ class SignalSource:
             columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._context(name) for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
+
+    def share(self, processes: Processes) -> None:
+        """Share the work between the processes of one training, which all call with the same pools.
+
+        Engines share their batches. What an embedder, a quality source or ``auxiliary`` gives comes of one process.
+        """
+        self._processes = processes
+        engines: tuple[Any, ...] = (self.engine, getattr(self.scorer, "engine", None))
+        for engine in engines:
+            if hasattr(engine, "processes"):
+                engine.processes = processes
+
+    def _in_one(self, work: Callable[[], T]) -> T:
+        """What the work gives, done in one of the processes."""
+        return work() if self._processes is None else self._processes.first(work)
 
     def begin_stage(self, first: Pool | None = None) -> None:
         """Start counting steps at 0 and forget context vectors.
@@ -336,10 +356,14 @@ class SignalSource:
         embedder = self.embedder
         if embedder is None:
             raise PluginError("texts are to be embedded, and there is no embedder.")
-        examples, parts = iter(pool.examples), []
-        while texts := [text_of(example) for example in islice(examples, _EMBEDDED_ROWS)]:
-            parts.append(np.asarray(embedder(texts), dtype=np.float32))
-        return np.concatenate(parts)
+
+        def embed() -> Float[np.ndarray, "n d"]:
+            examples, parts = iter(pool.examples), []
+            while texts := [text_of(example) for example in islice(examples, _EMBEDDED_ROWS)]:
+                parts.append(np.asarray(embedder(texts), dtype=np.float32))
+            return np.concatenate(parts)
+
+        return self._in_one(embed)
 
     def fitted(self, pool: Pool, name: str) -> np.ndarray:
         pools = self._all_candidates(name)
@@ -372,7 +396,7 @@ class SignalSource:
                 "a selector requires own_answer_quality, for which the model generates answers, and nothing generates "
                 "here. Use it in longgame select, in an audit, or pass signals=SignalSource(…, answers=…)."
             )
-        answers = self.answers(pool)
+        answers = self._in_one(functools.partial(self.answers, pool))
         graded = [row for row, answer in enumerate(answers) if answer.strip()]
         examples = [
             dataclasses.replace(pool.examples[row], response=answers[row], quality=None, columns=None, source=None)
@@ -385,7 +409,7 @@ class SignalSource:
                 "answer. Name another one (--quality rules, reward:MODEL or judge:FILE.yaml)."
             )
         quality = np.zeros(len(pool), dtype=np.float32)  # an empty answer is no answer
-        quality[graded] = rate(source, examples).quality
+        quality[graded] = self._in_one(lambda: rate(source, examples)).quality
         self._answer_tokens += source.tokens(examples)
         return quality
 
@@ -408,7 +432,7 @@ class SignalSource:
         source = self.complexity_source if kind == "complexity" else self.quality_source
         ids, ratings = self._ratings.get(kind, ((), None))
         if ratings is None or ids != pool.ids:
-            ratings = rate(source or DefaultQuality(), pool.examples)
+            ratings = self._in_one(lambda: rate(source or DefaultQuality(), pool.examples))
             self._ratings[kind] = (pool.ids, ratings)
         return ratings
 
@@ -459,7 +483,7 @@ class SignalSource:
                 "selector there, or score the data and pass signals=ScoreFolder(…), of longgame.offline.scoring. A "
                 "reference model is named by SelectionConfig(reference_model=…)."
             )
-        return self.auxiliary(pool, name)
+        return self._in_one(functools.partial(self.auxiliary, pool, name))
 
     def _run(self, pool: Pool, names: Sequence[str], fingerprint: str | None = None) -> dict[str, np.ndarray]:
         if self.cache is None:

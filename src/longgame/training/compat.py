@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
+from torch.utils.data import DataLoader
 
 TRAINER_METHODS: Mapping[str, tuple[str, ...]] = {
     # A loader of candidates needs the Trainer's own seeding and resuming, but another batch size and collator.
@@ -52,6 +54,39 @@ SFT_METHODS: Mapping[str, tuple[str, ...]] = {
 
 SFT_ATTRIBUTES: tuple[str, ...] = ("_formatting_func",)
 """Private attributes of an SFTTrainer that are read."""
+
+
+@contextmanager
+def undivided(accelerator: Any) -> Iterator[None]:
+    """Within the block, every process that prepares a data loader gets all of its batches, as one process would."""
+    if accelerator.num_processes == 1:
+        yield
+        return
+
+    def prepare(loader: DataLoader, *_arguments: Any, **_options: Any) -> DataLoader:
+        prepared = prepare_data_loader(
+            loader,
+            accelerator.device,
+            num_processes=1,
+            process_index=0,
+            split_batches=accelerator.split_batches,
+            put_on_device=accelerator.device_placement,
+            rng_types=accelerator.rng_types.copy(),
+            dispatch_batches=False,
+            even_batches=accelerator.even_batches,
+            use_seedable_sampler=accelerator.use_seedable_sampler,
+            data_seed=accelerator.dataloader_config.data_seed,
+            non_blocking=accelerator.non_blocking,
+            use_stateful_dataloader=accelerator.use_stateful_dataloader,
+        )
+        accelerator._dataloaders.append(prepared)
+        return prepared
+
+    vars(accelerator)["prepare_data_loader"] = prepare
+    try:
+        yield
+    finally:
+        del vars(accelerator)["prepare_data_loader"]
 
 
 @contextmanager

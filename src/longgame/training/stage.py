@@ -154,6 +154,8 @@ def run_stage(
 class StageTrainer(SelectionMixin, Trainer):
     """The selection trainer on a tokenized pool: no columns, no files, no logging; built and used by `run_stage`."""
 
+    selection_shares = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,9 +37,11 @@ from longgame.data.examples import WEIGHT, Pool
 from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, did_you_mean
 from longgame.models.embedders import encoder_of
 from longgame.models.head import evaluating
+from longgame.models.processes import Processes
 from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.cache import pool_fingerprint
 from longgame.signals.gradients import AdamPreconditioner
 from longgame.signals.scorer_model import ReferenceModel, ScorerModel
 from longgame.signals.source import SignalSource
@@ -53,6 +56,7 @@ from longgame.training.candidates import (
     pool_of,
     with_ids,
 )
+from longgame.training.compat import undivided
 from longgame.training.config import AnySelector, SelectionConfig
 from longgame.training.feed import SelectionFeed, epoch_steps, round_of, split_micro
 from longgame.training.log import SelectionRecord, read_trajectories
@@ -96,10 +100,17 @@ class SelectionMixin(_Base):
 
     Raises:
         RecipeError: a wrong value, a misspelt argument, or a set-up that selection does not go with: packing with
-            ``rounds="step"``, several processes or GPUs, FSDP, DeepSpeed, ``auto_find_batch_size``,
-            ``batch_rebalance``.
+            ``rounds="step"``, several GPUs in one process, FSDP, DeepSpeed, tensor, context or sequence parallelism,
+            ``auto_find_batch_size``, ``batch_rebalance``. When training starts: processes differ in what they train.
         DataError: see `with_ids`.
+
+    Several processes (``torchrun``, ``accelerate launch``) train as one: each step makes one choice among the
+    candidates of all of them, which share the work of scoring and of training. One process with as many times the
+    batch size, or the accumulation, makes the same picks.
     """
+
+    selection_shares = True
+    """Whether several processes may train together."""
 
     if TYPE_CHECKING:
         model: Any
@@ -150,6 +161,7 @@ class SelectionMixin(_Base):
         """Picks, statistics and training log of the training; None where none is kept."""
         super().__init__(*args, **kwargs)
         self._refuse_selection()
+        self._selection_processes = Processes.current()
         # Sending batches from the main process to the others (accelerate's way with streams) knows tensors only.
         self.accelerator.dataloader_config.dispatch_batches = False
         self.selection_policy = self.selection.build_policy(self._selection_seed())
@@ -167,6 +179,9 @@ class SelectionMixin(_Base):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the clock: batches of candidates, their columns uncollated. Rounds and budget start over with it."""
+        self._selection_agree()
+        if isinstance(self.selection_signals, SignalSource):
+            self.selection_signals.share(self._selection_processes)
         self._selection_feed = None
         self.selection_record = self._selection_new_record()
         self.selection_seconds = 0.0
@@ -175,21 +190,8 @@ class SelectionMixin(_Base):
         self.data_collator = Candidates
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *SELECTION_COLUMNS])]
         try:
-            dataset: Any = self.train_dataset
-            if isinstance(dataset, IterableDataset) and not hasattr(dataset, "__len__"):
-                self._selection_passes = dataset = Passes(dataset)
-            self._selection_loader = self._selection_clock = self._get_dataloader(
-                dataset=dataset,
-                description="Training",
-                batch_size=self._train_batch_size * self.selection.ratio,
-                sampler_fn=self._get_train_sampler,
-                is_training=True,
-            )
-            if self._selection_packs:
-                places: Any = range(self._selection_places())
-                self._selection_clock = self._get_dataloader(
-                    dataset=places, description="Training", batch_size=self._train_batch_size, is_training=True
-                )
+            with undivided(self.accelerator):
+                self._selection_open_clock()
         finally:
             self.data_collator, self._signature_columns = collator, columns
         batches: Any = self._selection_clock.batch_sampler
@@ -198,6 +200,23 @@ class SelectionMixin(_Base):
         if not self.selection.repeat and self.selection.rounds == "step" and self._selection_epoch:
             batches.sampler = FreshFirst(batches.sampler, self._selection_fresh_rows)
         return self._selection_clock
+
+    def _selection_open_clock(self) -> None:
+        dataset: Any = self.train_dataset
+        if isinstance(dataset, IterableDataset) and not hasattr(dataset, "__len__"):
+            self._selection_passes = dataset = Passes(dataset)
+        self._selection_loader = self._selection_clock = self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._selection_batch_size * self.selection.ratio,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+        if self._selection_packs:
+            places: Any = range(self._selection_places())
+            self._selection_clock = self._get_dataloader(
+                dataset=places, description="Training", batch_size=self._selection_batch_size, is_training=True
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -262,7 +281,9 @@ class SelectionMixin(_Base):
             handle.remove()
         loss, last = result if return_outputs else (result, None)
         excess = weight_excess(outputs[0], labels, weights)
-        items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        items: Any = (labels[:, 1:] != -100).sum()
+        if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
+            items = num_items_in_batch / self._selection_processes.size
         loss = loss + (excess / items).to(loss.device)
         return (loss, last) if return_outputs else loss
 
@@ -281,10 +302,13 @@ class SelectionMixin(_Base):
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             handle.remove()
-        if ids:
-            pool = self.selection_picks[0]
-            lengths = [int(pool.tokens[pool.index[sample_id]]) for sample_id in ids]
-            losses, accuracies = outcomes[-1].of_examples(lengths)
+        pool = self.selection_picks[0]
+        lengths = [int(pool.tokens[pool.index[sample_id]]) for sample_id in ids]
+        measured = (ids, *outcomes[-1].of_examples(lengths)) if ids else None
+        for part in self._selection_processes.each(lambda: measured):
+            if part is None:
+                continue
+            ids, losses, accuracies = part
             step, plan = int(self.state.global_step), self.selection_feed
             number = step if plan.rounds == "step" else round_of(step, plan.steps, plan.rounds)
             epoch = step // self._selection_epoch if self._selection_epoch else 0
@@ -309,17 +333,19 @@ class SelectionMixin(_Base):
     def save_selection(self, folder: str | Path) -> None:
         """Write what was selected (and the training log) into a folder, for `longgame.read_picks`.
 
+        Of several processes the first one writes.
+
         Raises:
             StorageError: the disk is full or not writable.
         """
-        if self.selection_record is not None:
+        if self.selection_record is not None and self.args.should_save:
             self.selection_record.write(Path(folder))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the rest: pushing to the hub and deleting old checkpoints happen inside super().
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.save_selection(folder)
-        if not self.args.save_only_model:
+        if self.args.should_save and not self.args.save_only_model:
             source, record = self.selection_signals, self.selection_record
             signals = source.state_dict() if isinstance(source, SignalSource) else {}
             step = int(self.state.global_step)
@@ -339,6 +365,8 @@ class SelectionMixin(_Base):
         if self._selection_feed is None:
             steps, selection = int(self.state.max_steps), self.selection
             pool = None if selection.rounds == "step" else self._selection_candidates()
+            if pool is not None:
+                self._selection_agree_on(pool)
             epochs, seed = self._selection_epochs(steps), stream_seed(self._selection_seed(), "selection", "deal")
             budget = self._selection_budget(steps, epochs)
             selection = dataclasses.replace(selection, epochs=epochs, seed=seed, budget=budget)
@@ -353,16 +381,23 @@ class SelectionMixin(_Base):
         started = time.perf_counter()
         feed, step, record = self.selection_feed, int(self.state.global_step), self.selection_record
         offer = self._selection_offer(candidates) if self.selection.rounds == "step" else None
+        if offer is not None:
+            self._selection_agree_on(offer)
         skip = record.last_pick if record is not None and not self.selection.repeat else frozenset()
         decisions = len(self.selection_policy.rounds)
         pool, rows = feed.batch(step, offer, skip)
         self.selection_picks = pool, rows
+        processes = self._selection_processes
+        if processes.size > 1:
+            picks = [[pool.ids[row] for row in rows], None if feed.weights is None else feed.weights.tolist()]
+            processes.agree(f"picks of step {step + 1}", json.dumps(picks), _SAME_NUMBERS)
         if record is not None and len(self.selection_policy.rounds) > decisions:
             decision = self.selection_policy.rounds[-1]
             epoch = self._selection_epoch if self.selection.rounds == "step" else 0
             record.add_selection(step, pool, decision, self._selection_rows(decision.picked_ids), epoch)
         self.selection_seconds += time.perf_counter() - started
-        split = split_micro(pool.tokens[rows].tolist(), parts)
+        split = split_micro(pool.tokens[rows].tolist(), parts * processes.size)
+        split = split[parts * processes.rank : parts * (processes.rank + 1)]
         batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
         for part, batch in zip(split, batches, strict=True):
             if feed.weights is not None and part:
@@ -373,6 +408,31 @@ class SelectionMixin(_Base):
                 batch["labels"] = torch.full_like(batch["labels"], -100)
         self._selection_micro = [[pool.ids[rows[place]] for place in part] for part in split]
         return batches
+
+    @property
+    def _selection_batch_size(self) -> int:
+        """Places of a batch over all processes."""
+        return self._train_batch_size * self._selection_processes.size
+
+    def _selection_agree(self) -> None:
+        """Raise RecipeError where the processes do not train the same."""
+        processes = self._selection_processes
+        if processes.size == 1:
+            return
+        fixed = {item.name: repr(getattr(self.selection, item.name)) for item in dataclasses.fields(self.selection)}
+        fixed["selector"] = self.selection_policy.selector.name
+        same = "Start all of them with the same {}."
+        versions = [f"{name} {_version(name)}" for name in ("longgame", "torch", "transformers", "numpy")]
+        processes.agree("versions", ", ".join(versions), same.format("installation"))
+        processes.agree("a training dataset", self._selection_fingerprint(), same.format("rows, in the same order"))
+        processes.agree("a selection", json.dumps(fixed), same.format("arguments"))
+        batch = (self._train_batch_size, self.args.gradient_accumulation_steps, self._selection_seed())
+        processes.agree("a batch size, accumulation or seed", repr(batch), same.format("arguments"))
+
+    def _selection_agree_on(self, pool: Pool) -> None:
+        """Raise RecipeError where the processes do not have the same candidates."""
+        if self._selection_processes.size > 1:
+            self._selection_processes.agree("candidates", pool_fingerprint(pool), _SAME_ROWS)
 
     def _selection_offer(self, candidates: Sequence[Any]) -> Pool:
         """Return the candidates of a step as a pool, row by row."""
@@ -427,6 +487,7 @@ class SelectionMixin(_Base):
                 complexity=grading.complexity,
             )
         if isinstance(source, SignalSource):
+            source.share(self._selection_processes)
             source.begin_stage()
             if self.state.global_step == 0:  # a resumed training finds the base's signals in its checkpoint
                 with evaluating(self.model.modules()), self.accelerator.autocast():
@@ -495,7 +556,7 @@ class SelectionMixin(_Base):
                 f"the stream is in pass {finished + 1}, and {workers} workers would read it in another order. "
                 "Resume with dataloader_num_workers=1."
             )
-        batches = self.args.gradient_accumulation_steps * self._train_batch_size * self.selection.ratio
+        batches = self.args.gradient_accumulation_steps * self._selection_batch_size * self.selection.ratio
         if self._selection_passes is not None:
             self._selection_passes.resume(finished, start, batches)
 
@@ -535,7 +596,7 @@ class SelectionMixin(_Base):
 
     def _selection_offered(self, steps: int) -> float:
         """Candidates that so many steps take, if a pass over the selection takes the dataset."""
-        places = steps * self.args.gradient_accumulation_steps * self._train_batch_size
+        places = steps * self.args.gradient_accumulation_steps * self._selection_batch_size
         if self._selection_packs:
             return places * len(self.train_dataset) / self._selection_places()
         return places * self.selection.ratio
@@ -625,34 +686,75 @@ class SelectionMixin(_Base):
 
     def _refuse_selection(self) -> None:
         args = self.args
-        refuse_several_processes(args)
-        unsupported = {
-            "FSDP": bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled),
-            "DeepSpeed": bool(self.is_deepspeed_enabled),
-        }
-        _refuse_any(unsupported)
+        refuse_parallel(args, self.selection_shares)
+        _refuse_any(
+            {
+                "FSDP": bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled),
+                "DeepSpeed": bool(self.is_deepspeed_enabled),
+                "tensor, context or sequence parallelism": max(
+                    self.get_tp_size(), self.get_cp_size(), self.get_sp_size()
+                )
+                > 1,
+            }
+        )
+        if args.world_size > 1 and not args.average_tokens_across_devices:
+            raise RecipeError(
+                "average_tokens_across_devices is False, so each process would weigh its own picks by its own tokens. "
+                "Set it to True, or use one process."
+            )
         if args.auto_find_batch_size:
             raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
         if args.train_sampling_strategy == "batch_rebalance":
             raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
 
 
-def refuse_several_processes(args: TrainingArguments) -> None:
-    """Raise RecipeError where a training runs in several processes or on several GPUs."""
-    _refuse_any(
-        {
-            "several processes": args.world_size > 1,
-            f"{args.n_gpu} GPUs in one process (nn.DataParallel)": args.n_gpu > 1,
-        }
-    )
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "from source"
+
+
+_SAME_ROWS = (
+    "Give every process the same rows in the same order: no shard of its own (split_dataset_by_node), and no random "
+    "changes when a row is read."
+)
+_SAME_NUMBERS = (
+    "The same examples got other scores or other choices there. Use devices of one kind and one installation, and a "
+    "selector that draws on the generator it is given alone."
+)
+_DIVIDED = {
+    "FSDP": "it divides the weights between processes, and scoring needs them in one",
+    "DeepSpeed": "it keeps gradients and weights out of the model that scoring reads",
+    "tensor, context or sequence parallelism": "it divides weights or sequences, and scoring needs them in one",
+}
+
+
+def refuse_parallel(args: TrainingArguments, shares: bool = True) -> None:
+    """Raise RecipeError where a training runs on several GPUs in one process.
+
+    Args:
+        shares: whether several processes may train together.
+    """
+    if args.n_gpu > 1:
+        raise RecipeError(
+            f"selection does not run on {args.n_gpu} GPUs in one process (nn.DataParallel), which copies the model at "
+            f"every step. Start a process for each (torchrun --nproc_per_node {args.n_gpu}), or use one GPU "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
+    if args.world_size > 1 and not shares:
+        raise RecipeError(
+            f"a trial of an audit trains in one process, and there are {args.world_size}. Start longgame audit without "
+            "torchrun or accelerate launch; its trials run in workers of their own."
+        )
 
 
 def _refuse_any(unsupported: Mapping[str, bool]) -> None:
     enabled = [setup for setup, is_enabled in unsupported.items() if is_enabled]
     if enabled:
         raise RecipeError(
-            f"selection does not run with {enabled[0]}: every rank would score and select on its own. "
-            "Use one process and one GPU (CUDA_VISIBLE_DEVICES=0)."
+            f"selection does not run with {enabled[0]}: {_DIVIDED[enabled[0]]}. Use one process, or several with a "
+            "whole model each (torchrun, accelerate launch)."
         )
 
 
