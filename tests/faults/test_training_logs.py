@@ -65,6 +65,7 @@ FAULTS = {
     "nan_loss": (changed(4, loss=math.nan), r"loss of example b is nan \(1 such rows\)"),
     "infinite_loss": (changed(4, loss=math.inf), "loss of example b is inf"),
     "text_loss": (changed(4, loss="high"), "loss of example b is 'high'"),
+    "huge_loss": (changed(4, loss=1e308), r"loss of example b is 1e\+308"),
     "negative_loss": (changed(4, loss=-0.5), "from 0 on"),
     "percent": (changed(4, token_accuracy=40), r"token_accuracy of example b is 40.*in \[0, 1\]"),
     "numbers_as_ids": (changed(4, sample_id=7), "sample_id holds 7, which is no text"),

@@ -29,7 +29,10 @@ FAULTS = [
         for value in ("good", "0.5", float("nan"), float("inf"), 7.0, [1], True)
     ),
     *(("skill", value, "which is no text") for value in (3, ["math"])),
-    *(("longgame_weight", value, "no finite number above 0") for value in ("2", float("nan"), 0, -1.0, True, [1])),
+    *(
+        ("longgame_weight", value, "no finite number above 0")
+        for value in ("2", float("nan"), 0, -1.0, True, [1], 1e300, 1e-320, 10**400)
+    ),
     *(
         (name, value, "no whole numbers")
         for name in ("input_ids", "labels")

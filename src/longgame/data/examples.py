@@ -21,6 +21,12 @@ WEIGHT = "longgame_weight"
 """Column of a subset, and row-aligned key of `Pool.info`: factor of each example's loss, > 0."""
 
 
+def is_weight(value: Any) -> Any:
+    """Return whether a number, or each of an array, is above 0 and finite in float32, the dtype of losses."""
+    limits = np.finfo(np.float32)
+    return (value >= float(limits.tiny)) & (value <= float(limits.max))
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One prompt with the response to learn.

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from longgame.data.examples import WEIGHT, Example
+from longgame.data.examples import WEIGHT, Example, is_weight
 from longgame.errors import DataError, did_you_mean, unknown
 
 Turns = Literal["all", "last"]
@@ -696,7 +696,7 @@ def _quality(value: Any, bounds: tuple[float, float]) -> float:
 
 def _weight(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
+    if not number or not is_weight(value):
         raise RowError(f"'{WEIGHT}' is {value!r}, not a finite number above 0; remove the column for equal weights")
     return float(value)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from longgame.data.examples import Pool
+from longgame.data.examples import Pool, is_weight
 from longgame.errors import PluginError, ResumeError
 from longgame.seeding import generator
 from longgame.selection.algorithms.directions import FrequentDirections
@@ -73,7 +73,7 @@ def checked_weights(weights: Any, picks: int) -> Float[np.ndarray, " k"] | None:
             f"the weights of a selection are an array of {array.dtype} with shape {array.shape} for {picks} picks. "
             "Give one number above 0 for each pick, in pick order, or None for equal weights."
         )
-    wrong = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
+    wrong = np.flatnonzero(~is_weight(array.astype(np.float64)))
     if len(wrong):
         raise PluginError(
             f"the weight of pick {wrong[0] + 1} of {picks} is {array[wrong[0]]}. Give finite numbers above 0, and "

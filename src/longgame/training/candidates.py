@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from longgame.data.examples import WEIGHT, Example, Pool
+from longgame.data.examples import WEIGHT, Example, Pool, is_weight
 from longgame.errors import DataError
 from longgame.seeding import stream_seed
 
@@ -151,7 +150,7 @@ def _weight(feature: Mapping[str, Any]) -> float:
     value = feature.get(WEIGHT)
     if value is None:
         return 1.0
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not is_weight(value):
         raise DataError(
             f"candidate {feature[ID]} has the {WEIGHT} {value!r}, which is no finite number above 0. Correct it, or "
             "remove the column for equal weights."

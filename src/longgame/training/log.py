@@ -198,13 +198,14 @@ def _whole_numbers(column: pd.Series, label: str) -> np.ndarray:
 def _reals(column: pd.Series, label: str, ids: Sequence[str], least: float, most: float) -> np.ndarray:
     """A column of finite numbers in [least, most], as float32."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = ~np.isfinite(values) | (values < least - 1e-6) | (values > most + 1e-6)
+    highest = min(most + 1e-6, float(np.finfo(np.float32).max))
+    wrong = ~np.isfinite(values) | (values < least - 1e-6) | (values > highest)
     if wrong.any():
         row = int(wrong.argmax())
         bounds = f"from {least:g} on" if most == math.inf else f"in [{least:g}, {most:g}]"
         raise DataError(
             f"{label} of example {ids[row]} is {column.tolist()[row]!r} ({int(wrong.sum())} such rows). Give finite "
-            f"numbers {bounds}."
+            f"float32 numbers {bounds}."
         )
     return np.clip(values, least, most).astype(np.float32)
 

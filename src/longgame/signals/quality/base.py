@@ -259,7 +259,7 @@ def build_quality(spec: QualitySpec) -> QualitySource:
     if spec is None:
         return DefaultQuality()
     if not isinstance(spec, str) or not spec.strip():
-        raise RecipeError(f"the quality source is a {type(spec).__name__}; give a name, such as rules, or a mapping.")
+        raise RecipeError(f"the quality source is {spec!r}; give a name, such as rules, or a mapping.")
     name, text = _split(spec.strip())
     cls = QUALITY_SOURCES.resolve(name)
     return QUALITY_SOURCES.make(name, _parameters(name, text, getattr(cls, "main", "")) if text else {})
