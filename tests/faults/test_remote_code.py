@@ -83,7 +83,8 @@ def test_every_loading_call_says_whether_code_is_trusted():
     calls = []
     for path in Path(longgame.__file__).parent.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("from_pretrained", "from_config"):
+            named = isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("from_pretrained", "from_config")
+            if named and ast.unparse(call.func) != "StaticModel.from_pretrained":  # of model2vec, which runs no code
                 names = {keyword.arg for keyword in call.keywords}
                 calls.append((path.name, call.lineno, bool(names & {"trust_remote_code"})))
     assert len(calls) >= 5

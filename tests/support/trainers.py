@@ -9,6 +9,8 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 from trl import SFTConfig
 
+from longgame.selection.base import build_selector
+from longgame.signals.base import CONTEXT, SIGNALS
 from longgame.training.config import SelectionConfig
 from longgame.training.sft import SelectionSFTTrainer
 from longgame.training.trainer import SelectionTrainer
@@ -78,6 +80,12 @@ def with_selection(options):
     selection = {name: value for name, value in options.items() if name in fields}
     others = {name: value for name, value in options.items() if name not in fields}
     return {**others, "selection": selection} if selection else others
+
+
+def lacks_online(selector):
+    """Whether a trainer by itself has not all that the selector needs."""
+    needs = {need for name in build_selector(selector).requires for need in {**SIGNALS, **CONTEXT}[name].needs}
+    return bool(needs & {"log", "warmup", "reference", "scorer", "judge", "generation"})
 
 
 def losses(trainer):

@@ -14,7 +14,7 @@ import longgame
 from longgame.errors import ModelError, RecipeError, ResumeError
 from longgame.selection.base import SELECTORS
 from longgame.training.candidates import pool_of
-from support.trainers import losses, make_trainer, rows_of, sft, stream
+from support.trainers import lacks_online, losses, make_trainer, rows_of, sft, stream
 from support.training import Coin, loss_scorer, make_model, make_pool
 
 SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
@@ -351,24 +351,15 @@ def test_the_table_of_the_docs_names_tests_and_messages(row):
         assert message in text
 
 
-@pytest.mark.parametrize("selector", [name for name in SELECTORS.builtin_names() if name != "random"])
-def test_every_selector_trains_or_says_where_it_runs(tmp_path, tokenizer, selector):
-    # a target set of other items; what needs a training log or another training is refused with a way to do it
+@pytest.mark.parametrize("selector", [name for name in SELECTORS.builtin_names() if lacks_online(name)])
+def test_a_selector_that_lacks_signals_says_where_it_runs(tmp_path, tokenizer, selector):
     items = [{"prompt": f"w{n + 3} w4 ", "completion": f"w{n + 5} w{n + 3}"} for n in range(12)]
-    try:
-        trainer = sft(
+    with pytest.raises(RecipeError, match=r"in an audit|longgame select|SelectionConfig"):
+        sft(
             tmp_path,
             tokenizer,
             data=Dataset.from_list(items[:8]),
             target_dataset=Dataset.from_list(items[8:]),
             selector=selector,
             args={"max_steps": 2},
-        )
-        trainer.train()
-        refusal = ""
-    except RecipeError as error:
-        refusal = str(error)
-    if refusal:
-        assert re.search(r"in an audit|longgame select|SelectionConfig", refusal)
-    else:
-        assert all(done.picked_ids for done in trainer.selection_policy.rounds)
+        ).train()

@@ -186,11 +186,11 @@ def trial_bytes(spec: ModelSpec, tokens: int = 4096) -> int:
     with ExitStack() as stack:
         place, _, local = _resolve(spec.name, stack)
         try:
-            options = {"trust_remote_code": spec.trust_remote_code}
-            config = AutoConfig.from_pretrained(place, local_files_only=local, **options)
+            trust = spec.trust_remote_code
+            config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=trust)
             _check_layers(config, spec)
             with torch.random.fork_rng(devices=()), torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, **options)
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         except _LOADING_ERRORS as error:
             raise _cannot_load(spec, "the configuration of model", error) from error
     weights = sum(parameter.numel() for parameter in model.parameters())

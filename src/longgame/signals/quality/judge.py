@@ -686,12 +686,15 @@ class JudgeQuality(QualitySource):
         return lines
 
 
-_NUMBER = r"\**[ \t]*(-?\d{1,6}(?:\.\d{1,9})?)[ \t]*(?:(?:/|out of)[ \t]*(\d{1,6}(?:\.\d{1,9})?))?[ \t]*\**"
+_STARS = r"(?:[ \t]*\*+)?"
+_DECIMAL = r"\d{1,6}(?:\.\d{1,9})?"
+_NUMBER = rf"{_STARS}[ \t]*(-?{_DECIMAL})(?:[ \t]*(?:/|out of)[ \t]*({_DECIMAL}))?{_STARS}"
+"""No two runs of blanks meet, so that a reply is read in linear time."""
 _NAMED = re.compile(
     rf"^[^\w\n]*(?:final |overall )?(?:grade|score|rating)[^\w\n:=]*[:=]{_NUMBER}(?:[.,;:()\s–—-][^\d\n]*)?$",
     re.I | re.M,
 )
-_BARE = re.compile(rf"^[ \t]*{_NUMBER}\.?[ \t]*$", re.M)
+_BARE = re.compile(rf"^{_NUMBER}\.?[ \t]*$", re.M)
 
 
 def read_grade(text: str, high: float) -> float | None:
