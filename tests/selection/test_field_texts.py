@@ -194,6 +194,12 @@ def test_dedup_keeps_the_first_of_each_group(world, by) -> None:
     assert len(scene.select(ExactDedupSelector(by, "never"), 5).rows) == 3
 
 
+def test_dedup_learns_what_has_no_grade_after_all_others(world) -> None:
+    scene = world([1] * 4, exact_group=[0, 0, 1, 2], quality=[0.4, np.nan, np.nan, 0.0])
+    selection = scene.select(ExactDedupSelector("quality"), 3)
+    assert scene.names(selection) == "adc"
+
+
 def test_dedup_of_rounds_learns_a_group_once(world) -> None:
     selector = ExactDedupSelector(rejected="never")
     first = world([1] * 2, ["a", "b"], exact_group=[0, 1])

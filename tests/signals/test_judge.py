@@ -348,6 +348,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(judge, monkeypatch, tmp_path):
         {"rubric": "nope.jinja"},
         {"rubric": "alpagasus", "low": 0},
         {"views": 5},
+        {"max_missing": 2},
         {"views": 0},
         {"structured": "yes"},
         {"attempts": 0},

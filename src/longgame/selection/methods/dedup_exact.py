@@ -16,7 +16,7 @@ from jaxtyping import Int
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError, unknown
 from longgame.selection.base import Selector
-from longgame.selection.budget import REJECTED, choice, descending, fill_by_score, uniform_by_id
+from longgame.selection.budget import REJECTED, choice, descending, fill_by_score, missing_last, uniform_by_id
 from longgame.selection.history import History, Selection
 from longgame.signals.base import SIGNALS, Signals
 
@@ -59,7 +59,9 @@ class ExactDedupSelector(Selector):
         budget: int,
         rng: np.random.Generator,
     ) -> Selection:
-        rank = uniform_by_id(pool.ids, rng) if self.by == "random" else signals[self.by].astype(np.float64)
+        rank = (
+            uniform_by_id(pool.ids, rng) if self.by == "random" else missing_last(signals[self.by]).astype(np.float64)
+        )
         groups = signals[self.group]
         order = descending(rank, pool.ids)
         first = order[np.unique(groups[order], return_index=True)[1]]

@@ -283,6 +283,8 @@ class JudgeOptions:
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
             if (value is not None or name in ("timeout", *free[:3])) and not (is_number and (value or name in free)):
                 raise RecipeError(f"judge: {name} is {value!r}; use a number{' above 0' if name in positive else ''}.")
+        if self.max_missing > 1:
+            raise RecipeError(f"judge: max_missing is {self.max_missing!r}; use a share of the examples, 0 to 1.")
         if self.structured not in get_args(Structured):
             raise RecipeError("judge: " + unknown("value of structured", str(self.structured), get_args(Structured)))
         if not isinstance(self.extra, Mapping):
