@@ -20,7 +20,7 @@ from longgame.commands.score import (
     ModelOption,
     PadToken,
     QualityRange,
-    Turns,
+    TurnsOption,
     Where,
     one_or_all,
     parse_range,
@@ -42,7 +42,7 @@ _SHOWN_REASON = 240
 def check_command(
     data: Data,
     model: ModelOption = None,
-    turns: Turns = "all",
+    turns: TurnsOption = "all",
     quality_range: QualityRange = "0,1",
     where: Where = None,
     max_length: MaxLength = None,

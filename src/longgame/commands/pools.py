@@ -27,7 +27,7 @@ from longgame.errors import DataError
 from longgame.recipe import Recipe, find_recipe, load_recipe
 from longgame.storage import table_bytes, write_file
 
-Format = Literal["parquet", "jsonl"]
+OutputFormat = Literal["parquet", "jsonl"]
 
 _COLUMNS = {"messages": "string", "skill": "string", "quality": "float64", "source": "string"}
 """Kinds of the columns that may be empty throughout."""
@@ -78,7 +78,7 @@ def pools(
         typer.echo(f"Written: {path} ({rows:,} rows)")
 
 
-def write_pools(recipe: Recipe, folder: Path, kind: Format = "parquet") -> dict[str, int]:
+def write_pools(recipe: Recipe, folder: Path, kind: OutputFormat = "parquet") -> dict[str, int]:
     """Write ``candidates``, each distinct example with its text once, and ``pools``, where each of them is offered.
 
     Rows that came from a file keep their own ``id`` and all columns that longgame does not read.
@@ -193,7 +193,7 @@ def _row(example: Example) -> dict[str, Any]:
     }
 
 
-def _table(frame: pd.DataFrame, kind: Format) -> bytes:
+def _table(frame: pd.DataFrame, kind: OutputFormat) -> bytes:
     if kind == "jsonl":
         return frame.to_json(orient="records", lines=True, force_ascii=False).encode()
     return table_bytes(frame)

@@ -24,7 +24,9 @@ Data = Annotated[
     list[str],
     typer.Argument(help="Files, a folder of shards, a glob, a saved data set, or hub:owner/name[:config[:split]]."),
 ]
-Turns = Annotated[str, typer.Option(help="Assistant turns that are learned: all, or last.", rich_help_panel="Data")]
+TurnsOption = Annotated[
+    str, typer.Option(help="Assistant turns that are learned: all, or last.", rich_help_panel="Data")
+]
 QualityRange = Annotated[
     str, typer.Option(help="Lowest and highest value of the column quality, e.g. 1,5.", rich_help_panel="Data")
 ]
@@ -44,10 +46,11 @@ EstimateOnly = Annotated[
 Where = Annotated[
     str | None, typer.Option(help="""Condition on the columns, e.g. 'skill == "math"'.""", rich_help_panel="Data")
 ]
-OnBadRow = Annotated[
+OnBadRowOption = Annotated[
     str, typer.Option(help="error, or skip: list rows that cannot be used and go on.", rich_help_panel="Data")
 ]
 _MODEL = "Model"
+OTHER_DATA = "Other data: target set, earlier stages, training log"
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to score under (a directory).", rich_help_panel=_MODEL)]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, of the weights.", rich_help_panel=_MODEL)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)]
@@ -55,7 +58,7 @@ MaxLength = Annotated[
     int | None,
     typer.Option(help="Tokens of an example (default: the model's context, at most 2048).", rich_help_panel=_MODEL),
 ]
-TooLong = Annotated[
+TooLongOption = Annotated[
     str, typer.Option(help="What is longer: truncate (as TRL does), skip, or error.", rich_help_panel=_MODEL)
 ]
 ChatTemplate = Annotated[str | None, typer.Option(help="Path of a Jinja template, or plain.", rich_help_panel=_MODEL)]
@@ -63,13 +66,17 @@ PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has non
 BatchTokens = Annotated[
     str, typer.Option(help="Padded tokens of a batch, or auto (halved when out of memory).", rich_help_panel=_MODEL)
 ]
-ReferenceModel = Annotated[
+ReferenceModelOption = Annotated[
     str | None,
     typer.Option(help="Model with a tokenizer of its own, for reference_loss (rho).", rich_help_panel=_MODEL),
 ]
 StoreDtype = Annotated[str, typer.Option(help="float32 or float16, of the columns on disk.", rich_help_panel=_MODEL)]
-Target = Annotated[str | None, typer.Option(help="Data that signals compare with (target set).")]
-AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Let the target set hold rows of the data.")]
+Target = Annotated[
+    str | None, typer.Option(help="Data that signals compare with (target set).", rich_help_panel=OTHER_DATA)
+]
+AllowOverlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="Let the target set hold rows of the data.", rich_help_panel=OTHER_DATA)
+]
 EmbedderOption = Annotated[
     str | None,
     typer.Option(
@@ -101,23 +108,23 @@ def score_command(
     allow_overlap: AllowOverlap = False,
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the data, for n machines.")] = "1/1",
     seed: Annotated[int, typer.Option(help="Of sketches.")] = 0,
-    turns: Turns = "all",
+    turns: TurnsOption = "all",
     quality_range: QualityRange = "0,1",
     quality: Quality = None,
     complexity: Complexity = None,
     estimate: EstimateOnly = False,
     where: Where = None,
-    on_bad_row: OnBadRow = "error",
+    on_bad_row: OnBadRowOption = "error",
     adapter: Adapter = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     max_length: MaxLength = None,
-    too_long: TooLong = "truncate",
+    too_long: TooLongOption = "truncate",
     chat_template: ChatTemplate = None,
     pad_token: PadToken = None,
     batch_tokens: BatchTokens = "auto",
     store_dtype: StoreDtype = "float32",
-    reference_model: ReferenceModel = None,
+    reference_model: ReferenceModelOption = None,
     embedder: EmbedderOption = None,
     scorer_model: ScorerOption = None,
     trust_remote_code: TrustRemoteCode = False,

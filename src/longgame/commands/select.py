@@ -9,6 +9,7 @@ import typer
 
 from longgame.commands.options import TrustRemoteCode, interruptible
 from longgame.commands.score import (
+    OTHER_DATA,
     Adapter,
     AllowOverlap,
     BatchTokens,
@@ -21,16 +22,16 @@ from longgame.commands.score import (
     EstimateOnly,
     MaxLength,
     ModelOption,
-    OnBadRow,
+    OnBadRowOption,
     PadToken,
     Quality,
     QualityRange,
-    ReferenceModel,
+    ReferenceModelOption,
     ScorerOption,
     StoreDtype,
     Target,
-    TooLong,
-    Turns,
+    TooLongOption,
+    TurnsOption,
     Where,
     command_line,
     errors_name_options,
@@ -58,20 +59,34 @@ def select_command(
         str | None, typer.Option(help="exact, near, or near:0.7: repeats of an earlier row are no candidates.")
     ] = None,
     history: Annotated[
-        Path | None, typer.Option(help="Folder with what earlier stages selected; this selection is appended.")
+        Path | None,
+        typer.Option(
+            help="Folder with what earlier stages selected; this selection is appended.", rich_help_panel=OTHER_DATA
+        ),
     ] = None,
-    replay: Annotated[list[str] | None, typer.Option(help="Earlier data to learn again; one for each stage.")] = None,
-    replay_share: Annotated[float, typer.Option(help="Share of the budget spent on it.")] = 0.1,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(help="Earlier data to learn again; one for each stage.", rich_help_panel=OTHER_DATA),
+    ] = None,
+    replay_share: Annotated[
+        float, typer.Option(help="Share of the budget spent on it.", rich_help_panel=OTHER_DATA)
+    ] = 0.1,
     replay_choice: Annotated[
-        str, typer.Option(help="What of it comes first: uniform, targeted, damage, distance, surprise or fit.")
+        str,
+        typer.Option(
+            help="What of it comes first: uniform, targeted, damage, distance, surprise or fit.",
+            rich_help_panel=OTHER_DATA,
+        ),
     ] = "uniform",
     replay_scores: Annotated[
-        list[str] | None, typer.Option(help="For each --replay, scores made at the end of its stage.")
+        list[str] | None,
+        typer.Option(help="For each --replay, scores made at the end of its stage.", rich_help_panel=OTHER_DATA),
     ] = None,
     training_log: Annotated[
         Path | None,
         typer.Option(
-            help="Log of a training on these rows: a trainer's folder, or a file with sample_id, epoch, loss."
+            help="Log of a training on these rows: a trainer's folder, or a file with sample_id, epoch, loss.",
+            rich_help_panel=OTHER_DATA,
         ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Write why each row was picked or rejected.")] = False,
@@ -82,23 +97,23 @@ def select_command(
     ] = "tokens",
     clusters: Annotated[int, typer.Option(help="Clusters of the embeddings, for selectors that use them.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    turns: Turns = "all",
+    turns: TurnsOption = "all",
     quality_range: QualityRange = "0,1",
     quality: Quality = None,
     complexity: Complexity = None,
     estimate: EstimateOnly = False,
     where: Where = None,
-    on_bad_row: OnBadRow = "error",
+    on_bad_row: OnBadRowOption = "error",
     adapter: Adapter = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     max_length: MaxLength = None,
-    too_long: TooLong = "truncate",
+    too_long: TooLongOption = "truncate",
     chat_template: ChatTemplate = None,
     pad_token: PadToken = None,
     batch_tokens: BatchTokens = "auto",
     store_dtype: StoreDtype = "float32",
-    reference_model: ReferenceModel = None,
+    reference_model: ReferenceModelOption = None,
     embedder: EmbedderOption = None,
     scorer_model: ScorerOption = None,
     trust_remote_code: TrustRemoteCode = False,

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from longgame.errors import LonggameError, ModelError, RecipeError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Processes:
@@ -31,7 +31,7 @@ class Processes:
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
-    def each(self, work: Callable[[], T]) -> list[T]:
+    def each(self, work: Callable[[], _T]) -> list[_T]:
         """Return what every process's work gives, in their order.
 
         Raises:
@@ -54,7 +54,7 @@ class Processes:
                 raise cause
         return [value for value, _ in answers]
 
-    def first(self, work: Callable[[], T]) -> T:
+    def first(self, work: Callable[[], _T]) -> _T:
         """Return what the work gives in the first process, which alone does it."""
         answers: list[Any] = self.each(lambda: work() if self.rank == 0 else None)
         return answers[0]

@@ -25,7 +25,7 @@ FAMILIES: Mapping[str, str] = {
 }
 """Family → what its selectors decide by, in the order of tables."""
 
-NEEDS: Mapping[str, str] = {
+WORDS_OF_NEEDS: Mapping[str, str] = {
     "model": "model",
     "base": "base model",
     "optimizer": "optimizer state",
@@ -56,14 +56,14 @@ def _needs(selector: Selector) -> dict[str, None]:
 def needs_of(selector: Selector) -> list[str]:
     """What must be there for the selector's signals, in words; empty: the texts alone."""
     needs = _needs(selector)
-    words = [NEEDS[need] for need in needs if need in NEEDS]
+    words = [WORDS_OF_NEEDS[need] for need in needs if need in WORDS_OF_NEEDS]
     by_rules = "quality" in selector.requires and "judge" not in needs
     return [*words, *(["quality column or rules"] if by_rules else [])]
 
 
 def further_information(selector: Selector) -> list[str]:
     """What the selector is given besides candidates, history and the model, in words; empty: nothing."""
-    common = {NEEDS[need] for need in _EVERYONE}
+    common = {WORDS_OF_NEEDS[need] for need in _EVERYONE}
     return [words for words in needs_of(selector) if words not in common]
 
 

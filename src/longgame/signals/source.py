@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from longgame.signals.cache import SignalCache
     from longgame.signals.gradients import AdamPreconditioner
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file; those of `GRADED` follow where a run needs them."""
@@ -230,7 +230,7 @@ class SignalSource:
             if hasattr(engine, "processes"):
                 engine.processes = processes
 
-    def _in_one(self, work: Callable[[], T]) -> T:
+    def _in_one(self, work: Callable[[], _T]) -> _T:
         """What the work gives, done in one of the processes."""
         return work() if self._processes is None else self._processes.first(work)
 
