@@ -34,8 +34,8 @@ Each selector of `longgame selectors`: where it runs, what it costs, and the tes
 parameters are on the page of the [selectors](selectors.md); `longgame selectors NAME` explains one.
 
 *Offline* is `longgame select`, *online* a choice at every step of a trainer, *audit* a trial of `longgame audit`.
-Online, a method that needs a training of its own or a training log reads stored columns:
-`SelectionTrainer(signals=…)`, or `SelectionConfig(trajectories=…)`.
+Online, a method that needs more than the model gets it by an option: `SelectionConfig(trajectories=…, scorer_model=…,
+reference_model=…, quality=…)`, or stored columns (`SelectionTrainer(signals=…)`).
 
 """
 
@@ -46,7 +46,7 @@ def offline_costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def online_costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Selector → share of a step that selecting takes; None where a trainer needs stored columns."""
+    """Selector → share of a step that selecting takes; None where a trainer needs more than the model."""
     return {row["selector"]: row.get("share") for row in rows if row["task"] == "online"}
 
 
@@ -104,8 +104,9 @@ def _measured(source: Mapping[str, Any]) -> str:
     machine = source["machine"]
     return (
         f"Measured on SmolLM2-135M in float32, one thread of {machine['processor']} (torch {machine['torch']}): "
-        "*offline* in forward passes over the rows, reading and writing included; *online* the share of a training "
-        "step in TRL's trainer, eight candidates for two places. "
+        "*offline* in forward passes over the rows, reading and writing included, with `tiny` as scorer model;\n"
+        "*online* the share of a training step in TRL's trainer, eight candidates for two places, without what is "
+        "computed once before the first step.\n"
         "`python -m benchmarks.field --only offline online --data-dir DATA` prints them.\n\n"
     )
 
@@ -122,7 +123,7 @@ def _share(name: str, shares: Mapping[str, float | None]) -> str:
     if name not in shares:
         return "–"
     share = shares[name]
-    return "stored columns" if share is None else f"{share:.0%}"
+    return "with an option" if share is None else f"{share:.0%}"
 
 
 def main() -> None:

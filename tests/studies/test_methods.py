@@ -30,4 +30,4 @@ def test_the_page_has_places_and_costs_of_each_method(tests):
         next(line for line in page.splitlines() if line.startswith(f"| `{name}` |")) for name in ("loss", "less")
     )
     assert loss.endswith("| F | 1.3 × | 28% | yes |")
-    assert less.endswith("| T | – | stored columns | yes |")
+    assert less.endswith("| T | – | with an option | yes |")
