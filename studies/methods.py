@@ -4,8 +4,8 @@
 python -m studies.methods            # writes docs/methods.md
 ```
 
-Costs are those of ``python -m benchmarks.field --only offline online`` (docs/results/performance/field-methods.json);
-tests are found in the source of ``tests/``.
+Costs are those of ``python -m benchmarks.field --only offline --quick`` and ``--only online``
+(docs/results/performance/field-methods.json); tests are found in the source of ``tests/``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _measured(source: Mapping[str, Any]) -> str:
         "*offline* in forward passes over the rows, reading and writing included, with `tiny` as scorer model;\n"
         "*online* the share of a training step in TRL's trainer, eight candidates for two places, without what is "
         "computed once before the first step.\n"
-        "`python -m benchmarks.field --only offline online --data-dir DATA` prints them.\n\n"
+        "`python -m benchmarks.field --data-dir DATA` with `--only offline --quick` (24 rows) and with `--only online` "
+        "prints them.\n\n"
     )
 
 

@@ -75,6 +75,11 @@ def test_the_selector_page_has_every_signal():
     assert {*SIGNALS, *CONTEXT} <= documented
 
 
+def test_the_page_of_the_methods_has_every_selector():
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in SELECTORS.builtin_names() if page.count(f"| `{name}` |") != 2] == []
+
+
 def test_the_data_page_has_every_format():
     lines = [line for line in (DOCS / "data.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert [f"| `{form.name}` | {form.fields} |" for form in FORMATS] == lines[: len(FORMATS)]

@@ -44,7 +44,7 @@ def test_the_clock_divides_the_time_between_two_ends_of_steps(monkeypatch):
 @pytest.mark.parametrize(
     ("part", "names"), [("ifd", ["ifd_over_forward"]), ("greats", ["greats_over_forward_and_backward"])]
 )
-def test_passes_are_timed_on_the_same_examples(report, part, names):
+def test_each_part_gives_its_figure(report, part, names):
     getattr(field, part)(report, real(24, dtype="float32", data_dir=None, model="tiny"), True)
     assert [figure.name for figure in report.figures] == names
     assert report.figures[0].value > 0
