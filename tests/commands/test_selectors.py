@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from longgame.cli import app
-from longgame.commands.selectors import _meaning
+from longgame.commands.selectors import meaning_of
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.base import SELECTORS, build_selector, notes_of
 from longgame.selection.families import needs_of
@@ -56,8 +56,8 @@ def test_first_lines_of_a_method_name_paper_formula_and_cost(name) -> None:
 def test_every_parameter_of_a_method_is_explained(name) -> None:
     kind = type(build_selector(name))
     for parameter in inspect.signature(kind).parameters:
-        assert _meaning(kind, parameter), f"{name}: {parameter}"
-        assert "those of" not in _meaning(kind, parameter)
+        assert meaning_of(kind, parameter), f"{name}: {parameter}"
+        assert "those of" not in meaning_of(kind, parameter)
 
 
 def test_one_selector_is_explained_with_its_parameters() -> None:

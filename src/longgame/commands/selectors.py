@@ -72,7 +72,7 @@ def _explain(name: str) -> None:
     notes = notes_of(kind)
     console = Terminal()
     console.print(f"{selector.name}: {notes.summary}", markup=False, highlight=False, style="bold")
-    for label, text in _facts(name, selector, notes):
+    for label, text in facts_of(name, selector, notes):
         console.print(f"{label}: {text}", markup=False, highlight=False)
     if selector.requires:
         table = Table("signal", "meaning", "unit", title="Signals", title_justify="left")
@@ -87,11 +87,11 @@ def _explain(name: str) -> None:
     table = Table("parameter", "default", "meaning", title="Parameters", title_justify="left")
     for parameter in parameters.values():
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
-        table.add_row(parameter.name, escape(default), escape(_meaning(kind, parameter.name)))
+        table.add_row(parameter.name, escape(default), escape(meaning_of(kind, parameter.name)))
     console.print(table)
 
 
-def _facts(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tuple[str, str]]:
+def facts_of(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tuple[str, str]]:
     if notes.paper:
         yield "Paper", notes.paper
     if notes.formula:
@@ -105,7 +105,7 @@ def _facts(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tuple[
         yield "Feasibility penalties", f"simplicity {simplicity:g}, flexibility {flexibility:g} (arXiv 2406.14115)."
 
 
-def _meaning(kind: type, parameter: str) -> str:
+def meaning_of(kind: type, parameter: str) -> str:
     """What a class's docstring says of a parameter; empty where it says nothing."""
     arguments = _arguments(inspect.getdoc(kind) or "")
     text = arguments.get(parameter, arguments.get("others", ""))
@@ -114,7 +114,7 @@ def _meaning(kind: type, parameter: str) -> str:
         return text.replace("`", "")
     for parent in (*kind.__mro__[1:], *(type(build_selector(name)) for name in SELECTORS.builtin_names())):
         if parent.__name__ == reference[1]:
-            return _meaning(parent, parameter)
+            return meaning_of(parent, parameter)
     return text.replace("`", "")
 
 
