@@ -34,7 +34,7 @@ from benchmarks.workload import Workload, real
 from longgame.data.sources import open_source
 from longgame.errors import LonggameError
 from longgame.offline.rows import DataRows, TokenizedRows
-from longgame.offline.scoring import LoadedScorer, ModelOptions
+from longgame.offline.scorer import LoadedScorer, ModelOptions
 from longgame.seeding import generator
 from longgame.selection.algorithms.clusters import k_means, kmeans_plus_plus, without_near_duplicates
 from longgame.selection.base import build_selector

@@ -30,7 +30,7 @@ from benchmarks.workload import FILES
 from longgame.data.sources import open_source
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import SHARD_ROWS, DataRows, TokenizedRows
-from longgame.offline.scoring import LoadedScorer, ModelOptions
+from longgame.offline.scorer import LoadedScorer, ModelOptions
 from longgame.offline.selecting import select_to
 from longgame.seeding import generator
 from longgame.signals.engine import SignalEngine

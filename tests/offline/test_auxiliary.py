@@ -20,7 +20,9 @@ from longgame.models.load import load_model
 from longgame.offline import auxiliary, scoring
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows, TokenizedRows
-from longgame.offline.scoring import ModelOptions, ScoreFolder, score_into
+from longgame.offline.score_folder import ScoreFolder
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import score_into
 from longgame.offline.selecting import select_to
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from longgame.data.formats import FORMATS, READ_COLUMNS
 from longgame.errors import LonggameError
-from longgame.offline.checking import Spread, check
+from longgame.offline.check_report import Spread
+from longgame.offline.checking import check
 from support.chat_model import CHATML, SPECIAL, chat_tokenizer, llama
 from support.cli import longgame_here
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longgame.offline.options import SelectOptions
-from longgame.offline.scoring import ModelOptions
+from longgame.offline.scorer import ModelOptions
 from longgame.offline.selecting import select_to
 
 from .conftest import jsonl

@@ -14,7 +14,9 @@ from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.offline import replaying
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows
-from longgame.offline.scoring import ModelOptions, ScoreFolder, score_into
+from longgame.offline.score_folder import ScoreFolder
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import score_into
 from longgame.offline.selecting import select_to
 from longgame.seeding import generator
 from longgame.selection.budget import fill_budget

@@ -19,7 +19,9 @@ from longgame.models.load import load_model
 from longgame.offline import rows as offline_rows
 from longgame.offline import scoring
 from longgame.offline.rows import DataRows, TokenizedRows
-from longgame.offline.scoring import ModelOptions, ScoreFolder, score_into, shard_name, shard_rows
+from longgame.offline.score_folder import ScoreFolder, shard_name
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import score_into, shard_rows
 from longgame.recipe import ModelSpec
 from longgame.signals.engine import SignalEngine
 

@@ -18,7 +18,7 @@ from longgame.errors import BudgetError, DataError, LonggameError, RecipeError, 
 from longgame.offline import scoring
 from longgame.offline.api import Subset
 from longgame.offline.options import Budget, SelectOptions, parse_selector
-from longgame.offline.scoring import ModelOptions
+from longgame.offline.scorer import ModelOptions
 from longgame.offline.selecting import select_to
 from longgame.offline.summary import SubsetFacts
 from longgame.selection.base import Selector

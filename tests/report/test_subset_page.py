@@ -17,7 +17,8 @@ from rich.console import Console
 import longgame
 from longgame.data.sources import open_source
 from longgame.offline.options import SelectOptions
-from longgame.offline.selecting import choose, manifest_of
+from longgame.offline.outcome import manifest_of
+from longgame.offline.selecting import choose
 from longgame.offline.summary import SubsetFacts, audit_line, subset_html, subset_summary
 from longgame.report.subset import subset_page
 

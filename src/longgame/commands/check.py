@@ -31,7 +31,7 @@ from longgame.errors import StorageError
 from longgame.storage import write_file
 
 if TYPE_CHECKING:
-    from longgame.offline.checking import CheckReport, RenderedExample, Spread
+    from longgame.offline.check_report import CheckReport, RenderedExample, Spread
 
 _SHOWN_BAD = 5
 _BAR = 32
@@ -137,7 +137,7 @@ def _print_histogram(title: str, spread: Spread, form: str, console: Any) -> Non
 
 
 def _print_example(example: RenderedExample, console: Any) -> None:
-    from longgame.offline.checking import cut_middle
+    from longgame.offline.check_report import cut_middle
 
     counts = f", {example.learned:,} of {example.tokens:,} tokens learned" if example.tokens else ""
     colored = console.color_system is not None

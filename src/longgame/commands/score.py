@@ -136,16 +136,11 @@ def score_command(
     with interruptible("stopped. What was scored is safe; run the same command again to resume."):
         from longgame.data.formats import RowRules
         from longgame.data.sources import open_source
+        from longgame.offline.candidates import target_rows
         from longgame.offline.rows import DataRows
-        from longgame.offline.scoring import (
-            BAD_ROWS,
-            TABLE,
-            score_into,
-            shard_name,
-            shard_rows,
-            with_other_models,
-        )
-        from longgame.offline.selecting import target_rows
+        from longgame.offline.score_folder import BAD_ROWS, TABLE, shard_name
+        from longgame.offline.scorer import with_other_models
+        from longgame.offline.scoring import score_into, shard_rows
         from longgame.signals.base import needs_auxiliary
         from longgame.signals.quality.base import QualitySources
 
@@ -236,7 +231,7 @@ def model_settings(
     Raises:
         RecipeError: a value is not allowed.
     """
-    from longgame.offline.scoring import ModelOptions
+    from longgame.offline.scorer import ModelOptions
 
     if model is None:
         if adapter is not None:

@@ -15,10 +15,14 @@ from datasets import Dataset
 from longgame.data.formats import RowRules, Turns
 from longgame.data.sources import open_source
 from longgame.errors import RecipeError
+from longgame.offline.candidates import target_rows
 from longgame.offline.options import SelectOptions
+from longgame.offline.outcome import SubsetOutcome, manifest_of
 from longgame.offline.rows import DataRows, OnBadRow
-from longgame.offline.scoring import ModelOptions, Progress, ScoreFolder, score_into
-from longgame.offline.selecting import SubsetOutcome, append_history, choose, manifest_of, select_to, target_rows
+from longgame.offline.score_folder import ScoreFolder
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import Progress, score_into
+from longgame.offline.selecting import append_history, choose, select_to
 from longgame.offline.subset import PREFIX, table_of
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
 import math
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -18,11 +16,20 @@ import numpy as np
 import pyarrow as pa
 
 from longgame.data.examples import Example, Pool
-from longgame.data.formats import READ_COLUMNS, RowRules, Turns
+from longgame.data.formats import RowRules, Turns
 from longgame.data.sources import ReadRow, RowSource, open_source
 from longgame.errors import DataError, ModelError, RecipeError
-from longgame.escape import visible
 from longgame.limits import TEMPLATE_SECONDS, time_limit
+from longgame.offline.check_report import (
+    BINS,
+    LOW_SHARE,
+    CheckReport,
+    RenderedExample,
+    Spread,
+    TemplateFacts,
+    cut_end,
+    row_count,
+)
 from longgame.offline.dedup import duplicates
 from longgame.offline.options import as_options
 from longgame.offline.rows import BadRow, DataRows, TokenizedRows
@@ -33,166 +40,7 @@ if TYPE_CHECKING:
 
 MOST_COMPARED = 100_000
 """Rows that are compared for near-duplicates: every further one takes memory."""
-LOW_SHARE = 0.05
-"""Share of learned tokens below which a row is counted as mostly prompt."""
 _NO_LIMIT = 2**62
-_BINS = 10
-_GROUPS = 20
-_SHOWN_BAD = 20
-_DETAILS = re.compile(r"'[^']*'|\([^)]*\)|\b[0-9a-f]{16}\b|[0-9]+")
-"""What differs between reasons of one kind: names, ids, numbers."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A distribution of one number per row."""
-
-    minimum: float
-    quarter: float
-    median: float
-    three_quarters: float
-    p95: float
-    maximum: float
-    total: float
-    edges: tuple[float, ...]
-    """Of the histogram; the last bin holds all that is larger, too."""
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, values: np.ndarray, edges: Sequence[float] | None = None) -> Spread | None:
-        """Return the distribution of these values; None where there are none."""
-        if not len(values):
-            return None
-        minimum, quarter, median, three_quarters, p95, p99, maximum = np.percentile(
-            values, [0, 25, 50, 75, 95, 99, 100]
-        )
-        bounds = np.asarray(_round_edges(float(minimum), float(p99)) if edges is None else edges, dtype=float)
-        counts = np.histogram(np.clip(values, bounds[0], bounds[-1]), bounds)[0]
-        quartiles = (float(minimum), float(quarter), float(median), float(three_quarters), float(p95), float(maximum))
-        return cls(*quartiles, float(np.sum(values)), tuple(bounds.tolist()), tuple(counts.tolist()))
-
-
-def _round_edges(low: float, high: float) -> list[float]:
-    """Edges of at most `_BINS` + 1 bins of a round width that cover low to high."""
-    width = max(1.0, (high - low) / _BINS)
-    scale = 10 ** math.floor(math.log10(width))
-    step = next(scale * factor for factor in (1, 2, 5, 10) if scale * factor >= width)
-    first = math.floor(low / step) * step
-    return [first + step * place for place in range(math.floor((high - first) / step) + 2)]
-
-
-@dataclass(frozen=True)
-class TemplateFacts:
-    """What the chat template does beside writing the turns."""
-
-    origin: str
-    """``the model's``, ``plain``, or the path of a file."""
-    marks_turns: bool
-    """Whether it marks what the assistant says with ``{% generation %}``."""
-    added_system: str
-    """System prompt that it writes where the row has none; empty: none."""
-    system: str
-    """``written``, ``left out`` or ``refused``: a system prompt of the row's own."""
-    writes_bos: bool
-    tokenizer_adds_bos: bool
-    """Whether the tokenizer puts BOS before a text by itself."""
-    writes_date: bool
-    opens_thinking: bool
-    """Whether it puts a think block before an answer that has none."""
-    cuts_thinking: str
-    """Turns whose thinking it cuts out: empty, ``earlier turns``, or ``all turns``."""
-    trims: bool
-    """Whether it cuts white space around a turn."""
-
-
-@dataclass(frozen=True)
-class RenderedExample:
-    """One example as the model reads it."""
-
-    file: str
-    number: int
-    parts: tuple[tuple[str, bool], ...]
-    """(text, whether it is learned) in order."""
-    tokens: int
-    learned: int
-    """Both 0 where no model is given."""
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What `check` measured. Counts are rows, unless they are named otherwise."""
-
-    data: str
-    model: str
-    """Empty without one."""
-    rows: int
-    usable: int
-    """Rows that can be learned, by this model where one is given."""
-    filtered: int
-    """Left out by ``where``."""
-    bad: tuple[BadRow, ...]
-    formats: Mapping[str, int]
-    columns: Mapping[str, int]
-    """Column → rows in which it is filled."""
-    groups: Mapping[str, Mapping[str, int]]
-    """``skill`` and ``source``, where rows have them: value → rows."""
-    rated: int
-    """Rows with ``quality``."""
-    unit: str
-    """What ``lengths`` counts: ``tokens``, or ``characters`` without a model."""
-    lengths: Spread | None
-    max_length: int | None
-    over_limit: int
-    lost: int
-    """Rows that learn nothing within ``max_length``."""
-    learned: Spread | None
-    """Share of a row's tokens that is learned; None without a model."""
-    mostly_prompt: int
-    all_learned: int
-    multi_turn: int
-    """Rows in which several turns are learned."""
-    exact_duplicates: int
-    near_duplicates: int | None
-    """Beside the exact ones; None: not counted."""
-    compared: int
-    """Rows among which near-duplicates were counted."""
-    template: TemplateFacts | None
-    without_system: int
-    """Conversations without a system prompt of their own."""
-    with_thinking: int
-    """Conversations with a think block."""
-    doubled_bos: int
-    eos_token: str | None
-    pad_token: str | None
-    example: RenderedExample | None
-    warnings: tuple[str, ...]
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; of the bad rows the first 20, and how many there are."""
-        values = dataclasses.asdict(self)
-        values["bad_rows"] = len(self.bad)
-        values["bad"] = values["bad"][:_SHOWN_BAD]
-        return values
-
-    def kinds_of_bad(self) -> list[tuple[BadRow, int]]:
-        """Return the first bad row of every kind of reason, with how many rows there are of it."""
-        kinds: dict[str, list[BadRow]] = {}
-        for row in self.bad:
-            kinds.setdefault(_DETAILS.sub("", row.reason), []).append(row)
-        return [(rows[0], len(rows)) for rows in kinds.values()]
-
-    @property
-    def unread_columns(self) -> list[str]:
-        """Columns that no format reads; a subset keeps them."""
-        return [name for name in self.columns if name not in READ_COLUMNS]
-
-    def facts(self) -> dict[str, str]:
-        """Return what was measured as lines of a table: name → value."""
-        return _facts(self)
-
-    def _repr_html_(self) -> str:
-        return _html(self)
 
 
 def check(
@@ -261,7 +109,7 @@ def check(
         max_length=measured.max_length,
         over_limit=measured.over_limit,
         lost=measured.lost,
-        learned=Spread.of(measured.shares, np.linspace(0, 1, _BINS + 1).tolist()),
+        learned=Spread.of(measured.shares, np.linspace(0, 1, BINS + 1).tolist()),
         mostly_prompt=int((measured.shares < LOW_SHARE).sum()),
         all_learned=measured.all_learned,
         multi_turn=measured.multi_turn,
@@ -320,7 +168,7 @@ def _filled(value: Any) -> bool:
 def _check_tokenizer(**settings: Any) -> tuple[TokenizerCheck, int]:
     """The tokenizer, and the tokens that an example may have; settings are those of `ModelOptions`."""
     from longgame.models.load import check_tokenizer
-    from longgame.offline.scoring import ModelOptions, length_of  # loads torch
+    from longgame.offline.scorer import ModelOptions, length_of  # loads torch
 
     options = ModelOptions(**settings)
     try:
@@ -399,8 +247,6 @@ def _near(rows: DataRows, exact: int) -> tuple[int | None, int]:
     except RecipeError:
         return None, 0
 
-
-# The template, asked with marks in place of the turns
 
 _USER, _ANSWER, _USER_2, _ANSWER_2, _SYSTEM, _THOUGHT, _THOUGHT_2 = (chr(0xE000 + place) for place in range(7))
 _THINKING = re.compile(r"<(?:think|thinking|reasoning)\b")
@@ -483,9 +329,6 @@ def _without_marks(text: str, tokenizer: Any) -> str:
     return re.sub(r"^system\b:?\s*", "", text.strip())
 
 
-# The example
-
-
 def _rendered(
     rows: DataRows, check: TokenizerCheck | None, number: int | None, unusable: Sequence[BadRow]
 ) -> RenderedExample | None:
@@ -538,38 +381,35 @@ def _tokens_of(example: Example, tokenizer: Any, place: tuple[str, int]) -> Rend
     return RenderedExample(*place, parts, len(ids), int(mask.sum()))
 
 
-# What is reported
-
-
 def _warnings(report: CheckReport, faults: Sequence[ModelError], near: bool) -> Iterator[str]:
     """What needs attention, in one sentence each, with the fix."""
     yield from (as_options(str(fault)) for fault in faults)
     if report.bad:
         yield (
-            f"{_rows(len(report.bad))} cannot be used: correct them (--bad-rows FILE lists all), or leave them out "
+            f"{row_count(len(report.bad))} cannot be used: correct them (--bad-rows FILE lists all), or leave them out "
             "with --on-bad-row skip."
         )
     if report.over_limit and report.max_length is not None:
-        lost = f" ({_rows(report.lost)} would learn nothing)" if report.lost else ""
+        lost = f" ({row_count(report.lost)} would learn nothing)" if report.lost else ""
         yield (
-            f"{_rows(report.over_limit, 'has', 'have')} more than {report.max_length:,} tokens, of which the first are "
-            f"read{lost}: raise --max-length, or shorten the text."
+            f"{row_count(report.over_limit, 'has', 'have')} more than {report.max_length:,} tokens, of which the first "
+            f"are read{lost}: raise --max-length, or shorten the text."
         )
     if report.mostly_prompt:
         yield (
-            f"{_rows(report.mostly_prompt, 'learns', 'learn')} less than {100 * LOW_SHARE:g} % of the tokens: shorten "
-            "the prompts, or count a budget in learned tokens (--budget-of response)."
+            f"{row_count(report.mostly_prompt, 'learns', 'learn')} less than {100 * LOW_SHARE:g} % of the tokens: "
+            "shorten the prompts, or count a budget in learned tokens (--budget-of response)."
         )
     if report.all_learned:
         yield (
-            f"{_rows(report.all_learned, 'learns', 'learn')} every token, as plain text does: if only answers are "
+            f"{row_count(report.all_learned, 'learns', 'learn')} every token, as plain text does: if only answers are "
             "to be learned, give prompt and completion in columns of their own, or labels of -100."
         )
     if report.exact_duplicates:
-        repeats = _rows(report.exact_duplicates, "repeats", "repeat")
+        repeats = row_count(report.exact_duplicates, "repeats", "repeat")
         yield f"{repeats} an earlier row: leave repeats out with --dedup exact."
     if report.near_duplicates:
-        similar = _rows(report.near_duplicates, "is", "are")
+        similar = row_count(report.near_duplicates, "is", "are")
         yield f"{similar} nearly equal to an earlier row: leave repeats out with --dedup near."
     if near and report.near_duplicates is None:
         yield "near-duplicates were not counted, as rensa is not installed: pip install 'longgame[dedup]'."
@@ -585,12 +425,12 @@ def _warnings(report: CheckReport, faults: Sequence[ModelError], near: bool) -> 
 def _template_warnings(report: CheckReport, template: TemplateFacts) -> Iterator[str]:
     if template.added_system and report.without_system:
         yield (
-            f"the chat template puts a system prompt of its own before {_rows(report.without_system)} without one "
-            f"('{_cut(template.added_system, 80)}'): give the rows a system prompt, or "
+            f"the chat template puts a system prompt of its own before {row_count(report.without_system)} without one "
+            f"('{cut_end(template.added_system, 80)}'): give the rows a system prompt, or "
             "another --chat-template, if it is not meant."
         )
     if report.doubled_bos:
-        doubled = _rows(report.doubled_bos, "begins", "begin")
+        doubled = row_count(report.doubled_bos, "begins", "begin")
         yield f"{doubled} with BOS twice: remove it from the rows or from the chat template."
     if template.writes_date:
         yield (
@@ -605,111 +445,3 @@ def _template_warnings(report: CheckReport, template: TemplateFacts) -> Iterator
             else "the chat template cuts the thinking out of finished turns: longgame puts an answer behind the "
             "generation prompt as it was given; give another --chat-template to train in the template's form."
         )
-
-
-def _rows(count: int, singular: str = "", plural: str = "") -> str:
-    """``1 row has``, ``2 rows have``."""
-    return f"{count:,} " + (f"row {singular}" if count == 1 else f"rows {plural}").rstrip()
-
-
-def _cut(text: str, size: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= size else text[: size - 1] + "…"
-
-
-def _facts(report: CheckReport) -> dict[str, str]:
-    facts = {
-        "data": report.data,
-        "rows": f"{report.rows:,}, of which {report.usable:,} can be used",
-        "formats": _counts(report.formats) or "none",
-        "columns": _counts(report.columns, report.rows - report.filtered),
-        "not read": _counts(dict.fromkeys(report.unread_columns, report.rows), report.rows),
-    }
-    if report.filtered:
-        facts["rows"] += f" ({report.filtered:,} are left out by --where)"
-    for name, counts in report.groups.items():
-        facts[f"{name}s"] = _counts(counts)
-    if report.rated:
-        facts["quality"] = f"{_rows(report.rated, 'is', 'are')} rated"
-    if report.lengths is not None:
-        facts[report.unit] = _lengths(report.lengths)
-    if report.max_length is not None and report.unit == "tokens":
-        facts["over the limit"] = f"{_rows(report.over_limit)} (more than {report.max_length:,} tokens)"
-    if report.learned is not None:
-        shares = [report.learned.minimum, report.learned.median, report.learned.maximum]
-        low, middle, high = (f"{100 * share:.0f} %" for share in shares)
-        facts["learned tokens"] = (
-            f"{low} to {high} of a row, median {middle}; below {100 * LOW_SHARE:g} % in {_rows(report.mostly_prompt)}, "
-            f"all in {report.all_learned:,}, several turns in {report.multi_turn:,}"
-        )
-    facts["duplicates"] = f"{report.exact_duplicates:,} exact"
-    if report.near_duplicates is not None:
-        among = f" among the first {report.compared:,} rows" if report.compared < report.usable else ""
-        facts["duplicates"] += f", {report.near_duplicates:,} near{among}"
-    if report.model:
-        facts["model"] = report.model
-        facts["chat template"] = "none" if report.template is None else _template_words(report.template)
-        facts["padding"] = f"{report.pad_token or 'none'}; EOS is {report.eos_token or 'none'}"
-    return {name: value for name, value in facts.items() if value}
-
-
-def _counts(counts: Mapping[str, int], total: int | None = None) -> str:
-    """Names with their counts, the largest first; without the count where it is the total."""
-    pairs = sorted(counts.items(), key=lambda pair: -pair[1])
-    parts = [(name or "(none)") + ("" if count == total else f" {count:,}") for name, count in pairs[:_GROUPS]]
-    return ", ".join([*parts, *([f"{len(pairs) - _GROUPS:,} others"] if len(pairs) > _GROUPS else [])])
-
-
-def _lengths(spread: Spread) -> str:
-    quartiles = f"{spread.quarter:,.0f} / {spread.median:,.0f} / {spread.three_quarters:,.0f}"
-    ends = f"from {spread.minimum:,.0f} to {spread.maximum:,.0f} a row"
-    return f"{spread.total:,.0f}; {ends}, quartiles {quartiles}, 95 % have up to {spread.p95:,.0f}"
-
-
-def _template_words(template: TemplateFacts) -> str:
-    bos = {
-        (True, True): "writes BOS (so does the tokenizer, which is not asked to)",
-        (True, False): "writes BOS",
-        (False, True): "writes no BOS, though the tokenizer puts one before plain text",
-        (False, False): "no BOS",
-    }[template.writes_bos, template.tokenizer_adds_bos]
-    words = [
-        template.origin,
-        "with generation marks" if template.marks_turns else "without generation marks",
-        f"system prompts {template.system}",
-        *(["adds a system prompt"] if template.added_system else []),
-        bos,
-        *(["writes today's date"] if template.writes_date else []),
-        *(["opens answers with a think block"] if template.opens_thinking else []),
-        *([f"cuts thinking out of {template.cuts_thinking}"] if template.cuts_thinking else []),
-        *(["trims white space of turns"] if template.trims else []),
-    ]
-    return ", ".join(words)
-
-
-def _html(report: CheckReport) -> str:
-    def text(value: str) -> str:
-        return html.escape(visible(value))
-
-    lines = [f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in report.facts().items()]
-    notes = [f"<li>{text(warning)}</li>" for warning in report.warnings]
-    shown = ""
-    if report.example is not None:
-        parts = [
-            f"<mark>{text(cut_middle(part))}</mark>" if learned else text(cut_middle(part))
-            for part, learned in report.example.parts
-        ]
-        shown = (
-            f"<p>Row {report.example.number} of {text(report.example.file)}; what is learned is marked:</p>"
-            f'<pre style="white-space: pre-wrap">{"".join(parts)}</pre>'
-        )
-    notes_list = f"<ul>{''.join(notes)}</ul>" if notes else ""
-    return f'<table style="text-align: left">{"".join(lines)}</table>{notes_list}{shown}'
-
-
-def cut_middle(text: str, size: int = 2000) -> str:
-    """The text, its middle left out where it is long."""
-    if len(text) <= size:
-        return text
-    half = size // 2
-    return f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"

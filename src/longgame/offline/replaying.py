@@ -16,7 +16,9 @@ from longgame.data.sources import open_source
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows, TokenizedRows
-from longgame.offline.scoring import ModelOptions, Progress, ScoreFolder, score_into
+from longgame.offline.score_folder import ScoreFolder
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import Progress, score_into
 from longgame.seeding import generator
 from longgame.selection.budget import fill_budget, id_order
 from longgame.selection.interventions import ReplayChoice

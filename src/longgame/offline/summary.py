@@ -19,7 +19,7 @@ from rich.text import Text
 from longgame.data.examples import WEIGHT
 from longgame.escape import visible
 from longgame.offline.options import Budget, parse_selector
-from longgame.offline.selecting import SubsetOutcome
+from longgame.offline.outcome import SubsetOutcome
 
 _VALUES = 12
 """Values of a grouping column that are shown; the others are one."""

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Example
-from longgame.offline.selecting import SubsetOutcome
+from longgame.offline.outcome import SubsetOutcome
 from longgame.offline.summary import GroupShare, SubsetFacts, plain_number, subset_summary, summary_tables
 from longgame.report.charts import GREY, PALETTE, Figure, LegendKey, dashed_line, spec
 from longgame.report.render import begin_bundle, finish_bundle, page_environment

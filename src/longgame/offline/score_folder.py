@@ -1,0 +1,261 @@
+"""A folder of scores as it is read: columns of one job or of all its shards, and whether they are what is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Int
+
+from longgame.data.examples import Pool
+from longgame.errors import DataError, PluginError, RecipeError, ResumeError, unknown
+from longgame.offline.rows import DataRows
+from longgame.offline.scorer import ModelOptions
+from longgame.seeding import stream_seed
+from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.quality.base import QualitySources
+from longgame.signals.store import MANIFEST, SignalStore
+from longgame.storage import read_state
+
+CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
+COUNTS = ("prompt_tokens", "response_tokens")
+"""Columns of every folder: tokens without and with a loss."""
+STORE = "signals-"
+APART = ("influence", "reference_loss")
+"""Columns that always stand apart."""
+FITTED = {"cluster": ("embedding",), "difficulty": ("base_loss",)}
+"""Signals that are fitted over all rows, and the columns that they are made of."""
+
+
+class ScoreFolder:
+    """The scores in a folder, of one job or of all its shards.
+
+    Args:
+        folder: of the scores.
+        apart: columns and `CONTEXT_STATE` → name of the folder, or of the state, that holds them for one target set and
+            training (see `apart_of`). A column that is not named is taken where the folder holds it once.
+
+    Raises:
+        ResumeError: the folder holds no finished scores, or lacks a shard.
+    """
+
+    def __init__(self, folder: str | Path, apart: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.folder = Path(folder)
+        self.apart = dict(apart)
+        self.folders = shard_folders(self.folder) or [self.folder]
+        self.config = read_config(self.folders[0])
+        self._stores = [stores_in(folder) for folder in self.folders]
+        if not all(self._stores):
+            empty = next(folder for folder, stores in zip(self.folders, self._stores, strict=True) if not stores)
+            raise ResumeError(
+                f"'{empty}' holds no finished scores. Run longgame score again; it goes on where it ended."
+            )
+        self.names = tuple(
+            name
+            for name in dict.fromkeys([*(name for store in self._stores[0] for name in store.names), *APART])
+            if all(self._stores_of(place, name) for place in range(len(self.folders)))
+        )
+        """Columns that every shard has."""
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(sample_id for stores in self._stores for sample_id in stores[0].ids)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column, float32: [n], or [n, d]; memory-mapped where it can be. Its digest is checked.
+
+        Raises:
+            PluginError: it is not there. ResumeError: it is damaged. RecipeError: there are several.
+        """
+        if name not in self.names:
+            raise PluginError(f"'{self.folder}' was asked for an " + unknown("signal", name, self.names))
+        parts = []
+        for place in range(len(self.folders)):
+            store, *others = self._stores_of(place, name)
+            if others:
+                raise RecipeError(
+                    f"'{self.folder}' holds {name} for {1 + len(others)} target sets or trainings. Say which by "
+                    "--target and the selector's parameters."
+                )
+            store.verify([name])
+            parts.append(store.column(name))
+        column = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return column.astype(np.float32, copy=False)
+
+    def __call__(self, pool: Pool, names: Sequence[str]) -> Signals:
+        """Return these signals of the pool's examples, found by ``sample_id``; a trainer takes this as ``signals=``.
+
+        Raises:
+            DataError: an example is not among the scores. PluginError: a signal is not.
+        """
+        rows = np.asarray([self._rows.get(sample_id, -1) for sample_id in pool.ids], dtype=np.int64)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise DataError(
+                f"'{self.folder}' holds no scores of {len(missing)} of {len(pool)} examples, first of "
+                f"{pool.ids[missing[0]]}. Give the dataset the column sample_id, with the ids of scores.parquet."
+            )
+        return signals_of(self, pool, rows, names, clusters=8, seed=stream_seed(0, "clusters"))
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {sample_id: row for row, sample_id in enumerate(self.ids)}
+
+    def counts(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Tokens of every row without and with a loss."""
+        prompt, response = (np.rint(self.column(name)).astype(np.int64) for name in COUNTS)
+        return prompt, response
+
+    def has_context(self, name: str) -> bool:
+        """Whether the vector is there."""
+        return name in context_of(self.folders[0], self.apart)
+
+    def context(self, name: str) -> np.ndarray:
+        """A vector that describes the target set.
+
+        Raises:
+            ResumeError: it is missing or damaged.
+        """
+        vectors = context_of(self.folders[0], self.apart)
+        if name not in vectors:
+            raise ResumeError(f"'{self.folder}' lacks the vector {name}. Give --model, and it is computed into it.")
+        return np.asarray(vectors[name])
+
+    def _stores_of(self, place: int, name: str) -> list[SignalStore]:
+        """The stores that hold a column in one of the folders; more than one: of several target sets."""
+        folder = self.folders[place]
+        if name in self.apart or name in APART:
+            names = [self.apart[name]] if name in self.apart else [path.name for path in folder.glob(f"{name}-*")]
+            return [SignalStore(folder / other) for other in names if (folder / other / MANIFEST).is_file()]
+        return [store for store in self._stores[place] if name in store.names][:1]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.yaml of a folder of scores.
+
+    Raises:
+        ResumeError: it is missing or damaged.
+    """
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        if isinstance(config, dict) and {"fingerprint", "rows", "digest"} <= config.keys():
+            return config
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ResumeError(
+            f"'{folder}' holds no scores ({CONFIG} cannot be read). Give a folder that longgame score wrote."
+        ) from error
+    raise ResumeError(f"'{folder / CONFIG}' is not that of scores. Give a folder that longgame score wrote.")
+
+
+def stores_in(folder: Path) -> list[SignalStore]:
+    return [SignalStore(path) for path in sorted(folder.glob(f"{STORE}*")) if path.is_dir() and path.suffix != ".part"]
+
+
+def shard_folders(folder: Path) -> list[Path]:
+    """Folders of all shards of a job, in order; empty where the folder is no job of several."""
+    parts = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir())
+    if not parts:
+        return []
+    total = int(parts[0].name.rsplit("-", 1)[1])
+    names = [shard_name(number, total) for number in range(1, total + 1)]
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing or len(parts) != total:
+        raise ResumeError(
+            f"'{folder}' holds {len(parts)} folders for {total} shards; missing: {', '.join(missing) or 'none'}. Run "
+            "longgame score with the same --shard n for each, and delete those of another n."
+        )
+    return [folder / name for name in names]
+
+
+def shard_name(number: int, total: int) -> str:
+    """Folder of a shard."""
+    return f"shard-{number:04d}-of-{total:04d}"
+
+
+def context_of(path: Path, places: Mapping[str, str]) -> dict[str, Any]:
+    """Vectors of the target set that are stored; empty where there are none."""
+    name = places.get(CONTEXT_STATE, CONTEXT_STATE)
+    return dict(read_state(path, name)) if (path / f"{name}.json").is_file() else {}
+
+
+def stored_names(path: Path) -> set[str]:
+    return {name for store in stores_in(path) for name in store.names}
+
+
+def check_folder(path: Path, rows: DataRows) -> None:
+    """Raise ResumeError where the folder holds scores of other data."""
+    config = read_config(path)
+    if config["digest"] != rows.digest:
+        raise ResumeError(
+            f"'{path}' holds scores of other data ({config['rows']} rows with the digest {config['digest']}; these are "
+            f"{len(rows)} with {rows.digest}). Give the data and options it was made with, or another folder."
+        )
+
+
+def check_model(scores: ScoreFolder, options: ModelOptions) -> None:
+    """Raise ResumeError where the scores were made by another model, or with options that change numbers.
+
+    A model is compared by its name; its content is compared where something is computed.
+    """
+    free = {"device", "batch_tokens", "store_dtype", "trust_remote_code", "reference"}
+    now, before = dataclasses.asdict(options), scores.config["model"]
+    changed = [name for name in now if name not in free and now[name] is not None and now[name] != before.get(name)]
+    if changed:
+        pairs = ", ".join(f"{name} {before.get(name)!r}, not {now[name]!r}" for name in changed)
+        raise ResumeError(
+            f"'{scores.folder}' holds scores of another model, tokenizer or settings ({pairs}). Use what it was made "
+            f"with (see {CONFIG}), or another folder."
+        )
+
+
+def check_grading(config: Mapping[str, Any], grading: QualitySources, names: Collection[str], path: Path) -> None:
+    """Raise ResumeError where the scores hold grades of other sources than the named ones."""
+    for kind, identity in grading.identity().items():
+        stored = (config.get("grading") or {}).get(kind)
+        columns = ("complexity",) if kind == "complexity" else ("quality", "grade", "own_answer_quality")
+        if stored != identity and (stored is not None or {*columns} & {*names}):
+            raise ResumeError(
+                f"'{path}' holds {kind} by {stored or 'the column or rules'}, not by {identity}. Name the source it "
+                "was made with, or give another folder."
+            )
+
+
+def check_made_with(path: Path, config: Mapping[str, Any], fingerprint: str, seed: int) -> None:
+    """Raise ResumeError where scores are of another model or seed."""
+    now = {"fingerprint": fingerprint, "seed": seed}
+    names = {"fingerprint": "model, tokenizer or settings", "seed": "seed"}
+    changed = [names[key] for key, value in now.items() if config.get(key) not in (value, None)]
+    if changed:
+        raise ResumeError(
+            f"'{path}' holds scores of another {' and '.join(changed)}. Use what it was made with (see {CONFIG}), "
+            "or another folder."
+        )
+
+
+def signals_of(
+    scores: ScoreFolder, pool: Pool, rows: Int[np.ndarray, " n"], names: Sequence[str], clusters: int, seed: int
+) -> Signals:
+    """Return these signals of some rows of the scores, row-aligned with the pool of just these rows.
+
+    Args:
+        rows: rows of the scores, in the pool's order.
+        clusters: k of the k-means behind ``cluster``.
+        seed: of the k-means.
+    """
+    columns = {name: scores.column(name)[rows] for name in names if name in SIGNALS and name not in FITTED}
+    if "difficulty" in names:
+        from scipy.stats import rankdata
+
+        losses = scores.column("base_loss")[rows]
+        columns["difficulty"] = ((rankdata(losses) - 0.5) / len(losses)).astype(np.float32)
+    if "cluster" in names:
+        from longgame.signals.source import cluster
+
+        columns["cluster"] = cluster(pool.ids, scores.column("embedding")[rows], clusters, seed)
+    return Signals(pool.ids, columns, {name: scores.context(name) for name in names if name in CONTEXT})
