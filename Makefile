@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 QUICK := tests/invariants tests/metrics tests/quadratic tests/selection tests/test_cli.py tests/test_recipe.py \
 	tests/test_registry.py tests/test_seeding.py
 
-.PHONY: quickstart results check quick test test-all lint install clean
+.PHONY: quickstart results check quick test test-all lint docs install clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,5 +47,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site: build/site/index.html, strictly (a broken link is an error).
+docs: install
+	$(BIN)/python -m studies.site
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build

@@ -28,7 +28,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAPER_INDEX = (DOCS / "paper_index.md").read_text(encoding="utf-8")
 NOT_PYTHON = {"longgame.selectors", "longgame.scorers", "longgame.share"}
 """Groups of entry points, and a key of Parquet metadata."""
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), DOCS / "results" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for folder in (".", "start", "guides") for page in (DOCS / folder).glob("*.md")),
+    DOCS / "results" / "README.md",
+]
 
 
 def in_pages(pattern):
