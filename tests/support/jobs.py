@@ -73,3 +73,19 @@ def write_gpu_with_both_at_work(folder, name, jobs, notify):
     deadline = time.monotonic() + 60
     while len(list(Path(folder).iterdir())) < jobs and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def power(number, exponent):
+    return number**exponent
+
+
+def fail_at_three(number):
+    if number == 3:
+        raise DataError("part 3 is empty")
+    return number
+
+
+def leave_at_three(number):
+    if number == 3:
+        os._exit(9)
+    return number

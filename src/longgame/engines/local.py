@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from threadpoolctl import threadpool_limits
 
@@ -28,7 +28,7 @@ Notify = Callable[[str, int, str, int, int], None]
 Warn = Callable[[str], None]
 """What shows a warning that a job logs."""
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,33 @@ class Job:
     """Name of a job that has to be done before this one begins; one that is not to be run counts as done."""
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one worker takes of a cluster's node."""
+
+    cpus: int = 1
+    """Cores, as many as its threads."""
+    memory: int = 0
+    """Bytes of main memory; 0: not counted."""
+    gpu: bool | None = False
+    """Whether it runs on a GPU; None: where a node of the cluster has one."""
+    gpu_memory: int = 0
+    """Bytes of a GPU's memory: workers share a GPU that holds several; 0: each has a GPU."""
+
+
 class WorkerError(LonggameError):
     """A worker process was ended from outside (killed, out of memory) or met an unforeseen error."""
 
 
+def thread_values(threads: int) -> dict[str, str]:
+    """Environment variables that bind the libraries of a process to so many threads."""
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+
+
 @contextmanager
-def _threads_for_children(threads: int, gpu: str | None = None) -> Iterator[None]:
+def thread_variables(threads: int, gpu: str | None = None) -> Iterator[None]:
     """Set the variables of threads, and of the one GPU, that a child reads when it starts; put the parent's back."""
-    variables = {**dict.fromkeys(_THREAD_VARIABLES[:3], str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+    variables = thread_values(threads)
     variables |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -94,7 +113,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _settle_garbage() -> None:
+def settle_garbage() -> None:
     """Take what lives between two jobs (libraries, data, never a model) out of later garbage collections.
 
     Trainers collect garbage at every start, which otherwise searches all of it each time.
@@ -108,7 +127,7 @@ def threads_here(threads: int) -> Iterator[None]:
     """Bound the threads of the libraries that are loaded in this process, and put their numbers back."""
     torch = sys.modules.get("torch")
     before = None if torch is None else torch.get_num_threads()
-    with _threads_for_children(threads), threadpool_limits(limits=threads):
+    with thread_variables(threads), threadpool_limits(limits=threads):
         try:
             if torch is not None:  # its MKL is linked statically, where threadpoolctl does not see it
                 torch.set_num_threads(threads)
@@ -118,7 +137,7 @@ def threads_here(threads: int) -> Iterator[None]:
                 torch.set_num_threads(before)
 
 
-def _as_error(job: str, error: Exception) -> LonggameError:
+def as_error(job: str, error: Exception) -> LonggameError:
     """An error of the family as it is; anything unforeseen as a WorkerError with its traceback."""
     if isinstance(error, LonggameError):
         known = type(error).__module__.startswith("longgame.")  # the parent may be unable to import another class
@@ -146,7 +165,7 @@ class _Warnings(logging.Handler):
 
 
 @contextmanager
-def _warnings_to(warn: Warn | None) -> Iterator[None]:
+def warnings_to(warn: Warn | None) -> Iterator[None]:
     """Inside, what longgame logs goes to ``warn`` instead of stderr, where it would tear progress bars."""
     if warn is None:
         yield
@@ -168,7 +187,7 @@ def _work(pipe: Any) -> None:
             pipe.send(event)
 
     send("ready", "", None)
-    with _warnings_to(lambda text: send("warning", "", text)):
+    with warnings_to(lambda text: send("warning", "", text)):
         while True:
             job: Job | None = pipe.recv()
             if job is None:
@@ -176,10 +195,10 @@ def _work(pipe: Any) -> None:
             try:
                 job.function(*job.arguments, lambda *progress: send("progress", *progress))
             except Exception as error:  # noqa: BLE001 - told to the parent, which decides whether the others go on
-                send("error", job.name, _as_error(job.name, error))
+                send("error", job.name, as_error(job.name, error))
             else:
                 send("done", job.name, None)
-            _settle_garbage()
+            settle_garbage()
 
 
 Failed = Callable[[str, LonggameError], None]
@@ -214,18 +233,18 @@ def run_here(
     waiting = {job.name: job for job in jobs}
     frozen = gc.get_freeze_count()
     try:
-        with threads_here(threads), _warnings_to(warn):
+        with threads_here(threads), warnings_to(warn):
             while waiting:
                 job = next(job for job in waiting.values() if job.after not in waiting)
                 del waiting[job.name]
                 try:
                     job.function(*job.arguments, notify)
                 except Exception as error:  # noqa: BLE001 - the caller decides whether the others go on
-                    for name, reason in _losses(job.name, _as_error(job.name, error), waiting):
+                    for name, reason in _losses(job.name, as_error(job.name, error), waiting):
                         failed(name, reason)
                 else:
                     finished(job.name)
-                _settle_garbage()
+                settle_garbage()
     finally:
         if not frozen:
             gc.unfreeze()
@@ -265,9 +284,34 @@ def run_local(
         LonggameError: what ``failed`` raised.
         WorkerError: a worker was ended between two jobs.
     """
-    if not jobs:
-        return
-    crew, texts = _Crew(jobs, min(workers, len(jobs)), threads, gpus), set[str]()
+    if jobs:
+        follow(_Crew(jobs, min(workers, len(jobs)), threads, gpus), notify, finished, failed, warn)
+
+
+class Crew(Protocol):
+    """Workers, and the jobs that are left."""
+
+    waiting: dict[str, Job]
+    """Jobs that no worker has."""
+    left: set[str]
+    """Names of the jobs that are not done."""
+
+    def hand_out(self) -> None:
+        """Give free workers the first jobs that wait for none of those left."""
+        ...
+
+    def events(self) -> list[tuple[Any, ...]]:
+        """Wait for news: (kind, job, …) with kind ready, progress, done, warning or error."""
+        ...
+
+    def end(self) -> None:
+        """End the workers."""
+        ...
+
+
+def follow(crew: Crew, notify: Notify, finished: Callable[[str], None], failed: Failed, warn: Warn | None) -> None:
+    """Hand out jobs until none is left, and report what the workers send."""
+    texts = set[str]()
     try:
         while crew.left:
             crew.hand_out()
@@ -316,7 +360,7 @@ class _Crew:
     def _start(self, gpu: str | None) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs,), daemon=True)
-        with _threads_for_children(self._threads, gpu), _interrupts_for_parent_alone():
+        with thread_variables(self._threads, gpu), _interrupts_for_parent_alone():
             process.start()
         self._workers.append(_Worker(process, ours, gpu))
         theirs.close()  # so that the worker's end is the only one, and its death is an end of file

@@ -1,0 +1,118 @@
+"""Choose where work runs: processes of this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from longgame.engines.local import Needs, Warn, WorkerError, as_error, thread_variables, threads_here
+from longgame.errors import RecipeError
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+LOCAL = "local"
+_AHEAD = 2
+"""Parts per worker that are begun before earlier results are read: it bounds what waits in memory."""
+
+
+def check_engine(engine: str) -> str:
+    """Return the name of an engine: ``local``, ``ray``, ``auto`` or ``ray://HOST:PORT``.
+
+    Raises:
+        RecipeError: it is none of them.
+    """
+    if engine in (LOCAL, "ray", "auto") or re.fullmatch(r"ray://[^\s/:]+:[0-9]{1,5}", engine):
+        return engine
+    raise RecipeError(
+        f"--engine is '{engine}'. Use local, ray (Ray on this machine), auto (the running cluster, or RAY_ADDRESS) or "
+        "ray://HOST:PORT."
+    )
+
+
+def mapped(
+    function: Callable[[Part], Result],
+    parts: Sequence[Part],
+    engine: str = LOCAL,
+    *,
+    workers: int | None = 1,
+    threads: int = 1,
+    needs: Needs | None = None,
+    warn: Warn | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(part)`` of every part, in the order of the parts; on Ray or on this machine.
+
+    ```python
+    for kept in mapped(partial(farthest_of_part, scores=folder, k=500), ranges, engine):
+        ...
+    ```
+
+    The function is one of a module, a `functools.partial` of one, or an object of a module's class with ``__call__``,
+    so that another process finds it. Each worker receives it once: what it loads at its first call (a model, a store)
+    serves its further calls, and parts should be small (a range of rows, not the rows). On Ray a part whose worker is
+    lost is computed again on another, so a function may run twice on a part: let it return its result and write
+    nothing. A few parts per worker are begun ahead of the one that is read.
+
+    Args:
+        engine: as in `check_engine`; ``local``: this process where ``workers`` is 1, else so many processes.
+        workers: at most so many; None: one per core, or as many as the cluster holds.
+        threads: of each worker.
+        needs: of each worker on Ray; None: ``threads`` cores.
+        warn: shows warnings; None: they are logged.
+
+    Raises:
+        RecipeError: no such engine, Ray is missing, or it has too little for one worker.
+        WorkerError: a worker ended, or the function met an unforeseen error. LonggameError: what the function raised.
+    """
+    if check_engine(engine) != LOCAL:
+        from longgame.engines.ray import mapped_on_ray
+
+        yield from mapped_on_ray(function, parts, engine, workers, threads, needs or Needs(threads), warn)
+    elif workers == 1 or len(parts) < 2:
+        for part in parts:
+            with threads_here(threads):
+                result = _called(function, part)
+            yield result
+    else:
+        yield from _mapped_in_processes(function, parts, workers or multiprocessing.cpu_count(), threads)
+
+
+_function: Callable[..., object] | None = None
+"""Of this worker process."""
+
+
+def _receive(function: Callable[[Part], Result]) -> None:
+    global _function
+    _function = function
+
+
+def _called(function: Callable[[Part], Result] | None, part: Part) -> Result:
+    try:
+        return (function or _function)(part)  # type: ignore[misc, return-value]
+    except Exception as error:
+        raise as_error("a worker", error) from error
+
+
+def _mapped_in_processes(
+    function: Callable[[Part], Result], parts: Sequence[Part], workers: int, threads: int
+) -> Iterator[Result]:
+    context, left = multiprocessing.get_context("spawn"), iter(parts)
+    with thread_variables(threads):
+        pool = ProcessPoolExecutor(min(workers, len(parts)), context, _receive, (function,))
+        futures: deque[Future[Result]] = deque()
+        try:
+            futures.extend(pool.submit(_called, None, part) for part in islice(left, _AHEAD * workers))
+            while futures:
+                result = futures.popleft().result()
+                futures.extend(pool.submit(_called, None, part) for part in islice(left, 1))
+                yield result
+        except BrokenProcessPool as error:
+            raise WorkerError("a worker process ended; usually it ran out of memory. Use fewer workers.") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,109 @@
+"""What describes a machine of a cluster, and how it differs from this one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longgame.engines.local import as_error
+
+PACKAGES = ("longgame", "torch", "transformers", "peft", "numpy")
+"""What has to have the same version on every node."""
+
+
+def facts_function() -> Callable[[Sequence[str], str | None], dict[str, Any]]:
+    """What describes a node; Ray sends a nested function with its code, so that it runs where longgame is not."""
+
+    def facts(packages: Sequence[str], token: str | None) -> dict[str, Any]:
+        import hashlib
+        import importlib.metadata
+        import importlib.util
+        import pathlib
+        import platform
+        import shutil
+        import socket
+        import subprocess
+
+        versions: dict[str, str | None] = {"python": ".".join(platform.python_version_tuple()[:2])}
+        for name in packages:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                versions[name] = None
+        spec = importlib.util.find_spec("longgame")
+        digest = hashlib.sha256()
+        for root in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(pathlib.Path(root).rglob("*.py")):
+                digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+        try:
+            text = None if token is None else pathlib.Path(token).read_text()
+        except OSError:
+            text = None
+        cards: list[str] = []
+        if shutil.which("nvidia-smi"):
+            query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+            output = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60).stdout
+            cards = [line.strip() for line in output.splitlines() if line.strip()]
+        return {
+            "host": socket.gethostname(),
+            "versions": versions,
+            "source": digest.hexdigest()[:12],
+            "token": text,
+            "cards": cards,
+        }
+
+    return facts
+
+
+def contained(contents: Callable[[], Mapping[str, str]], folder: str) -> tuple[str, Any]:
+    """Task: the digests that a node has, or its error."""
+    enter(folder)
+    try:
+        return "done", dict(contents())
+    except Exception as error:  # noqa: BLE001 - told to the driver
+        return "error", as_error("the check of the node", error)
+
+
+def cleared(pattern: str) -> None:
+    """Task: delete the copies of a run on a node."""
+    for path in Path(tempfile.gettempdir()).glob(pattern):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def enter(folder: str) -> None:
+    """Work in the folder that the driver works in, where the node has it: relative paths start from there."""
+    if Path(folder).is_dir():
+        os.chdir(folder)
+
+
+def version_difference(node: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """How a node's software differs from that of this process, with the fix; empty where it does not."""
+    names = [name for name, version in here["versions"].items() if node["versions"].get(name) != version]
+    if not names and node["source"] != here["source"]:
+        return (
+            f"has other source files of longgame {here['versions']['longgame']} ({node['source']}, here "
+            f"{here['source']}). Install the same version there and here."
+        )
+    if not names:
+        return ""
+    there, now = (
+        ", ".join(f"{name} {facts['versions'].get(name) or '(none)'}" for name in names) for facts in (node, here)
+    )
+    fix = " ".join(f"'{name}=={here['versions'][name]}'" for name in names if name != "python")
+    fix = f"run pip install {fix} there" if fix else "use one version of Python"
+    return f"has {there}, and this machine {now}; numbers of two versions do not belong in one table. {fix}."
+
+
+def content_difference(node: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """How a node's files differ from those of this process, with the fix; empty where they do not."""
+    missing = [name for name in here if name not in node]
+    other = [name for name, digest in here.items() if node.get(name, digest) != digest]
+    if not missing and not other:
+        return ""
+    parts = [f"lacks {', '.join(missing)}"] if missing else []
+    parts += [f"has other content in {', '.join(other)}"] if other else []
+    return f"{' and '.join(parts)}. Copy the files of this machine there, or put them on a shared path."

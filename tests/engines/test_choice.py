@@ -1,0 +1,49 @@
+"""Work on local processes, and the choice of an engine."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from longgame.engines.choice import check_engine, mapped
+from longgame.engines.local import WorkerError
+from longgame.errors import DataError, RecipeError
+from support import jobs
+
+
+@pytest.mark.parametrize("engine", ["local", "ray", "auto", "ray://host:10001"])
+def test_an_engine_of_the_list_is_returned(engine):
+    assert check_engine(engine) == engine
+
+
+@pytest.mark.parametrize("engine", ["", "dask", "ray://", "ray://host", "ray://host:port", "ray://a/b:1", "host:6379"])
+def test_another_engine_is_refused_with_those_that_exist(engine):
+    with pytest.raises(RecipeError, match=r"Use local, ray .*auto .*ray://HOST:PORT"):
+        check_engine(engine)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_parts(workers):
+    assert list(mapped(partial(jobs.power, exponent=2), range(9), workers=workers)) == [n * n for n in range(9)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_part_arrives_with_its_class(workers):
+    with pytest.raises(DataError, match="part 3 is empty"):
+        list(mapped(jobs.fail_at_three, range(5), workers=workers))
+
+
+def test_a_process_that_ends_is_reported():
+    with pytest.raises(WorkerError, match="a worker process ended"):
+        list(mapped(jobs.leave_at_three, range(5), workers=2))
+
+
+def test_no_other_module_imports_ray():
+    code = (
+        "import sys, longgame.engines.choice, longgame.audit.execute, longgame.commands.audit\n"
+        "import longgame.commands.score, longgame.offline.api\n"
+        "sys.exit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0
