@@ -19,6 +19,7 @@ import longgame
 from longgame.commands.audit import audit_command
 from longgame.commands.check import check_command
 from longgame.commands.init import init
+from longgame.commands.merge import merge_command
 from longgame.commands.options import stopped_code
 from longgame.commands.pools import pools
 from longgame.commands.report import compare, report
@@ -55,6 +56,7 @@ def _root(
 
 app.command("check")(check_command)
 app.command("score")(score_command)
+app.command("merge")(merge_command)
 app.command("select")(select_command)
 app.command("audit")(audit_command)
 app.command()(init)

@@ -73,6 +73,8 @@ class DataRows:
         all_rated: whether that is every row; a part taken of the rows keeps the answer, so that scales are not mixed.
         groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
         digest: of all ids in their order.
+        shard: where these rows are a shard of a job, its ``number`` and the ``total`` of shards, and ``rows`` and
+            ``digest`` of all the data.
 
     Raises:
         DataError: a row cannot be used and is not skipped, no row is left, or ``where`` cannot be decided.
@@ -90,6 +92,7 @@ class DataRows:
         if on_bad_row not in ("error", "skip"):
             raise DataError(unknown("way of on_bad_row", str(on_bad_row), ("error", "skip")))
         self.source, self.rules, self.where = source, rules, where
+        self.shard: dict[str, Any] | None = None
         self.formats: Counter[str] = Counter()
         self.bad: list[BadRow] = []
         self.total = self.filtered = self.rated = 0
@@ -235,6 +238,7 @@ class DataRows:
         """Return these rising rows as data rows of the same source."""
         part = object.__new__(DataRows)
         part.__dict__.update(self.__dict__)
+        part.shard = None
         part.ids = tuple(self.ids[row] for row in rows.tolist())
         for name in ("positions", "numbers", "prompt_length", "response_length"):
             setattr(part, name, getattr(self, name)[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,10 @@ from longgame.signals.store import MANIFEST, SignalStore
 from longgame.storage import read_state
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
+GRADING_FILE = "quality.json"
+"""What the quality sources did, in the last job that asked them."""
+TOKENIZED_FILE = "tokenized.json"
+"""How many rows could not be tokenized, and how many were cut."""
 COUNTS = ("prompt_tokens", "response_tokens")
 """Columns of every folder: tokens without and with a loss."""
 STORE = "signals-"
@@ -158,19 +163,86 @@ def stores_in(folder: Path) -> list[SignalStore]:
 
 
 def shard_folders(folder: Path) -> list[Path]:
-    """Folders of all shards of a job, in order; empty where the folder is no job of several."""
+    """Folders of all shards of a job, in order; empty where the folder is no job of several.
+
+    Raises:
+        ResumeError: a shard is missing, or the shards are not those of one job.
+    """
     parts = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir())
     if not parts:
         return []
     total = int(parts[0].name.rsplit("-", 1)[1])
-    names = [shard_name(number, total) for number in range(1, total + 1)]
-    missing = [name for name in names if not (folder / name).is_dir()]
-    if missing or len(parts) != total:
+    if others := [path for path in parts if not path.name.endswith(f"-{total:04d}")]:
         raise ResumeError(
-            f"'{folder}' holds {len(parts)} folders for {total} shards; missing: {', '.join(missing) or 'none'}. Run "
-            "longgame score with the same --shard n for each, and delete those of another n."
+            f"'{folder}' holds shards of different jobs ({parts[0].name}, {others[0].name}). Delete those of one n, or "
+            "move them to another folder."
         )
-    return [folder / name for name in names]
+    return [path for path, _ in check_shards(parts)]
+
+
+_NAMED = 8
+"""Missing shards that an error names."""
+_OF_A_JOB = {
+    "fingerprint": "model, tokenizer or settings",
+    "max_length": "max_length",
+    "seed": "seed",
+    "turns": "turns",
+    "where": "condition (--where)",
+    "target": "target set",
+    "grading": "sources of quality",
+    "store_dtype": "--store-dtype",
+    "versions": "version of a library",
+}
+"""Keys of config.yaml that all shards of a job have in common → what they are."""
+
+
+def check_shards(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return every shard and its config.yaml, in the order of their numbers.
+
+    Args:
+        folders: of the shards, in any order.
+
+    Raises:
+        ResumeError: a shard is missing or stands twice, or is not of the same data, model, settings and versions as the
+            first.
+    """
+    configs = [read_config(folder) for folder in folders]
+    settings = [config | {"store_dtype": config["model"].get("store_dtype")} for config in configs]
+    shards = [config.get("shard") or {} for config in configs]
+    if old := [folder for folder, shard in zip(folders, shards, strict=True) if not shard]:
+        raise ResumeError(f"'{old[0]}' was not scored as a shard. Give folders of longgame score --shard i/n.")
+    first, total = folders[0], int(shards[0]["total"])
+    by_number: dict[int, Path] = {}
+    for folder, config, shard in zip(folders, settings, shards, strict=True):
+        if (shard["digest"], shard["total"]) != (shards[0]["digest"], total):
+            raise ResumeError(
+                f"'{folder}' is shard {shard['number']}/{shard['total']} of data with the digest {shard['digest']}. "
+                f"'{first}' is of {total} shards of data with {shards[0]['digest']}. Score the same data with one n."
+            )
+        changed = [words for key, words in _OF_A_JOB.items() if config.get(key) != settings[0].get(key)]
+        if changed:
+            raise ResumeError(
+                f"'{folder}' was scored with another {', '.join(changed)} than '{first}' (see {CONFIG} in both). Score "
+                f"it again, in a new folder: {shard_command(configs[0], int(shard['number']))}"
+            )
+        other = by_number.setdefault(int(shard["number"]), folder)
+        if other != folder:
+            raise ResumeError(f"shard {shard['number']}/{total} stands twice: '{other}' and '{folder}'. Give one.")
+    if missing := [number for number in range(1, total + 1) if number not in by_number]:
+        names = ", ".join(shard_name(number, total) for number in missing[:_NAMED])
+        raise ResumeError(
+            f"{len(missing)} of {total} shards of '{first.parent}' are missing: {names}"
+            f"{' …' if len(missing) > _NAMED else ''}. Make the first of them: {shard_command(configs[0], missing[0])}"
+        )
+    pairs = zip(folders, configs, strict=True)
+    return sorted(pairs, key=lambda pair: int(pair[1]["shard"]["number"]))
+
+
+def shard_command(config: Mapping[str, Any], number: int) -> str:
+    """The command that makes a shard, told by that of another one."""
+    total = int(config["shard"]["total"])
+    command, replaced = re.subn(r"--shard[ =]\S+", f"--shard {number}/{total}", str(config.get("command") or ""))
+    return command if replaced else f"longgame score … --shard {number}/{total}"
 
 
 def shard_name(number: int, total: int) -> str:

@@ -33,8 +33,10 @@ from longgame.offline.score_folder import (
     CONTEXT_STATE,
     COUNTS,
     FITTED,
+    GRADING_FILE,
     STORE,
     TABLE,
+    TOKENIZED_FILE,
     ScoreFolder,
     check_folder,
     check_grading,
@@ -56,8 +58,6 @@ if TYPE_CHECKING:
     from longgame.signals.source import SignalSource
     from longgame.training.log import Trajectories
 
-GRADING_FILE = "quality.json"
-"""What the quality sources did, in the last job that asked them."""
 _AS_LIVE = {"embedding": "embedding", "base_loss": "loss"}
 """Signals of the base model → the engine's signal; without an adapter the model is its own base."""
 _VERSIONS = ("longgame", "torch", "transformers", "peft", "datasets", "numpy")
@@ -77,7 +77,9 @@ def shard_rows(rows: DataRows, number: int, total: int) -> DataRows:
     start, stop = (min(len(rows), SHARD_ROWS * (blocks * place // total)) for place in (number - 1, number))
     if start == stop:
         raise DataError(f"shard {number}/{total} of {len(rows)} rows is empty. Use at most {blocks} shards.")
-    return rows.take(np.arange(start, stop))
+    part = rows.take(np.arange(start, stop))
+    part.shard = {"number": number, "total": total, "rows": len(rows), "digest": rows.digest}
+    return part
 
 
 def computed_names(names: Sequence[str]) -> list[str]:
@@ -404,6 +406,7 @@ def _begin(
         "data": rows.source.label,
         "rows": len(rows),
         "digest": rows.digest,
+        "shard": rows.shard,
         "turns": rows.rules.turns,
         "where": rows.where,
         "model": dataclasses.asdict(scorer.options) | {"reference": None},
@@ -443,7 +446,7 @@ def _write_bad(path: Path, bad: Sequence[BadRow], cut: int) -> None:
     lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in bad]
     if lines:
         write_file(path / BAD_ROWS, "".join(lines))
-    write_json(path / "tokenized.json", {"bad_rows": len(bad), "cut": cut})
+    write_json(path / TOKENIZED_FILE, {"bad_rows": len(bad), "cut": cut})
 
 
 def _write_table(path: Path, scores: ScoreFolder, rows: DataRows) -> None:

@@ -1,0 +1,174 @@
+"""The shards of a job as one folder of scores: checked against each other, copied in the order of the data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from longgame.errors import RecipeError, ResumeError, StorageError
+from longgame.offline.score_folder import (
+    BAD_ROWS,
+    CONFIG,
+    CONTEXT_STATE,
+    GRADING_FILE,
+    STORE,
+    TABLE,
+    TOKENIZED_FILE,
+    ScoreFolder,
+    check_shards,
+    read_config,
+    shard_command,
+    stores_in,
+)
+from longgame.signals.store import MANIFEST, RANGES, SignalStore, SignalWriter
+from longgame.storage import durable_folder, read_json, write_file, write_json
+
+_ROWS = 1 << 16
+"""Rows that are copied together."""
+
+
+def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = "") -> ScoreFolder:
+    """Write the scores of all shards of a job into one folder, which serves as one that was scored without shards.
+
+    Nothing is computed, and the shards stay as they are. Called again with the same shards it changes nothing. Memory
+    holds `_ROWS` rows at a time, and 8 bytes a row.
+
+    Args:
+        out: the folder that is written.
+        folders: of the shards, in any order, or folders that hold ``shard-…`` folders.
+        command: stands in config.yaml.
+
+    Raises:
+        ResumeError: a shard is missing or not finished, is of other data, another model, other settings or versions, or
+            lacks a column that another one has; a file is damaged. StorageError: ``out`` holds something else, or the
+            disk is full.
+    """
+    path = Path(out)
+    shards = check_shards(_expanded(folders))
+    _check_finished(shards)
+    content = _content_of([folder for folder, _ in shards])
+    if (path / CONFIG).is_file():
+        if (read_config(path).get("merged") or {}).get("content") == content:
+            return ScoreFolder(path)
+        raise StorageError(f"'{path}' holds other scores already. Give another folder, or delete it.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")
+    with durable_folder(path) as part:
+        sources = [folder for folder, _ in shards]
+        names = sorted({name for folder in sources for name in _stores_apart(folder)})
+        _copy_stores([stores_in(folder) for folder in sources], part / f"{STORE}{content[:8]}")
+        for name in names:
+            _copy_stores([[SignalStore(folder / name)] for folder in sources], part / name)
+        for state in sources[0].glob(f"{CONTEXT_STATE}*"):
+            shutil.copyfile(state, part / state.name)
+        _copy_table(sources, part / TABLE)
+        _copy_notes(sources, part)
+        first = dict(shards[0][1])
+        whole = first.pop("shard")
+        merged = {"shards": whole["total"], "content": content}
+        config = first | {"command": command, "rows": whole["rows"], "digest": whole["digest"], "merged": merged}
+        write_file(part / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return ScoreFolder(path)
+
+
+def _expanded(folders: Sequence[str | Path]) -> list[Path]:
+    """The folders, and in place of a folder that holds shards these."""
+    result: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ResumeError(f"'{folder}' is no folder. Give the folders that longgame score --shard i/n wrote.")
+        inside = [] if (folder / CONFIG).is_file() else sorted(folder.glob("shard-*-of-*"))
+        result |= dict.fromkeys(inside or [folder])
+    if not result:
+        raise RecipeError("no shard is given. Give the folders that longgame score --shard i/n wrote.")
+    return list(result)
+
+
+def _check_finished(shards: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Raise ResumeError where a shard lacks its table or a column that another one has."""
+    columns = []
+    for folder, config in shards:
+        stores = stores_in(folder)
+        unfinished = next(iter(sorted(folder.glob("*.part"))), None)
+        if not stores or unfinished is not None or not (folder / TABLE).is_file():
+            raise ResumeError(
+                f"'{folder}' is not finished. Run its command again, which resumes: {_command_of(config)}"
+            )
+        columns.append({name for store in stores for name in store.names} | _stores_apart(folder))
+    every = set[str]().union(*columns)
+    for (folder, config), names in zip(shards, columns, strict=True):
+        if lacking := sorted(every - names):
+            raise ResumeError(
+                f"'{folder}' lacks {', '.join(lacking)}, which another shard has. Score it, too, into the same folder: "
+                f"{_command_of(config)}"
+            )
+
+
+def _command_of(config: Mapping[str, Any]) -> str:
+    return shard_command(config, int(config["shard"]["number"]))
+
+
+def _stores_apart(folder: Path) -> set[str]:
+    """Stores of one target set or model."""
+    names = {path.parent.name for path in folder.glob(f"*/{MANIFEST}")}
+    return {name for name in names if not name.startswith(STORE)}
+
+
+def _content_of(folders: Sequence[Path]) -> str:
+    """Digest of all that the shards hold, told by the digests in their stores."""
+    digest = blake2b(digest_size=8)
+    for folder in folders:
+        for journal in sorted(folder.glob(f"*/{RANGES}")):
+            digest.update(journal.parent.name.encode() + b"\0" + journal.read_bytes())
+    return digest.hexdigest()
+
+
+def _copy_stores(shards: Sequence[Sequence[SignalStore]], path: Path) -> None:
+    """Write the columns of these stores into one; the stores of a shard hold the same rows."""
+    first = shards[0]
+    columns = {name: store.column(name).dtype.name for store in first for name in store.names}
+    with SignalWriter(path, columns, first[0].fingerprint) as writer:
+        for stores in shards:
+            ids = stores[0].ids
+            for store in stores:
+                store.verify()
+            of_name = {name: store.column(name) for store in stores for name in store.names}
+            for start in range(0, len(ids), _ROWS):
+                rows = slice(start, start + _ROWS)
+                writer.append(ids[rows], {name: column[rows] for name, column in of_name.items()})
+        writer.finish()
+
+
+def _copy_table(folders: Sequence[Path], path: Path) -> None:
+    """scores.parquet, part by part."""
+    names = pq.read_schema(folders[0] / TABLE)
+    with pq.ParquetWriter(path, names, compression="zstd") as writer:
+        for folder in folders:
+            with pq.ParquetFile(folder / TABLE) as file:
+                for batch in file.iter_batches(_ROWS):
+                    table = pa.Table.from_batches([batch]).select(names.names)
+                    writer.write_table(table.cast(names))
+
+
+def _copy_notes(folders: Sequence[Path], out: Path) -> None:
+    """Bad rows of all shards, how many examples were cut, and what each shard's quality sources did."""
+    bad = [(folder / BAD_ROWS).read_text(encoding="utf-8") for folder in folders if (folder / BAD_ROWS).is_file()]
+    if bad:
+        write_file(out / BAD_ROWS, "".join(bad))
+    counts = [read_json(folder / TOKENIZED_FILE) for folder in folders]
+    write_json(out / TOKENIZED_FILE, {name: sum(count[name] for count in counts) for name in ("bad_rows", "cut")})
+    graded = {
+        folder.name: json.loads((folder / GRADING_FILE).read_text(encoding="utf-8"))
+        for folder in folders
+        if (folder / GRADING_FILE).is_file()
+    }
+    if graded:
+        write_json(out / GRADING_FILE, {"shards": graded})
