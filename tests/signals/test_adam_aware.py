@@ -101,6 +101,26 @@ def test_moments_are_a_copy_of_the_moment(pool):
     assert np.linalg.norm(measure(pool, [ADAM])[ADAM] - before) > 0.1 * np.linalg.norm(before)
 
 
+@pytest.mark.parametrize("correct", [False, True])
+def test_weights_without_gradients_have_moments_of_zero(correct):
+    used, unused = (torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
+    model = torch.nn.ParameterDict({"used": used, "unused": unused})
+    optimizer = torch.optim.AdamW([used, unused], lr=1e-2)
+    used.grad = torch.ones(6)
+    optimizer.step()
+    adam = AdamPreconditioner.from_optimizer(optimizer, model, bias_correction=correct)
+    gradient = torch.full((1, 6), 1e-3)
+    first = (0.1, 1e-3) if not correct else (1.0, 1.0)  # 1 − β, and 1 once corrected for the first step
+    expected = first[0] * 1e-3 / (first[1] ** 0.5 * 1e-3 + 1e-8)
+    torch.testing.assert_close(adam("unused", gradient), torch.full((1, 6), expected), rtol=1e-4, atol=0)
+    assert not adam.scale("unused", gradient).any()
+    assert adam.scale("used", gradient).all()
+    fresh = torch.optim.AdamW([used, unused], lr=1e-2)
+    adam.restore(fresh, model)
+    assert used in fresh.state
+    assert unused not in fresh.state
+
+
 def test_other_moments_are_another_fingerprint_or_none():
     model = with_lora(llama())
     optimizer = trained(model)
@@ -119,7 +139,7 @@ def test_a_preconditioner_of_another_model_is_refused(pool):
     fresh = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
     with pytest.raises(PluginError, match="adam_grad_sketch needs Adam's moments"):
         engine_of(model)(pool, [ADAM])
-    with pytest.raises(PluginError, match="no moments of .* at least one optimizer step"):
+    with pytest.raises(PluginError, match="no moments yet.* at least one optimizer step"):
         AdamPreconditioner.from_optimizer(fresh, model)
     with pytest.raises(PluginError, match="does not train"):
         AdamPreconditioner.from_optimizer(fresh, with_lora(llama()))

@@ -130,10 +130,30 @@ def test_streams_are_resumed_in_every_pass(tmp_path, tokenizer, args, shuffle):
     for stop in (1, 3, 4, 8):
         resumed = build(tmp_path / f"b{stop}")
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
-        # the end of a pass may select without making a step
-        assert picks(resumed) == picks(uninterrupted)[-len(picks(resumed)) :]
+        assert picks(resumed) == picks(uninterrupted)[stop:]
         assert losses(resumed) == losses(uninterrupted)
         assert resumed.selection_feed.spent == uninterrupted.selection_feed.spent
+
+
+@pytest.mark.parametrize("rows", [12, 20, 28, 30])
+def test_passes_of_a_stream_end_in_a_step_of_their_own(tmp_path, tokenizer, rows):
+    """Three micro-batches of four candidates: a pass ends after one, two or three of them, or inside one."""
+    runs = []
+    for name, sizes in (("a", (2, 3)), ("b", (6, 1))):
+        args = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), sizes, strict=True))
+        args |= {"max_steps": 7, "save_strategy": "steps", "save_steps": 1}
+        options = {"train": stream(rows), "budget": 0.5, "training_log": True, "selector": "loss", "args": args}
+        runs.append(make_trainer(tmp_path / name, tokenizer, **options))
+        runs[-1].train()
+        resumed = make_trainer(tmp_path / f"{name} resumed", tokenizer, **{**options, "train": stream(rows)})
+        resumed.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-5"))
+        assert picks(resumed) == picks(runs[-1])[5:]
+    accumulated, at_once = runs
+    assert len(picks(accumulated)) == 7
+    assert picks(accumulated) == picks(at_once)
+    np.testing.assert_allclose(losses(accumulated), losses(at_once), rtol=1e-4)
+    log = accumulated.selection_record.learned.frame()
+    assert log["step"].nunique() == 7
 
 
 def test_workers_of_a_stream_in_a_later_pass_are_refused(tmp_path, tokenizer):

@@ -42,7 +42,7 @@ class Moments:
     betas: tuple[float, float]
     eps: float
     step: int
-    """Steps taken so far, ≥ 1."""
+    """Steps taken so far; 0 where the parameter had no gradient yet, and both moments are 0."""
 
 
 class AdamPreconditioner:
@@ -71,6 +71,8 @@ class AdamPreconditioner:
     ) -> AdamPreconditioner:
         """Copy the moments of every trainable parameter; later steps of the optimizer do not change the copy.
 
+        A parameter that had no gradient in any step (an expert that no token reached) has moments of 0.
+
         Args:
             optimizer: torch's Adam or AdamW (or accelerate's wrapper around one) after at least one step.
             model: the model whose parameters it changes.
@@ -80,18 +82,21 @@ class AdamPreconditioner:
                 (flattened, sharded or 8-bit).
         """
         groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
-        moments = {}
-        for name, weight in model.named_parameters():
-            if not weight.requires_grad:
-                continue
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        for name, weight in weights.items():
             if id(weight) not in groups:
                 raise PluginError(f"the optimizer does not train '{name}'. Pass the optimizer of this model.")
+        if not any(optimizer.state.get(weight) for weight in weights.values()):
+            raise PluginError(
+                "the optimizer has no moments yet: Adam-aware gradients need at least one optimizer step (LESS warms "
+                "up on a random subset first). Take one, or use grad_sketch."
+            )
+        moments = {}
+        for name, weight in weights.items():
             state, group = optimizer.state.get(weight, {}), groups[id(weight)]
             if not state:
-                raise PluginError(
-                    f"the optimizer has no moments of '{name}' yet: Adam-aware gradients need at least one optimizer "
-                    "step (LESS warms up on a random subset first). Take one, or use grad_sketch."
-                )
+                zero = torch.zeros_like(weight, dtype=torch.float32)
+                state = {"exp_avg": zero, "exp_avg_sq": zero, "step": 0}
             if "exp_avg" not in state or "exp_avg_sq" not in state or group.get("amsgrad", False):
                 kind = "amsgrad" if group.get("amsgrad", False) else f"{type(optimizer).__name__} keeps {sorted(state)}"
                 raise PluginError(
@@ -127,6 +132,8 @@ class AdamPreconditioner:
         self.check(weights)
         for name, weight in weights.items():
             moment = self._moments[canonical_name(name)]
+            if moment.step == 0:
+                continue
             optimizer.state[weight] = {
                 "step": torch.tensor(float(moment.step), device=weight.device),
                 "exp_avg": moment.first.to(weight, copy=True),
@@ -157,9 +164,12 @@ class AdamPreconditioner:
         """Each flattened direction of the weight ``name``, divided by √v̂ + ε (v̂: v over 1 − β₂ᵗ) entry by entry.
 
         The inner product of a gradient g with it is, up to the learning rate, how far a step of Adam along g goes in
-        the direction, its moments left as they are.
+        the direction, its moments left as they are. A weight without a step so far has no √v̂, and its direction
+        becomes 0.
         """
         moment = self._moments[canonical_name(name)]
+        if moment.step == 0:
+            return torch.zeros_like(directions)
         second = moment.second.flatten().to(directions.device) / (1 - moment.betas[1] ** moment.step)
         return directions / (second.sqrt() + moment.eps)
 

@@ -248,13 +248,15 @@ class SelectionMixin(_Base):
         """Select what this step trains on, and return it in exactly ``num_batches`` micro-batches.
 
         The selector sees the candidates of all micro-batches together, so accumulation does not change what it selects.
+        The last step of a pass over a stream may have fewer candidates, and never fewer micro-batches: the optimizer
+        takes its step by their count.
         """
+        if self._selection_passes is not None:  # also where a resumed pass has nothing left
+            self._selection_passes.follow(epoch_iterator, int(self.state.global_step))
         ticks = list(itertools.islice(epoch_iterator, num_batches))
         if not ticks:
             return [], None
-        if self._selection_passes is not None:
-            self._selection_passes.follow(epoch_iterator, int(self.state.global_step))
-        batches = self._selection_batches([row for tick in ticks for row in tick.rows], len(ticks))
+        batches = self._selection_batches([row for tick in ticks for row in tick.rows], num_batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
