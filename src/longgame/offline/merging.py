@@ -72,9 +72,9 @@ def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = 
         _copy_table(sources, part / TABLE)
         _copy_notes(sources, part)
         first = dict(shards[0][1])
-        whole = first.pop("shard")
-        merged = {"shards": whole["total"], "content": content}
-        config = first | {"command": command, "rows": whole["rows"], "digest": whole["digest"], "merged": merged}
+        job = first.pop("shard")
+        merged = {"shards": job["total"], "content": content}
+        config = first | {"command": command, "rows": job["rows"], "digest": job["digest"], "merged": merged}
         write_file(part / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return ScoreFolder(path)
 

@@ -130,10 +130,10 @@ def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
 
 def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
     """Rows by falling score, NaN last; ties by id, so the order of the pool never decides."""
-    return _by_score(np.arange(len(ids)), -np.asarray(score, dtype=np.float64), ids)
+    return by_score(np.arange(len(ids)), -np.asarray(score, dtype=np.float64), ids)
 
 
-def _by_score(rows: Int[np.ndarray, " m"], keys: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> np.ndarray:
+def by_score(rows: Int[np.ndarray, " m"], keys: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> np.ndarray:
     """These rows by rising key; only runs of equal keys are sorted by id."""
     order = rows[np.argsort(keys[rows], kind="stable")]
     _sort_runs(order, keys[order], ids)
@@ -174,7 +174,7 @@ def fill_by_score(
         if len(head) > 2 * expected:
             near = keys[head] <= np.partition(keys[head], expected)[expected]
             head, rows = head[near], head[~near]
-        head = _by_score(head, keys, ids)
+        head = by_score(head, keys, ids)
         places, left = _walk(tokens[head], left, 0)
         picks.append(head[places])
         rows = rows[tokens[rows] <= left]
