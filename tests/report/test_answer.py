@@ -28,8 +28,7 @@ from tests.report.conftest import HOSTILE, NOW, lifted, make_card, make_recipe, 
 def test_answer_names_the_myopic_and_claims_nothing_more(run):
     sentences = answer(run)
     assert "Myopic (ahead now, behind in the long run): ahead." in sentences["Which are myopic"]
-    assert sentences["Which to use"].startswith("No selector is shown to be better than random")
-    assert "Use random" in sentences["Which to use"]
+    assert sentences["Which to use"].startswith("Use random, which costs nothing, or measure more seeds.")
     assert "5 seeds" in sentences["How sure"]
     assert "80 % power" in sentences["How sure"]
     assert "3,000 selected tokens per trial" in sentences["What it cost"]
@@ -97,7 +96,7 @@ def test_verdicts_and_headline_name_the_myopic(card, recipe):
     assert "random" not in lines
     assert lines["ahead"].word == "myopic"
     text = headline(card, recipe)
-    assert text.startswith("Myopic: ahead")
+    assert text.startswith("Nothing is shown to beat random. Myopic: ahead. ")
     assert "3 selectors, 5 seeds" in text
 
 
@@ -153,7 +152,7 @@ def test_caveat_says_what_the_tests_count(recipe):
 def test_verdict_and_headline_name_a_base_model_that_all_seeds_share(results, recipe):
     card = make_card(results, bases=dict.fromkeys(range(5), "tiny"))
     assert all(line.reason.startswith("on this base model, against random: ") for line in verdict_lines(card, recipe))
-    assert "(3 selectors, 5 seeds of one base model)" in headline(card, recipe)
+    assert "(3 selectors, 5 seeds of one base model.)" in headline(card, recipe)
     assert "about this base model" in answer(make_run(results, card=card))["How sure"]
     alone = make_card(results, bases={seed: f"tiny-{seed}" for seed in range(5)})
     assert all(line.reason.startswith("against random: ") for line in verdict_lines(alone, recipe))

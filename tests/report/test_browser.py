@@ -36,7 +36,7 @@ const watch = setInterval(() => {
       if (own.width && out > 1) beyond.push([svg.closest(".chart").id, text.textContent, out]);
     }
   }
-  const heading = document.querySelector("table.sortable thead th:nth-child(2)");
+  const heading = document.querySelector("section[aria-labelledby=scorecard] table.sortable thead th:nth-child(2)");
   heading.querySelector("button").click();
   setTimeout(() => {
     const sorted = heading.getAttribute("aria-sort");

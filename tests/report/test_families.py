@@ -111,7 +111,7 @@ def test_colors_of_families_are_no_more_than_a_palette_holds(run) -> None:
 
 def test_terminal_of_many_selectors_is_one_screen(run) -> None:
     console = Console(width=110, record=True, file=io.StringIO())
-    print_layout(report_layout(run, trials=0), console)
+    print_layout(report_layout(run, trials=0), console, "summary")
     lines = console.export_text().splitlines()
     assert len(lines) < 50
     assert lines[1] == "The answer"

@@ -395,8 +395,8 @@ def test_every_selector_has_its_verdict_line(run, hostile):
     assert any(line.startswith(f"{hostile}: ") for line in lines)
 
 
-def test_terminal_ends_with_answer_and_verdicts(run):
-    titles = ["Scorecard", "Diagnostics", "More tables", "The run", "The answer", "Verdicts"]
+def test_terminal_begins_with_answer_and_verdicts(run):
+    titles = ["The answer", "Verdicts", "Scorecard", "Diagnostics", "More tables", "The run"]
     assert [line for line in printed(run, 200).splitlines() if line in titles] == titles
 
 

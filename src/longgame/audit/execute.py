@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import importlib.metadata
 import logging
@@ -442,6 +443,7 @@ def _environment(run: Run, workers: int, threads: int, device: str) -> dict[str,
         "device": device,
         "workers": workers,
         "threads": threads,
+        "date": datetime.date.today().isoformat(),
         "sessions": [],
     }
     write_environment(run.folder, environment)

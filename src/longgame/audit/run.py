@@ -443,7 +443,7 @@ def _check_recipe(folder: Path) -> None:
 
 
 _ENVIRONMENT: dict[str, type | tuple[type, ...]] = {"versions": dict, "threads": int, "sessions": list}
-_MACHINE = ("python", "machine", "system", "cores", "device", "workers")
+_MACHINE = ("python", "machine", "system", "cores", "device", "workers", "date")
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

@@ -146,6 +146,9 @@ def audit_command(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the model of every stage.", rich_help_panel=_WORK)
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print every table at the end.", rich_help_panel=_WORK)
+    ] = False,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="The first failed trial ends the audit.", rich_help_panel=_WORK)
     ] = False,
@@ -218,6 +221,7 @@ def audit_command(
                 gpus=placement.gpus,
             )
         write_report(run)
-        print_layout(report_layout(run), console)
-        console.print(f"\nWritten: {folder}/scorecard.md, results.parquet, report.html", highlight=False)
+        print_layout(report_layout(run), console, "terminal" if verbose else "summary")
+        more = "" if verbose else " (more here: --verbose)"
+        console.print(f"\nWritten: {folder}/report.html, scorecard.md, results.parquet{more}", highlight=False)
         run.check_failures()

@@ -89,7 +89,7 @@ class Watched:
             color_system="truecolor" if colours == "truecolor" else "standard",
         )
         with paper.capture() as printed:
-            print_layout(report_layout(loaded), paper)
+            print_layout(report_layout(loaded), paper, "summary")
         return Text.from_ansi(printed.get())
 
 

@@ -16,9 +16,18 @@ from longgame.metrics.catalog import METRICS
 from longgame.metrics.longhorizon import chance_gap
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
 from longgame.metrics.stats import ALPHA, holm, paired
-from longgame.metrics.verdict import BETTER, EQUIVALENT, MYOPIC, NO_DIFFERENCE, NOT_ENOUGH, NOW_ONLY, WORSE
+from longgame.metrics.verdict import (
+    BETTER,
+    EQUIVALENT,
+    LEAST_SEEDS,
+    MYOPIC,
+    NO_DIFFERENCE,
+    NOT_ENOUGH,
+    NOW_ONLY,
+    WORSE,
+)
 from longgame.recipe import Recipe
-from longgame.report.tables import format_number, selectors_in_order
+from longgame.report.tables import Cell, Column, Table, format_number, format_signed, selectors_in_order
 
 _NAMED_CONDITIONS = 6
 """Conditions named for one selector's verdict; further ones are counted, and all are in the tables."""
@@ -26,6 +35,18 @@ _NAMED_CONDITIONS = 6
 
 _NAMED_SELECTORS = 8
 """Selectors named in a sentence; further ones are counted, and all are in the tables."""
+MEANINGS = {
+    BETTER: "shown to be ahead in the long run",
+    MYOPIC: "shown to be ahead now and behind in the long run",
+    WORSE: "shown to be behind in the long run",
+    NOW_ONLY: "shown to differ now; no difference is shown in the long run",
+    EQUIVALENT: "shown to differ by less than the margins, now and in the long run",
+    NO_DIFFERENCE: "these seeds show no difference, which does not mean that there is none",
+    NOT_ENOUGH: f"fewer than {LEAST_SEEDS} seeds show nothing",
+}
+"""Verdict → what it means, against the reference."""
+_HARMS = {"forgetting": "forgetting", "worst_task": "worst task", "ood": "OOD score"}
+"""Metric → its name in a sentence about what a selector loses."""
 
 
 def listed(names: Sequence[str]) -> str:
@@ -40,18 +61,54 @@ def plural(count: int, noun: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """A difference from the reference in points, with its 95 % interval; NaN where it is not measured."""
+
+    mean: float
+    low: float
+    high: float
+    seeds_needed: float = float("nan")
+    """Seeds that would show a true difference of this size with 80 % power."""
+
+    def __str__(self) -> str:
+        mean, low, high = (format_signed(value, "points") for value in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]" if np.isfinite(self.low) else mean
+
+
+def effect(card: Scorecard, selector: str, metric: str) -> Effect:
+    """How far a selector lies from the reference by a metric of the primary view; a 0–1 scale counts as 100 points."""
+    table = card.summary
+    rows = table[(table["view"] == PRIMARY) & (table["metric"] == metric) & (table["selector"] == selector)]
+    if rows.empty:
+        return Effect(float("nan"), float("nan"), float("nan"))
+    scale = 1.0 if METRICS[metric].unit == "points" else 100.0
+    row = rows.iloc[0]
+    mean, low, high = (scale * float(row[name]) for name in ("diff_vs_reference", "ci_low", "ci_high"))
+    return Effect(mean, low, high, float(row["seeds_needed"]))
+
+
+@dataclass(frozen=True, slots=True)
 class VerdictLine:
     """One selector's verdict as sentences, each without its full stop."""
 
     selector: str
     word: str
     reason: str
+    now: Effect
+    """Difference of the current score from the reference."""
+    later: Effect
+    """Difference of the long-horizon score from the reference."""
     other: str = ""
     """Where another scorer disagrees."""
     power: str = ""
     """What these seeds could have shown."""
     cost: str = ""
     """What choosing took."""
+
+    @property
+    def meaning(self) -> str:
+        """What the word means, as a full sentence."""
+        return f"{_capital(MEANINGS[self.word])}."
 
     @property
     def reasons(self) -> list[str]:
@@ -72,8 +129,33 @@ def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
         word = str(row["verdict"])
         others = [f"under {view.replace('_', ' ')}: {other}" for view, other in words.items() if other != word]
         cost = cost_line(card, selector)
-        lines.append(VerdictLine(selector, word, str(row["reason"]), "; ".join(others), str(row["power"]), cost))
+        now, later = (effect(card, selector, metric) for metric in ("current", "long_horizon"))
+        reason, power = str(row["reason"]), str(row["power"])
+        lines.append(VerdictLine(selector, word, reason, now, later, "; ".join(others), power, cost))
     return lines
+
+
+def verdict_table(card: Scorecard, recipe: Recipe) -> Table:
+    """A row per selector: the verdict, both differences in points, and the seeds that would show them."""
+    columns = (
+        Column("selector", numeric=False),
+        Column("verdict", meaning=f"against {card.reference}", numeric=False),
+        Column("now [points]", "now", f"difference of the current score from {card.reference}, 95 % interval"),
+        Column("later [points]", "later", f"difference of the long-horizon score × 100 from {card.reference}"),
+        Column("seeds, now", "seeds now", "seeds that would show a true difference of this size with 80 % power"),
+        Column("seeds, later", "seeds later", "the same for the long-horizon score"),
+    )
+    rows = []
+    for line in verdict_lines(card, recipe):
+        effects = (line.now, line.later)
+        seeds = (Cell(format_number(part.seeds_needed, "count"), value=part.seeds_needed) for part in effects)
+        differences = (Cell(str(part), value=part.mean) for part in effects)
+        rows.append((Cell(line.selector), Cell(line.word, detail=line.meaning), *differences, *seeds))
+    words = dict.fromkeys(line.word for line in verdict_lines(card, recipe))
+    note = " ".join(f"{_capital(word)}: {MEANINGS[word]}." for word in words)
+    return Table(
+        f"Against {card.reference}, in points", columns if rows else columns[:1], tuple(rows), note, of_selectors=True
+    )
 
 
 def cost_line(card: Scorecard, selector: str) -> str:
@@ -96,7 +178,7 @@ def _of_training(mean: Mapping[str, float], share: str, noun: str) -> str:
 
 
 def headline(card: Scorecard, recipe: Recipe) -> str:
-    """The verdicts in one sentence, then the highest long-horizon score."""
+    """The verdicts in a few words: who beat the reference, who is behind, and what else is shown to be lost."""
     runs = f"{plural(len(card.trials.selectors), 'selector')}, {replications(card)}"
     by_word: dict[str, list[str]] = {}
     for line in verdict_lines(card, recipe):
@@ -107,15 +189,45 @@ def headline(card: Scorecard, recipe: Recipe) -> str:
     for names in by_word.values():
         if len(names) > _NAMED_SELECTORS:  # the first ones are named
             names.sort(key=lambda name: -float(means.get(name, -np.inf)))
-    verdicts = ". ".join(f"{_capital(word)}: {listed(names)}" for word, names in by_word.items())
-    if means.empty:
-        return f"{verdicts} ({runs})."
-    leader = str(means.idxmax())
-    text = f"{verdicts} ({runs}). Highest long-horizon score: {leader} ({format_number(float(means.max()), '0–1')})"
-    p = float(card.wide(["long_horizon"], column="p_holm")["long_horizon"][leader])
-    if leader != card.reference and not p < ALPHA:
-        text += f", which is not shown to differ from {card.reference}"
-    return text + "."
+    if set(by_word) == {NOT_ENOUGH}:
+        return f"Not enough seeds to say anything ({runs})."
+    better = by_word.pop(BETTER, [])
+    first = f"{_capital(BETTER)}: {listed(better)}." if better else f"Nothing is shown to beat {card.reference}."
+    words = [word for word in MEANINGS if word in by_word]
+    others = [f"{_capital(word)}: {listed(by_word[word])}." for word in words if word != NO_DIFFERENCE]
+    if len(by_word.get(NO_DIFFERENCE, ())) == 1 or (by_word.get(NO_DIFFERENCE) and others):
+        others.append(f"{_capital(NO_DIFFERENCE)}: {listed(by_word[NO_DIFFERENCE])}.")
+    return " ".join([first, *others, *_harms(card, recipe), f"({_capital(runs)}.)"])
+
+
+def _harms(card: Scorecard, recipe: Recipe) -> list[str]:
+    """What selectors are shown to lose beside the long-horizon score, one sentence a metric."""
+    sentences = []
+    p = card.wide(list(_HARMS), column="p_holm")
+    for metric, noun in _HARMS.items():
+        worse = -1.0 if METRICS[metric].better == "higher" else 1.0
+        losses = {name: effect(card, name, metric) for name in selectors_in_order(card, recipe)}
+        shown = [
+            f"{name} {format_signed(loss.mean, 'points')}"
+            for name, loss in losses.items()
+            if p[metric].get(name, 1.0) < ALPHA and worse * loss.mean > 0
+        ]
+        if shown:
+            sentences.append(f"Shown to lose, {noun} in points: {listed(shown)}.")
+    return sentences
+
+
+def audited_line(run: Run) -> str:
+    """What was audited, in a line: model, data and stages, budget and rounds, seeds, date."""
+    facts, tasks = run_facts(run), run.scorecard.tasks
+    parts = [
+        facts["model"],
+        f"{facts['data']}: {' → '.join(tasks)}",
+        facts["budget"],
+        f"{plural(len(run.recipe.seeds), 'seed')}",
+        str(facts.get("date", "")),
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def _capital(text: str) -> str:
@@ -152,11 +264,11 @@ def _advice(card: Scorecard, verdicts: Mapping[str, str]) -> str:
         return f"{text} Not shown to differ from it: {listed(rivals)}." if rivals else text
     if all(word == NOT_ENOUGH for word in verdicts.values()):
         return f"Too few seeds to advise anything. Highest long-horizon score so far: {leader}."
-    text = f"No selector is shown to be better than {card.reference} in the long run"
-    if leader != card.reference:
-        text += f"; the highest mean is that of {leader}, {_against_reference(card, leader)}"
     cheap = ", which costs nothing" if card.reference == "random" else ""
-    return f"{text}. Use {card.reference}{cheap}, or measure more seeds."
+    text = f"Use {card.reference}{cheap}, or measure more seeds."
+    if leader != card.reference:
+        text += f" The highest long-horizon score is that of {leader}, {_against_reference(card, leader)}."
+    return text
 
 
 def _against_reference(card: Scorecard, selector: str) -> str:
@@ -391,6 +503,7 @@ def run_facts(run: Run) -> dict[str, str]:
         "measurements": f"{len(run.own_results):,}",
         "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         "machine": ", ".join(machine),
+        "date": str(environment.get("date", "")),
         "duration": _duration(sum(sessions)) + (f" in {len(sessions)} sessions" if sessions[1:] else ""),
     }
     if not sessions:

@@ -13,6 +13,7 @@ from longgame.audit.run import Run
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.stats import moments
+from longgame.report.answer import verdict_lines
 from longgame.report.charts import (
     GREY,
     PALETTE,
@@ -22,6 +23,7 @@ from longgame.report.charts import (
     dashed_line,
     heat_map,
     interval_half,
+    intervals,
     metric_points,
     metric_strip,
     spec,
@@ -59,6 +61,46 @@ def outcome_figures(run: Run) -> list[Figure]:
         myopia_gaps(card, style),
         sensitivity(card, style),
     )
+
+
+def verdict_figures(run: Run) -> list[Figure]:
+    """The answer in one figure: every selector's difference from the reference now and in the long run."""
+    card, style = run.scorecard, style_of(run)
+    rows = []
+    for line in verdict_lines(card, run.recipe):
+        for when, size in (("now", line.now), ("later", line.later)):
+            rows.append((line.selector, f"{line.selector}: {line.word}", when, size.mean, size.low, size.high))
+    frame = pd.DataFrame(rows, columns=["selector", "label", "when", "mean", "low", "high"]).dropna(subset=["mean"])
+    charts = []
+    for when, title in (("now", "Now: current score"), ("later", "Later: long-horizon score × 100")):
+        part = frame[frame["when"] == when]
+        if part.empty:
+            continue
+        words = f"{title}: difference from {card.reference} of each selector, in points"
+        charts.append(_difference_strip(part, style, f"points, {when}", words, when == "now"))
+    caption = (
+        f"Difference from {card.reference} (dashed) in the current score, and in the long-horizon score × 100: mean "
+        "over seeds with its 95 % interval, before the correction for the number of selectors that verdicts have."
+    )
+    return _drawn(Figure("verdicts", "Now, and later", caption, tuple(charts)))
+
+
+def _difference_strip(frame: pd.DataFrame, style: Style, title: str, alt_text: str, named: bool) -> dict[str, Any]:
+    """A row per selector: its difference from the reference as a mark, its interval as a rule."""
+    axis = alt.Axis(labelLimit=220) if named else alt.Axis(labels=False, ticks=False)
+    base = alt.Chart(frame).encode(alt.Y("label:N", sort=list(frame["label"]), title=None, axis=axis))
+    scale = alt.Scale(zero=True, padding=8)
+    x = alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+    rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("mean", "low", "high"))]
+    layers = [
+        dashed_line("x", 0.0, title),
+        *intervals(frame, rule.encode(alt.X("low:Q", title=title), alt.X2("high:Q"), color=style.color())),
+        base.mark_point(size=80, filled=True, opacity=1).encode(
+            x, color=style.color(), shape=style.shape(), tooltip=tooltip
+        ),
+    ]
+    return spec(alt.layer(*layers), alt_text, style.height(len(frame), 26))
 
 
 def walk_figures(run: Run) -> list[Figure]:

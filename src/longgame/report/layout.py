@@ -19,6 +19,7 @@ from longgame.audit.run import Run
 from longgame.report.answer import (
     VerdictLine,
     answer,
+    audited_line,
     condition_note,
     contamination_note,
     headline,
@@ -28,6 +29,7 @@ from longgame.report.answer import (
     seeds_caveat,
     set_gap_line,
     verdict_lines,
+    verdict_table,
 )
 from longgame.report.baseline import Comparison
 from longgame.report.charts import Figure, Style
@@ -50,7 +52,7 @@ from longgame.report.efficiency import (
     run_efficiency_figures,
 )
 from longgame.report.families import given_table, overview_legend, overview_lines, overview_table
-from longgame.report.figures import outcome_figures, style_of, walk_figures
+from longgame.report.figures import outcome_figures, style_of, verdict_figures, walk_figures
 from longgame.report.picks import TrialDetail, first_trials, picks_figures, trial_details, trials_table
 from longgame.report.tables import (
     COSTS,
@@ -73,9 +75,10 @@ from longgame.report.tables import (
 )
 from longgame.selection.families import FAMILIES, spec_family
 
-Output = Literal["terminal", "markdown", "card", "page"]
-"""Where a report is shown: a terminal, scorecard.md, the short audit card, the HTML page."""
+Output = Literal["summary", "terminal", "markdown", "card", "page"]
+"""Where a report is shown: one screen of a terminal, all of it there, scorecard.md, the short audit card, the page."""
 ALL: frozenset[Output] = frozenset({"terminal", "markdown", "card", "page"})
+SUMMARY: frozenset[Output] = frozenset({"summary"})
 PAGE: frozenset[Output] = frozenset({"page"})
 TEXTS: frozenset[Output] = frozenset({"terminal", "markdown"})
 FILES: frozenset[Output] = frozenset({"markdown", "page"})
@@ -159,12 +162,8 @@ class Section:
     name: str
     """Unique in the report; the page's anchor."""
     title: str
-    last: bool = False
-    """A terminal prints it after the others, where its reader looks first."""
     parts: list[tuple[Callable[[], Iterable[Block]], frozenset[Output]]] = field(default_factory=list)
     galleries: list[Callable[[], list[Gallery]]] = field(default_factory=list)
-    hidden: frozenset[Output] = frozenset()
-    """Outputs that do not show the section at all."""
 
     def show(self, *blocks: Block, on: frozenset[Output] = ALL) -> Section:
         """Add blocks that these outputs show."""
@@ -183,8 +182,6 @@ class Section:
 
     def blocks(self, output: Output) -> list[Block]:
         """The blocks that an output shows."""
-        if output in self.hidden:
-            return []
         return [block for make, on in self.parts if output in on for block in make() if block]
 
 
@@ -244,26 +241,18 @@ def report_layout(
     families = selector_families(run.scorecard, run.recipe)
     if families:
         sections = [sections[0], overview_section(run), *sections[1:]]
-        for section in sections:
-            section.last = False
-            if section.name not in ("answer", "overview"):
-                section.hidden = frozenset({"terminal"})
     colors = {key.selector: key.color for key in style_of(run).legend} if families else {}
     return Layout(title or run.recipe.name, sections, run.progress, families=families, colors=colors)
 
 
 def overview_section(run: Run) -> Section:
-    """All selectors in one table, and in a terminal in a line per family; for runs of many."""
+    """All selectors in one table, and on one screen of a terminal in a line per family; for runs of many."""
     card, recipe = run.scorecard, run.recipe
     section = Section("overview", "All selectors")
-    terminal = frozenset[Output]({"terminal"})
-    section.show(Facts(overview_lines(card, recipe)), Text(overview_legend(card), "soft"), on=terminal)
-    notes = run.scorecard.notes
-    more = f" {len(notes)} notes on what the numbers do not cover stand there, too." if notes else ""
-    section.show(Text(f"All tables and figures: {run.folder}/report.html.{more}", "soft"), on=terminal)
+    section.show(Facts(overview_lines(card, recipe)), Text(overview_legend(card), "soft"), on=SUMMARY)
     view, title = shown_views(card)[0]
     table = overview_table(card, recipe, view)
-    section.show(replace(table, title=f"{table.title}, {title}"), on=ALL - {"terminal"})
+    section.show(replace(table, title=f"{table.title}, {title}"))
     return section.show(Text(legend(card), "soft"), given_table(card, recipe), on=FILES)
 
 
@@ -274,14 +263,19 @@ def _meanings(*tables: Table) -> Facts:
 
 
 def answer_section(run: Run) -> Section:
-    section = Section("answer", "The answer", last=True)
-    return section.show(Text(headline(run.scorecard, run.recipe), "lead")).show(Facts(answer(run)))
+    section = Section("answer", "The answer")
+    everywhere = ALL | SUMMARY
+    section.show(Text(audited_line(run), "soft"), Text(headline(run.scorecard, run.recipe), "lead"), on=everywhere)
+    section.draw(lambda: verdict_figures(run))
+    return section.show(Facts(answer(run)), on=everywhere)
 
 
 def verdicts_section(run: Run) -> Section:
     card = run.scorecard
-    section = Section("verdicts", "Verdicts", last=True)
+    section = Section("verdicts", "Verdicts")
     many = bool(selector_families(card, run.recipe))
+    table = verdict_table(card, run.recipe)
+    section.show(table, on=(ALL - {"card"}) | (frozenset() if many else SUMMARY))
     verdicts = Verdicts(tuple(verdict_lines(card, run.recipe)), "Reasons, selector by selector" if many else "")
     section.show(verdicts, on=ALL - {"card"} if many else ALL)
     return section.show(Text(set_gap_line(card), "soft"), Text(reversal_line(card), "soft"), on=ALL - {"card"})
@@ -300,7 +294,8 @@ def scorecard_section(run: Run) -> Section:
             later = metric_table(card, recipe, LEVEL_TWO, f"Level 2: the long run, {title}", view)
             tables += [now, later]
             section.show(with_paper(now, recipe), on=ALL - {"card"}).show(with_paper(later, recipe), on=FILES)
-            section.show(main, on=TEXTS)  # the page has these columns in both levels
+            # The page has these columns in both levels. Many selectors have a table of their own.
+            section.show(main, on=TEXTS if selector_families(card, recipe) else TEXTS | SUMMARY)
             section.show(metric_table(card, recipe, CARD_METRICS, f"Scores, {title}", view), on=frozenset({"card"}))
         else:
             section.show(main, on=ALL - {"card"})
@@ -339,7 +334,7 @@ def conditions_section(run: Run) -> Section:
     section.draw(lambda: axes_figures(run))
     section.show(Text(orders_line(across, run.recipe), "soft"), on=frozenset({"terminal"}))
     section.show(condition_table(across, run.recipe), on=FILES)
-    section.show(*across_tables(across, run.recipe), on=frozenset({"terminal", "page"}))
+    section.show(*across_tables(across, run.recipe), on=frozenset({"summary", "terminal", "page"}))
     section.show(*interventions_across(across, run.recipe), on=PAGE)
     for view, title in shown_views(run.scorecard):
         tables = [*across_tables(across, run.recipe, view), *interventions_across(across, run.recipe, view)]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import vl_convert
@@ -222,17 +222,20 @@ def _markdown_cell(cell: Cell) -> str:
     return f"{text} {markdown_text(cell.mark)}" if cell.mark else text
 
 
-# The terminal: tables that fit the window, and the answer last.
+# The terminal: tables that fit the window.
 
 _STYLES = {"▲": "green", "▼": "red", "*": "yellow", "bad": "red", "good": "green", "plain": "default"}
 _TONE_STYLES = {"lead": "bold", "soft": "dim", "note": "yellow", "plain": ""}
 _PADDING = 2
 
 
-def print_layout(layout: Layout, console: Console) -> None:
-    """Print a report; a table wider than the console is cut into several, each with the names of its rows."""
-    shown = sorted(layout.shown("terminal"), key=lambda pair: pair[0].last)
-    for section, blocks in shown:
+def print_layout(layout: Layout, console: Console, output: Literal["summary", "terminal"] = "terminal") -> None:
+    """Print a report; a table wider than the console is cut into several, each with the names of its rows.
+
+    Args:
+        output: all that a terminal can show, or the summary, which fits one screen.
+    """
+    for section, blocks in layout.shown(output):
         console.print()
         console.print(RichText(section.title, style="bold underline"))
         for block in blocks:
