@@ -63,7 +63,7 @@ def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Ste
     return Step(name, Path("recipes/results") / f"{name}.yaml", seeds, selectors, question=question)
 
 
-DEVELOPMENT = ("lhas-grid", "lhas-finals")
+DEVELOPMENT = ("lhas-grid", "lhas-finals", "replay-development")
 """Steps on development seeds; they start from a base model of their own."""
 STEPS = (
     _tiny("lhas-grid", "forms of LHAS on one development seed"),
@@ -81,6 +81,13 @@ STEPS = (
     _tiny("regimes", "where myopia is largest"),
     _tiny("lhas-ablation", "the effect of each term of LHAS"),
     _tiny("conditions", "budgets, rounds, LoRA or full, two orders"),
+    _tiny("replay-development", "practices around random on development seeds"),
+    _tiny("replay-skill", "practices that may beat random: skill sequence"),
+    _tiny("replay-domain", "practices that may beat random: domain sequence"),
+    _tiny("replay-interleaved", "practices that may beat random: interleaved sequence"),
+    _tiny("field-skill", "the field's selectors on the skill sequence"),
+    _tiny("field-domain", "the field's selectors on the domain sequence"),
+    _tiny("field-interleaved", "the field's selectors on the interleaved sequence"),
     Step(
         "smollm2",
         Path("recipes/smollm2-skill-cpu.yaml"),
