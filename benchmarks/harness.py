@@ -1,10 +1,11 @@
-"""Timing of sides that take turns, peak memory, and figures with what is required of them."""
+"""Timing of sides that take turns, peak memory, deadlines, and figures with what is required of them."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import json
+import os
 import platform
 import statistics
 import time
@@ -28,7 +29,7 @@ class Machine:
     """Read bandwidth of a large matrix-vector product, GB/s."""
     float32_gflops: float
     bfloat16_gflops: float
-    """Rate of a 1024³ matrix product."""
+    """Rate of a 1024³ matrix product, on a GPU of 8192³."""
     torch: str
     numpy: str
     python: str
@@ -58,17 +59,27 @@ def measure_machine(device: torch.device | None = None) -> Machine:
 
 
 def _bandwidth(device: torch.device) -> float:
-    matrix = torch.ones(1 << 16, 1 << 10, device=device)
+    rows = 1 << (20 if device.type == "cuda" else 16)  # 4 GiB: a GPU reads 256 MB in the time of a few launches
+    matrix = torch.ones(rows, 1 << 10, device=device)
     vector = torch.ones(1 << 10, device=device)
-    return matrix.nbytes / _best(lambda: matrix @ vector, device) / 1e9
+    return matrix.nbytes / best_seconds(lambda: matrix @ vector, device) / 1e9
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    square = torch.ones(1024, 1024, dtype=dtype, device=device)
-    return 2 * 1024**3 / _best(lambda: square @ square, device) / 1e9
+    return product_rate(dtype, 8192 if device.type == "cuda" else 1024, device) / 1e9
 
 
-def _best(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+def product_rate(dtype: torch.dtype, size: int, device: torch.device) -> float:
+    """Return the FLOP/s of a product of two square matrices of this size.
+
+    Their entries are random: products of ones draw less power, and a GPU clocks higher.
+    """
+    square = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / best_seconds(lambda: square @ square, device)
+
+
+def best_seconds(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """Return the seconds of the fastest of some runs, after one that is not timed; the clock waits for the device."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -92,32 +103,80 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that something is required of."""
+    """A number, what is required of it, and what was predicted before it was measured."""
 
     name: str
     value: float
-    required: float
-    sense: Literal["<=", ">="]
+    required: float | None
+    """None: nothing is required."""
+    sense: Literal["<=", ">=", "-"]
+    predicted: float | None = None
 
     @property
     def ok(self) -> bool:
         """Whether the requirement is met (NaN never meets one)."""
+        if self.required is None:
+            return True
         return self.value <= self.required if self.sense == "<=" else self.value >= self.required
 
     def __str__(self) -> str:
-        """``figure NAME VALUE REQUIRED ok|short``."""
+        """``figure NAME VALUE REQUIRED ok|short``; ``-`` where nothing is required."""
         word = "ok" if self.ok else "short"
-        return f"figure {self.name} {self.value:.4g} {self.sense}{self.required:.4g} {word}"
+        required = "-" if self.required is None else f"{self.sense}{self.required:.4g}"
+        predicted = "" if self.predicted is None else f" (predicted {self.predicted:.4g}, measured {self.value:.4g})"
+        return f"figure {self.name} {self.value:.4g} {required} {word}{predicted}"
 
 
-def at_most(name: str, value: float, required: float) -> Figure:
+def at_most(name: str, value: float, required: float, predicted: float | None = None) -> Figure:
     """A figure that must not exceed ``required``."""
-    return Figure(name, float(value), float(required), "<=")
+    return Figure(name, float(value), float(required), "<=", predicted)
 
 
-def at_least(name: str, value: float, required: float) -> Figure:
+def at_least(name: str, value: float, required: float, predicted: float | None = None) -> Figure:
     """A figure that must reach ``required``."""
-    return Figure(name, float(value), float(required), ">=")
+    return Figure(name, float(value), float(required), ">=", predicted)
+
+
+def reported(name: str, value: float, predicted: float | None = None) -> Figure:
+    """A figure of which nothing is required."""
+    return Figure(name, float(value), None, "-", predicted)
+
+
+class Deadline:
+    """A moment by which a benchmark ends, and the sides that it leaves out to do so.
+
+    Args:
+        seconds: from now on.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.end = clock() + seconds
+        """On the clock."""
+        self.left_out: list[str] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end, below 0 after it."""
+        return self.end - self._clock()
+
+    def allows(self, side: str, seconds: float = 0.0) -> bool:
+        """Whether a side that takes so many seconds still fits; one that does not is named in `left_out`."""
+        if seconds <= self.left:
+            return True
+        if side not in self.left_out:
+            self.left_out.append(side)
+        return False
+
+
+def process_age() -> float:
+    """Seconds since this process began, so that imports count, too (Linux; elsewhere 0)."""
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return 0.0
+    started = int(stat.read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 @dataclass(frozen=True)

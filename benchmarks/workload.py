@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,16 +86,22 @@ def shaped(
     lengths: Sequence[tuple[int, int]],
     rank: int = 16,
     name: str = "random weights",
+    attention: str = "sdpa",
+    adapter: Mapping[str, Any] | None = None,
 ) -> Workload:
     """Make a randomly initialised Llama of this shape with LoRA on its linear layers, and random examples.
 
     Args:
         lengths: (prompt, response) tokens of each example.
         rank: r of the adapter.
+        attention: transformers' name of its kernels.
+        adapter: further fields of `ModelSpec`, e.g. ``adaptation``.
     """
-    with torch.device(device or "cpu"):
-        base = LlamaForCausalLM._from_config(config, dtype=dtype)
-    spec = ModelSpec(name="random", dtype="float32", lora=LoraSpec(r=rank, alpha=2 * rank))
+    with torch.random.fork_rng(), torch.device(device or "cpu"):
+        torch.manual_seed(0)
+        base = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
+    lora = LoraSpec(r=rank, alpha=2 * rank)
+    spec = ModelSpec.model_validate({"name": "random", "dtype": "float32", "lora": lora, **(adapter or {})})
     return Workload(_warm(base, spec), random_pool(lengths, config.vocab_size), 0, name)
 
 

@@ -13,12 +13,13 @@ settings.load_profile("patient")  # a busy machine must not fail a property
 
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = {"benchmarks", "studies"}
-"""Tests of what is not in the package; `make test` leaves them out."""
+"""Tests of what is not in the package; `make test` leaves them out, but for those marked `quick`."""
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if SLOW_FOLDERS & set(item.path.relative_to(TESTS).parts):
+        quick = item.get_closest_marker("quick") is not None
+        if not quick and SLOW_FOLDERS & set(item.path.relative_to(TESTS).parts):
             item.add_marker(pytest.mark.slow)
 
 

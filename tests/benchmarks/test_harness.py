@@ -5,7 +5,19 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.harness import Machine, Report, Times, at_least, at_most, measure_machine, peak_memory, take_turns
+from benchmarks.harness import (
+    Deadline,
+    Machine,
+    Report,
+    Times,
+    at_least,
+    at_most,
+    measure_machine,
+    peak_memory,
+    process_age,
+    reported,
+    take_turns,
+)
 
 HERE = Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3")
 
@@ -19,6 +31,9 @@ HERE = Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3")
         (at_least("speed", 9.99, 10), "figure speed 9.99 >=10 short"),
         (at_most("cost", math.nan, 1.1), "figure cost nan <=1.1 short"),
         (at_least("speed", math.nan, 10), "figure speed nan >=10 short"),
+        (at_least("speed", 12, 10, 15), "figure speed 12 >=10 ok (predicted 15, measured 12)"),
+        (reported("seconds", 2.5), "figure seconds 2.5 - ok"),
+        (reported("seconds", 2.5, 2.0), "figure seconds 2.5 - ok (predicted 2, measured 2.5)"),
     ],
 )
 def test_a_figure_is_one_line_and_meets_its_limit_or_is_short(figure, line):
@@ -61,3 +76,26 @@ def test_the_machines_limits_are_measured_and_positive():
     limits = measure_machine()
     assert min(limits.memory_gb_per_s, limits.float32_gflops, limits.bfloat16_gflops) > 0
     assert str(limits.threads) in str(limits)
+
+
+def test_a_deadline_names_once_what_does_not_fit_before_it():
+    now = [100.0]
+    deadline = Deadline(60, clock=lambda: now[0])
+    assert deadline.left == 60
+    assert deadline.allows("first", 60)
+    now[0] += 45
+    assert [deadline.allows("long", 20), deadline.allows("short", 15), deadline.allows("long", 20)] == [
+        False,
+        True,
+        False,
+    ]
+    now[0] += 30
+    assert deadline.left == -15
+    assert not deadline.allows("last")
+    assert deadline.left_out == ["long", "last"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the start of a process is read from /proc")
+def test_the_age_of_a_process_grows_from_its_start():
+    first = process_age()
+    assert 0 < first <= process_age()
