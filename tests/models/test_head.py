@@ -95,3 +95,29 @@ def test_half_precision_heads_give_float32_logits():
     assert "forward" not in vars(model.lm_head)
     assert LogitHead(model).logits(hidden[0]).dtype == torch.float32
     torch.testing.assert_close(LogitHead(model).logits(hidden[0]).double(), exact[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("make", "largest"), [(make_model, 500), (soft_capped, 0.01)])
+def test_el2n_and_slope_keep_their_digits_near_certainty(make, largest, dtype):
+    """Against the direct form in float64, for tokens of probability 1e-20 to 1 − 1e-20 (but for a cap)."""
+    head = LogitHead(make().eval().to(dtype))
+    wide, draw = head.module.weight.detach().double(), torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, wide.shape[1], generator=draw) * torch.linspace(largest / 100, largest, 64)[:, None]
+    hidden = hidden.to(dtype)
+    logits = hidden.double() @ wide.T * head.scale
+    bend = torch.ones_like(logits)
+    if head.cap is not None:
+        bend = 1 - (logits / head.cap).tanh().square()
+        logits = head.cap * (logits / head.cap).tanh()
+    target = torch.where(torch.arange(64) % 3 > 0, logits.argmax(1), logits.argmin(1))
+    miss = logits.softmax(1)
+    miss.scatter_(1, target[:, None], 0.0)
+    miss.scatter_(1, target[:, None], -miss.sum(1, keepdim=True))
+    tokens = head.tokens(hidden, target, el2n=True, weight=torch.linspace(0.1, 2, 64))
+    torch.testing.assert_close(tokens.error.double(), miss.norm(dim=1), rtol=2e-4, atol=0)
+    slope = torch.linspace(0.1, 2, 64)[:, None].double() * head.scale * ((miss * bend) @ wide)
+    gap = (tokens.slope.double() - slope).norm(dim=1) / slope.norm(dim=1).clamp_min(1e-30)
+    certain = slope.norm(dim=1) < torch.finfo(dtype).smallest_normal  # below what the hidden state's dtype holds
+    assert float(gap[~certain].max()) < {torch.float32: 2e-4, torch.bfloat16: 1e-2, torch.float16: 2e-2}[dtype]
+    assert bool((tokens.error >= 0).all())

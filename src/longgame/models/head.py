@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from longgame.errors import ModelError
 from longgame.models.device import logit_entries
@@ -95,8 +96,57 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
         attributes["forward"] = wrapper
 
 
+class _PackingCheck:
+    """Switches off transformers' look for packed sequences in the threads that ask for it.
+
+    `masking_utils.find_packed_sequence_indices` reads the position ids at every forward pass without a mask, and the
+    host waits for a GPU until it has them. Positions that a model numbers itself are 0, 1, 2 … in every row.
+    """
+
+    _NAME = "find_packed_sequence_indices"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth: dict[int, int] = {}
+        """Thread → how many blocks it is in."""
+        self._original: Any = None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, in this thread, no batch counts as packed; it must come without position ids."""
+        thread = threading.get_ident()
+        with self._lock:
+            if not self._depth:
+                self._original = getattr(masking_utils, self._NAME, None)
+                if self._original is not None:
+                    setattr(masking_utils, self._NAME, functools.partial(self._find, self._original))
+            self._depth[thread] = self._depth.get(thread, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depth[thread] -= 1
+                if not self._depth[thread]:
+                    del self._depth[thread]
+                if not self._depth and self._original is not None:
+                    setattr(masking_utils, self._NAME, self._original)
+
+    def _find(self, original: Callable[[Tensor], Tensor | None], position_ids: Tensor) -> Tensor | None:
+        if not torch.compiler.is_compiling() and threading.get_ident() in self._depth:
+            return None
+        return original(position_ids)
+
+
+_packing_check = _PackingCheck()
+
+
 def last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor, "b T d"]:
     """Return the last hidden states of these tokens, as the model with its adapters computes them."""
+    with _packing_check.off():
+        return _last_hidden(model, input_ids)
+
+
+def _last_hidden(model: nn.Module, input_ids: Int[Tensor, "b T"]) -> Float[Tensor, "b T d"]:
     base = unwrap(model)
     decoder = decoder_of(base)
     if _inside_layers(model, base):
@@ -207,7 +257,8 @@ def response_logits(model: nn.Module, index: Int[Tensor, " k"], **inputs: Any) -
 
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)  # type: ignore[operator]
     try:
-        logits = model(**inputs).logits
+        with nullcontext() if "position_ids" in inputs else _packing_check.off():
+            logits = model(**inputs).logits
     finally:
         handle.remove()
     logits = logits.reshape(-1, logits.shape[-1])  # (k, V), or (batch · length, V) where the head did not run
@@ -380,9 +431,9 @@ class LogitHead:
         for start in range(0, len(target), chunk):
             part = slice(start, start + chunk)
             logits, at = self.logits(hidden[part]), target[part, None]
-            slope = None
+            bend = None
             if gradient is not None and self.cap is not None:
-                slope = 1 - (logits / self.cap).square_()  # derivative of c·tanh(z/c)
+                bend = 1 - (logits / self.cap).square_()  # derivative of c·tanh(z/c)
             best = None if top is None else logits.argmax(1)
             logits -= logits.amax(1, keepdim=True)
             picked = logits.gather(1, at)
@@ -392,15 +443,44 @@ class LogitHead:
                 top[part] = (best == target[part]).float().masked_fill_(nll[part].isnan(), torch.nan)
             if error is None and gradient is None and errors is None:
                 continue
-            miss = logits.div_(mass)
-            miss.scatter_(1, at, miss.gather(1, at) - 1)  # softmax − one-hot; scatter_add_ has no fixed order on a GPU
-            if error is not None:
-                error[part] = torch.linalg.vector_norm(miss, dim=1)
+            # What is left without the token itself: 1 − p_y = rest / mass, where 1 minus p_y would cancel near 1.
+            # A scatter that adds would have no fixed order on a GPU.
+            others = logits.scatter_(1, at, 0.0)
+            rest = others.sum(1, keepdim=True)
             if errors is not None:
-                errors(part, miss)
+                others /= mass
+                rest = rest / mass
+                mass = torch.ones_like(mass)
+                errors(part, others.scatter_(1, at, -rest))
+                others.scatter_(1, at, 0.0)
+            if error is not None:
+                error[part] = (torch.linalg.vector_norm(others, dim=1).hypot(rest[:, 0])).div_(mass[:, 0])
             if gradient is not None and weight is not None:
-                if slope is not None:
-                    miss *= slope
-                miss *= weight[part, None] * self.scale
-                gradient[part] = miss.to(vocabulary.dtype) @ vocabulary
+                gradient[part] = self._slopes(others, rest, weight[part, None] * self.scale / mass, at[:, 0], bend)
         return TokenOutcomes(nll, error, gradient, top)
+
+    def _slopes(
+        self,
+        others: Float[Tensor, "c V"],
+        rest: Float[Tensor, "c 1"],
+        factor: Float[Tensor, "c 1"],
+        target: Int[Tensor, " c"],
+        bend: Float[Tensor, "c V"] | None,
+    ) -> Float[Tensor, "c d"]:
+        """factor · ((exp z without the token) W − rest · W[token]): w · (softmax W − W[token]), without a one-hot.
+
+        Args:
+            others: exp z, 0 at the token; changed in place.
+            rest: its sums.
+            factor: weight · scale / Σ exp z.
+            bend: derivative of the logits by the raw ones; None: 1.
+        """
+        vocabulary = self.module.weight
+        if bend is not None:
+            rest = rest * bend.gather(1, target[:, None])
+            others *= bend
+        if vocabulary.dtype == torch.float16:  # which holds no small weights, unless they are scaled
+            others *= factor
+            rest, factor = rest * factor, torch.ones_like(factor)
+        toward = (others.to(vocabulary.dtype) @ vocabulary).float()
+        return toward.addcmul_(rest, vocabulary[target].float(), value=-1).mul_(factor)
