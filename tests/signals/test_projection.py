@@ -56,6 +56,7 @@ def test_the_projection_is_the_same_on_every_machine():
 
 def test_long_vectors_are_sketched_with_bounded_tables(monkeypatch):
     monkeypatch.setattr(projection, "_BLOCK", 10)
+    monkeypatch.setattr(projection, "_CHUNK", 10)
     rows = vectors(37, 3, 1)
     free = CountSketch(8, 0)
     expected = free.project("w", rows)
@@ -65,6 +66,17 @@ def test_long_vectors_are_sketched_with_bounded_tables(monkeypatch):
     assert len(free._tables) == 4
     assert len(frugal._tables) == 0
     np.testing.assert_allclose(expected, rows.numpy() @ explicit_matrix("w", 37, 8, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_parts_are_sketched_together_as_one_by_one(monkeypatch):
+    monkeypatch.setattr(projection, "_BLOCK", 10)
+    lengths = {"layers.0.a": 7, "layers.0.b": 23, "layers.0.c": 1}
+    rows = vectors(31, 3, 1)
+    parts = rows.split([*lengths.values()], dim=1)
+    expected = sum(CountSketch(8, 0).project(name, part) for name, part in zip(lengths, parts, strict=True))
+    for most in (1, 12, 1000):
+        monkeypatch.setattr(projection, "_CHUNK", most)
+        torch.testing.assert_close(CountSketch(8, 0).project_parts(lengths, rows), expected)
 
 
 def test_an_update_sketch_is_linear_in_its_parts():

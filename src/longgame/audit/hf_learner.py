@@ -133,6 +133,7 @@ class HFLearner:
             scorer=self.source,
             on_step=on_step,
             where=f"stage {self._stage + 1}",
+            sketch_seed=stream_seed(self.seed, "sketch"),
         )
         graded = self.source.graded_tokens(pool, policy.required)
         self.source.end_stage()

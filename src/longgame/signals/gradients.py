@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from longgame.errors import PluginError
 from longgame.models.lora import GradientTargets, OneHot, canonical_name
-from longgame.signals.projection import CountSketch, signs
+from longgame.signals.projection import CountSketch, layer_of, signs
 
 SIDE = 64
 """Full fine-tuning: a weight's gradient is first projected to at most SIDE × SIDE, then count-sketched."""
@@ -289,6 +289,9 @@ def _weighted_sum(
 class BatchGradients:
     """Accumulates ‖g‖² and the sketch of each example's gradient g; `add` is a `recording` receiver.
 
+    The gradients of a layer's weights wait for one another, and are measured together: at 135M a GPU would spend more
+    time on starting kernels for every weight than in them. A layer's are small beside one token's activations.
+
     Args:
         examples: b, examples in the batch.
         sketch: projection, or None where only the norm is asked for.
@@ -320,18 +323,26 @@ class BatchGradients:
         self._lora = lora
         self._preconditioned = preconditioned
         self._unscale: Tensor | None = None
+        self._layer = ""
+        self._formed: dict[str, Tensor] = {}
+        """Gradients (b × n) of the layer that the backward pass is in."""
+        self._reduced: dict[str, Tensor] = {}
+        """Full weights: its projections by `GradientSketch.reduce`."""
         self._square = torch.zeros(examples, dtype=torch.float32, device=device)
         self._vector = torch.zeros(examples, 0 if sketch is None else sketch.dim, device=device)
         self._step = torch.zeros(examples, 0 if preconditioned is None else preconditioned[0].dim, device=device)
 
     def add(self, name: str, delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"] | OneHot) -> None:
         """Take one weight's output gradient and input; its gradient is Σ_t δ_t x_tᵀ (o × i) per example."""
+        if layer_of(name) != self._layer:
+            self._measure_layer()
+            self._layer = layer_of(name)
         if self._unscale is not None:
             delta = delta.float() * self._unscale[:, None, None]
         if isinstance(x, OneHot):
             self._add_columns(name, delta.float(), x)
         elif self._lora:
-            self._add_formed(name, _outer(delta, x).flatten(1))
+            self._formed[name] = _outer(delta, x).flatten(1)
         else:
             delta, x = delta.float(), x.float()
             if self._norm:
@@ -341,7 +352,7 @@ class BatchGradients:
                 self._products[signal] += torch.stack([((delta @ one) * x).sum((1, 2)) for one in matrices], dim=1)
             if self._sketch is not None:
                 left, right = self._sketch.reduce(name, "out", delta), self._sketch.reduce(name, "in", x)
-                self._vector += self._sketch.count.project(name, (left.mT @ right).flatten(1))
+                self._reduced[name] = (left.mT @ right).flatten(1)
 
     def backward(
         self,
@@ -360,10 +371,12 @@ class BatchGradients:
         """
         if scale is None:
             torch.autograd.grad(hidden, inputs, slope)
+            self._measure_layer()
             return
         for retreats_left in range(_RETREATS, -1, -1):
             self._unscale = scale.reciprocal()
             torch.autograd.grad(hidden, inputs, slope, retain_graph=retreats_left > 0)
+            self._measure_layer()
             totals = (self._square, self._vector, self._step, *self._products.values())
             if not retreats_left or all(bool(total.isfinite().all()) for total in totals):
                 return
@@ -371,16 +384,30 @@ class BatchGradients:
                 total.zero_()
             slope, scale = slope / _RETREAT, scale / _RETREAT
 
-    def _add_formed(self, name: str, gradient: Float[Tensor, "b n"]) -> None:
+    @torch.no_grad()
+    def _measure_layer(self) -> None:
+        """Add what the waiting gradients give."""
+        if self._reduced and self._sketch is not None:
+            self._vector += self._sketch.count.project_parts(_lengths(self._reduced), _joined(self._reduced))
+        self._reduced.clear()
+        if not self._formed:
+            return
+        lengths, gradient = _lengths(self._formed), _joined(self._formed)
+        self._formed.clear()
         if self._norm:
             self._square += torch.linalg.vector_norm(gradient, dim=1).square_()
         if self._sketch is not None:
-            self._vector += self._sketch.count.project(name, gradient)
-        for signal, vectors in self._vectors_of(name):
-            self._products[signal] += gradient @ vectors.T
+            self._vector += self._sketch.count.project_parts(lengths, gradient)
+        if not self._directions and self._preconditioned is None:
+            return
+        parts = dict(zip(lengths, gradient.split([*lengths.values()], dim=1), strict=True))
+        for name, part in parts.items():
+            for signal, vectors in self._vectors_of(name):
+                self._products[signal] += part @ vectors.T
         if self._preconditioned is not None:
             sketch, adam = self._preconditioned
-            self._step += sketch.count.project(name, adam(name, gradient))
+            steps = torch.cat([adam(name, part) for name, part in parts.items()], dim=1)
+            self._step += sketch.count.project_parts(lengths, steps)
 
     def _add_columns(self, name: str, delta: Float[Tensor, "b T o"], x: OneHot) -> None:
         """Add a gradient that is zero but for the columns that the example's tokens look up."""
@@ -407,6 +434,7 @@ class BatchGradients:
     @property
     def lengths(self) -> Float[Tensor, " b"]:
         """‖g‖₂ of each example, float64."""
+        self._measure_layer()
         return self._square.double().sqrt()
 
     def signals(self) -> dict[str, Float[Tensor, "b ..."]]:
@@ -449,9 +477,9 @@ def _sum_by_index(
 
 
 def _outer(delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"]) -> Float[Tensor, "b o i"]:
-    """Σ_t δ_t x_tᵀ of each example, float32; of two bfloat16 factors summed in float32 and rounded once."""
+    """Σ_t δ_t x_tᵀ of each example, float32; of two bfloat16 factors summed in float32 and rounded to bfloat16 once."""
     if delta.dtype == x.dtype == torch.bfloat16:
-        return (delta.mT @ x).float()
+        return delta.mT @ x
     return delta.float().mT @ x.float()
 
 
@@ -463,3 +491,13 @@ def _square_norms(delta: Float[Tensor, "b T o"], x: Float[Tensor, "b T i"]) -> F
     # Ghost form Σ_{s,t} (δ_s·δ_t)(x_s·x_t): no o × i matrix. Its terms cancel, hence float64.
     delta, x = delta.double(), x.double()
     return ((delta @ delta.mT) * (x @ x.mT)).sum((1, 2)).clamp_min_(0).float()
+
+
+def _lengths(parts: Mapping[str, Float[Tensor, "b n"]]) -> dict[str, int]:
+    return {name: part.shape[1] for name, part in parts.items()}
+
+
+def _joined(parts: Mapping[str, Float[Tensor, "b n"]]) -> Float[Tensor, "b m"]:
+    """Side by side, float32."""
+    columns = [*parts.values()]
+    return (columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)).float()

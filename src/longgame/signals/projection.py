@@ -11,8 +11,11 @@ The tables depend on (seed, name, length, dim) alone and are integers, so every 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +29,8 @@ from longgame.seeding import generator, stream_seed
 
 _BLOCK = 1 << 18
 """Entries that share one permutation; longer vectors are sketched block by block."""
+_CHUNK = 1 << 20
+"""Entries that are dealt out at once, at most, unless one block is longer: the dealt copy takes as much memory."""
 _ENTRY_BYTES = 8
 """Bytes of a table's entry: its index and its sign."""
 
@@ -34,6 +39,28 @@ def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, 
     """Return a float32 tensor of independent ±1 for the stream named by ``(seed, *path)``."""
     bits = generator(seed, *path).integers(0, 2, size=shape, dtype=np.int8)
     return torch.from_numpy(2 * bits - 1).float()
+
+
+_LAYER = re.compile(r".*?\.\d+(?=\.)")
+
+
+def layer_of(name: str) -> str:
+    """Return the part of a weight's name up to its layer's number; empty outside of layers."""
+    match = _LAYER.match(name)
+    return match.group() if match else ""
+
+
+class _Block(NamedTuple):
+    """Entries of a named vector that share one permutation."""
+
+    name: str
+    size: int
+    """Of the whole vector."""
+    start: int
+
+    @property
+    def length(self) -> int:
+        return min(_BLOCK, self.size - self.start)
 
 
 class CountSketch:
@@ -48,20 +75,31 @@ class CountSketch:
             raise PluginError(f"a sketch of {dim} numbers was asked for; the size must be at least 1.")
         self.dim = int(dim)
         self.seed = int(seed)
-        self._tables: dict[tuple[str, int, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[tuple[_Block, ...], torch.device], tuple[Tensor, Tensor]] = {}
+        self._chunks: dict[tuple[tuple[str, int], ...], list[tuple[_Block, ...]]] = {}
         self._stored: Counter[torch.device] = Counter()
         """Bytes of tables on each device; those beyond `table_bytes` are drawn again when needed."""
 
     def project(self, name: str, rows: Float[Tensor, "b n"]) -> Float[Tensor, "b dim"]:
         """Sketch each row of a batch of vectors that all belong to the part called ``name``."""
-        name, size = canonical_name(name), rows.shape[1]
-        total = rows.new_zeros(rows.shape[0], self.dim)
-        for start in range(0, size, _BLOCK):
-            block = rows[:, start : start + _BLOCK]
-            index, sign = self._table(name, size, start, block.shape[1], rows.device)
-            dealt = block.index_select(1, index).mul_(sign)
-            total += dealt.view(rows.shape[0], -1, self.dim).sum(1)
-        return total
+        return self.project_parts({name: rows.shape[1]}, rows)
+
+    def project_parts(self, lengths: Mapping[str, int], rows: Float[Tensor, "b n"]) -> Float[Tensor, "b dim"]:
+        """Sketch each row of a batch of vectors made of these named parts, one behind the other.
+
+        Their tables are joined, so that a layer takes as few kernels as one of its weights.
+        """
+        parts = tuple((canonical_name(name), length) for name, length in lengths.items())
+        if parts not in self._chunks:
+            self._chunks[parts] = _chunks(parts)
+        total, start = None, 0
+        for chunk in self._chunks[parts]:
+            index, sign = self._table(chunk, rows.device)
+            stop = start + sum(block.length for block in chunk)
+            dealt = rows[:, start:stop].index_select(1, index).mul_(sign)
+            sums = dealt.view(len(rows), -1, self.dim).sum(1)
+            total, start = sums if total is None else total.add_(sums), stop
+        return rows.new_zeros(len(rows), self.dim) if total is None else total
 
     def project_entries(
         self, name: str, size: int, entry: Int[Tensor, "b m"], value: Float[Tensor, "b m"]
@@ -70,34 +108,69 @@ class CountSketch:
         name = canonical_name(name)
         total = value.new_zeros(len(value), self.dim)
         for start in range(0, size, _BLOCK):
-            index, sign = self._table(name, size, start, min(_BLOCK, size - start), value.device)
+            block = _Block(name, size, start)
+            index, sign = self._table((block,), value.device)
             filled = sign.nonzero()[:, 0]
-            slot = torch.empty(min(_BLOCK, size - start), dtype=torch.int64, device=value.device)
+            slot = torch.empty(block.length, dtype=torch.int64, device=value.device)
             slot[index[filled].long()] = filled
             place = entry - start
             inside = (place >= 0) & (place < len(slot))
             at = slot[place.where(inside, 0)]
-            total.scatter_add_(1, at % self.dim, value * sign[at] * inside)
+            _add_at(total, at % self.dim, value * sign[at] * inside)
         return total
 
     def _table(
-        self, name: str, size: int, start: int, length: int, device: torch.device
+        self, chunk: tuple[_Block, ...], device: torch.device
     ) -> tuple[Int[Tensor, " slots"], Float[Tensor, " slots"]]:
         """Entry and sign behind each slot (slot s feeds bucket s mod dim); spare slots carry the sign 0."""
-        key = (name, size, start, device)
+        key = (chunk, device)
         if key in self._tables:
             return self._tables[key]
-        rng = generator(self.seed, "count-sketch", name, size, start, self.dim)
-        slots = -(-length // self.dim) * self.dim
+        entries, signs_, start = [], [], 0
+        for block in chunk:
+            entry, sign = self._draw(block)
+            entries.append(entry + start)
+            signs_.append(sign)
+            start += block.length
+        entry, sign = np.concatenate(entries), np.concatenate(signs_)
+        table = (torch.from_numpy(entry.astype(np.int32)).to(device), torch.from_numpy(sign).to(device))
+        if self._stored[device] + len(entry) * _ENTRY_BYTES <= table_bytes(device):
+            self._tables[key] = table
+            self._stored[device] += len(entry) * _ENTRY_BYTES
+        return table
+
+    def _draw(self, block: _Block) -> tuple[Int[np.ndarray, " slots"], Float[np.ndarray, " slots"]]:
+        rng = generator(self.seed, "count-sketch", *block, self.dim)
+        slots = -(-block.length // self.dim) * self.dim
         entry = rng.permutation(slots)
         sign = (2 * rng.integers(0, 2, size=slots, dtype=np.int8) - 1).astype(np.float32)
-        spare = entry >= length
+        spare = entry >= block.length
         entry[spare], sign[spare] = 0, 0.0
-        table = (torch.from_numpy(entry.astype(np.int32)).to(device), torch.from_numpy(sign).to(device))
-        if self._stored[device] + slots * _ENTRY_BYTES <= table_bytes(device):
-            self._tables[key] = table
-            self._stored[device] += slots * _ENTRY_BYTES
-        return table
+        return entry, sign
+
+
+def _chunks(parts: tuple[tuple[str, int], ...]) -> list[tuple[_Block, ...]]:
+    """Blocks of these (name, length), in order, in groups of at most `_CHUNK` entries."""
+    groups: list[list[_Block]] = []
+    entries = 0
+    for name, size in parts:
+        for start in range(0, size, _BLOCK):
+            block = _Block(name, size, start)
+            if not groups or entries + block.length > _CHUNK:
+                groups.append([])
+                entries = 0
+            groups[-1].append(block)
+            entries += block.length
+    return [tuple(group) for group in groups]
+
+
+def _add_at(total: Float[Tensor, "b dim"], bucket: Int[Tensor, "b m"], value: Float[Tensor, "b m"]) -> None:
+    """Add values into their buckets, in the same order every time: on a GPU `scatter_add_` has none."""
+    if total.device.type == "cpu":
+        total.scatter_add_(1, bucket, value)
+    else:
+        row = torch.arange(len(total), device=total.device)[:, None].expand_as(bucket)
+        total.index_put_((row, bucket), value, accumulate=True)
 
 
 class OuterSketch:
@@ -124,7 +197,7 @@ class OuterSketch:
         return np.fft.irfft(spectrum, n=self.dim).astype(np.float32)
 
 
-@lru_cache(maxsize=2)  # of the stage and of its probe; at 8B each holds 335 MB of tables
+@lru_cache(maxsize=1)  # a trial has one seed; at 8B each holds 335 MB of tables
 def _shared(dim: int, seed: int) -> CountSketch:
     return CountSketch(dim, seed)
 
@@ -143,17 +216,28 @@ class UpdateSketch:
 
     def __init__(self, dim: int = 512, seed: int = 0) -> None:
         self._sketch = _shared(int(dim), int(seed))
+        self._layer: dict[str, Tensor] = {}
+        """Parts of one layer that are not sketched yet."""
         self._total: Tensor | None = None
 
     def add(self, name: str, tensor: Float[Tensor, ...]) -> None:
         """Add the part called ``name`` (any shape; flattened row by row). Adding twice sums."""
-        row = tensor.detach().to(torch.float32).reshape(1, -1)
-        part = self._sketch.project(name, row)[0]
+        if name in self._layer or layer_of(name) != layer_of(next(iter(self._layer), name)):
+            self._take_layer()
+        self._layer[name] = tensor.detach().to(torch.float32, copy=True).reshape(1, -1)
+
+    def _take_layer(self) -> None:
+        if not self._layer:
+            return
+        row = torch.cat([*self._layer.values()], dim=1)
+        part = self._sketch.project_parts({name: part.shape[1] for name, part in self._layer.items()}, row)[0]
         part = part.cpu().double() if part.device.type == "mps" else part.double()
         self._total = part if self._total is None else self._total + part
+        self._layer.clear()
 
     def tensor(self) -> Float[Tensor, " dim"]:
         """Return the sketch of everything added so far, float32, on the device of what was added."""
+        self._take_layer()
         return torch.zeros(self._sketch.dim) if self._total is None else self._total.float()
 
     def vector(self) -> Float[np.ndarray, " dim"]:

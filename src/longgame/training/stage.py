@@ -82,6 +82,7 @@ def run_stage(
     on_step: OnStep | None = None,
     where: str = "stage 1",
     course: Course | None = None,
+    sketch_seed: int | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place through one stage, with a fresh AdamW, on the device and in the dtype it comes in.
 
@@ -102,6 +103,8 @@ def run_stage(
             global generators does not reach the training.
         where: names the stage in errors.
         course: the longer training that this call takes on and brings up to date; None: it is a training of its own.
+        sketch_seed: of gradients too many to store (`GradientRecorder`), one for all stages of a trial: its tables
+            take seconds to draw at 8B. None: ``selection.seed``.
 
     Returns:
         The report, with ``drift`` and ``update_norm`` NaN: they need the stages before, which the caller knows.
@@ -144,6 +147,8 @@ def run_stage(
         if spec.gradient_checkpointing:
             _checkpoint_activations(model)
         trainer = StageTrainer(model, arguments, pool, pad_token_id, selection, scorer, spec, on_step, where, course)
+        if sketch_seed is not None:
+            trainer.gradients.seed = sketch_seed
         with memory_located(trainer):
             trainer.train()
         if course is not None:
@@ -410,7 +415,7 @@ class GradientRecorder:
         size = sum(parameter.numel() for _, parameter in parameters)
         self.exact = size * steps <= EXACT_FLOATS
         self.width = size if self.exact else SKETCH_DIM
-        self._seed = seed
+        self.seed = seed
         self._gradients = torch.zeros(steps, self.width, device=parameters[0][1].device)
         self._count = 0
 
@@ -423,9 +428,9 @@ class GradientRecorder:
         if self.exact:
             torch.cat([part.reshape(-1).float() for _, part in parts], out=self._gradients[self._count])
         else:
-            sketch = UpdateSketch(SKETCH_DIM, self._seed)
+            sketch = UpdateSketch(SKETCH_DIM, self.seed)
             for name, part in parts:
-                sketch.add(name, part.reshape(-1).float())
+                sketch.add(name, part)
             self._gradients[self._count] = sketch.tensor()
         self._count += 1
 
