@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longgame.errors import PluginError
-from longgame.models.lora import Recording, canonical_name, folded_lora, fused_lora, plain_layers
+from longgame.models.fused import folded_lora, fused_lora, plain_layers
+from longgame.models.lora import Recording, canonical_name
 from longgame.signals import engine as module
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
 from support.signals import llama, random_pool, with_lora

@@ -8,7 +8,8 @@ import torch
 from longgame.errors import ModelError
 from longgame.signals import engine as module
 from longgame.signals.engine import BACKWARD, FORWARD, MAX_BATCH_TOKENS, SignalEngine
-from support.signals import llama, with_lora
+from support.activations import live_bytes
+from support.signals import llama, random_pool, with_lora
 
 ALL = (*FORWARD, *BACKWARD)
 
@@ -87,3 +88,25 @@ def test_directions_leave_no_graph_in_memory(make, pool, monkeypatch):
     gc.collect()
     assert len(sums) > 1
     assert not any(reference() for reference in sums)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "dora", "bfloat16", "last layer"])
+def test_checkpointed_layers_run_again_and_change_no_signal(kind):
+    """The same bits, and of six layers about the activations of one."""
+    long = random_pool(4, shortest=30, longest=30)
+    base = llama(num_hidden_layers=6)
+    base = base.bfloat16() if kind == "bfloat16" else base
+    model = base if kind == "full" else with_lora(base, use_dora=kind == "dora")
+    options = {"gradient_layers": 1} if kind == "last layer" else {}
+    results, peaks = [], []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        measured = engine(model, **options)
+        measured(long, BACKWARD)  # tables are drawn once
+        with live_bytes() as counted:
+            results.append(measured(long, (*BACKWARD, "loss")))
+        peaks.append(counted.peak)
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+    assert peaks[1] <= (1.05 if kind == "last layer" else 0.5) * peaks[0], peaks
+    assert not any("forward" in vars(module) for module in model.modules())

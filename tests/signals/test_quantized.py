@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from longgame.errors import ModelError
-from longgame.models.lora import is_repacked, plain_layers
+from longgame.models.fused import plain_layers
+from longgame.models.lora import is_repacked
 from support.signals import llama, random_pool, with_lora
 from support.signals_exact import assert_exact, engine_of, is_lora, reference
 

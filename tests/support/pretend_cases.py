@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
 from longgame.evaluation.evaluator import Evaluator
 from longgame.models.adaptation import adapt
+from longgame.models.fused import thin_lora
 from longgame.models.load import load_model
 from longgame.recipe import ModelSpec, parse_recipe
 from longgame.seeding import generator
@@ -67,7 +69,14 @@ def full() -> Any:
     return llama().requires_grad_(True)
 
 
+def checkpointed() -> Any:
+    model = with_lora(llama())
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
 MODELS = {
+    "checkpointed": checkpointed,
     "lora": lambda: with_lora(llama()),
     "lora-bf16": lambda: with_lora(llama().bfloat16()),
     "dora": lambda: with_lora(llama(), use_dora=True),
@@ -217,6 +226,27 @@ def trainer(selector: str) -> dict[str, Any]:
     return {"same_picks": picks[0] == picks[1], "loss_gap": gap, "steps": 4, **counts.summary()}
 
 
+def thin() -> dict[str, Any]:
+    """A training step of LoRA over a bfloat16 base by thin products, and the kernels of PEFT's own."""
+    ids = torch.randint(4, 40, (3, 17), generator=torch.Generator().manual_seed(0))
+    losses, kernels = [], {}
+    for moves in (False, True):
+        model = with_lora(llama().bfloat16(), lora_dropout=0.0).train()
+        if not moves:
+            with thin_lora(model):
+                losses.append(float(model(input_ids=ids, labels=ids, use_cache=False).loss))
+            continue
+        on_gpu(model)
+        with pretending():
+            for name, context in (("peft", nullcontext), ("thin", thin_lora)):
+                with context(model), watching() as counts:
+                    loss = model(input_ids=OnGpu(ids), labels=OnGpu(ids), use_cache=False).loss
+                    loss.backward()
+                    kernels[name] = counts.kernels
+                    losses.append(float(loss))
+    return {"gap": {"loss": abs(losses[0] - losses[2])}, "kernels": kernels}
+
+
 class _Padding:
     """As much of a tokenizer as the collator needs."""
 
@@ -239,7 +269,15 @@ def gaps(measured: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> di
     }
 
 
-CASES = {"signals": signals, "adam": adam, "mixed": mixed, "evaluator": evaluator, "stage": stage, "trainer": trainer}
+CASES = {
+    "signals": signals,
+    "adam": adam,
+    "thin": thin,
+    "mixed": mixed,
+    "evaluator": evaluator,
+    "stage": stage,
+    "trainer": trainer,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

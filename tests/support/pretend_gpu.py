@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 import longgame
-from longgame.models import lora
+from longgame.models import fused
 
 
 class _Module(_DummyBackendModule):
@@ -230,13 +230,13 @@ def pretending() -> Iterator[None]:
     A wrapper tensor is no plain Parameter by type, takes no ``.data``, and knows no inference mode. So layers count as
     plain by kind, adapters are not folded, and inference mode is no_grad.
     """
-    lora_module: Any = lora
+    fused_module: Any = fused
     device_of_arguments = transformers.TrainingArguments.device
     device_of_accelerator, inference = accelerate.Accelerator.device, torch.inference_mode
-    largest = lora._LARGEST_FOLD
+    largest = fused._LARGEST_FOLD
     try:
-        lora_module.type = lambda value: nn.Parameter if isinstance(value, nn.Parameter) else builtins.type(value)
-        lora_module._LARGEST_FOLD = 0
+        fused_module.type = lambda value: nn.Parameter if isinstance(value, nn.Parameter) else builtins.type(value)
+        fused_module._LARGEST_FOLD = 0
         transformers.TrainingArguments.device = property(
             lambda self: (self._setup_devices, CPU if self.use_cpu else GPU)[1]
         )
@@ -245,8 +245,8 @@ def pretending() -> Iterator[None]:
         with Driver():
             yield
     finally:
-        del lora_module.type
-        lora_module._LARGEST_FOLD = largest
+        del fused_module.type
+        fused_module._LARGEST_FOLD = largest
         transformers.TrainingArguments.device = device_of_arguments
         accelerate.Accelerator.device, torch.inference_mode = device_of_accelerator, inference
 

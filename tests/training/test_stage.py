@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from longgame.errors import BudgetError, ModelError, NumericalError, RecipeError
+from longgame.models.fused import ThinProducts
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.base import Reserve, build_selector
@@ -423,3 +424,17 @@ def test_a_trial_in_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(stages.TrainingArguments, "world_size", property(lambda self: 2))
     with pytest.raises(RecipeError, match="a trial of an audit trains in one process, and there are 2"):
         stage(make_model(), make_pool())
+
+
+def test_a_stage_over_a_bfloat16_base_trains_by_thin_products(monkeypatch):
+    calls = []
+    apply = ThinProducts.apply
+    monkeypatch.setattr(ThinProducts, "apply", lambda *inputs: calls.append(1) or apply(*inputs))
+    for dtype, expected in ((torch.float32, 0), (torch.bfloat16, 6 * 14)):
+        model = make_model().to(dtype)
+        for name, weight in model.named_parameters():
+            weight.data = weight.data.float() if "lora_" in name else weight.data
+        report, _ = stage(model, make_pool(24))
+        assert np.isfinite(report.losses).all()
+        assert len(calls) == expected
+        assert not any("forward" in vars(module) for module in model.modules())

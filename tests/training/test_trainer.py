@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 import longgame
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError
+from longgame.models.fused import ThinProducts
 from longgame.selection.base import SELECTORS, build_selector
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty
 from longgame.training.candidates import content_ids
@@ -466,3 +467,19 @@ def test_a_named_source_of_quality_decides_the_picks(tmp_path, tokenizer):
     trainer.train()
     picked = trainer.selection_policy.rounds[0].picked_ids
     assert set(picked[:2]) < set(make_pool(40).ids[:4])  # what is left of the budget holds none of the other two
+
+
+@pytest.mark.parametrize(
+    ("fused", "dtype", "thin"), [(True, "bfloat16", 14), (False, "bfloat16", 0), (True, "float32", 0)]
+)
+def test_a_bfloat16_base_trains_by_thin_products(tmp_path, tokenizer, monkeypatch, fused, dtype, thin):
+    model = make_model().to(getattr(torch, dtype))
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.float() if "lora_" in name else weight.data
+    calls = []
+    apply = ThinProducts.apply
+    monkeypatch.setattr(ThinProducts, "apply", lambda *inputs: calls.append(1) or apply(*inputs))
+    trainer = make_trainer(tmp_path, tokenizer, model=model, selector="loss", fused_lora=fused, args={"max_steps": 2})
+    trainer.train()
+    assert len(calls) == 2 * thin  # and none while candidates are scored
+    assert not any("forward" in vars(module) for module in model.modules())

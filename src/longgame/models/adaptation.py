@@ -38,8 +38,9 @@ from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, did_you_mean
 from longgame.models.flops import ModelFlops
+from longgame.models.fused import folded_lora
 from longgame.models.head import LogitHead, decoder_of, unwrap
-from longgame.models.lora import Factors, dora_weights, factor_sizes, folded_lora, lora_factors
+from longgame.models.lora import Factors, dora_weights, factor_sizes, lora_factors
 from longgame.recipe import ModelSpec
 from longgame.seeding import stream_seed
 

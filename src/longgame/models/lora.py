@@ -1,7 +1,7 @@
 """All that longgame knows of PEFT's LoRA layers.
 
-Four parts: which weights a gradient signal is about; the activations that make up their per-example gradients; faster
-ways through plain LoRA layers; the adapter as numbers (factors, effective weights, sizes).
+Three parts: which weights a gradient signal is about; the activations that make up their per-example gradients; the
+adapter as numbers (factors, effective weights, sizes). `longgame.models.fused` has faster ways through its layers.
 
 For a linear map y = x Wᵀ the gradient of one example is Σ_t δ_t x_tᵀ with δ = ∂(its loss)/∂y. LoRA is two such maps in
 a row, A on x and B on A x. PEFT runs both as ``nn.Linear`` modules, so hooks on these two see everything, whatever the
@@ -15,19 +15,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
-from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -38,6 +36,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, PluginError
+from longgame.models.device import to_host
 from longgame.models.head import decoder_of
 
 # Which weights a gradient signal is about
@@ -144,6 +143,7 @@ def gradient_targets(
     if not adapted:
         _add_full(targets, base, named, inside)
     _refuse_others(base, named, targets)
+    _check_magnitudes(targets)
     if not targets.weights:
         where = "" if layers is None else f" in its last {layers} decoder layer(s)"
         raise ModelError(
@@ -225,8 +225,6 @@ def _add_lora(targets: GradientTargets, name: str, layer: LoraLayer, is_input: b
     if adapter in layer.lora_variant:
         magnitude = layer.lora_magnitude_vector[adapter]
         weight = magnitude.get_parameter("weight")
-        if not bool((weight != 0).all()):
-            raise ModelError(f"DoRA's magnitude in layer '{name}' holds a 0, where its gradient is not defined.")
         if targets.add(inside, {f"{name}.lora_magnitude_vector.weight": weight}):
             targets.magnitudes[f"{name}.lora_magnitude_vector"] = magnitude
 
@@ -251,6 +249,18 @@ def _active_adapter(name: str, layer: LoraLayer) -> str | None:
             f"{type(variant).__name__}. Turn the variant off."
         )
     return str(active[0])
+
+
+def _check_magnitudes(targets: GradientTargets) -> None:
+    """Look at all DoRA magnitudes at once: each look makes the host wait for a GPU."""
+    names = [*targets.magnitudes]
+    if not names:
+        return
+    smallest = torch.stack([targets.weights[f"{name}.weight"].detach().abs().amin() for name in names])
+    for name, value in zip(names, smallest.cpu().tolist(), strict=True):
+        if value == 0:
+            layer = name.removesuffix(".lora_magnitude_vector")
+            raise ModelError(f"DoRA's magnitude in layer '{layer}' holds a 0, where its gradient is not defined.")
 
 
 def _refuse_others(base: PreTrainedModel, named: Mapping[str, nn.Module], targets: GradientTargets) -> None:
@@ -344,6 +354,79 @@ def recording(base: PreTrainedModel, targets: GradientTargets, receive: Receiver
             handle.remove()
 
 
+@contextmanager
+def recomputing(base: PreTrainedModel, record: Recording) -> Iterator[None]:
+    """Inside, decoder layers under gradient checkpointing keep what enters them, and run again in the backward pass.
+
+    transformers checkpoints layers in training mode only, and signals are computed in evaluation mode. The backward
+    pass must end inside this context and that of `recording`, whose hooks report when a layer runs again.
+    """
+    blocks: list[nn.Module] = []
+    for parts in decoder_of(base).modules():
+        if isinstance(parts, nn.ModuleList):
+            inside = {id(module) for block in blocks for module in block.modules()}
+            blocks += [b for b in parts if getattr(b, "gradient_checkpointing", False) and id(b) not in inside]
+    before = {block: vars(block).get("forward") for block in blocks}
+    try:
+        for block in blocks:
+            vars(block)["forward"] = _running_again(block.forward, record)
+        yield
+    finally:
+        for block, forward in before.items():
+            del vars(block)["forward"]
+            if forward is not None:
+                vars(block)["forward"] = forward
+
+
+def _running_again(original: Callable[..., Any], record: Recording) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs.get("hidden_states")
+        rest, positional = args[1:], bool(args)
+        named = {name: value for name, value in kwargs.items() if args or name != "hidden_states"}
+        joined = any(isinstance(value, Tensor) and value.requires_grad for value in (*rest, *named.values()))
+        if joined or not (torch.is_grad_enabled() and isinstance(states, Tensor) and states.requires_grad):
+            return original(*args, **kwargs)
+
+        def run(entering: Tensor) -> Any:
+            return original(entering, *rest, **named) if positional else original(hidden_states=entering, **named)
+
+        further: list[Any] = []
+        output = _Again.apply(states, run, record, further)
+        return (output, *further[1:]) if further else output
+
+    return forward
+
+
+class _Again(torch.autograd.Function):
+    """A decoder layer that keeps its input alone; ``run`` computes it, in either pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Float[Tensor, "b T d"], run: Callable[[Tensor], Any], record: Recording, further: list[Any]
+    ) -> Float[Tensor, "b T d"]:
+        device = states.device.type
+        ctx.save_for_backward(states)
+        ctx.settings = (run, record, device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        output = run(states)
+        if isinstance(output, tuple):
+            further.extend(output)
+            return output[0]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Float[Tensor, "b T d"]) -> tuple[Tensor | None, ...]:
+        run, record, device, cast, dtype = ctx.settings
+        states = ctx.saved_tensors[0].detach().requires_grad_()
+        used, record.used = record.used, set()  # what takes part the second time is no second use
+        try:
+            with torch.enable_grad(), torch.autocast(device, dtype) if cast else nullcontext():
+                output = run(states)
+            grad = torch.autograd.grad(output[0] if isinstance(output, tuple) else output, states, grads[0])
+        finally:
+            record.used = used
+        return (*grad, None, None, None)
+
+
 def _at_embedding(record: Recording, targets: GradientTargets) -> Callable[..., Tensor]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if targets.first_block is not None:
@@ -412,174 +495,6 @@ def _at_magnitude(record: Recording, name: str) -> Callable[..., None]:
     return hook
 
 
-# Faster ways through plain LoRA layers: fused for one pass with gradients, folded for many passes without
-
-Layers = Mapping[str, LoraLinear]
-
-_LARGEST_FOLD = 2**28
-"""Weights of all adapted layers together above which nothing is folded: the folded copies take as much memory again."""
-
-
-def plain_layers(named: Mapping[str, nn.Module]) -> Layers:
-    """Return those of a causal LM's modules (by name) that can run fused; none of them under autocast."""
-    plain = {name: module for name, module in named.items() if isinstance(module, LoraLinear) and _is_plain(module)}
-    devices = {str(next(module.parameters()).device.type) for module in plain.values()}
-    return {} if any(torch.is_autocast_enabled(device) for device in devices) else plain
-
-
-def _is_plain(layer: LoraLinear) -> bool:
-    """Whether the layer computes x (W + s·BA)ᵀ + b in float32 or bfloat16, and no hook or patch is inside it."""
-    if type(layer) is not LoraLinear:  # subclasses quantize or replicate
-        return False
-    if layer.disable_adapters or layer.merged or "forward" in vars(layer):
-        return False
-    active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
-    if len(active) != 1 or active[0] in layer.lora_variant or type(layer.base_layer) is not nn.Linear:
-        return False
-    parts = (layer.base_layer, layer.lora_A[active[0]], layer.lora_B[active[0]], layer.lora_dropout[active[0]])
-    if any("forward" in vars(part) or part._forward_pre_hooks for part in parts) or layer.base_layer._forward_hooks:
-        return False
-    weights = [weight for part in parts for weight in part.parameters()]
-    if parts[2].bias is not None or not all(type(weight) is nn.Parameter for weight in weights):
-        return False
-    base = layer.base_layer.weight.dtype
-    factors = {parts[1].weight.dtype, parts[2].weight.dtype}
-    return (base == torch.float32 and factors == {base}) or (
-        base == torch.bfloat16 and factors <= {base, torch.float32}
-    )
-
-
-@contextmanager
-def fused_lora(layers: Layers, record: Recording | None = None) -> Iterator[None]:
-    """Inside, these `plain_layers` of a model in evaluation mode run fused; their own forward is back afterwards.
-
-    Args:
-        layers: what `plain_layers` returned.
-        record: where per-example gradients are needed, the recording that the layers' factors report to.
-    """
-    try:
-        for name, layer in layers.items():
-            vars(layer)["forward"] = _fused_forward(name, layer, record)
-        yield
-    finally:
-        for layer in layers.values():
-            vars(layer).pop("forward", None)
-
-
-def _fused_forward(name: str, layer: LoraLinear, record: Recording | None) -> Callable[..., Tensor]:
-    """Float32: multiply once by W + s·BA, merged for this pass. Bfloat16, where merging would round: add x Aᵀ (sB)ᵀ."""
-    original = layer.forward
-    adapter = next(adapter for adapter in layer.active_adapters if adapter in layer.lora_A)
-    parameters = dict(layer.base_layer.named_parameters())
-    weight, bias = parameters["weight"].detach(), parameters["bias"].detach() if "bias" in parameters else None
-    a, b = (factor[adapter].get_parameter("weight").detach() for factor in (layer.lora_A, layer.lora_B))
-    scale, shortest = float(layer.scaling[adapter]), 0
-    if weight.dtype == torch.bfloat16:
-        a, b = a.to(weight.dtype), (b * scale).to(weight.dtype)
-    else:  # merging costs r·o·i, the two thin products r·(o + i) a token
-        shortest = weight.shape[0] * weight.shape[1] // (weight.shape[0] + weight.shape[1])
-
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or x.dtype != weight.dtype or x.numel() // x.shape[-1] < shortest:
-            return original(x, *args, **kwargs)
-        if record is None:
-            return _product(x, weight, bias, a, b, scale)[0]
-        output: Tensor = _Fused.apply(record.by_example(x), weight, bias, a, b, scale, name, record)
-        for factor in ("lora_A", "lora_B"):
-            record.claim(f"{name}.{factor}.weight", output.shape)
-        return output.reshape(*x.shape[:-1], output.shape[-1])
-
-    return forward
-
-
-def _product(
-    x: Float[Tensor, "b T i"],
-    weight: Float[Tensor, "o i"],
-    bias: Float[Tensor, " o"] | None,
-    a: Float[Tensor, "r i"],
-    b: Float[Tensor, "o r"],
-    scale: float,
-) -> tuple[Float[Tensor, "b T o"], Float[Tensor, "b T r"] | None]:
-    """x (W + s·BA)ᵀ + bias; of bfloat16, where B holds the scale, also x Aᵀ."""
-    if weight.dtype != torch.bfloat16:
-        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias), None
-    output, inner = F.linear(x, weight, bias), F.linear(x, a)
-    output.flatten(0, -2).addmm_(inner.flatten(0, -2), b.T)
-    return output, inner
-
-
-class _Fused(torch.autograd.Function):
-    """`_product` with both factors' gradients reported; W + s·BA is merged again in the backward pass, not stored."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Float[Tensor, "b T i"],
-        weight: Float[Tensor, "o i"],
-        bias: Float[Tensor, " o"] | None,
-        a: Float[Tensor, "r i"],
-        b: Float[Tensor, "o r"],
-        scale: float,
-        name: str,
-        record: Recording,
-    ) -> Float[Tensor, "b T o"]:
-        output, inner = _product(x, weight, bias, a, b, scale)
-        ctx.save_for_backward(x, weight, a, b, inner)
-        ctx.settings = (scale, name, record)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Float[Tensor, "b T o"]) -> tuple[Tensor | None, ...]:
-        (delta,) = grads
-        x, weight, a, b, inner = ctx.saved_tensors
-        scale, name, record = ctx.settings
-        if inner is None:
-            record.receive(f"{name}.lora_B.weight", delta, (x @ a.T).mul_(scale))
-            record.receive(f"{name}.lora_A.weight", (delta @ b).mul_(scale), x)
-            back = delta @ torch.addmm(weight, b, a, alpha=scale)
-        else:
-            outward = delta @ b
-            record.receive(f"{name}.lora_B.weight", delta, inner * scale)
-            record.receive(f"{name}.lora_A.weight", outward, x)
-            back = delta @ weight
-            back.flatten(0, -2).addmm_(outward.flatten(0, -2), a)
-        return (back, *[None] * 7)
-
-
-@contextmanager
-def folded_lora(model: nn.Module) -> Iterator[bool]:
-    """Inside, every adapted layer multiplies once, by W + s·BA; outside, its weights are the very tensors they were.
-
-    Only where that changes nothing but rounding: `plain_layers` in float32 whose weights no other module shares. Any
-    other model (bfloat16, quantized, DoRA, very large) runs as it is. PEFT's own merge and unmerge would leave rounding
-    errors in the base weights, so the original tensors are put back instead.
-
-    Yields:
-        Whether the adapters were folded.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    plain: list[Any] = [layer for layer in layers if isinstance(layer, LoraLinear) and _is_plain(layer)]
-    weights: list[Tensor] = [layer.base_layer.weight for layer in plain]
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    shared = len({id(weight) for weight in (*weights, *tables)}) < len(weights) + len({id(table) for table in tables})
-    size, kinds = sum(weight.numel() for weight in weights), {weight.dtype for weight in weights}
-    if kinds != {torch.float32} or shared or len(plain) < len(layers) or size > _LARGEST_FOLD:
-        yield False
-        return
-    originals = [weight.data for weight in weights]
-    try:
-        with torch.no_grad():
-            for layer, weight in zip(plain, weights, strict=True):
-                adapter = next(adapter for adapter in layer.active_adapters if adapter in layer.lora_A)
-                weight.data = weight.data + layer.get_delta_weight(adapter)
-                layer.merged_adapters.append(adapter)
-        yield True
-    finally:
-        for layer, weight, original in zip(plain, weights, originals, strict=True):
-            weight.data = original
-            layer.merged_adapters.clear()
-
-
 # The adapter as numbers
 
 
@@ -593,10 +508,10 @@ class Factors(NamedTuple):
 
 def lora_factors(model: PeftModel, weights: Mapping[str, Tensor]) -> list[Factors]:
     """Return every adapted layer's factors, float32, with these values of the trained weights (by name)."""
-    return [
-        Factors(_array(weights[b]), _array(weights[a]), float(layer.scaling[adapter]))
-        for _, layer, adapter, a, b in _adapted(model)
-    ]
+    layers = [*_adapted(model)]
+    names = dict.fromkeys(name for *_, a, b in layers for name in (a, b))
+    arrays = to_host({name: weights[name].detach().float() for name in names})
+    return [Factors(arrays[b], arrays[a], float(layer.scaling[adapter])) for _, layer, adapter, a, b in layers]
 
 
 def dora_weights(model: PeftModel, weights: Mapping[str, Tensor] | None) -> Iterator[Float[np.ndarray, "out in"]]:

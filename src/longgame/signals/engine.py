@@ -21,6 +21,7 @@ from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, unknown
 from longgame.limits import is_out_of_memory
 from longgame.models.device import to_device, to_host
+from longgame.models.fused import Layers, fused_lora, plain_layers
 from longgame.models.head import (
     LogitHead,
     decoder_of,
@@ -31,7 +32,7 @@ from longgame.models.head import (
     unwrap,
     without_autocast,
 )
-from longgame.models.lora import GradientTargets, Layers, fused_lora, gradient_targets, plain_layers, recording
+from longgame.models.lora import GradientTargets, gradient_targets, recomputing, recording
 from longgame.models.processes import Processes
 from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
 from longgame.signals.gradients import (
@@ -188,7 +189,8 @@ class SignalEngine:
 
     All signals share one batched forward pass, and gradient signals one backward pass over activations. The vocabulary
     projection runs on response positions only, in chunks. In full fine-tuning the gradient is that of the decoder's
-    trainable linear weights, without embeddings, output head, norms and biases.
+    trainable linear weights, without embeddings, output head, norms and biases. Decoder layers under gradient
+    checkpointing keep what enters them, and run again in that backward pass: less memory, the same signals.
 
     Under bfloat16 autocast the model's layers compute in it, and all behind the last hidden state in float32.
 
@@ -460,15 +462,18 @@ class SignalEngine:
         with (
             recording(self._base, targets, gradients.add) as record,
             fused_lora(fused, record),
-            torch.enable_grad(),
+            recomputing(self._base, record),
         ):
-            hidden = self._hidden(batch)
-        if not record.used:
-            raise PluginError("no adapted layer took part in the forward pass; gradient signals cannot be computed.")
-        slope = torch.zeros_like(hidden)
-        scale = loss_scale(batch.counts, hidden)
-        values = self._forward_signals(batch, names, hidden.detach(), slope, scale)
-        gradients.backward(hidden, record.inputs, slope, scale)
+            with torch.enable_grad():
+                hidden = self._hidden(batch)
+            if not record.used:
+                raise PluginError(
+                    "no adapted layer took part in the forward pass; gradient signals cannot be computed."
+                )
+            slope = torch.zeros_like(hidden)
+            scale = loss_scale(batch.counts, hidden)
+            values = self._forward_signals(batch, names, hidden.detach(), slope, scale)
+            gradients.backward(hidden, record.inputs, slope, scale)
         return _on_host(values | gradients.signals(), batch, self._outer)
 
     @contextmanager

@@ -32,7 +32,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "embedder": (str, "model, sentence-transformers:NAME or model2vec:NAME"),
     **dict.fromkeys(("scorer_model", "reference_model"), (str, "the name or directory of a model")),
     "trajectories": (str | PathLike, "the path of a training log"),
-    **dict.fromkeys(("repeat", "keep_signals", "log_statistics", "training_log"), _TRUTH),
+    **dict.fromkeys(("repeat", "keep_signals", "fused_lora", "log_statistics", "training_log"), _TRUTH),
 }
 """Field → kind of value, and the kind in words."""
 
@@ -98,6 +98,9 @@ class SelectionConfig:
     keep_signals: bool = False
     """Keep what the selector saw in every round in the policy's log; memory grows with the rounds."""
 
+    fused_lora: bool = True
+    """Train plain LoRA over a bfloat16 base by thin products in bfloat16, as under autocast, instead of through
+    float32 copies of all activations. The factors stay float32. Other models, also in float32, train as PEFT does."""
     log_statistics: bool = True
     """Log the statistics of each selection (``selection/…``) beside the loss."""
     training_log: bool = False

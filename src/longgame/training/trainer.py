@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +37,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from longgame.data.examples import WEIGHT, Pool
 from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, did_you_mean
 from longgame.models.embedders import encoder_of
+from longgame.models.fused import thin_lora
 from longgame.models.head import evaluating
 from longgame.models.processes import Processes
 from longgame.seeding import stream_seed
@@ -157,6 +159,8 @@ class SelectionMixin(_Base):
         """Ids of the micro-batches that this step has still to train on; none where a batch learns nothing."""
         self._selection_weights: Float[Tensor, "b T"] | None = None
         """Weights of the tokens of the micro-batch whose loss is computed next; None: 1 for all."""
+        self._selection_patches: ExitStack | None = None
+        """What the model runs with while it trains."""
         self.selection_record: SelectionRecord | None = None
         """Picks, statistics and training log of the training; None where none is kept."""
         super().__init__(*args, **kwargs)
@@ -186,6 +190,8 @@ class SelectionMixin(_Base):
         self.selection_record = self._selection_new_record()
         self.selection_seconds = 0.0
         collator, columns = self.data_collator, self._signature_columns
+        if self._selection_patches is not None and self.selection.fused_lora and not self.args.torch_compile:
+            self._selection_patches.enter_context(thin_lora(self.model))
         self._set_signature_columns_if_needed()
         self.data_collator = Candidates
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *SELECTION_COLUMNS])]
@@ -327,7 +333,9 @@ class SelectionMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and write the selection tables into the output directory unless ``save_strategy`` is "no"."""
-        output = super().train(*args, **kwargs)
+        with ExitStack() as self._selection_patches:
+            output = super().train(*args, **kwargs)
+        self._selection_patches = None
         if self.args.save_strategy != SaveStrategy.NO:
             self.save_selection(str(self.args.output_dir))
         return output
