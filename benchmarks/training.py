@@ -3,12 +3,16 @@
 ```
 python -m benchmarks.training                         # both models, required: ≤ 1.05 on smollm2-135m
 python -m benchmarks.training --model tiny-like --json training.json
+python -m benchmarks.training --thin                  # bfloat16: LoRA by thin products with PEFT's own layers
 ```
 
 Both sides run in one process, by turns, on the same model, batches, loss, optimiser, clipping and schedule; the best
 run of each counts, since whatever else the machine does can only add time. The bare loop gets its batches ready-made;
 `run_stage` selects at random (its selection and callback seconds are left out), collates, checks for NaN, records
 updates, and builds and clears away its Trainer. Weights are random: time does not depend on them.
+
+``--thin`` compares two bare loops over a bfloat16 base with float32 factors: through PEFT's layers, and by thin
+products (`longgame.models.fused.thin_lora`).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +32,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longgame.data.examples import Example, Pool
+from longgame.models.fused import thin_lora
 from longgame.models.head import response_loss
 from longgame.recipe import TrainingSpec
 from longgame.seeding import generator
@@ -50,6 +56,8 @@ class Case:
     prompt: tuple[int, int]
     response: tuple[int, int]
     required: float | None
+    required_thin: float | None = None
+    """Of thin products, over PEFT's layers."""
 
 
 CASES = {
@@ -81,14 +89,16 @@ CASES = {
         prompt=(30, 90),
         response=(20, 60),
         required=1.05,
+        required_thin=0.9,
     ),
 }
 
 
-def make_model(case: Case, device: str) -> nn.Module:
+def make_model(case: Case, device: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """LoRA with float32 factors over a base of this dtype."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**case.config, pad_token_id=PAD, attn_implementation="eager"))
+        model = LlamaForCausalLM(LlamaConfig(**case.config, pad_token_id=PAD, attn_implementation="eager")).to(dtype)
         adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", exclude_modules=["lm_head"])
         return get_peft_model(model, adapter).to(device)
 
@@ -194,10 +204,47 @@ def measure(name: str, steps: int, repeats: int, device: str, all_logits: bool) 
     }
 
 
+def measure_thin(name: str, steps: int, repeats: int, device: str) -> dict[str, float]:
+    """Best seconds of a step through PEFT's layers and by thin products, over a bfloat16 base, and their ratio."""
+    case = CASES[name]
+    model, pool = make_model(case, device, torch.bfloat16), make_pool(case, steps)
+    spec = TrainingSpec(steps=steps, learning_rate=1e-3)
+    start = {key: value.detach().clone() for key, value in model.named_parameters() if value.requires_grad}
+    share = max(1, case.candidates // 4)
+    rows = [list(range(case.candidates * step, case.candidates * step + share)) for step in range(steps)]
+    batches = [{k: v.to(device) for k, v in padded_batch(pool, picked, PAD).items()} for picked in rows]
+    times: dict[str, list[float]] = {"peft": [], "thin": []}
+    losses: dict[str, list[float]] = {}
+    for repeat in range(repeats + 1):  # the first round warms up
+        for side, context in (("peft", nullcontext), ("thin", thin_lora)):
+            with torch.no_grad():
+                for key, value in model.named_parameters():
+                    if key in start:
+                        value.copy_(start[key])
+            with context(model):
+                seconds, losses[side] = bare_loop(
+                    model,
+                    batches,
+                    spec,
+                    lambda batch: response_loss(model, batch, batch["labels"][:, 1:].ne(-100).sum()),
+                )
+            if repeat:
+                times[side].append(seconds)
+    np.testing.assert_allclose(losses["thin"], losses["peft"], rtol=2e-2, err_msg="the two sides do not train alike")
+    best = {side: min(seconds) for side, seconds in times.items()}
+    for side, seconds in times.items():
+        every = " ".join(f"{value:.3f}" for value in seconds)
+        print(f"{name:13s} {side:17s} {best[side] / steps * 1e3:9.2f} ms/step  [{every}]")
+    return {f"{side}_ms_per_step": value / steps * 1e3 for side, value in best.items()} | {
+        "thin_ratio": best["thin"] / best["peft"]
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=[*CASES, "both"], default="both")
     parser.add_argument("--quick", action="store_true", help="at most a minute on one CPU core")
+    parser.add_argument("--thin", action="store_true", help="LoRA over bfloat16: thin products with PEFT's layers")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -206,20 +253,26 @@ def main() -> int:
         "smollm2-135m": (3, 2) if options.quick else (8, 3),
     }
     names = list(CASES) if options.model == "both" else [options.model]
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} thread(s), float32, LoRA r=16")
+    dtype = "bfloat16" if options.thin else "float32"
+    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} thread(s), {dtype}, LoRA r=16")
     figures, short = [], False
     for name in names:
-        ratios = measure(name, *plan[name], options.device, all_logits=not options.quick)
-        required = CASES[name].required
-        for key in [key for key in ratios if key.startswith("ratio")]:
-            limit = required if key == "ratio" else None
+        if options.thin:
+            ratios = measure_thin(name, *plan[name], options.device)
+        else:
+            ratios = measure(name, *plan[name], options.device, all_logits=not options.quick)
+        required = {"ratio": CASES[name].required, "thin_ratio": CASES[name].required_thin}
+        for key in [key for key in ratios if "ratio" in key]:
+            limit = required.get(key)
             fine = limit is None or ratios[key] <= limit
             short |= not fine
             figure = f"training.{name}.{key}"
             bound = "-" if limit is None else f"<={limit}"
             print(f"figure {figure} {ratios[key]:.3f} {bound} {'ok' if fine else 'short'}")
             figures.append({"name": figure, "value": ratios[key], "required": limit, "ok": fine})
-        print(f"figure training.{name}.overhead_ms {ratios['stage_ms_per_step'] - ratios['bare_ms_per_step']:.2f} - ok")
+        if not options.thin:
+            overhead = ratios["stage_ms_per_step"] - ratios["bare_ms_per_step"]
+            print(f"figure training.{name}.overhead_ms {overhead:.2f} - ok")
         figures.append({"name": f"training.{name}.detail", "value": ratios, "required": None, "ok": True})
     if options.json:
         case = {name: asdict(CASES[name]) for name in names}

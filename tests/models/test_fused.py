@@ -139,7 +139,7 @@ def test_thin_layers_go_with_checkpointing_accumulation_and_files(tmp_path):
         with torch.no_grad():
             for weight in copied.parameters():
                 weight.zero_()
-        assert float(copied(input_ids=IDS).logits.abs().max()) == 0
+        assert not copied(input_ids=IDS).logits.any()
         assert torch.equal(learned(model)[0], loss)
     other = narrow(b_scale=0.0)
     other.load_adapter(tmp_path, "default")

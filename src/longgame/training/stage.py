@@ -224,6 +224,7 @@ class StageTrainer(SelectionMixin, Trainer):
     # Data: the stream is fixed beforehand, one tick of pool rows per micro-batch
 
     def get_train_dataloader(self) -> DataLoader:
+        self._selection_fuse()
         ticks: Any = self.train_dataset
         return self.accelerator.prepare(DataLoader(ticks, sampler=SequentialSampler(ticks), collate_fn=itemgetter(0)))
 

@@ -190,8 +190,7 @@ class SelectionMixin(_Base):
         self.selection_record = self._selection_new_record()
         self.selection_seconds = 0.0
         collator, columns = self.data_collator, self._signature_columns
-        if self._selection_patches is not None and self.selection.fused_lora and not self.args.torch_compile:
-            self._selection_patches.enter_context(thin_lora(self.model))
+        self._selection_fuse()
         self._set_signature_columns_if_needed()
         self.data_collator = Candidates
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or ()), *SELECTION_COLUMNS])]
@@ -206,6 +205,11 @@ class SelectionMixin(_Base):
         if not self.selection.repeat and self.selection.rounds == "step" and self._selection_epoch:
             batches.sampler = FreshFirst(batches.sampler, self._selection_fresh_rows)
         return self._selection_clock
+
+    def _selection_fuse(self) -> None:
+        """Train plain LoRA by thin products until `train` ends (`SelectionConfig.fused_lora`)."""
+        if self._selection_patches is not None and self.selection.fused_lora and not self.args.torch_compile:
+            self._selection_patches.enter_context(thin_lora(self.model))
 
     def _selection_open_clock(self) -> None:
         dataset: Any = self.train_dataset
