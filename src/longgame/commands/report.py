@@ -34,6 +34,12 @@ def report(
     figures: Annotated[Path | None, typer.Option(help="Folder for every figure as SVG and PNG.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="The scorecard as Markdown, for pull requests.")] = None,
     card: Annotated[Path | None, typer.Option(help="A short audit card as Markdown, for a model card.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Push page and audit card to this model of the hub; without a token, a dry run."
+        ),
+    ] = None,
     compare: Annotated[Path | None, typer.Option(help="A baseline run; the report shows what changed since.")] = None,
     trials: Annotated[
         int | None, typer.Option(min=0, help="Trials to show in full, with examples and their texts (default: 20).")
@@ -57,7 +63,7 @@ def report(
     gc.set_threshold(_OBJECTS)
     try:
         claims = parse_condition(fail_if) if fail_if is not None else ()
-        if out is None and not (figures or markdown or card or claims):
+        if out is None and not (figures or markdown or card or claims or push):
             out = Path("report.html")
         check_outputs(
             {"--out": out, "--markdown": markdown, "--card": card}, runs if compare is None else [*runs, compare]
@@ -88,6 +94,12 @@ def report(
                 write_file(path, "\n".join(map(render, layouts)), _ADVICE)
                 written.append(path)
         _print_written(written, console)
+        if push is not None:
+            from longgame.models.hub import push as push_to_hub
+
+            page, section = html_page(layouts).encode(), "\n".join(map(markdown_card, layouts))
+            done = push_to_hub(push, "model", {"longgame-report.html": page}, section, "Audit of data selection")
+            console.print(str(done), soft_wrap=True)
         if claims and _holds(claims, loaded, [layout.title for layout in layouts], console):
             raise typer.Exit(HOLDS)
     except LonggameError as error:
