@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from longgame.audit.checks import (
     score_warnings,
     seed_warnings,
 )
+from longgame.audit.cluster import device_on, run_jobs
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
 from longgame.audit.plan import REFERENCES, Plan, Trial
 from longgame.audit.run import (
@@ -44,6 +45,7 @@ from longgame.audit.run import (
 )
 from longgame.audit.walk import Walk, prepare_seed, trial_located
 from longgame.data.sequences import measure_contamination
+from longgame.engines.choice import LOCAL
 from longgame.engines.local import Job, Notify, run_here, run_local
 from longgame.errors import LonggameError, RecipeError, ResumeError, StorageError
 from longgame.limits import MOST_PROCESSES, located
@@ -266,12 +268,14 @@ def run_audit(
     recipe: Recipe,
     folder: Path,
     *,
-    workers: int,
+    workers: int | None,
     threads: int,
     display: Display,
     keep_models: bool = False,
     fail_fast: bool = False,
     gpus: Sequence[str] = (),
+    engine: str = LOCAL,
+    gpu_count: int | None = None,
 ) -> Run:
     """Run (or finish) an audit and write its tables; the report is `longgame.report.render.write_report`.
 
@@ -280,6 +284,8 @@ def run_audit(
     Args:
         fail_fast: the first failed trial ends the audit.
         gpus: values of CUDA_VISIBLE_DEVICES that worker processes take in turn (`Placement`); empty: as here.
+        engine: where jobs run (`longgame.engines.choice.check_engine`). On Ray ``workers`` may be None, which takes all
+            that the cluster holds, and ``gpu_count`` bounds the GPUs.
 
     Raises:
         ResumeError: the directory holds another recipe, or another process is at work in it.
@@ -288,19 +294,26 @@ def run_audit(
             any trial raised. Finished stages stay.
     """
     for name, count in (("workers", workers), ("threads", threads)):
-        if not 1 <= count <= MOST_PROCESSES:
-            raise RecipeError(f"{name} is {count:,}; give a number from 1 to {MOST_PROCESSES:,}.")
+        if count is None and name == "workers" and engine != LOCAL:
+            continue
+        if count is None or not 1 <= count <= MOST_PROCESSES:
+            raise RecipeError(f"{name} is {count}; give a number from 1 to {MOST_PROCESSES:,}.")
     plan = Plan(recipe)
     check_size(plan)
-    with recipe.paths(), _locked(folder, plan):
+    with recipe.paths(), _locked(folder, plan), ExitStack() as stack:
         run = Run.create(folder, recipe)
         if run.recipe == recipe:
             run.plan = plan
         stages = len(plan.stages)
         trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
         jobs = _jobs(run, _data_dir(recipe), trials, keep_models)
+        if jobs and engine != LOCAL:
+            from longgame.engines.ray import connected
+
+            stack.enter_context(connected(engine))
         if jobs or not (folder / ENVIRONMENT).is_file():
-            environment = _environment(run, workers, threads, check_models(plan))
+            device = check_models(plan) if engine == LOCAL or not jobs else device_on(engine, recipe, plan, threads)
+            environment = _environment(run, workers, threads, device)
         if jobs:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
             check_scorers(recipe)
@@ -320,7 +333,21 @@ def run_audit(
 
             write_failures(folder, errors)
             kind = learner_kind(recipe)
-            if workers == 1 or len(trials) < kind.process_trials:
+            if engine != LOCAL:
+                run_jobs(
+                    run,
+                    jobs,
+                    engine,
+                    recipe.replace({"data.data_dir": _data_dir(recipe)}),
+                    workers=workers,
+                    threads=threads,
+                    gpus=gpu_count,
+                    notify=clock.progress,
+                    finished=clock.finished,
+                    failed=failed,
+                    warn=clock.warn,
+                )
+            elif workers is None or workers == 1 or len(trials) < kind.process_trials:
                 kind.load()  # before the threads of its libraries are bound
                 try:
                     run_here(jobs, threads, clock.progress, clock.finished, failed, clock.warn)
@@ -413,7 +440,7 @@ def run_threads(folder: Path) -> int | None:
     return int(read_environment(folder)["threads"])
 
 
-def _environment(run: Run, workers: int, threads: int, device: str) -> dict[str, Any]:
+def _environment(run: Run, workers: int | None, threads: int, device: str) -> dict[str, Any]:
     """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     if (run.folder / ENVIRONMENT).is_file():

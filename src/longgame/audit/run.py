@@ -328,6 +328,13 @@ class Run:
         write_results(self.folder, self.plan, self.finished_stages, self.results)
         write_picks(self.folder, self.plan, self.finished_stages, self.picks)
 
+    def files_elsewhere(self) -> dict[str, bytes]:
+        """Name → content of the files that a copy of the run on another machine begins with; its paths are absolute."""
+        stored = self.recipe.stored_in(self.folder)
+        places = tuple(str((self.folder.resolve() / place).resolve()) for place in stored.relative_to)
+        text = _recipe_text(stored.replace({"relative_to": places}))
+        return {MARK: sealed(_MARK_CONTENT).encode(), RECIPE: text.encode()}
+
     def seed_store(self, seed: int, condition: str = "") -> StageStore:
         """The store of a seed's shared work that this condition's trials start from."""
         key = content_hash(self._content(condition, True, seed), seed=seed)

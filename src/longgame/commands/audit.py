@@ -14,6 +14,7 @@ from longgame.commands.options import (
     CHANGES,
     Cross,
     DataDir,
+    EngineOption,
     ModelName,
     SeedsOption,
     TrustCode,
@@ -41,6 +42,7 @@ def audit(
     keep_models: bool = False,
     fail_fast: bool = False,
     display: Display | None = None,
+    engine: str = "local",
 ) -> Run:
     """Run or resume an audit, write its report, and return the run.
 
@@ -56,6 +58,8 @@ def audit(
         keep_models: keep the model of every stage.
         fail_fast: the first failed trial ends the audit.
         display: what shows the progress; None: progress bars on stderr.
+        engine: ``local``, or Ray: ``ray`` (on this machine), ``auto`` (the running cluster) or ``ray://HOST:PORT``.
+            On Ray, workers None takes all that the cluster holds, and threads None is 1.
 
     Raises:
         RecipeError: the recipe is wrong. ResumeError: ``out`` holds another recipe.
@@ -63,7 +67,6 @@ def audit(
         LonggameError: what the first failed trial raised, where no stage is finished. Finished stages stay.
     """
     from longgame.audit.execute import RichDisplay, run_audit, run_threads
-    from longgame.audit.learner import learner_kind
     from longgame.report.render import write_report
 
     if isinstance(recipe, str | Path):
@@ -71,9 +74,8 @@ def audit(
     elif not isinstance(recipe, Recipe):
         recipe = parse_recipe(dict(recipe))
     folder = Path("runs") / recipe.name if out is None else Path(out)
-    placement = learner_kind(recipe).place(recipe, workers, gpus)
-    workers = placement.workers
-    threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // workers)
+    threads = threads or run_threads(folder)
+    workers, threads, cards = _placed(recipe, workers, threads, gpus, engine)
     with nullcontext(display) if display else RichDisplay(Terminal(stderr=True)) as bars:
         run = run_audit(
             recipe,
@@ -83,11 +85,26 @@ def audit(
             display=bars,
             keep_models=keep_models,
             fail_fast=fail_fast,
-            gpus=placement.gpus,
+            gpus=cards,
+            engine=engine,
+            gpu_count=gpus,
         )
     write_report(run)
     run.check_failures()
     return run
+
+
+def _placed(
+    recipe: Recipe, workers: int | None, threads: int | None, gpus: int | None, engine: str
+) -> tuple[int | None, int, tuple[str, ...]]:
+    """Workers, threads of each, and the GPUs of this machine that they take in turn."""
+    from longgame.audit.learner import learner_kind
+    from longgame.engines.choice import LOCAL, check_engine
+
+    if check_engine(engine) != LOCAL:
+        return workers, threads or 1, ()
+    placement = learner_kind(recipe).place(recipe, workers, gpus)
+    return placement.workers, threads or max(1, (os.cpu_count() or 1) // placement.workers), placement.gpus
 
 
 _WORK = "How it runs"
@@ -141,8 +158,9 @@ def audit_command(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads per worker (default: cores / workers).", rich_help_panel=_WORK),
+        typer.Option(min=1, help="Threads per worker (default: cores / workers; 1 on Ray).", rich_help_panel=_WORK),
     ] = None,
+    engine: EngineOption = "local",
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the model of every stage.", rich_help_panel=_WORK)
     ] = False,
@@ -168,9 +186,9 @@ def audit_command(
     ):
         from longgame.audit.checks import check_trusted
         from longgame.audit.execute import RichDisplay, run_audit, run_threads
-        from longgame.audit.learner import learner_kind
         from longgame.audit.plan import Plan
         from longgame.audit.run import print_left, recipe_file
+        from longgame.engines.choice import LOCAL
         from longgame.report.layout import report_layout
         from longgame.report.render import print_layout, write_report
 
@@ -197,9 +215,9 @@ def audit_command(
                 return
             named = given_selectors([*(selectors or "").split(","), *(selector or [])], recipe_folders(file))
             check_trusted(plan, folder, [spec["name"] for spec in named], remote_code=trust_remote_code)
-        placement = learner_kind(loaded).place(loaded, workers, gpus)
-        threads = threads or run_threads(folder) or max(1, (os.cpu_count() or 1) // placement.workers)
-        workers = min(placement.workers, len(plan.trials))
+        workers, threads, cards = _placed(loaded, workers, threads or run_threads(folder), gpus, engine)
+        if engine == LOCAL:
+            workers = min(workers or 1, len(plan.trials))
         if dry_run:
             from longgame.audit.checks import check_size
             from longgame.audit.estimate import print_plan
@@ -207,7 +225,7 @@ def audit_command(
 
             check_size(plan)
             with loaded.paths(), threads_here(threads):  # rates are per worker
-                print_plan(plan, folder, workers, threads, console)
+                print_plan(plan, folder, workers or 1, threads, console)
             return
         with RichDisplay(console) as display:
             run = run_audit(
@@ -218,7 +236,9 @@ def audit_command(
                 display=display,
                 keep_models=keep_models,
                 fail_fast=fail_fast,
-                gpus=placement.gpus,
+                gpus=cards,
+                engine=engine,
+                gpu_count=gpus,
             )
         write_report(run)
         print_layout(report_layout(run), console, "terminal" if verbose else "summary")

@@ -31,6 +31,13 @@ Cross = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        help="Where it runs: local, ray (on this machine), auto (running cluster or RAY_ADDRESS), ray://HOST:PORT.",
+        rich_help_panel="How it runs",
+    ),
+]
 TrustCode = Annotated[
     bool,
     typer.Option("--trust-code", help="Run the code, and read the data, that the recipe of a run directory names."),

@@ -1,0 +1,170 @@
+"""An audit on a Ray cluster: what a trial needs of a node, and which files all nodes must have."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from longgame.audit.checks import check_models, file_of, plugin_names
+from longgame.audit.learner import learner_kind
+from longgame.audit.plan import Plan
+from longgame.audit.run import Run
+from longgame.engines.choice import mapped
+from longgame.engines.local import Failed, Job, Needs, Notify, Warn
+from longgame.engines.parcels import Store
+from longgame.limits import located
+from longgame.recipe import Recipe
+
+
+def run_jobs(
+    run: Run,
+    jobs: list[Job],
+    engine: str,
+    recipe: Recipe,
+    *,
+    workers: int | None,
+    threads: int,
+    gpus: int | None,
+    notify: Notify,
+    finished: Callable[[str], None],
+    failed: Failed,
+    warn: Warn,
+) -> None:
+    """Run the jobs of an audit on Ray.
+
+    Args:
+        recipe: as it was given, with the places of its files.
+
+    Raises:
+        LonggameError: as `longgame.engines.ray.run_ray`.
+    """
+    from longgame.engines.ray import run_ray
+
+    after = {job.name: job.after for job in jobs}
+
+    def parts(name: str) -> tuple[tuple[str, ...], str]:
+        return ((f"seeds/{after[name]}",), f"trials/{name}") if after[name] else ((), f"seeds/{name}")
+
+    run_ray(
+        jobs,
+        engine,
+        workers,
+        threads,
+        notify,
+        finished,
+        failed,
+        warn,
+        needs=needs_of(recipe, threads),
+        gpus=gpus,
+        store=Store(run.folder.resolve(), parts, run.files_elsewhere()),
+        contents=partial(contents_of, recipe),
+    )
+
+
+def needs_of(recipe: Recipe, threads: int) -> Needs:
+    """What a trial takes of a node, by the estimate of `longgame.models.load.trial_bytes`; no weights are read.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if not learner_kind(recipe).has_texts:
+        return Needs(threads)
+    from longgame.models.load import trial_bytes
+
+    device = recipe.model.device
+    first = recipe.for_seed(recipe.seeds[0])
+    with recipe.paths():
+        size = trial_bytes(first.model, first.training.micro_tokens or 0)
+    return Needs(threads, size, None if device == "auto" else device.startswith("cuda"), size)
+
+
+def device_on(engine: str, recipe: Recipe, plan: Plan, threads: int) -> str:
+    """Check the models of every condition where trials run, and return the kind of device there.
+
+    Raises:
+        ModelError, RecipeError: as `check_models`.
+    """
+    if recipe.model.device == "cpu" or not learner_kind(recipe).has_texts:
+        return check_models(plan)
+    return next(mapped(_device_of, [recipe], engine, threads=threads, needs=needs_of(recipe, threads)))
+
+
+def _device_of(recipe: Recipe) -> str:
+    with recipe.paths():
+        return check_models(Plan(recipe))
+
+
+def contents_of(recipe: Recipe) -> dict[str, str]:
+    """Name → content hash of each file, folder and model that a recipe names and this machine has.
+
+    Data sets and models of the hub that are in no cache are left out: each machine reads them by itself.
+    """
+    digests: dict[str, str] = {}
+    with recipe.paths():
+        for name, path in _places(recipe).items():
+            digest = _digest(path)
+            if digest is not None:
+                digests[name] = digest
+    return digests
+
+
+def _places(recipe: Recipe) -> dict[str, list[Path]]:
+    """Name as in the recipe → the files and folders that it stands for."""
+    data, model = recipe.data, recipe.model
+    references = [name for task in (*data.stages, *data.ood) for name in (*task.train, *task.eval)]
+    files = [data.data_dir, model.chat_template if model.chat_template != "plain" else None, *references]
+    places = {name: _files(name) for name in dict.fromkeys(files) if name is not None}
+    for name in plugin_names(recipe):
+        if (file := file_of(name)) is not None:
+            places[name] = [file]
+    for source in (recipe.quality, recipe.complexity):
+        text = source if isinstance(source, str) else str((source or {}).get("name", ""))
+        for name in (text, text.partition(":")[2], text.rpartition(":")[0]):
+            if Path(located(name)).is_file():
+                places[name] = [Path(located(name))]
+    if learner_kind(recipe).has_texts:
+        others = [(model.embedder or "").partition(":")[2], model.scorer_model]
+        for name in dict.fromkeys(filter(None, (*(model.per_seed or (model.name,)), *others))):
+            places[f"model {name}"] = _model_files(name)
+    return places
+
+
+def _files(reference: str) -> list[Path]:
+    path = located(reference.removeprefix("file:"))
+    return [Path(name) for name in sorted(glob.glob(path, recursive=True))] if glob.has_magic(path) else [Path(path)]  # noqa: PTH207
+
+
+def _model_files(name: str) -> list[Path]:
+    """The folder of a model: its own, or that of its commit in the cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from longgame.models.load import model_place
+
+    place = Path(model_place(name)).expanduser()
+    if place.is_dir():
+        return [place]
+    file = try_to_load_from_cache(str(place), "config.json")
+    return [Path(file).parent] if isinstance(file, str) else []
+
+
+def _digest(paths: list[Path]) -> str | None:
+    """Digest of the names below these paths and their contents; None where there is nothing."""
+    digest, count = hashlib.sha256(), 0
+    for root in paths:
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file():
+                digest.update(f"{path.relative_to(root) if path != root else ''}\0{_content(path)}\0".encode())
+                count += 1
+    return digest.hexdigest()[:16] if count else None
+
+
+def _content(path: Path) -> str:
+    """Digest of a file; a file of the hub's cache is named after its content."""
+    real = path.resolve()
+    if real.parent.name == "blobs":
+        return real.name
+    with real.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

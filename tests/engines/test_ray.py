@@ -1,0 +1,286 @@
+"""An audit on a Ray cluster of two nodes on this machine: same bits as here, nodes lost, stores not seen."""
+
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longgame.audit.execute import run_audit
+from longgame.audit.run import Run
+from longgame.engines import ray as ray_engine
+from longgame.engines.choice import mapped
+from longgame.engines.local import Job, Needs, WorkerError
+from longgame.engines.nodes import content_difference, facts_function, version_difference
+from longgame.engines.ray import connected, run_ray
+from longgame.errors import DataError, RecipeError
+from support import jobs
+from support.quadratic_audit import Silent, recipe
+
+SMALL = {"object_store_memory": 100 << 20, "include_dashboard": False}
+NUMBERS = ["trial", "stage", "task", "scorer", "probe", "step", "name", "value"]
+
+
+def numbers(run):
+    table = pd.read_parquet(run.folder / "results.parquet")
+    table = table[~table["name"].astype(str).str.contains("second") & (table["kind"] != "cost")]
+    return table[NUMBERS].sort_values(NUMBERS[:-1]).reset_index(drop=True)
+
+
+def audit_on_ray(folder, display=None, given=None, **options):
+    return run_audit(
+        given or recipe(),
+        folder,
+        workers=None,
+        threads=1,
+        display=display or Silent(),
+        engine="auto",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without cores, and two nodes with one each; this process is connected."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*sys.path, str(Path(jobs.__file__).parents[1])])))
+        group = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+        try:
+            for _ in range(2):
+                group.add_node(num_cpus=1, **SMALL)
+            ray.init(address=group.address, log_to_driver=False, logging_level="error")
+            yield group
+        finally:
+            ray.shutdown()
+            group.shutdown()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return numbers(run_audit(recipe(), tmp_path_factory.mktemp("here"), workers=1, threads=1, display=Silent()))
+
+
+def test_an_address_without_a_server_is_refused_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(RecipeError, match=rf"no Ray cluster answers at '{address}' \(Connection refused\)"):
+        connected(address).__enter__()
+
+
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0-OpenSSH_9.6\r\n"])
+def test_an_address_of_another_program_is_refused(reply, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ANSWER_SECONDS", 0.2)
+    open_connections = []
+
+    def answer():
+        open_connections.append(server.accept()[0])
+        open_connections[0].sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(RecipeError, match=r"\((another program answers there|no answer in 10 s)\)"):
+            connected(f"ray://127.0.0.1:{server.getsockname()[1]}").__enter__()
+
+
+def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'longgame\[ray\]'"):
+        connected("auto").__enter__()
+
+
+def test_differing_software_is_named_with_its_fix():
+    facts = facts_function()(("longgame", "numpy", "no-such-package"), None)
+    other = {**facts, "versions": {**facts["versions"], "numpy": "1.0", "python": "3.9"}}
+    assert version_difference(facts, facts) == ""
+    assert "has python 3.9, numpy 1.0, and this machine" in version_difference(other, facts)
+    assert f"run pip install 'numpy=={np.__version__}' there" in version_difference(other, facts)
+    assert "has other source files of longgame" in version_difference({**facts, "source": "0"}, facts)
+
+
+def test_differing_files_are_named():
+    assert content_difference({"a": "1", "b": "2"}, {"a": "1"}) == ""
+    assert content_difference({"a": "1"}, {"a": "2", "b": "2"}).startswith("lacks b and has other content in a. Copy")
+
+
+@pytest.mark.slow
+def test_results_of_two_nodes_are_those_of_one_process(tmp_path, cluster, here):
+    display = Silent()
+    run = audit_on_ray(tmp_path / "q", display)
+    pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
+    assert sorted(display.done) == ["loss-s0", "loss-s1", "random-s0", "random-s1", "seed-0", "seed-1"]
+    assert not list((tmp_path / "q").rglob("*.part"))
+
+
+def drop_token():
+    """Facts of nodes that do not see the folder of the run."""
+    facts = facts_function()
+
+    def blind(packages, token):
+        return facts(packages, None)
+
+    return blind
+
+
+@pytest.mark.slow
+def test_nodes_that_do_not_see_the_store_send_stages_back(tmp_path, cluster, here, monkeypatch):
+    monkeypatch.setattr(ray_engine, "facts_function", drop_token)
+    run = audit_on_ray(tmp_path / "q")
+    pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
+    local = run_audit(recipe(), tmp_path / "local", workers=1, threads=1, display=Silent())
+    for name in ("trials", "seeds"):
+        folders = [run.folder / name, local.folder / name]
+        first, second = (sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in folders)
+        assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_interrupted_audit_is_resumed_behind_its_stages(tmp_path, cluster, here, monkeypatch, shared):
+    if not shared:
+        monkeypatch.setattr(ray_engine, "facts_function", drop_token)
+
+    class Impatient(Silent):
+        def progress(self, job, stage, activity, step, steps):
+            if stage == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit_on_ray(tmp_path / "q", Impatient())
+    assert list((tmp_path / "q").glob("trials/*/stage-*/done.json"))
+    run = audit_on_ray(tmp_path / "q")
+    pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
+
+
+@pytest.mark.slow
+def test_errors_progress_and_order_are_those_of_local_workers(tmp_path, cluster):
+    todo = [
+        Job("base", jobs.write_threads, (str(tmp_path), "base")),
+        Job("later", jobs.write_what_is_there, (str(tmp_path), "later"), after="base"),
+        Job("bad", jobs.fail, ("line 7 is empty",)),
+        Job("waits", jobs.fail, ("never run",), after="bad"),
+        Job("gone", jobs.leave, (3,)),
+        Job("odd", jobs.crash, ()),
+        Job("log", jobs.log, ("strange",)),
+    ]
+    progress, done, errors, warnings = [], [], {}, []
+    run_ray(
+        todo, "auto", None, 1, lambda *event: progress.append(event), done.append, errors.__setitem__, warnings.append
+    )
+    assert sorted(done) == ["base", "later", "log"]
+    assert "base" in (tmp_path / "later").read_text().split()
+    assert (tmp_path / "base").read_text() == "1"
+    assert ("base", 1, "work", 1, 2) in progress
+    kinds = {"bad": DataError, "waits": DataError, "gone": WorkerError, "odd": WorkerError}
+    assert {name: type(error) for name, error in errors.items()} == kinds
+    assert str(errors["bad"]) == "line 7 is empty"
+    assert "ZeroDivisionError" in str(errors["odd"])
+    assert "strange" in warnings
+
+
+@pytest.mark.slow
+def test_parts_are_mapped_in_order_by_workers_that_load_once(cluster):
+    assert list(mapped(partial(jobs.power, exponent=2), range(7), "auto", workers=None)) == [n * n for n in range(7)]
+    with pytest.raises(DataError, match="part 3 is empty"):
+        list(mapped(jobs.fail_at_three, range(5), "auto", workers=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        (Needs(cpus=3), "one job needs 3 CPUs, and no node .* 1 CPUs, 0 GPUs"),
+        (Needs(gpu=True), "one job needs 1 CPU and 1 GPU, and no node .* 0 GPUs"),
+        (Needs(memory=10**15), "one job needs 1 CPU and 1000000.0 GB of memory"),
+    ],
+)
+def test_a_job_that_no_node_holds_is_refused_with_both_numbers(cluster, needs, message):
+    with pytest.raises(RecipeError, match=message):
+        run_ray([Job("a", jobs.fail, ("x",))], "auto", None, needs.cpus, print, print, needs=needs)
+
+
+@pytest.mark.slow
+def test_a_node_with_other_files_is_refused_by_name(tmp_path, cluster):
+    contents = partial(jobs.process_of, str(os.getpid()))
+    with pytest.raises(WorkerError, match=r"Ray node .* has other content in data\.jsonl\. Copy the files"):
+        run_ray([Job("a", jobs.fail, ("x",))], "auto", None, 1, print, print, contents=contents)
+
+
+@pytest.mark.slow
+def test_a_node_with_another_version_is_refused_by_name(tmp_path, cluster):
+    fake = tmp_path / "site" / "longgame-9.9.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: longgame\nVersion: 9.9\n")
+    path = os.pathsep.join([str(fake.parent), os.environ.get("PYTHONPATH", "")])
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, **SMALL)
+    try:
+        with pytest.raises(WorkerError, match=r"Ray node .* has longgame 9\.9, and this machine .*pip install"):
+            audit_on_ray(tmp_path / "q")
+    finally:
+        cluster.remove_node(node)
+
+
+WAITS = """
+import os, time
+from pathlib import Path
+from longgame import Selector
+
+class Mine(Selector):
+    name = "mine"
+    requires = ("loss",)
+    stages = 0  # a probe begins the next one
+
+    def begin_stage(self):
+        self.stages += 1
+
+    def score(self, pool, signals, history):
+        mark = Path({mark!r})
+        if self.stages >= 3 and not mark.exists() and os.getpid() != {driver}:
+            import ray
+
+            mark.with_suffix(".part").write_text(ray.get_runtime_context().get_node_id())
+            mark.with_suffix(".part").rename(mark)
+            time.sleep(120)
+        return signals["loss"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_job_of_a_killed_node_goes_on_behind_its_last_stage(tmp_path, cluster, monkeypatch, shared):
+    if not shared:
+        monkeypatch.setattr(ray_engine, "facts_function", drop_token)
+    mark = tmp_path / "mark"
+    (tmp_path / "mine.py").write_text(WAITS.format(mark=str(mark), driver=os.getpid()))
+    given = recipe(selectors=["random", {"name": f"{tmp_path}/mine.py:Mine", "label": "mine"}], seeds=[0])
+    local = run_audit(given, tmp_path / "local", workers=1, threads=1, display=Silent())
+    nodes = {node.node_id: node for node in cluster.worker_nodes}
+
+    def kill():
+        deadline = time.monotonic() + 120
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        cluster.remove_node(nodes[mark.read_text()], allow_graceful=False)
+
+    killer, display = threading.Thread(target=kill), Silent()
+    killer.start()
+    try:
+        run = audit_on_ray(tmp_path / "q", display, given)
+    finally:
+        killer.join()
+        cluster.add_node(num_cpus=1, **SMALL)
+    pd.testing.assert_frame_equal(numbers(run), numbers(local), check_exact=True)
+    assert any("mine-s0 is placed again" in text for text in display.warnings)
+    assert Run.open(run.folder).finished
+    shutil.rmtree(tmp_path / "local")
