@@ -40,7 +40,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=OID)
         return self.answer(200, self.server.files[name], ETag=f'"{OID}"', X_Repo_Commit=OID)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def do_POST(self):
         self.server.requests.append(f"POST {self.path}")
@@ -88,9 +88,8 @@ def pushed(hub, tmp_path, *arguments, token="hf_test"):
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     environment.pop("HF_TOKEN", None)
     environment |= {"HF_TOKEN": token} if token else {}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_push_to_a_model_keeps_the_rest_of_its_card(hub, tmp_path):
