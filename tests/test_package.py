@@ -1,6 +1,8 @@
 """The public names of the package, and an audit in Python with defaults for everything."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +82,41 @@ def test_stages_say_which_sequence_they_belong_to():
     assert procedural.data.sequence == "procedural"
     with pytest.raises(RecipeError, match="has stages of its own"):
         parse_recipe({"data": {"sequence": "procedural-skill", "stages": [stage]}})
+
+
+LARGEST = 6 * 1024**2
+"""Bytes of a wheel, and of a source distribution."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    return sorted(folder.iterdir())
+
+
+def test_wheel_and_source_distribution_are_small(built):
+    assert [path.name.partition("-")[0] for path in built] == ["longgame", "longgame"]
+    assert {path.suffix: path.stat().st_size < LARGEST for path in built} == {".whl": True, ".gz": True}
+
+
+def test_installed_wheel_selects_and_finds_its_recipes(built, tmp_path):
+    (wheel,) = (path for path in built if path.suffix == ".whl")
+    place = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = [json.dumps({"prompt": f"{n} + 1 =", "response": str(n + 1)}) for n in range(20)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    environment = {**os.environ, "PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1"}
+    for arguments in (
+        ["select", "sums.jsonl", "--model", "tiny", "--selector", "loss", "--budget", "5rows", "--out", "subset.jsonl"],
+        ["audit", "quadratic", "--dry-run"],
+    ):
+        code = f"import longgame, sys; assert longgame.__file__.startswith({str(place)!r}); sys.argv[0] = 'longgame'"
+        code += "; from longgame.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "subset.jsonl").read_text().splitlines()) == 5
