@@ -260,6 +260,11 @@ class ModelSpec(Part):
         return self.adaptation + (f"-r{self.lora.r}" if ADAPTATION_KINDS[self.adaptation].low_rank else "")
 
 
+def brings_items(scorers: Iterable[str]) -> bool:
+    """Whether every one of these scorers has items of its own (`lm_eval:TASK`), so that a task needs none."""
+    return all(name.partition("(")[0].partition(":")[0].strip() == "lm_eval" for name in scorers)
+
+
 def _names(value: Any) -> Any:
     """Accept one name beside a list."""
     return (value,) if isinstance(value, str) else value
@@ -310,6 +315,8 @@ class DataSpec(Part):
     ood_items_per_skill: int = Field(6, ge=1, le=MOST)
     ood_after: Literal["ends", "every-stage"] = "ends"
     """When the OOD sets are scored: before any stage and after the last one, or after every stage."""
+    run_model_code: bool = False
+    """Let scorers run programs that the model wrote, in a sandbox (`pass_at_1`); without it, they are refused."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
 

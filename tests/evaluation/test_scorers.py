@@ -213,7 +213,9 @@ def test_an_answer_beyond_all_measure_earns_nothing(procedural) -> None:
 
 def test_registered_scorers_follow_the_contract() -> None:
     for name in SCORERS.names():
-        scorer = build_scorer(name)
+        if name == "lm_eval":
+            continue  # tests/evaluation/test_harness.py, where the harness is installed
+        scorer = build_scorer({"judge": "judge(model=some-judge)"}.get(name, name))
         assert scorer.name == name
         assert set(scorer.requires) <= set(NEEDS)
 

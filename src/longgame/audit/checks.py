@@ -16,7 +16,7 @@ from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import Example, SequenceData
 from longgame.data.score_files import read_scores
 from longgame.errors import DataError, RecipeError, ResumeError
-from longgame.evaluation.scorers import build_scorer
+from longgame.evaluation.scorers import build_scorer, refused_code
 from longgame.limits import free_memory, located
 from longgame.metrics.verdict import LEAST_SEEDS
 from longgame.recipe import RealTask, Recipe, SelectorSpec
@@ -82,7 +82,8 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
         selectors: those with work left; None: the recipe's.
 
     Raises:
-        RecipeError: a selector reads grades, and the recipe names no source of them. RecipeError, PluginError: as
+        RecipeError: a selector reads grades, and the recipe names no source of them; a scorer runs model-written code,
+            and the recipe does not allow it. RecipeError, PluginError: as
             `selector_of`, `build_scorer` and `build_quality`.
     """
     grading = QualitySources.of(recipe.quality, recipe.complexity)
@@ -98,7 +99,8 @@ def check_plugins(recipe: Recipe, selectors: Iterable[SelectorSpec] | None = Non
                 )
     for task in (*recipe.data.stages, *recipe.data.ood):
         for scorer in task.scorers:
-            build_scorer(scorer)
+            if build_scorer(scorer).runs_model_code and not recipe.data.run_model_code:
+                raise RecipeError(refused_code(scorer))
 
 
 def check_models(plan: Plan) -> str:
@@ -156,8 +158,11 @@ def check_scorers(recipe: Recipe) -> None:
         return
     for task in sequence_of(recipe, recipe.seeds[0]).tasks:
         for name in task.scorers if task.scorers != default else ():
+            scorer = build_scorer(name)
+            if "model" in scorer.requires:  # it has items of its own
+                continue
             with plugin_at_work(f"scorer '{name}'", f"measures() of task '{task.name}'"):
-                measured = any(map(build_scorer(name).measures, task.items))
+                measured = any(map(scorer.measures, task.items))
             if not measured:
                 raise DataError(
                     f"scorer '{name}' measures none of the {len(task.items)} items of task '{task.name}': they lack "
@@ -227,6 +232,8 @@ def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remo
     code = sorted(name for name in names - {name.strip() for name in named} if ".py:" in name)
     if left and plan.recipe.model.trust_remote_code and not remote_code:
         code.append(f"model {plan.recipe.model.name} (model.trust_remote_code)")
+    if left and plan.recipe.data.run_model_code:
+        code.append("what the model writes (data.run_model_code)")
     if code:
         raise RecipeError(
             f"{folder} names code that would be run: {', '.join(code[:5])}{' …' if code[5:] else ''}. Read it, and add "

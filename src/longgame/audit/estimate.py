@@ -27,8 +27,9 @@ from longgame.audit.checks import (
 from longgame.audit.learner import Learner, learner_kind, make_learner, sequence_of
 from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
-from longgame.data.examples import Pool
+from longgame.data.examples import Pool, Task
 from longgame.data.sequences import measure_contamination
+from longgame.evaluation.scorers import build_scorer
 from longgame.recipe import Recipe
 from longgame.seeding import generator
 from longgame.selection.base import Selector, build_selector
@@ -123,16 +124,24 @@ def _step_seconds(learner: Learner, pool: Pool, recipe: Recipe, seed: int) -> fl
     return train(max(1, min(recipe.training.steps, round(2 / first))))
 
 
+def _timed(task: Task) -> Task:
+    """Two items of a task, with the scorers that ask nothing but the model."""
+    scorers = tuple(name for name in task.scorers if not build_scorer(name).asks_outside)
+    return replace(task, items=task.items[:2], scorers=scorers or ("token_accuracy",))
+
+
 def measure_rates(learner: Learner, pool: Pool, recipe: Recipe, seed: int, threads: int, startup: float) -> Rates:
     """Time the learner on as many candidates as one step scores, on two items of every task, and on a few steps."""
     candidates = pool.take(range(max(1, min(len(pool), len(pool) // recipe.training.steps))))
     tokens = float(candidates.tokens.sum())
-    tasks = [replace(task, items=task.items[:2]) for task in sequence_of(recipe, seed).tasks]
+    tasks = [task for task in map(_timed, sequence_of(recipe, seed).tasks) if task.items]
     with threadpool_limits(limits=threads):
         return Rates(
             forward=tokens / _seconds(lambda: learner.signals(candidates, ("loss",))),
             backward=tokens / _seconds(lambda: learner.signals(candidates, ("grad_sketch",))),
-            items=sum(len(task.items) for task in tasks) / _seconds(lambda: learner.score(tasks)),
+            items=sum(len(task.items) for task in tasks) / _seconds(lambda: learner.score(tasks))
+            if tasks
+            else math.inf,
             step=_step_seconds(learner, pool, recipe, seed),
             startup=startup,
         )

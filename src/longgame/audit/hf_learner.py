@@ -78,7 +78,13 @@ class HFLearner:
             cache=SignalCache(cache_dir() / "signals"),
             fingerprint=lambda: try_fingerprint(self.model, tokenizer=self.tokenizer, settings=settings),
         )
-        self.evaluator = Evaluator(self.model, self.tokenizer, pad_token_id=pad, max_length=recipe.model.max_length)
+        self.evaluator = Evaluator(
+            self.model,
+            self.tokenizer,
+            pad_token_id=pad,
+            max_length=recipe.model.max_length,
+            run_model_code=recipe.data.run_model_code,
+        )
         self.pad_token_id = pad
         self._stage = 0
         self._flops = self.adaptation.flops()

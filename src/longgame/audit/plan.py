@@ -86,6 +86,7 @@ _NOT_VARIED = {
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
     "model.trust_remote_code": "it is trusted or not",
+    "data.run_model_code": "it is allowed or not",
     "model.device": "it says where, not what is measured",
     "data.order": "use axes.order",
     **dict.fromkeys(("data.sequence", "data.stages", "data.ood"), "another sequence is another recipe"),
@@ -384,6 +385,7 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     plain = Recipe(name="run", selectors=(SelectorSpec(name="random"),)).model_dump(mode="json")
     set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
     del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
+    del raw["data"]["run_model_code"]  # decides whether a scorer runs, and changes no number
     del raw["model"]["device"]  # a run records its device, and is not resumed on one of another kind
     for section, _, key in (name.rpartition(".") for name in _ADDED):
         part, default = (raw[section], plain[section]) if section else (raw, plain)

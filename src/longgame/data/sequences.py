@@ -16,7 +16,7 @@ from longgame.data.orders import pool_shares, resolve_order, walk
 from longgame.data.sources import Split, load_examples, source_name
 from longgame.data.synthetic.sequence import build_procedural_sequence
 from longgame.errors import DataError, RecipeError
-from longgame.recipe import RealTask, Recipe
+from longgame.recipe import RealTask, Recipe, brings_items
 from longgame.seeding import generator
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class _FileSequence:
             for task in tasks:
                 for key in ("train", "eval") if kind == "stages" else ("eval",):
                     references = getattr(task, key)
-                    if not references:
+                    if not references and not (key == "eval" and brings_items(task.scorers)):
                         raise RecipeError(f"data.{kind} '{task.name}' names no {key} files. Add `{key}: [NAME, …]`.")
                     short = [source_name(reference) for reference in references]
                     if len(set(short)) != len(short):

@@ -15,9 +15,9 @@ from torch import nn
 
 from longgame.data.examples import Example, Task
 from longgame.data.tokenize import Encoded, encode, encode_all
-from longgame.errors import DataError, PluginError
+from longgame.errors import DataError, PluginError, RecipeError
 from longgame.evaluation.decoding import Row, run_rows
-from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer
+from longgame.evaluation.scorers import Evidence, Score, Scorer, build_scorer, is_defined, refused_code
 from longgame.models.adaptation import adaptation_of
 from longgame.models.head import evaluating, float32_head
 from longgame.registry import plugin_at_work
@@ -52,6 +52,7 @@ class Evaluator:
         max_batch_tokens: rows × longest row of one forward pass (a longer row runs alone). Memory, not results.
         max_length: longest prompt + response (default: the model's ``max_position_embeddings``).
         seed: of the streams given to scorers that sample (the built-in ones do not).
+        run_model_code: whether scorers may run programs that the model wrote, in a sandbox (`pass_at_1`).
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Evaluator:
         max_batch_tokens: int = 4096,
         max_length: int | None = None,
         seed: int = 0,
+        run_model_code: bool = False,
     ) -> None:
+        self.run_model_code = run_model_code
         self.model = model
         self.tokenizer = tokenizer
         self.pad_token_id = pad_token_id
@@ -160,7 +163,10 @@ class Evaluator:
 
     def _scorer(self, name: str) -> Scorer:
         if name not in self._scorers:
-            self._scorers[name] = build_scorer(name)
+            scorer = build_scorer(name)
+            if scorer.runs_model_code and not self.run_model_code:
+                raise RecipeError(refused_code(name))
+            self._scorers[name] = scorer
         return self._scorers[name]
 
     def _plan(self, task: Task, example: Example, rows: dict[tuple[bytes, bytes], Row]) -> _Item:
@@ -168,6 +174,8 @@ class Evaluator:
         item = _Item(example)
         for name in dict.fromkeys(task.scorers):
             scorer = self._scorer(name)
+            if "model" in scorer.requires:
+                continue
             with plugin_at_work(f"scorer '{name}'", f"measures() of {label}"):
                 measured = scorer.measures(example)
             if not measured:
@@ -230,31 +238,77 @@ class Evaluator:
         return text.partition(self.tokenizer.decode(closing))[0]
 
     def _scores(self, task: Task, items: list[_Item]) -> Iterator[Score]:
-        if not items:
+        names = list(dict.fromkeys(task.scorers))
+        alone = [name for name in names if "model" in self._scorer(name).requires]
+        if not items and len(alone) < len(names):
             raise DataError(f"task '{task.name}' has no items to score. Give it some, or leave the task out.")
         groups: dict[str, list[_Item]] = {}
         for item in items:
             groups.setdefault(item.example.skill or "all", []).append(item)
         for sub_skill in sorted(groups):
-            for name in dict.fromkeys(task.scorers):
-                values = [self._judge(task, name, item) for item in groups[sub_skill] if name in item.scorers]
-                mean = 100 * math.fsum(values) / len(values) if values else math.nan
-                yield Score(task.name, sub_skill, name, mean, len(values))
+            for name in names:
+                if name not in alone:
+                    yield from self._mean(task, sub_skill, name, [i for i in groups[sub_skill] if name in i.scorers])
+        for name in alone:
+            yield from self._of_model(task, name)
 
-    def _judge(self, task: Task, name: str, item: _Item) -> float:
-        scorer, row = self._scorer(name), item.row
-        needs = scorer.requires
+    def _mean(self, task: Task, sub_skill: str, name: str, items: list[_Item]) -> Iterator[Score]:
+        """The mean over the items with a result; of a scorer that may miss some, also the share that it missed."""
+        values = self._judged(task, name, items)
+        graded = [value for value in values if not math.isnan(value)]
+        mean = 100 * math.fsum(graded) / len(graded) if graded else math.nan
+        yield Score(task.name, sub_skill, name, mean, len(graded))
+        if self._scorer(name).may_miss:
+            missing = len(values) - len(graded)
+            share = 100 * missing / len(values) if values else math.nan
+            yield Score(task.name, sub_skill, f"{name} missing", share, len(values))
+            if missing:
+                where = f"{missing} of {len(values)} items of task '{task.name}'"
+                _log.warning("scorer '%s' has no result for %s; their mean is over the others.", name, where)
+
+    def _judged(self, task: Task, name: str, items: list[_Item]) -> list[float]:
+        scorer = self._scorer(name)
+        evidence = [self._evidence(task, name, item) for item in items]
+        if not is_defined(type(scorer), "score_all"):
+            return [self._judge(task, name, item, shown) for item, shown in zip(items, evidence, strict=True)]
+        with plugin_at_work(f"scorer '{name}'", f"score_all() of task '{task.name}'"):
+            values = list(map(float, scorer.score_all([item.example for item in items], evidence)))
+        if len(values) != len(items):
+            raise PluginError(f"scorer '{name}' gave {len(values)} values for {len(items)} items of '{task.name}'.")
+        return [self._checked(task, name, item, value) for item, value in zip(items, values, strict=True)]
+
+    def _of_model(self, task: Task, name: str) -> Iterator[Score]:
+        """The scores of a scorer that brings items of its own."""
+        with (
+            plugin_at_work(f"scorer '{name}'", f"score_model() of task '{task.name}'"),
+            evaluating(self.model.modules()),
+            torch.inference_mode(),
+        ):
+            values = self._scorer(name).score_model(self.model, self.tokenizer, self.max_length)
+        for sub_skill, (value, items) in values.items():
+            if not 0 <= value <= 1:
+                raise PluginError(f"scorer '{name}' gave {value} for '{sub_skill}'; it must be within 0…1.")
+            yield Score(task.name, sub_skill, name, 100 * value, items)
+
+    def _evidence(self, task: Task, name: str, item: _Item) -> Evidence:
+        needs, row = self._scorer(name).requires, item.row
         options = [option.nll[option.content] for option in item.options.get(name, ())]
-        evidence = Evidence(
+        return Evidence(
             response=(row.nll, row.correct) if "response" in needs and row is not None else None,
             end_tokens=row.end if row is not None else 0,
             generated=item.generated if "generation" in needs else None,
             options=tuple(options) if "options" in needs else None,
             rng=lambda: generator(self.seed, "scorer", name, task.name, item.example.sample_id),
         )
+
+    def _judge(self, task: Task, name: str, item: _Item, evidence: Evidence) -> float:
+        scorer = self._scorer(name)
         with plugin_at_work(f"scorer '{name}'", f"score() of task '{task.name}', item {item.example.sample_id}"):
             value = float(scorer.score(item.example, evidence))
-        if not 0 <= value <= 1:
+        return self._checked(task, name, item, value)
+
+    def _checked(self, task: Task, name: str, item: _Item, value: float) -> float:
+        if not 0 <= value <= 1 and not (math.isnan(value) and self._scorer(name).may_miss):
             raise PluginError(
                 f"scorer '{name}' gave {value} for task '{task.name}', item {item.example.sample_id}; it must be "
                 "within 0…1. Leave items that cannot be judged out through measures()."

@@ -33,6 +33,7 @@ NEEDS: Mapping[str, str] = {
     "response": "teacher-forced pass over the item's own response: Evidence.token_nll, token_correct, ended",
     "generation": "greedy decoding from the item's prompt: Evidence.generation",
     "options": "likelihood of each text that Scorer.options() returns: Evidence.option_nll",
+    "model": "model and tokenizer themselves: Scorer.score_model(), which brings items of its own",
 }
 """Names allowed in ``Scorer.requires``; each is computed once per set of tasks and shared by all scorers."""
 
@@ -99,6 +100,14 @@ class Scorer:
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
+    runs_model_code: ClassVar[bool] = False
+    """Whether scoring runs what the model wrote; then the recipe must allow it (``data.run_model_code``)."""
+    may_miss: ClassVar[bool] = False
+    """Whether `score_all` may give NaN for an item: measured, without a result. The share of such items is a score of
+    its own, named ``NAME missing``, and the mean is over the others."""
+
+    asks_outside: ClassVar[bool] = False
+    """Whether scoring asks a server, starts processes or brings its own items; a dry run does not."""
 
     def measures(self, example: Example) -> bool:  # noqa: ARG002
         """Whether this item can be judged; an item that cannot is left out of the mean, not counted as wrong."""
@@ -111,6 +120,19 @@ class Scorer:
     def score(self, example: Example, evidence: Evidence) -> float:
         """The item's score in [0, 1] (1 = right)."""
         raise NotImplementedError(f"scorer '{self.name}' must define score()")
+
+    def score_all(self, examples: Sequence[Example], evidence: Sequence[Evidence]) -> Sequence[float]:
+        """`score` of several items, for scorers that ask a server or start processes."""
+        return [self.score(example, shown) for example, shown in zip(examples, evidence, strict=True)]
+
+    def score_model(self, model: Any, tokenizer: Any, max_length: int) -> Mapping[str, tuple[float, int]]:
+        """Sub-skill → score in [0, 1] and number of items (only if ``requires`` names ``model``, and nothing else)."""
+        raise NotImplementedError(f"scorer '{self.name}' must define score_model()")
+
+
+def is_defined(cls: type, method: str) -> bool:
+    """Whether a class defines a method of `Scorer` itself."""
+    return getattr(cls, method, None) is not getattr(Scorer, method)
 
 
 def check_scorer(name: str, cls: type) -> None:
@@ -127,9 +149,16 @@ def check_scorer(name: str, cls: type) -> None:
     for need in requires:
         if need not in NEEDS:
             raise PluginError(f"scorer '{name}' requires an " + unknown("evidence", need, NEEDS))
-    if getattr(cls, "score", None) is Scorer.score:
+    if "model" in requires:
+        if len(requires) > 1 or not is_defined(cls, "score_model"):
+            raise PluginError(
+                f"scorer '{name}' requires the model; it must require nothing else, and define "
+                "score_model(model, tokenizer, max_length)."
+            )
+        return
+    if not is_defined(cls, "score") and not is_defined(cls, "score_all"):
         raise PluginError(f"scorer '{name}' does not define score(example, evidence).")
-    if "options" in requires and getattr(cls, "options", None) is Scorer.options:
+    if "options" in requires and not is_defined(cls, "options"):
         raise PluginError(f"scorer '{name}' requires options but does not define options(example).")
 
 
@@ -143,6 +172,12 @@ SCORERS = Registry(
         "exact_match": "longgame.evaluation.scorers:ExactMatch",
         "choice": "longgame.evaluation.scorers:Choice",
         "verifier": "longgame.evaluation.scorers:Verifier",
+        "pass_at_1": "longgame.evaluation.programs:PassAt1",
+        "mc1": "longgame.evaluation.benchmarks:TruthfulQA1",
+        "mc2": "longgame.evaluation.benchmarks:TruthfulQA2",
+        "gsm8k": "longgame.evaluation.benchmarks:GSM8K",
+        "judge": "longgame.evaluation.graded:JudgeGrade",
+        "lm_eval": "longgame.evaluation.harness:LmEval",
     },
     check_scorer,
 )
@@ -171,15 +206,32 @@ def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), parameters
 
 
+_MAIN = {"lm_eval": "task", "judge": "file"}
+"""Scorer → the parameter that may stand behind its name and a colon: ``lm_eval:arc_easy``, ``judge:judge.yaml``."""
+
+
 def build_scorer(text: str) -> Scorer:
     """The scorer that a task names: a registered name or ``file.py:Class``, with parameters in parentheses.
+
+    The most important parameter of `lm_eval` and `judge` may stand behind a colon: ``lm_eval:arc_easy(limit=100)``.
 
     Raises:
         RecipeError: unknown name, unreadable or unknown parameters. PluginError: a refused value or a broken contract.
     """
     name, parameters = parse_scorer(text)
+    kind, colon, value = name.partition(":")
+    if colon and kind in _MAIN:
+        name, parameters = kind, {_MAIN[kind]: value, **parameters}
     scorer: Scorer = SCORERS.make(name, parameters)
     return scorer
+
+
+def refused_code(name: str) -> str:
+    """The error for a scorer that runs model-written code where nobody allowed it."""
+    return (
+        f"scorer '{name}' runs programs that the model wrote, and the recipe does not allow it. Read what the sandbox "
+        "holds and what it does not (docs/scorers.md), then set data.run_model_code: true."
+    )
 
 
 # The built-in scorers (docs/scorers.md: what each measures, and which is the default and why).
@@ -288,11 +340,8 @@ class Choice(Scorer):
         return [render(form, index, text) for index, text in enumerate(example.choices or ())]
 
     def score(self, example: Example, evidence: Evidence) -> float:
-        values = []
-        for nll, text in zip(evidence.option_nll, self.options(example), strict=True):
-            length = {"tokens": len(nll), "characters": len(text), "none": 1}[self.normalise]
-            values.append(-float(nll.sum(dtype=np.float64)) / length)
-        best = [index for index, value in enumerate(values) if value == max(values)]
+        values = log_likelihoods(evidence.option_nll, self.options(example), self.normalise)
+        best = np.flatnonzero(values == values.max()).tolist()
         return 1 / len(best) if _right(example) in best else 0.0
 
     def _form(self, example: Example) -> Form:
@@ -302,6 +351,17 @@ class Choice(Scorer):
         response, text = normalize(example.response), (example.choices or ())[right]
         forms: tuple[Form, ...] = ("letter_text", "letter", "text")
         return next((form for form in forms if normalize(render(form, right, text)) == response), "text")
+
+
+def log_likelihoods(
+    option_nll: Sequence[Float[np.ndarray, " length"]], texts: Sequence[str], normalise: Normalization
+) -> Float[np.ndarray, " options"]:
+    """Log-likelihood of each option, nats: summed, or per token or character of its text."""
+    values = []
+    for nll, text in zip(option_nll, texts, strict=True):
+        length = {"tokens": len(nll), "characters": len(text), "none": 1}[normalise]
+        values.append(-float(nll.sum(dtype=np.float64)) / length)
+    return np.asarray(values)
 
 
 def render(form: Form, index: int, text: str) -> str:

@@ -1,0 +1,98 @@
+"""From a response to a program, and pass@1 on items written as HumanEval and MBPP write them."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from longgame.audit.checks import check_plugins
+from longgame.data.examples import Example, Task
+from longgame.errors import PluginError, RecipeError
+from longgame.evaluation.evaluator import Evaluator
+from longgame.evaluation.programs import PassAt1, checks_of, code_of_prompt, program_of
+from longgame.evaluation.sandbox import run_program
+from longgame.evaluation.scorers import Evidence, build_scorer
+from longgame.recipe import parse_recipe
+
+HEAD = (
+    "Complete this Python function.\n\nfrom typing import List\n\n"
+    'def total(values: List[int]) -> int:\n    """ Sum of the values.\n    >>> total([1, 2])\n    3\n    """'
+)
+BODY = "    result = 0\n    for value in values:\n        result += value\n    return result"
+TESTS = "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n\ncheck(total)"
+WHOLE = f"def total(values):\n{BODY}"
+ASKED = "Write a function to sum a list. Your code should pass these tests:\nassert total([1, 2]) == 3"
+
+RIGHT = {
+    "a body": (HEAD, BODY),
+    "a body without its first indent": (HEAD, BODY.strip()),
+    "a body of one line": (HEAD, "return sum(values)"),
+    "a body that goes on": (HEAD, f"{BODY}\n\n\ndef other():\n    pass\n\nprint(total([1]))"),
+    "a body whose last line is cut off": (HEAD, f"{BODY}\n    if value ==("),
+    "a whole function": (HEAD, WHOLE),
+    "a whole function that needs the import": (HEAD, f"def total(values: List[int]) -> int:\n{BODY}"),
+    "a block": (HEAD, f"Here it is:\n```python\n{WHOLE}\n```\nIt adds the values."),
+    "a block of a body": (HEAD, f"```python\n{BODY}\n```"),
+    "the block that defines it": (HEAD, f"```\npip install numpy\n```\nThen\n```python\n{WHOLE}\n```"),
+    "a block that never closes": (HEAD, f"```python\n{WHOLE}"),
+    "behind a thought": (HEAD, f"<think>```python\ndef total(x): return 0\n```</think>```python\n{WHOLE}\n```"),
+    "a fenced prompt": (f"Complete:\n```python\n{HEAD.partition('.')[2].strip()}\n```", WHOLE),
+    "asked in words": (ASKED, WHOLE),
+    "asked in words, then more words": (ASKED, f"{WHOLE}\n\nassert total([1]) == 1\nThis adds them."),
+}
+
+
+@pytest.mark.parametrize(("prompt", "response"), RIGHT.values(), ids=RIGHT)
+def test_a_right_response_passes_in_every_form(prompt, response) -> None:
+    example = Example.make(prompt, "-", answer=TESTS)
+    assert build_scorer("pass_at_1").score(example, Evidence(generated=response.strip())) == 1
+
+
+@pytest.mark.parametrize("response", ["", "I cannot.", "    return 0", "```python\ndef other(): pass\n```", HEAD])
+def test_a_wrong_response_does_not_pass(response) -> None:
+    assert not run_program(program_of(HEAD, response), TESTS).passed
+
+
+def test_the_begun_function_is_the_end_of_the_prompt() -> None:
+    assert code_of_prompt(HEAD).startswith("from typing import List\n\ndef total")
+    assert code_of_prompt(ASKED) == code_of_prompt("What is a function?") == code_of_prompt("") == ""
+    helper = f"def help(x):\n    return x\n\n\n{HEAD.partition('.')[2].strip()}"
+    assert code_of_prompt(f"Please.\n{helper}") == helper
+
+
+def test_items_without_a_test_program_are_not_measured() -> None:
+    scorer = PassAt1()
+    for answer in ("15", None, "A", "assert", "total([1])", "see the assert"):
+        assert not scorer.measures(Example.make("p", "r", answer=answer)), answer
+    assert scorer.measures(Example.make("p", "r", answer=TESTS))
+    several = Example.make("p", "r", answer=("assert f(1) == 1", "assert f(2) == 2"))
+    assert checks_of(several) == "assert f(1) == 1\nassert f(2) == 2"
+
+
+def test_model_code_runs_only_where_the_recipe_allows_it(model, tokenizer) -> None:
+    task = Task("code", (Example.make("write f", "def f(): pass", answer="assert f() == 1"),), scorers=("pass_at_1",))
+    with pytest.raises(RecipeError, match="run_model_code: true"):
+        Evaluator(model, tokenizer, pad_token_id=0).score([task])
+    (score,) = Evaluator(model, tokenizer, pad_token_id=0, run_model_code=True).score([task])
+    assert (score.scorer, score.value, score.items) == ("pass_at_1", 0, 1)
+
+
+def test_a_recipe_with_pass_at_1_is_refused_until_it_allows_it() -> None:
+    stage = {"name": "code", "train": "a.jsonl", "eval": "b.jsonl", "scorers": ["token_accuracy", "pass_at_1"]}
+    recipe = parse_recipe({"data": {"stages": [stage]}})
+    with pytest.raises(RecipeError, match=r"pass_at_1.*run_model_code: true"):
+        check_plugins(recipe)
+    check_plugins(recipe.replace({"data.run_model_code": True}))
+
+
+@pytest.mark.parametrize("parameters", [{"seconds": 0}, {"seconds": 1.5}, {"memory": True}, {"memory": -3}])
+def test_limits_are_whole_positive_numbers(parameters) -> None:
+    with pytest.raises(PluginError, match="whole number"):
+        PassAt1(**parameters)
+
+
+def test_several_programs_are_judged_one_by_one() -> None:
+    examples = [Example.make(HEAD, "-", answer=TESTS)] * 3
+    answers = [BODY, "    return 1", textwrap.dedent(BODY)]
+    assert PassAt1().score_all(examples, [Evidence(generated=text) for text in answers]) == [1, 0, 1]
