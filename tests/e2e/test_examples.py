@@ -1,6 +1,8 @@
 """The files under examples/ run, and do what they say."""
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 from longgame.data.synthetic import build_procedural_sequence
@@ -31,3 +33,17 @@ def test_transformers_and_trl_pick_and_learn_the_same(tmp_path):
     assert picks[0] == picks[1]
     assert sum(map(len, picks[0])) > 0
     assert abs(losses[0] - losses[1]) < 1e-4
+
+
+def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch):
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "examples")
+    notebook = json.loads((EXAMPLES / "select_and_train.ipynb").read_text(encoding="utf-8"))
+    variables = {"__name__": "__main__"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), variables)
+    assert len(variables["subset"]) > 0
+    assert len(variables["picks"]) > 0
+    assert "myopic" in variables["run"]._repr_html_()
