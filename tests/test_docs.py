@@ -227,3 +227,23 @@ def test_contributing_selector_keeps_the_contract():
     namespace = {}
     exec(code, namespace)
     check_selector_contract(namespace["MiddleLoss"])
+
+
+def sentences(page):
+    """The sentences of a page's prose: no code, tables, headings or link addresses."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = "\n".join("" if line.startswith(("|", "#", "!")) else line for line in text.splitlines())
+    for paragraph in re.split(r"\n\s*\n|\n(?=- )", prose):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
+        yield from filter(None, re.split(r"(?<=[.!?:]) (?=\W*[A-Z]|longgame )", plain))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((DOCS / "start").glob("*.md")), *sorted((DOCS / "guides").glob("*.md"))],
+    ids=lambda page: page.stem,
+)
+def test_pages_for_newcomers_have_short_sentences(page):
+    counts = {sentence: len(sentence.split()) for sentence in sentences(page)}
+    assert [sentence for sentence, count in counts.items() if count > 30] == []
+    assert sum(counts.values()) / len(counts) < 18
