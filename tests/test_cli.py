@@ -1,6 +1,7 @@
 """Options of the command line, without starting a process."""
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from longgame.cli import app
@@ -59,3 +60,8 @@ def test_a_model_on_the_command_line_stands_instead_of_base_models_by_seed(tmp_p
     assert done.exit_code == 0, done.output
     assert "neither" not in done.output
     assert "Evaluation prompts in the pools (seed 0): of 4,800 candidates 0 have" in " ".join(done.output.split())
+
+
+def test_help_of_every_command_has_an_example_that_starts_with_it():
+    for name, command in typer.main.get_command(app).commands.items():
+        assert f"Example: longgame {name} " in command.help

@@ -54,19 +54,20 @@ def _root(
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
-app.command("check")(check_command)
-app.command("score")(score_command)
-app.command("merge")(merge_command)
-app.command("select")(select_command)
-app.command("audit")(audit_command)
-app.command()(init)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command()(pools)
-app.command()(selectors)
-app.command("check-selector")(check_selector_command)
-app.command()(report)
-app.command()(compare)
-app.command()(watch)
+_USE, _STUDY, _MORE = "Select and train", "Audit", "Reports and plug-ins"
+app.command("check", rich_help_panel=_USE)(check_command)
+app.command("score", rich_help_panel=_USE)(score_command)
+app.command("merge", rich_help_panel=_USE)(merge_command)
+app.command("select", rich_help_panel=_USE)(select_command)
+app.command(rich_help_panel=_USE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command("audit", rich_help_panel=_STUDY)(audit_command)
+app.command(rich_help_panel=_STUDY)(init)
+app.command(rich_help_panel=_STUDY)(pools)
+app.command(rich_help_panel=_STUDY)(watch)
+app.command(rich_help_panel=_MORE)(report)
+app.command(rich_help_panel=_MORE)(compare)
+app.command(rich_help_panel=_MORE)(selectors)
+app.command("check-selector", rich_help_panel=_MORE)(check_selector_command)
 
 
 @contextmanager

@@ -49,7 +49,10 @@ def report(
         typer.Option("--fail-if", help='Exit with 1 if this holds, 2 if unknown: "myopic(loss) or worse(*)".'),
     ] = None,
 ) -> None:
-    """Report what audits measured: the answer, scorecard, figures, and every trial with its examples."""
+    """Report what audits measured: the answer, scorecard, figures, and every trial with its examples.
+
+    Example: longgame report runs/quickstart --out report.html --card card.md
+    """
     from longgame.errors import LonggameError, ResumeError
     from longgame.report.answer import parse_condition
     from longgame.report.baseline import compare_with
@@ -164,7 +167,10 @@ def compare(
     figures: Annotated[Path | None, typer.Option(help="Folder for the figures as SVG and PNG.")] = None,
     view: Annotated[str, typer.Option(help="Scorer: primary, token_accuracy or exact_match.")] = "primary",
 ) -> None:
-    """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility."""
+    """Put selectors beside published ones: PIR (score over that of all data), SDF (share selected), feasibility.
+
+    Example: longgame compare runs/full --out compare.html
+    """
     from longgame.errors import RecipeError
     from longgame.escape import csv_text
     from longgame.report.charts import write_figures

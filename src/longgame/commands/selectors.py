@@ -30,7 +30,10 @@ def selectors(
     name: Annotated[str | None, typer.Argument(help="Explain this selector: a name, or file.py:Class.")] = None,
     signals: Annotated[bool, typer.Option("--signals", help="List the signals that longgame score computes.")] = False,
 ) -> None:
-    """List the selectors with paper, needs and cost, or explain one of them."""
+    """List the selectors with paper, needs and cost, or explain one of them.
+
+    Example: longgame selectors ifd
+    """
     if signals:
         _print_signals()
     elif name is not None:
@@ -147,7 +150,10 @@ def check_selector_command(
         list[str] | None, typer.Option("--skip", help="Leave out this clause (repeat it for several).")
     ] = None,
 ) -> None:
-    """Check that a selector keeps the contract: budgets, order of rows, ties, seeds, state, scores."""
+    """Check that a selector keeps the contract: budgets, order of rows, ties, seeds, state, scores.
+
+    Example: longgame check-selector my_selector.py:MySelector
+    """
     skipped = set(skip or ())
     for clause in sorted(skipped - set(CONTRACT)):
         raise PluginError(unknown("clause", clause, CONTRACT))

@@ -53,6 +53,8 @@ def train(
     """Fine-tune a model on what is selected from a data set (TRL's SFTTrainer).
 
     Every key of the file can be given as an option, such as --learning_rate 1e-4 or --selection.budget 0.1.
+
+    Example: longgame train --config sft.yaml --selection.budget 0.1
     """
     arguments, data, model, names, selection = _read(config, context.args)
     checkpoint = _checkpoint(arguments)

@@ -29,7 +29,10 @@ def watch(
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks at the directory.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Print the state and stop.")] = False,
 ) -> None:
-    """Show a run's progress, time left and scorecard, and go on until it is finished (Ctrl-C stops looking)."""
+    """Show a run's progress, time left and scorecard, and go on until it is finished (Ctrl-C stops looking).
+
+    Example: longgame watch runs/quickstart
+    """
     console = Terminal(highlight=False)
     watched = Watched(run, console)
     if once or not console.is_terminal:
