@@ -79,7 +79,7 @@ class Example:
         """
         if not response.strip():
             raise DataError("an example has an empty response; give it a response or drop the line.")
-        further = {name: fields[name] for name in ("learned", "chat") if fields.get(name)}
+        further = {name: fields[name] for name in ("learned", "chat") if fields.get(name)} if fields else None
         sample_id = content_id(prompt, response, fields.get("messages"), further)
         return Example(sample_id=sample_id, prompt=prompt, response=response, **fields)
 
@@ -96,8 +96,9 @@ def content_id(
     further: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the id of a content: 16 hex digits of SHA-256 over its turns, and what else decides its tokens."""
-    turns = messages if messages is not None else (("user", prompt),)
-    text = "\x1e".join([*(f"{role}\x1f{content}" for role, content in turns), f"assistant\x1f{response}"])
+    text = f"user\x1f{prompt}\x1eassistant\x1f{response}"
+    if messages is not None:
+        text = "\x1e".join([*(f"{role}\x1f{content}" for role, content in messages), f"assistant\x1f{response}"])
     if further:
         text += "\x1d" + json.dumps(further, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -74,15 +74,15 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
     """
     if not isinstance(row, Mapping):
         raise RowError(f"holds a {type(row).__name__}, not an object of named fields")
-    if any(value.__class__ is float and value != value for value in row.values()):
-        row = {key: value for key, value in row.items() if key == "quality" or not _is_nan(value)}
+    for value in row.values():
+        if value.__class__ is float and value != value:
+            row = {key: value for key, value in row.items() if key == "quality" or not _is_nan(value)}
+            break
     columns = _columns(tuple(row))
     for name in columns.refused:
         if _filled(row[name]):
             raise RowError(f"has '{name}', which is {_REFUSED[name]}")
-    form = next((form for form in columns.formats if all(row[name] is not None for name in form.needs)), None)
-    if form is None:
-        raise _no_format(row)
+    form = _format_of(row, columns.formats)
     optional = _optional(row, rules) if columns.optional or rules.columns else {}
     if form.read is None:
         return _tokenized(row, optional), form.name
@@ -92,6 +92,17 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
         _put_system(row, conversation)
     tools = _tools(row) if columns.tools else []
     return _example(row, conversation, tools, optional, rules), form.name
+
+
+def _format_of(row: Mapping[str, Any], formats: Sequence[Format]) -> Format:
+    """The first of these formats whose columns are all filled."""
+    for form in formats:
+        for name in form.needs:
+            if row[name] is None:
+                break
+        else:
+            return form
+    raise _no_format(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +188,16 @@ def _query(row: Mapping[str, Any]) -> Conversation:
 def _completion(row: Mapping[str, Any]) -> Conversation:
     """Prompt and completion (or response): texts or messages; what the prompt holds is context."""
     key = "completion" if row.get("completion") is not None else "response"
+    prompt, answer = row.get("prompt"), row[key]
+    if isinstance(prompt, str) and isinstance(answer, str) and row.get("history") is None:  # most rows
+        return Conversation([("user", plain_text(prompt, "prompt")), ("assistant", plain_text(answer, key))])
     conversation = _history(row)
-    if row.get("prompt") is not None:
-        _append(conversation, row["prompt"], "prompt")
-        if not isinstance(row["prompt"], str):
+    if prompt is not None:
+        _append(conversation, prompt, "prompt")
+        if not isinstance(prompt, str):
             conversation.first_learned = len(conversation.turns)
     else:
         conversation.add("user", _request(row))
-    answer = row[key]
     if isinstance(answer, str):
         conversation.add("assistant", plain_text(answer, key))
     else:
@@ -419,8 +432,7 @@ def _flag(message: Mapping[str, Any], role: str, name: str) -> bool | None:
 
 def _history(row: Mapping[str, Any]) -> Conversation:
     """The row's history of (user, assistant) pairs."""
-    conversation = Conversation()
-    history = row.get("history")
+    conversation, history = Conversation(), row.get("history")
     if history is None:
         return conversation
     for pair in _list(history, "history", "a list of pairs of user and assistant"):
@@ -455,7 +467,7 @@ def _refuse_unused(row: Mapping[str, Any], names: Sequence[str], used: Sequence[
     """Raise RowError for a text in these columns that is not read, unless what is read contains it."""
     for name in names:
         text = row[name]
-        if not isinstance(text, str) or any(text is part for part in used):
+        if not isinstance(text, str) or text in used:
             continue
         if text.strip() and not any(text.strip() in part for part in used):
             raise RowError(f"has '{name}' beside the columns that are read, and it would be lost; remove or join it")
@@ -531,6 +543,8 @@ def _example(
         response = turns[1][1]
         if not _has_words(response):
             raise RowError("the response is empty")
+        if not optional:
+            return Example.make(turns[0][1], response)
         return Example.make(turns[0][1], response, **_with_gold(row, response, optional))
     places = [
         place
@@ -584,6 +598,8 @@ def _with_gold(row: Mapping[str, Any], response: str, optional: dict[str, Any]) 
 
 
 def _has_words(text: str) -> bool:
+    if text[:1].isalnum():
+        return True
     stripped = text.strip()
     return bool(stripped) and (stripped[0].isprintable() or any(map(_is_word, stripped)))
 
@@ -628,12 +644,13 @@ def plain_text(value: Any, field: str) -> str:
     """Return ``value``, a text that UTF-8 can write; else raise RowError, which names ``field``."""
     if not isinstance(value, str):
         raise RowError(f"'{field}' is a {type(value).__name__}, not a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(
-            f"'{field}' holds half of a surrogate pair ({value[error.start]!r}), which is no character; remove it"
-        ) from error
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"'{field}' holds half of a surrogate pair ({value[error.start]!r}), which is no character; remove it"
+            ) from error
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -98,27 +99,32 @@ class DataRows:
         self.total = self.filtered = self.rated = 0
         self._files: list[tuple[int, str]] = []
         ids: list[str] = []
-        columns: list[tuple[int, int, int, int]] = []
+        columns = array("q")
         skills: list[str | None] = []
         origins: list[str | None] = []
         copies: dict[str, int] = {}
         digest = hashlib.sha256()
+        latest = None
         with without_collector():
             for position, file, number, example, form in self._read():
-                count = copies[example.sample_id] = copies.get(example.sample_id, 0) + 1
-                sample_id = example.sample_id if count == 1 else f"{example.sample_id}#{count}"
-                if not self._files or self._files[-1][1] != file:
+                sample_id = example.sample_id
+                count = copies[sample_id] = copies.get(sample_id, 0) + 1
+                if count > 1:
+                    sample_id = f"{sample_id}#{count}"
+                if file != latest:
+                    latest = file
                     self._files.append((len(ids), file))
                 if observe is not None:
                     observe(example)
                 before, learned = lengths(example)
                 ids.append(sample_id)
-                columns.append((position, number, before, learned))
+                columns.extend((position, number, before, learned))
                 skills.append(example.skill)
                 origins.append(example.source)
                 self.formats[form] += 1
                 self.rated += example.quality is not None
-                digest.update(sample_id.encode() + b"\0")
+        for start in range(0, len(ids), _CHUNK):
+            digest.update("".join([sample_id + "\0" for sample_id in ids[start : start + _CHUNK]]).encode())
         if self.bad and on_bad_row == "error":
             raise bad_rows(source, [dataclasses.astuple(row) for row in self.bad], _SKIP)
         if not ids and not may_be_empty:
@@ -163,9 +169,11 @@ class DataRows:
 
     def _chosen(self, rows: list[Any]) -> Bool[np.ndarray, " n"]:
         """Which rows ``where`` keeps, and those that cannot be read."""
-        unread = np.asarray([isinstance(row, RowError) for row in rows], dtype=bool)
-        if self.where is None or unread.all():
+        if self.where is None:
             return np.ones(len(rows), dtype=bool)
+        unread = np.asarray([isinstance(row, RowError) for row in rows], dtype=bool)
+        if unread.all():
+            return unread
         frame = pd.DataFrame([row if isinstance(row, dict) else {} for row in rows])
         if "@" in self.where:
             raise DataError(f"--where is {self.where!r}; '@' is not allowed. Compare columns with values.")

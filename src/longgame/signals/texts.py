@@ -26,8 +26,8 @@ BUCKETS = 10_000
 _SMALLEST = 1e-8
 """Added to every probability, so that a bucket of no target text has a logarithm; as in the published code."""
 _BATCH_ROWS = 4096
-_BATCH_BYTES = 1 << 21
-"""Texts that are hashed together, at most so many rows or about so many bytes."""
+_BATCH_BYTES = 1 << 16
+"""Texts that are hashed together, at most so many rows or about so many bytes: numbers of 64 bits stay in the cache."""
 _IN_MEMORY = 1 << 24
 """Bytes of hashed n-grams from which they stand in a temporary file."""
 
@@ -52,7 +52,9 @@ def text_of(example: Example) -> str:
         raise DataError(
             "a signal of the text is asked for, and candidates carry none. Pass the tokenizer as processing_class."
         )
-    return " ".join([*(text for _, text in example.turns), example.response])
+    if example.messages is None:
+        return f"{example.prompt} {example.response}"
+    return " ".join([*(text for _, text in example.messages), example.response])
 
 
 # N-grams
@@ -106,9 +108,8 @@ def ngram_buckets(texts: Sequence[str]) -> tuple[Int[np.ndarray, " m"], Int[np.n
     joined = b" ".join([b"", *encoded, b""])  # white space before every text and behind the last one
     codes = np.frombuffer(joined, dtype=np.uint8)
     classes = np.frombuffer(joined.translate(_CLASSES), dtype=np.uint8)
-    edges = np.flatnonzero(classes[1:] != classes[:-1]) + 1  # where a run of one class begins
-    of_words = np.flatnonzero(classes[edges])
-    begins, ends = edges[of_words], edges[of_words + 1]  # texts end with a space, so every word has an end
+    changes = classes[1:] != classes[:-1]  # between runs of one class
+    begins, ends = (np.flatnonzero(changes & (side != 0)) + 1 for side in (classes[1:], classes[:-1]))
     up, down = _powers(len(codes) + 1)
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
     np.cumsum(codes * up[: len(codes)], out=sums[1:])
