@@ -1,5 +1,6 @@
 """An audit on a Ray cluster of two nodes on this machine: same bits as here, nodes lost, stores not seen."""
 
+import json
 import os
 import shutil
 import socket
@@ -284,3 +285,38 @@ def test_a_job_of_a_killed_node_goes_on_behind_its_last_stage(tmp_path, cluster,
     assert any("mine-s0 is placed again" in text for text in display.warnings)
     assert Run.open(run.folder).finished
     shutil.rmtree(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_shards_scored_on_a_cluster_have_the_bytes_of_one_process(tmp_path, cluster, monkeypatch):
+    from longgame.data.sources import open_source
+    from longgame.offline import rows as rows_module
+    from longgame.offline.rows import DataRows
+    from longgame.offline.scorer import ModelOptions
+    from longgame.offline.scoring import score_into
+
+    monkeypatch.setattr(rows_module, "SHARD_ROWS", 8)
+    pairs = [{"prompt": f"What is {n} + 1?", "response": f"It is {n + 1}." * (1 + n % 3)} for n in range(44)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    rows, names, model = (
+        DataRows(open_source(str(tmp_path / "data.jsonl"))),
+        ["loss", "grad_sketch"],
+        ModelOptions(name="tiny"),
+    )
+    score_into(rows, names, tmp_path / "here", model)
+
+    def stop(done, total):
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_into(rows, names, tmp_path / "there", model, engine="auto", progress=stop)
+    ends = []
+    score_into(rows, names, tmp_path / "there", model, engine="auto", progress=lambda done, _: ends.append(done))
+    assert ends == [8, 16, 24, 32, 40, 44]
+    here, there = (
+        {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        for root in (tmp_path / "here", tmp_path / "there")
+    )
+    assert here.keys() == there.keys()
+    assert [name for name in here if here[name] != there[name]] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from longgame.audit.plan import Plan
 from longgame.audit.run import Run
 from longgame.engines.choice import mapped
 from longgame.engines.local import Failed, Job, Needs, Notify, Warn
+from longgame.engines.nodes import digest_of, model_files
 from longgame.engines.parcels import Store
 from longgame.limits import located
 from longgame.recipe import Recipe
@@ -105,7 +105,7 @@ def contents_of(recipe: Recipe) -> dict[str, str]:
     digests: dict[str, str] = {}
     with recipe.paths():
         for name, path in _places(recipe).items():
-            digest = _digest(path)
+            digest = digest_of(path)
             if digest is not None:
                 digests[name] = digest
     return digests
@@ -128,43 +128,10 @@ def _places(recipe: Recipe) -> dict[str, list[Path]]:
     if learner_kind(recipe).has_texts:
         others = [(model.embedder or "").partition(":")[2], model.scorer_model]
         for name in dict.fromkeys(filter(None, (*(model.per_seed or (model.name,)), *others))):
-            places[f"model {name}"] = _model_files(name)
+            places[f"model {name}"] = model_files(name)
     return places
 
 
 def _files(reference: str) -> list[Path]:
     path = located(reference.removeprefix("file:"))
     return [Path(name) for name in sorted(glob.glob(path, recursive=True))] if glob.has_magic(path) else [Path(path)]  # noqa: PTH207
-
-
-def _model_files(name: str) -> list[Path]:
-    """The folder of a model: its own, or that of its commit in the cache of the hub."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from longgame.models.load import model_place
-
-    place = Path(model_place(name)).expanduser()
-    if place.is_dir():
-        return [place]
-    file = try_to_load_from_cache(str(place), "config.json")
-    return [Path(file).parent] if isinstance(file, str) else []
-
-
-def _digest(paths: list[Path]) -> str | None:
-    """Digest of the names below these paths and their contents; None where there is nothing."""
-    digest, count = hashlib.sha256(), 0
-    for root in paths:
-        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            if path.is_file():
-                digest.update(f"{path.relative_to(root) if path != root else ''}\0{_content(path)}\0".encode())
-                count += 1
-    return digest.hexdigest()[:16] if count else None
-
-
-def _content(path: Path) -> str:
-    """Digest of a file; a file of the hub's cache is named after its content."""
-    real = path.resolve()
-    if real.parent.name == "blobs":
-        return real.name
-    with real.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longgame.commands.options import TrustRemoteCode, interruptible
+from longgame.commands.options import EngineOption, TrustRemoteCode, interruptible
 from longgame.commands.terminal import Terminal
 from longgame.errors import LonggameError, RecipeError
 from longgame.escape import visible
@@ -128,6 +128,12 @@ def score_command(
     embedder: EmbedderOption = None,
     scorer_model: ScorerOption = None,
     trust_remote_code: TrustRemoteCode = False,
+    engine: EngineOption = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Models at a time on Ray (default: all it holds).", rich_help_panel="How it runs"),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of each worker on Ray.", rich_help_panel="How it runs")] = 1,
 ) -> None:
     """Score every row of a data set under a model; the scores serve any selector.
 
@@ -175,7 +181,8 @@ def score_command(
         with errors_name_options(), row_progress("scoring") as progress:
             scores = score_into(
                 rows, names, folder, options, target=targets, on_bad_row=on_bad_row, seed=seed,  # type: ignore[arg-type]
-                progress=progress, command=command_line(), grading=grading,
+                progress=progress, command=command_line(), grading=grading, engine=engine, workers=workers,
+                threads=threads,
             )  # fmt: skip
         prompt, response = scores.counts()
         tokens, seconds = int((prompt + response).sum()), time.perf_counter() - started

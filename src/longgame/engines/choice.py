@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -38,13 +38,14 @@ def check_engine(engine: str) -> str:
 
 def mapped(
     function: Callable[[Part], Result],
-    parts: Sequence[Part],
+    parts: Iterable[Part],
     engine: str = LOCAL,
     *,
     workers: int | None = 1,
     threads: int = 1,
     needs: Needs | None = None,
     warn: Warn | None = None,
+    contents: Callable[[], Mapping[str, str]] | None = None,
 ) -> Iterator[Result]:
     """Yield ``function(part)`` of every part, in the order of the parts; on Ray or on this machine.
 
@@ -55,9 +56,9 @@ def mapped(
 
     The function is one of a module, a `functools.partial` of one, or an object of a module's class with ``__call__``,
     so that another process finds it. Each worker receives it once: what it loads at its first call (a model, a store)
-    serves its further calls, and parts should be small (a range of rows, not the rows). On Ray a part whose worker is
-    lost is computed again on another, so a function may run twice on a part: let it return its result and write
-    nothing. A few parts per worker are begun ahead of the one that is read.
+    serves its further calls. Parts should be small (a range of rows rather than the rows) and are read as they are
+    needed. On Ray a part whose worker is lost is computed again on another, so a function may run twice on a part: let
+    it return its result and write nothing. A few parts per worker are begun ahead of the one that is read.
 
     Args:
         engine: as in `check_engine`; ``local``: this process where ``workers`` is 1, else so many processes.
@@ -65,6 +66,8 @@ def mapped(
         threads: of each worker.
         needs: of each worker on Ray; None: ``threads`` cores.
         warn: shows warnings; None: they are logged.
+        contents: name → digest of each file that the function reads, computed here and on each node of a cluster; a
+            node whose files differ is refused.
 
     Raises:
         RecipeError: no such engine, Ray is missing, or it has too little for one worker.
@@ -73,8 +76,8 @@ def mapped(
     if check_engine(engine) != LOCAL:
         from longgame.engines.ray import mapped_on_ray
 
-        yield from mapped_on_ray(function, parts, engine, workers, threads, needs or Needs(threads), warn)
-    elif workers == 1 or len(parts) < 2:
+        yield from mapped_on_ray(function, parts, engine, workers, threads, needs or Needs(threads), warn, contents)
+    elif workers == 1:
         for part in parts:
             with threads_here(threads):
                 result = _called(function, part)
@@ -100,11 +103,11 @@ def _called(function: Callable[[Part], Result] | None, part: Part) -> Result:
 
 
 def _mapped_in_processes(
-    function: Callable[[Part], Result], parts: Sequence[Part], workers: int, threads: int
+    function: Callable[[Part], Result], parts: Iterable[Part], workers: int, threads: int
 ) -> Iterator[Result]:
     context, left = multiprocessing.get_context("spawn"), iter(parts)
     with thread_variables(threads):
-        pool = ProcessPoolExecutor(min(workers, len(parts)), context, _receive, (function,))
+        pool = ProcessPoolExecutor(workers, context, _receive, (function,))
         futures: deque[Future[Result]] = deque()
         try:
             futures.extend(pool.submit(_called, None, part) for part in islice(left, _AHEAD * workers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -107,3 +108,36 @@ def content_difference(node: Mapping[str, str], here: Mapping[str, str]) -> str:
     parts = [f"lacks {', '.join(missing)}"] if missing else []
     parts += [f"has other content in {', '.join(other)}"] if other else []
     return f"{' and '.join(parts)}. Copy the files of this machine there, or put them on a shared path."
+
+
+def model_files(name: str) -> list[Path]:
+    """The folder of a model: its own, or that of its commit in the cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from longgame.models.load import model_place
+
+    place = Path(model_place(name)).expanduser()
+    if place.is_dir():
+        return [place]
+    file = try_to_load_from_cache(str(place), "config.json")
+    return [Path(file).parent] if isinstance(file, str) else []
+
+
+def digest_of(paths: list[Path]) -> str | None:
+    """Digest of the names below these paths and their contents; None where there is nothing."""
+    digest, count = hashlib.sha256(), 0
+    for root in paths:
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file():
+                digest.update(f"{path.relative_to(root) if path != root else ''}\0{_content(path)}\0".encode())
+                count += 1
+    return digest.hexdigest()[:16] if count else None
+
+
+def _content(path: Path) -> str:
+    """Digest of a file; a file of the hub's cache is named after its content."""
+    real = path.resolve()
+    if real.parent.name == "blobs":
+        return real.name
+    with real.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -64,6 +64,10 @@ class Parcel:
         self._sent |= set(files)
         return files, names
 
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of these files."""
+        return {name: (self._scratch / self._copy.writes / name).read_bytes() for name in names}
+
 
 def _files(folder: Path) -> list[str]:
     """Relative names of the files of finished entries."""
@@ -76,8 +80,21 @@ def _files(folder: Path) -> list[str]:
     )
 
 
-def write_finished(folder: Path, files: Mapping[str, bytes], names: Sequence[str]) -> None:
-    """Write finished entries of a job, each as a whole, and delete what the job deleted."""
+def write_finished(
+    folder: Path,
+    files: Mapping[str, bytes],
+    names: Sequence[str],
+    read: Callable[[Sequence[str]], Mapping[str, bytes]] | None = None,
+) -> None:
+    """Write finished entries of a job, each as a whole, and delete what the job deleted.
+
+    Args:
+        names: all finished files of the job.
+        read: gives files of which an earlier message was lost; None: they may still be missing.
+    """
+    missing = set(names) - set(files) - set(_files(folder))
+    if missing and read is not None:
+        files = {**files, **read(sorted(missing))}
     for entry, group in itertools.groupby(sorted(files), key=lambda name: name.partition("/")[0]):
         members = list(group)
         if members == [entry]:

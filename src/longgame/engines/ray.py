@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import logging
 import os
 import secrets
@@ -15,9 +16,10 @@ import socket
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,7 @@ class _Host:
         os.environ.update(thread_values(threads))
         enter(folder)
         self._threads, self._mailbox, self._function = threads, mailbox, function
+        self._parcel: Parcel | None = None
         self._scratch = Path(tempfile.gettempdir()) / f"{scratch}-{os.getpid()}"
 
     def ready(self) -> None:
@@ -187,6 +190,7 @@ class _Host:
         import ray
 
         parcel = None if copy is None else Parcel(copy, ray.get(list(copy.files)), self._scratch)
+        self._parcel = parcel
         arguments = job.arguments if parcel is None else parcel.unpacked(job.arguments)
         last: tuple[int, str, float] = (-1, "", 0.0)
 
@@ -201,6 +205,10 @@ class _Host:
 
         outcome = self._outcome(job.name, lambda: job.function(*arguments, notify))
         return (*outcome, None if parcel is None else parcel.finished())
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Files of the last job."""
+        return {} if self._parcel is None else self._parcel.read(names)
 
     def call(self, name: str, part: Any) -> tuple[str, Any, None]:
         """Return done and the function's result, or error and the error."""
@@ -462,9 +470,13 @@ class _Workers:
             member.job, member.result = "", None
             kind, payload, files = value
             if files is not None:
-                news.append(("files", name, *files))
+                news.append(("files", name, *files, partial(self._read, member.actor)))
             news.append((kind, name, payload))
         return news
+
+    def _read(self, actor: Any, names: Sequence[str]) -> dict[str, bytes]:
+        """Files of an actor's last job, of which the message was lost with the mailbox."""
+        return self._ray.get(actor.read.remote(names))
 
     def _loss(self, member: _Worker, error: Exception) -> tuple[Any, ...]:
         """The event of a worker that is no longer there."""
@@ -638,7 +650,7 @@ def _once(warn: Warn) -> Warn:
 
 def mapped_on_ray(
     function: Callable[[Any], Any],
-    parts: Sequence[Any],
+    parts: Iterable[Any],
     engine: str,
     workers: int | None,
     threads: int,
@@ -648,23 +660,30 @@ def mapped_on_ray(
 ) -> Iterator[Any]:
     """`longgame.engines.choice.mapped` on a cluster."""
     show = _log.warning if warn is None else _once(warn)
-    waiting = deque(range(len(parts)))
-    results: dict[int, Any] = {}
-    following = 0
     with connected(engine) as ray, contextlib.ExitStack() as stack:
         crew = _Workers(ray, workers, threads, needs, warn=show, contents=contents, function=function)
         stack.callback(crew.end)
-        losses = _Losses(show)
-        while following < len(parts):
-            crew.staff(len(parts) - following)
-            for worker in crew.free():
-                if waiting and waiting[0] < following + (1 + _AHEAD) * crew.capacity:
-                    place = waiting.popleft()
-                    worker.job = str(place)
-                    worker.result = worker.actor.call.remote(f"part {place + 1}", parts[place])
+        losses, numbered = _Losses(show), enumerate(parts)
+        open_parts: dict[int, Any] = {}
+        waiting: deque[int] = deque()
+        results: dict[int, Any] = {}
+        following = 0
+        while True:
+            room = (1 + _AHEAD) * max(1, crew.capacity) - len(open_parts) - len(results)
+            for place, part in itertools.islice(numbered, max(0, room)):
+                open_parts[place] = part
+                waiting.append(place)
+            if not open_parts:
+                return
+            crew.staff(len(open_parts))
+            for worker in crew.free()[: len(waiting)]:
+                place = waiting.popleft()
+                worker.job = str(place)
+                worker.result = worker.actor.call.remote(f"part {place + 1}", open_parts[place])
             for kind, name, *details in crew.events():
                 if kind == "done":
                     results[int(name)] = details[0]
+                    del open_parts[int(name)]
                 elif kind == "warning":
                     show(details[0])
                 elif kind == "error":

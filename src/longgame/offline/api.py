@@ -216,6 +216,9 @@ def score(
     on_bad_row: OnBadRow = "error",
     seed: int = 0,
     progress: Progress | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
     **model_settings: Any,
 ) -> Dataset:
     """Compute signals of a data set under a model.
@@ -225,6 +228,8 @@ def score(
         signals: names (`longgame.signals.base.SIGNALS`), or one text with commas.
         out: folder of the scores; resumed where it was left, and used by ``select(scores=…)``.
         seed: of sketches.
+        engine: ``local``, or Ray: ``ray`` (on this machine), ``auto`` (the running cluster) or ``ray://HOST:PORT``.
+        workers, threads: on Ray, models at a time (None: as many as the cluster holds), and threads of each.
 
     Returns:
         The rows that could be scored, with ``longgame_sample_id``, ``longgame_prompt_tokens``,
@@ -253,6 +258,9 @@ def score(
             seed=seed,
             progress=progress,
             grading=grading,
+            engine=engine,
+            workers=workers,
+            threads=threads,
         )
         return _scored(rows, table)
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,11 @@ import yaml
 from jaxtyping import Int
 
 from longgame.data.examples import Pool
+from longgame.engines.choice import LOCAL, check_engine, mapped
+from longgame.engines.local import Needs
+from longgame.engines.nodes import digest_of, model_files
 from longgame.errors import DataError, RecipeError, StorageError, unknown
+from longgame.limits import may_have_gpu
 from longgame.offline.auxiliary import AuxiliaryJob, apart
 from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows
 from longgame.offline.score_folder import (
@@ -159,6 +165,9 @@ def score_into(
     scorer: LoadedScorer | None = None,
     auxiliary: AuxiliarySpec | None = None,
     grading: QualitySources = QualitySources(DefaultQuality()),
+    engine: str = LOCAL,
+    workers: int | None = None,
+    threads: int = 1,
 ) -> ScoreFolder:
     """Compute these signals of all rows into a folder; what stands there already is not computed again.
 
@@ -174,6 +183,9 @@ def score_into(
         scorer: the model, where it is loaded already.
         auxiliary: how the model is trained beside the selection (`Selector.auxiliary`).
         grading: sources of quality and complexity.
+        engine: where shards are scored (`longgame.engines.choice.check_engine`). On Ray this process tokenizes, sends
+            the shards to workers with a model each, and writes what comes back, in order.
+        workers, threads: on Ray, models at a time (None: as many as the cluster holds), and threads of each.
 
     Raises:
         ResumeError: the folder holds scores of other data, another model or other settings.
@@ -181,6 +193,7 @@ def score_into(
             signals raise. StorageError: the disk is full.
     """
     path = Path(folder)
+    check_engine(engine)
     columns = computed_names(names)
     context = [name for name in names if name in CONTEXT]
     compared = [name for name in (*columns, *context) if needs_target(name)]
@@ -211,7 +224,7 @@ def score_into(
     asked = [name for name in columns if name in SIGNALS and "scorer" in SIGNALS[name].needs]
     if asked and options.scorer_model is None and not {*asked} <= stored_names(path):
         raise RecipeError(f"'{asked[0]}' is that of a scorer model, and there is none. Give one (--scorer-model NAME).")
-    scorer = scorer or LoadedScorer.load(options)
+    scorer = scorer or LoadedScorer.load(_options_here(options, engine))
     fingerprint = scorer.fingerprint()
     _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command, grading)
     places = apart_of(names, read_config(path), target, spec, options.reference)
@@ -225,20 +238,25 @@ def score_into(
         write_state(path, places.get(CONTEXT_STATE, CONTEXT_STATE), vectors | measured)
     first = not stored_names(path)
     tokenized = TokenizedRows(rows, scorer.tokenizer, scorer.max_length, options.too_long, on_bad_row)
-    engine, on_shard = (
-        _Engine(source, scorer, rows),
+    here, on_shard = (
+        _Engine(source, scorer, rows.all_rated),
         None if progress is None else lambda done: progress(done, len(rows)),
     )
+    mapper = None
+    if engine != LOCAL:
+        elsewhere = ShardScorer(options, seed, targets, rows.all_rated)
+        mapper = partial(_on_cluster, elsewhere, engine, workers, threads, grading)
     if missing or first:
         names_here = [*(COUNTS if first else ()), *missing]
         stream_signals(
-            engine,
+            here,
             tokenized.shards(),
             names_here,
             path / f"{STORE}{_short(' '.join(names_here))[:8]}",
             fingerprint=fingerprint,
             dtype={name: "float32" if name in COUNTS else options.store_dtype for name in names_here},
             on_shard=on_shard,
+            mapper=mapper,
         )
         _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
         if graded := grading.describe():
@@ -247,7 +265,13 @@ def score_into(
     for name in (name for name in places if name in columns and not (path / places[name]).is_dir()):
         if name in ALIGNMENTS:
             stream_signals(
-                engine, tokenized.shards(), [name], path / places[name], fingerprint=fingerprint, on_shard=on_shard
+                here,
+                tokenized.shards(),
+                [name],
+                path / places[name],
+                fingerprint=fingerprint,
+                on_shard=on_shard,
+                mapper=mapper,
             )
             continue
         if name == "reference_loss" and options.reference is not None:
@@ -276,10 +300,10 @@ def score_into(
 class _Engine:
     """Computes the columns of one shard, those of the base and the live ones in one pass where they are one model."""
 
-    def __init__(self, source: SignalSource, scorer: LoadedScorer, rows: DataRows) -> None:
+    def __init__(self, source: SignalSource, scorer: LoadedScorer, all_rated: bool) -> None:
         self._source = source
         self._plain = scorer.options.adapter is None
-        self._rated = rows.all_rated
+        self._rated = all_rated
         self._by_default = isinstance(source.quality_source, DefaultQuality)
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -313,6 +337,81 @@ class _Engine:
             return self._source.quality(pool)
         bare = tuple(dataclasses.replace(example, quality=None) for example in pool.examples)
         return self._source.quality(dataclasses.replace(pool, examples=bare))
+
+
+@dataclass
+class ShardScorer:
+    """Scores shards in another process, with a model of its own that is loaded at the first."""
+
+    options: ModelOptions
+    seed: int
+    targets: Pool | None
+    """The target set, tokenized."""
+    all_rated: bool
+    """Whether every row of the data has a quality."""
+
+    def __call__(self, part: tuple[Pool, Sequence[str]]) -> dict[str, np.ndarray]:
+        return self._engine(*part)
+
+    @cached_property
+    def _engine(self) -> _Engine:
+        scorer, targets = LoadedScorer.load(self.options), self.targets
+        source = scorer.source(self.seed, None if targets is None else lambda: targets)
+        source.begin_stage()
+        return _Engine(source, scorer, self.all_rated)
+
+
+def _on_cluster(
+    scorer: ShardScorer,
+    engine: str,
+    workers: int | None,
+    threads: int,
+    grading: QualitySources,
+    pools: Iterable[Pool],
+    names: Sequence[str],
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """`longgame.signals.store.Mapper` on a Ray cluster.
+
+    Raises:
+        RecipeError: a signal of a named source of quality, which asks and keeps its replies on this machine.
+    """
+    graded = [name for name in names if grading.gives(name) is not None or name == "own_answer_quality"]
+    if graded and grading.identity():
+        raise RecipeError(
+            f"{', '.join(graded)} is graded by {' and '.join(grading.identity().values())} on this machine. Score it "
+            "without --engine into the same folder."
+        )
+    from longgame.models.load import trial_bytes
+
+    options = scorer.options
+    gpu = None if options.device == "auto" else options.device.startswith("cuda")
+    size = trial_bytes(options.spec(), options.batch_tokens or 0)
+    yield from mapped(
+        scorer,
+        ((pool, tuple(names)) for pool in pools),
+        engine,
+        workers=workers,
+        threads=threads,
+        needs=Needs(threads, size, gpu, size),
+        contents=partial(_contents_of, options),
+    )
+
+
+def _options_here(options: ModelOptions, engine: str) -> ModelOptions:
+    """Options of the model that this process needs beside the workers of a cluster, which alone may have GPUs."""
+    if engine == LOCAL or not options.device.startswith("cuda") or may_have_gpu():
+        return options
+    return dataclasses.replace(options, device="cpu")
+
+
+def _contents_of(options: ModelOptions) -> dict[str, str]:
+    """Name → digest of each model that these options name and this machine has."""
+    others = [(options.embedder or "").partition(":")[2], options.scorer_model]
+    places = {name: model_files(name) for name in filter(None, (options.name, *others))}
+    if options.adapter is not None:
+        places[f"adapter {options.adapter}"] = [Path(options.adapter).expanduser()]
+    digests = {name: digest_of(paths) for name, paths in places.items()}
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
 def _auxiliary_job(

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
@@ -36,6 +37,10 @@ MANIFEST, RANGES = "manifest.json", "ranges.jsonl"
 IDS, ENDS = "ids", "id_ends"
 _BLOCK = 1 << 16
 """Ids decoded at a time."""
+
+
+Mapper = Callable[[Iterable[Pool], Sequence[str]], Iterator[Mapping[str, np.ndarray]]]
+"""(shards, signals) → the columns of each shard, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +394,7 @@ def stream_signals(
     fingerprint: str,
     dtype: str | Mapping[str, str] = "float32",
     on_shard: Callable[[int], None] | None = None,
+    mapper: Mapper | None = None,
 ) -> SignalStore:
     """Compute these signals shard by shard into a `SignalStore`, with one shard in memory at a time.
 
@@ -402,6 +408,7 @@ def stream_signals(
         fingerprint: content of what the engine computes with (`longgame.signals.cache.signal_fingerprint`).
         dtype: ``float32`` or ``float16`` (see `SignalWriter`), for all columns or by name (default: float32).
         on_shard: called with the number of finished rows after every shard.
+        mapper: computes several shards at a time in place of the engine, and gives them back in their order.
 
     Raises:
         ResumeError: the unfinished store at ``path`` has other shards, columns or another fingerprint.
@@ -410,22 +417,37 @@ def stream_signals(
         LonggameError: whatever the engine or the source raises.
     """
     columns = {name: dtype if isinstance(dtype, str) else dtype.get(name, "float32") for name in names}
+    names = list(columns)
     with SignalWriter(path, columns, fingerprint) as writer:
         finished = list(writer.ranges)
-        rows = number = 0
-        for number, pool in enumerate(pools, start=1):
-            content = pool_fingerprint(pool)
-            if number > len(finished):
-                writer.append(pool.ids, engine(pool, list(columns)), content)
-            else:
+        number, ready = 0, sum(shard.stop - shard.start for shard in finished)
+        begun: deque[tuple[Sequence[str], str]] = deque()
+
+        def unfinished() -> Iterator[Pool]:
+            nonlocal number
+            rows = 0
+            for number, pool in enumerate(pools, start=1):
+                content = pool_fingerprint(pool)
+                if number > len(finished):
+                    begun.append((pool.ids, content))
+                    yield pool
+                    continue
                 shard = finished[number - 1]
                 if (shard.stop - shard.start, shard.content) != (len(pool), content):
                     raise _other_source(writer, f"rows {shard.start}…{shard.stop - 1} are other examples")
-            rows += len(pool)
+                rows += len(pool)
+                if on_shard is not None:
+                    on_shard(rows)
+            if number < len(finished):
+                raise _other_source(writer, f"{writer.rows} rows are stored, the source now ends after {rows}")
+
+        fresh = unfinished()
+        for values in (engine(pool, names) for pool in fresh) if mapper is None else mapper(fresh, names):
+            ids, content = begun.popleft()
+            writer.append(ids, values, content)
+            ready += len(ids)
             if on_shard is not None:
-                on_shard(rows)
-        if number < len(finished):
-            raise _other_source(writer, f"{writer.rows} rows are stored, the source now ends after {rows}")
+                on_shard(ready)
         return writer.finish()
 
 
