@@ -16,8 +16,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
-from longgame.errors import LonggameError
-
 IMPORT_SECONDS = 300.0
 """A file of a selector or scorer may take so long to import."""
 TEMPLATE_SECONDS = 60.0
@@ -27,17 +25,24 @@ MOST_PROCESSES = 1024
 
 
 @contextmanager
-def time_limit(seconds: float, error: LonggameError) -> Iterator[None]:
+def time_limit(seconds: float, error: BaseException, *, of_processor: bool = False) -> Iterator[None]:
     """Raise ``error`` where the block takes longer.
 
     In the main thread a timer that ends sooner keeps its place, and a later one goes on afterwards. In another thread
     (Python hands signals to the main thread only) a call into C code is ended when it returns.
+
+    Args:
+        of_processor: count seconds of the processor, so that the outcome does not depend on what else the machine does
+            (main thread only; other threads count seconds of the clock).
     """
     if threading.current_thread() is not threading.main_thread():
         with _watchdog(seconds, error):
             yield
         return
-    outer = signal.getitimer(signal.ITIMER_REAL)[0]
+    timer, number, clock = signal.ITIMER_REAL, signal.SIGALRM, time.monotonic
+    if of_processor:
+        timer, number, clock = signal.ITIMER_PROF, signal.SIGPROF, time.process_time
+    outer = signal.getitimer(timer)[0]
     if 0 < outer <= seconds:
         yield
         return
@@ -45,19 +50,19 @@ def time_limit(seconds: float, error: LonggameError) -> Iterator[None]:
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise error
 
-    start, before = time.monotonic(), signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    start, before = clock(), signal.signal(number, stop)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)
         if outer:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, outer - (time.monotonic() - start)))
+            signal.setitimer(timer, max(0.001, outer - (clock() - start)))
 
 
 @contextmanager
-def _watchdog(seconds: float, error: LonggameError) -> Iterator[None]:
+def _watchdog(seconds: float, error: BaseException) -> Iterator[None]:
     """`time_limit` outside of the main thread: another thread raises an exception in this one."""
     late: type[BaseException] = type("_LateError", (BaseException,), {})  # of this block alone: limits may be nested
     thread, lock, ended = threading.get_ident(), threading.Lock(), threading.Event()

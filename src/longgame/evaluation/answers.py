@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import unicodedata
 from collections.abc import Sequence
-from contextlib import nullcontext
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 from longgame.data.examples import Example
 from longgame.errors import DataError
@@ -26,8 +26,10 @@ _LAST_CHARACTERS = 20_000
 """The end of a text in which its last number is looked for."""
 _LONGEST_FORMULA = 500
 """Characters of a formula that math-verify reads."""
-_FORMULA_SECONDS = 5
-"""Time of math-verify for reading a formula, and for comparing two."""
+_FORMULA_SECONDS = 15
+"""Seconds of the processor that math-verify may take to read two formulas and compare them."""
+_FORMULA_PAIRS = 16_384
+"""Formulas, and comparisons of them, that are remembered: a model repeats its answers as its training goes on."""
 
 _TAGS = r"(?:seed:)?think|thinking|thoughts?|reasoning|scratchpad"
 _THINKING = re.compile(rf"<(?:{_TAGS})>|\[think\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
@@ -624,25 +626,28 @@ def is_formula(text: str) -> bool:
     return bool(latex or interval or (terms and joined))
 
 
+@lru_cache(maxsize=_FORMULA_PAIRS)
 def _same_formula(gold: str, answer: str) -> bool:
     """Whether math-verify finds both formulas equal; what it cannot read within its time limit is no match."""
     if len(answer) > _LONGEST_FORMULA:
         return False
-    from math_verify import LatexExtractionConfig, parse, verify  # sympy; 0.5 s
+    from math_verify import verify  # sympy; 0.5 s
+    from math_verify.errors import TimeoutException  # of a class that the library does not take for a fault of its own
 
-    # Of LaTeX alone: the library reads plain expressions through Python's own evaluator.
-    latex = [LatexExtractionConfig()]
-    # Its own limit is an alarm, which only the main thread can have.
-    main = threading.current_thread() is threading.main_thread()
-    seconds = _FORMULA_SECONDS if main else None
-    if not main:
-        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of having no limit of its own
+    # The library's own limits are alarms of the clock: on a busy machine right answers would count as wrong.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of having no limit of its own
     try:
-        with nullcontext() if main else time_limit(_FORMULA_SECONDS, DataError("a formula takes too long")):
-            pair = [
-                parse(f"${part.strip().strip('$')}$", latex, raise_on_error=False, parsing_timeout=seconds)
-                for part in (gold, answer)
-            ]
-            return bool(all(pair)) and bool(verify(*pair, raise_on_error=False, timeout_seconds=seconds))
-    except DataError:
+        with time_limit(_FORMULA_SECONDS, TimeoutException(), of_processor=True):
+            pair = [list(_formula(part)) for part in (gold, answer)]
+            return bool(all(pair)) and bool(verify(*pair, raise_on_error=False, timeout_seconds=None))
+    except TimeoutException:
         return False
+
+
+@lru_cache(maxsize=_FORMULA_PAIRS)
+def _formula(text: str) -> tuple[Any, ...]:
+    """What math-verify reads of a text, as LaTeX alone: plain expressions go through Python's own evaluator."""
+    from math_verify import LatexExtractionConfig, parse
+
+    latex = [LatexExtractionConfig()]
+    return tuple(parse(f"${text.strip().strip('$')}$", latex, raise_on_error=False, parsing_timeout=None))
