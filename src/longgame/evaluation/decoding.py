@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 
 from longgame.errors import ModelError, NumericalError
 from longgame.models.head import response_logits
+from longgame.models.llama import LlamaStep
 
 _log = logging.getLogger(__name__)
 _LOGIT_ELEMENTS = 2**26
@@ -318,6 +319,10 @@ class _Buffer(DynamicLayer):
             buffer[:, :, self.used : end] = new
         return self._show(self.buffers, end)
 
+    def step_back(self) -> None:
+        """Take the last position away."""
+        self._show(self.buffers, self.used - 1)
+
     def keep(self, rows: Int[Tensor, " k"], drop: int) -> None:
         """Keep only these rows, without the first ``drop`` columns."""
         rows = rows.to(self.device)
@@ -345,6 +350,36 @@ def _join(parts: list[list[Tensor]], cached: list[Int[np.ndarray, " n"]], width:
     return joined
 
 
+_SAME_BITS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Model → whether `LlamaStep` gave the bits of its own first step."""
+
+
+class _Steps:
+    """Decoding steps of a model on these buffers, by `LlamaStep` where that gives the model's own bits."""
+
+    def __init__(self, model: nn.Module, layers: list[_Buffer]) -> None:
+        self._model, self._layers, self._plain = model, layers, LlamaStep.of(model)
+
+    def __call__(
+        self, token: Int[Tensor, "b 1"], attention: Int[Tensor, "b n"], position: Int[Tensor, "b 1"]
+    ) -> Float[Tensor, "b V"]:
+        """Logits behind these tokens (`LlamaStep.__call__`)."""
+        if self._plain is not None and _SAME_BITS.get(self._model):
+            return self._plain(token, attention, position, self._layers)
+        logits: Tensor = self._model(
+            input_ids=token,
+            attention_mask=attention,
+            position_ids=position,
+            past_key_values=Cache(layers=list(self._layers)),
+            use_cache=True,
+        ).logits[:, -1]
+        if self._plain is not None and self._model not in _SAME_BITS:
+            for layer in self._layers:
+                layer.step_back()
+            _SAME_BITS[self._model] = torch.equal(logits, self._plain(token, attention, position, self._layers))
+        return logits
+
+
 def _decode(model: nn.Module, prefixes: list[_Prefix], stop_ids: frozenset[int]) -> None:
     """Decode every row of the prefixes (one at least) to its stop token or its room, and write `Row.decoded`.
 
@@ -365,7 +400,7 @@ def _decode(model: nn.Module, prefixes: list[_Prefix], stop_ids: frozenset[int])
     layers = [_Buffer(key, value, width) for key, value in zip(keys, values, strict=True)]
     for prefix in prefixes:
         prefix.keys, prefix.values = [], []
-    cache = Cache(layers=list(layers))
+    next_logits = _Steps(model, layers)
     device = _input_device(model)
     mask = np.arange(capacity)[None, :] >= (width - cached)[:, None]
     attention = torch.from_numpy(mask.astype(np.int64)).to(device)
@@ -376,13 +411,7 @@ def _decode(model: nn.Module, prefixes: list[_Prefix], stop_ids: frozenset[int])
     used = width
     while True:
         used += 1
-        logits = model(
-            input_ids=token,
-            attention_mask=attention[:, :used],
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        logits = next_logits(token, attention[:, :used], position)
         top, best = logits.max(dim=-1)
         failed, chosen = torch.stack([torch.isnan(top).long(), best]).cpu().numpy()
         for line in np.flatnonzero(alive):

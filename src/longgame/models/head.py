@@ -73,8 +73,17 @@ def _inside_layers(model: nn.Module, base: PreTrainedModel) -> bool:
     config = model.active_peft_config
     if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
         return False
-    inside = {id(parameter) for parameter in base.parameters()}
-    return all(id(parameter) in inside for parameter in model.parameters())
+    outside = list(_parameters_outside(model, base))
+    inside = {id(parameter) for parameter in base.parameters()} if outside else set()
+    return all(id(parameter) in inside for parameter in outside)
+
+
+def _parameters_outside(module: nn.Module, base: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of a wrapper without those of what it wraps, which are many."""
+    if module is not base:
+        yield from module.parameters(recurse=False)
+        for child in module.children():
+            yield from _parameters_outside(child, base)
 
 
 @contextmanager
@@ -188,15 +197,23 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     packing = [module for module in modules if vars(module).get(_REPACKS)]
     try:
         for module in training:
-            module.training = False
+            _set_training(module, False)
         for module in packing:
             vars(module)[_REPACKS] = False
         yield
     finally:
         for module in training:
-            module.training = True
+            _set_training(module, True)
         for module in packing:
             vars(module)[_REPACKS] = True
+
+
+def _set_training(module: nn.Module, value: bool) -> None:
+    """Set ``module.training`` without the checks of ``nn.Module``, unless it is a property (of compiled modules)."""
+    if hasattr(type(module), "training"):
+        module.training = value
+    else:
+        vars(module)["training"] = value
 
 
 def float32_product(head: nn.Linear, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
