@@ -454,6 +454,8 @@ class ProbeSpec(Part):
     steps: int = Field(10, ge=1, le=MOST)
     points: int = Field(6, ge=2, le=MOST)
     """Token counts at which the fork is scored, the first at 0 and the last at the end."""
+    generations: Literal["every-point", "ends"] = "every-point"
+    """Where scorers that need a generation (exact_match) measure: at every point, or at the first and the last."""
     threshold: float = Field(0.9, gt=0)
     """Tokens-to-threshold: share of the mean end-of-probe score over all selectors."""
 
@@ -655,7 +657,12 @@ _MOST_NODES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice, and aliases without end."""
+    """YAML's safe loader, which takes 1:30 for a text and not for 90, and refuses repeated keys and endless aliases."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        tag = super().resolve(kind, value, implicit)
+        is_number = kind is yaml.ScalarNode and tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return "tag:yaml.org,2002:str" if is_number and ":" in value else tag
 
     def get_single_data(self) -> Any:
         node = self.get_single_node()

@@ -1,9 +1,13 @@
 """What a plan counts is what an audit then does."""
 
+import re
+
 import pytest
 
-from longgame.audit.estimate import Estimate, Rates, TrialCost, estimate
+from longgame.audit.estimate import Estimate, Rates, TrialCost, estimate, judge_lines
 from longgame.audit.execute import run_audit
+from longgame.audit.learner import sequence_of
+from longgame.audit.plan import Plan
 from longgame.recipe import parse_recipe
 from support.quadratic_audit import Silent
 
@@ -59,7 +63,7 @@ def test_planned_items_are_those_of_the_audit():
         probe={"steps": 6, "points": 4, "kinds": []}, data={**quiet.data.model_dump(), "ood_after": "every-stage"}
     )
     rows = estimate(every, threads=1).trials[0].scored_items
-    stage_items = (each[1] - each[0]) / 16  # four points on each of four later stages
+    stage_items = (each[1] - each[0]) / 12  # four points on each of four later stages, the first of which is a row of R
     assert each[0] == pytest.approx(25 * stage_items + (rows - each[0]) / 4)
 
 
@@ -68,3 +72,25 @@ def test_workers_share_the_trials_and_each_seed_s_work():
     assert plan.seconds(seeds=3, workers=1) == 3 + 12 + 90
     assert plan.seconds(seeds=3, workers=3) == 3 + 4 + 30
     assert plan.seconds(seeds=1, workers=8) == 3 + 4 + 15  # more workers than trials do not help
+
+
+def test_the_plan_counts_the_calls_of_a_judge_once_per_candidate(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGGAME_CACHE", str(tmp_path))
+    small = {"pool_size": 20, "items_per_skill": 1, "ood_items_per_skill": 1}
+    judged = parse_recipe(
+        {
+            "name": "j",
+            "model": {"name": "tiny"},
+            "data": small,
+            "selectors": ["random"],
+            "seeds": [0],
+            "training": {"steps": 2, "warmup_steps": 0},
+            "probe": {"steps": 2, "points": 2},
+        }
+    )
+    assert judge_lines(Plan(judged)) == []
+    judged = judged.replace({"quality": {"name": "judge", "model": "m", "views": 2, "max_tokens": 10}})
+    (line,) = judge_lines(Plan(judged))
+    calls = int(re.match(r"quality: ([\d,]+) calls \(0 replies", line)[1].replace(",", ""))
+    texts = {(item.prompt, item.response) for stage in sequence_of(judged, 0).stages for item in stage.candidates}
+    assert 0.9 * 2 * len(texts) <= calls <= 2 * 5 * 20

@@ -68,7 +68,7 @@ CALLS = {
     "a page over the run": (("report", "q", "--out", "q"), "--out 'q' would replace a part of the run"),
     "a card over a recipe": (("report", "q", "--card", "q/recipe.yaml"), "--card .* would replace a part of the run"),
     "a card over a stage": (
-        ("report", "q", "--markdown", "q/trials/random-s0/stage-1/done.json"),
+        ("report", "q", "--markdown", "q/trials/random-s0/stage-1.zip"),
         "would replace a part of the run",
     ),
     "two outputs at one path": (("report", "q", "--out", "a", "--card", "./a"), "--out and --card are both"),
@@ -190,6 +190,15 @@ def test_a_time_limit_raises_its_error_and_gives_the_timer_back():
     assert outer[0] - 10 <= signal.getitimer(signal.ITIMER_REAL)[0] <= outer[0]
 
 
+def test_a_limit_of_processor_time_ignores_a_busy_machine():
+    with time_limit(0.05, DataError("late"), of_processor=True):
+        time.sleep(0.2)  # as if other work had the cores
+    with pytest.raises(DataError, match="late"), time_limit(0.05, DataError("late"), of_processor=True):
+        while True:
+            pass
+    assert signal.getitimer(signal.ITIMER_PROF)[0] == 0
+
+
 def cli(*arguments, cwd, variables=None, **options):
     command = [sys.executable, "-m", "longgame.cli", *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
@@ -254,7 +263,7 @@ def test_a_termination_with_two_workers_is_one_sentence(tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(many.model_dump(mode="json")))
     process = start("audit", "r.yaml", "--out", "q", "--workers", 2, "--threads", 1, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("q/trials/*/*/done.json")) and process.poll() is None:
+    while not list(tmp_path.glob("q/trials/*/*.zip")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.terminate()
@@ -271,7 +280,7 @@ def test_three_interrupts_with_two_workers_leave_one_sentence(tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(many.model_dump(mode="json")))
     process = start("audit", "r.yaml", "--out", "q", "--workers", 2, "--threads", 1, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("q/trials/*/*/done.json")) and process.poll() is None:
+    while not list(tmp_path.glob("q/trials/*/*.zip")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for _ in range(3):

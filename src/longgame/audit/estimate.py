@@ -23,11 +23,12 @@ from longgame.audit.checks import (
     check_scores,
     score_warnings,
     seed_warnings,
+    unfinished_trials,
 )
 from longgame.audit.learner import Learner, learner_kind, make_learner, sequence_of
 from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
-from longgame.data.examples import Pool, Task
+from longgame.data.examples import Example, Pool, Task
 from longgame.data.sequences import measure_contamination
 from longgame.evaluation.scorers import build_scorer
 from longgame.recipe import Recipe
@@ -39,6 +40,7 @@ from longgame.selection.interventions import Replay, selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, SIGNALS, needs_auxiliary, scorer_passes, work_of
+from longgame.signals.quality.base import QualitySources
 from longgame.training.config import SelectionConfig
 
 
@@ -172,7 +174,7 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
     shifted = sum(len(task.items) for task in sequence.ood)
     rows_of_ood = len(sequence.stages) if recipe.data.ood_after == "every-stage" else 1
     probed = sum(len(stage.task.items) for stage in sequence.stages[1:])
-    items = per_row * len(sequence.stages) + shifted * rows_of_ood + probed * probe.points * len(probe.kinds)
+    items = per_row * len(sequence.stages) + shifted * rows_of_ood + probed * (probe.points - 1) * len(probe.kinds)
     diagnosed = sum(stage_tokens) * recipe.budget * math.ceil(choices / recipe.metrics.gradient_every) / choices
     proxy = sequence.proxy_pool
     targets = [stage.target_pool for stage in sequence.stages if stage.target_pool is not None]
@@ -262,8 +264,7 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
     check_models(plan)
     check_plugins(recipe)
     check_scorers(recipe)
-    last = f"stage-{len(plan.stages)}"
-    left = [trial for trial in plan.trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
+    left = unfinished_trials(plan, folder)
     check_scores(plan, left)
     for text in (*seed_warnings(recipe), *score_warnings(plan, left)):
         console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
@@ -284,6 +285,8 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
         table.add_row(Text(cost.selector), str(seeds), *counts, f"{cost.seconds:,.1f} s")
     console.print(table)
     console.print(_given_lines(recipe), highlight=False, markup=False, end="")
+    for line in judge_lines(plan):
+        console.print(f"Estimate of {line}.", highlight=False, markup=False, soft_wrap=True)
     if len(conditions) > 1:
         console.print(_condition_table(conditions, estimates, seeds))
     bases = {condition.base: estimates[condition.name] for condition in reversed(conditions)}
@@ -300,6 +303,29 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
         + f"Results would go to {folder}. Nothing was written.",
         highlight=False,
     )
+
+
+def judge_lines(plan: Plan) -> list[str]:
+    """What judges and reward models cost: the frozen pass of every seed grades all candidates and proxy items once."""
+    lines: dict[str, None] = {}
+    recipes = list({condition.base: condition.base_recipe for condition in plan.conditions.values()}.values())
+    for quality, complexity in dict.fromkeys((recipe.quality, recipe.complexity) for recipe in recipes):
+        grading = QualitySources.of(quality, complexity)
+        if not grading.identity():
+            continue
+        examples: dict[str, Example] = {}
+        for recipe in recipes:
+            if (recipe.quality, recipe.complexity) != (quality, complexity):
+                continue
+            for seed in recipe.seeds:
+                with recipe.paths():
+                    sequence = sequence_of(recipe, seed)
+                pools = [stage.candidates for stage in sequence.stages]
+                pools += [] if sequence.proxy_pool is None else [sequence.proxy_pool.examples]
+                examples |= {example.sample_id: example for pool in pools for example in pool}
+        with plan.recipe.paths():
+            lines |= dict.fromkeys(grading.estimate_of(list(examples.values())))
+    return list(lines)
 
 
 def _given_lines(recipe: Recipe) -> str:

@@ -77,7 +77,7 @@ _REPORT_ONLY = (
 _ADDED = (
     *("model.peft", "model.embedder", "model.scorer_model", "data.turns", "data.quality_range"),
     *("quality", "complexity"),
-    *("model.attention", "training.micro_tokens", "training.gradient_checkpointing"),
+    *("model.attention", "training.micro_tokens", "training.gradient_checkpointing", "probe.generations"),
 )
 """Keys that came after the first runs; at their default they are no part of a trial's key, so that old runs resume."""
 

@@ -7,7 +7,7 @@ A source gives each example a grade on a scale of its own, and maps grades to [0
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -224,7 +224,10 @@ class QualitySources:
         kinds = {"complexity" if name == "complexity" else "quality" for name in names if name in GRADES}
         if not kinds & {*self._named()}:
             return []
-        examples = rows.pool().examples
+        return self.estimate_of(rows.pool().examples, kinds)
+
+    def estimate_of(self, examples: Sequence[Example], kinds: Collection[str] = ("quality", "complexity")) -> list[str]:
+        """What the named sources of these kinds will cost for these examples, in words, behind their kind."""
         lines = {kind: source.estimate(examples) for kind, source in self._named().items() if kind in kinds}
         return [f"{kind}: {line}" for kind, line in lines.items() if line]
 
