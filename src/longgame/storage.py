@@ -14,11 +14,11 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -64,19 +64,26 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _flush_all(paths: Sequence[Path]) -> None:
+def flush_all(paths: Sequence[Path]) -> None:
     """Flush files and folders side by side: a disk takes many at once in little more than the time of one."""
     with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
         for _ in pool.map(flush, paths):
             pass
 
 
-def read_file(path: str | Path) -> bytes:
-    """Content of a regular file; a pipe, on which a reader would wait, or a device without end is an OSError."""
+@contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file to read; a pipe, on which a reader would wait, or a device without end is an OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))
+        yield file
+
+
+def read_file(path: str | Path) -> bytes:
+    """Content of a regular file (`open_file`)."""
+    with open_file(path) as file:
         return file.read()
 
 
@@ -132,7 +139,7 @@ def durable_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
         part.mkdir()
         try:
             yield part
-            _flush_all([*part.rglob("*"), part])
+            flush_all([*part.rglob("*"), part])
             if folder.exists():
                 shutil.rmtree(folder)
             part.rename(folder)
@@ -183,19 +190,31 @@ def read_state(directory: str | Path, name: str) -> Any:
         ResumeError: a file is missing or damaged, or the two do not belong together.
     """
     directory = Path(directory)
-    path = directory / f"{name}.json"
+    return state_of(lambda file: read_file(directory / file), name, directory)
+
+
+def state_of(read: Callable[[str], bytes], name: str, place: Path) -> Any:
+    """What `write_state` wrote, of its two files.
+
+    Args:
+        read: name of a file → its content.
+        place: named in errors.
+
+    Raises:
+        ResumeError: as `read_state`.
+    """
     try:
-        document = json.loads(read_file(path).decode("utf-8"))
-        tensors = read_file(directory / f"{name}.safetensors")
+        document = json.loads(read(f"{name}.json").decode("utf-8"))
+        tensors = read(f"{name}.safetensors")
         if hashlib.sha256(tensors).hexdigest() != document["tensors"]:
             raise ResumeError(
-                f"{name}.json and {name}.safetensors in {directory} do not belong together (one of them was not "
+                f"{name}.json and {name}.safetensors in {place} do not belong together (one of them was not "
                 "written to the end). Go back to an earlier checkpoint."
             )
         return _decode(document["state"], load(tensors))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ResumeError(
-            f"state '{name}' in {directory} cannot be read ({type(error).__name__}: {error}). "
+            f"state '{name}' in {place} cannot be read ({type(error).__name__}: {error}). "
             "Go back to an earlier checkpoint, or start again."
         ) from error
 
@@ -292,7 +311,11 @@ def read_sealed(path: Path, required: Collection[str], optional: Collection[str]
     Raises:
         ResumeError: the file is missing or damaged, lacks a required key, holds an unknown one, or was edited.
     """
-    content = read_json(path)
+    return unsealed(read_json(path), path, required, optional)
+
+
+def unsealed(content: Any, path: Path, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """The entries of a sealed JSON object, after its digest was compared (`read_sealed`)."""
     if not isinstance(content, dict):
         raise unreadable(path, ValueError(f"it holds a {type(content).__name__}, not an object"))
     digest = content.pop(SEAL, None)
@@ -402,17 +425,18 @@ def unreadable(path: Path, error: Exception) -> ResumeError:
     )
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a Parquet file of the run.
+def table_of(content: bytes, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table of a Parquet file of the run.
 
     Args:
+        path: named in errors.
         columns: those to read; None: all.
 
     Raises:
-        ResumeError: the file cannot be read.
+        ResumeError: it cannot be read.
     """
     try:
-        return unpack_parquet(part_file(path), columns).to_pandas(split_blocks=True, self_destruct=True)
+        return unpack_parquet(content, columns).to_pandas(split_blocks=True, self_destruct=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
@@ -427,7 +451,16 @@ def read_done(path: Path) -> dict[str, Any]:
     Raises:
         ResumeError: it is missing, damaged or edited.
     """
-    mark = read_sealed(path, ["key"], ["part", "sha256", "files", "rows"])
+    return checked_mark(read_json(path), path)
+
+
+def checked_mark(content: Any, path: Path) -> dict[str, Any]:
+    """The entries of a mark, after its digest was compared.
+
+    Raises:
+        ResumeError: it is damaged or was edited.
+    """
+    mark = unsealed(content, path, ["key"], ["part", "sha256", "files", "rows"])
     if not isinstance(mark["key"], str) or not all(
         isinstance(mark.get(key, {}), dict) for key in ("sha256", "files", "rows")
     ):
@@ -475,13 +508,16 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_arrays` wrote.
+def read_arrays(content: bytes, path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `write_arrays` wrote.
+
+    Args:
+        path: named in errors.
 
     Raises:
-        ResumeError: the file is missing or damaged.
+        ResumeError: it is damaged.
     """
     try:
-        return dict(load(part_file(path)))
-    except (OSError, SafetensorError) as error:
+        return dict(load(content))
+    except SafetensorError as error:
         raise unreadable(path, error) from error

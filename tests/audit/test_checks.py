@@ -1,7 +1,6 @@
 """What an audit is refused for or warned of before any training, where a selector is a file of scores."""
 
 import itertools
-import json
 import math
 
 import numpy as np
@@ -13,10 +12,12 @@ from longgame.audit.checks import _empty_step, check_models, check_scores, score
 from longgame.audit.estimate import print_plan
 from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
+from longgame.audit.parts import has_parts
 from longgame.audit.plan import Plan
 from longgame.errors import DataError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from support.quadratic_audit import Silent, recipe, walk
+from support.run_parts import as_older_version
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def test_candidates_that_a_file_lacks_are_told_of_all_seeds_before_any_training(
     name = write(tmp_path, seeds=[1])
     with pytest.raises(DataError, match=r"does not name 384 of 576 candidates \(in seed 0, seed 2\)"):
         walk(tmp_path / "q", selectors=["random", name], seeds=[0, 1, 2])
-    assert not list((tmp_path / "q").glob("*/*/*/done.json"))
+    assert not has_parts(tmp_path / "q")
 
 
 def test_a_selector_that_is_added_to_a_finished_run_is_checked_before_its_first_trial(tmp_path):
@@ -140,9 +141,7 @@ def test_a_finished_run_is_told_and_added_to_where_its_file_is_not(tmp_path):
 def test_a_run_whose_marks_are_of_whole_files_is_told_and_refuses_a_grown_one(tmp_path):
     name = write(tmp_path, seeds=[0])
     first, _ = walk(tmp_path / "q", selectors=["random", name], seeds=[0])
-    for mark in (tmp_path / "q").glob("trials/*/*/done.json"):
-        entries = json.loads(mark.read_text())
-        mark.write_text(json.dumps({name: entries[name] for name in ("key", "files") if name in entries}))
+    as_older_version(tmp_path / "q", lambda mark: {name: mark[name] for name in ("key", "files") if name in mark})
     again, _ = walk(tmp_path / "q", selectors=["random", name], seeds=[0])
     pd.testing.assert_frame_equal(again.results, first.results)
     with (tmp_path / "mine.csv").open("a") as file:

@@ -1,6 +1,5 @@
 """A selector that is a file is known by what is in it: an edited one never goes on with a run of the old one."""
 
-import json
 import shutil
 
 import pandas as pd
@@ -13,6 +12,7 @@ from longgame.audit.run import Run
 from longgame.errors import ResumeError
 from longgame.recipe import load_recipe, parse_recipe
 from support.quadratic_audit import Silent
+from support.run_parts import as_older_version
 
 SELECTOR = """
 import numpy as np
@@ -103,8 +103,7 @@ def test_a_finished_run_is_printed_where_the_file_is_not_or_is_another(tmp_path)
 def test_parts_of_before_contents_were_noted_are_taken_as_they_are(tmp_path):
     name = plugin(tmp_path, 1)
     first = audit(name, tmp_path / "q")
-    for mark in (tmp_path / "q").glob("*/*/*/done.json"):
-        mark.write_text(json.dumps({"key": json.loads(mark.read_text())["key"]}))
+    as_older_version(tmp_path / "q", lambda mark: {"key": mark["key"]})
     plugin(tmp_path, -1)
     pd.testing.assert_frame_equal(numbers(audit(name, tmp_path / "q")), numbers(first))
 

@@ -58,7 +58,7 @@ def test_it_competes_with_no_selector(tmp_path):
 
 def test_it_is_added_to_a_finished_run_whose_trials_are_kept(tmp_path):
     walk(tmp_path / "q")
-    marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "trials").rglob("done.json")}
+    marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "trials").rglob("*.zip")}
     _, done = walk(tmp_path / "q", full_data=True)
     assert sorted(done) == ["all-data-s0@full-data", "all-data-s1@full-data"]
     assert all(path.stat().st_mtime_ns == when for path, when in marks.items())

@@ -24,6 +24,7 @@ from longgame.selection.interventions import selector_of
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.texts import ImportanceRatios
 from longgame.training.config import SelectionConfig
+from support.run_parts import as_older_version
 
 
 def recipe(**more):
@@ -242,7 +243,8 @@ def test_a_run_of_an_older_version_goes_on_without_its_attention(tmp_path):
     learner, sequence = learner_of(rec)
     store = Run.create(tmp_path / "r", rec).seed_store(0)
     prepare_seed(0, learner, sequence, store)
-    origin = store.path("base") / "learner.json"
+    as_older_version(tmp_path / "r", lambda mark: {"key": mark["key"]})
+    origin = store.folder / "base" / "learner.json"
     older = {key: value for key, value in json.loads(origin.read_text()).items() if key != "attention"}
     origin.write_text(json.dumps(older))
     _check_origin(learner, sequence, store)

@@ -44,7 +44,7 @@ def run(rec, folder, display=None):
 def log(result, key, stage):
     """The selection log of a stage."""
     trial = result.results[result.results.selector == key].trial.iloc[0]
-    return pd.read_parquet(result.folder / "trials" / trial / f"stage-{stage}" / "selection.parquet")
+    return result.selection(trial, stage)
 
 
 @pytest.fixture(scope="module", params=["step", 3])

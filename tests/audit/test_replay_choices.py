@@ -11,6 +11,7 @@ from longgame.errors import RecipeError
 from longgame.recipe import parse_recipe
 from longgame.selection.interventions import REPLAY_CHOICES
 from support.quadratic_audit import Silent, recipe, walk
+from support.run_parts import selection
 
 CHOICES = sorted(REPLAY_CHOICES.builtin_names())
 ENTRIES = [{"name": "loss"}, *({"name": "loss", "replay": {"share": 0.3, "choice": name}} for name in CHOICES)]
@@ -35,13 +36,7 @@ def key(name):
 
 
 def log(audit, name, stage):
-    return pd.read_parquet(
-        audit.folder
-        / "trials"
-        / f"{key(name).replace(' ', '-').replace('+', '-').replace('%', '-')}-s0"
-        / f"stage-{stage}"
-        / "selection.parquet"
-    )
+    return selection(audit.folder, f"{key(name).replace(' ', '-').replace('+', '-').replace('%', '-')}-s0", stage)
 
 
 def test_every_choice_spends_the_same_tokens(audit) -> None:

@@ -1,11 +1,13 @@
 import errno
 import os
+import zipfile
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
+from longgame.audit.parts import Part
 from longgame.audit.plan import Trial
 from longgame.audit.run import Run
 from longgame.audit.store import StageStore, records_table
@@ -18,6 +20,7 @@ from longgame.storage import (
     write_file,
     write_table,
 )
+from support.run_parts import as_older_version
 
 
 def recipe(**more):
@@ -67,11 +70,50 @@ def finish_a_stage(run):
 def test_a_folder_left_without_its_mark_gives_way_to_the_finished_one(tmp_path):
     run = Run.create(tmp_path / "run", recipe())
     finish_a_stage(run)
+    as_older_version(run.folder)
     stage = run.folder / "trials" / "loss-s0" / "stage-1"
     (stage / "done.json").unlink()
     (stage / "x").write_text("old")
     finish_a_stage(run)
-    assert (stage / "x").read_text() == "1"
+    assert Part.find(stage.parent, "stage-1").read("x") == b"1"
+    assert not stage.exists()
+
+
+def test_a_part_is_one_file_with_its_folders_beside_it(tmp_path):
+    for _ in range(2):  # written again, it is the same
+        with StageStore(tmp_path, "a").writing("stage-1") as part:
+            (part / "x").write_text("1")
+            (part / "learner").mkdir()
+            (part / "learner" / "weights").write_text("2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage-1.learner", "stage-1.zip"]
+    part = StageStore(tmp_path, "a").part("stage-1")
+    part.check()
+    assert (part.read("x"), (part.folder("learner") / "weights").read_text()) == (b"1", "2")
+    with zipfile.ZipFile(part.path) as archive:
+        assert archive.namelist() == ["done.json", "x"]
+    (part.folder("learner") / "weights").write_text("3")
+    with pytest.raises(ResumeError, match=r"stage-1\.zip/learner/weights cannot be read .*not what was written"):
+        part.check()
+
+
+def test_a_part_that_fails_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), StageStore(tmp_path, "a").writing("stage-1") as part:
+        (part / "learner").mkdir()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_with_a_compressed_file_is_refused(tmp_path):
+    with StageStore(tmp_path, "a").writing("stage-1") as part:
+        (part / "x").write_bytes(b"0" * 10_000)
+    path = tmp_path / "stage-1.zip"
+    with zipfile.ZipFile(path) as archive:
+        files = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in files.items():
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED if info.filename == "x" else zipfile.ZIP_STORED)
+    with pytest.raises(ResumeError, match=r"stage-1\.zip/x cannot be read \(it is compressed\)"):
+        StageStore(tmp_path, "a").part("stage-1").read("x")
 
 
 def test_a_recipe_that_finished_nothing_leaves_the_directory_to_the_next_one(tmp_path):
@@ -99,8 +141,7 @@ def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path):
 def test_a_damaged_file_of_a_trial_names_the_trial_to_delete(tmp_path):
     run = Run.create(tmp_path / "run", recipe())
     finish_a_stage(run)
-    mark = run.folder / "trials" / "loss-s0" / "stage-1" / "done.json"
-    mark.write_text("{")
+    os.truncate(run.folder / "trials" / "loss-s0" / "stage-1.zip", 20)
     with pytest.raises(ResumeError, match=r"done\.json cannot be read .* Delete .*trials/loss-s0 and run"):
         run.trial_store(Trial(SelectorSpec(name="loss"), 0)).finished_stages(5)
 
@@ -126,11 +167,12 @@ def test_opening_a_run_clears_scratch_and_keeps_what_is_finished(tmp_path):
     store = run.trial_store(Trial(SelectorSpec(name="loss"), 0))
     with store.writing("stage-1") as part:
         (part / "x").write_text("1")
-    stale = run.folder / "trials" / "loss-s0" / "stage-2.99999.part"
-    stale.mkdir()
-    (stale / "half").write_text("1")
+    stale = [run.folder / "trials" / "loss-s0" / f"{name}.99999.part" for name in ("stage-2", "stage-2.zip")]
+    stale[0].mkdir()
+    (stale[0] / "half").write_text("1")
+    stale[1].write_text("half")
     Run.create(tmp_path / "run", recipe())
-    assert not stale.exists()
+    assert not any(path.exists() for path in stale)
     assert store.finished_stages(5) == 1
 
 
@@ -180,11 +222,12 @@ def test_row_zero_stands_for_every_trial_of_its_seed_and_nan_stays_nan(tmp_path)
 
 def test_arrays_round_trip_and_a_damaged_file_is_named(tmp_path):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], dtype=np.int64)}
-    write_arrays(tmp_path / "x.safetensors", arrays)
-    again = read_arrays(tmp_path / "x.safetensors")
+    path = tmp_path / "x.safetensors"
+    write_arrays(path, arrays)
+    again = read_arrays(path.read_bytes(), path)
     assert all(
         np.array_equal(again[name], value) and again[name].dtype == value.dtype for name, value in arrays.items()
     )
-    os.truncate(tmp_path / "x.safetensors", 20)
+    os.truncate(path, 20)
     with pytest.raises(ResumeError, match=r"x\.safetensors cannot be read"):
-        read_arrays(tmp_path / "x.safetensors")
+        read_arrays(path.read_bytes(), path)

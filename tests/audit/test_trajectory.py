@@ -18,6 +18,7 @@ from longgame.errors import NumericalError, RecipeError, ResumeError
 from longgame.recipe import parse_recipe
 from longgame.report.render import write_report
 from support.quadratic_audit import Silent
+from support.run_parts import rewrite
 
 SELECTORS = ["random", "loss", "gradient", "diversity", "quality", "utility-diversity", "lhas"]
 
@@ -182,7 +183,7 @@ def stopped_after_first_stage(folder, **more):
 def test_damaged_state_names_the_trial_to_delete_and_then_the_run_goes_on(tmp_path):
     stopped_after_first_stage(tmp_path / "q")
     trial = tmp_path / "q" / "trials" / "loss-s0"
-    os.truncate(trial / "stage-1" / "policy.json", 10)
+    rewrite(trial / "stage-1.zip", "policy.json", b"{")
     with pytest.raises(ResumeError, match=r"loss-s0 cannot be resumed after stage 1: .*Delete .*loss-s0 and run"):
         walk(recipe(), tmp_path / "q")
     shutil.rmtree(trial)
@@ -242,6 +243,31 @@ def test_probe_points_are_even_and_hold_both_ends():
     assert probe_steps(3, 4) == [0, 1, 2, 3]
 
 
+def test_both_probes_of_uniform_picks_are_one_training(tmp_path, monkeypatch):
+    once = walk(recipe(), tmp_path / "a", "random").results
+    assert not once[once.probe == "own"].empty
+    monkeypatch.setattr("longgame.audit.walk.RandomSelector", type(None))  # so that each probe is trained
+    pd.testing.assert_frame_equal(numbers(once), numbers(walk(recipe(), tmp_path / "b", "random").results))
+
+
+def test_a_curve_begins_with_the_row_of_its_stage(audit):
+    own = audit.results[audit.results.trial == "lhas-s0"]
+    curve = own[(own.kind == "curve") & (own.step == 0) & (own.sub_skill != "")]
+    row = own[own.kind == "score"].set_index(["stage", "task", "sub_skill", "scorer"]).value
+    assert len(curve) > 0
+    assert [row[key] for key in curve[["stage", "task", "sub_skill", "scorer"]].itertuples(index=False, name=None)] == (
+        curve.value.tolist()
+    )
+
+
+def test_generations_at_the_ends_of_probes_leave_all_else(tmp_path):
+    probe = {"steps": 6, "points": 4, "generations": "ends"}
+    ends, every = walk(recipe(probe=probe), tmp_path / "a").results, walk(recipe(), tmp_path / "b").results
+    between = (every.kind == "curve") & (every.scorer == "exact_match") & ~every.step.isin([0, 6])
+    assert between.any()
+    pd.testing.assert_frame_equal(numbers(ends), numbers(every[~between]))
+
+
 def test_two_labels_of_one_selector_are_two_trials():
     rec = recipe(selectors=[{"name": "loss", "label": "a"}, {"name": "loss", "label": "b/c"}], seeds=[4])
     assert [trial.name for trial in Plan(rec).trials] == ["a-s4", "b-c-s4"]
@@ -254,8 +280,7 @@ def test_two_labels_that_would_share_a_folder_are_refused():
 
 
 def test_every_pick_of_a_stage_is_explained(audit):
-    folder = audit.folder / "trials" / "lhas-s0" / "stage-2"
-    picks = pd.read_parquet(folder / "selection.parquet")
+    picks = audit.selection("lhas-s0", 2)
     terms = {"term_utility", "term_coverage", "term_future", "term_concentration", "term_score"}
     assert terms <= set(picks.columns)
     assert picks[list(terms)].notna().all().all()

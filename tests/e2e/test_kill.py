@@ -63,8 +63,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("pattern", "extra"),
     [
-        ("seeds/seed-0/base/done.json", 0.5),
-        ("trials/*/stage-1/done.json", 0.2),
+        ("seeds/seed-0/base.zip", 0.5),
+        ("trials/*/stage-1.zip", 0.2),
         ("trials/*/stage-2", 0.0),
         ("trials/*/stage-3*", 0.05),
     ],
@@ -78,7 +78,7 @@ def test_killed_audit_resumes_with_the_same_numbers(tmp_path, undisturbed, patte
 
 @pytest.mark.slow
 def test_workers_end_when_only_their_parent_is_killed(tmp_path, undisturbed):
-    process = start_and_wait_for(tmp_path, "trials/*/stage-1/done.json", 0.1)
+    process = start_and_wait_for(tmp_path, "trials/*/stage-1.zip", 0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 20
@@ -96,19 +96,19 @@ def test_workers_end_when_only_their_parent_is_killed(tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_one_sentence_and_keeps_stages(tmp_path, undisturbed):
-    process = start_and_wait_for(tmp_path, "trials/*/stage-1/done.json", 0.1)
+    process = start_and_wait_for(tmp_path, "trials/*/stage-1.zip", 0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"stopped. Finished stages are safe" in errors
     assert b"Traceback" not in errors
-    assert list((tmp_path / "runs" / "small").glob("trials/*/stage-1/done.json"))
+    assert list((tmp_path / "runs" / "small").glob("trials/*/stage-1.zip"))
     finish(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 def test_second_audit_in_the_same_directory_is_refused(tmp_path, undisturbed):
-    process = start_and_wait_for(tmp_path, "seeds/seed-0/base/done.json", 0.0)
+    process = start_and_wait_for(tmp_path, "seeds/seed-0/base.zip", 0.0)
     second = longgame(*AUDIT, cwd=tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -1,7 +1,9 @@
 """One flipped bit in any file of a run is either named with what to delete or put back, or changes nothing."""
 
+import io
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -86,11 +88,19 @@ def runs(tmp_path_factory):
 
 def flipped(content, rng):
     """The content with one bit flipped, at several places."""
-    places = {0, len(content) - 1, *rng.integers(len(content), size=FLIPS - 2).tolist()}
+    places = {0, len(content) - 1, *rng.integers(len(content), size=FLIPS - 2).tolist(), *members(content)}
     for place in sorted(places):
         changed = bytearray(content)
         changed[place] ^= 1 << int(rng.integers(8))
         yield place, bytes(changed)
+
+
+def members(content):
+    """A place inside each file of a part's archive."""
+    if not content.startswith(b"PK"):
+        return []
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return [info.header_offset + 30 + len(info.filename) + info.file_size // 2 for info in archive.infolist()]
 
 
 def kinds(folder):
@@ -132,20 +142,18 @@ def test_a_flipped_bit_is_named_or_harmless(runs, part, tmp_path):
     assert use(folder) == expected
     read = {str(name) for name, count in named.items() if count}
     if part == "stopped":
-        files = ("learner/adapter_model.safetensors", "learner/learner.json", "policy.json", "policy.safetensors")
-        assert {f"trials/random-s0/stage-1/{file}" for file in (*files, "done.json")} <= read
-        assert {f"seeds/seed-0/base/{file}" for file in ("frozen.safetensors", "learner.json", "done.json")} <= read
+        files = (".learner/adapter_model.safetensors", ".learner/learner.json", ".zip")
+        assert {"seeds/seed-0/base.zip", *(f"trials/random-s0/stage-1{file}" for file in files)} <= read
     else:
-        assert {"recipe.yaml", "environment.json", "trials/random-s0/stage-1/selection.parquet"} <= read
+        assert {"recipe.yaml", "environment.json", "trials/random-s0/stage-1.zip"} <= read
         assert {"results.parquet", "picks.parquet", "tables.json"}.isdisjoint(read)  # made again of the stages
 
 
 def test_a_stage_under_another_name_is_refused(runs, tmp_path):
     shutil.copytree(runs.finished, tmp_path / "run")
     trial = tmp_path / "run" / "trials" / "random-s0"
-    shutil.rmtree(trial / "stage-2")
-    shutil.copytree(trial / "stage-3", trial / "stage-2")
-    with pytest.raises(LonggameError, match=r"stage-2/done\.json cannot be read \(it is that of stage-3\)\. Delete"):
+    shutil.copy(trial / "stage-3.zip", trial / "stage-2.zip")
+    with pytest.raises(LonggameError, match=r"done\.json cannot be read \(it is that of stage-3\)\. Delete"):
         _ = load_run(tmp_path / "run").results
 
 

@@ -18,7 +18,7 @@ from longgame.data import sources
 from longgame.data.score_files import read_scores
 from longgame.data.sources import load_examples
 from longgame.errors import DataError, ResumeError
-from longgame.storage import read_table
+from longgame.storage import table_of
 
 MEBI = 2**20
 
@@ -83,7 +83,7 @@ def test_a_table_of_a_run_that_unpacks_without_end_is_refused(tmp_path, monkeypa
     path = tmp_path / "selection.parquet"
     pq.write_table(pa.table({"sample_id": column}), path, compression="zstd", store_schema=False)
     with pytest.raises(ResumeError, match=r"selection.parquet cannot be read \(it has [0-9,]+ bytes and unpacks to"):
-        read_table(path)
+        table_of(path.read_bytes(), path)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,12 @@ def test_a_table_of_a_run_that_unpacks_without_end_is_refused(tmp_path, monkeypa
     ids=["texts", "empty", "categories"],
 )
 def test_a_bounded_read_of_a_table_gives_what_was_written(tmp_path, frame):
-    (tmp_path / "t.parquet").write_bytes(storage.table_bytes(frame))
-    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet"), pd.read_parquet(tmp_path / "t.parquet"))
+    path = tmp_path / "t.parquet"
+    path.write_bytes(storage.table_bytes(frame))
+    pd.testing.assert_frame_equal(table_of(path.read_bytes(), path), pd.read_parquet(tmp_path / "t.parquet"))
     names = list(frame.columns[:0:-1])
     expected = pd.read_parquet(tmp_path / "t.parquet", columns=names)
-    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet", names), expected)
+    pd.testing.assert_frame_equal(table_of(path.read_bytes(), path, names), expected)
 
 
 def test_a_score_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
@@ -120,9 +121,10 @@ def test_a_score_file_may_hold_columns_that_are_not_read(tmp_path):
 
 
 def test_a_table_of_a_run_with_nested_columns_is_refused(tmp_path):
-    pq.write_table(pa.table({"a": [[1, 2], [3]]}), tmp_path / "t.parquet")
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": [[1, 2], [3]]}), path)
     with pytest.raises(ResumeError, match="a column of lists or structs"):
-        read_table(tmp_path / "t.parquet")
+        table_of(path.read_bytes(), path)
 
 
 def test_a_bomb_of_gigabytes_stays_in_bounded_memory(tmp_path):

@@ -9,6 +9,7 @@ from longgame.audit.run import Run
 from longgame.errors import LonggameError, ResumeError
 from support.cli import longgame_here
 from support.quadratic_audit import recipe, walk
+from support.run_parts import as_older_version
 
 RECIPE = yaml.safe_dump(recipe(seeds=[0]).model_dump(mode="json"))
 
@@ -75,6 +76,7 @@ def test_only_scratch_of_a_run_is_deleted(tmp_path):
         "results.parquet.12.part",
         "run.json.7.part",
         "trials/loss-s0/stage-3.99.part/x",
+        "trials/loss-s0/stage-3.zip.99.part",
         "seeds/seed-0/base.1.part/x",
     ]
     for name in (*mine, *stale):
@@ -87,6 +89,7 @@ def test_only_scratch_of_a_run_is_deleted(tmp_path):
 
 def test_a_run_of_an_older_version_is_known_by_its_stages(tmp_path):
     run, _ = walk(tmp_path / "q", seeds=[0])
+    as_older_version(run.folder, lambda mark: {"key": mark["key"]})
     (run.folder / "run.json").unlink()
     text = (run.folder / "recipe.yaml").read_text().split("\n", 1)[1]
     (run.folder / "recipe.yaml").write_text(text)

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from longgame.audit.learner import learner_kind, outline, sequence_of
-from longgame.audit.picks import read_texts, write_selection
+from longgame.audit.parts import Part
+from longgame.audit.picks import texts_of, write_selection
 from longgame.errors import RecipeError
 from longgame.recipe import load_recipe, load_yaml, parse_recipe
-from longgame.storage import read_table
+from support.run_parts import selection
 from tests.support.cli import longgame_here
 from tests.support.quadratic_audit import recipe as quadratic_recipe
 from tests.support.quadratic_audit import walk
@@ -150,6 +151,12 @@ def test_ordinary_aliases_are_read():
     assert load_yaml("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
 
 
+def test_a_time_of_day_is_a_text_and_no_number():
+    assert load_yaml("a: 1:30\nb: [2:05:00, 1:30.5, 7]") == {"a": "1:30", "b": ["2:05:00", "1:30.5", 7]}
+    with pytest.raises(RecipeError, match=r"training\.steps.*1:30"):
+        parse_recipe(load_yaml("{name: r, training: {steps: 1:30}}"))
+
+
 def test_code_of_a_run_directory_needs_a_word(foreign, tmp_path):
     (tmp_path / "p.py").write_text(PLUGIN)
     plugin = f"{tmp_path}/p.py:Mine"
@@ -218,17 +225,18 @@ def test_the_outline_is_that_of_the_data(sequence, order):
 
 
 def test_a_run_stores_the_texts_that_its_report_shows(finished, tmp_path):
-    table = read_table(finished / "trials" / "loss-s0" / "stage-1" / "selection.parquet")
+    table = selection(finished, "loss-s0", 1)
     names = table["sample_id"].unique()
     texts = {name: (f"prompt of {name}", "r" * 20_000) for name in names}
     write_selection(tmp_path / "s.parquet", table, texts)
-    stored = read_texts(tmp_path / "s.parquet")
+    stored = texts_of((tmp_path / "s.parquet").read_bytes(), tmp_path / "s.parquet")
     assert set(stored) < set(names)
     assert len(stored) == 6
     for name, (prompt, response) in stored.items():
         assert prompt == f"prompt of {name}"
         assert len(response) < 10_010
-    assert read_texts(finished / "trials" / "loss-s0" / "stage-1" / "selection.parquet") == {}
+    part = Part(finished / "trials" / "loss-s0" / "stage-1.zip")
+    assert texts_of(part.read("selection.parquet"), part.path) == {}
 
 
 STRANGE = [
@@ -237,10 +245,9 @@ STRANGE = [
     "environment.json",
     "results.parquet",
     "tables.json",
-    "trials/loss-s0/stage-1/done.json",
-    "trials/loss-s0/stage-1/selection.parquet",
-    "trials/loss-s0/stage-3/done.json",
-    "seeds/seed-0/base/done.json",
+    "trials/loss-s0/stage-1.zip",
+    "trials/loss-s0/stage-3.zip",
+    "seeds/seed-0/base.zip",
 ]
 
 

@@ -1,7 +1,6 @@
 """`longgame report` and `longgame watch` on a real run of the closed-form world, finished and partial."""
 
 import io
-import json
 import os
 import shutil
 
@@ -21,7 +20,8 @@ from longgame.recipe import parse_recipe
 from longgame.report.answer import condition_note
 from longgame.report.conditions import axes_figures
 from longgame.report.picks import first_trials, trial_details
-from longgame.storage import read_table, write_table
+from longgame.storage import table_of, write_table
+from support.run_parts import as_older_version, remove, rewrite
 
 RECIPE = """
 name: small
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
 def partial(run, tmp_path):
     shutil.copytree(run, tmp_path / "partial")
     shutil.rmtree(tmp_path / "partial" / "trials" / "loss-s2")
-    shutil.rmtree(tmp_path / "partial" / "trials" / "random-s2" / "stage-3")
+    remove(tmp_path / "partial" / "trials" / "random-s2", 3)
     return tmp_path / "partial"
 
 
@@ -222,14 +222,13 @@ def test_picks_are_stored_and_made_anew_where_stages_differ(run, partial, tmp_pa
     assert part.tables == 23
     assert (part.overlap["n"] < whole.overlap["n"]).any()
     shutil.copytree(run, tmp_path / "old")
+    as_older_version(tmp_path / "old", lambda mark: {"key": mark["key"]})
     for table in (tmp_path / "old").glob("trials/*/stage-*/selection.parquet"):
-        write_table(table, read_table(table))  # as of a version without either
-        mark = table.with_name("done.json")
-        mark.write_text(json.dumps({"key": json.loads(mark.read_text())["key"]}))
+        write_table(table, table_of(table.read_bytes(), table))  # as of a version without either
     pd.testing.assert_frame_equal(again(load_run(tmp_path / "old")).frame(), whole.frame())
     shutil.copytree(run, tmp_path / "run")
-    for table in (tmp_path / "run").glob("trials/*/stage-*/selection.parquet"):
-        table.unlink()
+    for path in (tmp_path / "run").glob("trials/*/stage-*.zip"):
+        rewrite(path, "selection.parquet", b"damaged")
     assert load_run(tmp_path / "run").picks.frame().equals(whole.frame())  # from picks.parquet alone
     (tmp_path / "run" / "picks.parquet").write_bytes(b"damaged")
     with pytest.raises(ResumeError, match="run the command again"):
@@ -262,9 +261,9 @@ def test_watch_before_anything_is_finished_says_so(run, tmp_path):
 
 def test_finished_stages_end_at_the_first_gap(tmp_path):
     for stage, at in ((1, 100.0), (3, 50.0)):
-        mark = tmp_path / "trials" / "a" / f"stage-{stage}" / "done.json"
-        mark.parent.mkdir(parents=True)
-        mark.write_text(json.dumps({}))
+        mark = tmp_path / "trials" / "a" / f"stage-{stage}.zip"
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_bytes(b"")
         os.utime(mark, (at, at))
     assert finish_times(tmp_path, ["a", "b"], 3) == [("a", 100.0)]
 

@@ -87,8 +87,7 @@ def study_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     recipe = world("skill", ["random", "loss", "quality"], axes={"budget": [0.1]})
     audit(recipe, folder / "skill")
-    mark = folder / "skill" / "trials" / "loss-s2@budget=0.1" / "stage-3" / "done.json"
-    mark.unlink()
+    (folder / "skill" / "trials" / "loss-s2@budget=0.1" / "stage-3.zip").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "RUNS", folder)
         data.keep(folder / "data")

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from longgame.audit.learner import learner_kind, seed_bases, sequence_of
+from longgame.audit.parts import Part, parts_of
 from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import Example, SequenceData
 from longgame.data.score_files import read_scores
@@ -26,7 +27,6 @@ from longgame.selection.interventions import selector_of
 from longgame.selection.methods.from_scores import FromScores
 from longgame.signals.base import SIGNALS, work_of
 from longgame.signals.quality.base import QualitySources
-from longgame.storage import read_done
 
 
 def plugin_names(recipe: Recipe) -> tuple[str, ...]:
@@ -215,6 +215,12 @@ def check_memory(plan: Plan) -> None:
             )
 
 
+def unfinished_trials(plan: Plan, folder: Path) -> list[Trial]:
+    """The trials of which a run directory lacks the last stage."""
+    last = f"stage-{len(plan.stages)}"
+    return [trial for trial in plan.trials if Part.find(folder / "trials" / trial.name, last) is None]
+
+
 def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remote_code: bool = False) -> None:
     """Check that no code that a run directory's recipe names would be run; a stranger may have written the recipe.
 
@@ -225,8 +231,7 @@ def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remo
     Raises:
         RecipeError: a trial with work left has a selector or scorer that is a Python file, or a model with code.
     """
-    last = f"stage-{len(plan.stages)}"
-    left = [trial for trial in plan.trials if not (folder / "trials" / trial.name / last / "done.json").is_file()]
+    left = unfinished_trials(plan, folder)
     scorers = plugin_names(plan.recipe.replace({"selectors": ()})) if left else ()
     names = {*(trial.selector.name for trial in left), *scorers}
     code = sorted(name for name in names - {name.strip() for name in named} if ".py:" in name)
@@ -276,8 +281,8 @@ def check_files(folder: Path, plan: Plan) -> None:
         ResumeError: a file has changed since; it is named with the parts.
     """
     now = file_contents(plugin_names(plan.recipe))
-    marks = sorted(folder.glob("*/*/*/done.json")) if now else []
-    trials = {trial.name: trial for trial in plan.trials} if marks else {}
+    parts = parts_of(folder) if now else []
+    trials = {trial.name: trial for trial in plan.trials} if parts else {}
 
     @cache
     def row_digest(name: str, trial: str) -> str | None:
@@ -285,17 +290,17 @@ def check_files(folder: Path, plan: Plan) -> None:
         return row_contents([name], [id for stage in stages for id in _names(stage)]).get(name)
 
     changed = []
-    for mark in marks:
-        part, contents = mark.parent.parent, read_done(mark)
+    for finished in parts:
+        part, contents = finished.path.parent, finished.mark()
         for name in [name for name, content in contents.get("files", {}).items() if now.get(name, content) != content]:
             rows = contents.get("rows", {}).get(name)
             if rows is None or part.name not in trials or row_digest(name, part.name) != rows:
                 changed.append((part, name))
     if changed:
-        parts = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
+        places = list(dict.fromkeys(str(part.relative_to(folder)) for part, _ in changed))
         raise ResumeError(
             f"{file_of(changed[0][1])} is not what it was when these parts of {folder} were measured: "
-            f"{', '.join(parts[:5])}{f' and {len(parts) - 5} more' if parts[5:] else ''}. Put the file back, delete "
+            f"{', '.join(places[:5])}{f' and {len(places) - 5} more' if places[5:] else ''}. Put the file back, delete "
             "these folders to measure them anew, or use another --out."
         )
 

@@ -32,6 +32,7 @@ from longgame.audit.checks import (
 )
 from longgame.audit.cluster import device_on, run_jobs
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
+from longgame.audit.parts import Part
 from longgame.audit.plan import REFERENCES, Plan, Trial
 from longgame.audit.run import (
     ENVIRONMENT,
@@ -251,7 +252,9 @@ def _walk_trial(run: Run, data_dir: str | None, trial: Trial, keep_models: bool,
             rows, picks = walk.stage(number)
         walk.save(number, rows, picks, store)
         if number > 1 and not keep_models:
-            shutil.rmtree(store.path(f"stage-{number - 1}") / "learner", ignore_errors=True)
+            before = Part.find(store.folder, f"stage-{number - 1}")
+            if before is not None:
+                shutil.rmtree(before.folder("learner"), ignore_errors=True)
 
 
 def _opened(folder: str) -> Run:

@@ -26,8 +26,10 @@ from jaxtyping import Bool, Int
 from longgame.audit.plan import Plan, Trial
 from longgame.audit.results import PICKS, Stores, current_table, stamp_of, write_run_table
 from longgame.audit.store import StageStore
-from longgame.storage import parquet_bytes, part_file, unpack_parquet, unreadable
+from longgame.storage import parquet_bytes, unpack_parquet, unreadable
 
+SELECTION = "selection.parquet"
+"""File of a stage: its selection table."""
 TERM = "term_"
 TOTAL = "score"
 """The term that is the whole score, not a part of it."""
@@ -259,14 +261,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
 
 
-def read_texts(path: Path) -> Texts:
+def texts_of(content: bytes, path: Path) -> Texts:
     """The texts that a selection table stores; none where an older version, or a world without texts, wrote it.
+
+    Args:
+        content: of the table's file.
+        path: named in errors.
 
     Raises:
         ResumeError: the table cannot be read.
     """
     try:
-        metadata = pq.read_schema(pa.BufferReader(part_file(path))).metadata or {}
+        metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
         stored = json.loads(metadata.get(_TEXTS, b"{}"))
         return {str(name): (str(prompt), str(response)) for name, (prompt, response) in stored.items()}
     except (OSError, pa.ArrowException, AttributeError, TypeError, ValueError) as error:
@@ -338,10 +344,10 @@ def _stage_shares(plan: Plan, finished: Mapping[str, int], stores: Stores) -> It
 
 def _read_share(store: StageStore, trial: Trial, stage: int) -> StageShare:
     """Read the reduction of a selection table, or make it where the metadata do not hold it."""
-    store.has(f"stage-{stage}")  # raises where the part is of another recipe
-    path = store.path(f"stage-{stage}") / "selection.parquet"
+    part = store.part(f"stage-{stage}")
+    path = part.path / SELECTION
+    content = part.read(SELECTION)
     try:
-        content = part_file(path)
         text = (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_SHARE)
         if text is None:
             table = unpack_parquet(content, dictionaries=_WORDS)

@@ -18,15 +18,14 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from longgame.audit.learner import outline, seed_bases
+from longgame.audit.parts import SUFFIX, Part
 from longgame.audit.plan import FULL_DATA, ORACLE, REFERENCES, Condition, Plan, Trial, measured_by
-from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RESULT_COLUMNS, StageStore
+from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RECORDS, RESULT_COLUMNS, StageStore
 from longgame.errors import ResumeError
 from longgame.metrics.scorecard import Scorecard
 from longgame.metrics.tidy import distinct_rows
 from longgame.storage import (
-    DONE,
     parquet_bytes,
-    part_file,
     read_file,
     read_sealed,
     sealed,
@@ -113,14 +112,14 @@ def stamp_of(folder: Path, plan: Plan, finished: Mapping[str, int]) -> str:
     digest = blake2b(json.dumps(measured_by(plan.recipe), sort_keys=True).encode(), digest_size=16)
     trials = {trial.name: trial for trial in plan.trials}
     bases = {plan.base_name(trials[name].seed, trials[name].condition): None for name in finished if finished[name]}
-    parts = [f"seeds/{base}/base" for base in bases]
-    parts += [f"trials/{name}/stage-{stage}" for name, stages in finished.items() for stage in range(1, stages + 1)]
-    for part in parts:
-        try:
-            content = read_file(f"{folder}/{part}/{DONE}")
-        except OSError as error:
-            raise unreadable(folder / part / DONE, error) from error
-        digest.update(f"{part} {len(content)} ".encode())
+    places = [(f"seeds/{base}", "base") for base in bases]
+    places += [(f"trials/{name}", f"stage-{n}") for name, stages in finished.items() for n in range(1, stages + 1)]
+    for place, name in places:
+        part = Part.find(folder / place, name)
+        if part is None:
+            raise unreadable(folder / place / f"{name}{SUFFIX}", FileNotFoundError("it is missing"))
+        content = part.mark_bytes()
+        digest.update(f"{place}/{name} {len(content)} ".encode())
         digest.update(content)
     return digest.hexdigest()
 
@@ -162,10 +161,8 @@ class _TrialTables:
 
 def _records(store: StageStore, part: str) -> pa.Table:
     """The records of a finished part, after its key and digest were compared."""
-    path = store.path(part) / "records.parquet"
-    if not store.has(part):
-        raise unreadable(path.parent / DONE, FileNotFoundError("it is missing"))
-    return _table(part_file(path), path)
+    finished = store.part(part)
+    return _table(finished.read(RECORDS), finished.path / RECORDS)
 
 
 def _of_trial(row0: pa.Table, trial: Trial) -> pa.Table:

@@ -5,8 +5,9 @@ RUN/
   run.json               marks the directory as a run
   recipe.yaml            the resolved recipe; another recipe in the same directory is refused
   environment.json       versions, threads, machine
-  seeds/seed-0/          frozen pass and row 0 of R, shared by all trials of the seed
-  trials/loss-s0/stage-1 records.parquet, selection.parquet, policy.json + .safetensors, learner/, done.json
+  seeds/seed-0/base.zip  frozen pass and row 0 of R, shared by all trials of the seed
+  trials/loss-s0/stage-1.zip             records.parquet, selection.parquet, policy.json + .safetensors, done.json
+  trials/loss-s0/stage-5.learner/        the adapter after the last finished stage
   trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.audit.plan`)
   results.parquet  picks.parquet  tables.json  failures.json  scorecard.md  report.html
 ```
@@ -30,7 +31,8 @@ import yaml
 from rich.console import Console
 
 from longgame.audit.checks import plugin_names
-from longgame.audit.picks import Picks, read_picks, write_picks
+from longgame.audit.parts import SUFFIX, Part, has_parts
+from longgame.audit.picks import SELECTION, Picks, read_picks, write_picks
 from longgame.audit.plan import (
     FULL_DATA,
     REFERENCES,
@@ -50,12 +52,12 @@ from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, load_recipe
 from longgame.storage import (
-    part_file,
     read_file,
     read_sealed,
     scratch_target,
     sealed,
     storage_errors,
+    table_of,
     unreadable,
     write_file,
 )
@@ -166,7 +168,7 @@ class Run:
                 if folder.exists() and not _is_empty(folder):
                     raise ResumeError(f"{folder} is not empty and holds no run. Choose another --out.")
                 return None
-        if not any(folder.glob("*/*/*/done.json")):
+        if not has_parts(folder):
             return None
         run = cls.open(folder)
         places = {"data.data_dir": run.recipe.data.data_dir, "relative_to": run.recipe.relative_to}
@@ -204,7 +206,7 @@ class Run:
         stages = range(len(self.plan.stages), 0, -1)
 
         def last(trial: Path) -> int:
-            return next((n for n in stages if (trial / f"stage-{n}" / "done.json").is_file()), 0)
+            return next((n for n in stages if Part.find(trial, f"stage-{n}") is not None), 0)
 
         return {trial.name: last(self.folder / "trials" / trial.name) for trial in self.plan.trials}
 
@@ -310,14 +312,23 @@ class Run:
     @cached_property
     def contamination(self) -> Contamination | None:
         """How much of the evaluation items stands in the pools, over all seeds; None without texts or shared work."""
-        folders = (self.folder / "seeds" / self.plan.base_name(seed, "") / "base" for seed in self.recipe.seeds)
-        files = [folder / CONTAMINATION for folder in folders if (folder / CONTAMINATION).is_file()]
-        return Contamination.total([Contamination(**json.loads(part_file(file))) for file in files]) if files else None
+        folders = (self.folder / "seeds" / self.plan.base_name(seed, "") for seed in self.recipe.seeds)
+        bases = [part for folder in folders if (part := Part.find(folder, "base")) and part.has(CONTAMINATION)]
+        return Contamination.total([Contamination(**part.json(CONTAMINATION)) for part in bases]) if bases else None
 
     @cached_property
     def picks(self) -> Picks | None:
         """What the trials of the recipe's own condition selected; None before the first finished stage."""
         return read_picks(self.folder, self.plan, self.finished_stages, self.stores)
+
+    def selection(self, trial: str, stage: int) -> pd.DataFrame:
+        """Every candidate of every round of a trial's stage (1-based): ``picked``, ``tokens``, each term of its score.
+
+        Raises:
+            ResumeError: the stage is not finished, or its file cannot be read.
+        """
+        part = self.trial_store(next(t for t in self.plan.trials if t.name == trial)).part(f"stage-{stage}")
+        return table_of(part.read(SELECTION), part.path / SELECTION)
 
     def write_tables(self) -> None:
         """Write results.parquet and picks.parquet, so that reports need not read the stages.
@@ -424,7 +435,7 @@ def _stale(folder: Path) -> list[Path]:
     parts = [
         path
         for path in (*folder.glob("seeds/*/*.part"), *folder.glob("trials/*/*.part"))
-        if re.fullmatch(r"base|stage-[0-9]+", scratch_target(path) or "")
+        if re.fullmatch(rf"(base|stage-[0-9]+)({re.escape(SUFFIX)})?", scratch_target(path) or "")
     ]
     return top + parts
 

@@ -1,6 +1,6 @@
 """Durable parts of a run: what is finished is complete on disk, what is not finished leaves no trace.
 
-Every folder is written as ``NAME.PID.part``, flushed to disk, and renamed.
+Every part is written as ``NAME.zip.PID.part``, flushed to disk, and renamed (`longgame.audit.parts`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 
 from longgame.audit.checks import file_contents, row_contents
+from longgame.audit.parts import SUFFIX, Part, writing_part
 from longgame.errors import ResumeError
-from longgame.storage import DONE, digests, durable_folder, read_done, sealed, unreadable
+from longgame.storage import DONE, unreadable
 
 RECORD_COLUMNS = {
     "trial": "string",
@@ -61,6 +62,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+RECORDS = "records.parquet"
+"""File of a part: its tidy rows."""
 CONTAMINATION = "contamination.json"
 """File of a seed's shared work: `longgame.data.sequences.Contamination` of its data."""
 
@@ -106,51 +109,43 @@ class StageStore:
         self._contents = {kind: hashes for kind, hashes in contents.items() if hashes}
         return self
 
-    def path(self, name: str) -> Path:
-        return self.folder / name
-
     def has(self, name: str) -> bool:
         """Whether this part is finished; a finished part of another recipe is an error, never used.
 
         Raises:
             ResumeError: the part belongs to another recipe, or its mark cannot be read.
         """
-        path = self.path(name) / DONE
-        if not path.is_file():
-            return False
-        mark = read_done(path)
+        part = Part.find(self.folder, name)
+        if part is not None:
+            self._check_mark(part, name)
+        return part is not None
+
+    def _check_mark(self, part: Part, name: str) -> None:
+        mark = part.mark()
         if mark["key"] != self.key:
             raise ResumeError(
-                f"{path.parent} was made by another recipe (key {mark['key']}, expected {self.key}). Use another --out."
+                f"{part.path} was made by another recipe (key {mark['key']}, expected {self.key}). Use another --out."
             )
         if mark.get("part", name) != name:
-            raise unreadable(path, ValueError(f"it is that of {mark['part']}"))
-        return True
+            raise unreadable(part.path / DONE, ValueError(f"it is that of {mark['part']}"))
 
-    def check(self, name: str) -> None:
-        """Compare every file of a finished part with its digest.
+    def part(self, name: str) -> Part:
+        """A finished part, after its key was compared.
 
         Raises:
-            ResumeError: as `has`; or a file is missing or not what was written.
+            ResumeError: as `has`, or it is missing.
         """
-        if not self.has(name):
-            raise unreadable(self.path(name) / DONE, FileNotFoundError("it is missing"))
-        expected = read_done(self.path(name) / DONE).get("sha256")
-        if expected is None:  # of an older version
-            return
-        actual = digests(self.path(name))
-        for file, digest in expected.items():
-            if actual.get(file) != digest:
-                reason = "its content is not what was written" if file in actual else "it is missing"
-                raise unreadable(self.path(name) / file, ValueError(reason))
+        part = Part.find(self.folder, name)
+        if part is None:
+            raise unreadable(self.folder / f"{name}{SUFFIX}", FileNotFoundError("it is missing"))
+        self._check_mark(part, name)
+        return part
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Scratch folder that becomes the finished part ``name`` when the block ends well."""
-        with durable_folder(self.path(name)) as part:
+        with writing_part(self.folder, name, {"key": self.key, "part": name, **self._contents}) as part:
             yield part
-            mark = {"key": self.key, "part": name, "sha256": digests(part), **self._contents}
-            (part / DONE).write_text(sealed(mark), encoding="utf-8")
 
     def finished_stages(self, stages: int) -> int:
         """How many stages, from the first on, are durable."""

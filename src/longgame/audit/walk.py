@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from longgame.audit.learner import Learner, learner_kind
-from longgame.audit.picks import write_selection
+from longgame.audit.picks import SELECTION, write_selection
 from longgame.audit.plan import Trial
-from longgame.audit.store import CONTAMINATION, StageStore, records_table
+from longgame.audit.store import CONTAMINATION, RECORDS, StageStore, records_table
 from longgame.data.examples import Pool, SequenceData, Stage, Task
 from longgame.data.sequences import Contamination
 from longgame.engines.local import Notify
 from longgame.errors import ModelError, NumericalError, ResumeError
-from longgame.evaluation.scorers import Score
+from longgame.evaluation.scorers import Score, build_scorer
 from longgame.limits import MEMORY_FIXES, is_out_of_memory
 from longgame.metrics.diagnostics import (
     capability_entropy,
@@ -35,10 +35,11 @@ from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Reserve, build_selector
 from longgame.selection.history import History
 from longgame.selection.interventions import selector_of
+from longgame.selection.methods.random import RandomSelector
 from longgame.selection.policy import Round, SelectionPolicy
 from longgame.signals.base import EMBEDDED, SIGNALS, needs_auxiliary
 from longgame.signals.flops import signal_flops, training_flops
-from longgame.storage import read_arrays, read_json, read_state, write_arrays, write_state, write_table
+from longgame.storage import read_arrays, write_arrays, write_state, write_table
 from longgame.training.config import SelectionConfig
 from longgame.training.schedule import StepInfo, TrainingReport, stage_order
 
@@ -94,15 +95,17 @@ class Walk:
         if done == count:
             return range(0)
         prepared = prepared or self.sequence
-        shared.check("base")
+        base = shared.part("base")
+        base.check()
         _check_origin(self.learner, prepared, shared)
-        self.learner.use(prepared, read_arrays(shared.path("base") / "frozen.safetensors"), walked=self.sequence.stages)
+        frozen = read_arrays(base.read("frozen.safetensors"), base.path / "frozen.safetensors")
+        self.learner.use(prepared, frozen, walked=self.sequence.stages)
         if done:
-            last = store.path(f"stage-{done}")
             try:
-                store.check(last.name)
-                self.learner.load(last / "learner")
-                self.policy.load_state_dict(read_state(last, "policy"))
+                last = store.part(f"stage-{done}")
+                last.check()
+                self.learner.load(last.folder("learner"))
+                self.policy.load_state_dict(last.state("policy"))
             except ResumeError as error:
                 reason = str(error).partition(" Delete ")[0]
                 raise ResumeError(
@@ -115,13 +118,13 @@ class Walk:
         """Write what `stage` returned, with the state of selector and model after it."""
         facts = {"trial": self.name, "selector": self.selector, "seed": self.seed}
         with store.writing(f"stage-{number}") as folder:
-            write_table(folder / "records.parquet", records_table([{**facts, "stage": number, **row} for row in rows]))
+            write_table(folder / RECORDS, records_table([{**facts, "stage": number, **row} for row in rows]))
             texts = {
                 example.sample_id: (example.prompt, example.response)
                 for example in self.sequence.stages[number - 1].candidates
                 if learner_kind(self.recipe).has_texts
             }
-            write_selection(folder / "selection.parquet", picks, texts)
+            write_selection(folder / SELECTION, picks, texts)
             write_state(folder, "policy", self.policy.state_dict(), flushed=False)
             (folder / "learner").mkdir()
             self.learner.save(folder / "learner")
@@ -149,7 +152,8 @@ class Walk:
         self._progress(number, "evaluate", 0, 1)
         every_task = last or recipe.data.ood_after == "every-stage"
         tasks = self.sequence.tasks if every_task else [stage.task for stage in stages]
-        rows = score_rows(self.learner.score(tasks), tasks, number)
+        scores = self.learner.score(tasks)
+        rows = score_rows(scores, tasks, number)
         seconds["evaluate"] = time.perf_counter() - clock
         proxy = self.sequence.proxy_pool if report.proxy_passes else None
         target = stages[number - 1].target_pool if report.target_passes else None
@@ -164,16 +168,20 @@ class Walk:
         rows += _diagnostics(self.learner, learnable, policy, report, recipe)
         if not last:
             clock = time.perf_counter()
-            rows += self.probe(number)
+            rows += self.probe(number, scores)
             seconds["probe"] = time.perf_counter() - clock
         rows += _costs(report, seconds, policy, work)
         return rows, selection_table(learnable, policy)
 
-    def probe(self, number: int) -> list[dict[str, Any]]:
+    def probe(self, number: int, scores: Sequence[Score]) -> list[dict[str, Any]]:
         """Measure the early learning curve on the stage after this one (paper §4.1; FORMULAS: future AUC).
 
         ``common`` trains every selector's model on the same uniform sample and so isolates the state that the selector
         left; ``own`` lets the selector pick, with copies of its state and history. The learner does not change.
+
+        Args:
+            number: stages that are finished.
+            scores: of the learner as it is, with those of the next stage's task: the first point of every curve.
 
         Returns:
             Tidy rows of kind ``curve``: points 0–100 at selected-token counts, per scorer and sub-skill, and their
@@ -181,11 +189,21 @@ class Walk:
         """
         pool = self.probe_pool(number)
         reserve = self.reserve(number + 1, pool) if self.policy.replays else None
-        rows: list[dict[str, Any]] = []
+        first = [score for score in scores if score.task == self.sequence.stages[number].task.name]
+        curves: dict[str, list[dict[str, Any]]] = {}
         for kind in self.recipe.probe.kinds:
+            if kind == "own" and "common" in curves and self._picks_as_common:
+                curves[kind] = [{**row, "probe": kind} for row in curves["common"]]
+                continue
             with self.learner.fork() as fork:
-                rows += self._curve(fork, pool, kind, self._probe_policy(kind, number, reserve), number)
-        return rows
+                curves[kind] = self._curve(fork, pool, kind, self._probe_policy(kind, number, reserve), number, first)
+        return [row for curve in curves.values() for row in curve]
+
+    @property
+    def _picks_as_common(self) -> bool:
+        """Whether both probes are the same training: uniform picks of every step, from the same generator."""
+        is_uniform = type(self.policy.selector) is RandomSelector
+        return is_uniform and self.recipe.rounds == "step" and self.recipe.training.epochs == 1
 
     def probe_pool(self, number: int) -> Pool:
         """The part of the next stage's pool that probes see: as many candidates a step as in the stage itself.
@@ -233,7 +251,13 @@ class Walk:
         return policy
 
     def _curve(
-        self, fork: Learner, pool: Pool, kind: str, policy: SelectionPolicy, number: int
+        self,
+        fork: Learner,
+        pool: Pool,
+        kind: str,
+        policy: SelectionPolicy,
+        number: int,
+        first: Sequence[Score],
     ) -> list[dict[str, Any]]:
         recipe, stage = self.recipe, self.sequence.stages[number]
         selection = SelectionConfig.of_recipe(recipe, stream_seed(self.seed, "probe", number))
@@ -249,7 +273,12 @@ class Walk:
             notify(info)
             if info.step not in steps:
                 return
-            scores = fork.score([stage.task])
+            if info.step == 0:
+                scores = first
+            elif info.step == steps[-1] or recipe.probe.generations == "every-point":
+                scores = fork.score([stage.task])
+            else:
+                scores = fork.score([without_generations(stage.task)])
             values = [(score.sub_skill, score.scorer, score.value) for score in scores]
             for scorer in dict.fromkeys(score.scorer for score in scores):
                 measured = [score.value for score in scores if score.scorer == scorer and score.items]
@@ -283,7 +312,7 @@ def prepare_seed(
         if contamination is not None:
             (folder / CONTAMINATION).write_text(json.dumps(asdict(contamination)) + "\n")
         write_table(
-            folder / "records.parquet",
+            folder / RECORDS,
             records_table([{"trial": "", "selector": "", "seed": seed, **row} for row in rows]),
         )
 
@@ -320,7 +349,7 @@ def _origin(learner: Learner, sequence: SequenceData) -> dict[str, str]:
 
 def _check_origin(learner: Learner, sequence: SequenceData, shared: StageStore) -> None:
     """Refuse to mix weights, devices or data within one run: equal names may hide two checkpoints or two files."""
-    old = {**_OLDER_ORIGIN, **read_json(shared.path("base") / "learner.json")}
+    old = {**_OLDER_ORIGIN, **shared.part("base").json("learner.json")}
     new = {**_OLDER_ORIGIN, **_origin(learner, sequence)}
     differing = [f"{key}: {old.get(key)} there, {value} now" for key, value in new.items() if old.get(key) != value]
     if differing:
@@ -350,6 +379,12 @@ def score_rows(scores: Sequence[Score], tasks: Sequence[Task], stage: int) -> li
         }
         for score in scores
     ]
+
+
+def without_generations(task: Task) -> Task:
+    """The task without scorers that need a generation, which cost most; the task itself where it has no others."""
+    scorers = tuple(name for name in task.scorers if "generation" not in build_scorer(name).requires)
+    return replace(task, scorers=scorers or task.scorers)
 
 
 def probe_steps(steps: int, points: int) -> list[int]:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from longgame.audit.parts import Part
 from longgame.commands.terminal import Terminal
 
 LEISURE = 9
@@ -101,10 +102,10 @@ def finish_times(folder: Path, trials: list[str], stages: int) -> list[tuple[str
     found = []
     for name in trials:
         for stage in range(1, stages + 1):
-            mark = folder / "trials" / name / f"stage-{stage}" / "done.json"
-            if not mark.is_file():
+            part = Part.find(folder / "trials" / name, f"stage-{stage}")
+            if part is None:
                 break
-            found.append((name, mark.stat().st_mtime))
+            found.append((name, part.finished_at))
     return sorted(found, key=lambda pair: pair[1])
 
 

@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.audit.picks import TERM, TOTAL, Picks, Texts, highest_and_lowest, read_texts
+from longgame.audit.picks import SELECTION, TERM, TOTAL, Picks, Texts, highest_and_lowest, texts_of
 from longgame.audit.plan import Trial
 from longgame.audit.run import Run
 from longgame.metrics.catalog import METRICS
@@ -18,7 +18,7 @@ from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.report.charts import GREY, PALETTE, Figure, Style, heat_map, spec
 from longgame.report.figures import style_of
 from longgame.report.tables import Cell, Column, Table, format_number, metric_column
-from longgame.storage import read_table
+from longgame.storage import table_of
 
 _OTHERS = "all others"
 _POOL = "(all candidates)"
@@ -220,8 +220,9 @@ def trial_details(run: Run, trials: Sequence[Trial]) -> list[TrialDetail]:
         }
         stages = []
         for number, task in enumerate(run.plan.stages[:finished], 1):
-            path = run.folder / "trials" / trial.name / f"stage-{number}" / "selection.parquet"
-            stages.append(stage_detail(read_table(path), number, task, read_texts(path)))
+            part = run.trial_store(trial).part(f"stage-{number}")
+            content, path = part.read(SELECTION), part.path / SELECTION
+            stages.append(stage_detail(table_of(content, path), number, task, texts_of(content, path)))
         details.append(TrialDetail(trial.name, facts, _measured(records[trial.name], run.plan.stages), tuple(stages)))
     return details
 
