@@ -20,7 +20,7 @@ from longgame.data.synthetic import (
     build_procedural_sequence,
     unseen_skills,
 )
-from longgame.data.synthetic.base import Draft
+from longgame.data.synthetic.base import Draft, reasoning_gym
 from longgame.data.synthetic.pool import apportion, is_for_evaluation
 from longgame.errors import DataError
 from longgame.recipe import DataSpec, ProxySpec
@@ -232,3 +232,8 @@ def test_apportion_sums_up_within_one_of_each_share(total, weights):
 def test_examples_are_frozen(sequence):
     with pytest.raises(dataclasses.FrozenInstanceError):
         sequence.stages[0].candidates[0].prompt = "changed"
+
+
+def test_a_dataset_of_automata_works_though_its_library_loads_later():
+    dataset = reasoning_gym().create_dataset("game_of_life", seed=0, size=1)
+    assert dataset.score_answer(dataset[0]["answer"], dataset[0]) == 1

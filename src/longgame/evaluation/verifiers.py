@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from longgame.data.examples import Example
+from longgame.data.synthetic.base import reasoning_gym
 from longgame.errors import DataError, did_you_mean, unknown
 from longgame.evaluation.answers import marked_or_all
 
@@ -44,9 +45,7 @@ _UNPARSABLE = (
 
 @cache
 def _reasoning_gym(dataset: str) -> Callable[[str, Mapping[str, Any]], float]:
-    import reasoning_gym  # 0.8 s; only where an item needs it
-
-    return reasoning_gym.get_score_answer_fn(dataset)
+    return reasoning_gym().get_score_answer_fn(dataset)
 
 
 def check_verifier(example: Example) -> None:

@@ -134,8 +134,8 @@ def _layer(layer: nn.Module) -> _Layer | None:
     parts = [[_linear(getattr(place, name)) for name in of] for place, of in zip((attention, mlp), names, strict=True)]
     if any(part is None for of in parts for part in of) or any(type(norm) is not LlamaRMSNorm for norm in norms):
         return None
-    of_attention, of_mlp = ([part for part in of if part is not None] for of in parts)
-    return _Layer(norms[0], *of_attention, norms[1], *of_mlp, attention, mlp.act_fn)
+    (query, key, value, out), (gate, up, down) = ([part for part in of if part is not None] for of in parts)
+    return _Layer(norms[0], query, key, value, out, norms[1], gate, up, down, attention, mlp.act_fn)
 
 
 def _linear(module: nn.Module) -> nn.Linear | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -171,11 +174,32 @@ _INDICES = 2**40
 """Bound of random indices: reasoning-gym seeds item i with ``seed + i``, so every draw is another item."""
 
 
+class _LaterModule(ModuleType):
+    """Stands for a module that is loaded when one of its attributes is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+_AUTOMATA = "cellpylib"
+"""A library of reasoning-gym that loads matplotlib (0.5 s), and that one of its datasets uses."""
+
+
+@cache
+def reasoning_gym() -> Any:
+    """The package reasoning-gym, imported once and where items need it: it takes half a second."""
+    later = _LaterModule(_AUTOMATA)
+    sys.modules.setdefault(_AUTOMATA, later)
+    try:
+        return importlib.import_module("reasoning_gym")
+    finally:
+        if sys.modules[_AUTOMATA] is later:
+            del sys.modules[_AUTOMATA]
+
+
 @cache
 def _dataset(name: str, parameters: str) -> Any:
-    from reasoning_gym import create_dataset  # heavy to import; only needed once items are drawn
-
-    return create_dataset(name, seed=0, size=_INDICES, **json.loads(parameters))
+    return reasoning_gym().create_dataset(name, seed=0, size=_INDICES, **json.loads(parameters))
 
 
 def gym_skill(
