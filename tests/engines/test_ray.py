@@ -159,7 +159,7 @@ def test_an_interrupted_audit_is_resumed_behind_its_stages(tmp_path, cluster, he
 
     with pytest.raises(KeyboardInterrupt):
         audit_on_ray(tmp_path / "q", Impatient())
-    assert list((tmp_path / "q").glob("trials/*/stage-*/done.json"))
+    assert list((tmp_path / "q").glob("trials/*/stage-*.zip"))
     run = audit_on_ray(tmp_path / "q")
     pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
 

@@ -8,8 +8,8 @@ from transformers import Cache, LlamaConfig, LlamaForCausalLM
 from longgame.evaluation import decoding
 from longgame.evaluation.decoding import _Buffer
 from longgame.evaluation.evaluator import Evaluator
+from longgame.models.fused import folded_lora
 from longgame.models.llama import LlamaStep
-from longgame.models.lora import folded_lora
 
 ROWS, CACHED, ROOM = 5, 7, 3
 KINDS = {

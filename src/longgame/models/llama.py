@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
@@ -24,7 +25,6 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from longgame.models.head import prompt_learning
-from longgame.models.lora import LoraLinear
 
 
 class KeysAndValues(Protocol):
