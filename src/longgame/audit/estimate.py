@@ -309,20 +309,21 @@ def judge_lines(plan: Plan) -> list[str]:
     """What judges and reward models cost: the frozen pass of every seed grades all candidates and proxy items once."""
     lines: dict[str, None] = {}
     recipes = list({condition.base: condition.base_recipe for condition in plan.conditions.values()}.values())
-    for quality, complexity in dict.fromkeys((recipe.quality, recipe.complexity) for recipe in recipes):
-        grading = QualitySources.of(quality, complexity)
+    groups: dict[str, list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(repr((recipe.quality, recipe.complexity)), []).append(recipe)
+    for group in groups.values():
+        grading = QualitySources.of(group[0].quality, group[0].complexity)
         if not grading.identity():
             continue
         examples: dict[str, Example] = {}
-        for recipe in recipes:
-            if (recipe.quality, recipe.complexity) != (quality, complexity):
-                continue
+        for recipe in group:
             for seed in recipe.seeds:
                 with recipe.paths():
                     sequence = sequence_of(recipe, seed)
-                pools = [stage.candidates for stage in sequence.stages]
-                pools += [] if sequence.proxy_pool is None else [sequence.proxy_pool.examples]
-                examples |= {example.sample_id: example for pool in pools for example in pool}
+                proxy = () if sequence.proxy_pool is None else sequence.proxy_pool.examples
+                read = [*(example for stage in sequence.stages for example in stage.candidates), *proxy]
+                examples |= {example.sample_id: example for example in read}
         with plan.recipe.paths():
             lines |= dict.fromkeys(grading.estimate_of(list(examples.values())))
     return list(lines)

@@ -31,7 +31,7 @@ import yaml
 from rich.console import Console
 
 from longgame.audit.checks import plugin_names
-from longgame.audit.parts import SUFFIX, Part, has_parts
+from longgame.audit.parts import SUFFIX, Part, has_parts, parts_of
 from longgame.audit.picks import SELECTION, Picks, read_picks, write_picks
 from longgame.audit.plan import (
     FULL_DATA,
@@ -393,7 +393,7 @@ def holds_run(folder: Path) -> bool:
     """
     if _is_marked(folder):
         return True
-    return (folder / RECIPE).is_file() and any(map(_is_finished_part, folder.glob("*/*/*/done.json")))
+    return (folder / RECIPE).is_file() and any(map(_has_mark, parts_of(folder)))
 
 
 def recipe_file(path: Path) -> tuple[Path, bool]:
@@ -416,12 +416,11 @@ def _is_marked(folder: Path) -> bool:
         return False
 
 
-def _is_finished_part(path: Path) -> bool:
+def _has_mark(part: Part) -> bool:
     try:
-        content = json.loads(read_file(path).decode("utf-8"))
-    except (OSError, ValueError):
+        return bool(part.mark())
+    except ResumeError:
         return False
-    return isinstance(content, dict) and isinstance(content.get("key"), str)
 
 
 def _is_empty(folder: Path) -> bool:
