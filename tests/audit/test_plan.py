@@ -92,5 +92,6 @@ def test_the_plan_counts_the_calls_of_a_judge_once_per_candidate(tmp_path, monke
     judged = judged.replace({"quality": {"name": "judge", "model": "m", "views": 2, "max_tokens": 10}})
     (line,) = judge_lines(Plan(judged))
     calls = int(re.match(r"quality: ([\d,]+) calls \(0 replies", line)[1].replace(",", ""))
-    texts = {(item.prompt, item.response) for stage in sequence_of(judged, 0).stages for item in stage.candidates}
-    assert 0.9 * 2 * len(texts) <= calls <= 2 * 5 * 20
+    sequence = sequence_of(judged, 0)
+    read = [*(item for stage in sequence.stages for item in stage.candidates), *sequence.proxy_pool.examples]
+    assert calls == 2 * len({(item.prompt, item.response) for item in read})
