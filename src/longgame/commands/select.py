@@ -42,6 +42,9 @@ from longgame.commands.score import (
     row_progress,
 )
 from longgame.commands.terminal import Terminal
+from longgame.errors import RecipeError
+
+_PARTS = "Large pools: part by part"
 
 
 def select_command(
@@ -97,6 +100,24 @@ def select_command(
     ] = "tokens",
     clusters: Annotated[int, typer.Option(help="Clusters of the embeddings, for selectors that use them.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Select from --scores in so many parts, with one in memory (default: 1, or the shards with --engine).",
+            rich_help_panel=_PARTS,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Where parts are worked on: local, ray, auto or ray://HOST:PORT.", rich_help_panel=_PARTS),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Parts in work at a time (default: 1; with Ray, what it holds).", rich_help_panel=_PARTS
+        ),
+    ] = None,
     turns: TurnsOption = "all",
     quality_range: QualityRange = "0,1",
     quality: Quality = None,
@@ -123,7 +144,9 @@ def select_command(
     Example: longgame select train.jsonl --model smollm2-135m --selector loss --budget 10% --out subset.jsonl
     """
     with interruptible("stopped. What was scored is safe; run the same command again to resume."):
+        from longgame.engines.choice import LOCAL
         from longgame.offline.options import SelectOptions
+        from longgame.offline.partitioned import partitioned_lines, select_in_parts
         from longgame.offline.selecting import BAD, EXPLAINED, MANIFEST, PAGE, judge_estimate, select_to
         from longgame.offline.subset import beside
         from longgame.offline.summary import audit_line
@@ -157,6 +180,35 @@ def select_command(
         console = Terminal()
         if estimate:
             print_estimate(console, judge_estimate(one_or_all(data), options))
+            return
+        if partitions not in (None, 1) or engine is not None or workers is not None:
+            unread = {
+                "--model": model, "--target": target, "--replay": replay, "--replay-scores": replay_scores,
+                "--history": history, "--training-log": training_log, "--explain": explain or None,
+            }  # fmt: skip
+            if given := [option for option, value in unread.items() if value is not None]:
+                raise RecipeError(
+                    f"{', '.join(given)} reads more than a folder of scores, and --partitions reads that alone. Leave "
+                    "it out, or use --partitions 1."
+                )
+            if scores is None:
+                raise RecipeError("--partitions reads a folder of scores. Run longgame score first, and give --scores.")
+            with errors_name_options():
+                lines = partitioned_lines(
+                    *select_in_parts(
+                        one_or_all(data),
+                        out,
+                        options,
+                        scores=scores,
+                        partitions=partitions,
+                        engine=engine or LOCAL,
+                        workers=workers or (1 if engine in (None, LOCAL) else None),
+                        overwrite=overwrite,
+                        command=command_line(),
+                    )
+                )
+            for line in [*lines, f"Written: {out}, {beside(out, MANIFEST)}"]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
         with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(

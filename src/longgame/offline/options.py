@@ -71,11 +71,19 @@ class Budget:
         Raises:
             BudgetError: it holds none of them.
         """
-        amount = int(round(self.value * int(costs.sum())) if self.kind == "share" else self.value)
-        if amount < int(costs.min()):
+        return self.units_of(int(costs.sum()), int(costs.min()), len(costs))
+
+    def units_of(self, total: int, least: int, rows: int) -> int:
+        """What may be spent of so many rows that cost ``total`` together, the cheapest of them ``least``.
+
+        Raises:
+            BudgetError: it holds none of them.
+        """
+        amount = int(round(self.value * total) if self.kind == "share" else self.value)
+        if amount < least:
             raise BudgetError(
-                f"the budget of {self} is {amount} {self.of} here, and the shortest of {len(costs)} candidates has "
-                f"{int(costs.min())}. Raise it."
+                f"the budget of {self} is {amount} {self.of} here, and the shortest of {rows} candidates has {least}. "
+                "Raise it."
             )
         return amount
 

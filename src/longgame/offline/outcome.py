@@ -168,7 +168,7 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
     rows, options = outcome.rows, outcome.options
     selector = options.build() if isinstance(options.selector, str) else options.selector
     return {
-        "longgame": importlib.metadata.version("longgame") if _installed() else "source",
+        "longgame": installed_version(),
         "command": command,
         "selector": {"name": options.label, "parameters": dict(options.parameters), "requires": [*selector.requires]},
         "budget": {
@@ -219,9 +219,9 @@ def digest_of(ids: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16]
 
 
-def _installed() -> bool:
+def installed_version() -> str:
+    """Version of longgame; ``source`` where it is not installed."""
     try:
-        importlib.metadata.version("longgame")
+        return importlib.metadata.version("longgame")
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return "source"

@@ -78,20 +78,37 @@ class ScoreFolder:
         Raises:
             PluginError: it is not there. ResumeError: it is damaged. RecipeError: there are several.
         """
-        if name not in self.names:
-            raise PluginError(f"'{self.folder}' was asked for an " + unknown("signal", name, self.names))
         parts = []
         for place in range(len(self.folders)):
-            store, *others = self._stores_of(place, name)
-            if others:
-                raise RecipeError(
-                    f"'{self.folder}' holds {name} for {1 + len(others)} target sets or trainings. Say which by "
-                    "--target and the selector's parameters."
-                )
+            store = self._store_of(place, name)
             store.verify([name])
             parts.append(store.column(name))
         column = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return column.astype(np.float32, copy=False)
+
+    def __len__(self) -> int:
+        return sum(len(stores[0]) for stores in self._stores)
+
+    def block(self, names: Sequence[str], start: int, stop: int) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+        """Return ids and columns of the rows from ``start`` to ``stop``; nothing else is read. Digests are checked.
+
+        Raises:
+            PluginError: a column is not there. ResumeError: it is damaged. RecipeError: there are several.
+        """
+        ids: list[str] = []
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        first = 0
+        for place, stores in enumerate(self._stores):
+            begin, end = max(start - first, 0), min(stop - first, len(stores[0]))
+            first += len(stores[0])
+            if begin >= end:
+                continue
+            ids.extend(stores[0].ids[begin:end])
+            for name in names:
+                store = self._store_of(place, name)
+                store.verify([name], begin, end)
+                parts[name].append(store.column(name)[begin:end].astype(np.float32, copy=False))
+        return tuple(ids), {name: np.concatenate(columns) for name, columns in parts.items()}
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> Signals:
         """Return these signals of the pool's examples, found by ``sample_id``; a trainer takes this as ``signals=``.
@@ -131,6 +148,22 @@ class ScoreFolder:
         if name not in vectors:
             raise ResumeError(f"'{self.folder}' lacks the vector {name}. Give --model, and it is computed into it.")
         return np.asarray(vectors[name])
+
+    def _store_of(self, place: int, name: str) -> SignalStore:
+        """The store that holds a column in one of the folders.
+
+        Raises:
+            PluginError: there is none. RecipeError: there are several.
+        """
+        if name not in self.names:
+            raise PluginError(f"'{self.folder}' was asked for an " + unknown("signal", name, self.names))
+        store, *others = self._stores_of(place, name)
+        if others:
+            raise RecipeError(
+                f"'{self.folder}' holds {name} for {1 + len(others)} target sets or trainings. Say which by "
+                "--target and the selector's parameters."
+            )
+        return store
 
     def _stores_of(self, place: int, name: str) -> list[SignalStore]:
         """The stores that hold a column in one of the folders; more than one: of several target sets."""

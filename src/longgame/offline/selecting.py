@@ -170,7 +170,11 @@ def choose(
         reference=None if model is None else model.reference,
         pick_weights=decision.selection.weights,
         graded=grading.describe(),
-        notes=(*grading.notes(), *_missing_notes(signals, candidates, decision.selection.rows)),
+        notes=(
+            *grading.notes(),
+            *_missing_notes(signals, candidates, decision.selection.rows),
+            *whole_pool_notes(len(decision.selection.rows), len(candidates)),
+        ),
     )
     return outcome, policy
 
@@ -192,6 +196,12 @@ def _missing_notes(signals: Signals, candidates: Int[np.ndarray, " m"], picks: I
                 f"{name}: {int(missing.sum()):,} of {len(candidates):,} candidates have none, so they are picked "
                 f"last or never; {int(missing[picks].sum()):,} of them are picked"
             )
+
+
+def whole_pool_notes(picks: int, candidates: int) -> Iterator[str]:
+    """That nothing was left out."""
+    if picks == candidates:
+        yield f"the budget holds all {candidates:,} candidates, so nothing was left out"
 
 
 def _policy(selector: Selector, seed: int, history: str | Path | None) -> SelectionPolicy:
@@ -288,7 +298,7 @@ def select_to(
     source = open_source(data)
     endings = (MANIFEST, *((EXPLAINED,) if explain else ()))
     refuse_existing([path, *(beside(path, ending) for ending in endings)], overwrite)
-    _refuse_inputs(path, source)
+    refuse_inputs(path, source)
     scratch = path.with_name(f"{path.name}.scores")
     try:
         outcome, policy = choose(
@@ -356,7 +366,7 @@ def _replay_scratch(scratch: str | Path) -> Path:
     return Path(f"{scratch}.replay")
 
 
-def _refuse_inputs(out: Path, source: RowSource) -> None:
+def refuse_inputs(out: Path, source: RowSource) -> None:
     """Raise DataError where the output is one of the files that are read."""
     for path in getattr(source, "paths", ()):
         if path.exists() and out.exists() and path.resolve() == out.resolve():

@@ -54,6 +54,15 @@ class Selector:
     by the defaults."""
     family: str = ""
     """Kind of method (`longgame.selection.families.FAMILIES`); empty: told from its signals."""
+    by_row: bool = False
+    """Whether `score` and `eligible` of a candidate depend on this candidate alone. Parts of a pool may then be scored
+    apart, and one cut over all of them gives the picks of the pool (`longgame select --partitions`)."""
+    two_rounds: str = ""
+    """What is true of picks made in two rounds: in every part of a pool, then among the picks of all parts. Empty: the
+    method has no such form, and `longgame select --partitions` refuses it."""
+    distance_term: str = ""
+    """Term of the score that bounds a candidate's distance to the nearest pick from above, where there is one; two
+    rounds then report the radius that the picks cover."""
     score_source: str = ""
     """Where scores come from that another system made ("score file 'x.csv'"); their cost is unknown."""
 
@@ -87,13 +96,7 @@ class Selector:
             BudgetError: no candidate fits into the budget.
             PluginError: `score` did not return one number per candidate.
         """
-        answer = self.score(pool, signals, history)
-        named = answer if isinstance(answer, Mapping) else {"score": answer}
-        if "score" not in named:
-            raise PluginError(
-                f"score() returned the terms {sorted(map(str, named))}; one of them must be 'score', which decides."
-            )
-        terms = {term: real_numbers(column, len(pool), f"'{term}' of score()") for term, column in named.items()}
+        terms = score_terms(self, pool, signals, history)
         allowed = np.where(eligible_of(self, pool), terms["score"], np.nan)
         return Selection.of(pool, fill_by_score(allowed, pool.ids, pool.costs, budget), terms)
 
@@ -154,6 +157,35 @@ class Selector:
     def unmet(self) -> dict[str, int]:
         """Return by how much the stage missed what it should have replayed, per cost name."""
         return {}
+
+
+def score_terms(selector: Selector, pool: Pool, signals: Signals, history: History) -> dict[str, np.ndarray]:
+    """Return `Selector.score` as named terms, checked.
+
+    Raises:
+        PluginError: no term is ``score``, or one is not one real number per candidate.
+    """
+    answer = selector.score(pool, signals, history)
+    named = answer if isinstance(answer, Mapping) else {"score": answer}
+    if "score" not in named:
+        raise PluginError(
+            f"score() returned the terms {sorted(map(str, named))}; one of them must be 'score', which decides."
+        )
+    return {term: real_numbers(column, len(pool), f"'{term}' of score()") for term, column in named.items()}
+
+
+def claims(selector: Selector, attribute: str) -> Any:
+    """Return ``by_row`` or ``two_rounds`` of a selector; False or empty where a subclass defines ``score``, ``select``
+    or ``eligible`` anew and does not say that it still holds."""
+    if attribute in vars(selector):
+        return getattr(selector, attribute)
+    order = type(selector).__mro__
+    declared = next(place for place, cls in enumerate(order) if attribute in vars(cls))
+    defined = min(
+        next(place for place, cls in enumerate(order) if method in vars(cls))
+        for method in ("score", "select", "eligible")
+    )
+    return getattr(Selector if declared > defined else selector, attribute)
 
 
 def real_numbers(values: Any, n: int, label: str) -> np.ndarray:

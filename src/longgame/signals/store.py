@@ -66,18 +66,24 @@ class PackedIds(Sequence[str]):
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            return tuple(self[index] for index in range(*row.indices(len(self))))
+            start, stop, step = row.indices(len(self))
+            if step == 1:
+                return tuple(self._decoded(start, stop))
+            return tuple(self[index] for index in range(start, stop, step))
         row = range(len(self))[row]
         start = int(self._ends[row - 1]) if row else 0
         return self._text[start : int(self._ends[row])].tobytes().decode(errors="surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _BLOCK):
-            ends = self._ends[first : first + _BLOCK].tolist()
+        return self._decoded(0, len(self))
+
+    def _decoded(self, start: int, stop: int) -> Iterator[str]:
+        for first in range(start, stop, _BLOCK):
+            ends = self._ends[first : min(stop, first + _BLOCK)].tolist()
             base = int(self._ends[first - 1]) if first else 0
             text = self._text[base : ends[-1]].tobytes()
-            for start, end in zip([base, *ends], ends, strict=False):
-                yield text[start - base : end - base].decode(errors="surrogatepass")
+            for begin, end in zip([base, *ends], ends, strict=False):
+                yield text[begin - base : end - base].decode(errors="surrogatepass")
 
 
 class SignalStore:
@@ -138,14 +144,19 @@ class SignalStore:
             columns = {name: column.astype(np.float32, copy=False) for name, column in columns.items()}
         return Signals(tuple(self.ids), columns)
 
-    def verify(self, names: Sequence[str] | None = None) -> None:
-        """Compare every shard of the ids and of these columns (default: all) with its digest.
+    def verify(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> None:
+        """Compare the shards of the ids and of these columns (default: all) with their digests.
+
+        Args:
+            names: columns.
+            start, stop: only shards that hold some of these rows (default: all of them).
 
         Raises:
             ResumeError: some bytes are not those that were written.
         """
+        rows = range(start, len(self) if stop is None else stop)
         for name in (IDS, ENDS, *(self.names if names is None else names)):
-            _verify(self.path, name, self._dtypes[name], self._maps[name].offset, self.ranges)
+            _verify(self.path, name, self._dtypes[name], self._maps[name].offset, self.ranges, rows)
 
     def _load(self, name: str) -> np.memmap:
         try:
@@ -522,8 +533,10 @@ def _read_ranges(folder: Path) -> tuple[list[Range], int]:
     raise _damaged(folder, f"{RANGES} has a gap")
 
 
-def _verify(folder: Path, name: str, dtype: np.dtype, offset: int, ranges: Sequence[Range]) -> None:
-    """Compare a column file behind its header with the digests, shard by shard.
+def _verify(
+    folder: Path, name: str, dtype: np.dtype, offset: int, ranges: Sequence[Range], rows: range | None = None
+) -> None:
+    """Compare a column file behind its header with the digests, shard by shard; ``rows``: only shards that hold some.
 
     Raises:
         ResumeError: the file is missing or too short, or some bytes are not those that were written.
@@ -532,7 +545,10 @@ def _verify(folder: Path, name: str, dtype: np.dtype, offset: int, ranges: Seque
         with (folder / f"{name}.npy").open("rb") as file:
             file.seek(offset)
             for part in ranges:
-                if _digest(file.read(math.prod(part.shapes[name]) * dtype.itemsize)) != part.digests[name]:
+                size = math.prod(part.shapes[name]) * dtype.itemsize
+                if rows is not None and (part.stop <= rows.start or part.start >= rows.stop):
+                    file.seek(size, os.SEEK_CUR)
+                elif _digest(file.read(size)) != part.digests[name]:
                     raise _damaged(folder, f"{name}.npy has other bytes in rows {part.start}…{part.stop - 1}")
     except (OSError, KeyError) as error:
         raise _damaged(folder, f"{name}.npy: {error}") from error

@@ -73,7 +73,7 @@ class RankedPart:
         ids, costs: of the same rows.
     """
 
-    def __init__(self, score: Float[np.ndarray, " n"], ids: Sequence[str], costs: Int[np.ndarray, " n"]) -> None:
+    def __init__(self, score: Float[np.ndarray, " n"], ids: tuple[str, ...], costs: Int[np.ndarray, " n"]) -> None:
         self._keys = -np.asarray(score, dtype=np.float64)
         self._ids = ids
         self._order = by_score(np.flatnonzero(~np.isnan(self._keys)), self._keys, ids)

@@ -330,7 +330,7 @@ def farthest_first_partitioned(
     part_radius = np.zeros(parts)
     np.maximum.at(part_radius, place[core] % parts, core_distance)
     unreached = np.flatnonzero(np.isinf(distance))
-    distance[unreached] = _to_nearest(embeddings, unreached, picks)
+    distance[unreached] = distances_to(embeddings[unreached], embeddings[picks])
     within = distance + part_radius[place % parts]
     within[core] = core_distance
     within *= 1.0 + (embeddings.shape[1] + 8) * float(np.finfo(distance.dtype).eps)
@@ -339,16 +339,13 @@ def farthest_first_partitioned(
     return Partitioned(picks, distance, within, float(pick_distance.min(initial=np.inf)))
 
 
-def _to_nearest(
-    embeddings: Float[np.ndarray, "n d"], rows: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]
-) -> Float[np.ndarray, " m"]:
-    """Distances of these rows, of a part that could not afford any, to the nearest pick."""
-    if not len(rows):
+def distances_to(embeddings: Float[np.ndarray, "m d"], points: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " m"]:
+    """Distance of each row to the nearest of these points."""
+    if not len(embeddings):
         return np.zeros(0)
-    points = embeddings[picks]
-    table = Nearest(embeddings[rows], points[0], points)
+    table = Nearest(np.ascontiguousarray(embeddings), points[0], points)
     if table.others is not None:
-        table.lower(np.arange(len(rows)), table.others, np.arange(len(points)))
+        table.lower(np.arange(len(embeddings)), table.others, np.arange(len(points)))
     return np.sqrt(table.squared)
 
 

@@ -36,6 +36,7 @@ class ExactDedupSelector(Selector):
     """
 
     name = "dedup-exact"
+    two_rounds = "no two picks are equal while the budget holds others"
     group: ClassVar[str] = "exact_group"
 
     def __init__(self, by: str = "random", rejected: Literal["last", "never"] = "last") -> None:

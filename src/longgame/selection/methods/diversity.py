@@ -38,6 +38,13 @@ _MOST_CLUSTERS = 256
 _REFERENCES = 4096
 _THRESHOLD = 0.9
 METHODS: tuple[str, ...] = ("farthest-first", "k-means", "facility-location", "threshold")
+_TWO_ROUNDS = {
+    "farthest-first": "every candidate lies within the radius of a pick",
+    "k-means": "clusters of every part, then of their picks: large clusters of the pool weigh less than in one round",
+    "facility-location": "greedy in every part, then among their picks (GreeDi, Mirzasoleiman et al. 2013)",
+    "threshold": "no two picks are alike; a row passed over may resemble a pick of its part alone",
+}
+"""What is true of picks in two rounds."""
 
 
 class DiversitySelector(Selector):
@@ -111,6 +118,8 @@ class DiversitySelector(Selector):
                     "drop one of them."
                 )
         self.requires = ("embedding", "quality") if self.method == "threshold" else ("embedding",)
+        self.two_rounds = _TWO_ROUNDS[self.method]
+        self.distance_term = "score" if self.method == "farthest-first" else ""
 
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator

@@ -24,6 +24,7 @@ class EL2NSelector(Selector):
     """
 
     name = "el2n"
+    by_row = True
     requires = ("el2n",)
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002

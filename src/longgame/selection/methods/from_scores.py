@@ -37,6 +37,7 @@ class FromScores(Selector):
     """
 
     name = "scores"
+    by_row = True
 
     def __init__(self, file: str, missing: Literal["error", "skip"] = "error") -> None:
         self.missing = choice(self.name, "missing", missing, ("error", "skip"))

@@ -46,6 +46,7 @@ class GradientSelector(Selector):
         self.similarity = choice(self.name, "similarity", similarity, ("cosine", "dot"))
         self.per = choice(self.name, "per", per, ("example", "step"))
         self.requires = ("grad_norm",) if self.mode == "norm" else ("grad_sketch",)
+        self.by_row = self.mode == "norm"
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002
         tokens = np.asarray(pool.response_tokens, dtype=np.float64) if self.per == "step" else np.ones(len(pool))

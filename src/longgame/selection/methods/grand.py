@@ -23,6 +23,7 @@ class GraNdSelector(Selector):
     """
 
     name = "grand"
+    by_row = True
     requires = ("grad_norm",)
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002

@@ -38,6 +38,7 @@ class IFDSelector(Selector):
     """
 
     name = "ifd"
+    by_row = True
     requires = ("loss", "loss_without_prompt")
 
     def __init__(self, rejected: Literal["last", "never"] = "last") -> None:

@@ -36,6 +36,7 @@ class LESSSelector(Selector):
     """
 
     name = "less"
+    by_row = True
     requires = ("influence",)
 
     def __init__(

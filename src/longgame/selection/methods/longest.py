@@ -20,6 +20,7 @@ class LongestSelector(Selector):
     """Most response tokens first; ties by id (arXiv 2402.04833, §2)."""
 
     name = "longest"
+    by_row = True
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002
         return np.asarray(pool.response_tokens, dtype=np.float64)

@@ -28,6 +28,7 @@ class LossSelector(Selector):
     """
 
     name = "loss"
+    by_row = True
     requires = ("loss",)
 
     def __init__(self, per: Literal["example", "step"] = "example") -> None:

@@ -35,6 +35,7 @@ class PrototypesSelector(Selector):
     """
 
     name = "prototypes"
+    two_rounds = "distances are to the centers of cells of a part, then of the picks of all parts"
     requires = ("embedding",)
 
     def __init__(

@@ -21,6 +21,7 @@ class QualitySelector(Selector):
     """Highest quality first, by its source (a column or rules, if no other is named); missing ones last; ties by id."""
 
     name = "quality"
+    by_row = True
     requires = ("quality",)
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002

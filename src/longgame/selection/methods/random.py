@@ -24,6 +24,7 @@ class RandomSelector(Selector):
     """
 
     name = "random"
+    two_rounds = "uniform in every part, then among their picks"
     family = "baseline"
 
     def select(

@@ -33,6 +33,7 @@ class RHOSelector(Selector):
     """
 
     name = "rho"
+    by_row = True
     requires = ("loss", "reference_loss")
 
     def __init__(self, epochs: int = 4, learning_rate: float | None = None, batch: int | None = None) -> None:

@@ -40,6 +40,7 @@ class SemDeDupSelector(Selector):
     """
 
     name = "semdedup"
+    two_rounds = "near-duplicates are dropped in cells of a part, then in cells of the picks of all parts"
     requires = ("embedding",)
 
     def __init__(

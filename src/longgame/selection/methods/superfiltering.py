@@ -33,6 +33,7 @@ class SuperfilteringSelector(Selector):
     """
 
     name = "superfiltering"
+    by_row = True
     requires = ("scorer_loss", "scorer_loss_without_prompt")
 
     def __init__(self, rejected: Literal["last", "never"] = "last") -> None:

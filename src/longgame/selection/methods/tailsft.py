@@ -25,6 +25,7 @@ class TailSFTSelector(Selector):
     """
 
     name = "tailsft"
+    by_row = True
     requires = ("loss", "base_loss")
 
     def score(self, pool: Pool, signals: Signals, history: History) -> Float[np.ndarray, " n"]:  # noqa: ARG002

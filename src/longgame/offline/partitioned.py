@@ -1,0 +1,402 @@
+"""Select from a folder of scores part by part: one exact cut, or two rounds; the rows of no more than a part in memory.
+
+A selector that scores every candidate by itself (`Selector.by_row`) is exact: its picks are those of one selection of
+the whole pool. A selector that compares candidates with each other (`Selector.two_rounds`) picks in every part, then
+among the picks of all parts; the manifest says what is true of that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+from longgame.data.examples import WEIGHT
+from longgame.data.formats import RowError, RowRules, read_row
+from longgame.data.sources import RowSource, open_source
+from longgame.engines.choice import LOCAL, check_engine, mapped
+from longgame.errors import BudgetError, DataError, RecipeError
+from longgame.offline.options import Budget, SelectOptions
+from longgame.offline.outcome import digest_of, installed_version
+from longgame.offline.parts import EXACT_GROUP, Part, PartWorker, Picks, Question, Totals, Unit, costs_of, parts_of
+from longgame.offline.score_folder import BAD_ROWS, FITTED, TABLE, ScoreFolder
+from longgame.offline.selecting import MANIFEST, refuse_inputs, whole_pool_notes
+from longgame.offline.subset import PREFIX, beside, kind_of, refuse_existing, write_subset
+from longgame.selection.algorithms.cut import exact_cut
+from longgame.selection.base import SELECTORS, Selector, claims
+from longgame.selection.budget import by_score
+from longgame.signals.base import CONTEXT, SIGNALS
+from longgame.storage import write_file
+
+SHARE = 4.0
+"""In the first round a part may spend so many times its share of the budget; the second round chooses among that."""
+_PART_ROWS = 1 << 20
+"""Rows of a part where no number of parts is given."""
+_BATCH = 1 << 16
+_OPTIONS = {
+    "where": "--where",
+    "quality": "--quality",
+    "complexity": "--complexity",
+    "embedder": "--embedder",
+    "scorer_model": "--scorer-model",
+}
+"""Options that read the rows themselves."""
+
+
+@dataclass(frozen=True)
+class PartsOutcome:
+    """What was picked, in the order of the data."""
+
+    picks: Picks
+    rank: Int[np.ndarray, " k"]
+    """From 1: the order of picking."""
+    weights: Float[np.ndarray, " k"] | None
+    totals: Sequence[Totals]
+    """Of every part."""
+    asked: int
+    spent: int
+    unit: Unit
+    claim: Mapping[str, Any]
+    """``partitions`` of the manifest: number of parts, rounds, whether exact, what is true of the picks."""
+    notes: tuple[str, ...] = ()
+
+
+def select_in_parts(
+    data: Any,
+    out: str | Path,
+    options: SelectOptions,
+    *,
+    scores: str | Path,
+    partitions: int | None = None,
+    engine: str = LOCAL,
+    workers: int | None = 1,
+    overwrite: bool = False,
+    command: str = "",
+) -> tuple[PartsOutcome, dict[str, Any]]:
+    """Select a subset of ``data`` by its scores, part by part, and write it to ``out`` with a manifest beside it.
+
+    The picks depend on the number of parts where there are two rounds, and on nothing else: not on the engine, the
+    number of workers or the shards of the folder. The data is read as a stream for the picks alone.
+
+    Args:
+        data: what was scored, named as it was when it was scored.
+        scores: a folder of `longgame score`, or of its shards, on a path that all workers see.
+        partitions: number of parts; None: one per shard of the folder, or per million rows.
+        engine, workers: see `longgame.engines.choice.mapped`.
+
+    Raises:
+        RecipeError: the selector, or an option, has no form in parts. ResumeError: the scores are damaged.
+        BudgetError: the budget holds no candidate. DataError: the data is not that of the scores.
+        StorageError: an output exists, or the disk is full.
+    """
+    path, source = Path(out).expanduser(), open_source(data)
+    kind_of(path)
+    check_engine(engine)
+    refuse_existing([path, beside(path, MANIFEST)], overwrite)
+    refuse_inputs(path, source)
+    table, selector = ScoreFolder(scores), options.build()
+    _check_options(options)
+    exact = bool(claims(selector, "by_row")) and type(selector).select is Selector.select
+    holds = "" if exact else str(claims(selector, "two_rounds"))
+    if not exact and not holds:
+        raise RecipeError(_no_form(options.label))
+    _check_signals(options, selector, table)
+    if partitions is None:
+        if not exact and len(table.folders) == 1:
+            raise RecipeError(
+                f"selector '{options.label}' picks in two rounds, and its picks depend on the number of parts. Give "
+                "--partitions."
+            )
+        partitions = len(table.folders) if len(table.folders) > 1 else -(-len(table) // _PART_ROWS)
+    parts = parts_of(len(table), partitions)
+    if partitions == 1 and not exact:
+        raise RecipeError("one part needs no second round. Leave out --engine and --workers.")
+    budget = Budget.parse(options.budget)
+    unit: Unit = "rows" if budget.of == "rows" else options.budget_of
+    worker = PartWorker(scores, options, unit, options.dedup == "exact")
+
+    def ask(questions: Sequence[Question]) -> list[Any]:
+        return list(mapped(worker, questions, engine, workers=workers))
+
+    totals: list[Totals] = ask([Question(part, "totals") for part in parts])
+    least = [part.least for part in totals if part.rows]
+    if not least:
+        raise DataError(f"'{scores}' leaves no candidates: all rows are duplicates.")
+    candidates = sum(part.rows for part in totals)
+    asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
+    claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
+    if exact:
+        picks, rank, weights = _in_one_round(ask, parts, asked)
+    else:
+        picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked)
+        claim |= {"holds": holds, "share": SHARE, **bound}
+    spent = int(costs_of(picks.prompt, picks.response, unit).sum())
+    notes = tuple(whole_pool_notes(len(rank), candidates))
+    outcome = PartsOutcome(picks, rank, weights, totals, asked, spent, unit, claim, notes)
+    rules = RowRules(options.turns, options.quality_range)
+    positions = _positions(source, _located(table, picks.rows), picks.ids, rules, scores)
+    files = write_subset(path, [(source, positions, _added(outcome))])
+    manifest = _manifest(outcome, source, table, options, files, command)
+    write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return outcome, manifest
+
+
+def _check_options(options: SelectOptions) -> None:
+    """Raise RecipeError for an option that reads the rows."""
+    for name, option in _OPTIONS.items():
+        if getattr(options, name) is not None:
+            raise RecipeError(
+                f"{option} reads the rows, and --partitions reads their scores alone. Leave it out, or use "
+                "--partitions 1."
+            )
+    if options.dedup not in (None, "exact"):
+        raise RecipeError(
+            f"dedup is '{options.dedup}', which reads all texts; --partitions takes exact. Remove near-duplicates from "
+            "the data first, or use --partitions 1."
+        )
+
+
+def _check_signals(options: SelectOptions, selector: Selector, table: ScoreFolder) -> None:
+    """Raise RecipeError where the selector needs what the folder does not hold."""
+    there = {*table.names, EXACT_GROUP}
+    for name in selector.requires:
+        if name in FITTED or (name in SIGNALS and SIGNALS[name].of_no_model and name not in there):
+            raise RecipeError(
+                f"selector '{options.label}' needs {name}, which is made of all candidates at once. Use --partitions 1."
+            )
+        if (name in SIGNALS and name not in there) or (name in CONTEXT and not table.has_context(name)):
+            raise RecipeError(
+                f"'{table.folder}' lacks {name}, which selector '{options.label}' needs. Compute it into that folder "
+                "with longgame score."
+            )
+
+
+def _no_form(label: str) -> str:
+    """The error for a selector that has no form in parts."""
+    builtin = {name: SELECTORS.make(name, {}) for name in SELECTORS.names() if SELECTORS.is_builtin(name)}
+    forms = [name for name, known in builtin.items() if claims(known, "by_row") or claims(known, "two_rounds")]
+    return (
+        f"selector '{label}' has no form in parts: it compares candidates with all others, and does not say what is "
+        f"true of picks in two rounds. Use --partitions 1, or one of {', '.join(sorted(forms))}. A selector of your "
+        "own sets by_row = True where score() looks at one candidate alone, or two_rounds = 'what is true of its "
+        "picks'."
+    )
+
+
+Ask = Callable[[Sequence[Question]], list[Any]]
+
+
+def _in_one_round(ask: Ask, parts: Sequence[Part], budget: int) -> tuple[Picks, Int[np.ndarray, " k"], None]:
+    """The picks of one exact cut, their ranks, and no weights."""
+    cut = exact_cut(
+        ask([Question(part, "sketch") for part in parts]),
+        budget,
+        lambda low, high: ask([Question(part, "between", low=low, high=high) for part in parts]),
+        lambda place, most: ask([Question(part, "behind", high=place, budget=most) for part in parts]),
+    )
+    picks = Picks.joined(
+        ask(
+            [
+                Question(part, "picks", low=cut.place, rows=tuple(rows.tolist()))
+                for part, rows in zip(parts, cut.rows, strict=True)
+            ]
+        )
+    )
+    rank = np.empty(len(picks.rows), dtype=np.int64)
+    keys = -np.asarray(picks.terms["score"], dtype=np.float64)
+    rank[by_score(np.arange(len(keys)), keys, picks.ids)] = np.arange(1, len(keys) + 1)
+    return picks, rank, None
+
+
+def _in_two_rounds(
+    ask: Ask, worker: PartWorker, parts: Sequence[Part], budget: int
+) -> tuple[Picks, Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None, dict[str, Any]]:
+    """The picks among the picks of all parts, their ranks and weights, and the radius that they cover."""
+    share = min(budget, int(np.ceil(budget * SHARE / len(parts))))
+    first = ask([Question(part, "first", budget=share, total=budget) for part in parts])
+    answers = [answer for answer in first if answer is not None]
+    if not answers:
+        raise BudgetError(f"a budget of {budget} holds none of the candidates. Raise `budget`.")
+    core = Picks.joined(answers)
+    rows, terms, weights = worker.second(core, budget)
+    order = np.argsort(rows)
+    rank, chosen = order + 1, rows[order]
+    bound: dict[str, Any] = {}
+    if term := worker.options.build().distance_term:
+        unreached = [part for part, answer in zip(parts, first, strict=True) if answer is None]
+        bound = _radius(core, answers, rows, np.asarray(terms[term], dtype=np.float64))
+        if unreached:
+            points = core.columns["embedding"][rows]
+            reach = ask([Question(part, "reach", points=points) for part in unreached])
+            bound["radius"] = max(bound["radius"], *reach)
+    picks = Picks(
+        core.rows[chosen],
+        tuple(core.ids[row] for row in chosen.tolist()),
+        core.prompt[chosen],
+        core.response[chosen],
+        {name: np.asarray(column)[chosen] for name, column in terms.items()},
+    )
+    return picks, rank, None if weights is None else weights[order], bound
+
+
+def _radius(
+    core: Picks, answers: Sequence[Picks], rows: Int[np.ndarray, " k"], distance: Float[np.ndarray, " n"]
+) -> dict[str, float | None]:
+    """Radius within which every candidate lies of a pick, and a bound on its ratio to the best one.
+
+    Let r be the largest distance of a candidate of a part to the part's picks, and R that of a pick of the part to the
+    final picks. By the triangle inequality every candidate of the part is within r + R of a final pick. Picks that are
+    pairwise at least s apart leave no k − 1 points that cover them within s/2.
+    """
+    apart = float(distance[rows[1:]].min(initial=np.inf))
+    distance = distance.copy()
+    distance[rows] = 0.0
+    second = np.zeros(len(answers))
+    np.maximum.at(second, core.part, distance)
+    width = core.columns["embedding"].shape[1]
+    rounding = 1.0 + (width + 8) * float(np.finfo(np.float32).eps)
+    radius = float(max(part.radius + far for part, far in zip(answers, second, strict=True)) * rounding)
+    factor = radius / (apart / 2) if 0 < apart < np.inf else None
+    return {"radius": radius, "apart": apart if np.isfinite(apart) else 0.0, "factor": factor}
+
+
+def _located(table: ScoreFolder, rows: Int[np.ndarray, " k"]) -> list[tuple[str, int]]:
+    """File and number in it of these rising rows."""
+    located: list[tuple[str, int]] = []
+    first = 0
+    for folder in table.folders:
+        with pq.ParquetFile(folder / TABLE) as file:
+            for batch in file.iter_batches(_BATCH, columns=["file", "row"]):
+                inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))] - first
+                chosen = batch.take(inside)
+                located += zip(chosen["file"].to_pylist(), chosen["row"].to_pylist(), strict=True)
+                first += len(batch)
+    return located
+
+
+def _positions(
+    source: RowSource, located: Sequence[tuple[str, int]], ids: Sequence[str], rules: RowRules, scores: str | Path
+) -> Int[np.ndarray, " k"]:
+    """Places of the picks in the source, each compared with its id.
+
+    Raises:
+        DataError: the data is another one than was scored, or is named otherwise.
+    """
+    positions = np.empty(len(ids), dtype=np.int64)
+    files: set[str] = set()
+    place = 0
+    for position, (file, number, read) in enumerate(source.rows()):
+        if place == len(ids):
+            break
+        files.add(file)
+        if (file, number) != located[place]:
+            continue
+        try:
+            content = read_row(read(), rules)[0].sample_id
+        except RowError as error:
+            raise DataError(f"row {number} of '{file}' cannot be read any more: {error}") from error
+        if content != ids[place].partition("#")[0]:
+            raise DataError(
+                f"row {number} of '{file}' is another one than was scored into '{scores}'. Score the data again, or "
+                "give the options that it was scored with (--turns)."
+            )
+        positions[place] = position
+        place += 1
+    if place < len(ids):
+        file, number = located[place]
+        other = "" if file in files else f" The data has {', '.join(sorted(files)[:3])}: name it as it was scored."
+        raise DataError(f"'{scores}' holds scores of row {number} of '{file}', which is not in the data.{other}")
+    return positions
+
+
+def _added(outcome: PartsOutcome) -> dict[str, np.ndarray]:
+    """The columns that are written beside the rows."""
+    picks = outcome.picks
+    added: dict[str, np.ndarray] = {f"{PREFIX}rank": outcome.rank}
+    terms = {"score": np.full(len(picks.rows), np.nan), **picks.terms}
+    added |= {PREFIX + name: values for name, values in terms.items()}
+    if outcome.weights is not None:
+        added[WEIGHT] = outcome.weights
+    added[f"{PREFIX}sample_id"] = np.asarray(picks.ids, dtype=object)
+    return added
+
+
+def _manifest(
+    outcome: PartsOutcome,
+    source: RowSource,
+    table: ScoreFolder,
+    options: SelectOptions,
+    files: Mapping[str, str],
+    command: str,
+) -> dict[str, Any]:
+    """What was selected of what, how, and the hashes by which it can be checked."""
+    picks, config = outcome.picks, table.config
+    job = config.get("shard") or config
+    in_order = np.argsort(outcome.rank)
+    tokens, response = int((picks.prompt + picks.response).sum()), int(picks.response.sum())
+    scored = sum(part.scored for part in outcome.totals)
+    bad = sum(
+        sum(1 for line in (folder / BAD_ROWS).open(encoding="utf-8") if line.strip())
+        for folder in table.folders
+        if (folder / BAD_ROWS).is_file()
+    )
+    candidates = sum(part.rows for part in outcome.totals)
+    return {
+        "longgame": installed_version(),
+        "command": command,
+        "selector": {
+            "name": options.label,
+            "parameters": dict(options.parameters),
+            "requires": [*options.build().requires],
+        },
+        "budget": {
+            "budget": str(Budget.parse(options.budget)),
+            "unit": outcome.unit,
+            "asked": outcome.asked,
+            "spent": outcome.spent,
+        },
+        "picked": {
+            "rows": len(picks.rows),
+            "tokens": tokens,
+            "learned_share": round(response / max(1, tokens), 4),
+            "digest": digest_of([picks.ids[row] for row in in_order.tolist()]),
+        },
+        "data": {
+            "label": source.label,
+            "digest": job["digest"],
+            "usable": scored,
+            "bad_rows": bad,
+            "duplicates": scored - candidates,
+            "candidates": candidates,
+            "tokens": sum(part.tokens for part in outcome.totals),
+            "turns": config["turns"],
+        },
+        "partitions": dict(outcome.claim),
+        "model": str(config["model"]["name"]),
+        "weights": f"{config['weights']} ({config['fingerprint']})",
+        "template": str(config.get("template", "")),
+        "seed": options.seed,
+        "sha256": dict(files),
+    }
+
+
+def partitioned_lines(outcome: PartsOutcome, manifest: Mapping[str, Any]) -> list[str]:
+    """What a terminal shows of a selection in parts."""
+    claim, picked, pool = manifest["partitions"], manifest["picked"], manifest["data"]
+    rounds = "one exact cut" if claim["exact"] else f"two rounds ({claim['holds']})"
+    lines = [
+        f"{picked['rows']:,} of {pool['candidates']:,} rows with {picked['tokens']:,} of {pool['tokens']:,} tokens, by "
+        f"the selector {manifest['selector']['name']}, in {claim['partitions']} parts: {rounds}",
+        f"budget {manifest['budget']['budget']}: {outcome.asked:,} {outcome.unit}, {outcome.spent:,} spent",
+    ]
+    if "radius" in claim:
+        factor = claim["factor"]
+        ratio = "" if factor is None else f"; at most {factor:.3g} times that of the best picks"
+        lines.append(f"every candidate is within {claim['radius']:.6g} of a pick{ratio}")
+    return [*lines, *outcome.notes]
