@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -128,19 +129,19 @@ def id_order(ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
     return order
 
 
-def descending(score: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+def descending(score: Float[np.ndarray, " n"], ids: Sequence[str]) -> Int[np.ndarray, " n"]:
     """Rows by falling score, NaN last; ties by id, so the order of the pool never decides."""
     return by_score(np.arange(len(ids)), -np.asarray(score, dtype=np.float64), ids)
 
 
-def by_score(rows: Int[np.ndarray, " m"], keys: Float[np.ndarray, " n"], ids: tuple[str, ...]) -> np.ndarray:
+def by_score(rows: Int[np.ndarray, " m"], keys: Float[np.ndarray, " n"], ids: Sequence[str]) -> np.ndarray:
     """These rows by rising key; only runs of equal keys are sorted by id."""
     order = rows[np.argsort(keys[rows], kind="stable")]
     _sort_runs(order, keys[order], ids)
     return order
 
 
-def _sort_runs(order: Int[np.ndarray, " m"], keys: np.ndarray, ids: tuple[str, ...]) -> None:
+def _sort_runs(order: Int[np.ndarray, " m"], keys: np.ndarray, ids: Sequence[str]) -> None:
     """Sort each stretch of equal keys by id, in place."""
     same = keys[1:] == keys[:-1]
     if keys.dtype.kind == "f":
