@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.errors import BudgetError, RecipeError, ResumeError
+from longgame.models.processes import split_evenly
 from longgame.selection.base import build_selector
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
 from longgame.training.config import SelectionConfig
-from longgame.training.feed import SelectionFeed, deal, round_of, split_micro
+from longgame.training.feed import SelectionFeed, deal, round_of
 from support.training import Coin, make_policy, make_pool
 
 
@@ -66,9 +67,9 @@ def test_deal_refuses_more_steps_than_examples():
 
 
 def test_micro_batches_take_the_longest_first_into_the_lightest():
-    assert split_micro([5, 9, 4, 8], 2) == [[1, 2], [0, 3]]
-    assert split_micro([5, 9], 3) == [[1], [0], []]
-    assert split_micro([5, 9, 1], 1) == [[0, 1, 2]]
+    assert split_evenly([5, 9, 4, 8], 2) == [[1, 2], [0, 3]]
+    assert split_evenly([5, 9], 3) == [[1], [0], []]
+    assert split_evenly([5, 9, 1], 1) == [[0, 1, 2]]
 
 
 @given(

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -379,11 +382,14 @@ def test_unsupported_setups_are_refused_before_training(tmp_path, tokenizer, opt
         make_trainer(tmp_path, tokenizer, **options)
 
 
+def zero(stage):
+    """accelerate's plugin of a configuration of DeepSpeed."""
+    return SimpleNamespace(hf_ds_config=HfDeepSpeedConfig({"zero_optimization": {"stage": stage}}))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("is_fsdp_enabled", True, "FSDP: it divides the weights"),
-        ("is_deepspeed_enabled", True, "DeepSpeed: it keeps gradients and weights out"),
         ("get_tp_size", lambda: 2, "tensor, context or sequence parallelism: it divides"),
         ("get_cp_size", lambda: 2, "tensor, context or sequence parallelism: it divides"),
         ("get_sp_size", lambda: 2, "tensor, context or sequence parallelism: it divides"),
@@ -393,6 +399,24 @@ def test_divided_models_are_refused_with_the_reason(tmp_path, tokenizer, name, v
     trainer = make_trainer(tmp_path, tokenizer)
     setattr(trainer, name, value)
     with pytest.raises(RecipeError, match=message):
+        trainer._refuse_selection()
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin", "value", "message"),
+    [
+        ("fsdp", "fsdp_plugin", SimpleNamespace(fsdp_version=1), r"FSDP1: .* Set fsdp_config=.'version': 2"),
+        ("fsdp", "fsdp_plugin", SimpleNamespace(fsdp_version=2), None),
+        ("deepspeed", "deepspeed_plugin", zero(3), "DeepSpeed ZeRO-3: .* Use ZeRO-1, ZeRO-2 or FSDP2"),
+        ("deepspeed", "deepspeed_plugin", zero(2), None),
+        ("deepspeed", "deepspeed_plugin", zero(1), None),
+    ],
+)
+def test_weights_that_stay_divided_are_refused(tmp_path, tokenizer, name, plugin, value, message):
+    trainer = make_trainer(tmp_path, tokenizer)
+    setattr(trainer, f"is_{name}_enabled", True)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(**{plugin: value}))
+    with nullcontext() if message is None else pytest.raises(RecipeError, match=message):
         trainer._refuse_selection()
 
 

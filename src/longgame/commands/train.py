@@ -121,9 +121,9 @@ def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, s
     from trl import get_peft_config, get_quantization_config
 
     from longgame.models.load import load_tokenizer, model_place
+    from longgame.training.compat import refuse_parallel
     from longgame.training.config import SelectionConfig
     from longgame.training.sft import SelectionSFTTrainer
-    from longgame.training.trainer import refuse_parallel
 
     chosen = SelectionConfig.of(_as_fields(selection))
     refuse_parallel(arguments)

@@ -224,7 +224,7 @@ def float32_product(head: nn.Linear, hidden: Float[Tensor, "... d"]) -> Float[Te
     """
     weight, bias = head.weight, head.bias
     if weight.dtype == torch.float32:
-        return head(hidden).float()
+        return functional.linear(hidden, weight, bias).float()
     rows = max(1, logit_entries(weight.device) // weight.shape[1])
     wide = hidden.float()
     logits = torch.cat([wide @ part.float().T for part in weight.split(rows)], dim=-1)
@@ -335,6 +335,12 @@ class TokenOutcomes(NamedTuple):
     """1 where the token is the most likely one (of equal logits the first), else 0."""
 
 
+def _is_linear(module: Any) -> bool:
+    """Whether this is a plain linear layer; FSDP2 gives the layers that it divides a class of their own."""
+    kind = type(module)
+    return kind is nn.Linear or (kind.__name__ == "FSDPLinear" and kind.__mro__[2] is nn.Linear)
+
+
 class LogitHead:
     """Output head of a causal LM: logits = cap(scale · (h Wᵀ + b)), with cap the identity or c·tanh(·/c).
 
@@ -351,7 +357,7 @@ class LogitHead:
     def __init__(self, base: PreTrainedModel) -> None:
         self._head: Any = base.get_output_embeddings()
         self._merged: tuple[tuple[Any, ...], nn.Linear] | None = None
-        if type(self.module) is not nn.Linear:
+        if not _is_linear(self.module):
             kind = "none" if self._head is None else f"{type(self._head).__module__}.{type(self._head).__name__}"
             raise ModelError(
                 f"the model's output head is {kind}; signals need a plain torch.nn.Linear. "
@@ -399,8 +405,13 @@ class LogitHead:
 
     @property
     def version(self) -> tuple[int, ...]:
-        """Changes whenever the head's weights are written in place or replaced."""
+        """Changes whenever the head's weights are written in place or replaced.
+
+        One that is divided between processes (FSDP2) has no content here; while it is frozen, it is the same.
+        """
         weight, bias = self.module.weight, self.module.bias
+        if hasattr(weight, "full_tensor"):
+            return (-1,)
         return (weight.data_ptr(), weight._version, -1 if bias is None else bias._version)
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
@@ -75,20 +76,64 @@ class Processes:
                     f"{digests[0]}). {fix}"
                 )
 
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Inside, a broken connection is an error that says what to do.
+
+        Raises:
+            ModelError: another process ended, or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and _is_of_connection(error):
+                self._stop(error)
+            raise
+
     def _gather(self, value: Any) -> list[Any]:
         answers: list[Any] = [None] * self.size
         try:
             dist.all_gather_object(answers, value)
-        except RuntimeError as error:  # torch's errors of a connection are no class of their own
+        except RuntimeError as error:  # nothing of this machine can fail here
             self._stop(error)
         return answers
 
     def _stop(self, error: RuntimeError) -> NoReturn:
         reason = " ".join(str(error).split())[:120]
+        if "timed out" in str(error).lower():
+            raise ModelError(
+                f"process {self.rank} of {self.size} got no answer from the others in time ({reason}): one of them is "
+                "stuck or much slower, and its own output says where. Where it is only slow, raise ddp_timeout; then "
+                "start all of them again, from the last checkpoint."
+            ) from error
         raise ModelError(
             f"process {self.rank} of {self.size} cannot reach the others ({reason}): one of them ended, and its own "
             "output says why. Start all of them again, from the last checkpoint."
         ) from error
+
+
+def split_evenly(costs: Sequence[int], parts: int) -> list[list[int]]:
+    """Split pieces of work into parts of nearly equal cost: the most expensive first, into the cheapest part.
+
+    Returns:
+        ``parts`` lists of places in ascending order; some are empty where there are fewer pieces than parts.
+    """
+    split: list[list[int]] = [[] for _ in range(parts)]
+    totals = [0] * parts
+    for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
+        cheapest = totals.index(min(totals))
+        split[cheapest].append(place)
+        totals[cheapest] += costs[place]
+    return [sorted(places) for places in split]
+
+
+_CONNECTION = ("gloo", "nccl", "connection closed", "connection reset")
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    """Whether a collective operation failed; gloo raises no class of its own."""
+    classes = (dist.DistError,) if dist.is_available() else ()
+    return isinstance(error, classes) or any(word in str(error).lower() for word in _CONNECTION)
 
 
 def _plain(error: Exception, rank: int) -> LonggameError:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ from longgame.models.head import (
     without_autocast,
 )
 from longgame.models.lora import GradientTargets, gradient_targets, recomputing, recording
-from longgame.models.processes import Processes
+from longgame.models.processes import Processes, split_evenly
+from longgame.models.sharding import passes, run_to_head, shards
 from longgame.signals.base import ALIGNMENTS, SIGNALS, check_finite
 from longgame.signals.gradients import (
     AdamPreconditioner,
@@ -63,6 +65,7 @@ _PADDING = 256
 """Padding tokens of a batch at most. On a 0.5M-parameter model the time is flat from 64 to 384, worse at 1024."""
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,8 @@ class SignalEngine:
         self._fitting: dict[bool, int] = {}
         """Tokens that fit into memory, with and without gradients, once a batch did not."""
         self._directions: dict[str, dict[str, Tensor]] = {}
+        self._is_divided = False
+        """Whether FSDP2 divides the weights between processes (`longgame.models.sharding`)."""
 
     def __call__(self, pool: Pool, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute these signals for every example of the pool.
@@ -277,20 +282,33 @@ class SignalEngine:
                     "Use a smaller sketch_dim, or a larger LoRA rank."
                 )
         columns = {name: np.zeros((len(pool), *self._shape(name)), dtype=np.float32) for name in dict.fromkeys(names)}
-        with evaluating(modules.values()), self._autocast_for_layers():
+        self._is_divided = bool(shards(self._model))
+        with evaluating(modules.values()), self._autocast_for_layers(), passes(self._model):
             fused = plain_layers(modules) if self._layers_in is None else {}
             self._logits.refresh()
             work = functools.partial(self._batch, names=frozenset(names), targets=targets, fused=fused)
             gradients = targets is not None
             limit = min(self.processes.each(lambda: self._limit(gradients)))  # one process may have run out of memory
 
-            def share() -> tuple[Int[np.ndarray, " k"], dict[str, np.ndarray]]:
+            def compute() -> list[Int[np.ndarray, " b"]]:
                 done: list[Int[np.ndarray, " b"]] = []
                 for rows, values in self._batches(pool, gradients, work, limit, self.processes):
                     for name, part in values.items():
-                        check_finite(name, part, [pool.ids[row] for row in rows])
+                        if not self._is_divided:
+                            check_finite(name, part, [pool.ids[row] for row in rows])
                         columns[name][rows] = part
                     done.append(rows)
+                return done
+
+            # Passes through divided weights are shared operations: an error in between is no message to the others.
+            computed_first = compute() if self._is_divided else None
+
+            def share() -> tuple[Int[np.ndarray, " k"], dict[str, np.ndarray]]:
+                done = compute() if computed_first is None else computed_first
+                if self._is_divided:
+                    for rows in done:
+                        for name in columns:
+                            check_finite(name, columns[name][rows], [pool.ids[row] for row in rows])
                 if self.processes.size == 1:
                     return np.zeros(0, dtype=np.int64), {}
                 computed = np.concatenate([np.zeros(0, dtype=np.int64), *done])
@@ -332,17 +350,15 @@ class SignalEngine:
                 recording(self._base, targets, part.add) as record,
                 fused_lora(fused, record),
                 torch.enable_grad(),
-            ):
-                hidden = self._hidden(batch)
-            slope = torch.zeros_like(hidden)
-            scale = loss_scale(batch.counts, hidden)  # of no matter: gradients are brought to unit length
-            self._forward_signals(batch, frozenset(), hidden.detach(), slope, scale)
+            ):  # the scale is of no matter: gradients are brought to unit length
+                hidden, slope, _, _ = self._to_head(batch, functools.partial(self._with_slope, batch, frozenset()))
             torch.autograd.grad(hidden, record.inputs, slope)
             for weight, value in part.total().items():  # last, as a batch that does not fit is taken again in halves
                 total[weight] = total[weight] + value if weight in total else value
             return {}
 
-        with evaluating(modules.values()), self._autocast_for_layers():
+        self._is_divided = bool(shards(self._model))
+        with evaluating(modules.values()), self._autocast_for_layers(), passes(self._model):
             for _ in self._batches(pool, True, work):
                 pass
         if preconditioner is not None:
@@ -362,7 +378,14 @@ class SignalEngine:
                 f"gradient signals are those of adapter layers or weights, and {kind} (prompt learning) trains "
                 "neither. Use signals of the forward pass, such as loss, or train LoRA."
             )
-        return gradient_targets(self._base, modules, self.gradient_layers)
+        targets = gradient_targets(self._base, modules, self.gradient_layers)
+        if shards(self._model) and (targets.embedding is not None or targets.magnitudes):
+            raise ModelError(
+                "under FSDP2, gradient signals are those of plain LoRA on linear layers or of full fine-tuning, and "
+                "this adapter is DoRA or on the input embedding. Change it, or use signals of the forward pass, such "
+                "as loss."
+            )
+        return targets
 
     @property
     def directions(self) -> dict[str, dict[str, np.ndarray]]:
@@ -398,7 +421,10 @@ class SignalEngine:
         """(rows, what ``work`` gives) batch by batch; a batch that does not fit into memory is halved."""
         device = self._head.module.weight.device
         limit = limit or self._limit(gradients)
-        waiting = deque(plan(pool, limit)[processes.rank :: processes.size])
+        planned = plan(pool, limit)
+        parts = split_evenly([padded_tokens(pool, rows) for rows in planned], processes.size)
+        waiting = deque(planned[number] for number in parts[processes.rank])
+        missing = max(map(len, parts)) - len(waiting)  # passes that another process makes and this one does not
         while waiting:
             rows = waiting.popleft()
             if len(rows) > 1 and padded_tokens(pool, rows) > limit:
@@ -406,7 +432,7 @@ class SignalEngine:
                 waiting.extendleft((rows[middle:], rows[:middle]))
                 continue
             batch = collate(pool, rows, self.pad_token_id, device)
-            if not self._logits_checked:
+            if not self._logits_checked and not self._is_divided:
                 self._check_logits(batch)
             try:
                 values: Mapping[str, np.ndarray] | None = work(batch)
@@ -418,6 +444,12 @@ class SignalEngine:
                     ) from error
                 if not is_out_of_memory(error):
                     raise
+                if self._is_divided:
+                    raise ModelError(
+                        f"a batch of {padded_tokens(pool, rows)} tokens does not fit into memory ({device}), and a "
+                        "pass through weights that FSDP2 divides cannot be repeated by one process. Use shorter "
+                        "examples (max_length), bfloat16, or more devices."
+                    ) from error
                 if len(rows) == 1:
                     raise ModelError(
                         f"example {pool.ids[rows[0]]} of {batch.input_ids.shape[1]} tokens does not fit into memory "
@@ -433,6 +465,8 @@ class SignalEngine:
                 torch.cuda.empty_cache()
             _log.warning("out of memory on a batch of %d tokens; continuing with at most %d", 2 * limit, limit)
             waiting.appendleft(rows)
+        for _ in range(missing if self._is_divided else 0):
+            work(collate(pool, planned[0], self.pad_token_id, device))
 
     def _limit(self, gradients: bool) -> int:
         """Padded tokens of a batch at most."""
@@ -449,7 +483,8 @@ class SignalEngine:
     ) -> Mapping[str, np.ndarray]:
         if targets is None:
             with fused_lora(fused), torch.no_grad():
-                return _on_host(self._forward_signals(batch, names, self._hidden(batch), None), batch, self._outer)
+                values = self._to_head(batch, lambda hidden: self._forward_signals(batch, names, hidden, None))
+                return _on_host(values, batch, self._outer)
         gradients = BatchGradients(
             len(batch.rows),
             self._sketch if "grad_sketch" in names else None,
@@ -465,16 +500,45 @@ class SignalEngine:
             recomputing(self._base, record),
         ):
             with torch.enable_grad():
-                hidden = self._hidden(batch)
+                measure = functools.partial(self._with_slope, batch, names)
+                hidden, slope, scale, values = self._to_head(batch, measure)
             if not record.used:
                 raise PluginError(
                     "no adapted layer took part in the forward pass; gradient signals cannot be computed."
                 )
-            slope = torch.zeros_like(hidden)
-            scale = loss_scale(batch.counts, hidden)
-            values = self._forward_signals(batch, names, hidden.detach(), slope, scale)
             gradients.backward(hidden, record.inputs, slope, scale)
         return _on_host(values | gradients.signals(), batch, self._outer)
+
+    def _with_slope(
+        self, batch: Batch, names: frozenset[str], hidden: Float[Tensor, "b T d"]
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+        """The hidden states, scale · ∂(mean NLL)/∂hidden, the scale, and what `_on_host` makes signals from."""
+        slope = torch.zeros_like(hidden)
+        scale = loss_scale(batch.counts, hidden)
+        with torch.no_grad():
+            values = self._forward_signals(batch, names, hidden.detach(), slope, scale)
+        return hidden, slope, scale, values
+
+    def _to_head(self, batch: Batch, measure: Callable[[Float[Tensor, "b T d"]], _T]) -> _T:
+        """Run the model up to its output head, and return what ``measure`` makes of the last hidden states."""
+        if not self._is_divided:
+            return measure(self._hidden(batch))
+        kind, dtype = batch.input_ids.device.type, self._head.module.weight.dtype
+        own: list[Tensor] = []
+
+        def at_head(hidden: Float[Tensor, "b T d"]) -> _T:
+            with torch.autocast(kind, enabled=False):
+                hidden = hidden if self._layers_in is None else hidden.to(dtype)
+                if not self._logits_checked:
+                    with torch.no_grad():
+                        own.append(self._head.logits(hidden[:, -1:]))
+                return measure(hidden)
+
+        with torch.autocast(kind, self._layers_in, enabled=self._layers_in is not None):
+            result, logits = run_to_head(self._model, batch.input_ids, at_head)
+        if own:
+            self._compare_logits(logits.detach().float(), own[0])
+        return result
 
     @contextmanager
     def _autocast_for_layers(self) -> Iterator[None]:
@@ -585,7 +649,9 @@ class SignalEngine:
         ids = batch.input_ids[:1, : min(8, int(batch.lengths[0]))]
         with without_autocast(self._model):
             expected = self._model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :].float()
-        logits = self._head.logits(last_hidden(self._model, ids))
+        self._compare_logits(expected, self._head.logits(last_hidden(self._model, ids)))
+
+    def _compare_logits(self, expected: Float[Tensor, ...], logits: Float[Tensor, ...]) -> None:
         exact = self._head.module.weight.dtype == torch.float32
         tolerance = (1e-4 if exact else 5e-2) * float(expected.abs().amax())
         gap = float((logits - expected).abs().amax())

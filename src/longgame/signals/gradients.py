@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from longgame.errors import PluginError
 from longgame.models.lora import GradientTargets, OneHot, canonical_name
+from longgame.models.sharding import whole
 from longgame.signals.projection import CountSketch, layer_of, signs
 
 SIDE = 64
@@ -71,7 +72,8 @@ class AdamPreconditioner:
     ) -> AdamPreconditioner:
         """Copy the moments of every trainable parameter; later steps of the optimizer do not change the copy.
 
-        A parameter that had no gradient in any step (an expert that no token reached) has moments of 0.
+        A parameter that had no gradient in any step (an expert that no token reached) has moments of 0. Of parameters
+        that FSDP2 divides, all processes call it, and get the moments whole.
 
         Args:
             optimizer: torch's Adam or AdamW (or accelerate's wrapper around one) after at least one step.
@@ -109,8 +111,8 @@ class AdamPreconditioner:
                     f"{tuple(weight.shape)}. Pass an optimizer that is not sharded or flattened."
                 )
             moments[name] = Moments(
-                state["exp_avg"].detach().float().clone(),
-                state["exp_avg_sq"].detach().float().clone(),
+                whole(state["exp_avg"].detach()).float().clone(),
+                whole(state["exp_avg_sq"].detach()).float().clone(),
                 (float(group["betas"][0]), float(group["betas"][1])),
                 float(group["eps"]),
                 int(state["step"]),

@@ -16,6 +16,11 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from longgame.errors import PluginError, RecipeError
+from longgame.signals.gradients import Moments
+from longgame.training.config import SelectionConfig
 
 TRAINER_METHODS: Mapping[str, tuple[str, ...]] = {
     # A loader of candidates needs the Trainer's own seeding and resuming, but another batch size and collator.
@@ -87,6 +92,120 @@ def undivided(accelerator: Any) -> Iterator[None]:
         yield
     finally:
         del vars(accelerator)["prepare_data_loader"]
+
+
+# Set-ups that selection does not go with
+
+_DIVIDED = {
+    "FSDP1": "it flattens weights, so no gradient of a layer is left. Set fsdp_config={'version': 2}",
+    "FSDP on XLA": "it divides weights in the compiler. Use FSDP2 (fsdp_config={'version': 2}) on GPUs",
+    "DeepSpeed ZeRO-3": "it divides weights, and scoring needs them whole. Use ZeRO-1, ZeRO-2 or FSDP2",
+    "tensor, context or sequence parallelism": "it divides weights or sequences, and scoring needs them whole. Use "
+    "several processes with a whole model each, or FSDP2",
+}
+
+
+def refuse_parallel(args: TrainingArguments, shares: bool = True) -> None:
+    """Raise RecipeError where a training runs on several GPUs in one process.
+
+    Args:
+        shares: whether several processes may train together.
+    """
+    if args.n_gpu > 1:
+        raise RecipeError(
+            f"selection does not run on {args.n_gpu} GPUs in one process (nn.DataParallel), which copies the model at "
+            f"every step. Start a process for each (torchrun --nproc_per_node {args.n_gpu}), or use one GPU "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
+    if args.world_size > 1 and not shares:
+        raise RecipeError(
+            f"a trial of an audit trains in one process, and there are {args.world_size}. Start longgame audit without "
+            "torchrun or accelerate launch; its trials run in workers of their own."
+        )
+
+
+def refuse_setup(trainer: Any, shares: bool) -> None:
+    """Raise RecipeError where a Trainer is set up in a way that selection does not go with.
+
+    Args:
+        trainer: after its construction.
+        shares: whether several processes may train together.
+    """
+    args = trainer.args
+    refuse_parallel(args, shares)
+    divided = {
+        "FSDP1": trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1,
+        "FSDP on XLA": bool(trainer.is_fsdp_xla_enabled),
+        "DeepSpeed ZeRO-3": trainer.is_deepspeed_enabled and zero_stage(trainer.accelerator) == 3,
+        "tensor, context or sequence parallelism": max(
+            trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()
+        )
+        > 1,
+    }
+    for setup, is_enabled in divided.items():
+        if is_enabled:
+            raise RecipeError(f"selection does not run with {setup}: {_DIVIDED[setup]}.")
+    if args.world_size > 1 and not args.average_tokens_across_devices:
+        raise RecipeError(
+            "average_tokens_across_devices is False, so each process would weigh its own picks by its own tokens. "
+            "Set it to True, or use one process."
+        )
+    if args.auto_find_batch_size:
+        raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
+
+
+def refuse_packing(arguments: Any, selection: SelectionConfig) -> None:
+    """Raise RecipeError where packing would select packs, or cut examples that were selected."""
+    reason = None
+    if selection.rounds == "step":
+        reason = "joins what a round selected, and rounds='step' selects anew at every step. Set rounds=1 or more, or"
+    elif arguments.packing_strategy != "bfd":
+        reason = f"with packing_strategy='{arguments.packing_strategy}' cuts examples. Use 'bfd', or"
+    elif arguments.max_length is None:
+        reason = "needs max_length, the tokens of a packed sequence. Set it, or"
+    elif selection.budget_of != "tokens":
+        reason = f"needs a budget of tokens, and budget_of is '{selection.budget_of}'. Use budget_of='tokens', or"
+    if reason is not None:
+        raise RecipeError(f"packing=True {reason} set packing=False.")
+
+
+# Several processes
+
+
+def zero_stage(accelerator: Any) -> int:
+    """The stage of DeepSpeed's ZeRO that a training runs under."""
+    return int(accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.stage", 0))
+
+
+def gathered_moments(optimizer: Any, model: nn.Module) -> dict[str, Moments]:
+    """Return Adam's moments of every trainable parameter, which DeepSpeed's ZeRO-1 and 2 divide between processes.
+
+    All processes call it.
+
+    Args:
+        optimizer: accelerate's wrapper around DeepSpeed's optimizer, after at least one step.
+
+    Raises:
+        PluginError: another optimizer than Adam or AdamW, or groups of parameters with other β or ε.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    groups = {(*map(float, group.get("betas", ())), float(group["eps"])) for group in optimizer.param_groups}
+    steps = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
+    if len(groups) != 1 or len(steps) != 1 or len(next(iter(groups))) != 3:
+        raise PluginError(
+            f"Adam-aware gradients under DeepSpeed need one β₁, β₂, ε and step for all parameters, and the optimizer "
+            f"has {sorted(groups)} at the steps {sorted(steps)}. Train with adamw_torch, or use grad_sketch."
+        )
+    (beta1, beta2, eps), step = groups.pop(), steps.pop()
+    moments = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            first, second = (safe_get_full_optimizer_state(weight, key) for key in ("exp_avg", "exp_avg_sq"))
+            moments[name] = Moments(first, second, (beta1, beta2), eps, step)
+    return moments
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -253,23 +253,6 @@ def deal(tokens: Int[np.ndarray, " k"], steps: int, epochs: int, rng: np.random.
         cuts.append(min(max(cut, cuts[-1] + 1), len(order) - (steps - part)))
     cuts.append(len(order))
     return [order[start:end].tolist() for start, end in itertools.pairwise(cuts)]
-
-
-def split_micro(tokens: Sequence[int], parts: int) -> list[list[int]]:
-    """Split a step's examples into micro-batches of nearly equal tokens: the longest first, into the lightest.
-
-    Returns:
-        ``parts`` lists of positions in pick order; some are empty where there are fewer examples than parts.
-    """
-    if parts == 1:
-        return [list(range(len(tokens)))]
-    bins: list[list[int]] = [[] for _ in range(parts)]
-    load = [0] * parts
-    for position in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
-        lightest = load.index(min(load))
-        bins[lightest].append(position)
-        load[lightest] += tokens[position]
-    return [sorted(positions) for positions in bins]
 
 
 def epoch_steps(batches: int, accumulation: int) -> int:

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -39,7 +39,8 @@ from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, d
 from longgame.models.embedders import encoder_of
 from longgame.models.fused import thin_lora
 from longgame.models.head import evaluating
-from longgame.models.processes import Processes
+from longgame.models.processes import Processes, split_evenly
+from longgame.models.sharding import reshard
 from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
@@ -58,9 +59,9 @@ from longgame.training.candidates import (
     pool_of,
     with_ids,
 )
-from longgame.training.compat import undivided
+from longgame.training.compat import gathered_moments, refuse_packing, refuse_setup, undivided
 from longgame.training.config import AnySelector, SelectionConfig
-from longgame.training.feed import SelectionFeed, epoch_steps, round_of, split_micro
+from longgame.training.feed import SelectionFeed, epoch_steps, round_of
 from longgame.training.log import SelectionRecord, read_trajectories
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ class SelectionMixin(_Base):
 
     Raises:
         RecipeError: a wrong value, a misspelt argument, or a set-up that selection does not go with: packing with
-            ``rounds="step"``, several GPUs in one process, FSDP, DeepSpeed, tensor, context or sequence parallelism,
-            ``auto_find_batch_size``, ``batch_rebalance``. When training starts: processes differ in what they train.
+            ``rounds="step"``, several GPUs in one process, FSDP1, DeepSpeed ZeRO-3, tensor, context or sequence
+            parallelism, ``auto_find_batch_size``, ``batch_rebalance``. When training starts: processes differ in what
+            they train.
         DataError: see `with_ids`.
 
     Several processes (``torchrun``, ``accelerate launch``) train as one: each step makes one choice among the
@@ -140,7 +142,7 @@ class SelectionMixin(_Base):
         arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
         self._selection_packs = bool(getattr(arguments, "packing", False))
         if self._selection_packs:
-            _check_packing(arguments, self.selection)
+            refuse_packing(arguments, self.selection)
         self.selection_seconds = 0.0
         """Wall-clock of computing signals and selecting, over all steps."""
         self.selection_picks: tuple[Pool, Sequence[int]]
@@ -337,7 +339,7 @@ class SelectionMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and write the selection tables into the output directory unless ``save_strategy`` is "no"."""
-        with ExitStack() as self._selection_patches:
+        with self._selection_processes.connected(), ExitStack() as self._selection_patches:
             output = super().train(*args, **kwargs)
         self._selection_patches = None
         if self.args.save_strategy != SaveStrategy.NO:
@@ -410,7 +412,7 @@ class SelectionMixin(_Base):
             epoch = self._selection_epoch if self.selection.rounds == "step" else 0
             record.add_selection(step, pool, decision, self._selection_rows(decision.picked_ids), epoch)
         self.selection_seconds += time.perf_counter() - started
-        split = split_micro(pool.tokens[rows].tolist(), parts * processes.size)
+        split = split_evenly(pool.tokens[rows].tolist(), parts * processes.size)
         split = split[parts * processes.rank : parts * (processes.rank + 1)]
         batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
         for part, batch in zip(split, batches, strict=True):
@@ -521,8 +523,11 @@ class SelectionMixin(_Base):
     def _selection_preconditioner(self) -> AdamPreconditioner | None:
         """Adam's moments as they are now; None before its first step, or where another optimizer trains."""
         optimizer: Any = self.optimizer
+        reshard(self.model)
         if optimizer is None or not any("exp_avg_sq" in state for state in optimizer.state.values()):
             return None
+        if self.is_deepspeed_enabled:
+            return AdamPreconditioner(gathered_moments(optimizer, self.model))
         return AdamPreconditioner.from_optimizer(optimizer, self.model)
 
     def _selection_score(self, pool: Pool, names: Sequence[str]) -> Signals:
@@ -699,27 +704,7 @@ class SelectionMixin(_Base):
                 )
 
     def _refuse_selection(self) -> None:
-        args = self.args
-        refuse_parallel(args, self.selection_shares)
-        _refuse_any(
-            {
-                "FSDP": bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled),
-                "DeepSpeed": bool(self.is_deepspeed_enabled),
-                "tensor, context or sequence parallelism": max(
-                    self.get_tp_size(), self.get_cp_size(), self.get_sp_size()
-                )
-                > 1,
-            }
-        )
-        if args.world_size > 1 and not args.average_tokens_across_devices:
-            raise RecipeError(
-                "average_tokens_across_devices is False, so each process would weigh its own picks by its own tokens. "
-                "Set it to True, or use one process."
-            )
-        if args.auto_find_batch_size:
-            raise RecipeError("auto_find_batch_size starts training over and would select twice; set a batch size.")
-        if args.train_sampling_strategy == "batch_rebalance":
-            raise RecipeError("train_sampling_strategy='batch_rebalance' builds its own batches; use another strategy.")
+        refuse_setup(self, self.selection_shares)
 
 
 def _version(name: str) -> str:
@@ -737,60 +722,12 @@ _SAME_NUMBERS = (
     "The same examples got other scores or other choices there. Use devices of one kind and one installation, and a "
     "selector that draws on the generator it is given alone."
 )
-_DIVIDED = {
-    "FSDP": "it divides the weights between processes, and scoring needs them in one",
-    "DeepSpeed": "it keeps gradients and weights out of the model that scoring reads",
-    "tensor, context or sequence parallelism": "it divides weights or sequences, and scoring needs them in one",
-}
-
-
-def refuse_parallel(args: TrainingArguments, shares: bool = True) -> None:
-    """Raise RecipeError where a training runs on several GPUs in one process.
-
-    Args:
-        shares: whether several processes may train together.
-    """
-    if args.n_gpu > 1:
-        raise RecipeError(
-            f"selection does not run on {args.n_gpu} GPUs in one process (nn.DataParallel), which copies the model at "
-            f"every step. Start a process for each (torchrun --nproc_per_node {args.n_gpu}), or use one GPU "
-            "(CUDA_VISIBLE_DEVICES=0)."
-        )
-    if args.world_size > 1 and not shares:
-        raise RecipeError(
-            f"a trial of an audit trains in one process, and there are {args.world_size}. Start longgame audit without "
-            "torchrun or accelerate launch; its trials run in workers of their own."
-        )
-
-
-def _refuse_any(unsupported: Mapping[str, bool]) -> None:
-    enabled = [setup for setup, is_enabled in unsupported.items() if is_enabled]
-    if enabled:
-        raise RecipeError(
-            f"selection does not run with {enabled[0]}: {_DIVIDED[enabled[0]]}. Use one process, or several with a "
-            "whole model each (torchrun, accelerate launch)."
-        )
 
 
 def _reads_proxy(names: Sequence[str]) -> bool:
     """Whether one of these signals compares candidates with the proxy or target items."""
     table = {**SIGNALS, **CONTEXT}
     return any({"proxy", "target"} & {*table[name].needs} for name in names)
-
-
-def _check_packing(arguments: Any, selection: SelectionConfig) -> None:
-    """Raise RecipeError where packing would select packs, or cut examples that were selected."""
-    reason = None
-    if selection.rounds == "step":
-        reason = "joins what a round selected, and rounds='step' selects anew at every step. Set rounds=1 or more, or"
-    elif arguments.packing_strategy != "bfd":
-        reason = f"with packing_strategy='{arguments.packing_strategy}' cuts examples. Use 'bfd', or"
-    elif arguments.max_length is None:
-        reason = "needs max_length, the tokens of a packed sequence. Set it, or"
-    elif selection.budget_of != "tokens":
-        reason = f"needs a budget of tokens, and budget_of is '{selection.budget_of}'. Use budget_of='tokens', or"
-    if reason is not None:
-        raise RecipeError(f"packing=True {reason} set packing=False.")
 
 
 _OWN_LOSS = (
