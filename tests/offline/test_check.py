@@ -21,6 +21,20 @@ from support.cli import longgame_here
 TALK = [("user", "what is one"), ("assistant", "one"), ("user", "what is two"), ("assistant", "two of two")]
 MESSAGES = [{"role": role, "content": text} for role, text in TALK]
 ROWS = {
+    "humaneval": {
+        "prompt": "def one():\n",
+        "canonical_solution": "    return 1",
+        "test": "def check(f):\n    assert f() == 1",
+        "entry_point": "one",
+    },
+    "mbpp": {"text": "what is one", "code": "def one(): return 1", "test_list": ["assert one() == 1"]},
+    "truthfulqa": {
+        "question": "what is one",
+        "mc1_targets": {"choices": ["one", "two"], "labels": [1, 0]},
+        "mc2_targets": {"choices": ["one", "two"], "labels": [1, 0]},
+    },
+    "arc": {"question": "what is one", "choices": {"text": ["two", "one"], "label": ["A", "B"]}, "answerKey": "B"},
+    "mmlu": {"question": "what is one", "choices": ["two", "one"], "answer": 1, "subject": "math"},
     "messages": {"messages": MESSAGES},
     "sharegpt": {"conversations": [{"from": "human", "value": "what is one"}, {"from": "gpt", "value": "one"}]},
     "ms-swift": {"conversation": [{"human": "what is one", "assistant": "one"}]},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -294,9 +296,10 @@ def print_plan(plan: Plan, folder: Path, workers: int, threads: int, console: Co
     rates = main.rates
     started = sum(run.trial_store(trial).has("stage-1") for trial in run.plan.trials) if run is not None else 0
     console.print(
-        f"{len(plan.trials)} trials, about {minutes:.1f} min with {workers} worker(s) of "
+        f"{len(plan.trials)} trials, about {_duration(minutes)} with {workers} worker(s) of "
         f"{threads} thread(s), by rates measured now: forward {rates.forward:,.0f} tokens/s, forward+backward "
         f"{rates.backward:,.0f} tokens/s, a training step {rates.step:.3f} s, evaluation {rates.items:,.0f} items/s.\n"
+        f"Peak memory while measuring: {_peak_memory()}.\n"
         f"Shared by the trials of a seed: the frozen pass and row 0 of R, done {len(bases)} time(s) for "
         f"{len(conditions)} condition(s) ({main.seed_seconds:,.1f} s).\n"
         + (f"{started} of these trials are started or finished in {folder} and are resumed.\n" if started else "")
@@ -327,6 +330,20 @@ def judge_lines(plan: Plan) -> list[str]:
         with plan.recipe.paths():
             lines |= dict.fromkeys(grading.estimate_of(list(examples.values())))
     return list(lines)
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.1f} min" if minutes < 180 else f"{minutes / 60:,.0f} h"
+
+
+def _peak_memory() -> str:
+    """Memory that this process, which did what a worker does, had at most: of the machine, and of its GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+    text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of the machine"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU, {text}"
+    return text
 
 
 def _given_lines(recipe: Recipe) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from longgame.data.benchmarks import BENCHMARKS, BenchmarkRowError
 from longgame.data.examples import WEIGHT, Example, is_weight
 from longgame.errors import DataError, did_you_mean, unknown
 
@@ -83,6 +84,11 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
         if _filled(row[name]):
             raise RowError(f"has '{name}', which is {_REFUSED[name]}")
     form = _format_of(row, columns.formats)
+    if form.rewrite is not None:
+        try:
+            return read_row(form.rewrite(row), rules)[0], form.name
+        except BenchmarkRowError as error:
+            raise RowError(str(error)) from error
     optional = _optional(row, rules) if columns.optional or rules.columns else {}
     if form.read is None:
         return _tokenized(row, optional), form.name
@@ -270,10 +276,13 @@ class Format:
     needs: tuple[str, ...]
     """Columns that must be filled."""
     read: Callable[[Mapping[str, Any]], Conversation] | None = None
-    """None: the row is tokenized already."""
+    """None: the row is tokenized already, or rewritten."""
+    rewrite: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    """From a benchmark's row to one of another format."""
 
 
 FORMATS = (
+    *(Format(entry.name, entry.fields, entry.needs, rewrite=entry.rewrite) for entry in BENCHMARKS),
     Format("messages", "messages (role, content, tool calls, tools)", ("messages",), read=_messages),
     Format("sharegpt", "conversations (from, value)", ("conversations",), read=_sharegpt),
     Format("ms-swift", "conversation (human, assistant)", ("conversation",), read=_pairs),
