@@ -135,7 +135,7 @@ def verdict_lines(card: Scorecard, recipe: Recipe) -> list[VerdictLine]:
     return lines
 
 
-def verdict_table(card: Scorecard, recipe: Recipe) -> Table:
+def differences_table(card: Scorecard, recipe: Recipe) -> Table:
     """A row per selector: the verdict, both differences in points, and the seeds that would show them."""
     columns = (
         Column("selector", numeric=False),

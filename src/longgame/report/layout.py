@@ -22,6 +22,7 @@ from longgame.report.answer import (
     audited_line,
     condition_note,
     contamination_note,
+    differences_table,
     headline,
     legend,
     reversal_line,
@@ -29,7 +30,6 @@ from longgame.report.answer import (
     seeds_caveat,
     set_gap_line,
     verdict_lines,
-    verdict_table,
 )
 from longgame.report.baseline import Comparison
 from longgame.report.charts import Figure, Style
@@ -274,7 +274,7 @@ def verdicts_section(run: Run) -> Section:
     card = run.scorecard
     section = Section("verdicts", "Verdicts")
     many = bool(selector_families(card, run.recipe))
-    table = verdict_table(card, run.recipe)
+    table = differences_table(card, run.recipe)
     section.show(table, on=(ALL - {"card"}) | (frozenset() if many else SUMMARY))
     verdicts = Verdicts(tuple(verdict_lines(card, run.recipe)), "Reasons, selector by selector" if many else "")
     section.show(verdicts, on=ALL - {"card"} if many else ALL)
