@@ -190,6 +190,7 @@ def test_blank_lines_are_no_examples_but_count_as_lines(tmp_path: Path) -> None:
         ({"prompt": "a", "response": "b", "longgame_weight": 1e300}, "'longgame_weight' is 1e+300"),
         ({"prompt": "a", "response": "b", "longgame_weight": 1e-320}, "'longgame_weight' is 1e-320"),
         ('{"prompt": "a", "response": "b", "quality": NaN}', "'quality' is nan"),
+        ('{"prompt": "a", "response": "b", "longgame_weight": NaN}', "'longgame_weight' is nan"),
         ({"prompt": "a", "response": "b", "choices": "xy"}, "'choices'"),
         ({"prompt": "a", "response": "b", "answer": {}}, "'answer'"),
         ({"prompt": "a", "response": "b", "noisy": "yes"}, "'noisy'"),

@@ -77,7 +77,7 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
         raise RowError(f"holds a {type(row).__name__}, not an object of named fields")
     for value in row.values():
         if value.__class__ is float and value != value:
-            row = {key: value for key, value in row.items() if key == "quality" or not _is_nan(value)}
+            row = {key: value for key, value in row.items() if key in _NUMBERS or not _is_nan(value)}
             break
     columns = _columns(tuple(row))
     for name in columns.refused:
@@ -463,6 +463,8 @@ def _request(row: Mapping[str, Any]) -> str:
 _CONTENT = ("prompt", "instruction", "question", "input", "context", "query", "response", "completion", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
+_NUMBERS = ("quality", WEIGHT)
+"""Columns in which NaN is no empty cell but a wrong number."""
 _OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier", WEIGHT)
 
 
@@ -684,7 +686,7 @@ def _optional(row: Mapping[str, Any], rules: RowRules) -> dict[str, Any]:
     if quality is not None and "quality" not in rules.columns:
         fields["quality"] = _quality(quality, rules.quality_range)
     weight = row.get(WEIGHT)
-    if weight is not None and not _is_nan(weight):
+    if weight is not None:
         fields["weight"] = _weight(weight)
     noisy = row.get("noisy")
     if noisy is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.data.formats import RowError, RowRules, read_row
@@ -71,6 +71,7 @@ class DataRows:
         total: rows of the source.
         filtered: rows that ``where`` left out.
         rated: rows with a ``quality``.
+        weighted: rows with a weight of an earlier selection.
         all_rated: whether that is every row; a part taken of the rows keeps the answer, so that scales are not mixed.
         groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
         digest: of all ids in their order.
@@ -96,7 +97,7 @@ class DataRows:
         self.shard: dict[str, Any] | None = None
         self.formats: Counter[str] = Counter()
         self.bad: list[BadRow] = []
-        self.total = self.filtered = self.rated = 0
+        self.total = self.filtered = self.rated = self.weighted = 0
         self._files: list[tuple[int, str]] = []
         ids: list[str] = []
         columns = array("q")
@@ -123,6 +124,7 @@ class DataRows:
                 origins.append(example.source)
                 self.formats[form] += 1
                 self.rated += example.quality is not None
+                self.weighted += example.weight is not None
         for start in range(0, len(ids), _CHUNK):
             digest.update("".join([sample_id + "\0" for sample_id in ids[start : start + _CHUNK]]).encode())
         if self.bad and on_bad_row == "error":
@@ -224,6 +226,20 @@ class DataRows:
             row = next(wanted, None)
         if row is not None:
             raise self._changed()
+
+    def weights_of(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"] | None:
+        """Return the weights that an earlier selection gave these rows, 1 where it gave none; None: no row has any.
+
+        Raises:
+            DataError: the source has changed since it was read.
+        """
+        if not self.weighted:
+            return None
+        rising = np.argsort(rows)
+        weights = np.ones(len(rows))
+        for place, example in zip(rising.tolist(), self.examples(rows[rising].tolist()), strict=True):
+            weights[place] = 1.0 if example.weight is None else example.weight
+        return weights
 
     def _changed(self) -> DataError:
         return DataError(f"'{self.source.label}' has changed while it was read. Run the command again.")

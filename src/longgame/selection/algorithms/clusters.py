@@ -14,10 +14,14 @@ _MINI_BATCH_FROM = 10_000
 _MOST_CELLS = 4096
 _BLOCK = 512
 """Rows of one block of similarities."""
-_SMALL = 128
-"""Rows of a cell up to which all products are computed at once."""
-_DIRECTIONS, _SAMPLE = 64, 4096
+_SMALL = 64
+"""Mean number of rows in a row's cell from which few directions exclude most pairs before any product is computed."""
+_FEW_PAIRS = 2_000_000
+"""Pairs whose products take no longer than finding these directions."""
+_DIRECTIONS, _SAMPLE = 32, 1024
 """Directions that exclude pairs, and rows that they are computed of."""
+_LENGTH = np.float32(1 + 4e-6)
+"""At least the squared length of a unit row in float32."""
 _MARGIN = 2e-5
 """More than the rounding of a float32 product of unit rows in `_DIRECTIONS` + 1 columns."""
 _DENSE = 16
@@ -44,15 +48,29 @@ def k_means(
     """Return the cluster of each row and its L2 distance to the cluster's center (k-means++, one start).
 
     Rows must be in the order of their ids, so that the order of the pool changes no bit. There are at most as many
-    clusters as different rows. From 10,000 rows on, k-means runs on mini-batches.
+    clusters as different rows. From 10,000 rows on, k-means runs on mini-batches, in float32.
     """
-    distinct = len({row.tobytes() for row in embeddings})
-    model_class = KMeans if len(embeddings) < _MINI_BATCH_FROM else MiniBatchKMeans
-    model = model_class(min(clusters, distinct), n_init=1, random_state=int(rng.integers(2**31)))
+    large = len(embeddings) >= _MINI_BATCH_FROM
+    model_class = MiniBatchKMeans if large else KMeans
+    model = model_class(_at_most_distinct(embeddings, clusters), n_init=1, random_state=int(rng.integers(2**31)))
     with _threads().limit(limits=1):  # sums over threads depend on their timing, and so would the picks
-        labels = model.fit(embeddings.astype(np.float64)).labels_
-    distance = np.sqrt(np.square(embeddings - model.cluster_centers_[labels]).sum(axis=1)).astype(np.float32)
+        labels = model.fit(embeddings.astype(np.float32 if large else np.float64, copy=False)).labels_
+    distance = np.empty(len(embeddings), dtype=np.float32)
+    for start in range(0, len(embeddings), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        away = embeddings[part] - model.cluster_centers_[labels[part]]
+        distance[part] = np.sqrt(np.square(away).sum(axis=1))
     return labels, distance
+
+
+def _at_most_distinct(rows: Float[np.ndarray, "n d"], limit: int) -> int:
+    """Number of different rows, or the limit where there are more."""
+    different: set[bytes] = set()
+    for row in rows:
+        different.add(row.tobytes())
+        if len(different) >= limit:
+            break
+    return len(different)
 
 
 def kmeans_plus_plus(
@@ -169,83 +187,83 @@ def without_near_duplicates(
     closest = np.full(len(units), np.nan, dtype=np.float32)
     by_cell = order[np.argsort(labels[order], kind="stable")]
     edges = np.flatnonzero(np.r_[True, np.diff(labels[by_cell]) != 0, True])
-    directions = _main_directions(units) if np.diff(edges).max(initial=0) > _SMALL else None
+    few = np.square(np.diff(edges)).sum() <= max(_SMALL * len(units), _FEW_PAIRS)
+    short = None if few else _shortened(units)
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         rows = by_cell[start:stop]
-        stays[rows], closest[rows] = _first_of_each(units[rows], limit, directions, count_removed)
+        stays[rows], closest[rows] = _first_of_each(units, short, rows, limit, count_removed)
     return stays, closest
 
 
-def _main_directions(units: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d p"] | None:
-    """Orthonormal columns that hold most of the unit rows' second moment; None where p = d would be no saving."""
+def _shortened(units: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n p+1"] | None:
+    """Rows whose inner products are at least those of the unit rows, up to rounding; None where p is no less than d.
+
+    ⟨x, y⟩ = ⟨Px, Py⟩ + ⟨Qx, Qy⟩ ≤ ⟨Px, Py⟩ + ‖Qx‖·‖Qy‖, with P the directions that hold most of the rows' second
+    moment, and Q what is orthogonal to them.
+    """
     if units.shape[1] < 2 * _DIRECTIONS:
         return None
     sample = units[:: max(1, len(units) // _SAMPLE)].astype(np.float64)
-    return np.linalg.eigh(sample.T @ sample)[1][:, -_DIRECTIONS:].astype(np.float32)
+    directions = np.linalg.eigh(sample.T @ sample)[1][:, -_DIRECTIONS:].astype(np.float32)
+    short = np.empty((len(units), _DIRECTIONS + 1), dtype=np.float32)
+    np.matmul(units, directions, out=short[:, :-1])
+    inside = np.einsum("np,np->n", short[:, :-1], short[:, :-1])
+    short[:, -1] = np.sqrt(np.maximum(_LENGTH - inside, 0.0))
+    return short
 
 
 def _first_of_each(
-    unit: Float[np.ndarray, "m d"],
+    units: Float[np.ndarray, "n d"],
+    short: Float[np.ndarray, "n s"] | None,
+    rows: Int[np.ndarray, " m"],
     limit: np.float32,
-    directions: Float[np.ndarray, "d p"] | None,
     count_removed: bool,
 ) -> tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """`without_near_duplicates` of one cell, whose unit rows are in order."""
-    stays = np.zeros(len(unit), dtype=bool)
-    closest = np.full(len(unit), np.nan, dtype=np.float32)
-    short = unit if directions is None or len(unit) <= _SMALL else _shortened(unit, directions)
-    for start in range(0, len(unit), _BLOCK):
-        rows = np.arange(start, min(len(unit), start + _BLOCK))
-        earlier = np.arange(start) if count_removed else np.flatnonzero(stays[:start])
-        near, _, cosines = _close_pairs(unit, short, rows, earlier, limit)
-        np.fmax.at(closest, near, cosines)
-        open_rows = rows[np.isnan(closest[rows])]
-        stays[open_rows] = True
-        open_rows = rows if count_removed else open_rows
-        first, second, _ = _close_pairs(unit, short, open_rows, open_rows, limit)
-        first, second = first[first < second], second[first < second]
+    """`without_near_duplicates` of one cell, whose rows are in order."""
+    stays = np.zeros(len(rows), dtype=bool)
+    closest = np.full(len(rows), np.nan, dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        block = np.arange(start, min(len(rows), start + _BLOCK))
+        if start:
+            earlier = np.arange(start) if count_removed else np.flatnonzero(stays[:start])
+            near, _, cosines = _close_pairs(units, short, rows[block], rows[earlier], limit)
+            np.fmax.at(closest, block[near], cosines)
+        stays[block] = np.isnan(closest[block])
+        first, second, cosines = _close_pairs(units, short, rows[block], rows[block], limit)
+        pairs = np.flatnonzero(first < second)
+        first, second = block[first[pairs]], block[second[pairs]]
         for begin, end in pairwise(np.flatnonzero(np.diff(first, prepend=-1, append=-1)).tolist()):
             if count_removed or stays[first[begin]]:  # all rows before it are decided
                 stays[second[begin:end]] = False
-        fresh, removed = rows if count_removed else rows[stays[rows]], rows[~stays[rows]]
-        cosines = np.where(fresh < removed[:, None], np.minimum(unit[removed] @ unit[fresh].T, 1.0), np.nan)
-        if cosines.size:
-            closest[removed] = np.fmax(closest[removed], np.fmax.reduce(cosines, axis=1))
+        if not count_removed:
+            remove = stays[first]
+            second, pairs = second[remove], pairs[remove]
+        np.fmax.at(closest, second, cosines[pairs])
     return stays, closest
 
 
-def _shortened(unit: Float[np.ndarray, "m d"], directions: Float[np.ndarray, "d p"]) -> Float[np.ndarray, "m p+1"]:
-    """Rows whose inner products are at least those of the unit rows, up to rounding.
-
-    ⟨x, y⟩ = ⟨Px, Py⟩ + ⟨Qx, Qy⟩ ≤ ⟨Px, Py⟩ + ‖Qx‖·‖Qy‖, with P the directions and Q what is orthogonal to them.
-    """
-    inside = unit @ directions
-    outside = np.maximum(np.square(unit).sum(axis=1) - np.square(inside).sum(axis=1), 0.0)
-    return np.c_[inside, np.sqrt(outside)]
-
-
 def _close_pairs(
-    unit: Float[np.ndarray, "m d"],
-    short: Float[np.ndarray, "m s"],
+    units: Float[np.ndarray, "n d"],
+    short: Float[np.ndarray, "n s"] | None,
     rows: Int[np.ndarray, " r"],
     others: Int[np.ndarray, " o"],
     limit: np.float32,
 ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """A row, another one and their cosine for each pair above the limit, in the order of the rows."""
-    if not len(rows) or not len(others):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    if short is not unit:
-        pairs = np.flatnonzero(short[rows] @ short[others].T > limit - np.float32(_MARGIN))
-        if len(pairs) * _DENSE <= len(rows) * len(others):
-            places, columns = np.divmod(pairs, len(others))
+    """Places of a row and of another one, and their cosine, for each pair above the limit, in the order of the rows."""
+    size = len(rows) * len(others)
+    if short is not None and size:
+        right = short[others]
+        products = (right if rows is others else short[rows]) @ right.T
+        pairs = np.flatnonzero(products > limit - np.float32(_MARGIN))
+        if len(pairs) * _DENSE <= size:
+            first, second = np.divmod(pairs, len(others))
             cosines = np.empty(len(pairs), dtype=np.float32)
             for start in range(0, len(pairs), _PAIRS):
                 part = slice(start, start + _PAIRS)
-                left, right = unit[rows[places[part]]], unit[others[columns[part]]]
-                cosines[part] = np.einsum("cd,cd->c", left, right)
+                cosines[part] = np.einsum("cd,cd->c", units[rows[first[part]]], units[others[second[part]]])
             close = cosines > limit
-            return rows[places[close]], others[columns[close]], np.minimum(cosines[close], 1.0)
-    products = unit[rows] @ unit[others].T
+            return first[close], second[close], np.minimum(cosines[close], 1.0)
+    products = units[rows] @ units[others].T
     pairs = np.flatnonzero(products > limit)
-    places, columns = np.divmod(pairs, len(others))
-    return rows[places], others[columns], np.minimum(products.ravel()[pairs], 1.0)
+    first, second = np.divmod(pairs, max(1, len(others)))
+    return first, second, np.minimum(products.ravel()[pairs], 1.0)
