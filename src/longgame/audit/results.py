@@ -182,11 +182,13 @@ def _table(content: bytes, path: Path, columns: Sequence[str] = tuple(RECORD_COL
 
 
 def _frame(tables: list[pa.Table], columns: Sequence[str]) -> pd.DataFrame:
-    """One frame of the tables; text columns are categories in alphabetical order."""
+    """One frame of the tables, which are used up; text columns are categories in alphabetical order."""
     if not tables:
         kinds = {name: "category" if name in _TEXT else RESULT_COLUMNS[name] for name in columns}
         return pd.DataFrame({name: [] for name in columns}).astype(kinds)
-    frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    table = pa.concat_tables(tables).unify_dictionaries()
+    tables.clear()  # so that a column is freed once it is converted
+    frame = table.to_pandas(split_blocks=True, self_destruct=True)
     for name in columns:
         if name in _TEXT:
             frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
