@@ -49,6 +49,10 @@ def test_an_intervention_keeps_the_contract(name, around):
     check_selector_contract(lambda: selector_of(spec))
 
 
+def test_selectors_that_give_weights_say_so():
+    assert {name for name in SELECTORS.builtin_names() if build_selector(name).weighs} == {*WEIGHTED}
+
+
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_a_penalty_around_weights_is_refused(name):
     with pytest.raises(RecipeError, match="gives weights to its own picks"):

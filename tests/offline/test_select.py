@@ -94,6 +94,32 @@ def test_weights_of_picks_are_a_column(out: str, data: Path, tmp_path: Path, mon
     assert "other trainers ignore it" in SubsetFacts.of(outcome, manifest).facts["weights"]
 
 
+@pytest.mark.parametrize("weighing", [False, True])
+def test_weights_of_an_earlier_selection_multiply(weighing: bool, tmp_path: Path, monkeypatch) -> None:
+    if weighing:
+        monkeypatch.setattr(SelectOptions, "build", lambda _self: Weighing())
+    old = [{**row, "longgame_weight": 1.0 + place} for place, row in enumerate(ROWS)]
+    old[3] |= {"longgame_weight": None}
+    data = jsonl(tmp_path / "weighted.jsonl", old)
+    again = jsonl(tmp_path / "old.jsonl", [{**row, "prompt": f"Once more: {row['prompt']}"} for row in old])
+    outcome, _ = select_to(data, tmp_path / "s.jsonl", SelectOptions(selector="random", budget="10rows"), replay=again)
+    rows = lines(tmp_path / "s.jsonl")
+    earlier = {row["prompt"].removeprefix("Once more: "): row["longgame_weight"] or 1.0 for row in old}
+    new = dict.fromkeys((row["longgame_sample_id"] for row in rows), 1.0)
+    if weighing:
+        fresh = outcome.tokens[outcome.picks] / outcome.tokens.mean()
+        new |= {outcome.rows.ids[row]: weight for row, weight in zip(outcome.picks.tolist(), fresh, strict=True)}
+    expected = [earlier[row["prompt"].removeprefix("Once more: ")] * new[row["longgame_sample_id"]] for row in rows]
+    assert [row["longgame_weight"] for row in rows] == pytest.approx(expected)
+
+
+def test_a_product_of_weights_beyond_float32_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(SelectOptions, "build", lambda _self: Weighing())
+    data = jsonl(tmp_path / "weighted.jsonl", [{**row, "longgame_weight": 3e38} for row in ROWS])
+    with pytest.raises(DataError, match="weighted.jsonl, line .* times the new one is .* Scale the column"):
+        select_to(data, tmp_path / "s.jsonl", SelectOptions(selector="random", budget="40rows"))
+
+
 def test_a_subset_without_weights_has_no_such_column(data: Path, tmp_path: Path) -> None:
     outcome, manifest = select_to(data, tmp_path / "s.jsonl", SelectOptions(budget="10rows"))
     assert "longgame_weight" not in lines(tmp_path / "s.jsonl")[0]

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from longgame.commands.terminal import Terminal
+from longgame.data.examples import WEIGHT
 from longgame.errors import LonggameError, PluginError, unknown
 from longgame.limits import time_limit
 from longgame.metrics.efficiency import feasibility_of
@@ -56,8 +57,9 @@ def _list() -> None:
             continue
         notes = notes_of(type(selector))
         needs, cost = ", ".join(needs_of(selector)), cost_class(selector.requires)
+        summary = f"{notes.summary.rstrip('.')} (gives weights)" if selector.weighs else notes.summary
         table.add_row(
-            name, family_of(selector), escape(notes.summary), needs or "nothing", cost, escape(notes.paper.rstrip("."))
+            name, family_of(selector), escape(summary), needs or "nothing", cost, escape(notes.paper.rstrip("."))
         )
     console = Terminal()
     console.print(table)
@@ -103,6 +105,8 @@ def facts_of(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tupl
     yield "Cost", notes.cost or f"{cost}, {COST_CLASSES[cost]}."
     yield "Family", family_of(selector)
     yield "Needs", (", ".join(needs_of(selector)) or "nothing") + "."
+    if selector.weighs:
+        yield "Weights", f"each pick's loss gets a factor, in the column {WEIGHT} of a subset."
     if feasibility := feasibility_of(SelectorSpec(name=name)):
         simplicity, flexibility = feasibility.simplicity_penalty, feasibility.flexibility_penalty
         yield "Feasibility penalties", f"simplicity {simplicity:g}, flexibility {flexibility:g} (arXiv 2406.14115)."

@@ -93,7 +93,8 @@ class SubsetOutcome:
         for earlier, chosen in self.replay:
             again = {name: np.full(len(chosen), np.nan) for name in added}
             if self.pick_weights is not None:
-                again[WEIGHT] = np.ones(len(chosen))
+                earlier_weights = earlier.weights_of(chosen)
+                again[WEIGHT] = np.ones(len(chosen)) if earlier_weights is None else earlier_weights
             again[f"{PREFIX}sample_id"] = np.asarray([earlier.ids[row] for row in chosen.tolist()], dtype=object)
             again[f"{PREFIX}replayed"] = np.ones(len(chosen), dtype=bool)
             again[f"{PREFIX}rank"] = np.full(len(chosen), None, dtype=object)

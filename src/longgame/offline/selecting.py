@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from longgame.data.examples import WEIGHT, is_weight
 from longgame.data.formats import RowRules
 from longgame.data.sources import RowSource, open_source
 from longgame.errors import BudgetError, DataError, RecipeError, ResumeError
@@ -145,11 +146,12 @@ def choose(
         raise RecipeError(f"selector '{options.label}' replays stages of an audit. Use --replay here.")
     _, decision = policy.choose(pool, asked, lambda _pool, _names: signals)
     terms = {name: _spread(values, candidates, len(rows)) for name, values in decision.selection.scores.items()}
+    picks = candidates[decision.selection.rows]
     outcome = SubsetOutcome(
         rows=rows,
         options=options,
         candidates=candidates,
-        picks=candidates[decision.selection.rows],
+        picks=picks,
         terms=terms,
         tokens=prompt + response,
         response_tokens=response,
@@ -168,7 +170,7 @@ def choose(
         log=log,
         target=targets,
         reference=None if model is None else model.reference,
-        pick_weights=decision.selection.weights,
+        pick_weights=_with_old_weights(decision.selection.weights, picks, rows, again),
         graded=grading.describe(),
         notes=(
             *grading.notes(),
@@ -177,6 +179,36 @@ def choose(
         ),
     )
     return outcome, policy
+
+
+def _with_old_weights(
+    weights: Float[np.ndarray, " k"] | None,
+    picks: Int[np.ndarray, " k"],
+    rows: DataRows,
+    replay: Sequence[ReplayedRows],
+) -> Float[np.ndarray, " k"] | None:
+    """The weights times those of an earlier selection of the same rows; None where no row has any.
+
+    A draw that weighs picks by 1/p is unbiased for the rows it drew from; the product is for those of the first draw.
+
+    Raises:
+        DataError: a product cannot be held in float32.
+    """
+    old = rows.weights_of(picks)
+    if old is None:
+        if weights is None and any(earlier.weighted for earlier, _ in replay):
+            return np.ones(len(picks))
+        return weights
+    product = old if weights is None else old * weights
+    wrong = np.flatnonzero(~is_weight(product))
+    if len(wrong):
+        row = int(picks[wrong[0]])
+        raise DataError(
+            f"{rows.file_of(row)}, {rows.source.unit} {rows.numbers[row]}: the weight of the earlier selection "
+            f"({old[wrong[0]]:g}) times the new one is {product[wrong[0]]:g}, which float32 cannot hold. Scale the "
+            f"column '{WEIGHT}'."
+        )
+    return product
 
 
 def judge_estimate(data: Any, options: SelectOptions) -> list[str]:

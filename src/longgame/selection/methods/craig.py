@@ -31,6 +31,7 @@ class CRAIGSelector(Selector):
     """
 
     name = "craig"
+    weighs = True
     requires = ("grad_sketch",)
 
     def __init__(self, references: int = 4096) -> None:

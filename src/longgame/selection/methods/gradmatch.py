@@ -31,6 +31,7 @@ class GradMatchSelector(Selector):
     """
 
     name = "gradmatch"
+    weighs = True
     requires = ("grad_sketch",)
 
     def __init__(self, ridge: float = 0.5, atoms: int = 512) -> None:

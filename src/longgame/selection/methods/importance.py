@@ -40,6 +40,7 @@ class ImportanceSelector(Selector):
     """
 
     name = "importance"
+    weighs = True
     requires: tuple[str, ...] = ("grad_norm",)
 
     def __init__(self, size: Literal["gradient", "last-layer"] = "gradient", uniform_share: float = 0.1) -> None:

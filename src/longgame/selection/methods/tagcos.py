@@ -34,6 +34,7 @@ class TAGCOSSelector(Selector):
     """
 
     name = "tagcos"
+    weighs = True
     requires = ("grad_sketch",)
 
     def __init__(self, clusters: int | None = None, ridge: float = 0.5) -> None:
