@@ -90,7 +90,7 @@ SIGNAL_BUDGET = {
     "signals:lora-bf16": {"waits": 4, "bytes_down": 52_692, "uploads": 2, "kernels": 1_120},
     "signals:full": {"waits": 5, "bytes_down": 52_692, "uploads": 3, "kernels": 880},
     "signals:dora": {"waits": 5, "bytes_down": 52_748, "uploads": 2, "kernels": 1_590},
-    "signals:embedding": {"waits": 6, "bytes_down": 52_692, "uploads": 2, "kernels": 890},
+    "signals:embedding": {"waits": 4, "bytes_down": 52_692, "uploads": 2, "kernels": 890},
     "signals:gemma": {"waits": 4, "bytes_down": 52_692, "uploads": 4, "kernels": 1_190},
     "signals:gpt2": {"waits": 4, "bytes_down": 52_692, "uploads": 2, "kernels": 490},
     "signals:checkpointed": {"waits": 4, "bytes_down": 52_692, "uploads": 2, "kernels": 1_190},

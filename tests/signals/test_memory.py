@@ -7,6 +7,7 @@ import torch
 
 from longgame.errors import ModelError
 from longgame.signals import engine as module
+from longgame.signals import logits
 from longgame.signals.engine import BACKWARD, FORWARD, MAX_BATCH_TOKENS, SignalEngine
 from support.activations import live_bytes
 from support.signals import llama, random_pool, with_lora
@@ -110,3 +111,27 @@ def test_checkpointed_layers_run_again_and_change_no_signal(kind):
     assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
     assert peaks[1] <= (1.05 if kind == "last layer" else 0.5) * peaks[0], peaks
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["capped", "trained head", "frozen head"])
+def test_signs_of_the_logit_sketch_are_drawn_once(pool, monkeypatch, kind):
+    """A soft cap needs them at every batch, a trained head at every step, a frozen one never again."""
+    model = llama(tie_word_embeddings=False)
+    if kind == "capped":
+        model.config.final_logit_softcapping = 5.0
+    model.requires_grad_(kind == "trained head")
+    measured = engine(model, max_batch_tokens=64)
+    monkeypatch.setattr(measured, "_logits_checked", True)  # this Llama does not cap its own logits
+    first = measured(pool, ["logit_sketch"])["logit_sketch"]
+    drawn = []
+    draw = logits.signs
+    monkeypatch.setattr(logits, "signs", lambda *path, **shape: drawn.append(path) or draw(*path, **shape))
+    second = measured(pool, ["logit_sketch"])["logit_sketch"]
+    assert np.array_equal(first, second)
+    assert not drawn
+    assert bool(measured._logits._right) == (kind != "frozen head")
+    monkeypatch.setattr(logits, "table_bytes", lambda _: 0)
+    frugal = engine(model, max_batch_tokens=64)
+    monkeypatch.setattr(frugal, "_logits_checked", True)
+    assert np.array_equal(frugal(pool, ["logit_sketch"])["logit_sketch"], first)
+    assert not frugal._logits._right

@@ -74,8 +74,8 @@ def test_parts_are_sketched_together_as_one_by_one(monkeypatch):
     rows = vectors(31, 3, 1)
     parts = rows.split([*lengths.values()], dim=1)
     expected = sum(CountSketch(8, 0).project(name, part) for name, part in zip(lengths, parts, strict=True))
-    for most in (1, 12, 1000):
-        monkeypatch.setattr(projection, "_CHUNK", most)
+    for entries in (1, 12, 1000):
+        monkeypatch.setattr(projection, "_CHUNK", entries)
         torch.testing.assert_close(CountSketch(8, 0).project_parts(lengths, rows), expected)
 
 

@@ -37,6 +37,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from longgame.errors import ModelError, did_you_mean
+from longgame.models.device import device_bytes
 from longgame.models.flops import ModelFlops
 from longgame.models.fused import folded_lora
 from longgame.models.head import LogitHead, decoder_of, unwrap
@@ -224,6 +225,16 @@ class FullAdaptation(Adaptation):
         """Make every parameter trainable, and keep a copy of all of them."""
         return cls(model, cls(model.requires_grad_(True)).copy())
 
+    def copy(self) -> Weights:
+        """As `Adaptation.copy`; on the host where a GPU has no room for it beside weights, gradients and optimizer."""
+        weights = self.trained()
+        size = sum(parameter.nbytes for parameter in weights.values())
+        far = any(size > device_bytes(parameter.device) // 16 for parameter in weights.values() if parameter.is_cuda)
+        return {
+            name: parameter.detach().to("cpu" if far else parameter.device, copy=True)
+            for name, parameter in weights.items()
+        }
+
     @property
     def has_base(self) -> bool:
         return self._start is not None
@@ -240,8 +251,9 @@ class FullAdaptation(Adaptation):
     def movement(self, before: Weights) -> Movement:
         start = self._kept_start()
         return dense_movement(
-            (_array(before[name] - start[name].to(now.device)), _array(now.detach() - before[name]))
+            (_array(past - start[name].to(past.device)), _array(now.detach().to(past.device) - past))
             for name, now in self.trained().items()
+            for past in (before[name],)
         )
 
     def save(self, folder: Path) -> None:

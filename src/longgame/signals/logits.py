@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longgame.errors import PluginError
-from longgame.models.device import logit_entries
+from longgame.models.device import logit_entries, table_bytes
 from longgame.models.head import LogitHead
 from longgame.signals.projection import signs
 
@@ -46,6 +46,8 @@ class PositionLogits:
         self._root: Tensor | None = None
         self._projected: Tensor | None = None
         self._left = torch.zeros(0, self._shape[0])
+        self._right: dict[tuple[int, torch.device], Tensor] = {}
+        """Rows of R₂ by the first one, where they are needed more than once."""
 
     @property
     def width(self) -> int:
@@ -94,11 +96,11 @@ class PositionLogits:
         if self._head.cap is not None:
             total = hidden.new_zeros(len(hidden), *self._shape, dtype=torch.float32)
             for start, logits in self._logit_chunks(hidden, valid):
-                total += (left.T @ logits) @ self._right_signs(start, logits.shape[2]).to(hidden.device)
+                total += (left.T @ logits) @ self._right_signs(start, logits.shape[2], hidden.device)
             return total.flatten(1)
         if self._projected is None:
             parts = (
-                weight.float().T @ self._right_signs(start, len(weight)).to(weight.device)
+                weight.float().T @ self._right_signs(start, len(weight), weight.device)
                 for start, weight in self._weight_chunks()
             )
             self._projected = self._head.scale * reduce(torch.add, parts)
@@ -153,8 +155,24 @@ class PositionLogits:
             self._left = torch.cat([self._left, (fresh / self._shape[0] ** 0.5).to(device)])
         return self._left[:positions]
 
-    def _right_signs(self, start: int, count: int) -> Float[Tensor, "v columns"]:
-        """Rows ``start`` … of R₂; ``start`` begins a stream."""
+    def _right_signs(self, start: int, count: int, device: torch.device) -> Float[Tensor, "v columns"]:
+        """Rows ``start`` … of R₂; ``start`` begins a stream.
+
+        A trained head needs them at every step, a soft cap at every batch. They are kept then, as far as `table_bytes`
+        allows: drawing those of 128,256 words takes a CPU as long as a step at 8B.
+        """
+        key = (start, device)
+        stored = self._right.get(key)
+        if stored is not None and len(stored) >= count:
+            return stored[:count]
+        drawn = self._draw_right_signs(start, count).to(device)
+        needed_again = self._head.trainable or self._head.cap is not None
+        size = len(self._head.module.weight) * self._shape[1] * drawn.element_size()
+        if needed_again and size <= table_bytes(device):
+            self._right[key] = drawn
+        return drawn
+
+    def _draw_right_signs(self, start: int, count: int) -> Float[Tensor, "v columns"]:
         blocks = range(start // _STREAM_ROWS, -(-(start + count) // _STREAM_ROWS))
         shape = (_STREAM_ROWS, self._shape[1])
         drawn = torch.cat([signs(self._seed, "logit-columns", block, shape=shape) for block in blocks])

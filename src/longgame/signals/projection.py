@@ -110,11 +110,11 @@ class CountSketch:
         for start in range(0, size, _BLOCK):
             block = _Block(name, size, start)
             index, sign = self._table((block,), value.device)
-            filled = sign.nonzero()[:, 0]
-            slot = torch.empty(block.length, dtype=torch.int64, device=value.device)
-            slot[index[filled].long()] = filled
+            # spare slots, known by the sign 0, are put behind the last entry: to drop them, a GPU would be waited for
+            slot = torch.empty(block.length + 1, dtype=torch.int64, device=value.device)
+            slot[index.long().where(sign != 0, block.length)] = torch.arange(len(sign), device=value.device)
             place = entry - start
-            inside = (place >= 0) & (place < len(slot))
+            inside = (place >= 0) & (place < block.length)
             at = slot[place.where(inside, 0)]
             _add_at(total, at % self.dim, value * sign[at] * inside)
         return total
