@@ -471,44 +471,44 @@ class LogitHead:
                 top[part] = (best == target[part]).float().masked_fill_(nll[part].isnan(), torch.nan)
             if error is None and gradient is None and errors is None:
                 continue
-            # What is left without the token itself: 1 − p_y = rest / mass, where 1 minus p_y would cancel near 1.
+            # What is left without the token itself: 1 − p_y = remainder / mass, where 1 minus p_y would cancel near 1.
             # A scatter that adds would have no fixed order on a GPU.
             others = logits.scatter_(1, at, 0.0)
-            rest = others.sum(1, keepdim=True)
+            remainder = others.sum(1, keepdim=True)
             if errors is not None:
                 others /= mass
-                rest = rest / mass
+                remainder = remainder / mass
                 mass = torch.ones_like(mass)
-                errors(part, others.scatter_(1, at, -rest))
+                errors(part, others.scatter_(1, at, -remainder))
                 others.scatter_(1, at, 0.0)
             if error is not None:
-                error[part] = (torch.linalg.vector_norm(others, dim=1).hypot(rest[:, 0])).div_(mass[:, 0])
+                error[part] = (torch.linalg.vector_norm(others, dim=1).hypot(remainder[:, 0])).div_(mass[:, 0])
             if gradient is not None and weight is not None:
-                gradient[part] = self._slopes(others, rest, weight[part, None] * self.scale / mass, at[:, 0], bend)
+                gradient[part] = self._slopes(others, remainder, weight[part, None] * self.scale / mass, at[:, 0], bend)
         return TokenOutcomes(nll, error, gradient, top)
 
     def _slopes(
         self,
         others: Float[Tensor, "c V"],
-        rest: Float[Tensor, "c 1"],
+        remainder: Float[Tensor, "c 1"],
         factor: Float[Tensor, "c 1"],
         target: Int[Tensor, " c"],
         bend: Float[Tensor, "c V"] | None,
     ) -> Float[Tensor, "c d"]:
-        """factor · ((exp z without the token) W − rest · W[token]): w · (softmax W − W[token]), without a one-hot.
+        """factor · ((exp z without the token) W − remainder · W[token]): w · (softmax W − W[token]), without a one-hot.
 
         Args:
             others: exp z, 0 at the token; changed in place.
-            rest: its sums.
+            remainder: its sums.
             factor: weight · scale / Σ exp z.
             bend: derivative of the logits by the raw ones; None: 1.
         """
         vocabulary = self.module.weight
         if bend is not None:
-            rest = rest * bend.gather(1, target[:, None])
+            remainder = remainder * bend.gather(1, target[:, None])
             others *= bend
         if vocabulary.dtype == torch.float16:  # which holds no small weights, unless they are scaled
             others *= factor
-            rest, factor = rest * factor, torch.ones_like(factor)
+            remainder, factor = remainder * factor, torch.ones_like(factor)
         toward = (others.to(vocabulary.dtype) @ vocabulary).float()
-        return toward.addcmul_(rest, vocabulary[target].float(), value=-1).mul_(factor)
+        return toward.addcmul_(remainder, vocabulary[target].float(), value=-1).mul_(factor)

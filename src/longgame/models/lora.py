@@ -381,14 +381,14 @@ def recomputing(base: PreTrainedModel, record: Recording) -> Iterator[None]:
 def _running_again(original: Callable[..., Any], record: Recording) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         states = args[0] if args else kwargs.get("hidden_states")
-        rest, positional = args[1:], bool(args)
+        trailing, positional = args[1:], bool(args)
         named = {name: value for name, value in kwargs.items() if args or name != "hidden_states"}
-        joined = any(isinstance(value, Tensor) and value.requires_grad for value in (*rest, *named.values()))
+        joined = any(isinstance(value, Tensor) and value.requires_grad for value in (*trailing, *named.values()))
         if joined or not (torch.is_grad_enabled() and isinstance(states, Tensor) and states.requires_grad):
             return original(*args, **kwargs)
 
         def run(entering: Tensor) -> Any:
-            return original(entering, *rest, **named) if positional else original(hidden_states=entering, **named)
+            return original(entering, *trailing, **named) if positional else original(hidden_states=entering, **named)
 
         further: list[Any] = []
         output = _Again.apply(states, run, record, further)
