@@ -473,6 +473,9 @@ class ProxySpec(Part):
     refresh_steps: int = Field(8, ge=1, le=MOST)
 
 
+HolmFamily = Literal["selectors-conditions", "selectors"]
+
+
 class EquivalenceSpec(Part):
     """δ of the verdict *equivalent within ±δ*: differences from the reference that are too small to matter."""
 
@@ -502,6 +505,8 @@ class MetricSpec(Part):
     reference: str = "random"
     """Label of the selector that all others are compared with."""
     equivalence: EquivalenceSpec = EquivalenceSpec()
+    holm: HolmFamily = "selectors-conditions"
+    """What the verdicts of a run with several conditions are corrected over: all comparisons, or each condition's."""
 
 
 DEFAULT_SELECTORS: Any = ("random", "loss", "lhas")

@@ -66,6 +66,7 @@ def measure(plan: Plan, seed: int = 0, progress: Progress = lambda *_: None) -> 
         "equivalence": study.equivalence(table, selectors, limit=limit // 2, seed=seed),
         "power": study.power(table, walks, limit=limit, seed=seed),
         "power at the minimum detectable effect": study.power_at_mde(table, selectors, limit=limit, seed=seed),
+        "coverage of the set's gap": study.gap_coverage(table, selectors, limit=limit, seed=seed),
         "coverage": study.coverage(
             table, selectors, limit=limit, boot_limit=plan.boot_audits, resamples=plan.resamples, seed=seed
         ),
@@ -93,6 +94,7 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
         }
         wrong = [r["low"] for r in tables["equivalence"] if r["seeds"] == size and r["truth"] == "edge"]
         covered = {kind: min(r["rate"] for r in at_size if r["interval"] == kind) for kind in ("t", "bootstrap")}
+        gap = next(row for row in tables["coverage of the set's gap"] if row["seeds"] == size)
         mde = [row["rate"] for row in tables["power at the minimum detectable effect"] if row["seeds"] == size]
         n = f"n{size}"
         figures += [
@@ -106,6 +108,7 @@ def requirements(tables: Mapping[str, Rows]) -> list[Figure]:
             at_most(f"calibrate.shared_base.own_base.{n}", bases["own"]["low"], NOMINAL),
             at_least(f"calibrate.power_at_mde.{n}", min(mde), PROMISED_POWER),
             at_least(f"calibrate.coverage.t.{n}", covered["t"], COVERED),
+            at_least(f"calibrate.coverage.set_gap.{n}", gap["rate"], COVERED),
             at_least(f"calibrate.coverage.t_over_bootstrap.{n}", covered["t"] - covered["bootstrap"], 0.0),
         ]
         if "repeated" in bases:

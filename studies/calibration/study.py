@@ -14,8 +14,18 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float
 
+from longgame.metrics.longhorizon import myopia_gap
 from longgame.metrics.scorecard import IMMEDIATE, summarize
-from longgame.metrics.stats import ALPHA, bootstrap_interval, holm, minimum_detectable_effect, paired, t_power
+from longgame.metrics.stats import (
+    ALPHA,
+    bootstrap_interval,
+    holm,
+    minimum_detectable_effect,
+    moments,
+    paired,
+    t_interval,
+    t_power,
+)
 from longgame.metrics.tidy import Trials
 from longgame.metrics.verdict import BETTER, EQUIVALENT, MYOPIC, WORSE, Comparisons, rank_reversals
 from longgame.recipe import EquivalenceSpec
@@ -300,6 +310,28 @@ def coverage(
                         {"metric": metric, "selector": name, "seeds": size, "interval": interval, "skew": skew}
                         | holds.columns()
                     )
+    return rows
+
+
+def gap_coverage(
+    table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How often the 95 % t interval of the set's myopia gap contains the mean gap of a single seed.
+
+    The truth is the mean over all seeds. Audits in which all seeds have the same gap have no interval; ``without`` is
+    their share, and ``rate`` is that of the others.
+    """
+    now, later = _against_random(table, selectors, seed)
+    gaps = myopia_gap(now.T, later.T)
+    rows = []
+    for size in sizes:
+        n, mean, sd = moments(cut(gaps[None], size, limit)[:, 0])
+        low, high = t_interval(mean, sd, n, 0.95)
+        defined = ~np.isnan(low)
+        holds = Rate.of_audits(((low <= gaps.mean()) & (gaps.mean() <= high))[defined])
+        rows.append(
+            {"seeds": size, "truth": float(gaps.mean()), "without": float(1 - defined.mean())} | holds.columns()
+        )
     return rows
 
 

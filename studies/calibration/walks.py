@@ -157,7 +157,8 @@ class WalkRecorder:
             selection = SelectionConfig.of_recipe(recipe, stream_seed(seed, "stage", number))
             learner.train(stage.pool, policy, selection, recipe.training.steps)
             if number < len(stages):
-                AuditWalk(recipe, seed, learner, self.sequence, policy).probe(number)
+                scores = learner.score([stages[number].task])
+                AuditWalk(recipe, seed, learner, self.sequence, policy).probe(number, scores)
         steps = recipe.training.steps
         cuts = range(0, len(learner.picks), steps)
         probes = tuple(self._leg(*probe) for probe in learner.probes)

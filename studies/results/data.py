@@ -87,7 +87,7 @@ class StudyRun:
         groups = {
             name: members for name, members in order_groups(self.conditions).items() if set(members) <= set(cards)
         }
-        return Across.build(cards, groups, margins=self.recipe.metrics.equivalence)
+        return Across.build(cards, groups, margins=self.recipe.metrics.equivalence, holm=self.recipe.metrics.holm)
 
 
 def keep(folder: Path) -> None:

@@ -230,6 +230,8 @@ def test_gap_verdict_sensitivity_and_thresholds_of_the_hand_run(card):
     primary = card.set_gap[card.set_gap["view"] == "primary"].set_index("immediate")
     assert primary["gap"].to_dict() == {"current": 1.0, "immediate_gain": 1.0}
     assert set(primary["seeds"]) == {2}
+    assert primary["seed_gap"].tolist() == [1.0, 1.0]
+    assert primary[["ci_low", "ci_high"]].isna().all(axis=None)  # both seeds have the same gap
     said = card.verdicts[card.verdicts["view"] == "primary"]
     assert said["selector"].tolist() == ["loss"]
     assert said["verdict"].item() == "not enough seeds"

@@ -314,6 +314,21 @@ def test_equivalence_is_two_one_sided_tests_on_both_scores():
     assert len(seen_words) == 2
 
 
+def test_holm_over_selectors_corrects_each_condition_alone():
+    parts = [made_summary(np.random.default_rng(seed), 1.0, 0.02, 6)[0].assign(condition=f"c{seed}") for seed in (3, 4)]
+    summary, margins = pd.concat(parts), EquivalenceSpec()
+    apart = Comparisons.build(summary, ["v"], "random", "current", margins, "selectors")
+    for column, part in zip((slice(0, 3), slice(3, 6)), parts, strict=True):
+        alone = Comparisons.build(part, ["v"], "random", "current", margins)
+        for name in ("myopic", "equivalent"):
+            np.testing.assert_array_equal(getattr(apart, name)[:, column], getattr(alone, name))
+        np.testing.assert_array_equal(apart.later["p"][:, column], alone.later["p"])
+    together = Comparisons.build(summary, ["v"], "random", "current", margins)
+    assert (together.later["p"] >= apart.later["p"]).all()
+    assert (together.later["p"] > apart.later["p"]).any()
+    assert (apart.family, together.family) == ("3 selectors of each of 2 conditions", "3 selectors × 2 conditions")
+
+
 def test_many_noisy_seeds_are_needed_to_show_equivalence():
     """No difference at all: few seeds show no difference, many show that it is small."""
     word = {}

@@ -156,6 +156,13 @@ def test_normal_differences_are_covered_and_shown_as_promised():
     assert second["a"] == 2
 
 
+def test_the_sets_gap_is_covered_for_a_single_seed(table):
+    rows = study.gap_coverage(table, ("loss", "quality"), sizes=(3, 20))
+    assert [row["audits"] + round(row["without"] * (900 // row["seeds"])) for row in rows] == [300, 45]
+    assert rows[0]["truth"] == rows[1]["truth"]
+    assert rows[1]["rate"] > 0.8
+
+
 def test_hardest_null_has_leads_and_no_long_horizon_effect():
     rows = study.hardest_null(planted(0, -0.5, seeds=3_000), ("planted",), sizes=(5,))
     rate = {row["claim"]: row["rate"] for row in rows}

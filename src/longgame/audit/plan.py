@@ -70,13 +70,14 @@ _REPORT_ONLY = (
     "metrics.reference",
     "metrics.equivalence.now",
     "metrics.equivalence.long_horizon",
+    "metrics.holm",
     "probe.threshold",
 )
 """Keys that are read when results are told, and change no measurement."""
 
 _ADDED = (
     *("model.peft", "model.embedder", "model.scorer_model", "data.turns", "data.quality_range"),
-    *("quality", "complexity"),
+    *("quality", "complexity", "metrics.holm"),
     *("model.attention", "training.micro_tokens", "training.gradient_checkpointing", "probe.generations"),
 )
 """Keys that came after the first runs; at their default they are no part of a trial's key, so that old runs resume."""

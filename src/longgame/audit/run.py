@@ -299,7 +299,7 @@ class Run:
         cards = self.scorecards
         groups = {name: names for name, names in order_groups(self.plan.conditions).items() if set(names) <= set(cards)}
         metrics = self.recipe.metrics
-        return Across.build(cards, groups, bootstrap=metrics.bootstrap, margins=metrics.equivalence)
+        return Across.build(cards, groups, bootstrap=metrics.bootstrap, margins=metrics.equivalence, holm=metrics.holm)
 
     @cached_property
     def places(self) -> pd.DataFrame | None:

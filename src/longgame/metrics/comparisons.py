@@ -15,7 +15,7 @@ from longgame.metrics.scorecard import IMMEDIATE, Scorecard, summarize
 from longgame.metrics.stats import holm, paired
 from longgame.metrics.tidy import read_trials
 from longgame.metrics.verdict import verdict_table, with_amounts
-from longgame.recipe import EquivalenceSpec, Recipe
+from longgame.recipe import EquivalenceSpec, HolmFamily, Recipe
 
 
 def bare_selectors(recipe: Recipe) -> dict[str, str]:
@@ -68,7 +68,8 @@ class Across:
     """Tables over all conditions of a run (build with `Across.build`).
 
     Selectors are compared within a condition, paired by seed. Marks are corrected over the selectors of a condition
-    (``p_holm``), verdicts over selectors × conditions, because they say in which of the conditions something is shown.
+    (``p_holm``), verdicts over selectors × conditions unless the recipe says otherwise, because they say in which
+    of the conditions something is shown.
     """
 
     cards: Mapping[str, Scorecard]
@@ -78,7 +79,7 @@ class Across:
     summary: pd.DataFrame
     """condition and the columns of `Scorecard.summary`; each mean over orders is a condition, too."""
     verdicts: pd.DataFrame
-    """condition and the columns of `Scorecard.verdicts`, with Holm over selectors × conditions."""
+    """condition and the columns of `Scorecard.verdicts`, with Holm over the family that ``holm`` names."""
     association: pd.DataFrame
     """The columns of `Scorecard.association`, over the trials of all conditions; seeds are still the replications, and
     the mean of each seed and condition is taken off."""
@@ -91,6 +92,7 @@ class Across:
         *,
         bootstrap: int = 0,
         margins: EquivalenceSpec | None = None,
+        holm: HolmFamily = "selectors-conditions",
     ) -> Across:
         """Join the scorecards of several conditions, and average over orders.
 
@@ -99,6 +101,7 @@ class Across:
             orders: name of a mean → the conditions that differ only in the order of the stages.
             bootstrap: resamples of the seed bootstrap, the same as for the cards.
             margins: within which differences count as equivalent.
+            holm: whether verdicts are corrected over selectors × conditions, or over the selectors of each condition.
 
         Raises:
             DataError: no card, or a mean of conditions that have none.
@@ -120,7 +123,9 @@ class Across:
             dict(cards),
             {name: tuple(group) for name, group in orders.items()},
             summary,
-            with_amounts(verdict_table(summary, views, first.reference, IMMEDIATE, margins, first.trials), unequal),
+            with_amounts(
+                verdict_table(summary, views, first.reference, IMMEDIATE, margins, first.trials, holm), unequal
+            ),
             association_table(trials, views, units=_units(cards.values())),
         )
 

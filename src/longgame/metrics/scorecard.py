@@ -24,6 +24,7 @@ from longgame.metrics.stats import (
     paired,
     pooled_sd,
     seeds_needed,
+    t_interval,
     unit_means,
 )
 from longgame.metrics.tidy import (
@@ -80,7 +81,9 @@ class Scorecard:
     stage_summary: pd.DataFrame
     """``per_stage`` over seeds, by view, metric, stage and selector."""
     set_gap: pd.DataFrame
-    """view, immediate (``current`` or ``immediate_gain``), gap (eq. 3 on seed means), selectors, seeds (compared)."""
+    """view, immediate (``current`` or ``immediate_gain``), gap (eq. 3 on seed means), selectors, seeds (compared),
+    seed_gap (mean of the gaps of single seeds), ci_low, ci_high (its 95 % Student-t interval over seeds or bases).
+    """
     verdicts: pd.DataFrame
     """view, selector, verdict, reason, power (what the seeds could have shown), family (what p values are corrected
     over); without the reference, empty."""
@@ -458,8 +461,12 @@ def _set_gap(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:
             gap = float("nan")
             if complete.any():
                 gap = float(longhorizon.myopia_gap(now[complete].mean(axis=0), later[complete].mean(axis=0)))
-            rows.append((name, immediate, gap, len(trials.selectors), int(complete.sum())))
-    return pd.DataFrame(rows, columns=["view", "immediate", "gap", "selectors", "seeds"])
+            single = unit_means(longhorizon.myopia_gap(now, later), trials.unit_of)
+            n, mean, sd = moments(single)
+            interval = [float(mean), *map(float, t_interval(mean, sd, n, 0.95))]
+            rows.append((name, immediate, gap, len(trials.selectors), int(complete.sum()), *interval))
+    columns = ["view", "immediate", "gap", "selectors", "seeds", "seed_gap", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _reversals(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:

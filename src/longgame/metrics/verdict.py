@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from longgame.errors import DataError
 from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, moments, p_above, p_equivalent, paired, t_interval
 from longgame.metrics.tidy import Trials
-from longgame.recipe import EquivalenceSpec
+from longgame.recipe import EquivalenceSpec, HolmFamily
 from longgame.selection.budget import MOST_TIED
 
 MYOPIC = "myopic"
@@ -191,6 +191,8 @@ class Comparisons:
     """P of "ahead now and behind later": the larger of the two one-sided p (intersection–union test), after Holm."""
     equivalent: Float[np.ndarray, "views comparisons"]
     """P of equivalence on both scores (the larger of two TOST p), after Holm."""
+    per_condition: bool = False
+    """Whether p values are corrected over the selectors of each condition alone."""
 
     @property
     def words(self) -> np.ndarray:
@@ -202,19 +204,32 @@ class Comparisons:
         """What p values are corrected over, in words."""
         conditions, selectors = (len({pair[place] for pair in self.pairs}) for place in (0, 1))
         text = f"{selectors} selector{'' if selectors == 1 else 's'}"
-        return f"{text} × {conditions} conditions" if conditions > 1 else text
+        if conditions > 1:
+            return (
+                f"{text} of each of {conditions} conditions"
+                if self.per_condition
+                else f"{text} × {conditions} conditions"
+            )
+        return text
 
     @classmethod
     def build(
-        cls, summary: pd.DataFrame, views: Sequence[Hashable], reference: str, immediate: str, margins: EquivalenceSpec
+        cls,
+        summary: pd.DataFrame,
+        views: Sequence[Hashable],
+        reference: str,
+        immediate: str,
+        margins: EquivalenceSpec,
+        family: HolmFamily = "selectors-conditions",
     ) -> Comparisons:
-        """Test every selector but the reference, with Holm over the comparisons of a view.
+        """Test every selector but the reference, with Holm over the comparisons of a view, or of a view and condition.
 
         Args:
             summary: rows of `longgame.metrics.scorecard.summarize` with the key columns ``view`` and ``metric``, and
                 ``condition`` where there are several.
             immediate: the metric used as the immediate score; the other one is ``long_horizon``.
             margins: within which differences count as equivalent.
+            family: whether p values are corrected over all conditions together.
         """
         table = summary[summary["metric"].isin([immediate, "long_horizon"]) & (summary["selector"] != reference)]
         conditions = table["condition"] if "condition" in table else pd.Series("", index=table.index)
@@ -238,9 +253,26 @@ class Comparisons:
             for side, margin in ((now, margins.now), (later, margins.long_horizon))
         ]
         myopic = np.maximum(p_above(now["mean"], now["sd"], now["n"]), p_above(-later["mean"], later["sd"], later["n"]))
+        per_condition = family == "selectors"
+        names = pairs.get_level_values(0).to_numpy() if per_condition else np.zeros(len(pairs))
+
+        def adjusted(p: Float[np.ndarray, "views comparisons"]) -> Float[np.ndarray, "views comparisons"]:
+            result = np.empty_like(p)
+            for name in pd.unique(names):
+                result[:, names == name] = holm(p[:, names == name])
+            return result
+
         for side in sides:
-            side["p"] = holm(side["p"])
-        return cls(tuple(views), tuple(pairs), now, later, holm(myopic), holm(np.maximum(*equal)))
+            side["p"] = adjusted(side["p"])
+        return cls(
+            tuple(views),
+            tuple(pairs),
+            now,
+            later,
+            adjusted(myopic),
+            adjusted(np.maximum(*equal)),
+            per_condition,
+        )
 
 
 def verdict_table(
@@ -250,11 +282,13 @@ def verdict_table(
     immediate: str,
     margins: EquivalenceSpec | None = None,
     trials: Trials | None = None,
+    family: HolmFamily = "selectors-conditions",
 ) -> pd.DataFrame:
     """Verdict of every selector but the reference, per view and condition (see `Comparisons.build`).
 
     Args:
         trials: they say whether seeds share base models, and so what a verdict is about.
+        family: what p values are corrected over (see `Comparisons.build`).
 
     Returns:
         condition, view, selector, verdict, reason, power, family; empty without the reference.
@@ -265,7 +299,7 @@ def verdict_table(
     margins = margins or EquivalenceSpec()
     unit = "base model" if trials is not None and trials.repeats_bases else "seed"
     scope = "on this base model" if trials is not None and trials.shares_base else ""
-    tests = Comparisons.build(summary, views, reference, immediate, margins)
+    tests = Comparisons.build(summary, views, reference, immediate, margins, family)
     rows = []
     for v, view in enumerate(views):
         for place, (condition, selector) in enumerate(tests.pairs):

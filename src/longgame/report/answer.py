@@ -411,6 +411,11 @@ def set_gap_line(card: Scorecard) -> str:
     text += f" ({selectors} selectors, {plural(int(row['seeds']), 'seed')})"
     if selectors > 1:
         text += f"; ranks by chance alone give {format_number(chance_gap(selectors), 'ratio')} on average"
+    if not np.isnan(row["ci_low"]):
+        low, high = (format_number(row[name], "ratio") for name in ("ci_low", "ci_high"))
+        text += (
+            f". Single seeds have {format_number(row['seed_gap'], 'ratio')} on average (95 % interval {low} to {high})"
+        )
     return text + "."
 
 
