@@ -38,7 +38,10 @@ class SVPSelector(Selector):
     name = "svp"
 
     def __init__(self, inner: str | Mapping[str, Any] = "loss") -> None:
-        self.inner = build_selector(inner)
+        try:
+            self.inner = build_selector(inner)
+        except RecipeError as error:
+            raise RecipeError(f"selector 'svp', inner: {error}") from error
         self._names = {name: self._of_scorer(name) for name in self.inner.requires}
         self.requires = tuple(self._names.values())
         self.family = family_of(self.inner)
