@@ -1,7 +1,7 @@
 """What an audit costs beside scoring, training and evaluation, and how it scales.
 
 ```
-python -m benchmarks.audit                      # some twenty minutes on two idle cores; --quick: one to two minutes
+python -m benchmarks.audit                      # some twenty minutes on two idle cores; --quick: at most one
 python -m benchmarks.audit --only tables --json audit.json
 ```
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.harness import Report, at_least, at_most, measure_machine
+from benchmarks.harness import Form, Report, at_least, at_most, measure_machine, quick_deadline, run_parts
 from longgame.audit.execute import run_audit
 from longgame.audit.learner import make_learner, outline, sequence_of
 from longgame.audit.plan import order_groups
@@ -108,10 +109,10 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def small(name: str, quick: bool) -> Recipe:
+def small(name: str, quick: bool, quick_seeds: int = 11) -> Recipe:
     """A recipe of many trials: ten on ``tiny`` in minutes, or hundreds on ``quadratic`` with three budgets."""
     quadratic = name == "quadratic"
-    seeds = (11 if quick else 30) if quadratic else (1 if quick else 2)
+    seeds = (quick_seeds if quick else 30) if quadratic else (1 if quick else 2)
     steps, pool = (24, 480) if quadratic else (4, 60) if quick else (16, 480)
     data = {"sequence": "quadratic"} if quadratic else {"items_per_skill": 1 if quick else 5, "ood_items_per_skill": 1}
     return parse_recipe(
@@ -149,14 +150,14 @@ def _shared_seconds(recipe: Recipe) -> float:
     return min(took)
 
 
-def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int) -> None:
+def workers_and_overhead(report: Report, name: str, quick: bool, repeats: int, quick_seeds: int = 11) -> None:
     """Figures: seconds beside scoring, training and evaluation, and how much faster two workers are than one.
 
     One worker and two take turns; the faster repeat of each counts. Overhead is what one worker's wall-clock has beyond
     the seconds that its trials and the seeds' shared work spent on scoring, training and evaluation: the start of
     Python and its imports, data, models, diagnostics, writing, tables and report.
     """
-    recipe = small(name, quick)
+    recipe = small(name, quick, quick_seeds)
     rounds = [(timed(recipe, 1), timed(recipe, 2)) for _ in range(repeats)]
     single, two = (min((pair[side] for pair in rounds), key=lambda run: run.seconds) for side in (0, 1))
     shared = shared_seconds(recipe)
@@ -242,10 +243,10 @@ def _words(codes: np.ndarray, words: list[str]) -> Any:
     return pd.Categorical.from_codes(codes.tolist(), pd.Index(words))
 
 
-def tables(report: Report, conditions: int = 10) -> None:
-    """Figure: seconds from the results of 10,000 trials to the scorecards of all conditions and the tables across."""
+def tables(report: Report, count: int = TRIALS, conditions: int = 10) -> None:
+    """Figure: seconds from the results of so many trials to the scorecards of all conditions and the tables across."""
     recipe = parse_recipe({**small("quadratic", True).model_dump(mode="json"), "seeds": [0], "axes": {}})
-    results = many_trials(recipe, audited(recipe, 1), TRIALS, conditions)
+    results = many_trials(recipe, audited(recipe, 1), count, conditions)
     plan = outline(recipe)
 
     def cards() -> Mapping[str, Scorecard]:
@@ -264,7 +265,7 @@ def tables(report: Report, conditions: int = 10) -> None:
     seconds = min(_seconds(lambda: Across.build(scorecards := cards(), order_groups(scorecards))) for _ in range(2))
     trials = results["trial"].nunique()
     report.add(
-        [at_most("tables_10000_trials_s", seconds, TABLES_SECONDS)],
+        [at_most(f"tables_{count}_trials_s", seconds, TABLES_SECONDS)],
         [{"trials": trials, "rows": len(results), "conditions": conditions, "tables s": seconds}],
     )
 
@@ -276,33 +277,42 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 PARTS = ("tables", "quadratic", "tiny", "sharing")
-QUICK = ("tables", "tiny")
+QUICK = ("tables", "quadratic")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few small trials, in which start-up weighs most")
     parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all; --quick: tables tiny")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all; --quick: " + " ".join(QUICK))
     parser.add_argument("--repeats", type=int, help="timed rounds (default 2, --quick 1)")
     options = parser.parse_args()
     repeats = options.repeats or (1 if options.quick else 2)
-    report = Report("audit", measure_machine(torch.device("cpu")))
+    report = Report("audit", measure_machine(torch.device("cpu")), quick=options.quick)
     print(report.machine, flush=True)
-    for part in options.only or (QUICK if options.quick else PARTS):
+
+    def measured(part: str, work: Callable[[], None]) -> None:
         before = len(report.rows)
-        if part == "tables":
-            tables(report)
-        elif part == "sharing":
-            sharing(report, "quadratic" if options.quick else "tiny", options.quick)
-        else:
-            workers_and_overhead(report, part, options.quick, repeats)
+        work()
         for row in report.rows[before:]:
             shown = (
                 f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
             print(part + ": " + ", ".join(shown), flush=True)
-    report.finish(options.json)
+
+    compared = partial(workers_and_overhead, report, quick=options.quick, repeats=repeats)
+    shared = partial(sharing, report, "quadratic" if options.quick else "tiny", options.quick)
+    forms: dict[str, dict[Callable[[], None], float]] = {
+        "tables": {partial(tables, report): 24, partial(tables, report, TRIALS // 5): 9},
+        "quadratic": {partial(compared, "quadratic"): 50, partial(compared, "quadratic", quick_seeds=3): 22},
+        "tiny": {partial(compared, "tiny"): 90},
+        "sharing": {shared: 40},
+    }
+    parts = {
+        name: [Form(partial(measured, name, work), seconds) for work, seconds in forms[name].items()]
+        for name in options.only or (QUICK if options.quick else PARTS)
+    }
+    run_parts(report, parts, options.json, quick_deadline(options.quick))
 
 
 if __name__ == "__main__":

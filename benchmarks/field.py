@@ -2,7 +2,7 @@
 
 ```
 python -m benchmarks.field --data-dir DATA --json field.json       # SmolLM2-135M on rows of DATA/train
-python -m benchmarks.field --quick --model tiny                    # made-up tokens, small sizes
+python -m benchmarks.field --quick --model tiny                    # small sizes, at most a minute
 python -m benchmarks.field --only ifd semdedup
 ```
 """
@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import TrainerCallback
 
-from benchmarks.harness import Report, at_least, at_most, measure_machine, take_turns
+from benchmarks.harness import (
+    Form,
+    Report,
+    at_least,
+    at_most,
+    measure_machine,
+    quick_deadline,
+    run_parts,
+    take_turns,
+)
 from benchmarks.select import rows_of, write
 from benchmarks.selection import mixture
 from benchmarks.signals import plain_sides
@@ -263,13 +273,13 @@ def dsir(report: Report, data_dir: Path | None, quick: bool) -> None:
     )
 
 
-def less(report: Report, data_dir: Path | None, quick: bool) -> None:
+def less(report: Report, data_dir: Path | None, count: int) -> None:
     """LESS on tiny for several target sets: everything anew for each, and from the gradient store of the first."""
     import longgame
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = rows_of(data_dir, 2_000 if quick else 20_000)
+        rows = rows_of(data_dir, count)
         data = write(folder / "data.jsonl", rows)
         options: dict[str, Any] = {"selector": "less", "budget": "5%", "model": "tiny", "on_bad_row": "skip"}
 
@@ -426,31 +436,39 @@ def offline(report: Report, model: str, data_dir: Path | None, quick: bool, file
         report.add(rows=[{"task": "offline", "rows": count, "forward_seconds": forward, "loading_seconds": loading}])
 
 
-PARTS = ("ifd", "greats", "semdedup", "badge", "dsir", "less", "offline", "online")
+PARTS = ("badge", "dsir", "semdedup", "ifd", "less", "greats", "offline", "online")
 
 
-def run(
-    report: Report, only: tuple[str, ...], model: str, data_dir: Path | None, quick: bool, file: Path | None
-) -> None:
-    """The named parts; what is measured so far is kept in the file."""
-    if {"ifd", "greats"} & {*only}:
-        work = real(40 if quick else 136, dtype="float32", data_dir=data_dir, model=model)
-        if "ifd" in only:
-            ifd(report, dataclasses.replace(work, pool=work.pool.take(range(16 if quick else 64))), quick)
-        if "greats" in only:
-            greats(report, work, quick)
-    if "semdedup" in only:
-        semdedup(report, quick)
-    if "badge" in only:
-        badge(report, quick)
-    if "dsir" in only:
-        dsir(report, data_dir, quick)
-    if "less" in only:
-        less(report, data_dir, quick)
-    if "offline" in only:
-        offline(report, model, data_dir, quick, file)
-    if "online" in only:
-        online(report, model, data_dir, quick)
+def parts_of(
+    report: Report, only: Collection[str], model: str, data_dir: Path | None, quick: bool, file: Path | None
+) -> dict[str, list[Form]]:
+    """The named parts; of a quick run the shortest ones come first, and the longest have no time on most machines."""
+    examples = 40 if quick else 136
+    work = cache(lambda: real(examples, dtype="float32", data_dir=data_dir, model=model))
+
+    def pool(count: int) -> Workload:
+        return dataclasses.replace(work(), pool=work().pool.take(range(count)))
+
+    parts = {
+        "badge": [Form(lambda: badge(report, quick), 2.5)],
+        "dsir": [Form(lambda: dsir(report, data_dir, quick), 5)],
+        "semdedup": [Form(lambda: semdedup(report, quick), 9)],
+        "ifd": [
+            Form(lambda: ifd(report, pool(16 if quick else 64), quick), 45 if model != "tiny" else 3),
+            Form(lambda: ifd(report, pool(4), quick), 18 if model != "tiny" else 2),
+        ],
+        "less": [
+            Form(lambda: less(report, data_dir, 2_000 if quick else 20_000), 170),
+            Form(lambda: less(report, data_dir, 250), 28),
+        ],
+        "greats": [
+            Form(lambda: greats(report, work(), quick), 90 if model != "tiny" else 6),
+            Form(lambda: greats(report, pool(12), quick), 50 if model != "tiny" else 5),
+        ],
+        "offline": [Form(lambda: offline(report, model, data_dir, quick, file), 300)],
+        "online": [Form(lambda: online(report, model, data_dir, quick), 300)],
+    }
+    return {name: forms if quick else forms[:1] for name, forms in parts.items() if name in only}
 
 
 def main() -> None:
@@ -458,13 +476,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="small sizes, at most a minute")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    report = Report("field", measure_machine())
+    report = Report("field", measure_machine(), quick=options.quick)
     print(report.machine)
-    run(report, tuple(options.only), options.model, options.data_dir, options.quick, options.json)
-    sys.exit(0 if report.finish(options.json) else 1)
+    parts = parts_of(report, options.only, options.model, options.data_dir, options.quick, options.json)
+    sys.exit(0 if run_parts(report, parts, options.json, quick_deadline(options.quick)) else 1)
 
 
 if __name__ == "__main__":

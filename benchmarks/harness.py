@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 
 
@@ -179,6 +182,101 @@ def process_age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
+QUICK_SECONDS = 60.0
+"""A quick run of any benchmark ends in this time, its imports included."""
+UNIT_SECONDS = 0.3
+"""Processor time of `unit_seconds` on the machine where the parts of quick runs were timed (AMD EPYC, one thread)."""
+
+
+def unit_seconds() -> float:
+    """Seconds of a fixed piece of work now: matrix products, reads of memory, and loops of Python."""
+    square = torch.ones(256, 256)
+    block = np.ones(1 << 21, dtype=np.float32)
+    start = time.perf_counter()
+    for _ in range(9):
+        for _ in range(40):
+            square @ square
+            block.sum()
+        sum(number * number for number in range(200_000))
+    return time.perf_counter() - start
+
+
+def quick_deadline(quick: bool = True) -> Deadline | None:
+    """The end of a quick run, counted from the start of the process; None of another run."""
+    return Deadline(QUICK_SECONDS - process_age()) if quick else None
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to run a part of a benchmark."""
+
+    work: Callable[[], object]
+    seconds: float = 0.0
+    """Processor time that it took on the machine of `UNIT_SECONDS`."""
+
+
+Parts = Mapping[str, Sequence[Form]]
+"""Part → its forms, from the largest to the smallest."""
+
+
+def run_parts(report: Report, parts: Parts, file: Path | None, deadline: Deadline | None = None) -> bool:
+    """Run each part in its largest form that fits before the deadline, finish the report, and say whether all is met.
+
+    What a form takes is estimated from the rate of this machine. At the deadline the process ends, whatever is at
+    work. Parts that were left out are named, and so is the one that was cut off.
+
+    Args:
+        file: where figures and rows are written, if anywhere.
+        deadline: None: no part is left out.
+    """
+    at_work: list[str] = []
+    left = list(parts)
+    watch: threading.Timer | None = None
+    pace = 1.0
+    if deadline is not None:
+
+        def stop() -> None:
+            report.left_out += [f"{name} (cut off)" for name in at_work] + left
+            report.finish(file)
+            sys.stdout.flush()
+            for process in psutil.Process().children(recursive=True):
+                process.kill()
+            os._exit(1)
+
+        watch = threading.Timer(max(0.0, deadline.left - 0.5), stop)
+        watch.daemon = True
+        watch.start()
+        pace = unit_seconds() / UNIT_SECONDS
+    for name, forms in parts.items():
+        left.remove(name)
+        form = forms[0] if deadline is None else _fitting(forms, [parts[other] for other in left], deadline.left / pace)
+        if form is None:
+            report.left_out.append(name)
+            continue
+        at_work[:] = [name]
+        start, cpu = time.perf_counter(), _processor_seconds()
+        form.work()
+        seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor_seconds() - cpu}
+        report.parts[name] = {"form": forms.index(form), **seconds}
+    if watch is not None:
+        watch.cancel()
+    return report.finish(file)
+
+
+def _fitting(forms: Sequence[Form], later: Sequence[Sequence[Form]], seconds: float) -> Form | None:
+    """The largest form that leaves time for the smallest ones of later parts; if none does, the smallest that fits."""
+    reserved = sum(others[-1].seconds for others in later)
+    for form in forms:
+        if form.seconds + reserved <= seconds:
+            return form
+    return forms[-1] if forms[-1].seconds <= seconds else None
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds of each repeat of one side."""
@@ -270,6 +368,12 @@ class Report:
     machine: Machine
     figures: list[Figure] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    quick: bool = False
+    """Whether the figures are those of small sizes and few repeats; their lines say so."""
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Part → which form of it was run, and what it took; children's processor time counts."""
+    left_out: list[str] = field(default_factory=list)
+    """Parts for which a quick run had no time."""
 
     def add(self, figures: Iterable[Figure] = (), rows: Sequence[Mapping[str, Any]] = ()) -> None:
         """Keep figures and table rows (plain numbers and strings)."""
@@ -277,11 +381,13 @@ class Report:
         self.rows += [dict(row) for row in rows]
 
     def finish(self, file: Path | None) -> bool:
-        """Print one line a figure, write everything to ``file`` as JSON, and return whether all are met."""
+        """Print one line a figure, write everything to ``file`` as JSON, and return whether all is met and measured."""
         for figure in self.figures:
-            print(figure)
+            print(f"{figure} quick" if self.quick else figure)
+        for name in self.left_out:
+            print(f"left out: {name}, for which the time of this run did not suffice")
         self.save(file)
-        return all(figure.ok for figure in self.figures)
+        return all(figure.ok for figure in self.figures) and not self.left_out
 
     def save(self, file: Path | None) -> None:
         """Write what there is so far to ``file`` as JSON, if one was named: a long benchmark may be stopped."""
@@ -290,6 +396,9 @@ class Report:
         payload = {
             "title": self.title,
             "machine": asdict(self.machine),
+            "quick": self.quick,
+            "parts": self.parts,
+            "left_out": self.left_out,
             "figures": [asdict(figure) | {"ok": figure.ok} for figure in self.figures],
             "rows": self.rows,
         }

@@ -1,7 +1,7 @@
 """How long `longgame report` takes on a run of 10,000 trials, and how large its page is.
 
 ```
-python -m benchmarks.report                      # about 3 minutes; --quick: 2,000 trials, at most 60 s
+python -m benchmarks.report                      # about 3 minutes; --quick: at most 2,000 trials and a minute
 python -m benchmarks.report --json report.json
 ```
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.audit import TRIALS, QuietDisplay, many_trials, small
-from benchmarks.harness import Report, at_most, measure_machine
+from benchmarks.harness import Form, Report, at_most, measure_machine, quick_deadline, run_parts
 from longgame.audit.execute import run_audit
 from longgame.audit.parts import SUFFIX, write_archive
 from longgame.audit.picks import SELECTION, write_picks
@@ -38,6 +39,8 @@ from longgame.storage import parquet_bytes
 REPORT_SECONDS, REPORT_MB = 5.0, 15.0
 MEGABYTES = 600.0
 """Of memory, at the peak of the command."""
+QUICK_FORMS = {2_000: 23.0, 500: 14.0}
+"""Trials of a quick run → processor time."""
 
 
 def run_of_many(folder: Path, trials: int) -> Run:
@@ -79,13 +82,13 @@ def _first_rows(selection: bytes) -> bytes:
     return parquet_bytes(pq.read_table(pa.BufferReader(selection)).slice(0, 8))
 
 
-def report_page(report: Report, quick: bool, repeats: int) -> None:
+def report_page(report: Report, count: int, repeats: int) -> None:
     """Figures: seconds of the command and megabytes of its page; the faster repeat counts.
 
     The audit leaves picks.parquet behind; how long that takes stands in the row beside.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = run_of_many(Path(folder), TRIALS // 5 if quick else TRIALS)
+        run = run_of_many(Path(folder), count)
         stages = len(run.plan.stages)
         start = time.perf_counter()
         write_picks(run.folder, run.plan, run.finished_stages, run.picks)
@@ -126,16 +129,18 @@ def _command_costs(run: Path, page: Path) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 trials and one repeat")
+    parser.add_argument("--quick", action="store_true", help="at most 2,000 trials, one repeat and a minute")
     parser.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
     parser.add_argument("--repeats", type=int, help="timed repeats (default 3, --quick 1)")
     options = parser.parse_args()
-    report = Report("report", measure_machine(torch.device("cpu")))
+    report = Report("report", measure_machine(torch.device("cpu")), quick=options.quick)
     print(report.machine, flush=True)
-    report_page(report, options.quick, options.repeats or (1 if options.quick else 3))
+    sizes = QUICK_FORMS if options.quick else {TRIALS: 0.0}
+    repeats = options.repeats or (1 if options.quick else 3)
+    forms = [Form(partial(report_page, report, count, repeats), seconds) for count, seconds in sizes.items()]
+    run_parts(report, {"report": forms}, options.json, quick_deadline(options.quick))
     for row in report.rows:
         print(", ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
-    report.finish(options.json)
 
 
 if __name__ == "__main__":

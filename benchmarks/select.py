@@ -2,7 +2,7 @@
 
 ```
 python -m benchmarks.select --data-dir DATA --json select.json     # tiny, and SmolLM2-135M on 512 rows of DATA/train
-python -m benchmarks.select --model tiny --quick                   # made-up rows, some minutes
+python -m benchmarks.select --model tiny --quick                   # made-up rows, at most a minute
 ```
 
 Required: reading, tokenizing, scoring, picking and writing take at most 1.10 × the forward passes of the scores alone;
@@ -22,10 +22,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 
-from benchmarks.harness import Report, at_least, at_most, measure_machine, take_turns
+from benchmarks.harness import (
+    Form,
+    Report,
+    at_least,
+    at_most,
+    measure_machine,
+    quick_deadline,
+    run_parts,
+    take_turns,
+)
 from benchmarks.workload import FILES
 from longgame.data.sources import open_source
 from longgame.offline.options import SelectOptions
@@ -172,34 +182,52 @@ def near_duplicates(report: Report, rows: Sequence[dict[str, str]], repeats: int
     report.add([at_most("near_duplicates_over_datasketch", times["ours"].best / times["peer"].best, PEER)])
 
 
-def run(report: Report, model: str, data_dir: Path | None, quick: bool, rows_only: bool = False) -> None:
+def parts_of(
+    report: Report, folder: Path, model: str, data_dir: Path | None, quick: bool, rows_only: bool = False
+) -> dict[str, list[Form]]:
     """All parts, or the million rows alone; ``quick`` makes them small."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rows = QUICK_ROWS if quick else MILLION
-        million(report, write(folder / "million-rows.jsonl", rows_of(data_dir, rows)), folder)
-        if rows_only:
-            return
-        data = write(folder / "data.jsonl", rows_of(data_dir, (2 if quick else 4) * SHARD_ROWS))
-        overhead(report, "tiny", data, folder, 1 if quick else 3)
-        if model != "tiny":
-            overhead(report, model, write(folder / "few.jsonl", rows_of(data_dir, 512)), folder, 1)
-        killed(report, "tiny", data, folder)
-        near_duplicates(report, rows_of(data_dir, 2000 if quick else 10_000), 1 if quick else 3)
+
+    @cache
+    def data(shards: int) -> Path:
+        return write(folder / f"data-{shards}.jsonl", rows_of(data_dir, shards * SHARD_ROWS))
+
+    def rows() -> None:
+        million(
+            report, write(folder / "million-rows.jsonl", rows_of(data_dir, QUICK_ROWS if quick else MILLION)), folder
+        )
+
+    def few() -> None:
+        overhead(report, model, write(folder / "few.jsonl", rows_of(data_dir, 32 if quick else 512)), folder, 1)
+
+    def peer(count: int) -> None:
+        near_duplicates(report, rows_of(data_dir, count), 1 if quick else 3)
+
+    parts = {"a million rows": [Form(rows, 20)]}
+    if rows_only:
+        return parts
+    shards, repeats = (1, 1) if quick else (4, 3)
+    parts["overhead tiny"] = [Form(lambda: overhead(report, "tiny", data(shards), folder, repeats), 16)]
+    parts["near-duplicates"] = [Form(partial(peer, 2000 if quick else 10_000), 6), Form(partial(peer, 500), 2)]
+    if model != "tiny":
+        parts[f"overhead {model}"] = [Form(few, 25)]
+    parts["killed"] = [Form(lambda: killed(report, "tiny", data(2 if quick else 4), folder), 45)]
+    return parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="small sizes, at most a minute")
     parser.add_argument("--rows-only", action="store_true", help="only the million rows")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    report = Report("select", measure_machine())
+    report = Report("select", measure_machine(), quick=options.quick)
     print(report.machine)
-    run(report, options.model, options.data_dir, options.quick, options.rows_only)
-    sys.exit(0 if report.finish(options.json) else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = parts_of(report, Path(folder), options.model, options.data_dir, options.quick, options.rows_only)
+        met = run_parts(report, parts, options.json, quick_deadline(options.quick))
+    sys.exit(0 if met else 1)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from benchmarks.harness import Report, at_least, at_most, measure_machine, peak_memory, take_turns
+from benchmarks.harness import (
+    Form,
+    Report,
+    at_least,
+    at_most,
+    measure_machine,
+    peak_memory,
+    quick_deadline,
+    run_parts,
+    take_turns,
+)
 from longgame.data.examples import Example, Pool
 from longgame.seeding import generator
 from longgame.selection.algorithms.facility import facility_location
@@ -100,21 +110,27 @@ def sorted_walk(
     return np.asarray(picks, dtype=np.int64)
 
 
-def run(report: Report, quick: bool, device: str = "cpu") -> None:
-    """Measure the selection algorithms (quick: under a minute, smaller pools)."""
-    farthest(report, quick, device)
-    ranking(report, quick)
-    selectors(report, quick)
-    others(report, quick)
+def parts_of(report: Report, quick: bool, device: str = "cpu") -> dict[str, list[Form]]:
+    """The parts of the benchmark; of a quick run the first ones with fewer picks, too."""
+    forms = [Form(partial(farthest, report, quick, device, k), seconds) for k, seconds in ((2_500, 33), (600, 10))]
+    return {
+        "farthest-first": forms[: 2 if quick else 1],
+        "ranking": [Form(partial(ranking, report, quick), 8)],
+        "selectors": [Form(partial(selectors, report, quick), 4)],
+        "packages": [Form(partial(packages, report, quick), 5)],
+        "others": [Form(partial(others, report, quick), 5)],
+        "partitioned": [Form(partial(partitioned, report, quick, device), 3)],
+        "memory": [Form(partial(memory, report, quick, device), 2)],
+    }
 
 
-def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
-    """Farthest-first against the textbook loop, its memory, a million rows, and the partitioned variant.
+def farthest(report: Report, quick: bool, device: str = "cpu", quick_picks: int = 2_500) -> None:
+    """Farthest-first against the textbook loop.
 
     Ten times as fast is required at n = 100,000 and k = 25,000; of the quick pools, where the first picks leave little
     to put off, only that ours is faster, and their figures have their size in the name.
     """
-    n, k = (40_000, 2_500) if quick else (100_000, 25_000)
+    n, k = (40_000, quick_picks) if quick else (100_000, 25_000)
     size, required = (f"_{n}_{k}", 1) if quick else ("", 10)
     lazy(gaussian(6_000), 10, device)
     for name, cloud in CLOUDS.items():
@@ -126,16 +142,24 @@ def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
             [at_least(f"farthest_first_speedup_{name}{size}", slow / fast, required)],
             [_row("farthest-first, textbook", name, n, k, slow), _row("farthest-first", name, n, k, fast, same=same)],
         )
+
+
+def memory(report: Report, quick: bool, device: str = "cpu") -> None:
+    """What farthest-first needs beside the matrix."""
     n, k = 100_000, (2_000 if quick else 25_000)
     _farthest_memory(report, "farthest_first_memory_ratio", n, k, device)
     if not quick:
         _farthest_memory(report, "farthest_first_1m_memory_ratio", 1_000_000, 10_000, device)
+
+
+def partitioned(report: Report, quick: bool, device: str = "cpu") -> None:
+    """The variant in parts: its radius beside a lower bound of the best one."""
     n, k, parts = (50_000, 1_000, 8) if quick else (400_000, 10_000, 8)
     rows, ones = mixture(n), np.ones(n, dtype=np.int64)
     exact_seconds, (_, distance) = _timed(lambda: farthest_first(rows, ones, k, device=device))
-    parts_seconds, partitioned = _timed(lambda: farthest_first_partitioned(rows, ones, k, parts, device=device))
+    parts_seconds, answer = _timed(lambda: farthest_first_partitioned(rows, ones, k, parts, device=device))
     report.add(
-        [at_most("partitioned_radius_over_lower_bound", partitioned.radius / (partitioned.apart / 2), 8)],
+        [at_most("partitioned_radius_over_lower_bound", answer.radius / (answer.apart / 2), 8)],
         [
             _row("farthest-first", "mixture", n, k, exact_seconds, radius=float(np.sort(distance)[: n - k].max())),
             _row(
@@ -144,8 +168,8 @@ def farthest(report: Report, quick: bool, device: str = "cpu") -> None:
                 n,
                 k,
                 parts_seconds,
-                radius=partitioned.radius,
-                apart=partitioned.apart,
+                radius=answer.radius,
+                apart=answer.apart,
             ),
         ],
     )
@@ -355,12 +379,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write figures and rows here")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where matrix products run")
     options = parser.parse_args()
-    report = Report("selection", measure_machine(torch.device(options.device)))
+    report = Report("selection", measure_machine(torch.device(options.device)), quick=options.quick)
     print(report.machine)
-    run(report, options.quick, options.device)
-    packages(report, options.quick)
+    run_parts(report, parts_of(report, options.quick, options.device), options.json, quick_deadline(options.quick))
     print(table(report.rows))
-    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ random tokens of the same lengths. Every line of the end reads ``figure NAME VAL
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Report, Times, at_least, at_most, measure_machine, peak_memory, take_turns
+from benchmarks.harness import (
+    Form,
+    Report,
+    Times,
+    at_least,
+    at_most,
+    measure_machine,
+    peak_memory,
+    quick_deadline,
+    run_parts,
+    take_turns,
+)
 from benchmarks.references import bergson_side, less, uds
 from benchmarks.workload import SHAPES, Workload, mixed_lengths, real, shaped
 from longgame.signals.engine import MAX_BATCH_TOKENS, Batch, SignalEngine, batches, plan
@@ -175,7 +188,7 @@ def uds_figures(report: Report, work: Workload, repeats: int) -> None:
     vocabulary = int(work.base.config.vocab_size)
     longest, responses = int(work.pool.tokens.max()), int(work.pool.response_tokens.max())
     projected = uds.bilinear(
-        engine._logits._left_signs(responses + 1).to(work.device),
+        engine._logits._left_signs(responses + 1, work.device),
         engine._logits._right_signs(0, vocabulary).to(work.device),
     )
     shape = (8, 128)
@@ -367,38 +380,68 @@ def main() -> None:
     options = parser.parse_args()
     count, repeats = options.examples or (6 if options.quick else 32), options.repeats or (1 if options.quick else 3)
     longest = 128 if options.quick else 512
-    report = Report("signals", measure_machine(options.device))
+    report = Report("signals", measure_machine(options.device), quick=options.quick)
     print(report.machine, flush=True)
     if options.growth:
         growth(report, options.device)
         uds_growth(report, options.device)
         report.finish(options.json)
         return
+    deadline = quick_deadline(options.quick)
+    parts: dict[str, list[Form]] = {}
     for dtype in options.dtype or (["bfloat16"] if options.quick else ["bfloat16", "float32"]):
-        if options.shape:
-            lengths = mixed_lengths(count, longest)
-            precision = getattr(torch, dtype)
-            work = shaped(
-                SHAPES[options.shape], dtype=precision, device=options.device, lengths=lengths, name=options.shape
-            )
-        else:
-            work = real(count, dtype=dtype, data_dir=options.data_dir, max_length=longest)
-            work.model.to(options.device)
-        tokens, answered = int(work.pool.tokens.sum()), int(work.pool.response_tokens.sum())
-        print(f"{work.name}: {len(work.pool)} examples, {tokens} tokens, {answered} of them response", flush=True)
+        work = functools.cache(partial(_workload, options, dtype, count, longest))
+        parts |= _parts(report, work, dtype, options, repeats)
+    run_parts(report, parts, options.json, deadline)
+
+
+def _workload(options: argparse.Namespace, dtype: str, count: int, longest: int) -> Workload:
+    """Model and examples that the options name."""
+    if options.shape:
+        lengths, precision = mixed_lengths(count, longest), getattr(torch, dtype)
+        shape = SHAPES[options.shape]
+        work = shaped(shape, dtype=precision, device=options.device, lengths=lengths, name=options.shape)
+    else:
+        work = real(count, dtype=dtype, data_dir=options.data_dir, max_length=longest)
+        work.model.to(options.device)
+    tokens, answered = int(work.pool.tokens.sum()), int(work.pool.response_tokens.sum())
+    print(f"{work.name}: {len(work.pool)} examples, {tokens} tokens, {answered} of them response", flush=True)
+    return work
+
+
+_QUICK_SECONDS = {"passes": 30.0, "UDS": 25.0, "bergson": 25.0, "LESS": 12.0}
+"""Processor time of each part of a quick run with 6 examples; that of loading is part of the first."""
+
+
+def _parts(
+    report: Report, work: Callable[[], Workload], dtype: str, options: argparse.Namespace, repeats: int
+) -> dict[str, list[Form]]:
+    """The parts of one dtype; in a quick run also with a third of the examples."""
+    budgets = (1024,) if options.quick else BUDGETS
+    kinds: dict[str, Callable[[Report, Workload, int], None]] = {
+        "passes": lambda report, work, repeats: run(
+            report, work, repeats=repeats, memory=not options.quick, budgets=budgets
+        ),
+        "UDS": uds_figures,
+        "LESS": partial(less_figures, dim=512 if options.quick else LESS_SIZE),
+        "bergson": bergson_figures,
+    }
+
+    def measured(kind: str, share: int) -> None:
+        full = work()
+        part = dataclasses.replace(full, pool=full.pool.take(range(-(-len(full.pool) // share))))
         before = len(report.rows)
-        run(report, work, repeats=repeats, memory=not options.quick, budgets=(1024,) if options.quick else (1024, 4096))
-        print(table(report.rows[before:]), flush=True)
-        for part in (
-            uds_figures,
-            bergson_figures,
-            partial(less_figures, dim=512 if options.quick else LESS_SIZE),
-        ):
-            before = len(report.rows)
-            part(report, work, repeats)
-            print("\n".join(table(report.rows[before:]).splitlines()[1:]), flush=True)
-            report.save(options.json)
-    report.finish(options.json)
+        kinds[kind](report, part, repeats)
+        print("\n".join(table(report.rows[before:]).splitlines()[kind != "passes" :]), flush=True)
+        report.save(options.json)
+
+    return {
+        f"{kind} in {dtype}": [
+            Form(partial(measured, kind, share), _QUICK_SECONDS[kind] / share)
+            for share in ((1, 3) if options.quick else (1,))
+        ]
+        for kind in kinds
+    }
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ the median step of the best run counts, without the first one, which compiles. W
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from benchmarks.harness import Form, Report, measure_machine, quick_deadline, reported, run_parts
 from benchmarks.training import CASES, PAD, make_model, make_pool
 from longgame.training.config import SelectionConfig
 from longgame.training.log import Parts
@@ -99,43 +101,57 @@ def checkpoint_tables(checkpoints: int, rows: int, folder: Path) -> list[float]:
     return seconds
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=list(CASES), default="tiny-like")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="without torch_compile: at most a minute")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    sides = {name: extra for name, extra in SIDES.items() if not (options.quick and "torch_compile" in extra)}
-    figures: list[dict[str, Any]] = []
-    print(f"torch {torch.__version__}, cpu, {torch.get_num_threads()} thread(s), float32, LoRA r=16")
+def options_cost(report: Report, model: str, steps: int, repeats: int, sides: Mapping[str, dict[str, Any]]) -> None:
+    """Figures: the median step with each option over the plain one."""
     medians: dict[str, list[float]] = {side: [] for side in sides}
     first: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.repeats):
+        for _ in range(repeats):
             for side, extra in sides.items():
-                seconds = run(options.model, options.steps, folder, **extra)
+                seconds = run(model, steps, folder, **extra)
                 medians[side].append(statistics.median(seconds[1:]))
                 first[side].append(seconds[0])
-        base = min(medians["plain"])
-        for side in sides:
-            best = min(medians[side])
-            name = f"trainers.{options.model}.{side}"
-            figures.append({"name": name, "value": best / base, "first": min(first[side])})
-            print(
-                f"figure {name.replace(' ', '_')} {1e3 * best:.2f} ms/step, "
-                f"{best / base:.3f} of plain, first step {min(first[side]):.2f} s"
-            )
-        seconds = checkpoint_tables(200, 5000, Path(folder) / "tables")
-        print(
-            f"figure trainers.tables {1e3 * statistics.median(seconds[:20]):.1f} ms at the first checkpoints, "
-            f"{1e3 * statistics.median(seconds[-20:]):.1f} ms at a million rows, {sum(seconds):.1f} s in all 200"
-        )
-        figures.append({"name": "trainers.tables", "value": seconds})
-    if options.json:
-        options.json.write_text(json.dumps({"figures": figures, "torch": torch.__version__}, indent=1) + "\n")
-    return 0
+    base = min(medians["plain"])
+    for side in sides:
+        best = min(medians[side])
+        name = f"trainers.{model}.{side}".replace(" ", "_")
+        row = {"model": model, "side": side, "ms_per_step": 1e3 * best, "first_step_seconds": min(first[side])}
+        report.add([reported(name, best / base)], [row])
+        print(f"{name}: {1e3 * best:.2f} ms/step, first step {min(first[side]):.2f} s", flush=True)
+
+
+def tables_cost(report: Report, checkpoints: int) -> None:
+    """Figure: the last checkpoints' table over the first ones', which hold a hundredth of its rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = checkpoint_tables(checkpoints, 5000, Path(folder))
+    part = max(1, checkpoints // 10)
+    early, late = statistics.median(seconds[:part]), statistics.median(seconds[-part:])
+    row = {"checkpoints": checkpoints, "first_ms": 1e3 * early, "last_ms": 1e3 * late, "seconds": sum(seconds)}
+    report.add([reported(f"trainers.tables_{checkpoints}", late / early)], [row])
+    print(f"tables of {checkpoints} checkpoints: {1e3 * early:.1f} ms first, {1e3 * late:.1f} ms last", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=list(CASES), default="tiny-like")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="without torch_compile, at most a minute")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    sides = {name: extra for name, extra in SIDES.items() if not (options.quick and "torch_compile" in extra)}
+    report = Report("trainers", measure_machine(), quick=options.quick)
+    print(f"{report.machine}; float32, LoRA r=16")
+
+    def steps(count: int, repeats: int) -> Callable[[], None]:
+        return partial(options_cost, report, options.model, count, repeats, sides)
+
+    weight = 1.0 if options.model == "tiny-like" else 20.0
+    parts = {
+        "options": [Form(steps(options.steps, options.repeats), 10 * weight), Form(steps(6, 1), 3 * weight)],
+        "tables": [Form(partial(tables_cost, report, 200), 5), Form(partial(tables_cost, report, 20), 1)],
+    }
+    return int(not run_parts(report, parts, options.json, quick_deadline(options.quick)))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ products (`longgame.models.fused.thin_lora`).
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.harness import Form, Report, at_most, measure_machine, quick_deadline, reported, run_parts
 from longgame.data.examples import Example, Pool
 from longgame.models.fused import thin_lora
 from longgame.models.head import response_loss
@@ -240,45 +241,44 @@ def measure_thin(name: str, steps: int, repeats: int, device: str) -> dict[str, 
     }
 
 
+def figures_of(report: Report, name: str, steps: int, repeats: int, device: str, *, full: bool, thin: bool) -> None:
+    """Add the ratios of a model as figures, and its milliseconds as a row."""
+    ratios = measure_thin(name, steps, repeats, device) if thin else measure(name, steps, repeats, device, full)
+    required = {"ratio": CASES[name].required, "thin_ratio": CASES[name].required_thin}
+    for key in [key for key in ratios if "ratio" in key]:
+        limit, figure = required.get(key), f"training.{name}.{key}"
+        report.add([reported(figure, ratios[key]) if limit is None else at_most(figure, ratios[key], limit)])
+    if not thin:
+        overhead = ratios["stage_ms_per_step"] - ratios["bare_ms_per_step"]
+        report.add([reported(f"training.{name}.overhead_ms", overhead)])
+    report.add(rows=[{"model": name, **ratios}])
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=[*CASES, "both"], default="both")
-    parser.add_argument("--quick", action="store_true", help="at most a minute on one CPU core")
+    parser.add_argument("--quick", action="store_true", help="few steps, at most a minute")
     parser.add_argument("--thin", action="store_true", help="LoRA over bfloat16: thin products with PEFT's layers")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    plan = {
-        "tiny-like": (32, 3 if options.quick else 9),
-        "smollm2-135m": (3, 2) if options.quick else (8, 3),
+    report = Report("training", measure_machine(torch.device(options.device)), quick=options.quick)
+    print(f"{report.machine}; {'bfloat16' if options.thin else 'float32'}, LoRA r=16")
+
+    def form(name: str, steps: int, repeats: int, seconds: float = 0.0) -> Form:
+        kinds = {"full": not options.quick, "thin": options.thin}
+        return Form(partial(figures_of, report, name, steps, repeats, options.device, **kinds), seconds)
+
+    forms = {
+        "tiny-like": [form("tiny-like", 32, 3, 12), form("tiny-like", 8, 2, 4)]
+        if options.quick
+        else [form("tiny-like", 32, 9)],
+        "smollm2-135m": [form("smollm2-135m", 3, 2, 60), form("smollm2-135m", 2, 1, 25)]
+        if options.quick
+        else [form("smollm2-135m", 8, 3)],
     }
-    names = list(CASES) if options.model == "both" else [options.model]
-    dtype = "bfloat16" if options.thin else "float32"
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} thread(s), {dtype}, LoRA r=16")
-    figures, short = [], False
-    for name in names:
-        if options.thin:
-            ratios = measure_thin(name, *plan[name], options.device)
-        else:
-            ratios = measure(name, *plan[name], options.device, all_logits=not options.quick)
-        required = {"ratio": CASES[name].required, "thin_ratio": CASES[name].required_thin}
-        for key in [key for key in ratios if "ratio" in key]:
-            limit = required.get(key)
-            fine = limit is None or ratios[key] <= limit
-            short |= not fine
-            figure = f"training.{name}.{key}"
-            bound = "-" if limit is None else f"<={limit}"
-            print(f"figure {figure} {ratios[key]:.3f} {bound} {'ok' if fine else 'short'}")
-            figures.append({"name": figure, "value": ratios[key], "required": limit, "ok": fine})
-        if not options.thin:
-            overhead = ratios["stage_ms_per_step"] - ratios["bare_ms_per_step"]
-            print(f"figure training.{name}.overhead_ms {overhead:.2f} - ok")
-        figures.append({"name": f"training.{name}.detail", "value": ratios, "required": None, "ok": True})
-    if options.json:
-        case = {name: asdict(CASES[name]) for name in names}
-        about = {"torch": torch.__version__, "device": options.device, "threads": torch.get_num_threads()}
-        options.json.write_text(json.dumps({"figures": figures, "cases": case, **about}, indent=1) + "\n")
-    return int(short)
+    parts = {name: part for name, part in forms.items() if options.model in (name, "both")}
+    return int(not run_parts(report, parts, options.json, quick_deadline(options.quick)))
 
 
 if __name__ == "__main__":

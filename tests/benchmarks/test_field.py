@@ -53,7 +53,7 @@ def test_each_part_gives_its_figure(report, part, names):
 def test_less_and_dsir_run_from_files(report, monkeypatch):
     monkeypatch.setattr(field, "rows_of", lambda folder, _: rows_of(folder, 260))
     field.dsir(report, None, quick=True)
-    field.less(report, None, quick=True)
+    field.less(report, None, 260)
     assert report.rows[0]["rows"] == report.rows[1]["rows"] == 260
     assert len(report.rows[1]["other_seconds"]) == field.TARGETS
 

@@ -1,12 +1,17 @@
 import json
 import math
+import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import harness
 from benchmarks.harness import (
     Deadline,
+    Form,
     Machine,
     Report,
     Times,
@@ -16,9 +21,11 @@ from benchmarks.harness import (
     peak_memory,
     process_age,
     reported,
+    run_parts,
     take_turns,
 )
 
+ROOT = Path(__file__).parents[2]
 HERE = Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3")
 
 
@@ -99,3 +106,81 @@ def test_a_deadline_names_once_what_does_not_fit_before_it():
 def test_the_age_of_a_process_grows_from_its_start():
     first = process_age()
     assert 0 < first <= process_age()
+
+
+def fake_parts(calls, now, costs):
+    """Parts whose forms take as many seconds of a fake clock as they say."""
+
+    def work(name, seconds):
+        calls.append((name, seconds))
+        now[0] += seconds
+
+    return {name: [Form(partial(work, name, cost), cost) for cost in forms] for name, forms in costs.items()}
+
+
+@pytest.mark.parametrize(
+    ("pace", "run", "left_out"),
+    [
+        (1.0, [("first", 30), ("second", 20), ("third", 5)], []),
+        (2.0, [("first", 10), ("second", 20)], ["third"]),  # a form is taken only if it ends in time
+        (5.0, [("first", 10), ("third", 2)], ["second"]),
+        (40.0, [], ["first", "second", "third"]),
+    ],
+)
+def test_a_quick_run_takes_the_largest_forms_that_fit(monkeypatch, capsys, pace, run, left_out):
+    calls, now = [], [0.0]
+    monkeypatch.setattr(harness, "unit_seconds", lambda: pace * harness.UNIT_SECONDS)
+    report = Report("parts", HERE, quick=True)
+    report.add([at_most("cost", 1, 2)])
+    costs = {"first": [30, 10], "second": [20], "third": [5, 2]}
+    parts = fake_parts(calls, now, costs)
+    parts = {
+        name: [Form(lambda form=form: (form.work(), slower(now, form, pace)), form.seconds) for form in forms]
+        for name, forms in parts.items()
+    }
+    met = run_parts(report, parts, None, Deadline(60, clock=lambda: now[0]))
+    assert calls == run
+    assert report.left_out == left_out
+    assert met == (not left_out)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "figure cost 1 <=2 ok quick"
+    assert [line.split(",")[0] for line in lines[1:]] == [f"left out: {name}" for name in left_out]
+    assert now[0] <= 60
+
+
+def slower(now, form, pace):
+    now[0] += (pace - 1) * form.seconds
+
+
+def test_without_a_deadline_every_part_runs_in_full():
+    calls = []
+    report = Report("parts", HERE)
+    assert run_parts(report, fake_parts(calls, [0.0], {"first": [1e9, 1], "second": [1e9]}), None)
+    assert calls == [("first", 1e9), ("second", 1e9)]
+    assert report.left_out == []
+
+
+CUT_OFF = """
+import subprocess, sys
+from benchmarks.harness import Deadline, Form, Machine, Report, at_most, run_parts
+report = Report("parts", Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3"), quick=True)
+def hang():
+    report.add([at_most("cost", 1, 2)])
+    subprocess.run([sys.executable, "-c", "print('child', flush=True); import time; time.sleep(1000)"])
+run_parts(report, {"hangs": [Form(hang)], "after": [Form(hang)]}, None, Deadline(20))
+"""
+
+
+def test_a_part_that_hangs_is_cut_off_and_named():
+    done = subprocess.run([sys.executable, "-c", CUT_OFF], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    lines = [line.split(",")[0] for line in done.stdout.splitlines()]
+    assert lines == ["child", "figure cost 1 <=2 ok quick", "left out: hangs (cut off)", "left out: after"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_bounds_its_quick_run(name):
+    source = (ROOT / "benchmarks" / f"{name}.py").read_text()
+    if '"--quick"' in source and name != "gpu":  # whose parts run in processes that are killed in time
+        assert "quick_deadline(" in source
+        assert "run_parts(" in source
