@@ -1043,7 +1043,7 @@ def audit(sides: Sides, setting: Setting) -> dict[str, Any]:
 
 
 def finished_stages(run: Path) -> int:
-    """Stages of trials with their mark; 0 without a run."""
+    """Finished stages of trials; 0 without a run."""
     return sum(1 for _ in run.glob("trials/*/stage-*.zip"))
 
 
