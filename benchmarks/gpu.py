@@ -639,7 +639,7 @@ def run_8b(sides: Sides, setting: Setting) -> None:
         sides.run(f"head chunk {entries}", chunked, 8)
 
     def capped() -> dict[str, Any]:
-        with patch.object(projection, "table_bytes", lambda _device: 1 << (12 if quick else 28)):
+        with patch.object(projection, "sketch_table_bytes", lambda _device: 1 << (12 if quick else 28)):
             return signals_alone(work(count, length), batch)
 
     sides.run("tables capped", capped, 20)

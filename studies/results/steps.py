@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longgame.audit.parts import Part
+from longgame.audit.parts import FinishedPart
 from longgame.audit.plan import Plan, stage_names
 from longgame.audit.run import ENVIRONMENT, RECIPE, Run, write_environment
 from longgame.audit.store import StageStore
@@ -152,7 +152,7 @@ def take_over(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
         environment = environment or other.environment
         for store in _stores(other):
             parts = ["base"] if store.folder.parent.name == "seeds" else [f"stage-{n + 1}" for n in range(stages)]
-            if all(Part.find(store.folder, part) for part in parts):
+            if all(FinishedPart.find(store.folder, part) for part in parts):
                 finished[store.folder.name, store.key] = store.folder
     if not finished:
         return 0

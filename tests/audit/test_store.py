@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
-from longgame.audit.parts import Part
+from longgame.audit.parts import FinishedPart
 from longgame.audit.plan import Trial
 from longgame.audit.run import Run
 from longgame.audit.store import StageStore, records_table
@@ -75,7 +75,7 @@ def test_a_folder_left_without_its_mark_gives_way_to_the_finished_one(tmp_path):
     (stage / "done.json").unlink()
     (stage / "x").write_text("old")
     finish_a_stage(run)
-    assert Part.find(stage.parent, "stage-1").read("x") == b"1"
+    assert FinishedPart.find(stage.parent, "stage-1").read("x") == b"1"
     assert not stage.exists()
 
 

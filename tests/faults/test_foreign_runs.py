@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from longgame.audit.learner import learner_kind, outline, sequence_of
-from longgame.audit.parts import Part
+from longgame.audit.parts import FinishedPart
 from longgame.audit.picks import texts_of, write_selection
 from longgame.errors import RecipeError
 from longgame.recipe import load_recipe, load_yaml, parse_recipe
@@ -235,7 +235,7 @@ def test_a_run_stores_the_texts_that_its_report_shows(finished, tmp_path):
     for name, (prompt, response) in stored.items():
         assert prompt == f"prompt of {name}"
         assert len(response) < 10_010
-    part = Part(finished / "trials" / "loss-s0" / "stage-1.zip")
+    part = FinishedPart(finished / "trials" / "loss-s0" / "stage-1.zip")
     assert texts_of(part.read("selection.parquet"), part.path) == {}
 
 

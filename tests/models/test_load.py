@@ -20,7 +20,7 @@ from longgame.errors import ModelError, RecipeError
 from longgame.models import device as device_module
 from longgame.models import load
 from longgame.models.adaptation import adapt
-from longgame.models.device import attention_of, device_of, logit_entries, table_bytes
+from longgame.models.device import attention_of, device_of, logit_entries, sketch_table_bytes
 from longgame.models.load import forget_models, load_again, load_model, load_tokenizer
 from longgame.recipe import ModelSpec, parse_recipe
 from support.chat_model import CHATML, chat_tokenizer, llama, save
@@ -281,11 +281,11 @@ def test_flash_attention_is_refused_where_it_cannot_run() -> None:
 
 def test_a_cpu_keeps_its_pieces_and_a_gpu_sizes_them_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert (logit_entries(cpu), table_bytes(cpu)) == (1 << 22, 1 << 28)
+    assert (logit_entries(cpu), sketch_table_bytes(cpu)) == (1 << 22, 1 << 28)
     for memory, entries in ((80 << 30, 1 << 28), (24 << 30, 1 << 26), (1 << 20, 1 << 22)):
         monkeypatch.setattr(device_module, "device_bytes", lambda _, memory=memory: memory)
         assert logit_entries(gpu) == entries
-        assert table_bytes(gpu) == max(1 << 28, memory // 32)
+        assert sketch_table_bytes(gpu) == max(1 << 28, memory // 32)
 
 
 GPU_PLACES = [

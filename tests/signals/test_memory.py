@@ -130,7 +130,7 @@ def test_signs_of_the_logit_sketch_are_drawn_once(pool, monkeypatch, kind):
     assert np.array_equal(first, second)
     assert not drawn
     assert bool(measured._logits._right) == (kind != "frozen head")
-    monkeypatch.setattr(logits, "table_bytes", lambda _: 0)
+    monkeypatch.setattr(logits, "sketch_table_bytes", lambda _: 0)
     frugal = engine(model, max_batch_tokens=64)
     monkeypatch.setattr(frugal, "_logits_checked", True)
     assert np.array_equal(frugal(pool, ["logit_sketch"])["logit_sketch"], first)

@@ -60,7 +60,7 @@ def test_long_vectors_are_sketched_with_bounded_tables(monkeypatch):
     rows = vectors(37, 3, 1)
     free = CountSketch(8, 0)
     expected = free.project("w", rows)
-    monkeypatch.setattr(projection, "table_bytes", lambda _: 0)
+    monkeypatch.setattr(projection, "sketch_table_bytes", lambda _: 0)
     frugal = CountSketch(8, 0)
     assert torch.equal(frugal.project("w", rows), expected)
     assert len(free._tables) == 4

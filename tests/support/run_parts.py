@@ -4,7 +4,7 @@ import json
 import shutil
 import zipfile
 
-from longgame.audit.parts import Part, parts_of
+from longgame.audit.parts import FinishedPart, finished_parts
 from longgame.audit.run import Run
 
 
@@ -15,7 +15,7 @@ def selection(folder, trial, stage):
 
 def as_older_version(run, change=lambda mark: mark):
     """Lay out every part of a run as a folder, as older versions did, and change the entries of the marks."""
-    for part in parts_of(run):
+    for part in finished_parts(run):
         folder = part.path.with_suffix("")
         with zipfile.ZipFile(part.path) as archive:
             archive.extractall(folder)
@@ -37,6 +37,6 @@ def rewrite(path, name, content):
 
 def remove(folder, stage):
     """Delete a trial's stage."""
-    part = Part.find(folder, f"stage-{stage}")
+    part = FinishedPart.find(folder, f"stage-{stage}")
     shutil.rmtree(part.folder("learner"), ignore_errors=True)
     part.path.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from longgame.audit.learner import learner_kind, seed_bases, sequence_of
-from longgame.audit.parts import Part, parts_of
+from longgame.audit.parts import FinishedPart, finished_parts
 from longgame.audit.plan import Plan, Trial
 from longgame.data.examples import Example, SequenceData
 from longgame.data.score_files import read_scores
@@ -218,7 +218,7 @@ def check_memory(plan: Plan) -> None:
 def unfinished_trials(plan: Plan, folder: Path) -> list[Trial]:
     """The trials of which a run directory lacks the last stage."""
     last = f"stage-{len(plan.stages)}"
-    return [trial for trial in plan.trials if Part.find(folder / "trials" / trial.name, last) is None]
+    return [trial for trial in plan.trials if FinishedPart.find(folder / "trials" / trial.name, last) is None]
 
 
 def check_trusted(plan: Plan, folder: Path, named: Collection[str] = (), *, remote_code: bool = False) -> None:
@@ -281,7 +281,7 @@ def check_files(folder: Path, plan: Plan) -> None:
         ResumeError: a file has changed since; it is named with the parts.
     """
     now = file_contents(plugin_names(plan.recipe))
-    parts = parts_of(folder) if now else []
+    parts = finished_parts(folder) if now else []
     trials = {trial.name: trial for trial in plan.trials} if parts else {}
 
     @cache

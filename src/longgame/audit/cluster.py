@@ -57,14 +57,14 @@ def run_jobs(
         finished,
         failed,
         warn,
-        needs=needs_of(recipe, threads),
+        needs=trial_needs(recipe, threads),
         gpus=gpus,
         store=Store(run.folder.resolve(), parts, run.files_elsewhere()),
         contents=partial(contents_of, recipe),
     )
 
 
-def needs_of(recipe: Recipe, threads: int) -> Needs:
+def trial_needs(recipe: Recipe, threads: int) -> Needs:
     """What a trial takes of a node, by the estimate of `longgame.models.load.trial_bytes`; no weights are read.
 
     Raises:
@@ -89,7 +89,7 @@ def device_on(engine: str, recipe: Recipe, plan: Plan, threads: int) -> str:
     """
     if recipe.model.device == "cpu" or not learner_kind(recipe).has_texts:
         return check_models(plan)
-    return next(mapped(_device_of, [recipe], engine, threads=threads, needs=needs_of(recipe, threads)))
+    return next(mapped(_device_of, [recipe], engine, threads=threads, needs=trial_needs(recipe, threads)))
 
 
 def _device_of(recipe: Recipe) -> str:

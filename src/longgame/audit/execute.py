@@ -32,7 +32,7 @@ from longgame.audit.checks import (
 )
 from longgame.audit.cluster import device_on, run_jobs
 from longgame.audit.learner import learner_kind, make_learner, sequence_of
-from longgame.audit.parts import Part
+from longgame.audit.parts import FinishedPart
 from longgame.audit.plan import REFERENCES, Plan, Trial
 from longgame.audit.run import (
     ENVIRONMENT,
@@ -252,7 +252,7 @@ def _walk_trial(run: Run, data_dir: str | None, trial: Trial, keep_models: bool,
             rows, picks = walk.stage(number)
         walk.save(number, rows, picks, store)
         if number > 1 and not keep_models:
-            before = Part.find(store.folder, f"stage-{number - 1}")
+            before = FinishedPart.find(store.folder, f"stage-{number - 1}")
             if before is not None:
                 shutil.rmtree(before.folder("learner"), ignore_errors=True)
 

@@ -47,20 +47,20 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Part:
+class FinishedPart:
     """A finished part on disk."""
 
     path: Path
     """The archive; of an older version, the folder."""
 
     @staticmethod
-    def find(folder: Path, name: str) -> Part | None:
+    def find(folder: Path, name: str) -> FinishedPart | None:
         """The part of this name in a trial's folder; None: it is not finished."""
         archive = folder / f"{name}{SUFFIX}"
         if archive.exists():
-            return Part(archive)
+            return FinishedPart(archive)
         older = folder / name
-        return Part(older) if (older / DONE).is_file() else None
+        return FinishedPart(older) if (older / DONE).is_file() else None
 
     @property
     def name(self) -> str:
@@ -260,9 +260,9 @@ def _paths(run: Path) -> Iterator[Path]:
         yield from (mark.parent for mark in run.glob(f"{kind}/*/*/{DONE}"))
 
 
-def parts_of(run: Path) -> list[Part]:
+def finished_parts(run: Path) -> list[FinishedPart]:
     """All finished parts of a run, in the order of their paths."""
-    return [Part(path) for path in sorted(_paths(run))]
+    return [FinishedPart(path) for path in sorted(_paths(run))]
 
 
 def has_parts(run: Path) -> bool:

@@ -27,10 +27,10 @@ from longgame.audit.plan import Plan, Trial
 from longgame.audit.results import PICKS, Stores, current_table, stamp_of, write_run_table
 from longgame.audit.store import StageStore
 from longgame.storage import parquet_bytes, unpack_parquet, unreadable
+from longgame.training.log import TERM
 
 SELECTION = "selection.parquet"
 """File of a stage: its selection table."""
-TERM = "term_"
 TOTAL = "score"
 """The term that is the whole score, not a part of it."""
 SHOWN_EXAMPLES = 3
@@ -279,7 +279,7 @@ def texts_of(content: bytes, path: Path) -> Texts:
         raise unreadable(path, error) from error
 
 
-def read_picks(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
+def read_selections(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
     """The reduced selections of the recipe's own condition; None before the first finished stage.
 
     picks.parquet is read if it was made of just these stages, otherwise the selection tables are.
@@ -303,7 +303,7 @@ def read_picks(folder: Path, plan: Plan, finished: Mapping[str, int], stores: St
 
 
 def gather_picks(plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
-    """`read_picks` from the selection tables."""
+    """`read_selections` from the selection tables."""
     return combine_shares(_stage_shares(plan, _own_stages(plan, finished), stores))
 
 

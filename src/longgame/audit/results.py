@@ -18,7 +18,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from longgame.audit.learner import outline, seed_bases
-from longgame.audit.parts import SUFFIX, Part
+from longgame.audit.parts import SUFFIX, FinishedPart
 from longgame.audit.plan import FULL_DATA, ORACLE, REFERENCES, Condition, Plan, Trial, measured_by
 from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RECORDS, RESULT_COLUMNS, StageStore
 from longgame.errors import ResumeError
@@ -115,7 +115,7 @@ def stamp_of(folder: Path, plan: Plan, finished: Mapping[str, int]) -> str:
     places = [(f"seeds/{base}", "base") for base in bases]
     places += [(f"trials/{name}", f"stage-{n}") for name, stages in finished.items() for n in range(1, stages + 1)]
     for place, name in places:
-        part = Part.find(folder / place, name)
+        part = FinishedPart.find(folder / place, name)
         if part is None:
             raise unreadable(folder / place / f"{name}{SUFFIX}", FileNotFoundError("it is missing"))
         content = part.mark_bytes()

@@ -31,8 +31,8 @@ import yaml
 from rich.console import Console
 
 from longgame.audit.checks import plugin_names
-from longgame.audit.parts import SUFFIX, Part, has_parts, parts_of
-from longgame.audit.picks import SELECTION, Picks, read_picks, write_picks
+from longgame.audit.parts import SUFFIX, FinishedPart, finished_parts, has_parts
+from longgame.audit.picks import SELECTION, Picks, read_selections, write_picks
 from longgame.audit.plan import (
     FULL_DATA,
     REFERENCES,
@@ -206,7 +206,7 @@ class Run:
         stages = range(len(self.plan.stages), 0, -1)
 
         def last(trial: Path) -> int:
-            return next((n for n in stages if Part.find(trial, f"stage-{n}") is not None), 0)
+            return next((n for n in stages if FinishedPart.find(trial, f"stage-{n}") is not None), 0)
 
         return {trial.name: last(self.folder / "trials" / trial.name) for trial in self.plan.trials}
 
@@ -313,13 +313,13 @@ class Run:
     def contamination(self) -> Contamination | None:
         """How much of the evaluation items stands in the pools, over all seeds; None without texts or shared work."""
         folders = (self.folder / "seeds" / self.plan.base_name(seed, "") for seed in self.recipe.seeds)
-        bases = [part for folder in folders if (part := Part.find(folder, "base")) and part.has(CONTAMINATION)]
+        bases = [part for folder in folders if (part := FinishedPart.find(folder, "base")) and part.has(CONTAMINATION)]
         return Contamination.total([Contamination(**part.json(CONTAMINATION)) for part in bases]) if bases else None
 
     @cached_property
     def picks(self) -> Picks | None:
         """What the trials of the recipe's own condition selected; None before the first finished stage."""
-        return read_picks(self.folder, self.plan, self.finished_stages, self.stores)
+        return read_selections(self.folder, self.plan, self.finished_stages, self.stores)
 
     def selection(self, trial: str, stage: int) -> pd.DataFrame:
         """Every candidate of every round of a trial's stage (1-based): ``picked``, ``tokens``, each term of its score.
@@ -393,7 +393,7 @@ def holds_run(folder: Path) -> bool:
     """
     if _is_marked(folder):
         return True
-    return (folder / RECIPE).is_file() and any(map(_has_mark, parts_of(folder)))
+    return (folder / RECIPE).is_file() and any(map(_has_mark, finished_parts(folder)))
 
 
 def recipe_file(path: Path) -> tuple[Path, bool]:
@@ -416,7 +416,7 @@ def _is_marked(folder: Path) -> bool:
         return False
 
 
-def _has_mark(part: Part) -> bool:
+def _has_mark(part: FinishedPart) -> bool:
     try:
         return bool(part.mark())
     except ResumeError:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from longgame.audit.checks import file_contents, row_contents
-from longgame.audit.parts import SUFFIX, Part, writing_part
+from longgame.audit.parts import SUFFIX, FinishedPart, writing_part
 from longgame.errors import ResumeError
 from longgame.storage import DONE, unreadable
 
@@ -115,12 +115,12 @@ class StageStore:
         Raises:
             ResumeError: the part belongs to another recipe, or its mark cannot be read.
         """
-        part = Part.find(self.folder, name)
+        part = FinishedPart.find(self.folder, name)
         if part is not None:
             self._check_mark(part, name)
         return part is not None
 
-    def _check_mark(self, part: Part, name: str) -> None:
+    def _check_mark(self, part: FinishedPart, name: str) -> None:
         mark = part.mark()
         if mark["key"] != self.key:
             raise ResumeError(
@@ -129,13 +129,13 @@ class StageStore:
         if mark.get("part", name) != name:
             raise unreadable(part.path / DONE, ValueError(f"it is that of {mark['part']}"))
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> FinishedPart:
         """A finished part, after its key was compared.
 
         Raises:
             ResumeError: as `has`, or it is missing.
         """
-        part = Part.find(self.folder, name)
+        part = FinishedPart.find(self.folder, name)
         if part is None:
             raise unreadable(self.folder / f"{name}{SUFFIX}", FileNotFoundError("it is missing"))
         self._check_mark(part, name)

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from longgame.audit.parts import Part
+from longgame.audit.parts import FinishedPart
 from longgame.commands.terminal import Terminal
 
 LEISURE = 9
@@ -102,7 +102,7 @@ def finish_times(folder: Path, trials: list[str], stages: int) -> list[tuple[str
     found = []
     for name in trials:
         for stage in range(1, stages + 1):
-            part = Part.find(folder / "trials" / name, f"stage-{stage}")
+            part = FinishedPart.find(folder / "trials" / name, f"stage-{stage}")
             if part is None:
                 break
             found.append((name, part.finished_at))

@@ -156,7 +156,7 @@ _CHANGING = (
 )
 
 
-def watch(folder: str, readable: Iterable[str]) -> None:
+def guard(folder: str, readable: Iterable[str]) -> None:
     """Refuse, as far as Python itself sees it, network, processes, signals, and files outside of the folder."""
     inside = os.path.realpath(folder) + os.sep
     roots = tuple(os.path.realpath(path) + os.sep for path in readable)
@@ -222,7 +222,7 @@ def main() -> None:
     os.close(nothing)
     limit(job["seconds"], job["memory"], job["disk"])
     if not job["namespaces"]:
-        watch(job["folder"], job["readable"])
+        guard(job["folder"], job["readable"])
     outcome = _run(job["program"], job["tests"], job["secret"])
     os.write(result, outcome)
     os._exit(0)

@@ -52,7 +52,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProgramOutcome:
     """How a run ended."""
 
     passed: bool
@@ -104,7 +104,9 @@ def why_no_namespaces() -> str:
     return refused
 
 
-def run_program(program: str, tests: str, limits: Limits = Limits(), *, namespaces: bool | None = None) -> Outcome:
+def run_program(
+    program: str, tests: str, limits: Limits = Limits(), *, namespaces: bool | None = None
+) -> ProgramOutcome:
     """Run ``program``, then ``tests`` in its names; it has passed if the last line of the tests was reached.
 
     The process has an empty environment, no stdin, no terminal, a session of its own, an empty temporary folder, and
@@ -119,18 +121,20 @@ def run_program(program: str, tests: str, limits: Limits = Limits(), *, namespac
         ModelError: as `why_no_namespaces`.
     """
     if max(len(program), len(tests)) > _MOST_SOURCE:
-        return Outcome(False, "too long")
+        return ProgramOutcome(False, "too long")
     if namespaces is None:
         namespaces = not why_no_namespaces()
     with tempfile.TemporaryDirectory(prefix="longgame-program-", ignore_cleanup_errors=True) as folder:
         data, secret = _run(program, tests, limits, os.path.realpath(folder), namespaces)
     start, _, rest = data.partition(b"\n")
     if rest == secret:
-        return Outcome(True, "passed")
+        return ProgramOutcome(True, "passed")
     text = rest.decode("ascii", "replace")
     if text.startswith("failed "):
-        return Outcome(False, text.removeprefix("failed "))
-    return Outcome(False, "no time left" if data.endswith(_LATE) else "ended early" if start else "did not start")
+        return ProgramOutcome(False, text.removeprefix("failed "))
+    return ProgramOutcome(
+        False, "no time left" if data.endswith(_LATE) else "ended early" if start else "did not start"
+    )
 
 
 def _run(program: str, tests: str, limits: Limits, folder: str, namespaces: bool) -> tuple[bytes, bytes]:

@@ -135,7 +135,7 @@ def logit_entries(device: torch.device) -> int:
     return max(_CPU_LOGITS, 1 << ((device_bytes(device) // 256).bit_length() - 1))
 
 
-def table_bytes(device: torch.device) -> int:
+def sketch_table_bytes(device: torch.device) -> int:
     """Bytes of sketch tables that are kept between calls; further ones are drawn on the CPU again for every batch.
 
     LoRA of rank 16 on an 8B model needs 335 MB. Drawing the part beyond 256 MB anew takes longer than the batch itself,

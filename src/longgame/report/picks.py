@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from longgame.audit.picks import SELECTION, TERM, TOTAL, Picks, Texts, highest_and_lowest, texts_of
+from longgame.audit.picks import SELECTION, TOTAL, Picks, Texts, highest_and_lowest, texts_of
 from longgame.audit.plan import Trial
 from longgame.audit.run import Run
 from longgame.metrics.catalog import METRICS
@@ -19,6 +19,7 @@ from longgame.report.charts import GREY, PALETTE, Figure, Style, heat_map, spec
 from longgame.report.figures import style_of
 from longgame.report.tables import Cell, Column, Table, format_number, metric_column
 from longgame.storage import table_of
+from longgame.training.log import TERM
 
 _OTHERS = "all others"
 _POOL = "(all candidates)"

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longgame.errors import PluginError
-from longgame.models.device import logit_entries, table_bytes
+from longgame.models.device import logit_entries, sketch_table_bytes
 from longgame.models.head import LogitHead
 from longgame.signals.projection import signs
 
@@ -158,8 +158,8 @@ class PositionLogits:
     def _right_signs(self, start: int, count: int, device: torch.device) -> Float[Tensor, "v columns"]:
         """Rows ``start`` … of R₂; ``start`` begins a stream.
 
-        A trained head needs them at every step, a soft cap at every batch. They are kept then, as far as `table_bytes`
-        allows: drawing those of 128,256 words takes a CPU as long as a step at 8B.
+        A trained head needs them at every step, a soft cap at every batch. They are kept then, as far as
+        `sketch_table_bytes` allows: drawing those of 128,256 words takes a CPU as long as a step at 8B.
         """
         key = (start, device)
         stored = self._right.get(key)
@@ -168,7 +168,7 @@ class PositionLogits:
         drawn = self._draw_right_signs(start, count).to(device)
         needed_again = self._head.trainable or self._head.cap is not None
         size = len(self._head.module.weight) * self._shape[1] * drawn.element_size()
-        if needed_again and size <= table_bytes(device):
+        if needed_again and size <= sketch_table_bytes(device):
             self._right[key] = drawn
         return drawn
 

@@ -23,7 +23,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from longgame.errors import PluginError
-from longgame.models.device import table_bytes
+from longgame.models.device import sketch_table_bytes
 from longgame.models.lora import canonical_name
 from longgame.seeding import generator, stream_seed
 
@@ -78,7 +78,7 @@ class CountSketch:
         self._tables: dict[tuple[tuple[_Block, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self._chunks: dict[tuple[tuple[str, int], ...], list[tuple[_Block, ...]]] = {}
         self._stored: Counter[torch.device] = Counter()
-        """Bytes of tables on each device; those beyond `table_bytes` are drawn again when needed."""
+        """Bytes of tables on each device; those beyond `sketch_table_bytes` are drawn again when needed."""
 
     def project(self, name: str, rows: Float[Tensor, "b n"]) -> Float[Tensor, "b dim"]:
         """Sketch each row of a batch of vectors that all belong to the part called ``name``."""
@@ -134,7 +134,7 @@ class CountSketch:
             start += block.length
         entry, sign = np.concatenate(entries), np.concatenate(signs_)
         table = (torch.from_numpy(entry.astype(np.int32)).to(device), torch.from_numpy(sign).to(device))
-        if self._stored[device] + len(entry) * _ENTRY_BYTES <= table_bytes(device):
+        if self._stored[device] + len(entry) * _ENTRY_BYTES <= sketch_table_bytes(device):
             self._tables[key] = table
             self._stored[device] += len(entry) * _ENTRY_BYTES
         return table

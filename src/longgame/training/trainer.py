@@ -310,7 +310,7 @@ class SelectionMixin(_Base):
         if not self.selection.training_log or self.selection_record is None:
             return super().training_step(model, inputs, num_items_in_batch)
         ids, labels = self._selection_micro.pop(0), inputs["labels"]
-        outcomes: list[Outcome] = []
+        outcomes: list[TokenScores] = []
         handle = model.register_forward_hook(lambda _module, _inputs, output: outcomes.append(outcome(output, labels)))
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -795,7 +795,7 @@ class SelectionTrainer(SelectionMixin, Trainer):
     """
 
 
-class Outcome(NamedTuple):
+class TokenScores(NamedTuple):
     """How well a batch was predicted, token by token; token j + 1 of a row stands at j."""
 
     nll: Float[np.ndarray, "b m"]
@@ -820,7 +820,7 @@ class Outcome(NamedTuple):
 
 
 @torch.no_grad()
-def outcome(output: Any, labels: Int[Tensor, "b T"]) -> Outcome:
+def outcome(output: Any, labels: Int[Tensor, "b T"]) -> TokenScores:
     """Return how well a batch was predicted.
 
     Args:
@@ -849,7 +849,7 @@ def outcome(output: Any, labels: Int[Tensor, "b T"]) -> Outcome:
             "training_log reads the logits, and the model's output has none (a fused loss, as of Liger). "
             "Set use_liger_kernel=False, or training_log=False."
         )
-    return Outcome(nll.cpu().numpy(), hits.cpu().numpy(), learned.cpu().numpy())
+    return TokenScores(nll.cpu().numpy(), hits.cpu().numpy(), learned.cpu().numpy())
 
 
 def _check_step(checkpoint: Path, step: int | None) -> None:
