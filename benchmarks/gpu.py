@@ -206,7 +206,7 @@ SKETCHES = ("logit_sketch", "grad_sketch", "adam_grad_sketch")
 ANGLE = 1e-5
 """1 − cosine of a sketch on both, at most."""
 RANKED = ("loss", "el2n", "logit_nuclear_norm", "grad_norm")
-WAITS = {"lora": 8, "lora bfloat16": 8, "full": 10, "dora": 22}
+WAITS = {"lora": 6, "lora bfloat16": 6, "full": 8, "dora": 7}
 """Waits and uploads of two batches of all signals, as ``tests/device`` counts them; CUDA waits for an upload, too."""
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "lora": {},

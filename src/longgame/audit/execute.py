@@ -300,7 +300,8 @@ def run_audit(
         if count is None and name == "workers" and engine != LOCAL:
             continue
         if count is None or not 1 <= count <= MOST_PROCESSES:
-            raise RecipeError(f"{name} is {count}; give a number from 1 to {MOST_PROCESSES:,}.")
+            shown = "missing" if count is None else f"{count:,}"
+            raise RecipeError(f"{name} is {shown}; give a number from 1 to {MOST_PROCESSES:,}.")
     plan = Plan(recipe)
     check_size(plan)
     with recipe.paths(), _locked(folder, plan), ExitStack() as stack:

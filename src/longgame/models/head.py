@@ -475,12 +475,8 @@ class LogitHead:
             # A scatter that adds would have no fixed order on a GPU.
             others = logits.scatter_(1, at, 0.0)
             remainder = others.sum(1, keepdim=True)
-            if errors is not None:
-                others /= mass
-                remainder = remainder / mass
-                mass = torch.ones_like(mass)
-                errors(part, others.scatter_(1, at, -remainder))
-                others.scatter_(1, at, 0.0)
+            if errors is not None:  # of a copy: the other columns have the same bits with and without this one
+                errors(part, (others / mass).scatter_(1, at, -remainder / mass))
             if error is not None:
                 error[part] = (torch.linalg.vector_norm(others, dim=1).hypot(remainder[:, 0])).div_(mass[:, 0])
             if gradient is not None and weight is not None:

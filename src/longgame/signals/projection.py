@@ -41,13 +41,13 @@ def signs(seed: int, *path: str | int, shape: tuple[int, ...]) -> Float[Tensor, 
     return torch.from_numpy(2 * bits - 1).float()
 
 
-_LAYER = re.compile(r".*?\.\d+(?=\.)")
+_LAYER = re.compile(r"\.\d+(?=\.)")
 
 
 def layer_of(name: str) -> str:
     """Return the part of a weight's name up to its layer's number; empty outside of layers."""
-    match = _LAYER.match(name)
-    return match.group() if match else ""
+    match = _LAYER.search(name)
+    return name[: match.end()] if match else ""
 
 
 class _Block(NamedTuple):
