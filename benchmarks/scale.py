@@ -189,8 +189,8 @@ GPU_RATE = 4.0e14
 """FLOP/s of an H100 in bfloat16, at 40 % of its peak."""
 BYTES_OF_ROW = {"loss": 1_200.0 + 100.0, "gradient sketch": 1_200.0 + 100.0 + 4_096.0}
 """Text that is read, and what is written: ids, counts, loss; a sketch of 1,024 numbers in float32."""
-SELECT_SECONDS, SELECT_BYTES = 13e-6, 60.0
-"""Processor time and memory of a row, selected in parts (measured, see docs/scale.md)."""
+SELECT_SECONDS = 4e-6
+"""Processor time of a row, selected in parts (measured; see docs/scale.md)."""
 
 
 def table() -> Iterator[str]:
