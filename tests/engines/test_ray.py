@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from longgame.engines import ray as ray_engine
 from longgame.engines.choice import mapped
 from longgame.engines.local import Job, Needs, WorkerError
 from longgame.engines.nodes import content_difference, facts_function, version_difference
+from longgame.engines.parcels import write_finished
 from longgame.engines.ray import connected, run_ray
 from longgame.errors import DataError, RecipeError
 from support import jobs
@@ -235,6 +238,7 @@ def test_a_node_with_another_version_is_refused_by_name(tmp_path, cluster):
 WAITS = """
 import os, time
 from pathlib import Path
+from types import SimpleNamespace
 from longgame import Selector
 
 class Mine(Selector):
@@ -320,3 +324,51 @@ def test_shards_scored_on_a_cluster_have_the_bytes_of_one_process(tmp_path, clus
     )
     assert here.keys() == there.keys()
     assert [name for name in here if here[name] != there[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("OutOfMemoryError", "error", r"^loss-s0 ran out of memory on node-7\. Set training\.micro_tokens lower"),
+        ("ActorUnavailableError", "lost", "^node-7 is lost$"),
+        ("NodeDiedError", "lost", "^node-7 is lost$"),
+    ],
+)
+def test_a_lost_worker_is_out_of_memory_or_placed_again(error, kind, message):
+    ray = pytest.importorskip("ray")
+    node = SimpleNamespace(host="node-7")
+    member = SimpleNamespace(node=node, job="loss-s0", actor=None)
+    workers = object.__new__(ray_engine._Workers)
+    workers._members, workers._ray = [member], ray
+    make = getattr(ray.exceptions, error)
+    details = make("gone", None) if error == "ActorUnavailableError" else make("gone")
+    event = workers._loss(member, details)
+    assert event[:2] == (kind, "loss-s0")
+    assert re.search(message, str(event[2]))
+    assert workers._members == []
+
+
+def test_a_job_fails_after_five_lost_nodes_or_two_ended_processes():
+    warnings = []
+    for ended, most in ((False, 5), (True, 2)):
+        losses = ray_engine._Losses(warnings.append)
+        errors = [losses.error("loss-s0", "node-7 is lost", ended) for _ in range(most)]
+        assert errors[:-1] == [None] * (most - 1)
+        assert f"placed {most} times" in str(errors[-1])
+    assert warnings[0] == "node-7 is lost; loss-s0 is placed again."
+
+
+def test_parts_of_a_job_are_written_as_a_whole_and_what_it_deleted_goes(tmp_path):
+    stage = {"stage-1/done.json": b"1", "stage-1/learner/weights": b"2"}
+    write_finished(tmp_path, stage, sorted(stage))
+    second = {"stage-2/done.json": b"3"}
+    write_finished(tmp_path, second, ["stage-1/done.json", "stage-2/done.json"])
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "stage-1",
+        "stage-1/done.json",
+        "stage-2",
+        "stage-2/done.json",
+    ]
+    lost = {"stage-1/done.json": b"1", "stage-2/done.json": b"3"}
+    write_finished(tmp_path / "new", {}, sorted(lost), lambda names: {name: lost[name] for name in names})
+    assert (tmp_path / "new" / "stage-1" / "done.json").read_bytes() == b"1"

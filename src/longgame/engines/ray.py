@@ -109,7 +109,7 @@ def connected(engine: str) -> Iterator[Any]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise RecipeError(
             f"cannot connect to Ray at '{address}': {reason}. Start a cluster (ray start --head), use the versions of "
             "Python and Ray that it has, or leave --engine out."
