@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory):
     [
         ("seeds/seed-0/base.zip", 0.5),
         ("trials/*/stage-1.zip", 0.2),
-        ("trials/*/stage-2", 0.0),
+        ("trials/*/stage-2*", 0.0),
         ("trials/*/stage-3*", 0.05),
     ],
 )
