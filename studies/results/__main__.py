@@ -10,7 +10,8 @@ import typer
 
 from longgame.cli import errors_as_sentences
 from longgame.errors import RecipeError, unknown
-from studies.results.data import DATA, keep
+from studies.results.data import DATA, keep, load
+from studies.results.field import Sequences, place
 from studies.results.pages import write_pages
 from studies.results.steps import STEPS, run_step
 
@@ -55,6 +56,17 @@ def keep_measurements(data: DataFolder = DATA) -> None:
 def pages(data: DataFolder = DATA) -> None:
     """Make the tables and figures of docs/results from docs/results/data."""
     write_pages(data)
+
+
+@app.command("place")
+def place_audit(
+    folder: Annotated[Path, typer.Argument(help="Run directory of an audit of a field recipe.")],
+    data: DataFolder = DATA,
+) -> None:
+    """Say where the selectors of an audit lie in the leaderboard of the field."""
+    field = {name.removeprefix("field-"): run for name, run in load(data).items() if name.startswith("field-")}
+    for line in place(folder, Sequences(field)):
+        typer.echo(line)
 
 
 if __name__ == "__main__":

@@ -91,10 +91,15 @@ class StudyRun:
 
 
 def keep(folder: Path) -> None:
-    """Write the measurements of every run's finished trials, and the facts of all runs."""
-    facts: dict[str, Any] = {}
+    """Write the measurements of every run's finished trials, and the facts of all runs.
+
+    What was kept of a run that is not here stays.
+    """
+    file = folder / FACTS
+    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    written: set[str] = set()
     for step in dict.fromkeys(STEPS):
-        if step.name in facts or not (step.folder / RECIPE).is_file():
+        if step.name in written or not (step.folder / RECIPE).is_file():
             continue
         run = Run.open(step.folder)
         stages = len(stage_names(run.recipe))
@@ -104,8 +109,9 @@ def keep(folder: Path) -> None:
         results = run.results
         results = results[results["trial"].isin(finished)]
         environment = read_json(step.folder / "environment.json")
+        written.add(step.name)
         facts[step.name] = {
-            "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
+            "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"relative_to"}),
             "trials": len(run.plan.trials),
             "finished": len(finished),
             "minutes": round(sum(environment["sessions"]) / 60, 1),
@@ -115,7 +121,7 @@ def keep(folder: Path) -> None:
         print(
             f"{step.name}: {len(finished)} of {len(run.plan.trials)} trials, {len(results):,} measurements", flush=True
         )
-    refresh_file(folder / FACTS, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    refresh_file(file, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _compact(results: pd.DataFrame) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import altair as alt
@@ -21,7 +21,12 @@ def draw(runs: Mapping[str, StudyRun], sequences: tuple[str, ...], folder: Path)
     figures = [_now_and_later({name: runs[name] for name in sequences if name in runs})]
     if "regimes" in runs:
         figures.append(_regimes(runs["regimes"]))
-    written = write_figures([figure for figure in figures if figure.charts], folder)
+    return write_svg([figure for figure in figures if figure.charts], folder)
+
+
+def write_svg(figures: Sequence[Figure], folder: Path) -> list[Path]:
+    """Write the figures as SVG; returns the files."""
+    written = write_figures(figures, folder)
     for path in written:
         if path.suffix == ".png":
             path.unlink()

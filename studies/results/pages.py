@@ -11,7 +11,7 @@ import pandas as pd
 from longgame.audit.plan import condition_label
 from longgame.escape import markdown_text
 from longgame.metrics.catalog import METRICS
-from longgame.metrics.diagnostics import PAIRS, association_table
+from longgame.metrics.diagnostics import association_table
 from longgame.metrics.scorecard import PRIMARY, Scorecard
 from longgame.metrics.verdict import range_words
 from longgame.recipe import Recipe
@@ -39,7 +39,8 @@ from longgame.report.tables import (
 from longgame.storage import refresh_file
 from studies.results.claims import CLAIMS, QUESTIONS, Answer, Claim, answers
 from studies.results.data import StudyRun, load
-from studies.results.figures import draw
+from studies.results.field import TRAJECTORY, Sequences, field_figure, field_parts, leaderboard_file, practices_parts
+from studies.results.figures import draw, write_svg
 from studies.results.steps import DEVELOPMENT, STEPS
 
 SEQUENCES = ("skill", "domain", "interleaved")
@@ -68,11 +69,24 @@ def write_pages(data: Path) -> None:
     if "lhas-finals" in runs:
         pages["lhas.md"] = lhas_page(runs)
     pages["trajectories.md"] = trajectories_page(runs)
+    field, practices = (_sequences(runs, name) for name in ("field", "replay"))
+    if field.runs:
+        pages["field.md"] = _page("The field: what selectors do to the next stages", field_parts(field))
+        refresh_file(out / "leaderboard.parquet", leaderboard_file(field))
+        write_svg([field_figure(field)], out / "figures")
+    if practices.runs:
+        parts = practices_parts(practices, runs.get("replay-development"))
+        pages["practices.md"] = _page("Practices that may beat random", parts)
     for name, text in pages.items():
         refresh_file(out / name, (text.rstrip() + "\n").encode())
         print(f"Written: {out / name}", flush=True)
     for path in draw(runs, SEQUENCES, out / "figures"):
         print(f"Written: {path}", flush=True)
+
+
+def _sequences(runs: Mapping[str, StudyRun], name: str) -> Sequences:
+    """The runs ``name-SEQUENCE``."""
+    return Sequences({sequence: runs[f"{name}-{sequence}"] for sequence in SEQUENCES if f"{name}-{sequence}" in runs})
 
 
 def _page(title: str, parts: Iterable[str]) -> str:
@@ -101,8 +115,12 @@ def runs_page(runs: Mapping[str, StudyRun]) -> str:
         trials = "not run" if facts is None else f"{facts['finished']} of {facts['trials']}"
         minutes = "" if facts is None else f"{facts['minutes']:.0f}"
         rows.append(f"| {name} | {_command(name)} | {step.question} | {trials} | {minutes} |")
-    first = next(iter(runs.values()))
-    versions = ", ".join(f"{package} {version}" for package, version in first.facts["versions"].items())
+    versions = "; or ".join(
+        dict.fromkeys(
+            ", ".join(f"{package} {version}" for package, version in run.facts["versions"].items())
+            for run in runs.values()
+        )
+    )
     note = (
         "Minutes are wall-clock with two workers of one thread. A trial that several recipes share was run once, so "
         f"a run's minutes exclude the trials it shares with earlier runs. Versions: {versions}."
@@ -303,7 +321,7 @@ def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
     cards = {
         (name, condition): card
         for name, run in runs.items()
-        if name not in (*DEVELOPMENT, "smollm2")
+        if name not in (*DEVELOPMENT, "smollm2") and not name.startswith(("field-", "replay-"))
         for condition, card in run.across().cards.items()
     }
     done: set[tuple[str, str]] = set()
@@ -318,7 +336,7 @@ def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
         parts.append(rows.assign(condition=_setting(name, condition)))
     together = pd.concat(parts, ignore_index=True)
     trials = together.groupby("condition")["trial"].nunique().sum()
-    sections = [f"{trials} trials, each once, of all tiny runs except the tuning."]
+    sections = [f"{trials} trials, each once, of the tiny runs on the paper's claims, without the tuning."]
     for view in VIEWS:
         title = view.replace("_", " ")
         table = correlation_table(association_table(together, [view], TRAJECTORY), "", view)
@@ -329,15 +347,6 @@ def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
             table = correlation_table(pairs, "", VIEWS[0])
             sections += [f"## {name.capitalize()} sequence alone, token accuracy", pipes(table)]
     return _page("Trajectory and forgetting", sections)
-
-
-TRAJECTORY = (
-    *PAIRS[:-1],
-    ("noisy_share", "forgetting"),
-    ("difficulty", "forgetting"),
-    ("update_norm", "forgetting"),
-    PAIRS[-1],
-)
 
 
 def _setting(name: str, condition: str) -> str:

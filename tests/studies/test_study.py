@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import entropy
+from scipy.stats import entropy, ttest_rel
 
 from longgame.audit.execute import run_audit
+from longgame.errors import DataError
 from longgame.metrics.catalog import METRICS
 from longgame.recipe import load_recipe, parse_recipe
 from longgame.selection.methods.lhas import LHASSelector
 from longgame.storage import read_json
-from studies.results import data, pages, steps
+from studies.results import data, field, pages, steps
 from studies.results.claims import AGAINST, CLAIMS, DIRECTION, OTHER, SHOWN, Claim, answers
 from support.quadratic_audit import Silent
 
@@ -214,3 +215,75 @@ def test_response_tokens_of_a_run_are_those_of_its_picks(study_run):
     rows = study_run.results[(study_run.results["kind"] == "cost") & (study_run.results["condition"] == "")]
     wide = rows.pivot_table(index=["trial", "stage"], columns="name", values="value", observed=True)
     assert ((wide["response_tokens"] > 0) & (wide["response_tokens"] < wide["selected_tokens"])).all()
+
+
+@pytest.fixture(scope="module")
+def kept_field():
+    """A field on two sequences: kept runs under token accuracy."""
+    runs = data.load(ROOT / "docs" / "results" / "data")
+    return field.Sequences({name: runs[name] for name in ("domain", "interleaved")})
+
+
+def test_comparison_is_a_paired_t_test_with_holm_within_its_kind(kept_field):
+    board = kept_field.boards["domain"]
+    pairs = [("loss", "random", "primary"), ("lhas", "random", "primary"), ("loss", "gradient", "secondary")]
+    comparisons = [field.Comparison("", a, b, "long_horizon", kind) for a, b, kind in pairs]
+    table = field.compare(board, comparisons)
+    rows = board.card.per_trial
+    rows = rows[(rows["view"] == "token_accuracy") & (rows["metric"] == "long_horizon")].sort_values("seed")
+    value = {name: part["value"].to_numpy() for name, part in rows.groupby("selector")}
+    p = [ttest_rel(value[a], value[b]).pvalue for a, b, _ in pairs]
+    first, second = sorted(p[:2])
+    small, large = 2 * first, max(2 * first, second)
+    expected = [small if p[0] == first else large, small if p[1] == first else large, p[2]]
+    np.testing.assert_allclose(table["p_holm"], np.minimum(expected, 1))
+    np.testing.assert_allclose(table["mean"], [(value[a] - value[b]).mean() for a, b, _ in pairs])
+
+
+def test_family_is_the_mean_of_its_members_in_each_seed(kept_field):
+    board = kept_field.boards["domain"]
+    table = field.family_table(board, {"loss": "x", "gradient": "x", "lhas": "y"}).set_index("family")
+    differences = board.differences("long_horizon")
+    mean = differences[["loss", "gradient"]].mean(axis=1)
+    assert table.loc["x", "long_horizon"] == pytest.approx(mean.mean())
+    assert table.loc["x", "long_horizon_p"] == pytest.approx(ttest_rel(mean, 0 * mean).pvalue)
+    assert table.loc["y", "long_horizon"] == pytest.approx(board.mean("lhas", "long_horizon"))
+    assert table.loc["y", "long_horizon_p"] == pytest.approx(board.row("lhas", "long_horizon")["p"])
+
+
+def test_leaderboard_holds_the_scorecards_differences_and_verdicts(kept_field):
+    table = field.leaderboard(kept_field)
+    for sequence, board in kept_field.boards.items():
+        here = table[(table["sequence"] == sequence) & (table["view"] == "token_accuracy")]
+        later = here[here["metric"] == "long_horizon"].set_index("selector")
+        assert dict(later["verdict"].drop("random")) == board.verdicts
+        assert later.loc["loss", "difference"] == board.mean("loss", "long_horizon")
+    assert not table.duplicated(["sequence", "view", "selector", "metric"]).any()
+
+
+def test_answer_names_every_selector_that_a_verdict_is_shown_for(kept_field):
+    for sequence, board in kept_field.boards.items():
+        text = field.answer(kept_field, sequence)
+        for name, word in board.verdicts.items():
+            assert (f" {name}" in text.partition(" For the other")[0]) == (word != "no difference shown")
+
+
+def test_an_audit_is_placed_among_the_selectors_of_its_recipe(study_run, first_run, tmp_path):
+    kept = field.Sequences({"skill": study_run}, "primary")
+    with pytest.raises(DataError, match="more than its selectors differ"):
+        field.place(first_run, kept)
+    audit(world("mine", ["random", "loss"], axes={"budget": [0.1]}), tmp_path / "mine")
+    gap, line = field.place(tmp_path / "mine", kept)
+    assert "within 0.00 points" in gap
+    board = kept.boards["skill"]
+    better = board.mean("quality", "long_horizon") > board.mean("loss", "long_horizon")
+    assert line.startswith("loss on the skill sequence")
+    assert f"place {1 + better} of 2" in line
+
+
+def test_what_was_kept_of_a_run_that_is_gone_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "RUNS", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "runs.json").write_text('{"skill": {"trials": 3}}')
+    data.keep(tmp_path / "data")
+    assert read_json(tmp_path / "data" / "runs.json") == {"skill": {"trials": 3}}
