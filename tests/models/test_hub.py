@@ -1,95 +1,26 @@
 """Pushing to the hub, against a local server that speaks its API."""
 
-import base64
-import json
-import os
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from longgame.errors import StorageError
-from longgame.models.hub import push, with_section
-
-OID = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Keeps one repository, ``owner/name``; `server.files` holds its files, `server.requests` what was asked."""
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, body=b"", **headers):
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def do_GET(self):
-        self.server.requests.append(f"{self.command} {self.path}")
-        name = self.path.rpartition("/")[2]
-        if "/owner/name/resolve/" not in self.path:
-            return self.answer(404, b"", X_Error_Code="RepoNotFound")
-        if name not in self.server.files:
-            return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=OID)
-        return self.answer(200, self.server.files[name], ETag=f'"{OID}"', X_Repo_Commit=OID)
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def do_POST(self):
-        self.server.requests.append(f"POST {self.path}")
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        address = f"http://{self.headers['Host']}/owner/name"
-        if self.path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
-        if self.server.status != 200:
-            return self.answer(self.server.status, b"")
-        if self.path == "/api/repos/create":
-            self.server.created = json.loads(body)
-            return self.answer(200, {"url": address})
-        if "/owner/name/" not in self.path:
-            return self.answer(404, b"", X_Error_Code="RepoNotFound")
-        if "/preupload/" in self.path:
-            names = [entry["path"] for entry in json.loads(body)["files"]]
-            return self.answer(
-                200, {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
-            )
-        for line in map(json.loads, body.splitlines()):
-            if line["key"] == "file":
-                self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer(200, {"success": True, "commitOid": OID, "commitUrl": f"{address}/commit/{OID}"})
+from longgame.models.hub import card_metadata, push, with_metadata, with_section
+from support.hub_server import run_with_hub, serve_hub
 
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.requests, server.status, server.created = {}, [], 200, None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serve_hub() as server:
+        yield server
 
 
 def pushed(hub, tmp_path, *arguments, token="hf_test"):
-    """Push from a process of its own, as the hub's library reads its address when it is imported."""
     code = (
         "import sys; from longgame.errors import LonggameError; from longgame.models.hub import push\n"
-        "try: print(push(sys.argv[1], sys.argv[2], {'report.html': b'<p>'}, '## Audit', 'An audit'))\n"
+        "files, metadata = {'report.html': b'<p>'}, {'license': 'mit'}\n"
+        "try: print(push(sys.argv[1], sys.argv[2], files, '## Audit', 'An audit', metadata))\n"
         "except LonggameError as error: sys.exit(f'{type(error).__name__}: {error}')"
     )
-    address = f"http://127.0.0.1:{hub.server_address[1]}"
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-    environment.pop("HF_TOKEN", None)
-    environment |= {"HF_TOKEN": token} if token else {}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return run_with_hub(hub, tmp_path, ["-c", code, *arguments], token)
 
 
 def test_push_to_a_model_keeps_the_rest_of_its_card(hub, tmp_path):
@@ -123,6 +54,7 @@ def test_push_without_a_token_asks_the_hub_nothing(hub, tmp_path):
         ("owner/other", 200, "the hub has no model 'owner/other' that this token can write"),
         ("owner/name", 403, "the hub did not take 'owner/name': HTTP status 403"),
         ("not a name", 200, "--push is 'not a name'; write it as owner/name"),
+        ("name", 200, "--push is 'name'; write it as owner/name"),
     ],
 )
 def test_push_that_the_hub_refuses_is_one_sentence(hub, tmp_path, repository, status, words):
@@ -147,3 +79,33 @@ def test_second_push_replaces_the_section_of_the_first():
     assert "new \\g<0>" in second
     assert second.startswith("# Model\n\ntext\n")
     assert second.count("## Audit") == 1
+
+
+def test_license_of_a_data_set_is_that_of_its_page(hub, tmp_path):
+    code = "import sys; from longgame.models.hub import license_of; print([license_of(name) for name in sys.argv[1:]])"
+    done = run_with_hub(hub, tmp_path, ["-c", code, "owner/name", "owner/other", "not a name"], token="")
+    assert done.stdout.strip() == "['mit', '', '']", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("readme", "expected"),
+    [
+        ("", {"license": "mit", "configs": [1]}),
+        ("# Title\n", {"license": "mit", "configs": [1]}),
+        ("---\nlicense: cc0-1.0\n---\n# Title\n", {"license": "cc0-1.0", "configs": [1]}),
+        ("---\r\nconfigs: [2]\r\n---\r\n# Title\n", {"license": "mit", "configs": [1]}),
+        ("---\n---\n# Title\n", {"license": "mit", "configs": [1]}),
+        ("---\nno end\n# Title\n", {"license": "mit", "configs": [1]}),
+    ],
+)
+def test_metadata_keeps_keys_but_those_of_the_files(readme, expected):
+    card = with_metadata(readme, {"license": "mit", "configs": [1]})
+    assert card_metadata(card) == expected
+    assert card.endswith(readme.rpartition("---")[2].lstrip("\r\n"))
+    assert with_metadata(card, {"configs": [1]}) == card
+
+
+@pytest.mark.parametrize("front", ["a: [", "- a list", "text"])
+def test_metadata_that_is_no_mapping_is_refused(front):
+    with pytest.raises(ValueError, match="the card's metadata is no"):
+        with_metadata(f"---\n{front}\n---\n", {})

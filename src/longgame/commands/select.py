@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from longgame.commands.options import TrustRemoteCode, interruptible
+from longgame.commands.options import TrustRemoteCode, check_outputs, interruptible
 from longgame.commands.score import (
     OTHER_DATA,
     Adapter,
@@ -95,6 +96,14 @@ def select_command(
     explain: Annotated[bool, typer.Option("--explain", help="Write why each row was picked or rejected.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     page: Annotated[bool, typer.Option(help="Write an HTML page beside the output.")] = True,
+    card: Annotated[Path | None, typer.Option(help="A dataset card of the subset as Markdown, for the hub.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Push subset, manifest and dataset card to this data set of the hub; without a token, a dry run.",
+        ),
+    ] = None,
     budget_of: Annotated[
         str, typer.Option(help="What a budget in tokens counts: tokens, or response (learned ones).")
     ] = "tokens",
@@ -144,15 +153,26 @@ def select_command(
     Example: longgame select train.jsonl --model smollm2-135m --selector loss --budget 10% --out subset.jsonl
     """
     with interruptible("stopped. What was scored is safe; run the same command again to resume."):
+        from longgame.data.sources import open_source
         from longgame.engines.choice import LOCAL
+        from longgame.models.hub import check_repo_id
         from longgame.offline.options import SelectOptions
         from longgame.offline.partitioned import partitioned_lines, select_in_parts
-        from longgame.offline.selecting import BAD, EXPLAINED, MANIFEST, PAGE, judge_estimate, select_to
-        from longgame.offline.subset import beside
+        from longgame.offline.selecting import judge_estimate, refuse_inputs, select_to
+        from longgame.offline.subset import BAD, EXPLAINED, MANIFEST, PAGE, beside, refuse_existing
         from longgame.offline.summary import audit_line
         from longgame.report.subset import subset_page, subset_summary
         from longgame.storage import write_file
 
+        if push is not None:
+            check_repo_id(push)  # before hours of work
+        if card is not None:
+            others = (MANIFEST, EXPLAINED, BAD, PAGE)
+            check_outputs(
+                {"--card": card, "--out": out, **{f"the subset's {name}": beside(out, name) for name in others}}, []
+            )
+            refuse_existing([card], overwrite)
+            refuse_inputs(card, open_source(one_or_all(data)), "--card")
         settings = model_settings(
             model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
             trust_remote_code, reference_model,
@@ -194,21 +214,20 @@ def select_command(
             if scores is None:
                 raise RecipeError("--partitions reads a folder of scores. Run longgame score first, and give --scores.")
             with errors_name_options():
-                lines = partitioned_lines(
-                    *select_in_parts(
-                        one_or_all(data),
-                        out,
-                        options,
-                        scores=scores,
-                        partitions=partitions,
-                        engine=engine or LOCAL,
-                        workers=workers or (1 if engine in (None, LOCAL) else None),
-                        overwrite=overwrite,
-                        command=command_line(),
-                    )
+                parts, manifest = select_in_parts(
+                    one_or_all(data),
+                    out,
+                    options,
+                    scores=scores,
+                    partitions=partitions,
+                    engine=engine or LOCAL,
+                    workers=workers or (1 if engine in (None, LOCAL) else None),
+                    overwrite=overwrite,
+                    command=command_line(),
                 )
-            for line in [*lines, f"Written: {out}, {beside(out, MANIFEST)}"]:
+            for line in partitioned_lines(parts, manifest):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _finish(console, one_or_all(data), out, (MANIFEST,), manifest, card, push)
             return
         with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(
@@ -231,8 +250,33 @@ def select_command(
         if page:
             write_file(beside(out, PAGE), subset_page(outcome, manifest))
         console.print(subset_summary(outcome, manifest))
-        written = [out, *(beside(out, ending) for ending in (MANIFEST, EXPLAINED, BAD, PAGE))]
-        files = ", ".join(str(path) for path in written if path.exists())
-        console.print(f"Written: {files}", highlight=False, markup=False)
+        _finish(console, one_or_all(data), out, (MANIFEST, EXPLAINED, BAD, PAGE), manifest, card, push)
         console.print("What does it do to your next stages? Put their files into a folder, and run:")
         console.print(audit_line(outcome), highlight=False, markup=False, soft_wrap=True)
+
+
+def _finish(
+    console: Terminal,
+    data: Any,
+    out: Path,
+    endings: Sequence[str],
+    manifest: Mapping[str, Any],
+    card: Path | None,
+    push: str | None,
+) -> None:
+    """Write the card, name the written files, and push them."""
+    from longgame.data.sources import open_source
+    from longgame.offline.card import dataset_card, push_subset, source_license
+    from longgame.offline.subset import beside
+    from longgame.storage import write_file
+
+    extra = [path for ending in endings if (path := beside(out, ending)).exists()]
+    made = None
+    if card is not None or push is not None:
+        made = dataset_card(manifest, out, source_license(open_source(data)))
+        if card is not None:
+            write_file(card, str(made))
+    names = ", ".join(map(str, [out, *extra, *([card] if card is not None else [])]))
+    console.print(f"Written: {names}", highlight=False, markup=False, soft_wrap=True)
+    if push is not None and made is not None:
+        console.print(str(push_subset(push, out, made)), highlight=False, markup=False, soft_wrap=True)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -23,6 +24,10 @@ from longgame.errors import LonggameError, StorageError
 
 _SECONDS = 8.0
 _BEGIN, _END = "<!-- begin: longgame -->", "<!-- end: longgame -->"
+_FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", flags=re.DOTALL | re.MULTILINE)
+"""The metadata at the top of a card."""
+_OF_THE_FILES = ("configs", "size_categories")
+"""Metadata that describes what is pushed, and replaces what the card said."""
 
 
 def require_repo(repo_id: str, kind: Literal["model", "dataset"], error: type[LonggameError], remedy: str) -> None:
@@ -73,8 +78,33 @@ class Push:
         return f"Dry run, as there is no token: {names} would go to {self.repo_id}. Log in first (hf auth login)."
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise StorageError where a name is no hub id."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as cause:
+        raise StorageError(f"--push is '{repo_id}'; write it as owner/name.") from cause
+    if "/" not in repo_id:
+        raise StorageError(f"--push is '{repo_id}'; write it as owner/name.")
+
+
+def license_of(repo_id: str) -> str:
+    """Return the license that a data set's page on the hub states; empty where it states none or cannot be asked."""
+    try:
+        data = HfApi().dataset_info(repo_id, timeout=_SECONDS).card_data
+    except (HTTPError, OSError, HFValidationError):
+        return ""
+    stated = None if data is None else data.get("license")
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated or "")
+
+
 def push(
-    repo_id: str, kind: Literal["model", "dataset"], files: Mapping[str, bytes | Path], section: str, message: str
+    repo_id: str,
+    kind: Literal["model", "dataset"],
+    files: Mapping[str, bytes | Path],
+    section: str,
+    message: str,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Push:
     """Push files and a section of the card in one commit; without a token, say what would be pushed.
 
@@ -85,14 +115,12 @@ def push(
         files: path in the repository → content, or a file.
         section: Markdown.
         message: of the commit.
+        metadata: of the card; keys that it has already stay, but for those that describe the files.
 
     Raises:
         StorageError: the name is no hub id, or the hub does not answer, does not know the repository or refuses.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as cause:
-        raise StorageError(f"--push is '{repo_id}'; write it as owner/name.") from cause
+    check_repo_id(repo_id)
     names = (*files, "README.md")
     if get_token() is None:
         return Push(repo_id, names)
@@ -104,7 +132,7 @@ def push(
             readme = Path(api.hf_hub_download(repo_id, "README.md", repo_type=kind)).read_text(encoding="utf-8")
         except EntryNotFoundError:
             readme = ""
-        contents = {**files, "README.md": with_section(readme, section).encode()}
+        contents = {**files, "README.md": with_section(with_metadata(readme, metadata or {}), section).encode()}
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, content) for name, content in contents.items()],
@@ -131,6 +159,32 @@ def with_section(readme: str, section: str) -> str:
     if earlier.search(readme):
         return earlier.sub(lambda _: block, readme, count=1)
     return f"{readme.rstrip()}\n\n{block}\n".lstrip()
+
+
+def card_metadata(readme: str) -> dict[str, Any]:
+    """Return the metadata at the top of a card; empty where there is none.
+
+    Raises:
+        ValueError: it is no YAML mapping.
+    """
+    front = _FRONT.match(readme)
+    try:
+        metadata = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the card's metadata is no YAML: {_first_line(error)}") from error
+    if not isinstance(metadata, dict | None):
+        raise ValueError("the card's metadata is no mapping")
+    return metadata or {}
+
+
+def with_metadata(readme: str, metadata: Mapping[str, Any]) -> str:
+    """The card with this metadata; keys that it has stay, but for those that describe the pushed files."""
+    earlier = card_metadata(readme)
+    merged = {**metadata, **earlier, **{key: metadata[key] for key in _OF_THE_FILES if key in metadata}}
+    if merged == earlier:
+        return readme
+    front = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n{_FRONT.sub('', readme, count=1)}"
 
 
 def _first_line(cause: BaseException) -> str:

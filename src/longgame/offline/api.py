@@ -16,6 +16,7 @@ from longgame.data.formats import RowRules, Turns
 from longgame.data.sources import open_source
 from longgame.errors import RecipeError
 from longgame.offline.candidates import target_rows
+from longgame.offline.card import dataset_card
 from longgame.offline.options import SelectOptions
 from longgame.offline.outcome import SubsetOutcome, manifest_of
 from longgame.offline.rows import DataRows, OnBadRow
@@ -50,6 +51,14 @@ class Subset(Dataset):
     def explain(self) -> list[dict[str, Any]]:
         """Why each row was picked, and each of the nearest rejected rows was not."""
         return self.outcome.explain()
+
+    def card(self, license: str = "") -> str:
+        """The dataset card of `longgame select --card`, without names of files.
+
+        Args:
+            license: of the source.
+        """
+        return str(dataset_card(self.manifest, None, license))
 
     def _repr_html_(self) -> str:
         return subset_html(self.outcome, self.manifest)

@@ -211,6 +211,7 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
         "training_log": None if outcome.log is None else {"label": outcome.log.label, "digest": outcome.log.digest},
         "grading": dict(outcome.graded),
         "seed": options.seed,
+        "columns": [*outcome.parts()[0][2]],
         "sha256": dict(files),
     }
 

@@ -26,8 +26,8 @@ from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.outcome import digest_of, installed_version
 from longgame.offline.parts import EXACT_GROUP, Part, PartWorker, Picks, Question, Totals, Unit, costs_of, parts_of
 from longgame.offline.score_folder import BAD_ROWS, FITTED, TABLE, ScoreFolder
-from longgame.offline.selecting import MANIFEST, refuse_inputs, whole_pool_notes
-from longgame.offline.subset import PREFIX, beside, kind_of, refuse_existing, write_subset
+from longgame.offline.selecting import refuse_inputs, whole_pool_notes
+from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_existing, write_subset
 from longgame.selection.algorithms.cut import exact_cut
 from longgame.selection.base import SELECTORS, Selector, claims
 from longgame.selection.budget import by_score
@@ -382,6 +382,7 @@ def _manifest(
         "weights": f"{config['weights']} ({config['fingerprint']})",
         "template": str(config.get("template", "")),
         "seed": options.seed,
+        "columns": [*_added(outcome)],
         "sha256": dict(files),
     }
 

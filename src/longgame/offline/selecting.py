@@ -35,7 +35,7 @@ from longgame.offline.replaying import ReplayData, ReplayedRows, replayed_rows
 from longgame.offline.rows import DataRows
 from longgame.offline.scorer import ModelOptions, with_other_models
 from longgame.offline.scoring import Progress, trained_log
-from longgame.offline.subset import beside, kind_of, refuse_existing, write_subset
+from longgame.offline.subset import BAD, EXPLAINED, MANIFEST, beside, kind_of, refuse_existing, write_subset
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
 from longgame.selection.base import Selector
@@ -47,8 +47,6 @@ from longgame.signals.texts import HashedTexts, ImportanceRatios
 from longgame.storage import read_state, write_file, write_state
 from longgame.training.log import read_trajectories
 
-MANIFEST, EXPLAINED, BAD, PAGE = ".manifest.json", ".explain.jsonl", ".bad-rows.jsonl", ".html"
-"""Endings of the files beside an output."""
 _HISTORY = "history"
 
 
@@ -398,8 +396,8 @@ def _replay_scratch(scratch: str | Path) -> Path:
     return Path(f"{scratch}.replay")
 
 
-def refuse_inputs(out: Path, source: RowSource) -> None:
+def refuse_inputs(out: Path, source: RowSource, option: str = "--out") -> None:
     """Raise DataError where the output is one of the files that are read."""
     for path in getattr(source, "paths", ()):
         if path.exists() and out.exists() and path.resolve() == out.resolve():
-            raise DataError(f"--out '{out}' is the data itself. Give another path.")
+            raise DataError(f"{option} '{out}' is the data itself. Give another path.")

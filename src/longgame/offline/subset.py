@@ -27,6 +27,8 @@ from longgame.storage import flush, scratch, storage_errors
 
 PREFIX = "longgame_"
 """Begins the name of every added column; columns of an earlier selection are replaced."""
+MANIFEST, EXPLAINED, BAD, PAGE = ".manifest.json", ".explain.jsonl", ".bad-rows.jsonl", ".html"
+"""Endings of the files beside an output."""
 Kind = Literal["jsonl", "parquet", "folder"]
 _TABLE_ROWS = 4096
 
