@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longgame.audit.plan import condition_label
 from longgame.audit.run import Run
 from longgame.errors import DataError
 from longgame.metrics.catalog import METRICS
@@ -101,6 +102,7 @@ class Sequences:
 
     @cached_property
     def boards(self) -> dict[str, Board]:
+        """Sequence → its scorecard."""
         return {sequence: Board(run.card(), self.view) for sequence, run in self.runs.items()}
 
     @cached_property
@@ -420,6 +422,19 @@ COMPARISONS = (
     Comparison("diversity + uniform replay − random", "diversity + replay 20%", "random", "long_horizon", "secondary"),
 )
 """The protocol's comparisons of practices."""
+_PROXY, _BOTH = "random + proxy items", "random + replay 20% + proxy items"
+IN_CONDITIONS = tuple(
+    Comparison(text, selector, reference, "long_horizon", "secondary")
+    for text, selector, reference in (
+        ("targeted replay − uniform replay", _TARGETED, _UNIFORM),
+        ("targeted replay − random", _TARGETED, "random"),
+        ("uniform replay − random", _UNIFORM, "random"),
+        ("proxy items as data − random", _PROXY, "random"),
+        ("uniform replay and proxy items − random", _BOTH, "random"),
+        ("uniform replay and proxy items − uniform replay", _BOTH, _UNIFORM),
+    )
+)
+"""The protocol's comparisons in each condition."""
 
 
 def compare(board: Board, comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -438,13 +453,13 @@ def compare(board: Board, comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return table
 
 
-def comparison_table(field: Sequences, comparisons: Sequence[Comparison]) -> str:
-    """Comparison × sequence: difference, p after Holm, and the difference now."""
-    tables = {sequence: compare(board, comparisons) for sequence, board in field.boards.items()}
+def comparison_table(boards: Mapping[str, Board], comparisons: Sequence[Comparison]) -> str:
+    """Comparison × sequence or condition: difference, p after Holm, and the difference now."""
+    tables = {name: compare(board, comparisons) for name, board in boards.items()}
     columns = [Column("comparison", "", numeric=False), Column("kind", "", numeric=False)]
     columns += [Column("metric", "", numeric=False)]
-    for sequence in tables:
-        columns += [Column(sequence, ""), Column("p", ""), Column("now", "")]
+    for name in tables:
+        columns += [Column(name, ""), Column("p", ""), Column("now", "")]
     rows = []
     for place, item in enumerate(comparisons):
         cells = [Cell(item.text), Cell(item.kind), Cell(METRICS[item.metric].label)]
@@ -458,11 +473,17 @@ def comparison_table(field: Sequences, comparisons: Sequence[Comparison]) -> str
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
-def practices_parts(practices: Sequences, development: StudyRun | None) -> list[str]:
+def practices_parts(
+    practices: Sequences, conditions: StudyRun | None = None, development: StudyRun | None = None
+) -> list[str]:
     """The page of practices, without its title."""
-    parts = [practices.head, "## Comparisons, token accuracy", comparison_table(practices, COMPARISONS), _COMPARISONS]
+    parts = [practices.head, "## Comparisons, token accuracy", comparison_table(practices.boards, COMPARISONS)]
     exact = Sequences(practices.runs, "exact_match")
-    parts += ["## Comparisons, exact match", _EXACT, comparison_table(exact, COMPARISONS)]
+    parts += [_COMPARISONS, "## Comparisons, exact match", _EXACT, comparison_table(exact.boards, COMPARISONS)]
+    if conditions is not None:
+        names = [name for name in conditions.conditions if conditions.complete_seeds(name)]
+        boards = {condition_label(name): Board(conditions.card(name), practices.view) for name in names}
+        parts += ["## Conditions, token accuracy", _CONDITIONS, comparison_table(boards, IN_CONDITIONS)]
     for sequence, board in practices.boards.items():
         parts += [f"## Against random, {sequence} sequence, token accuracy", against_random(board)]
     if development is not None:
@@ -471,6 +492,10 @@ def practices_parts(practices: Sequences, development: StudyRun | None) -> list[
     return parts
 
 
+_CONDITIONS = (
+    "[replay-conditions](../../recipes/results/replay-conditions.yaml): the skill sequence, one value changed at a "
+    "time. Holm over the six comparisons of a condition."
+)
 _EXACT = "The same under exact match; the protocol's test is the one above."
 _COMPARISONS = (
     "Mean difference in points (0–1 scores count from 0 to 100), with its 95 % interval over base models. p: paired t, "

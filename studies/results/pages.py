@@ -75,7 +75,7 @@ def write_pages(data: Path) -> None:
         refresh_file(out / "leaderboard.parquet", leaderboard_file(field))
         write_svg([field_figure(field)], out / "figures")
     if practices.runs:
-        parts = practices_parts(practices, runs.get("replay-development"))
+        parts = practices_parts(practices, runs.get("replay-conditions"), runs.get("replay-development"))
         pages["practices.md"] = _page("Practices that may beat random", parts)
     for name, text in pages.items():
         refresh_file(out / name, (text.rstrip() + "\n").encode())

@@ -86,6 +86,7 @@ STEPS = (
     _tiny("replay-skill", "practices that may beat random: skill sequence"),
     _tiny("replay-domain", "practices that may beat random: domain sequence"),
     _tiny("replay-interleaved", "practices that may beat random: interleaved sequence"),
+    _tiny("replay-conditions", "whether practices hold at 10 %, in full fine-tuning, in the reverse order"),
     _tiny("field-skill", "the field's selectors on the skill sequence"),
     _tiny("field-domain", "the field's selectors on the domain sequence"),
     _tiny("field-interleaved", "the field's selectors on the interleaved sequence"),
