@@ -64,7 +64,7 @@ def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Ste
     return Step(name, Path("recipes/results") / f"{name}.yaml", seeds, selectors, question=question)
 
 
-DEVELOPMENT = ("lhas-grid", "lhas-finals", "replay-development")
+DEVELOPMENT = ("lhas-grid", "lhas-finals", "replay-development", "smollm2-pilot")
 """Steps on development seeds; they start from a base model of their own."""
 STEPS = (
     _tiny("lhas-grid", "forms of LHAS on one development seed"),
@@ -90,6 +90,12 @@ STEPS = (
     _tiny("field-skill", "the field's selectors on the skill sequence"),
     _tiny("field-domain", "the field's selectors on the domain sequence"),
     _tiny("field-interleaved", "the field's selectors on the interleaved sequence"),
+    Step(
+        "smollm2-pilot",
+        Path("recipes/results/smollm2-pilot.yaml"),
+        real_data=True,
+        question="cost and spread on SmolLM2-135M and real data (development seeds)",
+    ),
     Step(
         "smollm2",
         Path("recipes/smollm2-skill-cpu.yaml"),
