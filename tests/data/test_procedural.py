@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from longgame.data.examples import content_id
 from longgame.data.synthetic import (
-    FAMILIES,
     LEVELS,
     OOD,
+    PROCEDURAL_SEQUENCES,
     STAGES,
     SubSkill,
     build_procedural_sequence,
@@ -181,7 +181,7 @@ def test_the_base_mixture_depends_on_its_seed_alone():
 
 def test_an_exhausted_sub_skill_is_an_error_that_names_it(monkeypatch):
     poor = SubSkill("poor", lambda rng, _: Draft(f"Say {rng.integers(40)}.", "yes", "yes"), (8, 8))
-    monkeypatch.setitem(FAMILIES, "procedural-skill", {"general": (poor,)})
+    monkeypatch.setitem(PROCEDURAL_SEQUENCES, "procedural-skill", {"general": (poor,)})
     spec = DataSpec(items_per_skill=3, ood_items_per_skill=3, pool_size=4, unseen=0.0, duplicates=0.0)
     build_procedural_sequence(spec.model_copy(update={"noise": 0.0, "pool_size": 20}), 0, PROXY)
     with pytest.raises(DataError, match=r"sub-skill 'poor' \(\w+\) gave no new prompt .* smaller data.pool_size"):

@@ -13,9 +13,9 @@ from longgame.data.orders import reorder
 from longgame.data.sequences import build_sequence
 from longgame.data.synthetic import (
     DOMAINS,
-    FAMILIES,
     INTERLEAVED,
     OOD,
+    PROCEDURAL_SEQUENCES,
     STAGES,
     SUB_SKILLS,
     build_procedural_sequence,
@@ -40,7 +40,7 @@ def names(examples: tuple[Example, ...]) -> Counter:
 
 
 def own(stage: str) -> set[str]:
-    return {skill.name for stages in FAMILIES.values() for skill in stages.get(stage, ())}
+    return {skill.name for stages in PROCEDURAL_SEQUENCES.values() for skill in stages.get(stage, ())}
 
 
 def test_sub_skills_have_one_name_and_one_length_each() -> None:
@@ -50,7 +50,7 @@ def test_sub_skills_have_one_name_and_one_length_each() -> None:
 
 def test_four_sub_skills_of_a_stage_are_familiar() -> None:
     seen = {skill.name for skills in STAGES.values() for skill in skills if skill.pretrained}
-    for stages in FAMILIES.values():
+    for stages in PROCEDURAL_SEQUENCES.values():
         assert all(sum(skill.familiar for skill in skills) == 4 and len(skills) == 6 for skills in stages.values())
     for skill in itertools.chain(*DOMAINS.values()):
         assert not skill.pretrained

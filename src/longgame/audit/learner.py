@@ -15,7 +15,7 @@ import numpy as np
 
 from longgame.data.examples import Example, Pool, SequenceData, Stage, Task
 from longgame.data.orders import reorder, resolve_order
-from longgame.data.synthetic.sequence import SCORERS, stages_of
+from longgame.data.synthetic.sequence import ITEM_SCORERS, stages_of
 from longgame.errors import RecipeError
 from longgame.evaluation.scorers import Score
 from longgame.limits import may_have_gpu
@@ -177,7 +177,7 @@ class LanguageModels:
         if recipe.data.sequence == "files":
             return {task.name: task.scorers[0] for task in _sorted(recipe.data.stages, names) + recipe.data.ood}
         scorers = {stage.name: stage.scorers[0] for stage in recipe.data.stages}
-        primary = {name: scorers.get(name, SCORERS[0]) for name in names}
+        primary = {name: scorers.get(name, ITEM_SCORERS[0]) for name in names}
         return primary | {f"{name}-ood": scorer for name, scorer in primary.items()}
 
     def sequence(self, recipe: Recipe, seed: int) -> SequenceData:

@@ -4,8 +4,8 @@ from longgame.data.synthetic.base import ANSWER_MARK, LEVELS, OOD, SubSkill
 from longgame.data.synthetic.pool import LEVEL_SHARES
 from longgame.data.synthetic.sequence import (
     DOMAINS,
-    FAMILIES,
     INTERLEAVED,
+    PROCEDURAL_SEQUENCES,
     STAGES,
     SUB_SKILLS,
     build_procedural_sequence,
@@ -15,11 +15,11 @@ from longgame.data.synthetic.sequence import (
 __all__ = [
     "ANSWER_MARK",
     "DOMAINS",
-    "FAMILIES",
     "INTERLEAVED",
     "LEVELS",
     "LEVEL_SHARES",
     "OOD",
+    "PROCEDURAL_SEQUENCES",
     "STAGES",
     "SUB_SKILLS",
     "SubSkill",

@@ -57,14 +57,14 @@ INTERLEAVED: dict[str, tuple[SubSkill, ...]] = {
 }
 """The interleaved sequence: each stage shares two of its six sub-skills with the next, one of an unseen form."""
 
-FAMILIES: dict[str, Stages] = {
+PROCEDURAL_SEQUENCES: dict[str, Stages] = {
     "procedural-skill": STAGES,
     "procedural-domain": DOMAINS,
     "procedural-interleaved": INTERLEAVED,
 }
 """``data.sequence`` → its stages."""
 
-SCORERS = ("token_accuracy", "exact_match", "ends")
+ITEM_SCORERS = ("token_accuracy", "exact_match", "ends")
 """Scorers of every stage with sub-skills of its own; stages with multiple-choice items have `choice`, too."""
 
 
@@ -75,7 +75,7 @@ def stages_of(spec: DataSpec) -> Stages:
         RecipeError: an unknown sub-skill, one that a stage names twice, or two stages of one name.
     """
     if spec.sequence != "procedural":
-        return FAMILIES[spec.sequence]
+        return PROCEDURAL_SEQUENCES[spec.sequence]
     stages: dict[str, tuple[SubSkill, ...]] = {}
     for stage in spec.stages:
         where = f"data.stages '{stage.name}'"
@@ -134,7 +134,7 @@ def build_procedural_sequence(
     built, ood = [], []
     for (name, skills), (validation, shifted, future), pool in zip(stages.items(), fixed, pools, strict=True):
         choice = ("choice",) if any(item.choices for item in validation) else ()
-        scorers, least = (*SCORERS, *choice), 1
+        scorers, least = (*ITEM_SCORERS, *choice), 1
         if custom:
             scorers, least = custom[name].scorers, custom[name].max_new_tokens
         tokens, tokens_ood = (max(least, *(skill.new_tokens[row] for skill in skills)) for row in (0, 1))
