@@ -2,9 +2,11 @@
 
 A block that begins with a language runs or becomes a file:
 
-- ``bash``: each line is a command of `longgame`, or one of a few others (`COMMANDS`).
+- ``bash``: each line is a command of `longgame`, or one of a few others (`_FILES`, ``pip install ./FOLDER``).
 - ``python``: runs in this process; the blocks of a page share their variables.
 - any language with ``title="NAME"``: is written to the file NAME.
+- ``yaml`` without a title: is read as a recipe, with the defaults of all other keys.
+- ``text``: a diagram or a grammar, which nothing can run.
 
 A block without a language shows what the commands before it print. A line ``…`` stands for any lines, and numbers may
 differ by a third, as ties in the loss depend on the processor. A comment ``<!-- not run: REASON -->`` before a block
@@ -14,16 +16,23 @@ leaves it out.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import shlex
 import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import yaml
 
+from longgame import load_recipe
 from support.cli import longgame_here
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -71,28 +80,49 @@ def commands(text: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def run_page(page: Path, folder: Path) -> None:
+def run_page(
+    page: Path, folder: Path, variables: Mapping[str, Any] | None = None, stand_ins: Mapping[str, str] | None = None
+) -> None:
     """Run every block of the page in the folder.
+
+    Args:
+        variables: what the page's Python takes as given.
+        stand_ins: text of the page → what a test runs in its place, such as a model that is there.
 
     Raises:
         AssertionError: a command fails, or prints something else than the page shows; the message names page and line.
     """
-    variables: dict[str, Any] = {"__name__": "__main__"}
+    with mock.patch.object(sys, "path", [*sys.path]):
+        try:
+            _run_blocks(page, folder, {"__name__": "__main__", **(variables or {})}, stand_ins or {})
+        finally:  # what a page installed
+            for name, module in [*sys.modules.items()]:
+                if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+                    del sys.modules[name]
+
+
+def _run_blocks(page: Path, folder: Path, variables: dict[str, Any], stand_ins: Mapping[str, str]) -> None:
     printed = ""
     for block in blocks(page):
         place = f"{page.name}:{block.line}"
+        text = block.text
+        for shown, stand_in in stand_ins.items():
+            text = text.replace(shown, stand_in)
         if block.reason:
             printed = ""
         elif block.file:
             (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.file).write_text(block.text, encoding="utf-8")
+            (folder / block.file).write_text(text, encoding="utf-8")
         elif block.language == "bash":
-            printed = "".join(_run(words, folder, place) for words in commands(block.text))
+            printed = "".join(_run(words, folder, place) for words in commands(text))
         elif block.language == "python":
-            printed = _execute(block.text, folder, variables, place)
+            printed = _execute(text, folder, variables, place)
+        elif block.language == "yaml":
+            (folder / "read-as-recipe.yaml").write_text(yaml.safe_dump(yaml.safe_load(text)), encoding="utf-8")
+            load_recipe(folder / "read-as-recipe.yaml")
         elif not block.language:
-            _compare(printed, block.text, place)
-        else:
+            _compare(printed, text, place)
+        elif block.language != "text":
             pytest.fail(f"{place}: a block of {block.language} needs a title, the file that it is")
 
 
@@ -102,12 +132,30 @@ def _run(words: list[str], folder: Path, place: str) -> str:
         expected, words = int(words[-1]), words[:-2]
     if words[0] == "longgame":
         done = longgame_here(*words[1:], cwd=folder)
+    elif words[:2] == ["pip", "install"] and words[2].startswith("./"):
+        return _install(folder / words[2])
     elif words[0] in _FILES:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     else:
         pytest.fail(f"{place}: the tests do not run {words[0]}")
     assert done.returncode == expected, f"{place}: {shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+def _install(project: Path) -> str:
+    """Do for this process what installing a project with ``src`` does: it can be imported, and has its entry points."""
+    settings = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    points = "\n".join(
+        f"[{group}]\n" + "\n".join(f"{name} = {value}" for name, value in entries.items())
+        for group, entries in settings["entry-points"].items()
+    )
+    info = project / "src" / f"{settings['name'].replace('-', '_')}-{settings['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {settings['name']}\nVersion: {settings['version']}\n")
+    (info / "entry_points.txt").write_text(points)
+    sys.path.insert(0, str(project / "src"))
+    importlib.invalidate_caches()
+    return ""
 
 
 def _execute(text: str, folder: Path, variables: dict[str, Any], place: str) -> str:
