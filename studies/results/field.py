@@ -361,15 +361,24 @@ def place(folder: Path, field: Sequences) -> list[str]:
     """Sentences that place the selectors of an audit into the leaderboard of the same recipe.
 
     Raises:
-        DataError: the audit differs from every kept field run in more than its selectors, or has no finished seed.
+        DataError: the audit differs from every kept field run in more than selectors and fewer seeds, lacks random, or
+            has no finished seed.
     """
     audit = Run.open(folder)
-    same = [name for name, run in field.runs.items() if _but_selectors(audit.recipe) == _but_selectors(run.recipe)]
+    same = [
+        name
+        for name, run in field.runs.items()
+        if _setting(audit.recipe) == _setting(run.recipe) and set(audit.recipe.seeds) <= set(run.recipe.seeds)
+    ]
     if not same:
         raise DataError(
-            f"{folder} is no audit of a field recipe: more than its selectors differ. Use one of "
+            f"{folder} is no audit of a field recipe: more than its selectors and fewer seeds differ. Use "
             + ", ".join(f"recipes/results/{run.name}.yaml" for run in field.runs.values())
             + " with --selectors random,YOURS."
+        )
+    if "random" not in {spec.key for spec in audit.recipe.selectors}:
+        raise DataError(
+            f"{folder} has no trials of random, with which selectors are compared. Add it: --selectors random,YOURS."
         )
     sequence, board = same[0], field.boards[same[0]]
     facts = {"trials": 0, "finished": 0, "minutes": 0.0, "versions": {}}
@@ -390,9 +399,10 @@ def place(folder: Path, field: Sequences) -> list[str]:
     return lines
 
 
-def _but_selectors(recipe: Recipe) -> dict[str, object]:
+def _setting(recipe: Recipe) -> dict[str, object]:
+    """Everything that two audits must share for one to be placed in the other."""
     facts = recipe.model_dump(mode="json")
-    return {key: value for key, value in facts.items() if key not in ("name", "selectors", "relative_to")}
+    return {key: value for key, value in facts.items() if key not in ("name", "selectors", "seeds", "relative_to")}
 
 
 @dataclass(frozen=True, slots=True)

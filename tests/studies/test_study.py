@@ -270,8 +270,11 @@ def test_answer_names_every_selector_that_a_verdict_is_shown_for(kept_field):
 
 def test_an_audit_is_placed_among_the_selectors_of_its_recipe(study_run, first_run, tmp_path):
     kept = field.Sequences({"skill": study_run}, "primary")
-    with pytest.raises(DataError, match="more than its selectors differ"):
+    with pytest.raises(DataError, match="more than its selectors"):
         field.place(first_run, kept)
+    audit(world("lone", ["loss"], axes={"budget": [0.1]}), tmp_path / "lone")
+    with pytest.raises(DataError, match="no trials of random"):
+        field.place(tmp_path / "lone", kept)
     audit(world("mine", ["random", "loss"], axes={"budget": [0.1]}), tmp_path / "mine")
     gap, line = field.place(tmp_path / "mine", kept)
     assert "within 0.00 points" in gap
