@@ -92,7 +92,9 @@ def test_the_data_page_has_every_format():
 
 def test_the_data_page_shows_what_check_prints(tmp_path):
     text = (DOCS / "data.md").read_text(encoding="utf-8")
-    data, output = re.search(r"```json title=.*?\n(.*?)\n```\n.*?\n```\n\n```\n(.*?)```", text, flags=re.DOTALL).groups()
+    data, output = re.search(
+        r"```json title=.*?\n(.*?)\n```\n.*?\n```\n\n```\n(.*?)```", text, flags=re.DOTALL
+    ).groups()
     (tmp_path / "train.jsonl").write_text(data)
     done = longgame_here("check", "train.jsonl", "--model", "tiny", "--example", "5", cwd=tmp_path)
     shown, printed = (

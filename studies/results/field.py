@@ -70,7 +70,7 @@ class Board:
     def row(self, selector: str, metric: str) -> pd.Series:
         """The selector's row of the summary."""
         rows = self.card.summary
-        here = (rows["view"] == self.view) & (rows["metric"] == metric) & (rows["selector"] == selector)
+        here = rows["view"].isin([self.view, ""]) & (rows["metric"] == metric) & (rows["selector"] == selector)
         return rows[here].iloc[0]
 
     def mean(self, selector: str, metric: str) -> float:
@@ -520,7 +520,8 @@ _DEVELOPMENT = (
 def against_random(board: Board) -> str:
     """Selector × metric: the difference from random, best in the long run first."""
     names = [name for name in board.card.trials.selectors if name != board.card.reference]
-    columns = [Column("selector", "", numeric=False), *(Column(METRICS[name].label, "") for name in LEADERBOARD)]
+    metrics = (*LEADERBOARD, "noisy_share")
+    columns = [Column("selector", "", numeric=False), *(Column(METRICS[name].label, "") for name in metrics)]
     ordered = sorted(names, key=lambda name: -board.mean(name, "long_horizon"))
-    rows = [(Cell(name), *(board.cell(name, metric) for metric in LEADERBOARD)) for name in ordered]
+    rows = [(Cell(name), *(board.cell(name, metric) for metric in metrics)) for name in ordered]
     return pipes(Table("", tuple(columns), tuple(rows)))
