@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import inspect
-import json
 import re
 import shlex
 import shutil
@@ -16,10 +15,10 @@ from longgame import build_selector
 from longgame.audit.store import RESULT_COLUMNS
 from longgame.cli import app
 from longgame.data.formats import FORMATS
-from longgame.recipe import Part, RealTask, Recipe
 from longgame.selection.base import SELECTORS
 from longgame.signals.base import CONTEXT, SIGNALS
 from longgame.testing import check_selector_contract
+from studies import recipe_keys
 from support.cli import longgame_here, run_python
 
 ROOT = Path(__file__).parents[1]
@@ -48,21 +47,20 @@ def rows(page):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
-def keys_of(model, prefix=""):
-    """Dotted key → default (as JSON, or 'required') of every leaf of a recipe."""
-    keys = {}
-    for name, field in model.model_fields.items():
-        default = field.default
-        if isinstance(default, Part):
-            keys |= keys_of(type(default), f"{prefix}{name}.")
-        else:
-            keys[prefix + name] = "required" if field.is_required() else f"`{json.dumps(default)}`"
-    return keys
+def test_recipe_page_is_what_the_program_generates():
+    assert recipe_keys.PAGE.read_text(encoding="utf-8") == recipe_keys.page()
 
 
-def test_the_recipe_page_has_every_key_with_its_default():
-    documented = {cells[0].strip("`"): cells[1] for cells in rows("recipe.md") if cells[0].startswith("`")}
-    assert documented == {**keys_of(Recipe), **keys_of(RealTask, "data.stages[].")}
+def test_recipe_page_has_every_key_once():
+    documented = [cells[0].strip("`") for cells in rows("recipe.md") if cells[0].startswith("`")]
+    expected = [key.strip("`") for prefix in recipe_keys.sections() for key, *_ in recipe_keys.keys(prefix)]
+    assert sorted(documented) == sorted(expected)
+
+
+def test_every_recipe_key_has_a_meaning_and_links_are_of_keys():
+    rows_of_keys = [row for prefix in recipe_keys.sections() for row in recipe_keys.keys(prefix)]
+    assert [key for key, _, _, meaning in rows_of_keys if not meaning or meaning.startswith("See [")] == []
+    assert {f"`{key}`" for key in recipe_keys.LINKS} <= {key for key, *_ in rows_of_keys}
 
 
 @pytest.mark.parametrize("name", SELECTORS.names())

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from longgame.errors import RecipeError, did_you_mean, unknown
-from longgame.limits import located, relative_to, why_no_file
+from longgame.limits import load_yaml, located, relative_to, why_no_file
 
 MOST = 100_000_000
 """Steps, candidates, items or tokens that a recipe may ask for; `longgame.audit.checks.check_size` compares with the
@@ -95,6 +94,7 @@ class AdaptationValue(Part):
     """One way to adapt the model; what is left out stays as the recipe's `model` and `training` have it."""
 
     mode: AdaptationName = "lora"
+    """`lora`, `dora`, `full` or `qlora`; this word alone may stand for the mapping."""
     r: int | None = Field(None, ge=1, le=65_536)
     """LoRA rank."""
     alpha: float | None = Field(None, gt=0)
@@ -115,12 +115,13 @@ class OrderAxis(Part):
     """Orders in which the stages are also walked."""
 
     rotations: bool = False
-    """Every rotation of the recipe's own order: each stage comes first once."""
+    """Every rotation of the recipe's own order, so that each stage comes first once; `order: rotations` for short."""
     permutations: int = Field(0, ge=0, le=10_000)
-    """So many other orders, drawn by `seed`; a larger number adds to those that a smaller one gives."""
+    """Number of other orders, drawn at random; a larger number adds to the orders of a smaller one."""
     seed: Seed = 0
+    """Seed of the draw."""
     given: tuple[tuple[str, ...], ...] = ()
-    """Orders by the names of the stages."""
+    """Orders by the names of the stages; `order: [[math, general, …], …]` for short."""
 
 
 def _mode(value: Any) -> Any:
@@ -143,13 +144,17 @@ class AxesSpec(Part):
     """What is varied around the recipe's own values, which always belong to every axis."""
 
     budget: tuple[Share, ...] = ()
+    """Budgets, e.g. `[0.1, 0.5]`."""
     rounds: tuple[Rounds, ...] = ()
+    """Rounds, e.g. `[1, 4, step]`."""
     adaptation: tuple[Annotated[AdaptationValue, BeforeValidator(_mode)], ...] = ()
+    """`lora`, `dora`, `full`, `qlora`, or mappings such as `{r: 4, alpha: 32}` and `{mode: full, learning_rate:
+    5.0e-4}`."""
     order: Annotated[OrderAxis, BeforeValidator(_order)] = OrderAxis()
     vary: dict[str, tuple[bool | int | float | str, ...]] = {}
-    """Any other key of the recipe (dotted) → its values."""
+    """Any other key of the recipe → its values, e.g. `{data.noise: [0, 0.15], training.learning_rate: [1.0e-3]}`."""
     cross: bool = False
-    """False: one axis at a time, the others at the recipe's own values; True: the full product."""
+    """`false`: one axis at a time, the others at the recipe's own values; `true`: every combination."""
 
     @property
     def empty(self) -> bool:
@@ -161,9 +166,13 @@ class LoraSpec(Part):
     """Adapter of the audit (PEFT LoRA on every linear layer but the head)."""
 
     r: int = Field(16, ge=1, le=65_536)
+    """Rank."""
     alpha: float = Field(32, gt=0)
+    """The update is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
     target_modules: Name | tuple[Name, ...] = "all-linear"
+    """`all-linear` (every linear layer but the head), or names of layers."""
 
     @model_validator(mode="after")
     def _check(self) -> LoraSpec:
@@ -216,31 +225,39 @@ class ModelSpec(Part):
     """Which model is fine-tuned."""
 
     name: Name = "tiny"
-    """`tiny`, `smollm2-135m`, `quadratic`, a Hugging Face id, or a directory."""
+    """`tiny` and `tiny-1` … `tiny-4` (one recipe, five seeds of pretraining), `smollm2-135m`, `quadratic`, a Hugging
+    Face id, or a directory."""
     per_seed: tuple[Name, ...] = ()
     """Base models in turn, instead of `name`: seed s starts from the (s mod n)-th of n."""
     adaptation: AdaptationName = "lora"
+    """`lora`, `dora` (weight-decomposed LoRA), `full` (every weight trains), `qlora` (LoRA on a 4-bit base; `pip
+    install 'longgame[qlora]'`), or `peft` (another kind)."""
     lora: LoraSpec = LoraSpec()
     peft: dict[str, Any] = {}
     """Further keys of PEFT's configuration: of `LoraConfig`, or with `adaptation: peft` of that of `type`."""
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
-    """Where the model is trained; `auto`: a GPU where there is one."""
+    """`auto` is a GPU where there is one. Trials run one per GPU, or several where its memory holds them (`--gpus`,
+    `--workers`). The run records the card, and is not resumed on another."""
     attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
-    """Kernels of attention; `auto`: sdpa on a GPU, eager elsewhere."""
+    """Kernels of attention; `flash` needs CUDA, bfloat16 and the package flash-attn. `auto` is sdpa on a GPU and eager
+    elsewhere; a run is not resumed under another."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base weights; LoRA factors are always float32."""
     max_length: int = Field(256, ge=8, le=MOST)
     """Tokens of prompt + response; a longer example is an error unless the data section says otherwise."""
     chat_template: Name | None = None
-    """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none."""
+    """Path of a Jinja chat template, or `plain` (prompt, newline, response), for a tokenizer that has none. A template
+    that writes today's date gets 1 January 2026 instead."""
     pad_token: Name | None = None
     """Padding token, for a tokenizer that has none."""
     trust_remote_code: bool = False
-    """Run the Python code that comes with the model; without it, such a model is refused."""
+    """Run the Python code that comes with the model (`--trust-remote-code`); without it, such a model is refused."""
     embedder: Annotated[str, AfterValidator(_embedder)] = EMBEDDER
     """What gives embeddings: `model` (mean hidden states of the base model), `sentence-transformers:NAME` or
     `model2vec:NAME`, NAME a hub id or a directory."""
     scorer_model: Name | None = None
-    """Another model, with its own tokenizer, that measures candidates for selectors that ask it (`superfiltering`)."""
+    """Another model, with its own tokenizer, that measures candidates for selectors that ask it (`superfiltering`,
+    `svp`)."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
@@ -274,12 +291,19 @@ class RealTask(Part):
     """One stage (or OOD set) made of files or hub ids, or of procedural sub-skills."""
 
     name: Name
+    """Name of the stage or OOD set."""
     skills: tuple[Name, ...] = ()
     """Procedural sub-skills of the stage (`sequence: procedural`)."""
     train: Annotated[tuple[Name, ...], BeforeValidator(_names)] = ()
+    """Sources of the pool, in equal shares: a name in `data_dir/train`, a path, or `hub:owner/name[:config[:split]]`.
+"""
     eval: Annotated[tuple[Name, ...], BeforeValidator(_names)] = ()
+    """Sources of the validation items, likewise (`data_dir/eval`). None are needed where every scorer is
+    `lm_eval:TASK`."""
     scorers: tuple[Name, ...] = Field(("token_accuracy", "exact_match", "ends"), min_length=1)
+    """The first is the task's own."""
     max_new_tokens: int = Field(48, ge=1, le=MOST)
+    """Longest decoded response, in tokens; a procedural stage decodes at least as many as its sub-skills need."""
 
 
 class DataSpec(Part):
@@ -288,16 +312,20 @@ class DataSpec(Part):
     sequence: Literal[
         "procedural-skill", "procedural-domain", "procedural-interleaved", "procedural", "files", "quadratic"
     ] = "procedural-skill"
+    """A generated sequence (`procedural…`), `files` (files or hub data sets), or `quadratic` (closed form). Stages
+    that name files, or sub-skills, imply `files` or `procedural`."""
     stages: tuple[RealTask, ...] = ()
     """Stages of `sequence: files` or `procedural`, in order."""
     order: tuple[str, ...] = ()
-    """Names of all stages in the order in which they are walked; empty: as the sequence has them."""
+    """Names of all stages in the order in which they are walked; `[]`: as the sequence has them."""
     ood: tuple[RealTask, ...] = ()
     """OOD sets of `sequence: files` (only `eval` is read)."""
     data_dir: Name | None = None
-    """Folder with train/NAME.jsonl[.gz|.parquet] and eval/NAME…; a path in `train`/`eval` is used as it is."""
+    """Folder with `train/NAME` and `eval/NAME`, each `.jsonl`, `.jsonl.gz` or `.parquet`; a path in a stage is used as
+    it is."""
     turns: Literal["all", "last"] = "all"
-    """Assistant turns of a conversation that are learned; the last one alone is what evaluation items score."""
+    """Assistant turns of a conversation that are learned: `all`, or the `last` one. Of an evaluation item, the last
+    one is scored."""
     quality_range: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest value of the column `quality` in files."""
     pool_size: int = Field(960, ge=2, le=MOST)
@@ -309,16 +337,17 @@ class DataSpec(Part):
     duplicates: float = Field(0.10, ge=0, lt=1)
     """Share of a procedural pool that repeats another candidate."""
     mixing: float = Field(0.0, ge=0, lt=1)
-    """Share of a pool drawn from what only the stages just before and after train; 0: sharp borders."""
+    """Share of a pool drawn from skills that only the stages just before and after train; 0: sharp borders."""
     items_per_skill: int = Field(10, ge=1, le=MOST)
     """Validation items per sub-skill (procedural) or per source file (files)."""
     ood_items_per_skill: int = Field(6, ge=1, le=MOST)
+    """The same for OOD sets."""
     ood_after: Literal["ends", "every-stage"] = "ends"
-    """When the OOD sets are scored: before any stage and after the last one, or after every stage."""
+    """When the OOD sets are scored: `ends`, before any stage and after the last one; or `every-stage`."""
     run_model_code: bool = False
-    """Let scorers run programs that the model wrote, in a sandbox (`pass_at_1`); without it, they are refused."""
+    """Let scorers run programs that the model wrote, in a sandbox; without it `pass_at_1` is refused."""
     too_long: Literal["error", "drop"] = "error"
-    """What to do with an example longer than model.max_length; dropped ones are counted and reported."""
+    """An example longer than `model.max_length` is an error (`error`), or dropped and counted (`drop`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -352,10 +381,12 @@ class ReplaySpec(Part):
     """Replay mixture: a share of each stage's budget for examples of earlier stages."""
 
     share: float = Field(gt=0, lt=1)
+    """Share of a stage's budget for rows of earlier stages; `replay: 0.2` for short."""
     source: Literal["pools", "selected"] = "pools"
     """From all candidates of earlier stages, or from what the selector selected of them."""
     choice: Annotated[ChoiceSpec, BeforeValidator(_choice)] = ChoiceSpec()
-    """`uniform`, or what of them comes first: `targeted`, `damage`, `distance`, `surprise`, `fit`."""
+    """`uniform`, or what of them comes first: `targeted`, `damage`, `distance`, `surprise`, `fit`, with parameters as
+    further keys."""
 
     @property
     def label(self) -> str:
@@ -373,10 +404,12 @@ class SelectorSpec(Part):
     """A selector by name, with its parameters and the interventions around it."""
 
     name: Name
+    """Name of a selector, `path/to/file.py:Class`, or `scores:FILE`. Further keys are the selector's parameters."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     label: Name | None = None
     """How it is called in tables (default: its name and interventions); needed when one stands twice."""
     replay: Annotated[ReplaySpec | None, BeforeValidator(_replay)] = None
+    """Replay around the selector; a share alone may stand for the mapping."""
     min_cluster_share: float = Field(0.0, ge=0, lt=1)
     """Least share of a stage's tokens for every skill cluster; 0: none."""
     proxy_penalty: float = Field(0.0, ge=0)
@@ -414,20 +447,25 @@ class TrainingSpec(Part):
     steps: int = Field(32, ge=1, le=MOST)
     """Optimiser steps per stage."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of AdamW."""
     warmup_steps: int = Field(5, ge=0, le=MOST)
-    """Steps over which the learning rate rises; default: 5, or all steps where a stage has fewer."""
+    """Linear warm-up, in steps; default: 5, or all steps where a stage has fewer."""
     final_lr_share: float = Field(0.1, ge=0, le=1)
     """Linear decay ends at this share of the learning rate."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
     epochs: int = Field(1, ge=1, le=MOST)
     """Passes over what a round selected."""
     accumulation: int = Field(1, ge=1, le=MOST)
     """Micro-batches per optimiser step (memory, not mathematics)."""
     micro_tokens: int | None = Field(None, ge=1, le=MOST)
-    """Padded tokens of a forward pass at most; a larger micro-batch is passed in parts. Default: 4,096 on a GPU."""
+    """Padded tokens of a forward pass at most; a larger micro-batch is passed in parts. Default: 4,096 on a GPU, no
+    bound on a CPU."""
     gradient_checkpointing: bool = False
-    """Keep one activation per layer and compute the others again: less memory, about a third more time."""
+    """Keep one activation per layer and compute the others again: less memory, about a third more time. Gradient
+    signals do so, too, with equal numbers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -451,11 +489,14 @@ class ProbeSpec(Part):
     """Short training on the next stage from a fork of the model, to see how fast it still learns."""
 
     kinds: tuple[Literal["common", "own"], ...] = ("common", "own")
+    """`common` trains every model on the same uniform sample; `own` trains on the selector's picks."""
     steps: int = Field(10, ge=1, le=MOST)
+    """Optimiser steps of a probe."""
     points: int = Field(6, ge=2, le=MOST)
     """Token counts at which the fork is scored, the first at 0 and the last at the end."""
     generations: Literal["every-point", "ends"] = "every-point"
-    """Where scorers that need a generation (exact_match) measure: at every point, or at the first and the last."""
+    """Where scorers that need a generation (`exact_match`) measure a probe: at `every-point`, or at its `ends` alone.
+    Generations are most of what a point costs."""
     threshold: float = Field(0.9, gt=0)
     """Tokens-to-threshold: share of the mean end-of-probe score over all selectors."""
 
@@ -470,7 +511,9 @@ class ProxySpec(Part):
     """The future-proxy mixture: a few items of every stage, shown only to selectors that ask for it."""
 
     items_per_skill: int = Field(8, ge=0, le=MOST)
+    """Items per sub-skill (or source file) of every stage in the mixture."""
     refresh_steps: int = Field(8, ge=1, le=MOST)
+    """Its gradient is measured again after this many steps."""
 
 
 HolmFamily = Literal["selectors-conditions", "selectors"]
@@ -480,33 +523,40 @@ class EquivalenceSpec(Part):
     """δ of the verdict *equivalent within ±δ*: differences from the reference that are too small to matter."""
 
     now: float = Field(1.0, gt=0)
-    """Points of the current score."""
+    """δ of the verdict *equivalent within ±δ*, in points of the current score: a smaller true difference does not
+    matter to you. Choose both margins before you see results."""
     long_horizon: float = Field(0.02, gt=0)
-    """On the 0–1 scale of the long-horizon score."""
+    """The same for the long-horizon score, on its 0–1 scale."""
 
 
 class MetricSpec(Part):
     """Weights and options of the long-horizon metrics."""
 
     alpha: float = Field(1.0, ge=0)
+    """Weight of the future AUC in the long-horizon score."""
     beta: float = Field(1.0, ge=0)
+    """Weight of forgetting (a penalty)."""
     gamma: float = Field(1.0, ge=0)
+    """Weight of the OOD score."""
     forgetting_reference: Literal["best-ever", "best", "first"] = "best-ever"
-    """Earlier score from which forgetting is measured: the best of all rows before the last, the best since the task's
-    own stage, or the score right after that stage."""
+    """`best-ever`: from the best earlier score of any row, row 0 included; `best`: from the best score since the
+    task's own stage; `first`: from the score right after that stage."""
     clusters: int = Field(8, ge=2, le=MOST)
     """Skill clusters of the capability entropy (k-means on frozen embeddings)."""
     gradient_every: int = Field(4, ge=1, le=MOST)
     """Selection concentration is measured on the picks of every n-th round."""
     concentration_size: int = Field(16, ge=2, le=MOST)
-    """|S|: gradients of picks at which selection concentration is measured, the same for all selectors."""
+    """Number of gradients at which selection concentration is measured, the same for all selectors."""
     bootstrap: int = Field(0, ge=0, le=100_000)
-    """Resamples of the bootstrap over seeds, whose intervals then stand beside Student's t; 0: none."""
+    """Resamples of a bootstrap over seeds, whose 95 % intervals are added to the summary (`boot_low`, `boot_high`); 0:
+    none. They are too narrow with 20 seeds and far too narrow with fewer. Marks and verdicts never use them."""
     reference: str = "random"
-    """Label of the selector that all others are compared with."""
+    """Label of the selector that all others are compared with. It changes only tables and verdicts, so a finished run
+    can be reported with another one at once."""
     equivalence: EquivalenceSpec = EquivalenceSpec()
     holm: HolmFamily = "selectors-conditions"
-    """What the verdicts of a run with several conditions are corrected over: all comparisons, or each condition's."""
+    """What the verdicts of a run with several conditions are corrected over: all comparisons together, or the
+    `selectors` of each condition. A finished run can be reported with either."""
 
 
 DEFAULT_SELECTORS: Any = ("random", "loss", "lhas")
@@ -517,32 +567,39 @@ class Recipe(Part):
     """Everything an audit depends on; two recipes that are equal give equal numbers on one machine."""
 
     name: str = Field("audit", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its directory is `runs/NAME` unless `--out` says otherwise."""
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     selectors: tuple[Annotated[SelectorSpec, BeforeValidator(_selector)], ...] = Field(DEFAULT_SELECTORS, min_length=1)
+    """The selectors to compare: `loss`, or with parameters `{name: lhas, future_weight: 0, label: lhas-blind}`."""
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
+    """Replications; each has its own pools, candidate order, adapter and selector randomness."""
     budget: Share = 0.25
-    """Share of each pool's tokens that a selector may spend."""
+    """Share of each pool's tokens (see `budget_of`) that a selector may spend."""
     budget_of: BudgetOf = "tokens"
-    """What the budget counts: prompt and response (equal computation), or response alone (equal supervision)."""
+    """What the budget counts: prompt and response (equal computation), or the `response` alone, which the loss is
+    taken over (equal supervision)."""
     rounds: Rounds = "step"
+    """How often a stage selects. `step`: online, at every optimiser step from fresh candidates; 1: one offline choice;
+    n: the rest of the pool is scored again before each of n shares."""
     full_data: bool = False
-    """One trial more per seed, which learns every candidate as often as a selector's pick: what PIR divides by."""
+    """One more trial per seed that learns every candidate as often as a selector's pick; `longgame compare` divides by
+    it."""
     oracle: bool = False
-    """One trial more per seed, which picks by the gradients of the evaluation items: the head-room of selection."""
+    """One more trial per seed that picks by the gradients of the evaluation items: the head-room of selection."""
     quality: str | dict[str, Any] | None = None
-    """Source of quality: rules, column:NAME, reward:MODEL, judge:FILE.yaml, or a mapping with name and parameters."""
+    """Source of quality for selectors that read one: `rules`, `column:NAME`, `reward:MODEL`, `judge:FILE.yaml`, or a
+    mapping of `name` and parameters. Default: the column `quality`, or rules."""
     complexity: str | dict[str, Any] | None = None
-    """Source of complexity, written as that of quality."""
+    """Source of complexity (`deita`), written as that of quality."""
     axes: AxesSpec = AxesSpec()
     training: TrainingSpec = TrainingSpec()
     probe: ProbeSpec = ProbeSpec()
     proxy: ProxySpec = ProxySpec()
     metrics: MetricSpec = MetricSpec()
     relative_to: Annotated[tuple[Name, ...], BeforeValidator(_names)] = ()
-    """Folders that relative paths start from (`longgame.limits.located`), themselves relative to the recipe's file.
-
-    A recipe that was read from a file has them as absolute paths; without any, the working directory."""
+    """Folder, or folders, that relative paths start from (`longgame.limits.located`), themselves relative to the
+    recipe's file."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -657,63 +714,6 @@ class Recipe(Part):
 
 _LONGEST_YAML = 1_000_000
 """Bytes of a YAML file that is read; a recipe of a thousand stages has a tenth of them."""
-_MOST_NODES = 100_000
-"""Values of a recipe, aliases written out; a few nested aliases can stand for billions."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which takes 1:30 for a text and not for 90, and refuses repeated keys and endless aliases."""
-
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
-        tag = super().resolve(kind, value, implicit)
-        is_number = kind is yaml.ScalarNode and tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        return "tag:yaml.org,2002:str" if is_number and ":" in value else tag
-
-    def get_single_data(self) -> Any:
-        node = self.get_single_node()
-        if node is None:
-            return None
-        if _nodes_of(node, {}, set()) > _MOST_NODES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases stand for more than {_MOST_NODES:,} values; write them out", node.start_mark
-            )
-        return self.construct_document(node)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in keys and key.value != "<<":
-                text = f"the key '{key.value}' stands twice; keep one"
-                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
-            keys.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _nodes_of(node: yaml.Node, sizes: dict[int, float], above: set[int]) -> float:
-    """Values under a node with aliases written out; infinite where an alias stands for what holds it."""
-    if id(node) in above:
-        return float("inf")
-    if id(node) not in sizes:
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        inside = parts if isinstance(node, yaml.CollectionNode) else ()
-        sizes[id(node)] = 1.0 + sum(_nodes_of(part, sizes, {*above, id(node)}) for part in inside)
-    return sizes[id(node)]
-
-
-def load_yaml(text: str) -> Any:
-    """The value of a YAML text, of at most 100,000 values; an alias counts as what it stands for.
-
-    Raises:
-        ValueError: it is not YAML, holds a key twice, or too many values.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(place + (getattr(error, "problem", None) or " ".join(str(error).split()))) from error
 
 
 def packaged_recipes() -> dict[str, Path]:

@@ -17,7 +17,8 @@ from longgame.audit.learner import learner_kind, outline, sequence_of
 from longgame.audit.parts import FinishedPart
 from longgame.audit.picks import texts_of, write_selection
 from longgame.errors import RecipeError
-from longgame.recipe import load_recipe, load_yaml, parse_recipe
+from longgame.limits import load_yaml
+from longgame.recipe import load_recipe, parse_recipe
 from support.run_parts import selection
 from tests.support.cli import longgame_here
 from tests.support.quadratic_audit import recipe as quadratic_recipe

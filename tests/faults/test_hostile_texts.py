@@ -16,7 +16,8 @@ from longgame.commands.terminal import Terminal
 from longgame.commands.watch import progress_line
 from longgame.errors import DataError, LonggameError, RecipeError
 from longgame.escape import csv_cell, csv_text, markdown_code, markdown_line, markdown_text, visible
-from longgame.recipe import load_yaml, parse_recipe
+from longgame.limits import load_yaml
+from longgame.recipe import parse_recipe
 from longgame.report.layout import Section, report_layout
 from longgame.report.picks import TrialDetail, stage_detail
 from longgame.report.render import html_page, markdown, markdown_card, print_layout

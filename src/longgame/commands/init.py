@@ -16,7 +16,8 @@ import typer
 from longgame.commands.options import interruptible, path_from_here
 from longgame.data.sources import SUFFIXES, load_examples, source_name
 from longgame.errors import DataError, RecipeError
-from longgame.recipe import DEFAULT_SELECTORS, Recipe, load_yaml, parse_recipe, path_folders
+from longgame.limits import load_yaml
+from longgame.recipe import DEFAULT_SELECTORS, Recipe, parse_recipe, path_folders
 from longgame.storage import storage_errors
 
 _TRAIN = ("train", "training")

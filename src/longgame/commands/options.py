@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from longgame.errors import LonggameError, RecipeError
-from longgame.limits import located, relative_to
-from longgame.recipe import AxesSpec, load_yaml, path_folders, read_mapping
+from longgame.limits import load_yaml, located, relative_to
+from longgame.recipe import AxesSpec, path_folders, read_mapping
 
 CHANGES = "Changes of the recipe"
 """Title of these options in the help of a command."""

@@ -20,10 +20,10 @@ from longgame.data.formats import RowRules
 from longgame.data.sources import SUFFIXES, open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
-from longgame.limits import is_out_of_memory, why_no_file
+from longgame.limits import is_out_of_memory, load_yaml, why_no_file
 from longgame.offline.options import Budget, parse_selector
 from longgame.offline.rows import DataRows, OnBadRow
-from longgame.recipe import ModelSpec, load_yaml, read_mapping
+from longgame.recipe import ModelSpec, read_mapping
 from longgame.storage import ADVICE, write_file
 
 _log = logging.getLogger(__name__)

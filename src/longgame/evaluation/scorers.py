@@ -13,7 +13,7 @@ from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError, unknown
 from longgame.evaluation.answers import gold_option, golds, is_short, matches, normalize
 from longgame.evaluation.verifiers import check_verifier, reward, verified
-from longgame.recipe import load_yaml
+from longgame.limits import load_yaml
 from longgame.registry import Registry
 
 
