@@ -2,7 +2,7 @@
 
 A block that begins with a language runs or becomes a file:
 
-- ``bash``: each line is a command of `longgame`, or one of a few others (`_FILES`, ``pip install ./FOLDER``).
+- ``bash``: each line is a command of `longgame`, or of a few others (`_FILES`, `_STARTERS`, ``pip install ./FOLDER``).
 - ``python``: runs in this process; the blocks of a page share their variables.
 - any language with ``title="NAME"``: is written to the file NAME.
 - ``yaml`` without a title: is read as a recipe, with the defaults of all other keys.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -33,13 +34,15 @@ import pytest
 import yaml
 
 from longgame import load_recipe
-from support.cli import longgame_here
+from support.cli import environment, longgame_here
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 _SKIP = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 _NUMBER = re.compile(r"\d[\d,]*\.?\d*")
 _FILES = ("ls", "head", "cat", "mkdir", "cp")
 """Commands that a page may use beside `longgame`."""
+_STARTERS = ("bash", "torchrun", "accelerate")
+"""Commands that start `longgame`, in other processes; variables may stand before them."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,22 @@ def _run(words: list[str], folder: Path, place: str) -> str:
     expected = 0
     if words[-2:-1] == ["||"]:  # a command that ends with an exit code: COMMAND || CODE
         expected, words = int(words[-1]), words[:-2]
+    count = next(number for number, word in enumerate(words) if "=" not in word)
+    variables, words = dict(word.split("=", 1) for word in words[:count]), words[count:]
     if words[0] == "longgame":
         done = longgame_here(*words[1:], cwd=folder)
     elif words[:2] == ["pip", "install"] and words[2].startswith("./"):
         return _install(folder / words[2])
+    elif words[0] in _STARTERS:
+        shim = folder / ".bin" / "longgame"  # a clone has no such command
+        shim.parent.mkdir(exist_ok=True)
+        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m longgame.cli "$@"\n')
+        shim.chmod(0o755)
+        path = os.pathsep.join([str(shim.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+        command_environment = {**environment(), "PATH": path, **variables}
+        done = subprocess.run(
+            words, cwd=folder, env=command_environment, capture_output=True, text=True, timeout=300, check=False
+        )
     elif words[0] in _FILES:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     else:
