@@ -1,6 +1,7 @@
 """The page of a selection and its summaries, for every shape that an outcome has."""
 
 import dataclasses
+import datetime
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from longgame.data.sources import open_source
 from longgame.offline.options import SelectOptions
 from longgame.offline.outcome import manifest_of
 from longgame.offline.selecting import choose
-from longgame.offline.summary import SubsetFacts, audit_line, subset_html, subset_summary
+from longgame.offline.summary import SubsetFacts, audit_line, largest_shift, subset_html, subset_summary
 from longgame.report.subset import subset_page
 
 HOSTILE = "</script><script>alert('x')</script>\x1b[31m\u202e{{ 7*7 }}<img src=x onerror=alert(1)>"
@@ -106,6 +107,41 @@ def test_every_shape_has_page_and_summaries(name, tmp_path):
         assert outcome.options.label in view
     if name == "duplicates":
         assert "3 duplicates" in page
+
+
+def first_screen(page):
+    return page.partition('id="answer"')[2].partition('id="numbers"')[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "skills", "figure", "table"),
+    [
+        ({}, ("math", "code"), "By skill", "Shares of the rows, in percent"),
+        ({}, ("math",), "Length", "Length in characters"),
+    ],
+)
+def test_first_screen_has_one_figure_and_one_table(options, skills, figure, table, tmp_path):
+    outcome, manifest = outcome_of(tmp_path, rows_of(60, skills), **options)
+    screen = first_screen(subset_page(outcome, manifest, datetime.date(2026, 1, 2)))
+    assert screen.count("<figure") == screen.count("<table") == 1
+    assert re.findall(r"<h3[^>]*>(.*?)</h3>", screen) == [figure, table]
+    for part in ("60 rows", "seed 0", "2026-01-02", "budget 20%rows", outcome.options.label, "12 of 60 rows"):
+        assert part in screen
+
+
+def test_first_table_has_one_scale_and_the_lead_its_largest_shift(tmp_path):
+    rows = [{"prompt": f"{n}", "completion": "a" * (n + 1), "skill": "code" if n < 15 else "math"} for n in range(20)]
+    outcome, manifest = outcome_of(tmp_path, rows, budget="25%rows")
+    screen = first_screen(subset_page(outcome, manifest))
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", screen.partition("<tbody>")[2])
+    assert cells == ["code", "75.0", "0.0", "−75.0", "math", "25.0", "100.0", "+75.0"]
+    assert "code is 75.0 % of the pool&#39;s rows and 0.0 % of the selected, the largest shift." in screen
+
+
+def test_equal_shares_have_no_shift(tmp_path):
+    rows = rows_of(20)
+    outcome, manifest = outcome_of(tmp_path, rows, budget="100%rows")
+    assert largest_shift(SubsetFacts.of(outcome, manifest)) == ""
 
 
 def test_replayed_rows_are_named(tmp_path):

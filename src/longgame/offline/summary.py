@@ -191,6 +191,48 @@ def plain_number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
 
 
+def first_group(view: SubsetFacts) -> str:
+    """The grouping that is shown first: one of at least two values; empty without any."""
+    return next((name for name, shares in view.groups.items() if len(shares) > 1), "")
+
+
+def largest_shift(view: SubsetFacts) -> str:
+    """A clause: the value of the first grouping whose share differs most between pool and picks; empty without any."""
+    shares = view.groups.get(first_group(view), ())
+    parts = {share.name: _parts(share, shares) for share in shares}
+    name, (pool, picked) = max(parts.items(), key=lambda item: abs(item[1][1] - item[1][0]), default=("", (0.0, 0.0)))
+    if pool == picked:
+        return ""
+    return f"{name} is {_percent(pool)} of the pool's rows and {_percent(picked)} of the selected, the largest shift"
+
+
+def first_table(view: SubsetFacts, outcome: SubsetOutcome) -> dict[str, Any]:
+    """The table beside the first figure: shares of rows in percent; without a grouping, lengths of a row."""
+    name = first_group(view)
+    if not name:
+        lengths = [outcome.tokens[rows].astype(float) for rows in (outcome.candidates, outcome.picks)]
+        places = {"shortest": 0, "first quartile": 25, "median": 50, "third quartile": 75, "longest": 100}
+        rows = [
+            [label, *(f"{np.percentile(part, place):,.0f}" if len(part) else "" for part in lengths)]
+            for label, place in places.items()
+        ]
+        return {"title": f"Length in {outcome.unit}", "headings": ["row", "pool", "selected"], "rows": rows}
+    shares = view.groups[name]
+    rows = []
+    for share in shares:
+        pool, picked = _parts(share, shares)
+        difference = f"{100 * (picked - pool):+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+        rows.append([share.name, f"{100 * pool:.1f}", f"{100 * picked:.1f}", difference])
+    headings = [name, "pool", "selected", "difference"]
+    return {"title": "Shares of the rows, in percent", "headings": headings, "rows": rows}
+
+
+def _parts(share: GroupShare, shares: Sequence[GroupShare]) -> tuple[float, float]:
+    """Share of the pool's rows, and of the selected ones."""
+    pool, picked = sum(other.pool for other in shares), sum(other.picked for other in shares)
+    return share.pool / max(1, pool), share.picked / max(1, picked)
+
+
 def summary_tables(view: SubsetFacts) -> list[dict[str, Any]]:
     """Return tables of texts (title, headings, rows): shares by group, means of the score's terms."""
     tables = [
@@ -208,8 +250,7 @@ def summary_tables(view: SubsetFacts) -> list[dict[str, Any]]:
 
 
 def _group_cells(share: GroupShare, shares: Sequence[GroupShare]) -> list[str]:
-    pool, picked = sum(other.pool for other in shares), sum(other.picked for other in shares)
-    parts = (share.pool / max(1, pool), share.picked / max(1, picked), share.picked / max(1, share.pool))
+    parts = (*_parts(share, shares), share.picked / max(1, share.pool))
     return [share.name, f"{share.pool:,}", f"{share.picked:,}", *map(_percent, parts)]
 
 

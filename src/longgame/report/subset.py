@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,18 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from longgame.data.examples import Example
+from longgame.offline.options import Budget
 from longgame.offline.outcome import SubsetOutcome
-from longgame.offline.summary import GroupShare, SubsetFacts, plain_number, subset_summary, summary_tables
+from longgame.offline.summary import (
+    GroupShare,
+    SubsetFacts,
+    first_group,
+    first_table,
+    largest_shift,
+    plain_number,
+    subset_summary,
+    summary_tables,
+)
 from longgame.report.charts import GREY, PALETTE, Figure, LegendKey, dashed_line, spec
 from longgame.report.render import begin_bundle, finish_bundle, page_environment
 
@@ -30,11 +41,26 @@ _PICKED = PALETTE[5]
 _KEYS = (LegendKey("pool", GREY, "■"), LegendKey("selected", _PICKED, "■"))
 
 
-def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> str:
-    """Return a self-contained page of at most 2 MB: what was selected of what, against the pool, with examples."""
+def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any], date: datetime.date | None = None) -> str:
+    """Return a self-contained page of at most 2 MB: what was selected of what, against the pool, with examples.
+
+    Args:
+        date: of the selection; None: today.
+    """
     begin_bundle()
     view = SubsetFacts.of(outcome, manifest)
     figures = _figures(outcome, view)
+    shift = largest_shift(view)
+    budget = Budget.parse(outcome.options.budget)
+    subject = [
+        *([outcome.model] if outcome.model else ["no model"]),
+        f"{outcome.rows.source.label}: {outcome.rows.total:,} rows",
+        f"{outcome.tokens[outcome.candidates].sum():,} {outcome.unit} in the pool",
+        outcome.options.label,
+        f"budget {budget} ({outcome.asked:,} {outcome.budget_unit})",
+        f"seed {outcome.options.seed}",
+        str(date or datetime.date.today()),
+    ]
     selected, rejected = _cards(outcome)
     scored = "score" in outcome.terms
     origin = {
@@ -49,7 +75,9 @@ def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> str:
         .render(
             data=outcome.rows.source.label,
             title=view.title,
-            lead=view.lead,
+            subject=" · ".join(subject),
+            lead=f"{view.lead.removesuffix('.')}; {shift}." if shift else view.lead,
+            first=first_table(view, outcome),
             facts_shown=view.facts,
             audit=view.audit,
             audit_note=view.audit_note,
@@ -73,8 +101,11 @@ def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> str:
 
 
 def _figures(outcome: SubsetOutcome, view: SubsetFacts) -> list[Figure]:
-    figures = [_length_figure(outcome), _score_figure(outcome, view.cut), _map_figure(outcome)]
-    figures += [_group_figure(name, shares) for name, shares in view.groups.items()]
+    """The first is shown beside the facts: shares by the first grouping, else the length."""
+    first = first_group(view)
+    groups = {name: _group_figure(name, shares) for name, shares in view.groups.items()}
+    figures = [groups.pop(first)] if first else []
+    figures += [_length_figure(outcome), _score_figure(outcome, view.cut), _map_figure(outcome), *groups.values()]
     return [figure for figure in figures if figure is not None]
 
 
