@@ -175,7 +175,7 @@ def test_texts_of_strangers_stay_text(tmp_path):
 def test_the_page_loads_nothing(tmp_path):
     page = subset_page(*outcome_of(tmp_path, rows_of(20)))
     addresses = [value for _, names in tags(page) for name, value in names.items() if name in ("src", "href")]
-    assert addresses == ["data:,"]
+    assert [address for address in addresses if not address.startswith("#")] == ["data:,"]
     assert "default-src 'none'" in page
 
 
