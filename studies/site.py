@@ -10,6 +10,7 @@ generates the reference of the commands and of the Python API, and a page of eac
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import shutil
@@ -169,6 +170,8 @@ def write_configuration(path: Path) -> None:
 
 
 def main() -> None:
+    if importlib.util.find_spec("zensical") is None:
+        sys.exit("the site is built by zensical, which is not installed. Run: pip install -e '.[docs]'")
     write_pages(BUILD / "pages")
     write_configuration(BUILD / "zensical.toml")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
