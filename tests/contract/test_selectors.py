@@ -27,6 +27,8 @@ TEST_CASES = [
     ("lhas", {"utility": "loss", "coverage": "cluster", "clusters": 5}),
     ("lhas", {"coverage_weight": 0, "future_weight": 0, "concentration_weight": 0}),
     ("lhas", {"utility_weight": 0}),
+    ("lhas", {"target_weight": 1, "earlier_weight": 0.5, "gradient_power": 1, "drop_conflicts": True}),
+    ("lhas", {"utility": "reducible_loss", "diversity_weight": 0, "drop_conflicts": True, "coverage": "cluster"}),
     ("lhas-adaptive", {"utility": "loss", "smoothing": 0, "utility_weight": 0, "coverage": "cluster"}),
     ("ppl-mid", {"low": 0, "high": 30}),
     ("flow", {"sample": False, "temperature": 2.0}),

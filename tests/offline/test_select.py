@@ -470,6 +470,12 @@ def test_a_target_serves_selectors_that_compare(data: Path, tmp_path: Path) -> N
         data, tmp_path / "o.jsonl", SelectOptions(selector="lhas", budget="5rows"), model=TINY, target=target
     )
     assert len(outcome.picks) == 5
+    today = SelectOptions(selector="lhas", parameters={"future_weight": 0, "target_weight": 1}, budget="5rows")
+    outcome, _ = select_to(data, tmp_path / "t.jsonl", today, model=TINY, target=target)
+    assert len(outcome.picks) == 5
+    earlier = SelectOptions(selector="lhas", parameters={"earlier_weight": 1}, budget="5rows")
+    with pytest.raises(RecipeError, match="earlier stages, which scoring has not. Use it in a trainer or an audit"):
+        select_to(data, tmp_path / "e.jsonl", earlier, model=TINY, target=target)
 
 
 def test_options_of_the_model_need_a_model(data: Path) -> None:

@@ -281,3 +281,148 @@ def test_concentration_counts_earlier_stages_only(world) -> None:
         assert chosen.scores["concentration"].any() != past_only
         selector.begin_stage()
         assert scene.select(selector, 1, history).scores["concentration"].any()
+
+
+def aligned(**options) -> LHASSelector:
+    """LHAS with the terms of alignment that are given, and nothing else."""
+    off = {"utility_weight": 0.0, "coverage_weight": 0.0, "future_weight": 0.0, "concentration_weight": 0.0}
+    return LHASSelector(**{**off, **options})
+
+
+def test_target_and_earlier_terms_have_own_reliabilities(world) -> None:
+    # means of halves .15, .45, .4, −.1 → ranks −1/3, 1, 1/3, −1; and −1, −.5, .5, 1 → −1, −1/3, 1/3, 1 (r = 1)
+    target = [[0.1, 0.2], [0.5, 0.4], [0.3, 0.5], [-0.2, 0.0]]
+    earlier = [[-1, -1], [-0.5, -0.5], [0.5, 0.5], [1, 1]]
+    scene = world([1] * 4, adam_target_alignment=target, adam_earlier_alignment=earlier)
+    selector = aligned(target_weight=2.0, earlier_weight=0.5)
+    chosen = scene.select(selector, 1)
+    r = np.corrcoef(np.array(target).T)[0, 1]
+    reliability = 2 * r / (1 + r)
+    assert chosen.scores["target"] == pytest.approx([-1 / 3, 1, 1 / 3, -1])
+    assert chosen.scores["earlier"] == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+    assert chosen.scores["target_reliability"] == pytest.approx([reliability] * 4)
+    assert chosen.scores["earlier_reliability"] == pytest.approx([1.0] * 4)
+    total = 2 * reliability * chosen.scores["target"] + 0.5 * chosen.scores["earlier"]
+    assert chosen.scores["score"] == pytest.approx(total)
+    assert scene.names(chosen) == "b"
+    copy = aligned(target_weight=2.0, earlier_weight=0.5)
+    copy.load_state_dict(selector.state_dict())
+    assert (copy.reliability_of("target"), copy.reliability_of("earlier")) == pytest.approx((reliability, 1.0))
+
+
+def test_gradient_power_1_ranks_by_inner_products(world) -> None:
+    # cosines .9, .5, .1 of gradients of length .1, 1, 2 → products .09, .5, .2: the mastered example a comes last
+    halves = [[0.9, 0.9], [0.5, 0.5], [0.1, 0.1]]
+    scene = world([1] * 3, target_alignment=halves, grad_norm=[0.1, 1, 2])
+    assert scene.picks(aligned(target_weight=1.0, alignment="exact"), 3) == "abc"
+    chosen = scene.select(aligned(target_weight=1.0, alignment="exact", gradient_power=1.0), 3)
+    assert scene.names(chosen) == "bca"
+    assert chosen.scores["target"] == pytest.approx([-1, 1, 0])
+
+
+def test_conflicts_come_last_and_fill_the_budget(world) -> None:
+    # b and d point away from both halves, c from one
+    earlier = [[1, 1], [-0.1, -0.2], [-0.5, 0.1], [-3, -2]]
+    scene = world([1] * 4, loss=[1, 4, 2, 3], adam_earlier_alignment=earlier)
+    selector = aligned(utility="loss", utility_weight=1.0, diversity_weight=0.0, drop_conflicts=True)
+    assert scene.picks(selector, 2) == "ca"
+    chosen = scene.select(selector, 4)
+    assert scene.names(chosen) == "cabd"
+    assert chosen.scores["conflict"].tolist() == [0, 1, 0, 1]
+    assert "earlier" not in chosen.scores
+
+
+def test_conflicts_are_covered_against_the_picks_before(world) -> None:
+    # all are conflicts but a; then the distances to a decide: c, b
+    scene = world([1] * 3, embedding=[[0], [1], [5]], adam_earlier_alignment=[[1, 1], [-1, -1], [-1, -1]])
+    assert scene.picks(aligned(coverage_weight=1.0, drop_conflicts=True), 3) == "acb"
+
+
+def test_in_the_first_stage_earlier_terms_change_nothing(world) -> None:
+    scene = world([1] * 3, loss=[1, 3, 2], adam_earlier_alignment=np.zeros((3, 2)))
+    off = {"coverage_weight": 0.0, "future_weight": 0.0, "concentration_weight": 0.0, "diversity_weight": 0.0}
+    plain = scene.select(LHASSelector(utility="loss", **off), 2)
+    chosen = scene.select(LHASSelector(utility="loss", earlier_weight=5.0, drop_conflicts=True, **off), 2)
+    assert chosen.rows.tolist() == plain.rows.tolist()
+    assert chosen.scores["score"].tolist() == plain.scores["score"].tolist()
+
+
+PINNED = [
+    ({}, [38, 4, 2, 17, 16, 21, 9, 26, 22], "0x1.1b0474016b251p+2"),
+    (
+        {"alignment": "sketch", "normalise": "z", "coverage": "cluster"},
+        [23, 34, 30, 28, 29, 31],
+        "0x1.3a4bf9133b82bp+3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "picks", "total"), PINNED)
+def test_the_form_of_eq_5_keeps_its_picks_to_the_bit(options: dict, picks: list[int], total: str) -> None:
+    selector, history, rng = LHASSelector(**options), History(), np.random.default_rng(0)
+    for stage in range(2):
+        selector.begin_stage()
+        for number in range(2):
+            pool = example_pool(40, seed=10 * stage + number)
+            signals = example_signals(pool, selector.requires, seed=stage)
+            chosen = selector.select(pool, signals, history, 150, rng)
+            selector.remember(pool, signals, chosen.rows)
+            history.update(chosen, pool, signals)
+    assert chosen.rows.tolist() == picks
+    assert float(np.nansum(chosen.scores["score"])).hex() == total
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), power=st.sampled_from([0.0, 0.5, 1.0]), drop=st.booleans())
+def test_added_terms_equal_a_loop_that_rescores_everything(seed: int, power: float, drop: bool) -> None:
+    rng = np.random.default_rng(seed)
+    n, weights = 30, {"future": 0.7, "target": 1.3, "earlier": 0.4}
+    halves = {name: (rng.normal(size=(n, 1)) + rng.normal(size=(n, 2))).astype(np.float32) for name in weights}
+    columns = {f"adam_{name}_alignment": value for name, value in halves.items()}
+    norms, loss, base = rng.uniform(0.1, 2, n).astype(np.float32), rng.uniform(0, 3, n), rng.uniform(0, 3, n)
+    points, tokens = rng.normal(size=(n, 2)), rng.integers(1, 9, n)
+    scene = World(
+        tokens, [f"{row:02d}" for row in range(n)],
+        loss=loss, base_loss=base, embedding=points, grad_norm=norms, **columns,
+    )  # fmt: skip
+    selector = LHASSelector(
+        utility="excess_loss", diversity_weight=0.0, concentration_weight=0.0, refreshes=10_000, future_weight=0.7,
+        target_weight=1.3, earlier_weight=0.4, gradient_power=power, drop_conflicts=drop,
+    )  # fmt: skip
+    chosen = scene.select(selector, 60)
+    excess = (np.float32(loss).astype(float) - np.float32(base).astype(float)).tolist()
+    fixed = np.array(mid_ranks(excess))
+    for name, factor in weights.items():
+        scaled = halves[name].astype(float) * norms.astype(float)[:, None] ** power
+        r = np.corrcoef(scaled.T)[0, 1]
+        fixed += factor * max(0.0, 2 * r / (1 + r)) * np.array(mid_ranks(scaled.mean(axis=1).tolist()))
+    conflict = [drop and max(pair) < 0 for pair in halves["earlier"].tolist()]
+    picks: list[int] = []
+    left = 60
+    for part in (False, True):
+        while rest := [r for r in range(n) if r not in picks and conflict[r] == part and tokens[r] <= left]:
+            gaps = [min((np.linalg.norm(points[r] - points[p]) for p in picks), default=0.0) for r in rest]
+            score = fixed[rest] + np.array(mid_ranks(np.round(gaps, 5).tolist()))
+            picks.append(min(zip(-np.round(score, 9), rest, strict=True))[1])
+            left -= int(tokens[picks[-1]])
+    assert chosen.rows.tolist() == picks
+
+
+def test_added_terms_read_only_what_they_need() -> None:
+    assert aligned(target_weight=1.0).requires == ("adam_target_alignment",)
+    assert aligned(earlier_weight=1.0, alignment="exact").requires == ("earlier_alignment",)
+    assert aligned(target_weight=1.0, drop_conflicts=True, gradient_power=1.0).requires == (
+        "adam_target_alignment", "adam_earlier_alignment", "grad_norm",
+    )  # fmt: skip
+    reducible = LHASSelector(
+        utility="reducible_loss", diversity_weight=0.0, future_weight=0.0, concentration_weight=0.0
+    )
+    assert reducible.requires == ("loss", "reference_loss", "embedding")
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_weight": 1}, {"earlier_weight": 1}, {"gradient_power": 1}, {"drop_conflicts": True}]
+)
+def test_added_terms_refuse_sketched_alignment(options: dict) -> None:
+    with pytest.raises(RecipeError, match="need exact inner products. Set alignment to adam or exact"):
+        LHASSelector(alignment="sketch", **options)

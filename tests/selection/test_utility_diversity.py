@@ -64,3 +64,14 @@ def test_positions_choose_whose_logits_are_read(world) -> None:
     selector = UDS(positions="response", diversity_weight=0)
     scene = world([1] * 3, logit_nuclear_norm=[1, 3, 2], response_logit_nuclear_norm=[3, 1, 2])
     assert (selector.requires, scene.picks(selector, 2)) == (("response_logit_nuclear_norm",), "ac")
+
+
+@pytest.mark.parametrize(("utility", "signal"), [("excess_loss", "base_loss"), ("reducible_loss", "reference_loss")])
+def test_a_difference_of_losses_is_not_led_by_noise(world, utility: str, signal: str) -> None:
+    # a is damaged: 5 nats under any model. b is mastered. c is what the other model knows better: 2 − 0.5
+    scene = world([1] * 3, loss=[5, 0.1, 2], **{signal: [5, 0.2, 0.5]})
+    selector = UDS(utility, diversity_weight=0)
+    assert selector.requires == ("loss", signal)
+    chosen = scene.select(selector, 3)
+    assert scene.names(chosen) == "cab"
+    assert chosen.scores["score"].tolist() == [0, -1, 1]

@@ -30,7 +30,7 @@ from longgame.audit.checks import (
 from longgame.audit.learner import Learner, learner_kind, make_learner, sequence_of
 from longgame.audit.plan import OWN, Condition, Plan
 from longgame.audit.run import Run
-from longgame.data.examples import Example, Pool, Task
+from longgame.data.examples import EARLIER_ITEMS, Example, Pool, Task
 from longgame.data.sequences import measure_contamination
 from longgame.evaluation.scorers import build_scorer
 from longgame.recipe import Recipe
@@ -191,8 +191,12 @@ def estimate(recipe: Recipe, threads: int, rates: Rates | None = None) -> Estima
         references = [SIGNALS[name].needs for name in needs if name in ALIGNMENTS]
         passes = sum("proxy" in reference for reference in references) + ("future_proxy" in needs)
         scored += refreshes * passes * int(proxy.tokens.sum()) if proxy is not None else 0
-        if "target_gradient" in needs:
-            scored += refreshes * sum(int(pool.tokens.sum()) for pool in targets) // max(1, len(targets))
+        passes = sum("target" in reference for reference in references) + ("target_gradient" in needs)
+        scored += refreshes * passes * sum(int(pool.tokens.sum()) for pool in targets) // max(1, len(targets))
+        if passes := sum("earlier" in reference for reference in references):
+            means = [float(pool.tokens.mean()) * min(EARLIER_ITEMS, len(pool)) for pool in pools]
+            read = sum(sum(means[:number]) for number in range(len(means)))
+            scored += round(refreshes / len(pools) * passes * read)
         looks = sum("evaluation" in reference for reference in references)
         scored += refreshes * looks * int(sequence.evaluation_pool.tokens.sum()) if looks else 0
         seconds = (scored / rate if rate else 0.0) + steps * rates.step + items / rates.items

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from longgame.data.examples import Pool, SequenceData, Stage, Task
+from longgame.data.examples import Pool, SequenceData, Stage, Task, earlier_items
 from longgame.errors import RecipeError, ResumeError
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.scorers import Score
@@ -104,6 +104,7 @@ class HFLearner:
         self.source.proxy = None if proxy is None else lambda: proxy
         stages = sequence.stages if walked is None else walked
         self.source.target = lambda: stages[self._stage].target_pool
+        self.source.earlier = lambda: earlier_items(stages[: self._stage])
         self.source.evaluation = lambda: sequence.evaluation_pool
 
     def signals(self, pool: Pool, names: Sequence[str]) -> Signals:
@@ -158,6 +159,7 @@ class HFLearner:
             embedded=self.recipe.model.embedder != EMBEDDER,
             proxy_passes=self.source.proxy_passes,
             target_passes=self.source.target_passes,
+            earlier_passes=self.source.earlier_passes,
             evaluation_passes=self.source.evaluation_passes,
         )
 

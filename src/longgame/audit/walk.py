@@ -18,7 +18,7 @@ from longgame.audit.learner import Learner, learner_kind
 from longgame.audit.picks import SELECTION, write_selection
 from longgame.audit.plan import Trial
 from longgame.audit.store import CONTAMINATION, RECORDS, StageStore, records_table
-from longgame.data.examples import Pool, SequenceData, Stage, Task
+from longgame.data.examples import Pool, SequenceData, Stage, Task, earlier_items
 from longgame.data.sequences import Contamination
 from longgame.engines.local import Notify
 from longgame.errors import ModelError, NumericalError, ResumeError
@@ -161,6 +161,7 @@ class Walk:
         references = [
             (report.proxy_passes, proxy),
             (report.target_passes, target),
+            (report.earlier_passes, earlier_items(stages[: number - 1]) if report.earlier_passes else None),
             (report.evaluation_passes, evaluation),
         ]
         work = stage_work(report, policy, pool, references, recipe.training.epochs)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from longgame.errors import DataError
 from longgame.recipe import BudgetOf
+from longgame.seeding import generator
 
 WEIGHT = "longgame_weight"
 """Column of a subset, and row-aligned key of `Pool.info`: factor of each example's loss, > 0."""
@@ -165,6 +166,28 @@ class Stage:
     def target_pool(self) -> Pool | None:
         """The stage's own development items (``proxy``), tokenized: its target set; None where there are none."""
         return self.make_pool(self.proxy) if self.proxy else None
+
+
+EARLIER_ITEMS = 64
+"""Candidates of each earlier stage in `earlier_items`."""
+
+
+def earlier_items(stages: Sequence[Stage]) -> Pool | None:
+    """Return a fixed sample of these stages' candidates, `EARLIER_ITEMS` of each, none twice; None without stages.
+
+    The sample depends on ids alone, so it is the same for every selector, whoever selected its examples.
+    """
+    items: Pool | None = None
+    for stage in stages:
+        order = np.argsort(np.asarray(stage.pool.ids))
+        order = order[generator(0, "earlier", stage.name).permutation(len(order))][:EARLIER_ITEMS]
+        part = stage.pool.take(order)
+        if items is None:
+            items = part
+        else:
+            present = items.index
+            items = items.join(part.take([row for row, name in enumerate(part.ids) if name not in present]))
+    return items
 
 
 @dataclass(frozen=True)

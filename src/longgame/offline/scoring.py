@@ -88,6 +88,10 @@ def shard_rows(rows: DataRows, number: int, total: int) -> DataRows:
     return part
 
 
+_OF_AUDITS = {"earlier": "the candidates of an audit's earlier stages", "evaluation": "an audit's evaluation items"}
+"""Needs of signals that only an audit meets."""
+
+
 def computed_names(names: Sequence[str]) -> list[str]:
     """Columns that are computed row by row to give these signals.
 
@@ -106,8 +110,9 @@ def computed_names(names: Sequence[str]) -> list[str]:
                 "longgame select makes it."
             )
         # Adam's alignment without moments is the plain one, as before the first step of a training
-        if ("optimizer" in needs and name not in ALIGNMENTS) or "evaluation" in needs:
-            what = "Adam's moments of a training" if "optimizer" in needs else "an audit's evaluation items"
+        of_audit = {*needs} & {*_OF_AUDITS}
+        if of_audit or ("optimizer" in needs and name not in ALIGNMENTS):
+            what = _OF_AUDITS[of_audit.pop()] if of_audit else "Adam's moments of a training"
             raise RecipeError(f"signal '{name}' needs {what}, which scoring has not. Use it in a trainer or an audit.")
         for column in FITTED.get(name, (name,) if name in SIGNALS else ()):
             result[column] = None

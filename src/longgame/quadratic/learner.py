@@ -39,7 +39,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from longgame.data.examples import Pool, SequenceData, Stage, Task
+from longgame.data.examples import Pool, SequenceData, Stage, Task, earlier_items
 from longgame.errors import BudgetError, DataError, NumericalError, RecipeError, ResumeError, unknown
 from longgame.evaluation.scorers import Score
 from longgame.quadratic.world import QuadraticWorld, WorldSpec, build_world, skill_name
@@ -152,6 +152,7 @@ class QuadraticLearner:
             self.engine,
             proxy=None if proxy is None else lambda: proxy,
             target=lambda: self.world.sequence.stages[self.stages_trained].target_pool,
+            earlier=lambda: earlier_items(self.world.sequence.stages[: self.stages_trained]),
             evaluation=lambda: self.world.sequence.evaluation_pool,
             proxy_refresh=recipe.proxy.refresh_steps,
             supported=LIVE,
@@ -194,6 +195,7 @@ class QuadraticLearner:
         """
         stages = sequence.stages if walked is None else walked
         self.source.target = lambda: stages[self.stages_trained].target_pool
+        self.source.earlier = lambda: earlier_items(stages[: self.stages_trained])
         self.source.frozen = FrozenSignals.from_arrays(frozen)
         for stage in sequence.stages:
             self.source.frozen.lookup(stage.pool, ())
@@ -316,6 +318,7 @@ class QuadraticLearner:
             seconds=seconds,
             proxy_passes=self.source.proxy_passes,
             target_passes=self.source.target_passes,
+            earlier_passes=self.source.earlier_passes,
             evaluation_passes=self.source.evaluation_passes,
         )
 

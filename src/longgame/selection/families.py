@@ -33,6 +33,7 @@ WORDS_OF_NEEDS: Mapping[str, str] = {
     "evaluation": "evaluation items",
     "candidates": "all candidates",
     "target": "target set",
+    "earlier": "candidates of earlier stages",
     "log": "training log",
     "warmup": "warm-up training",
     "reference": "reference model",

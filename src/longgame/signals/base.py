@@ -70,15 +70,17 @@ class Signal:
     needs: tuple[str, ...]
     """``model`` (as it is now), ``base`` (frozen), ``head`` (its vocabulary projection), ``text``, ``candidates``
     (all of them), ``judge`` (a quality source that the user names), ``generation`` (answers of the model),
-    ``optimizer``, ``proxy`` (the future-proxy mixture), ``target`` (the target set), ``evaluation`` (an audit's
-    items), ``log`` (a training log of the candidates), ``warmup`` (LESS's training on a part of them), ``reference``
-    (a model trained on other data), ``scorer`` (another model, with a tokenizer of its own)."""
+    ``optimizer``, ``proxy`` (the future-proxy mixture), ``target`` (the target set), ``earlier`` (candidates of an
+    audit's earlier stages), ``evaluation`` (an audit's items), ``log`` (a training log of the candidates), ``warmup``
+    (LESS's training on a part of them), ``reference`` (a model trained on other data), ``scorer`` (another model, with
+    a tokenizer of its own)."""
     cost: Literal["none", "forward", "backward"] = "none"
     """Work per candidate in training; ``none``: from the text, or computed once per example and looked up."""
     width: str = ""
     """Numbers per candidate: "" for one, else what gives their number: ``hidden``, ``sketch_dim``, ``logit_sketch``,
-    ``halves`` (two: one for each half of the proxy or evaluation items), ``epochs`` (of a training log), or ``tasks``
-    (of the target set). Of a context matrix ``items``: a row of ``hidden`` numbers per item of the target set."""
+    ``halves`` (two: one for each half of the items that the gradient is compared with), ``epochs`` (of a training log),
+    or ``tasks`` (of the target set). Of a context matrix ``items``: a row of ``hidden`` numbers per item of the target
+    set."""
     compute: Compute | None = None
     """None: the engine's shared pass."""
     reads: Callable[[Pool], Pool] | None = None
@@ -168,6 +170,38 @@ _TABLE = (
         "1",
         "future_alignment with directions scaled by Adam's second moments: what its step on the example does",
         (*_HEAD, "proxy", "optimizer"),
+        "backward",
+        "halves",
+    ),
+    Signal(
+        "target_alignment",
+        "cosine",
+        "mean cosine of the gradient with those of the target set's items, by each half of them",
+        (*_HEAD, "target"),
+        "backward",
+        "halves",
+    ),
+    Signal(
+        "adam_target_alignment",
+        "1",
+        "target_alignment with directions scaled by Adam's second moments",
+        (*_HEAD, "target", "optimizer"),
+        "backward",
+        "halves",
+    ),
+    Signal(
+        "earlier_alignment",
+        "cosine",
+        "mean cosine of the gradient with those of candidates of earlier stages, by each half of them; 0 in the first",
+        (*_HEAD, "earlier"),
+        "backward",
+        "halves",
+    ),
+    Signal(
+        "adam_earlier_alignment",
+        "1",
+        "earlier_alignment with directions scaled by Adam's second moments",
+        (*_HEAD, "earlier", "optimizer"),
         "backward",
         "halves",
     ),

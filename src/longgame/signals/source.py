@@ -78,6 +78,8 @@ class SignalSource:
         candidates: returns the pools over which ``cluster`` and ``difficulty`` are fitted; None: a stream.
         proxy: returns the proxy mixture behind ``future_proxy``; None: there is none.
         target: returns the target set, what the stage is learned for; None: there is none.
+        earlier: returns examples of an audit's earlier stages, behind ``earlier_alignment``; it returns None in the
+            first stage, where the signal is 0. None: stages are not known.
         evaluation: returns an audit's evaluation items, behind ``evaluation_alignment``; None: there are none.
         log: returns losses and token accuracies (n × epochs each) of a pool's examples in a training log; accuracies
             may be None. None: there is no log.
@@ -85,8 +87,8 @@ class SignalSource:
             none.
         scorer: another model, behind signals named ``scorer_…`` (`ScorerModel`); None: there is none.
         embedder: texts → vectors, behind ``embedding``; None: mean hidden states of the frozen base.
-        preconditioner: returns Adam's moments as they are now, for ``adam_future_alignment``; None before the first
-            step, or where another optimizer trains: the alignment is then the plain one.
+        preconditioner: returns Adam's moments as they are now, for ``adam_…_alignment``; None before the first step,
+            or where another optimizer trains: the alignment is then the plain one.
         proxy_refresh: optimizer steps after which context vectors and the directions of alignments are measured again.
         clusters: k of the k-means behind ``cluster``.
         seed: of the k-means.
@@ -101,8 +103,8 @@ class SignalSource:
     Attributes:
         frozen: columns looked up by id before anything is computed: a seed's frozen pass, or what was fitted here.
         ratios: of texts (DSIR), fitted at their first use, or before it; `begin_stage` drops them.
-        proxy_passes, evaluation_passes, target_passes: times that the model read the proxy mixture, the evaluation
-            items and the target set since `begin_stage`.
+        proxy_passes, evaluation_passes, target_passes, earlier_passes: times that the model read the proxy mixture, the
+            evaluation items, the target set and the examples of earlier stages since `begin_stage`.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class SignalSource:
         candidates: Callable[[], Sequence[Pool]] | None = None,
         proxy: Callable[[], Pool] | None = None,
         target: Callable[[], Pool | None] | None = None,
+        earlier: Callable[[], Pool | None] | None = None,
         evaluation: Callable[[], Pool] | None = None,
         log: ReadLog | None = None,
         auxiliary: Auxiliary | None = None,
@@ -132,10 +135,11 @@ class SignalSource:
         self.engine = engine
         self.candidates, self.proxy, self.proxy_refresh = candidates, proxy, proxy_refresh
         self.target, self.evaluation, self.preconditioner = target, evaluation, preconditioner
+        self.earlier = earlier
         self.log, self.auxiliary, self.scorer, self.embedder = log, auxiliary, scorer, embedder
         self.frozen: FrozenSignals | None = None
         self.step: int | None = None
-        self.proxy_passes = self.evaluation_passes = self.target_passes = 0
+        self.proxy_passes = self.evaluation_passes = self.target_passes = self.earlier_passes = 0
         self._base, self._clusters, self._seed, self._supported = base, clusters, seed, frozenset(supported)
         self.cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
@@ -209,13 +213,17 @@ class SignalSource:
                 columns[name] = compute(self, pool)
         if shared:
             size, fingerprint = self._first
-            for name in (name for name in shared if name in ALIGNMENTS):
+            for name in [name for name in shared if name in ALIGNMENTS]:
                 items = self._direct(name)
-                if fingerprint is not None:  # the column depends on these items, too
+                if items is None:
+                    shared.remove(name)
+                    columns[name] = np.zeros((len(pool), 2), dtype=np.float32)
+                elif fingerprint is not None:  # the column depends on these items, too
                     from longgame.signals.cache import pool_fingerprint
 
                     fingerprint = f"{fingerprint}-{pool_fingerprint(items)}"
-            columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
+            if shared:
+                columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._context(name) for name in names if name in CONTEXT}
         return Signals(pool.ids, _narrowed(columns), _narrowed(context))
 
@@ -242,7 +250,7 @@ class SignalSource:
                 untouched: all trials of a seed then see the same signals at their first choice from the whole pool.
         """
         self.step, self._vectors, self._directed = 0, {}, {}
-        self.proxy_passes = self.evaluation_passes = self.target_passes = 0
+        self.proxy_passes = self.evaluation_passes = self.target_passes = self.earlier_passes = 0
         self.ratios, self._groups = None, {}
         self._answer_tokens = 0
         self._first = (0, None) if first is None else (len(first), self._content())
@@ -503,13 +511,25 @@ class SignalSource:
         """Content of the model as it is now, where there is a cache."""
         return None if self.cache is None else self._fingerprint()
 
-    def _direct(self, name: str) -> Pool:
+    def _direct(self, name: str) -> Pool | None:
         """Measure the directions of this alignment, at most ``proxy_refresh`` steps old in training.
 
-        Returns the items whose gradients they are.
+        Returns the items whose gradients they are; None in the first stage for those of earlier stages.
         """
         needs = SIGNALS[name].needs
-        if "evaluation" in needs:
+        items: Pool | None
+        if "earlier" in needs:
+            if self.earlier is None:
+                raise RecipeError(
+                    f"a selector requires {name}, and only an audit knows the candidates of earlier stages. Use the "
+                    "selector in an audit, or set earlier_weight to 0 and drop_conflicts to false."
+                )
+            items = self.earlier()
+            if items is None:
+                return None
+        elif "target" in needs:
+            items = self.target_items(name)
+        elif "evaluation" in needs:
             if self.evaluation is None:
                 raise RecipeError(
                     f"a selector requires {name}, and only an audit has evaluation items. Use the selector in an audit."
@@ -525,10 +545,8 @@ class SignalSource:
                 items, half_weights(items), name, self.preconditioner() if "optimizer" in needs else None
             )
             self._directed[name] = self.step or 0
-            if "evaluation" in needs:
-                self.evaluation_passes += 1
-            else:
-                self.proxy_passes += 1
+            source = next(need for need in ("earlier", "target", "evaluation", "proxy") if need in needs)
+            setattr(self, passes := f"{source}_passes", getattr(self, passes) + 1)
         return items
 
     def target_items(self, name: str) -> Pool:

@@ -57,6 +57,8 @@ class TrainingReport:
     """Times that the model read the future-proxy mixture."""
     target_passes: int = 0
     """Times that the model read the stage's target set."""
+    earlier_passes: int = 0
+    """Times that the model read examples of earlier stages (`earlier_items`)."""
     auxiliary_tokens: int = 0
     """Tokens of trainings beside the stage's own, and of the passes under their epochs, that the selector needs, and
     those that a scorer model or an embedder reads for it."""

@@ -12,19 +12,25 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import PluginError, RecipeError
 from longgame.selection.algorithms.farthest import mean_row
 from longgame.selection.algorithms.nearest import Nearest, cosine
 from longgame.selection.base import Selector
-from longgame.selection.budget import NORMALISE, check_budget, choice, count, id_order, scale, weight
+from longgame.selection.budget import NORMALISE, check_budget, choice, count, flag, id_order, scale, weight
 from longgame.selection.history import History, Selection
-from longgame.selection.methods.utility_diversity import POSITIONS, UTILITIES, UtilityDiversitySelector
+from longgame.selection.methods.utility_diversity import POSITIONS, UTILITIES, Utility, UtilityDiversitySelector
 from longgame.signals.base import Signals
 
 _log = logging.getLogger(__name__)
+ITEMS = {
+    "future": ("future_alignment", "proxy", "Raise proxy.items_per_skill."),
+    "target": ("target_alignment", "target set", "Give more target items (in an audit: proxy.items_per_skill)."),
+    "earlier": ("earlier_alignment", "examples of earlier stages", "The earlier stages have little in common."),
+}
+"""Term of alignment → its signal, the items whose gradients it compares with, and what a warning about them advises."""
 _MARGIN = 64
 """Rows sorted beyond those that a block is expected to take."""
 
@@ -93,11 +99,22 @@ class LHASSelector(Selector):
     (Spearman–Brown: 2r/(1 + r), at least 0), with r the mean over the rounds of the stage. A term that cannot be
     measured gets no weight, and a warning says so once.
 
+    Beyond eq. 5, and off by default, are terms that a damaged or mastered example does not rank high by:
+
+    - ``target`` and ``earlier``: as p, for the target set (in an audit, the development items of today's stage) and for
+      a sample of the candidates of earlier stages (`longgame.data.examples.earlier_items`); each with a reliability of
+      its own. ``earlier`` is 0 in the first stage.
+    - ``gradient_power``: all three alignments times ‖g‖ to this power. A mastered example has a short gradient, whose
+      direction says little. 1 gives inner products, which is what the gradient of a batch of picks is made of.
+    - ``drop_conflicts``: a candidate whose gradient points away from both halves of the earlier stages' comes after all
+      others.
+    - the utilities ``excess_loss`` and ``reducible_loss`` of `UtilityDiversitySelector`.
+
     A term without history is exactly zero for all candidates: u's diversity part and c in the very first round (c
     only until its first picks), a in the first stage. A weight of 0 switches a term and its signals off.
 
     Args:
-        utility: utility of u: ``logit_nuclear_norm`` (published) or ``loss``.
+        utility: utility of u: ``logit_nuclear_norm`` (published), ``loss``, ``excess_loss`` or ``reducible_loss``.
         diversity_weight, buffer_size: those of `UtilityDiversitySelector`.
         coverage: ``distance`` or ``cluster``.
         utility_weight: factor of z(u), 1 in eq. 5; 0 drops the utility and its signals.
@@ -108,12 +125,17 @@ class LHASSelector(Selector):
         positions: those of `UtilityDiversitySelector`.
         alignment: how p is measured: ``adam``, ``exact`` or ``sketch``.
         concentration_history: of a: ``earlier-stages`` or ``all``.
+        target_weight, earlier_weight: weights of these terms; they and the next two need another alignment than
+            ``sketch``.
+        gradient_power: power of ‖g‖ in the alignments.
+        drop_conflicts: whether conflicts with earlier stages come last.
         clusters: number of skill clusters behind 1/clusters; default: those among the candidates so far, of this and
             earlier rounds.
 
     ``scores``: the four terms as scaled, before their weights (NaN if switched off), and ``score``, their weighted sum;
     coverage and score are those of when the candidate was picked or last considered. Unless alignment is
-    ``sketch``, ``reliability`` of p, equal for all candidates of a round.
+    ``sketch``, ``reliability`` of p, equal for all candidates of a round. Where they are on: ``target`` and ``earlier``
+    with ``target_reliability`` and ``earlier_reliability``, and ``conflict``, 1 or 0.
     """
 
     name = "lhas"
@@ -129,7 +151,7 @@ class LHASSelector(Selector):
 
     def __init__(
         self,
-        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        utility: Utility = "logit_nuclear_norm",
         diversity_weight: float = 1.0,
         buffer_size: int = 1024,
         coverage: Literal["distance", "cluster"] = "distance",
@@ -143,16 +165,30 @@ class LHASSelector(Selector):
         positions: Literal["all", "response"] = "all",
         alignment: Literal["adam", "exact", "sketch"] = "adam",
         concentration_history: Literal["earlier-stages", "all"] = "earlier-stages",
+        target_weight: float = 0.0,
+        earlier_weight: float = 0.0,
+        gradient_power: float = 0.0,
+        drop_conflicts: bool = False,
     ) -> None:
-        self.aligned = {"adam": "adam_future_alignment", "exact": "future_alignment", "sketch": ""}[
-            choice(self.name, "alignment", alignment, ("adam", "exact", "sketch"))
-        ]
-        """Signal of p; empty: by sketches."""
+        by_sketch = choice(self.name, "alignment", alignment, ("adam", "exact", "sketch")) == "sketch"
+        prefix = "adam_" if alignment == "adam" else ""
+        self.aligned = {} if by_sketch else {term: prefix + signal for term, (signal, _, _) in ITEMS.items()}
+        """Signal of each term of alignment; empty: p by sketches."""
+        self.target_weight = weight(self.name, "target_weight", target_weight)
+        self.earlier_weight = weight(self.name, "earlier_weight", earlier_weight)
+        self.gradient_power = weight(self.name, "gradient_power", gradient_power, most=4)
+        self.drop_conflicts = flag(self.name, "drop_conflicts", drop_conflicts)
+        if by_sketch and (self.target_weight or self.earlier_weight or self.gradient_power or self.drop_conflicts):
+            raise RecipeError(
+                f"selector '{self.name}': alignment is 'sketch', and target_weight, earlier_weight, gradient_power and "
+                "drop_conflicts need exact inner products. Set alignment to adam or exact, or leave them out."
+            )
         allowed = ("earlier-stages", "all")
         self.past_only = choice(self.name, "concentration_history", concentration_history, allowed) == allowed[0]
         self._past: tuple[dict[int, int], Float[np.ndarray, " d"] | None] | None = None
-        self._agreement: tuple[float, int] = (0.0, 0)
-        self._warned = False
+        self._agreement: dict[str, tuple[float, int]] = {}
+        """Per term of alignment, the sum of its halves' correlations over the rounds of the stage, and their number."""
+        self._warned: set[str] = set()
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
         self.utility_weight = weight(self.name, "utility_weight", utility_weight)
@@ -168,19 +204,29 @@ class LHASSelector(Selector):
             normalise,
             choice(self.name, "positions", positions, POSITIONS),  # type: ignore[arg-type]
         )
-        if not (self.utility_weight or self.coverage_weight or self.future_weight or self.concentration_weight):
-            raise RecipeError(f"selector '{self.name}': all four weights are 0; leave at least one term on.")
+        weights = (self.utility_weight, self.coverage_weight, self.future_weight, self.concentration_weight)
+        if not any((*weights, self.target_weight, self.earlier_weight)):
+            raise RecipeError(
+                f"selector '{self.name}': all four weights are 0, and target_weight and earlier_weight, too; "
+                "leave at least one term on."
+            )
         signals = list(self.uds.requires) if self.utility_weight else []
         if self.coverage_weight:
             signals.append("embedding" if self.coverage == "distance" else "cluster")
         if self.future_weight:
-            signals += [self.aligned] if self.aligned else ["grad_sketch", "future_proxy"]
+            signals += [self.aligned["future"]] if self.aligned else ["grad_sketch", "future_proxy"]
         if self.concentration_weight:
             signals += ["grad_sketch", "cluster"]
+        if self.target_weight:
+            signals.append(self.aligned["target"])
+        if self.earlier_weight or self.drop_conflicts:
+            signals.append(self.aligned["earlier"])
+        if self.gradient_power:
+            signals.append("grad_norm")
         self.requires = tuple(dict.fromkeys(signals))
 
     def begin_stage(self) -> None:
-        self._past, self._agreement = None, (0.0, 0)
+        self._past, self._agreement = None, {}
 
     def select(
         self,
@@ -194,7 +240,11 @@ class LHASSelector(Selector):
         sorted_signals, tokens = signals.take(by_id), pool.costs[by_id]
         check_budget(tokens, budget)
         terms, fixed = self._fixed_terms(sorted_signals, history)
-        rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget)
+        conflicts: Bool[np.ndarray, " n"] | None = None
+        if self.drop_conflicts:
+            conflicts = np.all(sorted_signals[self.aligned["earlier"]] < 0, axis=1)
+            terms["conflict"] = conflicts.astype(np.float64)
+        rows, terms["coverage"], terms["score"] = self._pick(sorted_signals, history, fixed, tokens, budget, conflicts)
         if self.future_weight and self.aligned:
             terms["reliability"] = np.full(len(pool), self.reliability)
         place = np.argsort(by_id)
@@ -212,23 +262,35 @@ class LHASSelector(Selector):
         utility = future = concentration = np.full(n, np.nan)
         total = np.zeros(n)
         future_weight, concentration_weight = self._weights(signals)
-        if self.future_weight and self.aligned:
-            self._measure_agreement(signals[self.aligned])
-            future_weight *= self.reliability
         if self.utility_weight:
             utility = scale(self.uds.terms(signals)["score"], self.normalise)
             total += self.utility_weight * utility
         if self.future_weight:
             if self.aligned:
-                aligned = np.asarray(signals[self.aligned], dtype=np.float64).mean(axis=1)
+                future = self._alignment("future", signals)
+                future_weight *= self.reliability
             else:
-                aligned = proxy_cosine(signals, self.name, "set future_weight to 0")
-            future = scale(aligned, self.normalise)
+                future = scale(proxy_cosine(signals, self.name, "set future_weight to 0"), self.normalise)
             total += future_weight * future
         if self.concentration_weight:
             concentration = scale(self._concentration(signals, history), self.normalise)
             total -= concentration_weight * concentration
-        return {"utility": utility, "future": future, "concentration": concentration}, total
+        terms = {"utility": utility, "future": future, "concentration": concentration}
+        for term, factor in (("target", self.target_weight), ("earlier", self.earlier_weight)):
+            if factor:
+                terms[term] = self._alignment(term, signals)
+                reliability = self.reliability_of(term)
+                terms[f"{term}_reliability"] = np.full(n, reliability)
+                total += factor * reliability * terms[term]
+        return terms, total
+
+    def _alignment(self, term: str, signals: Signals) -> Float[np.ndarray, " n"]:
+        """A term of alignment, scaled; its agreement in this round counts from now on."""
+        halves = np.asarray(signals[self.aligned[term]], dtype=np.float64)
+        if self.gradient_power:
+            halves = halves * np.power(signals["grad_norm"].astype(np.float64), self.gradient_power)[:, None]
+        self._measure_agreement(term, halves)
+        return scale(halves.mean(axis=1), self.normalise)
 
     def _weights(self, signals: Signals) -> tuple[float, float]:  # noqa: ARG002 - a subclass measures them
         """η and ρ of this round; the rows of ``signals`` are in the order of their ids."""
@@ -237,23 +299,32 @@ class LHASSelector(Selector):
     @property
     def reliability(self) -> float:
         """Spearman–Brown reliability of p so far in this stage, in [0, 1]."""
-        total, rounds = self._agreement
+        return self.reliability_of("future")
+
+    def reliability_of(self, term: str) -> float:
+        """Reliability of a term of alignment (`ITEMS`) so far in this stage, in [0, 1]."""
+        total, rounds = self._agreement.get(term, (0.0, 0))
         r = total / rounds if rounds else 0.0
         return max(0.0, 2 * r / (1 + r)) if r > -1 else 0.0
 
-    def _measure_agreement(self, halves: Float[np.ndarray, "n 2"]) -> None:
-        """Add this round's correlation of p by the two halves of the proxy mixture."""
-        first, second = np.asarray(halves, dtype=np.float64).T
+    def _measure_agreement(self, term: str, halves: Float[np.ndarray, "n 2"]) -> None:
+        """Add this round's correlation of the term by the two halves of its items."""
+        first, second = halves.T
         if first.std() > 0 and second.std() > 0:
             r = float(np.corrcoef(first, second)[0, 1])
-            self._agreement = (self._agreement[0] + r, self._agreement[1] + 1)
-            if not self.reliability and not self._warned:
-                self._warned = True
+            total, rounds = self._agreement.get(term, (0.0, 0))
+            self._agreement[term] = (total + r, rounds + 1)
+            if not self.reliability_of(term) and term not in self._warned:
+                self._warned.add(term)
+                _, items, advice = ITEMS[term]
                 _log.warning(
-                    "%s: the halves of the proxy disagree about the candidates (r = %.2f), so the future term has no "
-                    "weight. Raise proxy.items_per_skill.",
+                    "%s: the halves of the %s disagree about the candidates (r = %.2f), so the %s term has no weight. "
+                    "%s",
                     self.name,
+                    items,
                     r,
+                    term,
+                    advice,
                 )
 
     def _before(self, history: History) -> tuple[dict[int, int], Float[np.ndarray, " d"] | None]:
@@ -283,24 +354,31 @@ class LHASSelector(Selector):
         fixed: Float[np.ndarray, " n"],
         tokens: Int[np.ndarray, " n"],
         budget: int,
+        last: Bool[np.ndarray, " n"] | None,
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Greedy picks in blocks: rows in pick order, and every row's last coverage and score."""
-        covered = self._coverage_of(signals, history)
+        """Greedy picks in blocks: rows in pick order, and every row's last coverage and score.
+
+        Rows in ``last`` are picked if the others do not fill the budget.
+        """
         coverage, score = np.full(len(fixed), np.nan), fixed.copy()
-        share = budget / self.refreshes if covered else budget
         picks: list[int] = []
-        left, running = int(budget), np.ones(len(fixed), dtype=bool)
-        while (rows := np.flatnonzero(running & (tokens <= left))).size:
-            running[:] = False
-            running[rows] = True
-            if covered:
-                coverage[rows] = scale(covered.values(rows), self.normalise)
-                score[rows] = fixed[rows] + self.coverage_weight * coverage[rows]
-            block, left = _best(score, rows, tokens, left, max(left - share, 0))
-            picks += block
-            running[block] = False
-            if covered:
-                covered.add(np.asarray(block))
+        left = int(budget)
+        for running in [np.ones(len(fixed), dtype=bool)] if last is None else [~last, last.copy()]:
+            covered = self._coverage_of(signals, history)  # anew: it forgets the rows that take no part
+            share = budget / self.refreshes if covered else budget
+            if covered and picks:
+                covered.add(np.asarray(picks))
+            while (rows := np.flatnonzero(running & (tokens <= left))).size:
+                running[:] = False
+                running[rows] = True
+                if covered:
+                    coverage[rows] = scale(covered.values(rows), self.normalise)
+                    score[rows] = fixed[rows] + self.coverage_weight * coverage[rows]
+                block, left = _best(score, rows, tokens, left, max(left - share, 0))
+                picks += block
+                running[block] = False
+                if covered:
+                    covered.add(np.asarray(block))
         return np.asarray(picks, dtype=np.int64), coverage, score
 
     def _coverage_of(self, signals: Signals, history: History) -> _Distance | _ClusterCount | None:
@@ -312,13 +390,17 @@ class LHASSelector(Selector):
 
     def state_dict(self) -> dict[str, Any]:
         past = {} if self._past is None else {"tokens": dict(self._past[0]), "top": self._past[1]}
-        return {**self.uds.state_dict(), "past": past, "agreement": list(self._agreement)}
+        return {
+            **self.uds.state_dict(),
+            "past": past,
+            "agreement": {term: list(pair) for term, pair in self._agreement.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.uds.load_state_dict(state)
         past = state["past"]
         self._past = (dict(past["tokens"]), past["top"]) if past else None
-        self._agreement = float(state["agreement"][0]), int(state["agreement"][1])
+        self._agreement = {term: (float(total), int(rounds)) for term, (total, rounds) in state["agreement"].items()}
 
 
 def _best(

@@ -17,6 +17,7 @@ from longgame.data.examples import Pool
 from longgame.errors import RecipeError
 from longgame.selection.history import History, Selection
 from longgame.selection.methods.lhas import LHASSelector, stage_alignment
+from longgame.selection.methods.utility_diversity import Utility
 from longgame.signals.base import Signals
 
 
@@ -36,7 +37,7 @@ class AdaptiveLHASSelector(LHASSelector):
     Args:
         smoothing: share of the earlier rounds' alignment in A, in [0, 1); 0 uses each round alone.
         future_weight, concentration_weight: η and ρ at A = 0.
-        others: those of `LHASSelector`.
+        others: those of `LHASSelector`, without its terms beyond eq. 5.
 
     ``scores``: those of `LHASSelector`, and, equal for all candidates of a round, ``alignment`` (A),
     ``future_weight`` (η) and ``concentration_weight`` (ρ) as used.
@@ -49,7 +50,7 @@ class AdaptiveLHASSelector(LHASSelector):
 
     def __init__(
         self,
-        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        utility: Utility = "logit_nuclear_norm",
         diversity_weight: float = 1.0,
         buffer_size: int = 1024,
         coverage: Literal["distance", "cluster"] = "distance",

@@ -20,7 +20,10 @@ from longgame.selection.budget import NORMALISE, choice, count, id_order, scale,
 from longgame.selection.history import History
 from longgame.signals.base import Signals
 
-UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss")
+UTILITIES: tuple[str, ...] = ("logit_nuclear_norm", "loss", "excess_loss", "reducible_loss")
+SUBTRACTED = {"excess_loss": "base_loss", "reducible_loss": "reference_loss"}
+"""Utility that is a difference of losses → the signal that ``loss`` is reduced by."""
+Utility = Literal["logit_nuclear_norm", "loss", "excess_loss", "reducible_loss"]
 POSITIONS: tuple[str, ...] = ("all", "response")
 
 
@@ -32,7 +35,10 @@ class UtilityDiversitySelector(Selector):
     published: picks of one round do not push each other apart.
 
     Args:
-        utility: ``logit_nuclear_norm`` is the published form; ``loss`` uses the mean NLL instead.
+        utility: ``logit_nuclear_norm`` is the published form; ``loss`` uses the mean NLL instead. ``excess_loss``:
+            minus that of the frozen base, high where the model got worse than it was. ``reducible_loss``: minus that of
+            a reference model which has learned the target set, high where that helps and the model has not learned it
+            (RHO).
         diversity_weight: α; 0 switches the term and its signal off.
         buffer_size: sketches remembered (published: 1024).
         normalise: how z(·) puts both terms on one scale, over the candidates of the round: ``rank`` or ``z``.
@@ -47,7 +53,7 @@ class UtilityDiversitySelector(Selector):
 
     def __init__(
         self,
-        utility: Literal["logit_nuclear_norm", "loss"] = "logit_nuclear_norm",
+        utility: Utility = "logit_nuclear_norm",
         diversity_weight: float = 1.0,
         buffer_size: int = 1024,
         normalise: Literal["rank", "z"] = "rank",
@@ -57,19 +63,25 @@ class UtilityDiversitySelector(Selector):
         self.utility = choice(self.name, "utility", utility, UTILITIES)
         if self.utility == "logit_nuclear_norm":
             self.utility = prefix + self.utility
+        read = ("loss", SUBTRACTED[self.utility]) if self.utility in SUBTRACTED else (self.utility,)
         self.sketch = f"{prefix}logit_sketch"
         self.diversity_weight = weight(self.name, "diversity_weight", diversity_weight)
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.buffer = SketchBuffer(count(self.name, "buffer_size", buffer_size))
-        self.requires = (self.utility, self.sketch) if self.diversity_weight else (self.utility,)
+        self.requires = (*read, self.sketch) if self.diversity_weight else read
 
     def terms(self, signals: Signals) -> dict[str, Float[np.ndarray, " n"]]:
         """Return ``utility``, ``diversity`` and ``score``; rows of ``signals`` must be in the order of their ids."""
-        utility = scale(signals[self.utility], self.normalise)
+        utility = scale(self._utility(signals), self.normalise)
         if not self.diversity_weight:
             return {"utility": utility, "diversity": np.full(len(utility), np.nan), "score": utility}
         diversity = scale(self.buffer.mean_distance(signals[self.sketch]), self.normalise)
         return {"utility": utility, "diversity": diversity, "score": utility + self.diversity_weight * diversity}
+
+    def _utility(self, signals: Signals) -> Float[np.ndarray, " n"]:
+        if self.utility not in SUBTRACTED:
+            return signals[self.utility]
+        return signals["loss"].astype(np.float64) - signals[SUBTRACTED[self.utility]]
 
     def remember(self, pool: Pool, signals: Signals, rows: np.ndarray) -> None:  # noqa: ARG002
         """Put the sketches of these rows into the buffer, in this order."""
