@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from longgame.engines.choice import check_engine, mapped
+from longgame.engines.choice import check_engine, mapped, mapper
 from longgame.engines.local import WorkerError
 from longgame.errors import DataError, RecipeError
 from support import jobs
@@ -27,6 +27,14 @@ def test_another_engine_is_refused_with_those_that_exist(engine):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_parts(workers):
     assert list(mapped(partial(jobs.power, exponent=2), range(9), workers=workers)) == [n * n for n in range(9)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_workers_of_a_mapper_serve_every_call(workers):
+    with mapper(jobs.process_id, workers=workers) as process_ids:
+        calls = [set(process_ids(range(6))) for _ in range(3)]
+    assert len(set.union(*calls)) <= workers
+    assert (os.getpid() in calls[0]) == (workers == 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from longgame.audit.execute import run_audit
 from longgame.audit.run import Run
@@ -26,9 +28,18 @@ from longgame.engines.parcels import write_finished
 from longgame.engines.ray import connected, run_ray
 from longgame.errors import DataError, RecipeError
 from support import jobs
+from support.cli import longgame
 from support.quadratic_audit import Silent, recipe
 
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
 SMALL = {"object_store_memory": 100 << 20, "include_dashboard": False}
+CLIENT_PORT = free_port()
 NUMBERS = ["trial", "stage", "task", "scorer", "probe", "step", "name", "value"]
 
 
@@ -38,9 +49,9 @@ def numbers(run):
     return table[NUMBERS].sort_values(NUMBERS[:-1]).reset_index(drop=True)
 
 
-def audit_on_ray(folder, display=None, given=None, **options):
+def audit_on_ray(folder, display=None, config=None, **options):
     return run_audit(
-        given or recipe(),
+        config or recipe(),
         folder,
         workers=None,
         threads=1,
@@ -59,7 +70,8 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*sys.path, str(Path(jobs.__file__).parents[1])])))
-        group = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+        clients = {"ray_client_server_port": CLIENT_PORT} if find_spec("grpc") else {}
+        group = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **clients, **SMALL})
         try:
             for _ in range(2):
                 group.add_node(num_cpus=1, **SMALL)
@@ -71,14 +83,35 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    return numbers(run_audit(recipe(), tmp_path_factory.mktemp("here"), workers=1, threads=1, display=Silent()))
+def local_numbers(tmp_path_factory):
+    return numbers(run_audit(recipe(), tmp_path_factory.mktemp("local"), workers=1, threads=1, display=Silent()))
+
+
+@pytest.fixture(scope="module")
+def address(cluster):
+    """Of the client server of the cluster."""
+    pytest.importorskip("grpc")
+    return f"ray://127.0.0.1:{CLIENT_PORT}"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Rows, and their scores under the tiny model."""
+    from longgame.data.sources import open_source
+    from longgame.offline.rows import DataRows
+    from longgame.offline.scorer import ModelOptions
+    from longgame.offline.scoring import score_into
+
+    folder = tmp_path_factory.mktemp("scored")
+    pairs = [{"prompt": f"What is {n} + {n % 5}?", "response": f"It is {n + n % 5}." * (1 + n % 3)} for n in range(48)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    rows = DataRows(open_source(str(folder / "data.jsonl")))
+    score_into(rows, ["loss", "embedding"], folder / "scores", ModelOptions(name="tiny"))
+    return folder
 
 
 def test_an_address_without_a_server_is_refused_at_once():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+    address = f"ray://127.0.0.1:{free_port()}"
     with pytest.raises(RecipeError, match=rf"no Ray cluster answers at '{address}' \(Connection refused\)"):
         connected(address).__enter__()
 
@@ -119,12 +152,17 @@ def test_differing_files_are_named():
 
 
 @pytest.mark.slow
-def test_results_of_two_nodes_are_those_of_one_process(tmp_path, cluster, here):
+def test_results_of_two_nodes_are_those_of_one_process(tmp_path, cluster, local_numbers):
     display = Silent()
     run = audit_on_ray(tmp_path / "q", display)
-    pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
+    pd.testing.assert_frame_equal(numbers(run), local_numbers, check_exact=True)
     assert sorted(display.done) == ["loss-s0", "loss-s1", "random-s0", "random-s1", "seed-0", "seed-1"]
     assert not list((tmp_path / "q").rglob("*.part"))
+
+
+def contents_of(folder):
+    """Relative path → bytes of every file."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def drop_token():
@@ -138,10 +176,10 @@ def drop_token():
 
 
 @pytest.mark.slow
-def test_nodes_that_do_not_see_the_store_send_stages_back(tmp_path, cluster, here, monkeypatch):
+def test_nodes_that_do_not_see_the_store_send_stages_back(tmp_path, cluster, local_numbers, monkeypatch):
     monkeypatch.setattr(ray_engine, "facts_function", drop_token)
     run = audit_on_ray(tmp_path / "q")
-    pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
+    pd.testing.assert_frame_equal(numbers(run), local_numbers, check_exact=True)
     local = run_audit(recipe(), tmp_path / "local", workers=1, threads=1, display=Silent())
     for name in ("trials", "seeds"):
         folders = [run.folder / name, local.folder / name]
@@ -151,7 +189,7 @@ def test_nodes_that_do_not_see_the_store_send_stages_back(tmp_path, cluster, her
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
-def test_an_interrupted_audit_is_resumed_behind_its_stages(tmp_path, cluster, here, monkeypatch, shared):
+def test_an_interrupted_audit_is_resumed_behind_its_stages(tmp_path, cluster, local_numbers, monkeypatch, shared):
     if not shared:
         monkeypatch.setattr(ray_engine, "facts_function", drop_token)
 
@@ -164,7 +202,7 @@ def test_an_interrupted_audit_is_resumed_behind_its_stages(tmp_path, cluster, he
         audit_on_ray(tmp_path / "q", Impatient())
     assert list((tmp_path / "q").glob("trials/*/stage-*.zip"))
     run = audit_on_ray(tmp_path / "q")
-    pd.testing.assert_frame_equal(numbers(run), here, check_exact=True)
+    pd.testing.assert_frame_equal(numbers(run), local_numbers, check_exact=True)
 
 
 @pytest.mark.slow
@@ -268,8 +306,8 @@ def test_a_job_of_a_killed_node_goes_on_behind_its_last_stage(tmp_path, cluster,
         monkeypatch.setattr(ray_engine, "facts_function", drop_token)
     mark = tmp_path / "mark"
     (tmp_path / "mine.py").write_text(WAITS.format(mark=str(mark), driver=os.getpid()))
-    given = recipe(selectors=["random", {"name": f"{tmp_path}/mine.py:Mine", "label": "mine"}], seeds=[0])
-    local = run_audit(given, tmp_path / "local", workers=1, threads=1, display=Silent())
+    config = recipe(selectors=["random", {"name": f"{tmp_path}/mine.py:Mine", "label": "mine"}], seeds=[0])
+    local = run_audit(config, tmp_path / "local", workers=1, threads=1, display=Silent())
     nodes = {node.node_id: node for node in cluster.worker_nodes}
 
     def kill():
@@ -281,7 +319,7 @@ def test_a_job_of_a_killed_node_goes_on_behind_its_last_stage(tmp_path, cluster,
     killer, display = threading.Thread(target=kill), Silent()
     killer.start()
     try:
-        run = audit_on_ray(tmp_path / "q", display, given)
+        run = audit_on_ray(tmp_path / "q", display, config)
     finally:
         killer.join()
         cluster.add_node(num_cpus=1, **SMALL)
@@ -307,23 +345,66 @@ def test_shards_scored_on_a_cluster_have_the_bytes_of_one_process(tmp_path, clus
         ["loss", "grad_sketch"],
         ModelOptions(name="tiny"),
     )
-    score_into(rows, names, tmp_path / "here", model)
+    score_into(rows, names, tmp_path / "local", model)
 
     def stop(done, total):
         if done >= 16:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_into(rows, names, tmp_path / "there", model, engine="auto", progress=stop)
+        score_into(rows, names, tmp_path / "ray", model, engine="auto", progress=stop)
     ends = []
-    score_into(rows, names, tmp_path / "there", model, engine="auto", progress=lambda done, _: ends.append(done))
+    score_into(rows, names, tmp_path / "ray", model, engine="auto", progress=lambda done, _: ends.append(done))
     assert ends == [8, 16, 24, 32, 40, 44]
-    here, there = (
-        {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-        for root in (tmp_path / "here", tmp_path / "there")
-    )
-    assert here.keys() == there.keys()
-    assert [name for name in here if here[name] != there[name]] == []
+    local, distributed = contents_of(tmp_path / "local"), contents_of(tmp_path / "ray")
+    assert local.keys() == distributed.keys()
+    assert [name for name in local if local[name] != distributed[name]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("selector", ["loss", "k-center", "diversity:method=facility-location"])
+def test_a_selection_on_a_cluster_has_the_bytes_of_one_process(selector, tmp_path, cluster, scored):
+    """One round (an exact cut) and two rounds, with two workers on two nodes."""
+    from longgame.offline.options import SelectOptions
+    from longgame.offline.partitioned import select_in_parts
+
+    for engine, workers in (("local", 1), ("auto", None)):
+        select_in_parts(
+            scored / "data.jsonl",
+            tmp_path / engine / "picks.jsonl",
+            SelectOptions(selector=selector, budget="25%"),
+            scores=scored / "scores",
+            partitions=4,
+            engine=engine,
+            workers=workers,
+        )
+    assert contents_of(tmp_path / "local") == contents_of(tmp_path / "auto")
+
+
+@pytest.mark.slow
+def test_commands_over_the_client_server_give_the_local_numbers(tmp_path, address, local_numbers, scored):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe().model_dump(mode="json", exclude_unset=True)))
+    run = longgame("audit", "recipe.yaml", "--out", "run", "--engine", address, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    pd.testing.assert_frame_equal(numbers(Run.open(tmp_path / "run")), local_numbers, check_exact=True)
+    line = ["select", scored / "data.jsonl", "--scores", scored / "scores", "--selector", "loss", "--partitions", 3]
+    for name, further in (("local", []), ("ray", ["--engine", address])):
+        done = longgame(*line, "--out", f"{name}.jsonl", *further, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "raylet" not in done.stderr
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "local.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_scores_of_ray_on_this_machine_have_the_local_bytes(tmp_path, scored):
+    pytest.importorskip("ray")
+    line = ["score", scored / "data.jsonl", "--model", "tiny", "--signals", "loss,embedding"]
+    done = longgame(*line, "--out", "scores", "--engine", "ray", "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "raylet" not in done.stderr
+    ours, theirs = contents_of(scored / "scores"), contents_of(tmp_path / "scores")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if name.endswith((".bin", ".parquet")) and ours[name] != theirs[name]] == []
 
 
 @pytest.mark.parametrize(

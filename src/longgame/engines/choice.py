@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from longgame.engines.local import Needs, Warn, WorkerError, as_error, thread_variables, threads_here
 from longgame.errors import RecipeError
@@ -36,9 +38,9 @@ def check_engine(engine: str) -> str:
     )
 
 
-def mapped(
+@contextmanager
+def mapper(
     function: Callable[[Part], Result],
-    parts: Iterable[Part],
     engine: str = LOCAL,
     *,
     workers: int | None = 1,
@@ -46,19 +48,21 @@ def mapped(
     needs: Needs | None = None,
     warn: Warn | None = None,
     contents: Callable[[], Mapping[str, str]] | None = None,
-) -> Iterator[Result]:
-    """Yield ``function(part)`` of every part, in the order of the parts; on Ray or on this machine.
+) -> Iterator[Callable[[Iterable[Part]], Iterator[Result]]]:
+    """Give a callable that yields ``function(part)`` of every part, in order; workers serve all its calls.
 
     ```python
-    for kept in mapped(partial(farthest_of_part, scores=folder, k=500), ranges, engine):
-        ...
+    with mapper(partial(farthest_of_part, scores=folder, k=500), engine) as farthest:
+        first = list(farthest(ranges))
+        second = list(farthest(ranges_of(first)))
     ```
 
     The function is one of a module, a `functools.partial` of one, or an object of a module's class with ``__call__``,
     so that another process finds it. Each worker receives it once: what it loads at its first call (a model, a store)
     serves its further calls. Parts should be small (a range of rows rather than the rows) and are read as they are
     needed. On Ray a part whose worker is lost is computed again on another, so a function may run twice on a part: let
-    it return its result and write nothing. A few parts per worker are begun ahead of the one that is read.
+    it return its result and write nothing. A few parts per worker are begun ahead of the one that is read. The results
+    of one call are read to the end before the next call.
 
     Args:
         engine: as in `check_engine`; ``local``: this process where ``workers`` is 1, else so many processes.
@@ -74,16 +78,35 @@ def mapped(
         WorkerError: a worker ended, or the function met an unforeseen error. LonggameError: what the function raised.
     """
     if check_engine(engine) != LOCAL:
-        from longgame.engines.ray import mapped_on_ray
+        from longgame.engines.ray import mapper_on_ray
 
-        yield from mapped_on_ray(function, parts, engine, workers, threads, needs or Needs(threads), warn, contents)
+        with mapper_on_ray(function, engine, workers, threads, needs or Needs(threads), warn, contents) as run:
+            yield run
     elif workers == 1:
-        for part in parts:
-            with threads_here(threads):
-                result = _called(function, part)
-            yield result
+        yield partial(_mapped_here, function, threads)
     else:
-        yield from _mapped_in_processes(function, parts, workers or multiprocessing.cpu_count(), threads)
+        size, context = workers or multiprocessing.cpu_count(), multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(size, context, _receive, (function,))
+        try:
+            yield partial(_mapped_in_processes, pool, size, threads)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def mapped(
+    function: Callable[[Part], Result],
+    parts: Iterable[Part],
+    engine: str = LOCAL,
+    *,
+    workers: int | None = 1,
+    threads: int = 1,
+    needs: Needs | None = None,
+    warn: Warn | None = None,
+    contents: Callable[[], Mapping[str, str]] | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(part)`` of every part, in the order of the parts: one call of `mapper`, with its arguments."""
+    with mapper(function, engine, workers=workers, threads=threads, needs=needs, warn=warn, contents=contents) as run:
+        yield from run(parts)
 
 
 _function: Callable[..., object] | None = None
@@ -102,13 +125,17 @@ def _called(function: Callable[[Part], Result] | None, part: Part) -> Result:
         raise as_error("a worker", error) from error
 
 
-def _mapped_in_processes(
-    function: Callable[[Part], Result], parts: Iterable[Part], workers: int, threads: int
-) -> Iterator[Result]:
-    context, left = multiprocessing.get_context("spawn"), iter(parts)
-    with thread_variables(threads):
-        pool = ProcessPoolExecutor(workers, context, _receive, (function,))
-        futures: deque[Future[Result]] = deque()
+def _mapped_here(function: Callable[[Part], Result], threads: int, parts: Iterable[Part]) -> Iterator[Result]:
+    for part in parts:
+        with threads_here(threads):
+            result = _called(function, part)
+        yield result
+
+
+def _mapped_in_processes(pool: ProcessPoolExecutor, workers: int, threads: int, parts: Iterable[Part]) -> Iterator[Any]:
+    left = iter(parts)
+    futures: deque[Future[Any]] = deque()
+    with thread_variables(threads):  # workers start as parts are submitted
         try:
             futures.extend(pool.submit(_called, None, part) for part in islice(left, _AHEAD * workers))
             while futures:
@@ -117,5 +144,3 @@ def _mapped_in_processes(
                 yield result
         except BrokenProcessPool as error:
             raise WorkerError("a worker process ended; usually it ran out of memory. Use fewer workers.") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

@@ -627,9 +627,8 @@ def run_ray(
     """
     if not jobs:
         return
-    show = _log.warning if warn is None else _once(warn)
+    show, folder = _log.warning if warn is None else _once(warn), None if store is None else store.folder
     with connected(engine) as ray, contextlib.ExitStack() as stack:
-        folder = None if store is None else store.folder
         crew = _Workers(
             ray, workers, threads, needs or Needs(threads), warn=show, gpus=gpus, folder=folder, contents=contents
         )
@@ -648,52 +647,54 @@ def _once(warn: Warn) -> Warn:
     return show
 
 
-def mapped_on_ray(
+@contextmanager
+def mapper_on_ray(
     function: Callable[[Any], Any],
-    parts: Iterable[Any],
     engine: str,
     workers: int | None,
     threads: int,
     needs: Needs,
     warn: Warn | None,
     contents: Callable[[], Mapping[str, str]] | None = None,
-) -> Iterator[Any]:
-    """`longgame.engines.choice.mapped` on a cluster."""
+) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
+    """`longgame.engines.choice.mapper` on a cluster."""
     show = _log.warning if warn is None else _once(warn)
     with connected(engine) as ray, contextlib.ExitStack() as stack:
         crew = _Workers(ray, workers, threads, needs, warn=show, contents=contents, function=function)
         stack.callback(crew.end)
-        losses, numbered = _Losses(show), enumerate(parts)
-        open_parts: dict[int, Any] = {}
-        waiting: deque[int] = deque()
-        results: dict[int, Any] = {}
-        following = 0
-        while True:
-            room = (1 + _AHEAD) * max(1, crew.capacity) - len(open_parts) - len(results)
-            for place, part in itertools.islice(numbered, max(0, room)):
-                open_parts[place] = part
-                waiting.append(place)
-            if not open_parts:
-                return
-            crew.staff(len(open_parts))
-            for worker in crew.free()[: len(waiting)]:
-                place = waiting.popleft()
-                worker.job = str(place)
-                worker.result = worker.actor.call.remote(f"part {place + 1}", open_parts[place])
-            for kind, name, *details in crew.events():
-                if kind == "done":
-                    results[int(name)] = details[0]
-                    del open_parts[int(name)]
-                elif kind == "warning":
-                    show(details[0])
-                elif kind == "error":
-                    raise details[0]
-                elif kind == "lost":
-                    error = losses.error(f"part {int(name) + 1}" if name else "", *details)
-                    if error is not None:
-                        raise error
-                    if name:
-                        waiting.appendleft(int(name))
-            while following in results:
-                yield results.pop(following)
-                following += 1
+        yield partial(_mapped, crew, show)
+
+
+def _mapped(crew: _Workers, show: Warn, parts: Iterable[Any]) -> Iterator[Any]:
+    losses, numbered = _Losses(show), enumerate(parts)
+    open_parts, results = dict[int, Any](), dict[int, Any]()
+    waiting, following = deque[int](), 0
+    while True:
+        room = (1 + _AHEAD) * max(1, crew.capacity) - len(open_parts) - len(results)
+        for place, part in itertools.islice(numbered, max(0, room)):
+            open_parts[place] = part
+            waiting.append(place)
+        if not open_parts:
+            return
+        crew.staff(len(open_parts))
+        for worker in crew.free()[: len(waiting)]:
+            place = waiting.popleft()
+            worker.job = str(place)
+            worker.result = worker.actor.call.remote(f"part {place + 1}", open_parts[place])
+        for kind, name, *details in crew.events():
+            if kind == "done":
+                results[int(name)] = details[0]
+                del open_parts[int(name)]
+            elif kind == "warning":
+                show(details[0])
+            elif kind == "error":
+                raise details[0]
+            elif kind == "lost":
+                error = losses.error(f"part {int(name) + 1}" if name else "", *details)
+                if error is not None:
+                    raise error
+                if name:
+                    waiting.appendleft(int(name))
+        while following in results:
+            yield results.pop(following)
+            following += 1

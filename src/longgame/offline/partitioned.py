@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from longgame.data.examples import WEIGHT
 from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import RowSource, open_source
-from longgame.engines.choice import LOCAL, check_engine, mapped
+from longgame.engines.choice import LOCAL, check_engine, mapper
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.outcome import digest_of, installed_version
@@ -88,7 +88,7 @@ def select_in_parts(
         data: what was scored, named as it was when it was scored.
         scores: a folder of `longgame score`, or of its shards, on a path that all workers see.
         partitions: number of parts; None: one per shard of the folder, or per million rows.
-        engine, workers: see `longgame.engines.choice.mapped`.
+        engine, workers: see `longgame.engines.choice.mapper`.
 
     Raises:
         RecipeError: the selector, or an option, has no form in parts. ResumeError: the scores are damaged.
@@ -121,21 +121,23 @@ def select_in_parts(
     unit: Unit = "rows" if budget.of == "rows" else options.budget_of
     worker = PartWorker(scores, options, unit, options.dedup == "exact")
 
-    def ask(questions: Sequence[Question]) -> list[Any]:
-        return list(mapped(worker, questions, engine, workers=workers))
+    with mapper(worker, engine, workers=workers) as answers:
 
-    totals: list[Totals] = ask([Question(part, "totals") for part in parts])
-    least = [part.least for part in totals if part.rows]
-    if not least:
-        raise DataError(f"'{scores}' leaves no candidates: all rows are duplicates.")
-    candidates = sum(part.rows for part in totals)
-    asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
-    claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
-    if exact:
-        picks, rank, weights = _in_one_round(ask, parts, asked)
-    else:
-        picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked)
-        claim |= {"holds": holds, "share": SHARE, **bound}
+        def ask(questions: Sequence[Question]) -> list[Any]:
+            return list(answers(questions))
+
+        totals: list[Totals] = ask([Question(part, "totals") for part in parts])
+        least = [part.least for part in totals if part.rows]
+        if not least:
+            raise DataError(f"'{scores}' leaves no candidates: all rows are duplicates.")
+        candidates = sum(part.rows for part in totals)
+        asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
+        claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
+        if exact:
+            picks, rank, weights = _in_one_round(ask, parts, asked)
+        else:
+            picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked)
+            claim |= {"holds": holds, "share": SHARE, **bound}
     spent = int(costs_of(picks.prompt, picks.response, unit).sum())
     notes = tuple(whole_pool_notes(len(rank), candidates))
     outcome = PartsOutcome(picks, rank, weights, totals, asked, spent, unit, claim, notes)
