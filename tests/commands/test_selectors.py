@@ -42,6 +42,15 @@ def test_the_list_has_paper_needs_and_cost_of_each() -> None:
     assert "quality column or rules" in lines["qdit"]
 
 
+def test_list_in_a_narrow_terminal_keeps_names_and_is_short() -> None:
+    done = CliRunner().invoke(app, ["selectors"], env={"COLUMNS": "80"})
+    lines = done.output.splitlines()
+    assert {line.split()[0] for line in lines if line.strip()} >= set(SELECTORS.names())
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 5 * len(SELECTORS.names())
+    assert "longgame selectors NAME (its paper" in words(done.output)
+
+
 @pytest.mark.parametrize("name", SELECTORS.builtin_names())
 def test_first_lines_of_a_method_name_paper_formula_and_cost(name) -> None:
     selector = build_selector(name)

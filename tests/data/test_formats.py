@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longgame.data import formats
 from longgame.data.examples import Example
 from longgame.data.formats import FORMATS, RowError, RowRules, read_row
 from longgame.errors import DataError
@@ -243,3 +244,14 @@ def test_a_range_of_quality_without_width_is_refused() -> None:
         RowRules(quality_range=(1, 1))
     with pytest.raises(DataError, match="unknown choice of turns 'first'"):
         RowRules(turns="first")  # type: ignore[arg-type]
+
+
+def test_rows_alike_without_a_response_are_searched_once(monkeypatch) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(formats, "did_you_mean", lambda name, known: searched.append(name) or "")
+    formats._lacks_response.cache_clear()
+    for _ in range(50):
+        with pytest.raises(RowError, match="has no response"):
+            read_row({"alpha": 1, "beta": 2, "gamma": 3})
+    assert searched == ["alpha", "beta", "gamma"]
+    formats._lacks_response.cache_clear()

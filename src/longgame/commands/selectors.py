@@ -25,6 +25,8 @@ from longgame.signals.base import CONTEXT, COST_CLASSES, SIGNALS, cost_class
 from longgame.testing import CONTRACT
 
 _CLAUSE_SECONDS = 120.0
+_WIDE = 120
+"""Columns of a terminal from which the list shows family and paper."""
 
 
 def selectors(
@@ -44,29 +46,36 @@ def selectors(
 
 
 def _list() -> None:
-    table = Table()
-    for heading in ("name", "family", "method", "needs", "cost", "paper"):
-        table.add_column(heading, overflow="fold")
-    unusable = []
+    console = Terminal()
+    headings: tuple[str, ...] = ("name", "family", "method", "needs", "cost", "paper")
+    if console.width < _WIDE:  # six columns would be a few letters wide
+        headings = ("name", "method", "needs", "cost")
+    rows, unusable = [], []
     for name in SELECTORS.names():
         try:
             selector = build_selector(name)
         except LonggameError as error:  # of an installed plug-in; the others are still listed
-            table.add_row(name, "?", "cannot be used, see below", "?", "?", "")
+            rows.append({"name": name, "family": "?", "method": "cannot be used, see below", "needs": "?", "cost": "?"})
             unusable.append(f"{name} cannot be used: {str(error).partition(chr(10))[0]}")
             continue
         notes = notes_of(type(selector))
         needs, cost = ", ".join(needs_of(selector)), cost_class(selector.requires)
         summary = f"{notes.summary.rstrip('.')} (gives weights)" if selector.weighs else notes.summary
-        table.add_row(
-            name, family_of(selector), escape(summary), needs or "nothing", cost, escape(notes.paper.rstrip("."))
-        )
-    console = Terminal()
+        row = {"name": name, "family": family_of(selector), "method": escape(summary), "needs": needs or "nothing"}
+        rows.append({**row, "cost": cost, "paper": escape(notes.paper.rstrip("."))})
+    wide = "paper" in headings
+    table = Table() if wide else Table(box=None, padding=(0, 2, 0, 0))
+    for heading in headings:
+        ratio = None if wide else {"method": 2, "needs": 1}.get(heading)
+        table.add_column(heading, overflow="fold", no_wrap=not wide and ratio is None, ratio=ratio)
+    for row in rows:
+        table.add_row(*(row.get(heading, "") for heading in headings))
     console.print(table)
     for line in unusable:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print("Cost: " + "; ".join(f"{key}: {text}" for key, text in COST_CLASSES.items()), highlight=False)
-    console.print("Explain one: longgame selectors NAME", highlight=False)
+    papers = "" if wide else f" (its paper and family, too; {_WIDE} columns list them)"
+    console.print(f"Explain one: longgame selectors NAME{papers}", highlight=False)
     console.print("Your own selector: --selector path/to/file.py:Class", highlight=False)
     console.print("Scores of another system: --selector scores:FILE (.parquet, .csv, .jsonl)", highlight=False)
 

@@ -303,14 +303,20 @@ _PARTNERS = {"prompt": "completion", "instruction": "output", "question": "answe
 
 
 def _no_format(row: Mapping[str, Any]) -> RowError:
-    names = ", ".join(map(str, row)) or "nothing"
+    return RowError(_lacks_response(tuple(row)))
+
+
+@lru_cache(maxsize=256)
+def _lacks_response(columns: tuple[str, ...]) -> str:
+    """What is missing in a row of these columns; kept, as all rows of a file may be alike and the search is slow."""
+    names = ", ".join(map(str, columns)) or "nothing"
     known = [name for form in FORMATS for name in form.needs]
-    others = [str(name) for name in row if name not in READ_COLUMNS]
+    others = [str(name) for name in columns if name not in READ_COLUMNS]
     near = (text for name in others if (text := did_you_mean(name, known)))
-    lacking = (f" '{_PARTNERS[name]}' is missing or empty beside '{name}';" for name in row if name in _PARTNERS)
+    lacking = (f" '{_PARTNERS[name]}' is missing or empty beside '{name}';" for name in columns if name in _PARTNERS)
     hint = next(near, "") or next(lacking, "")
     accepted = "; ".join(form.fields for form in FORMATS)
-    return RowError(f"has no response (fields: {names};{hint} accepted: {accepted})")
+    return f"has no response (fields: {names};{hint} accepted: {accepted})"
 
 
 # Turns
