@@ -321,7 +321,7 @@ def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
     cards = {
         (name, condition): card
         for name, run in runs.items()
-        if name not in (*DEVELOPMENT, "smollm2") and not name.startswith(("field-", "replay-"))
+        if name not in (*DEVELOPMENT, "smollm2") and not name.startswith(("field-", "replay-", "selector-"))
         for condition, card in run.across().cards.items()
     }
     done: set[tuple[str, str]] = set()

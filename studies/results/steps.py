@@ -64,7 +64,7 @@ def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Ste
     return Step(name, Path("recipes/results") / f"{name}.yaml", seeds, selectors, question=question)
 
 
-DEVELOPMENT = ("lhas-grid", "lhas-finals", "replay-development", "smollm2-pilot")
+DEVELOPMENT = ("lhas-grid", "lhas-finals", "replay-development", "selector-development", "smollm2-pilot")
 """Steps on development seeds; they start from a base model of their own."""
 STEPS = (
     _tiny("lhas-grid", "forms of LHAS on one development seed"),
@@ -87,6 +87,10 @@ STEPS = (
     _tiny("replay-domain", "practices that may beat random: domain sequence"),
     _tiny("replay-interleaved", "practices that may beat random: interleaved sequence"),
     _tiny("replay-conditions", "whether practices hold at 10 %, in full fine-tuning, in the reverse order"),
+    _tiny("selector-development", "forms of LHAS beyond eq. 5 on development seeds"),
+    _tiny("selector-skill", "whether a selector adds to replay: skill sequence"),
+    _tiny("selector-domain", "whether a selector adds to replay: domain sequence"),
+    _tiny("selector-interleaved", "whether a selector adds to replay: interleaved sequence"),
     _tiny("field-skill", "the field's selectors on the skill sequence"),
     _tiny("field-domain", "the field's selectors on the domain sequence"),
     _tiny("field-interleaved", "the field's selectors on the interleaved sequence"),
