@@ -146,7 +146,7 @@ def _constraints(metadata: tuple[Any, ...]) -> list[Any]:
 def _bounds(metadata: list[Any]) -> str:
     signs = ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt"))
     bounds = [
-        f"{sign} {value:,}"
+        f"{sign}\N{NO-BREAK SPACE}{value:,}"
         for kind, sign, name in signs
         for item in metadata
         if isinstance(item, kind) and (value := getattr(item, name)) not in (MOST, 2**63)
