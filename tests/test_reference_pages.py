@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 TINY = Path(longgame.__file__).parent / "assets" / "tiny"
 PAGES = {page.stem: page for page in sorted((ROOT / "docs").glob("*.md"))}
 NOT_RUN = {
+    ("calibration", "takes minutes"): 1,
     ("gpu", "needs a GPU"): 1,
     ("gpu", "needs a package index"): 1,
     ("performance", "output of a benchmark"): 2,
@@ -30,6 +31,7 @@ NOT_RUN = {
     ("quality", "needs the hub"): 1,
     ("recipe", "takes minutes"): 1,
     ("scale", "needs Slurm"): 1,
+    ("theory", "takes minutes"): 1,
     ("scale", "needs a Ray cluster"): 1,
 }
 """(page, reason) → blocks that no test runs."""
@@ -57,7 +59,9 @@ probe: {steps: 4, points: 3}
 """
 
 
-SIMPLE = ("data", "faq", "gpu", "metrics", "performance", "quality", "results-format", "scorers", "selectors")
+PREPARED = {"plugins", "recipe", "report", "scale", "select", "training"}
+"""Pages that have a test of their own, as they take more than `home` as given or take long."""
+SIMPLE = sorted(set(PAGES) - PREPARED)
 
 
 @pytest.fixture(autouse=True)
