@@ -43,10 +43,14 @@ def calibrate(
         "coverage": ("metric", "interval", "seeds"),
         "power at the minimum detectable effect": ("seeds",),
         "equivalence": ("truth", "seeds"),
+        "coverage of the set's gap": ("interval", "seeds"),
+        "leaderboard": ("over", "bases", "noise"),
+        "equivalence at its margin": ("truth", "noise", "seeds"),
+        "seeds that share bases": ("analysis", "bases", "effect"),
     }
     for name, rows in tables.items():
         if name in by:
-            print_rows(f"{name}, over selectors", spread(rows, *by[name]), console)
+            print_rows(f"{name}, range", spread(rows, *by[name]), console)
         else:
             print_rows(name, rows, console)
     if out is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float
 
-from longgame.metrics.longhorizon import myopia_gap
+from longgame.metrics.longhorizon import largest_gap, myopia_gap
 from longgame.metrics.scorecard import IMMEDIATE, summarize
 from longgame.metrics.stats import (
     ALPHA,
@@ -23,6 +23,7 @@ from longgame.metrics.stats import (
     minimum_detectable_effect,
     moments,
     paired,
+    share_interval,
     t_interval,
     t_power,
 )
@@ -316,22 +317,39 @@ def coverage(
 def gap_coverage(
     table: Table, selectors: Sequence[str], *, sizes: Sequence[int] = SEEDS, limit: int = 10_000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """How often the 95 % t interval of the set's myopia gap contains the mean gap of a single seed.
+    """How often a 95 % interval of the set's myopia gap contains the mean gap of a single seed.
 
+    The sets: random with these selectors, with the first three, with every walk of the table, with the diluted ones
+    alone, and `FAMILY` exchangeable selectors. The intervals: `share_interval` (the scorecard's) and plain Student's t.
     The truth is the mean over all seeds. Audits in which all seeds have the same gap have no interval; ``without`` is
     their share, and ``rate`` is that of the others.
     """
-    now, later = _against_random(table, selectors, seed)
-    gaps = myopia_gap(now.T, later.T)
+    walks = table.names[table.random :]
+    sets = {"selectors": tuple(selectors), "three": tuple(selectors[:3]), "all walks": walks}
+    sets["diluted"] = tuple(name for name in walks if name not in selectors)
+    scores = {name: _against_random(table, members, seed) for name, members in sets.items() if len(members) > 1}
+    twins = table.randoms(generator(seed, "calibrate", "exchangeable"), FAMILY)
+    scores["exchangeable"] = (
+        np.take_along_axis(table.values[IMMEDIATE], twins, axis=0),
+        np.take_along_axis(table.values[LONG], twins, axis=0),
+    )
     rows = []
-    for size in sizes:
-        n, mean, sd = moments(cut(gaps[None], size, limit)[:, 0])
-        low, high = t_interval(mean, sd, n, 0.95)
-        defined = ~np.isnan(low)
-        holds = Rate.of_audits(((low <= gaps.mean()) & (gaps.mean() <= high))[defined])
-        rows.append(
-            {"seeds": size, "truth": float(gaps.mean()), "without": float(1 - defined.mean())} | holds.columns()
-        )
+    for name, (now, later) in scores.items():
+        gaps, top = myopia_gap(now.T, later.T), largest_gap(len(now))
+        truth = float(gaps.mean())
+        about = {"set": name, "members": len(now), "truth": truth, "skew": float(scipy.stats.skew(gaps))}
+        for size in sizes:
+            n, mean, sd = moments(cut(gaps[None], size, limit)[:, 0])
+            bounds = {"log-odds": share_interval(mean, sd, n, 0.95, top), "t": t_interval(mean, sd, n, 0.95)}
+            defined = ~np.isnan(bounds["log-odds"][0])
+            for interval, (low, high) in bounds.items():
+                holds = Rate.of_audits(((low <= truth) & (truth <= high))[defined])
+                rows.append(
+                    about
+                    | {"seeds": size, "interval": interval, "without": float(1 - defined.mean())}
+                    | holds.columns()
+                    | {"width": float((high - low)[defined].mean()) if defined.any() else float("nan")}
+                )
     return rows
 
 

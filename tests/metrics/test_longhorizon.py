@@ -17,6 +17,7 @@ from longgame.metrics.longhorizon import (
     adaptation_auc,
     chance_gap,
     curve_start,
+    largest_gap,
     long_horizon_score,
     myopia_gap,
     ranks,
@@ -223,6 +224,13 @@ def test_an_unmeasured_value_has_no_rank_and_takes_none():
 
 def test_equal_scores_summed_in_another_order_are_tied():
     np.testing.assert_array_equal(ranks(np.array([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1])), [1.5, 1.5])
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
+def test_largest_gap_is_that_of_some_pair_of_rankings(k):
+    orders = [np.array(order, dtype=float) for order in itertools.permutations(range(k))]
+    assert largest_gap(k) == pytest.approx(max(myopia_gap(orders[0], order) for order in orders))
+    assert np.isnan(largest_gap(1))
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

@@ -20,6 +20,7 @@ from longgame.metrics.stats import (
     paired,
     pooled_sd,
     seeds_needed,
+    share_interval,
     sign_flip_p,
     t_power,
     unit_effect,
@@ -106,6 +107,30 @@ def test_swapping_sides_flips_the_difference_and_keeps_p():
     assert one.mean == -two.mean
     assert one.ci_low == pytest.approx(-two.ci_high)
     assert (one.p, one.p_permutation) == (two.p, two.p_permutation)
+
+
+@given(hnp.arrays(float, st.integers(2, 12), elements=st.floats(0, 1)), st.floats(0.1, 8))
+def test_interval_of_shares_lies_between_its_bounds(shares, top):
+    n, mean, sd = moments(top * shares)
+    low, high = share_interval(mean, sd, n, 0.95, top)
+    mirrored = share_interval(top - mean, sd, n, 0.95, top)
+    if np.ptp(shares) > 1e-6:
+        assert 0 <= low <= mean <= high <= top
+        np.testing.assert_allclose([top - mirrored[1], top - mirrored[0]], [low, high], atol=1e-6 * top)
+    elif np.ptp(shares) == 0:
+        assert np.isnan([low, high]).all()
+
+
+def test_interval_of_shares_equals_the_hand_computation():
+    low, high = share_interval(0.9, 0.3, 9, 0.95, 2.0)  # share 0.45, standard error 0.05
+    half = 2.3060041352 * 0.05 / (0.45 * 0.55)
+    middle = np.log(0.45 / 0.55)
+    np.testing.assert_allclose(
+        [low, high], [2 / (1 + np.exp(half - middle)), 2 / (1 + np.exp(-half - middle))], rtol=1e-9
+    )
+    assert np.isnan(share_interval(0.9, 0.3, 1, 0.95)[0])
+    with pytest.raises(DataError, match="largest value is 0"):
+        share_interval(0.5, 0.1, 3, 0.95, 0)
 
 
 def test_holm_equals_the_hand_computation():

@@ -12,7 +12,7 @@ from longgame.metrics.scorecard import IMMEDIATE
 from longgame.seeding import generator
 from longgame.selection.base import build_selector
 from longgame.testing import check_selector_contract
-from studies.calibration import study
+from studies.calibration import families, study
 from studies.calibration.__main__ import app
 from studies.calibration.check import protocol_difference
 from studies.calibration.ensemble import Replay, world_noise
@@ -158,9 +158,16 @@ def test_normal_differences_are_covered_and_shown_as_promised():
 
 def test_the_sets_gap_is_covered_for_a_single_seed(table):
     rows = study.gap_coverage(table, ("loss", "quality"), sizes=(3, 20))
-    assert [row["audits"] + round(row["without"] * (900 // row["seeds"])) for row in rows] == [300, 45]
-    assert rows[0]["truth"] == rows[1]["truth"]
-    assert rows[1]["rate"] > 0.8
+    assert {row["set"]: row["members"] for row in rows} == {
+        "selectors": 3, "three": 3, "all walks": 4, "exchangeable": 7
+    }  # fmt: skip
+    for name in ("selectors", "exchangeable"):
+        for interval in ("log-odds", "t"):
+            few, many = (row for row in rows if (row["set"], row["interval"]) == (name, interval))
+            assert [row["audits"] + round(row["without"] * (900 // row["seeds"])) for row in (few, many)] == [300, 45]
+            assert few["truth"] == many["truth"]
+            assert many["rate"] > 0.8
+            assert many["width"] < few["width"]
 
 
 def test_hardest_null_has_leads_and_no_long_horizon_effect():
@@ -199,7 +206,7 @@ def test_command_ends_with_its_figures_and_writes_tables(tmp_path, monkeypatch):
     monkeypatch.setattr("studies.calibration.measure.QUICK", small)
     done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--json", str(tmp_path / "a.json")])
     lines = [line for line in done.output.splitlines() if line.startswith("figure ")]
-    assert len(lines) == 2 + 11 * len(study.SEEDS) + sum(size > 4 for size in study.SEEDS)
+    assert len(lines) == 2 + 12 * len(study.SEEDS) + sum(size > 4 for size in study.SEEDS) + 3 * len(families.BASES) + 4
     assert done.output.rstrip().endswith(lines[-1])
     short = any(line.endswith(" short") for line in lines)
     assert done.exit_code == int(short)

@@ -236,6 +236,11 @@ def chance_gap(selectors: int) -> float:
     return (selectors + 1) / (3 * selectors) if selectors > 1 else float("nan")
 
 
+def largest_gap(selectors: int) -> float:
+    """Gap of a ranking and its reverse, the largest that eq. 3 gives: ⌊K²/2⌋ / (K(K − 1)); NaN for K = 1."""
+    return selectors**2 // 2 / (selectors * (selectors - 1)) if selectors > 1 else float("nan")
+
+
 def seed_myopia_gap(
     now: Float[np.ndarray, "seeds k"], long: Float[np.ndarray, "seeds k"]
 ) -> Float[np.ndarray, "seeds k"]:

@@ -24,7 +24,7 @@ from longgame.metrics.stats import (
     paired,
     pooled_sd,
     seeds_needed,
-    t_interval,
+    share_interval,
     unit_means,
 )
 from longgame.metrics.tidy import (
@@ -82,7 +82,8 @@ class Scorecard:
     """``per_stage`` over seeds, by view, metric, stage and selector."""
     set_gap: pd.DataFrame
     """view, immediate (``current`` or ``immediate_gain``), gap (eq. 3 on seed means), selectors, seeds (compared),
-    seed_gap (mean of the gaps of single seeds), ci_low, ci_high (its 95 % Student-t interval over seeds or bases).
+    seed_gap (mean of the gaps of single seeds), ci_low, ci_high (its 95 % interval over seeds or bases by
+    `share_interval`: Student's t on the log-odds of the gap's share of `longgame.metrics.longhorizon.largest_gap`).
     """
     verdicts: pd.DataFrame
     """view, selector, verdict, reason, power (what the seeds could have shown), family (what p values are corrected
@@ -463,7 +464,10 @@ def _set_gap(views: Mapping[str, View], trials: Trials) -> pd.DataFrame:
                 gap = float(longhorizon.myopia_gap(now[complete].mean(axis=0), later[complete].mean(axis=0)))
             single = unit_means(longhorizon.myopia_gap(now, later), trials.unit_of)
             n, mean, sd = moments(single)
-            interval = [float(mean), *map(float, t_interval(mean, sd, n, 0.95))]
+            interval = [float(mean), float("nan"), float("nan")]
+            if len(trials.selectors) > 1:
+                top = longhorizon.largest_gap(len(trials.selectors))
+                interval[1:] = map(float, share_interval(mean, sd, n, 0.95, top))
             rows.append((name, immediate, gap, len(trials.selectors), int(complete.sum()), *interval))
     columns = ["view", "immediate", "gap", "selectors", "seeds", "seed_gap", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)

@@ -167,6 +167,28 @@ def t_interval(
     return mean - half, mean + half
 
 
+def share_interval(
+    mean: PerRow | float, sd: PerRow | float, n: Int[np.ndarray, ...] | int, confidence: float, top: float = 1.0
+) -> tuple[PerRow, PerRow]:
+    """Student-t interval of the mean of values between 0 and ``top``, on the log-odds of mean/top (delta method).
+
+    Both ends lie between 0 and ``top``. Near a bound the values are skewed, and the plain t interval misses on one
+    side; this one widens away from the bound. NaN below 2 values and without spread.
+
+    Raises:
+        DataError: ``top`` is not positive, or ``confidence`` is not between 0 and 1.
+    """
+    if not top > 0:
+        raise DataError(f"the largest value is {top}; it must be positive, e.g. 1.")
+    share, spread = np.asarray(mean, dtype=float) / top, np.asarray(sd, dtype=float) / top
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inside = (share > 0) & (share < 1) & (spread > 1e-12)  # equal values differ by rounding
+        slope = np.where(inside, share * (1 - share), np.nan)
+        ends = t_interval(np.log(share / np.where(inside, 1 - share, np.nan)), spread / slope, n, confidence)
+    low, high = (top * scipy.special.expit(end) for end in ends)
+    return low, high
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise DataError(f"the confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
