@@ -93,6 +93,19 @@ def test_card_and_push_are_checked_before_any_work(options, message, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_refused_push_leaves_the_subset_and_says_how_to_upload(tmp_path):
+    data, out = jsonl(tmp_path / "data.jsonl", ROWS), tmp_path / "subset.jsonl"
+    command = ["-m", "longgame.cli", "select", data, "--selector", "longest", "--budget", "5rows", "--out", out]
+    with serve_hub() as server:
+        server.status = 403
+        done = run_with_hub(server, tmp_path / "home", [*command, "--no-page", "--push", "owner/name"])
+    assert done.returncode == 1
+    assert "HTTP status 403" in done.stderr
+    assert f"hf upload owner/name {out} --repo-type dataset" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert out.is_file()
+
+
 def test_push_of_a_subset_makes_a_data_set_with_its_card(tmp_path):
     data, out = jsonl(tmp_path / "data.jsonl", ROWS), tmp_path / "subset.jsonl"
     command = ["-m", "longgame.cli", "select", data, "--selector", "longest", "--budget", "5rows", "--out", out]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +44,7 @@ from longgame.commands.score import (
     row_progress,
 )
 from longgame.commands.terminal import Terminal
-from longgame.errors import RecipeError
+from longgame.errors import RecipeError, StorageError
 
 _PARTS = "Large pools: part by part"
 
@@ -279,4 +280,9 @@ def _finish(
     names = ", ".join(map(str, [out, *extra, *([card] if card is not None else [])]))
     console.print(f"Written: {names}", highlight=False, markup=False, soft_wrap=True)
     if push is not None and made is not None:
-        console.print(str(push_subset(push, out, made)), highlight=False, markup=False, soft_wrap=True)
+        try:
+            done = push_subset(push, out, made)
+        except StorageError as error:
+            later = shlex.join(["hf", "upload", push, str(out), "--repo-type", "dataset"])
+            raise StorageError(f"{error} The subset is written; this uploads it without its card: {later}") from error
+        console.print(str(done), highlight=False, markup=False, soft_wrap=True)
