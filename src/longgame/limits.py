@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -37,25 +37,31 @@ def time_limit(seconds: float, error: BaseException, *, of_processor: bool = Fal
     (Python hands signals to the main thread only) a call into C code is ended when it returns.
 
     Args:
-        of_processor: count seconds of the processor, so that the outcome does not depend on what else the machine does
-            (main thread only; other threads count seconds of the clock).
+        of_processor: count seconds of the processor that this thread takes, so that the outcome does not depend on what
+            else the machine or the process does (where the system keeps no clock of a thread: seconds of the clock).
     """
     if threading.current_thread() is not threading.main_thread():
-        with _watchdog(seconds, error):
+        with _watchdog(seconds, error, _thread_clock() if of_processor else time.monotonic):
             yield
         return
     timer, number, clock = signal.ITIMER_REAL, signal.SIGALRM, time.monotonic
     if of_processor:
-        timer, number, clock = signal.ITIMER_PROF, signal.SIGPROF, time.process_time
+        timer, number, clock = signal.ITIMER_PROF, signal.SIGPROF, time.thread_time
     outer = signal.getitimer(timer)[0]
     if 0 < outer <= seconds:
         yield
         return
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise error
+    start = clock()
 
-    start, before = clock(), signal.signal(number, stop)
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        left = seconds - (clock() - start) if of_processor else 0.0
+        if left > 0.01:  # the timer counts all threads of the process
+            signal.setitimer(timer, left)
+        else:
+            raise error
+
+    before = signal.signal(number, stop)
     signal.setitimer(timer, seconds)
     try:
         yield
@@ -66,8 +72,16 @@ def time_limit(seconds: float, error: BaseException, *, of_processor: bool = Fal
             signal.setitimer(timer, max(0.001, outer - (clock() - start)))
 
 
+def _thread_clock() -> Callable[[], float]:
+    """Processor seconds of this thread, readable from another one; the clock's where the system keeps none."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic
+    number = time.pthread_getcpuclockid(threading.get_ident())
+    return lambda: time.clock_gettime(number)
+
+
 @contextmanager
-def _watchdog(seconds: float, error: BaseException) -> Iterator[None]:
+def _watchdog(seconds: float, error: BaseException, clock: Callable[[], float]) -> Iterator[None]:
     """`time_limit` outside of the main thread: another thread raises an exception in this one."""
     late: type[BaseException] = type("_LateError", (BaseException,), {})  # of this block alone: limits may be nested
     thread, lock, ended = threading.get_ident(), threading.Lock(), threading.Event()
@@ -75,13 +89,17 @@ def _watchdog(seconds: float, error: BaseException) -> Iterator[None]:
     def send(exception: ctypes.py_object | None) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
 
+    start = clock()
+
     def stop() -> None:
+        left = seconds
+        while left > 0.01 and not ended.wait(left):
+            left = seconds - (clock() - start)
         with lock:
             if not ended.is_set():
                 send(ctypes.py_object(late))
 
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
+    timer = threading.Thread(target=stop, daemon=True)
     timer.start()
     try:
         try:
@@ -89,7 +107,6 @@ def _watchdog(seconds: float, error: BaseException) -> Iterator[None]:
         finally:
             with lock:
                 ended.set()
-            timer.cancel()
             timer.join()
     except late:
         raise error from None

@@ -134,6 +134,7 @@ def test_truthfulqa_equals_a_slow_implementation(model, tokenizer, normalise) ->
         ("5 apples", None, "5"),
         ("#### -3 degrees", "-3", "-3"),
         ("#### 18\nQuestion 2: 7", "18", "7"),
+        ("#### 18\nQuestion: 7", "18", "18"),
         ("none", None, None),
         ("", None, None),
     ],

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from longgame.data.examples import Task
+from longgame.data.examples import Example, Task
 from longgame.errors import RecipeError
+from longgame.evaluation.benchmarks import gsm_answer
 from longgame.evaluation.evaluator import Evaluator
-from longgame.evaluation.scorers import build_scorer
+from longgame.evaluation.scorers import Evidence, build_scorer
 from longgame.models.load import load_model
 from longgame.recipe import ModelSpec, brings_items
 
@@ -101,3 +103,70 @@ def test_unknown_tasks_and_metrics_are_explained(tasks) -> None:
         build_scorer(f"lm_eval:own_wrds(include={tasks})").score_model(loaded.model, loaded.tokenizer, 256)
     with pytest.raises(RecipeError, match=r"gives acc,none, acc_norm,none .*not f1"):
         build_scorer(f"lm_eval:own_words(include={tasks}, metric=f1)").score_model(loaded.model, loaded.tokenizer, 256)
+
+
+ODD = (
+    "#### 1,234", "#### $1,234.50", "#### -7", "####12", "#### 12 #### 13", "#### a\n#### 5", "so 3.0", "3.", "-", "$",
+    ".,", "1,2,3", "--5", "-$5", "$-5", "5%", "1e3", "#### 1.000.000", "the answer is 5", "no number", "", " ", "#### ",
+    "#### \u0661\u0662", "x = 3 Question: 4", "9</s>8", "9<|im_end|>8", "#### 18.", "#### 18..", "#### ,", "18\n\n",
+    "2 + 2 = 4 apples #### 4 apples", "\u22125", "1 234", "#### +5", "0", "-0", "00012", "12" * 6_000,
+)  # fmt: skip
+GOLDS = ("18", "1,234", "-7", "5", "0", "1234.50", "3")
+
+
+@pytest.mark.slow
+@installed
+def test_gsm8k_reads_texts_as_the_harness_does(tmp_path, monkeypatch) -> None:
+    """The harness's own GSM8K task on answers of the tiny model and on odd ones: equal extraction and equal scores."""
+    import lm_eval.tasks
+    import yaml
+    from lm_eval import simple_evaluate
+    from lm_eval.models.dummy import DummyLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    loaded = load_model(ModelSpec(name="tiny"))
+    evaluator = Evaluator(loaded.model, loaded.tokenizer, pad_token_id=loaded.pad_token_id)
+    rng = np.random.default_rng(0)
+    prompts = [f"add {a} and {b} and {c}" for a, b, c in rng.integers(0, 10_000, (200, 3))]
+    texts = evaluator.answers([Example.make(prompt, "#### 0") for prompt in prompts], 24)
+    signs = [*"0123456789.,$-# #\n", "#### ", "Question:", " x"]
+    texts += ["".join(rng.choice(signs, size=12)) for _ in range(400)] + list(ODD)
+    golds = [
+        number if (number := gsm_answer(text, "flexible")) and number[-1].isdigit() and place % 2 else GOLDS[place % 7]
+        for place, text in enumerate(texts)
+    ]
+    rows = [{"question": f"q{place}", "answer": f"because\n#### {gold}"} for place, gold in enumerate(golds)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    theirs = yaml.safe_load((Path(lm_eval.tasks.__file__).parent / "gsm8k" / "gsm8k.yaml").read_text(encoding="utf-8"))
+    for key in ("dataset_name", "tag", "training_split", "fewshot_split"):
+        theirs.pop(key)
+    theirs |= {"task": "own_gsm8k", "dataset_path": "json", "num_fewshot": 0}
+    theirs["dataset_kwargs"] = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(theirs))
+
+    class Speaks(DummyLM):
+        def generate_until(self, requests, disable_tqdm=False):
+            ends = theirs["generation_kwargs"]["until"]
+            answers = [texts[int(request.args[0].split("q")[1].split("\n")[0])] for request in requests]
+            return [min((answer.split(end)[0] for end in ends), key=len) for answer in answers]
+
+    results = simple_evaluate(
+        model=Speaks(),
+        tasks=["own_gsm8k"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    compared = 0
+    for sample in results["samples"]["own_gsm8k"]:
+        place = int(sample["doc"]["question"][1:])
+        item = Example.make("q", rows[place]["answer"], answer=golds[place])
+        form = {"strict-match": "strict", "flexible-extract": "flexible"}[sample["filter"]]
+        number = gsm_answer(texts[place], form)
+        assert ("[invalid]" if number is None else number) == sample["filtered_resps"][0], texts[place]
+        score = build_scorer(f"gsm8k(form={form})").score(item, Evidence(generated=texts[place]))
+        assert score == sample["exact_match"], texts[place]
+        compared += 1
+    assert compared == 2 * len(texts)
+    assert sum(sample["exact_match"] for sample in results["samples"]["own_gsm8k"]) > 100

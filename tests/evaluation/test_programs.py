@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import textwrap
 
+import numpy as np
 import pytest
 
 from longgame.audit.checks import check_plugins
 from longgame.data.examples import Example, Task
 from longgame.errors import PluginError, RecipeError
+from longgame.evaluation import programs
 from longgame.evaluation.evaluator import Evaluator
 from longgame.evaluation.programs import PassAt1, checks_of, code_of_prompt, program_of
-from longgame.evaluation.sandbox import run_program
+from longgame.evaluation.sandbox import OUT_OF_TIME, ProgramOutcome, run_program
 from longgame.evaluation.scorers import Evidence, build_scorer
 from longgame.recipe import parse_recipe
 
@@ -74,8 +76,10 @@ def test_model_code_runs_only_where_the_recipe_allows_it(model, tokenizer) -> No
     task = Task("code", (Example.make("write f", "def f(): pass", answer="assert f() == 1"),), scorers=("pass_at_1",))
     with pytest.raises(RecipeError, match="run_model_code: true"):
         Evaluator(model, tokenizer, pad_token_id=0).score([task])
-    (score,) = Evaluator(model, tokenizer, pad_token_id=0, run_model_code=True).score([task])
-    assert (score.scorer, score.value, score.items) == ("pass_at_1", 0, 1)
+    scores = Evaluator(model, tokenizer, pad_token_id=0, run_model_code=True).score([task])
+    assert [(score.scorer, score.value, score.items) for score in scores] == [
+        ("pass_at_1", 0, 1), ("pass_at_1 missing", 0, 1)
+    ]  # fmt: skip
 
 
 def test_a_recipe_with_pass_at_1_is_refused_until_it_allows_it() -> None:
@@ -96,3 +100,26 @@ def test_several_programs_are_judged_one_by_one() -> None:
     examples = [Example.make(HEAD, "-", answer=TESTS)] * 3
     answers = [BODY, "    return 1", textwrap.dedent(BODY)]
     assert PassAt1().score_all(examples, [Evidence(generated=text) for text in answers]) == [1, 0, 1]
+
+
+def test_programs_without_a_result_run_again_and_then_are_missing(monkeypatch) -> None:
+    runs: list[str] = []
+
+    def run(program, _tests, _limits):
+        runs.append(program)
+        kind = next(word for word in ("never", "once", "right") if word in program)
+        if kind == "never" or (kind == "once" and runs.count(program) == 1):
+            return ProgramOutcome(False, "the machine was too busy", decided=False)
+        return ProgramOutcome(True, "passed")
+
+    monkeypatch.setattr(programs, "run_program", run)
+    examples = [Example.make("p", "-", answer="assert f()")] * 3
+    shown = [Evidence(generated=f"def f(): return '{kind}'") for kind in ("never", "once", "right")]
+    np.testing.assert_array_equal(PassAt1().score_all(examples, shown), [np.nan, 1, 1])
+    assert len(runs) == 5
+
+
+def test_programs_that_use_up_their_time_fail_with_a_warning(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(programs, "run_program", lambda *_: ProgramOutcome(False, OUT_OF_TIME))
+    assert PassAt1().score_all([Example.make("p", "-", answer=TESTS)], [Evidence(generated="x")]) == [0]
+    assert "1 of 1 programs used up their 10 seconds" in caplog.text

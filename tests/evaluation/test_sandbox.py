@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -133,20 +136,91 @@ def test_time_memory_and_output_are_bounded(run, monkeypatch) -> None:
     assert run("x = bytearray(10**10)").reason == "MemoryError"
     assert not run("x = []\nwhile True:\n    x.append('y' * 10**6)").passed
     assert run("for _ in range(300):\n    print('x' * 10**5)").passed  # thrown away
-    assert not run("while True:\n    pass").passed
+    assert run("while True:\n    pass").reason == sandbox.OUT_OF_TIME
     monkeypatch.setattr(sandbox, "_WALL", 0.3)
-    assert run("import time\ntime.sleep(600)").reason == "no time left"
+    sleeps = run("import time\ntime.sleep(600)")
+    assert (sleeps.passed, sleeps.reason, sleeps.decided) == (False, "waits", True)
     assert run("x = 1", "y" * 300_000).reason == "too long"
+
+
+WORKS = "import time\nwhile time.process_time() < {}:\n    pass"
+
+
+def test_a_busy_machine_does_not_fail_a_right_program(run, monkeypatch) -> None:
+    """On one core beside busy processes, a program of 0.4 s takes longer than it may wait."""
+    if sandbox._busy_seconds(os.getpid()) is None:
+        pytest.skip("the kernel does not count the time that a process waits for a processor")
+    monkeypatch.setattr(sandbox, "_WALL", 0.5)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        started = time.monotonic()
+        assert run(WORKS.format(0.4), "assert True").passed
+        assert time.monotonic() - started > 0.5
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, cores)
+
+
+BUSY = {
+    "all of the time": (lambda: time.monotonic(), "passed", True),
+    "none of it": (lambda: 0.0, "waits", True),
+    "unknown": (lambda: None, "the machine was too busy", False),
+}
+
+
+@pytest.mark.parametrize(("busy", "reason", "decided"), BUSY.values(), ids=BUSY)
+def test_only_waiting_of_its_own_ends_a_program(run, monkeypatch, busy, reason, decided) -> None:
+    monkeypatch.setattr(sandbox, "_WALL", 0.2)
+    monkeypatch.setattr(sandbox, "_busy_seconds", lambda _pid: busy())
+    outcome = run("import time\ntime.sleep(1)", "assert True")
+    assert (outcome.reason, outcome.decided) == (reason, decided)
+
+
+def test_a_run_that_the_machine_prevents_is_undecided(run, monkeypatch) -> None:
+    monkeypatch.setattr(sandbox, "_WALL", 0.1)
+    monkeypatch.setattr(sandbox, "_PATIENCE", 0.3)
+    monkeypatch.setattr(sandbox, "_busy_seconds", lambda _pid: time.monotonic())
+    late = run("import time\ntime.sleep(600)")
+    assert (late.passed, late.decided, late.reason) == (False, False, "the machine was too busy")
+    monkeypatch.setattr(sandbox, "_START_SECONDS", 0.0)
+    assert run("").reason == "did not start"
+    assert not run("").decided
+    monkeypatch.setattr(sandbox, "_run", lambda *_: (b'{"refused": "unshare: no space"}', b"x", "ended early"))
+    assert not run("").decided
+
+
+def test_a_program_cannot_make_its_own_run_undecided(run) -> None:
+    for word in ("starved", "the machine was too busy", "waits", ""):
+        writes = f"import os\nfor n in range(3, 64):\n    try:\n        os.write(n, {word.encode()!r})\n"
+        outcome = run(f"{writes}    except OSError:\n        pass\nos._exit(0)")
+        assert (outcome.passed, outcome.decided) == (False, True), word
+
+
+def test_time_in_which_the_audit_was_stopped_fails_no_program(run, monkeypatch) -> None:
+    """A finished program's result is read even if the clock has passed every limit meanwhile."""
+    real, jumps = time.monotonic, []
+
+    def clock() -> float:
+        jumps.append(0.0)
+        return real() + (1e6 if len(jumps) > 2 else 0.0)
+
+    monkeypatch.setattr(sandbox.time, "monotonic", clock)
+    monkeypatch.setattr(sandbox.select, "select", lambda *_: ([1], [], []))
+    assert run("x = 1", "assert x == 1").passed
 
 
 def test_root_without_namespaces_runs_nothing(monkeypatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(sandbox, "_run", lambda *_: (b'{"refused": "unshare: not permitted"}', b""))
+    monkeypatch.setattr(sandbox, "_run", lambda *_: (b'{"refused": "unshare: not permitted"}', b"", ""))
     why_no_namespaces.cache_clear()
     try:
         with pytest.raises(ModelError, match="as root.*unshare: not permitted.*another user"):
             run_program("", "")
-        monkeypatch.setattr(sandbox, "_run", lambda *_: (b"", b""))
+        monkeypatch.setattr(sandbox, "_run", lambda *_: (b"", b"", ""))
         with pytest.raises(ModelError, match="does not start"):
             run_program("", "")
     finally:

@@ -367,3 +367,43 @@ def test_data_and_models_are_loaded_in_a_thread(tmp_path):
     load = lambda: load_examples(str(tmp_path / "d.jsonl"), data_dir=None, split="train")  # noqa: E731
     assert in_a_thread(load) == load()
     assert in_a_thread(lambda: load_model(ModelSpec(name="tiny")).source) == load_model(ModelSpec(name="tiny")).source
+
+
+def _burn(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["main thread", "another thread"])
+def test_a_processor_limit_counts_its_own_thread_alone(main):
+    outcomes: list[str] = []
+
+    def limited() -> None:
+        for work in (lambda: time.sleep(0.4), lambda: _burn(0.1), lambda: _burn(60)):
+            try:
+                with time_limit(0.2, DataError("late"), of_processor=True):
+                    work()
+                outcomes.append("done")
+            except DataError:
+                outcomes.append("late")
+
+    stop = threading.Event()
+
+    def beside() -> None:
+        while not stop.is_set():
+            pass
+
+    other = threading.Thread(target=beside, daemon=True)
+    other.start()
+    try:
+        if main:
+            limited()
+        else:
+            thread = threading.Thread(target=limited)
+            thread.start()
+            thread.join()
+    finally:
+        stop.set()
+        other.join()
+    assert outcomes == ["done", "done", "late"]

@@ -90,11 +90,11 @@ def seal(folder: str, readable: Iterable[str], disk: int) -> None:
 
 
 def _leave_to_child() -> None:
-    """Fork; only the child returns, and its parent ends with it."""
+    """Fork; only the child returns, and its parent ends with it and passes on what ended it."""
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
-        os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os._exit(128 - code if code < 0 else code)
 
 
 def _mount_files(libc: Any, target: str, options: str) -> None:

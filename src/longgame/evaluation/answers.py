@@ -19,6 +19,7 @@ from longgame.data.examples import Example
 from longgame.errors import DataError
 from longgame.limits import time_limit
 
+_log = logging.getLogger(__name__)
 _MOST_DIGITS = 1000
 """Digits of a number; more are no answer (Python itself refuses more than 4,300)."""
 _MOST_EXPONENT = 300
@@ -628,7 +629,7 @@ def is_formula(text: str) -> bool:
 
 @lru_cache(maxsize=_FORMULA_PAIRS)
 def _same_formula(gold: str, answer: str) -> bool:
-    """Whether math-verify finds both formulas equal; what it cannot read within its time limit is no match."""
+    """Whether math-verify finds both formulas equal; what it cannot read within its time limit is no match (warned)."""
     if len(answer) > _LONGEST_FORMULA:
         return False
     from math_verify import verify  # sympy; 0.5 s
@@ -641,6 +642,12 @@ def _same_formula(gold: str, answer: str) -> bool:
             pair = [list(_formula(part)) for part in (gold, answer)]
             return bool(all(pair)) and bool(verify(*pair, raise_on_error=False, timeout_seconds=None))
     except TimeoutException:
+        _log.warning(
+            "math-verify compares %r with %r for more than %d seconds of processor time; it counts as wrong.",
+            answer[:80],
+            gold[:80],
+            _FORMULA_SECONDS,
+        )
         return False
 
 

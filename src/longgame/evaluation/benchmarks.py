@@ -106,7 +106,8 @@ class TruthfulQA2(_TruthfulQA):
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_LONGEST = 20_000
+_GSM_END = re.compile(r"Question:|</s>|<\|im_end\|>")
+"""Where the harness stops decoding."""
 
 
 class GSM8K(Scorer):
@@ -141,11 +142,12 @@ class GSM8K(Scorer):
 
 def gsm_answer(text: str, form: GsmForm) -> str | None:
     """The number that a response to GSM8K gives, as it is written; None without any."""
+    text = _GSM_END.split(text, maxsplit=1)[0]
     if form == "strict":
         match = _STRICT.search(text)
         return match[1] if match else None
-    found = _FLEXIBLE.findall(text[-_LONGEST:])
-    return next(filter(None, found[-1])).strip() if found else None
+    matches = _FLEXIBLE.findall(text)
+    return next(filter(None, matches[-1])).strip() if matches else None
 
 
 def compared(number: str) -> str:

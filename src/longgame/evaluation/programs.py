@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import math
 import os
 import re
 import textwrap
@@ -19,7 +20,7 @@ from typing import ClassVar
 from longgame.data.examples import Example
 from longgame.errors import PluginError
 from longgame.evaluation.answers import without_thinking
-from longgame.evaluation.sandbox import Limits, run_program, why_no_namespaces
+from longgame.evaluation.sandbox import OUT_OF_TIME, Limits, ProgramOutcome, run_program, why_no_namespaces
 from longgame.evaluation.scorers import Evidence, Scorer
 
 _log = logging.getLogger(__name__)
@@ -119,11 +120,12 @@ def checks_of(example: Example) -> str:
 class PassAt1(Scorer):
     """Whether the program of the greedy response passes the item's tests, in a sandbox (pass@1, Chen et al. 2021).
 
-    Measured are items whose ``answer`` is a test program: one that holds an ``assert``. It runs model-written code, so
+    Measured are items whose ``answer`` is a test program: one that holds an ``assert``. A program that the machine was
+    too busy to run, twice, has no result (the score ``pass_at_1 missing`` is their share). Model-written code runs, so
     it is refused unless the recipe says ``data.run_model_code: true``.
 
     Args:
-        seconds: processor time of a program with its tests; five times as much wall-clock time.
+        seconds: processor time of a program with its tests; it may wait (sleep) for five times as long.
         memory: MiB of address space.
 
     Raises:
@@ -134,6 +136,7 @@ class PassAt1(Scorer):
     asks_outside: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("generation",)
     runs_model_code: ClassVar[bool] = True
+    may_miss: ClassVar[bool] = True
 
     def __init__(self, seconds: int = 10, memory: int = 1024) -> None:
         for name, value in (("seconds", seconds), ("memory", memory)):
@@ -146,9 +149,11 @@ class PassAt1(Scorer):
         return bool(checks_of(example))
 
     def score(self, example: Example, evidence: Evidence) -> float:
-        return float(
-            run_program(program_of(example.prompt, evidence.generation), checks_of(example), self.limits).passed
-        )
+        outcome = self._outcome(example, evidence)
+        return float(outcome.passed) if outcome.decided else math.nan
+
+    def _outcome(self, example: Example, evidence: Evidence) -> ProgramOutcome:
+        return run_program(program_of(example.prompt, evidence.generation), checks_of(example), self.limits)
 
     def score_all(self, examples: Sequence[Example], evidence: Sequence[Evidence]) -> list[float]:
         refused = why_no_namespaces() if examples else ""
@@ -161,4 +166,18 @@ class PassAt1(Scorer):
             self._warned = True
         workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            return list(pool.map(self.score, examples, evidence))
+            outcomes = list(pool.map(self._outcome, examples, evidence))
+        outcomes = [
+            outcome if outcome.decided else self._outcome(example, shown)  # again, with no other program beside it
+            for outcome, example, shown in zip(outcomes, examples, evidence, strict=True)
+        ]
+        late = sum(outcome.reason == OUT_OF_TIME for outcome in outcomes)
+        if late:
+            _log.warning(
+                "%d of %d programs used up their %d seconds of processor time and count as failed; "
+                "pass_at_1(seconds=…) gives them more.",
+                late,
+                len(outcomes),
+                self.limits.seconds,
+            )
+        return [float(outcome.passed) if outcome.decided else math.nan for outcome in outcomes]

@@ -22,11 +22,18 @@ from longgame.errors import ModelError
 _RUNNER = Path(__file__).with_name("_runner.py")
 _MOST_SOURCE = 200_000
 """Characters of a program or its tests; a longer one is not run and has not passed."""
+OUT_OF_TIME = "no processor time left"
 _MOST_RESULT = 4096
-_LATE = b"late"
+_END_SECONDS = 5.0
+"""Wall-clock time of a process to end after it closed its result; it decides a word alone."""
+_SIGNALED = 128
+"""Exit status of the sandbox's outer processes where a signal ended the program: this plus its number (`_runner`)."""
+_WAITS, _STARVED = "waits", "the machine was too busy"
 _WALL = 5.0
-"""Wall-clock seconds of a program, for each of processor time: the machine may be busy."""
-_START_SECONDS = 20.0
+"""Seconds that a program may wait (sleep, a lock), for each of processor time; waiting for a processor is none."""
+_PATIENCE = 60.0
+"""Wall-clock seconds of a program on a busy machine, for each of processor time; then its run is undecided."""
+_START_SECONDS = 120.0
 """Wall-clock time for the interpreter and the sandbox to start, on top of the program's."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime")
 _ENVIRONMENT = {
@@ -44,7 +51,7 @@ class Limits:
     """What a program may use."""
 
     seconds: int = 10
-    """Processor time; five times as much wall-clock time."""
+    """Processor time; a program may wait (sleep) for five times as long."""
     memory: int = 1024 * 2**20
     """Bytes of address space."""
     disk: int = 16 * 2**20
@@ -57,7 +64,9 @@ class ProgramOutcome:
 
     passed: bool
     reason: str
-    """``passed``, the name of the exception, ``no time left``, ``ended early``, ``too long`` …"""
+    """``passed``, the name of the exception, ``no processor time left``, ``waits``, ``ended early``, ``too long`` …"""
+    decided: bool = True
+    """False where the machine, not the program, kept the run from ending: it says nothing about the program."""
 
 
 @cache
@@ -88,7 +97,7 @@ def why_no_namespaces() -> str:
         ModelError: it refused, and this process is root's, so nothing would hold a program; or nothing can be started.
     """
     with tempfile.TemporaryDirectory(prefix="longgame-program-", ignore_cleanup_errors=True) as folder:
-        data, _ = _run("", "", Limits(), os.path.realpath(folder), True)
+        data, _, _ = _run("", "", Limits(), os.path.realpath(folder), True)
     try:
         refused = str(json.loads(data.partition(b"\n")[0])["refused"])
     except (ValueError, KeyError, TypeError) as error:
@@ -125,20 +134,20 @@ def run_program(
     if namespaces is None:
         namespaces = not why_no_namespaces()
     with tempfile.TemporaryDirectory(prefix="longgame-program-", ignore_cleanup_errors=True) as folder:
-        data, secret = _run(program, tests, limits, os.path.realpath(folder), namespaces)
-    start, _, rest = data.partition(b"\n")
+        data, secret, end = _run(program, tests, limits, os.path.realpath(folder), namespaces)
+    _, started, rest = data.partition(b"\n")
     if rest == secret:
         return ProgramOutcome(True, "passed")
+    if not started:
+        return ProgramOutcome(False, "did not start", decided=False)
     text = rest.decode("ascii", "replace")
     if text.startswith("failed "):
         return ProgramOutcome(False, text.removeprefix("failed "))
-    return ProgramOutcome(
-        False, "no time left" if data.endswith(_LATE) else "ended early" if start else "did not start"
-    )
+    return ProgramOutcome(False, end, decided=end != _STARVED)
 
 
-def _run(program: str, tests: str, limits: Limits, folder: str, namespaces: bool) -> tuple[bytes, bytes]:
-    """What the process wrote as its result, and the secret that it writes where the tests pass."""
+def _run(program: str, tests: str, limits: Limits, folder: str, namespaces: bool) -> tuple[bytes, bytes, str]:
+    """What the process wrote as its result, the secret that it writes where the tests pass, and how it ended."""
     secret = secrets.token_hex(16).encode()
     result, result_end = os.pipe()
     secret_end, secret_source = os.pipe()
@@ -170,7 +179,8 @@ def _run(program: str, tests: str, limits: Limits, folder: str, namespaces: bool
         )
         os.close(result_end)
         result_end = -1
-        return _talk(process, json.dumps(job).encode(), result, _WALL * limits.seconds), secret
+        data, end = _talk(process, json.dumps(job).encode(), result, limits.seconds)
+        return data, secret, end or _ending(process)
     finally:
         for descriptor in (result, result_end, secret_end):
             if descriptor >= 0:
@@ -179,24 +189,65 @@ def _run(program: str, tests: str, limits: Limits, folder: str, namespaces: bool
             _end(process)
 
 
-def _talk(process: subprocess.Popen[bytes], job: bytes, result: int, seconds: float) -> bytes:
-    """Send the job and return what the process wrote as its result until it ended or its time was over."""
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    """How a process that closed its result ended."""
+    try:
+        code = process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "ended early"
+    return OUT_OF_TIME if signal.SIGXCPU in (-code, code - _SIGNALED) else "ended early"
+
+
+def _talk(process: subprocess.Popen[bytes], job: bytes, result: int, seconds: float) -> tuple[bytes, str]:
+    """Send the job; return what the process wrote as its result, and `_WAITS` or `_STARVED` where it did not end.
+
+    Time that the program waits for a processor is not its own, so a busy machine does not end it: it may wait
+    otherwise for `_WALL` seconds of each of processor time, which the kernel bounds itself. Time in which this process
+    did not run either (suspended, frozen) counts for nobody.
+    """
     if process.stdin is not None:
         with suppress(BrokenPipeError):
             process.stdin.write(job)
             process.stdin.close()
-    data, deadline = b"", time.monotonic() + _START_SECONDS + seconds
+    data, away = b"", 0.0
+    begin = time.monotonic()
+    deadline, patience = begin + _START_SECONDS, _WALL * seconds
     while len(data) < _MOST_RESULT:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0 or not select.select([result], [], [], remaining)[0]:
-            return data + _LATE
+        if not select.select([result], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            now = time.monotonic()
+            away += max(0.0, now - deadline)
+            if not data:
+                return data, _STARVED
+            busy = _busy_seconds(process.pid)
+            waited = 0.0 if busy is None else now - begin - away - busy
+            if waited >= patience:
+                return data, _WAITS
+            if busy is None or now - begin - away >= _PATIENCE * seconds:
+                return data, _STARVED
+            deadline = now + max(0.05, min(patience - waited, begin + away + _PATIENCE * seconds - now))
+            continue
         part = os.read(result, _MOST_RESULT)
         if not part:
             break
-        if not data:
-            deadline = min(deadline, time.monotonic() + seconds)  # it has started: its own time counts now
+        if not data:  # it has started: its own time counts now
+            begin, away = time.monotonic(), 0.0
+            deadline = begin + patience
         data += part
-    return data
+    return data, ""
+
+
+def _busy_seconds(pid: int) -> float | None:
+    """Seconds that the last descendant of a process, which runs the program, ran or waited for a processor.
+
+    None where the kernel does not count them.
+    """
+    try:
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+            pid = int(children[0])
+        ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return (int(ran) + int(waited)) / 1e9
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
