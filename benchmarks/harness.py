@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +190,10 @@ UNIT_SECONDS = 0.3
 """Processor time of `unit_seconds` on the machine where the parts of quick runs were timed (AMD EPYC, one thread)."""
 
 
+_STOP_SECONDS = 1.0
+"""Before the deadline: in which the figures are printed and children are ended."""
+
+
 def unit_seconds() -> float:
     """Seconds of a fixed piece of work now: matrix products, reads of memory, and loops of Python."""
     square = torch.ones(256, 256)
@@ -241,16 +247,21 @@ def run_parts(report: Report, parts: Parts, file: Path | None, deadline: Deadlin
     if deadline is not None:
 
         def stop() -> None:
-            report.left_out += [f"{name} (cut off)" for name in at_work] + left
-            report.finish(file)
-            sys.stdout.flush()
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
-            os._exit(1)
+            try:
+                report.left_out += [f"{name} (cut off)" for name in at_work] + left
+                report.finish(file)
+                sys.stdout.flush()
+                for process in psutil.Process().children(recursive=True):
+                    with suppress(psutil.Error):  # it has ended by itself
+                        process.kill()
+            finally:
+                os._exit(1)
 
-        watch = threading.Timer(max(0.0, deadline.left - 0.5), stop)
+        watch = threading.Timer(max(0.0, deadline.left - _STOP_SECONDS), stop)
         watch.daemon = True
         watch.start()
+        # A library that keeps the interpreter's lock stops that thread, but not this one, which is of C.
+        faulthandler.dump_traceback_later(max(0.1, deadline.left), exit=True)
         pace = unit_seconds() / UNIT_SECONDS
     for name, forms in parts.items():
         left.remove(name)
@@ -265,6 +276,7 @@ def run_parts(report: Report, parts: Parts, file: Path | None, deadline: Deadlin
         report.parts[name] = {"form": forms.index(form), **seconds}
     if watch is not None:
         watch.cancel()
+        faulthandler.cancel_dump_traceback_later()
     return report.finish(file)
 
 

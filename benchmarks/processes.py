@@ -19,8 +19,10 @@ import argparse
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, TrainingArguments
 
-from benchmarks.harness import Report, at_least, measure_machine
+from benchmarks.harness import Form, Report, at_least, measure_machine, quick_deadline, run_parts
 from benchmarks.trainers import pad
 from benchmarks.workload import Workload, mixed_lengths, real, shaped
 from longgame.training.config import SelectionConfig
@@ -36,6 +38,8 @@ from longgame.training.trainer import SelectionTrainer
 
 PLACES, QUICK_PLACES = 16, 8
 """Of a step, over all processes; a selector sees four candidates for each."""
+QUICK_SECONDS = {4: 40.0, 2: 30.0}
+"""Steps of a quick run → processor time of one turn of both sides, imports of three processes included."""
 SMALL = LlamaConfig(
     vocab_size=8192,
     hidden_size=256,
@@ -136,35 +140,48 @@ def run(size: int, quick: bool, steps: int) -> Outcome:
     return outcome
 
 
+def compare(report: Report, quick: bool, steps: int, turns: int) -> None:
+    """Train in one process and in two, by turns."""
+    best: dict[int, float] = {}
+    picks: dict[int, list[tuple[str, ...]]] = {}
+    for turn in range(turns):
+        for size in (1, 2):
+            outcome = run(size, quick, steps)
+            picks[size] = outcome.picks
+            best[size] = min(outcome.seconds, best.get(size, outcome.seconds))
+            print(
+                f"turn {turn + 1}, {size} process(es): {outcome.seconds:.2f} s a step, "
+                f"{outcome.processor_seconds:.2f} s of them computing ({outcome.model})",
+                flush=True,
+            )
+            measured = {name: getattr(outcome, name) for name in ("seconds", "processor_seconds", "model")}
+            report.add(rows=[{"processes": size, "turn": turn + 1, **measured}])
+    if picks[1] != picks[2]:
+        raise SystemExit("two processes picked other examples than one")
+    report.add([at_least("two_processes", best[1] / best[2], 1.8)])
+
+
 def main() -> None:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller shape, few steps, one turn")
-    parser.add_argument("--steps", type=int, help="of each training (default 5, --quick 4)")
+    parser.add_argument("--steps", type=int, help="of each training (default 5, --quick 4 or 2)")
     parser.add_argument("--turns", type=int, help="of each side (default 2, --quick 1)")
     parser.add_argument("--json", type=Path, help="write everything here")
     options = parser.parse_args()
-    steps, turns = options.steps or (4 if options.quick else 5), options.turns or (1 if options.quick else 2)
     torch.set_num_threads(1)
-    report = Report("processes", measure_machine())
-    print(report.machine)
-    best: dict[int, float] = {}
-    chosen: dict[int, list[tuple[str, ...]]] = {}
-    for turn in range(turns):
-        for size in (1, 2):
-            done = run(size, options.quick, steps)
-            chosen[size] = done.picks
-            best[size] = min(done.seconds, best.get(size, done.seconds))
-            print(
-                f"turn {turn + 1}, {size} process(es): {done.seconds:.2f} s a step, {done.processor_seconds:.2f} s of "
-                f"them computing ({done.model})"
-            )
-            measured = {"seconds": done.seconds, "processor_seconds": done.processor_seconds, "model": done.model}
-            report.add(rows=[{"processes": size, "turn": turn + 1, **measured}])
-    if chosen[1] != chosen[2]:
-        raise SystemExit("two processes picked other examples than one")
-    report.add([at_least("two_processes", best[1] / best[2], 1.8)])
-    report.finish(options.json)
+    report = Report("processes", measure_machine(), quick=options.quick)
+    print(report.machine, flush=True)
+    turns, counts = options.turns or (1 if options.quick else 2), {5: 0.0}
+    if options.quick:
+        counts = QUICK_SECONDS
+    if options.steps:
+        counts = {options.steps: 0.0}
+    forms = [
+        Form(partial(compare, report, options.quick, steps, turns), turns * seconds)
+        for steps, seconds in counts.items()
+    ]
+    sys.exit(0 if run_parts(report, {"two processes": forms}, options.json, quick_deadline(options.quick)) else 1)
 
 
 if __name__ == "__main__":

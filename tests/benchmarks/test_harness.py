@@ -161,26 +161,37 @@ def test_without_a_deadline_every_part_runs_in_full():
 
 
 CUT_OFF = """
-import subprocess, sys
+import ctypes, subprocess, sys
 from benchmarks.harness import Deadline, Form, Machine, Report, at_most, run_parts
 report = Report("parts", Machine("a processor", 1, "cpu", 10.0, 100.0, 200.0, "2", "2", "3"), quick=True)
 def hang():
     report.add([at_most("cost", 1, 2)])
     subprocess.run([sys.executable, "-c", "print('child', flush=True); import time; time.sleep(1000)"])
-run_parts(report, {"hangs": [Form(hang)], "after": [Form(hang)]}, None, Deadline(20))
+def lock():
+    ctypes.PyDLL(None).sleep(1000)
+hang = {"hang": hang, "lock": lock}[sys.argv[1]]
+run_parts(report, {"hangs": [Form(hang)], "after": [Form(hang)]}, None, Deadline(10))
 """
 
 
 def test_a_part_that_hangs_is_cut_off_and_named():
-    done = subprocess.run([sys.executable, "-c", CUT_OFF], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", CUT_OFF, "hang"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     lines = [line.split(",")[0] for line in done.stdout.splitlines()]
     assert lines == ["child", "figure cost 1 <=2 ok quick", "left out: hangs (cut off)", "left out: after"]
 
 
+def test_a_part_that_keeps_the_interpreters_lock_ends():
+    command = [sys.executable, "-c", CUT_OFF, "lock"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
 def test_every_benchmark_bounds_its_quick_run(name):
     source = (ROOT / "benchmarks" / f"{name}.py").read_text()
-    if '"--quick"' in source and name not in ("gpu", "processes", "scale"):  # gpu kills its parts in time
+    if '"--quick"' in source and name != "gpu":  # gpu kills its parts in time
         assert "quick_deadline(" in source
         assert "run_parts(" in source

@@ -18,10 +18,11 @@ from longgame.offline import merging, scoring
 from longgame.offline.merging import merge_scores
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows
-from longgame.offline.score_folder import CONFIG, shard_name
+from longgame.offline.score_folder import CONFIG, ScoreFolder, shard_name
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import score_into, shard_rows
 from longgame.offline.selecting import select_to
+from longgame.storage import write_state
 from support.cli import environment, longgame_here
 
 from .conftest import ROWS, jsonl
@@ -169,6 +170,22 @@ def test_a_column_of_some_shards_is_named(job, parts, tmp_path, monkeypatch):
     score_into(shard_rows(rows, 1, 3), ["el2n"], first, TINY, on_bad_row="skip")
     with pytest.raises(ResumeError, match=r"0002-of-0003' lacks el2n, which another shard has"):
         merge_scores(tmp_path / "all", [parts])
+
+
+def test_vectors_of_a_target_set_are_those_of_all_shards(job, parts, tmp_path):
+    first, second, third = (parts / shard_name(number, 3) for number in (1, 2, 3))
+    vector = np.arange(4, dtype=np.float32)
+    write_state(second, "context", {"target_sketch": vector})
+    write_state(third, "context", {"target_sketch": vector * np.float32(1.001), "target_embedding": vector})
+    merged = merge_scores(tmp_path / "all", [parts])
+    for folder in (merged, ScoreFolder(parts)):
+        np.testing.assert_array_equal(folder.context("target_sketch"), vector)
+        np.testing.assert_array_equal(folder.context("target_embedding"), vector)
+    for other in (vector[::-1].copy(), vector[:3]):
+        write_state(first, "context", {"target_sketch": other})
+        with pytest.raises(ResumeError, match=r"0002-of-0003' holds another vector target_sketch .*0001-of-0003'"):
+            merge_scores(tmp_path / "other", [parts])
+        assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -279,6 +279,33 @@ def test_fsdp2_picks_and_learns_as_one_process(tmp_path):
     assert all(result["units"] > 3 for answers in two for result in answers.values())
 
 
+DIVIDED = {
+    "fsdp2": {"lhas": {**CASES["lhas"], "fsdp": True}, "full": {**OTHERS["full"], "fsdp": True}},
+    "zero-1": {"lhas": {**CASES["lhas"], "zero": 1}},
+    "zero-2": {"rounds": {**CASES["rounds"], "zero": 2}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", DIVIDED)
+def test_a_divided_training_is_resumed_as_it_went_on(tmp_path, way):
+    """Two processes stop behind a checkpoint of step 2 and start again; four steps in all."""
+    if way != "fsdp2":
+        pytest.importorskip("deepspeed")
+    saved = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    for name, case in DIVIDED[way].items():
+        cases = {name: {**case, "args": saved}}
+        expected = run_in_processes(trained, 2, str(tmp_path / "first"), cases, 2)[0]
+        assert isinstance(expected, dict), expected
+        resumed = run_in_processes(
+            trained, 2, str(tmp_path / "again"), cases, 2, 1, str(tmp_path / "first" / name / "checkpoint-2")
+        )
+        first = len(expected[name]["picks"]) - len(resumed[0][name]["picks"]) if isinstance(resumed[0], dict) else 0
+        assert first > 0, resumed
+        expected[name]["picks"] = expected[name]["picks"][first:]
+        check_equal(resumed, expected)
+
+
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -26,10 +25,11 @@ from longgame.offline.score_folder import (
     check_shards,
     read_config,
     shard_command,
+    shared_context,
     stores_in,
 )
 from longgame.signals.store import MANIFEST, RANGES, SignalStore, SignalWriter
-from longgame.storage import durable_folder, read_json, write_file, write_json
+from longgame.storage import durable_folder, read_json, write_file, write_json, write_state
 
 _ROWS = 1 << 16
 """Rows that are copied together."""
@@ -47,9 +47,9 @@ def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = 
         command: stands in config.yaml.
 
     Raises:
-        ResumeError: a shard is missing or not finished, is of other data, another model, other settings or versions, or
-            lacks a column that another one has; a file is damaged. StorageError: ``out`` holds something else, or the
-            disk is full.
+        ResumeError: a shard is missing or not finished, is of other data, another model, other settings or versions,
+            lacks a column that another one has, or holds another vector of the target set; a file is damaged.
+        StorageError: ``out`` holds something else, or the disk is full.
     """
     path = Path(out)
     shards = check_shards(_expanded(folders))
@@ -67,8 +67,8 @@ def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = 
         _copy_stores([stores_in(folder) for folder in sources], part / f"{STORE}{content[:8]}")
         for name in names:
             _copy_stores([[SignalStore(folder / name)] for folder in sources], part / name)
-        for state in sources[0].glob(f"{CONTEXT_STATE}*"):
-            shutil.copyfile(state, part / state.name)
+        for state in sorted({path.stem for folder in sources for path in folder.glob(f"{CONTEXT_STATE}*.json")}):
+            write_state(part, state, shared_context(sources, state), flushed=False)
         _copy_table(sources, part / TABLE)
         _copy_notes(sources, part)
         first = dict(shards[0][1])

@@ -136,18 +136,21 @@ class ScoreFolder:
 
     def has_context(self, name: str) -> bool:
         """Whether the vector is there."""
-        return name in context_of(self.folders[0], self.apart)
+        return name in self._vectors
 
     def context(self, name: str) -> np.ndarray:
         """A vector that describes the target set.
 
         Raises:
-            ResumeError: it is missing or damaged.
+            ResumeError: it is missing or damaged, or shards hold different ones.
         """
-        vectors = context_of(self.folders[0], self.apart)
-        if name not in vectors:
+        if name not in self._vectors:
             raise ResumeError(f"'{self.folder}' lacks the vector {name}. Give --model, and it is computed into it.")
-        return np.asarray(vectors[name])
+        return np.asarray(self._vectors[name])
+
+    @cached_property
+    def _vectors(self) -> dict[str, Any]:
+        return shared_context(self.folders, self.apart.get(CONTEXT_STATE, CONTEXT_STATE))
 
     def _store_of(self, place: int, name: str) -> SignalStore:
         """The store that holds a column in one of the folders.
@@ -283,10 +286,43 @@ def shard_name(number: int, total: int) -> str:
     return f"shard-{number:04d}-of-{total:04d}"
 
 
-def context_of(path: Path, places: Mapping[str, str]) -> dict[str, Any]:
-    """Vectors of the target set that are stored; empty where there are none."""
-    name = places.get(CONTEXT_STATE, CONTEXT_STATE)
-    return dict(read_state(path, name)) if (path / f"{name}.json").is_file() else {}
+def shared_context(folders: Sequence[Path], name: str = CONTEXT_STATE) -> dict[str, Any]:
+    """Return the vectors of a target set that any of these shards holds, by name; empty where there are none.
+
+    Each comes from the first shard that holds it. Those of other shards may differ by rounding, as on another device.
+
+    Args:
+        name: of the state that holds them (see `ScoreFolder`).
+
+    Raises:
+        ResumeError: one is damaged, or shards hold different ones.
+    """
+    vectors: dict[str, Any] = {}
+    origin: dict[str, Path] = {}
+    for folder in folders:
+        state = dict(read_state(folder, name)) if (folder / f"{name}.json").is_file() else {}
+        for key, vector in state.items():
+            if key not in vectors:
+                vectors[key], origin[key] = vector, folder
+            elif not _equal_but_for_rounding(np.asarray(vector), np.asarray(vectors[key])):
+                raise ResumeError(
+                    f"'{folder}' holds another vector {key} of the target set than '{origin[key]}'. Score that shard "
+                    "again, in a new folder, with the same --target and model."
+                )
+    return vectors
+
+
+_ROUNDING = 0.02
+"""Part of a vector's largest entry by which another device may differ: a few roundings in bfloat16."""
+
+
+def _equal_but_for_rounding(first: np.ndarray, second: np.ndarray) -> bool:
+    if first.shape != second.shape:
+        return False
+    if first.dtype.kind not in "fc":
+        return bool(np.array_equal(first, second))
+    limit = _ROUNDING * float(np.abs(second).max(initial=0.0))
+    return bool(np.allclose(first, second, rtol=0.0, atol=limit, equal_nan=True))
 
 
 def stored_names(path: Path) -> set[str]:

@@ -47,9 +47,9 @@ from longgame.offline.score_folder import (
     check_folder,
     check_grading,
     check_made_with,
-    context_of,
     read_config,
     shard_folders,
+    shared_context,
     stored_names,
     stores_in,
 )
@@ -237,7 +237,7 @@ def score_into(
     targets = None if target is None else _target_pool(target, scorer)
     source = scorer.source(seed, None if targets is None else lambda: targets, grading)
     source.begin_stage()
-    vectors = context_of(path, places)
+    vectors = shared_context([path], places.get(CONTEXT_STATE, CONTEXT_STATE))
     if lacking := [name for name in context if name not in vectors]:
         measured = dict(source(targets, lacking).context)  # type: ignore[arg-type]
         write_state(path, places.get(CONTEXT_STATE, CONTEXT_STATE), vectors | measured)
