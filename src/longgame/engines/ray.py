@@ -65,6 +65,8 @@ _NODE_LOSSES, _WORKER_ENDS = 5, 2
 _AHEAD = 2
 _SETTINGS_FRAME = 4
 """Type of the first frame that an HTTP/2 server sends."""
+_REPORTED_HERE = "worker died|Raylet is terminated|node with node id|killed due to memory pressure"
+"""Messages of Ray that are not printed, because the engine reports the same losses in one line each."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0))
 
 _log = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ def import_ray() -> Any:
         RecipeError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _REPORTED_HERE)
     if importlib.util.find_spec("ray") is None:
         raise RecipeError("--engine needs Ray, which is not installed. Run: pip install 'longgame[ray]'")
     import ray
@@ -285,7 +288,7 @@ class _Workers:
     def capacity(self) -> int:
         """Workers that the cluster holds."""
         total = sum(node.workers for node in self._nodes.values())
-        return total if self._most is None else min(total, self._most)
+        return min(total, self._most or total)
 
     def _make_mailbox(self) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -384,8 +387,7 @@ class _Workers:
             name: max((node["Resources"].get(name, 0) for node in nodes), default=0)
             for name in ("CPU", "GPU", "memory")
         }
-        wanted = [f"{needs.cpus} CPU{'s' * (needs.cpus > 1)}"]
-        wanted += ["1 GPU"] if needs.gpu else []
+        wanted = [f"{needs.cpus} CPU{'s' * (needs.cpus > 1)}", *(["1 GPU"] if needs.gpu else [])]
         wanted += [f"{needs.memory / 1e9:.1f} GB of memory"] if needs.memory else []
         raise RecipeError(
             f"one job needs {' and '.join(wanted)}, and no node of the Ray cluster has that (the most of each: "
