@@ -51,7 +51,7 @@ QUICK_LARGEST, QUICK_SIZES, QUICK_PART = 40_000, (8_000, 16_000, 24_000), 4_000
 ROUNDS = (8_000, 16_000, 32_000)
 """Rows of the two rounds of farthest-first: its work is n·k, of which a part does its share."""
 QUICK_ROUNDS = (1_000, 2_000, 4_000)
-QUICK_SECONDS = {"pool": 12.0, "parts": 16.0, "rounds": 12.0}
+QUICK_SECONDS = {"pool": 14.0, "parts": 20.0, "rounds": 16.0}
 """Processor time of each part of a quick run, most of it the imports of a process for each measurement."""
 WIDTH = 64
 _WRITTEN = 100_000

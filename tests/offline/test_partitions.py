@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import longgame
 from longgame.data.sources import open_source
 from longgame.errors import LonggameError, RecipeError
 from longgame.offline import scoring
@@ -102,6 +103,25 @@ def test_two_rounds_do_not_depend_on_workers_or_shards(selector, job, tmp_path):
     claim = manifest["partitions"]
     assert (claim["partitions"], claim["rounds"], claim["exact"]) == (4, 2, False)
     assert claim["holds"]
+
+
+@pytest.mark.parametrize("selector", ["loss", "k-center"])
+def test_select_in_python_has_the_parts_of_the_command(selector, job, tmp_path):
+    _, manifest = in_parts(job, tmp_path / "a.jsonl", selector, partitions=3, budget="20%")
+    options = {"selector": selector, "budget": "20%", "on_bad_row": "skip", "scores": job / "scores", "partitions": 3}
+    subset = longgame.select(job / "data", **options)
+    written = longgame.select(job / "data", **options, out=tmp_path / "b.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert subset.to_dict() == written.to_dict()
+    assert len(subset) == manifest["picked"]["rows"]
+    assert subset.manifest["picked"] == written.manifest["picked"] == manifest["picked"]
+    assert "in 3 parts" in subset._repr_html_()
+    with pytest.raises(RecipeError, match="a selection in parts explains no rows"):
+        subset.explain()
+    with pytest.raises(RecipeError, match="model, target reads more than a folder of scores"):
+        longgame.select(job / "data", **options, model="tiny", target=job / "data")
+    with pytest.raises(RecipeError, match="Run longgame score first"):
+        longgame.select(job / "data", **{**options, "scores": None})
 
 
 def test_processes_give_the_same_bytes(job, tmp_path):

@@ -44,7 +44,7 @@ from longgame.commands.score import (
     row_progress,
 )
 from longgame.commands.terminal import Terminal
-from longgame.errors import RecipeError, StorageError
+from longgame.errors import StorageError
 
 _PARTS = "Large pools: part by part"
 
@@ -158,7 +158,7 @@ def select_command(
         from longgame.engines.choice import LOCAL
         from longgame.models.hub import check_repo_id
         from longgame.offline.options import SelectOptions
-        from longgame.offline.partitioned import partitioned_lines, select_in_parts
+        from longgame.offline.partitioned import partitioned_lines, refuse_unread, select_in_parts
         from longgame.offline.selecting import judge_estimate, refuse_inputs, select_to
         from longgame.offline.subset import BAD, EXPLAINED, MANIFEST, PAGE, beside, refuse_existing
         from longgame.offline.summary import audit_line
@@ -205,21 +205,15 @@ def select_command(
         if partitions not in (None, 1) or engine is not None or workers is not None:
             unread = {
                 "--model": model, "--target": target, "--replay": replay, "--replay-scores": replay_scores,
-                "--history": history, "--training-log": training_log, "--explain": explain or None,
+                "--history": history, "--training-log": training_log, "--explain": explain,
             }  # fmt: skip
-            if given := [option for option, value in unread.items() if value is not None]:
-                raise RecipeError(
-                    f"{', '.join(given)} reads more than a folder of scores, and --partitions reads that alone. Leave "
-                    "it out, or use --partitions 1."
-                )
-            if scores is None:
-                raise RecipeError("--partitions reads a folder of scores. Run longgame score first, and give --scores.")
+            folder = refuse_unread(unread, scores)
             with errors_name_options():
                 parts, manifest = select_in_parts(
                     one_or_all(data),
                     out,
                     options,
-                    scores=scores,
+                    scores=folder,
                     partitions=partitions,
                     engine=engine or LOCAL,
                     workers=workers or (1 if engine in (None, LOCAL) else None),

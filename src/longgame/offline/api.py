@@ -14,11 +14,13 @@ from datasets import Dataset
 
 from longgame.data.formats import RowRules, Turns
 from longgame.data.sources import open_source
+from longgame.engines.choice import LOCAL
 from longgame.errors import RecipeError
 from longgame.offline.candidates import target_rows
 from longgame.offline.card import dataset_card
 from longgame.offline.options import SelectOptions
 from longgame.offline.outcome import SubsetOutcome, manifest_of
+from longgame.offline.partitioned import PartsOutcome, partitioned_html, refuse_unread, select_in_parts
 from longgame.offline.rows import DataRows, OnBadRow
 from longgame.offline.score_folder import ScoreFolder
 from longgame.offline.scorer import ModelOptions
@@ -34,22 +36,26 @@ class Subset(Dataset):
     """The selected rows, unchanged, with the columns of `longgame.select`; a notebook shows a summary.
 
     Attributes:
-        outcome: every decision, as arrays over all rows of the data.
+        outcome: every decision, as arrays over all rows of the data; in parts, the picks alone.
         manifest: what was selected of what, and how.
     """
 
-    outcome: SubsetOutcome
+    outcome: SubsetOutcome | PartsOutcome
     manifest: dict[str, Any]
 
     @classmethod
-    def of(cls, outcome: SubsetOutcome, manifest: dict[str, Any]) -> Subset:
+    def of(cls, outcome: SubsetOutcome | PartsOutcome, manifest: dict[str, Any]) -> Subset:
         """The data set of an outcome, a table of its own (no mapping of indices)."""
         subset = cls(table_of(outcome.parts()))
         subset.outcome, subset.manifest = outcome, manifest
         return subset
 
     def explain(self) -> list[dict[str, Any]]:
-        """Why each row was picked, and each of the nearest rejected rows was not."""
+        """Why each row was picked, and each of the nearest rejected rows was not.
+
+        Raises:
+            RecipeError: the rows were selected in parts.
+        """
         return self.outcome.explain()
 
     def card(self, license: str = "") -> str:
@@ -61,6 +67,8 @@ class Subset(Dataset):
         return str(dataset_card(self.manifest, None, license))
 
     def _repr_html_(self) -> str:
+        if isinstance(self.outcome, PartsOutcome):
+            return partitioned_html(self.outcome, self.manifest)
         return subset_html(self.outcome, self.manifest)
 
 
@@ -119,6 +127,9 @@ def select(
     embedder: str | None = None,
     scorer_model: str | None = None,
     seed: int = 0,
+    partitions: int | None = None,
+    engine: str | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     **model_settings: Any,
@@ -157,6 +168,9 @@ def select(
         embedder: ``sentence-transformers:NAME`` or ``model2vec:NAME``, which gives embeddings in place of the model.
         scorer_model: another model, with its own tokenizer, for selectors that ask it (`superfiltering`, `svp`).
         seed: of everything that is drawn.
+        partitions: select from ``scores`` in so many parts, with one in memory; None: in one, or the shards with
+            ``engine``.
+        engine, workers: where parts are worked on (`longgame.engines.choice.check_engine`), and by how many at a time.
         overwrite: replace ``out``.
         progress: called with (rows done, rows) while rows are scored.
         model_settings: further fields of `ModelOptions`, such as ``max_length`` or ``device``.
@@ -198,6 +212,21 @@ def select(
         "training_log": training_log,
         "progress": progress,
     }
+    if partitions not in (None, 1) or engine is not None or workers is not None:
+        unread = {name: settings[name] is not None for name in ("model", "target", "history", "training_log")}
+        folder = refuse_unread(unread | {"replay": replay is not None, "replay_scores": bool(replay_scores)}, scores)
+        return Subset.of(
+            *select_in_parts(
+                data,
+                out,
+                options,
+                scores=folder,
+                partitions=partitions,
+                engine=engine or LOCAL,
+                workers=workers or (1 if engine in (None, LOCAL) else None),
+                overwrite=overwrite,
+            )
+        )
     if out is not None:
         return Subset.of(*select_to(data, out, options, overwrite=overwrite, **settings))
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ among the picks of all parts; the manifest says what is true of that.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ _OPTIONS = {
 class PartsOutcome:
     """What was picked, in the order of the data."""
 
+    source: RowSource
+    positions: Int[np.ndarray, " k"]
+    """Places of the picks in the source."""
     picks: Picks
     rank: Int[np.ndarray, " k"]
     """From 1: the order of picking."""
@@ -66,10 +70,28 @@ class PartsOutcome:
     """``partitions`` of the manifest: number of parts, rounds, whether exact, what is true of the picks."""
     notes: tuple[str, ...] = ()
 
+    def added(self) -> dict[str, np.ndarray]:
+        """The columns that are written beside the rows."""
+        added: dict[str, np.ndarray] = {f"{PREFIX}rank": self.rank}
+        terms = {"score": np.full(len(self.picks.rows), np.nan), **self.picks.terms}
+        added |= {PREFIX + name: values for name, values in terms.items()}
+        if self.weights is not None:
+            added[WEIGHT] = self.weights
+        added[f"{PREFIX}sample_id"] = np.asarray(self.picks.ids, dtype=object)
+        return added
+
+    def parts(self) -> list[tuple[RowSource, Int[np.ndarray, " k"], dict[str, np.ndarray]]]:
+        """Source, places in it and further columns of the selected rows, as `SubsetOutcome.parts`."""
+        return [(self.source, self.positions, self.added())]
+
+    def explain(self) -> list[dict[str, Any]]:
+        """Raise RecipeError: rejected rows stay in their parts."""
+        raise RecipeError("a selection in parts explains no rows: rejected ones are not gathered. Use partitions=None.")
+
 
 def select_in_parts(
     data: Any,
-    out: str | Path,
+    out: str | Path | None,
     options: SelectOptions,
     *,
     scores: str | Path,
@@ -86,6 +108,7 @@ def select_in_parts(
 
     Args:
         data: what was scored, named as it was when it was scored.
+        out: None: nothing is written.
         scores: a folder of `longgame score`, or of its shards, on a path that all workers see.
         partitions: number of parts; None: one per shard of the folder, or per million rows.
         engine, workers: see `longgame.engines.choice.mapper`.
@@ -95,12 +118,43 @@ def select_in_parts(
         BudgetError: the budget holds no candidate. DataError: the data is not that of the scores.
         StorageError: an output exists, or the disk is full.
     """
-    path, source = Path(out).expanduser(), open_source(data)
-    kind_of(path)
+    path, source = None if out is None else Path(out).expanduser(), open_source(data)
     check_engine(engine)
-    refuse_existing([path, beside(path, MANIFEST)], overwrite)
-    refuse_inputs(path, source)
-    table, selector = ScoreFolder(scores), options.build()
+    if path is not None:
+        kind_of(path)
+        refuse_existing([path, beside(path, MANIFEST)], overwrite)
+        refuse_inputs(path, source)
+    table = ScoreFolder(scores)
+    outcome = _chosen(source, table, options, partitions, engine, workers)
+    files = {} if path is None else write_subset(path, outcome.parts())
+    manifest = _manifest(outcome, table, options, files, command)
+    if path is not None:
+        write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return outcome, manifest
+
+
+def refuse_unread(inputs: Mapping[str, object], scores: str | Path | None) -> str | Path:
+    """Return ``scores``; raise RecipeError without them, and for an input that a selection in parts does not read."""
+    if names := [name for name, value in inputs.items() if value]:
+        raise RecipeError(
+            f"{', '.join(names)} reads more than a folder of scores, and --partitions reads that alone. Leave it out, "
+            "or use --partitions 1."
+        )
+    if scores is None:
+        raise RecipeError("--partitions reads a folder of scores. Run longgame score first, and give --scores.")
+    return scores
+
+
+def _chosen(
+    source: RowSource,
+    table: ScoreFolder,
+    options: SelectOptions,
+    partitions: int | None,
+    engine: str,
+    workers: int | None,
+) -> PartsOutcome:
+    """The picks, and where they stand in the data."""
+    selector = options.build()
     _check_options(options)
     exact = bool(claims(selector, "by_row")) and type(selector).select is Selector.select
     holds = "" if exact else str(claims(selector, "two_rounds"))
@@ -119,8 +173,7 @@ def select_in_parts(
         raise RecipeError("one part needs no second round. Leave out --engine and --workers.")
     budget = Budget.parse(options.budget)
     unit: Unit = "rows" if budget.of == "rows" else options.budget_of
-    worker = PartWorker(scores, options, unit, options.dedup == "exact")
-
+    worker = PartWorker(table.folder, options, unit, options.dedup == "exact")
     with mapper(worker, engine, workers=workers) as answers:
 
         def ask(questions: Sequence[Question]) -> list[Any]:
@@ -129,7 +182,7 @@ def select_in_parts(
         totals: list[Totals] = ask([Question(part, "totals") for part in parts])
         least = [part.least for part in totals if part.rows]
         if not least:
-            raise DataError(f"'{scores}' leaves no candidates: all rows are duplicates.")
+            raise DataError(f"'{table.folder}' leaves no candidates: all rows are duplicates.")
         candidates = sum(part.rows for part in totals)
         asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
         claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
@@ -140,13 +193,9 @@ def select_in_parts(
             claim |= {"holds": holds, "share": SHARE, **bound}
     spent = int(costs_of(picks.prompt, picks.response, unit).sum())
     notes = tuple(whole_pool_notes(len(rank), candidates))
-    outcome = PartsOutcome(picks, rank, weights, totals, asked, spent, unit, claim, notes)
     rules = RowRules(options.turns, options.quality_range)
-    positions = _positions(source, _located(table, picks.rows), picks.ids, rules, scores)
-    files = write_subset(path, [(source, positions, _added(outcome))])
-    manifest = _manifest(outcome, source, table, options, files, command)
-    write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return outcome, manifest
+    positions = _positions(source, _located(table, picks.rows), picks.ids, rules, table.folder)
+    return PartsOutcome(source, positions, picks, rank, weights, totals, asked, spent, unit, claim, notes)
 
 
 def _check_options(options: SelectOptions) -> None:
@@ -317,21 +366,8 @@ def _positions(
     return positions
 
 
-def _added(outcome: PartsOutcome) -> dict[str, np.ndarray]:
-    """The columns that are written beside the rows."""
-    picks = outcome.picks
-    added: dict[str, np.ndarray] = {f"{PREFIX}rank": outcome.rank}
-    terms = {"score": np.full(len(picks.rows), np.nan), **picks.terms}
-    added |= {PREFIX + name: values for name, values in terms.items()}
-    if outcome.weights is not None:
-        added[WEIGHT] = outcome.weights
-    added[f"{PREFIX}sample_id"] = np.asarray(picks.ids, dtype=object)
-    return added
-
-
 def _manifest(
     outcome: PartsOutcome,
-    source: RowSource,
     table: ScoreFolder,
     options: SelectOptions,
     files: Mapping[str, str],
@@ -370,7 +406,7 @@ def _manifest(
             "digest": digest_of([picks.ids[row] for row in in_order.tolist()]),
         },
         "data": {
-            "label": source.label,
+            "label": outcome.source.label,
             "digest": job["digest"],
             "usable": scored,
             "bad_rows": bad,
@@ -384,9 +420,14 @@ def _manifest(
         "weights": f"{config['weights']} ({config['fingerprint']})",
         "template": str(config.get("template", "")),
         "seed": options.seed,
-        "columns": [*_added(outcome)],
+        "columns": [*outcome.added()],
         "sha256": dict(files),
     }
+
+
+def partitioned_html(outcome: PartsOutcome, manifest: Mapping[str, Any]) -> str:
+    """Return what a notebook shows of a selection in parts."""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in partitioned_lines(outcome, manifest))
 
 
 def partitioned_lines(outcome: PartsOutcome, manifest: Mapping[str, Any]) -> list[str]:
