@@ -12,8 +12,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -242,42 +242,57 @@ def run_parts(report: Report, parts: Parts, file: Path | None, deadline: Deadlin
     """
     at_work: list[str] = []
     left = list(parts)
-    watch: threading.Timer | None = None
     pace = 1.0
-    if deadline is not None:
 
-        def stop() -> None:
-            try:
-                report.left_out += [f"{name} (cut off)" for name in at_work] + left
-                report.finish(file)
-                sys.stdout.flush()
-                for process in psutil.Process().children(recursive=True):
-                    with suppress(psutil.Error):  # it has ended by itself
-                        process.kill()
-            finally:
-                os._exit(1)
+    def finish_early() -> None:
+        report.left_out += [f"{name} (cut off)" for name in at_work] + left
+        report.finish(file)
 
-        watch = threading.Timer(max(0.0, deadline.left - _STOP_SECONDS), stop)
-        watch.daemon = True
-        watch.start()
-        # A library that keeps the interpreter's lock stops that thread, but not this one, which is of C.
-        faulthandler.dump_traceback_later(max(0.1, deadline.left), exit=True)
-        pace = unit_seconds() / UNIT_SECONDS
-    for name, forms in parts.items():
-        left.remove(name)
-        form = forms[0] if deadline is None else _fitting(forms, [parts[other] for other in left], deadline.left / pace)
-        if form is None:
-            report.left_out.append(name)
-            continue
-        at_work[:] = [name]
-        start, cpu = time.perf_counter(), _processor_seconds()
-        form.work()
-        seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor_seconds() - cpu}
-        report.parts[name] = {"form": forms.index(form), **seconds}
-    if watch is not None:
+    with ended_at(deadline, finish_early):
+        if deadline is not None:
+            pace = unit_seconds() / UNIT_SECONDS
+        for name, forms in parts.items():
+            left.remove(name)
+            later = [parts[other] for other in left]
+            form = forms[0] if deadline is None else _fitting(forms, later, deadline.left / pace)
+            if form is None:
+                report.left_out.append(name)
+                continue
+            at_work[:] = [name]
+            start, cpu = time.perf_counter(), _processor_seconds()
+            form.work()
+            seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor_seconds() - cpu}
+            report.parts[name] = {"form": forms.index(form), **seconds}
+    return report.finish(file)
+
+
+@contextmanager
+def ended_at(deadline: Deadline | None, finish: Callable[[], object]) -> Iterator[None]:
+    """End this process and its children at the deadline, whatever is at work inside; before that, call ``finish``."""
+    if deadline is None:
+        yield
+        return
+
+    def stop() -> None:
+        try:
+            finish()
+            sys.stdout.flush()
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):  # it has ended by itself
+                    process.kill()
+        finally:
+            os._exit(1)
+
+    watch = threading.Timer(max(0.0, deadline.left - _STOP_SECONDS), stop)
+    watch.daemon = True
+    watch.start()
+    # A library that keeps the interpreter's lock stops that thread, but not this one, which is of C.
+    faulthandler.dump_traceback_later(max(0.1, deadline.left), exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
         watch.cancel()
         faulthandler.cancel_dump_traceback_later()
-    return report.finish(file)
 
 
 def _fitting(forms: Sequence[Form], later: Sequence[Sequence[Form]], seconds: float) -> Form | None:
