@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from longgame.commands.init import describe, find_data, recipe_text
+from longgame.data.sources import open_source
 from longgame.errors import DataError, RecipeError
 from longgame.recipe import load_recipe
 from support.cli import longgame_here
@@ -115,3 +116,22 @@ def test_too_few_rows_are_refused(tmp_path):
     write(tmp_path / "a_train.jsonl", 6)
     with pytest.raises(DataError, match="too few rows"):
         recipe_text(find_data(tmp_path, tmp_path), tmp_path / "recipe.yaml", "tiny")
+
+
+@pytest.mark.parametrize("out", ["math.jsonl", "math.parquet", "math"])
+def test_files_beside_a_subset_are_no_data(out, tmp_path):
+    write(tmp_path / "pool.jsonl")
+    (tmp_path / "stages").mkdir()
+    subset = ["--selector", "longest", "--budget", "50rows", "--explain", "--out", f"stages/{out}"]
+    assert longgame_here("select", "pool.jsonl", *subset, cwd=tmp_path).returncode == 0
+    findings = find_data(tmp_path / "stages", tmp_path / "stages")
+    assert [stage.name for stage in findings.stages] == ["math"]
+    assert findings.unused == {}
+    if out != "math":  # a folder of folders is no data set
+        rows = open_source(tmp_path / "stages").rows()
+        assert len([*rows]) == 50
+
+
+def test_manifest_alone_is_read_as_data(tmp_path):
+    (tmp_path / "mine.manifest.json").write_text('[{"prompt": "a", "response": "b"}]')
+    assert len([*open_source(tmp_path).rows()]) == 1

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from longgame.commands.options import interruptible, path_from_here
-from longgame.data.sources import SUFFIXES, load_examples, source_name
+from longgame.data.sources import SUFFIXES, is_beside_a_subset, load_examples, source_name
 from longgame.errors import DataError, RecipeError
 from longgame.limits import load_yaml
 from longgame.recipe import DEFAULT_SELECTORS, Recipe, parse_recipe, path_folders
@@ -147,7 +147,8 @@ def _data_paths(folder: Path) -> list[Path]:
             continue
         kept = [name for name in folders if not name.startswith((".", "_")) and name not in _SKIPPED]
         folders[:] = sorted(kept) if depth < _DEEPEST else []
-        paths += [inside / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+        files = [inside / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+        paths += [path for path in files if not is_beside_a_subset(path)]
         if len(paths) > _MOST_FILES:
             raise DataError(
                 f"'{folder}' holds more than {_MOST_FILES} data files. Give the folder of the files for one audit."

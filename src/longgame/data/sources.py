@@ -66,6 +66,10 @@ _CHUNK = 1 << 20
 """Characters of a JSON array that are read at once."""
 
 
+BESIDE_A_SUBSET = (".manifest.json", ".explain.jsonl", ".bad-rows.jsonl")
+"""Endings of the files that a selection writes beside its subset, which hold no examples."""
+
+
 class RowSource:
     """Rows in an order that is the same at every reading.
 
@@ -175,6 +179,14 @@ def _existing(label: str, path: Path) -> Path:
     return path
 
 
+def is_beside_a_subset(path: Path) -> bool:
+    """Whether a file is one that a selection wrote beside a subset, which stands in the same folder."""
+    stem = next((path.name.removesuffix(end) for end in BESIDE_A_SUBSET if path.name.endswith(end)), "")
+    return bool(stem) and any(
+        (path.parent / f"{stem}{end}").exists() for end in ("", ".jsonl", ".jsonl.gz", ".parquet")
+    )
+
+
 def _folder(label: str, folder: Path) -> RowSource:
     """A saved data set, or the shards of a folder."""
     if (folder / "dataset_dict.json").is_file():
@@ -194,6 +206,7 @@ def _folder(label: str, folder: Path) -> RowSource:
         and _kind(path)
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json", "state.json")
+        and not is_beside_a_subset(path)
     )
     if not paths:
         raise DataError(f"the folder '{label}' holds no file that is read ({_NAMES}). Give a folder of such files.")

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from longgame.data.sources import JsonLine, RowSource
+from longgame.data.sources import BESIDE_A_SUBSET, JsonLine, RowSource
 from longgame.errors import DataError, StorageError
 from longgame.storage import flush, scratch, storage_errors
 
 PREFIX = "longgame_"
 """Begins the name of every added column; columns of an earlier selection are replaced."""
-MANIFEST, EXPLAINED, BAD, PAGE = ".manifest.json", ".explain.jsonl", ".bad-rows.jsonl", ".html"
+MANIFEST, EXPLAINED, BAD = BESIDE_A_SUBSET
+PAGE = ".html"
 """Endings of the files beside an output."""
 Kind = Literal["jsonl", "parquet", "folder"]
 _TABLE_ROWS = 4096
