@@ -516,7 +516,7 @@ class ProxySpec(Part):
     """Its gradient is measured again after this many steps."""
 
 
-HolmFamily = Literal["selectors-conditions", "selectors"]
+HolmFamily = Literal["selectors-conditions", "selectors", "conditions"]
 
 
 class EquivalenceSpec(Part):
@@ -555,8 +555,8 @@ class MetricSpec(Part):
     can be reported with another one at once."""
     equivalence: EquivalenceSpec = EquivalenceSpec()
     holm: HolmFamily = "selectors-conditions"
-    """What the verdicts of a run with several conditions are corrected over: all comparisons together, or the
-    `selectors` of each condition. A finished run can be reported with either."""
+    """What the verdicts of a run with several conditions are corrected over: all comparisons together, the
+    `selectors` of each condition, or the `conditions` of each selector. A finished run can be reported with any."""
 
 
 DEFAULT_SELECTORS: Any = ("random", "loss", "lhas")

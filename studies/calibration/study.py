@@ -57,7 +57,11 @@ class Rate:
 
     @property
     def low(self) -> float:
-        return float(scipy.stats.beta.ppf(0.025, self.hits, self.of - self.hits + 1)) if self.hits else 0.0
+        return self.lower(0.025)
+
+    def lower(self, tail: float) -> float:
+        """Lower limit that lies above the true share with this chance at most."""
+        return float(scipy.stats.beta.ppf(tail, self.hits, self.of - self.hits + 1)) if self.hits else 0.0
 
     @property
     def high(self) -> float:

@@ -329,6 +329,31 @@ def test_holm_over_selectors_corrects_each_condition_alone():
     assert (apart.family, together.family) == ("3 selectors of each of 2 conditions", "3 selectors × 2 conditions")
 
 
+def test_holm_over_conditions_corrects_each_selector_alone():
+    parts = [made_summary(np.random.default_rng(seed), 1.0, 0.02, 6)[0].assign(condition=f"c{seed}") for seed in (3, 4)]
+    summary, margins = pd.concat(parts), EquivalenceSpec()
+    tests = Comparisons.build(summary, ["v"], "random", "current", margins, "conditions")
+    for selector in "abc":
+        rows = summary["selector"].isin([selector, "random"])
+        alone = Comparisons.build(summary[rows], ["v"], "random", "current", margins)
+        places = [place for place, pair in enumerate(tests.pairs) if pair[1] == selector]
+        assert [tests.pairs[place] for place in places] == list(alone.pairs)
+        np.testing.assert_array_equal(tests.myopic[:, places], alone.myopic)
+        np.testing.assert_array_equal(tests.equivalent[:, places], alone.equivalent)
+        np.testing.assert_array_equal(tests.now["p"][:, places], alone.now["p"])
+    assert tests.family == "2 conditions of each of 3 selectors"
+
+
+def test_a_single_condition_is_corrected_over_its_selectors():
+    summary, _ = made_summary(np.random.default_rng(3), 1.0, 0.02, 6)
+    margins = EquivalenceSpec()
+    plain = Comparisons.build(summary, ["v"], "random", "current", margins)
+    for family in ("selectors", "conditions"):
+        tests = Comparisons.build(summary, ["v"], "random", "current", margins, family)
+        np.testing.assert_array_equal(tests.later["p"], plain.later["p"])
+        assert tests.family == plain.family == "3 selectors"
+
+
 def test_many_noisy_seeds_are_needed_to_show_equivalence():
     """No difference at all: few seeds show no difference, many show that it is small."""
     word = {}

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from longgame.audit.plan import condition_label
+from longgame.metrics.comparisons import Across
 from longgame.report.conditions import across_tables, condition_table
 from longgame.report.layout import report_layout
 from longgame.report.render import markdown, print_layout
@@ -77,3 +78,15 @@ def test_markdown_shows_conditions_after_the_own(varied, run):
         assert len(re.findall(r"(?<!\\)\|", head)) == 2 + len(LABELS)
     assert "replications are the seeds, not the orders" in " ".join(rest.split())
     assert "Across conditions" not in markdown(report_layout(run))
+
+
+def test_verdicts_of_a_run_follow_the_family_of_the_recipe(varied):
+    p = {}
+    for family in ("selectors-conditions", "selectors", "conditions"):
+        verdicts = Across.build(varied.scorecards, {}, holm=family).verdicts
+        (words,) = set(verdicts["family"])
+        p[words] = len(verdicts)
+    assert len(p) == 3
+    assert len(set(p.values())) == 1
+    assert any(" × " in words for words in p)
+    assert any("conditions of each of" in words for words in p)

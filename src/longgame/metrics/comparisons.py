@@ -101,7 +101,7 @@ class Across:
             orders: name of a mean → the conditions that differ only in the order of the stages.
             bootstrap: resamples of the seed bootstrap, the same as for the cards.
             margins: within which differences count as equivalent.
-            holm: whether verdicts are corrected over selectors × conditions, or over the selectors of each condition.
+            holm: what verdicts are corrected over (`longgame.metrics.verdict.Comparisons`).
 
         Raises:
             DataError: no card, or a mean of conditions that have none.

@@ -191,8 +191,9 @@ class Comparisons:
     """P of "ahead now and behind later": the larger of the two one-sided p (intersection–union test), after Holm."""
     equivalent: Float[np.ndarray, "views comparisons"]
     """P of equivalence on both scores (the larger of two TOST p), after Holm."""
-    per_condition: bool = False
-    """Whether p values are corrected over the selectors of each condition alone."""
+    over: HolmFamily = "selectors-conditions"
+    """What p values are corrected over: all comparisons, the selectors of each condition, the conditions of each
+    selector."""
 
     @property
     def words(self) -> np.ndarray:
@@ -205,11 +206,11 @@ class Comparisons:
         conditions, selectors = (len({pair[place] for pair in self.pairs}) for place in (0, 1))
         text = f"{selectors} selector{'' if selectors == 1 else 's'}"
         if conditions > 1:
-            return (
-                f"{text} of each of {conditions} conditions"
-                if self.per_condition
-                else f"{text} × {conditions} conditions"
-            )
+            return {
+                "selectors-conditions": f"{text} × {conditions} conditions",
+                "selectors": f"{text} of each of {conditions} conditions",
+                "conditions": f"{conditions} conditions of each of {text}",
+            }[self.over]
         return text
 
     @classmethod
@@ -222,14 +223,14 @@ class Comparisons:
         margins: EquivalenceSpec,
         family: HolmFamily = "selectors-conditions",
     ) -> Comparisons:
-        """Test every selector but the reference, with Holm over the comparisons of a view, or of a view and condition.
+        """Test every selector but the reference, with Holm over the comparisons of a view, or of a part of them.
 
         Args:
             summary: rows of `longgame.metrics.scorecard.summarize` with the key columns ``view`` and ``metric``, and
                 ``condition`` where there are several.
             immediate: the metric used as the immediate score; the other one is ``long_horizon``.
             margins: within which differences count as equivalent.
-            family: whether p values are corrected over all conditions together.
+            family: what p values are corrected over. With a single condition, always over its selectors.
         """
         table = summary[summary["metric"].isin([immediate, "long_horizon"]) & (summary["selector"] != reference)]
         conditions = table["condition"] if "condition" in table else pd.Series("", index=table.index)
@@ -253,8 +254,9 @@ class Comparisons:
             for side, margin in ((now, margins.now), (later, margins.long_horizon))
         ]
         myopic = np.maximum(p_above(now["mean"], now["sd"], now["n"]), p_above(-later["mean"], later["sd"], later["n"]))
-        per_condition = family == "selectors"
-        names = pairs.get_level_values(0).to_numpy() if per_condition else np.zeros(len(pairs))
+        together = family == "selectors-conditions" or pairs.get_level_values(0).nunique() == 1
+        apart = pairs.get_level_values(0 if family == "selectors" else 1).to_numpy()
+        names = np.zeros(len(pairs)) if together else apart
 
         def adjusted(p: Float[np.ndarray, "views comparisons"]) -> Float[np.ndarray, "views comparisons"]:
             result = np.empty_like(p)
@@ -271,7 +273,7 @@ class Comparisons:
             later,
             adjusted(myopic),
             adjusted(np.maximum(*equal)),
-            per_condition,
+            family,
         )
 
 
