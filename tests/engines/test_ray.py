@@ -432,6 +432,26 @@ def test_a_lost_worker_is_out_of_memory_or_placed_again(error, kind, message):
     assert workers._members == []
 
 
+@pytest.mark.parametrize(
+    ("error", "lost"), [("TaskUnschedulableError", True), ("NodeDiedError", True), ("RayError", False)]
+)
+def test_a_node_lost_before_its_check_is_left_out(error, lost):
+    ray, warnings = pytest.importorskip("ray"), []
+
+    def get(reference, timeout):
+        raise getattr(ray.exceptions, error)("gone")
+
+    workers = object.__new__(ray_engine._Workers)
+    workers._ray, workers._warn = SimpleNamespace(get=get, exceptions=ray.exceptions), warnings.append
+    node = {"NodeID": "0123456789", "NodeManagerHostname": "node-7"}
+    if lost:
+        assert workers._answer(None, node, True) is None
+        assert "node-7 (01234567) could not be checked: " in warnings[0]
+    else:
+        with pytest.raises(WorkerError, match=r"could not be checked: gone\. Take it out of the cluster"):
+            workers._answer(None, node, True)
+
+
 def test_a_job_fails_after_five_lost_nodes_or_two_ended_processes():
     warnings = []
     for ended, most in ((False, 5), (True, 2)):

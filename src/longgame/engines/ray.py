@@ -342,7 +342,8 @@ class _Workers:
         except self._ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[:300]
             text = f"Ray node {_label(node)} could not be checked: {reason}."
-            if first:
+            errors = self._ray.exceptions
+            if first and not isinstance(error, (errors.TaskUnschedulableError, errors.NodeDiedError)):
                 raise WorkerError(f"{text} Take it out of the cluster, or mend it.") from error
             self._warn(text)
             return None
