@@ -80,7 +80,7 @@ def test_a_parameter_that_a_selector_does_not_take_is_an_error():
 
 def test_the_package_of_the_plugin_page_is_listed_and_keeps_the_contract(tmp_path, monkeypatch):
     page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
-    project, module, contract = re.findall(r"```(?:toml|python)\n(.*?)```", page, re.S)
+    project, module, contract = re.findall(r"```(?:toml|python)[^\n]*\n(.*?)```", page, re.S)
     package, points = tmp_path / "longgame_mine", tmp_path / "longgame_mine-0.1.0.dist-info"
     package.mkdir()
     points.mkdir()

@@ -19,7 +19,14 @@ ROOT = Path(__file__).parents[2]
 SOURCE = Path(longgame.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = {name: packages for name, packages in PROJECT["optional-dependencies"].items() if name != "dev"}
-PACKAGES = {"gguf": "gguf", "lm_eval": "lm-eval", "grpc": "ray", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+PACKAGES = {
+    "gguf": "gguf",
+    "lm_eval": "lm-eval",
+    "grpc": "ray",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "sentence_transformers": "sentence-transformers",
+}
 """Modules whose distribution has another name, and may not be installed here."""
 WITHOUT_EXTRA = {"deepspeed"}
 """Imported only where a trainer runs under it already."""

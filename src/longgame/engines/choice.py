@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from longgame.engines.local import Needs, Warn, WorkerError, as_error, thread_variables, threads_here
 from longgame.errors import RecipeError
 
-Part = TypeVar("Part")
+_Part = TypeVar("_Part")
 Result = TypeVar("Result")
 
 LOCAL = "local"
@@ -40,7 +40,7 @@ def check_engine(engine: str) -> str:
 
 @contextmanager
 def mapper(
-    function: Callable[[Part], Result],
+    function: Callable[[_Part], Result],
     engine: str = LOCAL,
     *,
     workers: int | None = 1,
@@ -48,7 +48,7 @@ def mapper(
     needs: Needs | None = None,
     warn: Warn | None = None,
     contents: Callable[[], Mapping[str, str]] | None = None,
-) -> Iterator[Callable[[Iterable[Part]], Iterator[Result]]]:
+) -> Iterator[Callable[[Iterable[_Part]], Iterator[Result]]]:
     """Give a callable that yields ``function(part)`` of every part, in order; workers serve all its calls.
 
     ```python
@@ -94,8 +94,8 @@ def mapper(
 
 
 def mapped(
-    function: Callable[[Part], Result],
-    parts: Iterable[Part],
+    function: Callable[[_Part], Result],
+    parts: Iterable[_Part],
     engine: str = LOCAL,
     *,
     workers: int | None = 1,
@@ -113,26 +113,28 @@ _function: Callable[..., object] | None = None
 """Of this worker process."""
 
 
-def _receive(function: Callable[[Part], Result]) -> None:
+def _receive(function: Callable[[_Part], Result]) -> None:
     global _function
     _function = function
 
 
-def _called(function: Callable[[Part], Result] | None, part: Part) -> Result:
+def _called(function: Callable[[_Part], Result] | None, part: _Part) -> Result:
     try:
         return (function or _function)(part)  # type: ignore[misc, return-value]
     except Exception as error:
         raise as_error("a worker", error) from error
 
 
-def _mapped_here(function: Callable[[Part], Result], threads: int, parts: Iterable[Part]) -> Iterator[Result]:
+def _mapped_here(function: Callable[[_Part], Result], threads: int, parts: Iterable[_Part]) -> Iterator[Result]:
     for part in parts:
         with threads_here(threads):
             result = _called(function, part)
         yield result
 
 
-def _mapped_in_processes(pool: ProcessPoolExecutor, workers: int, threads: int, parts: Iterable[Part]) -> Iterator[Any]:
+def _mapped_in_processes(
+    pool: ProcessPoolExecutor, workers: int, threads: int, parts: Iterable[_Part]
+) -> Iterator[Any]:
     left = iter(parts)
     futures: deque[Future[Any]] = deque()
     with thread_variables(threads):  # workers start as parts are submitted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import select
@@ -224,7 +225,7 @@ def _talk(process: subprocess.Popen[bytes], job: bytes, result: int, seconds: fl
                 return data, _WAITS
             if busy is None or now - begin - away >= _PATIENCE * seconds:
                 return data, _STARVED
-            deadline = now + max(0.05, min(patience - waited, begin + away + _PATIENCE * seconds - now))
+            deadline = now + max(0.05, min(patience, patience - waited, begin + away + _PATIENCE * seconds - now))
             continue
         part = os.read(result, _MOST_RESULT)
         if not part:
@@ -239,12 +240,14 @@ def _talk(process: subprocess.Popen[bytes], job: bytes, result: int, seconds: fl
 def _busy_seconds(pid: int) -> float | None:
     """Seconds that the last descendant of a process, which runs the program, ran or waited for a processor.
 
-    None where the kernel does not count them.
+    None where the kernel does not count them; infinite while it waits for one, as the kernel counts a wait at its end.
     """
     try:
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
             pid = int(children[0])
         ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()
+        if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"R":
+            return math.inf
     except (OSError, ValueError):
         return None
     return (int(ran) + int(waited)) / 1e9

@@ -26,7 +26,7 @@ from longgame.offline.score_folder import ScoreFolder
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import Progress, score_into
 from longgame.offline.selecting import append_history, choose, select_to
-from longgame.offline.subset import PREFIX, table_of
+from longgame.offline.subset import PREFIX, subset_table
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
 from longgame.signals.quality.base import QualitySources, QualitySpec
@@ -46,7 +46,7 @@ class Subset(Dataset):
     @classmethod
     def of(cls, outcome: SubsetOutcome | PartsOutcome, manifest: dict[str, Any]) -> Subset:
         """The data set of an outcome, a table of its own (no mapping of indices)."""
-        subset = cls(table_of(outcome.parts()))
+        subset = cls(subset_table(outcome.parts()))
         subset.outcome, subset.manifest = outcome, manifest
         return subset
 
@@ -307,7 +307,7 @@ def _scored(rows: DataRows, table: ScoreFolder) -> Dataset:
     """The rows with their signals as columns."""
     index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
     places = np.asarray([index[sample_id] for sample_id in table.ids], dtype=np.int64)
-    rows_table = table_of([(rows.source, rows.positions[places], {})])
+    rows_table = subset_table([(rows.source, rows.positions[places], {})])
     rows_table = rows_table.append_column(f"{PREFIX}sample_id", pa.array(table.ids))
     for name in table.names:
         column = np.array(table.column(name))

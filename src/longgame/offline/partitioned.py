@@ -25,7 +25,17 @@ from longgame.engines.choice import LOCAL, check_engine, mapper
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.outcome import digest_of, installed_version
-from longgame.offline.parts import EXACT_GROUP, Part, PartWorker, Picks, Question, Totals, Unit, costs_of, parts_of
+from longgame.offline.parts import (
+    EXACT_GROUP,
+    PartPicks,
+    PartWorker,
+    PoolPart,
+    Question,
+    Totals,
+    Unit,
+    costs_of,
+    parts_of,
+)
 from longgame.offline.score_folder import BAD_ROWS, FITTED, TABLE, ScoreFolder
 from longgame.offline.selecting import refuse_inputs, whole_pool_notes
 from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_existing, write_subset
@@ -57,7 +67,7 @@ class PartsOutcome:
     source: RowSource
     positions: Int[np.ndarray, " k"]
     """Places of the picks in the source."""
-    picks: Picks
+    picks: PartPicks
     rank: Int[np.ndarray, " k"]
     """From 1: the order of picking."""
     weights: Float[np.ndarray, " k"] | None
@@ -243,7 +253,7 @@ def _no_form(label: str) -> str:
 Ask = Callable[[Sequence[Question]], list[Any]]
 
 
-def _in_one_round(ask: Ask, parts: Sequence[Part], budget: int) -> tuple[Picks, Int[np.ndarray, " k"], None]:
+def _in_one_round(ask: Ask, parts: Sequence[PoolPart], budget: int) -> tuple[PartPicks, Int[np.ndarray, " k"], None]:
     """The picks of one exact cut, their ranks, and no weights."""
     cut = exact_cut(
         ask([Question(part, "sketch") for part in parts]),
@@ -251,7 +261,7 @@ def _in_one_round(ask: Ask, parts: Sequence[Part], budget: int) -> tuple[Picks, 
         lambda low, high: ask([Question(part, "between", low=low, high=high) for part in parts]),
         lambda place, most: ask([Question(part, "behind", high=place, budget=most) for part in parts]),
     )
-    picks = Picks.joined(
+    picks = PartPicks.joined(
         ask(
             [
                 Question(part, "picks", low=cut.place, rows=tuple(rows.tolist()))
@@ -266,15 +276,15 @@ def _in_one_round(ask: Ask, parts: Sequence[Part], budget: int) -> tuple[Picks, 
 
 
 def _in_two_rounds(
-    ask: Ask, worker: PartWorker, parts: Sequence[Part], budget: int
-) -> tuple[Picks, Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None, dict[str, Any]]:
+    ask: Ask, worker: PartWorker, parts: Sequence[PoolPart], budget: int
+) -> tuple[PartPicks, Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None, dict[str, Any]]:
     """The picks among the picks of all parts, their ranks and weights, and the radius that they cover."""
     share = min(budget, int(np.ceil(budget * SHARE / len(parts))))
     first = ask([Question(part, "first", budget=share, total=budget) for part in parts])
     answers = [answer for answer in first if answer is not None]
     if not answers:
         raise BudgetError(f"a budget of {budget} holds none of the candidates. Raise `budget`.")
-    core = Picks.joined(answers)
+    core = PartPicks.joined(answers)
     rows, terms, weights = worker.second(core, budget)
     order = np.argsort(rows)
     rank, chosen = order + 1, rows[order]
@@ -286,7 +296,7 @@ def _in_two_rounds(
             points = core.columns["embedding"][rows]
             reach = ask([Question(part, "reach", points=points) for part in unreached])
             bound["radius"] = max(bound["radius"], *reach)
-    picks = Picks(
+    picks = PartPicks(
         core.rows[chosen],
         tuple(core.ids[row] for row in chosen.tolist()),
         core.prompt[chosen],
@@ -297,7 +307,7 @@ def _in_two_rounds(
 
 
 def _radius(
-    core: Picks, answers: Sequence[Picks], rows: Int[np.ndarray, " k"], distance: Float[np.ndarray, " n"]
+    core: PartPicks, answers: Sequence[PartPicks], rows: Int[np.ndarray, " k"], distance: Float[np.ndarray, " n"]
 ) -> dict[str, float | None]:
     """Radius within which every candidate lies of a pick, and a bound on its ratio to the best one.
 

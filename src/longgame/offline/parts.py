@@ -29,7 +29,7 @@ Unit = Literal["tokens", "response", "rows"]
 
 
 @dataclass(frozen=True)
-class Part:
+class PoolPart:
     """A run of rows of a folder of scores."""
 
     number: int
@@ -37,7 +37,7 @@ class Part:
     stop: int
 
 
-def parts_of(rows: int, count: int) -> list[Part]:
+def parts_of(rows: int, count: int) -> list[PoolPart]:
     """Return ``count`` parts of about equal size, in the order of the rows.
 
     Raises:
@@ -45,7 +45,7 @@ def parts_of(rows: int, count: int) -> list[Part]:
     """
     if not 1 <= count <= rows:
         raise RecipeError(f"partitions is {count}, and the scores have {rows:,} rows. Use 1 to {rows:,}.")
-    return [Part(number, rows * number // count, rows * (number + 1) // count) for number in range(count)]
+    return [PoolPart(number, rows * number // count, rows * (number + 1) // count) for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Picks:
+class PartPicks:
     """Rows of one part, or of several, with what is written of them."""
 
     rows: Int[np.ndarray, " k"]
@@ -80,11 +80,11 @@ class Picks:
     """Largest distance of a candidate of the part to its picks; NaN where the selector knows none."""
 
     @staticmethod
-    def joined(picks: Sequence[Picks]) -> Picks:
+    def joined(picks: Sequence[PartPicks]) -> PartPicks:
         """The picks of all parts, in the order of the rows."""
         names = {name: None for part in picks for name in part.terms}
         columns = picks[0].columns
-        return Picks(
+        return PartPicks(
             np.concatenate([part.rows for part in picks]),
             tuple(sample_id for part in picks for sample_id in part.ids),
             np.concatenate([part.prompt for part in picks]),
@@ -99,7 +99,7 @@ class Picks:
 class Question:
     """What a worker is asked about a part."""
 
-    part: Part
+    part: PoolPart
     kind: Literal["totals", "sketch", "between", "behind", "picks", "first", "reach"]
     low: Place | None = None
     high: Place = (np.inf, "")
@@ -139,7 +139,7 @@ class PartWorker:
         return self._table
 
     def __call__(self, question: Question) -> Any:
-        """Return `Totals`, `Sketch`, `Stretch` or `Picks`, as the question's kind says."""
+        """Return `Totals`, `Sketch`, `Stretch` or `PartPicks`, as the question's kind says."""
         if question.kind == "totals":
             return self._totals(question.part)
         rows, pool, signals = self._read(question.part)
@@ -166,7 +166,7 @@ class PartWorker:
         chosen.sort()
         return self._picks(chosen, rows, pool, terms)
 
-    def _totals(self, part: Part) -> Totals:
+    def _totals(self, part: PoolPart) -> Totals:
         ids, columns = self.table.block(COUNTS, part.start, part.stop)
         prompt, response = (np.rint(columns[name]).astype(np.int64) for name in COUNTS)
         costs = costs_of(prompt, response, self.unit)
@@ -179,7 +179,7 @@ class PartWorker:
             return np.arange(len(ids))
         return np.flatnonzero(np.fromiter(("#" not in sample_id for sample_id in ids), dtype=bool, count=len(ids)))
 
-    def _read(self, part: Part) -> tuple[Int[np.ndarray, " m"], Pool, Signals]:
+    def _read(self, part: PoolPart) -> tuple[Int[np.ndarray, " m"], Pool, Signals]:
         """Rows in the folder of the part's candidates, the candidates, and their signals."""
         names = [name for name in self.options.build().requires if name in SIGNALS and name != EXACT_GROUP]
         ids, columns = self.table.block(list(dict.fromkeys([*COUNTS, *names])), part.start, part.stop)
@@ -188,7 +188,7 @@ class PartWorker:
             ids = tuple(ids[place] for place in places.tolist())
             columns = {name: column[places] for name, column in columns.items()}
         prompt, response = (np.rint(columns[name]).astype(np.int64) for name in COUNTS)
-        pool = pool_of(ids, prompt, response, self.unit, self.options.label)
+        pool = part_pool(ids, prompt, response, self.unit, self.options.label)
         return part.start + places, pool, self._signals(ids, {name: columns[name] for name in names})
 
     def _signals(self, ids: tuple[str, ...], columns: Mapping[str, np.ndarray]) -> Signals:
@@ -198,7 +198,7 @@ class PartWorker:
             columns = {**columns, EXACT_GROUP: np.unique(contents, return_inverse=True)[1].astype(np.int64)}
         return Signals(ids, columns, {name: self.table.context(name) for name in requires if name in CONTEXT})
 
-    def _first(self, question: Question, rows: Int[np.ndarray, " m"], pool: Pool, signals: Signals) -> Picks | None:
+    def _first(self, question: Question, rows: Int[np.ndarray, " m"], pool: Pool, signals: Signals) -> PartPicks | None:
         """The picks of the part alone; None where the budget holds none of its rows."""
         least = int(pool.costs.min()) if len(pool) else 0
         if not least or least > question.total:
@@ -214,20 +214,20 @@ class PartWorker:
         picks = np.sort(picks)
         columns = {name: np.array(column[picks]) for name, column in signals.columns.items() if name != EXACT_GROUP}
         answer = self._picks(picks, rows, pool, {})
-        return Picks(answer.rows, answer.ids, answer.prompt, answer.response, columns=columns, radius=radius)
+        return PartPicks(answer.rows, answer.ids, answer.prompt, answer.response, columns=columns, radius=radius)
 
-    def second(self, core: Picks, budget: int) -> tuple[Int[np.ndarray, " k"], Mapping[str, np.ndarray], Any]:
+    def second(self, core: PartPicks, budget: int) -> tuple[Int[np.ndarray, " k"], Mapping[str, np.ndarray], Any]:
         """Picks among the picks of all parts, in pick order; every term of all of them; and weights of the picks."""
-        pool = pool_of(core.ids, core.prompt, core.response, self.unit, self.options.label)
+        pool = part_pool(core.ids, core.prompt, core.response, self.unit, self.options.label)
         rng = generator(self.options.seed, "selection", "select")
         return chosen_of(self.options, pool, self._signals(core.ids, core.columns), budget, rng)
 
     def _picks(
         self, places: Int[np.ndarray, " k"], rows: Int[np.ndarray, " m"], pool: Pool, terms: Mapping[str, np.ndarray]
-    ) -> Picks:
+    ) -> PartPicks:
         ids = tuple(pool.ids[place] for place in places.tolist())
         counts = np.asarray(pool.prompt_tokens)[places], np.asarray(pool.response_tokens)[places]
-        return Picks(rows[places], ids, *counts, {name: column[places] for name, column in terms.items()})
+        return PartPicks(rows[places], ids, *counts, {name: column[places] for name, column in terms.items()})
 
 
 def costs_of(prompt: Int[np.ndarray, " n"], response: Int[np.ndarray, " n"], unit: Unit) -> Int[np.ndarray, " n"]:
@@ -235,7 +235,7 @@ def costs_of(prompt: Int[np.ndarray, " n"], response: Int[np.ndarray, " n"], uni
     return np.ones_like(prompt) if unit == "rows" else response if unit == "response" else prompt + response
 
 
-def pool_of(
+def part_pool(
     ids: tuple[str, ...], prompt: Int[np.ndarray, " n"], response: Int[np.ndarray, " n"], unit: Unit, label: str
 ) -> Pool:
     """Return candidates that have ids and counts, and no text."""

@@ -208,7 +208,7 @@ def _with_columns(table: pa.Table, added: Mapping[str, np.ndarray], start: int) 
     return table
 
 
-def table_of(parts: Sequence[SubsetPart]) -> pa.Table:
+def subset_table(parts: Sequence[SubsetPart]) -> pa.Table:
     """Return the rows of all parts as one table; columns that a part lacks are empty.
 
     Raises:
@@ -225,7 +225,7 @@ def table_of(parts: Sequence[SubsetPart]) -> pa.Table:
 
 def _write_parquet(path: Path, parts: Sequence[SubsetPart]) -> None:
     if len(parts) > 1 or parts[0][0].tables() is None:
-        pq.write_table(table_of(parts), path, compression="zstd")
+        pq.write_table(subset_table(parts), path, compression="zstd")
         return
     writer: Any = None
     with ExitStack() as stack:
@@ -238,4 +238,4 @@ def _write_parquet(path: Path, parts: Sequence[SubsetPart]) -> None:
 def _write_folder(path: Path, parts: Sequence[SubsetPart]) -> None:
     from datasets import Dataset
 
-    Dataset(table_of(parts)).save_to_disk(str(path))
+    Dataset(subset_table(parts)).save_to_disk(str(path))

@@ -25,7 +25,7 @@ from longgame.selection.methods.utility_diversity import POSITIONS, UTILITIES, U
 from longgame.signals.base import Signals
 
 _log = logging.getLogger(__name__)
-ITEMS = {
+ALIGNMENT_ITEMS = {
     "future": ("future_alignment", "proxy", "Raise proxy.items_per_skill."),
     "target": ("target_alignment", "target set", "Give more target items (in an audit: proxy.items_per_skill)."),
     "earlier": ("earlier_alignment", "examples of earlier stages", "The earlier stages have little in common."),
@@ -172,7 +172,7 @@ class LHASSelector(Selector):
     ) -> None:
         by_sketch = choice(self.name, "alignment", alignment, ("adam", "exact", "sketch")) == "sketch"
         prefix = "adam_" if alignment == "adam" else ""
-        self.aligned = {} if by_sketch else {term: prefix + signal for term, (signal, _, _) in ITEMS.items()}
+        self.aligned = {} if by_sketch else {term: prefix + signal for term, (signal, _, _) in ALIGNMENT_ITEMS.items()}
         """Signal of each term of alignment; empty: p by sketches."""
         self.target_weight = weight(self.name, "target_weight", target_weight)
         self.earlier_weight = weight(self.name, "earlier_weight", earlier_weight)
@@ -302,7 +302,7 @@ class LHASSelector(Selector):
         return self.reliability_of("future")
 
     def reliability_of(self, term: str) -> float:
-        """Reliability of a term of alignment (`ITEMS`) so far in this stage, in [0, 1]."""
+        """Reliability of a term of alignment (`ALIGNMENT_ITEMS`) so far in this stage, in [0, 1]."""
         total, rounds = self._agreement.get(term, (0.0, 0))
         r = total / rounds if rounds else 0.0
         return max(0.0, 2 * r / (1 + r)) if r > -1 else 0.0
@@ -316,7 +316,7 @@ class LHASSelector(Selector):
             self._agreement[term] = (total + r, rounds + 1)
             if not self.reliability_of(term) and term not in self._warned:
                 self._warned.add(term)
-                _, items, advice = ITEMS[term]
+                _, items, advice = ALIGNMENT_ITEMS[term]
                 _log.warning(
                     "%s: the halves of the %s disagree about the candidates (r = %.2f), so the %s term has no weight. "
                     "%s",
