@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,17 +42,19 @@ def write_chart(chart: Any, folder: Path, name: str) -> list[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, fractions to `DIGITS` significant digits, a line for each flat object; folders are made.
 
+    A number that was not measured (NaN) or is infinite is null, as JSON has neither.
+
     Raises:
         StorageError: the file cannot be written.
     """
-    text = json.dumps(_rounded(value), indent=1, ensure_ascii=False)
+    text = json.dumps(_rounded(value), indent=1, ensure_ascii=False, allow_nan=False)
     text = _FLAT.sub(lambda match: "{" + _BREAK.sub(" ", match[1]) + "}", text)
     _write(path, (text + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value

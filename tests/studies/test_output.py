@@ -24,6 +24,11 @@ def test_json_has_six_digits_and_a_line_per_flat_object(tmp_path):
     assert '   {"name": "d", "share": 3.55271e-16}' in path.read_text().splitlines()
 
 
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "figures.json", {"rates": [float("nan"), np.float64("inf"), 0.5]})
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"rates": [None, None, 0.5]}
+
+
 def test_unwritable_place_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="Give another place"):
