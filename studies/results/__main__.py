@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from longgame.cli import errors_as_sentences
 from longgame.errors import RecipeError, unknown
-from studies.results.data import DATA, keep, load
+from studies.results.data import DATA, keep, load, missing_seeds
 from studies.results.field import Sequences, place
 from studies.results.pages import write_pages
 from studies.results.steps import STEPS, run_step
@@ -30,6 +31,8 @@ def run_steps(
     data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ (real data).")] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this many minutes.")] = float("inf"),
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    missing: Annotated[bool, typer.Option("--missing", help="Run only seeds that --data does not hold.")] = False,
+    data: DataFolder = DATA,
 ) -> None:
     """Run every unfinished step, in order: about two hours on two cores. Finished stages stay."""
     names = {step.name for step in STEPS}
@@ -41,7 +44,14 @@ def run_steps(
     for step in steps:
         if step.real_data and data_dir is None:
             typer.echo(f"{step.name}: skipped (it needs --data-dir)")
-        elif time.monotonic() > deadline or not run_step(step, data_dir, workers, deadline):
+            continue
+        if missing:
+            seeds = missing_seeds(step.loaded(data_dir), data / f"{step.name}.parquet")
+            if not seeds:
+                typer.echo(f"{step.name}: kept")
+                continue
+            step = replace(step, seeds=",".join(map(str, seeds)))
+        if time.monotonic() > deadline or not run_step(step, data_dir, workers, deadline):
             typer.echo(f"{step.name}: the time is over")
             return
 

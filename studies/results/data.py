@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from longgame.errors import DataError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
 from longgame.recipe import Recipe, parse_recipe
-from longgame.storage import read_json, refresh_file
+from longgame.storage import refresh_file
 from studies.results.steps import STEPS
 
 DATA = Path("docs/results/data")
 FACTS = "runs.json"
+_KEYS = b"longgame.trials"
+"""Metadata of a kept file: trial → key of what it measures, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ class StudyRun:
 def keep(folder: Path) -> None:
     """Write the measurements of every run's finished trials, and the facts of all runs.
 
-    What was kept of a run that is not here stays.
+    What was kept of a run that is not here stays. So do trials that were kept of a run elsewhere, as long as they
+    would measure the same here: a study may be finished on several machines, a few seeds on each.
+
+    Raises:
+        DataError: such trials were measured with other versions.
     """
     file = folder / FACTS
     facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -106,30 +114,124 @@ def keep(folder: Path) -> None:
         finished = [trial.name for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) == stages]
         if not finished:
             continue
-        results = run.results
-        results = results[results["trial"].isin(finished)]
-        environment = read_json(step.folder / "environment.json")
+        here = _of_run(run, finished)
+        if step.name in facts:
+            here = here.joined(_Kept.read(folder, step.name, facts[step.name]))
         written.add(step.name)
-        facts[step.name] = {
-            "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"relative_to"}),
-            "trials": len(run.plan.trials),
-            "finished": len(finished),
-            "minutes": round(sum(environment["sessions"]) / 60, 1),
-            "versions": environment["versions"],
-        }
-        refresh_file(folder / f"{step.name}.parquet", _compact(results))
-        print(
-            f"{step.name}: {len(finished)} of {len(run.plan.trials)} trials, {len(results):,} measurements", flush=True
-        )
+        facts[step.name] = here.facts
+        refresh_file(folder / f"{step.name}.parquet", _compact(here.results, here.keys))
+        count = f"{here.facts['finished']} of {here.facts['trials']}"
+        print(f"{step.name}: {count} trials, {len(here.results):,} measurements", flush=True)
     refresh_file(file, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _compact(results: pd.DataFrame) -> bytes:
+def _of_run(run: Run, finished: Sequence[str]) -> _Kept:
+    """What is kept of a run here."""
+    environment = run.environment
+    keys = {name: key for name, key in _keys(run.recipe).items() if name in finished}
+    results = run.results
+    return _Kept(
+        run.recipe,
+        results[results["trial"].isin(finished)].astype({"value": "float32"}),
+        keys,
+        environment["versions"],
+        [environment["sessions"]],
+    )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Finished trials of a run, and on which machines they ran."""
+
+    recipe: Recipe
+    results: pd.DataFrame
+    keys: dict[str, str]
+    """Trial → key of what it measures; empty of a run that was kept without them."""
+    versions: dict[str, str]
+    sessions: list[list[float]]
+    """Seconds of the sessions, a list per machine."""
+
+    @classmethod
+    def read(cls, folder: Path, name: str, facts: dict[str, Any]) -> _Kept:
+        table = pq.read_table(folder / f"{name}.parquet")
+        keys = json.loads((table.schema.metadata or {}).get(_KEYS, b"{}"))
+        recipe = parse_recipe(facts["recipe"], name)
+        return cls(recipe, table.to_pandas(), keys, facts["versions"], facts.get("sessions", []))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"relative_to"}),
+            "trials": len(Plan(self.recipe).trials),
+            "finished": len(self.keys),
+            "minutes": round(sum(map(sum, self.sessions)) / 60, 1),
+            "sessions": self.sessions,
+            "versions": self.versions,
+        }
+
+    def joined(self, other: _Kept) -> _Kept:
+        """The trials of both that measure what this recipe does; each seed from where more of its trials are.
+
+        Machines differ in the last bits of their sums, so selectors are only compared within one.
+        """
+        selectors = {item.key: item for item in (*other.recipe.selectors, *self.recipe.selectors)}
+        seeds = sorted({*self.recipe.seeds, *other.recipe.seeds})
+        both = self.recipe.replace({"selectors": tuple(selectors.values()), "seeds": tuple(seeds)})
+        seed_of = {trial.name: trial.seed for trial in Plan(both).trials}
+        same = _matching(both, other.keys)
+        here, there = (Counter(seed_of[name] for name in names) for names in (self.keys, same))
+        theirs = {name for name in same if there[seed_of[name]] > here[seed_of[name]]}
+        if not theirs:
+            return self
+        if self.versions != other.versions:
+            raise DataError(
+                f"{both.name}: {len(theirs)} trials were kept with other versions "
+                f"({_differing(other.versions, self.versions)}). Install those, or delete the kept file and run every "
+                "seed here."
+            )
+        others = {seed_of[name] for name in theirs}
+        ours = {name: key for name, key in self.keys.items() if seed_of[name] not in others}
+        parts = ((other.results, theirs), (self.results, ours))
+        results = pd.concat([table[table["trial"].isin(names)] for table, names in parts], ignore_index=True)
+        for column in self.results.columns[[str(kind) == "category" for kind in self.results.dtypes]]:
+            results[column] = results[column].astype("category")
+        keys = {name: other.keys[name] for name in sorted(theirs)} | ours
+        elsewhere = [times for times in other.sessions if times[:1] != self.sessions[0][:1]]
+        return _Kept(both, results, keys, self.versions, [*elsewhere, *self.sessions])
+
+
+def _keys(recipe: Recipe) -> dict[str, str]:
+    """Trial → key of what it measures, wherever the data lie."""
+    run = Run(Path(recipe.name), recipe.replace({"data.data_dir": None}))
+    return {trial.name: run.trial_store(trial).key for trial in run.plan.trials}
+
+
+def _matching(recipe: Recipe, keys: Mapping[str, str]) -> set[str]:
+    """Names of the recipe's trials that ``keys`` (trial → key) holds and that would measure the same now."""
+    return {name for name, key in _keys(recipe).items() if keys.get(name) == key}
+
+
+def missing_seeds(recipe: Recipe, file: Path) -> list[int]:
+    """Seeds of which some trial is not in the kept file, or would not measure the same now."""
+    keys = json.loads((pq.read_schema(file).metadata or {}).get(_KEYS, b"{}")) if file.is_file() else {}
+    kept = _matching(recipe, keys)
+    return sorted({trial.seed for trial in Plan(recipe).trials if trial.name not in kept})
+
+
+def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return ", ".join(
+        f"{name} {old.get(name, 'not installed')}, here {new.get(name, 'not installed')}" for name in names
+    )
+
+
+def _compact(results: pd.DataFrame, keys: Mapping[str, str]) -> bytes:
     """Return a Parquet file of what the pages need: probes without sub-skills, in single precision."""
     curves = (results["kind"] == "curve") & (results["sub_skill"] != "")
-    table = results[~curves].astype({"value": "float32"})
+    table = pa.Table.from_pandas(results[~curves], preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEYS: json.dumps(keys).encode()})
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink, compression="zstd", compression_level=19)
+    pq.write_table(table, sink, compression="zstd", compression_level=19)
     return sink.getvalue().to_pybytes()
 
 

@@ -15,6 +15,7 @@ from longgame.audit.parts import FinishedPart
 from longgame.audit.plan import Plan, stage_names
 from longgame.audit.run import ENVIRONMENT, RECIPE, Run, write_environment
 from longgame.audit.store import StageStore
+from longgame.commands.options import parse_seeds
 from longgame.recipe import Recipe, load_recipe
 from longgame.storage import durable_folder
 
@@ -30,7 +31,7 @@ class Step:
     """Its run directory is ``RUNS / name``."""
     recipe: Path
     seeds: str = ""
-    """Seeds instead of the recipe's, ``first-last``."""
+    """Seeds instead of the recipe's, as ``--seeds`` takes them."""
     selectors: str = ""
     """Selectors instead of the recipe's, as ``--selectors`` takes them."""
     real_data: bool = False
@@ -49,12 +50,11 @@ class Step:
         arguments += ["--selectors", self.selectors] if self.selectors else []
         return arguments + (["--data-dir", str(data_dir)] if self.real_data and data_dir else [])
 
-    def loaded(self) -> Recipe:
-        """The recipe with this step's seeds and selectors."""
-        changes: dict[str, Any] = {}
+    def loaded(self, data_dir: Path | None = None) -> Recipe:
+        """The recipe with this step's seeds and selectors, and with the folder of real data."""
+        changes: dict[str, Any] = {"data.data_dir": str(data_dir)} if self.real_data and data_dir else {}
         if self.seeds:
-            first, last = self.seeds.split("-")
-            changes["seeds"] = list(range(int(first), int(last) + 1))
+            changes["seeds"] = parse_seeds(self.seeds)
         if self.selectors:
             changes["selectors"] = self.selectors.split(",")
         return load_recipe(self.recipe, changes)

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +291,65 @@ def test_what_was_kept_of_a_run_that_is_gone_stays(tmp_path, monkeypatch):
     (tmp_path / "data" / "runs.json").write_text('{"skill": {"trials": 3}}')
     data.keep(tmp_path / "data")
     assert read_json(tmp_path / "data" / "runs.json") == {"skill": {"trials": 3}}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Function that keeps a run of these seeds as a machine of its own would; the folder of what is kept."""
+    kept = tmp_path / "kept"
+
+    def keep_run(seeds, **changes):
+        folder = tmp_path / "machine" / f"{seeds}{sorted(changes)}"
+        selectors = changes.pop("selectors", ["random", "quality"])
+        audit(world("skill", selectors, seeds=seeds, **changes), folder / "skill")
+        monkeypatch.setattr(steps, "RUNS", folder)
+        data.keep(kept)
+        return data.load(kept)["skill"]
+
+    keep_run.folder = kept
+    return keep_run
+
+
+def test_seeds_of_two_machines_are_kept_as_one_run(elsewhere, tmp_path):
+    first = elsewhere([0, 2])
+    both = elsewhere([1])
+    again = elsewhere([1])
+    assert both.recipe.seeds == again.recipe.seeds == (0, 1, 2)
+    assert both.facts["trials"] == both.facts["finished"] == 6
+    assert both.facts["sessions"] == again.facts["sessions"]
+    assert both.facts["sessions"][0] == first.facts["sessions"][0]
+    alone = audit(world("skill", ["random", "quality"]), tmp_path / "alone").scorecard
+    np.testing.assert_allclose(both.card().wide(["current", "long_horizon"]), alone.wide(["current", "long_horizon"]))
+
+
+def test_kept_trials_that_would_measure_otherwise_are_dropped(elsewhere):
+    elsewhere([0, 2])
+    assert elsewhere([1], budget=0.5).recipe.seeds == (1,)
+
+
+def test_a_seed_is_kept_from_one_machine(elsewhere):
+    elsewhere([0, 2])
+    more = elsewhere([1, 2], selectors=["random", "quality", "loss"])
+    at_two = more.results[more.results["seed"] == 2]
+    assert set(at_two["selector"]) == {"random", "quality", "loss"}
+    assert more.complete_seeds() == [1, 2]
+    assert elsewhere([0, 2], proxy={"items_per_skill": 1}).recipe.seeds == (0, 2)  # measures otherwise
+
+
+def test_kept_trials_of_other_versions_are_not_mixed(elsewhere):
+    elsewhere([0])
+    facts = read_json(elsewhere.folder / "runs.json")
+    facts["skill"]["versions"]["torch"] = "1.0"
+    (elsewhere.folder / "runs.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"skill: 2 trials were kept with other versions \(torch 1.0, here 2"):
+        elsewhere([1])
+
+
+def test_only_seeds_that_are_not_kept_are_missing(elsewhere):
+    file = elsewhere.folder / "skill.parquet"
+    recipe = world("skill", ["random", "quality"])
+    assert data.missing_seeds(recipe, file) == [0, 1, 2]
+    elsewhere([0, 2])
+    assert data.missing_seeds(recipe, file) == [1]
+    assert data.missing_seeds(world("skill", ["random", "loss"]), file) == [0, 1, 2]
+    assert data.missing_seeds(world("skill", ["random"], budget=0.5), file) == [0, 1, 2]
