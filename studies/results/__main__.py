@@ -12,8 +12,8 @@ import typer
 from longgame.cli import errors_as_sentences
 from longgame.errors import RecipeError, unknown
 from studies.results.data import DATA, keep, load, missing_seeds
-from studies.results.field import Sequences, place
-from studies.results.pages import write_pages
+from studies.results.field import place
+from studies.results.pages import sequences, write_pages
 from studies.results.steps import STEPS, run_step
 
 app = typer.Typer(
@@ -74,8 +74,7 @@ def place_audit(
     data: DataFolder = DATA,
 ) -> None:
     """Say where the selectors of an audit lie in the leaderboard of the field."""
-    field = {name.removeprefix("field-"): run for name, run in load(data).items() if name.startswith("field-")}
-    for line in place(folder, Sequences(field)):
+    for line in place(folder, sequences(load(data), "field")):
         typer.echo(line)
 
 

@@ -39,6 +39,8 @@ from studies.results.data import StudyRun
 LEADERBOARD = ("current", "auc_common", "forgetting", "worst_task", "ood", "long_horizon")
 _SHORT = {BETTER: "better", WORSE: "worse", MYOPIC: "myopic", NOW_ONLY: "now only", EQUIVALENT: "equivalent"}
 _SHORT |= {NO_DIFFERENCE: "–", NOT_ENOUGH: "few seeds"}
+STAND_IN = " (rules)"
+"""End of the label of a selector for which rules over the text stand in for a judge."""
 TRAJECTORY = (
     *PAIRS[:-1],
     ("noisy_share", "forgetting"),
@@ -142,14 +144,20 @@ def families_of(recipe: Recipe) -> dict[str, str]:
     return {name: families[name] for name in ordered if families[name] not in ("baseline", "reference")}
 
 
-def leaderboard(field: Sequences) -> pd.DataFrame:
-    """A row per sequence, view, selector and metric: means, difference from random, tests and verdict."""
-    tables = []
-    for sequence, board in field.boards.items():
+def leaderboard(*fields: Sequences) -> pd.DataFrame:
+    """A row per sequence, view, selector and metric: means, difference from random, tests and verdict.
+
+    Random's rows are those of the first field that has the sequence.
+    """
+    tables: list[pd.DataFrame] = []
+    for field, sequence in [(item, name) for item in fields for name in item.runs]:
+        board = field.boards[sequence]
         card, families = board.card, families_of(field.runs[sequence].recipe)
         verdicts = card.verdicts.set_index(["view", "selector"])["verdict"]
         rows = card.summary
         rows = rows[rows["metric"].isin([*LEADERBOARD, "flops_share"]) & rows["view"].isin(["", *card.views])]
+        if any(sequence in set(table["sequence"]) for table in tables):
+            rows = rows[rows["selector"] != card.reference]
         table = pd.DataFrame(
             {
                 "sequence": sequence,
@@ -173,11 +181,37 @@ def leaderboard(field: Sequences) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def leaderboard_file(field: Sequences) -> bytes:
+def leaderboard_file(*fields: Sequences) -> bytes:
     """`leaderboard` as a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(leaderboard(field), preserve_index=False), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pandas(leaderboard(*fields), preserve_index=False), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def method_results(name: str, board: pd.DataFrame, view: str = "token_accuracy") -> str:
+    """What the leaderboard's table says of one selector: a row per sequence, as Markdown with a link to the page."""
+    rows = board[board["selector"].isin([name, name + STAND_IN]) & (board["view"] == view)]
+    stand_in = "Rules over the text stand in for the judge. " if (rows["selector"] != name).any() else ""
+    rows = rows.set_index(["sequence", "metric"])
+    if rows.empty or name == "random":
+        here = "The others are compared with it." if name == "random" else "It is not part of the audit of the field."
+        return f"{here} [The field side by side](../results/field.md).\n\n"
+    columns = [Column(text, "", numeric=False) for text in ("sequence", "now", "in the long run", "verdict")]
+    lines = []
+    for sequence in rows.index.unique("sequence"):
+        cells = [Cell(sequence)]
+        for metric in ("current", "long_horizon"):
+            row = rows.loc[(sequence, metric)]
+            text = _points(row["difference"], row["ci_low"], row["ci_high"], metric)
+            cells.append(Cell(text, difference_mark(row["p_holm"], row["difference"], METRICS[metric].better)))
+        lines.append((*cells, Cell(rows.loc[(sequence, "current"), "verdict"])))
+    seeds = " or ".join(map(str, sorted(set(rows["seeds"]))))
+    return (
+        f"{stand_in}Difference from random selection in points of token accuracy, with 95 % intervals over {seeds} "
+        f"tiny base models; {rows['budget'].iloc[0]:.0%} of the tokens. ▲ better, ▼ worse: shown after correction over "
+        "all selectors of the sequence. [The field side by side](../results/field.md).\n\n"
+        f"{pipes(Table('', tuple(columns), tuple(lines)))}\n\n"
+    )
 
 
 def family_table(board: Board, family_of: Mapping[str, str]) -> pd.DataFrame:
@@ -313,7 +347,7 @@ def field_figure(field: Sequences) -> Figure:
     return Figure("field", "The field", caption, tuple(charts))
 
 
-def field_parts(field: Sequences) -> list[str]:
+def field_parts(field: Sequences, judges: Sequences) -> list[str]:
     """The page of the field, without its title."""
     scale = (
         "Differences from random in points (the long-horizon score counts from 0 to 100), token accuracy, with 95 % "
@@ -332,6 +366,11 @@ def field_parts(field: Sequences) -> list[str]:
         "## Families",
         "Mean difference over the members of a family in each seed; Holm over families.",
         families_table(field),
+        *(
+            ("## With rules in place of a judge", f"{_JUDGES} {judges.head}", field_table(judges))
+            if judges.runs
+            else ()
+        ),
         "## Trajectory and forgetting",
         "Correlations over all trials of these runs, within seeds and sequences.",
         _trajectories(field),
@@ -346,6 +385,10 @@ def _trajectories(field: Sequences) -> str:
     return pipes(correlation_table(pairs, "", field.view))
 
 
+_JUDGES = (
+    "`alpagasus` and `mods` ask an LLM judge. Here rules over the text grade instead, so this says how the methods act "
+    "on such grades, not on a judge's. Holm over the two."
+)
 _PLACE = """All numbers are in [leaderboard.parquet](leaderboard.parquet): a row per sequence, scorer, selector and
 metric. Your selector meets the same seeds:
 

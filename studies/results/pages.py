@@ -69,10 +69,10 @@ def write_pages(data: Path) -> None:
     if "lhas-finals" in runs:
         pages["lhas.md"] = lhas_page(runs)
     pages["trajectories.md"] = trajectories_page(runs)
-    field, practices = (_sequences(runs, name) for name in ("field", "replay"))
+    field, judges, practices = (sequences(runs, name) for name in ("field", "field-judges", "replay"))
     if field.runs:
-        pages["field.md"] = _page("The field: what selectors do to the next stages", field_parts(field))
-        refresh_file(out / "leaderboard.parquet", leaderboard_file(field))
+        pages["field.md"] = _page("The field: what selectors do to the next stages", field_parts(field, judges))
+        refresh_file(out / "leaderboard.parquet", leaderboard_file(field, judges))
         write_svg([field_figure(field)], out / "figures")
     if practices.runs:
         parts = practices_parts(practices, runs.get("replay-conditions"), runs.get("replay-development"))
@@ -84,7 +84,7 @@ def write_pages(data: Path) -> None:
         print(f"Written: {path}", flush=True)
 
 
-def _sequences(runs: Mapping[str, StudyRun], name: str) -> Sequences:
+def sequences(runs: Mapping[str, StudyRun], name: str) -> Sequences:
     """The runs ``name-SEQUENCE``."""
     return Sequences({sequence: runs[f"{name}-{sequence}"] for sequence in SEQUENCES if f"{name}-{sequence}" in runs})
 

@@ -1,5 +1,6 @@
 """The study's runner runs equal trials once; its pages say of a claim what the scorecard's statistics say."""
 
+import dataclasses
 import inspect
 import itertools
 import json
@@ -260,6 +261,27 @@ def test_leaderboard_holds_the_scorecards_differences_and_verdicts(kept_field):
         assert dict(later["verdict"].drop("random")) == board.verdicts
         assert later.loc["loss", "difference"] == board.mean("loss", "long_horizon")
     assert not table.duplicated(["sequence", "view", "selector", "metric"]).any()
+
+
+def test_stand_ins_join_the_leaderboard_beside_one_random(kept_field):
+    domain = kept_field.runs["domain"]
+    spec = {"name": "mods", "label": "mods (rules)"}
+    facts = domain.recipe.model_dump(mode="json", exclude={"relative_to"})
+    facts["selectors"] = [spec if item["name"] == "loss" else item for item in facts["selectors"]]
+    rows = domain.results.assign(selector=domain.results["selector"].astype(str).replace("loss", spec["label"]))
+    other = dataclasses.replace(domain, recipe=parse_recipe(facts, "other"), results=rows)
+    table = field.leaderboard(kept_field, field.Sequences({"domain": other}))
+    assert (table["selector"] == "random").sum() == (field.leaderboard(kept_field)["selector"] == "random").sum()
+    assert "stand in for the judge" in field.method_results("mods", table)
+
+
+def test_a_methods_page_tells_its_rows_of_the_leaderboard(kept_field):
+    text = field.method_results("loss", field.leaderboard(kept_field))
+    for sequence, board in kept_field.boards.items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {sequence} ")]
+        assert f"{100 * board.mean('loss', 'long_horizon'):+.1f}".replace("-", "−") in line.replace("-", "−")
+        assert board.verdicts["loss"] in line
+    assert "not part of" in field.method_results("mods", field.leaderboard(kept_field))
 
 
 def test_answer_names_every_selector_that_a_verdict_is_shown_for(kept_field):
