@@ -98,7 +98,8 @@ def address(cluster):
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    """Rows, and their scores under the tiny model."""
+    """Rows, their scores under the tiny model, and sketches of their texts."""
+    pytest.importorskip("rensa")
     from longgame.data.sources import open_source
     from longgame.offline.rows import DataRows
     from longgame.offline.scorer import ModelOptions
@@ -108,7 +109,7 @@ def scored(tmp_path_factory):
     pairs = [{"prompt": f"What is {n} + {n % 5}?", "response": f"It is {n + n % 5}." * (1 + n % 3)} for n in range(48)]
     (folder / "data.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     rows = DataRows(open_source(str(folder / "data.jsonl")))
-    score_into(rows, ["loss", "embedding"], folder / "scores", ModelOptions(name="tiny"))
+    score_into(rows, ["loss", "embedding", "near_sketch"], folder / "scores", ModelOptions(name="tiny"))
     return folder
 
 
@@ -365,8 +366,17 @@ def test_shards_scored_on_a_cluster_have_the_bytes_of_one_process(tmp_path, clus
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("selector", ["loss", "k-center", "diversity:method=facility-location"])
-def test_a_selection_on_a_cluster_has_the_bytes_of_one_process(selector, tmp_path, cluster, scored):
+@pytest.mark.parametrize(
+    ("selector", "dedup"),
+    [
+        ("loss", None),
+        ("k-center", None),
+        ("diversity:method=facility-location", None),
+        ("loss", "near:0.5"),
+        ("dedup-minhash:by=loss", "exact"),
+    ],
+)
+def test_a_selection_on_a_cluster_has_the_bytes_of_one_process(selector, dedup, tmp_path, cluster, scored):
     """One round (an exact cut) and two rounds, with two workers on two nodes."""
     from longgame.offline.options import SelectOptions
     from longgame.offline.partitioned import select_in_parts
@@ -375,7 +385,7 @@ def test_a_selection_on_a_cluster_has_the_bytes_of_one_process(selector, tmp_pat
         select_in_parts(
             scored / "data.jsonl",
             tmp_path / engine / "picks.jsonl",
-            SelectOptions(selector=selector, budget="25%"),
+            SelectOptions(selector=selector, dedup=dedup, budget="25%"),
             scores=scored / "scores",
             partitions=4,
             engine=engine,
@@ -401,7 +411,7 @@ def test_commands_over_the_client_server_give_the_local_numbers(tmp_path, addres
 @pytest.mark.slow
 def test_scores_of_ray_on_this_machine_have_the_local_bytes(tmp_path, scored):
     pytest.importorskip("ray")
-    line = ["score", scored / "data.jsonl", "--model", "tiny", "--signals", "loss,embedding"]
+    line = ["score", scored / "data.jsonl", "--model", "tiny", "--signals", "loss,embedding,near_sketch"]
     done = longgame(*line, "--out", "scores", "--engine", "ray", "--workers", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "raylet" not in done.stderr

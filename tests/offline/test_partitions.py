@@ -26,7 +26,7 @@ from .conftest import ROWS, jsonl
 
 TINY = ModelOptions(name="tiny")
 NAMES = ["loss", "grad_norm", "embedding", "quality"]
-EXACT = ["loss", "loss:per=step", "grand", "longest", "quality", "gradient:mode=norm"]
+EXACT = ["loss", "loss:per=step", "grand", "longest", "quality", "gradient:mode=norm", "dedup-exact"]
 ROUNDS = [
     "diversity",
     "k-center",
@@ -37,7 +37,6 @@ ROUNDS = [
     "semdedup",
     "d4",
     "random",
-    "dedup-exact",
 ]
 
 
@@ -211,6 +210,9 @@ class Rowwise(Mine):
     def score(self, pool, signals, history):
         return -signals["loss"]
 
+class Near(Rowwise):
+    requires = ("loss", "near_group")
+
 class Reader(Mine):
     by_row = True
     def score(self, pool, signals, history):
@@ -223,10 +225,11 @@ FAULTS = {
     "own selector": ({"selector": "own.py:Mine"}, "'own.py:Mine' has no form in parts.*sets by_row = True where score"),
     "own child": ({"selector": "own.py:Child"}, "'own.py:Child' has no form in parts"),
     "texts": ({"selector": "own.py:Reader"}, "'own.py:Reader' reads texts, which a folder of scores does not hold"),
-    "near": ({"selector": "dedup-minhash"}, "needs near_group, which is made of all candidates at once"),
+    "near": ({"selector": "dedup-minhash"}, "lacks near_sketch, by which near-duplicates are found. Compute it into"),
+    "own groups": ({"selector": "own.py:Near"}, "needs near_group, which is made of all candidates at once"),
     "column": ({"selector": "el2n"}, "lacks el2n, which selector 'el2n' needs. Compute it into that folder"),
     "where": ({"where": "prompt != ''"}, "--where reads the rows"),
-    "dedup": ({"dedup": "near"}, "dedup is 'near', which reads all texts"),
+    "dedup": ({"dedup": "near"}, "lacks near_sketch, by which near-duplicates are found. Compute it into"),
     "parts": ({"partitions": 76}, "partitions is 76, and the scores have 75 rows. Use 1 to 75"),
     "engine": ({"engine": "slurm"}, "--engine is 'slurm'"),
     "rounds": ({"selector": "diversity", "partitions": None}, "depend on the number of parts. Give --partitions"),

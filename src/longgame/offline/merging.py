@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from longgame.errors import RecipeError, ResumeError, StorageError
+from longgame.offline.near import NEAR_SKETCH, check_sketches
 from longgame.offline.score_folder import (
     BAD_ROWS,
     CONFIG,
@@ -61,6 +62,7 @@ def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = 
         raise StorageError(f"'{path}' holds other scores already. Give another folder, or delete it.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")
+    check_sketches([SignalStore(folder / NEAR_SKETCH) for folder, _ in shards if (folder / NEAR_SKETCH).is_dir()])
     with durable_folder(path) as part:
         sources = [folder for folder, _ in shards]
         names = sorted({name for folder in sources for name in _stores_apart(folder)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import RowSource, open_source
 from longgame.engines.choice import LOCAL, check_engine, mapper
 from longgame.errors import BudgetError, DataError, RecipeError
+from longgame.offline.dedup import parse_dedup
+from longgame.offline.groups import GroupsOfParts
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.outcome import digest_of, installed_version
 from longgame.offline.parts import (
@@ -42,7 +44,9 @@ from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_ex
 from longgame.selection.algorithms.cut import exact_cut
 from longgame.selection.base import SELECTORS, Selector, claims
 from longgame.selection.budget import by_score
+from longgame.selection.methods.dedup_exact import ExactDedupSelector
 from longgame.signals.base import CONTEXT, SIGNALS
+from longgame.signals.texts import GROUPS
 from longgame.storage import write_file
 
 SHARE = 4.0
@@ -166,11 +170,12 @@ def _chosen(
     """The picks, and where they stand in the data."""
     selector = options.build()
     _check_options(options)
-    exact = bool(claims(selector, "by_row")) and type(selector).select is Selector.select
+    groups = isinstance(selector, ExactDedupSelector) and type(selector).select is ExactDedupSelector.select
+    exact = groups or (bool(claims(selector, "by_row")) and type(selector).select is Selector.select)
     holds = "" if exact else str(claims(selector, "two_rounds"))
     if not exact and not holds:
         raise RecipeError(_no_form(options.label))
-    _check_signals(options, selector, table)
+    _check_signals(options, selector, table, groups)
     if partitions is None:
         if not exact and len(table.folders) == 1:
             raise RecipeError(
@@ -183,12 +188,20 @@ def _chosen(
         raise RecipeError("one part needs no second round. Leave out --engine and --workers.")
     budget = Budget.parse(options.budget)
     unit: Unit = "rows" if budget.of == "rows" else options.budget_of
-    worker = PartWorker(table.folder, options, unit, options.dedup == "exact")
+    kind, threshold = parse_dedup(options.dedup)
+    known = GroupsOfParts(table, options, parts, engine, workers)
+    if kind == "near":
+        known.leave_out_repeats(threshold)
+    if groups:
+        known.group(kind == "exact")
+    worker = PartWorker(table.folder, options, unit, kind == "exact")
     with mapper(worker, engine, workers=workers) as answers:
 
         def ask(questions: Sequence[Question]) -> list[Any]:
-            return list(answers(questions))
+            return list(answers(replace(question, given=known.of(question.part)) for question in questions))
 
+        if groups:
+            known.keep_first(ask)
         totals: list[Totals] = ask([Question(part, "totals") for part in parts])
         least = [part.least for part in totals if part.rows]
         if not least:
@@ -196,6 +209,8 @@ def _chosen(
         candidates = sum(part.rows for part in totals)
         asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
         claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
+        if known.version:
+            claim |= {"near_sketch": known.version}
         if exact:
             picks, rank, weights = _in_one_round(ask, parts, asked)
         else:
@@ -216,16 +231,11 @@ def _check_options(options: SelectOptions) -> None:
                 f"{option} reads the rows, and --partitions reads their scores alone. Leave it out, or use "
                 "--partitions 1."
             )
-    if options.dedup not in (None, "exact"):
-        raise RecipeError(
-            f"dedup is '{options.dedup}', which reads all texts; --partitions takes exact. Remove near-duplicates from "
-            "the data first, or use --partitions 1."
-        )
 
 
-def _check_signals(options: SelectOptions, selector: Selector, table: ScoreFolder) -> None:
+def _check_signals(options: SelectOptions, selector: Selector, table: ScoreFolder, groups: bool) -> None:
     """Raise RecipeError where the selector needs what the folder does not hold."""
-    there = {*table.names, EXACT_GROUP}
+    there = {*table.names, *(GROUPS if groups else (EXACT_GROUP,))}
     for name in selector.requires:
         if name in FITTED or (name in SIGNALS and SIGNALS[name].of_no_model and name not in there):
             raise RecipeError(

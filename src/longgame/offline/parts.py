@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.errors import RecipeError
@@ -19,8 +19,10 @@ from longgame.selection.algorithms.cut import Place, RankedPart
 from longgame.selection.algorithms.farthest import distances_to
 from longgame.selection.base import Selector, eligible_of, score_terms
 from longgame.selection.history import History
+from longgame.selection.methods.dedup_exact import ExactDedupSelector
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.texts import GROUPS
 
 EXACT_GROUP = "exact_group"
 """Signal that is told by the ids: those of equal rows differ in their suffix."""
@@ -100,7 +102,7 @@ class Question:
     """What a worker is asked about a part."""
 
     part: PoolPart
-    kind: Literal["totals", "sketch", "between", "behind", "picks", "first", "reach"]
+    kind: Literal["totals", "ranks", "sketch", "between", "behind", "picks", "first", "reach"]
     low: Place | None = None
     high: Place = (np.inf, "")
     budget: int = 0
@@ -110,6 +112,23 @@ class Question:
     rows: tuple[int, ...] = ()
     points: Float[np.ndarray, "k d"] = field(default_factory=lambda: np.zeros((0, 0)))
     """Embeddings of the picks of all parts."""
+    given: Given | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What all parts together tell of the rows of one of them."""
+
+    repeats: UInt8[np.ndarray, " bytes"] | None = None
+    """Bit per row: 1 for a row that is no candidate."""
+    duplicate: UInt8[np.ndarray, " bytes"] | None = None
+    """Bit per row: 1 for all but the kept row of a group."""
+    draw: Float[np.ndarray, " n"] | None = None
+    """Number that ranks each row."""
+    spread: float = 0.0
+    """Largest number that ranks a candidate, less the smallest."""
+    members: Int[np.ndarray, " m"] | None = None
+    """Rows of the part whose number is asked for."""
 
 
 class PartWorker:
@@ -139,10 +158,13 @@ class PartWorker:
         return self._table
 
     def __call__(self, question: Question) -> Any:
-        """Return `Totals`, `Sketch`, `Stretch` or `PartPicks`, as the question's kind says."""
+        """Return `Totals`, `Sketch`, `Stretch` or `PartPicks`, as the question's kind says.
+
+        Of ``ranks``: the smallest and largest number of a candidate, and those of the members.
+        """
         if question.kind == "totals":
-            return self._totals(question.part)
-        rows, pool, signals = self._read(question.part)
+            return self._totals(question)
+        rows, pool, signals = self._read(question)
         if question.kind == "first":
             return self._first(question, rows, pool, signals)
         if question.kind == "reach":
@@ -154,7 +176,9 @@ class PartWorker:
                 f"{with_nan[0]} is missing of some rows, whose place depends on all others. Score the rows that lack "
                 "it, or use --partitions 1."
             )
-        terms = score_terms(self._selector, pool, signals, History())
+        if question.kind == "ranks":
+            return self._ranks(question, rows, signals)
+        terms = self._terms(self._selector, question, rows, pool, signals)
         ranked = RankedPart(np.where(eligible_of(self._selector, pool), terms["score"], np.nan), pool.ids, pool.costs)
         if question.kind == "sketch":
             return ranked.sketch()
@@ -166,24 +190,53 @@ class PartWorker:
         chosen.sort()
         return self._picks(chosen, rows, pool, terms)
 
-    def _totals(self, part: PoolPart) -> Totals:
+    def _terms(
+        self, selector: Selector, question: Question, rows: Int[np.ndarray, " m"], pool: Pool, signals: Signals
+    ) -> Mapping[str, np.ndarray]:
+        """The terms of the score of a part's candidates."""
+        given = question.given
+        if not isinstance(selector, ExactDedupSelector) or given is None or given.duplicate is None:
+            return score_terms(selector, pool, signals, History())
+        places = rows - question.part.start
+        duplicate = np.unpackbits(given.duplicate)[places].astype(bool)
+        rank = given.draw[places] if given.draw is not None else signals[selector.by].astype(np.float64)
+        return {
+            "score": selector.score_of(rank, duplicate, given.spread),
+            "duplicate": duplicate.astype(np.float64),
+        }
+
+    def _ranks(
+        self, question: Question, rows: Int[np.ndarray, " m"], signals: Signals
+    ) -> tuple[float, float, Float[np.ndarray, " k"]]:
+        selector, given = self._selector, question.given
+        if not isinstance(selector, ExactDedupSelector) or given is None or given.members is None:
+            raise TypeError("only a selector of groups has ranks")
+        rank = signals[selector.by].astype(np.float64)
+        members = rank[np.searchsorted(rows - question.part.start, given.members)]
+        return float(rank.min(initial=np.inf)), float(rank.max(initial=-np.inf)), members
+
+    def _totals(self, question: Question) -> Totals:
+        part = question.part
         ids, columns = self.table.block(COUNTS, part.start, part.stop)
         prompt, response = (np.rint(columns[name]).astype(np.int64) for name in COUNTS)
         costs = costs_of(prompt, response, self.unit)
-        usable = costs[self._candidates(ids)]
+        usable = costs[self._candidates(ids, question.given)]
         least = int(usable.min()) if len(usable) else 0
         return Totals(len(ids), int(costs.sum()), len(usable), least, int((prompt + response).sum()))
 
-    def _candidates(self, ids: Sequence[str]) -> Int[np.ndarray, " m"]:
+    def _candidates(self, ids: Sequence[str], given: Given | None) -> Int[np.ndarray, " m"]:
+        if given is not None and given.repeats is not None:
+            return np.flatnonzero(~np.unpackbits(given.repeats)[: len(ids)].astype(bool))
         if not self.without_repeats:
             return np.arange(len(ids))
         return np.flatnonzero(np.fromiter(("#" not in sample_id for sample_id in ids), dtype=bool, count=len(ids)))
 
-    def _read(self, part: PoolPart) -> tuple[Int[np.ndarray, " m"], Pool, Signals]:
+    def _read(self, question: Question) -> tuple[Int[np.ndarray, " m"], Pool, Signals]:
         """Rows in the folder of the part's candidates, the candidates, and their signals."""
-        names = [name for name in self.options.build().requires if name in SIGNALS and name != EXACT_GROUP]
+        part = question.part
+        names = [name for name in self.options.build().requires if name in SIGNALS and name not in GROUPS]
         ids, columns = self.table.block(list(dict.fromkeys([*COUNTS, *names])), part.start, part.stop)
-        places = self._candidates(ids)
+        places = self._candidates(ids, question.given)
         if len(places) < len(ids):
             ids = tuple(ids[place] for place in places.tolist())
             columns = {name: column[places] for name, column in columns.items()}

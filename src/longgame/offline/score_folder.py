@@ -21,7 +21,7 @@ from longgame.offline.scorer import ModelOptions
 from longgame.seeding import stream_seed
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.quality.base import QualitySources
-from longgame.signals.store import MANIFEST, SignalStore
+from longgame.signals.store import MANIFEST, PackedIds, SignalStore
 from longgame.storage import read_state
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
@@ -71,6 +71,10 @@ class ScoreFolder:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         return tuple(sample_id for stores in self._stores for sample_id in stores[0].ids)
+
+    def ids_of_folders(self) -> list[PackedIds]:
+        """The ids of each folder, decoded on access."""
+        return [stores[0].ids for stores in self._stores]
 
     def column(self, name: str) -> np.ndarray:
         """Return a column, float32: [n], or [n, d]; memory-mapped where it can be. Its digest is checked.

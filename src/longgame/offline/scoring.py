@@ -4,7 +4,8 @@ A folder of scores holds ``config.yaml`` (what was scored and how), ``signals-*/
 signals computed together), ``context.json`` (vectors of the target set), ``bad-rows.jsonl`` and ``scores.parquet``:
 sample_id, file, row, prompt_tokens, response_tokens and every signal of one number per row. What depends on the target
 set or on a training beside the selection, too, stands in folders of its own (``SIGNAL-KEY``), so that one folder of
-scores serves many target sets. Shards of a job (``shard=(i, n)``) are folders of that kind inside it.
+scores serves many target sets. ``near_sketch/`` holds sketches of the texts. Shards of a job (``shard=(i, n)``) are
+folders of that kind inside it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from longgame.engines.nodes import digest_of, model_files
 from longgame.errors import DataError, RecipeError, StorageError, unknown
 from longgame.limits import may_have_gpu
 from longgame.offline.auxiliary import AuxiliaryJob, apart
+from longgame.offline.near import NEAR_SKETCH, write_sketches
 from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows
 from longgame.offline.score_folder import (
     BAD_ROWS,
@@ -58,6 +60,7 @@ from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS
 from longgame.signals.quality.base import GRADES, DefaultQuality, QualitySources
 from longgame.signals.store import stream_signals
+from longgame.signals.texts import sketch_version
 from longgame.storage import scratch, storage_errors, write_file, write_json, write_state
 
 if TYPE_CHECKING:
@@ -100,7 +103,7 @@ def computed_names(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         if name not in SIGNALS and name not in CONTEXT:
-            raise RecipeError(unknown("signal", name, (*SIGNALS, *CONTEXT)))
+            raise RecipeError(unknown("signal", name, (*SIGNALS, *CONTEXT, NEAR_SKETCH)))
     result: dict[str, None] = {}
     for name in names:
         needs = (SIGNALS[name] if name in SIGNALS else CONTEXT[name]).needs
@@ -179,7 +182,8 @@ def score_into(
     Killed and called again it goes on behind the last shard of `SHARD_ROWS` rows, and ends with the same bytes.
 
     Args:
-        names: signals, and context vectors of the target set.
+        names: signals, context vectors of the target set, and ``near_sketch``: sketches of the texts, by which a
+            selection in parts finds near-duplicates.
         folder: of the scores; made if it is missing.
         target: rows that the selector compares with. Another one than before is measured beside it; columns that do
             not depend on it stay.
@@ -199,6 +203,10 @@ def score_into(
     """
     path = Path(folder)
     check_engine(engine)
+    on_shard = None if progress is None else lambda done: progress(done, len(rows))
+    sketched, names = NEAR_SKETCH in names, [name for name in names if name != NEAR_SKETCH]
+    if sketched:
+        sketch_version()  # an error before hours of work
     columns = computed_names(names)
     context = [name for name in names if name in CONTEXT]
     compared = [name for name in (*columns, *context) if needs_target(name)]
@@ -212,8 +220,8 @@ def score_into(
         )
     if not (path / CONFIG).is_file() and shard_folders(path):
         raise RecipeError(
-            f"'{path}' holds the scores of shards, and {', '.join(columns)} is to be computed of all rows. Add it with "
-            "longgame score --shard to each of them, or use another folder."
+            f"'{path}' holds the scores of shards, and {', '.join(columns) or NEAR_SKETCH} is to be computed of all "
+            "rows. Add it with longgame score --shard to each of them, or use another folder."
         )
     spec, config = auxiliary or AuxiliarySpec(), None
     if (path / CONFIG).is_file():
@@ -222,9 +230,12 @@ def score_into(
         check_grading(config, grading, stored_names(path), path)
         ready = ScoreFolder(path, apart_of(names, config, target, spec, options.reference)) if stores_in(path) else None
         done = ready is not None and {*columns} <= {*ready.names} and all(map(ready.has_context, context))
+        done = done and (path / TABLE).is_file()
         now = dataclasses.asdict(options) | {"reference": None}
         later = dict.fromkeys(("reference", "embedder", "scorer_model"))  # keys that older folders lack
         if ready is not None and done and scorer is None and {**later, **config["model"]} == now:
+            if sketched:
+                write_sketches(path, rows, on_shard)
             return ready
     asked = [name for name in columns if name in SIGNALS and "scorer" in SIGNALS[name].needs]
     if asked and options.scorer_model is None and not {*asked} <= stored_names(path):
@@ -243,11 +254,7 @@ def score_into(
         write_state(path, places.get(CONTEXT_STATE, CONTEXT_STATE), vectors | measured)
     first = not stored_names(path)
     tokenized = TokenizedRows(rows, scorer.tokenizer, scorer.max_length, options.too_long, on_bad_row)
-    here, on_shard = (
-        _Engine(source, scorer, rows.all_rated),
-        None if progress is None else lambda done: progress(done, len(rows)),
-    )
-    mapper = None
+    here, mapper = _Engine(source, scorer, rows.all_rated), None
     if engine != LOCAL:
         elsewhere = ShardScorer(options, seed, targets, rows.all_rated)
         mapper = partial(_on_cluster, elsewhere, engine, workers, threads, grading)
@@ -299,6 +306,8 @@ def score_into(
             (job.influence if name == "influence" else job.reference_loss)(places[name], spec, targets)
     scores = ScoreFolder(path, places)
     _write_table(path, scores, rows)
+    if sketched:
+        write_sketches(path, rows, on_shard)
     return scores
 
 

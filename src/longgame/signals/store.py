@@ -32,6 +32,9 @@ from longgame.signals.cache import pool_fingerprint
 from longgame.storage import flush, storage_errors, write_file
 
 DTYPES = ("float32", "float16")
+"""Of a signal."""
+SKETCH_DTYPE = "uint32"
+"""Of the columns of a sketch of texts."""
 FORMAT = "longgame signals 1"
 MANIFEST, RANGES = "manifest.json", "ranges.jsonl"
 IDS, ENDS = "ids", "id_ends"
@@ -76,6 +79,17 @@ class PackedIds(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return self._decoded(0, len(self))
+
+    def fixed(self) -> np.ndarray:
+        """Return the ids as an array of bytes of one width, in UTF-8, whose order is that of the ids."""
+        lengths = np.diff(self._ends, prepend=0)
+        fixed = np.zeros((len(self), int(lengths.max(initial=1))), dtype=np.uint8)
+        for start in range(0, len(self), _BLOCK):
+            part = lengths[start : start + _BLOCK]
+            begin = int(self._ends[start - 1]) if start else 0
+            inside = np.arange(fixed.shape[1]) < part[:, None]
+            fixed[start : start + _BLOCK][inside] = self._text[begin : begin + int(part.sum())]
+        return fixed.view(f"S{fixed.shape[1]}").ravel()
 
     def _decoded(self, start: int, stop: int) -> Iterator[str]:
         for first in range(start, stop, _BLOCK):
@@ -176,8 +190,8 @@ class SignalWriter:
 
     Args:
         path: directory of the finished store.
-        columns: signal name → ``float32`` or ``float16``. float16 rounds to nearest: relative error ≤ 2⁻¹¹ from
-            6.1e-5 up, absolute error ≤ 3e-8 below; values beyond ±65504 are refused.
+        columns: signal name → ``float32`` or ``float16``; ``uint32`` for a sketch of texts. float16 rounds to nearest:
+            relative error ≤ 2⁻¹¹ from 6.1e-5 up, absolute error ≤ 3e-8 below; values beyond ±65504 are refused.
         fingerprint: content of what gives the numbers (`longgame.signals.cache.signal_fingerprint`).
 
     Raises:
@@ -191,7 +205,7 @@ class SignalWriter:
         self._part = _part_of(self.path)
         self._columns = dict(columns)
         for name, dtype in self._columns.items():
-            if dtype not in DTYPES:
+            if dtype not in (*DTYPES, SKETCH_DTYPE):
                 raise PluginError(f"signal '{name}' is to be stored as an " + unknown("dtype", dtype, DTYPES))
             if not name.isidentifier() or name in (IDS, ENDS):
                 raise PluginError(f"'{name}' cannot be a column's name; use letters, digits and underscores.")

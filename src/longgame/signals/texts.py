@@ -5,6 +5,7 @@ Texts are read in batches and are never held together. No torch here.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import tempfile
@@ -13,9 +14,10 @@ from contextlib import closing
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, RecipeError
@@ -33,7 +35,7 @@ _IN_MEMORY = 1 << 24
 
 NEAR = 0.8
 """Jaccard index of word triples from which two rows are near-duplicates."""
-_PERMUTATIONS, _BANDS = 128, 32
+PERMUTATIONS, BANDS = 128, 32
 """Bands of four values find pairs from an index of 0.42 on with one chance in two, and from 0.8 on nearly all; what
 they find is compared by all values."""
 _WORDS = 3
@@ -328,23 +330,18 @@ def near_duplicates_of(
     Raises:
         RecipeError: the package rensa is missing.
     """
-    try:
-        from rensa import RMinHash, RMinHashLSH
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            "near-duplicates are found by rensa, which is not installed. Run: pip install 'longgame[dedup]'"
-        ) from error
+    rensa = _rensa()
 
-    def sketch_of(example: Example) -> RMinHash:
-        sketch = RMinHash(num_perm=_PERMUTATIONS, seed=0)
+    def sketch_of(example: Example) -> Any:
+        sketch = rensa.RMinHash(num_perm=PERMUTATIONS, seed=0)
         sketch.update(shingles(example))
         return sketch
 
-    index = RMinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, num_bands=_BANDS)
-    hashes: dict[int, RMinHash] = {}
+    index = rensa.RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=BANDS)
+    hashes: dict[int, Any] = {}
     result = np.full(n, -1, dtype=np.int64)
     place = np.arange(n) if order is None else np.argsort(order)
-    sketches: Iterable[tuple[int, RMinHash]] = enumerate(map(sketch_of, examples))
+    sketches: Iterable[tuple[int, Any]] = enumerate(map(sketch_of, examples))
     if order is not None:
         everything = dict(sketches)
         sketches = ((row, everything[row]) for row in order.tolist())
@@ -356,6 +353,39 @@ def near_duplicates_of(
             index.insert(row, sketch)
             hashes[row] = sketch
     return result
+
+
+def near_sketches(examples: Iterable[Example]) -> UInt32[np.ndarray, "n permutations"]:
+    """Return the MinHash of each example, the one that `near_duplicates_of` compares.
+
+    Two rows are compared if one of their bands of PERMUTATIONS / BANDS neighboring values is equal. The share of equal
+    values estimates their Jaccard index.
+
+    Raises:
+        RecipeError: the package rensa is missing. DataError: an example carries no text.
+    """
+    digests = _rensa().RMinHash.digests_from_token_sets([shingles(example) for example in examples], PERMUTATIONS, 0)
+    return np.asarray(digests, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+
+
+SKETCH = f"{PERMUTATIONS} values in {BANDS} bands, of runs of {_WORDS} words"
+"""What `near_sketches` holds."""
+
+
+def sketch_version() -> str:
+    """What `near_sketches` holds, and the version of rensa that makes it."""
+    algorithm = getattr(_rensa().RMinHash, "ALGORITHM_VERSION", 1)
+    return f"{SKETCH}, by rensa {importlib.metadata.version('rensa')} (algorithm {algorithm})"
+
+
+def _rensa() -> Any:
+    try:
+        import rensa
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            "near-duplicates are found by rensa, which is not installed. Run: pip install 'longgame[dedup]'"
+        ) from error
+    return rensa
 
 
 def shingles(example: Example) -> list[str]:

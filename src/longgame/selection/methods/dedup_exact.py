@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import Pool
 from longgame.errors import RecipeError, unknown
@@ -68,10 +68,15 @@ class ExactDedupSelector(Selector):
         first = order[np.unique(groups[order], return_index=True)[1]]
         duplicate = np.ones(len(pool), dtype=bool)
         duplicate[first] = np.isin(groups[first], np.asarray(sorted(self._learned), dtype=np.int64))
-        behind = rank - (rank.max() - rank.min() + 1.0) if self.rejected == "last" else np.nan
-        score = np.where(duplicate, behind, rank)
+        score = self.score_of(rank, duplicate, float(rank.max()) - float(rank.min()))
         picks = fill_by_score(score, pool.ids, pool.costs, budget)
         return Selection.of(pool, picks, {"score": score, "duplicate": duplicate.astype(np.float64)})
+
+    def score_of(
+        self, rank: Float[np.ndarray, " n"], duplicate: Bool[np.ndarray, " n"], spread: float
+    ) -> Float[np.ndarray, " n"]:
+        """Return the score of candidates by their numbers that rank, which lie within ``spread`` in the whole pool."""
+        return np.where(duplicate, rank - (spread + 1.0) if self.rejected == "last" else np.nan, rank)
 
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:  # noqa: ARG002
         self._learned.update(signals[self.group][rows].tolist())
