@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -254,15 +255,21 @@ def run_parts(report: Report, parts: Parts, file: Path | None, deadline: Deadlin
         for name, forms in parts.items():
             left.remove(name)
             later = [parts[other] for other in left]
-            form = forms[0] if deadline is None else _fitting(forms, later, deadline.left / pace)
+            seconds = math.inf if deadline is None else max(0.0, deadline.left)
+            form = _fitting(forms, later, seconds / pace)
             if form is None:
                 report.left_out.append(name)
+                report.reasons[name] = (
+                    f": about {forms[-1].seconds * pace:.0f} s on this machine, which now takes {pace:.1f} times as "
+                    f"long as the one of the estimates; {seconds:.0f} s were left. Run it without --quick, or on an "
+                    "idle machine"
+                )
                 continue
             at_work[:] = [name]
             start, cpu = time.perf_counter(), _processor_seconds()
             form.work()
-            seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor_seconds() - cpu}
-            report.parts[name] = {"form": forms.index(form), **seconds}
+            took = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor_seconds() - cpu}
+            report.parts[name] = {"form": forms.index(form), **took}
     return report.finish(file)
 
 
@@ -401,6 +408,8 @@ class Report:
     """Part → which form of it was run, and what it took; children's processor time counts."""
     left_out: list[str] = field(default_factory=list)
     """Parts for which a quick run had no time."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Part that was left out → what it takes on this machine."""
 
     def add(self, figures: Iterable[Figure] = (), rows: Sequence[Mapping[str, Any]] = ()) -> None:
         """Keep figures and table rows (plain numbers and strings)."""
@@ -412,7 +421,7 @@ class Report:
         for figure in self.figures:
             print(f"{figure} quick" if self.quick else figure)
         for name in self.left_out:
-            print(f"left out: {name}, for which the time of this run did not suffice")
+            print(f"left out: {name}, for which the time of this run did not suffice{self.reasons.get(name, '')}")
         self.save(file)
         return all(figure.ok for figure in self.figures) and not self.left_out
 
@@ -426,6 +435,7 @@ class Report:
             "quick": self.quick,
             "parts": self.parts,
             "left_out": self.left_out,
+            "reasons": self.reasons,
             "figures": [asdict(figure) | {"ok": figure.ok} for figure in self.figures],
             "rows": self.rows,
         }

@@ -40,6 +40,9 @@ from benchmarks.harness import (
     run_parts,
 )
 from longgame.data.formats import read_row
+from longgame.data.sources import open_source
+from longgame.offline.near import write_sketches
+from longgame.offline.rows import DataRows
 from longgame.offline.score_folder import CONFIG, STORE, TABLE
 from longgame.seeding import generator
 from longgame.signals.store import SignalWriter
@@ -51,7 +54,9 @@ QUICK_LARGEST, QUICK_SIZES, QUICK_PART = 40_000, (8_000, 16_000, 24_000), 4_000
 ROUNDS = (8_000, 16_000, 32_000)
 """Rows of the two rounds of farthest-first: its work is n·k, of which a part does its share."""
 QUICK_ROUNDS = (1_000, 2_000, 4_000)
-QUICK_SECONDS = {"pool": 14.0, "parts": 20.0, "rounds": 16.0}
+NEAR, QUICK_NEAR = (50_000, 100_000, 200_000), (1_000, 2_000, 4_000)
+"""Rows whose texts are sketched, and of which near-duplicates are left out."""
+QUICK_SECONDS = {"pool": 14.0, "parts": 20.0, "rounds": 16.0, "near-duplicates": 30.0}
 """Processor time of each part of a quick run, most of it the imports of a process for each measurement."""
 WIDTH = 64
 _WRITTEN = 100_000
@@ -63,7 +68,20 @@ def rows_of(start: int, stop: int) -> Iterator[dict[str, str]]:
     return ({"prompt": f"question {row}", "response": f"answer {row * 7919 % 1_000_003}"} for row in range(start, stop))
 
 
-def write_pool(folder: Path, rows: int, embedded: bool) -> Path:
+WORDS = 60
+"""Of a row of `texts_of`."""
+
+
+def texts_of(start: int, stop: int) -> Iterator[dict[str, str]]:
+    """Rows of words drawn from 5,000; every tenth repeats the one before it but for one word."""
+    for row in range(start, stop):
+        words = [f"word{word}" for word in generator(0, "texts", row - (row % 10 == 9)).integers(0, 5_000, WORDS)]
+        if row % 10 == 9:
+            words[row % WORDS] = "other"
+        yield {"prompt": " ".join(words[:20]), "response": " ".join(words[20:])}
+
+
+def write_pool(folder: Path, rows: int, embedded: bool = False, sketched: bool = False) -> Path:
     """Write data and the folder of scores that a job would have made of it, with numbers drawn at random."""
     folder.mkdir()
     data, scores = folder / "data.jsonl", folder / "scores"
@@ -78,7 +96,7 @@ def write_pool(folder: Path, rows: int, embedded: bool) -> Path:
         for start in range(0, rows, _WRITTEN):
             stop = min(rows, start + _WRITTEN)
             ids = []
-            for row in rows_of(start, stop):
+            for row in (texts_of if sketched else rows_of)(start, stop):
                 lines.write(json.dumps(row) + "\n")
                 ids.append(read_row(row)[0].sample_id)
             rng = generator(0, "scale", start)
@@ -99,6 +117,8 @@ def write_pool(folder: Path, rows: int, embedded: bool) -> Path:
         "weights": "made", "fingerprint": "made", "seed": 0, "grading": {}, "target": None, "versions": {},
     }  # fmt: skip
     (scores / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
+    if sketched:
+        write_sketches(scores, DataRows(open_source(data)))
     return folder
 
 
@@ -111,11 +131,17 @@ def child(kind: str, folder: Path, parts: int) -> None:
     from longgame.offline.partitioned import select_in_parts
     from longgame.offline.selecting import select_to
 
+    data, out, scores = folder / "data.jsonl", folder / f"{kind}.jsonl", folder / "scores"
+    rows = DataRows(open_source(data)) if kind == "sketches" else None
     imports, start, clock = peak_resident(), time.process_time(), time.perf_counter()
     selector = "diversity" if kind == "rounds" else "loss"
-    options = SelectOptions(selector=selector, budget="2%" if kind == "rounds" else "10%")
-    data, out, scores = folder / "data.jsonl", folder / f"{kind}.jsonl", folder / "scores"
-    if kind == "pool":
+    dedup = "near" if kind.startswith("near") else None
+    options = SelectOptions(selector=selector, budget="2%" if kind == "rounds" else "10%", dedup=dedup)
+    if rows is not None:
+        with tempfile.TemporaryDirectory(dir=folder) as written:
+            write_sketches(Path(written), rows)
+        picks = 0
+    elif kind in ("pool", "near_pool"):
         outcome, _ = select_to(data, out, options, scores=scores, overwrite=True)
         picks = len(outcome.picks)
     else:
@@ -167,12 +193,13 @@ def lines(report: Report, kind: str, sizes: Sequence[int], part: int, pool: Call
 
 
 def parts_of(report: Report, folder: Path, quick: bool) -> dict[str, list[Form]]:
-    """Fits of both ways and of two rounds, and the largest pool, which the fit of the parts predicts."""
+    """Fits of both ways, two rounds and near-duplicates; and the largest pool, which the fit of the parts predicts."""
     largest, sizes, part = (QUICK_LARGEST, QUICK_SIZES, QUICK_PART) if quick else (LARGEST, SIZES, PART)
 
     @cache
-    def pool(rows: int, embedded: bool = False) -> Path:
-        return write_pool(folder / f"{'embedded' if embedded else 'rows'}-{rows}", rows, embedded)
+    def pool(rows: int, embedded: bool = False, sketched: bool = False) -> Path:
+        kind = "embedded" if embedded else "sketched" if sketched else "rows"
+        return write_pool(folder / f"{kind}-{rows}", rows, embedded, sketched)
 
     def in_parts() -> None:
         lines(report, "parts", sizes, part, pool)
@@ -188,11 +215,17 @@ def parts_of(report: Report, folder: Path, quick: bool) -> dict[str, list[Form]]
             ]
         )
 
-    rounds = QUICK_ROUNDS if quick else ROUNDS
+    rounds, near = (QUICK_ROUNDS, QUICK_NEAR) if quick else (ROUNDS, NEAR)
+
+    def near_duplicates() -> None:
+        for kind in ("sketches", "near", "near_pool"):
+            lines(report, kind, near, near[0] // 2, partial(pool, sketched=True))
+
     works = {
         "pool": lambda: lines(report, "pool", sizes, part, pool),
         "parts": in_parts,
         "rounds": lambda: lines(report, "rounds", rounds, rounds[0] // 2, partial(pool, embedded=True)),
+        "near-duplicates": near_duplicates,
     }
     return {name: [Form(work, QUICK_SECONDS[name])] for name, work in works.items()}
 

@@ -145,6 +145,10 @@ def test_a_quick_run_takes_the_largest_forms_that_fit(monkeypatch, capsys, pace,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "figure cost 1 <=2 ok quick"
     assert [line.split(",")[0] for line in lines[1:]] == [f"left out: {name}" for name in left_out]
+    for name, line in zip(left_out, lines[1:], strict=True):
+        takes = f"about {pace * costs[name][-1]:.0f} s on this machine, which now takes {pace:.1f} times as long"
+        assert takes in line
+        assert line.endswith("s were left. Run it without --quick, or on an idle machine")
     assert now[0] <= 60
 
 

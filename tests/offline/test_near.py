@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from longgame.data.sources import open_source
 from longgame.errors import BudgetError, RecipeError, ResumeError
-from longgame.offline import groups, near, partitioned, scoring
+from longgame.offline import near, partitioned, scoring
 from longgame.offline.merging import merge_scores
 from longgame.offline.near import NEAR_SKETCH, Sketches, write_sketches
 from longgame.offline.options import SelectOptions
@@ -100,7 +100,6 @@ def in_any_order(seed):
         yield answers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "mapper", mapper)
         patch.setattr(partitioned, "mapper", mapper)
         patch.setattr(near, "_SLICE", 1 + seed)
         patch.setattr(near, "_READ", 1 + seed)

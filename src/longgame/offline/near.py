@@ -85,25 +85,6 @@ class Slice:
     """Bit per row: 1 leaves it out. Empty: none."""
 
 
-class SharedValues:
-    """Answers a `Slice`; another process receives it and opens the folder itself."""
-
-    def __init__(self, scores: str | Path) -> None:
-        self.scores = Path(scores)
-        self._sketches: Sketches | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sketches": None}
-
-    def __call__(self, question: Slice) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " g"]]:
-        """Return rows that share their value, group after group, rising in each; and the sizes of the groups.
-
-        Two values may share a group by chance (1 in 2⁶⁴ pairs).
-        """
-        self._sketches = self._sketches or Sketches(self.scores)
-        return self._sketches.shared(question)
-
-
 Ask = Callable[[Sequence[Slice]], Sequence[tuple[np.ndarray, np.ndarray]]]
 
 
@@ -169,7 +150,9 @@ class Sketches:
         return values
 
     def shared(self, question: Slice) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " g"]]:
-        """Answer a question, as `SharedValues`; digests of the column are checked with its first slice.
+        """Return rows that share their value, group after group, rising in each; and the sizes of the groups.
+
+        Two values may share a group by chance (1 in 2⁶⁴ pairs). Digests of the column are checked with its first slice.
 
         Raises:
             ResumeError: the column is damaged.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from longgame.engines.choice import LOCAL, check_engine, mapper
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.dedup import parse_dedup
 from longgame.offline.groups import GroupsOfParts
+from longgame.offline.near import Sketches
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.outcome import digest_of, installed_version
 from longgame.offline.parts import (
@@ -189,19 +190,22 @@ def _chosen(
     budget = Budget.parse(options.budget)
     unit: Unit = "rows" if budget.of == "rows" else options.budget_of
     kind, threshold = parse_dedup(options.dedup)
-    known = GroupsOfParts(table, options, parts, engine, workers)
-    if kind == "near":
-        known.leave_out_repeats(threshold)
-    if groups:
-        known.group(kind == "exact")
+    near = kind == "near" or "near_group" in selector.requires
+    sketches = Sketches(table.folder) if near else None
+    known = GroupsOfParts(table, options, parts, sketches)
     worker = PartWorker(table.folder, options, unit, kind == "exact")
     with mapper(worker, engine, workers=workers) as answers:
 
-        def ask(questions: Sequence[Question]) -> list[Any]:
-            return list(answers(replace(question, given=known.of(question.part)) for question in questions))
+        def answered(questions: Iterable[Any]) -> list[Any]:
+            return list(answers(questions))
 
+        def ask(questions: Sequence[Question]) -> list[Any]:
+            return answered(map(known.known, questions))
+
+        if kind == "near":
+            known.leave_out_repeats(threshold, answered)
         if groups:
-            known.keep_first(ask)
+            known.group(kind == "exact", answered)
         totals: list[Totals] = ask([Question(part, "totals") for part in parts])
         least = [part.least for part in totals if part.rows]
         if not least:
@@ -209,8 +213,8 @@ def _chosen(
         candidates = sum(part.rows for part in totals)
         asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
         claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
-        if known.version:
-            claim |= {"near_sketch": known.version}
+        if sketches is not None:
+            claim |= {"near_sketch": sketches.version}
         if exact:
             picks, rank, weights = _in_one_round(ask, parts, asked)
         else:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.errors import RecipeError
+from longgame.offline.near import Sketches, Slice
 from longgame.offline.options import SelectOptions
 from longgame.offline.score_folder import COUNTS, ScoreFolder
 from longgame.seeding import generator, stream_seed
@@ -146,10 +147,11 @@ class PartWorker:
     def __init__(self, scores: str | Path, options: SelectOptions, unit: Unit, without_repeats: bool) -> None:
         self.scores, self.options, self.unit, self.without_repeats = Path(scores), options, unit, without_repeats
         self._table: ScoreFolder | None = None
+        self._sketches: Sketches | None = None
         self._selector: Selector | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_table": None, "_selector": None}
+        return self.__dict__ | {"_table": None, "_sketches": None, "_selector": None}
 
     @property
     def table(self) -> ScoreFolder:
@@ -157,11 +159,15 @@ class PartWorker:
         self._table = self._table or ScoreFolder(self.scores)
         return self._table
 
-    def __call__(self, question: Question) -> Any:
+    def __call__(self, question: Question | Slice) -> Any:
         """Return `Totals`, `Sketch`, `Stretch` or `PartPicks`, as the question's kind says.
 
-        Of ``ranks``: the smallest and largest number of a candidate, and those of the members.
+        Of ``ranks``: the smallest and largest number of a candidate, and those of the members. Of a `Slice`, which
+        looks at all parts: what `Sketches.shared` returns.
         """
+        if isinstance(question, Slice):
+            self._sketches = self._sketches or Sketches(self.scores)
+            return self._sketches.shared(question)
         if question.kind == "totals":
             return self._totals(question)
         rows, pool, signals = self._read(question)
