@@ -89,6 +89,7 @@ class Answer:
     mde: float
     n: int
     unit: str
+    """In which reports show the metric; difference, interval and mde are in it."""
 
     @property
     def text(self) -> str:
@@ -137,10 +138,8 @@ def _row(sides: Sequence[tuple[Cards, str]], claim: Claim) -> list[Answer | None
 
 
 def _answer(row: pd.Series, p: float, claim: Claim) -> Answer:
-    difference = float(row["diff_vs_reference"])
+    metric, names = METRICS[claim.metric], ("diff_vs_reference", "ci_low", "ci_high", "mde")
+    difference, low, high, mde = (metric.scale * float(row[name]) for name in names)
     right = difference * claim.sign > 0
     word = (SHOWN if right else AGAINST) if p < ALPHA else (DIRECTION if right else OTHER)
-    unit = METRICS[claim.metric].precision
-    return Answer(
-        word, difference, float(row["ci_low"]), float(row["ci_high"]), p, float(row["mde"]), int(row["diff_n"]), unit
-    )
+    return Answer(word, difference, low, high, p, mde, int(row["diff_n"]), metric.shown_unit)

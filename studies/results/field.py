@@ -130,7 +130,7 @@ def against_zero(differences: pd.DataFrame) -> Paired:
 
 
 def _points(value: float, low: float, high: float, metric: str) -> str:
-    """A difference and its interval in points; a 0–1 scale counts as 100."""
+    """A difference and its interval in points; scores and shares from 0 to 1 count as 100."""
     scale = 1.0 if METRICS[metric].unit == "points" else 100.0
     texts = [format_signed(scale * number, "points") for number in (value, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
@@ -281,7 +281,7 @@ def field_table(field: Sequences) -> str:
             cells += [board.cell(name, "current"), board.cell(name, "long_horizon")]
             cells.append(Cell(_SHORT[board.verdicts[name]]))
         cost = float(np.mean([each[name] for each in costs]))
-        rows.append((*cells, Cell(format_number(cost, METRICS["flops_share"].precision))))
+        rows.append((*cells, Cell(format_number(cost, METRICS["flops_share"].shown_unit))))
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
@@ -310,8 +310,7 @@ def field_figure(field: Sequences) -> Figure:
     names = list(dict.fromkeys(families.values()))
     parts = {}
     for metric in ("current", "long_horizon"):
-        scale = 1.0 if METRICS[metric].unit == "points" else 100.0
-        each = [scale * board.differences(metric) for board in boards]
+        each = [METRICS[metric].scale * board.differences(metric) for board in boards]
         shared = sorted(set.intersection(*(set(table.index) for table in each)))
         mean = sum(table.loc[shared, list(families)] for table in each) / len(each)
         test = against_zero(mean)
@@ -334,7 +333,7 @@ def field_figure(field: Sequences) -> Figure:
             legend=alt.Legend(orient="bottom", title=None, columns=5) if metric == "current" else None,
         )
         base = alt.Chart(parts[metric]).encode(alt.Y("selector:N", sort=order, title=None), color)
-        words = f"{METRICS[metric].label} − random's (points{'' if METRICS[metric].unit == 'points' else ' of 100'})"
+        words = f"{METRICS[metric].label} − random's (points)"
         layers = alt.layer(
             alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(x="zero:Q"),
             base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=words), alt.X2("high:Q")),
@@ -350,7 +349,7 @@ def field_figure(field: Sequences) -> Figure:
 def field_parts(field: Sequences, judges: Sequences) -> list[str]:
     """The page of the field, without its title."""
     scale = (
-        "Differences from random in points (the long-horizon score counts from 0 to 100), token accuracy, with 95 % "
+        "Differences from random in points of 100, token accuracy, with 95 % "
         "intervals over seeds. ▲ better, ▼ worse: p < .05 after Holm over the selectors of the sequence. Verdicts: "
         + ", ".join(f"*{short}*: {word}" for word, short in _SHORT.items() if word != NOT_ENOUGH)
         + "."
@@ -551,7 +550,7 @@ _CONDITIONS = (
 )
 _EXACT = "The same under exact match; the protocol's test is the one above."
 _COMPARISONS = (
-    "Mean difference in points (0–1 scores count from 0 to 100), with its 95 % interval over base models. p: paired t, "
+    "Mean difference in points of 100, with its 95 % interval over base models. p: paired t, "
     "after Holm over the comparisons of the same kind and sequence. ▲ ▼: p < .05. *now*: the same two on the current "
     "score, not tested."
 )

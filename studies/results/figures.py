@@ -34,9 +34,11 @@ def write_svg(figures: Sequence[Figure], folder: Path) -> list[Path]:
 
 
 def _differences(summary: pd.DataFrame, view: str, metric: str) -> pd.DataFrame:
-    """selector, mean, low, high of the differences from random."""
+    """selector, mean, low, high of the differences from random, in points."""
     rows = summary[(summary["view"] == view) & (summary["metric"] == metric)].dropna(subset=["diff_vs_reference"])
-    return rows[["selector", *_FIELDS]].rename(columns=_FIELDS)
+    table = rows[["selector", *_FIELDS]].rename(columns=_FIELDS)
+    table[list(_FIELDS.values())] *= METRICS[metric].scale
+    return table
 
 
 def _now_and_later(runs: Mapping[str, StudyRun]) -> Figure:
@@ -46,7 +48,7 @@ def _now_and_later(runs: Mapping[str, StudyRun]) -> Figure:
         now, later = (_differences(summary, "token_accuracy", metric) for metric in ("current", "long_horizon"))
         both = now.merge(later, on="selector", suffixes=("_now", "_later"))
         x = alt.X("mean_now:Q", title="current score − random's (points)")
-        y = alt.Y("mean_later:Q", title="long-horizon score − random's")
+        y = alt.Y("mean_later:Q", title="long-horizon score − random's (points)")
         base = alt.Chart(both)
         layers = alt.layer(
             alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(x="zero:Q"),
@@ -75,7 +77,7 @@ def _regimes(run: StudyRun) -> Figure:
         offset = alt.YOffset("selector:N")
         base = alt.Chart(table).encode(alt.Y("regime:N", sort=None, title=None), offset, color)
         zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(x="zero:Q")
-        title = f"{METRICS[metric].label} − random's"
+        title = f"{METRICS[metric].label} − random's (points)"
         layers = alt.layer(
             zero,
             base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), alt.X2("high:Q")),

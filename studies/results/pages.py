@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from longgame.report.tables import (
     interventions_table,
     metric_table,
     selectors_in_order,
+    shown_row,
     shown_views,
     stage_table,
 )
@@ -151,9 +153,9 @@ def sequence_page(run: StudyRun) -> str:
 
 _SECONDS = "Seconds are wall-clock on cores shared with other work. Compare FLOPs, not seconds."
 _DIFFERENCES = (
-    "Each cell: mean difference over seeds, its 95 % interval (Student t, paired by seed), and, after “mde”, the "
-    "smallest true difference that these seeds would show with 80 % power, from the sd of all selectors, with its "
-    "range (90 %). ▲ better, ▼ worse: p < .05 after Holm over the selectors."
+    "Each cell: mean difference over seeds in points of 100, its 95 % interval (Student t, paired by seed), and, after "
+    "“mde”, the smallest true difference that these seeds would show with 80 % power, from the sd of all selectors, "
+    "with its range (90 %). ▲ better, ▼ worse: p < .05 after Holm over the selectors."
 )
 
 
@@ -179,15 +181,16 @@ def difference_table(card: Scorecard, recipe: Recipe, metrics: Sequence[str], vi
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
-def _row(summary: pd.DataFrame, view: str, metric: str, selector: str) -> pd.Series:
+def _row(summary: pd.DataFrame, view: str, metric: str, selector: str) -> dict[str, Any]:
     rows = summary[
         (summary["view"].isin([view, ""])) & (summary["metric"] == metric) & (summary["selector"] == selector)
     ]
-    return rows.iloc[0]
+    return cast("dict[str, Any]", rows.iloc[0].to_dict())
 
 
-def _difference(row: pd.Series, metric: str) -> Cell:
-    value, unit = float(row["diff_vs_reference"]), METRICS[metric].precision
+def _difference(row: Mapping[str, Any], metric: str) -> Cell:
+    row = shown_row(row, metric)
+    value, unit = float(row["diff_vs_reference"]), METRICS[metric].shown_unit
     if value != value:
         return Cell("—")
     text = format_signed(value, unit)

@@ -49,7 +49,7 @@ SURE, UNSURE = 0.01, 0.2
 )
 def test_the_word_follows_both_signs_and_both_significances(now, now_p, later, later_p, word):
     ahead, behind = (p / 2 if sign > 0 else 1 - p / 2 for sign, p in ((now, now_p), (-later, later_p)))
-    sides = Difference(5, now, now_p, "points"), Difference(5, later, later_p)
+    sides = Difference(5, now, now_p), Difference(5, later, later_p)
     assert verdict(*sides, myopic=max(ahead, behind)).word == word
 
 
@@ -68,15 +68,15 @@ def test_unmeasured_score_is_named_in_the_verdict():
 
 
 def test_the_reason_states_sizes_with_their_units_and_p():
-    said = verdict(Difference(5, 3.21, 0.004, "points"), Difference(6, -0.027, 0.012), reference="lhas")
+    said = verdict(Difference(5, 3.21, 0.004), Difference(6, -2.7, 0.012), reference="lhas")
     assert said.reason == (
-        "against lhas: current score +3.2 points: ahead (p = 0.004); long-horizon score -0.027 on its 0–1 scale: "
+        "against lhas: current score +3.2 points: ahead (p = 0.004); long-horizon score −2.7 points: "
         "behind (p = 0.012); 5 seeds, p after Holm"
     )
-    sides = Difference(5, 3.21, 0.06, "points"), Difference(6, -0.027, 0.03)
+    sides = Difference(5, 3.21, 0.06), Difference(6, -2.7, 0.03)
     both = verdict(*sides, myopic=0.031, family="6 selectors × 2 conditions")
     assert both.reason == (
-        "against random: current score +3.2 points: ahead; long-horizon score -0.027 on its 0–1 scale: behind; "
+        "against random: current score +3.2 points: ahead; long-horizon score −2.7 points: behind; "
         "p = 0.031, the larger of the two one-sided p; 5 seeds, p after Holm over 6 selectors × 2 conditions"
     )
     none = verdict(Difference(5, 1, 0.5), Difference(5, 1, 0.5), reference="lhas")
@@ -84,21 +84,21 @@ def test_the_reason_states_sizes_with_their_units_and_p():
 
 
 def test_power_sentence_names_effects_and_seeds():
-    now = Difference(5, 0.4, 0.3, "points", mde=1.94, seeds_needed=41.0)
-    far = Difference(5, -0.001, 0.9, mde=0.0213, seeds_needed=float("inf"))
-    shown = "5 seeds show true differences of 1.9 points now and 0.021 in the long run with 80% power"
+    now = Difference(5, 0.4, 0.3, mde=1.94, seeds_needed=41.0)
+    far = Difference(5, -0.001, 0.9, mde=2.13, seeds_needed=float("inf"))
+    shown = "5 seeds show true differences of 1.9 points now and 2.1 points in the long run with 80% power"
     assert verdict(now, far).power == (
         f"{shown}; differences as seen would take 41 seeds for the current score and more than 1,000 seeds for the "
         "long-horizon score"
     )
-    sure = Difference(5, 3.0, SURE, "points", mde=1.94, seeds_needed=4.0)
-    assert verdict(sure, Difference(5, -0.1, SURE, mde=0.0213, seeds_needed=4.0)).power == shown
+    sure = Difference(5, 3.0, SURE, mde=1.94, seeds_needed=4.0)
+    assert verdict(sure, Difference(5, -0.1, SURE, mde=2.13, seeds_needed=4.0)).power == shown
     assert verdict(Difference(1, 0.4, float("nan")), Difference(1, 0.1, float("nan"))).power == ""
 
 
 def test_power_sentence_gives_ranges_and_says_what_cannot_be_told():
     ends = {"mde_low": 1.2, "mde_high": float("inf"), "seeds_needed_low": 16.0, "seeds_needed_high": 160.0}
-    now = Difference(3, 0.4, 0.3, "points", mde=1.94, seeds_needed=41.0, **ends)
+    now = Difference(3, 0.4, 0.3, mde=1.94, seeds_needed=41.0, **ends)
     far = Difference(3, -0.1, 0.9, seeds_needed=900.0, seeds_needed_low=300.0, seeds_needed_high=float("inf"))
     assert verdict(now, far).power == (
         "3 seeds show true differences of 1.9 (1.2 or more) points now and a size that cannot be told in the long run "
@@ -362,7 +362,7 @@ def test_many_noisy_seeds_are_needed_to_show_equivalence():
         (row,) = verdict_table(summary, ["v"], "random", "current").to_dict("records")
         word[seeds] = row["verdict"]
         assert "90 % intervals" in row["reason"]
-        assert "margins of ±1 points and ±0.02 (equivalence: p = " in row["reason"]
+        assert "margins of ±1 and ±2 points (equivalence: p = " in row["reason"]
     assert word == {3: "no difference shown", 60: "equivalent within ±δ"}
 
 

@@ -116,6 +116,12 @@ def test_push_of_a_subset_makes_a_data_set_with_its_card(tmp_path):
     assert server.created["type"] == "dataset"
     assert set(server.files) == {"README.md", "subset.jsonl", "subset.manifest.json"}
     assert server.files["subset.jsonl"] == out.read_bytes()
+    local, pushed = (out.with_name("subset.manifest.json").read_text(), server.files["subset.manifest.json"].decode())
+    assert str(tmp_path) in local
+    assert str(tmp_path) not in pushed
+    again = "longgame select data.jsonl --selector longest --budget 5rows --out subset.jsonl --no-page"
+    assert json.loads(pushed)["command"] == again
+    assert json.loads(pushed)["picked"] == json.loads(local)["picked"]
     readme = server.files["README.md"].decode()
     assert card_metadata(readme)["license"] == "mit"
     assert card_metadata(readme)["configs"][0]["data_files"][0]["path"] == "subset.jsonl"

@@ -315,7 +315,7 @@ def test_axis_figure_varies_one_axis(varied):
     assert {row["at"] for row in rows} == {0.25, 0.5}
     half = next(row for row in rows if row["selector"] == "loss" and row["at"] == 0.5)
     summary = loaded.across.cards["budget=0.5"].wide(["long_horizon"])
-    assert half["mean"] == pytest.approx(summary["long_horizon"]["loss"])
+    assert half["mean"] == pytest.approx(100 * summary["long_horizon"]["loss"])  # points of 100
     orders = next(figure for figure in made if figure.name == "axis-order")
     assert {row["at"] for data in orders.charts[0]["datasets"].values() for row in data} == {"1-2-3", "2-3-1", "3-1-2"}
 
@@ -381,7 +381,7 @@ def test_varied_key_shows_differences_from_the_reference(varied):
     )
     changed = next(row for row in rows if row["at"] == "0.02")
     assert [changed[name] for name in ("difference", "low", "high")] == pytest.approx(
-        summary[["diff_vs_reference", "ci_low", "ci_high"]].iloc[0].to_list()
+        (100 * summary[["diff_vs_reference", "ci_low", "ci_high"]].iloc[0]).to_list()
     )
 
 

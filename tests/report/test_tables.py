@@ -145,6 +145,6 @@ def test_paper_values_stand_beside_on_demand():
     assert with_paper(table("final"), recipe) == table("final")
     wide = with_paper(table("long_horizon"), recipe)
     assert [column.label for column in wide.columns] == ["selector", "long-horizon score", "paper: long horizon"]
-    assert [row[2].text for row in wide.rows] == ["0.59", "0.51", ""]
+    assert [row[2].text for row in wide.rows] == ["59", "51", ""]
     assert wide.columns[2].aside
     assert wide.without_asides().columns == wide.columns[:2]

@@ -46,8 +46,16 @@ class Metric:
     """Per trial, the values of stages 1, 2 …, where the metric has any."""
     share_of: tuple[str, str] | None = None
     """Two costs: the metric is the first over the second."""
-    precision: str = ""
-    """Unit that sets the number of digits, where it is not ``unit``."""
+
+    @property
+    def shown_unit(self) -> str:
+        """The unit that reports show: a score from 0 to 1 is shown in points of 100, like the scores of tasks."""
+        return "points" if self.group == "score" and self.unit == "0–1" else self.unit
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be in ``shown_unit``."""
+        return 1.0 if self.shown_unit == self.unit else 100.0
 
     @property
     def largest_difference(self) -> float:
@@ -66,15 +74,12 @@ def _score(
     *tables: ShownIn,
     by_stage: Callable[[View], ByStage] | None = None,
     short: str = "",
-    precision: str = "",
 ) -> Metric:
-    return Metric(
-        name, label, short or label, unit, better, "score", meaning, tables, function, by_stage, None, precision or unit
-    )
+    return Metric(name, label, short or label, unit, better, "score", meaning, tables, function, by_stage)
 
 
 def _diagnostic(name: str, label: str, short: str, unit: str, meaning: str, *tables: ShownIn) -> Metric:
-    return Metric(name, label, short, unit, "", "diagnostic", meaning, tables, precision=unit)
+    return Metric(name, label, short, unit, "", "diagnostic", meaning, tables)
 
 
 def _cost(
@@ -86,7 +91,7 @@ def _cost(
     *tables: ShownIn,
     share_of: tuple[str, str] | None = None,
 ) -> Metric:
-    return Metric(name, label, short, unit, "", "cost", meaning, ("costs", *tables), share_of=share_of, precision=unit)
+    return Metric(name, label, short, unit, "", "cost", meaning, ("costs", *tables), share_of=share_of)
 
 
 def _tokens_ratio(view: View, kind: str) -> PerTrial:
@@ -201,7 +206,7 @@ _TABLE = (
     _score("median_task", "median task", "points", "higher", "median of R[T,1…T]",
            _median_task, "more"),
     _score("long_horizon", "long-horizon score", "0–1", "higher", "eq. 2, normalized",
-           _long_horizon, "main", "level 2", "interventions", short="long horizon", precision="long horizon"),
+           _long_horizon, "main", "level 2", "interventions", short="long horizon"),
     _score("myopia_gap", "myopia gap", "−1–1", "",
            "(rank in the long run − rank by the current score)/(K−1): positive where a selector ranks worse later",
            lambda view: _myopia_gap(view, "current"), "main", "level 2"),
@@ -326,7 +331,8 @@ def record_metrics(
 
 def metrics_table() -> str:
     """The catalog as a Markdown table (``docs/metrics.md``)."""
-    lines = ["| metric | name in results | unit | better | meaning |", "|---|---|---|---|---|"]
+    lines = ["| metric | name in results | unit in results | better | meaning |", "|---|---|---|---|---|"]
     for metric in METRICS.values():
-        lines.append(f"| {metric.label} | `{metric.name}` | {metric.unit} | {metric.better} | {metric.meaning} |")
+        unit = metric.unit if metric.scale == 1 else f"{metric.unit}, shown in {metric.shown_unit}"
+        lines.append(f"| {metric.label} | `{metric.name}` | {unit} | {metric.better} | {metric.meaning} |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from longgame.errors import DataError
+from longgame.metrics.catalog import METRICS
 from longgame.metrics.stats import ALPHA, MOST_SEEDS, POWER, holm, moments, p_above, p_equivalent, paired, t_interval
 from longgame.metrics.tidy import Trials
 from longgame.recipe import EquivalenceSpec, HolmFamily
@@ -23,6 +24,10 @@ NOW_ONLY = "differs now only"
 EQUIVALENT = "equivalent within ±δ"
 NO_DIFFERENCE = "no difference shown"
 NOT_ENOUGH = "not enough seeds"
+
+_LATER = METRICS["long_horizon"]
+_SIZES = ("mean", "sd", "mde", "mde_low", "mde_high")
+"""Columns of a comparison that are in the unit of its metric."""
 
 LEAST_SEEDS = 3
 """With fewer seeds no verdict but `NOT_ENOUGH` is given."""
@@ -40,14 +45,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference from the reference over n seeds, with its Holm-adjusted p."""
+    """A paired difference from the reference over n seeds, in points of 100, with its Holm-adjusted p."""
 
     n: int
     mean: float
     p: float
     """Two-sided, of "no difference"."""
-    unit: str = ""
-    """``points``, or empty for the 0–1 scale of the long-horizon score."""
     sd: float = float("nan")
     """Of the paired differences."""
     mde: float = float("nan")
@@ -153,15 +156,14 @@ def _equivalence(immediate: Difference, long: Difference, p: float, margins: Equ
     if not all(text) or np.isnan(p):
         return ""
     return (
-        f"; 90 % intervals {text[0]} now and {text[1]} in the long run, against margins of ±{margins.now:g} points and "
-        f"±{margins.long_horizon:g} (equivalence: p = {p:.2g})"
+        f"; 90 % intervals {text[0]} now and {text[1]} in the long run, against margins of ±{margins.now:g} and "
+        f"±{_LATER.scale * margins.long_horizon:g} points (equivalence: p = {p:.2g})"
     )
 
 
 def _sized_interval(difference: Difference) -> str:
     low, high = t_interval(difference.mean, difference.sd, difference.n, 0.9)
-    digits = 1 if difference.unit == "points" else 3
-    return "" if np.isnan(low) else f"{float(low):+.{digits}f} to {float(high):+.{digits}f}"
+    return "" if np.isnan(low) else f"{signed_points(float(low))} to {signed_points(float(high))}"
 
 
 def _too_few(immediate: Difference, long: Difference, unit: str) -> str:
@@ -308,9 +310,10 @@ def verdict_table(
             if np.isnan(tests.now["n"][v, place]):
                 continue
             sides = []
-            for side, scale in ((tests.now, "points"), (tests.later, "")):
+            for side, metric in ((tests.now, METRICS[immediate]), (tests.later, _LATER)):
                 numbers = {name: float(values[v, place]) for name, values in side.items() if name != "n"}
-                sides.append(Difference(int(side["n"][v, place]), unit=scale, **numbers))
+                numbers |= {name: metric.scale * numbers[name] for name in _SIZES}
+                sides.append(Difference(int(side["n"][v, place]), **numbers))
             result = verdict(
                 sides[0],
                 sides[1],
@@ -345,12 +348,10 @@ def _power(immediate: Difference, long: Difference, alpha: float, unit: str) -> 
 
 def _detectable(difference: Difference) -> str:
     """``1.9 (1.2 to 3.8) points``."""
-    in_points = difference.unit == "points"
-    digits, name = (1, " points") if in_points else (3, "")
     if np.isnan(difference.mde):
         return "a size that cannot be told"
     ends = (difference.mde_low, difference.mde_high)
-    return f"{difference.mde:.{digits}f}{range_words(ends, lambda value: f'{value:.{digits}f}')}{name}"
+    return f"{difference.mde:.1f}{range_words(ends, lambda value: f'{value:.1f}')} points"
 
 
 def _seeds(difference: Difference) -> str:
@@ -376,9 +377,14 @@ def range_words(ends: tuple[float, float], write: Callable[[float], str], open_e
     return f" ({write(low)} to {write(high)})"
 
 
+def signed_points(value: float) -> str:
+    """A difference in points with its sign; without one where its digits are all 0."""
+    text = f"{abs(value):.1f}"
+    return f"{'−' if value < 0 else '+'}{text}" if float(text) else text
+
+
 def _size(difference: Difference, score: str) -> str:
-    in_points = difference.unit == "points"
-    return f"{score} " + (f"{difference.mean:+.1f} points" if in_points else f"{difference.mean:+.3f} on its 0–1 scale")
+    return f"{score} {signed_points(difference.mean)} points"
 
 
 def _clause(difference: Difference, score: str, alpha: float) -> str:
@@ -394,6 +400,7 @@ class RankReversal:
     behind: str
     immediate: Difference
     long: Difference
+    """In the scores' own units, as `rank_reversals` was given them."""
 
 
 def rank_reversals(
@@ -433,7 +440,7 @@ def rank_reversals(
             RankReversal(
                 selectors[first],
                 selectors[second],
-                Difference(int(now.n[row]), float(sign * now.mean[row]), float(now_p[row]), "points"),
+                Difference(int(now.n[row]), float(sign * now.mean[row]), float(now_p[row])),
                 Difference(int(later.n[row]), float(sign * later.mean[row]), float(later_p[row])),
             )
         )

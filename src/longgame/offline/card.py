@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -115,14 +116,28 @@ def source_license(source: RowSource) -> str:
 def push_subset(repo_id: str, out: Path, card: DatasetCard) -> Push:
     """Push a written subset, its manifest and its card to a data set of the hub, in one commit.
 
+    Paths on this machine in the pushed manifest are shortened to the names of their files, as in the card.
+
     Raises:
         StorageError: as `longgame.models.hub.push`.
     """
     written = sorted(path for path in out.rglob("*") if path.is_file()) if out.is_dir() else [out]
-    files: dict[str, bytes | Path] = {
-        path.relative_to(out.parent).as_posix(): path for path in [*written, beside(out, MANIFEST)]
-    }
+    files: dict[str, bytes | Path] = {path.relative_to(out.parent).as_posix(): path for path in written}
+    path = beside(out, MANIFEST)
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    files[path.name] = (json.dumps(public_manifest(manifest), indent=1, ensure_ascii=False) + "\n").encode()
     return push(repo_id, "dataset", files, card.text, "Subset selected by longgame", card.metadata)
+
+
+def public_manifest(value: Any, name: str = "") -> Any:
+    """Return a manifest, or a part of it of this name, without the folders of this machine."""
+    if isinstance(value, dict):
+        return {key: public_manifest(part, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [public_manifest(part, name) for part in value]
+    if not isinstance(value, str) or name == "template":
+        return value
+    return _command(value) if name == "command" and value else _short(value)
 
 
 def _stated(readme: Path) -> str:
@@ -140,8 +155,10 @@ def _short(label: str) -> str:
 
 
 def _local(text: str) -> str:
-    """A path from the root as the name of its file; any other text as it is."""
-    return Path(text).name if text.startswith(("/", "~")) else text
+    """A path from the root as the name of its file, also after ``scores:``; any other text as it is."""
+    start = "scores:" if text.startswith(("scores:/", "scores:~")) else ""
+    path = text.removeprefix(start)
+    return start + Path(path).name if path.startswith(("/", "~")) else text
 
 
 def _left_out(data: Mapping[str, Any]) -> str:

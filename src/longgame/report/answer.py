@@ -76,14 +76,13 @@ class Effect:
 
 
 def effect(card: Scorecard, selector: str, metric: str) -> Effect:
-    """How far a selector lies from the reference by a metric of the primary view; a 0–1 scale counts as 100 points."""
+    """How far a selector lies from the reference by a metric of the primary view, in points."""
     table = card.summary
     rows = table[(table["view"] == PRIMARY) & (table["metric"] == metric) & (table["selector"] == selector)]
     if rows.empty:
         return Effect(float("nan"), float("nan"), float("nan"))
-    scale = 1.0 if METRICS[metric].unit == "points" else 100.0
     row = rows.iloc[0]
-    mean, low, high = (scale * float(row[name]) for name in ("diff_vs_reference", "ci_low", "ci_high"))
+    mean, low, high = (METRICS[metric].scale * float(row[name]) for name in ("diff_vs_reference", "ci_low", "ci_high"))
     return Effect(mean, low, high, float(row["seeds_needed"]))
 
 
@@ -141,7 +140,7 @@ def differences_table(card: Scorecard, recipe: Recipe) -> Table:
         Column("selector", numeric=False),
         Column("verdict", meaning=f"against {card.reference}", numeric=False),
         Column("now [points]", "now", f"difference of the current score from {card.reference}, 95 % interval"),
-        Column("later [points]", "later", f"difference of the long-horizon score × 100 from {card.reference}"),
+        Column("later [points]", "later", f"difference of the long-horizon score from {card.reference}"),
         Column("seeds, now", "seeds now", "seeds that would show a true difference of this size with 80 % power"),
         Column("seeds, later", "seeds later", "the same for the long-horizon score"),
     )
@@ -274,12 +273,13 @@ def _advice(card: Scorecard, verdicts: Mapping[str, str]) -> str:
 def _against_reference(card: Scorecard, selector: str) -> str:
     table = card.summary
     at = (table["view"] == PRIMARY) & (table["metric"] == "long_horizon") & (table["selector"] == selector)
-    row = table[at].iloc[0]
-    text = format_number(float(row["mean"]), METRICS["long_horizon"].precision)
-    if np.isfinite(row["diff_vs_reference"]):
-        text += f", {float(row['diff_vs_reference']):+.3f} against {card.reference}"
-    if np.isfinite(row["ci_low"]):
-        text += f" (95 % interval {float(row['ci_low']):+.3f} to {float(row['ci_high']):+.3f}"
+    row, difference = table[at].iloc[0], effect(card, selector, "long_horizon")
+    text = f"{format_number(METRICS['long_horizon'].scale * float(row['mean']), 'points')} points of 100"
+    if np.isfinite(difference.mean):
+        text += f", {format_signed(difference.mean, 'points')} against {card.reference}"
+    if np.isfinite(difference.low):
+        low, high = (format_signed(value, "points") for value in (difference.low, difference.high))
+        text += f" (95 % interval {low} to {high}"
         text += f", p = {float(row['p_holm']):.2g} after Holm)" if np.isfinite(row["p_holm"]) else ")"
     return text
 
@@ -317,7 +317,7 @@ def _certainty(card: Scorecard) -> str:
     now, later = (_detectable(card, metric) for metric in ("current", "long_horizon"))
     if np.isfinite(now) and np.isfinite(later):
         text += (
-            f" A true difference of {now:.1f} points now and of {later:.3f} in the long run would be shown with 80 % "
+            f" A true difference of {now:.1f} points now and of {later:.1f} in the long run would be shown with 80 % "
             "power (from the spread of all selectors); smaller ones may be missed."
         )
     elif len(card.trials.seeds) > 1:
@@ -328,7 +328,7 @@ def _certainty(card: Scorecard) -> str:
 def _detectable(card: Scorecard, metric: str) -> float:
     rows = card.summary[(card.summary["view"] == PRIMARY) & (card.summary["metric"] == metric)]
     values = rows["mde"].to_numpy(float)
-    values = values[np.isfinite(values)]
+    values = METRICS[metric].scale * values[np.isfinite(values)]
     return float(np.median(values)) if values.size else float("nan")
 
 
@@ -396,7 +396,7 @@ def reversal_line(card: Scorecard) -> str:
         return "Rank reversals with both sides significant: none."
     pairs = "; ".join(
         f"{row['ahead']} leads {row['behind']} by {row['immediate_diff']:.1f} points now and trails it by "
-        f"{-row['long_diff']:.3f} in the long run"
+        f"{-METRICS['long_horizon'].scale * row['long_diff']:.1f} in the long run"
         for row in rows
     )
     return f"Rank reversals with both sides significant ({len(rows)}): {pairs}."
@@ -422,9 +422,9 @@ def set_gap_line(card: Scorecard) -> str:
 def legend(card: Scorecard) -> str:
     """How to read the cells of a metric table."""
     return (
-        f"mean ± sd over seeds. ▲ better, ▼ worse than {card.reference} (paired by seed, p < {ALPHA:g} after Holm over "
-        "the selectors); * different where neither direction is better; — not measured. Bold: the best mean of its "
-        "column, shown to differ or not."
+        f"Scores are in points of 100, mean ± sd over seeds. ▲ better, ▼ worse than {card.reference} (paired by seed, "
+        f"p < {ALPHA:g} after Holm over the selectors); * different where neither direction is better; — not measured. "
+        "Bold: the best mean of its column, shown to differ or not."
     )
 
 

@@ -103,7 +103,9 @@ def _table(before: Scorecard, now: Scorecard) -> Table:
         for card in (before, now):
             if name in card.views[PRIMARY].metrics:
                 grid = card.trials.grid(card.views[PRIMARY].metrics[name])
-                values.append(grid[[card.trials.selectors.index(selector) for selector in common]])
+                values.append(
+                    METRICS[name].scale * grid[[card.trials.selectors.index(selector) for selector in common]]
+                )
         if len(values) < 2 or not common:
             continue
         there, here = (
@@ -113,7 +115,7 @@ def _table(before: Scorecard, now: Scorecard) -> Table:
         places = [now.trials.seeds.index(seed) for seed in seeds]
         difference = paired(here, there, unit_of=np.unique(now.trials.unit_of[places], return_inverse=True)[1])
         adjusted = holm(difference.p)
-        unit, better = METRICS[name].precision, METRICS[name].better
+        unit, better = METRICS[name].shown_unit, METRICS[name].better
         sides = [moments(side) for side in values]
         for place, selector in enumerate(common):
             change, p = float(difference.mean[place]), float(adjusted[place])

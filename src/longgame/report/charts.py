@@ -127,12 +127,13 @@ def interval_half(sd: np.ndarray, n: np.ndarray, confidence: float = 0.95) -> np
 
 
 def metric_points(card: Scorecard, metrics: Sequence[str]) -> pd.DataFrame:
-    """One row per selector: mean, low and high of each metric (95 % interval of the mean over seeds)."""
+    """One row per selector: mean, low and high of each metric as reports show it (95 % interval over seeds)."""
     mean, sd, n = (card.wide(list(metrics), PRIMARY, column) for column in ("mean", "sd", "n"))
     frame = pd.DataFrame({"selector": mean.index.to_numpy()})
     for name in metrics:
         value = mean[name].to_numpy(float)
         half = interval_half(sd[name].to_numpy(float), n[name].to_numpy(float))
+        value, half = METRICS[name].scale * value, METRICS[name].scale * half
         frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = value, value - half, value + half
     return frame.replace([np.inf, -np.inf], np.nan)
 
@@ -237,7 +238,7 @@ def strip(
     scale = alt.Scale(zero=False, padding=8) if extent is None else alt.Scale(zero=False, domain=list(extent))
     x = alt.X("mean:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=5))
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high"))]
+    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".4~r") for name in ("mean", "low", "high"))]
     layers = [
         *([dashed_line("x", chance, unit)] if np.isfinite(chance) else []),
         *intervals(frame, rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.color())),
@@ -254,7 +255,7 @@ def metric_strip(card: Scorecard, style: Style, metric: str, alt_text: str, **op
     frame = metric_points(card, (metric,)).rename(columns=columns)
     if frame["mean"].isna().all():
         return None
-    return strip(frame, style, METRICS[metric].label, METRICS[metric].unit, alt_text, **options)
+    return strip(frame, style, METRICS[metric].label, METRICS[metric].shown_unit, alt_text, **options)
 
 
 # Figures as files: SVG and PNG on white, with legends.

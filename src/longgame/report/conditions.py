@@ -155,10 +155,11 @@ def _axis_rows(across: Across, part: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _axis_means(across: Across, part: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """selector, at, mean, low, high (95 % intervals of the mean over seeds)."""
+    """selector, at, mean, low, high (95 % intervals of the mean over seeds), in the unit that reports show."""
     rows = _axis_rows(across, part, metric).astype({"selector": object, "at": object})
     half = interval_half(rows["sd"].to_numpy(float), rows["n"].to_numpy(float))
     table = rows[["selector", "at", "mean"]].assign(low=rows["mean"] - half, high=rows["mean"] + half)
+    table[["mean", "low", "high"]] *= METRICS[metric].scale
     return table.replace([np.inf, -np.inf], np.nan).dropna(subset=["mean"])
 
 
@@ -170,7 +171,9 @@ def _budgets(across: Across, part: pd.DataFrame, style: Style) -> Figure:
     for metric in DRAWN:
         table = _axis_means(across, part, metric).astype({"at": float})
         if len(table):
-            chart = band_chart(table, style, x, tooltip, METRICS[metric].unit).properties(title=METRICS[metric].label)
+            chart = band_chart(table, style, x, tooltip, METRICS[metric].shown_unit).properties(
+                title=METRICS[metric].label
+            )
             charts.append(spec(chart, f"{METRICS[metric].label} by budget, a line per selector", 240))
     caption = "Means over seeds with 95 % bands; everything but the budget is the recipe's own."
     return Figure("axis-budget", "Budgets", caption, tuple(charts), style.keys)
@@ -201,9 +204,9 @@ def _orders(across: Across, part: pd.DataFrame, style: Style) -> Figure:
             alt.Y("selector:N", sort=style.selectors, title=None),
         )
         ends = (float(table["mean"].min()), float(table["mean"].max()))
-        chart = heat_map(base, "mean", ends, ".3f", ["selector:N", "at:N", alt.Tooltip("mean:Q", format=".3f")])
+        chart = heat_map(base, "mean", ends, ".1f", ["selector:N", "at:N", alt.Tooltip("mean:Q", format=".1f")])
         charts = (spec(chart, "Long-horizon score by selector and order of the stages", 26 * len(style.selectors)),)
-    caption = "Long-horizon score, mean over seeds; 2-1-3: the sequence's second stage is walked first."
+    caption = "Long-horizon score in points, mean over seeds; 2-1-3: the sequence's second stage is walked first."
     return Figure("axis-order", "Task orders", caption, charts)
 
 
@@ -218,7 +221,8 @@ def _effects(across: Across, part: pd.DataFrame, style: Style, key: str, recipe_
         if table.empty:
             continue
         table = table.set_axis(["selector", "at", "difference", "low", "high"], axis=1)
-        unit = f"difference from {reference}" + (", points" if METRICS[metric].unit == "points" else "")
+        table[["difference", "low", "high"]] *= METRICS[metric].scale
+        unit = f"difference from {reference}, {METRICS[metric].shown_unit}"
         base = alt.Chart(table).encode(
             alt.X("at:N", sort=list(part["at"]), title=key, axis=alt.Axis(labelAngle=0)),
             alt.XOffset("selector:N", sort=style.selectors),

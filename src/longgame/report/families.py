@@ -45,7 +45,7 @@ _MARKS = {BETTER: "▲", WORSE: "▼", MYOPIC: "◆"}
 def overview_lines(card: Scorecard, recipe: Recipe) -> dict[str, str]:
     """Family → its selectors by falling long-horizon score, each with its score and the mark of its verdict."""
     words = {line.selector: line.word for line in verdict_lines(card, recipe)}
-    means = card.wide(["long_horizon"])["long_horizon"]
+    means, scale = card.wide(["long_horizon"])["long_horizon"], METRICS["long_horizon"].scale
     members: dict[str, list[str]] = {}
     for selector, family in selector_families(card, recipe).items():
         members.setdefault(family, []).append(selector)
@@ -53,7 +53,7 @@ def overview_lines(card: Scorecard, recipe: Recipe) -> dict[str, str]:
     for family, names in members.items():
         names.sort(key=lambda name: -np.nan_to_num(float(means[name]), nan=-np.inf))
         parts = [
-            f"{name} {format_number(float(means[name]), 'long horizon')}{_MARKS.get(words.get(name, ''), '')}"
+            f"{name} {format_number(scale * float(means[name]), 'points')}{_MARKS.get(words.get(name, ''), '')}"
             for name in names
         ]
         lines[family] = ", ".join(parts)
@@ -63,8 +63,8 @@ def overview_lines(card: Scorecard, recipe: Recipe) -> dict[str, str]:
 def overview_legend(card: Scorecard) -> str:
     """How to read `overview_lines`."""
     return (
-        f"Long-horizon scores. In the long run ▲ better, ▼ worse than {card.reference}; ◆ myopic: ahead now, behind "
-        "later; without a mark: no difference shown there."
+        f"Long-horizon scores in points of 100. In the long run ▲ better, ▼ worse than {card.reference}; ◆ myopic: "
+        "ahead now, behind later; without a mark: no difference shown there."
     )
 
 

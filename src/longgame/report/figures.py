@@ -71,25 +71,33 @@ def verdict_figures(run: Run) -> list[Figure]:
         for when, size in (("now", line.now), ("later", line.later)):
             rows.append((line.selector, f"{line.selector}: {line.word}", when, size.mean, size.low, size.high))
     frame = pd.DataFrame(rows, columns=["selector", "label", "when", "mean", "low", "high"]).dropna(subset=["mean"])
+    ends = frame[["mean", "low", "high"]].to_numpy(float)
+    extent = (min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))) if frame.size else (0.0, 0.0)
     charts = []
-    for when, title in (("now", "Now: current score"), ("later", "Later: long-horizon score × 100")):
+    for when, title in (("now", "Now: current score"), ("later", "Later: long-horizon score")):
         part = frame[frame["when"] == when]
         if part.empty:
             continue
         words = f"{title}: difference from {card.reference} of each selector, in points"
-        charts.append(_difference_strip(part, style, f"points, {when}", words, when == "now"))
+        charts.append(_difference_strip(part, style, f"points, {when}", words, extent, when == "now"))
     caption = (
-        f"Difference from {card.reference} (dashed) in the current score, and in the long-horizon score × 100: mean "
-        "over seeds with its 95 % interval, before the correction for the number of selectors that verdicts have."
+        f"Difference from {card.reference} (dashed) in the current score and the long-horizon score, in points of 100: "
+        "mean over seeds with its 95 % interval, before the correction for the number of selectors that verdicts have."
     )
     return _drawn(Figure("verdicts", "Now, and later", caption, tuple(charts)))
 
 
-def _difference_strip(frame: pd.DataFrame, style: Style, title: str, alt_text: str, named: bool) -> dict[str, Any]:
-    """A row per selector: its difference from the reference as a mark, its interval as a rule."""
+def _difference_strip(
+    frame: pd.DataFrame, style: Style, title: str, alt_text: str, extent: tuple[float, float], named: bool
+) -> dict[str, Any]:
+    """A row per selector: its difference from the reference as a mark, its interval as a rule.
+
+    Args:
+        extent: ends of the axis, the same for strips that are read side by side.
+    """
     axis = alt.Axis(labelLimit=220) if named else alt.Axis(labels=False, ticks=False)
     base = alt.Chart(frame).encode(alt.Y("label:N", sort=list(frame["label"]), title=None, axis=axis))
-    scale = alt.Scale(zero=True, padding=8)
+    scale = alt.Scale(domain=list(extent), nice=True, padding=8)
     x = alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("mean", "low", "high"))]
@@ -129,7 +137,7 @@ def _scatter(
 
     def axis(channel: Any, metric: str, field: str = "") -> Any:
         better = f" ({METRICS[metric].better} is better)" if METRICS[metric].better else ""
-        unit = f", {METRICS[metric].unit}" if METRICS[metric].unit in ("points", "nats") else ""
+        unit = f", {METRICS[metric].shown_unit}" if METRICS[metric].shown_unit in ("points", "nats") else ""
         title = f"{METRICS[metric].label}{unit}{better}"
         return channel(f"{field or metric}:Q", title=title, scale=alt.Scale(zero=False, padding=12))
 

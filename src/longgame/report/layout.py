@@ -294,9 +294,10 @@ def scorecard_section(run: Run) -> Section:
             later = metric_table(card, recipe, LEVEL_TWO, f"Level 2: the long run, {title}", view)
             tables += [now, later]
             section.show(with_paper(now, recipe), on=ALL - {"card"}).show(with_paper(later, recipe), on=FILES)
-            # The page has these columns in both levels. Many selectors have a table of their own.
-            section.show(main, on=TEXTS if selector_families(card, recipe) else TEXTS | SUMMARY)
-            section.show(metric_table(card, recipe, CARD_METRICS, f"Scores, {title}", view), on=frozenset({"card"}))
+            section.show(main, on=TEXTS)  # the page has these columns in both levels
+            short = metric_table(card, recipe, CARD_METRICS, f"Scores, {title}", view)
+            many = bool(selector_families(card, recipe))  # they have a table of their own
+            section.show(short, on=frozenset({"card"}) if many else frozenset({"card", "summary"}))
         else:
             section.show(main, on=ALL - {"card"})
     section.show(Text(legend(card), "soft")).show(

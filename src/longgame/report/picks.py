@@ -181,7 +181,7 @@ def trials_table(card: Scorecard) -> Table:
     names = [name for name in TRIAL_METRICS if name in wide.columns and wide[name].notna().any()]
     columns = [Column("trial", numeric=False), Column("selector", numeric=False), Column("seed")]
     columns += [metric_column(name) for name in names]
-    values = [(METRICS[name].precision, wide[name].to_numpy(float)) for name in names]
+    values = [(METRICS[name].shown_unit, METRICS[name].scale * wide[name].to_numpy(float)) for name in names]
     rows = []
     for place, (trial, selector, seed) in enumerate(zip(wide["trial"], wide["selector"], wide["seed"], strict=True)):
         cells = [Cell(str(trial)), Cell(str(selector)), Cell(str(seed), value=float(seed))]

@@ -155,7 +155,7 @@ def shown_views(card: Scorecard) -> list[tuple[str, str]]:
 
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
-_DIGITS = {"ratio": 2, "nats": 2, "weight": 2, "s": 2, "long horizon": 3}
+_DIGITS = {"ratio": 2, "nats": 2, "weight": 2, "s": 2}
 
 
 def format_number(value: float, unit: str, compact: bool = False) -> str:
@@ -202,12 +202,19 @@ def mean_sd(mean: float, sd: float, unit: str, compact: bool = False) -> str:
     return text + ("±" if compact else " ± ") + format_number(sd, unit, compact)
 
 
+_OTHER_SCALES = {"0–1": " (0–1)", "0–2": " (0–2)", "−1–1": " (−1…1)"}
+
+
 def metric_column(name: str) -> Column:
-    """The column of a metric: label, unit and direction from the catalog."""
+    """The column of a metric: label, unit and direction from the catalog.
+
+    A label names a scale that could be taken for that of the scores beside it.
+    """
     metric = METRICS[name]
-    unit = f" [{metric.unit}]" if metric.unit not in ("", "0–1") else ""
+    scale = _OTHER_SCALES.get(metric.shown_unit, "")
+    unit = f" [{metric.shown_unit}]" if metric.shown_unit and not scale else ""
     direction = f", {metric.better} is better" if metric.better else ""
-    return Column(metric.label, metric.short, f"{metric.meaning}{unit}{direction}", metric=name)
+    return Column(metric.label + scale, metric.short, f"{metric.meaning}{unit}{direction}", metric=name)
 
 
 def metric_table(card: Scorecard, recipe: Recipe, metrics: Iterable[str], title: str, view: str = "") -> Table:
@@ -239,10 +246,10 @@ def metric_cells(summary: pd.DataFrame, name: str, order: Sequence[str], referen
     Args:
         summary: rows of `Scorecard.summary` of one view, with those of view "" for diagnostics and costs.
     """
-    rows = {str(row["selector"]): row for row in _records(summary[summary["metric"] == name])}
+    rows = {str(row["selector"]): shown_row(row, name) for row in _records(summary[summary["metric"] == name])}
     if all(np.isnan(row["mean"]) for row in rows.values()):
         return {}
-    better, unit = METRICS[name].better, METRICS[name].precision
+    better, unit = METRICS[name].better, METRICS[name].shown_unit
     best = _best({selector: rows[selector]["mean"] for selector in order}, better, unit)
     return {
         selector: Cell(
@@ -255,6 +262,16 @@ def metric_cells(summary: pd.DataFrame, name: str, order: Sequence[str], referen
         )
         for selector, row in ((selector, rows[selector]) for selector in order)
     }
+
+
+_SIZES = frozenset({"mean", "sd", "diff_vs_reference", "ci_low", "ci_high", "mde", "mde_low", "mde_high"})
+"""Columns of a summary that are in the unit of the metric."""
+
+
+def shown_row(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """A row of `Scorecard.summary` with its sizes in the unit in which reports show the metric."""
+    scale = METRICS[metric].scale
+    return {name: scale * value if name in _SIZES else value for name, value in row.items()}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -310,7 +327,8 @@ def with_paper(table: Table, recipe: Recipe) -> Table:
         if column.metric == "long_horizon":
             number, values = 3, PAPER_LONG_HORIZON.get(recipe.budget, ())
         if values:
-            by_name = dict(zip(_PAPER_SELECTORS, values, strict=True))
+            shown = [METRICS[column.metric].scale * value for value in values]
+            by_name = dict(zip(_PAPER_SELECTORS, shown, strict=True))
             meaning = f"{column.label} in the paper's Table {number}; other models and data"
             if column.metric == "myopia_gap":
                 meaning += "; the paper prints it without a sign"
@@ -388,12 +406,13 @@ def interventions_table(card: Scorecard, recipe: Recipe, title: str, view: str =
 
 
 def _bought(row: Mapping[str, Any], metric: str) -> Cell:
-    unit, mean, p = METRICS[metric].precision, float(row["mean"]), float(row["p_holm"])
+    unit, p, sizes = METRICS[metric].shown_unit, float(row["p_holm"]), shown_row(row, metric)
+    mean, low, high = (float(sizes[name]) for name in ("mean", "ci_low", "ci_high"))
     if np.isnan(mean):
         return Cell(NOT_MEASURED)
     text = format_signed(mean, unit)
-    if np.isfinite(row["ci_low"]):
-        text += f" ({format_signed(row['ci_low'], unit)} to {format_signed(row['ci_high'], unit)})"
+    if np.isfinite(low):
+        text += f" ({format_signed(low, unit)} to {format_signed(high, unit)})"
     if np.isfinite(p):
         text += f", p = {p:.2g}"
     detail = f"n = {int(row['n'])} seeds"
