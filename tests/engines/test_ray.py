@@ -71,6 +71,8 @@ def cluster():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name in ("raylet_start_wait_time_s", "CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"):
+            patch.setenv(f"RAY_{name}", "300")  # Ray itself waits for 30 s, in which a busy machine starts no server
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*sys.path, str(Path(jobs.__file__).parents[1])])))
         clients = {"ray_client_server_port": CLIENT_PORT} if find_spec("grpc") else {}
         group = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **clients, **SMALL})
