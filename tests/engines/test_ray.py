@@ -20,6 +20,7 @@ import yaml
 
 from longgame.audit.execute import run_audit
 from longgame.audit.run import Run
+from longgame.engines import nodes
 from longgame.engines import ray as ray_engine
 from longgame.engines.choice import mapped
 from longgame.engines.local import Job, Needs, WorkerError
@@ -123,7 +124,7 @@ def test_an_address_without_a_server_is_refused_at_once():
 
 @pytest.mark.parametrize("reply", [b"", b"SSH-2.0-OpenSSH_9.6\r\n"])
 def test_an_address_of_another_program_is_refused(reply, monkeypatch):
-    monkeypatch.setattr(ray_engine, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(nodes, "_ANSWER_SECONDS", 0.2)
     open_connections = []
 
     def answer():

@@ -1,19 +1,49 @@
-"""What describes a machine of a cluster, and how it differs from this one."""
+"""A cluster as it is before work: whether its address answers, what describes a node, and how it differs from this."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longgame.engines.local import as_error
+from longgame.errors import RecipeError
 
+_ANSWER_SECONDS = 10.0
+"""In which an address has to answer."""
+_SETTINGS_FRAME = 4
+"""Type of the first frame that an HTTP/2 server sends."""
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0))
 PACKAGES = ("longgame", "torch", "transformers", "peft", "numpy")
 """What has to have the same version on every node."""
+
+
+def check_answer(address: str) -> None:
+    """Ray itself tries for minutes and may end the process, so an address is asked first, as HTTP/2 clients do.
+
+    Raises:
+        RecipeError: it does not answer, or it is no server of Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        number = int(port)
+        with socket.create_connection((host.strip("[]"), number), timeout=_ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
+                connection.sendall(_GREETING)
+                reply = connection.recv(9)
+                if len(reply) < 4 or reply[3] != _SETTINGS_FRAME:
+                    raise ConnectionError("another program answers there")
+    except (OSError, ValueError, OverflowError) as error:
+        reason = "no answer in 10 s" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
+        raise RecipeError(
+            f"no Ray cluster answers at '{address}' ({reason}). Check the host and the port: ray:// takes that of "
+            "Ray's client server (10001 unless set otherwise)."
+        ) from error
 
 
 def facts_function() -> Callable[[Sequence[str], str | None], dict[str, Any]]:

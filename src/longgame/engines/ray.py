@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import secrets
-import socket
 import tempfile
 import time
 from collections import Counter, deque
@@ -40,6 +39,7 @@ from longgame.engines.local import (
 )
 from longgame.engines.nodes import (
     PACKAGES,
+    check_answer,
     cleared,
     contained,
     content_difference,
@@ -52,8 +52,6 @@ from longgame.errors import RecipeError
 from longgame.limits import MEMORY_FIXES
 from longgame.storage import write_file
 
-_ANSWER_SECONDS = 10.0
-"""In which an address has to answer."""
 _NODE_SECONDS = 600.0
 """In which a node has to compute the digests of the model and the data."""
 _BUSY_SECONDS = 30.0
@@ -63,11 +61,8 @@ _PROGRESS_SECONDS = 0.5
 _NODE_LOSSES, _WORKER_ENDS = 5, 2
 """Placements of a job whose node is lost, or whose worker process ends, before it fails."""
 _AHEAD = 2
-_SETTINGS_FRAME = 4
-"""Type of the first frame that an HTTP/2 server sends."""
 _REPORTED_HERE = "worker died|Raylet is terminated|node with node id|killed due to memory pressure"
 """Messages of Ray that are not printed, because the engine reports the same losses in one line each."""
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0))
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +100,7 @@ def connected(engine: str) -> Iterator[Any]:
     if engine == "auto":
         address = os.environ.get("RAY_ADDRESS") or engine
     if address not in ("auto", "local"):
-        _check_answer(address)
+        check_answer(address)
     if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
         raise RecipeError(f"{address} needs Ray's client, which is not installed. Run: pip install 'longgame[ray]'")
     options = {"include_dashboard": False} if address == "local" else {}
@@ -121,29 +116,6 @@ def connected(engine: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _check_answer(address: str) -> None:
-    """Ray itself tries for minutes and may end the process, so an address is asked first, as HTTP/2 clients do.
-
-    Raises:
-        RecipeError: it does not answer, or it is no server of Ray.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        number = int(port)
-        with socket.create_connection((host.strip("[]"), number), timeout=_ANSWER_SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
-                connection.sendall(_GREETING)
-                reply = connection.recv(9)
-                if len(reply) < 4 or reply[3] != _SETTINGS_FRAME:
-                    raise ConnectionError("another program answers there")
-    except (OSError, ValueError, OverflowError) as error:
-        reason = "no answer in 10 s" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
-        raise RecipeError(
-            f"no Ray cluster answers at '{address}' ({reason}). Check the host and the port: ray:// takes that of "
-            "Ray's client server (10001 unless set otherwise)."
-        ) from error
 
 
 @dataclass
