@@ -16,7 +16,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from longgame.data.examples import Example, Task
 from longgame.data.tokenize import encode, encode_all
 from longgame.errors import DataError, NumericalError, PluginError
-from longgame.evaluation import evaluator
+from longgame.evaluation import decoding, evaluator
 from longgame.evaluation.answers import matches
 from longgame.evaluation.decoding import Row, run_rows
 from longgame.evaluation.evaluator import Evaluator
@@ -117,6 +117,49 @@ def test_decoding_is_skipped_where_the_pass_decides_it(model, tokenizer) -> None
     decoded(model, tokenizer, prompts(3), 20)
     handle.remove()
     assert passes["forward"] > 2
+
+
+def test_passes_with_less_padding_give_the_same_bits(monkeypatch) -> None:
+    loaded = load_model(ModelSpec(name="tiny"))
+    model, tokenizer = loaded.model, loaded.tokenizer
+    encoded = [
+        encode(Example.make(f"say {'7 ' * (number % 29)}", f"{number} " * (1 + number % 17)), tokenizer, 10**6)
+        for number in range(90)
+    ]
+    settings = {"pad_token_id": 0, "stop_ids": frozenset({1}), "max_batch_tokens": 10**6, "max_positions": 512}
+
+    def measured() -> tuple[list[Row], int]:
+        rows = [Row(item.prompt_ids, item.response_ids, str(place), 8) for place, item in enumerate(encoded)]
+        passes = Counter()
+        handle = model.register_forward_pre_hook(lambda *_, **__: passes.update(["all"]))
+        with torch.inference_mode():
+            run_rows(model, rows, **settings)
+        handle.remove()
+        return rows, passes["all"]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        split, passes = measured()
+        monkeypatch.setattr(decoding, "_keeps_bits", lambda _: False)
+        joint, fewer = measured()
+    finally:
+        torch.set_num_threads(threads)
+    assert passes > fewer + 3
+    for row, other in zip(split, joint, strict=True):
+        assert row.nll.tobytes() == other.nll.tobytes()
+        assert (row.correct == other.correct).all()
+        assert row.decoded == other.decoded
+
+
+def test_parts_of_a_batch_hold_enough_to_round_alike() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        sizes = sorted(((rng.randint(1, 120), rng.randint(1, 40)) for _ in range(rng.randint(1, 60))), key=sum)
+        batch = [Row(np.zeros(a, np.int64), np.zeros(b, np.int64), "") for a, b in reversed(sizes)]
+        parts = [*decoding._parts(batch)]
+        assert [id(row) for part in parts for row in part] == [*map(id, batch)]
+        assert len(parts) == 1 or min(sum(len(row.response) for row in part) for part in parts) >= 64
 
 
 def test_decoding_with_a_cache_equals_generate(model, tokenizer, monkeypatch) -> None:
