@@ -240,6 +240,23 @@ def test_scoring_and_on_step_see_the_model_in_eval_mode(pool):
     assert infos[-1].selected_tokens == report.optimiser_tokens
 
 
+def test_a_layer_left_in_eval_mode_trains_at_the_next_step(pool):
+    model, passes = make_model(), []
+
+    class Careless(Coin):
+        def select(self, *arguments):
+            list(model.modules())[-1].eval()
+            return super().select(*arguments)
+
+    handle = model.register_forward_pre_hook(
+        lambda module, *_: passes.append(all(part.training for part in module.modules()))
+    )
+    stage(model, pool, Careless())
+    handle.remove()
+    assert passes == [True] * SPEC.steps
+    assert {"train", "zero_grad"}.isdisjoint(vars(model))
+
+
 def test_global_draws_of_on_step_do_not_reach_dropout(pool):
     quiet, _ = stage(make_model(dropout=0.5), pool)
     loud, _ = stage(make_model(dropout=0.5), pool, on_step=lambda info: torch.rand(info.step + 1))

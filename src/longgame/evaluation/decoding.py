@@ -216,7 +216,7 @@ def _keeps_bits(model: nn.Module) -> bool:
     """
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     exact = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.get_num_threads() == 1
-    return exact and getattr(model.config, "_attn_implementation", None) == "eager"
+    return exact and bool(getattr(model.config, "_attn_implementation", None) == "eager")
 
 
 def _parts(batch: list[Row]) -> Iterator[list[Row]]:

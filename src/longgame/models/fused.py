@@ -47,7 +47,7 @@ def _is_plain(layer: LoraLinear) -> bool:
     parts = (layer.base_layer, layer.lora_A[active[0]], layer.lora_B[active[0]], layer.lora_dropout[active[0]])
     if any("forward" in vars(part) or part._forward_pre_hooks for part in parts) or layer.base_layer._forward_hooks:
         return False
-    weights = [weight for part in parts for weight in part.parameters()]
+    weights = [weight for part in parts for weight in part._parameters.values() if weight is not None]
     if parts[2].bias is not None or not all(type(weight) is nn.Parameter for weight in weights):
         return False
     base = layer.base_layer.weight.dtype
@@ -81,8 +81,8 @@ def _fused_forward(name: str, layer: LoraLinear, record: Recording | None) -> Ca
     """Float32: multiply once by W + s·BA, merged for this pass. Bfloat16, where merging would round: add x Aᵀ (sB)ᵀ."""
     original = layer.forward
     adapter = next(adapter for adapter in layer.active_adapters if adapter in layer.lora_A)
-    parameters = dict(layer.base_layer.named_parameters())
-    weight, bias = parameters["weight"].detach(), parameters["bias"].detach() if "bias" in parameters else None
+    base: Any = layer.base_layer
+    weight, bias = base.weight.detach(), None if base.bias is None else base.bias.detach()
     a, b = (factor[adapter].get_parameter("weight").detach() for factor in (layer.lora_A, layer.lora_B))
     scale, shortest = float(layer.scaling[adapter]), 0
     if weight.dtype == torch.bfloat16:
@@ -168,10 +168,11 @@ def folded_lora(model: nn.Module) -> Iterator[bool]:
     Yields:
         Whether the adapters were folded.
     """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    modules = [*model.modules()]
+    layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
     plain: list[Any] = [layer for layer in layers if isinstance(layer, LoraLinear) and _is_plain(layer)]
     weights: list[Tensor] = [layer.base_layer.weight for layer in plain]
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = [module.weight for module in modules if isinstance(module, nn.Embedding)]
     shared = len({id(weight) for weight in (*weights, *tables)}) < len(weights) + len({id(table) for table in tables})
     size, kinds = sum(weight.numel() for weight in weights), {weight.dtype for weight in weights}
     if kinds != {torch.float32} or shared or len(plain) < len(layers) or size > _LARGEST_FOLD:

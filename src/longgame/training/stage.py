@@ -197,6 +197,7 @@ class StageTrainer(SelectionMixin, Trainer):
         # train() begins with Accelerator.free_memory, which collects all garbage. This accelerator is new and holds
         # nothing: on the tiny model the collection adds 18 % to a stage (0.26 to 1.45 s).
         vars(self.accelerator)["free_memory"] = lambda *objects: objects
+        _walk_once(model, self._parameters)
         self.watch = _Watch(self, on_step)
         self.add_callback(self.watch)
 
@@ -335,6 +336,25 @@ class _Watch(TrainerCallback):
         with evaluating(self._modules), global_rng_restored():
             self._on_step(StepInfo(step, trainer.spec.steps, trainer.selection_feed.learned, loss))
         self.seconds += time.perf_counter() - started
+
+
+def _walk_once(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Let a Trainer's calls of ``train`` and ``zero_grad`` at every step do without a walk over all modules.
+
+    On the tiny model with LoRA they take 1.5 and 0.6 ms of a step's 60. `model_untouched` takes them off again.
+    """
+    modules, kind = [*model.modules()], type(model)
+
+    def train(mode: bool = True) -> nn.Module:
+        return model if all(module.training == mode for module in modules) else kind.train(model, mode)
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        if not set_to_none:
+            kind.zero_grad(model, set_to_none)
+        for parameter in parameters if set_to_none else ():
+            parameter.grad = None
+
+    vars(model).update(train=train, zero_grad=zero_grad)
 
 
 def _checkpoint_activations(model: Any) -> None:
