@@ -72,7 +72,9 @@ def verdict_figures(run: Run) -> list[Figure]:
             rows.append((line.selector, f"{line.selector}: {line.word}", when, size.mean, size.low, size.high))
     frame = pd.DataFrame(rows, columns=["selector", "label", "when", "mean", "low", "high"]).dropna(subset=["mean"])
     ends = frame[["mean", "low", "high"]].to_numpy(float)
-    extent = (min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))) if frame.size else (0.0, 0.0)
+    low, high = (min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))) if frame.size else (0.0, 0.0)
+    room = 0.03 * (high - low)
+    extent = (low - room, high + room)
     charts = []
     for when, title in (("now", "Now: current score"), ("later", "Later: long-horizon score")):
         part = frame[frame["when"] == when]
@@ -97,7 +99,7 @@ def _difference_strip(
     """
     axis = alt.Axis(labelLimit=220) if named else alt.Axis(labels=False, ticks=False)
     base = alt.Chart(frame).encode(alt.Y("label:N", sort=list(frame["label"]), title=None, axis=axis))
-    scale = alt.Scale(domain=list(extent), nice=True, padding=8)
+    scale = alt.Scale(domain=list(extent), nice=False)
     x = alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("mean", "low", "high"))]
