@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longgame.audit import results
-from longgame.audit.results import sorted_rows, write_results
+from longgame.audit.results import sorted_rows, stamp_of, write_results
 from longgame.audit.run import Run
 from longgame.audit.store import RECORD_COLUMNS, records_table
 from longgame.errors import ResumeError
@@ -42,24 +42,28 @@ def finish(run, trial, stage, value=0.5):
         write_table(part / "records.parquet", records_table([row(trial, stage, trial.name, value)]))
 
 
+def stamp(run):
+    return stamp_of(run.folder, run.plan, run.finished_stages)
+
+
 def test_a_table_that_was_made_of_these_stages_is_read_instead_of_them(run, monkeypatch):
     frame = run.results
     assert len(frame) == 8 * 3
     assert list(frame.condition.cat.categories) == ["", "budget=0.5"]
-    write_results(run.folder, run.plan, run.finished_stages, run.results)
+    write_results(run.folder, stamp(run), run.results)
     monkeypatch.setattr(results, "gather", lambda *_: pytest.fail("the trials were read"))
     pd.testing.assert_frame_equal(Run.open(run.folder).results, frame)
 
 
 def test_a_stage_that_was_done_again_or_added_or_a_damaged_table_is_seen(run):
-    write_results(run.folder, run.plan, run.finished_stages, run.results)
+    write_results(run.folder, stamp(run), run.results)
     shutil.rmtree(run.trial_store(run.plan.trials[0]).folder)
     assert len(Run.open(run.folder).results) == 7 * 3
     for stage in (1, 2):
         finish(run, run.plan.trials[0], stage, value=0.75)
     again = Run.open(run.folder)
     assert (again.results[again.results.trial == run.plan.trials[0].name].value == 0.75).sum() == 2
-    write_results(run.folder, run.plan, again.finished_stages, again.results)
+    write_results(run.folder, stamp(again), again.results)
     os.truncate(run.folder / "results.parquet", 50)
     pd.testing.assert_frame_equal(Run.open(run.folder).results, again.results)
 
@@ -86,7 +90,7 @@ def test_rows_are_sorted_as_by_all_columns_however_wide_their_range():
 
 
 def test_a_table_edited_by_hand_is_made_again_of_the_stages(run):
-    write_results(run.folder, run.plan, run.finished_stages, run.results)
+    write_results(run.folder, stamp(run), run.results)
     path = run.folder / "results.parquet"
     table = pq.read_table(path)
     frame = table.to_pandas().assign(value=99.0)
@@ -97,7 +101,7 @@ def test_a_table_edited_by_hand_is_made_again_of_the_stages(run):
 
 
 def test_stages_of_another_recipe_under_these_names_are_refused(run):
-    write_results(run.folder, run.plan, run.finished_stages, run.results)
+    write_results(run.folder, stamp(run), run.results)
     other = Run(run.folder, run.recipe.replace({"training.steps": 7}))
     with pytest.raises(ResumeError, match="was made by another recipe"):
         _ = other.results

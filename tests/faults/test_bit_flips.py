@@ -63,6 +63,7 @@ class Runs:
         seconds = run.results["unit"] == "s"
         return [
             run.results[~seconds].to_csv(),
+            run.scorecard.summary.to_csv(),
             run.results.loc[seconds, "name"].tolist(),
             None if run.picks is None else run.picks.frame().to_csv(),
             json.dumps(run.environment, sort_keys=True),
@@ -146,7 +147,9 @@ def test_a_flipped_bit_is_named_or_harmless(runs, part, tmp_path):
         assert {"seeds/seed-0/base.zip", *(f"trials/random-s0/stage-1{file}" for file in files)} <= read
     else:
         assert {"recipe.yaml", "environment.json", "trials/random-s0/stage-1.zip"} <= read
-        assert {"results.parquet", "picks.parquet", "tables.json"}.isdisjoint(read)  # made again of the stages
+        assert {"results.parquet", "picks.parquet", "measured.safetensors", "tables.json"}.isdisjoint(
+            read
+        )  # made again of the stages
 
 
 def test_a_stage_under_another_name_is_refused(runs, tmp_path):

@@ -245,6 +245,7 @@ STRANGE = [
     "recipe.yaml",
     "environment.json",
     "results.parquet",
+    "measured.safetensors",
     "tables.json",
     "trials/loss-s0/stage-1.zip",
     "trials/loss-s0/stage-3.zip",

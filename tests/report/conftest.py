@@ -9,6 +9,7 @@ import pytest
 from longgame.audit.run import Run
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
+from longgame.metrics.tidy import Measured
 from longgame.recipe import parse_recipe
 
 HOSTILE = "a|b <script>alert('x')</script> *_`"
@@ -112,6 +113,7 @@ def make_run(results, recipe=None, card=None, cards=None, orders=None, **attribu
         "results": results,
         "own_results": results,
         "scorecards": cards,
+        "measured": {"": Measured.read(results, TASKS, OOD, recipe.metrics.reference)},
         "across": Across.build(cards, orders or {}) if len(cards) > 1 else None,
         "places": None,
         "full_data": None,

@@ -29,8 +29,8 @@ def test_every_figure_compiles_to_marks(run):
         assert svg.count("<path") > 3, figure.name
 
 
-def test_curves_are_seed_means_of_the_primary_scorer(card, results):
-    table = curve_table(card, results, "common")
+def test_curves_are_seed_means_of_the_primary_scorer(card, run):
+    table = curve_table(card, run.measured[""].curves, "common")
     row = table.query("stage == 1 and selector == 'ahead' and step == 2").iloc[0]
     # 30 + 8 + seed, seeds 0…4: mean 40, sd √2.5, t(0.975, 4) = 2.776445
     assert row["mean"] == pytest.approx(40.0)

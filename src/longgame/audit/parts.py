@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import struct
 import zipfile
 import zlib
@@ -42,6 +43,7 @@ _HEADER = struct.Struct("<4s5H3I2H")
 _HEAD_BYTES = 16_384
 """Read at once of a part's beginning, where its mark is."""
 _DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, LookupError, ValueError, RuntimeError, struct.error, EOFError)
+_MARK_NAME = DONE.encode()
 _DATE = (1980, 1, 1, 0, 0, 0)
 """Of every member, so that equal parts are equal bytes."""
 
@@ -180,18 +182,25 @@ def _compare(expected: Mapping[str, str], actual: Mapping[str, str], path: Path)
             raise unreadable(path / file, ValueError(reason))
 
 
-def _first_member(path: Path) -> bytes:
+def _first_member(path: str | Path) -> bytes:
     """Content of the mark, which is the first member of the archive: the archive's directory is not read."""
-    with open_file(path) as file:
-        head = file.read(_HEAD_BYTES)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a report opens thousands: no file object
+    try:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("it is a folder, a pipe or a device, not a file")
+        head = os.read(handle, _HEAD_BYTES)
         signature, _, _, method, _, _, crc, packed, size, name, extra = _HEADER.unpack_from(head)
         start = _HEADER.size + name + extra
-        if signature != b"PK\x03\x04" or head[_HEADER.size : _HEADER.size + name] != DONE.encode() or method:
+        if signature != b"PK\x03\x04" or head[_HEADER.size : _HEADER.size + name] != _MARK_NAME or method:
             raise ValueError("it does not begin with a mark")
-        if packed != size or start + size > os.fstat(file.fileno()).st_size:
+        if packed != size or start + size > state.st_size:
             raise ValueError("it is cut off")
         content = head[start : start + size]
-        content += file.read(size - len(content))
+        while len(content) < size and (more := os.read(handle, size - len(content))):
+            content += more
+    finally:
+        os.close(handle)
     if zlib.crc32(content) != crc:
         raise ValueError("its content is not what was written")
     return content
@@ -252,6 +261,28 @@ def write_archive(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, _DATE), content)
+
+
+def is_finished(folder: str, name: str) -> bool:
+    """Whether a part is finished: `FinishedPart.find` without a path object, of which a report would make thousands."""
+    archive, older = f"{folder}/{name}{SUFFIX}", f"{folder}/{name}/{DONE}"
+    return os.path.exists(archive) or os.path.isfile(older)  # noqa: PTH110, PTH113
+
+
+def mark_of(folder: str, name: str) -> bytes | None:
+    """The mark of a part as it is written (`FinishedPart.mark_bytes`); None: the part is not finished.
+
+    Raises:
+        ResumeError: it cannot be read.
+    """
+    path = f"{folder}/{name}{SUFFIX}"
+    try:
+        return _first_member(path)
+    except FileNotFoundError:
+        part = FinishedPart.find(Path(folder), name)
+        return part.mark_bytes() if part else None
+    except _DAMAGED as error:
+        raise unreadable(Path(path) / DONE, error) from error
 
 
 def _paths(run: Path) -> Iterator[Path]:

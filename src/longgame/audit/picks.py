@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from longgame.audit.plan import Plan, Trial
-from longgame.audit.results import PICKS, Stores, current_table, stamp_of, write_run_table
+from longgame.audit.results import PICKS, Stores, current_table, write_run_table
 from longgame.audit.store import StageStore
 from longgame.storage import parquet_bytes, unpack_parquet, unreadable
 from longgame.training.log import TERM
@@ -279,7 +279,7 @@ def texts_of(content: bytes, path: Path) -> Texts:
         raise unreadable(path, error) from error
 
 
-def read_selections(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
+def read_selections(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores, stamp: str) -> Picks | None:
     """The reduced selections of the recipe's own condition; None before the first finished stage.
 
     picks.parquet is read if it was made of just these stages, otherwise the selection tables are.
@@ -287,11 +287,12 @@ def read_selections(folder: Path, plan: Plan, finished: Mapping[str, int], store
     Args:
         finished: trial → number of its finished stages.
         stores: where they are, with the keys that they must have.
+        stamp: of `own_stages` (`longgame.audit.results.stamp_of`).
 
     Raises:
         ResumeError: a selection table cannot be read, or is not what the recipe's trials have written.
     """
-    content = current_table(folder, PICKS, stamp_of(folder, plan, _own_stages(plan, finished)))
+    content = current_table(folder, PICKS, stamp)
     if content is None:
         return gather_picks(plan, finished, stores)
     try:
@@ -304,18 +305,17 @@ def read_selections(folder: Path, plan: Plan, finished: Mapping[str, int], store
 
 def gather_picks(plan: Plan, finished: Mapping[str, int], stores: Stores) -> Picks | None:
     """`read_selections` from the selection tables."""
-    return combine_shares(_stage_shares(plan, _own_stages(plan, finished), stores))
+    return combine_shares(_stage_shares(plan, own_stages(plan, finished), stores))
 
 
-def write_picks(folder: Path, plan: Plan, finished: Mapping[str, int], picks: Picks | None) -> None:
-    """Write picks.parquet unless it was made of just these stages; no file before the first finished stage.
+def write_picks(folder: Path, stamp: str, picks: Picks | None) -> None:
+    """Write picks.parquet unless it was made of just the stages of this stamp; no file before the first of them.
 
     Raises:
         StorageError: the file cannot be written.
     """
     if picks is None:
         return
-    stamp = stamp_of(folder, plan, _own_stages(plan, finished))
     if current_table(folder, PICKS, stamp) is not None:
         return
     facts = {_SEEDS: b"%d" % picks.seeds, _TABLES: b"%d" % picks.tables}
@@ -324,7 +324,7 @@ def write_picks(folder: Path, plan: Plan, finished: Mapping[str, int], picks: Pi
     write_run_table(folder, PICKS, parquet_bytes(table), stamp)
 
 
-def _own_stages(plan: Plan, finished: Mapping[str, int]) -> dict[str, int]:
+def own_stages(plan: Plan, finished: Mapping[str, int]) -> dict[str, int]:
     """The trials of the recipe's own condition that have a finished stage."""
     return {trial.name: finished[trial.name] for trial in plan.own_trials if finished.get(trial.name)}
 

@@ -17,13 +17,13 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Int
 
-from longgame.audit.learner import outline, seed_bases
-from longgame.audit.parts import SUFFIX, FinishedPart
+from longgame.audit.learner import outline
+from longgame.audit.parts import SUFFIX, mark_of
 from longgame.audit.plan import FULL_DATA, ORACLE, REFERENCES, Condition, Plan, Trial, measured_by
 from longgame.audit.store import CONDITION_COLUMNS, RECORD_COLUMNS, RECORDS, RESULT_COLUMNS, StageStore
-from longgame.errors import ResumeError
+from longgame.errors import DataError, ResumeError
 from longgame.metrics.scorecard import Scorecard
-from longgame.metrics.tidy import distinct_rows
+from longgame.metrics.tidy import NO_MEASUREMENT, Measured
 from longgame.storage import (
     parquet_bytes,
     read_file,
@@ -34,8 +34,8 @@ from longgame.storage import (
     write_file,
 )
 
-RESULTS, PICKS = "results.parquet", "picks.parquet"
-_NOTED = (RESULTS, PICKS)
+RESULTS, PICKS, MEASURED = "results.parquet", "picks.parquet", "measured.safetensors"
+_NOTED = (RESULTS, PICKS, MEASURED)
 TABLES = "tables.json"
 """Which finished stages the tables of a run were made of (`stamp_of`), and what was written (SHA-256)."""
 
@@ -45,30 +45,30 @@ _TEXT = [name for name, kind in RESULT_COLUMNS.items() if kind == "string"]
 _ORDER = ("trial", "kind", "stage", "probe", "task", "scorer", "sub_skill", "name", "step")
 
 
-def read_results(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores) -> pd.DataFrame:
+def read_results(folder: Path, plan: Plan, finished: Mapping[str, int], stores: Stores, stamp: str) -> pd.DataFrame:
     """results.parquet if it was made of just these finished stages, otherwise `gather`: one file instead of thousands.
 
     Args:
         finished: trial → number of its finished stages.
+        stamp: `stamp_of` these stages.
         stores: where they are, with the keys that they must have.
 
     Raises:
         ResumeError: a file cannot be read, or is not what the recipe's trials have written.
     """
-    content = current_table(folder, RESULTS, stamp_of(folder, plan, finished))
+    content = current_table(folder, RESULTS, stamp)
     if content is None:
         return gather(plan, finished, stores)
     columns = tuple(RESULT_COLUMNS)
     return _frame([_table(content, folder / RESULTS, columns)], columns)
 
 
-def write_results(folder: Path, plan: Plan, finished: Mapping[str, int], results: pd.DataFrame) -> None:
-    """Write results.parquet, unless it was made of just these finished stages.
+def write_results(folder: Path, stamp: str, results: pd.DataFrame) -> None:
+    """Write results.parquet, unless it was made of just the stages of this stamp.
 
     Raises:
         StorageError: it cannot be written.
     """
-    stamp = stamp_of(folder, plan, finished)
     if current_table(folder, RESULTS, stamp) is None:
         write_run_table(folder, RESULTS, parquet_bytes(pa.Table.from_pandas(results, preserve_index=False)), stamp)
 
@@ -115,10 +115,9 @@ def stamp_of(folder: Path, plan: Plan, finished: Mapping[str, int]) -> str:
     places = [(f"seeds/{base}", "base") for base in bases]
     places += [(f"trials/{name}", f"stage-{n}") for name, stages in finished.items() for n in range(1, stages + 1)]
     for place, name in places:
-        part = FinishedPart.find(folder / place, name)
-        if part is None:
+        content = mark_of(f"{folder}/{place}", name)
+        if content is None:
             raise unreadable(folder / place / f"{name}{SUFFIX}", FileNotFoundError("it is missing"))
-        content = part.mark_bytes()
         digest.update(f"{place}/{name} {len(content)} ".encode())
         digest.update(content)
     return digest.hexdigest()
@@ -218,52 +217,56 @@ def of_condition(results: pd.DataFrame, name: str) -> pd.DataFrame:
     return results if rows.all() else results[rows]
 
 
-def scorecards(plan: Plan, results: pd.DataFrame) -> dict[str, Scorecard]:
+def scorecards(plan: Plan, measured: Mapping[str, Measured]) -> dict[str, Scorecard]:
     """Condition → scorecard: the recipe's own first, then those in which every selector has measurements.
+
+    Raises:
+        DataError: the recipe's own condition has no measurement.
 
     The trials of `REFERENCES` have none: they compete with nobody (see `full_data` and `oracle` in docs/recipe.md).
     """
+    if "" not in measured:
+        raise DataError(NO_MEASUREMENT)
     selectors = {spec.key for spec in plan.recipe.selectors}
-    measured: dict[str, set[str]] = {}
-    for name, selector in distinct_rows(results[["condition", "selector"]]).itertuples(index=False):
-        measured.setdefault(name, set()).add(selector)
     names = [
-        name for name in plan.conditions if name == "" or (name not in REFERENCES and measured.get(name) == selectors)
+        name
+        for name in plan.conditions
+        if name == ""
+        or (name not in REFERENCES and name in measured and {*measured[name].trials.selectors} == selectors)
     ]
-    beside = [reference_scorecard(plan, results, name) for name in (FULL_DATA, ORACLE)]
+    beside = [reference_scorecard(plan, measured, name) for name in (FULL_DATA, ORACLE)]
     return {
-        name: build_scorecard(plan.conditions[name], of_condition(results, name), None, *(beside if name == "" else ()))
-        for name in names
+        name: build_scorecard(plan.conditions[name], measured[name], *(beside if name == "" else ())) for name in names
     }
 
 
-def reference_scorecard(plan: Plan, results: pd.DataFrame, name: str) -> Scorecard | None:
+def reference_scorecard(plan: Plan, measured: Mapping[str, Measured], name: str) -> Scorecard | None:
     """A scorecard of one condition of `REFERENCES`, which compares nothing; None: no finished stage."""
-    rows = results["condition"] == name
-    if not rows.any():
-        return None
-    condition = plan.conditions[name]
-    return build_scorecard(condition, results[rows], condition.recipe.selectors[0].key)
+    return build_scorecard(plan.conditions[name], measured[name]) if name in measured else None
+
+
+def condition_reference(condition: Condition) -> str:
+    """Selector that the others of a condition are compared with; of `REFERENCES`, the only one."""
+    recipe = condition.recipe
+    return recipe.selectors[0].key if condition.name in REFERENCES else recipe.metrics.reference
 
 
 def build_scorecard(
     condition: Condition,
-    records: pd.DataFrame,
-    reference: str | None = None,
+    measured: Measured,
     all_data: Scorecard | None = None,
     oracle: Scorecard | None = None,
 ) -> Scorecard:
-    """The scorecard of the records of one condition."""
+    """The scorecard of one condition; its reference is that of ``measured``."""
     names = outline(condition.recipe)
     return Scorecard.build(
-        records,
+        measured,
         tasks=list(names.stages),
         ood=list(names.ood),
         primary=names.primary,
         metric_spec=condition.recipe.metrics,
         threshold=condition.recipe.probe.threshold,
-        reference=reference or condition.recipe.metrics.reference,
-        bases=seed_bases(condition.recipe),
+        reference=condition_reference(condition),
         all_data=all_data,
         oracle=oracle,
     )

@@ -9,7 +9,7 @@ RUN/
   trials/loss-s0/stage-1.zip             records.parquet, selection.parquet, policy.json + .safetensors, done.json
   trials/loss-s0/stage-5.learner/        the adapter after the last finished stage
   trials/loss-s0@budget=0.1/…            the same under another condition (see `longgame.audit.plan`)
-  results.parquet  picks.parquet  tables.json  failures.json  scorecard.md  report.html
+  results.parquet  picks.parquet  measured.safetensors  tables.json  failures.json  scorecard.md  report.html
 ```
 """
 
@@ -31,8 +31,9 @@ import yaml
 from rich.console import Console
 
 from longgame.audit.checks import plugin_names
-from longgame.audit.parts import SUFFIX, FinishedPart, finished_parts, has_parts
-from longgame.audit.picks import SELECTION, Picks, read_selections, write_picks
+from longgame.audit.measured import measure_results, read_measured, write_measured
+from longgame.audit.parts import SUFFIX, FinishedPart, finished_parts, has_parts, is_finished
+from longgame.audit.picks import SELECTION, Picks, own_stages, read_selections, write_picks
 from longgame.audit.plan import (
     FULL_DATA,
     REFERENCES,
@@ -44,12 +45,24 @@ from longgame.audit.plan import (
     value_at,
     value_name,
 )
-from longgame.audit.results import of_condition, read_results, reference_scorecard, scorecards, write_results
+from longgame.audit.results import (
+    MEASURED,
+    PICKS,
+    RESULTS,
+    TABLES,
+    of_condition,
+    read_results,
+    reference_scorecard,
+    scorecards,
+    stamp_of,
+    write_results,
+)
 from longgame.audit.store import CONTAMINATION, StageStore, content_hash
 from longgame.data.sequences import Contamination
 from longgame.errors import LonggameError, RecipeError, ResumeError, StorageError, TrialError
 from longgame.metrics.comparisons import Across
 from longgame.metrics.scorecard import Scorecard
+from longgame.metrics.tidy import Measured
 from longgame.recipe import Recipe, load_recipe
 from longgame.storage import (
     read_file,
@@ -71,12 +84,14 @@ _WRITTEN = (
     MARK,
     RECIPE,
     ENVIRONMENT,
-    "results.parquet",
-    "picks.parquet",
-    "tables.json",
+    RESULTS,
+    PICKS,
+    MEASURED,
+    TABLES,
     FAILURES,
     "scorecard.md",
     "report.html",
+    "report-trials.csv",
 )
 """Files that an audit writes at the top of a run directory."""
 _NAMED_FAILURES, _REASON = 5, 300
@@ -95,6 +110,7 @@ class Run:
         self.folder = folder
         self.recipe = recipe
         self._contents: dict[tuple[str, bool, str], str] = {}
+        self._stamps: dict[tuple[tuple[str, int], ...], str] = {}
         self._scorers: dict[tuple[str, bool], tuple[str, ...]] = {}
 
     def __repr__(self) -> str:
@@ -203,12 +219,12 @@ class Run:
     @cached_property
     def finished_stages(self) -> dict[str, int]:
         """Every planned trial → how many of its stages are finished."""
-        stages = range(len(self.plan.stages), 0, -1)
+        stages, trials = range(len(self.plan.stages), 0, -1), f"{self.folder}/trials"
 
-        def last(trial: Path) -> int:
-            return next((n for n in stages if FinishedPart.find(trial, f"stage-{n}") is not None), 0)
+        def last(trial: str) -> int:
+            return next((n for n in stages if is_finished(f"{trials}/{trial}", f"stage-{n}")), 0)
 
-        return {trial.name: last(self.folder / "trials" / trial.name) for trial in self.plan.trials}
+        return {trial.name: last(trial.name) for trial in self.plan.trials}
 
     @property
     def finished(self) -> bool:
@@ -269,7 +285,21 @@ class Run:
     @cached_property
     def results(self) -> pd.DataFrame:
         """All finished measurements of all conditions, one row each (see docs/results-format.md)."""
-        return read_results(self.folder, self.plan, self.finished_stages, self.stores)
+        stages = self.finished_stages
+        return read_results(self.folder, self.plan, stages, self.stores, self._stamp(stages))
+
+    @cached_property
+    def measured(self) -> dict[str, Measured]:
+        """Condition → its measurements laid out by trial; read without ``results`` where a finished audit left them."""
+        stored = read_measured(self.folder, self.plan, self._stamp(self.finished_stages))
+        return measure_results(self.plan, self.results) if stored is None else stored
+
+    def _stamp(self, stages: Mapping[str, int]) -> str:
+        """`stamp_of` these stages; the marks of the same ones are read once."""
+        key = tuple((name, count) for name, count in stages.items() if count)
+        if key not in self._stamps:
+            self._stamps[key] = stamp_of(self.folder, self.plan, stages)
+        return self._stamps[key]
 
     @cached_property
     def own_results(self) -> pd.DataFrame:
@@ -279,7 +309,7 @@ class Run:
     @cached_property
     def scorecards(self) -> dict[str, Scorecard]:
         """Condition → scorecard: the recipe's own, and those in which every selector has measurements."""
-        return scorecards(self.plan, self.results)
+        return scorecards(self.plan, self.measured)
 
     @property
     def scorecard(self) -> Scorecard:
@@ -289,7 +319,7 @@ class Run:
     @cached_property
     def full_data(self) -> Scorecard | None:
         """The scorecard of the full-data trials; None where none has a finished stage."""
-        return reference_scorecard(self.plan, self.results, FULL_DATA)
+        return reference_scorecard(self.plan, self.measured, FULL_DATA)
 
     @cached_property
     def across(self) -> Across | None:
@@ -319,7 +349,9 @@ class Run:
     @cached_property
     def picks(self) -> Picks | None:
         """What the trials of the recipe's own condition selected; None before the first finished stage."""
-        return read_selections(self.folder, self.plan, self.finished_stages, self.stores)
+        stages = self.finished_stages
+        stamp = self._stamp(own_stages(self.plan, stages))
+        return read_selections(self.folder, self.plan, stages, self.stores, stamp)
 
     def selection(self, trial: str, stage: int) -> pd.DataFrame:
         """Every candidate of every round of a trial's stage (1-based): ``picked``, ``tokens``, each term of its score.
@@ -331,13 +363,17 @@ class Run:
         return table_of(part.read(SELECTION), part.path / SELECTION)
 
     def write_tables(self) -> None:
-        """Write results.parquet and picks.parquet, so that reports need not read the stages.
+        """Write results.parquet, picks.parquet and measured.safetensors, so that reports need not read the stages.
 
         Raises:
             ResumeError: a file of a stage cannot be read. StorageError: a table cannot be written.
         """
-        write_results(self.folder, self.plan, self.finished_stages, self.results)
-        write_picks(self.folder, self.plan, self.finished_stages, self.picks)
+        stages = self.finished_stages
+        stamp = self._stamp(stages)
+        write_results(self.folder, stamp, self.results)
+        write_picks(self.folder, self._stamp(own_stages(self.plan, stages)), self.picks)
+        if any(stages.values()):
+            write_measured(self.folder, self.plan, stamp, self.measured)
 
     def files_elsewhere(self) -> dict[str, bytes]:
         """Name → content of the files that a copy of the run on another machine begins with; its paths are absolute."""

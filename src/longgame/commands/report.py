@@ -81,14 +81,19 @@ def report(
         baseline = _load([compare])[0] if compare is not None else None
         names = short_names(runs if compare is None else [*runs, compare])
         layouts = []
-        for run, name in zip(loaded, names, strict=False):
+        stem = "longgame-report" if out is None else out.stem
+        for place, (run, name) in enumerate(zip(loaded, names, strict=False), 1):
             comparison = compare_with(baseline, run, str(names[-1])) if baseline is not None else None
             title = f"{run.recipe.name} ({name})" if several else ""
-            layouts.append(report_layout(run, title, comparison, count))
+            file = f"{stem}-{place}-trials.csv" if several else f"{stem}-trials.csv"
+            layouts.append(report_layout(run, title, comparison, count, file))
         written: list[Path] = []
         if out is not None:
             write_file(out, html_page(layouts), _ADVICE)
             written.append(out)
+            for file, make in (item for layout in layouts for item in layout.files.items()):
+                write_file(out.with_name(file), make(), _ADVICE)
+                written.append(out.with_name(file))
         if figures is not None:
             for layout, name in zip(layouts, names, strict=False):
                 written += write_figures(layout.figures, figures / name if several else figures)
@@ -101,7 +106,9 @@ def report(
             from longgame.models.hub import push as push_to_hub
 
             page, section = html_page(layouts).encode(), "\n".join(map(markdown_card, layouts))
-            done = push_to_hub(push, "model", {"longgame-report.html": page}, section, "Audit of data selection")
+            files = {name: make().encode() for layout in layouts for name, make in layout.files.items()}
+            files["longgame-report.html"] = page
+            done = push_to_hub(push, "model", files, section, "Audit of data selection")
             console.print(str(done), soft_wrap=True)
         if claims and _holds(claims, loaded, [layout.title for layout in layouts], console):
             raise typer.Exit(HOLDS)

@@ -15,6 +15,7 @@ import scipy.special
 from jaxtyping import Bool, Float, Int
 
 from longgame.errors import DataError, NumericalError
+from longgame.metrics.tidy import Trials
 from longgame.seeding import generator
 
 SUBSAMPLES = 32
@@ -52,11 +53,28 @@ def picks_entropy(
     """
     measured = ~np.isnan(tokens).all(axis=(0, 2))
     means, together = np.full(len(tokens), np.nan), np.full(len(tokens), np.nan)
-    for trial, counts in enumerate(tokens[:, measured]):
-        if len(counts) and not np.isnan(counts).any():
-            means[trial] = np.mean([capability_entropy(stage) for stage in counts])
-            together[trial] = capability_entropy(counts.sum(axis=0))
+    complete = ~np.isnan(tokens[:, measured]).any(axis=(1, 2))
+    if measured.any() and complete.any():
+        counts = tokens[:, measured][complete]
+        means[complete] = _entropies(counts).mean(axis=-1)
+        together[complete] = _entropies(counts.sum(axis=1))
     return means, together
+
+
+def _entropies(tokens: Float[np.ndarray, "... labels"]) -> Float[np.ndarray, ...]:
+    """`capability_entropy` of every row; rows that fill the same labels are computed at once."""
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    if (rows < 0).any():
+        capability_entropy(rows[(rows < 0).any(axis=1)][0])  # raises
+    values = np.full(len(rows), np.nan)
+    patterns, pattern_of = np.unique(rows > 0, axis=0, return_inverse=True)
+    for number, filled in enumerate(patterns):
+        if filled.any():
+            some = pattern_of.reshape(-1) == number
+            counts = np.ascontiguousarray(rows[some])
+            share = np.ascontiguousarray(counts[:, filled] / counts.sum(axis=1, keepdims=True))
+            values[some] = -(share * np.log(share)).sum(axis=1) + 0.0
+    return values.reshape(tokens.shape[:-1])
 
 
 def token_weighted_mean(values: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"], tokens: Tokens) -> float:
@@ -321,13 +339,39 @@ def association_table(
     seed, selector = (np.unique(column, return_inverse=True)[1] for column in (unit, trials["selector"]))
     by = [name for name in ("condition", "seed") if name in keys]
     group = trials.groupby(by).ngroup().to_numpy(np.int64)
-    measured = set(wide.columns)
+    values = {(str(key[0]), str(key[1])): wide[key].to_numpy(float) for key in wide.columns}
+    return _associations(values, views, pairs, seed, selector, group)
+
+
+def association_of(values: Mapping[tuple[str, str], _Values], trials: Trials, views: Sequence[str]) -> pd.DataFrame:
+    """`association_table` of one condition.
+
+    Args:
+        values: (view, metric) → one value per trial.
+        trials: the trials of the values.
+        views: views of the scores.
+    """
+    order = np.array(sorted(range(len(trials)), key=trials.names.__getitem__))  # as `association_table` sums
+    used = {name for pair in PAIRS for name in pair}
+    by_name = {key: value[order] for key, value in values.items() if key[1] in used}
+    seed = trials.seed_of[order]
+    return _associations(by_name, views, PAIRS, trials.unit_of[seed], trials.selector_of[order], seed)
+
+
+def _associations(
+    values: Mapping[tuple[str, str], _Values],
+    views: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    seed: _Codes,
+    selector: _Codes,
+    group: _Codes,
+) -> pd.DataFrame:
+    """`associate` for every view and pair of metrics that were measured (see `association_table`)."""
     rows = []
     for x, y in pairs:
-        for view in views if ("", y) not in measured else ("",):
-            if ("", x) in measured and (view, y) in measured:
-                columns = (wide["", x].to_numpy(float), wide[view, y].to_numpy(float))
-                result = associate(*columns, seed, selector, group)
+        for view in views if ("", y) not in values else ("",):
+            if ("", x) in values and (view, y) in values:
+                result = associate(values["", x], values[view, y], seed, selector, group)
                 if result.trials:
                     sizes = (result.trials, result.seeds, *astuple(result.pearson), *astuple(result.spearman))
                     rows.append((view, x, y, *sizes, result.least, result.greatest))
@@ -361,11 +405,15 @@ def _without(x: _Values, y: _Values, group: _Codes, keep: Bool[np.ndarray, " n"]
 
 def _ranked(values: _Values, group: _Codes) -> _Values:
     """Rank of each value within its group, lowest 1, ties sharing the mean rank; less the group's mean."""
+    order = np.lexsort((values, group))
+    ordered, of = values[order], group[order]
+    new_group = np.append(True, of[1:] != of[:-1])[: len(order)]
+    new = new_group | np.append(True, ordered[1:] != ordered[:-1])[: len(order)]
+    first = np.flatnonzero(new)  # of each tie
+    length = np.diff(np.append(first, len(order)))
+    start = np.maximum.accumulate(np.where(new_group, np.arange(len(order)), 0))
     ranks = np.empty(len(values))
-    for one in np.unique(group):
-        rows = np.flatnonzero(group == one)
-        here = values[rows]
-        ranks[rows] = (here < here[:, None]).sum(axis=1) + ((here == here[:, None]).sum(axis=1) + 1) / 2
+    ranks[order] = np.repeat(first - start[first] + (length + 1) / 2, length)
     return _centered(ranks, group)
 
 

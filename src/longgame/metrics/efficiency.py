@@ -113,8 +113,7 @@ def _of_seed(
 
 def _cost(card: Scorecard, name: str) -> Float[np.ndarray, " trials"]:
     """A cost of every trial over all its stages; NaN where it was not measured."""
-    rows = card.per_trial[(card.per_trial["view"] == "") & (card.per_trial["metric"] == name)]
-    return rows.set_index("trial")["value"].reindex(list(card.trials.names)).to_numpy(np.float64)
+    return card.values.get(("", name), np.full(len(card.trials), np.nan))
 
 
 def efficiency(card: Scorecard, full: Scorecard, view: str = PRIMARY) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from longgame.errors import DataError, unknown
 from longgame.metrics import longhorizon, matrix
 from longgame.metrics.catalog import METRICS, measure, record_metrics
-from longgame.metrics.diagnostics import association_table
+from longgame.metrics.diagnostics import association_of
 from longgame.metrics.stats import (
     ALPHA,
     Paired,
@@ -29,15 +30,11 @@ from longgame.metrics.stats import (
 )
 from longgame.metrics.tidy import (
     PROBES,
+    Measured,
     Probe,
     Trials,
     View,
     over_measured,
-    read_curves,
-    read_score_rows,
-    read_selected,
-    read_stagewise,
-    read_trials,
     view_cube,
     view_probe,
 )
@@ -72,14 +69,15 @@ class Scorecard:
     trials: Trials
     views: Mapping[str, View]
     """``primary`` (each task's own scorer) and each scorer of `SCORER_VIEWS` that measured anything."""
-    per_trial: pd.DataFrame
-    """trial, selector, seed, view, metric, value; view "" for diagnostics and costs. ``myopia_gap`` is the seed's."""
+    values: Mapping[tuple[str, str], Float[np.ndarray, " trials"]]
+    """(view, metric) → one value per trial; view "" for diagnostics and costs. ``myopia_gap`` is the seed's."""
     summary: pd.DataFrame
     """Over seeds, by view, metric and selector (see `summarize`)."""
-    per_stage: pd.DataFrame
-    """As ``per_trial`` with a stage, for the metrics that have one (auc of stage t: learning stage t+1 after it)."""
+    stage_values: Mapping[tuple[str, str, int], Float[np.ndarray, " trials"]]
+    """(view, metric, stage) → one value per trial, for the metrics that have a stage (auc of stage t: learning stage
+    t+1 after it)."""
     stage_summary: pd.DataFrame
-    """``per_stage`` over seeds, by view, metric, stage and selector."""
+    """``stage_values`` over seeds, by view, metric, stage and selector."""
     set_gap: pd.DataFrame
     """view, immediate (``current`` or ``immediate_gain``), gap (eq. 3 on seed means), selectors, seeds (compared),
     seed_gap (mean of the gaps of single seeds), ci_low, ci_high (its 95 % interval over seeds or bases by
@@ -103,10 +101,20 @@ class Scorecard:
     notes: tuple[str, ...]
     """What was left out or replaced, in words."""
 
+    @cached_property
+    def per_trial(self) -> pd.DataFrame:
+        """``values`` as rows: trial, selector, seed, view, metric, value."""
+        return long_form(self.values, self.trials, ("view", "metric"))
+
+    @cached_property
+    def per_stage(self) -> pd.DataFrame:
+        """``stage_values`` as rows: trial, selector, seed, view, metric, stage, value."""
+        return long_form(self.stage_values, self.trials, ("view", "metric", "stage"))
+
     @classmethod
     def build(
         cls,
-        results: pd.DataFrame,
+        results: pd.DataFrame | Measured,
         *,
         tasks: Sequence[str],
         ood: Sequence[str],
@@ -121,7 +129,8 @@ class Scorecard:
         """Make the scorecard of one condition (one trial per selector and seed).
 
         Args:
-            results: tidy records (columns of `longgame.audit.store.RECORD_COLUMNS`).
+            results: tidy records (columns of `longgame.audit.store.RECORD_COLUMNS`), or what was read of them with the
+                same tasks and reference.
             tasks: the stages' tasks in order.
             ood: the OOD tasks.
             primary: each task's own scorer.
@@ -143,17 +152,17 @@ class Scorecard:
                 raise DataError(f"task '{task}' has no primary scorer; tasks with one: {sorted(primary)}.")
         if not tasks or len(set(columns)) != len(columns):
             raise DataError(f"the columns of R are {list(columns)}; give at least one stage, and every name once.")
-        trials = read_trials(results, reference, bases)
-        scores = read_score_rows(results, trials, columns, len(tasks))
-        curves = read_curves(results, trials, tasks)
+        if isinstance(results, pd.DataFrame):
+            results = Measured.read(results, tasks, ood, reference, bases)
+        trials, scores, curves = results.trials, results.scores, results.curves
         notes: list[str] = []
         if reference not in trials.selectors:
             notes.append(f"no trial of the reference selector '{reference}': nothing is compared with it.")
         views = {}
-        ends = view_cube(scores, trials, columns, len(tasks), dict.fromkeys(columns, "ends")).matrices(trials.seed_of)
+        ends = view_cube(scores, columns, dict.fromkeys(columns, "ends")).matrices(trials.seed_of)
         for name in (PRIMARY, *SCORER_VIEWS):
             scorer = dict(primary) if name == PRIMARY else dict.fromkeys(columns, name)
-            cube = view_cube(scores, trials, columns, len(tasks), scorer)
+            cube = view_cube(scores, columns, scorer)
             R = cube.matrices(trials.seed_of)
             if np.isnan(R).all() and name != PRIMARY:
                 continue
@@ -163,13 +172,11 @@ class Scorecard:
             reference_score = metric_spec.forgetting_reference
             view = View(trials, reference, scorer, cube, R, ends, probes, terms, reference_score, scale)
             views[name] = measure(view)
-        by_kind = read_stagewise(results, trials, len(tasks))
-        picks = read_selected(results, trials, len(tasks))
+        by_kind = results.stagewise
         values = {(name, metric): value for name, view in views.items() for metric, value in view.metrics.items()}
-        values |= {("", name): value for name, value in record_metrics(by_kind, picks).items()}
+        values |= {("", name): value for name, value in record_metrics(by_kind, results.selected).items()}
         stages = {(name, *key): value for name, view in views.items() for key, value in view.stagewise.items()}
         summary = summarize(values, trials, reference, ("view", "metric"), bootstrap=metric_spec.bootstrap)
-        per_trial = long_form(values, trials, ("view", "metric"))
         by_stage = ("view", "metric", "stage")
         head_room = _head_room(views, oracle, trials, reference)
         unequal = unequal_amounts(by_kind, trials, reference)
@@ -180,9 +187,9 @@ class Scorecard:
             reference=reference,
             trials=trials,
             views=views,
-            per_trial=per_trial,
+            values=values,
             summary=summary,
-            per_stage=long_form(stages, trials, by_stage),
+            stage_values=stages,
             stage_summary=summarize(stages, trials, reference, by_stage),
             set_gap=_set_gap(views, trials),
             verdicts=with_amounts(verdicts, {("", name): text for name, text in unequal.items()}).drop(
@@ -192,7 +199,7 @@ class Scorecard:
             reversals=_reversals(views, trials),
             sensitivity=_sensitivity(views, trials, metric_spec),
             thresholds=_thresholds(views, tasks),
-            association=association_table(per_trial, tuple(views), units=trials.units),
+            association=association_of(values, trials, tuple(views)),
             head_room=head_room,
             notes=(
                 *notes,

@@ -12,9 +12,11 @@ from jaxtyping import Float, Int
 from longgame.errors import DataError, unknown
 from longgame.metrics import longhorizon, matrix
 
+NO_MEASUREMENT = "the results hold no measurement; finish at least one stage of one trial first."
 PROBES = ("common", "own")
 _SCORE = ("sub_skill", "scorer", "value")
 _CURVE = ("scorer", "probe", "step", "tokens", "value")
+_OFFERED = ["pool_tokens", "selected_tokens"]
 _CODE = np.int32
 """Small, because a run has millions of records and several codes of each."""
 
@@ -100,7 +102,7 @@ def read_trials(results: pd.DataFrame, reference: str, bases: Mapping[int, str] 
     """
     trials = distinct_rows(results[["trial", "selector", "seed"]])
     if trials.empty:
-        raise DataError("the results hold no measurement; finish at least one stage of one trial first.")
+        raise DataError(NO_MEASUREMENT)
     for columns, key in ((["trial"], "trial"), (["selector", "seed"], "selector and seed")):
         repeated = trials[trials.duplicated(columns, keep=False)].sort_values(columns)
         if not repeated.empty:
@@ -152,14 +154,13 @@ def codes(values: pd.Series, names: Sequence[str] | Sequence[int]) -> Int[np.nda
 
 @dataclass(frozen=True)
 class Scores:
-    """The rows of kind ``score`` as columns of codes, checked once and cut into views many times."""
+    """The rows of kind ``score``, laid out once and cut into views many times. NaN = not measured."""
 
-    trial: Int[np.ndarray, " n"]
-    stage: Int[np.ndarray, " n"]
-    column: Int[np.ndarray, " n"]
-    sub_skill: Int[np.ndarray, " n"]
-    scorer: Int[np.ndarray, " n"]
-    value: Float[np.ndarray, " n"]
+    values: Float[np.ndarray, "trials rows items"]
+    """Trials × rows of R × (task, sub-skill, scorer) items, by column, then sub-skill."""
+    column: Int[np.ndarray, " items"]
+    sub_skill: Int[np.ndarray, " items"]
+    scorer: Int[np.ndarray, " items"]
     sub_skills: tuple[str, ...]
     scorers: tuple[str, ...]
 
@@ -189,21 +190,33 @@ def read_score_rows(results: pd.DataFrame, trials: Trials, columns: Sequence[str
     """Read the rows of kind ``score``.
 
     Raises:
-        DataError: an unknown task, or a stage beyond the last.
+        DataError: an unknown task, a stage beyond the last, or a repeated measurement.
     """
     rows = results.loc[(results["kind"] == "score").to_numpy(bool), ["trial", "stage", "task", *_SCORE]]
     sub_skill, sub_skills = _strings(rows["sub_skill"])
     scorer, scorers = _strings(rows["scorer"])
-    return Scores(
-        codes(rows["trial"], trials.names),
-        _check_stages(rows, stages),
-        _check_columns(rows, columns),
-        sub_skill,
-        scorer,
-        rows["value"].to_numpy(np.float64),
-        sub_skills,
-        scorers,
+    stage, column = _check_stages(rows, stages), _check_columns(rows, columns)
+    sizes = (len(columns), max(len(sub_skills), 1), max(len(scorers), 1))
+    key = np.ravel_multi_index((column, sub_skill, scorer), sizes) if len(rows) else np.empty(0, dtype=np.int64)
+    measured = np.bincount(key) > 0
+    items, item = np.flatnonzero(measured), (np.cumsum(measured) - 1)[key]
+    shape = (len(trials), stages + 1, len(items))
+    flat = (
+        np.ravel_multi_index((codes(rows["trial"], trials.names), stage, item), shape)
+        if len(rows)
+        else np.empty(0, dtype=np.int64)
     )
+    times = np.bincount(flat)
+    if (times > 1).any():
+        first, after, place = np.unravel_index(int(times.argmax()), shape)
+        raise DataError(
+            f"trial '{trials.names[first]}' holds the score of '{columns[np.unravel_index(items[place], sizes)[0]]}' "
+            f"after stage {after} twice; every measurement may be there once."
+        )
+    values = np.full(shape, np.nan)
+    values.reshape(-1)[flat] = rows["value"].to_numpy(np.float64)
+    of_column, of_skill, of_scorer = np.unravel_index(items, sizes)
+    return Scores(values, of_column, of_skill, of_scorer, sub_skills, scorers)
 
 
 @dataclass(frozen=True)
@@ -233,38 +246,18 @@ class Cube:
         return R
 
 
-def view_cube(scores: Scores, trials: Trials, columns: Sequence[str], stages: int, scorer: Mapping[str, str]) -> Cube:
+def view_cube(scores: Scores, columns: Sequence[str], scorer: Mapping[str, str]) -> Cube:
     """The scores of one view: for each task those of the scorer named for it.
 
     A macro row (sub-skill "") counts only where a task has no sub-skill of its own.
-
-    Raises:
-        DataError: a measurement is repeated.
     """
     index = {name: code for code, name in enumerate(scores.scorers)}
     code = np.array([index.get(scorer[task], -1) for task in columns], dtype=np.int64)
-    keep = code[scores.column] == scores.scorer
-    key = scores.column[keep] * max(len(scores.sub_skills), 1) + scores.sub_skill[keep]
-    measured = np.bincount(key) > 0
-    items, item = np.flatnonzero(measured), (np.cumsum(measured) - 1)[key]
-    shape = (len(trials), stages + 1, len(items))
-    flat = (
-        np.ravel_multi_index((scores.trial[keep], scores.stage[keep], item), shape) if keep.any() else np.empty(0, int)
-    )
-    times = np.bincount(flat)
-    if (times > 1).any():
-        trial, stage, place = np.unravel_index(int(times.argmax()), shape)
-        raise DataError(
-            f"trial '{trials.names[trial]}' holds the score of '{columns[items[place] // len(scores.sub_skills)]}' "
-            f"after stage {stage} twice; every measurement may be there once."
-        )
-    values = np.full(shape, np.nan)
-    values.reshape(-1)[flat] = scores.value[keep]
-    column, sub_skill = np.divmod(items, max(len(scores.sub_skills), 1))
-    names = tuple(scores.sub_skills[code] for code in sub_skill)
-    with_names = {int(c) for c, name in zip(column, names, strict=True) if name}
-    rows = [i for i, name in enumerate(names) if name or int(column[i]) not in with_names]
-    return Cube(values[..., rows], column[rows], tuple(names[i] for i in rows), len(columns))
+    items = np.flatnonzero(code[scores.column] == scores.scorer)
+    names = {int(item): scores.sub_skills[scores.sub_skill[item]] for item in items}
+    with_names = {int(scores.column[item]) for item, name in names.items() if name}
+    rows = [item for item, name in names.items() if name or int(scores.column[item]) not in with_names]
+    return Cube(scores.values[..., rows], scores.column[rows], tuple(names[item] for item in rows), len(columns))
 
 
 @dataclass(frozen=True)
@@ -311,6 +304,7 @@ class Curves:
     scorer: Int[np.ndarray, " curves"]
     first: Int[np.ndarray, " curves"]
     length: Int[np.ndarray, " curves"]
+    step: Int[np.ndarray, " points"]
     tokens: Float[np.ndarray, " points"]
     score: Float[np.ndarray, " points"]
     scorers: tuple[str, ...]
@@ -339,16 +333,16 @@ def read_curves(results: pd.DataFrame, trials: Trials, tasks: Sequence[str]) -> 
     scorer, scorers = _strings(rows["scorer"])
     trial = codes(rows["trial"], trials.names)
     tokens = rows["tokens"].to_numpy(np.float64)
-    order = np.lexsort((rows["step"].to_numpy(np.int64), tokens, scorer, probe, stage, trial))
+    step = rows["step"].to_numpy(np.int64)
+    order = np.lexsort((step, tokens, scorer, probe, stage, trial))
     keys = np.stack([trial, stage, probe, scorer])[:, order]
     new = np.ones(len(order), dtype=bool)
     new[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
     first = np.flatnonzero(new)
     length = np.diff(np.append(first, len(order)))
     trial, stage, probe, scorer = keys[:, first]
-    return Curves(
-        trial, stage, probe, scorer, first, length, tokens[order], rows["value"].to_numpy(np.float64)[order], scorers
-    )
+    points = (step[order], tokens[order], rows["value"].to_numpy(np.float64)[order])
+    return Curves(trial, stage, probe, scorer, first, length, *points, scorers)
 
 
 def view_probe(
@@ -432,6 +426,75 @@ def read_selected(
         measured[trial, stage] = True
         tables[name] = np.where(measured[..., None], table, np.nan)
     return tables
+
+
+def read_by_stage(results: pd.DataFrame, trials: Trials, stages: int) -> dict[str, Float[np.ndarray, "trials T+1"]]:
+    """Mean of every diagnostic and cost over a stage's steps, without the probes; by name.
+
+    Raises:
+        DataError: a stage beyond the last.
+    """
+    mask = results["kind"].isin(["diagnostic", "cost"]) & (results["probe"] == "")
+    rows = results.loc[mask.to_numpy(bool), ["trial", "stage", "name", "value"]]
+    name, names = _strings(rows["name"])
+    place = pd.DataFrame({"trial": codes(rows["trial"], trials.names), "stage": _check_stages(rows, stages)})
+    means = place.assign(name=name, value=rows["value"].to_numpy(np.float64)).groupby(["name", "trial", "stage"])
+    values = np.full((len(names), len(trials), stages + 1), np.nan)
+    mean = means["value"].mean()
+    values[tuple(mean.index.get_level_values(level).to_numpy() for level in range(3))] = mean.to_numpy(np.float64)
+    return dict(zip(names, values, strict=True))
+
+
+def read_offered(results: pd.DataFrame) -> tuple[tuple[int, float, float], ...]:
+    """(stage, tokens of its candidates, tokens that were selected), means over the trials; where both were measured."""
+    rows = results.loc[((results["kind"] == "cost") & results["name"].isin(_OFFERED)).to_numpy(bool)]
+    means = rows.groupby(["stage", "name"], observed=True)["value"].mean().unstack().reindex(columns=_OFFERED)
+    return tuple((int(stage), float(pool), float(selected)) for stage, pool, selected in means.dropna().itertuples())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The records of one condition laid out by trial: all that its scorecard and its report are made of."""
+
+    trials: Trials
+    records: int
+    """Rows that they were read from."""
+    scores: Scores
+    curves: Curves
+    stagewise: Mapping[tuple[str, str], Float[np.ndarray, "trials T+1"]]
+    """See `read_stagewise`."""
+    selected: Mapping[str, Float[np.ndarray, "trials T+1 labels"]]
+    """See `read_selected`."""
+    by_stage: Mapping[str, Float[np.ndarray, "trials T+1"]]
+    """See `read_by_stage`."""
+    offered: tuple[tuple[int, float, float], ...]
+    """See `read_offered`."""
+
+    @classmethod
+    def read(
+        cls,
+        results: pd.DataFrame,
+        tasks: Sequence[str],
+        ood: Sequence[str],
+        reference: str,
+        bases: Mapping[int, str] | None = None,
+    ) -> Measured:
+        """Lay out the records of one condition (columns of `longgame.audit.store.RECORD_COLUMNS`).
+
+        Raises:
+            DataError: as the functions of this module that read records.
+        """
+        trials, stages = read_trials(results, reference, bases), len(tasks)
+        return cls(
+            trials,
+            len(results),
+            read_score_rows(results, trials, (*tasks, *ood), stages),
+            read_curves(results, trials, tasks),
+            read_stagewise(results, trials, stages),
+            read_selected(results, trials, stages),
+            read_by_stage(results, trials, stages),
+            read_offered(results),
+        )
 
 
 def over_measured(values: Float[np.ndarray, "trials k"], total: bool = False) -> Float[np.ndarray, " trials"]:

@@ -505,7 +505,7 @@ def run_facts(run: Run) -> dict[str, str]:
         "evaluation prompts in pools": str(run.contamination or ""),
         "budget": f"{recipe.budget:.0%} of each pool's tokens, {rounds}, {recipe.training.steps} steps per stage",
         "seeds": f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})",
-        "measurements": f"{len(run.own_results):,}",
+        "measurements": f"{run.measured[''].records:,}",
         "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         "machine": ", ".join(machine),
         "date": str(environment.get("date", "")),

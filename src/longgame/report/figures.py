@@ -11,8 +11,9 @@ import pandas as pd
 
 from longgame.audit.run import Run
 from longgame.metrics.catalog import METRICS
-from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.scorecard import PRIMARY, Scorecard, long_form
 from longgame.metrics.stats import moments
+from longgame.metrics.tidy import PROBES, Curves
 from longgame.report.answer import verdict_lines
 from longgame.report.charts import (
     GREY,
@@ -45,7 +46,7 @@ def outcome_figures(run: Run) -> list[Figure]:
     """
     card, style = run.scorecard, style_of(run)
     if style.families:
-        tables = {probe: curve_table(card, run.own_results, probe) for probe in ("common", "own")}
+        tables = {probe: curve_table(card, run.measured[""].curves, probe) for probe in ("common", "own")}
         return _drawn(
             overview_strips(card, style),
             immediate_against_long(card, style),
@@ -55,8 +56,8 @@ def outcome_figures(run: Run) -> list[Figure]:
         )
     return _drawn(
         immediate_against_long(card, style),
-        learning_curves(card, run.own_results, style, "common"),
-        learning_curves(card, run.own_results, style, "own"),
+        learning_curves(card, run.measured[""].curves, style, "common"),
+        learning_curves(card, run.measured[""].curves, style, "own"),
         ood_against_forgetting(card, style),
         myopia_gaps(card, style),
         sensitivity(card, style),
@@ -235,17 +236,34 @@ def against_each_other(card: Scorecard, style: Style) -> list[Figure]:
     return figures
 
 
-def curve_table(card: Scorecard, results: pd.DataFrame, probe: str) -> pd.DataFrame:
+def curve_table(card: Scorecard, curves: Curves, probe: str) -> pd.DataFrame:
     """Adaptation curves by selector and transition: stage, selector, step, tokens, mean, low, high (points).
 
-    The score of a seed is the macro row (sub-skill "") of the stage's primary scorer; tokens are the mean over seeds.
+    The score of a seed is that of the stage's primary scorer; tokens are the mean over seeds.
     """
-    curves = (results["kind"] == "curve") & (results["probe"] == probe) & (results["sub_skill"] == "")
-    rows = results.loc[curves, ["stage", "selector", "step", "tokens", "value", "task", "scorer"]]
-    if rows.empty:
+    index = {name: code for code, name in enumerate(curves.scorers)}
+    primary = np.array([index.get(card.views[PRIMARY].scorer[task], -1) for task in card.tasks], dtype=np.int64)
+    shown = np.flatnonzero((curves.probe == PROBES.index(probe)) & (primary[curves.stage] == curves.scorer))
+    if not len(shown):
         return pd.DataFrame(columns=["stage", "selector", "step", "tokens", "mean", "low", "high"])
-    primary = pd.DataFrame(list(card.views[PRIMARY].scorer.items()), columns=["task", "scorer"])
-    rows = rows.astype({"task": object, "scorer": object}).merge(primary, on=["task", "scorer"])
+    names = np.array(card.trials.names, dtype=object)
+    place = np.empty(len(names), dtype=np.int64)
+    place[np.argsort(names)] = np.arange(len(names))
+    shown = shown[np.argsort(place[curves.trial[shown]], kind="stable")]  # sums add the trials by name
+    length = curves.length[shown]
+    points = np.repeat(curves.first[shown] + length - np.cumsum(length), length) + np.arange(length.sum())
+    categories = sorted(card.trials.selectors)
+    code_of = np.array([categories.index(name) for name in card.trials.selectors], dtype=np.int64)
+    selectors = np.repeat(code_of[card.trials.selector_of[curves.trial[shown]]], length)
+    rows = pd.DataFrame(
+        {
+            "stage": np.repeat(curves.stage[shown], length).astype(np.int64),
+            "selector": pd.Categorical.from_codes(selectors, pd.Index(categories)),
+            "step": curves.step[points],
+            "tokens": curves.tokens[points],
+            "value": curves.score[points],
+        }
+    )
     grouped = rows.groupby(["stage", "selector", "step"], observed=True, sort=True)
     table = grouped.agg(
         tokens=("tokens", "mean"), mean=("value", "mean"), sd=("value", "std"), n=("value", "count")
@@ -255,9 +273,9 @@ def curve_table(card: Scorecard, results: pd.DataFrame, probe: str) -> pd.DataFr
     return table[table["n"] > 0].drop(columns=["sd", "n"])
 
 
-def learning_curves(card: Scorecard, results: pd.DataFrame, style: Style, probe: str) -> Figure:
+def learning_curves(card: Scorecard, curves: Curves, style: Style, probe: str) -> Figure:
     """Figure 2 (b) of the paper: the early learning curve on the next stage."""
-    table = curve_table(card, results, probe)
+    table = curve_table(card, curves, probe)
     x = alt.X("tokens:Q", title="selected tokens", axis=alt.Axis(tickCount=5, format="~s"))
     tooltip = ["tokens:Q", alt.Tooltip("mean:Q", format=".1f")]
     charts = []
@@ -445,8 +463,8 @@ def costs(card: Scorecard, style: Style) -> Figure:
 
 def _totals(card: Scorecard, names: Sequence[str]) -> pd.DataFrame:
     """selector, fastest, slowest: seconds of a trial, all these parts together."""
-    table = card.per_trial
-    table = table[(table["view"] == "") & table["metric"].isin(names)]
+    parts = {key: value for key, value in card.values.items() if key[0] == "" and key[1] in names}
+    table = long_form(parts, card.trials, ("view", "metric"))
     trials = table.groupby(["selector", "trial"], observed=True)["value"].sum(min_count=1)
     ends = trials.groupby("selector", observed=True).agg(fastest="min", slowest="max")
     return ends.reset_index().astype({"selector": object}).dropna()

@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from longgame.audit.run import Run
+from longgame.escape import csv_text
 from longgame.report.answer import (
     VerdictLine,
     answer,
@@ -53,7 +54,16 @@ from longgame.report.efficiency import (
 )
 from longgame.report.families import given_table, overview_legend, overview_lines, overview_table
 from longgame.report.figures import outcome_figures, style_of, verdict_figures, walk_figures
-from longgame.report.picks import TrialDetail, first_trials, picks_figures, trial_details, trials_table
+from longgame.report.picks import (
+    MOST_TRIALS,
+    TRIALS_FILE,
+    TrialDetail,
+    first_trials,
+    picks_figures,
+    trial_details,
+    trials_frame,
+    trials_table,
+)
 from longgame.report.tables import (
     COSTS,
     DIAGNOSTICS,
@@ -199,6 +209,8 @@ class Layout:
     """Selector → family, where selectors are so many that the page offers a filter."""
     colors: Mapping[str, str] = field(default_factory=dict)
     """Family → its color in the figures."""
+    files: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    """Files beside the page, with what is too long for it: name → content, made where it is written."""
 
     def shown(self, output: Output) -> list[tuple[Section, list[Block]]]:
         """The sections of an output with their blocks; a section without blocks is left out."""
@@ -213,7 +225,11 @@ class Layout:
 
 
 def report_layout(
-    run: Run, title: str = "", comparison: Comparison | None = None, trials: int = SHOWN_TRIALS
+    run: Run,
+    title: str = "",
+    comparison: Comparison | None = None,
+    trials: int = SHOWN_TRIALS,
+    trials_file: str = TRIALS_FILE,
 ) -> Layout:
     """The layout of a run's report.
 
@@ -221,6 +237,7 @@ def report_layout(
         title: what the run is called; without it, the recipe's name.
         comparison: the run against a baseline.
         trials: so many trials are shown in full.
+        trials_file: name of the file beside the page that holds the table of all trials, where they are very many.
     """
     sections = [
         answer_section(run),
@@ -235,14 +252,16 @@ def report_layout(
         stages_section(run),
         diagnostics_section(run),
         more_section(run),
-        trials_section(run, trials),
+        trials_section(run, trials, trials_file),
         run_section(run),
     ]
     families = selector_families(run.scorecard, run.recipe)
     if families:
         sections = [sections[0], overview_section(run), *sections[1:]]
     colors = {key.selector: key.color for key in style_of(run).legend} if families else {}
-    return Layout(title or run.recipe.name, sections, run.progress, families=families, colors=colors)
+    many = len(run.scorecard.trials) > MOST_TRIALS
+    files = {trials_file: lambda: csv_text(trials_frame(run.scorecard))} if many else {}
+    return Layout(title or run.recipe.name, sections, run.progress, families=families, colors=colors, files=files)
 
 
 def overview_section(run: Run) -> Section:
@@ -350,11 +369,9 @@ def _titled(table: Table, view: str) -> Table:
 
 def stages_section(run: Run) -> Section:
     """How many tokens each stage offers, and how many of them a trial selects."""
-    costs = run.own_results.loc[lambda rows: rows["kind"] == "cost"]
-    means = costs.pivot_table(index="stage", columns="name", values="value", observed=True)
     stages = {
-        f"{stage}. {run.scorecard.tasks[int(stage) - 1]}": f"{offered:,.0f} tokens offered, {selected:,.0f} selected"
-        for stage, offered, selected in means.reindex(columns=["pool_tokens", "selected_tokens"]).dropna().itertuples()
+        f"{stage}. {run.scorecard.tasks[stage - 1]}": f"{offered:,.0f} tokens offered, {selected:,.0f} selected"
+        for stage, offered, selected in run.measured[""].offered
     }
     return Section("stages", "The stages").show(Facts(stages), on=FILES)
 
@@ -389,14 +406,14 @@ def more_section(run: Run) -> Section:
     return section.show(*(replace(table, closed=True) for table in (*stages[1:], *skills)), on=FILES)
 
 
-def trials_section(run: Run, count: int) -> Section:
-    """Every trial in one table, and the first ones in full."""
+def trials_section(run: Run, count: int, file: str) -> Section:
+    """Every trial in one table (of very many the first, and all in a file), and the first ones in full."""
 
     def details() -> Iterable[Block]:
         shown, present = first_trials(run, count), len(first_trials(run, len(run.plan.trials)))
         few = f"{len(shown)} of {present} trials in full. longgame report --trials {present} shows all."
         note = [Text(few, "soft")] if len(shown) < present else []
-        return [trials_table(run.scorecard), *note, *trial_details(run, shown)]
+        return [trials_table(run.scorecard, file), *note, *trial_details(run, shown)]
 
     return Section("trials", "Trials").show_later(details)
 

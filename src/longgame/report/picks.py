@@ -15,6 +15,7 @@ from longgame.audit.plan import Trial
 from longgame.audit.run import Run
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.tidy import Measured
 from longgame.report.charts import GREY, PALETTE, Figure, Style, heat_map, spec
 from longgame.report.figures import style_of
 from longgame.report.tables import Cell, Column, Table, format_number, metric_column
@@ -132,8 +133,10 @@ TRIAL_METRICS = (
     "capability_entropy", "update_concentration", "noisy_share", "select_seconds", "train_seconds",
 )  # fmt: skip
 """Columns of `trials_table`."""
-_MOST_TRIALS = 10_000
-"""Rows of `trials_table`; a page with more is slow to open, and results.parquet holds them all."""
+MOST_TRIALS = 1_000
+"""Rows of `trials_table`: nobody reads more, and a page with more is slow to open."""
+TRIALS_FILE = "report-trials.csv"
+"""File beside a run's report.html that holds all trials, where they are more than its table shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,29 +175,40 @@ class TrialDetail:
     stages: tuple[StageDetail, ...]
 
 
-def trials_table(card: Scorecard) -> Table:
-    """Every trial with its main metrics, by the primary view; of very many only the first, as the note then says."""
-    table = card.per_trial[card.per_trial["view"].isin([PRIMARY, ""]) & card.per_trial["metric"].isin(TRIAL_METRICS)]
-    wide = table.pivot(index=["trial", "selector", "seed"], columns="metric", values="value")
-    total = len(wide)
-    wide = wide.reset_index().sort_values(["seed", "selector"], kind="stable").head(_MOST_TRIALS)
-    names = [name for name in TRIAL_METRICS if name in wide.columns and wide[name].notna().any()]
+def trials_table(card: Scorecard, file: str = TRIALS_FILE) -> Table:
+    """Every trial with its main metrics, by the primary view; of very many only the first.
+
+    Args:
+        file: what the note then names: it holds `trials_frame`.
+    """
+    frame = trials_frame(card)
+    total = len(frame)
+    frame = frame.head(MOST_TRIALS)
+    names = [name for name in TRIAL_METRICS if name in frame.columns]
     columns = [Column("trial", numeric=False), Column("selector", numeric=False), Column("seed")]
     columns += [metric_column(name) for name in names]
-    values = [(METRICS[name].shown_unit, METRICS[name].scale * wide[name].to_numpy(float)) for name in names]
+    values = [(METRICS[name].shown_unit, (METRICS[name].scale * frame[name]).tolist()) for name in names]
     rows = []
-    for place, (trial, selector, seed) in enumerate(zip(wide["trial"], wide["selector"], wide["seed"], strict=True)):
+    for place, (trial, selector, seed) in enumerate(zip(frame["trial"], frame["selector"], frame["seed"], strict=True)):
         cells = [Cell(str(trial)), Cell(str(selector)), Cell(str(seed), value=float(seed))]
-        cells += [Cell(format_number(column[place], unit), value=float(column[place])) for unit, column in values]
+        cells += [Cell(format_number(column[place], unit), value=column[place]) for unit, column in values]
         rows.append(tuple(cells))
     title, note = f"All {total:,} trials", ""
-    if total > len(wide):
-        title = f"The first {len(wide):,} of {total:,} trials"
-        note = (
-            f"{total - len(wide):,} trials of later seeds are only in results.parquet. "
-            "Tables and figures count all of them."
-        )
+    if total > len(frame):
+        title = f"The first {len(frame):,} of {total:,} trials"
+        note = f"All {total:,} trials are in {file} beside this page. Tables and figures count all of them."
     return Table(title, tuple(columns), tuple(rows), note, closed=True, plain=True)
+
+
+def trials_frame(card: Scorecard) -> pd.DataFrame:
+    """trial, selector, seed and the metrics of `TRIAL_METRICS` that any trial measured, seed by seed."""
+    columns = {}
+    for name in TRIAL_METRICS:
+        values = card.values.get((PRIMARY, name), card.values.get(("", name)))
+        if values is not None and not np.isnan(values).all():
+            columns[name] = values
+    frame = card.trials.frame().assign(**columns)
+    return frame.sort_values(["seed", "selector"], kind="stable", ignore_index=True)
 
 
 def first_trials(run: Run, count: int) -> list[Trial]:
@@ -204,8 +218,8 @@ def first_trials(run: Run, count: int) -> list[Trial]:
 
 def trial_details(run: Run, trials: Sequence[Trial]) -> list[TrialDetail]:
     """These trials in full, with the texts that the run stores; the data of its recipe are not read."""
-    results = run.own_results[run.own_results["trial"].isin([trial.name for trial in trials])]
-    records = dict(iter(results.groupby("trial", observed=True)))
+    measured = run.measured[""]
+    place = {name: number for number, name in enumerate(measured.trials.names)}
     versions = ", ".join(f"{name} {version}" for name, version in run.environment["versions"].items())
     details = []
     for trial in trials:
@@ -224,7 +238,9 @@ def trial_details(run: Run, trials: Sequence[Trial]) -> list[TrialDetail]:
             part = run.trial_store(trial).part(f"stage-{number}")
             content, path = part.read(SELECTION), part.path / SELECTION
             stages.append(stage_detail(table_of(content, path), number, task, texts_of(content, path)))
-        details.append(TrialDetail(trial.name, facts, _measured(records[trial.name], run.plan.stages), tuple(stages)))
+        details.append(
+            TrialDetail(trial.name, facts, _measured(measured, place[trial.name], run.plan.stages), tuple(stages))
+        )
     return details
 
 
@@ -247,15 +263,15 @@ def stage_detail(table: pd.DataFrame, stage: int, task: str, texts: Texts) -> St
     return StageDetail(stage, task, int(table["sample_id"].nunique()), int(picked.nunique()), highest, lowest)
 
 
-def _measured(records: pd.DataFrame, tasks: Sequence[str]) -> Table:
+def _measured(measured: Measured, trial: int, tasks: Sequence[str]) -> Table:
     """Stages × what was measured of the selection, the update and its cost."""
-    rows = records[records["kind"].isin(["diagnostic", "cost"]) & (records["probe"] == "")]
-    wide = rows.pivot_table(index="stage", columns="name", values="value", aggfunc="mean", observed=True)
-    names = [name for name in METRICS if name in wide.columns]
-    cells = []
-    for stage in map(int, wide.index):
-        values = [(float(wide[name][stage]), METRICS[name].unit) for name in names]
-        row = [Cell(format_number(value, unit), value=value) for value, unit in values]
-        cells.append((Cell(f"{stage}: {tasks[stage - 1]}"), *row))
-    columns = (Column("stage", numeric=False), *map(metric_column, names))
-    return Table("Measured at every stage", columns, tuple(cells))
+    by_name = {name: measured.by_stage[name][trial] for name in METRICS if name in measured.by_stage}
+    by_name = {name: values for name, values in by_name.items() if not np.isnan(values).all()}
+    rows = []
+    for stage, task in enumerate(tasks, 1):
+        values = [(float(column[stage]), METRICS[name].unit) for name, column in by_name.items()]
+        if not all(np.isnan(value) for value, _ in values):
+            cells = [Cell(format_number(value, unit), value=value) for value, unit in values]
+            rows.append((Cell(f"{stage}: {task}"), *cells))
+    columns = (Column("stage", numeric=False), *map(metric_column, by_name))
+    return Table("Measured at every stage", columns, tuple(rows))

@@ -43,7 +43,7 @@ _TONES = {"myopic": "bad", "long-horizon worse": "bad", "long-horizon better": "
 
 
 def write_report(run: Run) -> None:
-    """Write scorecard.md and report.html into the run's folder.
+    """Write scorecard.md and report.html into the run's folder, and the table of very many trials beside it.
 
     Raises:
         ResumeError: a selection table cannot be read. StorageError: a file cannot be written.
@@ -51,6 +51,8 @@ def write_report(run: Run) -> None:
     layout = report_layout(run)
     refresh_file(run.folder / "scorecard.md", markdown(layout).encode())
     refresh_file(run.folder / "report.html", html_page([layout]).encode())
+    for name, make in layout.files.items():
+        refresh_file(run.folder / name, make().encode())
 
 
 # The page: it opens from disk, loads nothing, and shows dataset text as text.
