@@ -103,7 +103,7 @@ def strange(tensors, header):
     yield "curves without end", {**tensors, "0.curves.length": tensors["0.curves.length"] * 1000}
     for key, value in (
         ("trials", ["mine"]),
-        ("trials", header[0]["trials"][::-1][:-1] + [header[0]["trials"][1]]),
+        ("trials", [*header[0]["trials"][1:], header[0]["trials"][1]]),
         ("condition", "elsewhere"),
         ("items", [["mine", "", "accuracy"]] * len(header[0]["items"])),
         ("records", "many"),

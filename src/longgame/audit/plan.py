@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from longgame.audit.learner import Outline, learner_kind, outline
@@ -363,6 +363,7 @@ def value_name(value: Any) -> str:
     return safe_name(repr(value) if isinstance(value, float) else str(value))
 
 
+@lru_cache(maxsize=1024)  # every trial has one of a few selectors
 def safe_name(text: str) -> str:
     """The text as part of a folder's name."""
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in text)

@@ -185,7 +185,7 @@ def band_chart(
         *intervals(frame, band.encode(alt.Y("low:Q", title=unit), alt.Y2("high:Q"), color=style.color(legend))),
         base.mark_line(strokeWidth=2).encode(y, color=style.color(legend)),
         base.mark_point(size=34, filled=True, opacity=1).encode(
-            y, color=style.color(legend), shape=style.shape(legend), tooltip=["selector:N", *tooltip]
+            y, color=style.color(legend), shape=style.shape(legend), tooltip=[alt.Tooltip("selector:N"), *tooltip]
         ),
     )
 
@@ -238,7 +238,10 @@ def strip(
     scale = alt.Scale(zero=False, padding=8) if extent is None else alt.Scale(zero=False, domain=list(extent))
     x = alt.X("mean:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=5))
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".4~r") for name in ("mean", "low", "high"))]
+    tooltip = [
+        alt.Tooltip("selector:N"),
+        *(alt.Tooltip(f"{name}:Q", format=".4~r") for name in ("mean", "low", "high")),
+    ]
     layers = [
         *([dashed_line("x", chance, unit)] if np.isfinite(chance) else []),
         *intervals(frame, rule.encode(alt.X("low:Q", title=unit), alt.X2("high:Q"), color=style.color())),

@@ -227,7 +227,11 @@ def _effects(across: Across, part: pd.DataFrame, style: Style, key: str, recipe_
             alt.X("at:N", sort=list(part["at"]), title=key, axis=alt.Axis(labelAngle=0)),
             alt.XOffset("selector:N", sort=style.selectors),
         )
-        tooltip = ["selector:N", "at:N", *(alt.Tooltip(f"{name}:Q", format="+.3~f") for name in table.columns[2:])]
+        tooltip = [
+            alt.Tooltip("selector:N"),
+            alt.Tooltip("at:N"),
+            *(alt.Tooltip(f"{name}:Q", format="+.3~f") for name in table.columns[2:]),
+        ]
         rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
         layers = alt.layer(
             dashed_line("y", 0.0, unit),

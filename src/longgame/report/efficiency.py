@@ -270,7 +270,10 @@ def _ratios(ours: pd.DataFrame, style: Style, name: str, time: str, condition: s
     y_title = "PIR (ratio of scores)"
     base = alt.Chart(rows).encode(x)
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    tooltip = ["selector:N", *(alt.Tooltip(f"{column}:Q", format=".3f") for column in ("sdf", "mean", "low", "high"))]
+    tooltip = [
+        alt.Tooltip("selector:N"),
+        *(alt.Tooltip(f"{column}:Q", format=".3f") for column in ("sdf", "mean", "low", "high")),
+    ]
     layers = alt.layer(
         dashed_line("y", 1.0, y_title),
         *intervals(rows, rule.encode(alt.Y("low:Q", title=y_title), alt.Y2("high:Q"), color=style.color())),
@@ -307,7 +310,12 @@ def _published(rows: pd.DataFrame) -> dict[str, Any]:
         alt.X("pir_published:Q", title="PIR (win-rate scale)", scale=scale, axis=alt.Axis(tickCount=5)),
         alt.Y("method:N", sort=list(rows["method"]), title=None),
     )
-    tooltip = ["method:N", "sdf_rows:Q", "pir_published:Q", "source:N"]
+    tooltip = [
+        alt.Tooltip("method:N"),
+        alt.Tooltip("sdf_rows:Q"),
+        alt.Tooltip("pir_published:Q"),
+        alt.Tooltip("source:N"),
+    ]
     marks = base.mark_point(size=50, filled=True, opacity=1, color=GREY).encode(tooltip=tooltip)
     text = base.mark_text(align="left", dx=7, fontSize=9).encode(text=alt.Text("sdf_rows:Q", format=".1~%"))
     layers = alt.layer(marks, text).properties(title="published (survey 2406.14115)")
@@ -329,7 +337,7 @@ def _ranks(frame: pd.DataFrame) -> dict[str, Any]:
         y,
         alt.Color("penalty:N", scale=alt.Scale(domain=domain, range=list(PALETTE[:2])), legend=legend),
         alt.Shape("penalty:N", scale=alt.Scale(domain=domain, range=["square", "circle"]), legend=legend),
-        tooltip=["method:N", "penalty:N", "rank:Q"],
+        tooltip=[alt.Tooltip("method:N"), alt.Tooltip("penalty:N"), alt.Tooltip("rank:Q")],
     )
     marks = [  # of two sizes, so that both marks of equal ranks are visible
         base.transform_filter(f"datum.penalty == '{name}'").mark_point(size=size, filled=True, opacity=1)

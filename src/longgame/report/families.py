@@ -176,7 +176,7 @@ def family_trajectories(card: Scorecard, style: Style) -> Figure:
                 rows.append((name, stage, mean, mean - half, mean + half))
     frame = pd.DataFrame(rows, columns=["selector", "after", "mean", "low", "high"])
     x = alt.X("after:Q", title="stages done", axis=alt.Axis(tickMinStep=1, format="d"))
-    tooltip = ["after:Q", alt.Tooltip("mean:Q", format=".1f")]
+    tooltip = [alt.Tooltip("after:Q"), alt.Tooltip("mean:Q", format=".1f")]
     charts = family_charts(frame, style, card.reference, x, tooltip, 190, "Mean score of the stages so far")
     caption = (
         f"Mean score of the stages walked so far, in points, over seeds with 95 % bands; {card.reference} is grey. A "

@@ -103,7 +103,10 @@ def _difference_strip(
     scale = alt.Scale(domain=list(extent), nice=False)
     x = alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("mean", "low", "high"))]
+    tooltip = [
+        alt.Tooltip("selector:N"),
+        *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("mean", "low", "high")),
+    ]
     layers = [
         dashed_line("x", 0.0, title),
         *intervals(frame, rule.encode(alt.X("low:Q", title=title), alt.X2("high:Q"), color=style.color())),
@@ -163,7 +166,7 @@ def _scatter(
     whiskers = alt.Chart(complete).mark_rule(strokeWidth=1.5, opacity=opacity).encode(color=style.color())
     level = whiskers.encode(axis(alt.X, x, f"{x}_low"), alt.X2(f"{x}_high:Q"), axis(alt.Y, y))
     upright = whiskers.encode(axis(alt.X, x), axis(alt.Y, y, f"{y}_low"), alt.Y2(f"{y}_high:Q"))
-    tooltip = ["selector:N", alt.Tooltip(f"{x}:Q", format=".3~f"), alt.Tooltip(f"{y}:Q", format=".3~f")]
+    tooltip = [alt.Tooltip("selector:N"), alt.Tooltip(f"{x}:Q", format=".3~f"), alt.Tooltip(f"{y}:Q", format=".3~f")]
     marks = alt.Chart(frame).mark_point(size=110, filled=True, opacity=1)
     layers = alt.layer(
         *(_arrows(lines, axis(alt.X, x, "x"), axis(alt.Y, y, "y")) if len(lines) else []),
@@ -188,7 +191,10 @@ def _arrows(lines: pd.DataFrame, x: alt.X, y: alt.Y) -> list[Any]:
         opacity=1,
         angle=alt.ExprRef(f"atan2({down}, {right}) * 180 / PI + 90"),
     )
-    return [shaft.encode(x, y, alt.X2("x_end:Q"), alt.Y2("y_end:Q"), tooltip=["reversal:N"]), heads.encode(x, y)]
+    return [
+        shaft.encode(x, y, alt.X2("x_end:Q"), alt.Y2("y_end:Q"), tooltip=[alt.Tooltip("reversal:N")]),
+        heads.encode(x, y),
+    ]
 
 
 def immediate_against_long(card: Scorecard, style: Style) -> Figure:
@@ -277,7 +283,7 @@ def learning_curves(card: Scorecard, curves: Curves, style: Style, probe: str) -
     """Figure 2 (b) of the paper: the early learning curve on the next stage."""
     table = curve_table(card, curves, probe)
     x = alt.X("tokens:Q", title="selected tokens", axis=alt.Axis(tickCount=5, format="~s"))
-    tooltip = ["tokens:Q", alt.Tooltip("mean:Q", format=".1f")]
+    tooltip = [alt.Tooltip("tokens:Q"), alt.Tooltip("mean:Q", format=".1f")]
     charts = []
     for stage in sorted(table["stage"].unique()):
         task = card.tasks[int(stage)]
@@ -319,7 +325,7 @@ def sensitivity(card: Scorecard, style: Style) -> Figure:
     if len(table):
         base = alt.Chart(table[["selector", "share"]]).encode(alt.Y("selector:N", sort=style.selectors, title=None))
         x = alt.X("share:Q", title="share of all weightings", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
-        tooltip = ["selector:N", alt.Tooltip("share:Q", format=".1%")]
+        tooltip = [alt.Tooltip("selector:N"), alt.Tooltip("share:Q", format=".1%")]
         bars = base.mark_bar().encode(x, color=style.color(), tooltip=tooltip)
         text = base.mark_text(align="left", dx=4).encode(x, text=alt.Text("share:Q", format=".0%"))
         alt_text = "Share of weightings on which each selector ranks first"
@@ -356,7 +362,7 @@ def score_matrices(card: Scorecard, style: Style) -> Figure:
             alt.X("task:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=110)),
             alt.Y("after:O", title="stages done"),
         )
-        tooltip = ["after:O", "task:N", alt.Tooltip("points:Q", format=".1f")]
+        tooltip = [alt.Tooltip("after:O"), alt.Tooltip("task:N"), alt.Tooltip("points:Q", format=".1f")]
         chart = heat_map(base, "points", ends, ".0f", tooltip).properties(title=name)
         charts.append(spec(chart, f"Score matrix of {name}: points per task after each stage", 190))
     caption = (
@@ -370,7 +376,7 @@ def trajectories(card: Scorecard, style: Style) -> Figure:
     """Every task's score, stage by stage: what is learned at its own stage and what later stages do to it."""
     tables = {name: _seed_means(card, name) for name in style.selectors}
     x = alt.X("after:Q", title="stages done", axis=alt.Axis(tickMinStep=1, format="d"))
-    tooltip = ["after:Q", alt.Tooltip("mean:Q", format=".1f")]
+    tooltip = [alt.Tooltip("after:Q"), alt.Tooltip("mean:Q", format=".1f")]
     charts = []
     for column, task in enumerate([*card.tasks, *card.ood]):
         rows = []
@@ -442,13 +448,13 @@ def costs(card: Scorecard, style: Style) -> Figure:
             y,
             alt.Color("part:N", scale=scale, sort=parts, legend=alt.Legend(orient="bottom", title=None, columns=3)),
             order=alt.Order("place:Q"),
-            tooltip=["selector:N", "part:N", alt.Tooltip("seconds:Q", format=".2f")],
+            tooltip=[alt.Tooltip("selector:N"), alt.Tooltip("part:N"), alt.Tooltip("seconds:Q", format=".2f")],
         )
         .transform_calculate(place=f"indexof({parts!r}, datum.part)")
     )
     beneath = 6 if style.families else 12
     spread = alt.Chart(_totals(card, names)).mark_rule(strokeWidth=2, color=GREY, yOffset=beneath)
-    tooltip = ["selector:N", *(alt.Tooltip(f"{name}:Q", format=".1f") for name in ("fastest", "slowest"))]
+    tooltip = [alt.Tooltip("selector:N"), *(alt.Tooltip(f"{name}:Q", format=".1f") for name in ("fastest", "slowest"))]
     spread = spread.encode(alt.X("fastest:Q", title=title), alt.X2("slowest:Q"), y, tooltip=tooltip)
     caption = (
         "Wall-clock per trial, mean over seeds, all stages together; the grey lines beneath span the fastest trial to "

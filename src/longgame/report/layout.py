@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
+from altair.utils.schemapi import debug_mode
 
 from longgame.audit.run import Run
 from longgame.escape import csv_text
@@ -187,7 +188,12 @@ class Section:
 
     def draw(self, *makers: Callable[[], Iterable[Figure]]) -> Section:
         """Add figures, which are drawn at their first use; the page shows them."""
-        self.galleries.append(cache(lambda: [Gallery(tuple(figure for make in makers for figure in make()))]))
+
+        def gallery() -> list[Gallery]:
+            with debug_mode(False):  # the tests validate every figure; here it would take most of the time
+                return [Gallery(tuple(figure for make in makers for figure in make()))]
+
+        self.galleries.append(cache(gallery))
         return self.show_later(self.galleries[-1])
 
     def blocks(self, output: Output) -> list[Block]:

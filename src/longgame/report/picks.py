@@ -67,7 +67,7 @@ def skill_mix(picks: Picks, card: Scorecard, style: Style) -> Figure:
                 alt.Y("selector:N", sort=[_POOL, *style.selectors], title=None),
                 alt.Color("sub_skill:N", scale=scale, sort=domain, legend=legend),
                 order=alt.Order("place:Q"),
-                tooltip=["selector:N", "sub_skill:N", alt.Tooltip("share:Q", format=".1%")],
+                tooltip=[alt.Tooltip("selector:N"), alt.Tooltip("sub_skill:N"), alt.Tooltip("share:Q", format=".1%")],
             )
             .properties(title=f"stage {stage}: {card.tasks[int(str(stage)) - 1]}")
         )
@@ -85,7 +85,12 @@ def overlap(picks: Picks, style: Style) -> Figure:
         alt.X("other:N", sort=style.selectors, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=110)),
         alt.Y("selector:N", sort=style.selectors, title=None),
     )
-    tooltip = ["selector:N", "other:N", alt.Tooltip("jaccard:Q", format=".2f"), "n:Q"]
+    tooltip = [
+        alt.Tooltip("selector:N"),
+        alt.Tooltip("other:N"),
+        alt.Tooltip("jaccard:Q", format=".2f"),
+        alt.Tooltip("n:Q"),
+    ]
     caption = (
         f"Jaccard index of the picked examples of a stage, mean over stages, {_basis(picks)}: 1 = the same examples. "
         "Two random halves of a pool share a third; two random quarters, a seventh."
@@ -114,7 +119,7 @@ def terms(picks: Picks, card: Scorecard) -> Figure:
                 alt.Y("gap:Q", title="picked − candidates, in sd"),
                 alt.XOffset("term:N", sort=names),
                 alt.Color("term:N", scale=scale, sort=names, legend=alt.Legend(orient="bottom", title=None, columns=3)),
-                tooltip=["task:N", "term:N", alt.Tooltip("gap:Q", format="+.2f")],
+                tooltip=[alt.Tooltip("task:N"), alt.Tooltip("term:N"), alt.Tooltip("gap:Q", format="+.2f")],
             )
             .properties(title=str(selector))
         )

@@ -183,10 +183,10 @@ def _map_figure(outcome: SubsetOutcome) -> Figure | None:
     drawn = np.concatenate(parts)
     frame = pd.DataFrame(np.round(outcome.embedding[drawn], 3), columns=["x", "y"])
     frame["row"] = np.where(is_pick[drawn], "selected", "not selected")
-    tooltip = ["row:N"]
+    tooltip = [alt.Tooltip("row:N")]
     if outcome.clusters is not None:
         frame["cluster"] = outcome.clusters[drawn]
-        tooltip.append("cluster:O")
+        tooltip.append(alt.Tooltip("cluster:O"))
     axis = alt.Axis(labels=False, ticks=False, grid=False)
     color = alt.Color("row:N", scale=alt.Scale(domain=["not selected", "selected"], range=[GREY, _PICKED]), legend=None)
     chart = (
@@ -232,7 +232,12 @@ def _group_figure(name: str, shares: Sequence[GroupShare]) -> Figure | None:
             alt.Y("value:N", sort=order, title=None, axis=alt.Axis(labelLimit=200)),
             yOffset=alt.YOffset("part:N", sort=["pool", "selected"]),
             color=color,
-            tooltip=["value:N", "part:N", alt.Tooltip("share:Q", format=".1%"), alt.Tooltip("rows:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("value:N"),
+                alt.Tooltip("part:N"),
+                alt.Tooltip("share:Q", format=".1%"),
+                alt.Tooltip("rows:Q", format=","),
+            ],
         )
     )
     height = 34 * len(shares)
