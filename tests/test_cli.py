@@ -1,12 +1,16 @@
 """Options of the command line, without starting a process."""
 
+import re
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import longgame
 from longgame.cli import app
 from longgame.commands.options import parse_seeds, varied_keys
 from longgame.errors import RecipeError
+from support.cli import run_python
 
 
 def test_seeds_are_numbers_and_ranges():
@@ -65,3 +69,10 @@ def test_a_model_on_the_command_line_stands_instead_of_base_models_by_seed(tmp_p
 def test_help_of_every_command_has_an_example_that_starts_with_it():
     for name, command in typer.main.get_command(app).commands.items():
         assert f"Example: longgame {name} " in command.help
+
+
+def test_the_version_is_told_without_loading_the_commands(tmp_path):
+    done = run_python(["-X", "importtime", "-m", "longgame.cli", "--version"], tmp_path)
+    assert done.stdout == f"longgame {longgame.__version__}\n"
+    assert "longgame.errors" in done.stderr
+    assert not re.search(r"pandas|torch|scipy|longgame\.commands\.", done.stderr)

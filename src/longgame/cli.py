@@ -10,42 +10,28 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 import longgame
-from longgame.commands.audit import audit_command
-from longgame.commands.check import check_command
-from longgame.commands.init import init
-from longgame.commands.merge import merge_command
-from longgame.commands.options import stopped_code
-from longgame.commands.pools import pools
-from longgame.commands.report import compare, report
-from longgame.commands.score import score_command
-from longgame.commands.select import select_command
-from longgame.commands.selectors import check_selector_command, selectors
-from longgame.commands.terminal import Terminal
-from longgame.commands.train import train
-from longgame.commands.watch import watch
-from longgame.errors import LonggameError
+from longgame.errors import LonggameError, stopped_code
 
-app = typer.Typer(
-    help="Data selection for LLM fine-tuning that plays the long game.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_USE, _STUDY, _MORE = "Select and train", "Audit", "Reports and plug-ins"
 
 
 def _print_version(show: bool) -> None:
     if show:
-        typer.echo(f"longgame {longgame.__version__}")
+        _tell_version()
         raise typer.Exit
 
 
-@app.callback()
+def _tell_version() -> None:
+    typer.echo(f"longgame {longgame.__version__}")
+
+
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
@@ -54,20 +40,50 @@ def _root(
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
-_USE, _STUDY, _MORE = "Select and train", "Audit", "Reports and plug-ins"
-app.command("check", rich_help_panel=_USE)(check_command)
-app.command("score", rich_help_panel=_USE)(score_command)
-app.command("merge", rich_help_panel=_USE)(merge_command)
-app.command("select", rich_help_panel=_USE)(select_command)
-app.command(rich_help_panel=_USE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command("audit", rich_help_panel=_STUDY)(audit_command)
-app.command(rich_help_panel=_STUDY)(init)
-app.command(rich_help_panel=_STUDY)(pools)
-app.command(rich_help_panel=_STUDY)(watch)
-app.command(rich_help_panel=_MORE)(report)
-app.command(rich_help_panel=_MORE)(compare)
-app.command(rich_help_panel=_MORE)(selectors)
-app.command("check-selector", rich_help_panel=_MORE)(check_selector_command)
+@cache
+def _application() -> typer.Typer:
+    """All commands; their imports take most of a second."""
+    from longgame.commands.audit import audit_command
+    from longgame.commands.check import check_command
+    from longgame.commands.init import init
+    from longgame.commands.merge import merge_command
+    from longgame.commands.pools import pools
+    from longgame.commands.report import compare, report
+    from longgame.commands.score import score_command
+    from longgame.commands.select import select_command
+    from longgame.commands.selectors import check_selector_command, selectors
+    from longgame.commands.train import train
+    from longgame.commands.watch import watch
+
+    app = typer.Typer(
+        help="Data selection for LLM fine-tuning that plays the long game.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    app.command("check", rich_help_panel=_USE)(check_command)
+    app.command("score", rich_help_panel=_USE)(score_command)
+    app.command("merge", rich_help_panel=_USE)(merge_command)
+    app.command("select", rich_help_panel=_USE)(select_command)
+    free = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(rich_help_panel=_USE, context_settings=free)(train)
+    app.command("audit", rich_help_panel=_STUDY)(audit_command)
+    app.command(rich_help_panel=_STUDY)(init)
+    app.command(rich_help_panel=_STUDY)(pools)
+    app.command(rich_help_panel=_STUDY)(watch)
+    app.command(rich_help_panel=_MORE)(report)
+    app.command(rich_help_panel=_MORE)(compare)
+    app.command(rich_help_panel=_MORE)(selectors)
+    app.command("check-selector", rich_help_panel=_MORE)(check_selector_command)
+    return app
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """``app``, made when it is first asked for."""
+    if name != "app":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return _application()
 
 
 @contextmanager
@@ -92,6 +108,8 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    from longgame.commands.terminal import Terminal
+
     with suppress(OSError, ValueError):  # stderr is closed or full
         Terminal(stderr=True).print(
             f"longgame: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True
@@ -130,7 +148,10 @@ def main() -> None:
                 "it to 1."
             )
         try:
-            app()
+            if sys.argv[1:] == ["--version"]:  # the one answer that needs no command
+                _tell_version()
+            else:
+                _application()()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

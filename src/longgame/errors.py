@@ -7,6 +7,7 @@ The command line prints the message alone (no traceback) and exits with `exit_co
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 from longgame.escape import visible
@@ -72,3 +73,8 @@ def unknown(kind: str, value: str, allowed: Iterable[str]) -> str:
     """Return the sentence for an unknown name: value seen, suggestion, what is allowed."""
     names = sorted(allowed)
     return f"unknown {kind} '{value}'.{did_you_mean(value, names)} Known: {', '.join(names)}."
+
+
+def stopped_code(stop: KeyboardInterrupt) -> int:
+    """Exit code of a stopped command: 128 and the number of the signal, which the exception carries unless it is 2."""
+    return 128 + (stop.args[0] if stop.args else signal.SIGINT)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from longgame.errors import LonggameError, RecipeError
+from longgame.errors import LonggameError, RecipeError, stopped_code
 from longgame.limits import load_yaml, located, relative_to
 from longgame.recipe import AxesSpec, path_folders, read_mapping
 
@@ -78,11 +78,6 @@ class InterruptedByUserError(LonggameError):
     """The user pressed Ctrl-C, or the process got SIGTERM."""
 
     exit_code = 128 + signal.SIGINT
-
-
-def stopped_code(stop: KeyboardInterrupt) -> int:
-    """Exit code of a stopped command: 128 and the number of the signal, which the exception carries unless it is 2."""
-    return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 @contextmanager
