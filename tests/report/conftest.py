@@ -104,7 +104,7 @@ def make_run(results, recipe=None, card=None, cards=None, orders=None, **attribu
 
     Args:
         cards: condition → scorecard, for a run of several conditions; ``orders`` as `Across.build` has them.
-        attributes: further attributes of the run.
+        attributes: further attributes of the run; ``measured`` where its tasks are others.
     """
     recipe = recipe or make_recipe()
     run = Run(Path("nowhere"), recipe)
@@ -113,7 +113,7 @@ def make_run(results, recipe=None, card=None, cards=None, orders=None, **attribu
         "results": results,
         "own_results": results,
         "scorecards": cards,
-        "measured": {"": Measured.read(results, TASKS, OOD, recipe.metrics.reference)},
+        "measured": attributes.get("measured") or {"": Measured.read(results, TASKS, OOD, recipe.metrics.reference)},
         "across": Across.build(cards, orders or {}) if len(cards) > 1 else None,
         "places": None,
         "full_data": None,

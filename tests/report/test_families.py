@@ -16,6 +16,7 @@ from rich.console import Console
 
 from longgame.metrics.efficiency import feasibility_of
 from longgame.metrics.scorecard import Scorecard
+from longgame.metrics.tidy import Measured
 from longgame.recipe import load_recipe, parse_recipe
 from longgame.report.charts import FAMILY_COLORS, GREY
 from longgame.report.efficiency import Compared, efficiency_figures, efficiency_frame, efficiency_table
@@ -71,7 +72,8 @@ def run_of(count=None):
         threshold=0.9,
         bases=None,
     )
-    return make_run(results, recipe, card)
+    measured = {"": Measured.read(results, TASKS, [], recipe.metrics.reference)}
+    return make_run(results, recipe, card, measured=measured)
 
 
 @pytest.fixture(scope="module")

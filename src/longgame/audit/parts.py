@@ -7,6 +7,7 @@ it (an adapter, say). Runs of older versions have a folder ``stage-1`` with the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -264,9 +265,22 @@ def write_archive(
 
 
 def is_finished(folder: str, name: str) -> bool:
-    """Whether a part is finished: `FinishedPart.find` without a path object, of which a report would make thousands."""
-    archive, older = f"{folder}/{name}{SUFFIX}", f"{folder}/{name}/{DONE}"
-    return os.path.exists(archive) or os.path.isfile(older)  # noqa: PTH110, PTH113
+    """Whether a part is finished: `FinishedPart.find` without a path object, of which a report would make thousands.
+
+    Raises:
+        OSError: its folder may not be read.
+    """
+    return _mode(f"{folder}/{name}{SUFFIX}") != 0 or stat.S_ISREG(_mode(f"{folder}/{name}/{DONE}"))
+
+
+def _mode(path: str) -> int:
+    """Mode of a file; 0 where there is none, and of a link that leads nowhere."""
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise
 
 
 def mark_of(folder: str, name: str) -> bytes | None:

@@ -24,7 +24,7 @@ _TRAIN = ("train", "training")
 _EVAL = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "test")
 """Words of a name that mean evaluation items; of several files of a stage, the one with the first of them is used."""
 _OOD = ("ood", "transfer")
-_SHARD = re.compile(r"[-_.]?\d{4,}-of-\d{4,}$")
+_SHARD = re.compile(r"[-_.]?(?<!\d)\d{4,}-of-\d{4,}$")
 _SKIPPED = {"node_modules", "site-packages", "__pycache__", "venv"}
 _DEEPEST, _MOST_FILES = 4, 500
 _REASON = 200
