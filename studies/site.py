@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import typer
 
 import longgame
@@ -29,6 +30,7 @@ from longgame.selection.base import SELECTORS, build_selector, notes_of
 from longgame.selection.families import FAMILIES, family_of
 from longgame.signals.base import CONTEXT, SIGNALS
 from studies.methods import COSTS, ROOT, offline_costs, online_costs, tests_of
+from studies.results.field import method_results
 
 BUILD = ROOT / "build"
 _COPIED = ("docs", "examples", "recipes", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
@@ -90,8 +92,10 @@ def api_page() -> str:
     return text
 
 
-def method_page(name: str, offline: dict[str, float], online: dict[str, float | None], tests: list[str]) -> str:
-    """One method: paper, formula, cost, needs, parameters, what it costs here, and the tests that hold it."""
+def method_page(
+    name: str, offline: dict[str, float], online: dict[str, float | None], tests: list[str], field: str
+) -> str:
+    """One method: paper, formula, cost, needs, parameters, cost and audit here, and the tests that hold it."""
     selector = build_selector(name)
     kind = type(selector)
     notes = notes_of(kind)
@@ -126,7 +130,7 @@ def method_page(name: str, offline: dict[str, float], online: dict[str, float | 
     share = online.get(name)
     if share is not None:
         text += f"In a trainer, {share:.0%} of a step is spent on selecting. "
-    text += "[How this was measured](../methods.md).\n\n"
+    text += "[How this was measured](../methods.md).\n\n## In the audit\n\n" + field
     if tests:
         text += "## Tests\n\n" + "".join(f"- `{test}`\n" for test in dict.fromkeys(tests))
     return text
@@ -135,8 +139,9 @@ def method_page(name: str, offline: dict[str, float], online: dict[str, float | 
 def _method_pages() -> Iterator[tuple[str, str]]:
     rows = json.loads(COSTS.read_text(encoding="utf-8"))["rows"]
     offline, online, tests = offline_costs(rows), online_costs(rows), tests_of(ROOT / "tests")
+    board = pd.read_parquet(ROOT / "docs" / "results" / "leaderboard.parquet")
     for name in SELECTORS.builtin_names():
-        yield name, method_page(name, offline, online, tests[name])
+        yield name, method_page(name, offline, online, tests[name], method_results(name, board))
 
 
 def write_pages(folder: Path) -> None:

@@ -120,7 +120,16 @@ class Sequences:
         seeds = {name: ", ".join(map(str, board.card.trials.seeds)) for name, board in self.boards.items()}
         each = f"seeds {next(iter(seeds.values()))}" if len(set(seeds.values())) == 1 else ""
         each = each or "; ".join(f"{name}: seeds {text}" for name, text in seeds.items())
-        return f"Recipes: {recipes}; {each}. What was fixed before the runs: [protocol](protocol.md)."
+        left = {
+            name: [seed for seed in run.recipe.seeds if seed not in self.boards[name].card.trials.seeds]
+            for name, run in self.runs.items()
+        }
+        to_run = "".join(
+            f" **Not complete yet: {name}, seeds {', '.join(map(str, seeds))}. Fewer seeds show fewer differences.**"
+            for name, seeds in left.items()
+            if seeds
+        )
+        return f"Recipes: {recipes}; {each}.{to_run} What was fixed before the runs: [protocol](protocol.md)."
 
 
 def against_zero(differences: pd.DataFrame) -> Paired:

@@ -137,7 +137,9 @@ def test_two_processes_pick_and_learn_as_one(tmp_path):
         np.testing.assert_allclose(log["loss"], logs[2]["loss"], rtol=1e-4)
 
     checkpoint = tmp_path / "2" / "loss" / "checkpoint-2"
-    assert read_picks(checkpoint).equals(read_picks(tmp_path / "1" / "loss" / "checkpoint-2"))
+    picks, of_one = read_picks(checkpoint), read_picks(tmp_path / "1" / "loss" / "checkpoint-2")
+    assert picks.drop(columns="term_score").equals(of_one.drop(columns="term_score"))
+    np.testing.assert_allclose(picks["term_score"], of_one["term_score"], rtol=1e-5)  # batches of another size
     assert read_training_log(checkpoint)["step"].tolist() == sorted(read_training_log(checkpoint)["step"])
     resumed = trained(tmp_path / "3", {"loss": cases["loss"]}, 4, resume=str(checkpoint))["loss"]
     assert resumed["picks"] == one["loss"]["picks"][2:]
