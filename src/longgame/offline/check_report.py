@@ -21,7 +21,7 @@ LOW_SHARE = 0.05
 BINS = 10
 _GROUPS = 20
 _SHOWN_BAD = 20
-_DETAILS = re.compile(r"'[^']*'|\([^)]*\)|\b[0-9a-f]{16}\b|[0-9]+")
+_DETAILS = re.compile(r"'[^']*'|\((?:[^()]|\([^()]*\))*\)|\b[0-9a-f]{16}\b|[0-9]+")
 """What differs between reasons of one kind: names, ids, numbers."""
 
 
