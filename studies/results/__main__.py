@@ -50,7 +50,7 @@ def run_steps(
             if not seeds:
                 typer.echo(f"{step.name}: kept")
                 continue
-            step = replace(step, seeds=",".join(map(str, seeds)))
+            step = replace(step, seeds=",".join(map(str, sorted({*seeds, *step.started_seeds}))))
         if time.monotonic() > deadline or not run_step(step, data_dir, workers, deadline):
             typer.echo(f"{step.name}: the time is over")
             return

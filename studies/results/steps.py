@@ -43,6 +43,11 @@ class Step:
     def folder(self) -> Path:
         return RUNS / self.name
 
+    @property
+    def started_seeds(self) -> tuple[int, ...]:
+        """Seeds of the run that is here; a run may grow, but not lose seeds."""
+        return Run.open(self.folder).recipe.seeds if (self.folder / RECIPE).is_file() else ()
+
     def arguments(self, data_dir: Path | None, workers: int) -> list[str]:
         """Arguments of ``longgame``."""
         arguments = ["audit", str(self.recipe), "--out", str(self.folder), "--workers", str(workers), "--threads", "1"]

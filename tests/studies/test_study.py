@@ -17,6 +17,7 @@ from longgame.metrics.catalog import METRICS
 from longgame.recipe import load_recipe, parse_recipe
 from longgame.selection.methods.lhas import LHASSelector
 from longgame.storage import read_json
+from studies.results import __main__ as commands
 from studies.results import data, field, pages, steps
 from studies.results.claims import AGAINST, CLAIMS, DIRECTION, OTHER, SHOWN, Claim, answers
 from support.quadratic_audit import Silent
@@ -375,3 +376,18 @@ def test_only_seeds_that_are_not_kept_are_missing(elsewhere):
     assert data.missing_seeds(recipe, file) == [1]
     assert data.missing_seeds(world("skill", ["random", "loss"]), file) == [0, 1, 2]
     assert data.missing_seeds(world("skill", ["random"], budget=0.5), file) == [0, 1, 2]
+
+
+def test_missing_seeds_are_added_to_those_that_were_started_here(elsewhere, tmp_path, monkeypatch):
+    recipe = tmp_path / "skill.yaml"
+    recipe.write_text(json.dumps(world("skill", ["random", "quality"]).model_dump(mode="json", exclude_defaults=True)))
+    elsewhere([0])
+    elsewhere([2])  # in a folder of its own, as on another machine; this one is here now
+    asked = []
+    monkeypatch.setattr(commands, "STEPS", [steps.Step("skill", recipe)])
+    monkeypatch.setattr(commands, "run_step", lambda step, *_: asked.append(step.seeds) or True)
+    commands.run_steps(missing=True, data=elsewhere.folder)
+    assert asked == ["1,2"]
+    elsewhere([1])
+    commands.run_steps(missing=True, data=elsewhere.folder)
+    assert asked == ["1,2"]
