@@ -32,6 +32,10 @@ from longgame.report.charts import (
 from longgame.report.families import end_matrices, family_curves, family_trajectories, overview_strips
 from longgame.report.tables import DIAGNOSTICS, correlation_line, selector_families, selectors_in_order
 
+_NAMES = 216
+"""Pixels of the names beside the first strip; the page makes it so much wider than the second, so that both plots are
+of one width (style.css)."""
+
 
 def style_of(run: Run) -> Style:
     """The colors and shapes of a run's selectors, the same in all its figures."""
@@ -98,7 +102,8 @@ def _difference_strip(
     Args:
         extent: ends of the axis, the same for strips that are read side by side.
     """
-    axis = alt.Axis(labelLimit=220) if named else alt.Axis(labels=False, ticks=False)
+    names = alt.Axis(labelLimit=_NAMES - 6, minExtent=_NAMES, maxExtent=_NAMES)
+    axis = names if named else alt.Axis(labels=False, ticks=False)
     base = alt.Chart(frame).encode(alt.Y("label:N", sort=list(frame["label"]), title=None, axis=axis))
     scale = alt.Scale(domain=list(extent), nice=False)
     x = alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
