@@ -116,7 +116,7 @@ def test_only_files_that_are_there_have_contents(tmp_path):
 
 
 KEYS = {
-    "quickstart": ("2b7d2ae8b8697169", "a80daf572f5adfb5"),
+    "quickstart": ("7da20ed9b9ca9910", "d2147bdde0e49137"),
     "domain": ("0659ec85664b9f15", "e7155a09926fdcc6"),
     "interventions": ("7ab7de1a91b0e365", "18bd1e168b181373"),
     "quadratic": ("4cba2364627fe197", "6b02bcc67bcc4245"),
