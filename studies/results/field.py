@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -282,24 +282,30 @@ def field_table(field: Sequences) -> str:
         columns += [Column(f"{sequence}: now", ""), Column("long run", ""), Column("verdict", "", numeric=False)]
     columns.append(Column("scoring / training FLOPs", ""))
     later = {name: np.mean([board.mean(name, "long_horizon") for board in boards.values()]) for name in families}
-    costs = [board.values("flops_share").mean() for board in boards.values()]
+    costs = _costs(boards.values())
     rows = []
     for name in sorted(families, key=lambda key: -later[key]):
         cells = [Cell(name), Cell(families[name])]
         for board in boards.values():
             cells += [board.cell(name, "current"), board.cell(name, "long_horizon")]
             cells.append(Cell(_SHORT[board.verdicts[name]]))
-        cost = float(np.mean([each[name] for each in costs]))
-        rows.append((*cells, Cell(format_number(cost, METRICS["flops_share"].shown_unit))))
+        rows.append((*cells, Cell(format_number(costs[name], METRICS["flops_share"].shown_unit))))
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
+def _costs(boards: Iterable[Board]) -> pd.Series:
+    """Selector → scoring over training FLOPs, mean over seeds and sequences."""
+    return pd.concat([board.values("flops_share").mean() for board in boards], axis=1).mean(axis=1)
+
+
 def families_table(field: Sequences) -> str:
-    """Family × sequence: the mean difference of the members."""
+    """Family × sequence: the mean difference of the members; and what choosing costs, of the cheapest to the dearest."""
+    costs = _costs(field.boards.values()).groupby(field.families).agg(["min", "max"])
     tables = {name: family_table(board, field.families).set_index("family") for name, board in field.boards.items()}
     columns = [Column("family", "", numeric=False), Column("selectors", "")]
     for sequence in tables:
         columns += [Column(f"{sequence}: now", ""), Column("long run", "")]
+    columns.append(Column("scoring / training FLOPs", ""))
     rows = []
     families = list(field.families.values())
     for name in dict.fromkeys(families):
@@ -309,7 +315,8 @@ def families_table(field: Sequences) -> str:
             for metric in ("current", "long_horizon"):
                 text = _points(row[metric], row[f"{metric}_low"], row[f"{metric}_high"], metric)
                 cells.append(Cell(text, difference_mark(row[f"{metric}_holm"], row[metric], METRICS[metric].better)))
-        rows.append(tuple(cells))
+        ends = [f"{cost:.1f}" for cost in costs.loc[name]]
+        rows.append((*cells, Cell(" to ".join(dict.fromkeys(ends)))))
     return pipes(Table("", tuple(columns), tuple(rows)))
 
 
