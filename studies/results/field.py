@@ -299,7 +299,7 @@ def _costs(boards: Iterable[Board]) -> pd.Series:
 
 
 def families_table(field: Sequences) -> str:
-    """Family × sequence: the mean difference of the members; and what choosing costs, of the cheapest to the dearest."""
+    """Family × sequence: the mean difference of the members, and the least and most that choosing costs."""
     costs = _costs(field.boards.values()).groupby(field.families).agg(["min", "max"])
     tables = {name: family_table(board, field.families).set_index("family") for name, board in field.boards.items()}
     columns = [Column("family", "", numeric=False), Column("selectors", "")]
