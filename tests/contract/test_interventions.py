@@ -10,6 +10,7 @@ from longgame.errors import RecipeError
 from longgame.recipe import SelectorSpec
 from longgame.selection.base import SELECTORS, Selector, build_selector
 from longgame.selection.budget import fill_by_score
+from longgame.selection.families import spec_family
 from longgame.selection.history import History, Selection
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty, Replay, selector_of
 from longgame.testing import check_selector_contract, example_pool, example_signals
@@ -35,13 +36,16 @@ def scores(tmp_path_factory):
     return str(path)
 
 
+OF_FAMILIES = {spec_family(SelectorSpec(name=name)): name for name in SELECTORS.names() if name not in WEIGHTED}
+"""Family → one of its selectors."""
+
+
 @pytest.mark.parametrize(
     ("name", "around"),
     [
-        (name, around)
-        for name in SELECTORS.names()
-        for around, fields in INTERVENTIONS.items()
-        if name not in WEIGHTED or "proxy_penalty" not in fields
+        *((name, "all") for name in SELECTORS.names() if name not in WEIGHTED),
+        *((name, around) for name in OF_FAMILIES.values() for around in ("replay", "floor", "penalty")),
+        *((name, around) for name in WEIGHTED for around in ("replay", "floor")),
     ],
 )
 def test_an_intervention_keeps_the_contract(name, around):
