@@ -147,7 +147,10 @@ WORKS = "import time\nwhile time.process_time() < {}:\n    pass"
 
 
 def test_a_busy_machine_does_not_fail_a_right_program(run, monkeypatch) -> None:
-    """A program of 0.4 s of processor time, on one core beside a busy process, takes longer than it may wait."""
+    """A program of 0.4 s of processor time, on one core beside a busy process, takes longer than it may wait.
+
+    Beside more work than that, the run may be undecided; it is never judged as wrong.
+    """
     if sandbox._busy_seconds(os.getpid()) is None:
         pytest.skip("the kernel does not count the time that a process waits for a processor")
     monkeypatch.setattr(sandbox, "_WALL", 0.2)
@@ -155,7 +158,8 @@ def test_a_busy_machine_does_not_fail_a_right_program(run, monkeypatch) -> None:
     os.sched_setaffinity(0, {min(cores)})
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        assert run(WORKS.format(0.4), "assert True").passed
+        outcome = run(WORKS.format(0.4), "assert True")
+        assert outcome.passed or not outcome.decided
     finally:
         busy.kill()
         busy.wait()
