@@ -154,9 +154,9 @@ def families_of(recipe: Recipe) -> dict[str, str]:
 
 
 def leaderboard(*fields: Sequences) -> pd.DataFrame:
-    """A row per sequence, view, selector and metric: means, difference from random, tests and verdict.
+    """A row per sequence, budget, view, selector and metric: means, difference from random, tests and verdict.
 
-    Random's rows are those of the first field that has the sequence.
+    Random's rows are those of the first field that has the sequence at that budget.
     """
     tables: list[pd.DataFrame] = []
     for field, sequence in [(item, name) for item in fields for name in item.runs]:
@@ -165,12 +165,13 @@ def leaderboard(*fields: Sequences) -> pd.DataFrame:
         verdicts = card.verdicts.set_index(["view", "selector"])["verdict"]
         rows = card.summary
         rows = rows[rows["metric"].isin([*LEADERBOARD, "flops_share"]) & rows["view"].isin(["", *card.views])]
-        if any(sequence in set(table["sequence"]) for table in tables):
+        budget = field.runs[sequence].recipe.budget
+        if any(bool(((table["sequence"] == sequence) & (table["budget"] == budget)).any()) for table in tables):
             rows = rows[rows["selector"] != card.reference]
         table = pd.DataFrame(
             {
                 "sequence": sequence,
-                "budget": field.runs[sequence].recipe.budget,
+                "budget": budget,
                 "selector": rows["selector"].astype(str),
                 "family": [families.get(name, "baseline") for name in rows["selector"]],
                 "view": rows["view"].astype(str),
@@ -198,27 +199,27 @@ def leaderboard_file(*fields: Sequences) -> bytes:
 
 
 def method_results(name: str, board: pd.DataFrame, view: str = "token_accuracy") -> str:
-    """What the leaderboard's table says of one selector: a row per sequence, as Markdown with a link to the page."""
+    """What the leaderboard's table says of one selector: as Markdown with a link: a row per sequence and budget."""
     rows = board[board["selector"].isin([name, name + STAND_IN]) & (board["view"] == view)]
     stand_in = "Rules over the text stand in for the judge. " if (rows["selector"] != name).any() else ""
-    rows = rows.set_index(["sequence", "metric"])
+    rows = rows.set_index(["sequence", "budget", "metric"])
     if rows.empty or name == "random":
         here = "The others are compared with it." if name == "random" else "It is not part of the audit of the field."
         return f"{here} [The field side by side](../results/field.md).\n\n"
-    columns = [Column(text, "", numeric=False) for text in ("sequence", "now", "in the long run", "verdict")]
+    columns = [Column(text, "", numeric=False) for text in ("sequence", "tokens", "now", "in the long run", "verdict")]
     lines = []
-    for sequence in rows.index.unique("sequence"):
-        cells = [Cell(sequence)]
+    for sequence, budget in rows.index.droplevel("metric").unique():
+        cells = [Cell(sequence), Cell(f"{budget:.0%}")]
         for metric in ("current", "long_horizon"):
-            row = rows.loc[(sequence, metric)]
+            row = rows.loc[(sequence, budget, metric)]
             text = _points(row["difference"], row["ci_low"], row["ci_high"], metric)
             cells.append(Cell(text, difference_mark(row["p_holm"], row["difference"], METRICS[metric].better)))
-        lines.append((*cells, Cell(rows.loc[(sequence, "current"), "verdict"])))
+        lines.append((*cells, Cell(rows.loc[(sequence, budget, "current"), "verdict"])))
     seeds = " or ".join(map(str, sorted(set(rows["seeds"]))))
     return (
         f"{stand_in}Difference from random selection in points of token accuracy, with 95 % intervals over {seeds} "
-        f"tiny base models; {rows['budget'].iloc[0]:.0%} of the tokens. ▲ better, ▼ worse: shown after correction over "
-        "all selectors of the sequence. [The field side by side](../results/field.md).\n\n"
+        "tiny base models. ▲ better, ▼ worse: shown after correction over all selectors of that sequence and budget. "
+        "[The field side by side](../results/field.md).\n\n"
         f"{pipes(Table('', tuple(columns), tuple(lines)))}\n\n"
     )
 
@@ -362,7 +363,7 @@ def field_figure(field: Sequences) -> Figure:
     return Figure("field", "The field", caption, tuple(charts))
 
 
-def field_parts(field: Sequences, judges: Sequences) -> list[str]:
+def field_parts(field: Sequences, tenth: Sequences, judges: Sequences) -> list[str]:
     """The page of the field, without its title."""
     scale = (
         "Differences from random in points of 100, token accuracy, with 95 % "
@@ -381,6 +382,7 @@ def field_parts(field: Sequences, judges: Sequences) -> list[str]:
         "## Families",
         "Mean difference over the members of a family in each seed; Holm over families.",
         families_table(field),
+        *(("## At 10 %", f"{_TENTH} {tenth.head}", field_table(tenth)) if tenth.runs else ()),
         *(
             ("## With rules in place of a judge", f"{_JUDGES} {judges.head}", field_table(judges))
             if judges.runs
@@ -400,6 +402,7 @@ def _trajectories(field: Sequences) -> str:
     return pipes(correlation_table(pairs, "", field.view))
 
 
+_TENTH = "The selectors that are shown to differ from random at 25 %. Holm over them."
 _JUDGES = (
     "`alpagasus` and `mods` ask an LLM judge. Here rules over the text grade instead, so this says how the methods act "
     "on such grades, not on a judge's. Holm over the two."

@@ -71,10 +71,12 @@ def write_pages(data: Path) -> None:
     if "lhas-finals" in runs:
         pages["lhas.md"] = lhas_page(runs)
     pages["trajectories.md"] = trajectories_page(runs)
-    field, judges, practices = (sequences(runs, name) for name in ("field", "field-judges", "replay"))
+    field, tenth, judges, practices = (
+        sequences(runs, name) for name in ("field", "field-tenth", "field-judges", "replay")
+    )
     if field.runs:
-        pages["field.md"] = _page("The field: what selectors do to the next stages", field_parts(field, judges))
-        refresh_file(out / "leaderboard.parquet", leaderboard_file(field, judges))
+        pages["field.md"] = _page("The field: what selectors do to the next stages", field_parts(field, tenth, judges))
+        refresh_file(out / "leaderboard.parquet", leaderboard_file(field, tenth, judges))
         write_svg([field_figure(field)], out / "figures")
     if practices.runs:
         parts = practices_parts(practices, runs.get("replay-conditions"), runs.get("replay-development"))

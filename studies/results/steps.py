@@ -99,6 +99,7 @@ STEPS = (
     _tiny("field-skill", "the field's selectors on the skill sequence"),
     _tiny("field-domain", "the field's selectors on the domain sequence"),
     _tiny("field-interleaved", "the field's selectors on the interleaved sequence"),
+    _tiny("field-tenth-skill", "selectors that differ from random, at 10 %: skill sequence"),
     _tiny("field-judges-skill", "selectors with rules in place of a judge, skill sequence"),
     _tiny("field-judges-domain", "selectors with rules in place of a judge, domain sequence"),
     _tiny("field-judges-interleaved", "selectors with rules in place of a judge, interleaved sequence"),

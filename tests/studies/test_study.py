@@ -276,6 +276,27 @@ def test_stand_ins_join_the_leaderboard_beside_one_random(kept_field):
     assert "stand in for the judge" in field.method_results("mods", table)
 
 
+def test_another_budget_has_rows_of_its_own(kept_field):
+    domain = kept_field.runs["domain"]
+    facts = domain.recipe.model_dump(mode="json", exclude={"relative_to"}) | {"budget": 0.1}
+    tenth = field.Sequences({"domain": dataclasses.replace(domain, recipe=parse_recipe(facts, "tenth"))})
+    table = field.leaderboard(kept_field, tenth)
+    assert not table.duplicated(["sequence", "budget", "view", "selector", "metric"]).any()
+    assert {*table.loc[table["selector"] == "random", ["sequence", "budget"]].itertuples(index=False, name=None)} == {
+        ("domain", 0.25),
+        ("domain", 0.1),
+        ("interleaved", 0.25),
+    }
+    text = field.method_results("loss", table)
+    assert [line.split(" | ")[:2] for line in text.splitlines() if line.startswith(("| domain", "| interleaved"))] == [
+        ["| domain", "25%"],
+        ["| interleaved", "25%"],
+        ["| domain", "10%"],
+    ]
+    page = field.field_parts(kept_field, tenth, field.Sequences({}))
+    assert page.index("## At 10 %") > page.index("## Families")
+
+
 def test_a_methods_page_tells_its_rows_of_the_leaderboard(kept_field):
     text = field.method_results("loss", field.leaderboard(kept_field))
     for sequence, board in kept_field.boards.items():
