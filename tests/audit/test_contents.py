@@ -117,7 +117,7 @@ def test_only_files_that_are_there_have_contents(tmp_path):
 
 KEYS = {
     "quickstart": ("7da20ed9b9ca9910", "d2147bdde0e49137"),
-    "domain": ("0659ec85664b9f15", "e7155a09926fdcc6"),
+    "domain": ("0ec1f05f24e2fdf6", "4f473e6972870aa4"),
     "interventions": ("7ab7de1a91b0e365", "18bd1e168b181373"),
     "quadratic": ("4cba2364627fe197", "6b02bcc67bcc4245"),
     "smollm2-skill": ("1e8ad8883eae70b1", "1c98bc0862cc7cc1"),
