@@ -113,6 +113,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(home):
     assert not (home / "dry").exists()
 
 
+@pytest.mark.slow
 def test_axes_on_the_command_line_add_conditions_to_a_run(home):
     first = longgame_here("audit", "q.yaml", "--seeds", "0", "--out", "axes", cwd=home)
     assert first.returncode == 0, first.stderr

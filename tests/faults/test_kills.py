@@ -71,7 +71,7 @@ def _plain_page(monkeypatch):
 
 
 @pytest.mark.usefixtures("_plain_page")
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_durable_operation_is_survived(tmp_path, monkeypatch, every):
     with counted(monkeypatch) as count:
         expected = numbers(audit(tmp_path / "whole"))
