@@ -382,7 +382,7 @@ def field_parts(field: Sequences, tenth: Sequences, judges: Sequences) -> list[s
         "## Families",
         "Mean difference over the members of a family in each seed; Holm over families.",
         families_table(field),
-        *(("## At 10 %", f"{_TENTH} {tenth.head}", field_table(tenth)) if tenth.runs else ()),
+        *(("## At a tenth", f"{_TENTH} {tenth.head}", field_table(tenth)) if tenth.runs else ()),
         *(
             ("## With rules in place of a judge", f"{_JUDGES} {judges.head}", field_table(judges))
             if judges.runs

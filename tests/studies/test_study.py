@@ -294,7 +294,7 @@ def test_another_budget_has_rows_of_its_own(kept_field):
         ["| domain", "10%"],
     ]
     page = field.field_parts(kept_field, tenth, field.Sequences({}))
-    assert page.index("## At 10 %") > page.index("## Families")
+    assert page.index("## At a tenth") > page.index("## Families")
 
 
 def test_a_methods_page_tells_its_rows_of_the_leaderboard(kept_field):
