@@ -199,7 +199,7 @@ def leaderboard_file(*fields: Sequences) -> bytes:
 
 
 def method_results(name: str, board: pd.DataFrame, view: str = "token_accuracy") -> str:
-    """What the leaderboard's table says of one selector: as Markdown with a link: a row per sequence and budget."""
+    """What the leaderboard says of one selector, as Markdown with a link: a row per sequence and budget."""
     rows = board[board["selector"].isin([name, name + STAND_IN]) & (board["view"] == view)]
     stand_in = "Rules over the text stand in for the judge. " if (rows["selector"] != name).any() else ""
     rows = rows.set_index(["sequence", "budget", "metric"])

@@ -42,7 +42,9 @@ const watch = setInterval(() => {
     const sorted = heading.getAttribute("aria-sort");
     const order = [...heading.closest("table").tBodies[0].rows].map((row) => Number(row.cells[1].dataset.sort));
     const wide = document.documentElement.scrollWidth - innerWidth;
-    document.documentElement.dataset.found = JSON.stringify({ beyond, wide, sorted, order });
+    const plots = [...document.querySelectorAll(".charts.named .chart")]
+      .map((chart) => chart.querySelector(".role-frame .background").getBoundingClientRect().width);
+    document.documentElement.dataset.found = JSON.stringify({ beyond, wide, sorted, order, plots });
   }, 50);
 }, 50);
 </script></body>"""
@@ -114,3 +116,6 @@ def test_chromium_draws_every_chart_and_cuts_off_none(tmp_path, width, seeds):
     assert found["wide"] <= 0
     assert found["sorted"] == "descending"
     assert found["order"] == sorted(found["order"], reverse=True)
+    assert len(found["plots"]) == 2
+    if width > 900:  # side by side, and a point is as long in both
+        assert found["plots"][0] == pytest.approx(found["plots"][1], abs=4)

@@ -56,6 +56,8 @@ class Figure:
     charts: tuple[dict[str, Any], ...]
     keys: tuple[LegendKey, ...] = ()
     """The legend, where charts do not name the selectors themselves."""
+    names: int = 0
+    """Pixels of the row names that only the first of two charts has; the page makes it so much wider."""
 
     @property
     def single(self) -> bool:

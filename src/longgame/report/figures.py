@@ -33,8 +33,7 @@ from longgame.report.families import end_matrices, family_curves, family_traject
 from longgame.report.tables import DIAGNOSTICS, correlation_line, selector_families, selectors_in_order
 
 _NAMES = 216
-"""Pixels of the names beside the first strip; the page makes it so much wider than the second, so that both plots are
-of one width (style.css)."""
+"""Pixels of the names beside the first strip."""
 
 
 def style_of(run: Run) -> Style:
@@ -91,7 +90,7 @@ def verdict_figures(run: Run) -> list[Figure]:
         f"Difference from {card.reference} (dashed) in the current score and the long-horizon score, in points of 100: "
         "mean over seeds with its 95 % interval, before the correction for the number of selectors that verdicts have."
     )
-    return _drawn(Figure("verdicts", "Now, and later", caption, tuple(charts)))
+    return _drawn(Figure("verdicts", "Now, and later", caption, tuple(charts), names=_NAMES))
 
 
 def _difference_strip(
