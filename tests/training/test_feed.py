@@ -1,12 +1,14 @@
 """The token ledger, the rounds, and how picks are dealt over steps."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.errors import BudgetError, RecipeError, ResumeError
-from longgame.models.processes import split_evenly
+from longgame.models.processes import split_by_length, split_evenly
 from longgame.selection.base import build_selector
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
@@ -66,10 +68,33 @@ def test_deal_refuses_more_steps_than_examples():
         deal(np.asarray([4, 4, 4]), 7, 2, np.random.default_rng(0))
 
 
-def test_micro_batches_take_the_longest_first_into_the_lightest():
+def test_work_is_split_longest_first_into_the_lightest():
     assert split_evenly([5, 9, 4, 8], 2) == [[1, 2], [0, 3]]
     assert split_evenly([5, 9], 3) == [[1], [0], []]
     assert split_evenly([5, 9, 1], 1) == [[0, 1, 2]]
+
+
+def test_micro_batches_hold_few_long_rows_or_many_short_ones():
+    assert split_by_length([10, 100, 11, 12, 90, 9], 2) == [[1, 4], [0, 2, 3, 5]]
+    assert split_by_length([5, 9], 3) == [[1], [0], []]
+    assert split_by_length([100, 1, 1, 1], 3) == [[0], [1, 2], [3]]
+    assert split_by_length([5, 9, 1], 1) == [[0, 1, 2]]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
+def test_no_other_split_of_micro_batches_pads_the_largest_to_less(lengths, parts):
+    def largest(split):
+        return max(len(part) * max(lengths[place] for place in part) for part in split if part)
+
+    split = split_by_length(lengths, parts)
+    assert sorted(place for part in split for place in part) == list(range(len(lengths)))
+    assert sum(map(bool, split)) == min(parts, len(lengths))
+    assert len(split) == parts
+    every = (
+        [[place for place, part in enumerate(choice) if part == number] for number in range(parts)]
+        for choice in product(range(parts), repeat=len(lengths))
+    )
+    assert largest(split) == min(map(largest, every))
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -125,6 +126,31 @@ def split_evenly(costs: Sequence[int], parts: int) -> list[list[int]]:
         split[cheapest].append(place)
         totals[cheapest] += costs[place]
     return [sorted(places) for places in split]
+
+
+def split_by_length(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Split rows that are padded to the longest of their part, so that the largest part, padding counted, is smallest.
+
+    Rows of like length then share a part: long ones are few, short ones are many.
+
+    Returns:
+        ``parts`` lists of places in ascending order; some are empty where there are fewer rows than parts.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+
+    def filled(bound: int) -> list[list[int]]:
+        """Parts of at most ``bound`` padded tokens, in descending length; none is left out while rows last."""
+        split: list[list[int]] = []
+        for left, place in zip(range(len(order), 0, -1), order, strict=True):
+            if not split or left <= parts - len(split) or (len(split[-1]) + 1) * lengths[split[-1][0]] > bound:
+                split.append([])
+            split[-1].append(place)
+        return split
+
+    bounds = range(max(lengths, default=0), len(lengths) * max(lengths, default=0) + 1)
+    bound = bisect_left(bounds, True, key=lambda bound: len(filled(bound)) <= parts)
+    split = filled(bounds[bound])
+    return [sorted(places) for places in split] + [[] for _ in range(parts - len(split))]
 
 
 _CONNECTION = ("gloo", "nccl", "connection closed", "connection reset")
