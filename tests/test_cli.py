@@ -76,3 +76,9 @@ def test_the_version_is_told_without_loading_the_commands(tmp_path):
     assert done.stdout == f"longgame {longgame.__version__}\n"
     assert "longgame.errors" in done.stderr
     assert not re.search(r"pandas|torch|scipy|longgame\.commands\.", done.stderr)
+
+
+def test_help_loads_no_library_of_models_or_of_the_hub(tmp_path):
+    done = run_python(["-X", "importtime", "-m", "longgame.cli", "--help"], tmp_path)
+    assert "longgame.commands.select" in done.stderr
+    assert not re.search(r"\| +(torch|transformers|datasets|huggingface_hub|peft|ray)\n", done.stderr)

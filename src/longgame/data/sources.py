@@ -27,7 +27,6 @@ from longgame.data.examples import Example
 from longgame.data.formats import RowError, RowRules, Turns, read_row
 from longgame.errors import DataError, did_you_mean
 from longgame.limits import free_memory, located, missing, why_no_file
-from longgame.models.hub import require_repo
 
 Split = Literal["train", "eval"]
 ReadRow = Callable[[], Any]
@@ -648,7 +647,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hub_dataset(reference: str, split: Split) -> Any:
-    import datasets  # heavy, and only hub references need it
+    import datasets  # both are heavy, and only hub references need them
+
+    from longgame.models.hub import require_repo
 
     parts = reference.removeprefix("hub:").split(":", 2)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", parts[0]):
