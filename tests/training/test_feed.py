@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longgame.errors import BudgetError, RecipeError, ResumeError
-from longgame.models.processes import split_by_length, split_evenly
+from longgame.models.processes import split_by_length, split_evenly, split_micro_batches
 from longgame.selection.base import build_selector
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
@@ -95,6 +95,28 @@ def test_no_other_split_of_micro_batches_pads_the_largest_to_less(lengths, parts
         for choice in product(range(parts), repeat=len(lengths))
     )
     assert largest(split) == min(map(largest, every))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_micro_batches_are_dealt_to_and_fro_from_the_most_expensive(padded):
+    dealt = split_micro_batches([8, 1, 7, 5, 6, 2, 4, 3], 4, 2, padded)
+    assert dealt == [[[0], [3], [6], [1]], [[2], [4], [7], [5]]]
+    assert split_micro_batches([5, 9], 2, 2, padded) == [[[1], []], [[0], []]]
+    assert split_micro_batches([5, 9], 1) == [[[0, 1]]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_no_process_has_more_to_do_than_another_by_above_its_largest_micro_batch(lengths, parts, processes, padded):
+    dealt = split_micro_batches(lengths, parts, processes, padded)
+    assert [len(split) for split in dealt] == [parts] * processes
+    assert sorted(place for split in dealt for part in split for place in part) == list(range(len(lengths)))
+
+    def cost(part):
+        tokens = [lengths[place] for place in part]
+        return len(part) * max(tokens, default=0) if padded else sum(tokens)
+
+    work = [sum(map(cost, split)) for split in dealt]
+    assert max(work) - min(work) <= max(cost(part) for split in dealt for part in split)
 
 
 @given(

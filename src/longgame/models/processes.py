@@ -153,6 +153,36 @@ def split_by_length(lengths: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(places) for places in split] + [[] for _ in range(parts - len(split))]
 
 
+def split_micro_batches(
+    lengths: Sequence[int], parts: int, processes: int = 1, padded: bool = True
+) -> list[list[list[int]]]:
+    """Split the rows of a step into micro-batches, and deal these to the processes.
+
+    The most expensive micro-batches come first and are dealt to and fro, so that all processes have nearly the same to
+    do in every pass, and in the whole step.
+
+    Args:
+        lengths: tokens of the rows.
+        parts: micro-batches of each process.
+        padded: whether rows are padded to the longest of their micro-batch (`split_by_length`, else `split_evenly`).
+
+    Returns:
+        Process → its micro-batches, places in ascending order; some are empty where there are few rows.
+    """
+    count = parts * processes
+    split = split_by_length(lengths, count) if padded else split_evenly(lengths, count)
+
+    def cost(part: list[int]) -> int:
+        tokens = [lengths[place] for place in part]
+        return len(tokens) * max(tokens, default=0) if padded else sum(tokens)
+
+    split.sort(key=cost, reverse=True)
+    passes = [split[first : first + processes] for first in range(0, count, processes)]
+    for backwards in passes[1::2]:
+        backwards.reverse()
+    return [list(dealt) for dealt in zip(*passes, strict=True)]
+
+
 _CONNECTION = ("gloo", "nccl", "connection closed", "connection reset")
 
 

@@ -39,7 +39,7 @@ from longgame.errors import BudgetError, ModelError, RecipeError, ResumeError, d
 from longgame.models.embedders import encoder_of
 from longgame.models.fused import thin_lora
 from longgame.models.head import evaluating
-from longgame.models.processes import Processes, split_by_length, split_evenly
+from longgame.models.processes import Processes, split_micro_batches
 from longgame.models.sharding import reshard
 from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
@@ -412,10 +412,8 @@ class SelectionMixin(_Base):
             epoch = self._selection_epoch if self.selection.rounds == "step" else 0
             record.add_selection(step, pool, decision, self._selection_rows(decision.picked_ids), epoch)
         self.selection_seconds += time.perf_counter() - started
-        unpadded = self._selection_packs or getattr(self.args, "padding_free", False)
-        divide = split_evenly if unpadded else split_by_length
-        split = divide(pool.tokens[rows].tolist(), parts * processes.size)
-        split = split[parts * processes.rank : parts * (processes.rank + 1)]
+        padded = not (self._selection_packs or getattr(self.args, "padding_free", False))
+        split = split_micro_batches(pool.tokens[rows].tolist(), parts, processes.size, padded)[processes.rank]
         batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
         for part, batch in zip(split, batches, strict=True):
             if feed.weights is not None and part:
