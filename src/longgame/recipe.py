@@ -660,6 +660,11 @@ class Recipe(Part):
             update[section] = part.model_copy(update={key: value}) if key else value
         return self.model_copy(update=update)
 
+    @property
+    def counted_tokens(self) -> str:
+        """What the budget counts, in words."""
+        return "response tokens" if self.budget_of == "response" else "tokens"
+
     def graded_columns(self) -> tuple[str, ...]:
         """Columns of the rows that a quality source ``column`` reads as they are; `data.quality_range` maps none."""
         names: dict[str, None] = {}
