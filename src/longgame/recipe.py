@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -659,6 +660,11 @@ class Recipe(Part):
             update[section] = part.model_copy(update={key: value}) if key else value
         return self.model_copy(update=update)
 
+    @property
+    def counted_tokens(self) -> str:
+        """What the budget counts, in words."""
+        return "response tokens" if self.budget_of == "response" else "tokens"
+
     def graded_columns(self) -> tuple[str, ...]:
         """Columns of the rows that a quality source ``column`` reads as they are; `data.quality_range` maps none."""
         names: dict[str, None] = {}
@@ -683,17 +689,24 @@ class Recipe(Part):
 
     def _has_paths(self) -> bool:
         """Whether a value may be a relative path."""
-        tasks = (*self.data.stages, *self.data.ood)
+        tasks, model, vary = (*self.data.stages, *self.data.ood), self.model, self.axes.vary
+        sources = (self.quality, self.complexity, *vary.get("quality", ()), *vary.get("complexity", ()))
+        if any(source not in (None, "auto", "rules") for source in sources):
+            return True
         references = [name for task in tasks for name in (*task.train, *task.eval) if not name.startswith("hub:")]
-        plugins = [*(selector.name for selector in self.selectors), *(name for task in tasks for name in task.scorers)]
+        scorers = [name for task in tasks for name in task.scorers]
+        plugins = [*_texts_in([selector.model_dump() for selector in self.selectors]), *scorers]
+        embedders = _texts_in([model.embedder, *vary.get("model.embedder", ())])
+        models = _texts_in([model.name, *vary.get("model.name", ()), model.per_seed])
+        models += _texts_in([model.scorer_model, *vary.get("model.scorer_model", ())])
+        models += [name.partition(":")[2] for name in embedders if ":" in name]
         texts = [
             *(name.removeprefix("scores:") for name in plugins if name.startswith("scores:") or ".py:" in name),
             *(name for name in references if {*"/.*?["} & {*name}),
-            *(name for name in (self.model.name, *self.model.per_seed) if Path(located(name)).is_dir()),
-            *filter(None, (self.data.data_dir, self.model.chat_template)),
+            *(word for name in scorers for word in re.split(r"[:(,=)\s]+", name)[1:] if _may_be_path(word)),
+            *(name for name in models if Path(located(name)).is_dir()),
+            *_texts_in([self.data.data_dir, model.chat_template, *vary.get("model.chat_template", ())]),
         ]
-        if any(source not in (None, "auto", "rules") for source in (self.quality, self.complexity)):
-            return True
         return any(not Path(text).expanduser().is_absolute() and text != "plain" for text in texts)
 
     def _check_stages(self) -> None:
@@ -826,6 +839,20 @@ def _half_pair(value: Any) -> str | None:
     parts = (*value.keys(), *value.values()) if isinstance(value, Mapping) else value
     inside = map(_half_pair, parts) if isinstance(parts, list | tuple) else ()
     return next((text for text in inside if text is not None), None)
+
+
+def _texts_in(value: Any) -> list[str]:
+    """All texts in these values, at any depth; keys are none."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [text for part in parts for text in _texts_in(part)]
+
+
+def _may_be_path(word: str) -> bool:
+    """Whether a word among a scorer's parameters is written as a path, or names a file or folder that exists."""
+    written = bool({*"/."} & {*word}) and not word.replace(".", "").isdigit()
+    return bool(word) and (written or Path(located(word)).exists())
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -209,7 +209,7 @@ def method_results(name: str, board: pd.DataFrame, view: str = "token_accuracy")
     columns = [Column(text, "", numeric=False) for text in ("sequence", "tokens", "now", "in the long run", "verdict")]
     lines = []
     for sequence, budget in rows.index.droplevel("metric").unique():
-        cells = [Cell(sequence), Cell(f"{budget:.0%}")]
+        cells = [Cell(sequence), Cell(f"{100 * budget:g}%")]
         for metric in ("current", "long_horizon"):
             row = rows.loc[(sequence, budget, metric)]
             text = _points(row["difference"], row["ci_low"], row["ci_high"], metric)

@@ -161,7 +161,7 @@ def test_a_share_below_the_budget_is_warned_of_under_every_schedule(tmp_path):
     name = write(tmp_path, keep=share(0.125))
     selectors = ["random", {"name": name, "label": "mine"}]
     (step,) = warnings_of(selectors=selectors)
-    assert step.startswith("mine: of some stage only 12.5% of the candidates may be selected, and the budget is 25.0%")
+    assert step.startswith("mine: of some stage only 12.5% of the candidates may be selected, and the budget is 25% of")
     assert "has a probability of 100% and ends the audit there. Use rounds: 1." in step
     (several,) = warnings_of(selectors=selectors, rounds=3)
     assert several.endswith("The last of 3 rounds may find none left, which ends the audit there. Use rounds: 1.")

@@ -56,6 +56,17 @@ def test_oracle_competes_with_no_selector_and_says_the_head_room(tmp_path) -> No
     assert alone.scorecard.head_room.empty
 
 
+def test_oracle_is_added_to_a_finished_run_whose_trials_are_kept(tmp_path) -> None:
+    walk(tmp_path / "q", seeds=[0])
+    marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "trials").rglob("*.zip")}
+    result, done = walk(tmp_path / "q", seeds=[0], oracle=True)
+    assert done == ["oracle-s0@oracle"]
+    assert all(path.stat().st_mtime_ns == when for path, when in marks.items())
+    assert set(result.results.condition.unique()) == {"", ORACLE}
+    with pytest.raises(RecipeError, match="axes.vary cannot vary 'oracle': it stands above the axes"):
+        expand(recipe(axes={"vary": {"oracle": [True]}}))
+
+
 def test_oracle_is_no_selector_to_choose_and_needs_an_audit() -> None:
     assert ORACLE not in SELECTORS.names()
     with pytest.raises(RecipeError, match="selector 'oracle' .* set oracle: true"):

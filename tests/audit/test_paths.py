@@ -14,11 +14,14 @@ from longgame.audit.run import Run
 from longgame.commands.options import given_selectors, path_from_here, recipe_changes, recipe_folders
 from longgame.data.sources import load_examples
 from longgame.errors import LonggameError, RecipeError
+from longgame.evaluation.scorers import build_scorer
 from longgame.limits import located, relative_to
-from longgame.models.load import load_tokenizer
+from longgame.models.embedders import check_embedder
+from longgame.models.load import load_tokenizer, model_place
 from longgame.recipe import ModelSpec, load_recipe
 from longgame.selection.base import build_selector
 from support.chat_model import chat_tokenizer, save
+from support.embedders import static_model
 from support.quadratic_audit import Silent
 
 SELECTOR = "from longgame.selection.methods.random import RandomSelector\n\nclass Mine(RandomSelector):\n    pass\n"
@@ -67,6 +70,28 @@ def write_model(folder):
     )
 
 
+def write_judge(folder):
+    (folder / "judge.yaml").write_text(f"model: {folder.name}\nurl: http://localhost:1/v1\n")
+
+
+def write_encoder(folder):
+    static_model(folder / "encoder")
+
+
+def folder_of(place):
+    """Name of the folder that holds a located file or folder."""
+    return Path(place).resolve().parent.name
+
+
+def encoder_folder():
+    check_embedder("model2vec:./encoder")
+    return folder_of(located("./encoder"))
+
+
+def judge_model():
+    return build_scorer("judge:judge.yaml").judge.options.model
+
+
 def train_prompts(reference, data_dir=None):
     return load_examples(reference, data_dir=data_dir, split="train")[0].prompt
 
@@ -80,6 +105,9 @@ KINDS = {
     "scores": (write_scores, lambda: build_selector("scores:scores.csv").file.ids[0]),
     "template": (write_template, lambda: load_tokenizer(ModelSpec(chat_template="chat.jinja")).chat_template),
     "model": (write_model, lambda: load_tokenizer(ModelSpec(name="./model")).chat_template),
+    "scorer model": (write_model, lambda: folder_of(model_place("./model"))),
+    "embedder": (write_encoder, encoder_folder),
+    "judge": (write_judge, judge_model),
 }
 
 
@@ -141,6 +169,33 @@ def test_a_selector_option_takes_a_label(home):
     for wrong in ("=loss", "mine="):
         with pytest.raises(RecipeError, match="LABEL=NAME"):
             given_selectors([wrong], (str(home),))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.scorer_model": "small"},
+        {"model.embedder": "model2vec:small"},
+        {"model.embedder": "sentence-transformers:small"},
+        {"axes.vary": {"model.scorer_model": ["small"]}},
+        {"axes.vary": {"model.chat_template": ["plain", "chat"]}},
+        {"axes.vary": {"quality": ["judge:j.yaml"]}},
+        {"selectors": [{"name": "svp", "inner": {"name": "mine.py:Mine"}}]},
+        *(
+            {"data.stages": [{"name": "a", "scorers": [name]}, {"name": "b"}]}
+            for name in ("judge:judge.yaml", "judge(file = small)", "lm_eval:arc_easy(include=small, limit=0.5)")
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_stores_where_its_relative_paths_start(home, changes):
+    (home / "project" / "small").mkdir()
+    file = home / "project" / "r.yaml"
+    file.write_text(RECIPE.replace(', "mine.py:Mine"', ""))
+    assert load_recipe(file).stored_in(home / "runs").relative_to == ()
+    assert load_recipe(file, changes).stored_in(home / "runs").relative_to == ("../project", "..")
+    plain = {"data.stages": [{"name": "a", "scorers": ["lm_eval:arc_easy(limit=0.5)"]}, {"name": "b"}]}
+    assert load_recipe(file, plain).stored_in(home / "runs").relative_to == ()
 
 
 def numbers(run):

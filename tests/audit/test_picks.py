@@ -62,6 +62,19 @@ def test_term_gaps_are_in_sd_of_the_round():
     assert "flat" not in terms
 
 
+def test_term_gaps_leave_rows_without_the_term_out():
+    # the row of the second round that has no term is a replayed one, and picked
+    scored = pd.concat([table([-1, -1, 0, 1]), table([0, -1, -1, -1]).assign(round=1)])
+    again = table([1, -1, -1, -1]).head(1).assign(round=1, sample_id="old", term_score=np.nan)
+    unscored = table([0, -1, -1, -1]).assign(round=2, term_score=np.nan)
+    one, other = (
+        reduce_stage("one", 0, 1, pa.Table.from_pandas(pd.concat(parts), preserve_index=False)).gaps
+        for parts in ([scored], [scored, again, unscored])
+    )
+    assert one == other
+    assert [name for name, _ in one] == ["score"]
+
+
 def test_selectors_that_picked_nothing_are_not_compared():
     nothing = [-1, -1, -1, -1]
     picks = combine_shares([stage("one", nothing), stage("two", nothing), stage("three", [0, -1, -1, -1])])

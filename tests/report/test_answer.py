@@ -127,6 +127,16 @@ def test_facts_hold_versions_seeds_and_duration(run):
     assert facts["seeds"] == "5 (0, 1, 2, 3, 4)"
 
 
+def test_budget_is_a_fact_with_its_digits_and_what_it_counts(results, recipe):
+    def budget(value, of):
+        run = make_run(results, recipe.replace({"budget": value, "budget_of": of}))
+        return run_facts(run)["budget"].partition(",")[0]
+
+    assert budget(0.25, "tokens") == "25% of each pool's tokens"
+    assert budget(0.125, "tokens") == "12.5% of each pool's tokens"
+    assert budget(0.001, "response") == "0.1% of each pool's response tokens"
+
+
 @pytest.mark.parametrize(("same", "shared", "warned"), [(0, 0, False), (0, 20, False), (0, 26, True), (1, 1, True)])
 def test_evaluation_prompts_in_pools_are_a_fact_and_warned_of(results, same, shared, warned):
     contamination = Contamination(100, same, shared)

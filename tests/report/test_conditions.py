@@ -1,5 +1,6 @@
 """Several conditions: every one has its column in every table, in the terminal, in Markdown, and not more than fits."""
 
+import dataclasses
 import io
 import re
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from longgame.audit.plan import condition_label
 from longgame.metrics.comparisons import Across
-from longgame.report.conditions import across_tables, condition_table
+from longgame.report.conditions import across_note, across_tables, condition_table
 from longgame.report.layout import report_layout
 from longgame.report.render import markdown, print_layout
 from longgame.report.tables import MAIN, metric_table
@@ -90,3 +91,12 @@ def test_verdicts_of_a_run_follow_the_family_of_the_recipe(varied):
     assert len(set(p.values())) == 1
     assert any(" × " in words for words in p)
     assert any("conditions of each of" in words for words in p)
+
+
+@pytest.mark.parametrize("family", ["selectors-conditions", "selectors", "conditions"])
+def test_note_names_what_verdicts_are_corrected_over(varied, family):
+    across = Across.build(varied.scorecards, {}, holm=family)
+    (words,) = set(across.verdicts["family"])
+    assert f"(Holm), verdicts over {words}. “own”" in across_note(across)
+    nothing = dataclasses.replace(across, verdicts=across.verdicts.head(0))
+    assert "of a condition (Holm). “own”" in across_note(nothing)

@@ -249,6 +249,24 @@ def test_a_term_whose_halves_disagree_has_no_weight(world, caplog) -> None:
     assert [record.getMessage().startswith("lhas: the halves of the proxy") for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize("term", ["future", "target", "earlier"])
+def test_a_term_that_cannot_be_measured_warns_once(world, caplog, term) -> None:
+    def scene(*halves):
+        return world([1] * len(halves), **{f"adam_{term}_alignment": halves})
+
+    selector = aligned(**{f"{term}_weight": 1.0})
+    scene([0.9, 0.2]).select(selector, 1)
+    if term == "earlier":  # of the first stage
+        scene([0.0, 0.0], [0.0, 0.0]).select(selector, 1)
+    assert not caplog.records
+    for _ in range(2):
+        scene([0.9, 0.0], [0.1, 0.0], [-0.8, 0.0]).select(selector, 1)  # of a single item
+    assert selector.reliability_of(term) == 0
+    (record,) = caplog.records
+    assert "cannot be compared" in record.getMessage()
+    assert f"so the {term} term has no weight. " in record.getMessage()
+
+
 def test_reliability_is_averaged_over_the_rounds_of_a_stage(world) -> None:
     rng = np.random.default_rng(1)
     selector, values = exact(future_weight=1.0), []

@@ -399,8 +399,9 @@ def _warning(kept: Sequence[Bool[np.ndarray, " n"]], recipe: Recipe) -> str:
     sentences = []
     if few:
         sentences.append(
-            f"of some stage only {least:.1%} of the candidates may be selected, and the budget is {recipe.budget:.1%} "
-            "of their tokens, so fewer tokens may be learned than by other selectors."
+            f"of some stage only {least:.1%} of the candidates may be selected, and the budget is "
+            f"{100 * recipe.budget:g}% of their {recipe.counted_tokens}, so fewer tokens may be learned than by other "
+            "selectors."
         )
     chance = _empty_step(kept, recipe.training.steps) if rounds == "step" else 0.0
     if chance >= _WORTH_A_WARNING:

@@ -186,13 +186,18 @@ def _mix(
 
 
 def _term_gaps(table: pa.Table, picked: Bool[np.ndarray, " n"]) -> list[tuple[str, float]]:
-    """(term, picked − candidates in sd of the round, mean over rounds); a term without spread is left out."""
+    """(term, picked − candidates in sd of the round, mean over rounds); a term without spread is left out.
+
+    A row without the term, as a replayed one, counts on neither side.
+    """
     gaps = []
     _, rounds = np.unique(table["round"].to_numpy(), return_inverse=True)
-    count = np.bincount(rounds)
-    picks = np.bincount(rounds, picked)
     for name in (column for column in table.column_names if column.startswith(TERM)):
         values = table[name].to_numpy().astype(float)
+        known = np.isfinite(values)
+        values = np.where(known, values, 0.0)
+        count = np.maximum(np.bincount(rounds, known), 1.0)
+        picks = np.bincount(rounds, picked & known)
         mean = np.bincount(rounds, values) / count
         spread = np.sqrt(np.maximum(np.bincount(rounds, values**2) / count - mean**2, 0.0))
         usable = (picks > 0) & (spread > 1e-9 * (1 + np.abs(mean)))
@@ -221,14 +226,16 @@ def _overlaps(chosen: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
 def highest_and_lowest(table: pd.DataFrame, count: int = SHOWN_EXAMPLES) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Candidates with the highest and the lowest score within their round, ``count`` of each.
 
-    Without a score the first are the picks in their order, and the second table is empty.
+    Rows without a score, as replayed ones, are left out. Without any score the first are the picks in their order, and
+    the second table is empty.
     """
     score = f"{TERM}{TOTAL}"
-    if score not in table.columns:
+    if score not in table.columns or table[score].isna().all():
         picks = table[table["picked"] >= 0].sort_values(["round", "picked"], kind="stable")
         return picks.head(count), table.iloc[:0]
     place = table.groupby("round")[score].rank(pct=True)
-    ranked = table.assign(place=place).sort_values(["place", "round"], ascending=[False, True], kind="stable")
+    scored = table.assign(place=place).dropna(subset=["place"])
+    ranked = scored.sort_values(["place", "round"], ascending=[False, True], kind="stable")
     once = ranked.drop_duplicates("sample_id")
     return once.head(count), once.tail(count).iloc[::-1]
 

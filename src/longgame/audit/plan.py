@@ -83,7 +83,9 @@ _ADDED = (
 """Keys that came after the first runs; at their default they are no part of a trial's key, so that old runs resume."""
 
 _NOT_VARIED = {
-    **dict.fromkeys(("name", "selectors", "seeds", "axes", "full_data", "relative_to"), "it stands above the axes"),
+    **dict.fromkeys(
+        ("name", "selectors", "seeds", "axes", "full_data", "oracle", "relative_to"), "it stands above the axes"
+    ),
     **dict.fromkeys(("budget", "rounds"), "it has an axis of its own"),
     **dict.fromkeys(("model.adaptation", "model.lora.r", "model.lora.alpha"), "use axes.adaptation"),
     "model.trust_remote_code": "it is trusted or not",
@@ -385,7 +387,7 @@ def measured_by(recipe: Recipe) -> dict[str, Any]:
     """
     raw = recipe.model_dump(mode="json")
     plain = Recipe(name="run", selectors=(SelectorSpec(name="random"),)).model_dump(mode="json")
-    set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data")}, "recipe")
+    set_values(raw, {key: value_at(plain, key) for key in (*_REPORT_ONLY, "full_data", "oracle")}, "recipe")
     del raw["model"]["trust_remote_code"]  # decides whether a model is loaded, and changes no number
     del raw["data"]["run_model_code"]  # decides whether a scorer runs, and changes no number
     del raw["model"]["device"]  # a run records its device, and is not resumed on one of another kind

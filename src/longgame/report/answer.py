@@ -353,8 +353,8 @@ def _cost(card: Scorecard) -> str:
 def elsewhere(run: Run) -> str:
     """Verdicts of other conditions (and of means over orders) that differ from the recipe's own, by the primary view.
 
-    All are corrected over selectors × conditions, the recipe's own here too. Empty where the run has no other condition
-    or nothing was compared.
+    All are corrected over the family that `metrics.holm` names, the recipe's own here too. Empty where the run has no
+    other condition or nothing was compared.
     """
     if run.across is None:
         return ""
@@ -503,7 +503,8 @@ def run_facts(run: Run) -> dict[str, str]:
         "model": names if not learner_kind(recipe).has_texts else f"{names}, {recipe.model.adaptation}",
         "data": f"{recipe.data.sequence}, pools of {recipe.data.pool_size}",
         "evaluation prompts in pools": str(run.contamination or ""),
-        "budget": f"{recipe.budget:.0%} of each pool's tokens, {rounds}, {recipe.training.steps} steps per stage",
+        "budget": f"{100 * recipe.budget:g}% of each pool's {recipe.counted_tokens}, {rounds}, "
+        f"{recipe.training.steps} steps per stage",
         "seeds": f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})",
         "measurements": f"{run.measured[''].records:,}",
         "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),

@@ -107,11 +107,12 @@ def interventions_across(across: Across, recipe: Recipe, view: str = PRIMARY) ->
 
 def across_note(across: Across) -> str:
     """How to read numbers of several conditions."""
+    families = across.verdicts["family"]
+    verdicts = f", verdicts over {families.iloc[0]}" if len(families) else ""
     text = (
-        "Marks are corrected over the selectors of a condition (Holm), verdicts over selectors × conditions. “own” is "
-        "the recipe's own condition. Between conditions the base models, pools and items of a seed are the same unless "
-        "the condition changes them; an adaptation AUC also depends on how many tokens a probe learns, so "
-        "compare it within a budget."
+        f"Marks are corrected over the selectors of a condition (Holm){verdicts}. “own” is the recipe's own condition. "
+        "Between conditions the base models, pools and items of a seed are the same unless the condition changes them; "
+        "an adaptation AUC also depends on how many tokens a probe learns, so compare it within a budget."
     )
     if across.orders:
         text += (
@@ -167,7 +168,7 @@ def _budgets(across: Across, part: pd.DataFrame, style: Style) -> Figure:
     """Figure 3 (a) of the paper."""
     charts = []
     x = alt.X("at:Q", title="budget, share of the pool", axis=alt.Axis(format="%"))
-    tooltip = [alt.Tooltip("at:Q", format=".0%"), alt.Tooltip("mean:Q", format=".3~f")]
+    tooltip = [alt.Tooltip("at:Q", format=".3~%"), alt.Tooltip("mean:Q", format=".3~f")]
     for metric in DRAWN:
         table = _axis_means(across, part, metric).astype({"at": float})
         if len(table):

@@ -314,18 +314,17 @@ class LHASSelector(Selector):
             r = float(np.corrcoef(first, second)[0, 1])
             total, rounds = self._agreement.get(term, (0.0, 0))
             self._agreement[term] = (total + r, rounds + 1)
-            if not self.reliability_of(term) and term not in self._warned:
-                self._warned.add(term)
-                _, items, advice = ALIGNMENT_ITEMS[term]
-                _log.warning(
-                    "%s: the halves of the %s disagree about the candidates (r = %.2f), so the %s term has no weight. "
-                    "%s",
-                    self.name,
-                    items,
-                    r,
-                    term,
-                    advice,
-                )
+            finding = f"disagree about the candidates (r = {r:.2f})"
+        elif len(halves) > 1 and (term != "earlier" or halves.any()):  # without earlier stages, 0 by definition
+            finding = "cannot be compared, as one of them says the same of every candidate"
+        else:
+            return
+        if not self.reliability_of(term) and term not in self._warned:
+            self._warned.add(term)
+            _, items, advice = ALIGNMENT_ITEMS[term]
+            _log.warning(
+                "%s: the halves of the %s %s, so the %s term has no weight. %s", self.name, items, finding, term, advice
+            )
 
     def _before(self, history: History) -> tuple[dict[int, int], Float[np.ndarray, " d"] | None]:
         """Tokens by cluster and top direction of the history that ``a`` reads."""
