@@ -13,6 +13,7 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from longgame.data.examples import Example
+from longgame.data.formats import read_row
 from longgame.errors import DataError, PluginError, RecipeError
 from longgame.evaluation.scorers import (
     NEEDS,
@@ -44,6 +45,12 @@ def test_content_scorers_leave_out_the_end_of_the_turn() -> None:
     assert build_scorer("likelihood").score(Example.make("p", "r"), evidence) == pytest.approx(0.5)
     ended = Evidence(response=(nll(1, 1), np.array([False, True])), end_tokens=1)
     assert build_scorer("ends").score(Example.make("p", "r"), ended) == 1
+
+
+def test_ends_measures_no_item_of_tokens() -> None:
+    scorer = build_scorer("ends")
+    assert scorer.measures(Example.make("p", "r"))
+    assert not scorer.measures(read_row({"input_ids": [5, 6]})[0])
 
 
 def test_likelihood_is_the_geometric_mean_of_token_probabilities() -> None:

@@ -254,10 +254,16 @@ class TokenAccuracy(Scorer):
 
 
 class Ends(Scorer):
-    """Whether the model ends its turn where the response does: the end is its argmax behind the gold content."""
+    """Whether the model ends its turn where the response does: the end is its argmax behind the gold content.
+
+    Items that came as tokens are not measured: where their content ends is unknown.
+    """
 
     name: ClassVar[str] = "ends"
     requires: ClassVar[tuple[str, ...]] = ("response",)
+
+    def measures(self, example: Example) -> bool:
+        return example.tokens is None
 
     def score(self, example: Example, evidence: Evidence) -> float:  # noqa: ARG002
         return float(evidence.ended)
