@@ -108,6 +108,19 @@ def test_tied_options_share_the_point() -> None:
     assert scores == [0.5, 0.5, 0]
 
 
+def test_choice_credits_any_right_option() -> None:
+    options = (nll(2.0), nll(1.0), nll(1.0))
+    scored = {
+        answer: Choice().score(
+            Example.make("p", "C", answer=answer, choices=COLOURS.choices), Evidence(options=options)
+        )
+        for answer in (("A", "C"), ("A", "blue", "C"), ("A", "red"))
+    }
+    assert list(scored.values()) == [0.5, 1, 0]
+    example = Example.make("p", "C", answer=("A", "C"), choices=COLOURS.choices)
+    assert list(Choice().options(example)) == ["A", "B", "C"]
+
+
 def test_choice_refuses_an_answer_that_is_no_option() -> None:
     scorer = build_scorer("choice")
     assert scorer.measures(COLOURS)
