@@ -164,6 +164,41 @@ def test_a_call_may_be_the_last_turn() -> None:
     assert "1" in example.chat["turns"]
 
 
+NULL = {"name": "f", "arguments": {"city": "Paris", "unit": None}}
+PADDED = {"name": "f", "arguments": {"city": "Paris"}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "call"),
+    [
+        (
+            message("assistant", None, tool_calls=[{"function": {**NULL, "arguments": json.dumps(NULL["arguments"])}}]),
+            NULL,
+        ),
+        (message("assistant", None, function_call={**NULL, "arguments": json.dumps(NULL["arguments"])}), NULL),
+        (said("function_call", json.dumps(NULL)), NULL),
+        (message("assistant", None, tool_calls=[{"id": None, "function": NULL}]), PADDED),
+    ],
+)
+def test_nulls_of_a_text_stay_and_padding_goes(turn: Any, call: Any) -> None:
+    for turns in ([TOOL_TURNS[0], turn], [TOOL_TURNS[0], turn, TOOL_TURNS[2], turn]):
+        example = read({"messages": turns})
+        assert example.chat is not None
+        calls = example.chat["turns"][str(len(turns) - 1)]["tool_calls"]
+        assert [one["function"] for one in calls] == [call]
+        assert example.chat["turns"]["1"]["tool_calls"] == calls
+        assert json.loads(example.response) == calls  # by this the template knows that the calls are the whole turn
+
+
+def test_nulls_of_a_schema_stay_where_it_is_a_text() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"a": {"default": None}}}}
+    row = {"messages": MESSAGES}
+    for tools in (json.dumps([tool]), [json.dumps(tool)]):
+        assert (read({**row, "tools": tools}).chat or {})["tools"] == [tool]
+    padded = {"type": "function", "function": {"name": "f", "parameters": {"a": {}}}}
+    assert (read({**row, "tools": [tool]}).chat or {})["tools"] == [padded]
+
+
 def test_tokens_keep_ids_and_labels() -> None:
     example, form = read_row({"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]})
     assert form == "tokens"

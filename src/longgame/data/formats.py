@@ -354,7 +354,7 @@ def _append_message(conversation: Conversation, message: Mapping[str, Any], name
         if _filled(message[key]):
             raise RowError(f"has '{key}' in a message of '{name}', which is {_REFUSED[key]}")
     content = _content(message.get(content_key), name)
-    fields = {key: message[key] for key in _PASSED_ON if message.get(key)}
+    fields = {key: _json(message[key], key) for key in _PASSED_ON if message.get(key)}
     calls: list[dict[str, Any]] = []
     if role == _CALLS:
         role, calls, content = "assistant", _calls_of(content), ""
@@ -512,23 +512,27 @@ def _tools(row: Mapping[str, Any]) -> list[Any]:
     if tools is None:
         return []
     if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RowError(f"'tools' is a text that is no JSON ({error})") from error
-    tools = [_json(tool, "tools") for tool in _list(tools, "tools")]
+        tools = _list(_parsed_tool(tools), "tools")
+    else:
+        tools = [_json(tool, "tools") for tool in _list(tools, "tools")]
+    tools = [_parsed_tool(tool) if isinstance(tool, str) else tool for tool in tools]
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError("'tools' holds something else than objects that describe a function")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
+def _parsed_tool(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RowError(f"'tools' holds a text that is no JSON ({error})") from error
+
+
 def _json(value: Any, name: str) -> Any:
-    """The value as plain JSON, without the empty fields that tables add to make objects alike."""
-    if isinstance(value, str) and name == "tools":
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RowError(f"'{name}' holds a text that is no JSON ({error})") from error
+    """The value as plain JSON, without the empty fields that tables add to make objects alike.
+
+    What a text of JSON says is no object of a table, so its nulls stay: parse it after this.
+    """
     try:
         return json.loads(json.dumps(_without_none(value)))
     except (TypeError, ValueError) as error:
@@ -591,7 +595,7 @@ def _example(
     if tools:
         chat["tools"] = tools
     if fields:
-        chat["turns"] = {str(place): _json(value, "messages") for place, value in fields.items()}
+        chat["turns"] = {str(place): value for place, value in fields.items()}
     if chat:
         optional["chat"] = chat
     if not chat and all(not content for _, content in before):
