@@ -90,6 +90,41 @@ def test_a_preference_learns_what_the_rejected_answer_lacks() -> None:
     assert read({"chosen": MESSAGES, "rejected": rejected}).learned == ()
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"prompt": "Hi"},
+        {"prompt": " 2+2?\n"},
+        {"prompt": MESSAGES[:1]},
+        {"prompt": MESSAGES[:3]},
+        {"prompt": "2+2?", "history": [["Hi", "Hello"]]},
+    ],
+)
+def test_a_prompt_that_chosen_repeats_is_read_once(before: dict[str, Any]) -> None:
+    rejected = [*MESSAGES[:3], message("assistant", "5")]
+    for row in ({"rejected": rejected}, {"rejected": rejected, "messages": MESSAGES}):
+        example = read({"chosen": MESSAGES, **row, **before})
+        assert (example.messages, example.response) == (TALK, "4")
+    system = [message("system", "Be brief."), *MESSAGES]
+    assert read({"chosen": system, **before}).messages == (("system", "Be brief."), *TALK)
+    assert read({"chosen": system, "prompt": MESSAGES[:3]}).learned == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+        {"prompt": "2+2?", "chosen": MESSAGES[3:]},
+        {"prompt": "2+2?", "chosen": MESSAGES[2:]},
+        {"chosen": MESSAGES[2:]},
+        {"question": "2+2?", "answer": "4"},
+    ],
+)
+def test_history_stands_before_every_request(row: dict[str, Any]) -> None:
+    example = read({**row, "history": [["Hi", "Hello"]]})
+    assert (example.messages, example.response) == (TALK, "4")
+
+
 @pytest.mark.parametrize("flag", ["train", "loss", "weight"])
 def test_flags_switch_turns_off(flag: str) -> None:
     turns = [dict(turn) for turn in MESSAGES]
@@ -250,6 +285,12 @@ REFUSED: list[tuple[Any, str]] = [
     ({"chosen": "a", "rejected": "b"}, "add 'prompt'"),
     ({"prompt": "a", "completion": "b", "reasoning_content": "c"}, "Put it into the assistant's message"),
     ({"prompt": "a", "completion": "b", "output": "c"}, "would be lost"),
+    ({"messages": MESSAGES, "history": [["a", "b"]]}, "has 'history'"),
+    ({"text": "a", "history": [["b", "c"]]}, "has 'history'"),
+    ({"messages": MESSAGES, "chosen": "other"}, "has 'chosen'"),
+    ({"messages": MESSAGES, "chosen": [*MESSAGES[:3], message("assistant", "5")]}, "has 'chosen'"),
+    ({"messages": MESSAGES, "completion": [message("assistant", "5")]}, "has 'completion'"),
+    ({"conversations": SHAREGPT, "response": np.asarray(["lost"], dtype=object)}, "has 'response'"),
     ({"system": "a", "messages": [message("system", "b"), *MESSAGES]}, "keep one"),
     ({"text": "a", "quality": 3}, "--quality-range"),
     ({"text": "a\ud800"}, "surrogate"),
@@ -266,6 +307,18 @@ REFUSED: list[tuple[Any, str]] = [
 def test_refusals_name_field_and_value(row: Any, reason: str) -> None:
     with pytest.raises(RowError, match=re.escape(reason)):
         read(row)
+
+
+def test_columns_that_repeat_what_is_read_are_no_loss() -> None:
+    row = {"messages": MESSAGES, "prompt": MESSAGES[:1], "history": [["Hi", "Hello"]], "chosen": SHAREGPT, "input": []}
+    assert read(row) == read({"messages": MESSAGES})
+    calls = [
+        said("human", "2+2?"),
+        said("function_call", '{"name": "add"}'),
+        said("observation", "4"),
+        said("gpt", "4"),
+    ]
+    assert read({"chosen": calls}).messages == read({"conversations": calls}).messages
 
 
 def test_each_format_is_named_in_the_error() -> None:
