@@ -771,7 +771,11 @@ def _quality(value: Any, bounds: tuple[float, float]) -> float:
     low, high = bounds
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or math.isnan(value) or not low <= value <= high:
-        hint = "" if bounds != (0.0, 1.0) else "; give its scale with --quality-range LOW,HIGH"
+        hint = (
+            ""
+            if bounds != (0.0, 1.0)
+            else "; give its scale with --quality-range LOW,HIGH (data.quality_range in a recipe)"
+        )
         raise RowError(f"'quality' is {value!r}, not a number from {low:g} to {high:g}{hint}")
     return (float(value) - low) / (high - low)
 
