@@ -1,5 +1,6 @@
 """`longgame init`: a recipe for what a folder holds, which the audit accepts."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_other_files_are_named_with_the_reason(tmp_path):
     told = "\n".join(describe(findings))
     assert "Missing: evaluation files for b." in told
     assert "Not used: a_test.jsonl: stage 'a' is evaluated by its valid file" in told
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ends"), [((1, 5), (0, 1), (0, 5)), ((0.5, 1), (0, 1), (0, 1)), ((3, 3), None, (0, 3))]
+)
+def test_quality_of_any_scale_leaves_a_file_usable(first, second, ends, tmp_path):
+    for name, values in (("math_train", first), ("math_eval", None), ("code", second)):
+        path = tmp_path / f"{name}.jsonl"
+        write(path)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        grades = itertools.cycle(values or [None])
+        path.write_text("".join(json.dumps(row | {"quality": next(grades)}) + "\n" for row in rows))
+    findings = find_data(tmp_path, tmp_path)
+    assert not findings.unused
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(findings, path, "tiny"))
+    assert load_recipe(path).data.quality_range == ends
 
 
 def test_a_recipe_of_init_is_accepted_and_never_overwritten(tmp_path):

@@ -78,19 +78,21 @@ def test_what_was_written_for_a_recipe_with_axes_is_all_that_its_audit_asks_for(
     assert len(walk(tmp_path / "q", selectors=[f"scores:{tmp_path / 'mine.parquet'}"], seeds=[0], axes=axes)[1]) == 3
 
 
-def file_recipe(folder, ids):
-    """Two stages from files; `ids`: of the rows of each file."""
+def file_recipe(folder, ids, **changes):
+    """Two stages from files; `ids`: of the rows of each file; `quality` adds one from 1 to 5 to them."""
     for name in ("a", "b"):
         rows = [
             {"id": ids(name, n), "question": f"{name}: {n * n} and?", "answer": f"{n}", "price": n / 2, "tags": [name]}
             for n in range(30)
         ]
+        if "quality" in changes:
+            rows = [row | {"quality": 1 + place % 5} for place, row in enumerate(rows)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     paths = {name: str(folder / f"{name}.jsonl") for name in "ab"}
     stages = [{"name": name, "train": path, "eval": path} for name, path in paths.items()]
     data = {"stages": stages, "pool_size": 12, "items_per_skill": 4}
     small = {"training": {"steps": 2}, "probe": {"steps": 1, "points": 2}, "proxy": {"items_per_skill": 1}}
-    return parse_recipe({"name": "f", "selectors": ["random"], "seeds": [0, 1], "data": data, **small})
+    return parse_recipe({"name": "f", "selectors": ["random"], "seeds": [0, 1], "data": data, **small, **changes})
 
 
 def test_rows_keep_their_own_id_and_columns(tmp_path):
@@ -103,6 +105,12 @@ def test_rows_keep_their_own_id_and_columns(tmp_path):
         assert row.prompt == f"{name}: {int(n) ** 2} and?"
         assert row.price == int(n) / 2
         assert json.loads(row.tags) == [name]
+
+
+def test_quality_from_a_column_keeps_its_scale(tmp_path):
+    rec = file_recipe(tmp_path, lambda name, n: f"{name}-{n}", quality="column:quality,low=1,high=5")
+    _, candidates = written(rec, tmp_path / "c")
+    assert set(candidates.quality) == {1, 2, 3, 4, 5}
 
 
 def test_generated_rows_have_no_columns_of_their_own(tmp_path):

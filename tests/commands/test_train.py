@@ -105,6 +105,20 @@ def test_keys_say_which_tokens_are_learned(tmp_path, tokenizer):
     assert counts[0] < counts[1] < counts[2] == len(tokenized(path, tokenizer, "all")[0]["input_ids"])
 
 
+def test_quality_is_mapped_from_the_range_that_is_given(tmp_path, tokenizer):
+    rows = [{**ROWS["alpaca"], "quality": quality} for quality in (1, 4, 5)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert list(tokenized(path, tokenizer, "turns", quality_range=(1, 5))["quality"]) == [0, 0.75, 1]
+    for ends, options in (
+        ("1,5", []),
+        ([1, 5], []),
+        ("0,1", ["--quality_range", "1,5"]),
+        ("0,1", ["--quality-range=1,5"]),
+    ):
+        trainer = build_trainer(*_read(configuration(tmp_path, path, quality_range=ends), options))
+        assert sorted(trainer.train_dataset["quality"]) == [0, 0.75, 1]
+
+
 def test_a_stream_holds_the_rows_of_the_file(tmp_path, tokenizer, sums):
     assert list(tokenized(sums, tokenizer, "turns", stream=True)) == list(tokenized(sums, tokenizer, "turns"))
 

@@ -11,7 +11,7 @@ import pytest
 
 from longgame.data.examples import Example
 from longgame.data.synthetic import DOMAINS, LEVELS, OOD
-from longgame.evaluation.answers import gold_option, matches
+from longgame.evaluation.answers import gold_options, matches
 from longgame.evaluation.scorers import Choice, Evidence
 
 SKILLS = {skill.name: skill for skills in DOMAINS.values() for skill in skills}
@@ -347,7 +347,7 @@ def test_every_domain_asks_questions_with_options() -> None:
 def test_right_option_is_the_response(name: str) -> None:
     right = set()
     for example in draw(name, 60, LEVELS):
-        place = gold_option(example)
+        (place,) = gold_options(example)
         assert len(set(example.choices)) == len(example.choices) >= 2
         shown = Choice().options(example)
         assert shown[place] == example.response

@@ -90,6 +90,41 @@ def test_a_preference_learns_what_the_rejected_answer_lacks() -> None:
     assert read({"chosen": MESSAGES, "rejected": rejected}).learned == ()
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"prompt": "Hi"},
+        {"prompt": " 2+2?\n"},
+        {"prompt": MESSAGES[:1]},
+        {"prompt": MESSAGES[:3]},
+        {"prompt": "2+2?", "history": [["Hi", "Hello"]]},
+    ],
+)
+def test_a_prompt_that_chosen_repeats_is_read_once(before: dict[str, Any]) -> None:
+    rejected = [*MESSAGES[:3], message("assistant", "5")]
+    for row in ({"rejected": rejected}, {"rejected": rejected, "messages": MESSAGES}):
+        example = read({"chosen": MESSAGES, **row, **before})
+        assert (example.messages, example.response) == (TALK, "4")
+    system = [message("system", "Be brief."), *MESSAGES]
+    assert read({"chosen": system, **before}).messages == (("system", "Be brief."), *TALK)
+    assert read({"chosen": system, "prompt": MESSAGES[:3]}).learned == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+        {"prompt": "2+2?", "chosen": MESSAGES[3:]},
+        {"prompt": "2+2?", "chosen": MESSAGES[2:]},
+        {"chosen": MESSAGES[2:]},
+        {"question": "2+2?", "answer": "4"},
+    ],
+)
+def test_history_stands_before_every_request(row: dict[str, Any]) -> None:
+    example = read({**row, "history": [["Hi", "Hello"]]})
+    assert (example.messages, example.response) == (TALK, "4")
+
+
 @pytest.mark.parametrize("flag", ["train", "loss", "weight"])
 def test_flags_switch_turns_off(flag: str) -> None:
     turns = [dict(turn) for turn in MESSAGES]
@@ -164,6 +199,41 @@ def test_a_call_may_be_the_last_turn() -> None:
     assert "1" in example.chat["turns"]
 
 
+NULL = {"name": "f", "arguments": {"city": "Paris", "unit": None}}
+PADDED = {"name": "f", "arguments": {"city": "Paris"}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "call"),
+    [
+        (
+            message("assistant", None, tool_calls=[{"function": {**NULL, "arguments": json.dumps(NULL["arguments"])}}]),
+            NULL,
+        ),
+        (message("assistant", None, function_call={**NULL, "arguments": json.dumps(NULL["arguments"])}), NULL),
+        (said("function_call", json.dumps(NULL)), NULL),
+        (message("assistant", None, tool_calls=[{"id": None, "function": NULL}]), PADDED),
+    ],
+)
+def test_nulls_of_a_text_stay_and_padding_goes(turn: Any, call: Any) -> None:
+    for turns in ([TOOL_TURNS[0], turn], [TOOL_TURNS[0], turn, TOOL_TURNS[2], turn]):
+        example = read({"messages": turns})
+        assert example.chat is not None
+        calls = example.chat["turns"][str(len(turns) - 1)]["tool_calls"]
+        assert [one["function"] for one in calls] == [call]
+        assert example.chat["turns"]["1"]["tool_calls"] == calls
+        assert json.loads(example.response) == calls  # by this the template knows that the calls are the whole turn
+
+
+def test_nulls_of_a_schema_stay_where_it_is_a_text() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"a": {"default": None}}}}
+    row = {"messages": MESSAGES}
+    for tools in (json.dumps([tool]), [json.dumps(tool)]):
+        assert (read({**row, "tools": tools}).chat or {})["tools"] == [tool]
+    padded = {"type": "function", "function": {"name": "f", "parameters": {"a": {}}}}
+    assert (read({**row, "tools": [tool]}).chat or {})["tools"] == [padded]
+
+
 def test_tokens_keep_ids_and_labels() -> None:
     example, form = read_row({"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]})
     assert form == "tokens"
@@ -215,6 +285,12 @@ REFUSED: list[tuple[Any, str]] = [
     ({"chosen": "a", "rejected": "b"}, "add 'prompt'"),
     ({"prompt": "a", "completion": "b", "reasoning_content": "c"}, "Put it into the assistant's message"),
     ({"prompt": "a", "completion": "b", "output": "c"}, "would be lost"),
+    ({"messages": MESSAGES, "history": [["a", "b"]]}, "has 'history'"),
+    ({"text": "a", "history": [["b", "c"]]}, "has 'history'"),
+    ({"messages": MESSAGES, "chosen": "other"}, "has 'chosen'"),
+    ({"messages": MESSAGES, "chosen": [*MESSAGES[:3], message("assistant", "5")]}, "has 'chosen'"),
+    ({"messages": MESSAGES, "completion": [message("assistant", "5")]}, "has 'completion'"),
+    ({"conversations": SHAREGPT, "response": np.asarray(["lost"], dtype=object)}, "has 'response'"),
     ({"system": "a", "messages": [message("system", "b"), *MESSAGES]}, "keep one"),
     ({"text": "a", "quality": 3}, "--quality-range"),
     ({"text": "a\ud800"}, "surrogate"),
@@ -231,6 +307,18 @@ REFUSED: list[tuple[Any, str]] = [
 def test_refusals_name_field_and_value(row: Any, reason: str) -> None:
     with pytest.raises(RowError, match=re.escape(reason)):
         read(row)
+
+
+def test_columns_that_repeat_what_is_read_are_no_loss() -> None:
+    row = {"messages": MESSAGES, "prompt": MESSAGES[:1], "history": [["Hi", "Hello"]], "chosen": SHAREGPT, "input": []}
+    assert read(row) == read({"messages": MESSAGES})
+    calls = [
+        said("human", "2+2?"),
+        said("function_call", '{"name": "add"}'),
+        said("observation", "4"),
+        said("gpt", "4"),
+    ]
+    assert read({"chosen": calls}).messages == read({"conversations": calls}).messages
 
 
 def test_each_format_is_named_in_the_error() -> None:

@@ -206,6 +206,9 @@ def item(answer: str | tuple[str, ...] | None, response: str = "r", choices: tup
         ("a b c", None, ["a  b c", "A b c.", "the answer is a b c"], ["a b", "it is a b c"]),
         ("3 thousand", None, ["3 thousand", "(4+2)/2 = 3 thousand"], ["3", "= 2 thousand"]),
         ("B", ("red", "blue"), ["B", "B. blue", "blue", "(B) blue", "B. red"], ["A", "red", "A. blue", "the sea"]),
+        (("Oslo", "Rome"), ("Oslo", "Bern", "Rome"), ["Oslo", "Rome", "C", "A. Oslo"], ["Bern", "B", "Bern or Rome"]),
+        (("A", "C"), ("Oslo", "Bern", "Rome"), ["A", "C", "Rome", "(C) Rome", "Oslo"], ["B", "Bern", "A or C"]),
+        (("A", "the north"), ("Oslo", "Bern"), ["A", "Oslo", "the north"], ["B", "Bern", "the south"]),
         ("No", ("Yes", "No"), ["No", "no, because", "So the answer is No."], ["Yes", "So the answer is yes"]),
         ("maybe", ("yes", "no", "maybe"), ["maybe", "Maybe. Who knows?"], ["yes", "no"]),
     ],
@@ -225,13 +228,14 @@ def test_matching_without_an_answer_is_refused() -> None:
         answers.matches(item(None), "x")
 
 
-def test_gold_option_is_known_by_letter_or_text_or_not_at_all() -> None:
-    choices = ("red", "blue")
-    assert answers.gold_option(item("B", choices=choices)) == 1
-    assert answers.gold_option(item("Blue.", choices=choices)) == 1
-    assert answers.gold_option(item("C", choices=choices)) is None
-    assert answers.gold_option(item("green", choices=choices)) is None
-    assert answers.gold_option(item("red")) is None
+def test_gold_options_are_known_by_letter_or_text_or_not_at_all() -> None:
+    choices = ("red", "blue", "green")
+    assert answers.gold_options(item("B", choices=choices)) == [1]
+    assert answers.gold_options(item("Blue.", choices=choices)) == [1]
+    assert answers.gold_options(item(("green", "A", "red"), choices=choices)) == [2, 0]
+    assert answers.gold_options(item("D", choices=choices)) == []
+    assert answers.gold_options(item("pink", choices=choices)) == []
+    assert answers.gold_options(item("red")) == []
 
 
 def test_program_is_no_short_answer() -> None:

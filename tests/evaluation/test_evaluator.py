@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from longgame.data.examples import Example, Task
+from longgame.data.examples import Example, Task, with_unique_ids
+from longgame.data.formats import read_row
 from longgame.data.tokenize import encode, encode_all
 from longgame.errors import DataError, NumericalError, PluginError
 from longgame.evaluation import decoding, evaluator
@@ -282,6 +283,33 @@ def test_items_are_tokenised_once(model, tokenizer, tasks, monkeypatch) -> None:
     judge.score(tasks)
     judge.score([dataclasses.replace(tasks[1], name="again"), tasks[0]])
     assert set(calls.values()) == {1}
+
+
+def test_each_item_of_tokens_or_tools_is_scored_as_itself(model, tokenizer, monkeypatch) -> None:
+    template = "{{ tools[0].function.name }}" + tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]
+    rows = [
+        {"input_ids": [2, 5, 3, 7, 8, 1], "labels": [-100, -100, -100, 7, 8, 1]},
+        {"input_ids": [2, 6, 3, 9, 1], "labels": [-100, -100, -100, 9, 1]},
+        {"input_ids": [2, 5, 3, 7, 8, 1], "labels": [-100, -100, -100, 7, 8, 1]},
+        {"messages": turns, "tools": [{"name": "ab"}]},
+        {"messages": turns, "tools": [{"name": "cd"}]},
+    ]
+    items = with_unique_ids(read_row(row | {"skill": str(place)})[0] for place, row in enumerate(rows))
+    alone = [scores(model, tokenizer, [Task("t", (item,), scorers=("likelihood",))]) for item in items]
+    together = scores(model, tokenizer, [Task("t", items, scorers=("likelihood",))])
+    assert together == {key: (pytest.approx(value), n) for one in alone for key, (value, n) in one.items()}
+    values = [value for value, _ in together.values()]
+    assert values[0] == values[2]
+    assert len(set(values)) == 4
+
+
+def test_options_of_an_item_of_tokens_are_refused(model, tokenizer) -> None:
+    row = {"input_ids": [2, 5, 3, 7, 1], "choices": ["a", "b"], "answer": "a"}
+    for scorer in ("choice", "mc1", "mc2"):
+        with pytest.raises(DataError, match="task 't', item .* came as tokens"):
+            scores(model, tokenizer, [Task("t", (read_row(row)[0],), scorers=(scorer,))])
 
 
 def test_what_no_item_is_measured_by_is_nan_with_zero_items(model, tokenizer) -> None:

@@ -13,6 +13,7 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from longgame.data.examples import Example
+from longgame.data.formats import read_row
 from longgame.errors import DataError, PluginError, RecipeError
 from longgame.evaluation.scorers import (
     NEEDS,
@@ -44,6 +45,12 @@ def test_content_scorers_leave_out_the_end_of_the_turn() -> None:
     assert build_scorer("likelihood").score(Example.make("p", "r"), evidence) == pytest.approx(0.5)
     ended = Evidence(response=(nll(1, 1), np.array([False, True])), end_tokens=1)
     assert build_scorer("ends").score(Example.make("p", "r"), ended) == 1
+
+
+def test_ends_measures_no_item_of_tokens() -> None:
+    scorer = build_scorer("ends")
+    assert scorer.measures(Example.make("p", "r"))
+    assert not scorer.measures(read_row({"input_ids": [5, 6]})[0])
 
 
 def test_likelihood_is_the_geometric_mean_of_token_probabilities() -> None:
@@ -99,6 +106,19 @@ def test_tied_options_share_the_point() -> None:
         Choice().score(Example.make("p", letter, answer=letter, choices=COLOURS.choices), evidence) for letter in "ABC"
     ]
     assert scores == [0.5, 0.5, 0]
+
+
+def test_choice_credits_any_right_option() -> None:
+    options = (nll(2.0), nll(1.0), nll(1.0))
+    scored = {
+        answer: Choice().score(
+            Example.make("p", "C", answer=answer, choices=COLOURS.choices), Evidence(options=options)
+        )
+        for answer in (("A", "C"), ("A", "blue", "C"), ("A", "red"))
+    }
+    assert list(scored.values()) == [0.5, 1, 0]
+    example = Example.make("p", "C", answer=("A", "C"), choices=COLOURS.choices)
+    assert list(Choice().options(example)) == ["A", "B", "C"]
 
 
 def test_choice_refuses_an_answer_that_is_no_option() -> None:

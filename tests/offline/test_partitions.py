@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import longgame
+from longgame.data.formats import RowRules
 from longgame.data.sources import open_source
 from longgame.errors import LonggameError, RecipeError
 from longgame.offline import scoring
@@ -21,6 +22,7 @@ from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import score_into, shard_rows
 from longgame.offline.selecting import select_to
 from longgame.selection.algorithms.farthest import distances_to
+from longgame.signals.quality.base import QualitySources
 from support.cli import longgame_here
 
 from .conftest import ROWS, jsonl
@@ -290,11 +292,19 @@ def test_changed_data_is_refused(job, tmp_path):
         file.write_bytes(before)
 
 
+def test_rows_are_found_again_whatever_the_scale_of_quality(tmp_path):
+    data = jsonl(tmp_path / "data.jsonl", [{**row, "quality": 1 + number % 5} for number, row in enumerate(ROWS)])
+    grading = QualitySources.of("column:quality,low=1,high=5", None)
+    table = DataRows(open_source(data), RowRules(columns=grading.columns))
+    score_into(table, ["quality"], tmp_path / "scores", TINY, grading=grading)
+    options = SelectOptions(selector="quality", budget="7rows")
+    outcome, _ = select_in_parts(data, None, options, scores=tmp_path / "scores", partitions=3)
+    assert {(1 + place % 5) for place in outcome.positions.tolist()} == {5}
+
+
 def test_quality_that_is_missing_is_refused_in_parts(tmp_path, monkeypatch):
     rows = [{**row, **({"quality": 0.5} if number % 2 else {})} for number, row in enumerate(ROWS)]
     data = jsonl(tmp_path / "data.jsonl", rows)
-    from longgame.signals.quality.base import QualitySources
-
     grading = QualitySources.of("column:quality", None)
     table = DataRows(open_source(data))
     score_into(table, ["quality"], tmp_path / "scores", TINY, grading=grading)

@@ -49,6 +49,8 @@ class DataFile:
     split: str
     """``train``, one of `_EVAL`, or ``ood``."""
     rows: int
+    quality: tuple[float, float] | None = None
+    """Lowest and highest value of its column ``quality``, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,15 @@ def find_data(folder: Path, start: Path) -> Findings:
         reference = reference if path.is_file() else f"./{reference}"
         stage, split = _meaning(path.relative_to(folder))
         try:
-            rows = len(load_examples(str(path) if path.is_file() else f"{path}/", data_dir=None, split="train"))
+            examples = load_examples(
+                str(path) if path.is_file() else f"{path}/", data_dir=None, split="train", columns=("quality",)
+            )
         except DataError as error:
             unused[reference] = textwrap.shorten(str(error), _REASON, placeholder=" …")
             continue
-        files.append(DataFile(reference, stage, split, rows))
+        grades = [example.columns["quality"] for example in examples if example.columns]
+        ends = (min(grades), max(grades)) if grades else None
+        files.append(DataFile(reference, stage, split, len(examples), ends))
     if not files:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in list(unused.items())[:5])
         raise DataError(
@@ -260,6 +266,7 @@ def _compose(findings: Findings, path: Path, model: str, scale: float) -> str:
         _line(f"  pool_size: {pool}", "candidates per stage"),
         _line(f"  items_per_skill: {items}", "evaluation items per file"),
         *([f"  ood_items_per_skill: {ood_items}"] if findings.ood else []),
+        *_quality_range(findings),
         _line("  too_long: drop", "examples of more than max_length tokens are left out, and counted"),
         _line("  stages:", "in the order of training: put them into yours"),
     ]
@@ -284,6 +291,17 @@ def _compose(findings: Findings, path: Path, model: str, scale: float) -> str:
         _line(f"  items_per_skill: {proxy}", "items per file that far-sighted selectors look at"),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quality_range(findings: Findings) -> list[str]:
+    """The line of the scale of ``quality``, where a file has another one than 0 to 1."""
+    files = [file for task in (*findings.stages, *findings.ood) for file in (*task.train, *task.eval)]
+    ends = [file.quality for file in files if file.quality is not None]
+    low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=1.0)
+    if low >= 0 and high <= 1:
+        return []
+    low, high = (low, high) if low < high else (min(0.0, low), max(1.0, high))
+    return [_line(f"  quality_range: [{low!r}, {high!r}]", "lowest and highest 'quality' found: correct to its scale")]
 
 
 def _line(text: str, comment: str) -> str:

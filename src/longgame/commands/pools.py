@@ -144,7 +144,7 @@ def _own_columns(recipe: Recipe, row_ids: Mapping[str, str | None]) -> dict[str,
 
     data = recipe.data
     folder = None if data.data_dir is None else Path(data.data_dir)
-    rules = RowRules(data.turns, data.quality_range)
+    rules = RowRules(data.turns, data.quality_range, recipe.graded_columns())
     references = dict.fromkeys(name for stage in data.stages for name in stage.train)
     needed = {(sample_id.partition("#")[0], row_id) for sample_id, row_id in row_ids.items()}
     cells: dict[tuple[str, str | None], dict[str, Any]] = {}
@@ -188,7 +188,7 @@ def _row(example: Example) -> dict[str, Any]:
         "response": example.response,
         "messages": messages,
         "skill": example.skill,
-        "quality": example.quality,
+        "quality": (example.columns or {}).get("quality", example.quality),
         "source": example.source,
     }
 

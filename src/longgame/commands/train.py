@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 import pyarrow as pa
 import typer
 
+from longgame.commands.score import parse_range
 from longgame.commands.terminal import Terminal
 from longgame.data.examples import WEIGHT, Example
 from longgame.data.formats import RowRules
@@ -41,6 +42,8 @@ class DataArguments:
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Items for evaluation in training."})
     proxy_dataset_name: str | None = field(default=None, metadata={"help": "Items of later stages (proxy_dataset)."})
     on_bad_row: str = field(default="error", metadata={"help": "error, or skip: leave out rows that cannot be used."})
+    quality_range: str = field(default="0,1", metadata={"help": "Lowest and highest value of the quality column."})
+    """A text, or a list of two numbers in a file."""
     target_dataset_name: str | None = field(default=None, metadata={"help": "Items of the task to select for."})
 
 
@@ -141,11 +144,13 @@ def build_trainer(arguments: Any, data: Any, model: Any, names: DataArguments, s
     tokenizer = load_tokenizer(spec)
     if arguments.eos_token is not None:
         raise RecipeError("eos_token would change where a response ends. Set it in the model's own tokenizer.")
-    learned = _learned(arguments)
+    learned, ends = _learned(arguments), cast(Any, names.quality_range)
+    quality_range = parse_range(",".join(map(str, ends)) if isinstance(ends, list) else str(ends))
 
     def rows(name: str, split: str | None, config: str | None = None, stream: bool = False) -> Any:
         place, on_bad_row = reference(name, config, split), cast(OnBadRow, names.on_bad_row)
-        return tokenized(place, tokenizer, learned, stream=stream, on_bad_row=on_bad_row)
+        settings: Any = {"stream": stream, "on_bad_row": on_bad_row, "quality_range": quality_range}
+        return tokenized(place, tokenizer, learned, **settings)
 
     train_data = rows(data.dataset_name, data.dataset_train_split, data.dataset_config, data.dataset_streaming)
     evaluation = None
@@ -338,7 +343,15 @@ def _learned(arguments: Any) -> str:
     return "turns" if arguments.completion_only_loss is None or arguments.assistant_only_loss else "last"
 
 
-def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, on_bad_row: OnBadRow = "error") -> Any:
+def tokenized(
+    data: str,
+    tokenizer: Any,
+    learned: str,
+    *,
+    stream: bool = False,
+    on_bad_row: OnBadRow = "error",
+    quality_range: tuple[float, float] = (0.0, 1.0),
+) -> Any:
     """Return rows of any format as a data set of tokens: ``input_ids``, ``labels``, and what selection reads.
 
     Columns beside them: ``sample_id``, ``skill``, ``quality``, ``longgame_weight``.
@@ -349,6 +362,7 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, 
         learned: see `_learned`.
         stream: tokenize while training, instead of before.
         on_bad_row: whether a row that cannot be used is an error or skipped.
+        quality_range: lowest and highest value of the ``quality`` column.
 
     Raises:
         DataError: a row cannot be used, or there is none.
@@ -356,7 +370,8 @@ def tokenized(data: str, tokenizer: Any, learned: str, *, stream: bool = False, 
     from datasets import Dataset, Features, IterableDataset, Value
     from datasets import List as ListOf
 
-    source = DataRows(open_source(data), RowRules("last" if learned == "last" else "all"), on_bad_row)
+    rules = RowRules("last" if learned == "last" else "all", quality_range)
+    source = DataRows(open_source(data), rules, on_bad_row)
     if source.bad:
         first = source.bad[0]
         _log.warning(

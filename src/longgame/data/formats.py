@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -129,7 +129,7 @@ def _columns(names: tuple[str, ...]) -> _Columns:
     return _Columns(
         formats=tuple(form for form in FORMATS if present.issuperset(form.needs)),
         refused=tuple(name for name in _REFUSED if name in present),
-        content=tuple(name for name in _CONTENT if name in present),
+        content=tuple(name for name in (*_CONTENT, *_TALK) if name in present),
         system=not present.isdisjoint(_SYSTEM),
         tools=not present.isdisjoint(_TOOLS),
         optional=not present.isdisjoint(_OPTIONAL),
@@ -220,7 +220,10 @@ def _alpaca(row: Mapping[str, Any]) -> Conversation:
 
 def _question(row: Mapping[str, Any]) -> Conversation:
     _refuse_unseen_choices(row)
-    return Conversation([("user", _request(row)), ("assistant", plain_text(row["answer"], "answer"))])
+    conversation = _history(row)
+    conversation.add("user", _request(row))
+    conversation.add("assistant", plain_text(row["answer"], "answer"))
+    return conversation
 
 
 def _refuse_unseen_choices(row: Mapping[str, Any]) -> None:
@@ -238,28 +241,47 @@ def _refuse_unseen_choices(row: Mapping[str, Any]) -> None:
 
 
 def _chosen(row: Mapping[str, Any]) -> Conversation:
-    """The preferred answer; what it shares with the rejected one is its prompt."""
-    conversation = Conversation()
-    if row.get("prompt") is not None:
-        _append(conversation, row["prompt"], "prompt")
-    chosen = row["chosen"]
+    """The preferred answer; what it shares with the rejected one is its prompt.
+
+    Where it is a whole conversation, the turns of ``history`` and ``prompt`` may stand in it, too; they are read once.
+    """
+    conversation, prompt, chosen = _history(row), row.get("prompt"), row["chosen"]
+    asked = [] if prompt is None else _append(Conversation(), prompt, "prompt").turns
     if isinstance(chosen, str):
-        if row.get("prompt") is None:
+        if prompt is None:
             raise RowError("'chosen' is a text without 'prompt', so where the answer begins is unknown; add 'prompt'")
+        _append(conversation, prompt, "prompt")
         conversation.first_learned = len(conversation.turns)
         conversation.add("assistant", plain_text(chosen, "chosen"))
         return conversation
+    answer = _append(Conversation(), chosen, "chosen").turns
+    start = _behind(answer, [*conversation.turns, *asked])
+    if start:
+        conversation = Conversation()
+    else:
+        start = _behind(answer, asked)
+        if asked and not start:
+            _append(conversation, prompt, "prompt")
     before = len(conversation.turns)
     _append(conversation, chosen, "chosen")
     other = row.get("rejected")
     rejected = [] if other is None or isinstance(other, str) else _append(Conversation(), other, "rejected").turns
     shared = 0
-    for mine, theirs in zip(conversation.turns[before:], rejected, strict=False):
+    for mine, theirs in zip(answer, rejected, strict=False):
         if mine != theirs:
             break
         shared += 1
-    conversation.first_learned = before + (shared if before + shared < len(conversation.turns) else 0)
+    conversation.first_learned = before + max(start, shared if shared < len(answer) else 0)
     return conversation
+
+
+def _behind(conversation: list[tuple[str, str]], turns: list[tuple[str, str]]) -> int:
+    """The place behind these turns in a conversation that does not begin with an answer; 0 where it lacks them."""
+    whole, part = ([(role, text.strip()) for role, text in some] for some in (conversation, turns))
+    if not part or not whole or whole[0][0] == "assistant":
+        return 0
+    ends = range(len(part), len(whole) + 1)
+    return next((end for end in ends if whole[end - len(part) : end] == part), 0)
 
 
 def _plain_text(row: Mapping[str, Any]) -> Conversation:
@@ -354,7 +376,7 @@ def _append_message(conversation: Conversation, message: Mapping[str, Any], name
         if _filled(message[key]):
             raise RowError(f"has '{key}' in a message of '{name}', which is {_REFUSED[key]}")
     content = _content(message.get(content_key), name)
-    fields = {key: message[key] for key in _PASSED_ON if message.get(key)}
+    fields = {key: _json(message[key], key) for key in _PASSED_ON if message.get(key)}
     calls: list[dict[str, Any]] = []
     if role == _CALLS:
         role, calls, content = "assistant", _calls_of(content), ""
@@ -467,6 +489,8 @@ def _request(row: Mapping[str, Any]) -> str:
 
 
 _CONTENT = ("prompt", "instruction", "question", "input", "context", "query", "response", "completion", "output")
+_TALK = ("history", "chosen")
+"""Columns of turns that only some formats read."""
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
 _NUMBERS = ("quality", WEIGHT)
@@ -475,7 +499,7 @@ _OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "n
 
 
 READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).union(
-    _CONTENT, _SYSTEM, _TOOLS, _OPTIONAL, ("history", "rejected", "labels", "attention_mask")
+    _CONTENT, _TALK, _SYSTEM, _TOOLS, _OPTIONAL, ("rejected", "labels", "attention_mask")
 )
 """Columns that say something to longgame; all others are the user's own."""
 
@@ -483,11 +507,31 @@ READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).unio
 def _refuse_unused(row: Mapping[str, Any], names: Sequence[str], used: Sequence[str]) -> None:
     """Raise RowError for a text in these columns that is not read, unless what is read contains it."""
     for name in names:
-        text = row[name]
-        if not isinstance(text, str) or text in used:
+        value = row[name]
+        if value is None or (isinstance(value, str) and value in used):
             continue
-        if text.strip() and not any(text.strip() in part for part in used):
-            raise RowError(f"has '{name}' beside the columns that are read, and it would be lost; remove or join it")
+        for text in _texts(value):
+            if text not in used and text.strip() and not any(text.strip() in part for part in used):
+                raise RowError(
+                    f"has '{name}' beside the columns that are read, and it would be lost; remove or join it"
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a text, in messages or in another list or object; not those of calls, which are read as JSON."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, Mapping):
+            if _CALLS not in (part.get("from"), part.get("role")):
+                content = [part[key] for key in ("content", "value", "text") if key in part]
+                parts.extend(content or part.values())
+        elif isinstance(part, list | tuple):
+            parts.extend(part)
+        elif hasattr(part, "tolist"):
+            parts.append(part.tolist())
 
 
 def _put_system(row: Mapping[str, Any], conversation: Conversation) -> None:
@@ -512,23 +556,27 @@ def _tools(row: Mapping[str, Any]) -> list[Any]:
     if tools is None:
         return []
     if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RowError(f"'tools' is a text that is no JSON ({error})") from error
-    tools = [_json(tool, "tools") for tool in _list(tools, "tools")]
+        tools = _list(_parsed_tool(tools), "tools")
+    else:
+        tools = [_json(tool, "tools") for tool in _list(tools, "tools")]
+    tools = [_parsed_tool(tool) if isinstance(tool, str) else tool for tool in tools]
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError("'tools' holds something else than objects that describe a function")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
+def _parsed_tool(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RowError(f"'tools' holds a text that is no JSON ({error})") from error
+
+
 def _json(value: Any, name: str) -> Any:
-    """The value as plain JSON, without the empty fields that tables add to make objects alike."""
-    if isinstance(value, str) and name == "tools":
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RowError(f"'{name}' holds a text that is no JSON ({error})") from error
+    """The value as plain JSON, without the empty fields that tables add to make objects alike.
+
+    What a text of JSON says is no object of a table, so its nulls stay: parse it after this.
+    """
     try:
         return json.loads(json.dumps(_without_none(value)))
     except (TypeError, ValueError) as error:
@@ -591,7 +639,7 @@ def _example(
     if tools:
         chat["tools"] = tools
     if fields:
-        chat["turns"] = {str(place): _json(value, "messages") for place, value in fields.items()}
+        chat["turns"] = {str(place): value for place, value in fields.items()}
     if chat:
         optional["chat"] = chat
     if not chat and all(not content for _, content in before):
@@ -723,7 +771,11 @@ def _quality(value: Any, bounds: tuple[float, float]) -> float:
     low, high = bounds
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or math.isnan(value) or not low <= value <= high:
-        hint = "" if bounds != (0.0, 1.0) else "; give its scale with --quality-range LOW,HIGH"
+        hint = (
+            ""
+            if bounds != (0.0, 1.0)
+            else "; give its scale with --quality-range LOW,HIGH (data.quality_range in a recipe)"
+        )
         raise RowError(f"'quality' is {value!r}, not a number from {low:g} to {high:g}{hint}")
     return (float(value) - low) / (high - low)
 

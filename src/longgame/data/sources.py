@@ -548,7 +548,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
                 ) from error
 
 
-_JSON_CELLS = ("messages", "conversations", "conversation", "history", "tools", "choices", "input_ids", "labels")
+_JSON_CELLS = ("messages", "conversations", "conversation", "history", "choices", "input_ids", "labels")
 
 
 _TEXT_OR_JSON = ("prompt", "completion", "chosen", "rejected")

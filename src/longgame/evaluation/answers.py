@@ -533,16 +533,18 @@ def golds(example: Example) -> tuple[str, ...]:
     return tuple(part.strip() for part in accepted if normalize(part))
 
 
-def gold_option(example: Example) -> int | None:
-    """The index of the right option: by letter, else by text; None without choices, answer or a match."""
-    accepted = golds(example)
-    if not example.choices or not accepted:
-        return None
-    first = accepted[0]
-    if len(first) == 1 and 0 <= ord(first) - 65 < len(example.choices):
-        return ord(first) - 65
-    texts = [normalize(choice) for choice in example.choices]
-    return next((texts.index(gold) for gold in map(normalize, accepted) if gold in texts), None)
+def option_of(gold: str, choices: Sequence[str]) -> int | None:
+    """The place of the option that an accepted answer names: by letter, else by text; None where it names none."""
+    if len(gold) == 1 and 0 <= ord(gold) - 65 < len(choices):
+        return ord(gold) - 65
+    texts = [normalize(choice) for choice in choices]
+    return texts.index(normalize(gold)) if normalize(gold) in texts else None
+
+
+def gold_options(example: Example) -> list[int]:
+    """The places of the right options, that of the first accepted answer first; empty without choices or a match."""
+    places = (option_of(gold, example.choices or ()) for gold in golds(example))
+    return list(dict.fromkeys(place for place in places if place is not None))
 
 
 def is_short(example: Example) -> bool:
@@ -566,22 +568,24 @@ def matches(example: Example, text: str) -> bool:
     accepted = golds(example)
     if not accepted:
         raise DataError(f"item {example.sample_id} has no `answer` to compare with; exact_match leaves such items out.")
-    right = gold_option(example)
-    if right is not None and example.choices is not None:
-        count = len(example.choices)
-        by_letter = accepted[0] == chr(65 + right)
-        chosen = letter(text, count) if by_letter else None
+    choices = example.choices or ()
+    rights = gold_options(example)
+    if rights:
+        by_letter = accepted[0] == chr(65 + rights[0])
+        chosen = letter(text, len(choices)) if by_letter else None
         if chosen is not None:
-            return chosen == right
-        chosen = option(text, example.choices)
-        if chosen is None:
-            chosen = letter(text, count)
-        if chosen is None:
-            chosen = mentioned(text, example.choices)
-        if chosen is not None:
-            return normalize(example.choices[chosen]) == normalize(example.choices[right])
-        if by_letter:
-            return False
+            right = chosen in rights
+        else:
+            chosen = option(text, choices)
+            if chosen is None:
+                chosen = letter(text, len(choices))
+            if chosen is None:
+                chosen = mentioned(text, choices)
+            right = chosen is not None and normalize(choices[chosen]) in {normalize(choices[place]) for place in rights}
+        if right:
+            return True
+        if by_letter or chosen is not None:  # the options decide, but for accepted answers that are none of them
+            accepted = tuple(gold for gold in accepted if option_of(gold, choices) is None)
     return any(_matches_one(gold, text) for gold in accepted)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, unknown
-from longgame.evaluation.answers import golds, normalize
+from longgame.evaluation.answers import gold_options, golds, option_of
 from longgame.evaluation.scorers import Evidence, Normalization, Scorer, log_likelihoods
 
 GsmForm = Literal["strict", "flexible"]
@@ -57,19 +57,13 @@ def true_options(example: Example) -> list[int]:
         DataError: a true answer is no option, or none of the options is false.
     """
     choices = example.choices or ()
-    texts = [normalize(choice) for choice in choices]
-    places = []
     for gold in golds(example):
-        if len(gold) == 1 and 0 <= ord(gold) - 65 < len(choices):
-            places.append(ord(gold) - 65)
-        elif normalize(gold) in texts:
-            places.append(texts.index(normalize(gold)))
-        else:
+        if option_of(gold, choices) is None:
             raise DataError(
                 f"item {example.sample_id}: the true answer {gold!r} is none of its choices {list(choices)}. "
                 "Correct the item."
             )
-    places = list(dict.fromkeys(places))
+    places = gold_options(example)
     if len(places) == len(choices):
         raise DataError(f"item {example.sample_id}: all of its {len(choices)} choices are true. Add a false one.")
     return places

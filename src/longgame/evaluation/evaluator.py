@@ -78,7 +78,7 @@ class Evaluator:
         self._special = frozenset(int(token) for token in tokenizer.all_special_ids)
         self._folds: bool | None = None
         self._scorers: dict[str, Scorer] = {}
-        self._encoded: dict[tuple[Any, ...], Encoded] = {}
+        self._encoded: dict[tuple[str, str], Encoded] = {}
 
     def score(self, tasks: Sequence[Task]) -> list[Score]:
         """Return one `Score` per task × sub-skill × scorer, in this order (sub-skills sorted).
@@ -195,7 +195,12 @@ class Evaluator:
 
     def _row(self, rows: dict[tuple[bytes, bytes], Row], example: Example, text: str, label: str) -> Row:
         """The row of the example's prompt with this response; equal token sequences share one row."""
-        key = (example.prompt, example.messages, text)
+        if example.tokens is not None and text != example.response:
+            raise DataError(
+                f"{label} came as tokens, so no other response ({text[:40]!r}) can be put behind its prompt. Give the "
+                "item as text, or leave scorers of options out of the task's."
+            )
+        key = (example.sample_id, text)
         if key not in self._encoded:
             try:
                 self._encoded[key] = encode(replace(example, response=text), self.tokenizer, self.max_length)

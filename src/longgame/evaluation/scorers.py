@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from longgame.data.examples import Example
 from longgame.errors import DataError, PluginError, RecipeError, unknown
-from longgame.evaluation.answers import gold_option, golds, is_short, matches, normalize
+from longgame.evaluation.answers import gold_options, golds, is_short, matches, normalize
 from longgame.evaluation.verifiers import check_verifier, reward, verified
 from longgame.limits import load_yaml
 from longgame.registry import Registry
@@ -254,10 +254,16 @@ class TokenAccuracy(Scorer):
 
 
 class Ends(Scorer):
-    """Whether the model ends its turn where the response does: the end is its argmax behind the gold content."""
+    """Whether the model ends its turn where the response does: the end is its argmax behind the gold content.
+
+    Items that came as tokens are not measured: where their content ends is unknown.
+    """
 
     name: ClassVar[str] = "ends"
     requires: ClassVar[tuple[str, ...]] = ("response",)
+
+    def measures(self, example: Example) -> bool:
+        return example.tokens is None
 
     def score(self, example: Example, evidence: Evidence) -> float:  # noqa: ARG002
         return float(evidence.ended)
@@ -311,7 +317,7 @@ class Verifier(Scorer):
 
 
 class Choice(Scorer):
-    """Whether the right option is the most likely continuation of the prompt; k options tied for best share the point.
+    """Whether a right option is the most likely continuation of the prompt; k options tied for best share the point.
 
     Args:
         form: the text of an option: ``letter`` ("B"), ``text`` ("False"), ``letter_text`` ("B. False"), or ``auto``:
@@ -342,15 +348,15 @@ class Choice(Scorer):
     def score(self, example: Example, evidence: Evidence) -> float:
         values = log_likelihoods(evidence.option_nll, self.options(example), self.normalise)
         best = np.flatnonzero(values == values.max()).tolist()
-        return 1 / len(best) if _right(example) in best else 0.0
+        return len({*best} & {*_right(example)}) / len(best)
 
     def _form(self, example: Example) -> Form:
         if self.form != "auto":
             return self.form
-        right = _right(example)
-        response, text = normalize(example.response), (example.choices or ())[right]
+        right = [(place, (example.choices or ())[place]) for place in _right(example)]
+        response = normalize(example.response)
         forms: tuple[Form, ...] = ("letter_text", "letter", "text")
-        return next((form for form in forms if normalize(render(form, right, text)) == response), "text")
+        return next((form for form in forms if response in {normalize(render(form, *one)) for one in right}), "text")
 
 
 def log_likelihoods(
@@ -370,9 +376,10 @@ def render(form: Form, index: int, text: str) -> str:
     return {"letter": name, "text": text, "letter_text": f"{name}. {text}"}[form]
 
 
-def _right(example: Example) -> int:
-    right = gold_option(example)
-    if right is None:
+def _right(example: Example) -> list[int]:
+    """Places of the right options."""
+    right = gold_options(example)
+    if not right:
         options = list(example.choices or ())
         raise DataError(
             f"item {example.sample_id}: answer {example.answer!r} is neither a letter from A nor one of its choices "

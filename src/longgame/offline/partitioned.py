@@ -222,7 +222,7 @@ def _chosen(
             claim |= {"holds": holds, "share": SHARE, **bound}
     spent = int(costs_of(picks.prompt, picks.response, unit).sum())
     notes = tuple(whole_pool_notes(len(rank), candidates))
-    rules = RowRules(options.turns, options.quality_range)
+    rules = RowRules(options.turns, columns=("quality",))  # ids do not depend on its scale, which the scores know
     positions = _positions(source, _located(table, picks.rows), picks.ids, rules, table.folder)
     return PartsOutcome(source, positions, picks, rank, weights, totals, asked, spent, unit, claim, notes)
 

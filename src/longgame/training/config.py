@@ -225,7 +225,8 @@ class SelectionConfig:
         if grading.columns:
             raise RecipeError(
                 f"quality is read from the column '{grading.columns[0]}', and a trainer reads quality alone, "
-                "in [0, 1]. Rename and rescale it, or grade and select beforehand (longgame select)."
+                "in [0, 1]. Rename and rescale it (longgame train: quality_range), or grade and select beforehand "
+                "(longgame select)."
             )
         return grading
 
