@@ -42,8 +42,9 @@ CASES = {
     "lhas": {"selector": "lhas", "proxy": True},
     "craig": {"selector": "craig"},
     "rounds": {"selector": "gradient", "rounds": 2},
+    "uncounted": {"selector": "craig", "rounds": 1, "uncounted": True},
 }
-"""One selector for each kind of work: forward, proxy directions, weights, rounds."""
+"""One selector for each kind of work: forward, proxy directions, weights, rounds; a model that counts no tokens."""
 OTHERS = {
     "random": {"selector": "random"},
     "diversity": {"selector": "diversity"},
@@ -61,6 +62,9 @@ OTHERS = {
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 """What DeepSpeed takes from the Trainer's arguments."""
 
+SET_UPS = ("args", "proxy", "stream", "full", "uncounted", "zero", "fsdp")
+"""Keys of a case that are no options of the trainer."""
+
 
 def trained(folder, cases, places, accumulation=1, resume=None):
     """Train each case in this process and its peers; return what the tests compare, by case."""
@@ -69,15 +73,16 @@ def trained(folder, cases, places, accumulation=1, resume=None):
     sizes = {"per_device_train_batch_size": places, "gradient_accumulation_steps": accumulation}
     results = {}
     for name, case in cases.items():
-        options = {
-            key: value for key, value in case.items() if key not in ("args", "proxy", "stream", "full", "zero", "fsdp")
-        }
+        options = {key: value for key, value in case.items() if key not in SET_UPS}
         if case.get("proxy"):
             options["proxy_dataset"] = Dataset.from_list(rows_of(make_pool(8, seed=5)))
         if case.get("stream"):
             options["train"] = stream(80)
         if case.get("full"):
             options["model"] = make_model(lora=False)
+        if case.get("uncounted"):
+            options["model"] = make_model()
+            options["model"].base_model.model.accepts_loss_kwargs = False
         args = {"max_steps": 3, **sizes, **case.get("args", {})}
         if "zero" in case and "WORLD_SIZE" in os.environ:
             args["deepspeed"] = {**dict.fromkeys(AUTO, "auto"), "zero_optimization": {"stage": case["zero"]}}

@@ -112,6 +112,25 @@ def test_accumulation_does_not_change_what_is_picked(tmp_path, tokenizer):
         np.testing.assert_allclose(other[0], picks[0][0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [make_trainer, sft])
+def test_losses_do_not_need_a_model_that_counts_tokens(tmp_path, tokenizer, make):
+    """Remote code and some models of transformers take no ``num_items_in_batch``."""
+    steps = []
+    for size, accumulation, counts in ((8, 1, True), (8, 1, False), (2, 4, False), (1, 8, False)):
+        model = make_model()
+        model.base_model.model.accepts_loss_kwargs = counts
+        args = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2,
+                "train_sampling_strategy": "sequential", "max_grad_norm": 1e9}  # fmt: skip
+        trainer = make(tmp_path, tokenizer, model=model, selector="longest", rounds=1, budget=0.1, args=args)
+        assert trainer.model_accepts_loss_kwargs == counts
+        trainer.train()
+        entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+        steps.append([(entry["loss"], entry["grad_norm"]) for entry in entries])
+        assert len(trainer.selection_policy.rounds[0].picked_ids) < 8  # some micro-batches have no pick
+    for other in steps[1:]:
+        np.testing.assert_allclose(other, steps[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("rounds", ["step", 3])
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path, tokenizer, rounds):
     def build(folder):

@@ -189,6 +189,8 @@ class StageTrainer(SelectionMixin, Trainer):
         ticks = _ticks(pool, selection, spec)
         super().__init__(model, arguments, train_dataset=ticks, selection=selection, signals=scorer)
         self._selection_pool = pool
+        # `response_loss` divides by the step's tokens itself, whatever arguments the model's own loss takes
+        self.model_accepts_loss_kwargs |= not has_other_loss(model)
         if isinstance(scorer, SignalSource):
             scorer.preconditioner = self._selection_preconditioner
         steps = spec.steps if course is None else 0

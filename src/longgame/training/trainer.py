@@ -161,6 +161,8 @@ class SelectionMixin(_Base):
         """Ids of the micro-batches that this step has still to train on; none where a batch learns nothing."""
         self._selection_weights: Float[Tensor, "b T"] | None = None
         """Weights of the tokens of the micro-batch whose loss is computed next; None: 1 for all."""
+        self._selection_items: Tensor | None = None
+        """Labeled tokens of this step, where the Trainer would take the mean over micro-batches; else None."""
         self._selection_patches: ExitStack | None = None
         """What the model runs with while it trains."""
         self.selection_record: SelectionRecord | None = None
@@ -269,7 +271,12 @@ class SelectionMixin(_Base):
         if not ticks:
             return [], None
         batches = self._selection_batches([row for tick in ticks for row in tick.rows], num_batches)
-        return batches, self._get_num_items_in_batch(batches, device)
+        items = self._get_num_items_in_batch(batches, device)
+        self._selection_items = None
+        if items is None and "labels" in batches[0] and not getattr(self, "loss_is_scaled_for_ga", None):
+            labeled: Any = sum(labeled_tokens(batch["labels"]) for batch in batches)
+            self._selection_items = self.accelerator.gather(labeled.to(device)).sum()
+        return batches, items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Train on a micro-batch, and record how well its examples were learned before (`training_log`)."""
@@ -282,7 +289,23 @@ class SelectionMixin(_Base):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the loss; where the selection gives weights, each pick's NLL counts times its weight."""
+        """Compute the loss; where the selection gives weights, each pick's NLL counts times its weight.
+
+        A model that takes no count of tokens gives the mean over the micro-batch, which is scaled to the micro-batch's
+        share of the step's tokens.
+        """
+        if self._selection_items is None or num_items_in_batch is not None or not self.model.training:
+            return self._selection_loss(model, inputs, return_outputs, num_items_in_batch)
+        labeled = labeled_tokens(inputs["labels"])
+        if not labeled:  # the mean over no token is 0/0; 0 times that over its input adds nothing
+            inputs = {**inputs, "labels": inputs["input_ids"]}
+        result: Any = self._selection_loss(model, inputs, return_outputs, None)
+        loss, outputs = result if return_outputs else (result, None)
+        parts = self.current_gradient_accumulation_steps * self._selection_processes.size  # which it is divided by
+        loss = loss * (labeled * parts / self._selection_items).to(loss.device)
+        return (loss, outputs) if return_outputs else loss
+
+    def _selection_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
         labels = inputs.get("labels")
         weights = None if labels is None else self._selection_take_weights(labels.device)
         if labels is None or weights is None:
@@ -295,7 +318,7 @@ class SelectionMixin(_Base):
             handle.remove()
         loss, last = result if return_outputs else (result, None)
         excess = weight_excess(outputs[0], labels, weights)
-        items: Any = (labels[:, 1:] != -100).sum()
+        items: Any = labeled_tokens(labels)
         if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
             items = num_items_in_batch / self._selection_processes.size
         loss = loss + (excess / items).to(loss.device)
@@ -736,6 +759,11 @@ _OWN_LOSS = (
     "the selection gives weights, and compute_loss of {name} did not apply them. Let it call super().compute_loss, or "
     f"use a selector and a dataset without weights ({WEIGHT})."
 )
+
+
+def labeled_tokens(labels: Int[Tensor, "b T"]) -> Int[Tensor, ""]:
+    """Return the number of tokens that a loss is taken on: labeled ones that something predicts."""
+    return (labels[:, 1:] != -100).sum()
 
 
 def token_weights(
