@@ -311,6 +311,20 @@ def test_signals_of_all_candidates_need_a_dataset_with_a_length(tmp_path, tokeni
         make_trainer(tmp_path, tokenizer, train=stream(), selector=Clustered(), args={"max_steps": 1}).train()
 
 
+def test_lhas_aligns_exactly_under_an_optimizer_that_is_not_adam(tmp_path, tokenizer):
+    picks = []
+    for alignment in ("adam", "exact"):
+        trainer = make_trainer(
+            tmp_path, tokenizer, model=make_model(lora=False), selector={"name": "lhas", "alignment": alignment},
+            proxy_refresh_steps=1, proxy_dataset=Dataset.from_list(rows_of(make_pool(8, seed=5))),
+            args={"max_steps": 3, "optim": "adafactor"},
+        )  # fmt: skip
+        trainer.train()
+        assert any("exp_avg_sq" in state for state in trainer.optimizer.state.values())  # of the norms
+        picks.append([entry.picked_ids for entry in trainer.selection_policy.rounds])
+    assert picks[0] == picks[1]
+
+
 def test_a_future_term_without_a_proxy_dataset_is_refused(tmp_path, tokenizer):
     with pytest.raises(RecipeError, match="Pass proxy_dataset="):
         make_trainer(tmp_path, tokenizer, selector="lhas").train()

@@ -45,7 +45,7 @@ from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.cache import pool_fingerprint
-from longgame.signals.gradients import AdamPreconditioner
+from longgame.signals.gradients import AdamPreconditioner, is_adam
 from longgame.signals.scorer_model import ReferenceModel, ScorerModel
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
@@ -549,7 +549,7 @@ class SelectionMixin(_Base):
         """Adam's moments as they are now; None before its first step, or where another optimizer trains."""
         optimizer: Any = self.optimizer
         reshard(self.model)
-        if optimizer is None or not any("exp_avg_sq" in state for state in optimizer.state.values()):
+        if optimizer is None or not is_adam(optimizer):
             return None
         if self.is_deepspeed_enabled:
             return AdamPreconditioner(gathered_moments(optimizer, self.model))
