@@ -17,6 +17,7 @@ from longgame.errors import DataError, PluginError, RecipeError, ResumeError
 from longgame.models.fused import ThinProducts
 from longgame.selection.base import SELECTORS, build_selector
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty
+from longgame.signals.quality.base import QualitySource
 from longgame.training.candidates import content_ids
 from longgame.training.sft import SelectionSFTTrainer
 from longgame.training.trainer import SelectionTrainer
@@ -503,6 +504,30 @@ def test_missing_trl_error_says_what_to_install(monkeypatch):
         longgame.SelectionSFTTrainer  # noqa: B018
     with pytest.raises(AttributeError):
         longgame.Other  # noqa: B018
+
+
+@pytest.mark.parametrize("rated", [39, 40])
+def test_the_column_of_quality_is_read_where_all_rows_have_it(tmp_path, tokenizer, rated):
+    rows, column, picks = rows_of(make_pool(40)), np.linspace(1, 0, 40), []
+    partly = [{**row, "quality": column[number] if number < rated else None} for number, row in enumerate(rows)]
+    for train, source in ((partly, None), (rows, None), (partly, Column())):
+        trainer = make_trainer(
+            tmp_path, tokenizer, train=Dataset.from_list(train), selector="quality", quality=source,
+            args={"max_steps": 5},
+        )  # fmt: skip
+        trainer.train()
+        picks.append([entry.picked_ids for entry in trainer.selection_policy.rounds])
+    assert picks[1] != picks[2]
+    assert picks[0] == picks[2 if rated == 40 else 1]
+
+
+class Column(QualitySource):
+    """The column where a row has it, else the best grade."""
+
+    name = "column-or-best"
+
+    def grade(self, examples):
+        return np.asarray([1.0 if example.quality is None else example.quality for example in examples])
 
 
 def test_a_named_source_of_quality_decides_the_picks(tmp_path, tokenizer):

@@ -328,6 +328,13 @@ def ids_of(dataset: Any) -> list[str]:
     return [str(name) for name in (dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))])]
 
 
+def all_rated(dataset: Any) -> bool:
+    """Whether every row of a dataset with a length has a ``quality``."""
+    if hasattr(dataset, "add_column"):
+        return "quality" in dataset.column_names and all(value is not None for value in dataset["quality"][:])
+    return all(dataset[row].get("quality") is not None for row in range(len(dataset)))
+
+
 def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Right-pad rows of a pool: ``input_ids`` and ``labels`` [b, n], −100 on prompt and padding.
 

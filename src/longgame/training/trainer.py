@@ -55,6 +55,7 @@ from longgame.training.candidates import (
     FreshFirst,
     Passes,
     SeededByEpoch,
+    all_rated,
     ids_of,
     pool_of,
     with_ids,
@@ -525,6 +526,7 @@ class SelectionMixin(_Base):
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
                 quality=grading.quality,
+                rated=None if stream else lambda: all_rated(self.train_dataset),
                 complexity=grading.complexity,
             )
         if isinstance(source, SignalSource):
