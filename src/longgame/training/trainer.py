@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
@@ -46,6 +47,7 @@ from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.cache import pool_fingerprint
 from longgame.signals.gradients import AdamPreconditioner, is_adam
+from longgame.signals.quality.base import QualitySource
 from longgame.signals.scorer_model import ReferenceModel, ScorerModel
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
@@ -461,7 +463,9 @@ class SelectionMixin(_Base):
         processes = self._selection_processes
         if processes.size == 1:
             return
-        fixed = {item.name: repr(getattr(self.selection, item.name)) for item in dataclasses.fields(self.selection)}
+        fixed = {
+            item.name: _same_text(getattr(self.selection, item.name)) for item in dataclasses.fields(self.selection)
+        }
         fixed["selector"] = self.selection_policy.selector.name
         same = "Start all of them with the same {}."
         versions = [f"{name} {_version(name)}" for name in ("longgame", "torch", "transformers", "numpy")]
@@ -732,6 +736,13 @@ class SelectionMixin(_Base):
 
     def _refuse_selection(self) -> None:
         refuse_setup(self, self.selection_shares)
+
+
+def _same_text(value: Any) -> str:
+    """Return a text of a value that is the same in every process: its ``repr`` without addresses in memory."""
+    if isinstance(value, QualitySource):
+        return value.identity()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _version(name: str) -> str:
