@@ -122,12 +122,12 @@ def test_losses_do_not_need_a_model_that_counts_tokens(tmp_path, tokenizer, make
         model.base_model.model.accepts_loss_kwargs = counts
         args = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2,
                 "train_sampling_strategy": "sequential", "max_grad_norm": 1e9}  # fmt: skip
-        trainer = make(tmp_path, tokenizer, model=model, selector="longest", rounds=1, budget=0.1, args=args)
+        trainer = make(tmp_path, tokenizer, model=model, selector="longest", budget=0.5, args=args)
         assert trainer.model_accepts_loss_kwargs == counts
         trainer.train()
         entries = [entry for entry in trainer.state.log_history if "loss" in entry]
         steps.append([(entry["loss"], entry["grad_norm"]) for entry in entries])
-        assert len(trainer.selection_policy.rounds[0].picked_ids) < 8  # some micro-batches have no pick
+        assert all(len(entry.picked_ids) < 8 for entry in trainer.selection_policy.rounds)  # some have no pick
     for other in steps[1:]:
         np.testing.assert_allclose(other, steps[0], rtol=1e-4)
 
@@ -207,6 +207,26 @@ def test_a_choice_at_every_step_resumes_into_a_longer_training(tmp_path, tokeniz
     planned = make_trainer(tmp_path / "n", tokenizer, selector=Coin(), rounds=1, args={**args, "num_train_epochs": 2})
     with pytest.raises(ResumeError, match="steps was 5, is 10.*needs rounds='step'"):
         planned.train(resume_from_checkpoint=str(tmp_path / "n" / "checkpoint-5"))
+
+
+def test_what_stands_in_for_picks_is_two_tokens_of_the_shortest(tmp_path, tokenizer):
+    rows = rows_of(make_pool(40))
+    padded = [{**row, **{name: [pad] * 3 + row[name] for name, pad in PADS.items()}} for row in rows]
+    args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 1}
+    trainer = make_trainer(tmp_path, tokenizer, train=Dataset.from_list(padded), selector="longest", args=args)
+    trainer.train()
+    picked = trainer.selection_policy.rounds[0].picked_ids
+    lengths = [len(row["input_ids"]) for row in rows if row["sample_id"] in picked]
+    shortest = [
+        row["input_ids"] for row in rows if row["sample_id"] in picked and len(row["input_ids"]) == min(lengths)
+    ]
+    stand_ins = trainer.picks[0][len(picked) :]
+    assert len(stand_ins) == 8 - len(picked) > 0
+    assert all(batch in [[ids[:2]] for ids in shortest] for batch in stand_ins)
+    assert np.isfinite(losses(trainer)).all()
+
+
+PADS = {"input_ids": 0, "labels": -100, "attention_mask": 0}
 
 
 def test_training_twice_counts_rounds_and_budget_anew(tmp_path, tokenizer):
@@ -494,6 +514,22 @@ def test_sft_trainer_tokenizes_the_proxy_dataset(tmp_path, tokenizer):
     trainer = sft(tmp_path, tokenizer, selector="lhas", proxy_dataset=proxy, args={"max_steps": 1})
     trainer.train()
     assert trainer.proxy_dataset[0]["input_ids"][:4] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("args", [{}, {"padding_free": True, "max_length": None}])
+def test_metrics_of_trl_count_picks_alone(tmp_path, tokenizer, args):
+    runs = []
+    for size, accumulation in ((8, 1), (1, 8)):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2}
+        trainer = sft(tmp_path, tokenizer, args={**sizes, **args}, selector="longest", budget=0.5, training_log=True)
+        trainer.train()
+        runs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert all(len(entry.picked_ids) < 8 for entry in trainer.selection_policy.rounds)
+    assert [entry["num_tokens"] for entry in runs[0]] == [entry["num_tokens"] for entry in runs[1]]
+    assert runs[1][-1]["num_tokens"] == trainer.selection_feed.learned
+    log = trainer.selection_record.learned.frame()
+    accuracy = log.groupby("step")["token_accuracy"].mean()  # a micro-batch has one pick, or none
+    np.testing.assert_allclose([entry["mean_token_accuracy"] for entry in runs[1]], accuracy, rtol=1e-5)
 
 
 def test_missing_trl_error_says_what_to_install(monkeypatch):

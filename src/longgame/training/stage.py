@@ -246,8 +246,8 @@ class StageTrainer(SelectionMixin, Trainer):
     def _selection_offer(self, candidates: Sequence[int]) -> Pool:
         return self._selection_candidates().take(candidates)
 
-    def _selection_collate(self, pool: Pool, rows: Sequence[int]) -> Any:
-        return padded_batch(pool, rows, self._pad)
+    def _selection_collate(self, pool: Pool, rows: Sequence[int], most: int | None = None) -> Any:
+        return {name: values[:, :most] for name, values in padded_batch(pool, rows, self._pad).items()}
 
     # The step: the Trainer's, without what a stage does not need
 

@@ -58,6 +58,7 @@ from longgame.training.candidates import (
     Passes,
     SeededByEpoch,
     all_rated,
+    first_tokens,
     ids_of,
     pool_of,
     with_ids,
@@ -82,6 +83,9 @@ ROW = "row"
 
 PLACE = "place"
 """Row-aligned key of `Pool.info`: the place among the candidates of a step."""
+
+STAND_IN_TOKENS = 2
+"""Tokens of a micro-batch without picks: the fewest of which one predicts another."""
 
 
 class SelectionMixin(_Base):
@@ -442,13 +446,21 @@ class SelectionMixin(_Base):
         divide = split_evenly if unpadded else split_by_length
         split = divide(pool.tokens[rows].tolist(), parts * processes.size)
         split = split[parts * processes.rank : parts * (processes.rank + 1)]
-        batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
+        shortest = min(
+            rows, key=lambda row: int(pool.tokens[row])
+        )  # stands in where there are fewer picks than batches
+        batches = [
+            self._selection_collate(pool, [rows[place] for place in part])
+            if part
+            else self._selection_collate(pool, [shortest], STAND_IN_TOKENS)
+            for part in split
+        ]
         for part, batch in zip(split, batches, strict=True):
             if feed.weights is not None and part:
                 self._refuse_weights()
                 lengths = [int(pool.tokens[rows[place]]) for place in part]
                 batch[WEIGHT] = token_weights(batch["labels"], feed.weights[part], lengths)
-            if not part:  # fewer picks than micro-batches: a pick is repeated without labels and adds nothing
+            if not part:  # a stand-in is read without labels and adds nothing
                 batch["labels"] = torch.full_like(batch["labels"], -100)
         self._selection_micro = [[pool.ids[rows[place]] for place in part] for part in split]
         return batches
@@ -493,12 +505,14 @@ class SelectionMixin(_Base):
             self._selection_pool = dataclasses.replace(pool, info={**pool.info, ROW: np.arange(len(pool))})
         return self._selection_pool
 
-    def _selection_collate(self, pool: Pool, rows: Sequence[int]) -> Any:
-        """Return these rows of the pool as a batch."""
+    def _selection_collate(self, pool: Pool, rows: Sequence[int], most: int | None = None) -> Any:
+        """Return these rows of the pool as a batch, or the first ``most`` tokens of each."""
         if ROW in pool.info:
             features = self._selection_fetch(pool.info[ROW][rows].tolist())
         else:
             features = [self._selection_features[place] for place in pool.info[PLACE][rows]]
+        if most is not None:
+            features = [first_tokens(feature, most) for feature in features]
         return self.data_collator([{k: v for k, v in row.items() if k not in SELECTION_COLUMNS} for row in features])
 
     def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
