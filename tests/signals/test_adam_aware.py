@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers import Adafactor
 
 from longgame.errors import PluginError
 from longgame.signals.cache import signal_fingerprint
-from longgame.signals.gradients import AdamPreconditioner, Moments
+from longgame.signals.gradients import AdamPreconditioner, Moments, is_adam
 from longgame.signals.projection import UpdateSketch
 from support.signals import autograd_gradients, llama, perturb, random_pool, with_lora
 from support.signals_exact import DIM, SEED, assert_exact, engine_of, is_lora
@@ -151,6 +152,31 @@ def test_a_preconditioner_of_another_model_is_refused(pool):
     adam = AdamPreconditioner.from_optimizer(trained(model), model)
     with pytest.raises(PluginError, match=r"moments of shape \(4, 24\) for .*lora_A.weight' of shape \(2, 24\)"):
         engine_of(other, preconditioner=adam)(pool, [ADAM])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "adam"),
+    [
+        (torch.optim.AdamW, {}, True),
+        (torch.optim.Adam, {}, True),
+        (torch.optim.AdamW, {"amsgrad": True}, False),
+        (torch.optim.SGD, {"momentum": 0.9}, False),
+        (Adafactor, {"relative_step": False}, False),
+        (Adafactor, {"relative_step": False, "beta1": 0.9}, False),
+    ],
+)
+def test_adam_is_known_by_its_moments(optimizer, options, adam):
+    model = llama()
+    fresh = optimizer(model.parameters(), lr=1e-3, **options)
+    assert not is_adam(fresh)
+    assert is_adam(trained(model, optimizer, steps=1, **options)) == adam
+
+
+def test_moments_of_another_shape_are_not_those_of_adam():
+    model = llama()
+    optimizer = trained(model, steps=1)
+    optimizer.state[model.lm_head.weight]["exp_avg_sq"] = torch.zeros(4)  # as GaLore projects them
+    assert not is_adam(optimizer)
 
 
 def test_full_fine_tuning_is_refused():

@@ -1,5 +1,6 @@
 """Signals of one source: what is computed when, over which candidates, and the frozen pass on disk."""
 
+import dataclasses
 import io
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ from longgame.errors import DataError, NumericalError, PluginError, RecipeError
 from longgame.seeding import generator
 from longgame.signals import source as module
 from longgame.signals.cache import SignalCache
+from longgame.signals.quality.rules import rule_scores
 from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster, half_weights
 
 
@@ -193,6 +195,22 @@ def test_live_signals_share_a_pass_and_base_signals_are_computed_once():
     np.testing.assert_array_equal(again["base_loss"][:4], signals["base_loss"])
     np.testing.assert_array_equal(again["loss"][:4], signals["loss"] + 1)
     assert {column.dtype for column in signals.columns.values()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_quality_has_one_scale_for_all_candidates(known):
+    examples = [Example(f"e{row}", "a question", "an answer", quality=None if row == 5 else 0.1) for row in range(6)]
+    pool = dataclasses.replace(candidates(6), examples=tuple(examples))
+    offered = [pool.take([0, 1]), pool.take([2, 5])]
+    options = {"candidates": None, "rated": lambda: False} if known else {"candidates": lambda: [pool]}
+    source, stream = source_of(Engine(), **options), source_of(Engine())
+    rules = rule_scores(examples[:2])
+    assert not np.allclose(rules, 0.1)
+    for part in offered:
+        np.testing.assert_array_equal(source(part, ["quality"])["quality"], rules)
+    np.testing.assert_allclose(stream(offered[0], ["quality"])["quality"], 0.1)
+    rated = source_of(Engine(), candidates=lambda: [pool.take(range(5))])
+    np.testing.assert_allclose(rated(offered[0], ["quality"])["quality"], 0.1)
 
 
 def test_clusters_and_difficulty_are_fitted_over_all_candidates():

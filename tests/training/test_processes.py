@@ -27,6 +27,7 @@ from longgame.models.sharding import shards, whole
 from longgame.selection.base import SELECTORS
 from longgame.signals.base import Signals
 from longgame.signals.engine import BACKWARD, FORWARD, SignalEngine
+from longgame.signals.quality.base import QualitySource
 from longgame.signals.source import SignalSource
 from longgame.training import trainer as trainer_module
 from longgame.training.config import SelectionConfig
@@ -35,15 +36,16 @@ from support.cli import longgame_here, run_python
 from support.processes import Threads, run_in_processes
 from support.signals import llama, random_pool, with_lora
 from support.trainers import lacks_online, losses, make_trainer, rows_of, sft, stream
-from support.training import PAD, VOCAB, make_model, make_pool
+from support.training import PAD, VOCAB, Coin, make_model, make_pool
 
 CASES = {
     "loss": {"selector": "loss", "training_log": True},
     "lhas": {"selector": "lhas", "proxy": True},
     "craig": {"selector": "craig"},
     "rounds": {"selector": "gradient", "rounds": 2},
+    "uncounted": {"selector": "craig", "rounds": 1, "uncounted": True},
 }
-"""One selector for each kind of work: forward, proxy directions, weights, rounds."""
+"""One selector for each kind of work: forward, proxy directions, weights, rounds; a model that counts no tokens."""
 OTHERS = {
     "random": {"selector": "random"},
     "diversity": {"selector": "diversity"},
@@ -61,6 +63,9 @@ OTHERS = {
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 """What DeepSpeed takes from the Trainer's arguments."""
 
+SET_UPS = ("args", "proxy", "stream", "full", "uncounted", "zero", "fsdp")
+"""Keys of a case that are no options of the trainer."""
+
 
 def trained(folder, cases, places, accumulation=1, resume=None):
     """Train each case in this process and its peers; return what the tests compare, by case."""
@@ -69,15 +74,16 @@ def trained(folder, cases, places, accumulation=1, resume=None):
     sizes = {"per_device_train_batch_size": places, "gradient_accumulation_steps": accumulation}
     results = {}
     for name, case in cases.items():
-        options = {
-            key: value for key, value in case.items() if key not in ("args", "proxy", "stream", "full", "zero", "fsdp")
-        }
+        options = {key: value for key, value in case.items() if key not in SET_UPS}
         if case.get("proxy"):
             options["proxy_dataset"] = Dataset.from_list(rows_of(make_pool(8, seed=5)))
         if case.get("stream"):
             options["train"] = stream(80)
         if case.get("full"):
             options["model"] = make_model(lora=False)
+        if case.get("uncounted"):
+            options["model"] = make_model()
+            options["model"].base_model.model.accepts_loss_kwargs = False
         args = {"max_steps": 3, **sizes, **case.get("args", {})}
         if "zero" in case and "WORLD_SIZE" in os.environ:
             args["deepspeed"] = {**dict.fromkeys(AUTO, "auto"), "zero_optimization": {"stage": case["zero"]}}
@@ -374,6 +380,53 @@ def differing(folder):
         with pytest.raises(ZeroDivisionError):
             Processes.current().each(lambda: 1 // 0)
     return answers
+
+
+class Graded(QualitySource):
+    """Another object in every process; only what decides the grades is its identity."""
+
+    name = "graded"
+
+    def __init__(self, grade=0.5):
+        self.value = grade
+
+    def identity(self):
+        return f"{self.name} {self.value}"
+
+    def grade(self, examples):
+        return np.full(len(examples), self.value)
+
+
+class Takes(Coin):
+    name = "takes"
+
+    def __init__(self, helper=None):
+        self.helper = helper
+
+
+class Notes(Processes):
+    """Two processes, of which this one notes what they are to agree on."""
+
+    def __init__(self):
+        super().__init__(0, 2)
+        self.notes = []
+
+    def agree(self, what, value, fix):
+        self.notes.append((what, value))
+
+
+@pytest.mark.parametrize("field", ["quality", "complexity", "parameters"])
+def test_objects_of_a_selection_agree_by_what_they_are(tmp_path, tokenizer, field):
+    def notes(value):
+        options = {"selector": Takes, "parameters": {"helper": value}} if field == "parameters" else {field: value}
+        trainer = make_trainer(tmp_path, tokenizer, **{"selector": "quality", **options})
+        trainer._selection_processes = Notes()
+        trainer._selection_agree()
+        return trainer._selection_processes.notes
+
+    first, second = Graded(), Graded()  # both alive, so at two addresses
+    assert notes(first) == notes(second)
+    assert notes(first) != notes(0.7 if field == "parameters" else Graded(0.7))
 
 
 def test_processes_that_differ_are_refused_by_all(tmp_path):

@@ -221,6 +221,16 @@ def test_more_micro_batches_than_picks_changes_nothing():
     np.testing.assert_allclose(many.losses, plain.losses, rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_stage_does_not_need_a_model_that_counts_tokens(accumulation):
+    pool, spec = make_pool(18), SPEC.model_copy(update={"accumulation": accumulation})
+    uncounted = make_model()
+    uncounted.base_model.model.accepts_loss_kwargs = False
+    expected, _ = stage(make_model(), pool, spec=spec)
+    report, _ = stage(uncounted, pool, spec=spec)
+    assert report.losses.tolist() == expected.losses.tolist()
+
+
 def test_scoring_and_on_step_see_the_model_in_eval_mode(pool):
     scored, steps, model = [], [], make_model(dropout=0.5)
     model.eval()

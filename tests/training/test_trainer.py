@@ -17,6 +17,7 @@ from longgame.errors import DataError, PluginError, RecipeError, ResumeError
 from longgame.models.fused import ThinProducts
 from longgame.selection.base import SELECTORS, build_selector
 from longgame.selection.interventions import ClusterFloor, ProxyPenalty
+from longgame.signals.quality.base import QualitySource
 from longgame.training.candidates import content_ids
 from longgame.training.sft import SelectionSFTTrainer
 from longgame.training.trainer import SelectionTrainer
@@ -112,6 +113,25 @@ def test_accumulation_does_not_change_what_is_picked(tmp_path, tokenizer):
         np.testing.assert_allclose(other[0], picks[0][0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [make_trainer, sft])
+def test_losses_do_not_need_a_model_that_counts_tokens(tmp_path, tokenizer, make):
+    """Remote code and some models of transformers take no ``num_items_in_batch``."""
+    steps = []
+    for size, accumulation, counts in ((8, 1, True), (8, 1, False), (2, 4, False), (1, 8, False)):
+        model = make_model()
+        model.base_model.model.accepts_loss_kwargs = counts
+        args = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2,
+                "train_sampling_strategy": "sequential", "max_grad_norm": 1e9}  # fmt: skip
+        trainer = make(tmp_path, tokenizer, model=model, selector="longest", budget=0.5, args=args)
+        assert trainer.model_accepts_loss_kwargs == counts
+        trainer.train()
+        entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+        steps.append([(entry["loss"], entry["grad_norm"]) for entry in entries])
+        assert all(len(entry.picked_ids) < 8 for entry in trainer.selection_policy.rounds)  # some have no pick
+    for other in steps[1:]:
+        np.testing.assert_allclose(other, steps[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("rounds", ["step", 3])
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path, tokenizer, rounds):
     def build(folder):
@@ -187,6 +207,26 @@ def test_a_choice_at_every_step_resumes_into_a_longer_training(tmp_path, tokeniz
     planned = make_trainer(tmp_path / "n", tokenizer, selector=Coin(), rounds=1, args={**args, "num_train_epochs": 2})
     with pytest.raises(ResumeError, match="steps was 5, is 10.*needs rounds='step'"):
         planned.train(resume_from_checkpoint=str(tmp_path / "n" / "checkpoint-5"))
+
+
+def test_what_stands_in_for_picks_is_two_tokens_of_the_shortest(tmp_path, tokenizer):
+    rows = rows_of(make_pool(40))
+    padded = [{**row, **{name: [pad] * 3 + row[name] for name, pad in PADS.items()}} for row in rows]
+    args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 1}
+    trainer = make_trainer(tmp_path, tokenizer, train=Dataset.from_list(padded), selector="longest", args=args)
+    trainer.train()
+    picked = trainer.selection_policy.rounds[0].picked_ids
+    lengths = [len(row["input_ids"]) for row in rows if row["sample_id"] in picked]
+    shortest = [
+        row["input_ids"] for row in rows if row["sample_id"] in picked and len(row["input_ids"]) == min(lengths)
+    ]
+    stand_ins = trainer.picks[0][len(picked) :]
+    assert len(stand_ins) == 8 - len(picked) > 0
+    assert all(batch in [[ids[:2]] for ids in shortest] for batch in stand_ins)
+    assert np.isfinite(losses(trainer)).all()
+
+
+PADS = {"input_ids": 0, "labels": -100, "attention_mask": 0}
 
 
 def test_training_twice_counts_rounds_and_budget_anew(tmp_path, tokenizer):
@@ -290,6 +330,20 @@ def test_signals_of_all_candidates_need_a_dataset_with_a_length(tmp_path, tokeni
     assert ((difficulty > 0) & (difficulty < 1)).all()
     with pytest.raises(PluginError, match="candidates are a stream"):
         make_trainer(tmp_path, tokenizer, train=stream(), selector=Clustered(), args={"max_steps": 1}).train()
+
+
+def test_lhas_aligns_exactly_under_an_optimizer_that_is_not_adam(tmp_path, tokenizer):
+    picks = []
+    for alignment in ("adam", "exact"):
+        trainer = make_trainer(
+            tmp_path, tokenizer, model=make_model(lora=False), selector={"name": "lhas", "alignment": alignment},
+            proxy_refresh_steps=1, proxy_dataset=Dataset.from_list(rows_of(make_pool(8, seed=5))),
+            args={"max_steps": 3, "optim": "adafactor"},
+        )  # fmt: skip
+        trainer.train()
+        assert any("exp_avg_sq" in state for state in trainer.optimizer.state.values())  # of the norms
+        picks.append([entry.picked_ids for entry in trainer.selection_policy.rounds])
+    assert picks[0] == picks[1]
 
 
 def test_a_future_term_without_a_proxy_dataset_is_refused(tmp_path, tokenizer):
@@ -462,6 +516,22 @@ def test_sft_trainer_tokenizes_the_proxy_dataset(tmp_path, tokenizer):
     assert trainer.proxy_dataset[0]["input_ids"][:4] == [3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("args", [{}, {"padding_free": True, "max_length": None}])
+def test_metrics_of_trl_count_picks_alone(tmp_path, tokenizer, args):
+    runs = []
+    for size, accumulation in ((8, 1), (1, 8)):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2}
+        trainer = sft(tmp_path, tokenizer, args={**sizes, **args}, selector="longest", budget=0.5, training_log=True)
+        trainer.train()
+        runs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert all(len(entry.picked_ids) < 8 for entry in trainer.selection_policy.rounds)
+    assert [entry["num_tokens"] for entry in runs[0]] == [entry["num_tokens"] for entry in runs[1]]
+    assert runs[1][-1]["num_tokens"] == trainer.selection_feed.learned
+    log = trainer.selection_record.learned.frame()
+    accuracy = log.groupby("step")["token_accuracy"].mean()  # a micro-batch has one pick, or none
+    np.testing.assert_allclose([entry["mean_token_accuracy"] for entry in runs[1]], accuracy, rtol=1e-5)
+
+
 def test_missing_trl_error_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "longgame.training.sft", raising=False)
     monkeypatch.delitem(vars(longgame), "SelectionSFTTrainer", raising=False)  # kept at the first look
@@ -470,6 +540,30 @@ def test_missing_trl_error_says_what_to_install(monkeypatch):
         longgame.SelectionSFTTrainer  # noqa: B018
     with pytest.raises(AttributeError):
         longgame.Other  # noqa: B018
+
+
+@pytest.mark.parametrize("rated", [39, 40])
+def test_the_column_of_quality_is_read_where_all_rows_have_it(tmp_path, tokenizer, rated):
+    rows, column, picks = rows_of(make_pool(40)), np.linspace(1, 0, 40), []
+    partly = [{**row, "quality": column[number] if number < rated else None} for number, row in enumerate(rows)]
+    for train, source in ((partly, None), (rows, None), (partly, Column())):
+        trainer = make_trainer(
+            tmp_path, tokenizer, train=Dataset.from_list(train), selector="quality", quality=source,
+            args={"max_steps": 5},
+        )  # fmt: skip
+        trainer.train()
+        picks.append([entry.picked_ids for entry in trainer.selection_policy.rounds])
+    assert picks[1] != picks[2]
+    assert picks[0] == picks[2 if rated == 40 else 1]
+
+
+class Column(QualitySource):
+    """The column where a row has it, else the best grade."""
+
+    name = "column-or-best"
+
+    def grade(self, examples):
+        return np.asarray([1.0 if example.quality is None else example.quality for example in examples])
 
 
 def test_a_named_source_of_quality_decides_the_picks(tmp_path, tokenizer):

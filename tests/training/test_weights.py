@@ -95,9 +95,11 @@ def trainer_picks(trainer, run=False):
     return [pool.ids[row] for row in rows]
 
 
+@pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 3, 8])
-def test_weights_multiply_each_examples_gradient(tmp_path, tokenizer, accumulation):
+def test_weights_multiply_each_examples_gradient(tmp_path, tokenizer, accumulation, counts):
     model, pool = perturbed(), make_pool(40)
+    model.base_model.model.accepts_loss_kwargs = counts
     args = {**ONE_STEP, "per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation}
     trainer = make_trainer(tmp_path, tokenizer, pool=pool, model=model, selector=Weighted(), args=args)
     check_step(trainer, model, pool, factor_of)
@@ -134,10 +136,12 @@ def test_weights_of_a_column_multiply_those_of_the_selector(tmp_path, tokenizer,
     check_step(trainer, model, pool, weight_of)
 
 
+@pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("other_loss", [False, True])
-def test_weights_multiply_gradients_in_a_stage(monkeypatch, accumulation, other_loss):
+def test_weights_multiply_gradients_in_a_stage(monkeypatch, accumulation, other_loss, counts):
     model, pool = perturbed(), make_pool(24)
+    model.base_model.model.accepts_loss_kwargs = counts
     monkeypatch.setattr("longgame.training.stage.has_other_loss", lambda _model: other_loss)
     spec = TrainingSpec(steps=1, learning_rate=1e-3, warmup_steps=0, accumulation=accumulation, max_grad_norm=1e9)
     policy = make_policy(Weighted())

@@ -46,6 +46,23 @@ class Moments:
     """Steps taken so far; 0 where the parameter had no gradient yet, and both moments are 0."""
 
 
+def is_adam(optimizer: Optimizer) -> bool:
+    """Whether each weight that was trained so far has Adam's moments of its own shape, and at least one has them.
+
+    Adafactor has a second moment for vectors alone, schedule-free Adam no first one, and GaLore projected ones.
+    """
+    states = [(weight, state) for weight, state in optimizer.state.items() if state]
+    return (
+        bool(states)
+        and all(
+            {"exp_avg", "exp_avg_sq", "step"} <= state.keys()
+            and state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape
+            for weight, state in states
+        )
+        and all("betas" in group and not group.get("amsgrad") for group in optimizer.param_groups)
+    )
+
+
 class AdamPreconditioner:
     """Γ(g) = (β₁m + (1−β₁)g) / (√(β₂v + (1−β₂)g²) + ε) per weight, for one example's gradient g.
 

@@ -93,7 +93,10 @@ class SignalSource:
         clusters: k of the k-means behind ``cluster``.
         seed: of the k-means.
         supported: names of the signals that have a meaning here; default: all.
-        quality: grades examples, behind ``quality`` and ``grade``; None: the column, or rules.
+        quality: grades examples, behind ``quality`` and ``grade``; None: the column where every candidate has it, else
+            rules. Of a stream each call decides by its own pool.
+        rated: returns whether every candidate has the column ``quality``, where that is known for less than making the
+            pools of ``candidates``.
         complexity: grades requests, behind ``complexity``; None: there is none.
         answers: returns what the model itself answers to each prompt, behind ``own_answer_quality``; None: nothing here
             generates.
@@ -127,6 +130,7 @@ class SignalSource:
         seed: int = 0,
         supported: Collection[str] = tuple(SIGNALS),
         quality: QualitySource | None = None,
+        rated: Callable[[], bool] | None = None,
         complexity: QualitySource | None = None,
         answers: Callable[[Pool], Sequence[str]] | None = None,
         cache: SignalCache | None = None,
@@ -152,6 +156,9 @@ class SignalSource:
         self._groups: dict[str, dict[str, int]] = {}
         """Per signal of duplicates, the group of each candidate."""
         self.quality_source = DefaultQuality() if quality is None else quality
+        self._rated_by_all = rated
+        self._all_rated: bool | None = None
+        """Whether every candidate has the column ``quality``; None: not looked up yet."""
         self.complexity_source, self.answers = complexity, answers
         self._answer_tokens = 0
         self._ratings: dict[str, tuple[tuple[str, ...], Ratings]] = {}
@@ -251,7 +258,7 @@ class SignalSource:
         """
         self.step, self._vectors, self._directed = 0, {}, {}
         self.proxy_passes = self.evaluation_passes = self.target_passes = self.earlier_passes = 0
-        self.ratios, self._groups = None, {}
+        self.ratios, self._groups, self._all_rated = None, {}, None
         self._answer_tokens = 0
         self._first = (0, None) if first is None else (len(first), self._content())
 
@@ -381,12 +388,28 @@ class SignalSource:
 
     def quality(self, pool: Pool) -> np.ndarray:
         is_default = isinstance(self.quality_source, DefaultQuality)
+        if is_default and self._is_rated_alone(pool):  # by rules, as the others: one scale from choice to choice
+            examples = tuple(dataclasses.replace(example, quality=None) for example in pool.examples)
+            pool = dataclasses.replace(pool, examples=examples)
         if is_default and any(example.quality is None and not example.response for example in pool.examples):
             raise DataError(
                 "quality is scored from the text, and candidates carry none. Pass the tokenizer as processing_class, "
                 "or give the dataset a 'quality' column in [0, 1]."
             )
         return self._rated("quality", pool).quality
+
+    def _is_rated_alone(self, pool: Pool) -> bool:
+        """Whether these candidates have the column ``quality``, and others lack it; of a stream that is not known."""
+        if (self._rated_by_all is None and self.candidates is None) or any(
+            example.quality is None for example in pool.examples
+        ):
+            return False
+        if self._all_rated is None and self._rated_by_all is not None:
+            self._all_rated = self._rated_by_all()
+        elif self._all_rated is None:
+            pools = self._all_candidates("quality")
+            self._all_rated = all(example.quality is not None for part in pools for example in part.examples)
+        return not self._all_rated
 
     def grades(self, pool: Pool, name: str) -> np.ndarray:
         source = self.complexity_source if name == "complexity" else self.quality_source

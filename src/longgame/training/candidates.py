@@ -59,6 +59,18 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
     return ids[mask], labels[mask]
 
 
+def first_tokens(feature: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Return a feature with its first ``most`` tokens that are not padding, and all that goes with tokens cut alike."""
+    tokens, mask = len(feature["input_ids"]), feature.get("attention_mask")
+    start = 0 if mask is None else int(np.argmax(np.asarray(mask, dtype=bool)))
+    return {
+        name: value[start : start + most]
+        if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == tokens
+        else value
+        for name, value in feature.items()
+    }
+
+
 def _whole_numbers(feature: Mapping[str, Any], name: str) -> Int[np.ndarray, " n"]:
     try:
         return np.asarray(feature[name], dtype=np.int64)
@@ -326,6 +338,13 @@ def ids_of(dataset: Any) -> list[str]:
         return dataset.ids
     table = hasattr(dataset, "add_column")
     return [str(name) for name in (dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))])]
+
+
+def all_rated(dataset: Any) -> bool:
+    """Whether every row of a dataset with a length has a ``quality``."""
+    if hasattr(dataset, "add_column"):
+        return "quality" in dataset.column_names and all(value is not None for value in dataset["quality"][:])
+    return all(dataset[row].get("quality") is not None for row in range(len(dataset)))
 
 
 def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -57,8 +57,12 @@ SFT_METHODS: Mapping[str, tuple[str, ...]] = {
 }
 """Methods of TRL's SFTTrainer, likewise."""
 
-SFT_ATTRIBUTES: tuple[str, ...] = ("_formatting_func",)
-"""Private attributes of an SFTTrainer that are read."""
+SFT_ATTRIBUTES: tuple[str, ...] = (
+    "_formatting_func",
+    "_metrics",  # micro-batches without picks are taken out of the averages
+    "_total_train_tokens",  # … and of the count
+)
+"""Private attributes of an SFTTrainer that are read or set."""
 
 
 @contextmanager

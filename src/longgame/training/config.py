@@ -81,7 +81,7 @@ class SelectionConfig:
     """Clusters of the candidates' embeddings, for selectors that use ``cluster``."""
     quality: QualitySpec = None
     """Source of quality, such as ``rules``, ``reward:MODEL`` or ``judge:FILE.yaml`` (`build_quality`); default: the
-    column ``quality`` where every row has it, else rules."""
+    column ``quality`` where every row of the dataset (of a stream: every candidate of the step) has it, else rules."""
     complexity: QualitySpec = None
     """Source of complexity, for selectors that use it."""
     embedder: str = EMBEDDER

@@ -189,6 +189,8 @@ class StageTrainer(SelectionMixin, Trainer):
         ticks = _ticks(pool, selection, spec)
         super().__init__(model, arguments, train_dataset=ticks, selection=selection, signals=scorer)
         self._selection_pool = pool
+        # `response_loss` divides by the step's tokens itself, whatever arguments the model's own loss takes
+        self.model_accepts_loss_kwargs |= not has_other_loss(model)
         if isinstance(scorer, SignalSource):
             scorer.preconditioner = self._selection_preconditioner
         steps = spec.steps if course is None else 0
@@ -244,8 +246,8 @@ class StageTrainer(SelectionMixin, Trainer):
     def _selection_offer(self, candidates: Sequence[int]) -> Pool:
         return self._selection_candidates().take(candidates)
 
-    def _selection_collate(self, pool: Pool, rows: Sequence[int]) -> Any:
-        return padded_batch(pool, rows, self._pad)
+    def _selection_collate(self, pool: Pool, rows: Sequence[int], most: int | None = None) -> Any:
+        return {name: values[:, :most] for name, values in padded_batch(pool, rows, self._pad).items()}
 
     # The step: the Trainer's, without what a stage does not need
 

@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
@@ -45,7 +46,8 @@ from longgame.seeding import stream_seed
 from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.cache import pool_fingerprint
-from longgame.signals.gradients import AdamPreconditioner
+from longgame.signals.gradients import AdamPreconditioner, is_adam
+from longgame.signals.quality.base import QualitySource
 from longgame.signals.scorer_model import ReferenceModel, ScorerModel
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
@@ -55,6 +57,8 @@ from longgame.training.candidates import (
     FreshFirst,
     Passes,
     SeededByEpoch,
+    all_rated,
+    first_tokens,
     ids_of,
     pool_of,
     with_ids,
@@ -79,6 +83,9 @@ ROW = "row"
 
 PLACE = "place"
 """Row-aligned key of `Pool.info`: the place among the candidates of a step."""
+
+STAND_IN_TOKENS = 2
+"""Tokens of a micro-batch without picks: the fewest of which one predicts another."""
 
 
 class SelectionMixin(_Base):
@@ -161,6 +168,8 @@ class SelectionMixin(_Base):
         """Ids of the micro-batches that this step has still to train on; none where a batch learns nothing."""
         self._selection_weights: Float[Tensor, "b T"] | None = None
         """Weights of the tokens of the micro-batch whose loss is computed next; None: 1 for all."""
+        self._selection_items: Tensor | None = None
+        """Labeled tokens of this step, where the Trainer would take the mean over micro-batches; else None."""
         self._selection_patches: ExitStack | None = None
         """What the model runs with while it trains."""
         self.selection_record: SelectionRecord | None = None
@@ -269,7 +278,12 @@ class SelectionMixin(_Base):
         if not ticks:
             return [], None
         batches = self._selection_batches([row for tick in ticks for row in tick.rows], num_batches)
-        return batches, self._get_num_items_in_batch(batches, device)
+        items = self._get_num_items_in_batch(batches, device)
+        self._selection_items = None
+        if items is None and "labels" in batches[0] and not getattr(self, "loss_is_scaled_for_ga", None):
+            labeled: Any = sum(labeled_tokens(batch["labels"]) for batch in batches)
+            self._selection_items = self.accelerator.gather(labeled.to(device)).sum()
+        return batches, items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Train on a micro-batch, and record how well its examples were learned before (`training_log`)."""
@@ -282,7 +296,23 @@ class SelectionMixin(_Base):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the loss; where the selection gives weights, each pick's NLL counts times its weight."""
+        """Compute the loss; where the selection gives weights, each pick's NLL counts times its weight.
+
+        A model that takes no count of tokens gives the mean over the micro-batch, which is scaled to the micro-batch's
+        share of the step's tokens.
+        """
+        if self._selection_items is None or num_items_in_batch is not None or not self.model.training:
+            return self._selection_loss(model, inputs, return_outputs, num_items_in_batch)
+        labeled = labeled_tokens(inputs["labels"])
+        if not labeled:  # the mean over no token is 0/0; 0 times that over its input adds nothing
+            inputs = {**inputs, "labels": inputs["input_ids"]}
+        result: Any = self._selection_loss(model, inputs, return_outputs, None)
+        loss, outputs = result if return_outputs else (result, None)
+        parts = self.current_gradient_accumulation_steps * self._selection_processes.size  # which it is divided by
+        loss = loss * (labeled * parts / self._selection_items).to(loss.device)
+        return (loss, outputs) if return_outputs else loss
+
+    def _selection_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
         labels = inputs.get("labels")
         weights = None if labels is None else self._selection_take_weights(labels.device)
         if labels is None or weights is None:
@@ -295,7 +325,7 @@ class SelectionMixin(_Base):
             handle.remove()
         loss, last = result if return_outputs else (result, None)
         excess = weight_excess(outputs[0], labels, weights)
-        items: Any = (labels[:, 1:] != -100).sum()
+        items: Any = labeled_tokens(labels)
         if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
             items = num_items_in_batch / self._selection_processes.size
         loss = loss + (excess / items).to(loss.device)
@@ -414,13 +444,19 @@ class SelectionMixin(_Base):
         self.selection_seconds += time.perf_counter() - started
         padded = not (self._selection_packs or getattr(self.args, "padding_free", False))
         split = split_micro_batches(pool.tokens[rows].tolist(), parts, processes.size, padded)[processes.rank]
-        batches = [self._selection_collate(pool, [rows[place] for place in part] or rows[:1]) for part in split]
+        shortest = min(rows, key=lambda row: int(pool.tokens[row]))  # stands in where there are fewer picks than parts
+        batches = [
+            self._selection_collate(pool, [rows[place] for place in part])
+            if part
+            else self._selection_collate(pool, [shortest], STAND_IN_TOKENS)
+            for part in split
+        ]
         for part, batch in zip(split, batches, strict=True):
             if feed.weights is not None and part:
                 self._refuse_weights()
                 lengths = [int(pool.tokens[rows[place]]) for place in part]
                 batch[WEIGHT] = token_weights(batch["labels"], feed.weights[part], lengths)
-            if not part:  # fewer picks than micro-batches: a pick is repeated without labels and adds nothing
+            if not part:  # a stand-in is read without labels and adds nothing
                 batch["labels"] = torch.full_like(batch["labels"], -100)
         self._selection_micro = [[pool.ids[rows[place]] for place in part] for part in split]
         return batches
@@ -435,7 +471,9 @@ class SelectionMixin(_Base):
         processes = self._selection_processes
         if processes.size == 1:
             return
-        fixed = {item.name: repr(getattr(self.selection, item.name)) for item in dataclasses.fields(self.selection)}
+        fixed = {
+            item.name: _same_text(getattr(self.selection, item.name)) for item in dataclasses.fields(self.selection)
+        }
         fixed["selector"] = self.selection_policy.selector.name
         same = "Start all of them with the same {}."
         versions = [f"{name} {_version(name)}" for name in ("longgame", "torch", "transformers", "numpy")]
@@ -463,12 +501,14 @@ class SelectionMixin(_Base):
             self._selection_pool = dataclasses.replace(pool, info={**pool.info, ROW: np.arange(len(pool))})
         return self._selection_pool
 
-    def _selection_collate(self, pool: Pool, rows: Sequence[int]) -> Any:
-        """Return these rows of the pool as a batch."""
+    def _selection_collate(self, pool: Pool, rows: Sequence[int], most: int | None = None) -> Any:
+        """Return these rows of the pool as a batch, or the first ``most`` tokens of each."""
         if ROW in pool.info:
             features = self._selection_fetch(pool.info[ROW][rows].tolist())
         else:
             features = [self._selection_features[place] for place in pool.info[PLACE][rows]]
+        if most is not None:
+            features = [first_tokens(feature, most) for feature in features]
         return self.data_collator([{k: v for k, v in row.items() if k not in SELECTION_COLUMNS} for row in features])
 
     def _selection_fetch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -500,6 +540,7 @@ class SelectionMixin(_Base):
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
                 quality=grading.quality,
+                rated=None if stream else lambda: all_rated(self.train_dataset),
                 complexity=grading.complexity,
             )
         if isinstance(source, SignalSource):
@@ -524,7 +565,7 @@ class SelectionMixin(_Base):
         """Adam's moments as they are now; None before its first step, or where another optimizer trains."""
         optimizer: Any = self.optimizer
         reshard(self.model)
-        if optimizer is None or not any("exp_avg_sq" in state for state in optimizer.state.values()):
+        if optimizer is None or not is_adam(optimizer):
             return None
         if self.is_deepspeed_enabled:
             return AdamPreconditioner(gathered_moments(optimizer, self.model))
@@ -707,6 +748,13 @@ class SelectionMixin(_Base):
         refuse_setup(self, self.selection_shares)
 
 
+def _same_text(value: Any) -> str:
+    """Return a text of a value that is the same in every process: its ``repr`` without addresses in memory."""
+    if isinstance(value, QualitySource):
+        return value.identity()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
@@ -734,6 +782,11 @@ _OWN_LOSS = (
     "the selection gives weights, and compute_loss of {name} did not apply them. Let it call super().compute_loss, or "
     f"use a selector and a dataset without weights ({WEIGHT})."
 )
+
+
+def labeled_tokens(labels: Int[Tensor, "b T"]) -> Int[Tensor, ""]:
+    """Return the number of tokens that a loss is taken on: labeled ones that something predicts."""
+    return (labels[:, 1:] != -100).sum()
 
 
 def token_weights(
