@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -11,6 +12,14 @@ from longgame.engines.choice import check_engine, mapped, mapper
 from longgame.engines.local import WorkerError
 from longgame.errors import DataError, RecipeError
 from support import jobs
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("engine", ["local", "ray", "auto", "ray://host:10001"])
@@ -46,6 +55,28 @@ def test_an_error_of_a_part_arrives_with_its_class(workers):
 def test_a_process_that_ends_is_reported():
     with pytest.raises(WorkerError, match="a worker process ended"):
         list(mapped(jobs.leave_at_three, range(5), workers=2))
+
+
+def test_the_workers_of_a_mapper_end_with_a_process_that_is_killed():
+    code = (
+        "from functools import partial\n"
+        "from longgame.engines.choice import mapper\n"
+        "from support import jobs\n"
+        "if __name__ == '__main__':\n"
+        "    with mapper(jobs.process_id, workers=2) as process_ids:\n"
+        "        print(*set(process_ids(range(6))), flush=True)\n"
+        "        input()\n"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=paths, text=True, **pipes) as process:
+        workers = [int(number) for number in process.stdout.readline().split()]
+        process.kill()
+    assert workers
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_alive, workers))
 
 
 def test_no_other_module_imports_ray():

@@ -66,6 +66,19 @@ def test_push_that_the_hub_refuses_is_one_sentence(hub, tmp_path, repository, st
     assert hub.files == {}
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_push_changes_nothing_where_the_card_cannot_be_read(hub, tmp_path, cached):
+    hub.files["README.md"] = b"# Old\n"
+    if cached:
+        assert pushed(hub, tmp_path, "owner/name", "model").returncode == 0
+    hub.files = {"README.md": b"# New\n"}
+    hub.failing = "README.md"
+    done = pushed(hub, tmp_path, "owner/name", "model")
+    assert done.returncode == 1
+    assert "Nothing was pushed; try again" in done.stderr
+    assert hub.files == {"README.md": b"# New\n"}
+
+
 def test_push_offline_names_the_variable(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     with pytest.raises(StorageError, match="HF_HUB_OFFLINE is set"):

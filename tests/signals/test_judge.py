@@ -19,6 +19,7 @@ from longgame.data.examples import Example
 from longgame.errors import LonggameError, ModelError, RecipeError, StorageError
 from longgame.models import smollm2
 from longgame.signals.quality.base import build_quality, rate
+from longgame.signals.quality.endpoint import Pace
 from longgame.signals.quality.judge import RUBRICS, Agreement, JudgeQuality, read_grade
 from support.judge_server import KEY, grade_of, serving
 
@@ -291,6 +292,15 @@ def test_limits_of_requests_spread_them_over_time(judge):
     with serving("slow 0.05") as server:
         judge(server, concurrency=3, structured="never").grade(EXAMPLES)
         assert server.most_busy <= 3
+
+
+def test_tokens_that_were_not_spent_do_not_loosen_the_limit_of_requests():
+    pace = Pace(requests_per_minute=60, tokens_per_minute=100_000)
+    pace.wait(800, threading.Event())
+    pace.settle(800, 500)
+    assert pace._free - time.monotonic() == pytest.approx(1, abs=0.1)
+    pace.settle(500, 5000)
+    assert pace._free - time.monotonic() == pytest.approx(3, abs=0.1)
 
 
 def test_retry_after_holds_every_request(judge):

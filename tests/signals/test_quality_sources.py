@@ -301,6 +301,14 @@ def test_rows_beyond_the_context_are_missing_and_counted(reward_model) -> None:
     assert "1 of 2 rows are longer" in source.notes()[0]
 
 
+def test_places_that_a_model_keeps_for_itself_hold_no_tokens(reward_model) -> None:
+    place = reward_model(name="short")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer.model_max_length = len(RewardQuality(place)._tokens(tokenizer, EXAMPLES[4])) - 1
+    tokenizer.save_pretrained(place)
+    assert np.isnan(rate(RewardQuality(place), [EXAMPLES[0], EXAMPLES[4]]).grade).tolist() == [False, True]
+
+
 def test_a_checkpoint_without_a_head_is_no_reward_model() -> None:
     with pytest.raises(ModelError, match="lacks 1 weights.*sequence-classification"):
         rate(RewardQuality("tiny"), EXAMPLES)

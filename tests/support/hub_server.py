@@ -34,6 +34,8 @@ class _Hub(BaseHTTPRequestHandler):
             return self.answer(200, {"id": "owner/name", "cardData": {"license": "mit"}})
         if "/owner/name/resolve/" not in self.path:
             return self.answer(404, b"", X_Error_Code="RepoNotFound")
+        if name == self.server.failing:
+            return self.answer(503)
         if name not in self.server.files:
             return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=OID)
         return self.answer(200, self.server.files[name], ETag=f'"{OID}"', X_Repo_Commit=OID)
@@ -68,7 +70,7 @@ class _Hub(BaseHTTPRequestHandler):
 def serve_hub():
     """Serve a hub with one empty repository; yields the server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    server.files, server.requests, server.status, server.created = {}, [], 200, None
+    server.files, server.requests, server.status, server.created, server.failing = {}, [], 200, None, None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -205,9 +205,10 @@ def score_command(
         listed = f", {folder / BAD_ROWS}" if (folder / BAD_ROWS).is_file() else ""
         console.print(f"Written: {folder / TABLE}{listed}", highlight=False, markup=False)
         if total == 1:
+            selector = "loss" if "loss" in scores.names else "SELECTOR"
             console.print(
-                f"Select by them: longgame select {shlex.join(data)} --scores {shlex.quote(str(out))} --selector loss "
-                "--budget 10% --out subset.jsonl",
+                f"Select by them: longgame select {shlex.join(data)} --scores {shlex.quote(str(out))} --selector "
+                f"{selector} --budget 10% --out subset.jsonl",
                 highlight=False,
                 markup=False,
             )

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from longgame.engines.local import Needs, Warn, WorkerError, as_error, thread_variables, threads_here
+from longgame.engines.local import Needs, Warn, WorkerError, as_error, end_with_parent, thread_variables, threads_here
 from longgame.errors import RecipeError
 
 _Part = TypeVar("_Part")
@@ -116,6 +116,7 @@ _function: Callable[..., object] | None = None
 def _receive(function: Callable[[_Part], Result]) -> None:
     global _function
     _function = function
+    end_with_parent()
 
 
 def _called(function: Callable[[_Part], Result] | None, part: _Part) -> Result:

@@ -100,7 +100,7 @@ _leave = os._exit
 """Kept, as plug-ins at work find another function under that name (`longgame.registry.plugin_at_work`)."""
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave at once when the parent is gone (even by SIGKILL), so that no orphan writes into the run directory."""
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -179,7 +179,7 @@ def warnings_to(warn: Warn | None) -> Iterator[None]:
 
 
 def _work(pipe: Any) -> None:
-    _end_with_parent()
+    end_with_parent()
     lock = threading.Lock()
 
     def send(*event: Any) -> None:

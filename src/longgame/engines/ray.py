@@ -376,7 +376,7 @@ class _Workers:
             workers = min(workers, int(resources.get("memory", 0) // needs.memory))
         if needs.gpu:
             gpus = int(resources.get("GPU", 0))
-            size = min((int(card.rpartition(",")[2]) << 20 for card in facts["cards"]), default=0)
+            size = min((_memory_of(card) for card in facts["cards"]), default=0)
             fitting = max(1, size // needs.gpu_memory) if needs.gpu_memory and size else 1
             fitting = min(fitting, max(1, workers // gpus))
             share, workers = int(10_000 / fitting) / 10_000, min(workers, fitting * gpus)
@@ -483,6 +483,12 @@ class _Workers:
                     [self._on(id, cleared, f"{self._scratch}-*") for id in nodes], num_returns=len(nodes), timeout=5
                 )
         self._members = []
+
+
+def _memory_of(card: str) -> int:
+    """Bytes of a card as nvidia-smi lists it; 0 where it tells none (cards that share the machine's memory)."""
+    size = card.rpartition(",")[2].strip()
+    return int(size) << 20 if size.isdecimal() else 0
 
 
 def _label(node: Mapping[str, Any]) -> str:

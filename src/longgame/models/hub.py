@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
@@ -129,7 +131,12 @@ def push(
         if kind == "dataset":
             api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
         try:
-            readme = Path(api.hf_hub_download(repo_id, "README.md", repo_type=kind)).read_text(encoding="utf-8")
+            # an empty cache: an older copy's text would replace what is on the hub
+            with tempfile.TemporaryDirectory() as cache:
+                card = api.hf_hub_download(repo_id, "README.md", repo_type=kind, cache_dir=cache)
+                readme = Path(card).read_text(encoding="utf-8")
+        except LocalEntryNotFoundError as cause:  # an EntryNotFoundError, too, but the hub said no such thing
+            raise cause.__cause__ or cause from None
         except EntryNotFoundError:
             readme = ""
         contents = {**files, "README.md": with_section(with_metadata(readme, metadata or {}), section).encode()}

@@ -69,7 +69,7 @@ class Pace:
         with self._lock:
             start = max(time.monotonic(), self._free)
             if self._request or self._token:
-                self._free = start + max(self._request, tokens * self._token)
+                self._free = start + self._seconds(tokens)
         if stop.wait(max(0.0, start - time.monotonic())):
             raise StoppedError
 
@@ -81,7 +81,11 @@ class Pace:
     def settle(self, expected: int, spent: int) -> None:
         """Correct the account by what a request really spent."""
         with self._lock:
-            self._free += (spent - expected) * self._token
+            self._free += self._seconds(spent) - self._seconds(expected)
+
+    def _seconds(self, tokens: int) -> float:
+        """Of the account that a request of so many tokens takes: the tighter limit counts."""
+        return max(self._request, tokens * self._token)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

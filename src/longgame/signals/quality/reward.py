@@ -86,7 +86,9 @@ class RewardQuality(QualitySource):
     def _grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
         loaded = self._load()
         rows = [self._tokens(loaded.tokenizer, example) for example in examples]
-        limit = getattr(loaded.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
+        # RoBERTa has 514 places for 512 tokens, which its tokenizer knows; a tokenizer that does not know says 10³⁰
+        places = getattr(loaded.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
+        limit = min(places, loaded.tokenizer.model_max_length)
         grades = np.full(len(rows), np.nan)
         fitting = [place for place, ids in enumerate(rows) if len(ids) <= limit]
         for batch in self._batches(fitting, rows):
