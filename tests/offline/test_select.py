@@ -24,6 +24,7 @@ from longgame.offline.summary import SubsetFacts
 from longgame.selection.base import Selector
 from longgame.selection.history import Selection
 from longgame.storage import read_state
+from support.cli import longgame_here
 
 from .conftest import FILES, ROWS, jsonl
 
@@ -417,6 +418,73 @@ def test_an_existing_output_stays(data: Path, tmp_path: Path) -> None:
         select_to(data, data, SelectOptions(), overwrite=True)
     with pytest.raises(DataError, match=r"ends in '.csv'"):
         select_to(data, tmp_path / "o.csv", SelectOptions())
+
+
+def test_an_output_that_is_read_is_refused_and_stays(data: Path, tmp_path: Path) -> None:
+    names = {"target": "t.jsonl", "replay": "old.jsonl"}
+    paths = {name: jsonl(tmp_path / file, ROWS[:9]) for name, file in names.items()}
+    shards = FILES["folder"][1](tmp_path / "shards", ROWS)
+    saved = FILES["saved"][1](tmp_path / "saved", ROWS)
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    (scores / "scores.parquet").write_bytes(b"")
+    state, log = tmp_path / "past" / "history.json", jsonl(tmp_path / "log.jsonl", [])
+    state.parent.mkdir()
+    listed = jsonl(tmp_path / "mine.jsonl", [{"sample_id": "a", "score": 1}])
+    cases: list[tuple[Any, Path, dict[str, Any], str]] = [
+        (data, data, {}, "is the data itself"),
+        (shards, shards, {}, "is a folder that holds the data"),
+        (saved, saved, {}, "is the data itself"),
+        (load_from_disk(str(saved)), saved, {}, "is a folder that holds the data"),
+        (data, paths["target"], {"target": paths["target"]}, "is the target set itself"),
+        (data, paths["replay"], {"replay": [paths["target"], paths["replay"]]}, "is the replay data itself"),
+        (data, scores / "scores.parquet", {"scores": scores}, "would replace a part of the folder of scores"),
+        (data, scores, {"replay_scores": [scores]}, "is the scores of replay data itself"),
+        (data, state.parent, {"history": state.parent}, "is a folder that holds the history"),
+        (data, log, {"training_log": log}, "is the training log itself"),
+        (data, listed, {"selector": f"scores:{listed}"}, "is the score file itself"),
+        (jsonl(tmp_path / "n.bad-rows.jsonl", ROWS), tmp_path / "n.jsonl", {}, "bad-rows.jsonl' is the data itself"),
+    ]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for source, out, inputs, message in cases:
+        options = SelectOptions(selector=inputs.pop("selector", "random"))
+        with pytest.raises((DataError, StorageError), match=message):
+            select_to(source, out, options, overwrite=True, **inputs)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_a_saved_data_set_is_replaced_as_a_folder(data: Path, tmp_path: Path) -> None:
+    options = SelectOptions(selector="longest", budget="5rows")
+    for name in ("s", "empty"):
+        (tmp_path / name).mkdir()
+        select_to(data, tmp_path / name, options, overwrite=True)
+        select_to(data, tmp_path / name, options, overwrite=True)
+        assert len(load_from_disk(str(tmp_path / name))) == 5
+    (tmp_path / "s" / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.arrow").write_bytes(b"")
+    for name in ("s", "mine"):
+        with pytest.raises(StorageError, match="replaces a saved data set alone"):
+            select_to(data, tmp_path / name, options, overwrite=True)
+    assert (tmp_path / "s" / "notes.txt").is_file()
+    assert (tmp_path / "mine" / "a.arrow").is_file()
+
+
+def test_files_of_an_earlier_selection_do_not_stay(data: Path, tmp_path: Path) -> None:
+    bad = jsonl(tmp_path / "bad.jsonl", [*ROWS, {"prompt": "a"}])
+    first = ["select", str(bad), "--selector", "longest", "--budget", "5rows", "--out", "st.jsonl"]
+    done = longgame_here(*first, "--explain", "--on-bad-row", "skip", cwd=tmp_path)
+    written = "st.jsonl, st.manifest.json, st.explain.jsonl, st.bad-rows.jsonl, st.html"
+    assert f"Written: {written}\n" in done.stdout, done.stderr
+    assert all((tmp_path / name).is_file() for name in written.split(", "))
+    again = ["select", str(data), *first[2:], "--overwrite", "--no-page"]
+    assert "Written: st.jsonl, st.manifest.json\n" in longgame_here(*again, cwd=tmp_path).stdout
+    assert sorted(path.name for path in tmp_path.glob("st.*")) == ["st.jsonl", "st.manifest.json"]
+    (tmp_path / "n.html").write_text("mine", encoding="utf-8")
+    other = ["select", str(data), *first[2:-1], "n.jsonl"]
+    assert "'n.html' exists already" in longgame_here(*other, cwd=tmp_path).stderr.replace("\n", " ")
+    assert longgame_here(*other, "--overwrite", "--no-page", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "n.html").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_full_disk_leaves_no_half_output(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,10 +75,12 @@ class RowSource:
     Attributes:
         label: as the user wrote it, for messages.
         unit: what a row's number counts ("line", "row").
+        paths: files and folders on this machine that are read.
     """
 
     label: str
     unit = "row"
+    paths: tuple[Path, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, int, ReadRow]]:
         """Yield every row: its file, its number there (from 1), and what parses it."""
@@ -109,10 +111,12 @@ class FileSource(RowSource):
 
 
 class TableSource(RowSource):
-    """Rows of a `datasets.Dataset`."""
+    """Rows of a `datasets.Dataset`, of the folder where it is saved, or of the files that it maps."""
 
-    def __init__(self, label: str, dataset: Any) -> None:
+    def __init__(self, label: str, dataset: Any, folder: Path | None = None) -> None:
         self.label, self.dataset = label, dataset
+        mapped = (Path(entry["filename"]) for entry in dataset.cache_files)
+        self.paths = tuple(mapped) if folder is None else (folder,)
 
     def rows(self) -> Iterator[tuple[str, int, ReadRow]]:
         number = 0
@@ -195,7 +199,7 @@ def _folder(label: str, folder: Path) -> RowSource:
         import datasets
 
         try:
-            return TableSource(label, datasets.load_from_disk(str(folder)))
+            return TableSource(label, datasets.load_from_disk(str(folder)), folder)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise DataError(f"the saved data set '{label}' cannot be read: {_first_line(error)}") from error
     paths = sorted(

@@ -31,7 +31,8 @@ MANIFEST, EXPLAINED, BAD = BESIDE_A_SUBSET
 PAGE = ".html"
 """Endings of the files beside an output."""
 Kind = Literal["jsonl", "parquet", "folder"]
-_TABLE_ROWS = 4096
+_SAVED = ("state.json", "dataset_info.json")
+"""Files of a saved data set beside its tables."""
 
 
 def kind_of(out: Path) -> Kind:
@@ -65,10 +66,36 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise StorageError(f"'{path}' exists already. Give another --out, or replace it with --overwrite.")
+        _refuse_foreign(path)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise StorageError(f"cannot write '{path}': no permission for the folder. Give another --out.")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise StorageError for a folder that is not empty and holds more than a saved data set."""
+    if not path.is_dir():
+        return
+    names = sorted(entry.name for entry in path.iterdir())
+    others = [name for name in names if name not in _SAVED and not name.endswith(".arrow")]
+    if names and (others or "state.json" not in names):
+        raise StorageError(
+            f"'{path}' is a folder with '{(others or names)[0]}', and --overwrite replaces a saved data set alone. "
+            "Give another --out, or move the folder away."
+        )
+
+
+def remove_beside(out: Path) -> None:
+    """Remove what an earlier selection wrote beside this output; a page is one of its files where a manifest is, too.
+
+    Raises:
+        StorageError: no permission.
+    """
+    endings = (*BESIDE_A_SUBSET, *((PAGE,) if beside(out, MANIFEST).exists() else ()))
+    for path in [beside(out, ending) for ending in endings]:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
 
 
 SubsetPart = tuple[RowSource, Int[np.ndarray, " k"], Mapping[str, np.ndarray]]
@@ -96,6 +123,7 @@ def write_subset(out: Path, parts: Sequence[SubsetPart]) -> dict[str, str]:
             for path in [part, *part.rglob("*")]:
                 flush(path)
             if out.is_dir():
+                _refuse_foreign(out)  # it may have changed while the rows were scored
                 shutil.rmtree(out)
             part.replace(out)
             flush(out.parent)
