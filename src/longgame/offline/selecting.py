@@ -140,7 +140,8 @@ def choose(
     asked = budget.units(usable.costs[place >= 0])
     again: tuple[ReplayedRows, ...] = ()
     if given is not None:
-        asked, again = replayed_rows(given, rules, options, unit, asked, part, table is not None)
+        length = None if table is None else int(table.config["max_length"])
+        asked, again = replayed_rows(given, rules, options, unit, asked, part, length)
     policy = _policy(selector, options.seed, history)
     if announce is not None:
         announce(grading.estimate(part, names))
