@@ -40,7 +40,13 @@ from longgame.offline.parts import (
     parts_of,
 )
 from longgame.offline.score_folder import BAD_ROWS, FITTED, TABLE, ScoreFolder
-from longgame.offline.selecting import refuse_inputs, selection_inputs, subset_outputs, whole_pool_notes
+from longgame.offline.selecting import (
+    refuse_inputs,
+    refuse_several_schemas,
+    selection_inputs,
+    subset_outputs,
+    whole_pool_notes,
+)
 from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_existing, remove_beside, write_subset
 from longgame.selection.algorithms.cut import exact_cut
 from longgame.selection.base import SELECTORS, Selector, claims
@@ -136,7 +142,8 @@ def select_in_parts(
     path, source = None if out is None else Path(out).expanduser(), open_source(data)
     check_engine(engine)
     if path is not None:
-        kind_of(path)
+        if kind_of(path) != "jsonl":
+            refuse_several_schemas(data)
         refuse_inputs(subset_outputs(path), selection_inputs(source, options, scores=scores))
         refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
     table = ScoreFolder(scores)

@@ -22,6 +22,7 @@ from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import RowSource, bad_rows
 from longgame.errors import DataError, unknown
+from longgame.escape import visible
 from longgame.recipe import BudgetOf
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class DataRows:
                         raise row
                     example, form = read_row(row, self.rules)
                 except RowError as error:
-                    self.bad.append(BadRow(file, number, str(error)))
+                    self.bad.append(BadRow(file, number, visible(str(error))))
                     self.bad_positions.append(position)
                     continue
                 yield position, file, number, example, form
@@ -382,5 +383,5 @@ class TokenizedRows:
         file, number = self.rows.file_of(row), int(self.rows.numbers[row])
         if self.on_bad_row == "error":
             raise bad_rows(self.rows.source, [(file, number, reason)], _SKIP)
-        self.bad.append(BadRow(file, number, reason))
+        self.bad.append(BadRow(file, number, visible(reason)))
         self.bad_positions.append(int(self.rows.positions[row]))

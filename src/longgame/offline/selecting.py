@@ -45,6 +45,7 @@ from longgame.offline.subset import (
     kind_of,
     refuse_existing,
     remove_beside,
+    unified_schema,
     write_subset,
 )
 from longgame.registry import plugin_at_work
@@ -338,8 +339,9 @@ def select_to(
         StorageError: an output exists, or the disk is full. LonggameError: as `choose`.
     """
     path = Path(out).expanduser()
-    kind_of(path)
-    source = open_source(data)
+    kind, source = kind_of(path), open_source(data)
+    if kind != "jsonl":
+        refuse_several_schemas(data, replay)
     inputs = selection_inputs(
         source,
         options,
@@ -408,9 +410,8 @@ def _replay_data(
         if scores or choice.name != "uniform":
             raise RecipeError("a choice of replay, or its scores, is given, and no data to replay. Give --replay OLD.")
         return None
-    stages = tuple(replay) if isinstance(replay, list | tuple) else (replay,)
     folder = None if scratch is None else _replay_scratch(scratch)
-    given = ReplayData(stages, tuple(scores), model, folder, progress, command)
+    given = ReplayData(_stages(replay), tuple(scores), model, folder, progress, command)
     given.check(choice)
     return given
 
@@ -432,11 +433,10 @@ def selection_inputs(
     training_log: str | Path | None = None,
 ) -> dict[Path, str]:
     """Files and folders that a selection reads → what each is."""
-    stages = replay if isinstance(replay, list | tuple) else [replay]
     kinds: dict[str, Sequence[str | Path]] = {
         "the data": source.paths,
         "the target set": _local_paths(target),
-        "the replay data": [path for data in stages for path in _local_paths(data)],
+        "the replay data": [path for data in _stages(replay) for path in _local_paths(data)],
         "the folder of scores": [] if scores is None else [scores],
         "the scores of replay data": replay_scores,
         "the history": [] if history is None else [Path(history) / f"{_HISTORY}{end}" for end in _STATE_ENDINGS],
@@ -447,10 +447,24 @@ def selection_inputs(
 
 
 def _local_paths(data: Any) -> Sequence[Path]:
-    """Paths of a data set; none of one of the hub, which is loaded once."""
-    if data is None or (isinstance(data, str) and data.startswith("hub:")):
-        return ()
-    return open_source(data).paths
+    return () if (source := _local(data)) is None else source.paths
+
+
+def _local(data: Any) -> RowSource | None:
+    """The rows of what is given as data; None of the hub's, which are loaded once."""
+    return None if data is None or (isinstance(data, str) and data.startswith("hub:")) else open_source(data)
+
+
+def _stages(replay: Any) -> tuple[Any, ...]:
+    """The data set of each earlier stage."""
+    return tuple(replay) if isinstance(replay, list | tuple) else (() if replay is None else (replay,))
+
+
+def refuse_several_schemas(data: Any, replay: Any = None) -> None:
+    """Raise DataError, before any work, where tables on this machine do not fit into one."""
+    sources = [source for part in (data, *_stages(replay)) if (source := _local(part)) is not None]
+    if schemas := [schema for source in sources for schema in source.schemas()]:
+        unified_schema(schemas)
 
 
 def _score_file(options: SelectOptions) -> Sequence[str]:
