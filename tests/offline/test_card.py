@@ -79,12 +79,17 @@ def test_license_of_local_data_is_that_of_its_card(license, line, tmp_path, monk
     [
         (["--push", "name"], "--push is 'name'; write it as owner/name."),
         (["--card", "data.jsonl", "--overwrite"], "--card 'data.jsonl' is the data itself"),
+        (
+            ["--replay", "old.jsonl", "--card", "old.jsonl", "--overwrite"],
+            "--card 'old.jsonl' is the replay data itself",
+        ),
         (["--card", "s.manifest.json"], "--card and the subset's .manifest.json are both 's.manifest.json'"),
         (["--card", "old.md"], "'old.md' exists already"),
     ],
 )
 def test_card_and_push_are_checked_before_any_work(options, message, tmp_path):
     jsonl(tmp_path / "data.jsonl", ROWS)
+    jsonl(tmp_path / "old.jsonl", ROWS)
     (tmp_path / "old.md").write_text("old")
     before = sorted(path.name for path in tmp_path.iterdir())
     done = longgame_here("select", "data.jsonl", "--selector", "longest", "--out", "s.jsonl", *options, cwd=tmp_path)

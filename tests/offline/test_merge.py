@@ -37,11 +37,12 @@ def job(tmp_path_factory):
     """A folder with data, its scores (``whole``), and those of three shards (``parts``)."""
     folder = tmp_path_factory.mktemp("job")
     long = {"prompt": "word " * 900, "response": "x"}
-    data = jsonl(folder / "data.jsonl", [*ROWS[:20], long, *ROWS[20:], *ROWS[:5]])
+    bad = {"prompt": "of no response"}
+    data = jsonl(folder / "data.jsonl", [bad, *ROWS[:16], bad, *ROWS[16:20], long, *ROWS[20:], *ROWS[:5], bad])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "SHARD_ROWS", 16)
         patch.setattr("longgame.offline.rows.SHARD_ROWS", 16)
-        rows = DataRows(open_source(data))
+        rows = DataRows(open_source(data), on_bad_row="skip")
         score_into(rows, NAMES, folder / "whole", TINY, on_bad_row="skip")
         for number in (1, 2, 3):
             command = f"longgame score data.jsonl --signals loss --out parts --shard {number}/3"
@@ -77,6 +78,14 @@ def test_merged_shards_select_as_one_job_does(job, tmp_path, monkeypatch):
         select_to(job / "data.jsonl", tmp_path / f"{name}.jsonl", options, scores=scores)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
+
+
+def test_shards_share_out_the_bad_rows_in_the_order_of_the_data(job):
+    parts = [job / "parts" / shard_name(number, 3) / "bad-rows.jsonl" for number in (1, 2, 3)]
+    numbers = [
+        [json.loads(line)["number"] for line in path.read_text().splitlines()] for path in parts if path.exists()
+    ]
+    assert [number for shard in numbers for number in shard] == [1, 18, 23, 69]
 
 
 def test_merging_again_changes_nothing(job, tmp_path):
@@ -165,7 +174,7 @@ def test_a_wrong_shard_is_named_with_its_fix(fault, parts, tmp_path):
 
 def test_a_column_of_some_shards_is_named(job, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "SHARD_ROWS", 16)
-    rows = DataRows(open_source(job / "data.jsonl"))
+    rows = DataRows(open_source(job / "data.jsonl"), on_bad_row="skip")
     first = parts / shard_name(1, 3)
     score_into(shard_rows(rows, 1, 3), ["el2n"], first, TINY, on_bad_row="skip")
     with pytest.raises(ResumeError, match=r"0002-of-0003' lacks el2n, which another shard has"):

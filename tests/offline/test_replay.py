@@ -136,8 +136,20 @@ def test_rows_of_the_data_itself_are_not_replayed(data: Path, tmp_path: Path) ->
     select_to(data, tmp_path / "o.jsonl", SelectOptions(budget="20rows", replay_share=0.3), replay=[old, old])
     rows = replayed(tmp_path / "o.jsonl")
     assert len(rows) == len(set(rows)) == 6
+    thrice = jsonl(tmp_path / "thrice.jsonl", [*ROWS[:2] * 3, *OLD[1][:1] * 3])
+    select_to(data, tmp_path / "q.jsonl", SelectOptions(budget="20rows", replay_share=0.3), replay=thrice)
+    assert replayed(tmp_path / "q.jsonl") == [DataRows(open_source(thrice)).ids[6]]
     with pytest.raises(DataError, match="no row that is not a candidate"):
         select_to(data, tmp_path / "p.jsonl", SelectOptions(budget="20rows"), replay=data)
+
+
+@pytest.mark.parametrize("max_length", [None, 64])
+def test_replayed_rows_are_cut_where_candidates_are(max_length: int | None, data: Path, tmp_path: Path) -> None:
+    model = ModelOptions(name="tiny", max_length=max_length)
+    long = jsonl(tmp_path / "long.jsonl", [{"prompt": "say", "response": "word " * 1500}])
+    options = SelectOptions(selector="longest", budget="1200", replay_share=0.5)
+    outcome, _ = select_to(data, tmp_path / "o.jsonl", options, model=model, replay=long)
+    assert 1200 - outcome.asked == (max_length or 512)
 
 
 @pytest.mark.parametrize(

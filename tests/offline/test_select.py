@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 import longgame
 from longgame.errors import BudgetError, DataError, LonggameError, RecipeError, ResumeError, StorageError
@@ -24,6 +26,7 @@ from longgame.offline.summary import SubsetFacts
 from longgame.selection.base import Selector
 from longgame.selection.history import Selection
 from longgame.storage import read_state
+from support.cli import longgame_here
 
 from .conftest import FILES, ROWS, jsonl
 
@@ -148,6 +151,77 @@ def test_a_schema_of_parquet_is_kept(tmp_path: Path) -> None:
     select_to(data, tmp_path / "o.parquet", SelectOptions(budget="5rows"))
     before, after = pd.read_parquet(data), pd.read_parquet(tmp_path / "o.parquet")
     assert after[list(before)].dtypes.tolist() == before.dtypes.tolist()
+
+
+def _shards(folder: Path, *tables: pa.Table) -> Path:
+    folder.mkdir()
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"{number}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("out", ["s.parquet", "s"])
+def test_shards_of_several_schemas_become_one_table(out: str, tmp_path: Path) -> None:
+    first = pa.table(
+        {"prompt": ["a", "b"], "response": ["x", "y"], "n": [1, 2], "note": pa.nulls(2), "kind": ["u", "v"]}
+    )
+    first = first.cast(first.schema.set(2, pa.field("n", pa.int64(), nullable=False)).with_metadata({"k": "v"}))
+    kind = pa.array(["w", "w"]).dictionary_encode()
+    second = pa.table({"note": ["p", "q"], "response": ["z", "w"], "prompt": ["c", "d"], "kind": kind})
+    third = pa.table({"prompt": ["e"], "response": ["t"], "n": [0.5], "more": [[1]]})
+    data = _shards(tmp_path / "shards", first, second, third)
+    select_to(data, tmp_path / out, SelectOptions(budget="100%"))
+    frame = subset_frame(tmp_path / out)
+    assert frame["prompt"].tolist() == list("abcde")
+    assert frame["note"].dropna().tolist() == ["p", "q"]
+    assert frame["kind"].dropna().tolist() == ["u", "v", "w", "w"]
+    assert frame["n"].dropna().tolist() == [1.0, 2.0, 0.5]
+    assert frame["more"].notna().tolist() == [False] * 4 + [True]
+
+
+def test_shards_that_are_no_one_table_are_refused_before_scoring(tmp_path: Path, monkeypatch) -> None:
+    rows = {"prompt": ["a"], "response": ["b"]}
+    data = _shards(tmp_path / "shards", pa.table({**rows, "n": [1]}), pa.table({**rows, "n": ["one"]}))
+    monkeypatch.setattr("longgame.offline.selecting.DataRows", lambda *_, **__: pytest.fail("the rows are read"))
+    for act in (
+        lambda: select_to(data, tmp_path / "o.parquet", SelectOptions(budget="100%")),
+        lambda: longgame.select(data, budget="100%"),
+        lambda: select_to(data / "0.parquet", tmp_path / "o", SelectOptions(), replay=[data / "1.parquet"]),
+    ):
+        with pytest.raises(DataError, match=r"do not fit into one table \(.*int64 vs string.*Give a .jsonl output"):
+            act()
+    monkeypatch.undo()
+    select_to(data, tmp_path / "o.jsonl", SelectOptions(budget="100%"))
+    assert [row["n"] for row in lines(tmp_path / "o.jsonl")] == [1, "one"]
+
+
+def test_parquet_keeps_metadata_classes_and_dictionaries(tmp_path: Path) -> None:
+    columns = {"prompt": [row["prompt"] for row in ROWS], "response": [row["response"] for row in ROWS]}
+    labels = Features({name: Value("string") for name in columns} | {"label": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict({**columns, "label": [0, 1] * 30}, features=labels).to_parquet(tmp_path / "c.parquet")
+    kind = pa.field("kind", pa.dictionary(pa.int8(), pa.string()), nullable=False, metadata={"of": "field"})
+    schema = pa.schema([("prompt", pa.string()), ("response", pa.string()), kind], metadata={"of": "schema"})
+    values = pa.array(["u", "v"] * 30).dictionary_encode().cast(kind.type)
+    pq.write_table(pa.table([*columns.values(), values], schema=schema), tmp_path / "d.parquet")
+    for name in ("c", "d"):
+        data, out = tmp_path / f"{name}.parquet", tmp_path / f"{name}-out.parquet"
+        select_to(data, out, SelectOptions(budget="5rows"))
+        before, after = pq.read_schema(data), pq.read_schema(out)
+        assert pa.schema(list(after)[: len(before)], metadata=after.metadata).equals(before, check_metadata=True)
+        select_to(data, tmp_path / name, SelectOptions(budget="5rows"))
+    assert Dataset.from_parquet(str(tmp_path / "c-out.parquet")).features["label"] == labels["label"]
+    assert load_from_disk(str(tmp_path / "c")).features["label"] == labels["label"]
+    assert set(load_from_disk(str(tmp_path / "d"))["kind"]) <= {"u", "v"}
+
+
+def test_half_a_surrogate_pair_in_another_column_is_kept(tmp_path: Path) -> None:
+    rows = [*({**row, "note": "\ud83d"} for row in ROWS), {"prompt": "a", "\ud83d": "b"}]
+    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    select_to(tmp_path / "d.json", tmp_path / "o.jsonl", SelectOptions(budget="5rows", on_bad_row="skip"))
+    assert "\\ud83d" in lines(tmp_path / "o.bad-rows.jsonl")[0]["reason"]
+    assert [row["note"] for row in lines(tmp_path / "o.jsonl")] == ["\ud83d"] * 5
+    with pytest.raises(DataError, match="do not fit into one table .* Give a .jsonl output"):
+        select_to(tmp_path / "d.json", tmp_path / "p.parquet", SelectOptions(budget="5rows", on_bad_row="skip"))
 
 
 def test_picks_by_loss_are_the_highest_losses(data: Path, tmp_path: Path) -> None:
@@ -417,6 +491,73 @@ def test_an_existing_output_stays(data: Path, tmp_path: Path) -> None:
         select_to(data, data, SelectOptions(), overwrite=True)
     with pytest.raises(DataError, match=r"ends in '.csv'"):
         select_to(data, tmp_path / "o.csv", SelectOptions())
+
+
+def test_an_output_that_is_read_is_refused_and_stays(data: Path, tmp_path: Path) -> None:
+    names = {"target": "t.jsonl", "replay": "old.jsonl"}
+    paths = {name: jsonl(tmp_path / file, ROWS[:9]) for name, file in names.items()}
+    shards = FILES["folder"][1](tmp_path / "shards", ROWS)
+    saved = FILES["saved"][1](tmp_path / "saved", ROWS)
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    (scores / "scores.parquet").write_bytes(b"")
+    state, log = tmp_path / "past" / "history.json", jsonl(tmp_path / "log.jsonl", [])
+    state.parent.mkdir()
+    listed = jsonl(tmp_path / "mine.jsonl", [{"sample_id": "a", "score": 1}])
+    cases: list[tuple[Any, Path, dict[str, Any], str]] = [
+        (data, data, {}, "is the data itself"),
+        (shards, shards, {}, "is a folder that holds the data"),
+        (saved, saved, {}, "is the data itself"),
+        (load_from_disk(str(saved)), saved, {}, "is a folder that holds the data"),
+        (data, paths["target"], {"target": paths["target"]}, "is the target set itself"),
+        (data, paths["replay"], {"replay": [paths["target"], paths["replay"]]}, "is the replay data itself"),
+        (data, scores / "scores.parquet", {"scores": scores}, "would replace a part of the folder of scores"),
+        (data, scores, {"replay_scores": [scores]}, "is the scores of replay data itself"),
+        (data, state.parent, {"history": state.parent}, "is a folder that holds the history"),
+        (data, log, {"training_log": log}, "is the training log itself"),
+        (data, listed, {"selector": f"scores:{listed}"}, "is the score file itself"),
+        (jsonl(tmp_path / "n.bad-rows.jsonl", ROWS), tmp_path / "n.jsonl", {}, "bad-rows.jsonl' is the data itself"),
+    ]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for source, out, inputs, message in cases:
+        options = SelectOptions(selector=inputs.pop("selector", "random"))
+        with pytest.raises((DataError, StorageError), match=message):
+            select_to(source, out, options, overwrite=True, **inputs)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_a_saved_data_set_is_replaced_as_a_folder(data: Path, tmp_path: Path) -> None:
+    options = SelectOptions(selector="longest", budget="5rows")
+    for name in ("s", "empty"):
+        (tmp_path / name).mkdir()
+        select_to(data, tmp_path / name, options, overwrite=True)
+        select_to(data, tmp_path / name, options, overwrite=True)
+        assert len(load_from_disk(str(tmp_path / name))) == 5
+    (tmp_path / "s" / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.arrow").write_bytes(b"")
+    for name in ("s", "mine"):
+        with pytest.raises(StorageError, match="replaces a saved data set alone"):
+            select_to(data, tmp_path / name, options, overwrite=True)
+    assert (tmp_path / "s" / "notes.txt").is_file()
+    assert (tmp_path / "mine" / "a.arrow").is_file()
+
+
+def test_files_of_an_earlier_selection_do_not_stay(data: Path, tmp_path: Path) -> None:
+    bad = jsonl(tmp_path / "bad.jsonl", [*ROWS, {"prompt": "a"}])
+    first = ["select", str(bad), "--selector", "longest", "--budget", "5rows", "--out", "st.jsonl"]
+    done = longgame_here(*first, "--explain", "--on-bad-row", "skip", cwd=tmp_path)
+    written = "st.jsonl, st.manifest.json, st.explain.jsonl, st.bad-rows.jsonl, st.html"
+    assert f"Written: {written}\n" in done.stdout, done.stderr
+    assert all((tmp_path / name).is_file() for name in written.split(", "))
+    again = ["select", str(data), *first[2:], "--overwrite", "--no-page"]
+    assert "Written: st.jsonl, st.manifest.json\n" in longgame_here(*again, cwd=tmp_path).stdout
+    assert sorted(path.name for path in tmp_path.glob("st.*")) == ["st.jsonl", "st.manifest.json"]
+    (tmp_path / "n.html").write_text("mine", encoding="utf-8")
+    other = ["select", str(data), *first[2:-1], "n.jsonl"]
+    assert "'n.html' exists already" in longgame_here(*other, cwd=tmp_path).stderr.replace("\n", " ")
+    assert longgame_here(*other, "--overwrite", "--no-page", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "n.html").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_full_disk_leaves_no_half_output(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

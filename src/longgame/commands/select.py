@@ -159,7 +159,13 @@ def select_command(
         from longgame.models.hub import check_repo_id
         from longgame.offline.options import SelectOptions
         from longgame.offline.partitioned import partitioned_lines, refuse_unread, select_in_parts
-        from longgame.offline.selecting import judge_estimate, refuse_inputs, select_to
+        from longgame.offline.selecting import (
+            judge_estimate,
+            refuse_inputs,
+            select_to,
+            selection_inputs,
+            subset_outputs,
+        )
         from longgame.offline.subset import BAD, EXPLAINED, MANIFEST, PAGE, beside, refuse_existing
         from longgame.offline.summary import audit_line
         from longgame.report.subset import subset_page, subset_summary
@@ -168,12 +174,8 @@ def select_command(
         if push is not None:
             check_repo_id(push)  # before hours of work
         if card is not None:
-            others = (MANIFEST, EXPLAINED, BAD, PAGE)
-            check_outputs(
-                {"--card": card, "--out": out, **{f"the subset's {name}": beside(out, name) for name in others}}, []
-            )
+            check_outputs({"--card": card, **subset_outputs(out)}, [])
             refuse_existing([card], overwrite)
-            refuse_inputs(card, open_source(one_or_all(data)), "--card")
         settings = model_settings(
             model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
             trust_remote_code, reference_model,
@@ -198,6 +200,18 @@ def select_command(
             device=device,
             seed=seed,
         )
+        if card is not None:
+            inputs = selection_inputs(
+                open_source(one_or_all(data)),
+                options,
+                scores=scores,
+                target=target,
+                replay=replay,
+                replay_scores=replay_scores or (),
+                history=history,
+                training_log=training_log,
+            )
+            refuse_inputs({"--card": card}, inputs)
         console = Terminal()
         if estimate:
             print_estimate(console, judge_estimate(one_or_all(data), options))
@@ -222,8 +236,10 @@ def select_command(
                 )
             for line in partitioned_lines(parts, manifest):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-            _finish(console, one_or_all(data), out, (MANIFEST,), manifest, card, push)
+            _finish(console, one_or_all(data), out, [MANIFEST], manifest, card, push)
             return
+        if page:
+            refuse_existing([beside(out, PAGE)], overwrite)
         with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(
                 one_or_all(data),
@@ -245,7 +261,9 @@ def select_command(
         if page:
             write_file(beside(out, PAGE), subset_page(outcome, manifest))
         console.print(subset_summary(outcome, manifest))
-        _finish(console, one_or_all(data), out, (MANIFEST, EXPLAINED, BAD, PAGE), manifest, card, push)
+        written = {MANIFEST: True, EXPLAINED: explain, BAD: bool(outcome.rows.bad), PAGE: page}
+        endings = [ending for ending, there in written.items() if there]
+        _finish(console, one_or_all(data), out, endings, manifest, card, push)
         console.print("What does it do to your next stages? Put their files into a folder, and run:")
         console.print(audit_line(outcome), highlight=False, markup=False, soft_wrap=True)
 
@@ -265,7 +283,7 @@ def _finish(
     from longgame.offline.subset import beside
     from longgame.storage import write_file
 
-    extra = [path for ending in endings if (path := beside(out, ending)).exists()]
+    extra = [beside(out, ending) for ending in endings]
     made = None
     if card is not None or push is not None:
         made = dataset_card(manifest, out, source_license(open_source(data)))

@@ -75,18 +75,24 @@ class RowSource:
     Attributes:
         label: as the user wrote it, for messages.
         unit: what a row's number counts ("line", "row").
+        paths: files and folders on this machine that are read.
     """
 
     label: str
     unit = "row"
+    paths: tuple[Path, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, int, ReadRow]]:
         """Yield every row: its file, its number there (from 1), and what parses it."""
         raise NotImplementedError
 
     def tables(self) -> Iterator[pa.Table] | None:
-        """Yield all rows as Arrow tables with the source's own schema; None where the source is no table."""
+        """Yield all rows as Arrow tables with the source's own schemas; None where the source is no table."""
         return None
+
+    def schemas(self) -> list[pa.Schema]:
+        """Return the schemas of `tables`, one for each file; none where the source is no table."""
+        return []
 
 
 class FileSource(RowSource):
@@ -107,12 +113,19 @@ class FileSource(RowSource):
             return None
         return (table for path in self.paths for table in _TABLES[_kind(path)](path))
 
+    def schemas(self) -> list[pa.Schema]:
+        if not all(_kind(path) in ("parquet", "arrow") for path in self.paths):
+            return []
+        return [_schema(path) for path in self.paths]
+
 
 class TableSource(RowSource):
-    """Rows of a `datasets.Dataset`."""
+    """Rows of a `datasets.Dataset`, of the folder where it is saved, or of the files that it maps."""
 
-    def __init__(self, label: str, dataset: Any) -> None:
+    def __init__(self, label: str, dataset: Any, folder: Path | None = None) -> None:
         self.label, self.dataset = label, dataset
+        mapped = (Path(entry["filename"]) for entry in dataset.cache_files)
+        self.paths = tuple(mapped) if folder is None else (folder,)
 
     def rows(self) -> Iterator[tuple[str, int, ReadRow]]:
         number = 0
@@ -125,6 +138,9 @@ class TableSource(RowSource):
         plain = self.dataset.with_format("arrow")
         for start in range(0, len(plain), _TABLE_ROWS):
             yield plain[start : start + _TABLE_ROWS]
+
+    def schemas(self) -> list[pa.Schema]:
+        return [self.dataset.with_format("arrow")[:0].schema]
 
 
 def open_source(data: Any, split: Split = "train") -> RowSource:
@@ -195,7 +211,7 @@ def _folder(label: str, folder: Path) -> RowSource:
         import datasets
 
         try:
-            return TableSource(label, datasets.load_from_disk(str(folder)))
+            return TableSource(label, datasets.load_from_disk(str(folder)), folder)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise DataError(f"the saved data set '{label}' cannot be read: {_first_line(error)}") from error
     paths = sorted(
@@ -585,7 +601,8 @@ def _parquet_tables(path: Path) -> Iterator[pa.Table]:
     size = 0
     try:
         limit = _unpacked_limit(path)
-        texts = [field.name for field in pq.read_schema(path) if pa.types.is_string(field.type)]
+        schema = pq.read_schema(path)
+        texts = [field.name for field in schema if pa.types.is_string(field.type)]
         with pq.ParquetFile(path, read_dictionary=texts) as file:
             groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
             if max(file.metadata.num_rows, sum(group.total_byte_size for group in groups)) > limit:
@@ -594,11 +611,15 @@ def _parquet_tables(path: Path) -> Iterator[pa.Table]:
                 step = max(1, min(_BATCH, _LONGEST_LINE // max(1, batch.nbytes)))
                 for start in range(0, len(batch), step):
                     part = batch.slice(start, step)
-                    columns = [_decoded(column) for column in part.columns]
-                    size += sum(column.nbytes for column in columns)
+                    decoded = [_decoded(column) for column in part.columns]
+                    size += sum(column.nbytes for column in decoded)
                     if size > limit:
                         raise _too_large(path, limit)
-                    yield pa.Table.from_arrays(columns, names=part.schema.names)
+                    columns = [
+                        column if pa.types.is_dictionary(field.type) else values
+                        for column, values, field in zip(part.columns, decoded, schema, strict=True)
+                    ]
+                    yield pa.Table.from_arrays(columns, schema=schema)
     except (pa.ArrowException, MemoryError, OSError) as error:
         raise DataError(f"Parquet file '{path}' cannot be read: {_first_line(error)}. Write it again.") from error
 
@@ -619,17 +640,36 @@ def _arrow_tables(path: Path) -> Iterator[pa.Table]:
     """Tables of an Arrow IPC file, in the stream or the file format, memory-mapped."""
     try:
         with pa.memory_map(str(path)) as stream:
-            if stream.read(6) == b"ARROW1":
-                file = pa.ipc.open_file(stream)
-                batches: Iterable[pa.RecordBatch] = (file.get_batch(n) for n in range(file.num_record_batches))
-            else:
-                stream.seek(0)
-                batches = pa.ipc.open_stream(stream)
+            file = _arrow_reader(stream)
+            batches: Iterable[pa.RecordBatch] = file
+            if isinstance(file, pa.ipc.RecordBatchFileReader):
+                batches = (file.get_batch(n) for n in range(file.num_record_batches))
             for batch in batches:
                 for start in range(0, len(batch), _TABLE_ROWS):
                     yield pa.Table.from_batches([batch.slice(start, _TABLE_ROWS)])
     except (pa.ArrowException, MemoryError, OSError) as error:
         raise DataError(f"Arrow file '{path}' cannot be read: {_first_line(error)}. Write it again.") from error
+
+
+def _arrow_reader(stream: pa.NativeFile) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
+    """The reader of an open Arrow IPC file."""
+    if stream.read(6) == b"ARROW1":
+        return pa.ipc.open_file(stream)
+    stream.seek(0)
+    return pa.ipc.open_stream(stream)
+
+
+def _schema(path: Path) -> pa.Schema:
+    """The schema of a Parquet or Arrow file."""
+    try:
+        if _kind(path) == "parquet":
+            return pq.read_schema(path)
+        with pa.memory_map(str(path)) as stream:
+            return _arrow_reader(stream).schema
+    except (pa.ArrowException, MemoryError, OSError) as error:
+        raise DataError(
+            f"{_kind(path).capitalize()} file '{path}' cannot be read: {_first_line(error)}. Write it again."
+        ) from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, ReadRow]]]] = {

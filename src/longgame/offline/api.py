@@ -25,7 +25,7 @@ from longgame.offline.rows import DataRows, OnBadRow
 from longgame.offline.score_folder import ScoreFolder
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import Progress, score_into
-from longgame.offline.selecting import append_history, choose, select_to
+from longgame.offline.selecting import append_history, choose, refuse_several_schemas, select_to
 from longgame.offline.subset import PREFIX, subset_table
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
@@ -182,6 +182,7 @@ def select(
     Raises:
         LonggameError: a value is not allowed, the data cannot be read, or the selector fails.
     """
+    refuse_several_schemas(data, replay)
     options = SelectOptions(
         selector=selector,
         parameters=dict(parameters or {}),
@@ -280,6 +281,7 @@ def score(
     options = model_options(model, model_settings)
     if options is None:
         raise RecipeError("no model is given, which scores. Give model=.")
+    refuse_several_schemas(data)
     grading = QualitySources.of(quality, complexity)
     rules = RowRules(turns, quality_range, grading.columns)
     rows = DataRows(open_source(data), rules, on_bad_row, where)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import WEIGHT
 from longgame.data.formats import RowError, RowRules, read_row
-from longgame.data.sources import RowSource, open_source
+from longgame.data.sources import BESIDE_A_SUBSET, RowSource, open_source
 from longgame.engines.choice import LOCAL, check_engine, mapper
 from longgame.errors import BudgetError, DataError, RecipeError
 from longgame.offline.dedup import parse_dedup
@@ -40,8 +40,14 @@ from longgame.offline.parts import (
     parts_of,
 )
 from longgame.offline.score_folder import BAD_ROWS, FITTED, TABLE, ScoreFolder
-from longgame.offline.selecting import refuse_inputs, whole_pool_notes
-from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_existing, write_subset
+from longgame.offline.selecting import (
+    refuse_inputs,
+    refuse_several_schemas,
+    selection_inputs,
+    subset_outputs,
+    whole_pool_notes,
+)
+from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_existing, remove_beside, write_subset
 from longgame.selection.algorithms.cut import exact_cut
 from longgame.selection.base import SELECTORS, Selector, claims
 from longgame.selection.budget import by_score
@@ -136,14 +142,16 @@ def select_in_parts(
     path, source = None if out is None else Path(out).expanduser(), open_source(data)
     check_engine(engine)
     if path is not None:
-        kind_of(path)
-        refuse_existing([path, beside(path, MANIFEST)], overwrite)
-        refuse_inputs(path, source)
+        if kind_of(path) != "jsonl":
+            refuse_several_schemas(data)
+        refuse_inputs(subset_outputs(path), selection_inputs(source, options, scores=scores))
+        refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
     table = ScoreFolder(scores)
     outcome = _chosen(source, table, options, partitions, engine, workers)
     files = {} if path is None else write_subset(path, outcome.parts())
     manifest = _manifest(outcome, table, options, files, command)
     if path is not None:
+        remove_beside(path)
         write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return outcome, manifest
 

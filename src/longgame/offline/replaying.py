@@ -80,27 +80,33 @@ def _reads(choice: ReplayChoice) -> str:
 
 
 def replayed_rows(
-    given: ReplayData, rules: RowRules, options: SelectOptions, unit: str, asked: int, fresh: DataRows, tokens: bool
+    given: ReplayData,
+    rules: RowRules,
+    options: SelectOptions,
+    unit: str,
+    asked: int,
+    fresh: DataRows,
+    max_length: int | None,
 ) -> tuple[int, tuple[ReplayedRows, ...]]:
     """Return what is left of the budget, and the rows of earlier data that are learned again.
 
-    Rows that are candidates themselves (by id) are not replayed, and none twice.
+    Rows that are candidates themselves (by content) are not replayed, and none twice.
 
     Args:
         unit: what the budget counts: ``tokens``, ``response`` or ``rows``.
         asked: the budget.
         fresh: the candidates.
-        tokens: whether tokens are counted; else characters.
+        max_length: tokens of an example, as the candidates are cut; None: characters are counted.
 
     Raises:
         BudgetError: the share holds no row. DataError: nothing is left to replay, or
             ``scores`` are of other data.
     """
     choice = options.build_replay_choice()
-    earlier = _EarlierRows.read(given, rules, options, unit, tokens, set(fresh.ids))
+    earlier = _EarlierRows.read(given, rules, options, unit, max_length, set(map(_content, fresh.ids)))
     share, shortest = round(options.replay_share * asked), int(earlier.costs[earlier.usable].min())
     if share < shortest:
-        words = "rows" if unit == "rows" else "tokens" if tokens else "characters"
+        words = "rows" if unit == "rows" else "characters" if max_length is None else "tokens"
         raise BudgetError(
             f"a replay share of {options.replay_share:g} is {share} {words} of the budget, and the shortest row of the "
             f"replay data '{earlier.label}' has {shortest}. Raise --replay-share or --budget."
@@ -135,15 +141,21 @@ class _EarlierRows:
 
     @classmethod
     def read(
-        cls, given: ReplayData, rules: RowRules, options: SelectOptions, unit: str, tokens: bool, barred: set[str]
+        cls,
+        given: ReplayData,
+        rules: RowRules,
+        options: SelectOptions,
+        unit: str,
+        max_length: int | None,
+        barred: set[str],
     ) -> _EarlierRows:
-        """Read and count them; rows with a barred id, or that of an earlier row, are not usable.
+        """Read and count them; rows of a barred content, or that of an earlier row, are not usable.
 
         Raises:
             DataError: none is.
         """
         stages = tuple(DataRows(open_source(data), rules, options.on_bad_row) for data in given.stages)
-        counted = [_counted(rows, given.model, options, tokens and unit != "rows") for rows in stages]
+        counted = [_counted(rows, given.model, options, None if unit == "rows" else max_length) for rows in stages]
         pools = [
             rows.counted(prompt, response, unit)  # type: ignore[arg-type]
             for rows, (prompt, response, _) in zip(stages, counted, strict=True)
@@ -153,8 +165,8 @@ class _EarlierRows:
         usable = []
         parts = [start + part for start, (_, _, part) in zip(starts[:-1], counted, strict=True)]
         for row in np.concatenate(parts).tolist():
-            if ids[row] not in barred:
-                barred.add(ids[row])
+            if _content(ids[row]) not in barred:
+                barred.add(_content(ids[row]))
                 usable.append(row)
         number = np.repeat(np.arange(len(stages)), [len(rows) for rows in stages])
         costs = np.concatenate([pool.costs for pool in pools])
@@ -184,19 +196,22 @@ class _EarlierRows:
         return [str(skill or "") for rows in self.stages for skill in rows.groups.get("skill", [""] * len(rows))]
 
 
+def _content(sample_id: str) -> str:
+    """The id without the number of a copy."""
+    return sample_id.partition("#")[0]
+
+
 def _counted(
-    rows: DataRows, model: ModelOptions | None, options: SelectOptions, tokens: bool
+    rows: DataRows, model: ModelOptions | None, options: SelectOptions, max_length: int | None
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
     """Tokens (or characters) of every row before and of what is learned, and the rows that can be tokenized."""
-    if not tokens:
+    if max_length is None:
         return rows.prompt_length, rows.response_length, np.arange(len(rows))
     if model is None:
         raise RecipeError("replay counts tokens, and no model is given. Give --model.")
     from longgame.models.load import load_tokenizer
 
-    tokenized = TokenizedRows(
-        rows, load_tokenizer(model.spec()), model.max_length or 2048, model.too_long, options.on_bad_row
-    )
+    tokenized = TokenizedRows(rows, load_tokenizer(model.spec()), max_length, model.too_long, options.on_bad_row)
     index = {sample_id: row for row, sample_id in enumerate(rows.ids)}
     prompt, response = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
     for pool in tokenized.shards():

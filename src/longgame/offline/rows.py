@@ -22,6 +22,7 @@ from longgame.data.examples import Example, ExamplesOnDisk, Pool
 from longgame.data.formats import RowError, RowRules, read_row
 from longgame.data.sources import RowSource, bad_rows
 from longgame.errors import DataError, unknown
+from longgame.escape import visible
 from longgame.recipe import BudgetOf
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class DataRows:
         numbers: Int[n], its number in its file, as an editor counts lines (from 1).
         prompt_length, response_length: Int[n], characters before the learned turns, and of them.
         formats: name of a format → rows.
-        bad: what was skipped.
+        bad: what was skipped; of a shard, what lies in it.
+        bad_positions: place of each of them among all of the source, rising.
         total: rows of the source.
         filtered: rows that ``where`` left out.
         rated: rows with a ``quality``.
@@ -97,6 +99,7 @@ class DataRows:
         self.shard: dict[str, Any] | None = None
         self.formats: Counter[str] = Counter()
         self.bad: list[BadRow] = []
+        self.bad_positions: list[int] = []
         self.total = self.filtered = self.rated = self.weighted = 0
         self._files: list[tuple[int, str]] = []
         ids: list[str] = []
@@ -165,7 +168,8 @@ class DataRows:
                         raise row
                     example, form = read_row(row, self.rules)
                 except RowError as error:
-                    self.bad.append(BadRow(file, number, str(error)))
+                    self.bad.append(BadRow(file, number, visible(str(error))))
+                    self.bad_positions.append(position)
                     continue
                 yield position, file, number, example, form
 
@@ -275,6 +279,19 @@ class DataRows:
         part.digest = hashlib.sha256("\0".join(part.ids).encode()).hexdigest()[:16]
         return part
 
+    def block(self, start: int, stop: int) -> DataRows:
+        """Return neighboring rows as data rows, with the bad rows behind the row before them.
+
+        The first and the last block also have the bad rows before and behind all rows, so blocks share out all of them.
+        """
+        part = self.take(np.arange(start, stop))
+        first = self.positions[start - 1] if start else -1
+        last = self.positions[stop - 1] if stop < len(self) else np.inf
+        inside = [place for place, position in enumerate(self.bad_positions) if first < position <= last]
+        part.bad = [self.bad[place] for place in inside]
+        part.bad_positions = [self.bad_positions[place] for place in inside]
+        return part
+
 
 @contextmanager
 def without_collector() -> Iterator[None]:
@@ -310,7 +327,8 @@ class TokenizedRows:
         on_bad_row: whether an example that the template refuses, or of which nothing learned is left, is an error.
 
     Attributes:
-        bad: rows that were skipped, over all iterations of `shards` so far.
+        bad: rows that were skipped in the last iteration of `shards`.
+        bad_positions: place of each of them among all of the source, rising.
         cut: examples whose end was cut off in the last iteration.
     """
 
@@ -327,13 +345,14 @@ class TokenizedRows:
         self.rows, self.tokenizer, self.max_length = rows, tokenizer, max_length
         self.too_long, self.on_bad_row = too_long, on_bad_row
         self.bad: list[BadRow] = []
+        self.bad_positions: list[int] = []
         self.cut = 0
 
     def shards(self) -> Iterator[Pool]:
         """Yield pools of up to `SHARD_ROWS` examples, in the order of the rows."""
         from longgame.data.tokenize import encode_each, pool_of_encoded, truncated
 
-        self.bad, self.cut = [], 0
+        self.bad, self.bad_positions, self.cut = [], [], 0
         examples, start = self.rows.examples(), 0
         while batch := list(islice(examples, SHARD_ROWS)):
             usable, encoded = [], []
@@ -364,4 +383,5 @@ class TokenizedRows:
         file, number = self.rows.file_of(row), int(self.rows.numbers[row])
         if self.on_bad_row == "error":
             raise bad_rows(self.rows.source, [(file, number, reason)], _SKIP)
-        self.bad.append(BadRow(file, number, reason))
+        self.bad.append(BadRow(file, number, visible(reason)))
+        self.bad_positions.append(int(self.rows.positions[row]))

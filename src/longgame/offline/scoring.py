@@ -34,7 +34,7 @@ from longgame.errors import DataError, RecipeError, StorageError, unknown
 from longgame.limits import may_have_gpu
 from longgame.offline.auxiliary import AuxiliaryJob, apart
 from longgame.offline.near import NEAR_SKETCH, write_sketches
-from longgame.offline.rows import SHARD_ROWS, BadRow, DataRows, OnBadRow, TokenizedRows
+from longgame.offline.rows import SHARD_ROWS, DataRows, OnBadRow, TokenizedRows
 from longgame.offline.score_folder import (
     BAD_ROWS,
     CONFIG,
@@ -86,7 +86,7 @@ def shard_rows(rows: DataRows, number: int, total: int) -> DataRows:
     start, stop = (min(len(rows), SHARD_ROWS * (blocks * place // total)) for place in (number - 1, number))
     if start == stop:
         raise DataError(f"shard {number}/{total} of {len(rows)} rows is empty. Use at most {blocks} shards.")
-    part = rows.take(np.arange(start, stop))
+    part = rows.block(start, stop)
     part.shard = {"number": number, "total": total, "rows": len(rows), "digest": rows.digest}
     return part
 
@@ -270,7 +270,7 @@ def score_into(
             on_shard=on_shard,
             mapper=mapper,
         )
-        _write_bad(path, [*rows.bad, *tokenized.bad], tokenized.cut)
+        _write_bad(path, rows, tokenized)
         if graded := grading.describe():
             write_json(path / GRADING_FILE, graded)
     job: AuxiliaryJob | None = None
@@ -555,11 +555,14 @@ def _target_pool(target: DataRows, scorer: LoadedScorer) -> Pool:
     return pool
 
 
-def _write_bad(path: Path, bad: Sequence[BadRow], cut: int) -> None:
-    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in bad]
+def _write_bad(path: Path, rows: DataRows, tokenized: TokenizedRows) -> None:
+    """Write the bad rows in the order of the data, so that those of shards are those of one job."""
+    bad = [*zip(rows.bad_positions, rows.bad, strict=True), *zip(tokenized.bad_positions, tokenized.bad, strict=True)]
+    bad.sort(key=lambda entry: entry[0])
+    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for _, row in bad]
     if lines:
         write_file(path / BAD_ROWS, "".join(lines))
-    write_json(path / TOKENIZED_FILE, {"bad_rows": len(bad), "cut": cut})
+    write_json(path / TOKENIZED_FILE, {"bad_rows": len(bad), "cut": tokenized.cut})
 
 
 def _write_table(path: Path, scores: ScoreFolder, rows: DataRows) -> None:

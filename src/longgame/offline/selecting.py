@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 
 from longgame.data.examples import WEIGHT, is_weight
 from longgame.data.formats import RowRules
-from longgame.data.sources import RowSource, open_source
+from longgame.data.sources import BESIDE_A_SUBSET, RowSource, open_source
 from longgame.errors import BudgetError, DataError, RecipeError, ResumeError
 from longgame.offline.candidates import (
     is_apart,
@@ -29,17 +30,29 @@ from longgame.offline.candidates import (
     who_computes,
 )
 from longgame.offline.dedup import duplicates, parse_dedup
-from longgame.offline.options import Budget, SelectOptions
+from longgame.offline.options import Budget, SelectOptions, parse_selector
 from longgame.offline.outcome import SubsetOutcome, manifest_of
 from longgame.offline.replaying import ReplayData, ReplayedRows, replayed_rows
 from longgame.offline.rows import DataRows
 from longgame.offline.scorer import ModelOptions, with_other_models
 from longgame.offline.scoring import Progress, trained_log
-from longgame.offline.subset import BAD, EXPLAINED, MANIFEST, beside, kind_of, refuse_existing, write_subset
+from longgame.offline.subset import (
+    BAD,
+    EXPLAINED,
+    MANIFEST,
+    PAGE,
+    beside,
+    kind_of,
+    refuse_existing,
+    remove_beside,
+    unified_schema,
+    write_subset,
+)
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
-from longgame.selection.base import Selector
+from longgame.selection.base import SCORES, Selector
 from longgame.selection.history import History
+from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import SIGNALS, Signals, needs_auxiliary
@@ -48,6 +61,7 @@ from longgame.storage import read_state, write_file, write_state
 from longgame.training.log import read_trajectories
 
 _HISTORY = "history"
+_STATE_ENDINGS = (".json", ".safetensors")
 
 
 def choose(
@@ -127,7 +141,8 @@ def choose(
     asked = budget.units(usable.costs[place >= 0])
     again: tuple[ReplayedRows, ...] = ()
     if given is not None:
-        asked, again = replayed_rows(given, rules, options, unit, asked, part, table is not None)
+        length = None if table is None else int(table.config["max_length"])
+        asked, again = replayed_rows(given, rules, options, unit, asked, part, length)
     policy = _policy(selector, options.seed, history)
     if announce is not None:
         announce(grading.estimate(part, names))
@@ -324,11 +339,21 @@ def select_to(
         StorageError: an output exists, or the disk is full. LonggameError: as `choose`.
     """
     path = Path(out).expanduser()
-    kind_of(path)
-    source = open_source(data)
-    endings = (MANIFEST, *((EXPLAINED,) if explain else ()))
-    refuse_existing([path, *(beside(path, ending) for ending in endings)], overwrite)
-    refuse_inputs(path, source)
+    kind, source = kind_of(path), open_source(data)
+    if kind != "jsonl":
+        refuse_several_schemas(data, replay)
+    inputs = selection_inputs(
+        source,
+        options,
+        scores=scores,
+        target=target,
+        replay=replay,
+        replay_scores=replay_scores,
+        history=history,
+        training_log=training_log,
+    )
+    refuse_inputs(subset_outputs(path), inputs)
+    refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
     scratch = path.with_name(f"{path.name}.scores")
     try:
         outcome, policy = choose(
@@ -354,6 +379,7 @@ def select_to(
             ) from error
         raise
     files = write_subset(path, outcome.parts())
+    remove_beside(path)
     manifest = manifest_of(outcome, files, command)
     if explain:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.explain()]
@@ -384,9 +410,8 @@ def _replay_data(
         if scores or choice.name != "uniform":
             raise RecipeError("a choice of replay, or its scores, is given, and no data to replay. Give --replay OLD.")
         return None
-    stages = tuple(replay) if isinstance(replay, list | tuple) else (replay,)
     folder = None if scratch is None else _replay_scratch(scratch)
-    given = ReplayData(stages, tuple(scores), model, folder, progress, command)
+    given = ReplayData(_stages(replay), tuple(scores), model, folder, progress, command)
     given.check(choice)
     return given
 
@@ -396,8 +421,75 @@ def _replay_scratch(scratch: str | Path) -> Path:
     return Path(f"{scratch}.replay")
 
 
-def refuse_inputs(out: Path, source: RowSource, option: str = "--out") -> None:
-    """Raise DataError where the output is one of the files that are read."""
-    for path in getattr(source, "paths", ()):
-        if path.exists() and out.exists() and path.resolve() == out.resolve():
-            raise DataError(f"{option} '{out}' is the data itself. Give another path.")
+def selection_inputs(
+    source: RowSource,
+    options: SelectOptions,
+    *,
+    scores: str | Path | None = None,
+    target: Any = None,
+    replay: Any = None,
+    replay_scores: Sequence[str | Path] = (),
+    history: str | Path | None = None,
+    training_log: str | Path | None = None,
+) -> dict[Path, str]:
+    """Files and folders that a selection reads → what each is."""
+    kinds: dict[str, Sequence[str | Path]] = {
+        "the data": source.paths,
+        "the target set": _local_paths(target),
+        "the replay data": [path for data in _stages(replay) for path in _local_paths(data)],
+        "the folder of scores": [] if scores is None else [scores],
+        "the scores of replay data": replay_scores,
+        "the history": [] if history is None else [Path(history) / f"{_HISTORY}{end}" for end in _STATE_ENDINGS],
+        "the training log": [] if training_log is None else [training_log],
+        "the score file": _score_file(options),
+    }
+    return {Path(path).expanduser(): kind for kind, paths in kinds.items() for path in paths}
+
+
+def _local_paths(data: Any) -> Sequence[Path]:
+    return () if (source := _local(data)) is None else source.paths
+
+
+def _local(data: Any) -> RowSource | None:
+    """The rows of what is given as data; None of the hub's, which are loaded once."""
+    return None if data is None or (isinstance(data, str) and data.startswith("hub:")) else open_source(data)
+
+
+def _stages(replay: Any) -> tuple[Any, ...]:
+    """The data set of each earlier stage."""
+    return tuple(replay) if isinstance(replay, list | tuple) else (() if replay is None else (replay,))
+
+
+def refuse_several_schemas(data: Any, replay: Any = None) -> None:
+    """Raise DataError, before any work, where tables on this machine do not fit into one."""
+    sources = [source for part in (data, *_stages(replay)) if (source := _local(part)) is not None]
+    if schemas := [schema for source in sources for schema in source.schemas()]:
+        unified_schema(schemas)
+
+
+def _score_file(options: SelectOptions) -> Sequence[str]:
+    """The file of ``scores:FILE``."""
+    if isinstance(options.selector, FromScores):
+        return [options.selector.file.path]
+    name = parse_selector(options.selector)[0] if isinstance(options.selector, str) else ""
+    return [name.removeprefix(SCORES)] if name.startswith(SCORES) else []
+
+
+def subset_outputs(out: Path) -> dict[str, Path]:
+    """Option or name → path of everything that a selection writes or removes."""
+    endings = (*BESIDE_A_SUBSET, PAGE)
+    return {"--out": out} | {f"the subset's {ending}": beside(out, ending) for ending in endings}
+
+
+def refuse_inputs(outputs: Mapping[str, Path], inputs: Mapping[Path, str]) -> None:
+    """Raise DataError where an output is what is read, is a folder that holds it, or exists as a part of it."""
+    real = {Path(os.path.realpath(path)): (path, kind) for path, kind in inputs.items()}
+    for name, out in outputs.items():
+        place = Path(os.path.realpath(out))
+        for path, (given, kind) in real.items():
+            if place == path:
+                raise DataError(f"{name} '{out}' is {kind} itself. Give another path.")
+            if place in path.parents:
+                raise DataError(f"{name} '{out}' is a folder that holds {kind} '{given}'. Give another path.")
+            if path in place.parents and place.exists():
+                raise DataError(f"{name} '{out}' would replace a part of {kind} '{given}'. Give another path.")

@@ -12,7 +12,8 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ MANIFEST, EXPLAINED, BAD = BESIDE_A_SUBSET
 PAGE = ".html"
 """Endings of the files beside an output."""
 Kind = Literal["jsonl", "parquet", "folder"]
-_TABLE_ROWS = 4096
+_SAVED = ("state.json", "dataset_info.json")
+"""Files of a saved data set beside its tables."""
 
 
 def kind_of(out: Path) -> Kind:
@@ -65,10 +67,36 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise StorageError(f"'{path}' exists already. Give another --out, or replace it with --overwrite.")
+        _refuse_foreign(path)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise StorageError(f"cannot write '{path}': no permission for the folder. Give another --out.")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise StorageError for a folder that is not empty and holds more than a saved data set."""
+    if not path.is_dir():
+        return
+    names = sorted(entry.name for entry in path.iterdir())
+    others = [name for name in names if name not in _SAVED and not name.endswith(".arrow")]
+    if names and (others or "state.json" not in names):
+        raise StorageError(
+            f"'{path}' is a folder with '{(others or names)[0]}', and --overwrite replaces a saved data set alone. "
+            "Give another --out, or move the folder away."
+        )
+
+
+def remove_beside(out: Path) -> None:
+    """Remove what an earlier selection wrote beside this output; a page is one of its files where a manifest is, too.
+
+    Raises:
+        StorageError: no permission.
+    """
+    endings = (*BESIDE_A_SUBSET, *((PAGE,) if beside(out, MANIFEST).exists() else ()))
+    for path in [beside(out, ending) for ending in endings]:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
 
 
 SubsetPart = tuple[RowSource, Int[np.ndarray, " k"], Mapping[str, np.ndarray]]
@@ -96,6 +124,7 @@ def write_subset(out: Path, parts: Sequence[SubsetPart]) -> dict[str, str]:
             for path in [part, *part.rglob("*")]:
                 flush(path)
             if out.is_dir():
+                _refuse_foreign(out)  # it may have changed while the rows were scored
                 shutil.rmtree(out)
             part.replace(out)
             flush(out.parent)
@@ -144,12 +173,14 @@ def _line(read: Any, extra: Mapping[str, Any]) -> bytes:
         inner = body[:-1].rstrip()
         comma = b"" if inner.endswith(b"{") else b", "
         return inner + comma + addition[1:].encode() + b"\n"
-    row = {name: value for name, value in read().items() if not str(name).startswith(PREFIX)}
+    row = {name: value for name, value in read().items() if not str(name).startswith(PREFIX)} | dict(extra)
     try:
-        text = json.dumps({**row, **extra}, ensure_ascii=False, default=_jsonable)
+        try:
+            return json.dumps(row, ensure_ascii=False, default=_jsonable).encode() + b"\n"
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write as an escape alone
+            return json.dumps(row, default=_jsonable).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise DataError(f"a row cannot be written as JSON ({error}). Give a .parquet output.") from error
-    return text.encode() + b"\n"
 
 
 def _jsonable(value: Any) -> Any:
@@ -192,12 +223,62 @@ def tables_of(part: SubsetPart) -> Iterator[pa.Table]:
 
 def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
     names = dict.fromkeys(name for row in rows for name in row)
-    try:
+    with _one_table():
         return pa.table({str(name): pa.array([row.get(name) for row in rows]) for name in names})
+
+
+@contextmanager
+def _one_table() -> Iterator[None]:
+    """Turn what hinders rows from standing in one table into a DataError."""
+    try:
+        yield
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"the rows do not fit into one table ({(str(error).splitlines() or [''])[0]}). Give a .jsonl output."
         ) from error
+
+
+def unified_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return one schema for the rows of tables with these, without columns of an earlier selection.
+
+    Types are widened, a column that a table lacks may be empty, and a dictionary stays one where all tables have its
+    type. Metadata are those of the first.
+
+    Raises:
+        DataError: a column has types in these tables that have no common one.
+    """
+    columns = [[field for field in schema if not field.name.startswith(PREFIX)] for schema in schemas]
+    types: dict[str, set[pa.DataType]] = {}
+    for field in chain.from_iterable(columns):
+        types.setdefault(field.name, set()).add(field.type)
+
+    def plain(field: pa.Field) -> pa.Field:
+        decoded = len(types[field.name]) > 1 and pa.types.is_dictionary(field.type)
+        return field.with_type(field.type.value_type) if decoded else field
+
+    parts = [
+        pa.schema([plain(field) for field in fields], metadata=schema.metadata)
+        for fields, schema in zip(columns, schemas, strict=True)
+    ]
+    if any(not part.equals(parts[0]) for part in parts):
+        with _one_table():
+            merged = pa.unify_schemas(parts, promote_options="permissive")
+    else:
+        merged = parts[0]
+    names = [{*part.names} for part in parts]
+    fields = [field if all(field.name in part for part in names) else field.with_nullable(True) for field in merged]
+    return pa.schema(fields, metadata=merged.metadata)
+
+
+def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table in this schema; columns that it lacks are empty."""
+    if table.schema.names == schema.names:
+        columns = table.columns
+    else:
+        columns = [table[name] if name in table.schema.names else pa.nulls(len(table)) for name in schema.names]
+    with _one_table():
+        fitted = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(fitted, schema=schema)
 
 
 def _with_columns(table: pa.Table, added: Mapping[str, np.ndarray], start: int) -> pa.Table:
@@ -215,24 +296,30 @@ def subset_table(parts: Sequence[SubsetPart]) -> pa.Table:
         DataError: the parts do not fit into one table.
     """
     tables = [table for part in parts for table in tables_of(part)]
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(
-            f"the rows do not fit into one table ({(str(error).splitlines() or [''])[0]}). Give a .jsonl output."
-        ) from error
+    schema = _with_added(unified_schema([table.schema for table in tables]), tables)
+    return pa.concat_tables([_fitted(table, schema) for table in tables])
 
 
 def _write_parquet(path: Path, parts: Sequence[SubsetPart]) -> None:
     if len(parts) > 1 or parts[0][0].tables() is None:
         pq.write_table(subset_table(parts), path, compression="zstd")
         return
-    writer: Any = None
+    rows = unified_schema(parts[0][0].schemas())
+    schema: pa.Schema | None = None
     with ExitStack() as stack:
         for table in tables_of(parts[0]):
-            if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
-            writer.write_table(table.cast(writer.schema))
+            if schema is None:
+                schema = _with_added(rows, [table])
+                writer = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
+            writer.write_table(_fitted(table, schema))
+
+
+def _with_added(rows: pa.Schema, tables: Sequence[pa.Table]) -> pa.Schema:
+    """The schema of the rows with the columns that these tables add."""
+    added = [pa.schema([field for field in table.schema if field.name.startswith(PREFIX)]) for table in tables]
+    with _one_table():
+        columns = pa.unify_schemas(added, promote_options="permissive")
+    return pa.schema([*rows, *columns], metadata=rows.metadata)
 
 
 def _write_folder(path: Path, parts: Sequence[SubsetPart]) -> None:
