@@ -16,10 +16,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 import longgame
+from longgame.data.sources import open_source
 from longgame.errors import BudgetError, DataError, LonggameError, RecipeError, ResumeError, StorageError
 from longgame.offline import scoring
 from longgame.offline.api import Subset
 from longgame.offline.options import Budget, SelectOptions, parse_selector
+from longgame.offline.rows import DataRows
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.selecting import select_to
 from longgame.offline.summary import SubsetFacts
@@ -424,6 +426,15 @@ FAULTS: list[tuple[dict[str, Any], type[LonggameError], str]] = [
     ({"where": "skill == 'poetry'"}, DataError, "60 rows are left out by --where"),
     ({"where": "skill +"}, DataError, "cannot be decided"),
     ({"where": "skill"}, DataError, "is no condition"),
+    ({"where": "index < 3"}, DataError, "unknown column 'index'.*The place of a row is no column"),
+    ({"where": "note.rank() <= 5"}, DataError, r"looks at more than one row \('note.rank'\).*isin"),
+    ({"where": "prompt.str.len() > response.str.len().quantile(0.9)"}, DataError, "looks at more than one row"),
+    ({"where": "skill.str.cat() == 'x'"}, DataError, "looks at more than one row"),
+    ({"where": "`the note`.mean() > 3"}, DataError, r"more than one row \('`the note`.mean'\)"),
+    ({"where": "skill in note"}, DataError, "looks at more than one row"),
+    ({"where": "skill.isin(note)"}, DataError, "looks at more than one row"),
+    ({"where": "skill.fillna(method='ffill') == 'a'"}, DataError, "looks at more than one row"),
+    ({"where": "skill[0] == 'math'"}, DataError, "looks at more than one row"),
     ({"dedup": "fuzzy"}, RecipeError, "use exact, near"),
     ({"dedup": "near:2"}, RecipeError, "use exact, near"),
     ({"replay_share": 1.5}, RecipeError, "between 0 and 1"),
@@ -448,6 +459,31 @@ def test_faults_are_one_sentence_and_write_nothing(
         select_to(data, tmp_path / "o.jsonl", SelectOptions(**options))
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "holds"),
+    [
+        ("skill == 'math' and n > 2", lambda row: row["skill"] == "math" and row.get("n", 0) > 2),
+        ("n + 1 > 3", lambda row: row.get("n", 0) + 1 > 3),
+        ("label.str.contains('b')", lambda row: "b" in (row.get("label") or "")),
+        ("label.isnull() | label.str.startswith('a')", lambda row: (row.get("label") or "a").startswith("a")),
+        ("`a note` in ['row 3', 'row 40'] and skill != 'a `b`'", lambda row: row["a note"] in ("row 3", "row 40")),
+        ("n.between(1, 5) and prompt.str[0] == 'W'", lambda row: 1 <= row.get("n", 0) <= 5),
+        ("label == 'ab' or n == 4", lambda row: row.get("label") == "ab" or row.get("n") == 4),
+    ],
+)
+def test_conditions_do_not_depend_on_blocks(where: str, holds: Any, tmp_path: Path, monkeypatch) -> None:
+    rows = [{**row, "a note": row["note"]} for row in ROWS]
+    for place, row in enumerate(rows):
+        row |= {"n": place % 7} if place > 20 else {}
+        row |= {"label": "abc"[place % 2 :][:2] if place < 40 else None} if place > 10 else {}
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    expected = [place for place, row in enumerate(rows) if holds(row)]
+    assert expected
+    for block in (1, 9, 100):
+        monkeypatch.setattr("longgame.offline.rows._CHUNK", block)
+        assert DataRows(open_source(data), where=where).positions.tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def select(
         history: folder with what earlier stages selected; this selection is appended.
         training_log: log of a training on these rows, for selectors that read one (`SelectionConfig.trajectories`).
         dedup: ``exact``, ``near`` or ``near:THRESHOLD``.
-        where: a condition on the columns (`pandas.DataFrame.query`).
+        where: a condition on the columns of a row, written as `pandas.DataFrame.query` takes it.
         turns: assistant turns that are learned: ``all``, or the ``last``.
         budget_of: what a budget in tokens counts: ``tokens`` (prompt and response), or ``response``.
         quality_range: lowest and highest value of the ``quality`` column.

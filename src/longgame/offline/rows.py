@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import gc
 import hashlib
+import re
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -58,7 +60,7 @@ class DataRows:
         source: read once here, and again by `examples`.
         rules: which turns are learned, and the scale of ``quality``.
         on_bad_row: whether a row that cannot be used is an error or skipped.
-        where: a condition on the columns, as `pandas.DataFrame.query` takes it; other rows are left out.
+        where: a condition on the columns (`RowCondition`); other rows are left out.
         may_be_empty: whether n may be 0.
         observe: called with the example of every usable row as it is read.
 
@@ -96,6 +98,7 @@ class DataRows:
         if on_bad_row not in ("error", "skip"):
             raise DataError(unknown("way of on_bad_row", str(on_bad_row), ("error", "skip")))
         self.source, self.rules, self.where = source, rules, where
+        self._condition = None if where is None else RowCondition(where)
         self.shard: dict[str, Any] | None = None
         self.formats: Counter[str] = Counter()
         self.bad: list[BadRow] = []
@@ -172,30 +175,17 @@ class DataRows:
                     self.bad_positions.append(position)
                     continue
                 yield position, file, number, example, form
+        if self._condition is not None and self.total > len(self.bad):
+            self._condition.check_columns()
 
     def _chosen(self, rows: list[Any]) -> Bool[np.ndarray, " n"]:
         """Which rows ``where`` keeps, and those that cannot be read."""
-        if self.where is None:
+        if self._condition is None:
             return np.ones(len(rows), dtype=bool)
         unread = np.asarray([isinstance(row, RowError) for row in rows], dtype=bool)
         if unread.all():
             return unread
-        frame = pd.DataFrame([row if isinstance(row, dict) else {} for row in rows])
-        if "@" in self.where:
-            raise DataError(f"--where is {self.where!r}; '@' is not allowed. Compare columns with values.")
-        try:
-            answer = frame.eval(self.where, engine="python")
-        except pd.errors.UndefinedVariableError as error:
-            name = str(error).split("'")[1] if "'" in str(error) else str(error)
-            raise DataError(f"--where is {self.where!r}: {unknown('column', name, map(str, frame.columns))}") from error
-        except Exception as error:
-            raise DataError(
-                f"--where is {self.where!r} and cannot be decided ({type(error).__name__}: {error}). Write it like "
-                'skill == "math" and quality > 0.5.'
-            ) from error
-        if not isinstance(answer, pd.Series) or not (answer.dtype == bool or answer.isin([True, False, None]).all()):
-            raise DataError(f'--where is {self.where!r}, which is no condition. Write it like skill == "math".')
-        return answer.fillna(False).to_numpy(dtype=bool) | unread
+        return self._condition.holds([row if isinstance(row, dict) else {} for row in rows]) | unread
 
     def file_of(self, row: int) -> str:
         """File of a row."""
@@ -291,6 +281,134 @@ class DataRows:
         part.bad = [self.bad[place] for place in inside]
         part.bad_positions = [self.bad_positions[place] for place in inside]
         return part
+
+
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`([^`]*)`""")
+"""Texts, and names of columns in backticks."""
+_ACCESSORS = ("str", "dt")
+_OF_ALL_ROWS = ("cat", "get_dummies")
+"""Methods of the accessors that join rows, or look for the values of all."""
+_OF_ONE_ROW = (
+    "abs", "astype", "between", "eq", "fillna", "ge", "gt", "isin", "isna", "isnull", "le", "lt", "ne", "notna",
+    "notnull", "round",
+)  # fmt: skip
+"""Methods of a column that look at each row alone."""
+
+
+class RowCondition:
+    """A condition on the columns of a row, written as `pandas.DataFrame.query` takes it.
+
+    It looks at each row alone, so that it can be decided block by block. A column that a row lacks is empty (NaN).
+
+    Raises:
+        DataError: it cannot be read, or looks at more than one row.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        if "@" in text:
+            raise DataError(f"--where is {text!r}; '@' is not allowed. Compare columns with values.")
+        quoted: dict[str, str] = {}
+
+        def placeholder(match: re.Match[str]) -> str:
+            if match[1] is None:
+                return match[0]
+            name = f"quoted_{len(quoted)}_"
+            quoted[name] = match[1]
+            return name
+
+        try:
+            tree = ast.parse(_QUOTED.sub(placeholder, text.strip()), mode="eval")
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise self._undecided(error) from error
+        self._check(tree, quoted)
+        functions = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in functions]
+        self._columns = dict.fromkeys(quoted.get(node.id, node.id) for node in names if node.id not in ("inf", "Inf"))
+        self._accessors = {
+            quoted.get(node.value.id, node.value.id): node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in _ACCESSORS and isinstance(node.value, ast.Name)
+        }
+        self._seen: dict[str, None] = {}
+
+    def _check(self, tree: ast.AST, quoted: Mapping[str, str]) -> None:
+        """Raise DataError for a part that looks at more than one row."""
+        for node in ast.walk(tree):
+            wrong = False
+            if isinstance(node, ast.Attribute):
+                of_accessor = isinstance(node.value, ast.Attribute) and node.value.attr in _ACCESSORS
+                wrong = node.attr in _OF_ALL_ROWS if of_accessor else node.attr not in (*_ACCESSORS, *_OF_ONE_ROW)
+            elif isinstance(node, ast.Subscript):
+                wrong = not (isinstance(node.value, ast.Attribute) and node.value.attr == "str")
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+                wrong = node.func.attr == "isin" and not all(map(_is_literal, arguments))
+                wrong |= node.func.attr == "fillna" and any(keyword.arg != "value" for keyword in node.keywords)
+            elif isinstance(node, ast.Compare):
+                sides = zip([node.left, *node.comparators], node.comparators, node.ops, strict=False)
+                wrong = any(
+                    isinstance(compared, ast.In | ast.NotIn) and not (_is_literal(left) or _is_literal(right))
+                    for left, right, compared in sides
+                )
+            if wrong:
+                part = re.sub(r"quoted_\d+_", lambda match: f"`{quoted.get(match[0], match[0])}`", ast.unparse(node))
+                raise DataError(
+                    f"--where is {self.text!r} and looks at more than one row ('{part}'); rows are decided one by one. "
+                    f"Compare columns with values, or use .str, .dt, {', '.join(_OF_ONE_ROW)}."
+                )
+
+    def holds(self, rows: Sequence[Mapping[str, Any]]) -> Bool[np.ndarray, " n"]:
+        """Whether it holds, for each row.
+
+        Raises:
+            DataError: it cannot be decided.
+        """
+        frame = pd.DataFrame(rows, index=range(len(rows)))
+        self._seen |= dict.fromkeys(map(str, frame.columns))
+        empty = [name for name in self._columns if name not in frame.columns or frame[name].isna().all()]
+        try:
+            try:
+                answer = self._answer(frame, empty, "object")
+            except TypeError:
+                if not empty:
+                    raise
+                answer = self._answer(frame, empty, "float64")  # objects cannot be added to numbers
+        except Exception as error:
+            raise self._undecided(error) from error
+        kept = answer.dropna() if isinstance(answer, pd.Series) else None
+        if kept is None or not (kept.dtype == bool or kept.isin([True, False]).all()):
+            raise DataError(f'--where is {self.text!r}, which is no condition. Write it like skill == "math".')
+        return answer.fillna(False).to_numpy(dtype=bool)
+
+    def _answer(self, frame: pd.DataFrame, empty: Sequence[str], dtype: str) -> Any:
+        """What pandas makes of it, with the empty columns of this type where no accessor needs another."""
+        types = {
+            name: {"str": "object", "dt": "datetime64[ns]"}.get(self._accessors.get(name, ""), dtype) for name in empty
+        }
+        columns = {name: pd.Series(np.nan, frame.index).astype(np.dtype(kind)) for name, kind in types.items()}
+        return frame.assign(**columns).eval(self.text, engine="python")
+
+    def check_columns(self) -> None:
+        """Raise DataError for a column that no row had."""
+        for name in self._columns:
+            if name not in self._seen:
+                place = " The place of a row is no column." if name == "index" else ""
+                raise DataError(f"--where is {self.text!r}: {unknown('column', name, self._seen)}{place}")
+
+    def _undecided(self, error: BaseException) -> DataError:
+        return DataError(
+            f"--where is {self.text!r} and cannot be decided ({type(error).__name__}: {error}). Write it like "
+            'skill == "math" and quality > 0.5.'
+        )
+
+
+def _is_literal(node: ast.AST) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 @contextmanager
