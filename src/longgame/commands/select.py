@@ -200,18 +200,12 @@ def select_command(
             device=device,
             seed=seed,
         )
+        read: dict[str, Any] = {
+            "scores": scores, "target": target, "replay": replay, "replay_scores": replay_scores or (),
+            "history": history, "training_log": training_log,
+        }  # fmt: skip
         if card is not None:
-            inputs = selection_inputs(
-                open_source(one_or_all(data)),
-                options,
-                scores=scores,
-                target=target,
-                replay=replay,
-                replay_scores=replay_scores or (),
-                history=history,
-                training_log=training_log,
-            )
-            refuse_inputs({"--card": card}, inputs)
+            refuse_inputs({"--card": card}, selection_inputs(open_source(one_or_all(data)), options, **read))
         console = Terminal()
         if estimate:
             print_estimate(console, judge_estimate(one_or_all(data), options))
@@ -246,12 +240,7 @@ def select_command(
                 out,
                 options,
                 model=settings,
-                scores=scores,
-                target=target,
-                replay=replay,
-                replay_scores=replay_scores or (),
-                history=history,
-                training_log=training_log,
+                **read,
                 explain=explain,
                 overwrite=overwrite,
                 progress=progress,
