@@ -24,6 +24,7 @@ from longgame.metrics.stats import (
     sign_flip_p,
     t_power,
     unit_effect,
+    unit_means,
 )
 from longgame.seeding import generator
 
@@ -295,6 +296,15 @@ def test_a_missing_seed_leaves_the_others_of_its_base_model():
     a, b = np.array([1.0, 3.0, 5.0, np.nan]), np.array([0.0, 0.0, 0.0, 9.0])
     result = paired(a, b, unit_of=np.array([0, 0, 1, 1]))
     assert (int(result.n), float(result.mean)) == (2, 3.5)
+
+
+@pytest.mark.parametrize("unit_of", [[0, 1, 2, 3], [2, 0, 3, 1], [0, 1, 1, 3]])
+def test_unit_means_are_in_the_order_of_the_units(unit_of):
+    values = np.array([[1.0, NAN, 3.0, INF]])
+    of_units = [[values[0, seed] for seed in range(4) if unit_of[seed] == unit] for unit in range(4)]
+    measured = [[value for value in part if value == value] for part in of_units]
+    expected = [sum(part) / len(part) if part else NAN for part in measured]
+    np.testing.assert_array_equal(unit_means(values, np.array(unit_of)), [expected])
 
 
 def test_pooled_sd_is_the_mean_variance_by_degrees_of_freedom():

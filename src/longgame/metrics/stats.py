@@ -70,6 +70,9 @@ def moments(values: Float[np.ndarray, "... seeds"]) -> tuple[Int[np.ndarray, ...
 def unit_means(values: Float[np.ndarray, "... seeds"], unit_of: Int[np.ndarray, " seeds"]) -> np.ndarray:
     """Mean over the measured seeds of each replication unit, (..., units); NaN for a unit without any."""
     values = np.asarray(values, dtype=float)
+    order = np.argsort(unit_of)
+    if np.array_equal(unit_of[order], np.arange(len(unit_of))):  # one seed a unit, as almost always
+        return values[..., order]
     units = [values[..., unit_of == unit] for unit in range(int(unit_of.max(initial=-1)) + 1)]
     return np.stack([moments(part)[1] for part in units], axis=-1)
 

@@ -369,13 +369,13 @@ def sub_skill_table(card: Scorecard, recipe: Recipe, view: str, title: str) -> T
     last = len(card.tasks)
     order = selectors_in_order(card, recipe)
     trials_of = [card.trials.selector_of == card.trials.selectors.index(name) for name in order]
+    means_of = [moments(np.moveaxis(cube.values[trials], 0, -1))[1] for trials in trials_of]
     columns = [Column("task / sub-skill", numeric=False), *(Column(name) for name in order)]
     rows = []
     for item in np.lexsort((np.arange(len(cube.column)), cube.column)):
         column = int(cube.column[item])
         cells = [Cell(" / ".join(filter(None, (tasks[column], cube.sub_skill[item]))))]
-        for trials in trials_of:
-            mean = moments(cube.values[trials][:, :, item].T)[1]
+        for mean in (means[:, item] for means in means_of):
             end = float(mean[last])
             text = _from_to(float(mean[column + 1]), end) if column < last else format_number(end, "points")
             cells.append(Cell(text, value=end))
