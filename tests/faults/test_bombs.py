@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longgame import storage
-from longgame.data import sources
+from longgame.data import files
 from longgame.data.score_files import read_scores
 from longgame.data.sources import load_examples
 from longgame.errors import DataError, ResumeError
@@ -37,8 +37,8 @@ def write_parquet(path, texts, rows):
 @pytest.fixture
 def small(monkeypatch):
     """Limits of a thousandth, so that the files are made in no time."""
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 64 * 2**10)
-    monkeypatch.setattr(sources, "_UNPACKED", 256 * 2**10)
+    monkeypatch.setattr(files, "_LONGEST_LINE", 64 * 2**10)
+    monkeypatch.setattr(files, "_UNPACKED", 256 * 2**10)
 
 
 def test_a_line_that_unpacks_without_end_is_refused(tmp_path, small):

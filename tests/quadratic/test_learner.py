@@ -19,7 +19,7 @@ from longgame.selection.base import build_selector
 from longgame.selection.history import History
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import SIGNALS
-from longgame.signals.source import COLUMNS
+from longgame.signals.frozen import COLUMNS
 from longgame.training.config import SelectionConfig
 
 

@@ -11,10 +11,11 @@ from safetensors.numpy import load, save
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, NumericalError, PluginError, RecipeError
 from longgame.seeding import generator
-from longgame.signals import source as module
+from longgame.signals import frozen as module
 from longgame.signals.cache import SignalCache
+from longgame.signals.frozen import COLUMNS, FrozenSignals, cluster
 from longgame.signals.quality.rules import rule_scores
-from longgame.signals.source import COLUMNS, FrozenSignals, SignalSource, cluster, half_weights
+from longgame.signals.source import SignalSource, half_weights
 
 
 def pool_of(*ids):

@@ -31,9 +31,10 @@ from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import EMBEDDED, SIGNALS, Signals, needs_auxiliary
 from longgame.signals.cache import SignalCache, try_fingerprint
 from longgame.signals.engine import SignalEngine
+from longgame.signals.frozen import FrozenSignals
 from longgame.signals.quality.base import ANSWER_TOKENS, QualitySources
 from longgame.signals.scorer_model import ScorerModel
-from longgame.signals.source import FrozenSignals, SignalSource
+from longgame.signals.source import SignalSource
 from longgame.storage import cache_dir, read_json
 from longgame.training.auxiliary import ModelAuxiliary
 from longgame.training.config import SelectionConfig

@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from longgame.commands.options import interruptible, path_from_here
-from longgame.data.sources import SUFFIXES, is_beside_a_subset, load_examples, source_name
+from longgame.data.files import SUFFIXES
+from longgame.data.sources import is_beside_a_subset, load_examples, source_name
 from longgame.errors import DataError, RecipeError
 from longgame.limits import load_yaml
 from longgame.recipe import DEFAULT_SELECTORS, Recipe, parse_recipe, path_folders

@@ -17,8 +17,9 @@ import typer
 from longgame.commands.score import parse_range
 from longgame.commands.terminal import Terminal
 from longgame.data.examples import WEIGHT, Example
+from longgame.data.files import SUFFIXES
 from longgame.data.formats import RowRules
-from longgame.data.sources import SUFFIXES, open_source
+from longgame.data.sources import open_source
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
 from longgame.escape import markdown_line
 from longgame.limits import is_out_of_memory, load_yaml, why_no_file

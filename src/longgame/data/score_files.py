@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
+from longgame.data.files import json_lines
 from longgame.data.formats import RowError, plain_text
-from longgame.data.sources import json_lines
 from longgame.errors import DataError
 from longgame.limits import located, why_no_file
 from longgame.storage import unpack_parquet

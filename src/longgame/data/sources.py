@@ -5,45 +5,22 @@ Everything is read as a stream: a file of any size needs the memory of a few row
 
 from __future__ import annotations
 
-import codecs
-import csv
 import glob
-import gzip
-import io
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from longgame.data.examples import Example
+from longgame.data.files import SUFFIXES, TABLE_ROWS, ReadRow, first_line, kind_of, read_rows, read_schema, read_tables
 from longgame.data.formats import RowError, RowRules, Turns, read_row
 from longgame.errors import DataError, did_you_mean
 from longgame.limits import free_memory, located, missing, why_no_file
 
 Split = Literal["train", "eval"]
-ReadRow = Callable[[], Any]
-"""Parses one row; raises RowError where it cannot be read."""
-
-SUFFIX_KINDS = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".json": "json",
-    ".json.gz": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-"""Ending of a file → how it is read; a reference with one of them is a path."""
-SUFFIXES = tuple(SUFFIX_KINDS)
 _NAMES = ", ".join(SUFFIXES)
 _SPLIT_WORDS = {"train": "train", "test": "test", "eval": "eval", "validation": "eval", "valid": "eval", "dev": "eval"}
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
@@ -52,19 +29,6 @@ _FILES_REMEDY = (
     f"file ({_NAMES})"
 )
 _HUB_REMEDY = _FILES_REMEDY + ", or set HF_HUB_OFFLINE=1 to use a copy that is already cached."
-
-_LONGEST_LINE = 64 * 2**20
-"""Bytes of a line of JSON, or of one value of another kind of file."""
-_UNPACKED, _RATIO = 256 * 2**20, 100
-"""Bytes that any packed file may unpack to; a larger one may grow by this ratio."""
-_BATCH = 64
-"""Rows of a Parquet file that are unpacked at once."""
-_TABLE_ROWS = 1024
-"""Rows of a table that are looked at together."""
-_CHUNK = 1 << 20
-"""Characters of a JSON array that are read at once."""
-
-
 BESIDE_A_SUBSET = (".manifest.json", ".explain.jsonl", ".bad-rows.jsonl")
 """Endings of the files that a selection writes beside its subset, which hold no examples."""
 
@@ -100,23 +64,23 @@ class FileSource(RowSource):
 
     def __init__(self, label: str, paths: Sequence[Path]) -> None:
         self.label, self.paths = label, tuple(paths)
-        self.unit = "line" if all(_kind(path) in ("jsonl", "csv") for path in paths) else "row"
+        self.unit = "line" if all(kind_of(path) in ("jsonl", "csv") for path in paths) else "row"
 
     def rows(self) -> Iterator[tuple[str, int, ReadRow]]:
         for path in self.paths:
             name = str(path)
-            for number, read in _READERS[_kind(path)](path):
+            for number, read in read_rows(path):
                 yield name, number, read
 
     def tables(self) -> Iterator[pa.Table] | None:
-        if not all(_kind(path) in ("parquet", "arrow") for path in self.paths):
+        if not all(kind_of(path) in ("parquet", "arrow") for path in self.paths):
             return None
-        return (table for path in self.paths for table in _TABLES[_kind(path)](path))
+        return (table for path in self.paths for table in read_tables(path))
 
     def schemas(self) -> list[pa.Schema]:
-        if not all(_kind(path) in ("parquet", "arrow") for path in self.paths):
+        if not all(kind_of(path) in ("parquet", "arrow") for path in self.paths):
             return []
-        return [_schema(path) for path in self.paths]
+        return [read_schema(path) for path in self.paths]
 
 
 class TableSource(RowSource):
@@ -136,8 +100,8 @@ class TableSource(RowSource):
 
     def tables(self) -> Iterator[pa.Table]:
         plain = self.dataset.with_format("arrow")
-        for start in range(0, len(plain), _TABLE_ROWS):
-            yield plain[start : start + _TABLE_ROWS]
+        for start in range(0, len(plain), TABLE_ROWS):
+            yield plain[start : start + TABLE_ROWS]
 
     def schemas(self) -> list[pa.Schema]:
         return [self.dataset.with_format("arrow")[:0].schema]
@@ -147,7 +111,7 @@ def open_source(data: Any, split: Split = "train") -> RowSource:
     """Return the rows of what a user gives as data.
 
     Args:
-        data: the path of a file (`SUFFIX_KINDS`), a folder of shards or a saved data set, a glob, several of them,
+        data: the path of a file (`SUFFIXES`), a folder of shards or a saved data set, a glob, several of them,
             ``hub:owner/name[:config[:split]]``, where the split may be a slice (``train[:10%]``), or a
             `datasets.Dataset`.
         split: of a hub data set that names none.
@@ -177,7 +141,7 @@ def open_source(data: Any, split: Split = "train") -> RowSource:
         return _folder(label, path)
     if not path.exists() and glob.has_magic(label):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - a pattern of Path.glob cannot be absolute
-        paths = sorted(Path(name) for name in matches if _kind(Path(name)))
+        paths = sorted(Path(name) for name in matches if kind_of(Path(name)))
         if not paths:
             raise DataError(f"'{label}' matches no file that is read ({_NAMES}). Check the pattern.")
         return FileSource(label, paths)
@@ -189,7 +153,7 @@ def _existing(label: str, path: Path) -> Path:
         lists = reason.startswith("does not exist") and path.parent.is_dir()
         hint = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()] if lists else [])
         raise DataError(f"data file '{label}' {reason}.{hint} Give the path of an existing file.")
-    if not _kind(path):
+    if not kind_of(path):
         raise DataError(f"data file '{label}' has an ending that is not read. Known: {_NAMES}. Convert or rename it.")
     return path
 
@@ -213,12 +177,12 @@ def _folder(label: str, folder: Path) -> RowSource:
         try:
             return TableSource(label, datasets.load_from_disk(str(folder)), folder)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise DataError(f"the saved data set '{label}' cannot be read: {_first_line(error)}") from error
+            raise DataError(f"the saved data set '{label}' cannot be read: {first_line(error)}") from error
     paths = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and _kind(path)
+        and kind_of(path)
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json", "state.json")
         and not is_beside_a_subset(path)
@@ -236,14 +200,6 @@ def _folder(label: str, folder: Path) -> RowSource:
     return FileSource(label, paths)
 
 
-def _kind(path: Path) -> str:
-    """How a file is read, by its ending; empty where it is not."""
-    name = path.name.lower()
-    return next(
-        (SUFFIX_KINDS[suffix] for suffix in sorted(SUFFIX_KINDS, key=len, reverse=True) if name.endswith(suffix)), ""
-    )
-
-
 # References of an audit's recipe
 
 
@@ -259,7 +215,7 @@ def load_examples(
     """The examples of a reference, in file order.
 
     Args:
-        reference: a bare name (``data_dir/split/NAME`` with an ending of `SUFFIX_KINDS`), or what `open_source` takes.
+        reference: a bare name (``data_dir/split/NAME`` with an ending of `SUFFIXES`), or what `open_source` takes.
         data_dir: folder with ``train/`` and ``eval/``; only bare names need it.
         split: the folder of a bare name; for a hub data set without an explicit split, ``train``, or the first that
             exists of validation, test, eval and dev. Of evaluation items, the last assistant turn is what is scored.
@@ -377,315 +333,6 @@ def _located(reference: str, data_dir: Path | None, split: Split) -> str:
     return str(paths[0])
 
 
-# Readers: (number of the row, what parses it), and tables
-
-
-def _unpacked_limit(path: Path) -> int:
-    return max(_UNPACKED, _RATIO * path.stat().st_size)
-
-
-def _too_large(path: Path, limit: int) -> DataError:
-    return DataError(
-        f"'{path}' has {path.stat().st_size:,} bytes and unpacks to more than {limit:,}. Unpack it and give the parts "
-        "that you need."
-    )
-
-
-def _too_long(path: Path, place: str) -> DataError:
-    return DataError(f"{path}, {place} has more than {_LONGEST_LINE:,} bytes. Give shorter rows.")
-
-
-def _open(path: Path) -> Any:
-    """A binary stream of the file's content, unpacked."""
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.name.lower().endswith(".zst"):
-        stream: Any = pa.input_stream(str(path), compression="zstd")
-        return io.BufferedReader(stream, _CHUNK)
-    return path.open("rb")
-
-
-class _Damaged:
-    """Turns what reading a damaged or forbidden file raises into a DataError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.unit, self.number = path, "line", 0
-
-    def __enter__(self) -> _Damaged:
-        return self
-
-    def _place(self) -> str:
-        return f"{self.unit} {self.number}" if self.number else "its beginning"
-
-    def __exit__(self, kind: Any, error: BaseException | None, _trace: Any) -> None:
-        if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
-            raise DataError(
-                f"{self.path}, after {self._place()}: the gzip data is damaged ({error}). Copy it again."
-            ) from error
-        if isinstance(error, OSError) and error.strerror is None and self.path.name.lower().endswith(".zst"):
-            raise DataError(
-                f"{self.path}, after {self._place()}: the zstd data is damaged ({_first_line(error)}). Copy it again."
-            ) from error
-        if isinstance(error, OSError):
-            raise DataError(
-                f"data file '{self.path}' cannot be read: {error.strerror or error}. Check its permissions."
-            ) from error
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    """Yield the filled lines of a file of JSON lines.
-
-    Raises:
-        DataError: the file cannot be read, is damaged, or unpacks to far more than its size.
-    """
-    with _Damaged(path) as guard:
-        size, limit = 0, _unpacked_limit(path)
-        with _open(path) as stream:
-            for number, raw in enumerate(iter(partial(stream.readline, _LONGEST_LINE + 1), b""), start=1):
-                length = len(raw)
-                size += length
-                guard.number = number
-                if length > _LONGEST_LINE:
-                    raise _too_long(path, f"line {number}")
-                if size > limit:
-                    raise _too_large(path, limit)
-                if not raw.isspace():
-                    yield number, JsonLine(raw)
-
-
-class JsonLine:
-    """Parses one line of JSON; ``raw`` is the line as it stands in the file."""
-
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-
-    def __call__(self) -> Any:
-        raw = self.raw.removeprefix(codecs.BOM_UTF8)
-        try:
-            return _load_json(raw.decode())
-        except UnicodeDecodeError as error:
-            raise RowError(f"is not UTF-8 (byte {error.start + 1})") from error
-
-
-def _load_json(text: str) -> Any:
-    try:
-        if text[:1] == "{":  # most rows: the decoder's own search for white space takes as long as a short row
-            value, stop = _DECODER.raw_decode(text)
-            if text[stop:] in _ENDS:
-                return value
-        return _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"is not valid JSON ({error.msg}, column {error.colno})") from error
-    except (RecursionError, ValueError) as error:  # brackets or digits without end
-        raise RowError(f"cannot be read as JSON ({error})") from error
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise RowError(f"has the field {repeated!r} twice; keep one")
-    return fields
-
-
-_ENDS = ("\n", "", "\r\n")
-"""What stands behind the object of most lines."""
-_DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated)
-_SPACE = re.compile(r"[\s,]*")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    """Items of a JSON array, read piece by piece; a file of JSON lines under this name is read as such."""
-    with _Damaged(path) as guard:
-        with _open(path) as stream:
-            first = stream.read(4096).decode("utf-8-sig", "replace").lstrip()[:1]
-        if first != "[":
-            yield from json_lines(path)
-            return
-        limit, size, number = _unpacked_limit(path), 0, 0
-        with _open(path) as stream:
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-            buffer, place, ended = text.read(_CHUNK), 0, False
-            place = buffer.index("[") + 1
-            while True:
-                place = _SPACE.match(buffer, place).end()  # type: ignore[union-attr]
-                if buffer[place : place + 1] == "]":
-                    return
-                try:
-                    value, stop = _DECODER.raw_decode(buffer, place)
-                    if stop == len(buffer) and not ended:
-                        raise json.JSONDecodeError("more may follow", buffer, stop)
-                except json.JSONDecodeError as error:
-                    if ended:
-                        raise DataError(
-                            f"{path}, behind row {number}: the array is not valid JSON ({error.msg}). Correct the file."
-                        ) from error
-                    if len(buffer) - place > _LONGEST_LINE:
-                        raise _too_long(path, f"row {number + 1}") from error
-                    more = text.read(_CHUNK)
-                    size += len(more)
-                    if size > limit:
-                        raise _too_large(path, limit) from error
-                    buffer, place, ended = buffer[place:] + more, 0, not more
-                    continue
-                except (RowError, RecursionError, ValueError) as error:
-                    raise DataError(f"{path}, row {number + 1}: {error}. Correct the file.") from error
-                place, number = stop, number + 1
-                guard.unit, guard.number = "row", number
-                yield number, lambda value=value: value  # type: ignore[misc]
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    """Rows of a CSV file with a header; an empty cell is missing, and a cell that holds JSON is read as such."""
-    with _Damaged(path) as guard:
-        csv.field_size_limit(_LONGEST_LINE)
-        with path.open(encoding="utf-8-sig", errors="strict", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            number = 1
-            try:
-                names = next(reader, [])
-                repeated = next((name for name in names if names.count(name) > 1), None)
-                if repeated is not None:
-                    raise DataError(f"'{path}' has the column {repeated!r} twice. Keep one.")
-                for cells in reader:
-                    number = reader.line_num
-                    guard.number = number
-                    if cells:
-                        yield number, lambda cells=cells: _csv_row(names, cells)  # type: ignore[misc]
-            except csv.Error as error:
-                raise DataError(f"{path}, line {number + 1}: is not valid CSV ({error}). Correct the file.") from error
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, behind line {number}: is not UTF-8 (byte {error.object[error.start]:#x}). Save the file "
-                    "as UTF-8."
-                ) from error
-
-
-_JSON_CELLS = ("messages", "conversations", "conversation", "history", "choices", "input_ids", "labels")
-
-
-_TEXT_OR_JSON = ("prompt", "completion", "chosen", "rejected")
-
-
-def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    if len(cells) != len(names):
-        raise RowError(f"has {len(cells)} fields; the header names {len(names)}")
-    row: dict[str, Any] = {}
-    for name, cell in zip(names, cells, strict=True):
-        if cell == "":
-            continue
-        row[name] = cell
-        if name == "quality":
-            with suppress(ValueError):  # reported with the value
-                row[name] = float(cell)
-        elif name == "noisy":
-            row[name] = {"true": True, "false": False}.get(cell.lower(), cell)
-        elif cell.startswith("[" if name in _JSON_CELLS else "[{") and name in (*_JSON_CELLS, *_TEXT_OR_JSON):
-            row[name] = _load_json(cell)
-    return row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    number = 0
-    for table in _parquet_tables(path):
-        for row in table.to_pylist():
-            number += 1
-            yield number, lambda row=row: row  # type: ignore[misc]
-
-
-def _parquet_tables(path: Path) -> Iterator[pa.Table]:
-    """A few rows unpacked at a time; texts stay in dictionaries, which a value may repeat at no cost, until then."""
-    size = 0
-    try:
-        limit = _unpacked_limit(path)
-        schema = pq.read_schema(path)
-        texts = [field.name for field in schema if pa.types.is_string(field.type)]
-        with pq.ParquetFile(path, read_dictionary=texts) as file:
-            groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
-            if max(file.metadata.num_rows, sum(group.total_byte_size for group in groups)) > limit:
-                raise _too_large(path, limit)
-            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
-                step = max(1, min(_BATCH, _LONGEST_LINE // max(1, batch.nbytes)))
-                for start in range(0, len(batch), step):
-                    part = batch.slice(start, step)
-                    decoded = [_decoded(column) for column in part.columns]
-                    size += sum(column.nbytes for column in decoded)
-                    if size > limit:
-                        raise _too_large(path, limit)
-                    columns = [
-                        column if pa.types.is_dictionary(field.type) else values
-                        for column, values, field in zip(part.columns, decoded, schema, strict=True)
-                    ]
-                    yield pa.Table.from_arrays(columns, schema=schema)
-    except (pa.ArrowException, MemoryError, OSError) as error:
-        raise DataError(f"Parquet file '{path}' cannot be read: {_first_line(error)}. Write it again.") from error
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def _arrow_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    number = 0
-    for table in _arrow_tables(path):
-        for row in table.to_pylist():
-            number += 1
-            yield number, lambda row=row: row  # type: ignore[misc]
-
-
-def _arrow_tables(path: Path) -> Iterator[pa.Table]:
-    """Tables of an Arrow IPC file, in the stream or the file format, memory-mapped."""
-    try:
-        with pa.memory_map(str(path)) as stream:
-            file = _arrow_reader(stream)
-            batches: Iterable[pa.RecordBatch] = file
-            if isinstance(file, pa.ipc.RecordBatchFileReader):
-                batches = (file.get_batch(n) for n in range(file.num_record_batches))
-            for batch in batches:
-                for start in range(0, len(batch), _TABLE_ROWS):
-                    yield pa.Table.from_batches([batch.slice(start, _TABLE_ROWS)])
-    except (pa.ArrowException, MemoryError, OSError) as error:
-        raise DataError(f"Arrow file '{path}' cannot be read: {_first_line(error)}. Write it again.") from error
-
-
-def _arrow_reader(stream: pa.NativeFile) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
-    """The reader of an open Arrow IPC file."""
-    if stream.read(6) == b"ARROW1":
-        return pa.ipc.open_file(stream)
-    stream.seek(0)
-    return pa.ipc.open_stream(stream)
-
-
-def _schema(path: Path) -> pa.Schema:
-    """The schema of a Parquet or Arrow file."""
-    try:
-        if _kind(path) == "parquet":
-            return pq.read_schema(path)
-        with pa.memory_map(str(path)) as stream:
-            return _arrow_reader(stream).schema
-    except (pa.ArrowException, MemoryError, OSError) as error:
-        raise DataError(
-            f"{_kind(path).capitalize()} file '{path}' cannot be read: {_first_line(error)}. Write it again."
-        ) from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, ReadRow]]]] = {
-    "jsonl": json_lines,
-    "json": _json_rows,
-    "csv": _csv_rows,
-    "parquet": _parquet_rows,
-    "arrow": _arrow_rows,
-}
-_TABLES: dict[str, Callable[[Path], Iterator[pa.Table]]] = {"parquet": _parquet_tables, "arrow": _arrow_tables}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
 def _hub_dataset(reference: str, split: Split) -> Any:
     import datasets  # both are heavy, and only hub references need them
 
@@ -712,7 +359,7 @@ def _hub_dataset(reference: str, split: Split) -> Any:
         raise DataError(f"hub data set '{reference}' is not in the local cache, and {reason}. {remedy}") from error
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"hub data set '{reference}' cannot be loaded: {_first_line(error)}. "
+            f"hub data set '{reference}' cannot be loaded: {first_line(error)}. "
             "Check the name, the config and the split (hub:owner/name:config:split)."
         ) from error
 

@@ -23,8 +23,9 @@ from longgame.recipe import EMBEDDER
 from longgame.seeding import stream_seed
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import CONTEXT, EMBEDDED, SIGNALS, Signals
+from longgame.signals.frozen import cluster
 from longgame.signals.quality.base import GRADES, QualitySources
-from longgame.signals.source import SignalSource, cluster
+from longgame.signals.source import SignalSource
 from longgame.signals.texts import ImportanceRatios
 from longgame.training.log import Trajectories
 

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from longgame.data.examples import Example, Pool
+from longgame.data.files import ReadRow
 from longgame.data.formats import RowRules, Turns
-from longgame.data.sources import ReadRow, RowSource, open_source
+from longgame.data.sources import RowSource, open_source
 from longgame.errors import DataError, ModelError, RecipeError
 from longgame.limits import TEMPLATE_SECONDS, time_limit
 from longgame.offline.check_report import (

@@ -400,7 +400,7 @@ def signals_of(
         losses = scores.column("base_loss")[rows]
         columns["difficulty"] = ((rankdata(losses) - 0.5) / len(losses)).astype(np.float32)
     if "cluster" in names:
-        from longgame.signals.source import cluster
+        from longgame.signals.frozen import cluster
 
         columns["cluster"] = cluster(pool.ids, scores.column("embedding")[rows], clusters, seed)
     return Signals(pool.ids, columns, {name: scores.context(name) for name in names if name in CONTEXT})

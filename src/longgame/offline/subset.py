@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from longgame.data.sources import BESIDE_A_SUBSET, JsonLine, RowSource
+from longgame.data.files import JsonLine
+from longgame.data.sources import BESIDE_A_SUBSET, RowSource
 from longgame.errors import DataError, StorageError
 from longgame.storage import flush, scratch, storage_errors
 

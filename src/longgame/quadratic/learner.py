@@ -47,7 +47,8 @@ from longgame.recipe import Recipe, TrainingSpec
 from longgame.seeding import generator
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.base import ALIGNMENTS, Signals
-from longgame.signals.source import FrozenSignals, SignalSource
+from longgame.signals.frozen import FrozenSignals
+from longgame.signals.source import SignalSource
 from longgame.training.config import SelectionConfig
 from longgame.training.feed import SelectionFeed
 from longgame.training.schedule import (
