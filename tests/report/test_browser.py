@@ -44,7 +44,10 @@ const watch = setInterval(() => {
     const wide = document.documentElement.scrollWidth - innerWidth;
     const plots = [...document.querySelectorAll(".charts.named .chart")]
       .map((chart) => chart.querySelector(".role-frame .background").getBoundingClientRect().width);
-    document.documentElement.dataset.found = JSON.stringify({ beyond, wide, sorted, order, plots });
+    const isName = (text) => text.textContent.includes(": ");
+    const names = [...document.querySelectorAll(".charts.named .chart")]
+      .map((chart) => [...chart.querySelectorAll(".role-axis-label text")].filter(isName).length);
+    document.documentElement.dataset.found = JSON.stringify({ beyond, wide, sorted, order, plots, names });
   }, 50);
 }, 50);
 </script></body>"""
@@ -91,7 +94,7 @@ def picks_of(order):
     return combine_shares(stages)
 
 
-@pytest.mark.parametrize(("width", "seeds"), [(390, 5), (1440, 5), (1440, 1)])
+@pytest.mark.parametrize(("width", "seeds"), [(390, 5), (760, 5), (1440, 1)])
 def test_chromium_draws_every_chart_and_cuts_off_none(tmp_path, width, seeds):
     recipe = make_recipe(seeds)
     picks = picks_of([spec.key for spec in recipe.selectors])
@@ -117,5 +120,6 @@ def test_chromium_draws_every_chart_and_cuts_off_none(tmp_path, width, seeds):
     assert found["sorted"] == "descending"
     assert found["order"] == sorted(found["order"], reverse=True)
     assert len(found["plots"]) == 2
-    if width > 900:  # side by side, and a point is as long in both
-        assert found["plots"][0] == pytest.approx(found["plots"][1], abs=4)
+    assert found["plots"][0] == pytest.approx(found["plots"][1], abs=4)  # a point is as long in both
+    rows = len(recipe.selectors) - 1
+    assert found["names"] == [rows, rows if width < 700 else 0]
