@@ -161,8 +161,10 @@ def test_a_share_below_the_budget_is_warned_of_under_every_schedule(tmp_path):
     name = write(tmp_path, keep=share(0.125))
     selectors = ["random", {"name": name, "label": "mine"}]
     (step,) = warnings_of(selectors=selectors)
-    assert step.startswith("mine: of some stage only 12.5% of the candidates may be selected, and the budget is 25% of")
-    assert "has a probability of 100% and ends the audit there. Use rounds: 1." in step
+    assert step.startswith(
+        "mine: of some stage only 12.5 % of the candidates may be selected, and the budget is 25 % of"
+    )
+    assert "has a probability of 100 % and ends the audit there. Use rounds: 1." in step
     (several,) = warnings_of(selectors=selectors, rounds=3)
     assert several.endswith("The last of 3 rounds may find none left, which ends the audit there. Use rounds: 1.")
     (once,) = warnings_of(selectors=selectors, rounds=1)
@@ -188,7 +190,7 @@ def test_steps_that_may_find_nothing_are_warned_of_though_enough_is_kept(tmp_pat
 def test_what_a_file_skips_may_not_be_selected_either(tmp_path):
     name = write(tmp_path, seeds=[0])
     (text,) = warnings_of(selectors=["random", {"name": name, "missing": "skip", "label": "s"}])
-    assert text.startswith("s: of some stage only 0.0% of the candidates")
+    assert text.startswith("s: of some stage only 0.0 % of the candidates")
 
 
 def test_the_chance_of_an_empty_step_is_that_of_all_ways_to_draw_it():

@@ -199,7 +199,7 @@ def test_contamination_counts_prompts_and_eight_words_in_a_row() -> None:
     assert contamination == Contamination(candidates=7, same_prompt=2, shared_text=3)
     assert contamination.is_much
     assert str(contamination) == (
-        "of 7 candidates 2 have the prompt of an evaluation item and 3 (42.9%) share eight words in a row with one"
+        "of 7 candidates 2 have the prompt of an evaluation item and 3 (42.9 %) share eight words in a row with one"
     )
 
 

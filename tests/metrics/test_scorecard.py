@@ -441,7 +441,7 @@ def test_notes_warn_of_a_selector_whose_cut_is_a_tie():
     tied = {"kind": "diagnostic", "stage": 1, "name": "tied_share"}
     rows = [who(selector, seed) | tied | {"value": 0.99 if selector == "loss" else 0} for selector, seed in HAND]
     (note,) = build(hand_rows() + rows).notes
-    assert note.startswith("loss: at stage 1, 99% of the candidates share the score")
+    assert note.startswith("loss: at stage 1, 99 % of the candidates share the score")
 
 
 def test_diagnostics_are_means_and_costs_sums():

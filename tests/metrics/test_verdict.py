@@ -86,7 +86,7 @@ def test_the_reason_states_sizes_with_their_units_and_p():
 def test_power_sentence_names_effects_and_seeds():
     now = Difference(5, 0.4, 0.3, mde=1.94, seeds_needed=41.0)
     far = Difference(5, -0.001, 0.9, mde=2.13, seeds_needed=float("inf"))
-    shown = "5 seeds show true differences of 1.9 points now and 2.1 points in the long run with 80% power"
+    shown = "5 seeds show true differences of 1.9 points now and 2.1 points in the long run with 80 % power"
     assert verdict(now, far).power == (
         f"{shown}; differences as seen would take 41 seeds for the current score and more than 1,000 seeds for the "
         "long-horizon score"
@@ -102,7 +102,7 @@ def test_power_sentence_gives_ranges_and_says_what_cannot_be_told():
     far = Difference(3, -0.1, 0.9, seeds_needed=900.0, seeds_needed_low=300.0, seeds_needed_high=float("inf"))
     assert verdict(now, far).power == (
         "3 seeds show true differences of 1.9 (1.2 or more) points now and a size that cannot be told in the long run "
-        "with 80% power; differences as seen would take 41 (16 to 160) seeds for the current score and 900 (300 to "
+        "with 80 % power; differences as seen would take 41 (16 to 160) seeds for the current score and 900 (300 to "
         "more than 1,000) seeds for the long-horizon score"
     )
 
@@ -169,9 +169,9 @@ def test_more_than_one_example_a_stage_is_told_with_both_amounts():
     """Examples of 10 tokens; keep learns 40 and 50 of 100 and 100: 55 less a stage."""
     held = tables([[NAN, 100, 100], [NAN, 40, 50]], [[NAN, 10, 10], [NAN, 4, 5]])
     found = unequal_amounts(held, trials_of("random", "keep"), "random")
-    assert found == {"keep": "55% fewer tokens learned than by random (45 against 100 per stage)"}
+    assert found == {"keep": "55 % fewer tokens learned than by random (45 against 100 per stage)"}
     (note,) = amount_notes(found)
-    assert note.startswith("keep: 55% fewer tokens")
+    assert note.startswith("keep: 55 % fewer tokens")
     assert "the amount and not from the choice" in note
 
 
@@ -194,7 +194,7 @@ def test_amounts_compare_means_over_finished_stages():
     assert unequal_amounts(partial, trials_of("random", "loss"), "random") == {}
 
 
-@pytest.mark.parametrize(("response", "words"), [(52, ""), (48, ""), (53, "106% of"), (41, "82% of")])
+@pytest.mark.parametrize(("response", "words"), [(52, ""), (48, ""), (53, "106 % of"), (41, "82 % of")])
 def test_unequal_supervision_at_equal_budgets_is_in_the_verdict(response, words):
     costs = tables([[NAN, 100, 100], [NAN, 100, 100]], [[NAN, 10, 10], [NAN, 10, 10]])
     costs["cost", "response_tokens"] = np.array([[NAN, 40, 60], [NAN, response - 10, response + 10]])
@@ -211,8 +211,8 @@ def test_both_kinds_of_unequal_amounts_are_named():
     costs = tables([[NAN, 100], [NAN, 50]], [[NAN, 10], [NAN, 5]])
     costs["cost", "response_tokens"] = np.array([[NAN, 50], [NAN, 25]])
     text = unequal_amounts(costs, trials_of("random", "keep"), "random")["keep"]
-    assert "50% fewer tokens learned" in text
-    assert "; 50% of random's response tokens learned" in text
+    assert "50 % fewer tokens learned" in text
+    assert "; 50 % of random's response tokens learned" in text
 
 
 def test_nothing_is_said_without_the_reference_or_the_costs():
@@ -260,7 +260,7 @@ def test_complete_replay_gives_no_note():
 def test_note_names_the_stages_with_most_candidates_tied():
     tied = np.array([[NAN, 0, 0, 0], [NAN, 0.9, 0.4, 0.6], [NAN, 0.7, 0.6, 0.8]])  # of the replay trials: 0.8, 0.5, 0.7
     (note,) = tied_notes({("diagnostic", "tied_share"): tied}, REPLAY_TRIALS)
-    assert note.startswith("replay: at stages 1, 3, 75% of the candidates share the score at which the budget ends.")
+    assert note.startswith("replay: at stages 1, 3, 75 % of the candidates share the score at which the budget ends.")
     assert tied_notes({}, REPLAY_TRIALS) == []
     assert tied_notes({("diagnostic", "tied_share"): np.full((3, 3), NAN)}, REPLAY_TRIALS) == []
 

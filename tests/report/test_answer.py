@@ -132,9 +132,9 @@ def test_budget_is_a_fact_with_its_digits_and_what_it_counts(results, recipe):
         run = make_run(results, recipe.replace({"budget": value, "budget_of": of}))
         return run_facts(run)["budget"].partition(",")[0]
 
-    assert budget(0.25, "tokens") == "25% of each pool's tokens"
-    assert budget(0.125, "tokens") == "12.5% of each pool's tokens"
-    assert budget(0.001, "response") == "0.1% of each pool's response tokens"
+    assert budget(0.25, "tokens") == "25 % of each pool's tokens"
+    assert budget(0.125, "tokens") == "12.5 % of each pool's tokens"
+    assert budget(0.001, "response") == "0.1 % of each pool's response tokens"
 
 
 @pytest.mark.parametrize(("same", "shared", "warned"), [(0, 0, False), (0, 20, False), (0, 26, True), (1, 1, True)])
@@ -215,9 +215,9 @@ def test_level_one_sums_stages_and_relates_them_to_training(counted, recipe):
 def test_verdict_names_the_cost_of_choosing(counted, recipe):
     lines = {line.selector: line.cost for line in verdict_lines(counted, recipe)}
     assert lines["ahead"] == (
-        "Choosing took 3 GFLOP (25.0% of the training FLOPs) and 1.50 s (25.0% of the training time) per trial"
+        "Choosing took 3 GFLOP (25.0 % of the training FLOPs) and 1.50 s (25.0 % of the training time) per trial"
     )
-    assert lines[HOSTILE] == "Choosing took 0.30 s (5.0% of the training time) per trial"
+    assert lines[HOSTILE] == "Choosing took 0.30 s (5.0 % of the training time) per trial"
     assert cost_line(counted, "random").startswith("Choosing took no FLOPs of the model and 0.00 s")
 
 

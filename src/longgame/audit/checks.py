@@ -399,15 +399,15 @@ def _warning(kept: Sequence[Bool[np.ndarray, " n"]], recipe: Recipe) -> str:
     sentences = []
     if few:
         sentences.append(
-            f"of some stage only {least:.1%} of the candidates may be selected, and the budget is "
-            f"{100 * recipe.budget:g}% of their {recipe.counted_tokens}, so fewer tokens may be learned than by other "
+            f"of some stage only {100 * least:.1f} % of the candidates may be selected, and the budget is "
+            f"{100 * recipe.budget:g} % of their {recipe.counted_tokens}, so fewer tokens may be learned than by other "
             "selectors."
         )
     chance = _empty_step(kept, recipe.training.steps) if rounds == "step" else 0.0
     if chance >= _WORTH_A_WARNING:
         sentences.append(
             f"A step chooses among {_share(kept, recipe.training.steps)} candidates or so; that one finds none that "
-            f"may be selected has a probability of {chance:.0%} and ends the audit there. Use rounds: 1."
+            f"may be selected has a probability of {100 * chance:.0f} % and ends the audit there. Use rounds: 1."
         )
     elif few and rounds not in ("step", 1):
         sentences.append(f"The last of {rounds} rounds may find none left, which ends the audit there. Use rounds: 1.")

@@ -188,7 +188,7 @@ def score_command(
         tokens, seconds = int((prompt + response).sum()), time.perf_counter() - started
         skipped = len(rows) + len(rows.bad) - len(scores.ids)
         console.print(
-            f"{len(scores.ids):,} rows, {tokens:,} tokens ({response.sum() / max(1, tokens):.0%} learned), "
+            f"{len(scores.ids):,} rows, {tokens:,} tokens ({100 * response.sum() / max(1, tokens):.0f} % learned), "
             f"{seconds:.0f} s; {skipped} rows skipped",
             highlight=False,
         )

@@ -372,7 +372,7 @@ class Contamination:
         share = self.shared_text / max(1, self.candidates)
         return (
             f"of {self.candidates:,} candidates {self.same_prompt:,} have the prompt of an evaluation item and "
-            f"{self.shared_text:,} ({share:.1%}) share eight words in a row with one"
+            f"{self.shared_text:,} ({100 * share:.1f} %) share eight words in a row with one"
         )
 
     @staticmethod

@@ -336,7 +336,7 @@ def _power(immediate: Difference, long: Difference, alpha: float, unit: str) -> 
         return ""
     text = (
         f"{n} {unit}s show true differences of {_detectable(immediate)} now and {_detectable(long)} in the long run "
-        f"with {POWER:.0%} power"
+        f"with {100 * POWER:.0f} % power"
     )
     needs = [
         f"{_seeds(side)} {unit}s for {name}"
@@ -489,7 +489,7 @@ def _unequal_supervision(
         count, expected = (float(tokens[side][both].mean()) for side in (place, row))
         if abs(count - expected) > UNEQUAL * expected:
             unequal[selector] = (
-                f"{count / expected:.0%} of {reference}'s response tokens learned ({count:,.0f} against "
+                f"{100 * count / expected:.0f} % of {reference}'s response tokens learned ({count:,.0f} against "
                 f"{expected:,.0f} per stage)"
             )
     return unequal
@@ -510,9 +510,10 @@ def _unequal_tokens(
         count, expected = (float(tokens[side][both].mean()) for side in (place, row))
         example = max(float(tokens[side][both].sum() / examples[side][both].sum()) for side in (place, row))
         if abs(count - expected) > example:
+            more = "more" if count > expected else "fewer"
             unequal[selector] = (
-                f"{abs(count / expected - 1):.0%} {'more' if count > expected else 'fewer'} tokens learned than by "
-                f"{reference} ({count:,.0f} against {expected:,.0f} per stage)"
+                f"{100 * abs(count / expected - 1):.0f} % {more} tokens learned than "
+                f"by {reference} ({count:,.0f} against {expected:,.0f} per stage)"
             )
     return unequal
 
@@ -584,7 +585,7 @@ def tied_notes(tables: Mapping[tuple[str, str], Float[np.ndarray, "trials stages
             named = ", ".join(map(str, stages.tolist()))
             notes.append(
                 f"{selector}: at stage{'s' if len(stages) > 1 else ''} {named}, "
-                f"{by_stage[stages].mean():.0%} of the candidates share the score at which the budget ends. Their ids "
-                "decide which of them are picked, so the result says little about the score."
+                f"{100 * by_stage[stages].mean():.0f} % of the candidates share the score at which the budget ends. "
+                "Their ids decide which of them are picked, so the result says little about the score."
             )
     return notes

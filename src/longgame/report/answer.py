@@ -173,7 +173,7 @@ def cost_line(card: Scorecard, selector: str) -> str:
 
 
 def _of_training(mean: Mapping[str, float], share: str, noun: str) -> str:
-    return f" ({mean[share]:.1%} of the training {noun})" if mean.get(share, float("nan")) >= 0 else ""
+    return f" ({100 * mean[share]:.1f} % of the training {noun})" if mean.get(share, float("nan")) >= 0 else ""
 
 
 def headline(card: Scorecard, recipe: Recipe) -> str:
@@ -503,7 +503,7 @@ def run_facts(run: Run) -> dict[str, str]:
         "model": names if not learner_kind(recipe).has_texts else f"{names}, {recipe.model.adaptation}",
         "data": f"{recipe.data.sequence}, pools of {recipe.data.pool_size}",
         "evaluation prompts in pools": str(run.contamination or ""),
-        "budget": f"{100 * recipe.budget:g}% of each pool's {recipe.counted_tokens}, {rounds}, "
+        "budget": f"{100 * recipe.budget:g} % of each pool's {recipe.counted_tokens}, {rounds}, "
         f"{recipe.training.steps} steps per stage",
         "seeds": f"{len(recipe.seeds)} ({', '.join(map(str, recipe.seeds))})",
         "measurements": f"{run.measured[''].records:,}",
