@@ -163,6 +163,36 @@ def test_one_request_that_always_fails_is_missing_not_fatal(judge):
     assert source.describe()["missing_replies"] == {"failed": 1}
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_request_left_alone_that_always_fails_is_missing(judge, concurrency):
+    def plan(_number, body):
+        return "status 500" if "What is 7" in body["messages"][0]["content"] else "grade 2"
+
+    with serving(plan) as server:
+        for _ in range(2):  # the second time nothing else is asked for
+            grades = judge(server, concurrency=concurrency, attempts=2).grade(EXAMPLES)
+            assert np.isnan(grades).tolist() == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_server_that_goes_down_midway_ends_the_job_and_keeps_replies(judge, concurrency):
+    with serving(lambda number, _body: "grade 2" if number < 5 else "status 503") as server:
+        with pytest.raises(ModelError, match="does not answer: status 503|got no reply"):
+            judge(server, concurrency=concurrency, attempts=2).grade(EXAMPLES)
+        assert len(server.bodies) < 5 + 3 * len(EXAMPLES)
+        server.plan = lambda _number, _body: "grade 2"
+        source = judge(server)
+        assert source.grade(EXAMPLES).tolist() == [2.0] * 8
+    assert source.describe()["cached"] == 5
+
+
+def test_a_server_that_answers_short_messages_alone_ends_the_job(judge):
+    with serving(lambda _n, body: "status 500" if "What is" in str(body["messages"]) else "says yes") as server:
+        with pytest.raises(ModelError, match="3 of 8 examples got no reply.*failed with status 500"):
+            judge(server, concurrency=1, attempts=1, structured="never").grade(EXAMPLES)
+        assert len(server.bodies) < 2 * len(EXAMPLES)  # a short one each
+
+
 def test_failed_parse_is_missing_and_never_a_middle_score(judge):
     """FIELD.md, alpagasus: published code gives −1 or the first digit."""
     with serving("says I would give 3 or 4 points of 5 for this response.") as server:
