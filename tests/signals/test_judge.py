@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 from longgame.data.examples import Example
+from longgame.data.sources import open_source
 from longgame.errors import LonggameError, ModelError, RecipeError, StorageError
 from longgame.models import smollm2
-from longgame.signals.quality.base import build_quality, rate
+from longgame.offline.rows import SHARD_ROWS, DataRows
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import score_into
+from longgame.signals.quality.base import QualitySources, build_quality, rate
 from longgame.signals.quality.endpoint import Pace
 from longgame.signals.quality.judge import RUBRICS, Agreement, JudgeQuality, read_grade
 from support.judge_server import KEY, grade_of, serving
@@ -359,6 +363,23 @@ def test_a_cost_above_the_limit_asks_nothing(judge):
         with pytest.raises(RecipeError, match="cost_limit is 0.01"):
             source.grade(EXAMPLES)
         assert not server.bodies
+
+
+def test_the_cost_limit_is_that_of_the_whole_scoring(judge, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"prompt": "{n}?", "response": "{n}"}}\n' for n in range(SHARD_ROWS + 1)))
+    with serving("grade 3") as server:
+        source = judge(server, price_in=0.0, price_out=1e6, max_tokens=1, cost_limit=SHARD_ROWS + 0.5)
+        with pytest.raises(RecipeError, match=f"at most {SHARD_ROWS + 1} for {SHARD_ROWS + 1:,} calls"):
+            score_into(
+                DataRows(open_source(data)),
+                ["grade"],
+                tmp_path / "scores",
+                ModelOptions(name="tiny"),
+                grading=QualitySources.of(source),
+            )
+        assert not server.bodies
+    assert not (tmp_path / "scores").exists()
 
 
 def test_the_key_is_sent_and_stands_nowhere_else(judge, monkeypatch, tmp_path):

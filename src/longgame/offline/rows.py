@@ -76,6 +76,7 @@ class DataRows:
         filtered: rows that ``where`` left out.
         rated: rows with a ``quality``.
         weighted: rows with a weight of an earlier selection.
+        columns: those of `RowRules.columns`, and ``quality``, that any row has; a part of the rows keeps the answer.
         all_rated: whether that is every row; a part taken of the rows keeps the answer, so that scales are not mixed.
         groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
         digest: of all ids in their order.
@@ -107,6 +108,7 @@ class DataRows:
         self._files: list[tuple[int, str]] = []
         ids: list[str] = []
         columns = array("q")
+        lacking = {*rules.columns}
         skills: list[str | None] = []
         origins: list[str | None] = []
         copies: dict[str, int] = {}
@@ -130,6 +132,7 @@ class DataRows:
                 origins.append(example.source)
                 self.formats[form] += 1
                 self.rated += example.quality is not None
+                lacking -= {name for name in lacking if (example.columns or {}).get(name) is not None}
                 self.weighted += example.weight is not None
         for start in range(0, len(ids), _CHUNK):
             digest.update("".join([sample_id + "\0" for sample_id in ids[start : start + _CHUNK]]).encode())
@@ -141,6 +144,7 @@ class DataRows:
                 f"'{source.label}' holds no usable rows{left_out if self.total else ''}. Give data with at least one."
             )
         self.all_rated = self.rated == len(ids)
+        self.columns = frozenset({*rules.columns} - lacking | ({"quality"} if self.rated else set()))
         self.ids = tuple(ids)
         table = np.asarray(columns, dtype=np.int64).reshape(-1, 4)
         self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)

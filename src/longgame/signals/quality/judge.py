@@ -11,7 +11,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -296,6 +296,12 @@ class JudgeQuality(QualitySource):
         content = [[judge.identity for judge in self._judges], [phrasing.text for phrasing in self._phrasings], values]
         digest = blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
         return f"{self.name} {', '.join(self._labels)} by {', '.join(judge.label for judge in self._judges)} ({digest})"
+
+    def begin(self, examples: Sequence[Example], columns: Collection[str]) -> None:  # noqa: ARG002
+        """Raise RecipeError where the whole job may cost more than ``cost_limit``."""
+        if self.options.cost_limit is not None:
+            with ReplyStore(self._cache) as store:
+                self._check_cost(examples, store)
 
     def grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
         """Return the mean grade of each example over the raters; NaN: missing.
