@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from longgame.errors import PluginError, ResumeError, StorageError
-from longgame.storage import read_state, write_state
+from longgame.storage import read_state, unreadable, write_state
 
 arrays = hnp.arrays(
     st.sampled_from(["float32", "float64", "float16", "int64", "uint32", "uint64", "bool", "int8"]),
@@ -99,6 +99,22 @@ def test_missing_damaged_and_torn_pairs_are_refused(tmp_path):
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(ResumeError, match="cannot be read"):
         read_state(tmp_path, "s")
+
+
+@pytest.mark.parametrize("mark", ["run.json", "recipe.yaml"])
+def test_a_trial_to_delete_lies_in_a_run(tmp_path, mark):
+    run = tmp_path / "trials" / "mine"
+    (tmp_path / "recipe.yaml").write_text("name: of the user")
+    (run / "trials" / "loss-s0").mkdir(parents=True)
+    for name in ("results.parquet", "trials/loss-s0/stage-1.zip"):
+        assert f"Delete {run / name} and" in str(unreadable(run / name, ValueError("cut")))
+    (run / mark).write_text("{}")
+    for name, remedy in (
+        ("results.parquet", run / "results.parquet"),
+        ("trials/loss-s0/stage-1.zip", run / "trials" / "loss-s0"),
+        ("seeds/seed-0/base/done.json", run / "seeds" / "seed-0"),
+    ):
+        assert f"Delete {remedy} and" in str(unreadable(run / name, ValueError("cut")))
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):

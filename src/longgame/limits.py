@@ -218,16 +218,24 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, f"its aliases stand for more than {_MOST_NODES:,} values; write them out", node.start_mark
             )
+        self._check_keys(node, set())
         return self.construct_document(node)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in keys and key.value != "<<":
-                text = f"the key '{key.value}' stands twice; keep one"
-                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
-            keys.add(key.value)
-        return super().construct_mapping(node, deep)
+    def _check_keys(self, node: yaml.Node, seen: set[int]) -> None:
+        """Refuse a key that is written twice in one mapping; before merges (``<<``), whose keys may be overridden."""
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            return
+        seen.add(id(node))
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+        keys = set()
+        for key, value in pairs:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                name = self.construct_object(key)
+                if name in keys:
+                    text = f"the key '{key.value}' stands twice; keep one"
+                    raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+                keys.add(name)
+            self._check_keys(value, seen)
 
 
 def _nodes_of(node: yaml.Node, sizes: dict[int, float], above: set[int]) -> float:

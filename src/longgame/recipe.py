@@ -695,17 +695,17 @@ class Recipe(Part):
             return True
         references = [name for task in tasks for name in (*task.train, *task.eval) if not name.startswith("hub:")]
         scorers = [name for task in tasks for name in task.scorers]
-        plugins = [*_texts_in([selector.model_dump() for selector in self.selectors]), *scorers]
-        embedders = _texts_in([model.embedder, *vary.get("model.embedder", ())])
-        models = _texts_in([model.name, *vary.get("model.name", ()), model.per_seed])
-        models += _texts_in([model.scorer_model, *vary.get("model.scorer_model", ())])
+        plugins = [*texts_in([selector.model_dump() for selector in self.selectors]), *scorers]
+        embedders = texts_in([model.embedder, *vary.get("model.embedder", ())])
+        models = texts_in([model.name, *vary.get("model.name", ()), model.per_seed])
+        models += texts_in([model.scorer_model, *vary.get("model.scorer_model", ())])
         models += [name.partition(":")[2] for name in embedders if ":" in name]
         texts = [
             *(name.removeprefix("scores:") for name in plugins if name.startswith("scores:") or ".py:" in name),
             *(name for name in references if {*"/.*?["} & {*name}),
             *(word for name in scorers for word in re.split(r"[:(,=)\s]+", name)[1:] if _may_be_path(word)),
             *(name for name in models if Path(located(name)).is_dir()),
-            *_texts_in([self.data.data_dir, model.chat_template, *vary.get("model.chat_template", ())]),
+            *texts_in([self.data.data_dir, model.chat_template, *vary.get("model.chat_template", ())]),
         ]
         return any(not Path(text).expanduser().is_absolute() and text != "plain" for text in texts)
 
@@ -841,12 +841,12 @@ def _half_pair(value: Any) -> str | None:
     return next((text for text in inside if text is not None), None)
 
 
-def _texts_in(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     """All texts in these values, at any depth; keys are none."""
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [text for part in parts for text in _texts_in(part)]
+    return [text for part in parts for text in texts_in(part)]
 
 
 def _may_be_path(word: str) -> bool:

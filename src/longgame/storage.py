@@ -418,11 +418,20 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 def unreadable(path: Path, error: Exception) -> ResumeError:
     """Return the error for a damaged file. The whole trial goes, as earlier stages do not keep their model."""
-    folder = next((parent for parent in path.parents if parent.parent.name in ("trials", "seeds")), path)
+    folder = next((parent for parent in path.parents if _is_trial(parent, path)), path)
     return ResumeError(
         f"{path} cannot be read ({error}). Delete {folder} and run the command again; only its content is computed "
         "again."
     )
+
+
+def _is_trial(folder: Path, path: Path) -> bool:
+    """Whether the folder is that of a trial, or of a seed, in a run; a run itself may lie below a folder ``trials``."""
+    run = folder.parent.parent
+    if folder.parent.name not in ("trials", "seeds"):
+        return False
+    of_part = re.match(r"(stage-[0-9]+|base)\b", path.relative_to(folder).parts[0])
+    return (run / "run.json").is_file() or bool(of_part and (run / "recipe.yaml").is_file())  # older runs had no mark
 
 
 def table_of(content: bytes, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:

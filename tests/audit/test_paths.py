@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from longgame.audit.checks import check_trusted, file_of
+from longgame.audit.cluster import contents_of
 from longgame.audit.execute import run_audit
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
@@ -196,6 +197,42 @@ def test_a_run_stores_where_its_relative_paths_start(home, changes):
     assert load_recipe(file, changes).stored_in(home / "runs").relative_to == ("../project", "..")
     plain = {"data.stages": [{"name": "a", "scorers": ["lm_eval:arc_easy(limit=0.5)"]}, {"name": "b"}]}
     assert load_recipe(file, plain).stored_in(home / "runs").relative_to == ()
+
+
+JUDGED = {"judge.yaml", "rubric.jinja"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"quality": "judge:judge.yaml,cache=replies"}, JUDGED),
+        ({"complexity": {"name": "judge", "file": "judge.yaml", "cache": "replies"}}, JUDGED),
+        ({"axes.vary": {"quality": ["judge:judge.yaml"]}}, JUDGED),
+        ({"selectors": [{"name": "svp", "inner": {"name": "mine.py:Mine"}}]}, {"mine.py:Mine"}),
+        *(
+            ({"data.stages": [{"name": stage, "scorers": [name]} for stage in "ab"]}, names)
+            for name, names in (
+                ("judge:judge.yaml", JUDGED),
+                ("judge(file = judge.yaml, cache=replies)", JUDGED),
+                ("lm_eval:arc_easy(include=tasks, limit=0.5)", {"tasks"}),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_a_node_must_have_every_file_that_a_recipe_names(home, changes, names):
+    folder = home / "project"
+    (folder / "tasks").mkdir()
+    for name in ("rubric.jinja", "replies", "tasks/mine.yaml"):
+        (folder / name).write_text("{{ instruction }}")
+    (folder / "judge.yaml").write_text("{model: m, rubric: rubric.jinja, low: 1, high: 5, views: 1}")
+    write_selector(folder)
+    (folder / "r.yaml").write_text(RECIPE.replace(', "mine.py:Mine"', ""))
+    recipe = load_recipe(folder / "r.yaml", changes)
+    before = contents_of(recipe)
+    assert set(before) == names
+    (folder / "rubric.jinja").write_text("{{ response }}")
+    assert (contents_of(recipe) != before) == (names == JUDGED)
 
 
 def numbers(run):

@@ -1,5 +1,6 @@
 """Work on local processes, and the choice of an engine."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -53,8 +54,45 @@ def test_an_error_of_a_part_arrives_with_its_class(workers):
 
 
 def test_a_process_that_ends_is_reported():
-    with pytest.raises(WorkerError, match="a worker process ended"):
+    with pytest.raises(WorkerError, match=r"a worker process ended \(exit code 9\): its own code ended it"):
         list(mapped(jobs.leave_at_three, range(5), workers=2))
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), DataError("no")])
+def test_an_exception_ends_running_parts_at_once(stop):
+    start, workers = time.monotonic(), []
+    with pytest.raises((KeyboardInterrupt, DataError)), mapper(jobs.process_id_after, workers=2) as process_ids:
+        for process in process_ids([0, 600, 600, 600]):
+            workers += [process, *(child.pid for child in multiprocessing.active_children())]
+            raise stop
+    assert len({*workers}) == 2
+    assert not any(map(is_alive, workers))
+    assert time.monotonic() - start < 60
+
+
+NO_GUARD = """
+from longgame.engines.choice import mapped
+from longgame.engines.local import Job, WorkerError, run_local
+from support import jobs
+try:
+    if {whole}:
+        run_local([Job(name, jobs.leave, (0,)) for name in "ab"], 2, 1, print, print)
+    else:
+        print(*mapped(jobs.process_id, range(3), workers=2))
+except WorkerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_script_without_a_guard_is_told_its_line(whole, tmp_path):
+    (tmp_path / "script.py").write_text(NO_GUARD.format(whole=whole))
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=paths, capture_output=True, text=True, check=False
+    )
+    assert "exit code 1" in done.stdout
+    assert 'under the line: if __name__ == "__main__":' in done.stdout
 
 
 def test_the_workers_of_a_mapper_end_with_a_process_that_is_killed():

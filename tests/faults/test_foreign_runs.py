@@ -152,6 +152,14 @@ def test_ordinary_aliases_are_read():
     assert load_yaml("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
 
 
+def test_merged_keys_may_be_overridden_and_written_ones_not():
+    text = "a: {<<: &b {<<: &c {x: 1, y: 1}, x: 2}}\nb: *b\nc: {<<: [*b, *c], y: 3}"
+    assert load_yaml(text) == {"a": {"x": 2, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 2, "y": 3}}
+    for twice in ("a: 1\n'a': 2", "c: {<<: {x: 1, x: 2}}", "a: &b {x: 1, x: 2}\nc: {<<: *b}", "yes: 1\ntrue: 2"):
+        with pytest.raises(ValueError, match="stands twice"):
+            load_yaml(twice)
+
+
 def test_a_time_of_day_is_a_text_and_no_number():
     assert load_yaml("a: 1:30\nb: [2:05:00, 1:30.5, 7]") == {"a": "1:30", "b": ["2:05:00", "1:30.5", 7]}
     with pytest.raises(RecipeError, match=r"training\.steps.*1:30"):

@@ -471,12 +471,22 @@ def test_faults_are_one_sentence_and_write_nothing(
         ("`a note` in ['row 3', 'row 40'] and skill != 'a `b`'", lambda row: row["a note"] in ("row 3", "row 40")),
         ("n.between(1, 5) and prompt.str[0] == 'W'", lambda row: 1 <= row.get("n", 0) <= 5),
         ("label == 'ab' or n == 4", lambda row: row.get("label") == "ab" or row.get("n") == 4),
+        ("~`a flag`", lambda row: not row.get("a flag")),
+        ("not `a flag` & n > 2", lambda row: not row.get("a flag") and row.get("n", 0) > 2),
+        ("`a flag` or n > 4", lambda row: row.get("a flag") or row.get("n", 0) > 4),
+        (
+            "`a flag`.isnull() | ~`a flag` & ~(n == 1)",
+            lambda row: (not row.get("a flag") and row.get("n") != 1) or row.get("a flag") is None,
+        ),
+        ("not label.str.contains('b')", lambda row: "b" not in (row.get("label") or "")),
+        ("label.str.contains('b') or n > 2", lambda row: "b" in (row.get("label") or "") or row.get("n", 0) > 2),
     ],
 )
 def test_conditions_do_not_depend_on_blocks(where: str, holds: Any, tmp_path: Path, monkeypatch) -> None:
     rows = [{**row, "a note": row["note"]} for row in ROWS]
     for place, row in enumerate(rows):
         row |= {"n": place % 7} if place > 20 else {}
+        row |= {"a flag": (True, False, None)[place % 3]} if place > 15 else {}
         row |= {"label": "abc"[place % 2 :][:2] if place < 40 else None} if place > 10 else {}
     data = jsonl(tmp_path / "d.jsonl", rows)
     expected = [place for place, row in enumerate(rows) if holds(row)]

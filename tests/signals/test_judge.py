@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 from longgame.data.examples import Example
+from longgame.data.sources import open_source
 from longgame.errors import LonggameError, ModelError, RecipeError, StorageError
 from longgame.models import smollm2
-from longgame.signals.quality.base import build_quality, rate
+from longgame.offline.rows import SHARD_ROWS, DataRows
+from longgame.offline.scorer import ModelOptions
+from longgame.offline.scoring import score_into
+from longgame.signals.quality.base import QualitySources, build_quality, rate
 from longgame.signals.quality.endpoint import Pace
 from longgame.signals.quality.judge import RUBRICS, Agreement, JudgeQuality, read_grade
 from support.judge_server import KEY, grade_of, serving
@@ -161,6 +165,36 @@ def test_one_request_that_always_fails_is_missing_not_fatal(judge):
         grades = source.grade(EXAMPLES[::-1])  # others succeed while it is tried again
     assert np.isnan(grades).tolist() == [True] + [False] * 7
     assert source.describe()["missing_replies"] == {"failed": 1}
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_request_left_alone_that_always_fails_is_missing(judge, concurrency):
+    def plan(_number, body):
+        return "status 500" if "What is 7" in body["messages"][0]["content"] else "grade 2"
+
+    with serving(plan) as server:
+        for _ in range(2):  # the second time nothing else is asked for
+            grades = judge(server, concurrency=concurrency, attempts=2).grade(EXAMPLES)
+            assert np.isnan(grades).tolist() == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_server_that_goes_down_midway_ends_the_job_and_keeps_replies(judge, concurrency):
+    with serving(lambda number, _body: "grade 2" if number < 5 else "status 503") as server:
+        with pytest.raises(ModelError, match="does not answer: status 503|got no reply"):
+            judge(server, concurrency=concurrency, attempts=2).grade(EXAMPLES)
+        assert len(server.bodies) < 5 + 3 * len(EXAMPLES)
+        server.plan = lambda _number, _body: "grade 2"
+        source = judge(server)
+        assert source.grade(EXAMPLES).tolist() == [2.0] * 8
+    assert source.describe()["cached"] == 5
+
+
+def test_a_server_that_answers_short_messages_alone_ends_the_job(judge):
+    with serving(lambda _n, body: "status 500" if "What is" in str(body["messages"]) else "says yes") as server:
+        with pytest.raises(ModelError, match="3 of 8 examples got no reply.*failed with status 500"):
+            judge(server, concurrency=1, attempts=1, structured="never").grade(EXAMPLES)
+        assert len(server.bodies) < 2 * len(EXAMPLES)  # a short one each
 
 
 def test_failed_parse_is_missing_and_never_a_middle_score(judge):
@@ -329,6 +363,23 @@ def test_a_cost_above_the_limit_asks_nothing(judge):
         with pytest.raises(RecipeError, match="cost_limit is 0.01"):
             source.grade(EXAMPLES)
         assert not server.bodies
+
+
+def test_the_cost_limit_is_that_of_the_whole_scoring(judge, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"prompt": "{n}?", "response": "{n}"}}\n' for n in range(SHARD_ROWS + 1)))
+    with serving("grade 3") as server:
+        source = judge(server, price_in=0.0, price_out=1e6, max_tokens=1, cost_limit=SHARD_ROWS + 0.5)
+        with pytest.raises(RecipeError, match=f"at most {SHARD_ROWS + 1} for {SHARD_ROWS + 1:,} calls"):
+            score_into(
+                DataRows(open_source(data)),
+                ["grade"],
+                tmp_path / "scores",
+                ModelOptions(name="tiny"),
+                grading=QualitySources.of(source),
+            )
+        assert not server.bodies
+    assert not (tmp_path / "scores").exists()
 
 
 def test_the_key_is_sent_and_stands_nowhere_else(judge, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,8 +12,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from longgame.data.examples import Example, Pool
 from longgame.data.formats import RowRules, read_row
+from longgame.data.sources import open_source
 from longgame.errors import DataError, LonggameError, ModelError, NumericalError, PluginError, RecipeError
 from longgame.models.load import model_place
+from longgame.offline.rows import DataRows
 from longgame.signals.base import Signals
 from longgame.signals.quality.base import (
     ColumnQuality,
@@ -97,6 +100,19 @@ def test_a_wrong_source_is_refused_with_what_is_allowed(spec, words) -> None:
 def test_a_column_that_no_row_has_is_refused() -> None:
     with pytest.raises(DataError, match="none of 20 rows has the column 'stars'"):
         rate(ColumnQuality("stars"), EXAMPLES)
+
+
+def test_a_column_that_a_first_shard_lacks_is_read_of_the_others(tmp_path) -> None:
+    lines = [{"prompt": f"{n}", "response": "r"} | ({"stars": 3} if n == 3 else {}) for n in range(4)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = QualitySources.of("column:stars,low=1,high=5")
+    rows = DataRows(open_source(tmp_path / "d.jsonl"), RowRules(columns=sources.columns))
+    sources.begin(rows.block(0, 2), ["grade"])
+    shards = [rate(sources.quality, tuple(rows.examples(shard))).grade for shard in ([0, 1], [2, 3])]
+    np.testing.assert_array_equal(np.concatenate(shards), [NAN, NAN, NAN, 3])
+    for spec in ("column:quality", "column:moons"):
+        with pytest.raises(DataError, match="none of 4 rows has the column"):
+            QualitySources.of(spec).begin(rows, ["quality"])
 
 
 def test_a_grade_outside_the_scale_names_the_example() -> None:

@@ -99,3 +99,8 @@ def process_of(driver):
 def process_id(part):
     time.sleep(0.2)  # so that one worker does not answer alone
     return os.getpid()
+
+
+def process_id_after(seconds):
+    time.sleep(seconds)
+    return os.getpid()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+import itertools
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from longgame.audit.checks import check_models, file_of, plugin_names
 from longgame.audit.learner import learner_kind
@@ -15,8 +18,8 @@ from longgame.engines.choice import mapped
 from longgame.engines.local import Failed, Job, Needs, Notify, Warn
 from longgame.engines.nodes import digest_of, model_files
 from longgame.engines.parcels import Store
-from longgame.limits import located
-from longgame.recipe import Recipe
+from longgame.limits import located, why_no_file
+from longgame.recipe import Recipe, texts_in
 
 
 def run_jobs(
@@ -112,24 +115,53 @@ def contents_of(recipe: Recipe) -> dict[str, str]:
 
 
 def _places(recipe: Recipe) -> dict[str, list[Path]]:
-    """Name as in the recipe → the files and folders that it stands for."""
+    """Name as in the recipe → the files and folders that it stands for, of every condition."""
+    places: dict[str, list[Path]] = {}
+    for condition in Plan(recipe).conditions.values():
+        places |= _places_of(condition.recipe)
+    return places
+
+
+def _places_of(recipe: Recipe) -> dict[str, list[Path]]:
     data, model = recipe.data, recipe.model
-    references = [name for task in (*data.stages, *data.ood) for name in (*task.train, *task.eval)]
+    tasks = (*data.stages, *data.ood)
+    references = [name for task in tasks for name in (*task.train, *task.eval)]
     files = [data.data_dir, model.chat_template if model.chat_template != "plain" else None, *references]
     places = {name: _files(name) for name in dict.fromkeys(files) if name is not None}
-    for name in plugin_names(recipe):
+    for name in (*plugin_names(recipe), *texts_in([spec.parameters for spec in recipe.selectors])):
         if (file := file_of(name)) is not None:
             places[name] = [file]
-    for source in (recipe.quality, recipe.complexity):
-        text = source if isinstance(source, str) else str((source or {}).get("name", ""))
-        for name in (text, text.partition(":")[2], text.rpartition(":")[0]):
-            if Path(located(name)).is_file():
-                places[name] = [Path(located(name))]
+    for source in (recipe.quality, recipe.complexity, *(name for task in tasks for name in task.scorers)):
+        for before, name in itertools.pairwise(["", *_words(source)]):
+            path = _path(name)
+            if path.is_file() or (before == "include" and path.is_dir()):  # tasks of lm-evaluation-harness
+                places[name] = [path]
     if learner_kind(recipe).has_texts:
         others = [(model.embedder or "").partition(":")[2], model.scorer_model]
         for name in dict.fromkeys(filter(None, (*(model.per_seed or (model.name,)), *others))):
             places[f"model {name}"] = model_files(name)
     return places
+
+
+def _words(source: str | Mapping[str, Any] | None) -> list[str]:
+    """What may name a file in a source of quality or a scorer, and the rubrics of a judge's file.
+
+    The file of a judge's replies is left out: every machine has its own.
+    """
+    if isinstance(source, Mapping):
+        words = texts_in({key: value for key, value in source.items() if key != "cache"})
+    else:
+        words = list(filter(None, re.split(r"\bcache=[^,)]*|[:(,=)\s]+", source or "")))
+    if "judge" in words[:1]:
+        from longgame.signals.quality.judge import JudgeOptions
+
+        files = [word for word in words[1:] if word.endswith((".yaml", ".yml")) and not why_no_file(_path(word))]
+        words += [text for file in files for text in texts_in(JudgeOptions.of(file, {}).rubric)]
+    return words
+
+
+def _path(name: str) -> Path:
+    return Path(located(name)).expanduser()
 
 
 def _files(reference: str) -> list[Path]:

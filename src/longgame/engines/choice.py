@@ -11,9 +11,21 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from multiprocessing.synchronize import Event
+from signal import SIGTERM
 from typing import Any, TypeVar
 
-from longgame.engines.local import Needs, Warn, WorkerError, as_error, end_with_parent, thread_variables, threads_here
+from longgame.engines.local import (
+    Needs,
+    Warn,
+    WorkerError,
+    as_error,
+    end_with_parent,
+    interrupts_for_parent_alone,
+    thread_variables,
+    threads_here,
+    why_ended,
+)
 from longgame.errors import RecipeError
 
 _Part = TypeVar("_Part")
@@ -86,10 +98,16 @@ def mapper(
         yield partial(_mapped_here, function, threads)
     else:
         size, context = workers or multiprocessing.cpu_count(), multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(size, context, _receive, (function,))
+        began = context.Event()
+        pool = ProcessPoolExecutor(size, context, _receive, (function, began))
         try:
-            yield partial(_mapped_in_processes, pool, size, threads)
-        finally:
+            yield partial(_mapped_in_processes, pool, size, threads, began)
+        except BaseException:
+            for process in _processes(pool):
+                process.kill()
+            pool.shutdown()
+            raise
+        else:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -113,10 +131,11 @@ _function: Callable[..., object] | None = None
 """Of this worker process."""
 
 
-def _receive(function: Callable[[_Part], Result]) -> None:
+def _receive(function: Callable[[_Part], Result], began: Event) -> None:
     global _function
     _function = function
     end_with_parent()
+    began.set()
 
 
 def _called(function: Callable[[_Part], Result] | None, part: _Part) -> Result:
@@ -133,17 +152,33 @@ def _mapped_here(function: Callable[[_Part], Result], threads: int, parts: Itera
         yield result
 
 
+def _processes(pool: ProcessPoolExecutor) -> list[Any]:
+    return list((pool._processes or {}).values())  # `ProcessPoolExecutor.kill_workers` is Python 3.14's
+
+
 def _mapped_in_processes(
-    pool: ProcessPoolExecutor, workers: int, threads: int, parts: Iterable[_Part]
+    pool: ProcessPoolExecutor, workers: int, threads: int, began: Event, parts: Iterable[_Part]
 ) -> Iterator[Any]:
     left = iter(parts)
     futures: deque[Future[Any]] = deque()
+
+    def begin(count: int) -> None:
+        for part in islice(left, count):
+            with interrupts_for_parent_alone():
+                futures.append(pool.submit(_called, None, part))
+
     with thread_variables(threads):  # workers start as parts are submitted
         try:
-            futures.extend(pool.submit(_called, None, part) for part in islice(left, _AHEAD * workers))
+            begin(_AHEAD * workers)
             while futures:
                 result = futures.popleft().result()
-                futures.extend(pool.submit(_called, None, part) for part in islice(left, 1))
+                begin(1)
                 yield result
         except BrokenProcessPool as error:
-            raise WorkerError("a worker process ended; usually it ran out of memory. Use fewer workers.") from error
+            processes = _processes(pool)
+            pool.shutdown()  # the pool ends the others by SIGTERM
+            codes = {process.exitcode for process in processes} - {0, None, -SIGTERM}
+            code = max(codes, default=-SIGTERM)
+            raise WorkerError(
+                f"a worker process ended (exit code {code}): {why_ended(code, began.is_set())}."
+            ) from error

@@ -83,7 +83,7 @@ def thread_variables(threads: int, gpu: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_for_parent_alone() -> Iterator[None]:
+def interrupts_for_parent_alone() -> Iterator[None]:
     """Block SIGINT while children are started: they inherit it blocked, even while they still import.
 
     One that comes meanwhile reaches the parent at the end of the block.
@@ -93,6 +93,22 @@ def _interrupts_for_parent_alone() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def why_ended(code: int | None, began: bool) -> str:
+    """Why a worker process ended with this exit code, with the fix.
+
+    Args:
+        began: whether it could start: a spawned process first imports the caller's script.
+    """
+    if code == -signal.SIGKILL:
+        return "-9 usually means out of memory: use fewer workers (--workers)"
+    if began or code is None or code <= 0:
+        return "its own code ended it"
+    return (
+        "it could not start, and printed why above. Each worker imports the script that calls longgame, so the script "
+        'has to put its work under the line: if __name__ == "__main__":'
+    )
 
 
 _log = logging.getLogger(__name__)
@@ -360,7 +376,7 @@ class _Crew:
     def _start(self, gpu: str | None) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs,), daemon=True)
-        with thread_variables(self._threads, gpu), _interrupts_for_parent_alone():
+        with thread_variables(self._threads, gpu), interrupts_for_parent_alone():
             process.start()
         self._workers.append(_Worker(process, ours, gpu))
         theirs.close()  # so that the worker's end is the only one, and its death is an end of file
@@ -395,7 +411,7 @@ class _Crew:
         """The error of a worker that is no longer there; another is started in its place."""
         worker.process.join()
         code, name = worker.process.exitcode, worker.job
-        reason = "-9 usually means out of memory: use fewer --workers" if code == -9 else "its own code ended it"
+        reason = why_ended(code, worker.ready)
         if not name:
             raise WorkerError(
                 f"a worker process ended between two jobs (exit code {code}; {reason}) with {len(self.left)} jobs "

@@ -76,6 +76,7 @@ class DataRows:
         filtered: rows that ``where`` left out.
         rated: rows with a ``quality``.
         weighted: rows with a weight of an earlier selection.
+        columns: those of `RowRules.columns`, and ``quality``, that any row has; a part of the rows keeps the answer.
         all_rated: whether that is every row; a part taken of the rows keeps the answer, so that scales are not mixed.
         groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
         digest: of all ids in their order.
@@ -107,6 +108,7 @@ class DataRows:
         self._files: list[tuple[int, str]] = []
         ids: list[str] = []
         columns = array("q")
+        lacking = {*rules.columns}
         skills: list[str | None] = []
         origins: list[str | None] = []
         copies: dict[str, int] = {}
@@ -130,6 +132,7 @@ class DataRows:
                 origins.append(example.source)
                 self.formats[form] += 1
                 self.rated += example.quality is not None
+                lacking -= {name for name in lacking if (example.columns or {}).get(name) is not None}
                 self.weighted += example.weight is not None
         for start in range(0, len(ids), _CHUNK):
             digest.update("".join([sample_id + "\0" for sample_id in ids[start : start + _CHUNK]]).encode())
@@ -141,6 +144,7 @@ class DataRows:
                 f"'{source.label}' holds no usable rows{left_out if self.total else ''}. Give data with at least one."
             )
         self.all_rated = self.rated == len(ids)
+        self.columns = frozenset({*rules.columns} - lacking | ({"quality"} if self.rated else set()))
         self.ids = tuple(ids)
         table = np.asarray(columns, dtype=np.int64).reshape(-1, 4)
         self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)
@@ -283,8 +287,8 @@ class DataRows:
         return part
 
 
-_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`([^`]*)`""")
-"""Texts, and names of columns in backticks."""
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`([^`]*)`|[&|]""")
+"""Texts, names of columns in backticks, and the signs that pandas reads as ``and`` and ``or``."""
 _ACCESSORS = ("str", "dt")
 _OF_ALL_ROWS = ("cat", "get_dummies")
 """Methods of the accessors that join rows, or look for the values of all."""
@@ -298,7 +302,8 @@ _OF_ONE_ROW = (
 class RowCondition:
     """A condition on the columns of a row, written as `pandas.DataFrame.query` takes it.
 
-    It looks at each row alone, so that it can be decided block by block. A column that a row lacks is empty (NaN).
+    It looks at each row alone, so that it can be decided block by block. A column that a row lacks is empty (NaN). An
+    empty value behind ``not``, or beside ``and`` and ``or``, is false.
 
     Raises:
         DataError: it cannot be read, or looks at more than one row.
@@ -312,13 +317,14 @@ class RowCondition:
 
         def placeholder(match: re.Match[str]) -> str:
             if match[1] is None:
-                return match[0]
+                return {"&": " and ", "|": " or "}.get(match[0], match[0])
             name = f"quoted_{len(quoted)}_"
             quoted[name] = match[1]
             return name
 
+        plain = _QUOTED.sub(placeholder, re.sub(r"[\r\n]", " ", text.strip()))
         try:
-            tree = ast.parse(_QUOTED.sub(placeholder, text.strip()), mode="eval")
+            tree = ast.parse(plain, mode="eval")
         except (SyntaxError, ValueError, RecursionError) as error:
             raise self._undecided(error) from error
         self._check(tree, quoted)
@@ -330,6 +336,13 @@ class RowCondition:
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and node.attr in _ACCESSORS and isinstance(node.value, ast.Name)
         }
+        flags = [node for node in _operands(tree) if isinstance(node, ast.Name)]
+        self._flags = dict.fromkeys(quoted.get(node.id, node.id) for node in flags)
+        source = plain.encode()
+        for node in sorted(flags, key=lambda node: -node.col_offset):  # pandas cannot negate an empty value
+            start, stop = node.col_offset, node.end_col_offset
+            source = source[:start] + f"({node.id} == True)".encode() + source[stop:]
+        self._query = _in_backticks(source.decode(), quoted)
         self._seen: dict[str, None] = {}
 
     def _check(self, tree: ast.AST, quoted: Mapping[str, str]) -> None:
@@ -352,7 +365,7 @@ class RowCondition:
                     for left, right, compared in sides
                 )
             if wrong:
-                part = re.sub(r"quoted_\d+_", lambda match: f"`{quoted.get(match[0], match[0])}`", ast.unparse(node))
+                part = _in_backticks(ast.unparse(node), quoted)
                 raise DataError(
                     f"--where is {self.text!r} and looks at more than one row ('{part}'); rows are decided one by one. "
                     f"Compare columns with values, or use .str, .dt, {', '.join(_OF_ONE_ROW)}."
@@ -374,20 +387,22 @@ class RowCondition:
                 if not empty:
                     raise
                 answer = self._answer(frame, empty, "float64")  # objects cannot be added to numbers
+            flags = [answer, *(frame[name] for name in self._flags if name not in empty)]
+            is_condition = all(
+                isinstance(flag, pd.Series) and flag.dropna().isin([True, False]).all() for flag in flags
+            )
         except Exception as error:
             raise self._undecided(error) from error
-        kept = answer.dropna() if isinstance(answer, pd.Series) else None
-        if kept is None or not (kept.dtype == bool or kept.isin([True, False]).all()):
+        if not is_condition:
             raise DataError(f'--where is {self.text!r}, which is no condition. Write it like skill == "math".')
         return answer.fillna(False).to_numpy(dtype=bool)
 
     def _answer(self, frame: pd.DataFrame, empty: Sequence[str], dtype: str) -> Any:
         """What pandas makes of it, with the empty columns of this type where no accessor needs another."""
-        types = {
-            name: {"str": "object", "dt": "datetime64[ns]"}.get(self._accessors.get(name, ""), dtype) for name in empty
-        }
-        columns = {name: pd.Series(np.nan, frame.index).astype(np.dtype(kind)) for name, kind in types.items()}
-        return frame.assign(**columns).eval(self.text, engine="python")
+        of_accessor = {"str": pd.Series([""]).dtype, "dt": np.dtype("datetime64[ns]")}
+        types = {name: of_accessor.get(self._accessors.get(name, ""), np.dtype(dtype)) for name in empty}
+        columns = {name: pd.Series(np.nan, frame.index, dtype=kind) for name, kind in types.items()}
+        return frame.assign(**columns).eval(self._query, engine="python")
 
     def check_columns(self) -> None:
         """Raise DataError for a column that no row had."""
@@ -401,6 +416,20 @@ class RowCondition:
             f"--where is {self.text!r} and cannot be decided ({type(error).__name__}: {error}). Write it like "
             'skill == "math" and quality > 0.5.'
         )
+
+
+def _operands(tree: ast.AST) -> Iterator[ast.AST]:
+    """What stands behind ``not``, or beside ``and`` and ``or``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BoolOp):
+            yield from node.values
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert):
+            yield node.operand
+
+
+def _in_backticks(text: str, quoted: Mapping[str, str]) -> str:
+    """The text with names of columns in place of their placeholders."""
+    return re.sub(r"quoted_\d+_", lambda match: f"`{quoted[match[0]]}`" if match[0] in quoted else match[0], text)
 
 
 def _is_literal(node: ast.AST) -> bool:

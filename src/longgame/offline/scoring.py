@@ -240,6 +240,7 @@ def score_into(
     asked = [name for name in columns if name in SIGNALS and "scorer" in SIGNALS[name].needs]
     if asked and options.scorer_model is None and not {*asked} <= stored_names(path):
         raise RecipeError(f"'{asked[0]}' is that of a scorer model, and there is none. Give one (--scorer-model NAME).")
+    grading.begin(rows, [name for name in columns if name not in stored_names(path)])
     scorer = scorer or LoadedScorer.load(_options_here(options, engine))
     fingerprint = scorer.fingerprint()
     _begin(path, rows, scorer, fingerprint, target if compared else None, seed, command, grading)

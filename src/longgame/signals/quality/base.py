@@ -40,6 +40,13 @@ class QualitySource:
     columns: tuple[str, ...] = ()
     """Numeric columns of the rows that the source reads (`Example.columns`)."""
 
+    def begin(self, examples: Sequence[Example], columns: Collection[str]) -> None:
+        """Look at all examples of a job before the first is graded; raise where it must not begin.
+
+        Args:
+            columns: those of `columns`, and ``quality``, that any row of the data has.
+        """
+
     def grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
         """Return one grade per example; NaN where there is none (refused, unreadable): never a value in its place."""
         raise NotImplementedError(f"quality source '{self.name}' defines no grade().")
@@ -107,21 +114,31 @@ class ColumnQuality(QualitySource):
         self.column, self.scale = str(column), grade_scale(self.name, low, high)
         self.columns = () if (self.column, self.scale) == ("quality", (0.0, 1.0)) else (self.column,)
         self._rows = self._missing = 0
+        self._is_there = False
+        """Whether any row of the job is known to have it."""
 
     def identity(self) -> str:
         return f"{self.name} {self.column} {self.scale}"
+
+    def begin(self, examples: Sequence[Example], columns: Collection[str]) -> None:
+        self._is_there = self.column in columns
+        self._check_column(len(examples))
 
     def grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
         values = [(example.columns or {}).get(self.column) if self.columns else example.quality for example in examples]
         grades = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
         self._rows += len(grades)
         self._missing += int(np.isnan(grades).sum())
-        if self._rows == self._missing and self._rows:
+        self._is_there |= self._missing < self._rows
+        self._check_column(self._rows)
+        return grades
+
+    def _check_column(self, rows: int) -> None:
+        if rows and not self._is_there:
             raise DataError(
-                f"none of {self._rows} rows has the column '{self.column}', which quality is read from. Name a column "
+                f"none of {rows} rows has the column '{self.column}', which quality is read from. Name a column "
                 "that is there, or another quality source."
             )
-        return grades
 
     def describe(self) -> dict[str, Any]:
         return {"source": self.name, "column": self.column, "scale": self.scale, "missing": self._missing}
@@ -176,6 +193,9 @@ QualitySpec = str | Mapping[str, Any] | QualitySource | None
 class Rows(Protocol):
     """Rows of a data set; `longgame.offline.rows.DataRows` is one."""
 
+    columns: frozenset[str]
+    """Columns of grades that any row of the data has."""
+
     def pool(self) -> Pool:
         """All of them, read when they are looked at."""
 
@@ -219,17 +239,27 @@ class QualitySources:
         """Sentences about the grades, behind their kind."""
         return [f"{kind}: {note}" for kind, source in self._named().items() for note in source.notes()]
 
+    def begin(self, rows: Rows, names: Iterable[str]) -> None:
+        """Let the sources of these signals look at a job before it begins (`QualitySource.begin`)."""
+        for kind in self._kinds(names):
+            with plugin_at_work(f"quality source '{self._named()[kind].name}'", "begin()"):
+                self._named()[kind].begin(rows.pool().examples, rows.columns)
+
     def estimate(self, rows: Rows, names: Iterable[str]) -> list[str]:
         """What the signals of these names will cost of the rows of a data set, in words, behind their kind."""
-        kinds = {"complexity" if name == "complexity" else "quality" for name in names if name in GRADES}
-        if not kinds & {*self._named()}:
-            return []
-        return self.estimate_of(rows.pool().examples, kinds)
+        kinds = self._kinds(names)
+        return self.estimate_of(rows.pool().examples, kinds) if kinds else []
 
     def estimate_of(self, examples: Sequence[Example], kinds: Collection[str] = ("quality", "complexity")) -> list[str]:
         """What the named sources of these kinds will cost for these examples, in words, behind their kind."""
         lines = {kind: source.estimate(examples) for kind, source in self._named().items() if kind in kinds}
         return [f"{kind}: {line}" for kind, line in lines.items() if line]
+
+    def _kinds(self, names: Iterable[str]) -> set[str]:
+        """Kinds whose named source gives a signal of these names."""
+        return {"complexity" if name == "complexity" else "quality" for name in names if name in GRADES} & {
+            *self._named()
+        }
 
     def _named(self) -> dict[str, QualitySource]:
         named = {"quality": self.quality} if self.is_named else {}

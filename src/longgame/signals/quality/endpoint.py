@@ -9,6 +9,7 @@ import datetime
 import email.utils
 import http.client
 import json
+import math
 import os
 import random
 import re
@@ -29,6 +30,8 @@ _AGAIN = frozenset((408, 409, 425, 429))
 """Statuses after which the same request may succeed, beside 5xx."""
 _REJECTED = frozenset((400, 413, 422, 501))
 """Statuses that refuse this request and no other."""
+_SHORT, _SHORT_TOKENS = "Say yes.", 16
+"""A message that any model answers, and about its tokens and those of the reply."""
 _LONGEST_WAIT = 300.0
 """Seconds: a server that asks for a longer wait is not waited for."""
 _LARGEST_REPLY = 1 << 24
@@ -40,7 +43,11 @@ class RejectedRequestError(Exception):
 
 
 class ExhaustedRequestError(Exception):
-    """Every attempt at this request failed."""
+    """Every attempt at this request failed, from the monotonic time ``since`` on."""
+
+    def __init__(self, fault: str, since: float) -> None:
+        super().__init__(fault)
+        self.since = since
 
 
 class StoppedError(Exception):
@@ -132,19 +139,37 @@ class ChatEndpoint:
         self._jitter = random.SystemRandom()
         self._opener = urllib.request.build_opener(_NoRedirects)
 
-    def complete(self, body: Mapping[str, Any], tokens: int, stop: threading.Event) -> dict[str, Any]:
+    def is_alive(self, body: Mapping[str, Any], stop: threading.Event) -> bool:
+        """Whether the server answers, or refuses, a short message in place of this request's, at the first attempt.
+
+        Raises:
+            StoppedError, ModelError: as `complete`.
+        """
+        short = {**body, "messages": [{"role": "user", "content": _SHORT}]}
+        try:
+            self.complete(short, _SHORT_TOKENS, stop, attempts=1)
+        except RejectedRequestError:
+            return True
+        except ExhaustedRequestError:
+            return False
+        return True
+
+    def complete(
+        self, body: Mapping[str, Any], tokens: int, stop: threading.Event, attempts: int | None = None
+    ) -> dict[str, Any]:
         """Return the server's answer, a JSON object with ``choices``.
 
         Args:
             tokens: estimate for the pace.
             stop: ends waiting.
+            attempts: None: those of the endpoint.
 
         Raises:
             RejectedRequestError, ExhaustedRequestError, StoppedError: this request has no answer.
             ModelError: no request can have one (a wrong key, a wrong address, a used-up quota).
         """
-        fault = ""
-        for attempt in range(1, self.attempts + 1):
+        fault, since, attempts = "", math.inf, attempts or self.attempts
+        for attempt in range(1, attempts + 1):
             self.pace.wait(tokens, stop)
             pause = 0.0
             try:
@@ -162,16 +187,17 @@ class ChatEndpoint:
                     fault = f"status {status} ({self._shown(data)})"
                     self._refuse(status, data, fault)
                     pause = _retry_after(headers)
+            since = min(since, time.monotonic())
             if pause > _LONGEST_WAIT:
                 raise ModelError(f"the judge at {self.url} asks to wait {pause:.0f} seconds: {fault}. {_ADVICE}")
             if pause:
                 self.pace.hold(pause)
-            if attempt < self.attempts:
+            if attempt < attempts:
                 self.retries += 1
                 delay = min(30.0, self.backoff * 2 ** (attempt - 1)) * self._jitter.uniform(0.5, 1.0)
                 if stop.wait(max(pause, delay)):
                     raise StoppedError
-        raise ExhaustedRequestError(fault)
+        raise ExhaustedRequestError(fault, since)
 
     def redacted(self, text: str) -> str:
         """The text without the key."""

@@ -10,10 +10,10 @@ import json
 import math
 import re
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -285,6 +285,7 @@ class JudgeQuality(QualitySource):
         if settings.structured != "auto":
             self._schema = dict.fromkeys(range(len(self._judges)), settings.structured == "always")
         self._probe = threading.Lock()
+        self._liveness = threading.Lock()
         self._counts, self._agreement = _Counts(), Agreement(len(self._raters))
 
     def identity(self) -> str:
@@ -295,6 +296,12 @@ class JudgeQuality(QualitySource):
         content = [[judge.identity for judge in self._judges], [phrasing.text for phrasing in self._phrasings], values]
         digest = blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
         return f"{self.name} {', '.join(self._labels)} by {', '.join(judge.label for judge in self._judges)} ({digest})"
+
+    def begin(self, examples: Sequence[Example], columns: Collection[str]) -> None:  # noqa: ARG002
+        """Raise RecipeError where the whole job may cost more than ``cost_limit``."""
+        if self.options.cost_limit is not None:
+            with ReplyStore(self._cache) as store:
+                self._check_cost(examples, store)
 
     def grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
         """Return the mean grade of each example over the raters; NaN: missing.
@@ -318,8 +325,13 @@ class JudgeQuality(QualitySource):
         }
         replies: dict[str, Reply | str] = dict(store.get(pairs))
         cached = set(replies)
+        asked = {digest: pair for digest, pair in pairs.items() if digest not in replies}
         try:
-            self._ask({digest: pair for digest, pair in pairs.items() if digest not in replies}, store, replies)
+            with closing(self._ask(asked, store)) as answers:
+                for digest, reply in answers:
+                    replies[digest] = reply
+                    if isinstance(reply, str) and reply.startswith("failed"):  # slowly: each attempt may wait
+                        self._check_unanswered(requests, replies)
         finally:
             self._account(pairs, replies, cached)
         matrix = np.full((len(self._raters), len(examples)), np.nan)
@@ -371,23 +383,31 @@ class JudgeQuality(QualitySource):
         return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(), body
 
     def _ask(
-        self, pairs: Mapping[str, tuple[_Rater, dict[str, Any]]], store: ReplyStore, replies: dict[str, Reply | str]
-    ) -> None:
-        """Ask for these replies; one that cannot be had is the text of its fault."""
+        self, pairs: Mapping[str, tuple[_Rater, dict[str, Any]]], store: ReplyStore
+    ) -> Generator[tuple[str, Reply | str], None, None]:
+        """Ask for these replies, and yield them as they come; one that cannot be had is the text of its fault."""
         if not pairs:
             return
         stop = threading.Event()
+        down: list[ModelError] = []
+
+        def check_alive(endpoint: ChatEndpoint, body: Mapping[str, Any], error: ExhaustedRequestError) -> None:
+            """Raise ModelError where no request is answered, not even a short one."""
+            with self._liveness:
+                if not down and endpoint.last_success < error.since and not endpoint.is_alive(body, stop):
+                    down.append(endpoint.down(str(error)))
+            if down:
+                raise down[0]
 
         def ask(digest: str) -> Reply | str:
             rater, body = pairs[digest]
-            endpoint, start = self._judges[rater.judge].endpoint, time.monotonic()
+            endpoint = self._judges[rater.judge].endpoint
             try:
                 reply = self._reply(rater.judge, body, stop)
             except RejectedRequestError as error:
                 return f"rejected by the server with {error}"
             except ExhaustedRequestError as error:
-                if endpoint.last_success < start:  # nobody else was answered either
-                    raise endpoint.down(str(error)) from error
+                check_alive(endpoint, body, error)
                 return f"failed with {error}"
             store.put(digest, reply)
             return reply
@@ -396,7 +416,7 @@ class JudgeQuality(QualitySource):
             futures = {pool.submit(ask, digest): digest for digest in pairs}
             try:
                 for future in as_completed(futures):
-                    replies[futures[future]] = future.result()
+                    yield futures[future], future.result()
             finally:
                 stop.set()
                 for future in futures:
@@ -487,9 +507,25 @@ class JudgeQuality(QualitySource):
             counts.prompt_tokens += prompt
             counts.completion_tokens += completion
 
+    def _check_unanswered(
+        self, requests: Sequence[Sequence[tuple[str, dict[str, Any]]]], replies: Mapping[str, Reply | str]
+    ) -> None:
+        """Stop before the end of a chunk that already lacks more examples than may be missing at its end."""
+        of_examples = [[replies.get(digest) for digest, _ in row] for row in zip(*requests, strict=True)]
+        lost = [row for row in of_examples if all(isinstance(reply, str) for reply in row)]
+        if self._are_too_many(self._counts.missing + len(lost), self._counts.examples + len(of_examples)):
+            raise ModelError(
+                f"the judge answers other requests, but {len(lost)} of {len(of_examples)} examples got no reply; "
+                f"max_missing is {self.options.max_missing:g}. The last of them {lost[-1][-1]}. Raise timeout or "
+                "max_missing, or take another judge. Replies so far are stored."
+            )
+
+    def _are_too_many(self, missing: int, examples: int) -> bool:
+        return missing > max(self.options.max_missing * examples, _FEW - 1)
+
     def _check_missing(self) -> None:
         counts = self._counts
-        if counts.missing > max(self.options.max_missing * counts.examples, _FEW - 1):
+        if self._are_too_many(counts.missing, counts.examples):
             raise ModelError(
                 f"the judge gives no grade for {counts.missing} of {counts.examples} examples ({self._why_missing()}); "
                 f"max_missing is {self.options.max_missing:g}. First: {'; '.join(counts.first)}. Mend the rubric, take "
