@@ -73,6 +73,14 @@ def test_classes_that_a_file_only_imports_are_not_offered(tmp_path):
         SELECTORS.resolve(f"{path}:Second")
 
 
+def test_a_parameter_that_a_selector_lacks_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD + "    def __init__(self, center, k=1):\n        self.center = center\n")
+    with pytest.raises(RecipeError, match=r"needs the parameter 'center'.*mine\.py:First:center=VALUE"):
+        build_selector(f"{path}:First", {"k": 2})
+    assert build_selector(f"{path}:First", {"center": 3}).center == 3
+
+
 def test_a_parameter_that_a_selector_does_not_take_is_an_error():
     with pytest.raises(RecipeError, match="no parameter .depth."):
         build_selector("random", {"depth": 3})

@@ -144,6 +144,13 @@ class Registry:
                     raise RecipeError(
                         f"{self.kind} '{name}' has no parameter '{key}'.{did_you_mean(key, accepted)}{allowed}"
                     )
+        for key, parameter in accepted.items():
+            is_rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if parameter.default is parameter.empty and not is_rest and key not in parameters:
+                raise RecipeError(
+                    f"{self.kind} '{name}' needs the parameter '{key}', and there is none. Give it, as in "
+                    f"{name}:{key}=VALUE, or let the class have a default."
+                )
         with plugin_at_work(f"{self.kind} '{name}'", f"being made with {dict(parameters)}"):
             return cls(**parameters)
 

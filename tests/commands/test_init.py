@@ -9,7 +9,8 @@ import pytest
 from longgame.commands.init import describe, find_data, recipe_text
 from longgame.data.sources import open_source
 from longgame.errors import DataError, RecipeError
-from longgame.recipe import load_recipe
+from longgame.limits import load_yaml
+from longgame.recipe import load_recipe, parse_recipe
 from support.cli import longgame_here
 
 
@@ -153,3 +154,15 @@ def test_files_beside_a_subset_are_no_data(out, tmp_path):
 def test_manifest_alone_is_read_as_data(tmp_path):
     (tmp_path / "mine.manifest.json").write_text('[{"prompt": "a", "response": "b"}]')
     assert len([*open_source(tmp_path).rows()]) == 1
+
+
+def test_only_the_size_that_files_cannot_give_is_lowered(tmp_path):
+    write(tmp_path / "math_train.jsonl", 200)
+    write(tmp_path / "math_eval.jsonl", 40)
+    long = [json.dumps({"prompt": f"long {n} " + "word " * 3000, "response": "a"}) + "\n" for n in range(20)]
+    text = (tmp_path / "math_eval.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "math_eval.jsonl").write_text("".join([*text[:20], *long]))
+    whole = recipe_text(find_data(tmp_path, tmp_path), tmp_path / "recipe.yaml", "tiny")
+    recipe = parse_recipe(load_yaml(whole))
+    assert (recipe.data.pool_size, recipe.data.items_per_skill) == (172, 18)  # 0.9 of 200 − 8, and of the 20 that fit
+    assert "20 rows can be used" in next(line for line in whole.splitlines() if "items_per_skill: 18" in line)

@@ -255,6 +255,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
 REFUSED: list[tuple[Any, str]] = [
     (7, "int, not an object"),
     ({"instruction": "x"}, "has no response"),
+    ({"prompt": "x", "reply": "y"}, "rename 'reply' to 'response' if it is one"),
     ({"txet": "x"}, "Did you mean 'text'"),
     ({"question": "x", "context": "y", "answers": "z"}, "Did you mean 'answer'"),
     ({"question": "x"}, "'answer' is missing or empty beside 'question'"),

@@ -62,7 +62,7 @@ def test_family_is_told_by_what_the_method_reads(name, family) -> None:
         ({"name": "s2l"}, ["a log of a training on the stage's pool"]),
         ({"name": "loss", "proxy_as_data": True}, ["development items of all stages"]),
         ({"name": "loss", "replay": {"share": 0.2}}, ["candidates of earlier stages"]),
-        ({"name": "scores:mine.csv"}, ["what is not known"]),
+        ({"name": "scores:mine.csv"}, ["what its code or scores rest on"]),
     ],
 )
 def test_information_beyond_the_candidates_is_named(entry, words) -> None:

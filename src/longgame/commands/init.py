@@ -6,7 +6,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ import typer
 
 from longgame.commands.options import interruptible, path_from_here
 from longgame.data.files import SUFFIXES
+from longgame.data.sequences import TooFewRowsError
 from longgame.data.sources import is_beside_a_subset, load_examples, source_name
 from longgame.errors import DataError, RecipeError
 from longgame.limits import load_yaml
@@ -34,10 +35,10 @@ _POOL, _ITEMS, _PROXY, _STEPS = 960, 40, 8, 32
 """Most candidates of a stage, evaluation items of a file, proxy items of a file, and steps of a stage."""
 _LEAST_POOL, _PER_STEP = 8, 12
 """Fewest candidates of a stage, and of a step."""
+_LEAST = {"data.pool_size": _LEAST_POOL, "proxy.items_per_skill": 0}
+"""Fewest rows that a key can do with; others with one."""
 _SPARE = 0.9
 """Share of the rows that a pool asks for: other seeds may find more near-duplicates of evaluation items."""
-_FALLBACK = 0.7
-"""Factor by which sizes shrink until the files hold what the recipe asks for."""
 
 
 @dataclass(frozen=True)
@@ -224,34 +225,50 @@ def recipe_text(findings: Findings, path: Path, model: str) -> str:
 
     folders = path_folders(path)
     model = path_from_here(model, folders) if Path(model).expanduser().is_dir() else model
-    scale = 1.0
+    usable: dict[str, int] = {}
     while True:
-        text = _compose(findings, path, model, scale)
+        text = _compose(findings, path, model, usable)
         recipe: Recipe = parse_recipe(load_yaml(text), str(path)).replace({"relative_to": folders})
         try:
             for stage in sequence_of(recipe, recipe.seeds[0]).stages:
                 len(stage.pool)
             return text
-        except DataError:
-            scale *= _FALLBACK
-            if scale * recipe.data.pool_size < _LEAST_POOL:
+        except TooFewRowsError as error:
+            if error.rows >= usable.get(error.key, error.rows + 1) or error.rows < _LEAST.get(error.key, 1):
                 raise
+            usable[error.key] = error.rows
 
 
-def _compose(findings: Findings, path: Path, model: str, scale: float) -> str:
+def _compose(findings: Findings, path: Path, model: str, usable: Mapping[str, int]) -> str:
+    """The text of a recipe.
+
+    Args:
+        usable: key of a size → rows that can be used, where that is known to be fewer than the files hold.
+    """
+
+    def most(key: str, size: int) -> int:
+        if key not in usable:
+            return size
+        return min(size, max(int(_SPARE * usable[key]), min(usable[key], _LEAST.get(key, 1))))
+
+    def size_line(key: str, size: int, meaning: str) -> str:
+        if key in usable:
+            meaning += f"; {usable[key]} rows can be used: not too long, not twice, no evaluation item's prompt"
+        return _line(f"  {key.partition('.')[2]}: {size}", meaning)
+
     stages = findings.stages
     smallest = min(file.rows for stage in stages for file in stage.train)
-    proxy = int(scale * min(_PROXY, smallest // 20))
+    proxy = most("proxy.items_per_skill", min(_PROXY, smallest // 20))
     items = min(file.rows if stage.eval else file.rows // 5 for stage in stages for file in stage.items_from)
-    items = max(1, int(min(_ITEMS, items) * min(1.0, 2 * scale)))
+    items = most("data.items_per_skill", max(1, min(_ITEMS, items)))
     room = [sum(file.rows - proxy - (0 if stage.eval else items) for file in stage.train) for stage in stages]
-    pool = int(min(_POOL, _SPARE * scale * min(room)))
+    pool = most("data.pool_size", int(min(_POOL, _SPARE * min(room))))
     if pool < _LEAST_POOL:
         name = stages[room.index(min(room))].name
         raise DataError(f"the training files of stage '{name}' hold too few rows for an audit. Give more rows.")
     steps = max(4, min(_STEPS, pool // _PER_STEP))
     ood_items = min((file.rows for task in findings.ood for file in task.eval), default=_ITEMS)
-    ood_items = max(1, int(min(_ITEMS, ood_items) * min(1.0, 2 * scale)))
+    ood_items = most("data.ood_items_per_skill", max(1, min(_ITEMS, ood_items)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().parent.name).lstrip("._-") or "audit"
     lines = [
         "# Which selector serves later stages? Paths start from the folder of this file. Keys: docs/recipe.md.",
@@ -264,9 +281,9 @@ def _compose(findings: Findings, path: Path, model: str, scale: float) -> str:
         _line("  max_length: 512", "tokens of prompt and response"),
         _line("  adaptation: lora", "lora, dora, qlora or full"),
         "data:",
-        _line(f"  pool_size: {pool}", "candidates per stage"),
-        _line(f"  items_per_skill: {items}", "evaluation items per file"),
-        *([f"  ood_items_per_skill: {ood_items}"] if findings.ood else []),
+        size_line("data.pool_size", pool, "candidates per stage"),
+        size_line("data.items_per_skill", items, "evaluation items per file"),
+        *([size_line("data.ood_items_per_skill", ood_items, "the same, out of domain")] if findings.ood else []),
         *_quality_range(findings),
         _line("  too_long: drop", "examples of more than max_length tokens are left out, and counted"),
         _line("  stages:", "in the order of training: put them into yours"),
@@ -289,7 +306,7 @@ def _compose(findings: Findings, path: Path, model: str, scale: float) -> str:
         f"  steps: {min(10, steps)}",
         f"  points: {min(6, steps + 1)}",
         "proxy:",
-        _line(f"  items_per_skill: {proxy}", "items per file that far-sighted selectors look at"),
+        size_line("proxy.items_per_skill", proxy, "items per file that far-sighted selectors look at"),
     ]
     return "\n".join(lines) + "\n"
 

@@ -328,6 +328,10 @@ def _no_format(row: Mapping[str, Any]) -> RowError:
     return RowError(_lacks_response(tuple(row)))
 
 
+_RESPONSES = ("reply", "assistant", "bot", "target", "label", "solution", "generation", "generated", "model_output")
+"""Other names that a response may stand under."""
+
+
 @lru_cache(maxsize=256)
 def _lacks_response(columns: tuple[str, ...]) -> str:
     """What is missing in a row of these columns; kept, as all rows of a file may be alike and the search is slow."""
@@ -336,7 +340,8 @@ def _lacks_response(columns: tuple[str, ...]) -> str:
     others = [str(name) for name in columns if name not in READ_COLUMNS]
     near = (text for name in others if (text := did_you_mean(name, known)))
     lacking = (f" '{_PARTNERS[name]}' is missing or empty beside '{name}';" for name in columns if name in _PARTNERS)
-    hint = next(near, "") or next(lacking, "")
+    renamed = (f" rename '{name}' to 'response' if it is one;" for name in others if name.lower() in _RESPONSES)
+    hint = next(renamed, "") or next(near, "") or next(lacking, "")
     accepted = "; ".join(form.fields for form in FORMATS)
     return f"has no response (fields: {names};{hint} accepted: {accepted})"
 

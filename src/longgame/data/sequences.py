@@ -53,6 +53,19 @@ def build_sequence(
     )
 
 
+class TooFewRowsError(DataError):
+    """Files hold fewer examples that can be used than a key of the recipe asks for.
+
+    Attributes:
+        key: of the recipe.
+        rows: that can be used.
+    """
+
+    def __init__(self, message: str, key: str = "", rows: int = 0) -> None:
+        super().__init__(message)
+        self.key, self.rows = key, rows
+
+
 class _Source:
     """One file in the seed's random order; every example is drawn at most once."""
 
@@ -179,9 +192,11 @@ class _FileSequence:
             for number in range(items):
                 example = source.next(self.used)
                 if example is None:
-                    raise DataError(
+                    raise TooFewRowsError(
                         f"'{spec.name}' needs {items} evaluation items of {source}, but only {number} can be used. "
-                        f"Lower data.{option} to {number}, raise model.max_length, or give a larger file."
+                        f"Lower data.{option} to {number}, raise model.max_length, or give a larger file.",
+                        f"data.{option}",
+                        number,
                     )
                 self.used.add(example.sample_id)
                 self.evaluation.add(example)
@@ -196,9 +211,11 @@ class _FileSequence:
             for number in range(self.recipe.proxy.items_per_skill):
                 example = source.next(self.used, self.evaluation)
                 if example is None:
-                    raise DataError(
+                    raise TooFewRowsError(
                         f"the future-proxy mixture needs {self.recipe.proxy.items_per_skill} items of {source}, but "
-                        f"only {number} can be used. Lower proxy.items_per_skill or give a larger file."
+                        f"only {number} can be used. Lower proxy.items_per_skill or give a larger file.",
+                        "proxy.items_per_skill",
+                        number,
                     )
                 self.used.add(example.sample_id)
                 drawn.append(example)
@@ -218,14 +235,16 @@ class _FileSequence:
                 else:
                     drawn.append(example)
         if len(drawn) < size:
-            raise DataError(
+            raise TooFewRowsError(
                 f"stage '{spec.name}' needs a pool of {size} candidates but its files give "
                 f"{len(drawn)}: {'; '.join(str(source) for source in sources)}. "
                 f"Lower data.pool_size to {len(drawn)}, raise model.max_length, or add files."
                 if size == self.data.pool_size
                 else f"the pool of stage '{spec.name}' needs {size} candidates (data.mixing {self.data.mixing:g}) of "
                 f"these files, which give {len(drawn)}: {'; '.join(str(source) for source in sources)}. "
-                "Lower data.pool_size, change data.mixing, raise model.max_length, or add files."
+                "Lower data.pool_size, change data.mixing, raise model.max_length, or add files.",
+                "data.pool_size",
+                len(drawn),
             )
         self.used.update(example.sample_id for example in drawn)
         for source in sources:

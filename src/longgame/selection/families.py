@@ -116,8 +116,9 @@ _IN_AUDITS = {
 
 def spec_information(spec: SelectorSpec) -> list[str]:
     """What an audit gives a selector and its interventions besides candidates, history and the model, in words."""
-    own = spec_family(spec) == "own"
-    words = ["what is not known"] if own else further_information(build_selector(spec.name, spec.parameters))
+    words = ["what its code or scores rest on"]
+    if spec_family(spec) != "own":
+        words = further_information(build_selector(spec.name, spec.parameters))
     if spec.proxy_as_data or spec.proxy_penalty:
         words.append("proxy items")
     given = [_IN_AUDITS.get(word, word) for word in words]
