@@ -358,9 +358,13 @@ def field_figure(field: Sequences) -> Figure:
         )
         description = f"{METRICS[metric].label}: difference from random, a row per selector, colors by family"
         charts.append(spec(layers.properties(title=title), description, 15 * len(order)))
-    over = f"mean over the {', '.join(field.boards)} sequence{'s' if len(boards) > 1 else ''}"
-    caption = f"Token accuracy; {over}, with 95 % intervals over seeds. Families by color, best in the long run first."
-    return Figure("field", "The field", caption, tuple(charts))
+    return Figure("field", "The field", _caption(field), tuple(charts))
+
+
+def _caption(field: Sequences) -> str:
+    *others, last = field.boards
+    over = f"mean over the sequences {', '.join(others)} and {last}" if others else f"the {last} sequence"
+    return f"Token accuracy; {over}, with 95 % intervals over seeds. Families by color, best in the long run first."
 
 
 def field_parts(field: Sequences, tenth: Sequences, judges: Sequences) -> list[str]:
@@ -376,6 +380,7 @@ def field_parts(field: Sequences, tenth: Sequences, judges: Sequences) -> list[s
         "## What is shown",
         *(answer(field, sequence) for sequence in field.runs),
         "![Every selector against random, now and in the long run](figures/field.svg)",
+        _caption(field),
         "## Selectors",
         scale,
         field_table(field),
