@@ -31,6 +31,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def volatile():
+    """No test turns the power off, so none waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache for this session, unless one is named: tests leave nothing in the user's."""
     with pytest.MonkeyPatch.context() as patch:
