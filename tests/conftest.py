@@ -1,5 +1,6 @@
 """Fixtures and marks that all tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,20 @@ def pytest_collection_modifyitems(items):
         quick = item.get_closest_marker("quick") is not None
         if not quick and SLOW_FOLDERS & set(item.path.relative_to(TESTS).parts):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """Take what all test files import out of garbage collections: every training starts with one."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def volatile():
+    """No test turns the power off, so none waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,9 +45,12 @@ def test_an_installed_selector_that_cannot_be_imported_does_not_hide_the_others(
     assert "utility-diversity" in done.output
 
 
+SMALL = "name: a\nselectors: [loss]\ndata: {pool_size: 60}\ntraining: {steps: 4, warmup_steps: 1}\n"
+
+
 def test_an_axis_on_the_command_line_leaves_the_recipe_s_other_varied_keys(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("name: a\nselectors: [loss]\naxes: {vary: {data.noise: [0.3], data.unseen: [0.0]}}\n")
+    path.write_text(SMALL + "axes: {vary: {data.noise: [0.3], data.unseen: [0.0]}}\n")
     asked = ["audit", str(path), "--dry-run", "--axis", "data.duplicates=0.2", "--axis", "data.unseen=0.5"]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
     told = " ".join(done.output.split())
@@ -59,11 +62,11 @@ def test_an_axis_on_the_command_line_leaves_the_recipe_s_other_varied_keys(tmp_p
 
 def test_a_model_on_the_command_line_stands_instead_of_base_models_by_seed(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("name: a\nselectors: [loss]\nseeds: [0, 1]\nmodel: {per_seed: [none, neither]}\n")
+    path.write_text(SMALL + "seeds: [0, 1]\nmodel: {per_seed: [none, neither]}\n")
     done = CliRunner().invoke(app, ["audit", str(path), "--dry-run", "--model", "tiny"])
     assert done.exit_code == 0, done.output
     assert "neither" not in done.output
-    assert "Evaluation prompts in the pools (seed 0): of 4,800 candidates 0 have" in " ".join(done.output.split())
+    assert "Evaluation prompts in the pools (seed 0): of 300 candidates 0 have" in " ".join(done.output.split())
 
 
 def test_help_of_every_command_has_an_example_that_starts_with_it():

@@ -13,6 +13,7 @@ import copy
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
@@ -66,19 +67,25 @@ def example_signals(pool: Pool, names: Iterable[str], seed: int = 0, tied: bool 
             )
         else:
             keys = ["tied"] * len(pool) if tied else list(pool.ids)
-            columns[name] = _column(name, [generator(seed, "testing", name, key) for key in keys])
+            columns[name] = _column(name, [_value(name, seed, key) for key in keys])
     return Signals(pool.ids, columns, context)
 
 
-def _column(name: str, streams: list[np.random.Generator]) -> np.ndarray:
+def _column(name: str, values: list[Any]) -> np.ndarray:
+    if SIGNALS[name].width:
+        return np.stack(values).astype(np.float32)
+    return np.array(values, dtype=np.int64 if SIGNALS[name].unit == "index" else np.float32)
+
+
+@lru_cache(maxsize=2**15)  # the clauses draw the same pools again and again
+def _value(name: str, seed: int, key: str) -> Any:
+    stream = generator(seed, "testing", name, key)
     if SIGNALS[name].unit == "index":
-        return np.array([stream.integers(_CLUSTERS) for stream in streams], dtype=np.int64)
+        return stream.integers(_CLUSTERS)
     width = SIGNALS[name].width
     if width == "epochs":  # losses and shares
-        return np.stack([stream.uniform(0.05, 1.0, _WIDTH[width]) for stream in streams]).astype(np.float32)
-    if width:
-        return np.stack([stream.standard_normal(_WIDTH[width]) for stream in streams]).astype(np.float32)
-    return np.array([stream.uniform(0.05, 1.0) for stream in streams], dtype=np.float32)
+        return stream.uniform(0.05, 1.0, _WIDTH[width])
+    return stream.standard_normal(_WIDTH[width]) if width else stream.uniform(0.05, 1.0)
 
 
 def check_selector_contract(make: SelectorFactory, skip: Iterable[str] = ()) -> None:

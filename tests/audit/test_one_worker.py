@@ -28,6 +28,16 @@ TINY = {
 def nothing(*_): ...
 
 
+@pytest.fixture
+def thawed():
+    """The state of an ordinary process; tests run with what they import frozen (tests/conftest.py)."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("thawed")
 def test_jobs_run_here_with_bounded_threads_and_leave_this_process_as_it_was(tmp_path):
     state = (torch.get_num_threads(), gc.get_freeze_count(), os.environ.get("OMP_NUM_THREADS"))
     torch.set_num_threads(2)
@@ -49,6 +59,7 @@ def test_jobs_run_here_with_bounded_threads_and_leave_this_process_as_it_was(tmp
     assert state == (torch.get_num_threads(), gc.get_freeze_count(), os.environ.get("OMP_NUM_THREADS"))
 
 
+@pytest.mark.usefixtures("thawed")
 @pytest.mark.parametrize(
     ("job", "error", "message"),
     [

@@ -25,7 +25,7 @@ from longgame.data.tokenize import build_pool
 from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError
 from longgame.models.load import load_tokenizer
 from longgame.recipe import ModelSpec
-from support.cli import run_python
+from support.cli import longgame_here, run_python
 
 ROWS = {
     "alpaca": {"instruction": "Add 1 and 2.", "input": "", "output": "3"},
@@ -309,7 +309,7 @@ def test_without_trl_the_command_says_what_to_install(monkeypatch):
 
 def test_errors_end_the_command_with_a_code(tmp_path, sums):
     path = configuration(tmp_path, sums, learning_rte=1)
-    done = run_python(["-m", "longgame.cli", "train", "--config", str(path)], tmp_path)
+    done = longgame_here("train", "--config", path, cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().count("\n") == 0

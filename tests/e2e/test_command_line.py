@@ -98,7 +98,7 @@ def test_audit_prints_its_scorecard_again_from_its_directory(home):
     first = longgame("audit", "q.yaml", "--out", "run", cwd=home)
     assert first.returncode == 0, first.stderr
     assert "random" in first.stdout
-    again = longgame("audit", "run", cwd=home)
+    again = longgame_here("audit", "run", cwd=home)
     assert again.returncode == 0, again.stderr
     tables = [out.partition("Written:")[0] for out in (first.stdout, again.stdout)]
     assert tables[0].splitlines()[-30:] == tables[1].splitlines()[-30:]

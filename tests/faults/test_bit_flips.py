@@ -29,8 +29,6 @@ RECIPE = {
     "training": {"steps": 1, "warmup_steps": 0},
     "probe": {"kinds": ["common"], "steps": 1, "points": 2},
 }
-FLIPS = 12
-"""Flipped bits per file: the first and last bytes, and places between."""
 REMEDIES = ("Delete ", "delete ", "Put it back")
 
 
@@ -87,9 +85,9 @@ def runs(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("flips"))
 
 
-def flipped(content, rng):
-    """The content with one bit flipped, at several places."""
-    places = {0, len(content) - 1, *rng.integers(len(content), size=FLIPS - 2).tolist(), *members(content)}
+def flipped(content, rng, between):
+    """The content with one bit flipped: in the first and last byte, inside each member, and at places between."""
+    places = {0, len(content) - 1, *rng.integers(len(content), size=between).tolist(), *members(content)}
     for place in sorted(places):
         changed = bytearray(content)
         changed[place] ^= 1 << int(rng.integers(8))
@@ -120,8 +118,9 @@ def answer(use, folder):
         return error
 
 
+@pytest.mark.parametrize("between", [2, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["finished", "stopped"])
-def test_a_flipped_bit_is_named_or_harmless(runs, part, tmp_path):
+def test_a_flipped_bit_is_named_or_harmless(runs, part, between, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(getattr(runs, part), folder)
     use = runs.read if part == "finished" else runs.resume
@@ -130,7 +129,7 @@ def test_a_flipped_bit_is_named_or_harmless(runs, part, tmp_path):
     named = dict.fromkeys(kinds(folder), 0)
     for name in named:
         content = (folder / name).read_bytes()
-        for place, changed in flipped(content, rng):
+        for place, changed in flipped(content, rng, between):
             (folder / name).write_bytes(changed)
             outcome = answer(use, folder)
             if isinstance(outcome, LonggameError):

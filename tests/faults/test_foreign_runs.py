@@ -109,7 +109,7 @@ def test_reading_a_run_makes_no_pool(foreign, command, sequence):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"seeds": list(range(60_000))},
+        {"seeds": list(range(600)), "axes": {"vary": {"data.noise": [n / 1e3 for n in range(1, 101)]}}},
         {
             "axes": {
                 "cross": True,

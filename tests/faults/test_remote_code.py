@@ -37,15 +37,18 @@ class OwnModel(LlamaForCausalLM):
 """
 LOAD = """
 import sys
+from pathlib import Path
 from longgame.errors import LonggameError
 from longgame.models.load import load_model, load_tokenizer
 from longgame.recipe import ModelSpec
-for load in (load_tokenizer, load_model):
-    try:
-        load(ModelSpec(name=sys.argv[1], trust_remote_code=sys.argv[2] == "yes"))
-        print("loaded")
-    except LonggameError as error:
-        print(error)
+for trusted in (False, True):
+    for load in (load_tokenizer, load_model):
+        try:
+            load(ModelSpec(name=sys.argv[1], trust_remote_code=trusted))
+            print("loaded")
+        except LonggameError as error:
+            print(error)
+    print("trusted" if trusted else "not trusted", Path(sys.argv[2]).exists())
 """
 
 
@@ -61,11 +64,10 @@ def folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("trusted", ["no", "yes"])
-def test_code_of_a_model_runs_only_if_trusted(folder, tmp_path, trusted):
+def test_code_of_a_model_runs_only_if_trusted(folder, tmp_path):
     environ = {**environment(), "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder), trusted],
+        [sys.executable, "-c", LOAD, str(folder), str(tmp_path / "mark")],
         input="y\ny\ny\n",
         env=environ,
         capture_output=True,
@@ -74,9 +76,9 @@ def test_code_of_a_model_runs_only_if_trusted(folder, tmp_path, trusted):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mark").exists() == (trusted == "yes")
-    refused = "model.trust_remote_code: true (or give --trust-remote-code)" in done.stdout
-    assert refused == (trusted == "no")
+    before, after = done.stdout.split("not trusted False\n")
+    assert "model.trust_remote_code: true (or give --trust-remote-code)" in before
+    assert after == "loaded\nloaded\ntrusted True\n"
 
 
 def test_every_loading_call_says_whether_code_is_trusted():

@@ -45,5 +45,5 @@ def test_a_page_shows_no_folder_of_the_machine(value, shown):
     layout = report_layout(make_run(results, recipe, make_card(results)), trials=0)
     source = markdown(layout)
     assert f"data_dir: {yaml.safe_dump(shown, allow_unicode=True).splitlines()[0]}" in source
-    for text in (source, html_page([layout], scripts=False)):
+    for text in (source, html_page([layout])):
         assert "somebody" not in text

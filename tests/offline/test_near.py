@@ -141,7 +141,7 @@ SELECTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, phases=GENERATED)
+@settings(max_examples=25, deadline=None, phases=GENERATED)
 @given(
     case=cases(),
     selection=SELECTIONS,
@@ -174,7 +174,7 @@ def test_picks_of_parts_are_those_of_one_process(tmp_path_factory, case, selecti
     shutil.rmtree(folder)
 
 
-@settings(max_examples=40, deadline=None, phases=GENERATED)
+@settings(max_examples=15, deadline=None, phases=GENERATED)
 @given(case=cases(), threshold=st.sampled_from([0.2, 0.5, 0.65, 0.8, 0.9, 1.0]), seed=st.integers(0, 9))
 def test_repeats_are_those_of_an_index_of_texts(tmp_path_factory, case, threshold, seed):
     data, edges, _ = case

@@ -76,7 +76,8 @@ def in_parts(job, out, selector, scores="scores", **settings):
 def test_parts_of_a_row_wise_selector_equal_one_pool(selector, budget, job, tmp_path):
     options = SelectOptions(selector=selector, budget=budget, on_bad_row="skip")
     _, whole = select_to(job / "data", tmp_path / "one.jsonl", options, scores=job / "scores")
-    for scores, partitions in (("scores", 1), ("scores", 4), ("scores", 75), ("shards", None), ("shards", 5)):
+    ways = [("scores", 1), ("scores", 4), ("scores", 75), ("shards", None), ("shards", 5)]
+    for scores, partitions in ways if (selector, budget) == ("loss", "30%") else ways[1::2]:
         _, manifest = in_parts(job, tmp_path / "parts.jsonl", selector, scores, partitions=partitions, budget=budget)
         assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
         for key in ("picked", "budget", "sha256", "model"):
@@ -135,7 +136,7 @@ def test_processes_give_the_same_bytes(job, tmp_path):
         assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(partitions=st.integers(2, 12), share=st.sampled_from(["3rows", "9rows", "10%", "45%"]), seed=st.integers(0, 3))
 def test_the_radius_of_two_rounds_holds(job, tmp_path_factory, partitions, share, seed):
     out = tmp_path_factory.mktemp("radius") / "s.jsonl"

@@ -103,6 +103,13 @@ def test_partial_run_is_reported_as_partial_everywhere(partial, tmp_path):
     assert all("7 of 9 trials" in path.read_text() for path in paths)
 
 
+@pytest.fixture
+def _plain_page(monkeypatch):
+    """For tests that do not read the page, whose charts take most of the time."""
+    monkeypatch.setattr("longgame.report.render.html_page", lambda *_: "page")
+
+
+@pytest.mark.usefixtures("_plain_page")
 def test_folders_of_requested_files_are_made(run, tmp_path):
     paths = [tmp_path / folder / name for folder, name in (("a/b", "r.html"), ("c", "r.md"), ("d", "card.md"))]
     done = invoke("report", run, "--out", paths[0], "--markdown", paths[1], "--card", paths[2], "--trials", 0)
@@ -110,6 +117,7 @@ def test_folders_of_requested_files_are_made(run, tmp_path):
     assert all(path.stat().st_size for path in paths)
 
 
+@pytest.mark.usefixtures("_plain_page")
 def test_unwritable_page_is_an_error(run, tmp_path):
     (tmp_path / "file").touch()
     for option, message in (("--out", "Choose another path"), ("--figures", "Give another --figures")):
@@ -297,7 +305,8 @@ def varied(tmp_path_factory):
     return folder / "run"
 
 
-def test_run_with_axes_reports_its_conditions(varied, tmp_path):
+def test_run_with_axes_reports_its_conditions(varied, tmp_path, monkeypatch):
+    monkeypatch.setattr("vl_convert.svg_to_png", lambda *_, **__: b"png")  # slow, and drawn of a run without axes above
     asked = ["--out", tmp_path / "r.html", "--figures", tmp_path / "f", "--markdown", tmp_path / "r.md"]
     done = invoke("report", varied, *asked)
     assert done.exit_code == 0, done.output

@@ -14,6 +14,7 @@ from longgame.report.tables import (
     metric_cells,
     metric_column,
     metric_table,
+    rows_by_metric,
     selectors_in_order,
     shown_views,
     stage_table,
@@ -89,7 +90,7 @@ def test_best_of_a_column_follows_the_direction(card, recipe):
 def best(metric, **means):
     columns = ("sd", "n", "p_holm", "diff_vs_reference", "ci_low", "ci_high")
     summary = pd.DataFrame({"selector": list(means), "metric": metric, "mean": list(means.values())})
-    cells = metric_cells(summary.assign(**dict.fromkeys(columns, 1.0)), metric, list(means), "a")
+    cells = metric_cells(rows_by_metric(summary.assign(**dict.fromkeys(columns, 1.0))), metric, list(means), "a")
     return {name for name, cell in cells.items() if cell.best}
 
 

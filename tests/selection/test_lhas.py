@@ -211,11 +211,13 @@ def test_blocks_split_off_are_those_of_full_sorts(coverage, seed, n, levels, dea
     scene = World(tokens, [f"{row:04d}" for row in range(n)], loss=loss, embedding=points, cluster=clusters)
     budget = max(int(share * tokens.sum()), int(tokens.min()))
     past = [0] if remembers else []
+    gaps = ((points[:, None] - points) ** 2).sum(axis=2).tolist()
+    same = (clusters[:, None] == clusters).tolist()
 
     def uncovered(row: int, covered_by: list[int]) -> float:
         if coverage == "cluster":
-            return -sum(clusters[other] == clusters[row] for other in covered_by)
-        return min((int(((points[row] - points[other]) ** 2).sum()) for other in covered_by), default=0)
+            return -sum(same[row][other] for other in covered_by)
+        return min((gaps[row][other] for other in covered_by), default=0)
 
     selector = only(coverage_weight=2.0, coverage=coverage, refreshes=refreshes)
     chosen = scene.select(selector, budget, scene.remembered(past))

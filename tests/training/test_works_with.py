@@ -114,8 +114,10 @@ def test_dataloader_workers_change_nothing(tmp_path, tokenizer, rounds):
     assert losses(runs[0]) == losses(runs[1])
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("args", [{}, {"gradient_accumulation_steps": 2}, {"dataloader_num_workers": 1}])
+@pytest.mark.parametrize(
+    ("args", "shuffle"),
+    [({}, False), ({}, True), ({"gradient_accumulation_steps": 2}, False), ({"dataloader_num_workers": 1}, True)],
+)
 def test_streams_are_resumed_in_every_pass(tmp_path, tokenizer, args, shuffle):
     """20 rows are read again and again: a pass of three batches, the last one smaller."""
 
@@ -166,8 +168,9 @@ def test_workers_of_a_stream_in_a_later_pass_are_refused(tmp_path, tokenizer):
         workers.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
-@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
-@pytest.mark.parametrize("rounds", ["step", 2])
+@pytest.mark.parametrize(
+    ("strategy", "rounds"), [("random", "step"), ("random", 2), ("group_by_length", 2), ("sequential", "step")]
+)
 def test_sampling_strategies_are_resumed_exactly(tmp_path, tokenizer, strategy, rounds):
     args = {**SAVES, "train_sampling_strategy": strategy, "max_steps": 12}  # an epoch has five
     options = {"selector": "loss", "rounds": rounds}

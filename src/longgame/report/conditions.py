@@ -34,6 +34,7 @@ from longgame.report.tables import (
     Table,
     interventions_table,
     metric_cells,
+    rows_by_metric,
     selectors_in_order,
 )
 
@@ -67,11 +68,12 @@ def across_tables(across: Across, recipe: Recipe, view: str = PRIMARY) -> list[T
     """
     card = next(iter(across.cards.values()))
     order = selectors_in_order(card, recipe)
-    summaries = dict(iter(across.summary[across.summary["view"] == view].groupby("condition", sort=False)))
+    groups = across.summary[across.summary["view"] == view].groupby("condition", sort=False)
+    rows_of = {name: rows_by_metric(group) for name, group in groups}
     names = list(dict.fromkeys(across.summary["condition"]))
     tables = []
     for metric in SHOWN:
-        cells = {name: metric_cells(summaries[name], metric, order, card.reference) for name in names}
+        cells = {name: metric_cells(rows_of[name], metric, order, card.reference) for name in names}
         measured = {name: by_selector for name, by_selector in cells.items() if by_selector}
         if measured:
             tables.append(_by_condition(f"{METRICS[metric].label} by condition", order, measured))

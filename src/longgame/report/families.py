@@ -31,6 +31,7 @@ from longgame.report.tables import (
     format_number,
     metric_cells,
     metric_column,
+    rows_by_metric,
     selector_families,
     selectors_in_order,
 )
@@ -78,9 +79,9 @@ def overview_table(card: Scorecard, recipe: Recipe, view: str) -> Table:
         Column("verdict", meaning=f"against {card.reference}; a cell's tooltip has the reasons", numeric=False),
     ]
     rows = [[Cell(name), Cell(families[name]), _verdict_cell(lines.get(name))] for name in order]
-    summary = card.summary[card.summary["view"].isin([view, ""])]
+    measured = rows_by_metric(card.summary[card.summary["view"].isin([view, ""])])
     for name in OVERVIEW:
-        if cells := metric_cells(summary, name, order, card.reference):
+        if cells := metric_cells(measured, name, order, card.reference):
             columns.append(metric_column(name))
             for row, selector in zip(rows, order, strict=True):
                 row.append(cells[selector])

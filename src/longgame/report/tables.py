@@ -225,13 +225,13 @@ def metric_table(card: Scorecard, recipe: Recipe, metrics: Iterable[str], title:
     Args:
         view: view of the score metrics; diagnostics and costs belong to every view.
     """
-    frame = card.summary[card.summary["view"].isin([view, ""])]
+    measured = rows_by_metric(card.summary[card.summary["view"].isin([view, ""])])
     order = selectors_in_order(card, recipe)
     families = selector_families(card, recipe)
     columns = [Column("selector", numeric=False), *([Column("family", numeric=False)] if families else [])]
     rows = [[Cell(name), *([Cell(families[name])] if families else [])] for name in order]
     for name in metrics:
-        if cells := metric_cells(frame, name, order, card.reference):
+        if cells := metric_cells(measured, name, order, card.reference):
             columns.append(metric_column(name))
             for row, selector in zip(rows, order, strict=True):
                 row.append(cells[selector])
@@ -240,13 +240,23 @@ def metric_table(card: Scorecard, recipe: Recipe, metrics: Iterable[str], title:
     return Table(title, tuple(columns), tuple(map(tuple, rows)), of_selectors=True)
 
 
-def metric_cells(summary: pd.DataFrame, name: str, order: Sequence[str], reference: str) -> dict[str, Cell]:
+def rows_by_metric(summary: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Metric → its rows of `Scorecard.summary`."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in _records(summary):
+        rows.setdefault(str(row["metric"]), []).append(row)
+    return rows
+
+
+def metric_cells(
+    measured: Mapping[str, list[dict[str, Any]]], name: str, order: Sequence[str], reference: str
+) -> dict[str, Cell]:
     """Selector → mean ± sd of one metric, marked against the reference; empty where nothing was measured.
 
     Args:
-        summary: rows of `Scorecard.summary` of one view, with those of view "" for diagnostics and costs.
+        measured: `rows_by_metric` of one view, with the rows of view "" for diagnostics and costs.
     """
-    rows = {str(row["selector"]): shown_row(row, name) for row in _records(summary[summary["metric"] == name])}
+    rows = {str(row["selector"]): shown_row(row, name) for row in measured.get(name, ())}
     if all(np.isnan(row["mean"]) for row in rows.values()):
         return {}
     better, unit = METRICS[name].better, METRICS[name].shown_unit
