@@ -24,7 +24,8 @@ from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import score_into
 from longgame.signals.quality.base import QualitySources, build_quality, rate
 from longgame.signals.quality.endpoint import Pace
-from longgame.signals.quality.judge import RUBRICS, Agreement, JudgeQuality, read_grade
+from longgame.signals.quality.judge import Agreement, JudgeQuality, read_grade
+from longgame.signals.quality.rubrics import RUBRICS
 from support.judge_server import KEY, grade_of, serving
 
 EXAMPLES = [Example.make(f"What is {n} and {n}?", f"It is {2 * n}.") for n in range(8)]

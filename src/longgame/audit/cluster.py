@@ -153,7 +153,7 @@ def _words(source: str | Mapping[str, Any] | None) -> list[str]:
     else:
         words = list(filter(None, re.split(r"\bcache=[^,)]*|[:(,=)\s]+", source or "")))
     if "judge" in words[:1]:
-        from longgame.signals.quality.judge import JudgeOptions
+        from longgame.signals.quality.judge_options import JudgeOptions
 
         files = [word for word in words[1:] if word.endswith((".yaml", ".yml")) and not why_no_file(_path(word))]
         words += [text for file in files for text in texts_in(JudgeOptions.of(file, {}).rubric)]

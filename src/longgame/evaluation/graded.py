@@ -12,7 +12,8 @@ import numpy as np
 from longgame.data.examples import Example
 from longgame.evaluation.answers import without_thinking
 from longgame.evaluation.scorers import Evidence, Scorer
-from longgame.signals.quality.judge import JudgeOptions, JudgeQuality
+from longgame.signals.quality.judge import JudgeQuality
+from longgame.signals.quality.judge_options import JudgeOptions
 
 _log = logging.getLogger(__name__)
 _NO_ANSWER = "(no answer)"
@@ -26,7 +27,7 @@ class JudgeGrade(Scorer):
     of them end the work. Replies are stored, so a repeated answer is paid for once.
 
     Args:
-        file: YAML file with fields of `longgame.signals.quality.judge.JudgeOptions`.
+        file: YAML file with fields of `longgame.signals.quality.judge_options.JudgeOptions`.
         options: fields of `JudgeOptions`; the rubric is ``mt-bench`` unless another one is named.
 
     Raises:
