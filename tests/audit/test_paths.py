@@ -218,7 +218,7 @@ JUDGED = {"judge.yaml", "rubric.jinja"}
             )
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # the same in every process
 )
 def test_a_node_must_have_every_file_that_a_recipe_names(home, changes, names):
     folder = home / "project"
