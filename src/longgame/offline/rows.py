@@ -463,6 +463,11 @@ def lengths(example: Example) -> tuple[int, int]:
     return sum(len(text) for _, text in example.messages) - earlier, earlier + len(example.response)
 
 
+def nothing_learned(max_length: int, length: int) -> str:
+    """Why an example of this length (tokens) cannot be used once its end is cut off."""
+    return f"its first {max_length} tokens (of {length}) hold nothing that is learned; raise --max-length"
+
+
 class TokenizedRows:
     """The rows as pools of tokenized examples, shard by shard; what cannot be tokenized is collected.
 
@@ -523,7 +528,7 @@ class TokenizedRows:
 
     def _why_not(self, length: int) -> str:
         if self.too_long == "truncate":
-            return f"its first {self.max_length} tokens (of {length}) hold nothing that is learned; raise --max-length"
+            return nothing_learned(self.max_length, length)
         return f"has {length} tokens, more than --max-length {self.max_length}"
 
     def _skip(self, row: int, reason: str) -> None:
