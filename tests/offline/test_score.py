@@ -140,9 +140,22 @@ def test_rows_without_tokens_are_left_out_and_listed(tmp_path: Path) -> None:
     assert len(table.ids) == 8
     entry = json.loads((tmp_path / "s" / "bad-rows.jsonl").read_text(encoding="utf-8"))
     assert entry["number"] == 4
-    subset = longgame.select(data, selector="loss", budget="100%", scores=tmp_path / "s", on_bad_row="skip")
-    assert len(subset) == 8
-    assert subset.manifest["data"]["bad_rows"] == 1
+    options: dict[str, Any] = {"selector": "loss", "budget": "100%", "scores": tmp_path / "s", "on_bad_row": "skip"}
+    for parts, name in (({}, "whole"), ({"partitions": 2}, "parts")):
+        subset = longgame.select(data, out=tmp_path / f"{name}.jsonl", **options, **parts)
+        assert len(subset) == 8
+        assert (subset.manifest["data"]["usable"], subset.manifest["data"]["bad_rows"]) == (8, 1)
+        assert json.loads((tmp_path / f"{name}.bad-rows.jsonl").read_text(encoding="utf-8")) == entry
+
+
+def test_bad_rows_of_both_kinds_stand_in_the_order_of_the_data(tmp_path: Path) -> None:
+    long = {"prompt": "word " * 900, "response": "x"}
+    data = jsonl(tmp_path / "d.jsonl", [long, *ROWS[:3], {"prompt": "a"}, ROWS[3], long])
+    score_into(DataRows(open_source(data), on_bad_row="skip"), [], tmp_path / "s", TINY, on_bad_row="skip")
+    options: dict[str, Any] = {"selector": "random", "scores": tmp_path / "s", "on_bad_row": "skip"}
+    longgame.select(data, out=tmp_path / "o.jsonl", budget="50%", **options)
+    listed = (tmp_path / "o.bad-rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["number"] for line in listed] == [1, 5, 7]
 
 
 def test_an_adapter_scores_itself_and_its_base(data: Path, tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ def select_command(
                 )
             for line in partitioned_lines(parts, manifest):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-            _finish(console, one_or_all(data), out, [MANIFEST], manifest, card, push)
+            endings = [MANIFEST, *([BAD] if beside(out, BAD).exists() else [])]
+            _finish(console, one_or_all(data), out, endings, manifest, card, push)
             return
         if page:
             refuse_existing([beside(out, PAGE)], overwrite)
@@ -250,7 +251,7 @@ def select_command(
         if page:
             write_file(beside(out, PAGE), subset_page(outcome, manifest))
         console.print(subset_summary(outcome, manifest))
-        written = {MANIFEST: True, EXPLAINED: explain, BAD: bool(outcome.rows.bad), PAGE: page}
+        written = {MANIFEST: True, EXPLAINED: explain, BAD: bool(outcome.bad), PAGE: page}
         endings = [ending for ending, there in written.items() if there]
         _finish(console, one_or_all(data), out, endings, manifest, card, push)
         console.print("What does it do to your next stages? Put their files into a folder, and run:")

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from longgame.data.examples import WEIGHT
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.replaying import ReplayedRows, replay_manifest
-from longgame.offline.rows import DataRows
+from longgame.offline.rows import BadRow, DataRows
 from longgame.offline.subset import PREFIX, SubsetPart
 from longgame.training.log import Trajectories
 
@@ -45,8 +45,8 @@ class SubsetOutcome:
     budget_unit: str
     repeats: Int[np.ndarray, " n"]
     """Row that each one repeats; −1: none."""
-    unscored: Int[np.ndarray, " u"]
-    """Rows that could not be tokenized."""
+    unscored: Mapping[int, BadRow]
+    """Rows that could not be tokenized, with the reason of each."""
     clusters: Int[np.ndarray, " n"] | None
     """Cluster of every row, where the selector saw one; −1 for others."""
     embedding: Float[np.ndarray, "n 2"] | None
@@ -71,6 +71,13 @@ class SubsetOutcome:
     """The reference model that was given."""
     pick_weights: Float[np.ndarray, " k"] | None = None
     """Factor of each pick's loss, in pick order, where the selector gives weights (`Selection.weights`)."""
+
+    @property
+    def bad(self) -> list[BadRow]:
+        """Rows that cannot be used, in the order of the data: those that cannot be read, and those without tokens."""
+        places = [*self.rows.bad_positions, *self.rows.positions[[*self.unscored]].tolist()]
+        entries = [*self.rows.bad, *self.unscored.values()]
+        return [entry for _, entry in sorted(zip(places, entries, strict=True), key=lambda pair: pair[0])]
 
     @property
     def mask_share(self) -> float:
@@ -190,7 +197,7 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
             "label": rows.source.label,
             "digest": rows.digest,
             "rows": rows.total,
-            "usable": len(rows),
+            "usable": len(rows) - len(outcome.unscored),
             "formats": dict(rows.formats),
             "bad_rows": len(rows.bad) + len(outcome.unscored),
             "where": rows.where,

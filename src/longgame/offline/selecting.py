@@ -384,7 +384,7 @@ def select_to(
     if explain:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.explain()]
         write_file(beside(path, EXPLAINED), "".join(lines))
-    if bad := [dataclasses.asdict(row) for row in outcome.rows.bad]:
+    if bad := [dataclasses.asdict(row) for row in outcome.bad]:
         write_file(beside(path, BAD), "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
     write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     if history is not None:
