@@ -57,6 +57,11 @@ class SubsetOutcome:
     """Its name; empty without one."""
     template: str
     """Digest of the chat template; empty without a model."""
+    cut_rows: int | None = None
+    """Rows that were cut at the model's maximum length, of ``scored_rows``; None: not known, or no model."""
+    scored_rows: int = 0
+    max_length: int | None = None
+    """Tokens that a row may have; None without a model."""
     replay: tuple[ReplayedRows, ...] = ()
     """Rows of each earlier data set that are learned again."""
     graded: Mapping[str, Any] = field(default_factory=dict)
@@ -200,6 +205,8 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
             "usable": len(rows) - len(outcome.unscored),
             "formats": dict(rows.formats),
             "bad_rows": len(rows.bad) + len(outcome.unscored),
+            "cut_rows": outcome.cut_rows,
+            "max_length": outcome.max_length,
             "where": rows.where,
             "filtered": rows.filtered,
             "duplicates": int((outcome.repeats >= 0).sum()),

@@ -443,6 +443,8 @@ def _manifest(
             "digest": job["digest"],
             "usable": scored,
             "bad_rows": bad,
+            "cut_rows": table.cut_rows(),
+            "max_length": int(config["max_length"]),
             "duplicates": scored - candidates,
             "candidates": candidates,
             "tokens": sum(part.tokens for part in outcome.totals),
@@ -472,6 +474,11 @@ def partitioned_lines(outcome: PartsOutcome, manifest: Mapping[str, Any]) -> lis
         f"the selector {manifest['selector']['name']}, in {claim['partitions']} parts: {rounds}",
         f"budget {manifest['budget']['budget']}: {outcome.asked:,} {outcome.unit}, {outcome.spent:,} spent",
     ]
+    if pool["cut_rows"]:
+        lines.append(
+            f"{pool['cut_rows']:,} of {pool['usable']:,} scored rows cut after {pool['max_length']:,} tokens "
+            "(--max-length)"
+        )
     if "radius" in claim:
         factor = claim["factor"]
         ratio = "" if factor is None else f"; at most {factor:.3g} times that of the best picks"

@@ -481,7 +481,7 @@ class TokenizedRows:
     Attributes:
         bad: rows that were skipped in the last iteration of `shards`.
         bad_positions: place of each of them among all of the source, rising.
-        cut: examples whose end was cut off in the last iteration.
+        cut: examples whose end was cut off in the last iteration, of those that are used.
     """
 
     def __init__(
@@ -513,9 +513,9 @@ class TokenizedRows:
                 if isinstance(item, Exception):
                     reason = str(item)
                 elif len(item) > self.max_length:
-                    self.cut += self.too_long == "truncate"
                     short = truncated(item, self.max_length) if self.too_long == "truncate" else None
                     reason = self._why_not(len(item)) if short is None else ""
+                    self.cut += short is not None
                     item = item if short is None else short
                 if reason:
                     self._skip(start + place, reason)

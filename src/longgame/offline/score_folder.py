@@ -23,7 +23,7 @@ from longgame.seeding import stream_seed
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.quality.base import QualitySources
 from longgame.signals.store import MANIFEST, PackedIds, SignalStore
-from longgame.storage import read_state
+from longgame.storage import read_json, read_state
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
 GRADING_FILE = "quality.json"
@@ -96,6 +96,13 @@ class ScoreFolder:
         for path in [folder / BAD_ROWS for folder in self.folders if (folder / BAD_ROWS).is_file()]:
             with path.open(encoding="utf-8") as lines:
                 yield from (BadRow(**json.loads(line)) for line in lines if line.strip())
+
+    def cut_rows(self) -> int | None:
+        """Return how many rows were cut at the maximum length; None where the folder does not say."""
+        paths = [folder / TOKENIZED_FILE for folder in self.folders]
+        if not all(path.is_file() for path in paths):
+            return None
+        return sum(int(read_json(path)["cut"]) for path in paths)
 
     def __len__(self) -> int:
         return sum(len(stores[0]) for stores in self._stores)

@@ -117,6 +117,10 @@ def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str
     facts = {
         "data": f"{rows.source.label}: {rows.total:,} rows, {len(outcome.candidates):,} in the pool",
         "left out": _left_out(outcome),
+        "cut": f"{outcome.cut_rows:,} of {outcome.scored_rows:,} scored rows, after {outcome.max_length:,} tokens "
+        "(--max-length)"
+        if outcome.cut_rows
+        else "",
         "model": outcome.weights or "none (lengths are characters)",
         "selector": options.label + "".join(f", {name}={value}" for name, value in options.parameters.items()),
         "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}"
