@@ -50,7 +50,7 @@ from longgame.offline.subset import (
 )
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
-from longgame.selection.base import SCORES, Selector
+from longgame.selection.base import SCORES, Selector, eligible_of
 from longgame.selection.history import History
 from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy
@@ -179,6 +179,7 @@ def choose(
         embedding=_map(signals, candidates, len(rows)),
         weights="" if table is None else f"{table.config['weights']} ({table.config['fingerprint']})",
         template="" if table is None else str(table.config.get("template", "")),
+        rejected=_spread(~eligible_of(selector, pool), candidates, len(rows)) == 1,
         cut_rows=None if table is None else table.cut_rows(),
         scored_rows=0 if table is None else len(table),
         max_length=None if table is None else int(table.config["max_length"]),
