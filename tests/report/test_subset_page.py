@@ -262,12 +262,15 @@ def test_a_selector_that_passes_rows_over_has_no_fillers(tmp_path):
         ({"budget": "50%"}, "a b", "--selectors random,longest --budget 0.5 --model 'a b'"),
         ({"selector": "random"}, "", "--selectors random --budget 0.2"),
         ({"budget": "5rows"}, "", "--selectors random,longest --budget 0.1"),
+        ({"budget": "99999rows"}, "", "--selectors random,longest --budget 1"),
     ],
 )
 def test_the_audit_line_repeats_selector_budget_model(options, model, line, tmp_path):
     outcome, _ = outcome_of(tmp_path, rows_of(50), **options)
     outcome = dataclasses.replace(outcome, model=model)
     assert audit_line(outcome) == f"longgame init stages && longgame audit stages/recipe.yaml {line}"
+    small = dataclasses.replace(outcome, options=dataclasses.replace(outcome.options, budget="0.002%"))
+    assert "--budget 0.00002" in audit_line(small)
 
 
 MEASURE = """<script>

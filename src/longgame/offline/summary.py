@@ -85,7 +85,8 @@ def audit_line(outcome: SubsetOutcome) -> str:
     selectors = ",".join(dict.fromkeys(("random", name)))
     budget = Budget.parse(outcome.options.budget)
     spendable = int(outcome.costs[outcome.candidates].sum())
-    share = f"{budget.value if budget.kind == 'share' else outcome.asked / spendable:.2g}"
+    part = budget.value if budget.kind == "share" else min(1.0, float(f"{outcome.asked / spendable:.2g}"))
+    share = np.format_float_positional(part, trim="-")  # a recipe reads no exponents
     model = outcome.model
     words = ["longgame", "audit", "stages/recipe.yaml", "--selectors", selectors, "--budget", share]
     return "longgame init stages && " + shlex.join([*words, *(["--model", model] if model else [])])
