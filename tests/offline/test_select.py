@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,12 @@ def test_other_budgets_are_refused_with_their_forms(text: Any) -> None:
 )
 def test_selectors_read_with_their_parameters(text: str, name: str, parameters: dict[str, Any]) -> None:
     assert parse_selector(text) == (name, parameters)
+
+
+@pytest.mark.parametrize("text", ["0", 0, 0.0, "0%", "0 %rows", "0rows", "0k", "-1", "-5%", -0.5])
+def test_a_budget_of_nothing_is_named_as_it_was_written(text: Any) -> None:
+    with pytest.raises(BudgetError, match=f"the budget is '?{re.escape(str(text))}'?; it must be above 0"):
+        Budget.parse(text)
 
 
 class Greedy(Selector):
