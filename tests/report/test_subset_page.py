@@ -237,6 +237,14 @@ def test_a_small_row_that_fills_the_budget_is_not_the_cut(tmp_path):
     assert whys[5] in unescape(page)
 
 
+@pytest.mark.parametrize("selector", ["random", "longest"])
+def test_a_whole_pool_is_a_note_and_no_grade(selector, tmp_path):
+    outcome, manifest = outcome_of(tmp_path, rows_of(8), selector=selector, budget="100%rows")
+    facts = SubsetFacts.of(outcome, manifest).facts
+    assert facts["note"].startswith("the budget holds all 8 candidates")
+    assert "grades" not in facts
+
+
 def test_a_first_row_beyond_the_budget_leaves_no_cut(tmp_path):
     outcome, manifest = scored(tmp_path, [0.9, 0.8, 0.1], [30, 10, 10], 20)
     assert "the budget does not hold the row of the highest score; 2 rows" in " ".join(

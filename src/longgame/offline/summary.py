@@ -124,7 +124,7 @@ def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str
         "seed": str(options.seed),
     }
     if outcome.notes:
-        facts["grades"] = "; ".join(outcome.notes)
+        facts["note"] = "; ".join(outcome.notes)
     if outcome.replay:
         parts = ", ".join(f"{len(chosen):,} rows of {earlier.source.label}" for earlier, chosen in outcome.replay)
         how = "" if options.replay_choice == "uniform" else f", by {options.replay_choice}"
