@@ -546,6 +546,14 @@ def test_an_existing_output_stays(data: Path, tmp_path: Path) -> None:
         select_to(data, tmp_path / "o.csv", SelectOptions())
 
 
+@pytest.mark.parametrize("ending", [".html", ".explain.jsonl"])
+def test_a_file_beside_an_output_is_refused_with_both_names(ending: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / f"o{ending}").write_text("mine", encoding="utf-8")
+    done = longgame_here("select", str(data), "--selector", "longest", "--out", "o.jsonl", cwd=tmp_path)
+    message = f"'o{ending}' exists already; it is written beside the output 'o.jsonl'. Give another --out"
+    assert message in " ".join(done.stderr.split())
+
+
 def test_an_output_that_is_read_is_refused_and_stays(data: Path, tmp_path: Path) -> None:
     names = {"target": "t.jsonl", "replay": "old.jsonl"}
     paths = {name: jsonl(tmp_path / file, ROWS[:9]) for name, file in names.items()}

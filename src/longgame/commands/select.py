@@ -175,7 +175,7 @@ def select_command(
             check_repo_id(push)  # before hours of work
         if card is not None:
             check_outputs({"--card": card, **subset_outputs(out)}, [])
-            refuse_existing([card], overwrite)
+            refuse_existing([card], overwrite, option="--card")
         settings = model_settings(
             model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
             trust_remote_code, reference_model,
@@ -234,7 +234,7 @@ def select_command(
             _finish(console, one_or_all(data), out, endings, manifest, card, push)
             return
         if page:
-            refuse_existing([beside(out, PAGE)], overwrite)
+            refuse_existing([beside(out, PAGE)], overwrite, out)
         with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(
                 one_or_all(data),

@@ -146,7 +146,7 @@ def select_in_parts(
         if kind_of(path) != "jsonl":
             refuse_several_schemas(data)
         refuse_inputs(subset_outputs(path), selection_inputs(source, options, scores=scores))
-        refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
+        refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite, path)
     table = ScoreFolder(scores)
     outcome = _chosen(source, table, options, partitions, engine, workers)
     files = {} if path is None else write_subset(path, outcome.parts())

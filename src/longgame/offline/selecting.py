@@ -357,7 +357,7 @@ def select_to(
         training_log=training_log,
     )
     refuse_inputs(subset_outputs(path), inputs)
-    refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
+    refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite, path)
     scratch = path.with_name(f"{path.name}.scores")
     try:
         outcome, policy = choose(
