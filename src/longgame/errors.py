@@ -7,6 +7,7 @@ The command line prints the message alone (no traceback) and exits with `exit_co
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 
@@ -63,10 +64,23 @@ class PluginError(LonggameError):
     """A selector or scorer, ours or the user's, breaks its contract."""
 
 
-def did_you_mean(value: str, allowed: Iterable[str]) -> str:
+def did_you_mean(value: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``' Did you mean X?'`` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def did_you_mean_file(name: str, others: Iterable[str]) -> str:
+    """Return ``' Did you mean X?'`` for the file of the closest name; endings, which most files share, do not count."""
+    by_stem: dict[str, list[str]] = {}
+    for other in others:
+        by_stem.setdefault(_stem(other), []).append(other)
+    stems = difflib.get_close_matches(_stem(name), list(by_stem), n=1, cutoff=0.6)
+    return did_you_mean(name, by_stem[stems[0]], cutoff=0.0) if stems else ""
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"(?<=.)(\.[A-Za-z]\w*){1,2}$", "", name)
 
 
 def unknown(kind: str, value: str, allowed: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from longgame.errors import RecipeError, did_you_mean, unknown
+from longgame.errors import RecipeError, did_you_mean, did_you_mean_file, unknown
 from longgame.limits import load_yaml, located, relative_to, why_no_file
 
 MOST = 100_000_000
@@ -761,7 +761,7 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     if reason := why_no_file(path):
         names = packaged_recipes() if len(path.parts) == 1 else {}
         others = [other.name for other in path.parent.glob("*.yaml")] if reason == "does not exist" else []
-        near = did_you_mean(path.name, [*others, *(names if not path.suffix else ())])
+        near = did_you_mean_file(path.name, [*others, *(names if not path.suffix else ())])
         packaged = f", or the name of a recipe of the package: {', '.join(names)}" if names else ""
         raise RecipeError(f"recipe '{path}' {reason}.{near} Give the path of a YAML file, e.g. {example}{packaged}.")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longgame.data.score_files import read_scores
-from longgame.data.sources import load_examples, source_name
+from longgame.data.sources import load_examples, open_source, source_name
 from longgame.errors import DataError
 
 
@@ -371,3 +372,20 @@ def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="cannot be read"):
         read_scores(str(tmp_path / "bad.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "near"),
+    [
+        ("nofile.jsonl", ["o9.jsonl", "a.jsonl", "profile.html"], ""),
+        ("trian.jsonl", ["train.jsonl", "eval.jsonl"], "train.jsonl"),
+        ("train.json", ["train.parquet", "train.jsonl"], "train.jsonl"),
+        ("train.v1.2.jsonl", ["train.v1.1.jsonl.gz", "test.jsonl"], "train.v1.1.jsonl.gz"),
+    ],
+)
+def test_a_shared_ending_makes_no_file_near(name, others, near, tmp_path):
+    for other in others:
+        (tmp_path / other).touch()
+    with pytest.raises(DataError, match="does not exist") as caught:
+        open_source(tmp_path / name)
+    assert re.findall(r"Did you mean '(.*)'", str(caught.value)) == ([near] if near else [])

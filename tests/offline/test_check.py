@@ -154,6 +154,18 @@ def test_lengths_over_the_limit_are_counted(tmp_path, folder):
     assert any("more than 20 tokens" in warning for warning in report.warnings)
 
 
+def test_rows_that_would_learn_nothing_cannot_be_used(tmp_path, folder):
+    rows = [{"prompt": "one", "completion": "two " * 40}, {"prompt": "one " * 40, "completion": "two"}]
+    path = write(tmp_path / "data.jsonl", rows)
+    report = check(path, model(folder), max_length=20)
+    assert report.usable == 1
+    assert [(row.number, row.reason[:24]) for row in report.bad] == [(2, "its first 20 tokens (of ")]
+    assert check(path, model(folder), max_length=20, example=2).example.number == 2
+    options = ["--model", model(folder), "--max-length", "20", "--bad-rows", "bad.jsonl"]
+    assert command(tmp_path, "data.jsonl", *options, "--strict").returncode == 1
+    assert [json.loads(line)["number"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [2]
+
+
 def test_extreme_shares_of_learned_tokens_are_counted(tmp_path, folder):
     rows = [{"prompt": "one two three " * 60, "completion": "two"}, {"text": "one two three"}]
     report = check(write(tmp_path / "data.jsonl", rows), model(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -121,14 +122,16 @@ def test_long_rows_are_cut_as_trl_cuts_them(tmp_path: Path) -> None:
     cut = TokenizedRows(rows, tokenizer, 64, on_bad_row="skip")
     pools = list(cut.shards())
     assert sum(map(len, pools)) == 4
-    assert cut.cut == 1
+    assert cut.cut == 0  # what learns nothing is bad
     assert "hold nothing that is learned" in cut.bad[0].reason
     with pytest.raises(DataError, match="line 4: its first 64 tokens"):
         list(TokenizedRows(rows, tokenizer, 64).shards())
     skipped = TokenizedRows(rows, tokenizer, 16, "skip", "skip")
     assert all(pool.tokens.max() <= 16 for pool in skipped.shards())
     long = jsonl(tmp_path / "l.jsonl", [{"prompt": "Count.", "response": " ".join(map(str, range(300)))}])
-    [pool] = TokenizedRows(DataRows(open_source(long)), tokenizer, 64).shards()
+    tokenized = TokenizedRows(DataRows(open_source(long)), tokenizer, 64)
+    [pool] = tokenized.shards()
+    assert tokenized.cut == 1
     assert pool.tokens.tolist() == [64]
     assert pool.response_tokens[0] > 32
 
@@ -140,9 +143,32 @@ def test_rows_without_tokens_are_left_out_and_listed(tmp_path: Path) -> None:
     assert len(table.ids) == 8
     entry = json.loads((tmp_path / "s" / "bad-rows.jsonl").read_text(encoding="utf-8"))
     assert entry["number"] == 4
-    subset = longgame.select(data, selector="loss", budget="100%", scores=tmp_path / "s", on_bad_row="skip")
-    assert len(subset) == 8
-    assert subset.manifest["data"]["bad_rows"] == 1
+    options: dict[str, Any] = {"selector": "loss", "budget": "100%", "scores": tmp_path / "s", "on_bad_row": "skip"}
+    for parts, name in (({}, "whole"), ({"partitions": 2}, "parts")):
+        subset = longgame.select(data, out=tmp_path / f"{name}.jsonl", **options, **parts)
+        assert len(subset) == 8
+        assert (subset.manifest["data"]["usable"], subset.manifest["data"]["bad_rows"]) == (8, 1)
+        assert json.loads((tmp_path / f"{name}.bad-rows.jsonl").read_text(encoding="utf-8")) == entry
+
+
+@pytest.mark.parametrize("parts", [{}, {"partitions": 2}])
+def test_a_selection_says_how_many_rows_were_cut(parts: dict[str, int], tmp_path: Path) -> None:
+    long = {"prompt": "Count.", "response": " ".join(map(str, range(300)))}
+    data = jsonl(tmp_path / "d.jsonl", [*ROWS[:8], long])
+    score_into(DataRows(open_source(data)), ["loss"], tmp_path / "s", dataclasses.replace(TINY, max_length=64))
+    subset = longgame.select(data, selector="loss", budget="50%", scores=tmp_path / "s", **parts)
+    assert (subset.manifest["data"]["cut_rows"], subset.manifest["data"]["max_length"]) == (1, 64)
+    assert "1 of 9 scored rows" in subset._repr_html_()
+
+
+def test_bad_rows_of_both_kinds_stand_in_the_order_of_the_data(tmp_path: Path) -> None:
+    long = {"prompt": "word " * 900, "response": "x"}
+    data = jsonl(tmp_path / "d.jsonl", [long, *ROWS[:3], {"prompt": "a"}, ROWS[3], long])
+    score_into(DataRows(open_source(data), on_bad_row="skip"), [], tmp_path / "s", TINY, on_bad_row="skip")
+    options: dict[str, Any] = {"selector": "random", "scores": tmp_path / "s", "on_bad_row": "skip"}
+    longgame.select(data, out=tmp_path / "o.jsonl", budget="50%", **options)
+    listed = (tmp_path / "o.bad-rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["number"] for line in listed] == [1, 5, 7]
 
 
 def test_an_adapter_scores_itself_and_its_base(data: Path, tmp_path: Path) -> None:

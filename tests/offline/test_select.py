@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,12 @@ def test_selectors_read_with_their_parameters(text: str, name: str, parameters: 
     assert parse_selector(text) == (name, parameters)
 
 
+@pytest.mark.parametrize("text", ["0", 0, 0.0, "0%", "0 %rows", "0rows", "0k", "-1", "-5%", -0.5])
+def test_a_budget_of_nothing_is_named_as_it_was_written(text: Any) -> None:
+    with pytest.raises(BudgetError, match=f"the budget is '?{re.escape(str(text))}'?; it must be above 0"):
+        Budget.parse(text)
+
+
 class Greedy(Selector):
     """Returns what its test says."""
 
@@ -424,6 +431,14 @@ FAULTS: list[tuple[dict[str, Any], type[LonggameError], str]] = [
     ({"budget": "0.01%"}, BudgetError, "the shortest of 60 candidates has"),
     ({"where": "skil == 'math'"}, DataError, "unknown column 'skil'.*Did you mean 'skill'"),
     ({"where": "skill == 'poetry'"}, DataError, "60 rows are left out by --where"),
+    (
+        {"where": "skill == 'poetry'"},
+        DataError,
+        r"""Change the condition, --where "skill == 'poetry'"\. Values of 'skill': 'talk', 'math'\.$""",
+    ),
+    ({"where": "skill in ['a', 'b']"}, DataError, r"Values of 'skill': 'talk', 'math'\.$"),
+    ({"where": "skill.str.len() > 90"}, DataError, r"Change the condition, --where 'skill.str.len\(\) > 90'\.$"),
+    ({"where": "prompt == 'no'"}, DataError, r"Values of 'prompt': ('[^']+', ){5}…$"),
     ({"where": "skill +"}, DataError, "cannot be decided"),
     ({"where": "skill"}, DataError, "is no condition"),
     ({"where": "index < 3"}, DataError, "unknown column 'index'.*The place of a row is no column"),
@@ -537,6 +552,14 @@ def test_an_existing_output_stays(data: Path, tmp_path: Path) -> None:
         select_to(data, data, SelectOptions(), overwrite=True)
     with pytest.raises(DataError, match=r"ends in '.csv'"):
         select_to(data, tmp_path / "o.csv", SelectOptions())
+
+
+@pytest.mark.parametrize("ending", [".html", ".explain.jsonl"])
+def test_a_file_beside_an_output_is_refused_with_both_names(ending: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / f"o{ending}").write_text("mine", encoding="utf-8")
+    done = longgame_here("select", str(data), "--selector", "longest", "--out", "o.jsonl", cwd=tmp_path)
+    message = f"'o{ending}' exists already; it is written beside the output 'o.jsonl'. Give another --out"
+    assert message in " ".join(done.stderr.split())
 
 
 def test_an_output_that_is_read_is_refused_and_stays(data: Path, tmp_path: Path) -> None:

@@ -208,7 +208,59 @@ def test_counts_of_groups_add_up(tmp_path):
 
 def test_the_cut_is_the_lowest_picked_score(tmp_path):
     outcome, manifest = outcome_of(tmp_path, rows_of(50))
-    assert SubsetFacts.of(outcome, manifest).cut == outcome.terms["score"][outcome.picks].min()
+    assert SubsetFacts.of(outcome, manifest).cut.score == outcome.terms["score"][outcome.picks].min()
+
+
+def scored(tmp_path, scores, lengths, budget):
+    """A selection by these scores, of rows of these lengths, within as many characters."""
+    pairs = enumerate(zip(scores, lengths, strict=True))
+    rows = [{"prompt": f"{n}", "completion": "a" * (length - 1), "quality": score} for n, (score, length) in pairs]
+    return outcome_of(tmp_path, rows, selector="quality", budget=(budget + 0.1) / sum(lengths))
+
+
+def test_a_small_row_that_fills_the_budget_is_not_the_cut(tmp_path):
+    outcome, manifest = scored(tmp_path, [0.9, 0.8, 0.7, 0.6, 0.1, 0.0], [10, 10, 30, 30, 5, 5], 25)
+    whys = {entry["row"]: entry["why"] for entry in outcome.explain()}
+    assert [entry["row"] for entry in outcome.explain() if entry["picked"]] == [1, 2, 5]
+    assert whys[1] == "score 0.9 is at or above the cut of 0.8"
+    assert (
+        whys[3]
+        == whys[4].replace("0.6", "0.7")
+        == ("score 0.7 is below the cut of 0.8, and what was left of the budget was too small for the row")
+    )
+    assert whys[5] == "score 0.1 is below the cut of 0.8; the row fills what was left of the budget"
+    assert whys[6] == "score 0 is below the cut of 0.8"
+    words = "selected from 0.8 on; 1 row below it, down to 0.1, fills what was left of the budget"
+    assert words in " ".join(printed(outcome, manifest).split())
+    page = subset_page(outcome, manifest)
+    assert words[1:] in unescape(page)
+    assert whys[5] in unescape(page)
+
+
+@pytest.mark.parametrize("selector", ["random", "longest"])
+def test_a_whole_pool_is_a_note_and_no_grade(selector, tmp_path):
+    outcome, manifest = outcome_of(tmp_path, rows_of(8), selector=selector, budget="100%rows")
+    facts = SubsetFacts.of(outcome, manifest).facts
+    assert facts["note"].startswith("the budget holds all 8 candidates")
+    assert "grades" not in facts
+
+
+def test_a_first_row_beyond_the_budget_leaves_no_cut(tmp_path):
+    outcome, manifest = scored(tmp_path, [0.9, 0.8, 0.1], [30, 10, 10], 20)
+    assert "the budget does not hold the row of the highest score; 2 rows" in " ".join(
+        printed(outcome, manifest).split()
+    )
+    assert "at or above" not in str(outcome.explain())
+    assert "does not hold the row of the highest score" in unescape(subset_page(outcome, manifest))
+
+
+def test_a_selector_that_passes_rows_over_has_no_fillers(tmp_path):
+    outcome, _ = outcome_of(tmp_path, rows_of(50))
+    picks = outcome.picks[::-1]  # in another order than that of the scores
+    cut = dataclasses.replace(outcome, picks=picks[:-1]).cut
+    assert (cut.score, cut.fillers) == (outcome.terms["score"][picks].min(), 0)
+    best = dataclasses.replace(outcome, picks=picks[:-1]).why(int(picks[-1]), None)
+    assert best.endswith("but the selector did not pick it")
 
 
 @pytest.mark.parametrize(
@@ -218,12 +270,15 @@ def test_the_cut_is_the_lowest_picked_score(tmp_path):
         ({"budget": "50%"}, "a b", "--selectors random,longest --budget 0.5 --model 'a b'"),
         ({"selector": "random"}, "", "--selectors random --budget 0.2"),
         ({"budget": "5rows"}, "", "--selectors random,longest --budget 0.1"),
+        ({"budget": "99999rows"}, "", "--selectors random,longest --budget 1"),
     ],
 )
 def test_the_audit_line_repeats_selector_budget_model(options, model, line, tmp_path):
     outcome, _ = outcome_of(tmp_path, rows_of(50), **options)
     outcome = dataclasses.replace(outcome, model=model)
     assert audit_line(outcome) == f"longgame init stages && longgame audit stages/recipe.yaml {line}"
+    small = dataclasses.replace(outcome, options=dataclasses.replace(outcome.options, budget="0.002%"))
+    assert "--budget 0.00002" in audit_line(small)
 
 
 MEASURE = """<script>

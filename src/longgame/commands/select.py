@@ -175,7 +175,7 @@ def select_command(
             check_repo_id(push)  # before hours of work
         if card is not None:
             check_outputs({"--card": card, **subset_outputs(out)}, [])
-            refuse_existing([card], overwrite)
+            refuse_existing([card], overwrite, option="--card")
         settings = model_settings(
             model, adapter, dtype, device, max_length, too_long, chat_template, pad_token, batch_tokens, store_dtype,
             trust_remote_code, reference_model,
@@ -230,10 +230,11 @@ def select_command(
                 )
             for line in partitioned_lines(parts, manifest):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-            _finish(console, one_or_all(data), out, [MANIFEST], manifest, card, push)
+            endings = [MANIFEST, *([BAD] if beside(out, BAD).exists() else [])]
+            _finish(console, one_or_all(data), out, endings, manifest, card, push)
             return
         if page:
-            refuse_existing([beside(out, PAGE)], overwrite)
+            refuse_existing([beside(out, PAGE)], overwrite, out)
         with errors_name_options(), row_progress("scoring") as progress:
             outcome, manifest = select_to(
                 one_or_all(data),
@@ -250,7 +251,7 @@ def select_command(
         if page:
             write_file(beside(out, PAGE), subset_page(outcome, manifest))
         console.print(subset_summary(outcome, manifest))
-        written = {MANIFEST: True, EXPLAINED: explain, BAD: bool(outcome.rows.bad), PAGE: page}
+        written = {MANIFEST: True, EXPLAINED: explain, BAD: bool(outcome.bad), PAGE: page}
         endings = [ending for ending, there in written.items() if there]
         _finish(console, one_or_all(data), out, endings, manifest, card, push)
         console.print("What does it do to your next stages? Put their files into a folder, and run:")

@@ -20,7 +20,15 @@ from longgame.data.examples import WEIGHT, Example
 from longgame.data.files import SUFFIXES
 from longgame.data.formats import RowRules
 from longgame.data.sources import open_source
-from longgame.errors import DataError, LonggameError, ModelError, RecipeError, StorageError, did_you_mean
+from longgame.errors import (
+    DataError,
+    LonggameError,
+    ModelError,
+    RecipeError,
+    StorageError,
+    did_you_mean,
+    did_you_mean_file,
+)
 from longgame.escape import markdown_line
 from longgame.limits import is_out_of_memory, load_yaml, why_no_file
 from longgame.offline.options import Budget, parse_selector
@@ -211,7 +219,7 @@ def _read(config: Path | None, options: Sequence[str]) -> tuple[Any, Any, Any, D
     if config is None and not options:
         raise RecipeError("give a configuration: longgame train --config sft.yaml (docs/training.md has an example).")
     if config is not None and (reason := why_no_file(config)):
-        near = did_you_mean(config.name, [path.name for path in config.parent.glob("*.y*ml")])
+        near = did_you_mean_file(config.name, [path.name for path in config.parent.glob("*.y*ml")])
         raise RecipeError(f"configuration '{config}' {reason}.{near} Give the path of a YAML file.")
     values = {} if config is None else read_mapping(config, "sft.yaml")
     selection = values.pop(SECTION, None) or {}

@@ -17,7 +17,7 @@ import pyarrow as pa
 from longgame.data.examples import Example
 from longgame.data.files import SUFFIXES, TABLE_ROWS, ReadRow, first_line, kind_of, read_rows, read_schema, read_tables
 from longgame.data.formats import RowError, RowRules, Turns, read_row
-from longgame.errors import DataError, did_you_mean
+from longgame.errors import DataError, did_you_mean, did_you_mean_file
 from longgame.limits import free_memory, located, missing, why_no_file
 
 Split = Literal["train", "eval"]
@@ -151,7 +151,8 @@ def open_source(data: Any, split: Split = "train") -> RowSource:
 def _existing(label: str, path: Path) -> Path:
     if reason := why_no_file(path):
         lists = reason.startswith("does not exist") and path.parent.is_dir()
-        hint = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()] if lists else [])
+        near = [entry.name for entry in path.parent.iterdir() if kind_of(entry) or entry.is_dir()] if lists else []
+        hint = did_you_mean_file(path.name, near)
         raise DataError(f"data file '{label}' {reason}.{hint} Give the path of an existing file.")
     if not kind_of(path):
         raise DataError(f"data file '{label}' has an ending that is not read. Known: {_NAMES}. Convert or rename it.")

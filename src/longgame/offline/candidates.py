@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from longgame.data.examples import Pool
 from longgame.data.sources import open_source
 from longgame.errors import DataError, RecipeError
 from longgame.offline.options import SelectOptions
-from longgame.offline.rows import DataRows
-from longgame.offline.score_folder import BAD_ROWS, CONFIG, ScoreFolder, check_grading, check_model, signals_of
+from longgame.offline.rows import BadRow, DataRows
+from longgame.offline.score_folder import CONFIG, ScoreFolder, check_grading, check_model, signals_of
 from longgame.offline.scorer import ModelOptions, embedder_of, scorer_of
 from longgame.offline.scoring import Progress, apart_of, computed_names, score_into
 from longgame.recipe import EMBEDDER
@@ -122,20 +121,23 @@ def scores_for(
     )
 
 
-def places_in(rows: DataRows, table: ScoreFolder | None) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " u"]]:
-    """Row of each example in the scores, −1 for one that could not be tokenized; and the rows of those.
+def places_in(rows: DataRows, table: ScoreFolder | None) -> tuple[Int[np.ndarray, " n"], dict[int, BadRow]]:
+    """Row of each example in the scores, −1 for one that could not be tokenized; and the rows of those, with reasons.
 
     Raises:
         DataError: the scores are of other data, or lack some of it.
     """
     if table is None:
-        return np.arange(len(rows)), np.zeros(0, dtype=np.int64)
+        return np.arange(len(rows)), {}
     index = {sample_id: row for row, sample_id in enumerate(table.ids)}
     place = np.fromiter((index.get(sample_id, -1) for sample_id in rows.ids), dtype=np.int64, count=len(rows))
     missing = np.flatnonzero(place < 0)
+    unscored: dict[int, BadRow] = {}
     if len(missing):
-        bad = {(entry["file"], entry["number"]) for folder in table.folders for entry in _bad_entries(folder)}
-        lost = [row for row in missing.tolist() if (rows.file_of(row), int(rows.numbers[row])) not in bad]
+        bad = {(entry.file, entry.number): entry for entry in table.bad_rows()}
+        known = {row: bad.get((rows.file_of(row), int(rows.numbers[row]))) for row in missing.tolist()}
+        unscored = {row: entry for row, entry in known.items() if entry is not None}
+        lost = [row for row in known if row not in unscored]
         if len(missing) == len(rows):
             raise DataError(
                 f"'{table.folder}' holds scores of other data: none of {len(rows)} rows is among its {len(index)} "
@@ -146,14 +148,7 @@ def places_in(rows: DataRows, table: ScoreFolder | None) -> tuple[Int[np.ndarray
                 f"'{table.folder}' lacks the scores of {len(lost)} of {len(rows)} rows, first of row "
                 f"{rows.numbers[lost[0]]} of '{rows.file_of(lost[0])}'. Score the data again, all of it."
             )
-    return place, missing
-
-
-def _bad_entries(folder: Path) -> list[dict[str, Any]]:
-    path = folder / BAD_ROWS
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return place, unscored
 
 
 def signals_for(

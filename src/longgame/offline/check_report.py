@@ -109,7 +109,7 @@ class CheckReport:
     """Empty without one."""
     rows: int
     usable: int
-    """Rows that can be learned, by this model where one is given."""
+    """Rows that can be learned, by this model and within ``max_length`` where they are given."""
     filtered: int
     """Left out by ``where``."""
     bad: tuple[BadRow, ...]
@@ -126,7 +126,7 @@ class CheckReport:
     max_length: int | None
     over_limit: int
     lost: int
-    """Rows that learn nothing within ``max_length``."""
+    """Rows that learn nothing within ``max_length``; they are among the bad ones."""
     learned: Spread | None
     """Share of a row's tokens that is learned; None without a model."""
     mostly_prompt: int

@@ -33,7 +33,7 @@ from longgame.offline.check_report import (
 )
 from longgame.offline.dedup import duplicates
 from longgame.offline.options import as_options
-from longgame.offline.rows import BadRow, DataRows, TokenizedRows
+from longgame.offline.rows import BadRow, DataRows, TokenizedRows, nothing_learned
 from longgame.signals.texts import NEAR
 
 if TYPE_CHECKING:
@@ -92,15 +92,16 @@ def check(
     if not rows.total:
         raise DataError(f"'{source.label}' holds no rows. Give data with at least one.")
     measured = _Measured(rows, tokenizer, limit, progress)
+    unusable = (*measured.bad, *measured.lost)
     exact = int((duplicates(rows, "exact", NEAR) >= 0).sum())
     similar, compared = _near(rows, exact) if near else (None, 0)
     report = CheckReport(
         data=source.label,
         model=model or "",
         rows=rows.total,
-        usable=len(rows) - len(measured.bad),
+        usable=len(rows) - len(unusable),
         filtered=rows.filtered,
-        bad=tuple(sorted((*rows.bad, *measured.bad), key=lambda row: (row.file, row.number))),
+        bad=tuple(sorted((*rows.bad, *unusable), key=lambda row: (row.file, row.number))),
         formats=dict(rows.formats),
         columns=dict(source.columns.most_common()),
         groups={name: dict(Counter(value or "" for value in values)) for name, values in rows.groups.items()},
@@ -109,7 +110,7 @@ def check(
         lengths=Spread.of(measured.lengths),
         max_length=measured.max_length,
         over_limit=measured.over_limit,
-        lost=measured.lost,
+        lost=len(measured.lost),
         learned=Spread.of(measured.shares, np.linspace(0, 1, BINS + 1).tolist()),
         mostly_prompt=int((measured.shares < LOW_SHARE).sum()),
         all_learned=measured.all_learned,
@@ -180,7 +181,12 @@ def _check_tokenizer(**settings: Any) -> tuple[TokenizerCheck, int]:
 
 
 class _Measured:
-    """Lengths and learned shares of all rows, and what else shows in their tokens."""
+    """Lengths and learned shares of all rows, and what else shows in their tokens.
+
+    Attributes:
+        bad: rows that cannot be tokenized.
+        lost: rows of which nothing learned is left within ``max_length``.
+    """
 
     def __init__(
         self,
@@ -190,8 +196,10 @@ class _Measured:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.bad: list[BadRow] = []
+        self.lost: list[BadRow] = []
+        self._lost_tokens: dict[str, int] = {}
         self.max_length = max_length
-        self.over_limit = self.lost = self.all_learned = self.multi_turn = 0
+        self.over_limit = self.all_learned = self.multi_turn = 0
         self.without_system = self.with_thinking = self.doubled_bos = 0
         self.shares = np.zeros(0)
         self.unit = "characters"
@@ -214,6 +222,12 @@ class _Measured:
             ]
             return
         self.bad = [dataclasses.replace(row, reason=as_options(row.reason)) for row in tokenized.bad]
+        if self._lost_tokens and max_length is not None:
+            self.lost = [
+                BadRow(rows.file_of(row), int(rows.numbers[row]), nothing_learned(max_length, self._lost_tokens[name]))
+                for row, name in enumerate(rows.ids)
+                if name in self._lost_tokens
+            ]
         self.unit = "tokens"
         self.lengths, counts = np.concatenate(lengths), np.concatenate(learned)
         self.shares = counts / np.maximum(1, self.lengths)
@@ -225,7 +239,9 @@ class _Measured:
         masks = pool.loss_masks or (None,) * len(pool.ids)
         rows = zip(pool.examples, pool.input_ids, masks, pool.prompt_tokens.tolist(), strict=True)
         for example, ids, mask, prompt in rows:
-            self.lost += prompt >= limit if mask is None else not mask[:limit].any()
+            # as `truncated` decides; the first token is never learned
+            if len(ids) > limit and (max(prompt, 1) >= limit if mask is None else not mask[1:limit].any()):
+                self._lost_tokens[example.sample_id] = len(ids)
             self.multi_turn += bool(example.learned) or (example.tokens is not None and mask is not None)
             conversation = example.tokens is None and (example.messages is not None or bool(example.prompt))
             self.without_system += conversation and all(role != "system" for role, _ in example.turns)
@@ -391,7 +407,7 @@ def _warnings(report: CheckReport, faults: Sequence[ModelError], near: bool) -> 
             "with --on-bad-row skip."
         )
     if report.over_limit and report.max_length is not None:
-        lost = f" ({row_count(report.lost)} would learn nothing)" if report.lost else ""
+        lost = f"; {row_count(report.lost)} would learn nothing and cannot be used" if report.lost else ""
         yield (
             f"{row_count(report.over_limit, 'has', 'have')} more than {report.max_length:,} tokens, of which the first "
             f"are read{lost}: raise --max-length, or shorten the text."
@@ -438,7 +454,7 @@ def _template_warnings(report: CheckReport, template: TemplateFacts) -> Iterator
             "the chat template writes the day on which it is rendered: longgame writes 1 January 2026 instead, so that "
             "tokens stay the same; give another --chat-template if the day matters."
         )
-    if template.cuts_thinking and report.with_thinking + len(report.bad):
+    if template.cuts_thinking and report.with_thinking + len(report.bad) - report.lost:
         yield (
             f"the chat template cuts the thinking out of {template.cuts_thinking}: rows that learn such a turn cannot "
             "be used, so give --turns last or another --chat-template."

@@ -45,16 +45,22 @@ class Budget:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise BudgetError(f"the budget is {value!r}. {_BUDGETS}")
         if isinstance(value, int | float):
-            if not math.isfinite(value) or value <= 0 or (value > 1 and value != int(value)):
+            if value <= 0:
+                raise BudgetError(f"the budget is {value}; it must be above 0. {_BUDGETS}")
+            if not math.isfinite(value) or (value > 1 and value != int(value)):
                 raise BudgetError(f"the budget is {value}. {_BUDGETS}")
             return cls("share", float(value)) if value <= 1 else cls("amount", float(value))
         text = value.strip()
         match = _AMOUNT.fullmatch(text)
         unit = "" if match is None else match[4] or match[3]
+        if re.match(r"-[0-9.]", text):
+            raise BudgetError(f"the budget is '{value}'; it must be above 0. {_BUDGETS}")
         if match is None or unit not in ("", "%", "row", "rows", "example", "examples", "token", "tokens"):
             raise BudgetError(f"the budget is '{value}'. {_BUDGETS}")
         number = float(match[1].replace("_", "").replace(",", "")) * _UNITS[match[2].lower()]
         rows = unit.startswith(("row", "example"))
+        if not number:
+            raise BudgetError(f"the budget is '{value}'; it must be above 0. {_BUDGETS}")
         if match[3] == "%":
             if match[2] or not 0 < number <= 100:
                 raise BudgetError(f"the budget is '{value}'; a share lies above 0 % and is at most 100 %.")

@@ -7,20 +7,66 @@ import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from longgame.data.examples import WEIGHT
 from longgame.offline.options import Budget, SelectOptions
 from longgame.offline.replaying import ReplayedRows, replay_manifest
-from longgame.offline.rows import DataRows
+from longgame.offline.rows import BadRow, DataRows
 from longgame.offline.subset import PREFIX, SubsetPart
+from longgame.selection.budget import by_score
 from longgame.training.log import Trajectories
 
 _NEAREST = 100
 """Rejected rows that are explained, at least."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the budget ended on the way down the scores."""
+
+    score: float
+    """Lowest score down to which every candidate that the selector wanted was taken, in the order of the scores, before
+    the rest of the budget did not hold one; infinite where it did not hold the first."""
+    fillers: int
+    """Picks below it, which were small enough for what was left of the budget."""
+    lowest: float
+    """Lowest score of a pick."""
+    too_large: Bool[np.ndarray, " n"]
+    """Rows that the rest of the budget did not hold when it was their turn."""
+
+    @classmethod
+    def of(
+        cls,
+        score: Float[np.ndarray, " n"],
+        candidates: Int[np.ndarray, " m"],
+        picks: Int[np.ndarray, " k"],
+        costs: Int[np.ndarray, " n"],
+        budget: int,
+        ids: Sequence[str],
+    ) -> Cut:
+        """Find it by a walk down the scores, ties by id, as `fill_by_score` goes.
+
+        Picks in another order are those of a selector that does not go by its scores; none of them is a filler.
+        """
+        picked = score[picks]
+        too_large = np.zeros(len(score), dtype=bool)
+        lowest = float(np.nanmin(picked))
+        if np.isnan(picked).any() or (np.diff(picked) > 0).any():
+            return cls(lowest, 0, lowest, too_large)
+        order = by_score(candidates[~np.isnan(score[candidates])], -score.astype(np.float64), ids)
+        is_pick = np.isin(order, picks)
+        spent = np.where(is_pick, costs[order], 0)
+        missed = ~is_pick & (costs[order] > budget - (np.cumsum(spent) - spent))
+        too_large[order[missed]] = True
+        stop = int(np.argmax(missed)) if missed.any() else len(order)
+        taken = score[order[:stop][is_pick[:stop]]]
+        cut = float(taken[-1]) if len(taken) else math.inf
+        return cls(cut, int((picked < cut).sum()), lowest, too_large)
 
 
 @dataclass(frozen=True)
@@ -45,8 +91,8 @@ class SubsetOutcome:
     budget_unit: str
     repeats: Int[np.ndarray, " n"]
     """Row that each one repeats; −1: none."""
-    unscored: Int[np.ndarray, " u"]
-    """Rows that could not be tokenized."""
+    unscored: Mapping[int, BadRow]
+    """Rows that could not be tokenized, with the reason of each."""
     clusters: Int[np.ndarray, " n"] | None
     """Cluster of every row, where the selector saw one; −1 for others."""
     embedding: Float[np.ndarray, "n 2"] | None
@@ -57,6 +103,13 @@ class SubsetOutcome:
     """Its name; empty without one."""
     template: str
     """Digest of the chat template; empty without a model."""
+    rejected: Bool[np.ndarray, " n"] | None = None
+    """Rows that the selector never picks, whatever their score (`Selector.eligible`)."""
+    cut_rows: int | None = None
+    """Rows that were cut at the model's maximum length, of ``scored_rows``; None: not known, or no model."""
+    scored_rows: int = 0
+    max_length: int | None = None
+    """Tokens that a row may have; None without a model."""
     replay: tuple[ReplayedRows, ...] = ()
     """Rows of each earlier data set that are learned again."""
     graded: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +124,29 @@ class SubsetOutcome:
     """The reference model that was given."""
     pick_weights: Float[np.ndarray, " k"] | None = None
     """Factor of each pick's loss, in pick order, where the selector gives weights (`Selection.weights`)."""
+
+    @property
+    def costs(self) -> Int[np.ndarray, " n"]:
+        """What every row spends of the budget."""
+        if self.budget_unit == "rows":
+            return np.ones_like(self.tokens)
+        return self.response_tokens if self.options.budget_of == "response" else self.tokens
+
+    @cached_property
+    def cut(self) -> Cut | None:
+        """Where the budget ended; None where the selector gives no pick a score."""
+        score = self.terms.get("score")
+        if score is None or np.isnan(score[self.picks]).all():
+            return None
+        wanted = self.candidates if self.rejected is None else self.candidates[~self.rejected[self.candidates]]
+        return Cut.of(score, wanted, self.picks, self.costs, self.asked, self.rows.ids)
+
+    @property
+    def bad(self) -> list[BadRow]:
+        """Rows that cannot be used, in the order of the data: those that cannot be read, and those without tokens."""
+        places = [*self.rows.bad_positions, *self.rows.positions[[*self.unscored]].tolist()]
+        entries = [*self.rows.bad, *self.unscored.values()]
+        return [entry for _, entry in sorted(zip(places, entries, strict=True), key=lambda pair: pair[0])]
 
     @property
     def mask_share(self) -> float:
@@ -110,14 +186,13 @@ class SubsetOutcome:
             rejected = rejected[np.argsort(-np.nan_to_num(score[rejected], nan=-np.inf), kind="stable")]
         nearest = rejected[: max(_NEAREST, len(self.picks) // 10)]
         ranks = {name: _percentiles(values, self.candidates) for name, values in self.terms.items()}
-        cut = float(np.nanmin(score[self.picks])) if score is not None and len(self.picks) else math.nan
         entries = []
         for row in [*self.picks.tolist(), *nearest.tolist()]:
             entry = self._entry(row, row in place)
             entry |= {"rank": place.get(row), "terms": {}}
             for name, values in self.terms.items():
                 entry["terms"][name] = {"value": _number(values[row]), "percentile": _number(ranks[name][row])}
-            entry["why"] = self.why(row, place.get(row), score, cut)
+            entry["why"] = self.why(row, place.get(row))
             entries.append(entry)
         for row in np.flatnonzero(self.repeats >= 0)[: max(_NEAREST, len(self.picks))].tolist():
             other = int(self.repeats[row])
@@ -134,19 +209,32 @@ class SubsetOutcome:
             self.unit: int(self.tokens[row]),
         }
 
-    def why(self, row: int, rank: int | None, score: np.ndarray | None, cut: float) -> str:
-        """Why a row was picked (``rank`` from 1) or not (None), by its score and the lowest score of a pick."""
-        if score is None:
+    def why(self, row: int, rank: int | None) -> str:
+        """Why a row was picked (``rank`` from 1) or not (None), by its score and where the budget ended."""
+        cut = self.cut
+        if cut is None:
             return "picked by the selector" if rank else "not picked by the selector"
+        score = float(self.terms["score"][row])
+        if math.isnan(score):
+            return "picked by the selector, which gives it no score" if rank else "the selector gives it no score"
+        if not rank and self.rejected is not None and self.rejected[row]:
+            return f"the selector rejects it (score {score:.6g})"
+        above, below = f"score {score:.6g}", f"score {score:.6g} is below the cut of {cut.score:.6g}"
+        if cut.score == math.inf:
+            below = f"{above}; the budget does not hold the row of the highest score"
         if rank:
-            return f"score {score[row]:.6g} is at or above the cut of {cut:.6g}"
-        if math.isnan(score[row]):
-            return "the selector gives it no score"
-        if score[row] == cut:
-            return f"score {score[row]:.6g} equals the cut: ids decide among equal scores, within what the budget holds"
-        if score[row] > cut:
-            return f"score {score[row]:.6g} reaches the cut of {cut:.6g}, but what was left of the budget was too small"
-        return f"score {score[row]:.6g} is below the cut of {cut:.6g}"
+            if score < cut.score:
+                return f"{below}; the row fills what was left of the budget"
+            return f"{above} is at or above the cut of {cut.score:.6g}"
+        if score == cut.score:
+            return f"{above} equals the cut: ids decide among equal scores, within what the budget holds"
+        if score > cut.score:
+            return f"{above} is above the cut of {cut.score:.6g}, but the selector did not pick it"
+        if score < cut.lowest or not cut.fillers:
+            return below
+        if cut.too_large[row]:
+            return f"{below}, and what was left of the budget was too small for the row"
+        return f"{below}, and the selector did not pick it"
 
 
 def _percentiles(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -190,9 +278,11 @@ def manifest_of(outcome: SubsetOutcome, files: Mapping[str, str], command: str) 
             "label": rows.source.label,
             "digest": rows.digest,
             "rows": rows.total,
-            "usable": len(rows),
+            "usable": len(rows) - len(outcome.unscored),
             "formats": dict(rows.formats),
             "bad_rows": len(rows.bad) + len(outcome.unscored),
+            "cut_rows": outcome.cut_rows,
+            "max_length": outcome.max_length,
             "where": rows.where,
             "filtered": rows.filtered,
             "duplicates": int((outcome.repeats >= 0).sum()),

@@ -7,6 +7,7 @@ among the picks of all parts; the manifest says what is true of that.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ from longgame.offline.parts import (
     costs_of,
     parts_of,
 )
-from longgame.offline.score_folder import BAD_ROWS, FITTED, TABLE, ScoreFolder
+from longgame.offline.score_folder import FITTED, TABLE, ScoreFolder
 from longgame.offline.selecting import (
     refuse_inputs,
     refuse_several_schemas,
@@ -47,7 +48,7 @@ from longgame.offline.selecting import (
     subset_outputs,
     whole_pool_notes,
 )
-from longgame.offline.subset import MANIFEST, PREFIX, beside, kind_of, refuse_existing, remove_beside, write_subset
+from longgame.offline.subset import BAD, MANIFEST, PREFIX, beside, kind_of, refuse_existing, remove_beside, write_subset
 from longgame.selection.algorithms.cut import exact_cut
 from longgame.selection.base import SELECTORS, Selector, claims
 from longgame.selection.budget import by_score
@@ -145,13 +146,17 @@ def select_in_parts(
         if kind_of(path) != "jsonl":
             refuse_several_schemas(data)
         refuse_inputs(subset_outputs(path), selection_inputs(source, options, scores=scores))
-        refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
+        refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite, path)
     table = ScoreFolder(scores)
     outcome = _chosen(source, table, options, partitions, engine, workers)
     files = {} if path is None else write_subset(path, outcome.parts())
     manifest = _manifest(outcome, table, options, files, command)
     if path is not None:
         remove_beside(path)
+        if manifest["data"]["bad_rows"]:
+            entries = (dataclasses.asdict(row) for row in table.bad_rows())
+            lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            write_file(beside(path, BAD), "".join(lines))
         write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return outcome, manifest
 
@@ -411,11 +416,7 @@ def _manifest(
     in_order = np.argsort(outcome.rank)
     tokens, response = int((picks.prompt + picks.response).sum()), int(picks.response.sum())
     scored = sum(part.scored for part in outcome.totals)
-    bad = sum(
-        sum(1 for line in (folder / BAD_ROWS).open(encoding="utf-8") if line.strip())
-        for folder in table.folders
-        if (folder / BAD_ROWS).is_file()
-    )
+    bad = sum(1 for _ in table.bad_rows())
     candidates = sum(part.rows for part in outcome.totals)
     return {
         "longgame": installed_version(),
@@ -442,6 +443,8 @@ def _manifest(
             "digest": job["digest"],
             "usable": scored,
             "bad_rows": bad,
+            "cut_rows": table.cut_rows(),
+            "max_length": int(config["max_length"]),
             "duplicates": scored - candidates,
             "candidates": candidates,
             "tokens": sum(part.tokens for part in outcome.totals),
@@ -471,6 +474,11 @@ def partitioned_lines(outcome: PartsOutcome, manifest: Mapping[str, Any]) -> lis
         f"the selector {manifest['selector']['name']}, in {claim['partitions']} parts: {rounds}",
         f"budget {manifest['budget']['budget']}: {outcome.asked:,} {outcome.unit}, {outcome.spent:,} spent",
     ]
+    if pool["cut_rows"]:
+        lines.append(
+            f"{pool['cut_rows']:,} of {pool['usable']:,} scored rows cut after {pool['max_length']:,} tokens "
+            "(--max-length)"
+        )
     if "radius" in claim:
         factor = claim["factor"]
         ratio = "" if factor is None else f"; at most {factor:.3g} times that of the best picks"

@@ -140,9 +140,10 @@ class DataRows:
             raise bad_rows(source, [dataclasses.astuple(row) for row in self.bad], _SKIP)
         if not ids and not may_be_empty:
             left_out = f" ({self.filtered} rows are left out by --where, {len(self.bad)} cannot be used)"
-            raise DataError(
-                f"'{source.label}' holds no usable rows{left_out if self.total else ''}. Give data with at least one."
-            )
+            fix = "Give data with at least one."
+            if self.filtered and self._condition is not None:
+                fix = f"Change the condition, --where {where!r}.{self._condition.values_seen()}"
+            raise DataError(f"'{source.label}' holds no usable rows{left_out if self.total else ''}. {fix}")
         self.all_rated = self.rated == len(ids)
         self.columns = frozenset({*rules.columns} - lacking | ({"quality"} if self.rated else set()))
         self.ids = tuple(ids)
@@ -290,6 +291,8 @@ class DataRows:
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`([^`]*)`|[&|]""")
 """Texts, names of columns in backticks, and the signs that pandas reads as ``and`` and ``or``."""
 _ACCESSORS = ("str", "dt")
+_SHOWN_VALUES, _LONGEST_VALUE = 5, 80
+"""Values of a column that an error shows, and their characters."""
 _OF_ALL_ROWS = ("cat", "get_dummies")
 """Methods of the accessors that join rows, or look for the values of all."""
 _OF_ONE_ROW = (
@@ -344,6 +347,18 @@ class RowCondition:
             source = source[:start] + f"({node.id} == True)".encode() + source[stop:]
         self._query = _in_backticks(source.decode(), quoted)
         self._seen: dict[str, None] = {}
+        self._values: dict[str, dict[str, None]] = {
+            quoted.get(side.id, side.id): {} for side in _compared_with_texts(tree) if isinstance(side, ast.Name)
+        }
+
+    def values_seen(self) -> str:
+        """Return a sentence for each column that is compared with texts: some of the values that it had."""
+        return "".join(
+            f" Values of '{name}': {', '.join(map(repr, [*values][:_SHOWN_VALUES]))}"
+            f"{', …' if len(values) > _SHOWN_VALUES else '.'}"
+            for name, values in self._values.items()
+            if values
+        )
 
     def _check(self, tree: ast.AST, quoted: Mapping[str, str]) -> None:
         """Raise DataError for a part that looks at more than one row."""
@@ -379,6 +394,10 @@ class RowCondition:
         """
         frame = pd.DataFrame(rows, index=range(len(rows)))
         self._seen |= dict.fromkeys(map(str, frame.columns))
+        for name, values in self._values.items():
+            if name in frame.columns and len(values) <= _SHOWN_VALUES:
+                texts = (value for value in frame[name] if isinstance(value, str) and len(value) <= _LONGEST_VALUE)
+                values |= dict.fromkeys(texts)
         empty = [name for name in self._columns if name not in frame.columns or frame[name].isna().all()]
         try:
             try:
@@ -427,6 +446,17 @@ def _operands(tree: ast.AST) -> Iterator[ast.AST]:
             yield node.operand
 
 
+def _compared_with_texts(tree: ast.AST) -> Iterator[ast.AST]:
+    """What is compared with a text, or with a list of them, by ``==`` or ``in``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.In):
+            sides = (node.left, node.comparators[0])
+            for side, other in (sides, sides[::-1]):
+                literals = other.elts if isinstance(other, ast.List | ast.Tuple | ast.Set) else [other]
+                if any(isinstance(item, ast.Constant) and isinstance(item.value, str) for item in literals):
+                    yield side
+
+
 def _in_backticks(text: str, quoted: Mapping[str, str]) -> str:
     """The text with names of columns in place of their placeholders."""
     return re.sub(r"quoted_\d+_", lambda match: f"`{quoted[match[0]]}`" if match[0] in quoted else match[0], text)
@@ -463,6 +493,11 @@ def lengths(example: Example) -> tuple[int, int]:
     return sum(len(text) for _, text in example.messages) - earlier, earlier + len(example.response)
 
 
+def nothing_learned(max_length: int, length: int) -> str:
+    """Why an example of this length (tokens) cannot be used once its end is cut off."""
+    return f"its first {max_length} tokens (of {length}) hold nothing that is learned; raise --max-length"
+
+
 class TokenizedRows:
     """The rows as pools of tokenized examples, shard by shard; what cannot be tokenized is collected.
 
@@ -476,7 +511,7 @@ class TokenizedRows:
     Attributes:
         bad: rows that were skipped in the last iteration of `shards`.
         bad_positions: place of each of them among all of the source, rising.
-        cut: examples whose end was cut off in the last iteration.
+        cut: examples whose end was cut off in the last iteration, of those that are used.
     """
 
     def __init__(
@@ -508,9 +543,9 @@ class TokenizedRows:
                 if isinstance(item, Exception):
                     reason = str(item)
                 elif len(item) > self.max_length:
-                    self.cut += self.too_long == "truncate"
                     short = truncated(item, self.max_length) if self.too_long == "truncate" else None
                     reason = self._why_not(len(item)) if short is None else ""
+                    self.cut += short is not None
                     item = item if short is None else short
                 if reason:
                     self._skip(start + place, reason)
@@ -523,7 +558,7 @@ class TokenizedRows:
 
     def _why_not(self, length: int) -> str:
         if self.too_long == "truncate":
-            return f"its first {self.max_length} tokens (of {length}) hold nothing that is learned; raise --max-length"
+            return nothing_learned(self.max_length, length)
         return f"has {length} tokens, more than --max-length {self.max_length}"
 
     def _skip(self, row: int, reason: str) -> None:

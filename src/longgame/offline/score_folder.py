@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +17,13 @@ from jaxtyping import Int
 
 from longgame.data.examples import Pool
 from longgame.errors import DataError, PluginError, RecipeError, ResumeError, unknown
-from longgame.offline.rows import DataRows
+from longgame.offline.rows import BadRow, DataRows
 from longgame.offline.scorer import ModelOptions
 from longgame.seeding import stream_seed
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.quality.base import QualitySources
 from longgame.signals.store import MANIFEST, PackedIds, SignalStore
-from longgame.storage import read_state
+from longgame.storage import read_json, read_state
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
 GRADING_FILE = "quality.json"
@@ -89,6 +90,19 @@ class ScoreFolder:
             parts.append(store.column(name))
         column = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return column.astype(np.float32, copy=False)
+
+    def bad_rows(self) -> Iterator[BadRow]:
+        """Yield the rows that could not be used, in the order of the data."""
+        for path in [folder / BAD_ROWS for folder in self.folders if (folder / BAD_ROWS).is_file()]:
+            with path.open(encoding="utf-8") as lines:
+                yield from (BadRow(**json.loads(line)) for line in lines if line.strip())
+
+    def cut_rows(self) -> int | None:
+        """Return how many rows were cut at the maximum length; None where the folder does not say."""
+        paths = [folder / TOKENIZED_FILE for folder in self.folders]
+        if not all(path.is_file() for path in paths):
+            return None
+        return sum(int(read_json(path)["cut"]) for path in paths)
 
     def __len__(self) -> int:
         return sum(len(stores[0]) for stores in self._stores)

@@ -50,7 +50,7 @@ from longgame.offline.subset import (
 )
 from longgame.registry import plugin_at_work
 from longgame.seeding import generator, stream_seed
-from longgame.selection.base import SCORES, Selector
+from longgame.selection.base import SCORES, Selector, eligible_of
 from longgame.selection.history import History
 from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy
@@ -179,6 +179,10 @@ def choose(
         embedding=_map(signals, candidates, len(rows)),
         weights="" if table is None else f"{table.config['weights']} ({table.config['fingerprint']})",
         template="" if table is None else str(table.config.get("template", "")),
+        rejected=_spread(~eligible_of(selector, pool), candidates, len(rows)) == 1,
+        cut_rows=None if table is None else table.cut_rows(),
+        scored_rows=0 if table is None else len(table),
+        max_length=None if table is None else int(table.config["max_length"]),
         replay=again,
         log=log,
         target=targets,
@@ -353,7 +357,7 @@ def select_to(
         training_log=training_log,
     )
     refuse_inputs(subset_outputs(path), inputs)
-    refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite)
+    refuse_existing([path, *(beside(path, ending) for ending in BESIDE_A_SUBSET)], overwrite, path)
     scratch = path.with_name(f"{path.name}.scores")
     try:
         outcome, policy = choose(
@@ -384,7 +388,7 @@ def select_to(
     if explain:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.explain()]
         write_file(beside(path, EXPLAINED), "".join(lines))
-    if bad := [dataclasses.asdict(row) for row in outcome.rows.bad]:
+    if bad := [dataclasses.asdict(row) for row in outcome.bad]:
         write_file(beside(path, BAD), "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
     write_file(beside(path, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     if history is not None:

@@ -63,16 +63,24 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(name + ending)
 
 
-def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raise StorageError where an output exists and is not to be replaced, or cannot be written."""
+def refuse_existing(paths: Sequence[Path], overwrite: bool, out: Path | None = None, option: str = "--out") -> None:
+    """Raise StorageError where an output exists and is not to be replaced, or cannot be written.
+
+    Args:
+        out: the output that ``paths`` stand beside; None: they are the output themselves.
+        option: that names the output.
+    """
     for path in paths:
         if path.exists() and not overwrite:
-            raise StorageError(f"'{path}' exists already. Give another --out, or replace it with --overwrite.")
+            which = "" if out in (None, path) else f"; it is written beside the output '{out}'"
+            raise StorageError(
+                f"'{path}' exists already{which}. Give another {option}, or replace it with --overwrite."
+            )
         _refuse_foreign(path)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
-            raise StorageError(f"cannot write '{path}': no permission for the folder. Give another --out.")
+            raise StorageError(f"cannot write '{path}': no permission for the folder. Give another {option}.")
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -19,7 +19,7 @@ from rich.text import Text
 from longgame.data.examples import WEIGHT
 from longgame.escape import visible
 from longgame.offline.options import Budget, parse_selector
-from longgame.offline.outcome import SubsetOutcome
+from longgame.offline.outcome import Cut, SubsetOutcome
 
 _VALUES = 12
 """Values of a grouping column that are shown; the others are one."""
@@ -46,8 +46,8 @@ class SubsetFacts:
     """``skill``, ``source``, ``cluster``, where rows have them; the largest values, the others together."""
     terms: Mapping[str, tuple[float, float]]
     """Term of the score → mean over the pool and over the picks."""
-    cut: float
-    """Lowest score of the picks; NaN without scores."""
+    cut: Cut | None
+    """Where the budget ended; None without scores."""
     audit_note: str
     audit: str
     """The command that tests this selector on the user's next stages."""
@@ -63,8 +63,6 @@ class SubsetFacts:
             f"{n:,} of {len(pool):,} rows ({_percent(n / len(pool))}) with {tokens[picks].sum():,} of "
             f"{tokens[pool].sum():,} {unit} ({_percent(part)}), by the selector {selector}."
         )
-        score = outcome.terms.get("score")
-        values = np.zeros(0) if score is None else score[picks]
         return cls(
             title=f"{selector} on {label}",
             lead=lead,
@@ -75,7 +73,7 @@ class SubsetFacts:
                 for name, column in outcome.terms.items()
                 if not np.isnan(column[pool]).all()
             },
-            cut=float(np.nanmin(values)) if len(values) and not np.isnan(values).all() else math.nan,
+            cut=outcome.cut,
             audit_note=audit_note(outcome),
             audit=audit_line(outcome),
         )
@@ -86,7 +84,9 @@ def audit_line(outcome: SubsetOutcome) -> str:
     name, _ = parse_selector(outcome.options.label)
     selectors = ",".join(dict.fromkeys(("random", name)))
     budget = Budget.parse(outcome.options.budget)
-    share = f"{budget.value if budget.kind == 'share' else outcome.asked / _spendable(outcome):.2g}"
+    spendable = int(outcome.costs[outcome.candidates].sum())
+    part = budget.value if budget.kind == "share" else min(1.0, float(f"{outcome.asked / spendable:.2g}"))
+    share = np.format_float_positional(part, trim="-")  # a recipe reads no exponents
     model = outcome.model
     words = ["longgame", "audit", "stages/recipe.yaml", "--selectors", selectors, "--budget", share]
     return "longgame init stages && " + shlex.join([*words, *(["--model", model] if model else [])])
@@ -103,20 +103,16 @@ def audit_note(outcome: SubsetOutcome) -> str:
     )
 
 
-def _spendable(outcome: SubsetOutcome) -> int:
-    """All that the budget could be spent on."""
-    if outcome.budget_unit == "rows":
-        return len(outcome.candidates)
-    counts = outcome.response_tokens if outcome.budget_unit == "response" else outcome.tokens
-    return max(outcome.asked, int(counts[outcome.candidates].sum()))
-
-
 def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str]:
     rows, options, unit = outcome.rows, outcome.options, outcome.unit
     means = [_mean(outcome.tokens[part].astype(float)) for part in (outcome.picks, outcome.candidates)]
     facts = {
         "data": f"{rows.source.label}: {rows.total:,} rows, {len(outcome.candidates):,} in the pool",
         "left out": _left_out(outcome),
+        "cut": f"{outcome.cut_rows:,} of {outcome.scored_rows:,} scored rows, after {outcome.max_length:,} tokens "
+        "(--max-length)"
+        if outcome.cut_rows
+        else "",
         "model": outcome.weights or "none (lengths are characters)",
         "selector": options.label + "".join(f", {name}={value}" for name, value in options.parameters.items()),
         "budget": f"{manifest['budget']['budget']}: {outcome.asked:,} {outcome.budget_unit}"
@@ -128,7 +124,7 @@ def _facts(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> dict[str, str
         "seed": str(options.seed),
     }
     if outcome.notes:
-        facts["grades"] = "; ".join(outcome.notes)
+        facts["note"] = "; ".join(outcome.notes)
     if outcome.replay:
         parts = ", ".join(f"{len(chosen):,} rows of {earlier.source.label}" for earlier, chosen in outcome.replay)
         how = "" if options.replay_choice == "uniform" else f", by {options.replay_choice}"
@@ -184,6 +180,17 @@ def _mean(values: Float[np.ndarray, " n"]) -> float:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def cut_words(cut: Cut) -> str:
+    """Down to which score rows were selected, and how many picks lie below it."""
+    start, lowest = plain_number(cut.score), plain_number(cut.lowest)
+    if not cut.fillers:
+        return f"selected from {start} on"
+    rows, verb = (f"{cut.fillers:,} rows", "fill") if cut.fillers > 1 else ("1 row", "fills")
+    if cut.score == math.inf:
+        return f"the budget does not hold the row of the highest score; {rows} below it, down to {lowest}, {verb} it"
+    return f"selected from {start} on; {rows} below it, down to {lowest}, {verb} what was left of the budget"
 
 
 def plain_number(value: float) -> str:
@@ -262,8 +269,8 @@ def subset_summary(outcome: SubsetOutcome, manifest: Mapping[str, Any]) -> Rende
     facts.add_column(overflow="fold")
     for name, value in view.facts.items():
         facts.add_row(name, Text(value))
-    if not math.isnan(view.cut):
-        facts.add_row("score", Text(f"selected from {plain_number(view.cut)} on"))
+    if view.cut is not None:
+        facts.add_row("score", Text(cut_words(view.cut)))
     parts: list[RenderableType] = [Text(view.lead, style="bold"), facts]
     for table in summary_tables(view):
         shown = Table(title=Text(table["title"], style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -18,6 +18,7 @@ from longgame.offline.outcome import SubsetOutcome
 from longgame.offline.summary import (
     GroupShare,
     SubsetFacts,
+    cut_words,
     first_group,
     first_table,
     largest_shift,
@@ -88,7 +89,7 @@ def subset_page(outcome: SubsetOutcome, manifest: Mapping[str, Any], date: datet
             tables=summary_tables(view),
             selected=selected,
             rejected=rejected,
-            selected_note="The first picks, then those nearest to the cut."
+            selected_note="The first picks, then those of the lowest score."
             if scored
             else "The first and the last picks.",
             rejected_note="The nearest to the cut, then those of the lowest score." if scored else "Drawn at random.",
@@ -105,7 +106,7 @@ def _figures(outcome: SubsetOutcome, view: SubsetFacts) -> list[Figure]:
     first = first_group(view)
     groups = {name: _group_figure(name, shares) for name, shares in view.groups.items()}
     figures = [groups.pop(first)] if first else []
-    figures += [_length_figure(outcome), _score_figure(outcome, view.cut), _map_figure(outcome), *groups.values()]
+    figures += [_length_figure(outcome), _score_figure(outcome), _map_figure(outcome), *groups.values()]
     return [figure for figure in figures if figure is not None]
 
 
@@ -151,20 +152,22 @@ def _length_figure(outcome: SubsetOutcome) -> Figure:
     return Figure("length", "Length", caption, (spec(chart, text, 240),), _KEYS)
 
 
-def _score_figure(outcome: SubsetOutcome, cut: float) -> Figure | None:
-    score = outcome.terms.get("score")
-    if score is None or math.isnan(cut):
+def _score_figure(outcome: SubsetOutcome) -> Figure | None:
+    score, end = outcome.terms.get("score"), outcome.cut
+    if score is None or end is None:
         return None
     pool, picked = score[outcome.candidates], score[outcome.picks]
     pool, picked = pool[np.isfinite(pool)], picked[np.isfinite(picked)]
     if not len(pool) or not len(picked):
         return None
-    cut = max(cut, float(picked.min()))  # a score may be -inf
+    has_line = end.score < math.inf
+    cut = max(end.score, float(picked.min())) if has_line else float(picked.max())  # a score may be -inf
     low, high = np.percentile(pool, [0.25, 99.75]).tolist()
     frame = _histogram(pool, picked, (min(low, cut), max(high, cut)))
     bars = _bars(frame, "score", "", "rows")
-    chart = alt.layer(bars, dashed_line("x", cut, "score")) if math.isfinite(cut) else bars
-    caption = f"Rows by their score; dashed: the lowest score of a selected row ({cut:.4g})."
+    chart = alt.layer(bars, dashed_line("x", cut, "score")) if has_line else bars
+    words = cut_words(end)
+    caption = f"Rows by their score{'; dashed: the cut' if has_line else ''}. {words[0].upper()}{words[1:]}."
     return Figure(
         "score", "Score, with the cut", caption, (spec(chart, "Histogram of the score with the cut", 240),), _KEYS
     )
@@ -265,7 +268,6 @@ def _cards(outcome: SubsetOutcome) -> tuple[list[dict[str, str]], list[dict[str,
     shown = sorted({*chosen, *rejected})
     texts = dict(zip(shown, outcome.rows.examples(shown), strict=True))
     rank = {row: number for number, row in enumerate(picks, start=1)}
-    lowest = math.nan if score is None or not picks else float(np.nanmin(score[picks], initial=math.inf))
 
     def card(row: int) -> dict[str, str]:
         place = f"{outcome.rows.file_of(row)}:{outcome.rows.numbers[row]}"
@@ -276,7 +278,7 @@ def _cards(outcome: SubsetOutcome) -> tuple[list[dict[str, str]], list[dict[str,
             if name != "score" and not math.isnan(values[row])
         )
         groups = (value for values in outcome.rows.groups.values() if (value := values[row]))
-        why = outcome.why(row, rank.get(row), score, lowest)
+        why = outcome.why(row, rank.get(row))
         details = [f"{outcome.tokens[row]:,} {outcome.unit}", *groups, *terms, why]
         return {"heading": heading, "details": " · ".join(details), "text": _text_of(texts[row])}
 
