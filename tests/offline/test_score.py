@@ -151,6 +151,16 @@ def test_rows_without_tokens_are_left_out_and_listed(tmp_path: Path) -> None:
         assert json.loads((tmp_path / f"{name}.bad-rows.jsonl").read_text(encoding="utf-8")) == entry
 
 
+def test_a_job_stopped_before_its_lists_writes_them_later(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", [*ROWS[:3], {"prompt": "word " * 900, "response": "x"}, *ROWS[4:9]])
+    score_into(DataRows(open_source(data)), ["loss"], tmp_path / "s", TINY, on_bad_row="skip")
+    whole = tree(tmp_path / "s")
+    for name in ("bad-rows.jsonl", "tokenized.json", "scores.parquet"):
+        (tmp_path / "s" / name).unlink()
+    score_into(DataRows(open_source(data)), ["loss"], tmp_path / "s", TINY, on_bad_row="skip")
+    assert tree(tmp_path / "s") == whole
+
+
 @pytest.mark.parametrize("parts", [{}, {"partitions": 2}])
 def test_a_selection_says_how_many_rows_were_cut(parts: dict[str, int], tmp_path: Path) -> None:
     long = {"prompt": "Count.", "response": " ".join(map(str, range(300)))}

@@ -259,7 +259,8 @@ def score_into(
     if engine != LOCAL:
         elsewhere = ShardScorer(options, seed, targets, rows.all_rated)
         mapper = partial(_on_cluster, elsewhere, engine, workers, threads, grading)
-    if missing or first:
+    scored_here, listed = bool(missing or first), (path / TOKENIZED_FILE).is_file()
+    if scored_here:
         names_here = [*(COUNTS if first else ()), *missing]
         stream_signals(
             here,
@@ -271,9 +272,13 @@ def score_into(
             on_shard=on_shard,
             mapper=mapper,
         )
+    elif not listed:  # a job that was stopped behind its last scores
+        for _ in tokenized.shards():
+            pass
+    if scored_here or not listed:
         _write_bad(path, rows, tokenized)
-        if graded := grading.describe():
-            write_json(path / GRADING_FILE, graded)
+    if scored_here and (graded := grading.describe()):
+        write_json(path / GRADING_FILE, graded)
     job: AuxiliaryJob | None = None
     for name in (name for name in places if name in columns and not (path / places[name]).is_dir()):
         if name in ALIGNMENTS:
