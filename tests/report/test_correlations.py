@@ -136,4 +136,4 @@ def test_interventions_are_shown_for_every_other_condition(replayed_run):
     across = Across.build({"": card, "budget=0.1": card}, {})
     (table,) = interventions_across(across, recipe)
     assert table.title == "What each intervention buys, budget 0.1"
-    assert table.rows == interventions_table(card, recipe, "t").rows
+    assert repr(table.rows) == repr(interventions_table(card, recipe, "t").rows)  # a cell without a value holds NaN
