@@ -14,7 +14,7 @@ same command where the run has no measured.safetensors, so that the records are 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -126,15 +126,25 @@ def report_page(report: Report, count: int, repeats: int) -> None:
     )
 
 
+_WATCH = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - start
+print(json.dumps([status, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+"""A process starts with the peak of the one that starts it: a small one has to, not the benchmark, which is large."""
+
+
 def _command_costs(run: Path, page: Path) -> tuple[float, float, float]:
     """Seconds on the clock, of the CPU, and megabytes of memory at the peak of the command."""
-    start = time.perf_counter()
     command = [sys.executable, "-m", "longgame.cli", "report", str(run), "--out", str(page)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+    watched = subprocess.run([sys.executable, "-c", _WATCH, *command], stdout=subprocess.PIPE, check=True)
+    status, seconds, cpu, memory = json.loads(watched.stdout)
     if status:
         raise RuntimeError(f"longgame report failed with status {status}; its output says why.")
-    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    return seconds, cpu, memory
 
 
 def main() -> None:
