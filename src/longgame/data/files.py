@@ -52,8 +52,8 @@ _CHUNK = 1 << 20
 """Characters of a JSON array that are read at once."""
 
 
-def kind_of(path: Path) -> str:
-    """How a file is read, by its ending; empty where it is not."""
+def file_kind(path: Path) -> str:
+    """Return how a file is read, by its ending; empty where it is not."""
     name = path.name.lower()
     return next(
         (SUFFIX_KINDS[suffix] for suffix in sorted(SUFFIX_KINDS, key=len, reverse=True) if name.endswith(suffix)), ""
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
     Raises:
         DataError: the file cannot be read, is damaged, or unpacks to far more than its size.
     """
-    return _ROWS[kind_of(path)](path)
+    return _ROWS[file_kind(path)](path)
 
 
 def read_tables(path: Path) -> Iterator[pa.Table]:
@@ -75,19 +75,19 @@ def read_tables(path: Path) -> Iterator[pa.Table]:
     Raises:
         DataError: as of `read_rows`.
     """
-    return _TABLES[kind_of(path)](path)
+    return _TABLES[file_kind(path)](path)
 
 
 def read_schema(path: Path) -> pa.Schema:
     """Return the schema of a Parquet or Arrow file."""
     try:
-        if kind_of(path) == "parquet":
+        if file_kind(path) == "parquet":
             return pq.read_schema(path)
         with pa.memory_map(str(path)) as stream:
             return _arrow_reader(stream).schema
     except (pa.ArrowException, MemoryError, OSError) as error:
         raise DataError(
-            f"{kind_of(path).capitalize()} file '{path}' cannot be read: {first_line(error)}. Write it again."
+            f"{file_kind(path).capitalize()} file '{path}' cannot be read: {first_line(error)}. Write it again."
         ) from error
 
 
@@ -299,9 +299,9 @@ def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
+def _table_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
     number = 0
-    for table in _parquet_tables(path):
+    for table in read_tables(path):
         for row in table.to_pylist():
             number += 1
             yield number, lambda row=row: row  # type: ignore[misc]
@@ -339,14 +339,6 @@ def _decoded(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _arrow_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    number = 0
-    for table in _arrow_tables(path):
-        for row in table.to_pylist():
-            number += 1
-            yield number, lambda row=row: row  # type: ignore[misc]
-
-
 def _arrow_tables(path: Path) -> Iterator[pa.Table]:
     """Tables of an Arrow IPC file, in the stream or the file format, memory-mapped."""
     try:
@@ -374,8 +366,8 @@ _ROWS: dict[str, Callable[[Path], Iterator[tuple[int, ReadRow]]]] = {
     "jsonl": json_lines,
     "json": _json_rows,
     "csv": _csv_rows,
-    "parquet": _parquet_rows,
-    "arrow": _arrow_rows,
+    "parquet": _table_rows,
+    "arrow": _table_rows,
 }
 _TABLES: dict[str, Callable[[Path], Iterator[pa.Table]]] = {"parquet": _parquet_tables, "arrow": _arrow_tables}
 

@@ -15,7 +15,16 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from longgame.data.examples import Example
-from longgame.data.files import SUFFIXES, TABLE_ROWS, ReadRow, first_line, kind_of, read_rows, read_schema, read_tables
+from longgame.data.files import (
+    SUFFIXES,
+    TABLE_ROWS,
+    ReadRow,
+    file_kind,
+    first_line,
+    read_rows,
+    read_schema,
+    read_tables,
+)
 from longgame.data.formats import RowError, RowRules, Turns, read_row
 from longgame.errors import DataError, did_you_mean, did_you_mean_file
 from longgame.limits import free_memory, located, missing, why_no_file
@@ -64,7 +73,7 @@ class FileSource(RowSource):
 
     def __init__(self, label: str, paths: Sequence[Path]) -> None:
         self.label, self.paths = label, tuple(paths)
-        self.unit = "line" if all(kind_of(path) in ("jsonl", "csv") for path in paths) else "row"
+        self.unit = "line" if all(file_kind(path) in ("jsonl", "csv") for path in paths) else "row"
 
     def rows(self) -> Iterator[tuple[str, int, ReadRow]]:
         for path in self.paths:
@@ -73,12 +82,12 @@ class FileSource(RowSource):
                 yield name, number, read
 
     def tables(self) -> Iterator[pa.Table] | None:
-        if not all(kind_of(path) in ("parquet", "arrow") for path in self.paths):
+        if not all(file_kind(path) in ("parquet", "arrow") for path in self.paths):
             return None
         return (table for path in self.paths for table in read_tables(path))
 
     def schemas(self) -> list[pa.Schema]:
-        if not all(kind_of(path) in ("parquet", "arrow") for path in self.paths):
+        if not all(file_kind(path) in ("parquet", "arrow") for path in self.paths):
             return []
         return [read_schema(path) for path in self.paths]
 
@@ -141,7 +150,7 @@ def open_source(data: Any, split: Split = "train") -> RowSource:
         return _folder(label, path)
     if not path.exists() and glob.has_magic(label):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - a pattern of Path.glob cannot be absolute
-        paths = sorted(Path(name) for name in matches if kind_of(Path(name)))
+        paths = sorted(Path(name) for name in matches if file_kind(Path(name)))
         if not paths:
             raise DataError(f"'{label}' matches no file that is read ({_NAMES}). Check the pattern.")
         return FileSource(label, paths)
@@ -151,10 +160,10 @@ def open_source(data: Any, split: Split = "train") -> RowSource:
 def _existing(label: str, path: Path) -> Path:
     if reason := why_no_file(path):
         lists = reason.startswith("does not exist") and path.parent.is_dir()
-        near = [entry.name for entry in path.parent.iterdir() if kind_of(entry) or entry.is_dir()] if lists else []
+        near = [entry.name for entry in path.parent.iterdir() if file_kind(entry) or entry.is_dir()] if lists else []
         hint = did_you_mean_file(path.name, near)
         raise DataError(f"data file '{label}' {reason}.{hint} Give the path of an existing file.")
-    if not kind_of(path):
+    if not file_kind(path):
         raise DataError(f"data file '{label}' has an ending that is not read. Known: {_NAMES}. Convert or rename it.")
     return path
 
@@ -183,7 +192,7 @@ def _folder(label: str, folder: Path) -> RowSource:
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and kind_of(path)
+        and file_kind(path)
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json", "state.json")
         and not is_beside_a_subset(path)
