@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,47 +33,16 @@ import pytest
 import yaml
 
 from longgame import load_recipe
+from studies.guides import blocks
 from support.cli import environment, longgame_here
 
-_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-_SKIP = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 _NUMBER = re.compile(r"\d[\d,]*\.?\d*")
 _FILES = ("ls", "head", "cat", "mkdir", "cp")
 """Commands that a page may use beside `longgame`."""
 _STARTERS = ("bash", "torchrun", "accelerate")
 """Commands that start `longgame`, in other processes; variables may stand before them."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: language ("" for output), the file that it is, text, first line, the reason why it is not run."""
-
-    language: str
-    file: str
-    text: str
-    line: int
-    reason: str = ""
-
-
-def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order."""
-    text = page.read_text(encoding="utf-8")
-    result = []
-    for match in _FENCE.finditer(text):
-        language, _, options = match["info"].strip().partition(" ")
-        title = re.search(r'title="([^"]+)"', options)
-        before = text[: match.start()]
-        skip = _SKIP.search(before)
-        result.append(
-            Block(
-                language,
-                title[1] if title else "",
-                match["text"],
-                before.count("\n") + 1,
-                skip[1] if skip else "",
-            )
-        )
-    return result
+_FAILS = ["||", "echo", "exit code $?"]
+"""Behind a command that has to fail."""
 
 
 def commands(text: str) -> list[list[str]]:
@@ -130,9 +98,8 @@ def _run_blocks(page: Path, folder: Path, variables: dict[str, Any], stand_ins: 
 
 
 def _run(words: list[str], folder: Path, place: str) -> str:
-    expected = 0
-    if words[-2:-1] == ["||"]:  # a command that ends with an exit code: COMMAND || CODE
-        expected, words = int(words[-1]), words[:-2]
+    if fails := words[-3:] == _FAILS:
+        words = words[:-3]
     count = next(number for number, word in enumerate(words) if "=" not in word)
     variables, words = dict(word.split("=", 1) for word in words[:count]), words[count:]
     if words[0] == "longgame":
@@ -153,8 +120,8 @@ def _run(words: list[str], folder: Path, place: str) -> str:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     else:
         pytest.fail(f"{place}: the tests do not run {words[0]}")
-    assert done.returncode == expected, f"{place}: {shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, f"{place}: {shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr + (f"exit code {done.returncode}\n" if fails else "")
 
 
 def _install(project: Path) -> str:
