@@ -98,7 +98,7 @@ def test_a_wrong_source_is_refused_with_what_is_allowed(spec, words) -> None:
 
 
 def test_a_column_that_no_row_has_is_refused() -> None:
-    with pytest.raises(DataError, match="none of 20 rows has the column 'stars'"):
+    with pytest.raises(DataError, match="none of 20 rows has a number in the column 'stars'"):
         rate(ColumnQuality("stars"), EXAMPLES)
 
 
@@ -111,12 +111,25 @@ def test_a_column_that_a_first_shard_lacks_is_read_of_the_others(tmp_path) -> No
     shards = [rate(sources.quality, tuple(rows.examples(shard))).grade for shard in ([0, 1], [2, 3])]
     np.testing.assert_array_equal(np.concatenate(shards), [NAN, NAN, NAN, 3])
     for spec in ("column:quality", "column:moons"):
-        with pytest.raises(DataError, match="none of 4 rows has the column"):
+        with pytest.raises(DataError, match="none of 4 rows has a number in the column"):
             QualitySources.of(spec).begin(rows, ["quality"])
 
 
+def test_a_column_that_no_row_has_names_those_that_are_there(tmp_path) -> None:
+    lines = [{"prompt": "p", "response": f"{n}", "rating": 3, "topic": "a", "quality": None} for n in range(4)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, words in (
+        ("ratings", "Did you mean 'rating'[?] Columns: prompt, rating, response, topic[.]"),
+        ("quality", "[^?] Columns: prompt, rating, response, topic[.]"),
+    ):
+        sources = QualitySources.of(f"column:{name},high=5")
+        rows = DataRows(open_source(tmp_path / "d.jsonl"), RowRules(columns=sources.columns))
+        with pytest.raises(DataError, match=words):
+            sources.begin(rows, ["quality"])
+
+
 def test_a_grade_outside_the_scale_names_the_example() -> None:
-    with pytest.raises(DataError, match=r"the grade 0\.95; its scale is 0 to 0\.9"):
+    with pytest.raises(DataError, match=r"its prompt: 'p'\) the grade 0\.95; its scale is 0 to 0\.9"):
         rate(ColumnQuality("q", 0, 0.9), [Example.make("p", "r", columns={"q": 0.95})])
 
 

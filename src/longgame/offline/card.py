@@ -87,7 +87,7 @@ def dataset_card(manifest: Mapping[str, Any], out: Path | None, license: str = "
         "The columns of the source are unchanged. The selection added these:",
         _table(("column", "meaning"), columns),
         "### Make it again",
-        markdown_code(f"pip install longgame\n{_command(manifest['command'])}\n", "bash"),
+        markdown_code(f"{_command(manifest['command'])}\n", "bash"),
         "Equal data, the same model and the same version give the same rows. The manifest holds the digests.",
         "### What it does to a model",
         "These numbers do not say what the subset does to a model, or to what it learns later. An audit measures both: "

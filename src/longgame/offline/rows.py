@@ -76,7 +76,8 @@ class DataRows:
         filtered: rows that ``where`` left out.
         rated: rows with a ``quality``.
         weighted: rows with a weight of an earlier selection.
-        columns: those of `RowRules.columns`, and ``quality``, that any row has; a part of the rows keeps the answer.
+        columns: those that any usable row has. Of `RowRules.columns`, and of ``quality``, only with a number in a row.
+            A part of the rows keeps the answer.
         all_rated: whether that is every row; a part taken of the rows keeps the answer, so that scales are not mixed.
         groups: ``skill`` and ``source`` of each row (None: none), where any row has one.
         digest: of all ids in their order.
@@ -109,6 +110,7 @@ class DataRows:
         ids: list[str] = []
         columns = array("q")
         lacking = {*rules.columns}
+        self._names = set[str]()
         skills: list[str | None] = []
         origins: list[str | None] = []
         copies: dict[str, int] = {}
@@ -145,7 +147,7 @@ class DataRows:
                 fix = f"Change the condition, --where {where!r}.{self._condition.values_seen()}"
             raise DataError(f"'{source.label}' holds no usable rows{left_out if self.total else ''}. {fix}")
         self.all_rated = self.rated == len(ids)
-        self.columns = frozenset({*rules.columns} - lacking | ({"quality"} if self.rated else set()))
+        self.columns = frozenset(self._names - lacking - (set() if self.rated else {"quality"}))
         self.ids = tuple(ids)
         table = np.asarray(columns, dtype=np.int64).reshape(-1, 4)
         self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)
@@ -179,6 +181,7 @@ class DataRows:
                     self.bad.append(BadRow(file, number, visible(str(error))))
                     self.bad_positions.append(position)
                     continue
+                self._names.update(row)
                 yield position, file, number, example, form
         if self._condition is not None and self.total > len(self.bad):
             self._condition.check_columns()

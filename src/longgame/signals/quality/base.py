@@ -7,6 +7,7 @@ A source gives each example a grade on a scale of its own, and maps grades to [0
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -16,12 +17,13 @@ import yaml
 from jaxtyping import Float
 
 from longgame.data.examples import Example, Pool
-from longgame.errors import DataError, PluginError, RecipeError
+from longgame.errors import DataError, PluginError, RecipeError, did_you_mean
 from longgame.registry import Registry, plugin_at_work
 from longgame.signals.quality.rules import quality_scores, rule_scores
 
 ANSWER_TOKENS = 256
 """Most tokens of an answer that the model generates itself, behind ``own_answer_quality``."""
+_MOST_NAMES, _LONGEST_PROMPT = 12, 60
 RULES_OR_COLUMN = "auto"
 """The default source: the column ``quality`` where every row has it, else the rules."""
 
@@ -44,7 +46,7 @@ class QualitySource:
         """Look at all examples of a job before the first is graded; raise where it must not begin.
 
         Args:
-            columns: those of `columns`, and ``quality``, that any row of the data has.
+            columns: those that any row of the data has. Of `columns`, and of ``quality``, only with a number in a row.
         """
 
     def grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
@@ -122,7 +124,7 @@ class ColumnQuality(QualitySource):
 
     def begin(self, examples: Sequence[Example], columns: Collection[str]) -> None:
         self._is_there = self.column in columns
-        self._check_column(len(examples))
+        self._check_column(len(examples), columns)
 
     def grade(self, examples: Sequence[Example]) -> Float[np.ndarray, " n"]:
         values = [(example.columns or {}).get(self.column) if self.columns else example.quality for example in examples]
@@ -133,11 +135,14 @@ class ColumnQuality(QualitySource):
         self._check_column(self._rows)
         return grades
 
-    def _check_column(self, rows: int) -> None:
+    def _check_column(self, rows: int, columns: Collection[str] = ()) -> None:
         if rows and not self._is_there:
+            names = sorted(columns)
+            more = ", …" if len(names) > _MOST_NAMES else ""
+            there = f" Columns: {', '.join(names[:_MOST_NAMES])}{more}." if names else ""
             raise DataError(
-                f"none of {rows} rows has the column '{self.column}', which quality is read from. Name a column "
-                "that is there, or another quality source."
+                f"none of {rows:,} rows has a number in the column '{self.column}', which quality is read from."
+                f"{did_you_mean(self.column, names)}{there} Name a column of numbers, or another quality source."
             )
 
     def describe(self) -> dict[str, Any]:
@@ -194,7 +199,7 @@ class Rows(Protocol):
     """Rows of a data set; `longgame.offline.rows.DataRows` is one."""
 
     columns: frozenset[str]
-    """Columns of grades that any row of the data has."""
+    """Columns that any row of the data has (`QualitySource.begin`)."""
 
     def pool(self) -> Pool:
         """All of them, read when they are looked at."""
@@ -350,9 +355,11 @@ def rate(source: QualitySource, examples: Sequence[Example]) -> Ratings:
         low, high = source.scale
         wrong = np.flatnonzero((grades < low) | (grades > high))
         if len(wrong):
+            first = examples[wrong[0]]
+            prompt = textwrap.shorten(first.prompt, _LONGEST_PROMPT, placeholder=" …")
             raise DataError(
-                f"{label} gives example {examples[wrong[0]].sample_id} the grade {grades[wrong[0]]:g}; its scale is "
-                f"{low:g} to {high:g}. Give the scale with low= and high=."
+                f"{label} gives example {first.sample_id} (its prompt: {prompt!r}) the grade {grades[wrong[0]]:g}; its "
+                f"scale is {low:g} to {high:g}. Give the scale with low= and high=."
             )
     with plugin_at_work(label, "unit()"):
         quality = _numbers(source.unit(grades), len(examples), label, "unit()")
