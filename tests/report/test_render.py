@@ -21,8 +21,8 @@ from longgame.report import render
 from longgame.report.charts import GREY, PALETTE, ink_on_cividis
 from longgame.report.layout import Section, report_layout
 from longgame.report.picks import TrialDetail, stage_detail
-from longgame.report.render import column_parts, html_page, markdown, print_layout
-from longgame.report.tables import MAIN, Table, metric_table
+from longgame.report.render import column_parts, html_page, markdown, print_layout, print_table
+from longgame.report.tables import MAIN, Cell, Column, Table, metric_table
 from tests.report.conftest import make_run
 
 
@@ -382,6 +382,15 @@ def test_the_scorecard_is_one_table_at_120_columns(card, recipe):
     assert len(parts) == 2
     assert sorted(position for part in parts for position in part[1:]) == list(range(1, len(table.columns)))
     assert all(part[0] == 0 for part in parts)
+
+
+@pytest.mark.parametrize("width", [16, 40])
+def test_a_narrow_terminal_leaves_out_minor_columns_before_it_cuts(width):
+    columns = (Column("name"), Column("score"), Column("seeds" * 3, minor=True))
+    text = io.StringIO()
+    print_table(Table("t", columns, ((Cell("a"), Cell("1.5"), Cell("7")),)), Console(file=text, width=width))
+    assert ("7" in text.getvalue()) == (width == 40)
+    assert text.getvalue().count("a ") == 1
 
 
 def test_names_are_text_not_markup(run, hostile):

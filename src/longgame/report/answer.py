@@ -141,8 +141,8 @@ def differences_table(card: Scorecard, recipe: Recipe) -> Table:
         Column("verdict", meaning=f"against {card.reference}", numeric=False),
         Column("now [points]", "now", f"difference of the current score from {card.reference}, 95 % interval"),
         Column("later [points]", "later", f"difference of the long-horizon score from {card.reference}"),
-        Column("seeds, now", "seeds now", "seeds that would show a true difference of this size with 80 % power"),
-        Column("seeds, later", "seeds later", "the same for the long-horizon score"),
+        Column("seeds, now", "seeds now", "seeds that show a true difference of this size with 80 % power", minor=True),
+        Column("seeds, later", "seeds later", "the same for the long-horizon score", minor=True),
     )
     rows = []
     for line in verdict_lines(card, recipe):

@@ -267,8 +267,10 @@ def _print_block(block: Block, console: Console) -> None:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table, cut into parts where the terminal is too narrow for it, and its note."""
+    """Print a table and its note; too wide for the terminal, without minor columns, and then cut into parts."""
     table = table.without_asides()
+    if len(column_parts(table, console.width)) > 1:
+        table = table.without_minor()
     console.print(RichText(table.title, style="bold"))
     for positions in column_parts(table, console.width):
         shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, cast
 
 import numpy as np
@@ -63,6 +64,8 @@ class Column:
     numeric: bool = True
     aside: bool = False
     """Shown by the page on demand only (the paper's values)."""
+    minor: bool = False
+    """Left out by a terminal that is too narrow for the whole table."""
     metric: str = ""
     """Name in the catalog."""
 
@@ -109,9 +112,15 @@ class Table:
 
     def without_asides(self) -> Table:
         """The table without columns that are shown on demand only."""
-        places = [place for place, column in enumerate(self.columns) if not column.aside]
-        rows = tuple(tuple(row[place] for place in places) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[place] for place in places), rows=rows)
+        return self._only([not column.aside for column in self.columns])
+
+    def without_minor(self) -> Table:
+        """The table without columns that a narrow terminal leaves out."""
+        return self._only([not column.minor for column in self.columns])
+
+    def _only(self, shown: Sequence[bool]) -> Table:
+        rows = tuple(tuple(compress(row, shown)) for row in self.rows)
+        return replace(self, columns=tuple(compress(self.columns, shown)), rows=rows)
 
 
 MANY = 12
