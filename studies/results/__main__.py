@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -22,12 +25,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Only = Annotated[list[str] | None, typer.Option(help="Name of a step; may be repeated (default: all).")]
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the kept measurements.")]
 
 
 @app.command("run")
 def run_steps(
-    only: Annotated[list[str] | None, typer.Option(help="Name of a step; may be repeated (default: all).")] = None,
+    only: Only = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with train/ and eval/ (real data).")] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this many minutes.")] = float("inf"),
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
@@ -35,10 +39,7 @@ def run_steps(
     data: DataFolder = DATA,
 ) -> None:
     """Run every unfinished step, in order: about two hours on two cores. Finished stages stay."""
-    names = {step.name for step in STEPS}
-    for name in only or ():
-        if name not in names:
-            raise RecipeError(unknown("step", name, names))
+    _check_names(only)
     deadline = time.monotonic() + 60 * minutes
     steps = [step for step in STEPS if not only or step.name in only]
     for step in steps:
@@ -57,9 +58,17 @@ def run_steps(
 
 
 @app.command("keep")
-def keep_measurements(data: DataFolder = DATA) -> None:
+def keep_measurements(only: Only = None, data: DataFolder = DATA) -> None:
     """Copy the measurements of finished trials to docs/results/data."""
-    keep(data)
+    _check_names(only)
+    keep(data, only or ())
+
+
+def _check_names(only: Sequence[str] | None) -> None:
+    names = {step.name for step in STEPS}
+    for name in only or ():
+        if name not in names:
+            raise RecipeError(unknown("step", name, names))
 
 
 @app.command()
@@ -79,5 +88,6 @@ def place_audit(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the audit at work ends, too
     with errors_as_sentences():
         app()

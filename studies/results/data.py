@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,12 @@ class StudyRun:
         return Across.build(cards, groups, margins=self.recipe.metrics.equivalence, holm=self.recipe.metrics.holm)
 
 
-def keep(folder: Path) -> None:
+def keep(folder: Path, only: Collection[str] = ()) -> None:
     """Write the measurements of every run's finished trials, and the facts of all runs.
+
+    Args:
+        folder: where they are kept.
+        only: names of the runs; empty: all.
 
     What was kept of a run that is not here stays. So do trials that were kept of a run elsewhere, as long as they
     would measure the same here: a study may be finished on several machines, a few seeds on each.
@@ -107,7 +111,7 @@ def keep(folder: Path) -> None:
     facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     written: set[str] = set()
     for step in dict.fromkeys(STEPS):
-        if step.name in written or not (step.folder / RECIPE).is_file():
+        if step.name in written or (only and step.name not in only) or not (step.folder / RECIPE).is_file():
             continue
         run = Run.open(step.folder)
         stages = len(stage_names(run.recipe))

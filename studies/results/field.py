@@ -511,6 +511,11 @@ IN_CONDITIONS = tuple(
     )
 )
 """The protocol's comparisons in each condition."""
+ON_SMOLLM2 = (
+    Comparison("uniform replay − random", _UNIFORM, "random", "long_horizon", "primary"),
+    Comparison("loss − random", "loss", "random", "long_horizon", "primary"),
+)
+"""The protocol's primary comparisons on a real model."""
 
 
 def compare(board: Board, comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -555,7 +560,7 @@ def practices_parts(
     """The page of practices, without its title."""
     parts = [practices.head, "## Comparisons, token accuracy", comparison_table(practices.boards, COMPARISONS)]
     exact = Sequences(practices.runs, "exact_match")
-    parts += [_COMPARISONS, "## Comparisons, exact match", _EXACT, comparison_table(exact.boards, COMPARISONS)]
+    parts += [COMPARISONS_NOTE, "## Comparisons, exact match", _EXACT, comparison_table(exact.boards, COMPARISONS)]
     if conditions is not None:
         names = [name for name in conditions.conditions if conditions.complete_seeds(name)]
         boards = {condition_label(name): Board(conditions.card(name), practices.view) for name in names}
@@ -573,7 +578,7 @@ _CONDITIONS = (
     "time. Holm over the six comparisons of a condition."
 )
 _EXACT = "The same under exact match; the protocol's test is the one above."
-_COMPARISONS = (
+COMPARISONS_NOTE = (
     "Mean difference in points of 100, with its 95 % interval over base models. p: paired t, "
     "after Holm over the comparisons of the same kind and sequence. ▲ ▼: p < .05. *now*: the same two on the current "
     "score, not tested."

@@ -14,6 +14,7 @@ from longgame.escape import markdown_text
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.diagnostics import association_table
 from longgame.metrics.scorecard import PRIMARY, Scorecard
+from longgame.metrics.stats import minimum_detectable_effect
 from longgame.metrics.verdict import range_words
 from longgame.recipe import Recipe
 from longgame.report.answer import legend, reversal_line, set_gap_line, verdict_lines
@@ -41,7 +42,18 @@ from longgame.report.tables import (
 from longgame.storage import refresh_file
 from studies.results.claims import CLAIMS, QUESTIONS, Answer, Claim, answers
 from studies.results.data import StudyRun, load
-from studies.results.field import TRAJECTORY, Sequences, field_figure, field_parts, leaderboard_file, practices_parts
+from studies.results.field import (
+    COMPARISONS_NOTE,
+    ON_SMOLLM2,
+    TRAJECTORY,
+    Board,
+    Sequences,
+    comparison_table,
+    field_figure,
+    field_parts,
+    leaderboard_file,
+    practices_parts,
+)
 from studies.results.figures import draw, write_svg
 from studies.results.steps import DEVELOPMENT, STEPS
 
@@ -81,6 +93,8 @@ def write_pages(data: Path) -> None:
     if practices.runs:
         parts = practices_parts(practices, runs.get("replay-conditions"), runs.get("replay-development"))
         pages["practices.md"] = _page("Practices that may beat random", parts)
+    if "smollm2-pilot" in runs:
+        pages["smollm2.md"] = _page("SmolLM2-135M on real data", smollm2_parts(runs))
     for name, text in pages.items():
         refresh_file(out / name, (text.rstrip() + "\n").encode())
         print(f"Written: {out / name}", flush=True)
@@ -212,7 +226,7 @@ def claims_page(runs: Mapping[str, StudyRun]) -> str:
     """Every claim of the paper, per sequence and scorer: shown, the opposite shown, or neither."""
     titles: list[str] = []
     sides: list[tuple[Mapping[str, Scorecard], str]] = []
-    for name in (*SEQUENCES, "smollm2"):
+    for name in (*SEQUENCES, "smollm2-field"):
         if name not in runs or not runs[name].complete_seeds():
             continue
         selectors = [spec.key for spec in runs[name].recipe.selectors]
@@ -326,7 +340,7 @@ def trajectories_page(runs: Mapping[str, StudyRun]) -> str:
     cards = {
         (name, condition): card
         for name, run in runs.items()
-        if name not in (*DEVELOPMENT, "smollm2") and not name.startswith(("field-", "replay-", "selector-"))
+        if name not in DEVELOPMENT and not name.startswith(("field-", "replay-", "selector-", "smollm2-"))
         for condition, card in run.across().cards.items()
     }
     done: set[tuple[str, str]] = set()
@@ -415,3 +429,48 @@ def _held_table(dev: Scorecard, best: str, held_out: Sequence[tuple[str, str, Sc
         cells = [_difference(_row(card.summary, PRIMARY, metric, selector), metric) for metric in COMPARED]
         body.append((Cell(where), Cell(selector), *cells))
     return "Differences from random, each task's own scorer.\n\n" + pipes(Table("", tuple(columns), tuple(body)))
+
+
+def smollm2_parts(runs: Mapping[str, StudyRun]) -> list[str]:
+    """The real model, as far as it was run: primary comparisons, the field, and the pilot that chose their size."""
+    view, parts = "token_accuracy", [_SMOLLM2]
+    if "smollm2-primary" in runs:
+        run = runs["smollm2-primary"]
+        table = comparison_table({"": Board(run.card(), view)}, ON_SMOLLM2)
+        parts += ["## Primary comparisons", _head(run), table, COMPARISONS_NOTE]
+    if "smollm2-field" in runs:
+        run = runs["smollm2-field"]
+        card, recipe = run.card(), run.recipe
+        parts += ["## The field", _head(run), _verdicts(card, recipe)]
+        parts += [pipes(metric_table(card, recipe, MAIN, "", view)), legend(card)]
+        parts += ["### Against random", difference_table(card, recipe, COMPARED, view), _DIFFERENCES]
+        parts += ["### Diagnostics", pipes(metric_table(card, recipe, DIAGNOSTICS, ""))]
+        parts += ["### Cost per trial", pipes(metric_table(card, recipe, COSTS, "")), _SECONDS]
+    pilot = runs["smollm2-pilot"]
+    parts += ["## Pilot", _head(pilot), _PILOT, _spread_table(Board(pilot.card(), view))]
+    return [*parts, pipes(metric_table(pilot.card(), pilot.recipe, MAIN, "", view)), legend(pilot.card())]
+
+
+_SMOLLM2 = (
+    "One base model, so every verdict is about it. What was fixed before the runs: "
+    "[protocol](protocol.md#a-real-model)."
+)
+_PILOT = (
+    "Development seeds and an order of their own. It chose the size of the study and compares nothing. Each cell: the "
+    "standard deviation over seeds of the difference from random, and the smallest true difference that 5 / 8 seeds "
+    "show with 80 % power at the 5 % level, uncorrected; in points of 100."
+)
+
+
+def _spread_table(board: Board) -> str:
+    """Selector × metric: how far differences from random vary between seeds, and what more seeds would show."""
+    columns = [Column("selector", "", numeric=False), *(Column(METRICS[name].label, "") for name in COMPARED)]
+    rows = []
+    for selector in board.differences(COMPARED[0]):
+        cells = [Cell(str(selector))]
+        for name in COMPARED:
+            sd = float(board.differences(name)[selector].std(ddof=1)) * METRICS[name].scale
+            five, eight = (float(minimum_detectable_effect(sd, seeds)) for seeds in (5, 8))
+            cells.append(Cell(f"{sd:.1f} ({five:.1f} / {eight:.1f})"))
+        rows.append(tuple(cells))
+    return pipes(Table("", tuple(columns), tuple(rows)))

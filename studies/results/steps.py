@@ -69,6 +69,10 @@ def _tiny(name: str, question: str, seeds: str = "", selectors: str = "") -> Ste
     return Step(name, Path("recipes/results") / f"{name}.yaml", seeds, selectors, question=question)
 
 
+def _real(name: str, question: str) -> Step:
+    return Step(name, Path("recipes/results") / f"{name}.yaml", real_data=True, question=question)
+
+
 DEVELOPMENT = ("lhas-grid", "lhas-finals", "replay-development", "selector-development", "smollm2-pilot")
 """Steps on development seeds; they start from a base model of their own."""
 STEPS = (
@@ -103,20 +107,9 @@ STEPS = (
     _tiny("field-judges-skill", "selectors with rules in place of a judge, skill sequence"),
     _tiny("field-judges-domain", "selectors with rules in place of a judge, domain sequence"),
     _tiny("field-judges-interleaved", "selectors with rules in place of a judge, interleaved sequence"),
-    Step(
-        "smollm2-pilot",
-        Path("recipes/results/smollm2-pilot.yaml"),
-        real_data=True,
-        question="cost and spread on SmolLM2-135M and real data (development seeds)",
-    ),
-    Step(
-        "smollm2",
-        Path("recipes/smollm2-skill-cpu.yaml"),
-        "3-5",
-        "random,lhas",
-        real_data=True,
-        question="SmolLM2-135M and real data, other seeds than smollm2-skill-cpu",
-    ),
+    _real("smollm2-pilot", "cost and spread on SmolLM2-135M and real data (development seeds)"),
+    _real("smollm2-primary", "whether replay helps and loss harms on SmolLM2-135M and real data"),
+    _real("smollm2-field", "the field's selectors on SmolLM2-135M and real data"),
 )
 """Most important first, so that a study that is stopped early has answered the first questions. A run that is listed
 several times grows: selectors and seeds are added, and its finished trials are used again."""
@@ -130,11 +123,13 @@ def run_step(step: Step, data_dir: Path | None, workers: int, deadline: float) -
     if copied:
         print(f"{step.name}: {copied} trials are copied from other runs", flush=True)
     process = _longgame(step.arguments(data_dir, workers))
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            _stop([process])
-            return False
-        time.sleep(0.5)
+    try:
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)
+    finally:
+        _stop([process])
     if process.returncode:
         raise SystemExit(f"{step.name} ended with code {process.returncode}")
     return True
