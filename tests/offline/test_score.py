@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 import yaml
 
 import longgame
+from longgame.commands import score as score_command
+from longgame.commands.score import row_progress
 from longgame.data.sources import open_source
 from longgame.data.tokenize import build_pool
 from longgame.errors import DataError, ModelError, RecipeError, ResumeError, StorageError
@@ -254,3 +258,16 @@ def test_places_that_hold_something_else_are_refused(data: Path, tmp_path: Path)
     column.write_bytes(content)
     with pytest.raises(ResumeError, match="is damaged"):
         longgame.select(data, selector="loss", scores=tmp_path / "u")
+
+
+def test_progress_in_a_log_is_a_line_a_minute_with_the_time_left(capsys, monkeypatch):
+    clock = itertools.accumulate([0, 30, 30, 45, 15, 60])  # start, then one reading per call
+    monkeypatch.setattr(score_command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with row_progress("scoring") as progress:
+        for done in (100, 200, 300, 400, 700):
+            progress(done, 1_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "scoring: 200 of 1,000 rows (20 %), 4:00 left",
+        "scoring: 400 of 1,000 rows (40 %), 3:00 left",
+        "scoring: 700 of 1,000 rows (70 %), 1:15 left",
+    ]

@@ -300,6 +300,10 @@ def command_line() -> str:
     return visible("longgame " + shlex.join(sys.argv[1:]))
 
 
+_LINE_SECONDS = 60.0
+"""Between two lines of progress in a log."""
+
+
 @contextmanager
 def errors_name_options() -> Iterator[None]:
     """Let errors name options of the command where they name keys of a recipe."""
@@ -314,9 +318,39 @@ def errors_name_options() -> Iterator[None]:
 
 @contextmanager
 def row_progress(activity: str) -> Iterator[Any]:
-    """Show rows done and the time left on stderr; gives what a job calls with (done, all)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """Show rows done and the time left on stderr, elsewhere than in a terminal as a line a minute.
+
+    Gives what a job calls with (done, all).
+    """
     console = Terminal(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield _ProgressLines(activity, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(activity, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _ProgressLines:
+    """Prints how far a job is, at most once in `_LINE_SECONDS`; a job that takes less prints nothing."""
+
+    def __init__(self, activity: str, console: Terminal) -> None:
+        self._activity, self._console = activity, console
+        self._start = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if self._first is None:  # rows of an earlier run
+            self._first, self._start = done, now
+        if now - self._told < _LINE_SECONDS:
+            return
+        self._told = now
+        text = f"{self._activity}: {done:,} rows"
+        if total:
+            text = f"{self._activity}: {done:,} of {total:,} rows ({100 * done / total:.0f} %)"
+        if total and done > self._first:
+            left = round((now - self._start) * (total - done) / (done - self._first))
+            text += f", {left // 60}:{left % 60:02d} left"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
