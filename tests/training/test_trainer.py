@@ -557,6 +557,16 @@ def test_the_column_of_quality_is_read_where_all_rows_have_it(tmp_path, tokenize
     assert picks[0] == picks[2 if rated == 40 else 1]
 
 
+@pytest.mark.parametrize("rated", [0, 1])
+def test_a_named_column_is_missing_only_where_no_row_of_the_dataset_has_it(tmp_path, tokenizer, rated):
+    rows = [{**row, "quality": 0.5 if number < rated else None} for number, row in enumerate(rows_of(make_pool(40)))]
+    trainer = make_trainer(
+        tmp_path, tokenizer, train=Dataset.from_list(rows), selector="quality", quality="column", args={"max_steps": 5}
+    )
+    with nullcontext() if rated else pytest.raises(DataError, match="has a number in the column 'quality'"):
+        trainer.train()
+
+
 class Column(QualitySource):
     """The column where a row has it, else the best grade."""
 

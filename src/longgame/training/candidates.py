@@ -340,11 +340,12 @@ def ids_of(dataset: Any) -> list[str]:
     return [str(name) for name in (dataset[ID] if table else [dataset[row][ID] for row in range(len(dataset))])]
 
 
-def all_rated(dataset: Any) -> bool:
-    """Whether every row of a dataset with a length has a ``quality``."""
-    if hasattr(dataset, "add_column"):
-        return "quality" in dataset.column_names and all(value is not None for value in dataset["quality"][:])
-    return all(dataset[row].get("quality") is not None for row in range(len(dataset)))
+def ratings(dataset: Any) -> Iterator[bool]:
+    """Whether each row of a dataset with a length has a ``quality``."""
+    if not hasattr(dataset, "add_column"):
+        return (dataset[row].get("quality") is not None for row in range(len(dataset)))
+    column = dataset["quality"][:] if "quality" in dataset.column_names else [None] * len(dataset)
+    return (value is not None for value in column)
 
 
 def padded_batch(pool: Pool, rows: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:

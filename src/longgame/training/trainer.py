@@ -46,7 +46,7 @@ from longgame.selection.policy import ComputeSignals
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.cache import pool_fingerprint
 from longgame.signals.gradients import AdamPreconditioner, is_adam
-from longgame.signals.quality.base import QualitySource
+from longgame.signals.quality.base import ColumnQuality, QualitySource
 from longgame.signals.scorer_model import ReferenceModel, ScorerModel
 from longgame.signals.source import SignalSource
 from longgame.storage import read_json, read_state, write_state
@@ -56,10 +56,10 @@ from longgame.training.candidates import (
     FreshFirst,
     Passes,
     SeededByEpoch,
-    all_rated,
     first_tokens,
     ids_of,
     pool_of,
+    ratings,
     with_ids,
 )
 from longgame.training.compat import gathered_moments, refuse_packing, refuse_setup, undivided
@@ -525,6 +525,8 @@ class SelectionMixin(_Base):
             if items is not None:
                 proxy = self._selection_pool_of([items[row] for row in range(len(items))])
             grading = self.selection.grading()
+            if isinstance(grading.quality, ColumnQuality) and not stream:  # the first step's candidates may have none
+                grading.quality.begin((), ("quality",) if any(ratings(self.train_dataset)) else ())
             self.selection_signals = source = SignalSource.of_model(
                 self.model,
                 pad_token_id=self._selection_pad_token(),
@@ -540,7 +542,7 @@ class SelectionMixin(_Base):
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
                 quality=grading.quality,
-                rated=None if stream else lambda: all_rated(self.train_dataset),
+                rated=None if stream else lambda: all(ratings(self.train_dataset)),
                 complexity=grading.complexity,
             )
         if isinstance(source, SignalSource):
