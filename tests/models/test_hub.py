@@ -1,9 +1,11 @@
-"""Pushing to the hub, against a local server that speaks its API."""
+"""Pushing to the hub and loading from it, against a local server that speaks its API."""
 
 import pytest
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from longgame.errors import StorageError
-from longgame.models.hub import card_metadata, push, with_metadata, with_section
+from longgame.models.hub import card_metadata, load_or_fetch, push, with_metadata, with_section
+from support.chat_model import chat_tokenizer, save
 from support.hub_server import run_with_hub, serve_hub
 
 
@@ -122,3 +124,62 @@ def test_metadata_keeps_keys_but_those_of_the_files(readme, expected):
 def test_metadata_that_is_no_mapping_is_refused(front):
     with pytest.raises(ValueError, match="the card's metadata is no"):
         with_metadata(f"---\n{front}\n---\n", {})
+
+
+PARTLY_CACHED = """
+from urllib.request import urlopen
+from huggingface_hub import constants
+from longgame.errors import ModelError
+from longgame.models.load import load_model, load_tokenizer, trial_bytes
+from longgame.recipe import ModelSpec
+
+spec = ModelSpec(name="owner/name")
+trial_bytes(spec)  # caches config.json alone
+for reach, offline, endpoint in (("offline", True, constants.ENDPOINT), ("no network", False, "http://127.0.0.1:9")):
+    served, constants.HF_HUB_OFFLINE, constants.ENDPOINT = constants.ENDPOINT, offline, endpoint
+    try:
+        load_tokenizer(spec)
+    except ModelError as error:
+        print(f"{reach}: {error}")
+    constants.HF_HUB_OFFLINE, constants.ENDPOINT = False, served
+print("tokens:", len(load_tokenizer(spec)))
+print("source:", load_model(spec).source)
+urlopen(f"{constants.ENDPOINT}/mark").close()
+load_model(spec)
+"""
+
+
+def test_a_model_partly_in_the_cache_is_fetched_and_then_local(hub, tmp_path):
+    tokenizer = chat_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    save(tmp_path / "model", tokenizer, Qwen2ForCausalLM(Qwen2Config(**sizes, **heads)))
+    hub.files |= {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    done = run_with_hub(hub, tmp_path / "home", ["-c", PARTLY_CACHED])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    lack = "model 'owner/name' cannot be loaded from the local cache (it holds no tokenizer)"
+    assert lines[0].startswith(f"offline: {lack}, and HF_HUB_OFFLINE is set. Without network, give the path")
+    assert lines[1].startswith(f"no network: {lack} and the hub: no connection")
+    assert lines[2] == f"tokens: {len(tokenizer)}"
+    assert lines[3].startswith("source: hub owner/name")
+    assert hub.requests[-1] == "GET /mark"
+
+
+@pytest.mark.parametrize(("error", "fetched"), [(OSError("no weights"), True), (MemoryError(), False)])
+def test_what_the_cache_lacks_is_fetched_once(error, fetched, monkeypatch):
+    calls = []
+
+    def load(local):
+        calls.append(local)
+        if local:
+            raise error
+        return "model"
+
+    monkeypatch.setattr("longgame.models.hub.require_repo", lambda *_: None)
+    if fetched:
+        assert load_or_fetch("owner/name", load, True, (OSError, MemoryError), "") == "model"
+    else:
+        with pytest.raises(MemoryError):
+            load_or_fetch("owner/name", load, True, (OSError, MemoryError), "")
+    assert calls == [True, False][: 1 + fetched]

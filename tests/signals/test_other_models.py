@@ -52,7 +52,7 @@ def letters(texts):
 def encoder(monkeypatch):
     """`letters` under the name `NAME`."""
     monkeypatch.setattr(embedders, "_locate", lambda kind, place: (place, True))
-    monkeypatch.setattr(embedders, "_static", lambda name, path: Embedder(name, letters, 0))
+    monkeypatch.setattr(embedders, "_static", lambda name, path, local: Embedder(name, letters, 0))
 
 
 @pytest.fixture
@@ -168,6 +168,23 @@ def test_a_static_model_embeds_without_a_network(tmp_path, data):
     (tmp_path / "m" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_embedder(name)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_an_encoder_partly_in_the_cache_is_fetched(reached, monkeypatch):
+    def load(name, path, local, *_):
+        if local:
+            raise OSError("no file named model.safetensors.")
+        return Embedder(name, letters, 0)
+
+    monkeypatch.setattr(embedders, "_locate", lambda kind, place: (place, True))
+    monkeypatch.setattr(embedders, "_sentence_transformer", load)
+    if reached:
+        monkeypatch.setattr("longgame.models.hub.require_repo", lambda *_: None)
+        assert load_embedder("sentence-transformers:owner/name").encode(["a"]).shape == (1, 8)
+    else:
+        with pytest.raises(ModelError, match=r"cache \(no file named model\.safetensors\), and HF_HUB_OFFLINE is set"):
+            load_embedder("sentence-transformers:owner/name")
 
 
 @pytest.mark.slow

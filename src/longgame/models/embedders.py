@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from longgame.errors import ModelError, RecipeError
 from longgame.limits import located, missing
-from longgame.models.hub import require_repo
+from longgame.models.hub import first_lines, load_or_fetch, require_repo
 from longgame.models.load import no_progress_bars
 from longgame.recipe import EMBEDDER, EMBEDDERS, parse_embedder
 
@@ -71,14 +71,17 @@ def load_embedder(name: str, *, device: str = "cpu", trust_remote_code: bool = F
     if not kind:
         raise RecipeError(f"embedder '{name}' is the model itself and no encoder of texts. {_FORMS}")
     path, local = _locate(kind, place)
-    try:
+
+    def load(local: bool) -> Embedder:
         if kind == "model2vec":
-            return _static(name, path)
+            return _static(name, path, local)
         return _sentence_transformer(name, path, local, device, trust_remote_code)
+
+    try:
+        return load_or_fetch(path, load, local, _LOADING_ERRORS, _NO_HUB)
     except _LOADING_ERRORS as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(
-            f"embedder '{name}' cannot be loaded: {' '.join(lines[:2])} Give a complete {kind} model."
+            f"embedder '{name}' cannot be loaded: {first_lines(error)} Give a complete {kind} model."
         ) from error
 
 
@@ -120,10 +123,11 @@ def _locate(kind: str, place: str) -> tuple[str, bool]:
     return place, cached
 
 
-def _static(name: str, path: str) -> Embedder:
+def _static(name: str, path: str, local: bool) -> Embedder:
     from model2vec import StaticModel
 
-    model = StaticModel.from_pretrained(path, force_download=False)
+    fetch = not local and not Path(path).is_dir()  # it would take any folder of the cache, also one that lacks files
+    model = StaticModel.from_pretrained(path, force_download=fetch)
 
     def encode(texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         vectors = model.encode(list(texts), show_progress_bar=False, use_multiprocessing=False)

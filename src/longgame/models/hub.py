@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -22,8 +22,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from longgame.errors import LonggameError, StorageError
+from longgame.errors import LonggameError, ModelError, StorageError
 
+_Loaded = TypeVar("_Loaded")
+OWN_CODE, OTHER_SIZES = "trust_remote_code", "ignore_mismatched_sizes"
+"""In the texts of errors of a model that comes with code of its own, or whose weights have other sizes."""
 _SECONDS = 8.0
 _BEGIN, _END = "<!-- begin: longgame -->", "<!-- end: longgame -->"
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", flags=re.DOTALL | re.MULTILINE)
@@ -32,7 +35,13 @@ _OF_THE_FILES = ("configs", "size_categories")
 """Metadata that describes what is pushed, and replaces what the card said."""
 
 
-def require_repo(repo_id: str, kind: Literal["model", "dataset"], error: type[LonggameError], remedy: str) -> None:
+def require_repo(
+    repo_id: str,
+    kind: Literal["model", "dataset"],
+    error: type[LonggameError],
+    remedy: str,
+    lack: str = "is not in the local cache",
+) -> None:
     """Return if the hub answers and holds ``repo_id``; otherwise raise at once.
 
     `datasets` retries an unreachable hub for more than 20 s; this asks a single time (at most 8 s per phase of the
@@ -43,13 +52,14 @@ def require_repo(repo_id: str, kind: Literal["model", "dataset"], error: type[Lo
         kind: what is looked for.
         error: class of the error to raise.
         remedy: sentence put behind every message: what to do without the hub.
+        lack: why the hub is needed, as the message says it of the repository.
     """
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
     try:
         ask(repo_id, timeout=_SECONDS)
     except OfflineModeIsEnabled as cause:
-        raise error(f"{kind} '{repo_id}' is not in the local cache, and HF_HUB_OFFLINE is set. {remedy}") from cause
+        raise error(f"{kind} '{repo_id}' {lack}, and HF_HUB_OFFLINE is set. {remedy}") from cause
     except HFValidationError as cause:
         raise error(f"'{repo_id}' is not a hub id; write it as owner/name. {remedy}") from cause
     except GatedRepoError as cause:
@@ -61,7 +71,49 @@ def require_repo(repo_id: str, kind: Literal["model", "dataset"], error: type[Lo
         if status in (401, 404):
             raise error(f"the hub has no public {kind} '{repo_id}'. Check the spelling. {remedy}") from cause
         reason = f"it answered with HTTP status {status}" if status else f"no connection ({_first_line(cause)})"
-        raise error(f"{kind} '{repo_id}' is not in the local cache and the hub: {reason}. {remedy}") from cause
+        raise error(f"{kind} '{repo_id}' {lack} and the hub: {reason}. {remedy}") from cause
+
+
+def load_or_fetch(
+    place: str,
+    load: Callable[[bool], _Loaded],
+    local: bool,
+    errors: tuple[type[Exception], ...],
+    remedy: str,
+    lack: str = "",
+) -> _Loaded:
+    """Return ``load(local)``; files that the local cache lacks of a model of the hub are fetched.
+
+    Another program, or an earlier call that needed less, may have cached some files of a model.
+
+    Args:
+        place: directory or hub id.
+        load: loads it; True: from local files alone.
+        local: whether some of its files are on this machine.
+        errors: what ``load`` raises where a file is missing.
+        remedy: as in `require_repo`.
+        lack: why the local files are not enough, where that is known before they are read.
+
+    Raises:
+        ModelError: the local files are not enough, and the hub does not give the model. Exception: what ``load`` raised
+            of a directory, or of all files.
+    """
+    if not lack:
+        try:
+            return load(local)
+        except errors as error:
+            other_cause = isinstance(error, MemoryError) or OWN_CODE in str(error) or OTHER_SIZES in str(error)
+            if not local or Path(place).is_dir() or other_cause:
+                raise
+            lack = first_lines(error).rstrip(".")
+    require_repo(place, "model", ModelError, remedy, f"cannot be loaded from the local cache ({lack})")
+    return load(False)
+
+
+def first_lines(error: Exception) -> str:
+    """The first two lines of an error's text in one, or its name where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ import copy
 import importlib.resources
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jinja2
 import torch
@@ -34,10 +35,11 @@ from longgame.limits import TEMPLATE_SECONDS, free_memory, located, missing, tim
 from longgame.models import smollm2
 from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.device import Attention
-from longgame.models.hub import require_repo
+from longgame.models.hub import OTHER_SIZES, OWN_CODE, first_lines, load_or_fetch, require_repo
 from longgame.recipe import ModelSpec
 
 _log = logging.getLogger(__name__)
+_Loaded = TypeVar("_Loaded")
 TINY = ("tiny", "tiny-1", "tiny-2", "tiny-3", "tiny-4")
 """Bases of the package: one recipe, one tokenizer, five seeds of pretraining."""
 ALIASES = (*TINY, "smollm2-135m")
@@ -185,14 +187,14 @@ def trial_bytes(spec: ModelSpec, tokens: int = 4096) -> int:
     kind = ADAPTATIONS[spec.adaptation]
     with ExitStack() as stack:
         place, _, local = _resolve(spec.name, stack)
-        try:
-            trust = spec.trust_remote_code
-            config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=trust)
+
+        def load(local: bool) -> tuple[Any, PreTrainedModel]:
+            config = _config(spec, place, local)
             _check_layers(config, spec)
             with torch.random.fork_rng(devices=()), torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-        except _LOADING_ERRORS as error:
-            raise _cannot_load(spec, "the configuration of model", error) from error
+                return config, AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+
+        config, model = _read(spec, "the configuration of model", place, local, load)
     weights = sum(parameter.numel() for parameter in model.parameters())
     size = 0.5 if kind.load_options(spec) else getattr(torch, spec.dtype).itemsize
     text: Any = config.get_text_config()
@@ -242,10 +244,7 @@ def check_tokenizer(spec: ModelSpec) -> TokenizerCheck:
     with ExitStack() as stack:
         place, _, local = _resolve(spec.name, stack)
         tokenizer = _loaded_tokenizer(spec, place, local)
-        try:
-            config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=spec.trust_remote_code)
-        except _LOADING_ERRORS as error:
-            raise _cannot_load(spec, "the configuration of model", error) from error
+        config = _read(spec, "the configuration of model", place, local, partial(_config, spec, place))
     if spec.chat_template is not None:
         _set_template(tokenizer, spec)
     if spec.pad_token is not None:
@@ -361,7 +360,10 @@ def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
-    """Return where to load from, the source to record ("" = the loaded model's revision), and whether it is local."""
+    """Return where to load from, the source to record ("" = the loaded model's revision), and whether it is local.
+
+    A model of the hub counts as local where its configuration is in the cache; `_read` fetches what else is missing.
+    """
     if name == "quadratic":
         raise ModelError("model 'quadratic' is a closed-form world without text; it has no language model to load.")
     if name in TINY:
@@ -401,16 +403,51 @@ def _tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerB
 
 
 def _loaded_tokenizer(spec: ModelSpec, place: str, local: bool) -> PreTrainedTokenizerBase:
-    try:
+    def load(local: bool) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=spec.trust_remote_code)
+
+    folder = Path(place)
+    if folder.is_dir() and not _has_vocabulary(folder) and not (folder / "tokenizer_config.json").is_file():
+        raise ModelError(
+            f"the model directory '{spec.name}' holds no tokenizer (tokenizer.json or its vocabulary). Save "
+            "it there: tokenizer.save_pretrained(directory)."
+        )
+    lack = ""
+    if local and not folder.is_dir():  # without these files transformers makes an empty tokenizer of some architectures
+        snapshot = Path(str(try_to_load_from_cache(place, "config.json"))).parent
+        if not _has_vocabulary(snapshot) and try_to_load_from_cache(place, "tokenizer.json") is None:
+            lack = "it holds no tokenizer"
+    return _read(spec, "the tokenizer of model", place, local, load, lack=lack)
+
+
+_VOCABULARIES = ("*vocab*", "*tokenizer*", "*.model", "*.tiktoken", "tekken.json")
+"""Names of files that hold the tokens of a tokenizer."""
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds the tokens of a tokenizer; one that splits text into bytes has only its configuration."""
+    return any(file.name != "tokenizer_config.json" for pattern in _VOCABULARIES for file in folder.glob(pattern))
+
+
+def _read(
+    spec: ModelSpec,
+    subject: str,
+    place: str,
+    local: bool,
+    load: Callable[[bool], _Loaded],
+    *,
+    lack: str = "",
+    kind: str = "causal-LM",
+) -> _Loaded:
+    """Return what ``load(local)`` returns; what the cache lacks of a model of the hub is fetched.
+
+    Raises:
+        ModelError: the model cannot be loaded, or the hub does not give what is missing.
+    """
+    try:
+        return load_or_fetch(place, load, local, _LOADING_ERRORS, _NO_HUB, lack)
     except _LOADING_ERRORS as error:
-        folder = Path(place)
-        if folder.is_dir() and not any(folder.glob("*tokenizer*")) and not any(folder.glob("*vocab*")):
-            raise ModelError(
-                f"the model directory '{spec.name}' holds no tokenizer (tokenizer.json or its vocabulary). Save "
-                "it there: tokenizer.save_pretrained(directory)."
-            ) from error
-        raise _cannot_load(spec, "the tokenizer of model", error) from error
+        raise _cannot_load(spec, subject, error, kind) from error
 
 
 @contextmanager
@@ -431,12 +468,11 @@ def _model(
     spec: ModelSpec, place: str, attention: str, local: bool, auto: Any = AutoModelForCausalLM
 ) -> PreTrainedModel:
     kind = "causal-LM" if auto is AutoModelForCausalLM else "sequence-classification"
-    try:
-        _check_layers(
-            AutoConfig.from_pretrained(place, trust_remote_code=spec.trust_remote_code, local_files_only=local), spec
-        )
+
+    def load(local: bool) -> Any:
+        _check_layers(_config(spec, place, local), spec)
         with no_progress_bars():
-            model, info = auto.from_pretrained(
+            return auto.from_pretrained(
                 place,
                 dtype=getattr(torch, spec.dtype),
                 attn_implementation=attention,
@@ -446,8 +482,8 @@ def _model(
                 output_loading_info=True,
                 **ADAPTATIONS[spec.adaptation].load_options(spec),
             )
-    except _LOADING_ERRORS as error:
-        raise _cannot_load(spec, "model", error, kind) from error
+
+    model, info = _read(spec, "model", place, local, load, kind=kind)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -463,6 +499,10 @@ def _model(
     return cast(PreTrainedModel, model)
 
 
+def _config(spec: ModelSpec, place: str, local: bool) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=spec.trust_remote_code)
+
+
 def _check_layers(config: PreTrainedConfig, spec: ModelSpec) -> None:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
     if not (isinstance(layers, int) and 1 <= layers <= _MOST_LAYERS):
@@ -473,19 +513,18 @@ def _check_layers(config: PreTrainedConfig, spec: ModelSpec) -> None:
 
 
 def _cannot_load(spec: ModelSpec, subject: str, error: Exception, kind: str = "causal-LM") -> ModelError:
-    if "trust_remote_code" in str(error):
+    if OWN_CODE in str(error):
         return ModelError(
             f"{subject} '{spec.name}' comes with Python code of its own, which is not run. Read the code, and set "
             "model.trust_remote_code: true (or give --trust-remote-code) if you trust it."
         )
-    if "ignore_mismatched_sizes" in str(error):
+    if OTHER_SIZES in str(error):
         return ModelError(
             f"{subject} '{spec.name}' cannot be loaded: its weights have other sizes than its config.json says. Give "
             "a checkpoint whose files belong together."
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ModelError(
-        f"{subject} '{spec.name}' cannot be loaded: {' '.join(lines[:2])} It must be "
+        f"{subject} '{spec.name}' cannot be loaded: {first_lines(error)} It must be "
         f"{'a causal language' if kind == 'causal-LM' else 'a sequence-classification'} model of a known architecture, "
         "complete, with safetensors weights and a tokenizer."
     )
