@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from longgame.engines import local
 from longgame.engines.local import Job, WorkerError, raise_at_once, run_here, run_local
 from longgame.errors import DataError, StorageError
 from support import jobs
@@ -35,6 +36,21 @@ def test_an_unforeseen_error_arrives_with_its_traceback():
 def test_a_killed_worker_is_reported_and_not_waited_for():
     with pytest.raises(WorkerError, match="exit code -9"):
         run_local([Job("bad", jobs.kill_self, ())], 1, 1, lambda *_: None, lambda _: None)
+
+
+def test_an_idle_worker_that_is_killed_is_reported_and_its_job_waits():
+    crew = local._Crew([Job("a", jobs.fail, ("never run",))], 1, 1, ())
+    try:
+        assert crew.events() == [("ready", "", None)]
+        (worker,) = crew._workers
+        worker.process.kill()
+        worker.process.join()
+        crew.hand_out()
+        assert list(crew.waiting) == ["a"]
+        with pytest.raises(WorkerError, match=r"ended between two jobs \(exit code -9; .* with 1 jobs left"):
+            crew.events()
+    finally:
+        crew.end()
 
 
 def test_the_first_error_ends_the_other_workers(tmp_path):

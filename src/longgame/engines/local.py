@@ -386,8 +386,12 @@ class _Crew:
         jobs = [job for job in self.waiting.values() if job.after not in self.left]
         free = [worker for worker in self._workers if worker.ready and not worker.job]
         for job, worker in zip(jobs, free, strict=False):
+            try:
+                worker.pipe.send(job)
+            except OSError:  # it has just ended, which `events` reports
+                continue
             worker.job = job.name
-            worker.pipe.send(self.waiting.pop(job.name))
+            del self.waiting[job.name]
 
     def events(self) -> list[tuple[Any, ...]]:
         """Wait for news of at least one worker."""
