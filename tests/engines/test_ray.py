@@ -1,5 +1,6 @@
 """An audit on a Ray cluster of two nodes on this machine: same bits as here, nodes lost, stores not seen."""
 
+import errno
 import json
 import os
 import re
@@ -25,9 +26,9 @@ from longgame.engines import ray as ray_engine
 from longgame.engines.choice import mapped
 from longgame.engines.local import Job, Needs, WorkerError
 from longgame.engines.nodes import content_difference, facts_function, version_difference
-from longgame.engines.parcels import write_finished
+from longgame.engines.parcels import Copy, write_finished
 from longgame.engines.ray import connected, run_ray
-from longgame.errors import DataError, RecipeError
+from longgame.errors import DataError, RecipeError, StorageError
 from support import jobs
 from support.cli import longgame
 from support.quadratic_audit import Silent, recipe
@@ -443,6 +444,76 @@ def test_a_lost_worker_is_out_of_memory_or_placed_again(error, kind, message):
     assert event[:2] == (kind, "loss-s0")
     assert re.search(message, str(event[2]))
     assert workers._members == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (StorageError("cannot write /tmp/x: full."), r"^on node-7: cannot write /tmp/x: full\.$"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), r"^on node-7: loss-s0: No space left on device"),
+        (TypeError("cannot pickle '_thread.lock' object"), "^loss-s0 met an unforeseen error"),
+        (ValueError(threading.Lock()), "^loss-s0 met an unforeseen error"),
+        (None, None),
+    ],
+    ids=["storage", "disk", "result", "unpicklable", "lost"],
+)
+def test_a_job_that_fails_outside_its_function_is_no_lost_node(cause, message):
+    ray = pytest.importorskip("ray")
+    errors = ray.exceptions
+    error = errors.RayTaskError("run", "the traceback", cause or errors.WorkerCrashedError(), "ray::run", 1, "10.0.0.7")
+    reference = object()
+    member = SimpleNamespace(node=SimpleNamespace(host="node-7"), job="loss-s0", actor=None, coming=None)
+    member.result = reference
+
+    def get(asked, **_):
+        if asked is reference:
+            raise error.as_instanceof_cause()
+        return []
+
+    workers = object.__new__(ray_engine._Workers)
+    workers._members, workers._mailbox = [member], SimpleNamespace(take=SimpleNamespace(remote=lambda: "mail"))
+    workers._ray = SimpleNamespace(
+        get=get, wait=lambda references, **_: (references, []), exceptions=errors, kill=lambda _: None
+    )
+    ((kind, name, *details),) = workers.events()
+    assert name == "loss-s0"
+    if message is None:
+        assert (kind, workers._members) == ("lost", [])
+    else:
+        assert (kind, workers._members, member.job) == ("error", [member], "")
+        assert re.search(message, str(details[0]))
+
+
+@pytest.mark.parametrize("place", ["__init__", "finished"])
+def test_a_copy_that_cannot_be_made_or_read_is_the_error_of_its_job(place, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def fail(*_):
+        raise StorageError("cannot write /tmp/x: full.")
+
+    monkeypatch.setattr(ray, "get", lambda references: [{"trials/a/done": b""} for _ in references])
+    monkeypatch.setattr(ray_engine.Parcel, place, fail)
+    host = object.__new__(ray_engine._Host)
+    host._threads, host._mailbox, host._scratch, host._parcel = 1, None, tmp_path, None
+    job = Job("a", jobs.do_nothing, ())
+    kind, error, files = host.run(job, Copy("run", ["reference"], "trials/a"))
+    assert (kind, str(error), files) == ("error", "cannot write /tmp/x: full.", None)
+
+
+def test_a_part_of_a_map_is_named_as_people_count_it():
+    asked = []
+    call = SimpleNamespace(remote=lambda *arguments: asked.append(arguments))
+    worker, names, texts = SimpleNamespace(job="", actor=SimpleNamespace(call=call)), [], []
+
+    def events():
+        name, worker.job = worker.job, ""  # as errors of the worker name it
+        names.append(name)
+        return [("done", name, 7)] if len(asked) > 1 else [("lost", name, "node-7 is lost", False)]
+
+    crew = SimpleNamespace(capacity=1, staff=lambda _: None, free=lambda: [worker], events=events)
+    assert list(ray_engine._mapped(crew, texts.append, ["x"])) == [7]
+    assert (asked, names) == ([("part 1", "x")] * 2, ["part 1"] * 2)
+    assert texts == ["node-7 is lost; part 1 is placed again."]
 
 
 @pytest.mark.parametrize(

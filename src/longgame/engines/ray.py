@@ -48,7 +48,7 @@ from longgame.engines.nodes import (
     version_difference,
 )
 from longgame.engines.parcels import Copy, Parcel, Store, packed, write_finished
-from longgame.errors import RecipeError
+from longgame.errors import LonggameError, RecipeError, StorageError
 from longgame.limits import MEMORY_FIXES
 from longgame.storage import write_file
 
@@ -164,22 +164,35 @@ class _Host:
         """Run a job; return done or error, the error, and the finished files of a copy with the names of all."""
         import ray
 
-        parcel = None if copy is None else Parcel(copy, ray.get(list(copy.files)), self._scratch)
-        self._parcel = parcel
-        arguments = job.arguments if parcel is None else parcel.unpacked(job.arguments)
+        contents = [] if copy is None else ray.get(list(copy.files))  # an object that is lost places the job again
+        self._parcel = None
         last: tuple[int, str, float] = (-1, "", 0.0)
 
         def notify(name: str, stage: int, activity: str, step: int, steps: int) -> None:
             nonlocal last
-            if parcel is not None and stage != last[0] and (new := parcel.finished())[0]:
+            if self._parcel is not None and stage != last[0] and (new := self._parcel.finished())[0]:
                 ray.get(self._mailbox.put.remote("files", job.name, *new))  # waits: the job's end may not overtake it
             now = time.monotonic()
             if (stage, activity) != last[:2] or now - last[2] >= _PROGRESS_SECONDS:
                 last = (stage, activity, now)
                 self._mailbox.put.remote("progress", name, stage, activity, step, steps)
 
-        outcome = self._outcome(job.name, lambda: job.function(*arguments, notify))
-        return (*outcome, None if parcel is None else parcel.finished())
+        def work() -> None:
+            arguments = job.arguments
+            if copy is not None:
+                self._parcel = Parcel(copy, contents, self._scratch)
+                arguments = self._parcel.unpacked(arguments)
+            job.function(*arguments, notify)
+
+        kind, error = self._outcome(job.name, work)
+        files = None
+        if self._parcel is not None:
+            read, value = self._outcome(job.name, self._parcel.finished)
+            if read == "done":
+                files = value
+            elif kind == "done":
+                kind, error = read, value
+        return kind, error, files
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         """Files of the last job."""
@@ -437,7 +450,7 @@ class _Workers:
             try:
                 value = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                news.append(self._loss(member, error))
+                news.append(self._failure(member, error) or self._loss(member, error))
                 continue
             if member.coming is not None:
                 member.coming = None
@@ -446,12 +459,22 @@ class _Workers:
             kind, payload, files = value
             if files is not None:
                 news.append(("files", name, *files, partial(self._read, member.actor)))
-            news.append((kind, name, payload))
+            news.append((kind, name, _with_host(payload, member) if kind == "error" else payload))
         return news
 
     def _read(self, actor: Any, names: Sequence[str]) -> dict[str, bytes]:
         """Files of an actor's last job, of which the message was lost with the mailbox."""
         return self._ray.get(actor.read.remote(names))
+
+    def _failure(self, member: _Worker, error: Exception) -> tuple[Any, ...] | None:
+        """The event of a job that failed outside its function, as its result cannot be sent; None of a worker lost."""
+        errors = self._ray.exceptions
+        cause = getattr(error, "cause", None)
+        of_ray = isinstance(cause, errors.RayError) and type(cause) is not errors.RayError  # not one that has no pickle
+        if not isinstance(error, errors.RayTaskError) or not isinstance(cause, Exception) or of_ray or not member.job:
+            return None
+        name, member.job, member.result = member.job, "", None
+        return "error", name, _with_host(as_error(name, cause), member)
 
     def _loss(self, member: _Worker, error: Exception) -> tuple[Any, ...]:
         """The event of a worker that is no longer there."""
@@ -483,6 +506,11 @@ class _Workers:
                     [self._on(id, cleared, f"{self._scratch}-*") for id in nodes], num_returns=len(nodes), timeout=5
                 )
         self._members = []
+
+
+def _with_host(error: LonggameError, member: _Worker) -> LonggameError:
+    """An error of storage with the node whose disk it is."""
+    return StorageError(f"on {member.node.host}: {error}") if isinstance(error, StorageError) else error
 
 
 def _memory_of(card: str) -> int:
@@ -648,6 +676,7 @@ def mapper_on_ray(
 
 def _mapped(crew: _Workers, show: Warn, parts: Iterable[Any]) -> Iterator[Any]:
     losses, numbered = _Losses(show), enumerate(parts)
+    places = dict[str, int]()
     open_parts, results = dict[int, Any](), dict[int, Any]()
     waiting, following = deque[int](), 0
     while True:
@@ -660,22 +689,24 @@ def _mapped(crew: _Workers, show: Warn, parts: Iterable[Any]) -> Iterator[Any]:
         crew.staff(len(open_parts))
         for worker in crew.free()[: len(waiting)]:
             place = waiting.popleft()
-            worker.job = str(place)
-            worker.result = worker.actor.call.remote(f"part {place + 1}", open_parts[place])
+            worker.job = f"part {place + 1}"
+            places[worker.job] = place
+            worker.result = worker.actor.call.remote(worker.job, open_parts[place])
         for kind, name, *details in crew.events():
             if kind == "done":
-                results[int(name)] = details[0]
-                del open_parts[int(name)]
+                place = places.pop(name)
+                results[place] = details[0]
+                del open_parts[place]
             elif kind == "warning":
                 show(details[0])
             elif kind == "error":
                 raise details[0]
             elif kind == "lost":
-                error = losses.error(f"part {int(name) + 1}" if name else "", *details)
+                error = losses.error(name, *details)
                 if error is not None:
                     raise error
                 if name:
-                    waiting.appendleft(int(name))
+                    waiting.appendleft(places[name])
         while following in results:
             yield results.pop(following)
             following += 1
