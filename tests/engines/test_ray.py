@@ -29,6 +29,7 @@ from longgame.engines.nodes import content_difference, facts_function, version_d
 from longgame.engines.parcels import Copy, write_finished
 from longgame.engines.ray import connected, run_ray
 from longgame.errors import DataError, RecipeError, StorageError
+from longgame.models.smollm2 import Located
 from support import jobs
 from support.cli import longgame
 from support.quadratic_audit import Silent, recipe
@@ -156,6 +157,58 @@ def test_differing_software_is_named_with_its_fix():
 def test_differing_files_are_named():
     assert content_difference({"a": "1", "b": "2"}, {"a": "1"}) == ""
     assert content_difference({"a": "1"}, {"a": "2", "b": "2"}).startswith("lacks b and has other content in a. Copy")
+
+
+COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
+
+
+def model_seen(folder, monkeypatch, files=(), commit=COMMIT):
+    """What a machine says of the model owner/name of the hub, with these files in its cache."""
+    cache = folder / "models--owner--name"
+    for name in files:
+        path = cache / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("longgame.models.load.require_repo", lambda *_: COMMIT)
+    monkeypatch.setattr("longgame.models.hub.require_repo", lambda *_: COMMIT)  # of a machine with an empty cache
+    return {"model owner/name": nodes.model_digest("owner/name")}
+
+
+WHOLE = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+@pytest.mark.parametrize("files", [(), ("config.json",), WHOLE, (*WHOLE, "README.md")])
+def test_a_hub_model_is_compared_by_commit_and_not_by_cached_files(files, tmp_path, monkeypatch):
+    here = model_seen(tmp_path / "here", monkeypatch, ["config.json"])
+    assert content_difference(model_seen(tmp_path / "node", monkeypatch, files), here) == ""
+    if files:
+        other = model_seen(tmp_path / "other", monkeypatch, files, OTHER_COMMIT)
+        assert content_difference(other, here) == (
+            "reads commit bbbbbbbbbbbb of model owner/name, and this machine aaaaaaaaaaaa. Fetch the latest files on "
+            "both: hf download owner/name"
+        )
+
+
+def test_smollm2_of_the_hub_is_compared_by_its_checked_content(monkeypatch):
+    digests = []
+    for commit in (COMMIT, OTHER_COMMIT):
+        place = Located("cache", f"hub HuggingFaceTB/SmolLM2 at {commit}, sha256 5af5")
+        monkeypatch.setattr("longgame.models.smollm2.locate", lambda place=place: place)
+        digests.append(nodes.model_digest("smollm2-135m"))
+    assert digests == ["sha256 5af5"] * 2
+
+
+def test_a_model_folder_is_compared_by_content(tmp_path):
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    first, same, other = ({"m": nodes.model_digest(str(tmp_path / name))} for name in "abc")
+    assert content_difference(same, first) == ""
+    assert content_difference(other, first).startswith("has other content in m. Copy")
+    assert content_difference({"m": f"hub owner/name@{COMMIT}"}, first).startswith("has other content in m. Copy")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 import longgame
+from longgame.audit import cluster
 from longgame.audit.checks import check_models
 from longgame.audit.hf_learner import HFLearner
 from longgame.audit.learner import sequence_of
@@ -124,6 +125,12 @@ def test_an_audit_embeds_candidates_and_target_alike(encoder, adaptation):
     target = [f"{example.prompt} {example.response}" for example in sequence_of(recipe(), 0).stages[0].proxy]
     np.testing.assert_array_equal(signals["target_embedding"], letters(target))
     assert learner.source.frozen is not None
+
+
+def test_models_of_an_audit_on_nodes_have_the_ids_of_the_hub(monkeypatch):
+    monkeypatch.setattr(cluster, "model_digest", lambda name: name)
+    contents = cluster.contents_of(recipe(embedder="sentence-transformers:mini", scorer_model="tiny-2"))
+    assert list(contents) == ["model sentence-transformers/mini", "model tiny", "model tiny-2"]
 
 
 def test_an_embedder_works_in_a_trainer(encoder, tmp_path, tokenizer):

@@ -16,7 +16,7 @@ from longgame.audit.plan import Plan
 from longgame.audit.run import Run
 from longgame.engines.choice import mapped
 from longgame.engines.local import Failed, Job, Needs, Notify, Warn
-from longgame.engines.nodes import digest_of, model_files
+from longgame.engines.nodes import digest_of, model_digest
 from longgame.engines.parcels import Store
 from longgame.limits import located, why_no_file
 from longgame.recipe import Recipe, texts_in
@@ -101,17 +101,26 @@ def _device_of(recipe: Recipe) -> str:
 
 
 def contents_of(recipe: Recipe) -> dict[str, str]:
-    """Name → content hash of each file, folder and model that a recipe names and this machine has.
+    """Name → content hash of each file and folder that a recipe names and this machine has; commits of hub models.
 
-    Data sets and models of the hub that are in no cache are left out: each machine reads them by itself.
+    Data sets of the hub are left out: each machine reads them by itself.
     """
-    digests: dict[str, str] = {}
     with recipe.paths():
-        for name, path in _places(recipe).items():
-            digest = digest_of(path)
-            if digest is not None:
-                digests[name] = digest
-    return digests
+        digests = {name: digest_of(paths) for name, paths in _places(recipe).items()}
+        models = {name for condition in Plan(recipe).conditions.values() for name in _models_of(condition.recipe)}
+        digests |= {f"model {name}": model_digest(name) for name in sorted(models)}
+    return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def _models_of(recipe: Recipe) -> set[str]:
+    """Base models, encoder and scorer model of a recipe, by name."""
+    if not learner_kind(recipe).has_texts:
+        return set()
+    from longgame.models.embedders import embedder_place
+
+    model = recipe.model
+    embedder = "" if model.embedder is None else embedder_place(model.embedder)
+    return {*filter(None, (*(model.per_seed or (model.name,)), embedder, model.scorer_model))}
 
 
 def _places(recipe: Recipe) -> dict[str, list[Path]]:
@@ -136,10 +145,6 @@ def _places_of(recipe: Recipe) -> dict[str, list[Path]]:
             path = _path(name)
             if path.is_file() or (before == "include" and path.is_dir()):  # tasks of lm-evaluation-harness
                 places[name] = [path]
-    if learner_kind(recipe).has_texts:
-        others = [(model.embedder or "").partition(":")[2], model.scorer_model]
-        for name in dict.fromkeys(filter(None, (*(model.per_seed or (model.name,)), *others))):
-            places[f"model {name}"] = model_files(name)
     return places
 
 

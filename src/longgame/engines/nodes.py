@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longgame.engines.local import as_error
-from longgame.errors import RecipeError
+from longgame.errors import ModelError, RecipeError
 
 _ANSWER_SECONDS = 10.0
 """In which an address has to answer."""
@@ -132,25 +132,47 @@ def version_difference(node: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def content_difference(node: Mapping[str, str], here: Mapping[str, str]) -> str:
     """How a node's files differ from those of this process, with the fix; empty where they do not."""
     missing = [name for name in here if name not in node]
-    other = [name for name, digest in here.items() if node.get(name, digest) != digest]
-    if not missing and not other:
-        return ""
+    pairs = {name: (node[name], digest) for name, digest in here.items() if name in node and node[name] != digest}
+    revisions = {name: pair for name, pair in pairs.items() if all(digest.startswith(_HUB) for digest in pair)}
     parts = [f"lacks {', '.join(missing)}"] if missing else []
+    other = [name for name in pairs if name not in revisions]
     parts += [f"has other content in {', '.join(other)}"] if other else []
-    return f"{' and '.join(parts)}. Copy the files of this machine there, or put them on a shared path."
+    fixes = ["Copy the files of this machine there, or put them on a shared path."] if parts else []
+    for name, digests in revisions.items():
+        (repo, there), (_, now) = (digest.removeprefix(_HUB).split("@") for digest in digests)
+        if there and now:  # a hub that tells no commit is trusted
+            parts.append(f"reads commit {there[:12]} of {name}, and this machine {now[:12]}")
+            fixes.append(f"Fetch the latest files on both: hf download {repo}")
+    return f"{' and '.join(parts)}. {' '.join(fixes)}" if parts else ""
 
 
-def model_files(name: str) -> list[Path]:
-    """The folder of a model: its own, or that of its commit in the cache of the hub."""
+_HUB = "hub "
+"""Begins what stands for a model of the hub: its id, @, and a commit."""
+
+
+def model_digest(name: str) -> str | None:
+    """Digest of the files of a model's folder, or the commit of a model of the hub; None of an empty folder.
+
+    Which files of a commit are in the cache differs from machine to machine, as each fetches what it needs. A machine
+    without any reads the latest commit.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    from longgame.models.load import model_place
+    from longgame.models.hub import require_repo
+    from longgame.models.load import SMOLLM2, model_place
+    from longgame.models.smollm2 import locate
 
-    place = Path(model_place(name)).expanduser()
-    if place.is_dir():
-        return [place]
-    file = try_to_load_from_cache(str(place), "config.json")
-    return [Path(file).parent] if isinstance(file, str) else []
+    if name == SMOLLM2 and (source := locate().source).startswith(_HUB):
+        return source.partition(", ")[2]  # its files were checked; which others lie beside them does not matter
+    place = model_place(name)
+    if Path(place).is_dir():
+        return digest_of([Path(place)])
+    file = try_to_load_from_cache(place, "config.json")
+    commit = Path(file).parent.name if isinstance(file, str) else require_repo(place, "model", ModelError, "")
+    return f"{_HUB}{place}@{commit}"
 
 
 def digest_of(paths: list[Path]) -> str | None:

@@ -100,6 +100,18 @@ def encoder_of(
     return lambda texts: load().encode(texts)
 
 
+def embedder_place(name: str) -> str:
+    """Return the directory or hub id of a text encoder; empty for ``model``.
+
+    Raises:
+        RecipeError: ``name`` is no embedder.
+    """
+    kind, place = parse_embedder(name)
+    if kind == "sentence-transformers" and "/" not in place and not Path(located(place)).expanduser().is_dir():
+        return f"sentence-transformers/{place}"  # as the package itself reads a bare name
+    return place
+
+
 def _locate(kind: str, place: str) -> tuple[str, bool]:
     """Where to load from, and whether that is on this machine."""
     if importlib.util.find_spec(EMBEDDERS[kind]) is None:
@@ -112,8 +124,7 @@ def _locate(kind: str, place: str) -> tuple[str, bool]:
         return str(folder), True
     if place.startswith((".", "/", "~")) or place.count("/") > 1:
         raise ModelError(f"embedder '{kind}:{place}': {missing(folder)}. Give an existing directory or a hub id.")
-    if kind == "sentence-transformers" and "/" not in place:
-        place = f"sentence-transformers/{place}"  # as the package itself reads a bare name
+    place = embedder_place(f"{kind}:{place}")
     try:
         cached = isinstance(try_to_load_from_cache(place, "config.json"), str)
     except HFValidationError as error:

@@ -41,8 +41,8 @@ def require_repo(
     error: type[LonggameError],
     remedy: str,
     lack: str = "is not in the local cache",
-) -> None:
-    """Return if the hub answers and holds ``repo_id``; otherwise raise at once.
+) -> str:
+    """Return the latest commit of ``repo_id`` if the hub answers and holds it; otherwise raise at once.
 
     `datasets` retries an unreachable hub for more than 20 s; this asks a single time (at most 8 s per phase of the
     request) and turns every failure into one sentence.
@@ -57,7 +57,7 @@ def require_repo(
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
     try:
-        ask(repo_id, timeout=_SECONDS)
+        return ask(repo_id, timeout=_SECONDS).sha or ""
     except OfflineModeIsEnabled as cause:
         raise error(f"{kind} '{repo_id}' {lack}, and HF_HUB_OFFLINE is set. {remedy}") from cause
     except HFValidationError as cause:

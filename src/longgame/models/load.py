@@ -42,7 +42,8 @@ _log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
 TINY = ("tiny", "tiny-1", "tiny-2", "tiny-3", "tiny-4")
 """Bases of the package: one recipe, one tokenizer, five seeds of pretraining."""
-ALIASES = (*TINY, "smollm2-135m")
+SMOLLM2 = "smollm2-135m"
+ALIASES = (*TINY, SMOLLM2)
 """Names that are neither a hub id nor a directory."""
 
 PLAIN_TEMPLATE = (
@@ -375,7 +376,7 @@ def _resolve(name: str, stack: ExitStack) -> tuple[str, str, bool]:
             )
         place = str(stack.enter_context(importlib.resources.as_file(folder)))
         return place, f"package data longgame/assets/{name}", True
-    if name == "smollm2-135m":
+    if name == SMOLLM2:
         model = smollm2.locate()
         return model.place, model.source, True
     folder_path = Path(located(name)).expanduser()

@@ -29,7 +29,7 @@ from jaxtyping import Int
 from longgame.data.examples import Pool
 from longgame.engines.choice import LOCAL, check_engine, mapped
 from longgame.engines.local import Needs
-from longgame.engines.nodes import digest_of, model_files
+from longgame.engines.nodes import digest_of, model_digest
 from longgame.errors import DataError, RecipeError, StorageError, unknown
 from longgame.limits import may_have_gpu
 from longgame.offline.auxiliary import AuxiliaryJob, apart
@@ -425,12 +425,13 @@ def _options_here(options: ModelOptions, engine: str) -> ModelOptions:
 
 
 def _contents_of(options: ModelOptions) -> dict[str, str]:
-    """Name → digest of each model that these options name and this machine has."""
-    others = [(options.embedder or "").partition(":")[2], options.scorer_model]
-    places = {name: model_files(name) for name in filter(None, (options.name, *others))}
+    """Name → digest or commit of each model that these options name."""
+    from longgame.models.embedders import embedder_place
+
+    embedder = "" if options.embedder is None else embedder_place(options.embedder)
+    digests = {name: model_digest(name) for name in filter(None, (options.name, embedder, options.scorer_model))}
     if options.adapter is not None:
-        places[f"adapter {options.adapter}"] = [Path(options.adapter).expanduser()]
-    digests = {name: digest_of(paths) for name, paths in places.items()}
+        digests[f"adapter {options.adapter}"] = digest_of([Path(options.adapter).expanduser()])
     return {name: digest for name, digest in digests.items() if digest is not None}
 
 
