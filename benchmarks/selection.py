@@ -159,7 +159,7 @@ def partitioned(report: Report, quick: bool, device: str = "cpu") -> None:
     exact_seconds, (_, distance) = _timed(lambda: farthest_first(rows, ones, k, device=device))
     parts_seconds, answer = _timed(lambda: farthest_first_partitioned(rows, ones, k, parts, device=device))
     report.add(
-        [at_most("partitioned_radius_over_lower_bound", answer.radius / (answer.apart / 2), 8)],
+        [at_most("partitioned_radius_over_lower_bound", answer.radius / answer.lower_bound, 8)],
         [
             _row("farthest-first", "mixture", n, k, exact_seconds, radius=float(np.sort(distance)[: n - k].max())),
             _row(
@@ -169,7 +169,7 @@ def partitioned(report: Report, quick: bool, device: str = "cpu") -> None:
                 k,
                 parts_seconds,
                 radius=answer.radius,
-                apart=answer.apart,
+                lower_bound=answer.lower_bound,
             ),
         ],
     )

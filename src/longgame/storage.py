@@ -7,6 +7,7 @@ is complete or absent. Two processes that write the same file do not meet; the l
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,7 +128,7 @@ def write_file(path: Path, content: str | bytes, advice: str = ADVICE) -> None:
 def durable_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
     """Give a scratch folder; when the block ends well it becomes ``folder``, whole and flushed to disk.
 
-    What stood under that name before gives way.
+    What stood under that name before gives way. Scratch of it that a killed process left is deleted.
 
     Raises:
         StorageError: the disk is full or not writable.
@@ -135,18 +136,38 @@ def durable_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
     part = scratch(folder)
     with storage_errors(folder, advice):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in [path for path in folder.parent.glob("*.part") if scratch_target(path) == folder.name]:
+            with suppress(OSError), _locked(stale) as free:
+                if free:
+                    shutil.rmtree(stale)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
-            yield part
-            flush_all([*part.rglob("*"), part])
-            if folder.exists():
-                shutil.rmtree(folder)
-            part.rename(folder)
+            with _locked(part):
+                yield part
+                flush_all([*part.rglob("*"), part])
+                if folder.exists():
+                    shutil.rmtree(folder)
+                part.rename(folder)
             flush(folder.parent)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, which the system releases however the process ends; whether it could be had."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process has it, or the file system has no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 # States: NumPy arrays in one .safetensors file, everything else in one .json file

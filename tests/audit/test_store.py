@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import zipfile
 
@@ -37,6 +38,21 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         (part / "x").write_text("1")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a" / "x").read_text() == "1"
+
+
+def test_scratch_of_a_killed_process_gives_way_and_that_of_a_living_one_stays(tmp_path):
+    for name in ("a.4242.part", "a.4243.part", "ab.4242.part", "mine.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    living = os.open(tmp_path / "a.4243.part", os.O_RDONLY)
+    fcntl.flock(living, fcntl.LOCK_EX)
+    with durable_folder(tmp_path / "a") as part:
+        mine = os.open(part, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(mine)
+    os.close(living)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.4243.part", "ab.4242.part", "mine.part"]
 
 
 def test_a_full_disk_is_one_clear_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):

@@ -4,12 +4,14 @@ import dataclasses
 import fcntl
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from longgame.audit.execute import run_audit, seed_job, trial_job
+from longgame.audit import execute
+from longgame.audit.execute import _walk_trial, run_audit, seed_job, trial_job
 from longgame.audit.learner import sequence_of
 from longgame.audit.plan import Plan
 from longgame.audit.run import Run, read_environment, write_environment
@@ -58,6 +60,36 @@ def walk(rec, folder, selector="loss", seed=0, notify=lambda *_: None):
 def audit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit") / "q"
     return run_audit(recipe(), folder, workers=1, threads=1, display=Silent())
+
+
+@pytest.mark.parametrize(("stages", "kept"), [(2, None), (5, None), (2, "first"), (5, "first"), (2, "second")])
+def test_a_model_that_a_kill_left_is_deleted(stages, kept, tmp_path, monkeypatch):
+    """A kill comes behind a stage, before the model of the stage before is deleted."""
+
+    def kill(*_, **__):
+        raise StopHereError
+
+    rec, folder = recipe(selectors=["loss"], seeds=[0]), tmp_path / "q"
+    trial = folder / "trials" / "loss-s0"
+    with monkeypatch.context() as patch, pytest.raises(StopHereError):
+        patch.setattr(execute, "_walk_trial", partial(_killed_behind, stages, kill))
+        run_audit(rec, folder, workers=1, threads=1, display=Silent(), keep_models=kept == "first")
+    assert {"stage-1.learner", f"stage-{stages}.learner"} - {path.name for path in trial.iterdir()} == set()
+    run_audit(rec, folder, workers=1, threads=1, display=Silent(), keep_models=kept == "second")
+    run_audit(rec, folder, workers=1, threads=1, display=Silent())
+    assert (trial / "stage-1.learner").exists() == (kept is not None)
+    assert (trial / "stage-5.learner").is_dir()
+
+
+def _killed_behind(stage, kill, run, data_dir, trial, keep_models, notify):
+    """The walk of a trial that keeps its models, killed when this stage is saved."""
+
+    def told(name, number, activity, step, steps):
+        if number > stage:
+            kill()
+
+    _walk_trial(run, data_dir, trial, True, told)
+    kill()
 
 
 def test_an_audit_measures_every_cell_of_every_matrix(audit):

@@ -1,6 +1,8 @@
 """`longgame merge`: shards of a job become one folder of scores, or are refused by name."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from longgame.offline.score_folder import CONFIG, ScoreFolder, shard_name
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import score_into, shard_rows
 from longgame.offline.selecting import select_to
+from longgame.signals.store import SignalWriter, remove_begun
 from longgame.storage import write_state
 from support.cli import environment, longgame_here
 
@@ -123,6 +126,19 @@ def _flip(path):
     path.write_bytes(data)
 
 
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _blank(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(200) + data[204:])
+
+
+def _drop(path, name):
+    pq.write_table(pq.read_table(path).drop_columns([name]), path)
+
+
 FAULTS = {
     "missing": (
         lambda parts, second: shutil.rmtree(second),
@@ -140,6 +156,26 @@ FAULTS = {
     "half a store": (
         lambda parts, second: (second / "signals-12345678.part").mkdir(),
         r"shard-0002-of-0003' is not finished.*--shard 2/3",
+    ),
+    "half a table": (
+        lambda parts, second: _cut(second / "scores.parquet"),
+        r"shard-0002-of-0003' is not finished: scores\.parquet cannot be read.*--shard 2/3",
+    ),
+    "damaged table": (
+        lambda parts, second: _blank(second / "scores.parquet"),
+        r"shard-0002-of-0003/scores\.parquet' cannot be read.*Delete '.*scores\.parquet'.*--shard 2/3",
+    ),
+    "table of fewer signals": (
+        lambda parts, second: _drop(second / "scores.parquet", "loss"),
+        r"shard-0002-of-0003' is not finished: scores\.parquet lacks loss.*--shard 2/3",
+    ),
+    "no lists": (
+        lambda parts, second: (second / "tokenized.json").unlink(),
+        r"shard-0002-of-0003' is not finished: tokenized\.json is missing.*--shard 2/3",
+    ),
+    "damaged lists": (
+        lambda parts, second: _cut(second / "tokenized.json"),
+        r"shard-0002-of-0003/tokenized\.json' cannot be read.*Delete '.*tokenized\.json'.*--shard 2/3",
     ),
     "other model": (
         lambda parts, second: _edit(second, fingerprint="0" * 16),
@@ -170,6 +206,63 @@ def test_a_wrong_shard_is_named_with_its_fix(fault, parts, tmp_path):
     with pytest.raises(LonggameError, match=message):
         merge_scores(tmp_path / "all", [parts])
     assert not (tmp_path / "all").exists()
+
+
+def _again(job, second, monkeypatch):
+    """Run the command of the second shard again."""
+    monkeypatch.setattr(scoring, "SHARD_ROWS", 16)
+    rows = DataRows(open_source(job / "data.jsonl"), on_bad_row="skip")
+    score_into(shard_rows(rows, 2, 3), NAMES, second, TINY, on_bad_row="skip")
+
+
+@pytest.mark.parametrize("fault", ["half a table", "table of fewer signals", "no table", "no lists"])
+def test_the_command_of_an_unfinished_shard_finishes_it(fault, job, parts, tmp_path, monkeypatch):
+    second = parts / shard_name(2, 3)
+    FAULTS[fault][0](parts, second)
+    _again(job, second, monkeypatch)
+    assert content(parts) == content(job / "parts")
+    merge_scores(tmp_path / "all", [parts])
+
+
+def test_a_shard_that_was_stopped_once_is_merged_when_finished(job, parts, tmp_path, monkeypatch):
+    second = parts / shard_name(2, 3)
+    old, new = (second / f"scores.parquet.{number}.part" for number in (4242, 4243))
+    for path in (old, new):
+        path.write_bytes(b"PAR1")
+    os.utime(old, (0, 0))
+    merge_scores(tmp_path / "before", [parts])
+    for name in ("loss", "el2n"):
+        with SignalWriter(second / f"signals-{name}", {"prompt_tokens": "float32", name: "float16"}, "f"):
+            pass
+    _again(job, second, monkeypatch)
+    assert {path.name for path in second.glob("*.part")} == {new.name, "signals-el2n.part"}  # el2n is not finished
+    with pytest.raises(ResumeError, match=r"signals-el2n\.part holds el2n of some rows.*or delete signals-el2n\.part"):
+        merge_scores(tmp_path / "all", [parts])
+    shutil.rmtree(second / "signals-el2n.part")
+    merged = merge_scores(tmp_path / "all", [parts])
+    assert content(merged.folder) == content(tmp_path / "before")
+
+
+def test_an_unfinished_store_stays_while_it_is_written(parts):
+    second = parts / shard_name(2, 3)
+    with SignalWriter(second / "signals-old", {"loss": "float16"}, "f"):
+        remove_begun(second / "signals-old.part", ["loss"])
+        assert (second / "signals-old.part").is_dir()
+    remove_begun(second / "signals-old.part", ["loss"])
+    assert not (second / "signals-old.part").exists()
+
+
+def test_a_table_that_cannot_be_written_leaves_no_scratch(job, parts, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    second = parts / shard_name(2, 3)
+    (second / "scores.parquet").unlink()
+    rows = DataRows(open_source(job / "data.jsonl"), on_bad_row="skip")
+    monkeypatch.setattr("longgame.storage.os.fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*scores\.parquet: No space left"):
+        scoring._write_table(second, ScoreFolder(second), rows)
+    assert not [*second.glob("scores.parquet*")]
 
 
 def test_a_column_of_some_shards_is_named(job, parts, tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,7 @@ from longgame.data.sources import open_source
 from longgame.errors import LonggameError, RecipeError
 from longgame.offline import scoring
 from longgame.offline.options import SelectOptions
-from longgame.offline.partitioned import select_in_parts
+from longgame.offline.partitioned import partitioned_lines, select_in_parts
 from longgame.offline.rows import DataRows
 from longgame.offline.score_folder import shard_name
 from longgame.offline.scorer import ModelOptions
@@ -23,6 +26,7 @@ from longgame.offline.scoring import score_into, shard_rows
 from longgame.offline.selecting import select_to
 from longgame.selection.algorithms.farthest import distances_to
 from longgame.signals.quality.base import QualitySources
+from longgame.signals.store import SignalWriter
 from support.cli import longgame_here
 
 from .conftest import ROWS, jsonl
@@ -153,6 +157,47 @@ def test_the_radius_of_two_rounds_holds(job, tmp_path_factory, partitions, share
         assert distance.max(initial=0.0) <= 4 * best * (1 + 1e-5)
 
 
+def scores_of(folder, embeddings, costs):
+    """A data file and a folder of scores of it: these embeddings, and responses of so many tokens."""
+    folder.mkdir(parents=True)
+    data = jsonl(folder / "data.jsonl", [{"prompt": f"q {row}", "response": "a"} for row in range(len(costs))])
+    rows, scores = DataRows(open_source(data)), folder / "scores"
+    columns = {"prompt_tokens": 0 * costs, "response_tokens": costs, "embedding": embeddings}
+    with SignalWriter(scores / "signals-x", dict.fromkeys(columns, "float32"), "f") as writer:
+        writer.append(list(rows.ids), {name: column.astype(np.float32) for name, column in columns.items()})
+        writer.finish()
+    config = {"fingerprint": "f", "rows": len(rows), "digest": rows.digest, "turns": "all", "max_length": 9}
+    config |= {"model": {"name": "m"}, "weights": "w"}
+    (scores / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    table = {"sample_id": list(rows.ids), "file": list(rows.files()), "row": rows.numbers}
+    pq.write_table(pa.table(table), scores / "scores.parquet")
+    return data, scores
+
+
+@pytest.mark.parametrize("selector", ["diversity", "diversity:partitions=2"])
+@pytest.mark.parametrize("costs", ["equal", "alike", "unequal"])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_factor_is_above_the_ratio_to_the_best_picks(selector, costs, clustered, tmp_path):
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        points = rng.standard_normal((10, 2)) + clustered * 100 * np.eye(5, 2)[rng.integers(0, 3, 10)]
+        tokens = {"equal": np.full(10, 4), "alike": rng.integers(4, 6, 10), "unequal": rng.integers(1, 9, 10)}[costs]
+        data, scores = scores_of(tmp_path / str(seed), points, tokens)
+        options = SelectOptions(selector=selector, budget="14")
+        outcome, manifest = select_in_parts(data, None, options, scores=scores, partitions=3)
+        gaps = np.sqrt(((points[:, None] - points) ** 2).sum(axis=2))
+        choices = (list(rows) for k in range(1, 10) for rows in itertools.combinations(range(10), k))
+        best = min(gaps[:, rows].min(axis=1).max() for rows in choices if tokens[rows].sum() <= 14)
+        radius, factor = (manifest["partitions"][name] for name in ("radius", "factor"))
+        assert gaps[:, outcome.picks.rows].min(axis=1).max() <= radius
+        if costs == "equal" and selector == "diversity":
+            assert factor >= radius / best * (1 - 1e-6) >= 1 - 1e-6
+        assert factor is None or factor >= radius / best * (1 - 1e-6)
+        line = next(line for line in partitioned_lines(outcome, manifest) if "is within" in line)
+        printed = [float(number) for number in re.findall(r"\d+\.?\d*", line)]
+        assert all(shown >= known for shown, known in zip(printed, filter(None, (radius, factor)), strict=True))
+
+
 def test_no_two_exact_duplicates_are_picked(job, tmp_path):
     outcome, _ = in_parts(job, tmp_path / "a.jsonl", "dedup-exact:rejected=never", partitions=5, budget="90%")
     contents = [sample_id.partition("#")[0] for sample_id in outcome.picks.ids]
@@ -185,7 +230,8 @@ def test_the_command_prints_the_bound(job, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "in 3 parts: two rounds (every candidate lies within the radius of a pick)" in done.stdout
     radius = json.loads((tmp_path / "s.manifest.json").read_text(encoding="utf-8"))["partitions"]["radius"]
-    assert f"every candidate is within {radius:.6g} of a pick" in done.stdout
+    printed = re.search(r"every candidate is within (\S+) of a pick", done.stdout)
+    assert radius <= float(printed[1]) <= radius * (1 + 1e-5)
 
 
 def test_a_budget_above_the_pool_is_said(job, tmp_path):

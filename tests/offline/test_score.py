@@ -244,6 +244,9 @@ def test_places_that_hold_something_else_are_refused(data: Path, tmp_path: Path)
     (tmp_path / "s" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(StorageError, match="is not empty and holds no scores"):
         score_into(rows, ["loss"], tmp_path / "s", TINY)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config.yaml.7.part").write_text("a job that was killed", encoding="utf-8")
+    score_into(rows, ["loss"], tmp_path / "killed", TINY)
     with pytest.raises(ModelError, match="takes at most 512 tokens"):
         score_into(rows, ["loss"], tmp_path / "t", ModelOptions(name="tiny", max_length=4096))
     with pytest.raises(ModelError, match="device 'cuda:7' cannot be used"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -197,4 +199,20 @@ def test_full_share_radius_is_at_most_four_times_optimum(seed: int) -> None:
     optimum = min(gaps[:, list(chosen)].min(axis=1).max() for chosen in centres)
     found = farthest_first_partitioned(rows, np.ones(11, dtype=int), k, parts=3, share=3.0)
     assert found.radius <= 4 * optimum * (1 + 1e-5)
-    assert found.apart / 2 <= min(gaps[:, [a, b]].min(axis=1).max() for a in range(11) for b in range(a)) * (1 + 1e-5)
+    assert 0 < found.lower_bound <= optimum
+
+
+@given(st.sampled_from(("clusters", "copies", "grid")), st.integers(0, 2**31), st.integers(1, 4), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_lower_bound_is_below_the_best_radius(shape: str, seed: int, parts: int, started: bool) -> None:
+    rng = np.random.default_rng(seed)
+    rows = cloud(shape, rng)[:9]
+    n, start = len(rows), rows[-1:] + np.float32(0.5) if started else None
+    tokens = rng.integers(1, 4, n) if rng.random() < 0.5 else np.full(n, 2)
+    found = farthest_first_partitioned(rows, tokens, 8, parts, share=1.0, start_points=start)
+    wide = rows.astype(np.float64)
+    gaps = np.sqrt(((wide[:, None] - wide) ** 2).sum(axis=2))
+    near = np.full(n, np.inf) if start is None else np.sqrt(((wide - start) ** 2).sum(axis=1))
+    choices = (list(chosen) for k in range(1, 9) for chosen in itertools.combinations(range(n), k))
+    best = min(np.minimum(gaps[:, c].min(axis=1), near).max() for c in choices if tokens[c].sum() <= 8)
+    assert found.lower_bound <= best <= found.radius

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -309,7 +309,8 @@ def run_audit(
         if run.recipe == recipe:
             run.plan = plan
         stages = len(plan.stages)
-        trials = [trial for trial in run.plan.trials if run.trial_store(trial).finished_stages(stages) < stages]
+        finished = {trial.name: run.trial_store(trial).finished_stages(stages) for trial in run.plan.trials}
+        trials = [trial for trial in run.plan.trials if finished[trial.name] < stages]
         jobs = _jobs(run, _data_dir(recipe), trials, keep_models)
         if jobs and engine != LOCAL:
             from longgame.engines.ray import connected
@@ -317,7 +318,9 @@ def run_audit(
             stack.enter_context(connected(engine))
         if jobs or not (folder / ENVIRONMENT).is_file():
             device = check_models(plan) if engine == LOCAL or not jobs else device_on(engine, recipe, plan, threads)
-            environment = _environment(run, workers, threads, device)
+            environment = _environment(run, workers, threads, device, keep_models)
+        if not keep_models and run.environment.get("keep_models") is False:
+            _remove_passed_models(run, finished)
         if jobs:
             check_plugins(recipe, {trial.selector.key: trial.selector for trial in trials}.values())
             check_scorers(recipe)
@@ -444,8 +447,25 @@ def run_threads(folder: Path) -> int | None:
     return int(read_environment(folder)["threads"])
 
 
-def _environment(run: Run, workers: int | None, threads: int, device: str) -> dict[str, Any]:
-    """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend."""
+def _remove_passed_models(run: Run, finished: Mapping[str, int]) -> None:
+    """Delete the model of every stage before a trial's last finished one: a kill behind a stage leaves that before.
+
+    Args:
+        finished: trial → how many of its stages are.
+    """
+    for trial in run.plan.trials:
+        folder = run.trial_store(trial).folder
+        for number in range(1, finished[trial.name]):
+            part = FinishedPart.find(folder, f"stage-{number}")
+            if part is not None:
+                shutil.rmtree(part.folder("learner"), ignore_errors=True)
+
+
+def _environment(run: Run, workers: int | None, threads: int, device: str, keep_models: bool) -> dict[str, Any]:
+    """Versions and machine, written once; a resumed run keeps versions and threads, on which the last bits depend.
+
+    ``keep_models`` says whether any session kept the model of every stage.
+    """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     if (run.folder / ENVIRONMENT).is_file():
         environment = run.environment
@@ -464,6 +484,9 @@ def _environment(run: Run, workers: int | None, threads: int, device: str) -> di
                 f"{run.folder} was begun with {old}, now {now}; numbers of two versions do not belong in one table. "
                 "Install those, or use another --out."
             )
+        if keep_models and environment.get("keep_models") is False:
+            environment["keep_models"] = True
+            write_environment(run.folder, environment)
         return environment
     environment = {
         "versions": versions,
@@ -474,6 +497,7 @@ def _environment(run: Run, workers: int | None, threads: int, device: str) -> di
         "device": device,
         "workers": workers,
         "threads": threads,
+        "keep_models": keep_models,
         "date": datetime.date.today().isoformat(),
         "sessions": [],
     }

@@ -496,7 +496,7 @@ def _check_recipe(folder: Path) -> None:
 
 
 _ENVIRONMENT: dict[str, type | tuple[type, ...]] = {"versions": dict, "threads": int, "sessions": list}
-_MACHINE = ("python", "machine", "system", "cores", "device", "workers", "date")
+_MACHINE = ("python", "machine", "system", "cores", "device", "workers", "date", "keep_models")
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,22 @@ from longgame.offline.score_folder import (
     BAD_ROWS,
     CONFIG,
     CONTEXT_STATE,
+    COUNTS,
     GRADING_FILE,
     STORE,
     TABLE,
     TOKENIZED_FILE,
     ScoreFolder,
     check_shards,
+    is_free,
     read_config,
     shard_command,
     shared_context,
     stores_in,
+    unfinished,
 )
-from longgame.signals.store import MANIFEST, RANGES, SignalStore, SignalWriter
-from longgame.storage import durable_folder, read_json, write_file, write_json, write_state
+from longgame.signals.store import MANIFEST, RANGES, SignalStore, SignalWriter, begun_columns
+from longgame.storage import durable_folder, scratch_target, write_file, write_json, write_state
 
 _ROWS = 1 << 16
 """Rows that are copied together."""
@@ -60,7 +64,7 @@ def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = 
         if (read_config(path).get("merged") or {}).get("content") == content:
             return ScoreFolder(path)
         raise StorageError(f"'{path}' holds other scores already. Give another folder, or delete it.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")
     check_sketches([SignalStore(folder / NEAR_SKETCH) for folder, _ in shards if (folder / NEAR_SKETCH).is_dir()])
     with durable_folder(path) as part:
@@ -71,8 +75,8 @@ def merge_scores(out: str | Path, folders: Sequence[str | Path], command: str = 
             _copy_stores([[SignalStore(folder / name)] for folder in sources], part / name)
         for state in sorted({path.stem for folder in sources for path in folder.glob(f"{CONTEXT_STATE}*.json")}):
             write_state(part, state, shared_context(sources, state), flushed=False)
-        _copy_table(sources, part / TABLE)
-        _copy_notes(sources, part)
+        _copy_table(shards, part / TABLE)
+        _copy_notes(shards, part)
         first = dict(shards[0][1])
         job = first.pop("shard")
         merged = {"shards": job["total"], "content": content}
@@ -99,10 +103,15 @@ def _check_finished(shards: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
     columns = []
     for folder, config in shards:
         stores = stores_in(folder)
-        unfinished = next(iter(sorted(folder.glob("*.part"))), None)
-        if not stores or unfinished is not None or not (folder / TABLE).is_file():
+        if begun := sorted(part for part in folder.glob("*.part") if scratch_target(part) is None):
+            signals = ", ".join(name for name in begun_columns(begun[0]) if name not in COUNTS) or "signals"
             raise ResumeError(
-                f"'{folder}' is not finished. Run its command again, which resumes: {_command_of(config)}"
+                f"'{folder}' is not finished: {begun[0].name} holds {signals} of some rows. Run its command again with "
+                f"these signals, which resumes, or delete {begun[0].name}: {_command_of(config)}"
+            )
+        if reason := unfinished(folder) if stores else "it has no signals":
+            raise ResumeError(
+                f"'{folder}' is not finished: {reason}. Run its command again, which resumes: {_command_of(config)}"
             )
         columns.append({name for store in stores for name in store.names} | _stores_apart(folder))
     every = set[str]().union(*columns)
@@ -149,28 +158,58 @@ def _copy_stores(shards: Sequence[Sequence[SignalStore]], path: Path) -> None:
         writer.finish()
 
 
-def _copy_table(folders: Sequence[Path], path: Path) -> None:
+@contextmanager
+def _reading(path: Path, config: Mapping[str, Any], made_with: Path | None = None) -> Iterator[None]:
+    """Turn an error of a shard's file into a ResumeError that says how it is made again.
+
+    Args:
+        config: config.yaml of the shard.
+        made_with: the file whose absence lets the shard's command write this one; None: its own.
+    """
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ResumeError(
+            f"'{path}' cannot be read ({type(error).__name__}: {reason}). Delete '{made_with or path}', and run the "
+            f"shard's command again, which writes it anew: {_command_of(config)}"
+        ) from error
+
+
+def _copy_table(shards: Sequence[tuple[Path, Mapping[str, Any]]], path: Path) -> None:
     """scores.parquet, part by part."""
-    names = pq.read_schema(folders[0] / TABLE)
-    with pq.ParquetWriter(path, names, compression="zstd") as writer:
-        for folder in folders:
-            with pq.ParquetFile(folder / TABLE) as file:
-                for batch in file.iter_batches(_ROWS):
-                    table = pa.Table.from_batches([batch]).select(names.names)
-                    writer.write_table(table.cast(names))
+    with _reading(shards[0][0] / TABLE, shards[0][1]):
+        schema = pq.read_schema(shards[0][0] / TABLE)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for folder, config in shards:
+            for table in _tables(folder / TABLE, config, schema):
+                writer.write_table(table)
 
 
-def _copy_notes(folders: Sequence[Path], out: Path) -> None:
+def _tables(path: Path, config: Mapping[str, Any], schema: pa.Schema) -> Iterator[pa.Table]:
+    """A shard's scores.parquet with these columns, `_ROWS` rows at a time."""
+    with _reading(path, config), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS):
+            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def _copy_notes(shards: Sequence[tuple[Path, Mapping[str, Any]]], out: Path) -> None:
     """Bad rows of all shards, how many examples were cut, and what each shard's quality sources did."""
-    bad = [(folder / BAD_ROWS).read_text(encoding="utf-8") for folder in folders if (folder / BAD_ROWS).is_file()]
+    bad: list[str] = []
+    counts = dict.fromkeys(("bad_rows", "cut"), 0)
+    graded: dict[str, Any] = {}
+    for folder, config in shards:
+        if (folder / BAD_ROWS).is_file():
+            with _reading(folder / BAD_ROWS, config, folder / TOKENIZED_FILE):
+                bad.append((folder / BAD_ROWS).read_text(encoding="utf-8"))
+        with _reading(folder / TOKENIZED_FILE, config):
+            count = json.loads((folder / TOKENIZED_FILE).read_text(encoding="utf-8"))
+            counts = {name: total + int(count[name]) for name, total in counts.items()}
+        if (folder / GRADING_FILE).is_file():
+            with _reading(folder / GRADING_FILE, config):
+                graded[folder.name] = json.loads((folder / GRADING_FILE).read_text(encoding="utf-8"))
     if bad:
         write_file(out / BAD_ROWS, "".join(bad))
-    counts = [read_json(folder / TOKENIZED_FILE) for folder in folders]
-    write_json(out / TOKENIZED_FILE, {name: sum(count[name] for count in counts) for name in ("bad_rows", "cut")})
-    graded = {
-        folder.name: json.loads((folder / GRADING_FILE).read_text(encoding="utf-8"))
-        for folder in folders
-        if (folder / GRADING_FILE).is_file()
-    }
+    write_json(out / TOKENIZED_FILE, counts)
     if graded:
         write_json(out / GRADING_FILE, {"shards": graded})

@@ -12,6 +12,7 @@ import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from longgame.offline.selecting import (
 )
 from longgame.offline.subset import BAD, MANIFEST, PREFIX, beside, kind_of, refuse_existing, remove_beside, write_subset
 from longgame.selection.algorithms.cut import exact_cut
+from longgame.selection.algorithms.farthest import distances_to, least_radius, rounding
 from longgame.selection.base import SELECTORS, Selector, claims
 from longgame.selection.budget import by_score
 from longgame.selection.methods.dedup_exact import ExactDedupSelector
@@ -231,7 +233,7 @@ def _chosen(
         if exact:
             picks, rank, weights = _in_one_round(ask, parts, asked)
         else:
-            picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked)
+            picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked, asked // min(least))
             claim |= {"holds": holds, "share": SHARE, **bound}
     spent = int(costs_of(picks.prompt, picks.response, unit).sum())
     notes = tuple(whole_pool_notes(len(rank), candidates))
@@ -303,9 +305,13 @@ def _in_one_round(ask: Ask, parts: Sequence[PoolPart], budget: int) -> tuple[Par
 
 
 def _in_two_rounds(
-    ask: Ask, worker: PartWorker, parts: Sequence[PoolPart], budget: int
+    ask: Ask, worker: PartWorker, parts: Sequence[PoolPart], budget: int, most: int
 ) -> tuple[PartPicks, Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None, dict[str, Any]]:
-    """The picks among the picks of all parts, their ranks and weights, and the radius that they cover."""
+    """The picks among the picks of all parts, their ranks and weights, and the radius that they cover.
+
+    Args:
+        most: rows that the budget holds, at most.
+    """
     share = min(budget, int(np.ceil(budget * SHARE / len(parts))))
     first = ask([Question(part, "first", budget=share, total=budget) for part in parts])
     answers = [answer for answer in first if answer is not None]
@@ -318,11 +324,9 @@ def _in_two_rounds(
     bound: dict[str, Any] = {}
     if term := worker.options.build().distance_term:
         unreached = [part for part, answer in zip(parts, first, strict=True) if answer is None]
-        bound = _radius(core, answers, rows, np.asarray(terms[term], dtype=np.float64))
-        if unreached:
-            points = core.columns["embedding"][rows]
-            reach = ask([Question(part, "reach", points=points) for part in unreached])
-            bound["radius"] = max(bound["radius"], *reach)
+        points = core.columns["embedding"][rows]
+        reach = ask([Question(part, "reach", points=points) for part in unreached])
+        bound = _radius(core, answers, rows, np.asarray(terms[term], dtype=np.float64), reach, most)
     picks = PartPicks(
         core.rows[chosen],
         tuple(core.ids[row] for row in chosen.tolist()),
@@ -334,24 +338,35 @@ def _in_two_rounds(
 
 
 def _radius(
-    core: PartPicks, answers: Sequence[PartPicks], rows: Int[np.ndarray, " k"], distance: Float[np.ndarray, " n"]
+    core: PartPicks,
+    answers: Sequence[PartPicks],
+    rows: Int[np.ndarray, " k"],
+    distance: Float[np.ndarray, " n"],
+    reach: Sequence[float],
+    most: int,
 ) -> dict[str, float | None]:
-    """Radius within which every candidate lies of a pick, and a bound on its ratio to the best one.
+    """Radius within which every candidate lies of a pick, and a bound on its ratio to the best one (None: not known).
 
     Let r be the largest distance of a candidate of a part to the part's picks, and R that of a pick of the part to the
-    final picks. By the triangle inequality every candidate of the part is within r + R of a final pick. Picks that are
-    pairwise at least s apart leave no k − 1 points that cover them within s/2.
+    final picks. By the triangle inequality every candidate of the part is within r + R of a final pick. The best radius
+    is at least `least_radius`.
+
+    Args:
+        reach: largest distance to the picks of each part that the budget did not reach.
+        most: rows that the budget holds, at most.
     """
+    embeddings = core.columns["embedding"]
     apart = float(distance[rows[1:]].min(initial=np.inf))
     distance = distance.copy()
     distance[rows] = 0.0
     second = np.zeros(len(answers))
     np.maximum.at(second, core.part, distance)
-    width = core.columns["embedding"].shape[1]
-    rounding = 1.0 + (width + 8) * float(np.finfo(np.float32).eps)
-    radius = float(max(part.radius + far for part, far in zip(answers, second, strict=True)) * rounding)
-    factor = radius / (apart / 2) if 0 < apart < np.inf else None
-    return {"radius": radius, "apart": apart if np.isfinite(apart) else 0.0, "factor": factor}
+    inexact = rounding(embeddings.shape[1], embeddings.dtype)
+    within = [part.radius + far for part, far in zip(answers, second, strict=True)]
+    radius = float(max([*within, *reach]) * inexact)
+    beyond = float(distances_to(embeddings[[distance.argmax()]], embeddings[rows])[0])
+    lower = least_radius(apart, beyond, len(rows), most) / inexact
+    return {"radius": radius, "factor": radius / lower if lower else None}
 
 
 def _located(table: ScoreFolder, rows: Int[np.ndarray, " k"]) -> list[tuple[str, int]]:
@@ -481,6 +496,11 @@ def partitioned_lines(outcome: PartsOutcome, manifest: Mapping[str, Any]) -> lis
         )
     if "radius" in claim:
         factor = claim["factor"]
-        ratio = "" if factor is None else f"; at most {factor:.3g} times that of the best picks"
-        lines.append(f"every candidate is within {claim['radius']:.6g} of a pick{ratio}")
+        ratio = "" if factor is None else f"; this radius is at most {_up(factor, 3)} times that of the best picks"
+        lines.append(f"every candidate is within {_up(claim['radius'], 6)} of a pick{ratio}")
     return [*lines, *outcome.notes]
+
+
+def _up(bound: float, digits: int) -> str:
+    """An upper bound in so many digits, rounded up."""
+    return f"{float(Context(digits, ROUND_CEILING).create_decimal(bound)):.{digits}g}"

@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from jaxtyping import Int
 
@@ -23,13 +25,14 @@ from longgame.seeding import stream_seed
 from longgame.signals.base import CONTEXT, SIGNALS, Signals
 from longgame.signals.quality.base import QualitySources
 from longgame.signals.store import MANIFEST, PackedIds, SignalStore
-from longgame.storage import read_json, read_state
+from longgame.storage import read_json, read_state, scratch_target
 
 CONFIG, TABLE, BAD_ROWS, CONTEXT_STATE = "config.yaml", "scores.parquet", "bad-rows.jsonl", "context"
 GRADING_FILE = "quality.json"
 """What the quality sources did, in the last job that asked them."""
 TOKENIZED_FILE = "tokenized.json"
 """How many rows could not be tokenized, and how many were cut."""
+_FILES = (CONFIG, TABLE, BAD_ROWS, GRADING_FILE, TOKENIZED_FILE)
 COUNTS = ("prompt_tokens", "response_tokens")
 """Columns of every folder: tokens without and with a loss."""
 STORE = "signals-"
@@ -214,6 +217,35 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def stores_in(folder: Path) -> list[SignalStore]:
     return [SignalStore(path) for path in sorted(folder.glob(f"{STORE}*")) if path.is_dir() and path.suffix != ".part"]
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a job that was killed left this file half-written in its folder of scores."""
+    name = scratch_target(path) or ""
+    return name in _FILES or re.fullmatch(rf"{CONTEXT_STATE}(-\w+)?\.(json|safetensors)", name) is not None
+
+
+def is_free(path: Path) -> bool:
+    """Whether scores may be written into this folder: it is missing, or holds nothing but what a killed job left."""
+    return not path.exists() or (path.is_dir() and all(map(is_scratch, path.iterdir())))
+
+
+def unfinished(folder: Path) -> str:
+    """Return what a folder of finished signals lacks beside them, in words; empty where it is whole.
+
+    A job writes these files behind its signals, and may be killed before.
+    """
+    for name in (TOKENIZED_FILE, TABLE):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        columns = {*pq.read_schema(folder / TABLE).names}
+    except (OSError, pa.ArrowException) as error:
+        return f"{TABLE} cannot be read ({' '.join(str(error).split()).rstrip('.')})"
+    stores = stores_in(folder)
+    flat = {name: None for store in stores for name in store.names if store.column(name).ndim == 1}
+    missing = [name for name in flat if name not in columns]
+    return f"{TABLE} lacks {', '.join(missing)}" if missing else ""
 
 
 def shard_folders(folder: Path) -> list[Path]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -22,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from jaxtyping import Int
 
@@ -49,19 +50,22 @@ from longgame.offline.score_folder import (
     check_folder,
     check_grading,
     check_made_with,
+    is_free,
+    is_scratch,
     read_config,
     shard_folders,
     shared_context,
     stored_names,
     stores_in,
+    unfinished,
 )
 from longgame.offline.scorer import LoadedScorer, ModelOptions
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS
 from longgame.signals.quality.base import GRADES, DefaultQuality, QualitySources
-from longgame.signals.store import stream_signals
+from longgame.signals.store import remove_begun, stream_signals
 from longgame.signals.texts import sketch_version
-from longgame.storage import scratch, storage_errors, write_file, write_json, write_state
+from longgame.storage import parquet_bytes, write_file, write_json, write_state
 
 if TYPE_CHECKING:
     from longgame.signals.source import SignalSource
@@ -230,12 +234,13 @@ def score_into(
         check_grading(config, grading, stored_names(path), path)
         ready = ScoreFolder(path, apart_of(names, config, target, spec, options.reference)) if stores_in(path) else None
         done = ready is not None and {*columns} <= {*ready.names} and all(map(ready.has_context, context))
-        done = done and (path / TABLE).is_file()
+        done = done and not unfinished(path)
         now = dataclasses.asdict(options) | {"reference": None}
         later = dict.fromkeys(("reference", "embedder", "scorer_model"))  # keys that older folders lack
         if ready is not None and done and scorer is None and {**later, **config["model"]} == now:
             if sketched:
                 write_sketches(path, rows, on_shard)
+            _remove_leftovers(path)
             return ready
     asked = [name for name in columns if name in SIGNALS and "scorer" in SIGNALS[name].needs]
     if asked and options.scorer_model is None and not {*asked} <= stored_names(path):
@@ -314,6 +319,7 @@ def score_into(
     _write_table(path, scores, rows)
     if sketched:
         write_sketches(path, rows, on_shard)
+    _remove_leftovers(path)
     return scores
 
 
@@ -516,7 +522,7 @@ def _begin(
         before = config.get("grading") or {}
         if (target is None or config.get("target") is not None) and {*grading.identity()} <= {*before}:
             return
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif not is_free(path):
         raise StorageError(f"'{path}' is not empty and holds no scores. Give another folder.")
     else:
         before = {}
@@ -586,7 +592,19 @@ def _write_table(path: Path, scores: ScoreFolder, rows: DataRows) -> None:
         column = scores.column(name)
         if column.ndim == 1:
             columns[name] = pa.array(np.rint(column).astype(np.int64) if name in COUNTS else np.asarray(column))
-    part = scratch(path / TABLE)
-    with storage_errors(path / TABLE):
-        pq.write_table(pa.table(columns), part, compression="zstd")
-        part.replace(path / TABLE)
+    write_file(path / TABLE, parquet_bytes(pa.table(columns)))
+
+
+_STALE_SECONDS = 3600.0
+"""Age from which a half-written file is taken for that of a killed job."""
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed jobs left half-written, and unfinished stores whose signals a later job finished."""
+    names = stored_names(path)
+    with suppress(OSError):  # scores that may only be read are whole all the same
+        for file in filter(is_scratch, [*path.iterdir()]):
+            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink()
+        for part in path.glob(f"{STORE}*.part"):
+            remove_begun(part, names)

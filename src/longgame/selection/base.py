@@ -64,7 +64,8 @@ class Selector:
     method has no such form, and `longgame select --partitions` refuses it."""
     distance_term: str = ""
     """Term of the score that bounds a candidate's distance to the nearest pick from above, where there is one; two
-    rounds then report the radius that the picks cover."""
+    rounds then report the radius that the picks cover. Of a pick it is at most its distance to any earlier pick (0 is
+    always right); two rounds compare the radius with the best one by it."""
     score_source: str = ""
     """Where scores come from that another system made ("score file 'x.csv'"); their cost is unknown."""
 

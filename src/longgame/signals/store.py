@@ -12,8 +12,9 @@ import io
 import json
 import math
 import os
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from hashlib import blake2b
@@ -481,6 +482,28 @@ def _other_source(writer: SignalWriter, difference: str) -> ResumeError:
         f"{writer.path}.part was begun with another source ({difference}). Give the same examples in the same shards, "
         "delete it, or use another path."
     )
+
+
+def begun_columns(part: Path) -> tuple[str, ...]:
+    """Columns of an unfinished store (its folder ``PATH.part``); empty where it holds nothing yet."""
+    return tuple(_read_manifest(part)["columns"]) if (part / MANIFEST).is_file() else ()
+
+
+def remove_begun(part: Path, names: Collection[str]) -> None:
+    """Delete an unfinished store (its folder ``PATH.part``) whose columns are all among these.
+
+    One that a process is writing stays.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    with (part / RANGES).open("a+b") as journal:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if {*begun_columns(part)} <= {*names}:
+            shutil.rmtree(part)
 
 
 def write_at(file: FileIO, offset: int, data: bytes) -> None:

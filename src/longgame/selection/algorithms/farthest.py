@@ -263,8 +263,8 @@ class Partitioned:
     """As `farthest_first` returns it: over the core-set for its rows, over their part for all others."""
     within: Float[np.ndarray, " n"]
     """Upper bound (rounding included) of each row's distance to a pick or a start point; 0 for the picks."""
-    apart: float
-    """Smallest distance at which a pick was made: no k − 1 points can cover the candidates within ½·apart."""
+    lower_bound: float
+    """No rows of the same budget (beside the start points) cover the candidates within less (`least_radius`)."""
 
     @property
     def radius(self) -> float:
@@ -296,7 +296,7 @@ def farthest_first_partitioned(
     and the point farthest from them are pairwise at least r apart, and two of those k + 1 share a center of the optimal
     k-center solution, so r ≤ 2·OPT. This holds for r_p, and for R_p since the core-set is a subset of the candidates:
     the radius is at most 4·OPT (2·OPT unpartitioned; Gonzalez 1985; Malkomes et al. 2015). A smaller share has no such
-    factor in advance; afterwards ``radius / (apart / 2)`` bounds it.
+    factor in advance; afterwards ``radius / lower_bound`` bounds it, where a lower bound is known.
 
     Args:
         embeddings, tokens, budget, start_points, rank, device: those of `farthest_first`.
@@ -325,6 +325,7 @@ def farthest_first_partitioned(
     rows, distance[core] = farthest_first(embeddings[core], tokens[core], budget, start_points, device=device)
     picks = core[rows]
     pick_distance = distance[picks[1:]] if start_points is None else distance[picks]
+    apart = float(pick_distance.min(initial=np.inf))
     core_distance = distance[core].astype(np.float64)
     core_distance[rows] = 0.0
     part_radius = np.zeros(parts)
@@ -333,10 +334,35 @@ def farthest_first_partitioned(
     distance[unreached] = distances_to(embeddings[unreached], embeddings[picks])
     within = distance + part_radius[place % parts]
     within[core] = core_distance
-    within *= 1.0 + (embeddings.shape[1] + 8) * float(np.finfo(distance.dtype).eps)
+    inexact = rounding(embeddings.shape[1], distance.dtype)
+    within *= inexact
+    centers = embeddings[picks] if start_points is None else np.concatenate([embeddings[picks], start_points])
+    beyond = float(distances_to(embeddings[core[[core_distance.argmax()]]], centers)[0])
+    lower = least_radius(apart, beyond, len(picks), budget // int(tokens.min())) / inexact
     picks = np.concatenate([picks, _remaining(picks, distance, tokens, budget, place)])
     within[picks] = 0.0
-    return Partitioned(picks, distance, within, float(pick_distance.min(initial=np.inf)))
+    return Partitioned(picks, distance, within, lower)
+
+
+def least_radius(apart: float, beyond: float, picks: int, most: int) -> float:
+    """Radius below which no ``most`` rows cover the candidates; 0 where none is known.
+
+    The picks and a candidate that is ``beyond`` away from them are picks + 1 rows, pairwise at least s = min(apart,
+    beyond) apart. At most as many rows as there are picks have two of those nearest to the same row, which is s/2 away
+    from one of the two. More rows than that (cheaper ones, for the same budget) may cover the candidates within less.
+
+    Args:
+        apart: smallest distance of two picks (and of a pick to a start point).
+        beyond: distance of one candidate to its nearest pick (or start point).
+        picks: how many.
+        most: rows that the budget holds, at most.
+    """
+    return min(apart, beyond) / 2 if picks >= most else 0.0
+
+
+def rounding(width: int, dtype: np.dtype) -> float:
+    """Factor by which distances of rows of this width, or a sum of two, are wrong at most."""
+    return 1.0 + (width + 8) * float(np.finfo(dtype).eps)
 
 
 def distances_to(embeddings: Float[np.ndarray, "m d"], points: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " m"]:

@@ -119,7 +119,7 @@ class DiversitySelector(Selector):
                 )
         self.requires = ("embedding", "quality") if self.method == "threshold" else ("embedding",)
         self.two_rounds = _TWO_ROUNDS[self.method]
-        self.distance_term = "score" if self.method == "farthest-first" else ""
+        self.distance_term = ("score" if self.partitions == 1 else "within") if self.method == "farthest-first" else ""
 
     def select(
         self, pool: Pool, signals: Signals, history: History, budget: int, rng: np.random.Generator
