@@ -139,6 +139,15 @@ def test_an_address_of_another_program_is_refused(reply, monkeypatch):
             connected(f"ray://127.0.0.1:{server.getsockname()[1]}").__enter__()
 
 
+def test_a_ray_that_does_not_start_is_told_in_one_sentence(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup.")  # what Ray raises
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RecipeError, match="Ray does not start on this machine: The current node timed out"):
+        connected("ray").__enter__()
+
+
 def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'longgame\[ray\]'"):

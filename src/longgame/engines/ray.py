@@ -106,8 +106,13 @@ def connected(engine: str) -> Iterator[Any]:
     options = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises a bare one where it does not come up in time
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        if address == "local":
+            raise RecipeError(
+                f"Ray does not start on this machine: {reason}. Run the command again when the machine is less busy, "
+                "or leave --engine out."
+            ) from error
         raise RecipeError(
             f"cannot connect to Ray at '{address}': {reason}. Start a cluster (ray start --head), use the versions of "
             "Python and Ray that it has, or leave --engine out."
