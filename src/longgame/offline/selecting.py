@@ -138,7 +138,9 @@ def choose(
     unit = "rows" if budget.of == "rows" else options.budget_of
     pool = part.counted(prompt[candidates], response[candidates], unit)
     usable = pool if part is rows else rows.counted(prompt, response, unit)
-    asked = budget.units(usable.costs[place >= 0])
+    costs = usable.costs[place >= 0]
+    asked = budget.units(costs)
+    share = asked / int(costs.sum())
     again: tuple[ReplayedRows, ...] = ()
     if given is not None:
         length = None if table is None else int(table.config["max_length"])
@@ -155,6 +157,7 @@ def choose(
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
+    policy.use_budget(share)
     if selector.replays:
         raise RecipeError(f"selector '{options.label}' replays stages of an audit. Use --replay here.")
     _, decision = policy.choose(pool, asked, lambda _pool, _names: signals)

@@ -113,6 +113,12 @@ class Selector:
     def begin_stage(self) -> None:
         """Drop state that belongs to one stage; by default there is none."""
 
+    def use_budget(self, share: float) -> None:
+        """Take the share of the stage's tokens that may be selected, before the stage's first `select`.
+
+        The budget of one `select` is another share of its candidates where a stage has several rounds, and in parts.
+        """
+
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
         """Take note of what is learned of ``pool``: the picks of `select`, perhaps without the last ones.
 

@@ -39,6 +39,9 @@ class Intervention(Selector):
     def begin_stage(self) -> None:
         self.inner.begin_stage()
 
+    def use_budget(self, share: float) -> None:
+        self.inner.use_budget(share)
+
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         return eligible_of(self.inner, pool)
 

@@ -73,6 +73,9 @@ class SVPSelector(Selector):
     def begin_stage(self) -> None:
         self.inner.begin_stage()
 
+    def use_budget(self, share: float) -> None:
+        self.inner.use_budget(share)
+
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
         self.inner.remember(pool, self._renamed(signals), rows)
 
