@@ -185,13 +185,18 @@ class Replay(Intervention):
     def _earlier_queue(self, reserve: Reserve) -> _Queue:
         self._pools = (*reserve.earlier, reserve.candidates)
         pool, stages = self._all_earlier()
-        rows = _others(pool, reserve.candidates)
+        every = rows = _others(pool, reserve.candidates)
         if self.source == "selected":
             rows = rows[[pool.ids[row] in self._selected for row in rows.tolist()]] if len(rows) else rows
         # a stream of its own: the uniform draws of a seed do not depend on the choice
         rng = reserve.rng if self.choice.name == "uniform" else reserve.rng.spawn(1)[0]
         if len(rows):
-            rows = rows[self.choice.order(self._examples(reserve, pool.take(rows), stages[rows], rng), rng)]
+            examples = self._examples(reserve, pool.take(rows), stages[rows], rng)
+            if len(rows) < len(every):
+                others = pool.take(every)
+                known = EarlierExamples(others.ids, others.costs, stages[every], cells_of(others), examples.measured)
+                examples = dataclasses.replace(examples, every=known)
+            rows = rows[self.choice.order(examples, rng)]
         if self.choice.measures:
             self._sample = rng.permutation(len(reserve.candidates))
         return _Queue(pool, rows, Fraction(str(self.share)), items=False)
