@@ -492,11 +492,11 @@ def test_replayed_examples_weigh_one_and_picks_keep_theirs() -> None:
     assert checked
 
 
-def test_floor_keeps_the_weights_of_its_picks(world) -> None:
+def test_a_floor_refuses_a_selector_with_weights(world) -> None:
     scene = world([1] * 4, loss=[4, 3, 2, 1], cluster=[0, 0, 0, 1])
     selector = Doubled(lambda pool, signals: {"score": signals["loss"]})
-    chosen = scene.select(ClusterFloor(selector, 0.34), 3)
-    assert dict(zip(scene.names(chosen), chosen.weights.tolist(), strict=True)) == {"a": 1, "b": 1, "d": 1}
+    with pytest.raises(RecipeError, match="min_cluster_share picks others. Leave out min_cluster_share"):
+        scene.select(ClusterFloor(selector, 0.34), 3)
 
 
 def test_a_penalty_refuses_a_selector_with_weights(world) -> None:

@@ -50,7 +50,8 @@ class Selector:
     requires: tuple[str, ...] = ()
     """Signals to compute (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
     weighs: bool = False
-    """Whether its picks carry weights (`Selection.weights`); for lists, nothing depends on it."""
+    """Whether its picks carry weights (`Selection.weights`): lists say it, and interventions that pick otherwise refuse
+    the selector before the first round instead of in it."""
     auxiliary: AuxiliarySpec | None = None
     """How the model is trained beside the trial, for signals that need a warm-up, a reference or a training log; None:
     by the defaults."""

@@ -45,6 +45,7 @@ class SVPSelector(Selector):
         self._names = {name: self._of_scorer(name) for name in self.inner.requires}
         self.requires = tuple(self._names.values())
         self.family = family_of(self.inner)
+        self.weighs = self.inner.weighs
 
     def _of_scorer(self, name: str) -> str:
         plain = "loss" if name == "base_loss" else name  # a scorer model is frozen, and its own base
