@@ -99,6 +99,12 @@ def choose(
         LonggameError: see `SelectOptions`, `DataRows`, `score_into`, `SelectionPolicy.choose`.
     """
     selector = options.build()
+    if history is not None and "cluster" in selector.requires:
+        raise RecipeError(
+            f"selector '{options.label}' reads cluster, whose numbers mean other rows in each selection, and the "
+            f"history '{history}' counts by them. Leave out --history, or use a selector without cluster (of lhas: "
+            "concentration_weight=0, and coverage=distance)."
+        )
     given = _replay_data(replay, replay_scores, options, model, scratch, progress, command)
     budget = Budget.parse(options.budget)
     grading = options.grading()
