@@ -381,6 +381,21 @@ def test_no_cluster_stays_an_example_behind_its_floor(name, share, seed) -> None
         assert chosen.tokens <= budget
 
 
+@pytest.mark.parametrize("name", ["lhas", "lhas-adaptive"])
+def test_a_floor_counts_one_measurement_a_round(name) -> None:
+    pools = [example_pool(24, seed) for seed in range(5)]
+    plain, inner = build_selector(name), build_selector(name)
+    alone = walk(plain, pools, None)
+    floor = walk(ClusterFloor(inner, 0.1), pools, None)
+    assert any(entry.selection.scores["cluster_floor"].any() for entry in floor.rounds)
+    assert inner._agreement == plain._agreement  # of all candidates of each round
+    assert inner._agreement["future"][1] == 5
+    assert getattr(inner, "alignment", None) == getattr(plain, "alignment", None)
+    for entry, other in zip(floor.rounds, alone.rounds, strict=True):
+        scores = [part.selection.scores["reliability"] for part in (entry, other)]
+        assert scores[0].tolist() == scores[1].tolist()
+
+
 def test_inner_selector_remembers_only_the_final_picks() -> None:
     for make in (lambda inner: ClusterFloor(inner, 0.19), lambda inner: ProxyPenalty(inner, 3.0)):
         selector = make(build_selector("utility-diversity"))

@@ -123,8 +123,8 @@ class Selector:
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
         """Take note of what is learned of ``pool``: the picks of `select`, perhaps without the last ones.
 
-        Called once after every `select`. A method whose later decisions depend on its own picks keeps them here; by
-        default nothing is kept.
+        Called once a round, after `select` (which a cluster floor calls more than once). A method whose later decisions
+        depend on its own picks keeps them here; by default nothing is kept.
         """
 
     def state_dict(self) -> dict[str, Any]:
