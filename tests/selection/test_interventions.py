@@ -334,6 +334,15 @@ def test_floor_with_replay_is_a_share_of_all_tokens(seed) -> None:
     assert len(spent) == 5
 
 
+def test_the_inner_selector_remembers_its_own_candidates_alone() -> None:
+    pools = [example_pool(12, seed) for seed in (1, 2, 3)]
+    inner = build_selector("selective-backprop")
+    policy = walk(Replay(inner, 0.5), pools[1:], reserve(joined(pools[1:]), pools[:1]), budget=400)
+    assert any(entry.selection.scores["replayed"].any() for entry in policy.rounds)
+    own = [example_signals(pool, ("loss",))["loss"] for pool in pools[1:]]
+    assert sorted(inner._recent.tolist()) == sorted(np.concatenate(own).tolist())
+
+
 def test_floor_keeps_picks_that_pay_every_debt(world) -> None:
     scene = world([1] * 6, loss=[6, 5, 4, 3, 2, 1], cluster=[0, 1, 0, 1, 0, 1])
     plain, held = scene.select(build_selector("loss"), 4), scene.select(ClusterFloor(build_selector("loss"), 0.5), 4)

@@ -335,8 +335,13 @@ class Replay(Intervention):
         return Selection.of(pool, rows, {**selection.scores, "replayed": marks.astype(np.float64)}, weights)
 
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
-        own = rows[~_marks(pool)[rows]]
-        super().remember(pool, signals, own)
+        marks = _marks(pool)
+        own = rows[~marks[rows]]
+        if marks.any():
+            offered = np.flatnonzero(~marks)
+            super().remember(pool.take(offered), signals.take(offered), np.searchsorted(offered, own))
+        else:
+            super().remember(pool, signals, own)
         if self.source == "selected":
             self._selected |= dict.fromkeys(pool.ids[row] for row in own)
         self._learned |= {pool.ids[row] for row in rows}
