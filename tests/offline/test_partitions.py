@@ -114,6 +114,18 @@ def test_two_rounds_do_not_depend_on_workers_or_shards(selector, job, tmp_path):
     assert claim["holds"]
 
 
+@pytest.mark.parametrize(("budget", "far"), [("10%", False), ("25%", True)])
+def test_prototypes_decide_by_the_whole_budget_in_parts(budget, far, job, tmp_path):
+    options = SelectOptions(selector="prototypes", budget=budget, dedup="exact", on_bad_row="skip")
+    one, _ = select_to(job / "data", tmp_path / "one.jsonl", options, scores=job / "scores")
+    assert (np.nanmax(one.terms["score"]) > 0) == far
+    for partitions in (2, 8):
+        outcome, _ = in_parts(
+            job, tmp_path / "parts.jsonl", "prototypes", partitions=partitions, budget=budget, dedup="exact"
+        )
+        assert (outcome.picks.terms["score"].max() > 0) == far
+
+
 @pytest.mark.parametrize("selector", ["loss", "k-center"])
 def test_select_in_python_has_the_parts_of_the_command(selector, job, tmp_path):
     _, manifest = in_parts(job, tmp_path / "a.jsonl", selector, partitions=3, budget="20%")

@@ -321,6 +321,15 @@ def test_history_carries_what_earlier_stages_selected(tmp_path: Path) -> None:
     assert len(alone.picks) == 8
 
 
+@pytest.mark.parametrize("selector", ["lhas", "lhas:coverage=cluster,concentration_weight=0"])
+def test_a_history_refuses_clusters_of_each_selection(selector: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="reads cluster.*concentration_weight=0, and coverage=distance"):
+        select_to(data, tmp_path / "o.jsonl", SelectOptions(selector=selector), model=TINY, history=tmp_path / "h")
+    without = SelectOptions(selector="lhas:concentration_weight=0,future_weight=0", budget="5rows")
+    select_to(data, tmp_path / "o.jsonl", without, model=TINY, history=tmp_path / "h")
+    assert read_state(tmp_path / "h", "history")["history"]["n_selected"] == 5
+
+
 def test_every_decision_is_explained(data: Path, tmp_path: Path) -> None:
     outcome, _ = select_to(data, tmp_path / "o.jsonl", SelectOptions(selector="loss"), model=TINY, explain=True)
     entries = lines(tmp_path / "o.explain.jsonl")

@@ -240,6 +240,20 @@ def test_deita_keeps_one_of_a_duplicate_pair(world) -> None:
     assert selection.scores["score"][1] < selection.scores["score"][[0, 2]].min()
 
 
+@pytest.mark.parametrize("grades", [[-4, -5, -6, -7], [4, 3, 2, 1], [1, -1, -2, np.nan]])
+def test_what_is_alike_is_scored_below_all_others(world, grades) -> None:
+    for selector, term in (
+        (DEITASelector(complexity="complexity", quality="grade"), "grade"),
+        (DiversitySelector("threshold"), "quality"),
+    ):
+        scene = world([1] * 4, complexity=[1] * 4, embedding=on_circle(0, 0, 90, 180), **{term: grades})
+        selection = scene.select(selector, 4)
+        score, order = selection.scores["score"], [0, 2, 3, 1] if not np.isnan(grades[3]) else [0, 2, 1, 3]
+        assert selection.rows.tolist() == order
+        assert (np.diff(score[order]) < 0).all()  # so it is no better candidate than what is picked before it
+        assert score[[0, 2]].tolist() == [grades[0], grades[2]]
+
+
 @given(st.integers(0, 2**31), st.integers(1, 40), st.floats(-0.5, 0.99))
 @settings(max_examples=30, deadline=None)
 def test_deita_accepts_what_the_slow_loop_accepts(seed: int, n: int, threshold: float) -> None:

@@ -89,6 +89,23 @@ def test_s2l_gives_equal_shares_from_the_smallest_on(world) -> None:
         assert (np.diff(cluster[selection.rows]) >= 0).all()
 
 
+def test_s2l_prefers_rare_curves_with_less_than_a_row_a_cluster(world) -> None:
+    n, rng = 400, np.random.default_rng(1)
+    rare = np.arange(n) >= 340
+    common = np.linspace(3, 1, 4) + 0.05 * rng.normal(size=(n, 4))
+    curves = np.where(rare[:, None], rng.uniform(0, 6, size=(n, 4)), common)
+    scene = world(rng.integers(5, 41, n).tolist(), [f"{row:03d}" for row in range(n)], loss_trajectory=curves)
+    selection = scene.select(S2LSelector(), int(scene.pool.costs.sum()) // 20)  # 20 rows, and 100 clusters asked for
+    assert rare[selection.rows].mean() > 0.5
+
+
+def test_s2l_draws_a_few_candidates_by_the_seed(world) -> None:
+    curves = np.random.default_rng(2).uniform(0, 6, size=(80, 4))
+    scene = world([10] * 80, [f"{row:02d}" for row in range(80)], loss_trajectory=curves)
+    first, second = ({*scene.select(S2LSelector(), 200, seed=seed).rows.tolist()} for seed in (0, 7))
+    assert len(first & second) < 15  # of 20
+
+
 def test_s2l_is_seeded(world) -> None:
     scene = world([1] * 27, [f"{row:02d}" for row in range(27)], loss_trajectory=groups([2, 5, 20]))
     draws = {scene.picks(S2LSelector(3), 9, seed=seed) for seed in (0, 0, 1, 2)}

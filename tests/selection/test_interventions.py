@@ -334,6 +334,15 @@ def test_floor_with_replay_is_a_share_of_all_tokens(seed) -> None:
     assert len(spent) == 5
 
 
+def test_the_inner_selector_remembers_its_own_candidates_alone() -> None:
+    pools = [example_pool(12, seed) for seed in (1, 2, 3)]
+    inner = build_selector("selective-backprop")
+    policy = walk(Replay(inner, 0.5), pools[1:], reserve(joined(pools[1:]), pools[:1]), budget=400)
+    assert any(entry.selection.scores["replayed"].any() for entry in policy.rounds)
+    own = [example_signals(pool, ("loss",))["loss"] for pool in pools[1:]]
+    assert sorted(inner._recent.tolist()) == sorted(np.concatenate(own).tolist())
+
+
 def test_floor_keeps_picks_that_pay_every_debt(world) -> None:
     scene = world([1] * 6, loss=[6, 5, 4, 3, 2, 1], cluster=[0, 1, 0, 1, 0, 1])
     plain, held = scene.select(build_selector("loss"), 4), scene.select(ClusterFloor(build_selector("loss"), 0.5), 4)
@@ -379,6 +388,21 @@ def test_no_cluster_stays_an_example_behind_its_floor(name, share, seed) -> None
                 left = [int(cost) for cost in pool.tokens[free[clusters[free] == cluster]]]
                 assert not left or floor - spent.get(cluster, 0) < min(left) + 1
         assert chosen.tokens <= budget
+
+
+@pytest.mark.parametrize("name", ["lhas", "lhas-adaptive"])
+def test_a_floor_counts_one_measurement_a_round(name) -> None:
+    pools = [example_pool(24, seed) for seed in range(5)]
+    plain, inner = build_selector(name), build_selector(name)
+    alone = walk(plain, pools, None)
+    floor = walk(ClusterFloor(inner, 0.1), pools, None)
+    assert any(entry.selection.scores["cluster_floor"].any() for entry in floor.rounds)
+    assert inner._agreement == plain._agreement  # of all candidates of each round
+    assert inner._agreement["future"][1] == 5
+    assert getattr(inner, "alignment", None) == getattr(plain, "alignment", None)
+    for entry, other in zip(floor.rounds, alone.rounds, strict=True):
+        scores = [part.selection.scores["reliability"] for part in (entry, other)]
+        assert scores[0].tolist() == scores[1].tolist()
 
 
 def test_inner_selector_remembers_only_the_final_picks() -> None:
@@ -492,11 +516,11 @@ def test_replayed_examples_weigh_one_and_picks_keep_theirs() -> None:
     assert checked
 
 
-def test_floor_keeps_the_weights_of_its_picks(world) -> None:
+def test_a_floor_refuses_a_selector_with_weights(world) -> None:
     scene = world([1] * 4, loss=[4, 3, 2, 1], cluster=[0, 0, 0, 1])
     selector = Doubled(lambda pool, signals: {"score": signals["loss"]})
-    chosen = scene.select(ClusterFloor(selector, 0.34), 3)
-    assert dict(zip(scene.names(chosen), chosen.weights.tolist(), strict=True)) == {"a": 1, "b": 1, "d": 1}
+    with pytest.raises(RecipeError, match="min_cluster_share picks others. Leave out min_cluster_share"):
+        scene.select(ClusterFloor(selector, 0.34), 3)
 
 
 def test_a_penalty_refuses_a_selector_with_weights(world) -> None:

@@ -74,3 +74,6 @@ def test_per_step_counts_a_candidate_by_its_response_tokens(world) -> None:
     dot = scene.select(GradientSelector("similarity", "dot", per="step"), 27).scores["score"]
     scaled = lengths[:, None] * np.array([[1, 0], [2, 0], [3, 1]])
     assert dot == pytest.approx(scaled @ scaled.mean(axis=0))
+    cosine = scene.select(GradientSelector("similarity", per="step"), 27).scores["score"]
+    lengths_of = np.linalg.norm(scaled, axis=1) * np.linalg.norm(scaled.mean(axis=0))
+    assert cosine == pytest.approx(scaled @ scaled.mean(axis=0) / lengths_of)

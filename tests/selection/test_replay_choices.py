@@ -111,6 +111,16 @@ def test_damage_nowhere_is_a_uniform_draw() -> None:
     assert Damage().order(known, np.random.default_rng(0)).tolist() == expected
 
 
+def test_estimates_are_of_all_earlier_examples() -> None:
+    # only b and d may be replayed; the measured ones are a (stage 0, excess 1) and c (stage 1, excess 0)
+    every = earlier(now=[2.0, None, 1.0, None], end=[1.0, None, 1.0, None], stages=[0, 0, 1, 1])
+    known = EarlierExamples(("b", "d"), np.asarray([10, 10]), np.asarray([0, 1]), (), every.measured, every=every)
+    np.testing.assert_allclose(Damage().shares(known), [1.0, 0.0])
+    assert Damage().order(known, np.random.default_rng(0)).tolist() == [0, 1]
+    found = Targeted(temperature=1.0, mix=1.0).probabilities(known)
+    np.testing.assert_allclose(found, [np.e / (1 + np.e), 1 / (1 + np.e)], rtol=1e-12)
+
+
 def test_distance_shares_equal_hand_computed_ones() -> None:
     # unit vectors: stage 0 opposite of the new one (distance 2), stage 1 at a right angle (√2)
     known = earlier(stages=[0, 1], embeddings=[[[-3.0, 0.0]], [[0.0, 1.0]], [[5.0, 0.0]]])
@@ -248,6 +258,29 @@ def test_uniform_draw_is_that_without_a_choice() -> None:
     _, named = walked(build_choice("uniform"))
     _, plain = walked(None)
     assert [entry.picked_ids for entry in named] == [entry.picked_ids for entry in plain]
+
+
+@pytest.mark.parametrize("source", ["pools", "selected"])
+def test_damage_replays_the_stage_that_was_forgotten(source) -> None:
+    pools = [example_pool(120, seed=number) for number in (1, 2, 3)]
+    selector = Replay(build_selector("random"), 0.3, source, choice=build_choice("damage", {"items": 16}))
+    policy = SelectionPolicy(selector, History(), np.random.default_rng(0))
+    for number, pool in enumerate(pools):
+
+        def now(asked, names, number=number):  # only the first stage's examples get worse, by 2 nats a stage
+            values = [2.0 * number if name in pools[0].index else 1.0 for name in asked.ids]
+            return Signals(asked.ids, {name: np.asarray(values, dtype=np.float32) for name in names})
+
+        reserve = Reserve(pool, tuple(pools[:number]), None, 700, np.random.default_rng(number), now)
+        policy.begin_stage(np.random.default_rng(number), reserve)
+        policy.choose(pool, 700, now)
+        policy.end_stage(now)
+    last = policy.rounds[-1].selection
+    replayed = [
+        name for name, row in zip(policy.rounds[-1].picked_ids, last.rows, strict=True) if last.scores["replayed"][row]
+    ]
+    assert replayed
+    assert all(name in pools[0].index for name in replayed)
 
 
 def test_damage_measures_items_that_were_not_learned_first() -> None:

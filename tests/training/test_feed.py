@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from longgame.errors import BudgetError, RecipeError, ResumeError
 from longgame.models.processes import split_by_length, split_evenly, split_micro_batches
 from longgame.selection.base import build_selector
+from longgame.selection.interventions import ClusterFloor
 from longgame.signals.base import Signals
 from longgame.storage import read_state, write_state
 from longgame.training.config import SelectionConfig
@@ -236,6 +237,27 @@ def test_no_round_but_the_last_prefers_a_worse_pick_that_fits(rounds, seed):
     last = policy.rounds[-1]
     costs = pool.take([pool.index[i] for i in last.candidate_ids]).costs
     assert np.delete(costs, last.selection.rows).min(initial=last.budget + 1) > last.budget - last.selection.tokens
+
+
+@pytest.mark.parametrize("around", ["", "svp", "floor"])
+@pytest.mark.parametrize("budget", [0.25, 0.1])
+def test_prototypes_decide_by_the_budget_of_the_stage(budget, around):
+    pool = make_pool(160, 3)
+
+    def signals(offered, names):
+        points = np.random.default_rng(0).normal(size=(len(pool), 4)).astype(np.float32)
+        rows = [pool.index[name] for name in offered.ids]
+        columns = {"cluster": np.zeros(len(rows), dtype=np.int64)}
+        return Signals(offered.ids, {name: columns.get(name, points[rows]) for name in names})
+
+    for rounds in ("step", 1, 2, 4):
+        selector = build_selector("svp", {"inner": "prototypes"}) if around == "svp" else build_selector("prototypes")
+        policy = make_policy(ClusterFloor(selector, 0.1) if around == "floor" else selector)
+        selection = SelectionConfig(budget=budget, rounds=rounds, epochs=1, seed=0)
+        feed = SelectionFeed(policy, signals, selection, 4, None if rounds == "step" else pool)
+        run(feed, pool, 4)
+        far = [bool(entry.selection.scores["score"].max() > 0) for entry in policy.rounds]
+        assert far == [budget > 0.15] * (4 if rounds == "step" else rounds)
 
 
 @given(st.sampled_from(["step", 1, 3]), st.integers(0, 20))

@@ -226,14 +226,16 @@ def _chosen(
         if not least:
             raise DataError(f"'{table.folder}' leaves no candidates: all rows are duplicates.")
         candidates = sum(part.rows for part in totals)
-        asked = budget.units_of(sum(part.cost for part in totals), min(least), candidates)
+        cost = sum(part.cost for part in totals)
+        asked = budget.units_of(cost, min(least), candidates)
         claim: dict[str, Any] = {"partitions": partitions, "rounds": 1 if exact else 2, "exact": exact}
         if sketches is not None:
             claim |= {"near_sketch": sketches.version}
         if exact:
             picks, rank, weights = _in_one_round(ask, parts, asked)
         else:
-            picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked, asked // min(least))
+            most = asked // min(least)
+            picks, rank, weights, bound = _in_two_rounds(ask, worker, parts, asked, asked / cost, most)
             claim |= {"holds": holds, "share": SHARE, **bound}
     spent = int(costs_of(picks.prompt, picks.response, unit).sum())
     notes = tuple(whole_pool_notes(len(rank), candidates))
@@ -305,20 +307,21 @@ def _in_one_round(ask: Ask, parts: Sequence[PoolPart], budget: int) -> tuple[Par
 
 
 def _in_two_rounds(
-    ask: Ask, worker: PartWorker, parts: Sequence[PoolPart], budget: int, most: int
+    ask: Ask, worker: PartWorker, parts: Sequence[PoolPart], budget: int, share: float, most: int
 ) -> tuple[PartPicks, Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None, dict[str, Any]]:
     """The picks among the picks of all parts, their ranks and weights, and the radius that they cover.
 
     Args:
+        share: of the cost of all rows, in the budget.
         most: rows that the budget holds, at most.
     """
-    share = min(budget, int(np.ceil(budget * SHARE / len(parts))))
-    first = ask([Question(part, "first", budget=share, total=budget) for part in parts])
+    of_part = min(budget, int(np.ceil(budget * SHARE / len(parts))))
+    first = ask([Question(part, "first", budget=of_part, total=budget, share=share) for part in parts])
     answers = [answer for answer in first if answer is not None]
     if not answers:
         raise BudgetError(f"a budget of {budget} holds none of the candidates. Raise `budget`.")
     core = PartPicks.joined(answers)
-    rows, terms, weights = worker.second(core, budget)
+    rows, terms, weights = worker.second(core, budget, share)
     order = np.argsort(rows)
     rank, chosen = order + 1, rows[order]
     bound: dict[str, Any] = {}

@@ -110,6 +110,8 @@ class Question:
     """Of the part."""
     total: int = 0
     """Of all parts together."""
+    share: float = 0.0
+    """Of all rows' cost, in the budget of all parts."""
     rows: tuple[int, ...] = ()
     points: Float[np.ndarray, "k d"] = field(default_factory=lambda: np.zeros((0, 0)))
     """Embeddings of the picks of all parts."""
@@ -263,7 +265,7 @@ class PartWorker:
         if not least or least > question.total:
             return None
         rng = generator(self.options.seed, "selection", "part", question.part.number)
-        picks, terms, _ = chosen_of(self.options, pool, signals, max(question.budget, least), rng)
+        picks, terms, _ = chosen_of(self.options, pool, signals, max(question.budget, least), rng, question.share)
         term = self.options.build().distance_term
         radius = np.nan
         if term:
@@ -275,11 +277,13 @@ class PartWorker:
         answer = self._picks(picks, rows, pool, {})
         return PartPicks(answer.rows, answer.ids, answer.prompt, answer.response, columns=columns, radius=radius)
 
-    def second(self, core: PartPicks, budget: int) -> tuple[Int[np.ndarray, " k"], Mapping[str, np.ndarray], Any]:
+    def second(
+        self, core: PartPicks, budget: int, share: float
+    ) -> tuple[Int[np.ndarray, " k"], Mapping[str, np.ndarray], Any]:
         """Picks among the picks of all parts, in pick order; every term of all of them; and weights of the picks."""
         pool = part_pool(core.ids, core.prompt, core.response, self.unit, self.options.label)
         rng = generator(self.options.seed, "selection", "select")
-        return chosen_of(self.options, pool, self._signals(core.ids, core.columns), budget, rng)
+        return chosen_of(self.options, pool, self._signals(core.ids, core.columns), budget, rng, share)
 
     def _picks(
         self, places: Int[np.ndarray, " k"], rows: Int[np.ndarray, " m"], pool: Pool, terms: Mapping[str, np.ndarray]
@@ -311,11 +315,16 @@ def part_pool(
 
 
 def chosen_of(
-    options: SelectOptions, pool: Pool, signals: Signals, budget: int, rng: np.random.Generator
+    options: SelectOptions, pool: Pool, signals: Signals, budget: int, rng: np.random.Generator, share: float
 ) -> tuple[Int[np.ndarray, " k"], Mapping[str, np.ndarray], Float[np.ndarray, " k"] | None]:
-    """Return rows of the pool in pick order, the terms of all its rows, and the picks' weights."""
+    """Return rows of the pool in pick order, the terms of all its rows, and the picks' weights.
+
+    Args:
+        share: of the cost of all parts, in the budget of the whole selection.
+    """
     history = History(seed=stream_seed(options.seed, "selection", "history"))
     policy = SelectionPolicy(options.build(), history, rng)
     policy.begin_stage(rng)
+    policy.use_budget(share)
     _, decision = policy.choose(pool, budget, lambda _pool, _names: signals)
     return decision.selection.rows, decision.selection.scores, decision.selection.weights

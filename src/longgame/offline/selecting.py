@@ -99,6 +99,12 @@ def choose(
         LonggameError: see `SelectOptions`, `DataRows`, `score_into`, `SelectionPolicy.choose`.
     """
     selector = options.build()
+    if history is not None and "cluster" in selector.requires:
+        raise RecipeError(
+            f"selector '{options.label}' reads cluster, whose numbers mean other rows in each selection, and the "
+            f"history '{history}' counts by them. Leave out --history, or use a selector without cluster (of lhas: "
+            "concentration_weight=0, and coverage=distance)."
+        )
     given = _replay_data(replay, replay_scores, options, model, scratch, progress, command)
     budget = Budget.parse(options.budget)
     grading = options.grading()
@@ -138,7 +144,9 @@ def choose(
     unit = "rows" if budget.of == "rows" else options.budget_of
     pool = part.counted(prompt[candidates], response[candidates], unit)
     usable = pool if part is rows else rows.counted(prompt, response, unit)
-    asked = budget.units(usable.costs[place >= 0])
+    costs = usable.costs[place >= 0]
+    asked = budget.units(costs)
+    share = asked / int(costs.sum())
     again: tuple[ReplayedRows, ...] = ()
     if given is not None:
         length = None if table is None else int(table.config["max_length"])
@@ -155,6 +163,7 @@ def choose(
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))
+    policy.use_budget(share)
     if selector.replays:
         raise RecipeError(f"selector '{options.label}' replays stages of an audit. Use --replay here.")
     _, decision = policy.choose(pool, asked, lambda _pool, _names: signals)

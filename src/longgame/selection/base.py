@@ -50,7 +50,8 @@ class Selector:
     requires: tuple[str, ...] = ()
     """Signals to compute (names of `longgame.signals.base.SIGNALS` or ``CONTEXT``); may be set per instance."""
     weighs: bool = False
-    """Whether its picks carry weights (`Selection.weights`); for lists, nothing depends on it."""
+    """Whether its picks carry weights (`Selection.weights`): lists say it, and interventions that pick otherwise refuse
+    the selector before the first round instead of in it."""
     auxiliary: AuxiliarySpec | None = None
     """How the model is trained beside the trial, for signals that need a warm-up, a reference or a training log; None:
     by the defaults."""
@@ -114,11 +115,17 @@ class Selector:
     def begin_stage(self) -> None:
         """Drop state that belongs to one stage; by default there is none."""
 
+    def use_budget(self, share: float) -> None:
+        """Take the share of the stage's tokens that may be selected, before the stage's first `select`.
+
+        The budget of one `select` is another share of its candidates where a stage has several rounds, and in parts.
+        """
+
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
         """Take note of what is learned of ``pool``: the picks of `select`, perhaps without the last ones.
 
-        Called once after every `select`. A method whose later decisions depend on its own picks keeps them here; by
-        default nothing is kept.
+        Called once a round, after `select` (which a cluster floor calls more than once). A method whose later decisions
+        depend on its own picks keeps them here; by default nothing is kept.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,6 +35,12 @@ def missing_last(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(missing, lowest - 1.0 - (highest - lowest), wide)
 
 
+def lowered(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return numbers in the same order, all below all of the values."""
+    wide = values.astype(np.float64)
+    return np.asarray(wide - wide.max() - 1.0 + min(0.0, float(wide.min())))
+
+
 def check_budget(tokens: Int[np.ndarray, " n"], budget: int) -> None:
     """Raise BudgetError if the budget is not positive or holds none of the candidates."""
     if budget <= 0:

@@ -83,6 +83,11 @@ class SelectionPolicy:
         if reserve is not None:
             self.selector.use_reserve(reserve)
 
+    def use_budget(self, share: float) -> None:
+        """Tell the selector the share of the stage's tokens that may be selected, over all rounds."""
+        with plugin_at_work(self._subject, "use_budget()"):
+            self.selector.use_budget(share)
+
     def end_stage(self, signals: ComputeSignals) -> None:
         """Let replay measure what its choice needs in the next stage, under the model as it is now."""
         self.selector.end_stage(signals)

@@ -49,6 +49,7 @@ class SelectionFeed:
         self.policy, self.score, self.steps = policy, score, steps
         self.rounds, self.budget, self.budget_of = selection.rounds, selection.budget, selection.budget_of
         self.repeat = selection.repeat
+        policy.use_budget(selection.budget)
         self.pool = None if pool is None else self._priced(pool)
         self.epochs, self.seed = selection.epochs or 1, selection.seed or 0
         if self.rounds != "step" and self.rounds > steps:

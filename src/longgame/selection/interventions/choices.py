@@ -35,6 +35,13 @@ class EarlierExamples:
     """``now``, ``end`` and ``base``: id → loss of the examples that were measured, in nats per response token."""
     embeddings: tuple[Float[np.ndarray, "m d"], ...] = ()
     """A sample of each stage's embeddings, and last one of the new stage's candidates."""
+    every: EarlierExamples | None = None
+    """All earlier examples, where only some of them may be replayed; None: these are all."""
+
+    @property
+    def measurable(self) -> EarlierExamples:
+        """All earlier examples; what a choice estimates of a stage or cell is estimated of them."""
+        return self.every or self
 
     def losses(self, kind: str, choice: str) -> Float[np.ndarray, " n"]:
         """Return these losses, NaN for examples that were not measured.
@@ -106,12 +113,16 @@ class Targeted(ReplayChoice):
 
         The cap holds before the mixing. A cell without a measured example has the mean of all measured examples.
         """
-        excess = earlier.losses("now", self.name) - earlier.losses("end", self.name)
-        cells, place = _numbered(earlier.keys)
+        sample = earlier.measurable
+        excess = sample.losses("now", self.name) - sample.losses("end", self.name)
+        cells, place = _numbered(sample.keys)
         known = ~np.isnan(excess)
         counts = np.bincount(place[known], minlength=len(cells))
         sums = np.bincount(place[known], excess[known], minlength=len(cells))
         overall = float(excess[known].mean()) if known.any() else 0.0
+        if sample is not earlier:
+            number = {cell: place for place, cell in enumerate(cells)}
+            place = np.asarray([number[key] for key in earlier.keys], dtype=np.int64)
         means = np.where(counts > 0, sums / np.maximum(counts, 1), overall)[place]
         weights = np.exp((means - means.max()) / self.temperature)
         return self.mix * capped(weights / weights.sum(), self.cap) + (1 - self.mix) / len(means)
@@ -143,11 +154,12 @@ class Damage(ReplayChoice):
 
     def shares(self, earlier: EarlierExamples) -> Float[np.ndarray, " k"]:
         """Return the share of each stage; they sum to 1, or are all 0 where no stage has lost anything."""
-        excess = earlier.losses("now", self.name) - earlier.losses("end", self.name)
-        stages = int(earlier.stages.max()) + 1 if len(excess) else 0
+        sample = earlier.measurable
+        excess = sample.losses("now", self.name) - sample.losses("end", self.name)
+        stages = int(sample.stages.max()) + 1 if len(excess) else 0
         known = ~np.isnan(excess)
-        counts = np.bincount(earlier.stages[known], minlength=stages)
-        means = np.bincount(earlier.stages[known], excess[known], minlength=stages) / np.maximum(counts, 1)
+        counts = np.bincount(sample.stages[known], minlength=stages)
+        means = np.bincount(sample.stages[known], excess[known], minlength=stages) / np.maximum(counts, 1)
         damages = np.maximum(means, 0.0)
         return damages / damages.sum() if damages.any() else damages
 

@@ -34,10 +34,14 @@ class Intervention(Selector):
         self.name = f"{inner.name} + {label}"  # type: ignore[misc]
         self.requires = tuple(dict.fromkeys((*inner.requires, *needs)))
         self.score_source = inner.score_source
+        self.weighs = inner.weighs
         self.auxiliary = inner.auxiliary
 
     def begin_stage(self) -> None:
         self.inner.begin_stage()
+
+    def use_budget(self, share: float) -> None:
+        self.inner.use_budget(share)
 
     def eligible(self, pool: Pool) -> Bool[np.ndarray, " n"]:
         return eligible_of(self.inner, pool)
@@ -104,6 +108,15 @@ class Intervention(Selector):
         """Restore what `own_state` returned."""
 
 
+def _refuse_weights(inner: Selector, weighs: bool, key: str) -> None:
+    """Raise RecipeError if the inner selector weighs its picks: a weight counts on the picks beside it."""
+    if weighs:
+        raise RecipeError(
+            f"selector '{inner.name}' gives weights to its own picks, and {key} picks others. Leave out {key}, or use "
+            "a selector without weights."
+        )
+
+
 class ClusterFloor(Intervention):
     """Every skill cluster gets at least ``share`` of a stage's tokens, as far as it has candidates.
 
@@ -121,12 +134,16 @@ class ClusterFloor(Intervention):
 
     ``scores``: the inner selector's, as of when a candidate was picked or last considered; ``cluster_floor``, 1 for
     picks that pay a debt and 0 for all others.
+
+    Raises:
+        RecipeError: the inner selector weighs its picks.
     """
 
     def __init__(self, inner: Selector, share: float) -> None:
         super().__init__(inner, f"min cluster {100 * share:g}%", ("cluster",))
         if not 0 < share < 1:
             raise RecipeError(f"selector '{inner.name}': min_cluster_share is {share}; give a share in (0, 1).")
+        _refuse_weights(inner, inner.weighs, "min_cluster_share")
         self.share = share
         self._spent: dict[int, int] = {}
         """Tokens of each cluster in this stage."""
@@ -154,12 +171,12 @@ class ClusterFloor(Intervention):
         debts = self._debts(clusters, budget)
         state = self.inner_state()
         selection = self.select_inner(pool, signals, history, budget, rng)
+        _refuse_weights(self.inner, selection.weights is not None, "min_cluster_share")
         forced = np.zeros(len(pool))
         if not self._pays(pool, clusters, selection.rows, debts):
             self.restore_inner(state)
             selection, forced = self._pay(pool, signals, history, budget, rng, debts, selection)
-        terms = {**selection.scores, "cluster_floor": forced}
-        return Selection.of(pool, selection.rows, terms, selection.weights)
+        return Selection.of(pool, selection.rows, {**selection.scores, "cluster_floor": forced})
 
     def _debts(self, clusters: Int[np.ndarray, " n"], budget: int) -> dict[int, int]:
         """Whole tokens that each cluster among the candidates is behind its floor, the deepest debt first."""
@@ -195,7 +212,6 @@ class ClusterFloor(Intervention):
         scores = {term: np.array(column, dtype=np.float64) for term, column in unconstrained.scores.items()}
         updated, forced = copy.deepcopy(history), np.zeros(len(pool))
         picks: list[int] = []
-        weights: list[float] = []
         left, free = int(budget), self.eligible(pool).copy()
         for cluster in (*debts, None):  # None: all candidates left, with the budget left
             members = free if cluster is None else free & (clusters == cluster)
@@ -211,11 +227,9 @@ class ClusterFloor(Intervention):
             for term, column in selection.scores.items():
                 scores.setdefault(term, np.full(len(pool), np.nan))[scored] = column[scored]
             picks += selection.rows.tolist()
-            weights += [1.0] * len(selection.rows) if selection.weights is None else selection.weights.tolist()
             free[selection.rows] = False
             left -= selection.tokens
-        factors = None if unconstrained.weights is None else np.asarray(weights)
-        return Selection.of(pool, np.asarray(picks, dtype=np.int64), scores, factors), forced
+        return Selection.of(pool, np.asarray(picks, dtype=np.int64), scores), forced
 
     def own_state(self) -> dict[str, Any]:
         return {"clusters": list(self._spent), "tokens": list(self._spent.values())}
@@ -242,10 +256,14 @@ class ProxyPenalty(Intervention):
         penalty: weight, ≥ 0.
 
     ``scores``: the inner selector's own terms, its score as ``selector_score``; ``misalignment``; ``score``.
+
+    Raises:
+        RecipeError: the inner selector weighs its picks.
     """
 
     def __init__(self, inner: Selector, penalty: float) -> None:
         super().__init__(inner, f"proxy penalty {penalty:g}", ("grad_sketch", "future_proxy"))
+        _refuse_weights(inner, inner.weighs, "proxy_penalty")
         self.penalty = weight(self.name, "proxy_penalty", penalty)
 
     def select(
@@ -253,11 +271,7 @@ class ProxyPenalty(Intervention):
     ) -> Selection:
         misalignment = np.maximum(0.0, -proxy_cosine(signals, self.name, "leave out proxy_penalty"))
         selection = self.select_inner(pool, signals, history, budget, rng)
-        if selection.weights is not None:
-            raise RecipeError(
-                f"selector '{self.inner.name}' gives weights to its own picks, and proxy_penalty picks others. Leave "
-                "out proxy_penalty, or use a selector without weights."
-            )
+        _refuse_weights(self.inner, selection.weights is not None, "proxy_penalty")
         selector_score = _score_of(selection, len(pool))
         scored = ~np.isnan(selector_score)
         scored[selection.rows] = True

@@ -185,13 +185,18 @@ class Replay(Intervention):
     def _earlier_queue(self, reserve: Reserve) -> _Queue:
         self._pools = (*reserve.earlier, reserve.candidates)
         pool, stages = self._all_earlier()
-        rows = _others(pool, reserve.candidates)
+        every = rows = _others(pool, reserve.candidates)
         if self.source == "selected":
             rows = rows[[pool.ids[row] in self._selected for row in rows.tolist()]] if len(rows) else rows
         # a stream of its own: the uniform draws of a seed do not depend on the choice
         rng = reserve.rng if self.choice.name == "uniform" else reserve.rng.spawn(1)[0]
         if len(rows):
-            rows = rows[self.choice.order(self._examples(reserve, pool.take(rows), stages[rows], rng), rng)]
+            examples = self._examples(reserve, pool.take(rows), stages[rows], rng)
+            if len(rows) < len(every):
+                others = pool.take(every)
+                known = EarlierExamples(others.ids, others.costs, stages[every], cells_of(others), examples.measured)
+                examples = dataclasses.replace(examples, every=known)
+            rows = rows[self.choice.order(examples, rng)]
         if self.choice.measures:
             self._sample = rng.permutation(len(reserve.candidates))
         return _Queue(pool, rows, Fraction(str(self.share)), items=False)
@@ -330,8 +335,13 @@ class Replay(Intervention):
         return Selection.of(pool, rows, {**selection.scores, "replayed": marks.astype(np.float64)}, weights)
 
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
-        own = rows[~_marks(pool)[rows]]
-        super().remember(pool, signals, own)
+        marks = _marks(pool)
+        own = rows[~marks[rows]]
+        if marks.any():
+            offered = np.flatnonzero(~marks)
+            super().remember(pool.take(offered), signals.take(offered), np.searchsorted(offered, own))
+        else:
+            super().remember(pool, signals, own)
         if self.source == "selected":
             self._selected |= dict.fromkeys(pool.ids[row] for row in own)
         self._learned |= {pool.ids[row] for row in rows}

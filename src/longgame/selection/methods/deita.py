@@ -14,7 +14,16 @@ import numpy as np
 from longgame.data.examples import Pool
 from longgame.selection.algorithms.nearest import threshold_diverse
 from longgame.selection.base import Selector
-from longgame.selection.budget import REJECTED, check_budget, choice, descending, fill_rest, missing_last, number
+from longgame.selection.budget import (
+    REJECTED,
+    check_budget,
+    choice,
+    descending,
+    fill_rest,
+    lowered,
+    missing_last,
+    number,
+)
 from longgame.selection.history import History, Selection
 from longgame.signals.base import Signals
 
@@ -73,6 +82,6 @@ class DEITASelector(Selector):
         rows, alike = threshold_diverse(signals["embedding"], graded, pool.costs, budget, self.threshold, self.device)
         if self.rejected == "last":
             rows = fill_rest(rows, order, pool.costs, budget)
-        lowered = product - product.max() - 1.0 if self.rejected == "last" else np.nan
-        terms = {"score": np.where(alike | missing, lowered, product), "complexity": complexity, "quality": quality}
+        behind = lowered(product) if self.rejected == "last" else np.nan
+        terms = {"score": np.where(alike | missing, behind, product), "complexity": complexity, "quality": quality}
         return Selection.of(pool, rows, {**terms, "alike": alike.astype(np.float64)})

@@ -28,6 +28,7 @@ from longgame.selection.budget import (
     fill_rest,
     flag,
     id_order,
+    lowered,
     missing_last,
     number,
 )
@@ -77,7 +78,7 @@ class DiversitySelector(Selector):
       partitions also ``within``, an upper bound of the distance to the nearest pick.
     - k-means: ``score`` is 1 − place / n in the dealt order, ``centre_distance`` the distance to the cluster's center.
     - facility location: ``score`` is the gain per token when the candidate was picked or last evaluated.
-    - threshold: ``score`` is the quality, ``alike`` is 1 if the candidate was passed over.
+    - threshold: ``score`` is the quality, lowered below all others for what was passed over; ``alike`` is 1 for that.
     """
 
     name = "diversity"
@@ -164,10 +165,12 @@ class DiversitySelector(Selector):
     def _filter(self, pool: Pool, signals: Signals, budget: int) -> Selection:
         quality = missing_last(signals["quality"])
         order = descending(quality, pool.ids)
-        graded = order[~np.isnan(signals["quality"][order])]
+        missing = np.isnan(signals["quality"])
+        graded = order[~missing[order]]
         rows, alike = threshold_diverse(signals["embedding"], graded, pool.costs, budget, self.threshold, self.device)
         rows = fill_rest(rows, order, pool.costs, budget)
-        return Selection.of(pool, rows, {"score": quality, "alike": alike.astype(np.float64)})
+        score = np.where(alike | missing, lowered(quality), quality)
+        return Selection.of(pool, rows, {"score": score, "alike": alike.astype(np.float64)})
 
     def _deal(
         self,

@@ -30,7 +30,7 @@ class GradientSelector(Selector):
             example); used by ``mode="similarity"``.
         per: what a gradient is the gradient of. ``example``: its mean NLL per response token. ``step``: its share of
             the step's loss, a mean over all response tokens, so that a gradient counts as often as its example has
-            response tokens. Used by ``norm`` and ``dot`` (a cosine has no length).
+            response tokens. Of a cosine, which has no length, only the mean counts each candidate by its tokens.
     """
 
     name = "gradient"

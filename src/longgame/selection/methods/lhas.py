@@ -188,6 +188,9 @@ class LHASSelector(Selector):
         self._past: tuple[dict[int, int], Float[np.ndarray, " d"] | None] | None = None
         self._agreement: dict[str, tuple[float, int]] = {}
         """Per term of alignment, the sum of its halves' correlations over the rounds of the stage, and their number."""
+        self._measured: dict[str, Any] = {}
+        """By term, what the first `select` of the round measured; a cluster floor asks again, of some candidates.
+        `remember` ends the round, so this is no part of the state."""
         self._warned: set[str] = set()
         self.normalise = choice(self.name, "normalise", normalise, NORMALISE)
         self.coverage = choice(self.name, "coverage", coverage, ("distance", "cluster"))
@@ -226,7 +229,7 @@ class LHASSelector(Selector):
         self.requires = tuple(dict.fromkeys(signals))
 
     def begin_stage(self) -> None:
-        self._past, self._agreement = None, {}
+        self._past, self._agreement, self._measured = None, {}, {}
 
     def select(
         self,
@@ -251,6 +254,7 @@ class LHASSelector(Selector):
         return Selection.of(pool, by_id[rows], {name: column[place] for name, column in terms.items()})
 
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
+        self._measured = {}
         if self.utility_weight:
             self.uds.remember(pool, signals, rows)
 
@@ -308,7 +312,14 @@ class LHASSelector(Selector):
         return max(0.0, 2 * r / (1 + r)) if r > -1 else 0.0
 
     def _measure_agreement(self, term: str, halves: Float[np.ndarray, "n 2"]) -> None:
-        """Add this round's correlation of the term by the two halves of its items."""
+        """Add this round's correlation of the term by the two halves of its items, once a round."""
+        if term in self._measured:
+            self._agreement[term] = self._measured[term]
+            return
+        self._add_agreement(term, halves)
+        self._measured[term] = self._agreement.get(term, (0.0, 0))
+
+    def _add_agreement(self, term: str, halves: Float[np.ndarray, "n 2"]) -> None:
         first, second = halves.T
         if first.std() > 0 and second.std() > 0:
             r = float(np.corrcoef(first, second)[0, 1])

@@ -113,10 +113,12 @@ class AdaptiveLHASSelector(LHASSelector):
         return Selection.of(pool, selection.rows, {**selection.scores, **columns})
 
     def _weights(self, signals: Signals) -> tuple[float, float]:
-        alignment = stage_alignment(signals, self.name, "use lhas with future_weight 0")
-        if not math.isnan(self.alignment):
-            alignment = self.smoothing * self.alignment + (1 - self.smoothing) * alignment
-        self.alignment = alignment
+        if "alignment" not in self._measured:
+            alignment = stage_alignment(signals, self.name, "use lhas with future_weight 0")
+            if not math.isnan(self.alignment):
+                alignment = self.smoothing * self.alignment + (1 - self.smoothing) * alignment
+            self._measured["alignment"] = alignment
+        self.alignment = self._measured["alignment"]
         return self._scaled_weights()
 
     def _scaled_weights(self) -> tuple[float, float]:

@@ -27,8 +27,9 @@ class PrototypesSelector(Selector):
     unit length first. Clusters are those of the candidates of the round.
 
     Args:
-        keep: ``easy``, ``hard``, or ``auto``: easy if the budget holds less than ``easy_below`` of the candidates.
-        easy_below: share of the candidates' tokens, in (0, 1].
+        keep: ``easy``, ``hard``, or ``auto``: easy if the budget of the stage (offline: of the whole selection) is less
+            than ``easy_below`` of its tokens, so that all rounds and parts decide alike.
+        easy_below: share of the stage's tokens, in (0, 1].
         clusters: default: the square root of the number of candidates.
 
     ``scores``: ``distance`` to the center of the own cluster; ``score`` is the distance (hard) or minus it (easy).
@@ -44,6 +45,11 @@ class PrototypesSelector(Selector):
         self.keep = choice(self.name, "keep", keep, ("auto", "easy", "hard"))
         self.easy_below = number(self.name, "easy_below", easy_below, above=0, most=1)
         self.clusters = None if clusters is None else count(self.name, "clusters", clusters)
+        self._share: float | None = None
+        """Of the stage's tokens, in its budget; None: the call is the whole stage."""
+
+    def use_budget(self, share: float) -> None:
+        self._share = share
 
     def select(
         self,
@@ -57,8 +63,8 @@ class PrototypesSelector(Selector):
         distance = np.empty(len(pool))
         units = unit_rows(signals["embedding"][by_id])
         distance[by_id] = k_means(units, self.clusters or cells_for(len(pool)), rng)[1]
-        small = budget < self.easy_below * int(pool.costs.sum())
-        easy = self.keep == "easy" or (self.keep == "auto" and small)
+        share = budget / int(pool.costs.sum()) if self._share is None else self._share
+        easy = self.keep == "easy" or (self.keep == "auto" and share < self.easy_below)
         score = -distance if easy else distance
         picks = fill_by_score(score, pool.ids, pool.costs, budget)
         return Selection.of(pool, picks, {"score": score, "distance": distance})

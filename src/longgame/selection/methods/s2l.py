@@ -23,10 +23,12 @@ class S2LSelector(Selector):
 
     A cluster that costs no more than its share is taken as a whole, and what it leaves goes to the clusters after it.
     From a larger one examples are drawn uniformly. Shares are shares of the token budget, where the paper counts
-    examples; what the shares leave over is filled by a uniform draw.
+    examples; what the shares leave over is filled by a uniform draw. The paper's budgets hold many examples of every
+    cluster. Where one does not, there are fewer clusters, so that a share holds an example of mean length.
 
     Args:
-        clusters: k of the k-means, at most as many as there are different trajectories.
+        clusters: k of the k-means, at most as many as there are different trajectories, and as the budget of the round
+            holds examples of mean length.
         epochs: of the training on all candidates that gives the log, where no log is given.
 
     ``scores``: ``cluster`` is the place of the cluster, from the smallest (0) on. ``score`` is 1 for the first pick and
@@ -51,7 +53,8 @@ class S2LSelector(Selector):
         costs = pool.costs
         check_budget(costs, budget)
         by_id = id_order(pool.ids)
-        labels = k_means(signals["loss_trajectory"][by_id], self.clusters, rng)[0]
+        clusters = min(self.clusters, max(1, round(budget / float(costs.mean()))))
+        labels = k_means(signals["loss_trajectory"][by_id], clusters, rng)[0]
         sizes, first = np.bincount(labels), np.full(labels.max() + 1, len(labels))
         np.minimum.at(first, labels, np.arange(len(labels)))
         order = np.lexsort((first, sizes))  # of equal clusters the one with the smallest id

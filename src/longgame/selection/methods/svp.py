@@ -45,6 +45,7 @@ class SVPSelector(Selector):
         self._names = {name: self._of_scorer(name) for name in self.inner.requires}
         self.requires = tuple(self._names.values())
         self.family = family_of(self.inner)
+        self.weighs = self.inner.weighs
 
     def _of_scorer(self, name: str) -> str:
         plain = "loss" if name == "base_loss" else name  # a scorer model is frozen, and its own base
@@ -72,6 +73,9 @@ class SVPSelector(Selector):
 
     def begin_stage(self) -> None:
         self.inner.begin_stage()
+
+    def use_budget(self, share: float) -> None:
+        self.inner.use_budget(share)
 
     def remember(self, pool: Pool, signals: Signals, rows: Int[np.ndarray, " k"]) -> None:
         self.inner.remember(pool, self._renamed(signals), rows)

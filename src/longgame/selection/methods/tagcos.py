@@ -23,14 +23,16 @@ class TAGCOSSelector(Selector):
     """Each cluster of gradients gets its share of the tokens, and matches its own mean gradient (arXiv 2407.15235).
 
     A cluster whose share holds none of its candidates gets nothing. What is left of the budget goes to the candidates
-    with the largest inner product with their cluster's mean. The weights of a cluster's picks sum to its number of
-    candidates, and all are then scaled to a mean of 1; what fills the rest has its cluster's mean weight.
+    with the largest inner product with what the picks of their cluster leave of its mean (``score``). The weights of a
+    cluster's picks sum to its number of candidates, and all are then scaled to a mean of 1; what fills the rest has its
+    cluster's mean weight.
 
     Args:
         clusters: of the gradients. Default: the square root of the number of candidates, at most the paper's 100.
         ridge: λ, as of ``gradmatch``; above 0.
 
-    ``scores``: ``score`` = inner product with the cluster's residual when picked or last considered; ``cell``.
+    ``scores``: ``score`` = inner product with the cluster's residual when picked or last considered, which is the
+    cluster's mean where it got nothing; ``cell``.
     """
 
     name = "tagcos"
