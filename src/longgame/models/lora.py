@@ -98,6 +98,11 @@ class GradientTargets:
         """Entries of the gradient."""
         return sum(weight.numel() for weight in self.weights.values())
 
+    @property
+    def transposed(self) -> set[str]:
+        """Names of the weights that are stored (in × out); all gradients are (out × in)."""
+        return {f"{name}.weight" for name, module in self.linear.items() if isinstance(module, Conv1D)}
+
     def add(self, inside: bool, weights: Mapping[str, Tensor]) -> bool:
         """Cover these weights, and take their gradients if they are ``inside`` the chosen layers; return ``inside``."""
         self.covered |= {id(weight) for weight in weights.values()}

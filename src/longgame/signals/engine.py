@@ -362,7 +362,10 @@ class SignalEngine:
             for _ in self._batches(pool, True, work):
                 pass
         if preconditioner is not None:
-            total = {weight: preconditioner.scale(weight, value) for weight, value in total.items()}
+            total = {
+                weight: preconditioner.scale(weight, value, transposed=weight in targets.transposed)
+                for weight, value in total.items()
+            }
         self._directions[name] = total
 
     def _targets(self, modules: Mapping[str, nn.Module]) -> GradientTargets:
