@@ -137,6 +137,15 @@ def test_the_frozen_base_is_the_model_before_training(kind):
     assert torch.equal(logits(adaptation), base)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
+def test_a_base_that_the_adapter_moves_is_not_given_as_the_base(init):
+    spec = ModelSpec(peft={"init_lora_weights": init})
+    adaptation = adapt(load_model(spec).model, spec, 0)
+    assert not adaptation.has_base
+    with pytest.raises(ModelError, match=f"init_lora_weights is '{init}'.*measured before training"):
+        adaptation.frozen_base()
+
+
 @KINDS
 def test_saved_weights_come_back_exactly(kind, tmp_path):
     adaptation = tiny(kind)

@@ -354,6 +354,11 @@ _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's ``init_lora_weights`` whose adapters change the base weights when they are attached."""
 
 
+def _moves_base(init: Any) -> bool:
+    """Whether PEFT's ``init_lora_weights`` changes the base weights; PEFT reads some of its names in any case."""
+    return str(init).lower().startswith(_MOVES_BASE)
+
+
 class LoraAdaptation(Adaptation):
     """PEFT LoRA on the linear layers but the head; the base is frozen.
 
@@ -367,7 +372,7 @@ class LoraAdaptation(Adaptation):
 
     @classmethod
     def changes_base(cls, spec: ModelSpec) -> bool:
-        return str(spec.peft.get("init_lora_weights")).startswith(_MOVES_BASE)
+        return _moves_base(spec.peft.get("init_lora_weights"))
 
     @classmethod
     def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
@@ -393,7 +398,7 @@ class LoraAdaptation(Adaptation):
 
     @property
     def has_base(self) -> bool:
-        return not str(self._init).startswith(_MOVES_BASE)
+        return not _moves_base(self._init)
 
     @property
     def _init(self) -> Any:
