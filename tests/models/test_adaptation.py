@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, LoraLayer
 from safetensors.torch import load_file
 
 from longgame.errors import ModelError
@@ -137,6 +137,15 @@ def test_the_frozen_base_is_the_model_before_training(kind):
     assert torch.equal(logits(adaptation), base)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
+def test_a_base_that_the_adapter_moves_is_not_given_as_the_base(init):
+    spec = ModelSpec(peft={"init_lora_weights": init})
+    adaptation = adapt(load_model(spec).model, spec, 0)
+    assert not adaptation.has_base
+    with pytest.raises(ModelError, match=f"init_lora_weights is '{init}'.*measured before training"):
+        adaptation.frozen_base()
+
+
 @KINDS
 def test_saved_weights_come_back_exactly(kind, tmp_path):
     adaptation = tiny(kind)
@@ -150,19 +159,35 @@ def test_saved_weights_come_back_exactly(kind, tmp_path):
 
 @torch.no_grad()
 def effective(adaptation):
-    """Every linear layer's weight as it acts: an identity matrix sent through the layer."""
+    """Every adapted layer's weight as it acts: an identity matrix, or all token ids, sent through the layer."""
     parts = [part for part in adaptation.model.get_decoder().modules() if isinstance(part, LoraLayer)]
-    return torch.cat([part(torch.eye(part.in_features)[None])[0].double().flatten() for part in parts])
+    inputs = [torch.arange(p.in_features) if isinstance(p, Embedding) else torch.eye(p.in_features) for p in parts]
+    return torch.cat([part(x[None])[0].double().flatten() for part, x in zip(parts, inputs, strict=True)])
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_movement_is_that_of_the_effective_weights(kind):
-    adaptation = tiny(kind)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"adaptation": "dora"},
+        *({"peft": {"init_lora_weights": init}} for init in ("gaussian", "pissa", "OLoRA", "orthogonal", "mica")),
+        {"adaptation": "dora", "peft": {"init_lora_weights": "pissa"}},
+        {"lora": {"target_modules": ["embed_tokens", "q_proj"]}},
+        {"adaptation": "dora", "lora": {"target_modules": ["embed_tokens", "q_proj"]}},
+    ],
+    ids=str,
+)
+def test_movement_is_that_of_the_effective_weights(options):
+    spec = ModelSpec.model_validate({"name": "tiny"} | options)
+    adaptation = adapt(load_model(spec).model, spec, 0)
     weights, before = [effective(adaptation)], None
     for seed in (1, 2):
         before = adaptation.copy()
+        assert np.isnan(adaptation.movement(before).drift)  # nothing moves yet
         step(adaptation, seed)
         weights.append(effective(adaptation))
+        if seed == 1:
+            assert np.isnan(adaptation.movement(before).drift)  # nothing moved before
     past, update = weights[1] - weights[0], weights[2] - weights[1]
     found = adaptation.movement(before)
     assert found.norm == pytest.approx(float(update.norm()), rel=1e-4)

@@ -212,7 +212,7 @@ def test_unknown_id_without_network_ends_fast_with_help(tmp_path: Path) -> None:
         {"adaptation": "full"},
         {"adaptation": "peft", "peft": {"type": "LN_TUNING"}},
         {"adaptation": "peft", "peft": {"type": "VERA"}},
-        {"peft": {"init_lora_weights": "pissa"}},
+        *({"peft": {"init_lora_weights": init}} for init in ("pissa", "OLoRA")),
         {"peft": {"modules_to_save": ["embed_tokens"]}},
     ],
     ids=str,

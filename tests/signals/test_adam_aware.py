@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Adafactor
+from transformers import Adafactor, GPT2Config, GPT2LMHeadModel
 
 from longgame.errors import PluginError
 from longgame.signals.cache import signal_fingerprint
 from longgame.signals.gradients import AdamPreconditioner, Moments, is_adam
 from longgame.signals.projection import UpdateSketch
-from support.signals import autograd_gradients, llama, perturb, random_pool, with_lora
+from support.signals import VOCABULARY, autograd_gradients, llama, perturb, random_pool, with_lora
 from support.signals_exact import DIM, SEED, assert_exact, engine_of, is_lora
 
 ADAM = "adam_grad_sketch"
@@ -186,10 +186,24 @@ def test_full_fine_tuning_is_refused():
         engine_of(model, preconditioner=adam)(random_pool(), [ADAM])
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_adam_alignment_is_the_inner_product_with_the_scaled_sum(lora, pool):
-    model = with_lora(llama()) if lora else llama()
-    keep = is_lora if lora else lambda name: name.endswith("proj.weight")
+def conv1d():
+    """A GPT-2, whose weights are stored (in × out)."""
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=24, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "keep"),
+    [
+        (lambda: with_lora(llama()), is_lora),
+        (llama, lambda name: name.endswith("proj.weight")),
+        (conv1d, lambda name: ".h." in name and ".c_" in name and name.endswith("weight")),
+    ],
+    ids=["lora", "full", "full conv1d"],
+)
+def test_adam_alignment_is_the_inner_product_with_the_scaled_sum(make, keep, pool):
+    model = make()
     optimizer = trained(model, betas=(0.8, 0.95), eps=1e-6)
     weights = np.stack([np.linspace(0.1, 1, len(pool)), np.linspace(1, 0, len(pool)) ** 2], axis=1)
     engine = engine_of(model)

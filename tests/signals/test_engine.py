@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Cohere2Config, Cohere2ForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma4Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from longgame.data.examples import Example, Pool
 from longgame.errors import DataError, ModelError, NumericalError, PluginError
@@ -232,6 +241,31 @@ def test_soft_capped_logits_take_the_exact_way_through_logits(pool):
         assert float(response_logits(adapted.eval(), pool, 0)[0].abs().max()) > 0.5  # the cap bends these logits
     assert_forward_signals_match(adapted, pool)
     assert_gradient_signals_match(adapted, pool, is_lora)
+
+
+def test_the_soft_cap_of_a_nested_text_configuration_is_found(pool):
+    text = {
+        "vocab_size": VOCABULARY,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size": 24,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 0,
+        "head_dim": 12,
+        "global_head_dim": 12,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": 0.7,
+    }
+    config = Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+    assert not hasattr(config, "final_logit_softcapping")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    perturb(model, "", 0.2, 4)
+    with torch.no_grad():
+        assert float(response_logits(model, pool, 0)[0].abs().max()) > 0.5  # the cap bends these logits
+    assert relative(engine(model)(pool, ["loss"])["loss"], slow_forward(model, pool)["loss"]) < 1e-5
 
 
 def test_scaled_logits_are_scaled_everywhere(pool):
@@ -491,7 +525,7 @@ def test_unknown_transforms_of_logits_are_refused(pool):
 
     model = llama()
     model.__class__ = Warped
-    with pytest.raises(ModelError, match="transforms"):
+    with pytest.raises(ModelError, match="read as scale 1 .*soft cap none .*transforms them in another way"):
         engine(model)(pool, ["loss"])
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longgame.errors import ModelError
+from longgame.models.head import LogitHead
 from longgame.signals import engine as module
 from longgame.signals import logits
 from longgame.signals.engine import BACKWARD, FORWARD, MAX_BATCH_TOKENS, SignalEngine
@@ -129,9 +130,24 @@ def test_signs_of_the_logit_sketch_are_drawn_once(pool, monkeypatch, kind):
     second = measured(pool, ["logit_sketch"])["logit_sketch"]
     assert np.array_equal(first, second)
     assert not drawn
-    assert bool(measured._logits._right) == (kind != "frozen head")
+    assert (measured._logits._right is not None) == (kind != "frozen head")
     monkeypatch.setattr(logits, "sketch_table_bytes", lambda _: 0)
     frugal = engine(model, max_batch_tokens=64)
     monkeypatch.setattr(frugal, "_logits_checked", True)
     assert np.array_equal(frugal(pool, ["logit_sketch"])["logit_sketch"], first)
-    assert not frugal._logits._right
+    assert frugal._logits._right is None
+
+
+def test_signs_are_kept_once_whatever_the_batches(monkeypatch):
+    model = llama(vocab_size=1500, tie_word_embeddings=False)
+    model.config.final_logit_softcapping = 5.0
+    monkeypatch.setattr(logits, "logit_entries", lambda _: 1 << 15)  # chunks of 256 to 1,024 words
+
+    def position_logits():
+        return logits.PositionLogits(LogitHead(model), (4, 8), seed=0)
+
+    kept = position_logits()
+    for rows, positions in ((2, 50), (3, 10), (1, 40), (1, 20), (5, 7)):
+        hidden, valid = torch.randn(rows, positions, model.config.hidden_size), torch.ones(rows, positions)
+        assert torch.equal(kept.sketches(hidden, valid), position_logits().sketches(hidden, valid))
+        assert kept._right.untyped_storage().nbytes() == 1500 * 8 * 4

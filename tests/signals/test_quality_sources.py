@@ -294,6 +294,27 @@ def test_rewards_are_those_of_one_row_alone_whatever_the_batch(reward_model) -> 
     assert ratings.quality.tolist() == pytest.approx([0.5 + r / (2 * (1 + abs(r))) for r in expected], abs=1e-6)
 
 
+def test_a_closing_end_that_also_pads_is_read_as_the_last_token(reward_model) -> None:
+    place = reward_model(name="pads with its end")
+    config = AutoConfig.from_pretrained(place)
+    config.pad_token_id = None
+    config.save_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(place)
+    model = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32).eval()
+    assert model.config.pad_token_id is None
+    expected = []
+    for example in EXAMPLES:
+        ids = torch.tensor([RewardQuality(place)._tokens(tokenizer, example)])
+        assert int(ids[0, -1]) == tokenizer.pad_token_id
+        with torch.no_grad():
+            expected.append(float(model(ids).logits[0, 0]))
+    for batch_tokens in (1, 10_000):
+        ratings = rate(RewardQuality(place, batch_tokens=batch_tokens), EXAMPLES)
+        np.testing.assert_allclose(ratings.grade, expected, atol=1e-5)
+
+
 def test_the_map_to_quality_keeps_the_order_of_large_rewards(reward_model) -> None:
     source = RewardQuality("any")
     rewards = np.asarray([-40, -30, -1, 0, 1, 30, 40, 41.0])

@@ -275,6 +275,31 @@ def test_the_first_choice_of_a_stage_is_read_from_the_cache(tmp_path):
         assert len(engine.calls) == calls + 1
 
 
+def test_a_cached_alignment_is_that_of_todays_groups(tmp_path):
+    class Aligning(Engine):
+        def measure_directions(self, pool, weights, name, preconditioner=None):
+            self.shift = float(weights[:, 0] @ np.arange(len(pool)))
+
+    def column(skills, cache):
+        pool = candidates()
+        items = pool.take(range(len(skills)))
+        examples = tuple(dataclasses.replace(e, skill=s) for e, s in zip(items.examples, skills, strict=True))
+        options = {"cache": cache, "fingerprint": lambda: "untouched"} if cache else {}
+        proxy = dataclasses.replace(items, examples=examples)
+        source = source_of(engine := Aligning(), proxy=lambda: proxy, **options)
+        source.begin_stage(first=pool)
+        return source(pool, ["future_alignment"])["future_alignment"], len(engine.calls)
+
+    cache = SignalCache(tmp_path / "c")
+    for skills in ("aaaaaaaa", "aaaaaabb"):
+        expected, _ = column(skills, None)
+        for calls in (1, 0):
+            found, made = column(skills, cache)
+            np.testing.assert_array_equal(found, expected)
+            assert made == calls
+    np.testing.assert_array_equal(column("bbbbbbbb", cache)[0], column("aaaaaaaa", None)[0])
+
+
 def test_halves_of_the_proxy_weigh_groups_alike():
     skills = ["a", "a", "a", "a", "b", "c"]
     examples = tuple(Example(f"id{row}", "p", "r", skill=skill) for row, skill in enumerate(skills))

@@ -354,6 +354,11 @@ _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's ``init_lora_weights`` whose adapters change the base weights when they are attached."""
 
 
+def _moves_base(init: Any) -> bool:
+    """Whether PEFT's ``init_lora_weights`` changes the base weights; PEFT reads some of its names in any case."""
+    return str(init).lower().startswith(_MOVES_BASE)
+
+
 class LoraAdaptation(Adaptation):
     """PEFT LoRA on the linear layers but the head; the base is frozen.
 
@@ -365,9 +370,14 @@ class LoraAdaptation(Adaptation):
     """What a variant of LoRA adds to PEFT's `LoraConfig`."""
     _FILE = "adapter_model.safetensors"
 
+    def __init__(self, model: Any, start: Weights | None = None) -> None:
+        """As `Adaptation`; ``start``: LoRA's weights before any training, None where B A was 0 then."""
+        super().__init__(model)
+        self._start = start
+
     @classmethod
     def changes_base(cls, spec: ModelSpec) -> bool:
-        return str(spec.peft.get("init_lora_weights")).startswith(_MOVES_BASE)
+        return _moves_base(spec.peft.get("init_lora_weights"))
 
     @classmethod
     def attach(cls, model: PreTrainedModel, spec: ModelSpec, seed: int) -> Self:
@@ -385,20 +395,32 @@ class LoraAdaptation(Adaptation):
         )
         hint = "Set model.lora.target_modules to 'all-linear' or to names of linear layers."
         try:
-            return cls(_with_adapter(model, config, seed))
+            adaptation = cls(_with_adapter(model, config, seed))
         except (ValueError, re.error) as error:
             raise ModelError(
                 f"LoRA cannot be put on target_modules {target!r} of {type(model).__name__}: {error}. {hint}"
             ) from error
+        start = {
+            name: weight.detach().clone() for name, weight in adaptation.trained().items() if _OF_LORA.search(name)
+        }
+        if adaptation._uses_dora or any(
+            part.A.any() and part.B.any() for part in lora_factors(adaptation.model, start)
+        ):
+            adaptation._start = start
+        return adaptation
 
     @property
     def has_base(self) -> bool:
-        return not str(self._init).startswith(_MOVES_BASE)
+        return not _moves_base(self._init)
 
     @property
     def _init(self) -> Any:
         """PEFT's ``init_lora_weights``; None for another kind of adapter."""
         return getattr(self.model.active_peft_config, "init_lora_weights", None)
+
+    @property
+    def _uses_dora(self) -> bool:
+        return bool(self.model.active_peft_config.use_dora)
 
     def frozen_base(self) -> AbstractContextManager[None]:
         if not self.has_base:
@@ -419,11 +441,16 @@ class LoraAdaptation(Adaptation):
             (_array(before[name] - start.to(before[name].device)), _array(after[name].detach() - before[name]))
             for name, start in self._saved_modules(others)
         ]
-        if self.model.active_peft_config.use_dora:
-            old, new, start = (dora_weights(self.model, weights) for weights in (before, after, None))
+        if self._uses_dora:
+            old, new, start = (dora_weights(self.model, weights) for weights in (before, after, self._start))
             changes = ((past - base, now - past) for past, now, base in zip(old, new, start, strict=True))
             return dense_movement(itertools.chain(changes, saved))
-        return low_rank_movement(lora_factors(self.model, before), lora_factors(self.model, after), saved)
+        return low_rank_movement(
+            lora_factors(self.model, before),
+            lora_factors(self.model, after),
+            saved,
+            None if self._start is None else lora_factors(self.model, self._start),
+        )
 
     def _saved_modules(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """Name of each trained weight of a whole module, and the base's weight that it is a copy of."""
@@ -551,17 +578,25 @@ def adaptation_of(model: nn.Module) -> Adaptation:
     return LoraAdaptation(model) if isinstance(model, PeftModel) else FullAdaptation(model)
 
 
-def low_rank_movement(before: Sequence[Factors], after: Sequence[Factors], dense: Iterable[Change] = ()) -> Movement:
-    """Movement of adapters that began at W = 0 (LoRA: B = 0), without ever forming a d × d matrix.
+def low_rank_movement(
+    before: Sequence[Factors],
+    after: Sequence[Factors],
+    dense: Iterable[Change] = (),
+    start: Sequence[Factors] | None = None,
+) -> Movement:
+    """Movement of adapters, without ever forming a d × d matrix.
 
     ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), and W' − W = [B' − B, B] [A'; A' − A]: in this form small steps do not drown in
     the rounding of large weights.
 
     Args:
         dense: changes of further parameters, which have no factors.
+        start: the factors that training began with; None: W = 0 (LoRA: B = 0).
     """
     old, new = [_float64(module) for module in before], [_float64(module) for module in after]
-    update = [(np.hstack([B1 - B0, B0]), np.vstack([A1, A1 - A0])) for (B0, A0), (B1, A1) in zip(old, new, strict=True)]
+    update = _differences(old, new)
+    if start is not None:
+        old = _differences([_float64(module) for module in start], old)
     sums = _sums(dense)
     squared = _inner(update, update) + sums.squared_update
     inner, past = _inner(update, old) + sums.inner, _inner(old, old) + sums.squared_past
@@ -606,6 +641,13 @@ _Product = tuple[Float[np.ndarray, "out r"], Float[np.ndarray, "r in"]]
 def _float64(module: Factors) -> _Product:
     """B and A, with the scale inside B."""
     return float(module.scale) * module.B.astype(np.float64), module.A.astype(np.float64)
+
+
+def _differences(first: Sequence[_Product], second: Sequence[_Product]) -> list[_Product]:
+    """W' − W of each module, as a product."""
+    return [
+        (np.hstack([B1 - B0, B0]), np.vstack([A1, A1 - A0])) for (B0, A0), (B1, A1) in zip(first, second, strict=True)
+    ]
 
 
 def _inner(first: Sequence[_Product], second: Sequence[_Product]) -> float:

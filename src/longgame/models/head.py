@@ -363,7 +363,7 @@ class LogitHead:
                 f"the model's output head is {kind}; signals need a plain torch.nn.Linear. "
                 "Load a causal LM, and keep adapters off its head (e.g. off `lm_head`)."
             )
-        config = base.config
+        config = base.config.get_text_config()
         multiply, divide = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
         cap = getattr(config, "final_logit_softcapping", None)
         self.scale = (1.0 if multiply is None else float(multiply)) / (1.0 if divide is None else float(divide))

@@ -98,6 +98,11 @@ class GradientTargets:
         """Entries of the gradient."""
         return sum(weight.numel() for weight in self.weights.values())
 
+    @property
+    def transposed(self) -> set[str]:
+        """Names of the weights that are stored (in × out); all gradients are (out × in)."""
+        return {f"{name}.weight" for name, module in self.linear.items() if isinstance(module, Conv1D)}
+
     def add(self, inside: bool, weights: Mapping[str, Tensor]) -> bool:
         """Cover these weights, and take their gradients if they are ``inside`` the chosen layers; return ``inside``."""
         self.covered |= {id(weight) for weight in weights.values()}
@@ -507,21 +512,31 @@ class Factors(NamedTuple):
 
 
 def lora_factors(model: PeftModel, weights: Mapping[str, Tensor]) -> list[Factors]:
-    """Return every adapted layer's factors, float32, with these values of the trained weights (by name)."""
+    """Return every adapted layer's factors, float32, with these values of the trained weights (by name).
+
+    A factor that does not train (MiCA's B) is the model's own.
+    """
     layers = [*_adapted(model)]
     names = dict.fromkeys(name for *_, a, b in layers for name in (a, b))
-    arrays = to_host({name: weights[name].detach().float() for name in names})
+    others = {name: model.get_parameter(name) for name in names if name not in weights}
+    frozen = {name: factor for name, factor in others.items() if not factor.requires_grad}
+    arrays = to_host({name: (frozen if name in frozen else weights)[name].detach().float() for name in names})
     return [Factors(arrays[b], arrays[a], float(layer.scaling[adapter])) for _, layer, adapter, a, b in layers]
 
 
 def dora_weights(model: PeftModel, weights: Mapping[str, Tensor] | None) -> Iterator[Float[np.ndarray, "out in"]]:
-    """Yield each DoRA layer's effective weight m ∘ (W + s·BA)/‖W + s·BA‖, float32; without ``weights`` the base's W."""
+    """Yield each DoRA layer's effective weight m ∘ (W + s·BA)/‖W + s·BA‖, float32; without ``weights`` the base's W.
+
+    An embedding is a linear map of one-hot rows: its W is the transposed table.
+    """
     for name, layer, adapter, a, b in _adapted(model):
         weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
-        weight = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
+        turned = isinstance(layer, LoraEmbedding) or getattr(layer, "fan_in_fan_out", False)
+        weight = weight.T if turned else weight
         if weights is not None:
-            weight = weight + layer.scaling[adapter] * (weights[b].detach().float() @ weights[a].detach().float())
-            magnitude = weights[f"{name}.lora_magnitude_vector.{adapter}.weight"].detach().float()
+            magnitude_name = f"{name}.lora_magnitude_vector.{adapter}.weight"
+            A, B, magnitude = (weights[part].detach().to(weight) for part in (a, b, magnitude_name))
+            weight = weight + layer.scaling[adapter] * (B @ A)
             weight = (magnitude / torch.linalg.norm(weight, dim=1))[:, None] * weight
         yield _array(weight)
 

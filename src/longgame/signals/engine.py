@@ -362,7 +362,10 @@ class SignalEngine:
             for _ in self._batches(pool, True, work):
                 pass
         if preconditioner is not None:
-            total = {weight: preconditioner.scale(weight, value) for weight, value in total.items()}
+            total = {
+                weight: preconditioner.scale(weight, value, transposed=weight in targets.transposed)
+                for weight, value in total.items()
+            }
         self._directions[name] = total
 
     def _targets(self, modules: Mapping[str, nn.Module]) -> GradientTargets:
@@ -657,8 +660,9 @@ class SignalEngine:
         gap = float((logits - expected).abs().amax())
         if gap > tolerance:  # NaN passes here and is reported with its example's name
             raise ModelError(
-                f"{type(self._base).__name__}'s logits differ from head(last hidden state) by {gap:.3g}: it transforms "
-                "them in a way other than logit_scale, logits_scaling or final_logit_softcapping. "
+                f"{type(self._base).__name__}'s logits differ from head(last hidden state) by {gap:.3g}. Its "
+                f"configuration was read as scale {self._head.scale:g} (logit_scale, 1 / logits_scaling) and soft cap "
+                f"{self._head.cap or 'none'} (final_logit_softcapping), but it transforms them in another way. "
                 "Signals of this model would be wrong; use another model."
             )
         self._logits_checked = bool(np.isfinite(gap))

@@ -145,7 +145,7 @@ class AdamPreconditioner:
         """Put the moments into an AdamW that has taken no step; training goes on as if it had taken these.
 
         Raises:
-            PluginError: a trainable parameter has no moments, or some of another size.
+            PluginError: a trainable parameter has no moments, or some of another shape.
         """
         weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.check(weights)
@@ -169,27 +169,31 @@ class AdamPreconditioner:
         return {"bias_correction": self._correct, "moments": moments, **inside}
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
-        """Raise PluginError unless there are moments of the right size for each of these weights."""
+        """Raise PluginError unless there are moments of the same shape for each of these weights."""
         for name, weight in weights.items():
             moment = self._moments.get(canonical_name(name))
-            if moment is None or moment.first.numel() != weight.numel():
+            if moment is None or moment.first.shape != weight.shape:
                 present = "no moments" if moment is None else f"moments of shape {tuple(moment.first.shape)}"
                 raise PluginError(
                     f"the Adam preconditioner has {present} for '{name}' of shape {tuple(weight.shape)}. "
                     "Build it from the optimizer that trains this model (AdamPreconditioner.from_optimizer)."
                 )
 
-    def scale(self, name: str, directions: Float[Tensor, "h n"]) -> Float[Tensor, "h n"]:
+    def scale(self, name: str, directions: Float[Tensor, "h n"], *, transposed: bool = False) -> Float[Tensor, "h n"]:
         """Each flattened direction of the weight ``name``, divided by √v̂ + ε (v̂: v over 1 − β₂ᵗ) entry by entry.
 
         The inner product of a gradient g with it is, up to the learning rate, how far a step of Adam along g goes in
         the direction, its moments left as they are. A weight without a step so far has no √v̂, and its direction
         becomes 0.
+
+        Args:
+            transposed: whether the weight is stored (in × out); directions are (out × in).
         """
         moment = self._moments[canonical_name(name)]
         if moment.step == 0:
             return torch.zeros_like(directions)
-        second = moment.second.flatten().to(directions.device) / (1 - moment.betas[1] ** moment.step)
+        second = moment.second.T if transposed else moment.second
+        second = second.flatten().to(directions.device) / (1 - moment.betas[1] ** moment.step)
         return directions / (second.sqrt() + moment.eps)
 
     def __call__(self, name: str, gradient: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:

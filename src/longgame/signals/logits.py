@@ -46,8 +46,9 @@ class PositionLogits:
         self._root: Tensor | None = None
         self._projected: Tensor | None = None
         self._left = torch.zeros(0, self._shape[0])
-        self._right: dict[tuple[int, torch.device], Tensor] = {}
-        """Rows of R₂ by the first one, where they are needed more than once."""
+        self._right: Tensor | None = None
+        """R₂, where it is needed more than once; its first `_right_rows` rows are drawn."""
+        self._right_rows = 0
 
     @property
     def width(self) -> int:
@@ -161,16 +162,18 @@ class PositionLogits:
         A trained head needs them at every step, a soft cap at every batch. They are kept then, as far as
         `sketch_table_bytes` allows: drawing those of 128,256 words takes a CPU as long as a step at 8B.
         """
-        key = (start, device)
-        stored = self._right.get(key)
-        if stored is not None and len(stored) >= count:
-            return stored[:count]
-        drawn = self._draw_right_signs(start, count).to(device)
+        words, end = len(self._head.module.weight), start + count
+        size = words * self._shape[1] * torch.float32.itemsize
         needed_again = self._head.trainable or self._head.cap is not None
-        size = len(self._head.module.weight) * self._shape[1] * drawn.element_size()
-        if needed_again and size <= sketch_table_bytes(device):
-            self._right[key] = drawn
-        return drawn
+        if not needed_again or size > sketch_table_bytes(device):
+            return self._draw_right_signs(start, count).to(device)
+        if self._right is None or len(self._right) != words or self._right.device != device:
+            self._right, self._right_rows = torch.empty(words, self._shape[1], dtype=torch.float32, device=device), 0
+        if end > self._right_rows:  # chunks come in order, so what is missing follows what is drawn
+            first = self._right_rows
+            self._right[first:end] = self._draw_right_signs(first, end - first).to(device)
+            self._right_rows = end
+        return self._right[start:end]
 
     def _draw_right_signs(self, start: int, count: int) -> Float[Tensor, "v columns"]:
         blocks = range(start // _STREAM_ROWS, -(-(start + count) // _STREAM_ROWS))

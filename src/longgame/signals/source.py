@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from hashlib import blake2b
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -220,10 +221,11 @@ class SignalSource:
                 if items is None:
                     shared.remove(name)
                     columns[name] = np.zeros((len(pool), 2), dtype=np.float32)
-                elif fingerprint is not None:  # the column depends on these items, too
+                elif fingerprint is not None:  # the column depends on these items and their groups, too
                     from longgame.signals.cache import pool_fingerprint
 
-                    fingerprint = f"{fingerprint}-{pool_fingerprint(items)}"
+                    halves = blake2b(half_weights(items).astype("<f8").tobytes(), digest_size=16).hexdigest()
+                    fingerprint = f"{fingerprint}-{pool_fingerprint(items)}-{halves}"
             if shared:
                 columns |= self._run(pool, shared, fingerprint if self.step == 0 and len(pool) == size else None)
         context = {name: self._context(name) for name in names if name in CONTEXT}

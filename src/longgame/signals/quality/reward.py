@@ -179,7 +179,8 @@ class RewardQuality(QualitySource):
     def _batches(self, places: list[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Places of rows of similar length, longest first; without a padding token one by one."""
         loaded = self._load()
-        padded = loaded.model.config.pad_token_id is not None or loaded.tokenizer.pad_token_id is not None
+        text: Any = loaded.model.config.get_text_config()
+        padded = text.pad_token_id is not None or loaded.tokenizer.pad_token_id is not None
         batch: list[int] = []
         for place in sorted(places, key=lambda place: -len(rows[place])):
             if batch and (not padded or len(rows[batch[0]]) * (len(batch) + 1) > self._batch_tokens):
@@ -193,22 +194,33 @@ class RewardQuality(QualitySource):
         import torch
 
         model: Any = loaded.model
-        config = model.config
-        pad = config.pad_token_id if config.pad_token_id is not None else loaded.tokenizer.pad_token_id
-        if config.pad_token_id is None and pad is not None:
-            config.pad_token_id = pad  # by which decoders find the last token of a padded row
+        config, text = model.config, model.config.get_text_config()
+        own_pad = text.pad_token_id
+        pad = own_pad if own_pad is not None else _no_end(rows, loaded.tokenizer.pad_token_id)
         width = max(map(len, rows))
-        ids = torch.full((len(rows), width), 0 if pad is None else int(pad), dtype=torch.long)
+        ids = torch.full((len(rows), width), int(pad), dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
         for place, tokens in enumerate(rows):
             ids[place, : len(tokens)] = torch.as_tensor(tokens)
             mask[place, : len(tokens)] = 1
         device = next(model.parameters()).device
-        with torch.no_grad():
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.double().cpu()
+        text.pad_token_id = pad  # decoders read the last token that is another
+        try:
+            with torch.no_grad():
+                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.double().cpu()
+        finally:
+            text.pad_token_id = own_pad
         if self._output is None:
             return logits[:, 0].numpy()
         if config.problem_type == "multi_label_classification":
             return logits[:, self._output].numpy()
         others = torch.cat([logits[:, : self._output], logits[:, self._output + 1 :]], dim=1)
         return (logits[:, self._output] - torch.logsumexp(others, dim=1)).numpy()
+
+
+def _no_end(rows: Sequence[Sequence[int]], preferred: int | None) -> int:
+    """A token id to pad with that ends no row: where a model names no padding token, its last token counts."""
+    ends = {token for row in rows for token in row[-1:]}
+    if preferred is not None and preferred not in ends:
+        return preferred
+    return next(token for token in range(len(ends) + 1) if token not in ends)
