@@ -86,6 +86,14 @@ def test_every_condition_and_mean_has_verdicts(across):
     assert verdicts.iloc[0]["verdict"] == own["primary", "loss"]
 
 
+@pytest.mark.parametrize(("holm", "told"), [("selectors", True), ("selectors-conditions", False)])
+def test_power_is_told_at_the_level_of_the_verdict_alone(holm, told):
+    cards = {"": card(0, ("a", "b")), "order=2-1": card(1, ("b", "a"))}
+    across = Across.build(cards, {}, holm=holm)
+    assert (across.verdicts["power"] != "").all() == told
+    assert (across.cards[""].verdicts["power"] != "").all()
+
+
 def test_a_seed_that_one_order_lacks_has_no_mean():
     cards = {"": card(0, ("a", "b")), "order=2-1": card(1, ("b", "a"), drop={("loss", 1)})}
     across = Across.build(cards, {"order=*": ["", "order=2-1"]})

@@ -11,6 +11,7 @@ from longgame.report.answer import (
     base_models,
     contamination_note,
     cost_line,
+    differences_table,
     headline,
     parse_condition,
     run_facts,
@@ -32,6 +33,13 @@ def test_answer_names_the_myopic_and_claims_nothing_more(run):
     assert "5 seeds" in sentences["How sure"]
     assert "80 % power" in sentences["How sure"]
     assert "3,000 selected tokens per trial" in sentences["What it cost"]
+
+
+def test_seeds_beyond_the_table_are_told_as_more_than_its_end(results):
+    card = make_card(results)
+    card.summary["seeds_needed"] = float("inf")
+    seeds = {str(cell) for row in differences_table(card, make_recipe()).rows for cell in row[-2:]}
+    assert seeds == {"> 1,000"}
 
 
 def test_one_seed_advises_nothing():

@@ -35,6 +35,7 @@ def cell(table, row, label):
         (float("nan"), "points", False, "—"),
         (float("inf"), "tokens", False, "not reached"),
         (61.94, "points", False, "61.9"),
+        (-0.04, "points", False, "0.0"),
         (0.4712, "0–1", False, "0.471"),
         (0.4712, "0–1", True, ".47"),
         (-0.4712, "0–1", True, "-.47"),

@@ -428,18 +428,19 @@ def _head_room(views: Mapping[str, View], oracle: Scorecard | None, trials: Tria
 
 def _head_room_notes(table: pd.DataFrame, reference: str) -> list[str]:
     """What the oracle gains, in words, by each task's own scorer."""
-    rows = table[(table["view"] == PRIMARY) & (table["n"] > 0)].set_index("metric")
-    if rows.empty:
+    rows = table[(table["view"] == PRIMARY) & (table["n"] > 0)].set_index("metric").to_dict("index")
+    if not rows:
         return []
 
-    def words(metric: str, form: str) -> str:
-        row = rows.loc[metric]
-        return f"{row['diff']:{form}} [{row['ci_low']:{form}}, {row['ci_high']:{form}}]"
+    def words(metric: str) -> str:
+        row = rows[metric]
+        mean, low, high = (METRICS[metric].scale * float(row[name]) for name in ("diff", "ci_low", "ci_high"))
+        interval = f", 95 % interval {low:+.1f} to {high:+.1f}" if np.isfinite([low, high]).all() else ""
+        return f"{mean:+.1f} points (n = {int(row['n'])}{interval})"
 
     return [
-        f"Head-room of selection: an oracle, which picks by the gradients of the evaluation items, has "
-        f"{words('long_horizon', '+.3f')} long-horizon and {words(IMMEDIATE, '+.1f')} points now against {reference} "
-        f"(95 % intervals, n = {int(rows['n'].max())})."
+        f"Head-room of selection: an oracle, which picks by the gradients of the evaluation items, differs from "
+        f"{reference} by {words('long_horizon')} in the long run and {words(IMMEDIATE)} now."
     ]
 
 

@@ -295,7 +295,8 @@ def verdict_table(
         family: what p values are corrected over (see `Comparisons.build`).
 
     Returns:
-        condition, view, selector, verdict, reason, power, family; empty without the reference.
+        condition, view, selector, verdict, reason, power, family; empty without the reference. ``power`` is empty where
+        p values are corrected over conditions: the summary plans for the selectors of one.
     """
     columns = ["condition", "view", "selector", "verdict", "reason", "power", "family"]
     if not (summary["selector"] == reference).any():
@@ -304,6 +305,7 @@ def verdict_table(
     unit = "base model" if trials is not None and trials.repeats_bases else "seed"
     scope = "on this base model" if trials is not None and trials.shares_base else ""
     tests = Comparisons.build(summary, views, reference, immediate, margins, family)
+    is_planned = family == "selectors" or len({condition for condition, _ in tests.pairs}) == 1
     rows = []
     for v, view in enumerate(views):
         for place, (condition, selector) in enumerate(tests.pairs):
@@ -325,7 +327,8 @@ def verdict_table(
                 unit=unit,
                 scope=scope,
             )
-            rows.append((condition, view, selector, result.word, result.reason, result.power, tests.family))
+            power = result.power if is_planned else ""
+            rows.append((condition, view, selector, result.word, result.reason, power, tests.family))
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -15,7 +15,7 @@ from longgame.errors import RecipeError, unknown
 from longgame.metrics.catalog import METRICS
 from longgame.metrics.longhorizon import chance_gap
 from longgame.metrics.scorecard import IMMEDIATE, PRIMARY, SCORER_VIEWS, Scorecard
-from longgame.metrics.stats import ALPHA, holm, paired
+from longgame.metrics.stats import ALPHA, MOST_SEEDS, holm, paired
 from longgame.metrics.verdict import (
     BETTER,
     EQUIVALENT,
@@ -147,7 +147,7 @@ def differences_table(card: Scorecard, recipe: Recipe) -> Table:
     rows = []
     for line in verdict_lines(card, recipe):
         effects = (line.now, line.later)
-        seeds = (Cell(format_number(part.seeds_needed, "count"), value=part.seeds_needed) for part in effects)
+        seeds = (Cell(_seeds(part.seeds_needed), value=part.seeds_needed) for part in effects)
         differences = (Cell(str(part), value=part.mean) for part in effects)
         rows.append((Cell(line.selector), Cell(line.word, detail=line.meaning), *differences, *seeds))
     words = dict.fromkeys(line.word for line in verdict_lines(card, recipe))
@@ -155,6 +155,10 @@ def differences_table(card: Scorecard, recipe: Recipe) -> Table:
     return Table(
         f"Against {card.reference}, in points", columns if rows else columns[:1], tuple(rows), note, of_selectors=True
     )
+
+
+def _seeds(count: float) -> str:
+    return f"> {MOST_SEEDS:,}" if count == np.inf else format_number(count, "count")
 
 
 def cost_line(card: Scorecard, selector: str) -> str:

@@ -180,11 +180,11 @@ def format_number(value: float, unit: str, compact: bool = False) -> str:
     if unit == "FLOP":
         return _with_prefix(value)
     if unit in ("tokens", "count"):
-        return f"{value:,.0f}"
+        return f"{value:z,.0f}"
     if unit == "points" or (unit == "s" and abs(value) >= 10):
-        return f"{value:.1f}"
+        return f"{value:z.1f}"
     digits = _DIGITS.get(unit, 2 if compact else 3)
-    text = f"{value:.{digits}f}"
+    text = f"{value:z.{digits}f}"
     return text.replace("0.", ".", 1) if compact and unit != "s" and text.lstrip("-").startswith("0.") else text
 
 
