@@ -562,3 +562,34 @@ def test_numbers_that_are_one_value_together_answer_none(text, frame) -> None:
 )
 def test_numbers_beside_each_other_are_still_read(text, value) -> None:
     assert answers.number_answered(text) == value
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "right"),
+    [
+        ("The statement is false.", "B", True),
+        ("This is not true.", "B", True),
+        ("True or false? False", "False", True),
+        ("True or false? False", "True", False),
+        ("It is true.", "A", True),
+        ("B", "B", True),
+    ],
+)
+def test_options_that_are_words_of_truth_are_read_as_such(reply, gold, right) -> None:
+    assert answers.matches(Example.make("q", "r", answer=gold, choices=("True", "False")), reply) is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [("No idea.", False), ("No doubt: yes.", False), ("Yes and no", False), ("So it would be no.", True)],
+)
+def test_a_word_of_truth_that_answers_nothing_chooses_no_option(reply, right) -> None:
+    assert answers.matches(Example.make("q", "r", answer="No", choices=("Yes", "No")), reply) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("The answer is minus 3.", -3), ("x = negative 3", -3), ("5 minus 3 = 2", 2), ("It is minus $4", -4)],
+)
+def test_negative_numbers_in_words_are_negative(text, value) -> None:
+    assert answers.number_answered(text) == value

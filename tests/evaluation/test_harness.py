@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from longgame.data.examples import Example, Task
-from longgame.errors import RecipeError
+from longgame.errors import PluginError, RecipeError
 from longgame.evaluation.benchmarks import gsm_answer
 from longgame.evaluation.evaluator import Evaluator
+from longgame.evaluation.harness import LmEval
 from longgame.evaluation.scorers import Evidence, build_scorer
 from longgame.models.load import load_model
 from longgame.recipe import ModelSpec, brings_items
@@ -170,3 +171,12 @@ def test_gsm8k_reads_texts_as_the_harness_does(tmp_path, monkeypatch) -> None:
         compared += 1
     assert compared == 2 * len(texts)
     assert sum(sample["exact_match"] for sample in results["samples"]["own_gsm8k"]) > 100
+
+
+def test_a_metric_of_which_less_is_better_is_no_score(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # no task is run
+    values = {"alias": "t", "bits_per_byte,none": 0.68, "acc,none": 0.5}
+    falling = {"bits_per_byte": False, "acc": True}
+    assert LmEval("t")._value("t", values, falling) == 0.5
+    with pytest.raises(PluginError, match="of bits_per_byte, less is better"):
+        LmEval("t", metric="bits_per_byte")._value("t", values, falling)

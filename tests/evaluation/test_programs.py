@@ -123,3 +123,28 @@ def test_programs_that_use_up_their_time_fail_with_a_warning(monkeypatch, caplog
     monkeypatch.setattr(programs, "run_program", lambda *_: ProgramOutcome(False, OUT_OF_TIME))
     assert PassAt1().score_all([Example.make("p", "-", answer=TESTS)], [Evidence(generated="x")]) == [0]
     assert "1 of 1 programs used up their 10 seconds" in caplog.text
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+FENCE = "```"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"{FENCE}bash\npip install numpy\n{FENCE}\nHere is the code:\n{FENCE}python\n{ADD}{FENCE}\n",
+        f"{FENCE}json\n{{}}\n{FENCE}\n{FENCE}\n{ADD}{FENCE}",
+        f'{FENCE}python title="x.py"\n{ADD}{FENCE}',
+        f"{FENCE}{{python}}\n{ADD}",
+        f"{FENCE}python\n{ADD}{FENCE}\n".replace("\n", "\r\n"),
+        "1. Do:\n" + textwrap.indent(f"{FENCE}python\n{ADD}{FENCE}\n", "   "),
+    ],
+)
+def test_the_program_is_found_behind_any_fence(response):
+    assert program_of("Write add.", response) == ADD.rstrip()
+
+
+def test_the_function_of_a_prompt_is_found_beside_other_blocks():
+    begun = 'def add(a, b):\n    """Add.\n\n    ```\n    >>> add(1, 2)\n    ```\n    """'
+    assert code_of_prompt(begun) == begun
+    assert code_of_prompt(f"{FENCE}python\n{ADD}{FENCE}\nExample:\n{FENCE}text\nadd(1, 2)\n{FENCE}\n") == ADD.rstrip()

@@ -42,6 +42,16 @@ def test_a_right_program_passes_and_a_wrong_one_does_not(run) -> None:
     assert run("import math, re, collections, json, numpy", "assert numpy.ones(3).sum() == 3").passed
 
 
+DATA = "from dataclasses import dataclass\n\n\n@dataclass\nclass A:\n    x: int\n    next: 'A' = None\n"
+
+
+def test_a_program_runs_as_a_module_of_its_own(run) -> None:
+    assert run(DATA, "assert A(1).x == 1").passed
+    assert run(DATA + "import pickle", "assert pickle.loads(pickle.dumps(A(2))).x == 2").passed
+    assert run("def f(x: int): return x", "assert f.__annotations__['x'] is int").passed
+    assert run("def f(x: List[int]): return x", "assert f([1]) == [1]").reason == "NameError"
+
+
 ENDINGS = {
     "exits at once": "import os\nos._exit(0)",
     "exits": "import sys\nsys.exit(0)",

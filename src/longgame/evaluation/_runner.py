@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -242,9 +243,14 @@ def _run(
     space: dict[str, Any] = vars(builtins),
 ) -> bytes:
     """What is written as the result; all that decides it is bound before the program runs."""
-    scope = {"__name__": "program"}
-    try:
-        code, checks = build(program, "<program>", "exec"), build(tests, "<tests>", "exec")
+    module = types.ModuleType("program")  # dataclasses and pickle look for it among the modules
+    sys.modules[module.__name__] = module
+    scope = vars(module)
+    try:  # without this file's own future import, which would turn annotations into texts
+        code, checks = (
+            build(source, name, "exec", dont_inherit=True)
+            for source, name in ((program, "<program>"), (tests, "<tests>"))
+        )
         run(code, scope)
         sys.settrace(None)
         sys.setprofile(None)

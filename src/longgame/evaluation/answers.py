@@ -222,6 +222,10 @@ def marked_or_all(text: str) -> str:
     return without_thinking(text) if answer is None else answer
 
 
+_MINUS = re.compile(r"(?<![\d)\]}%] )(?<![\d)\]}%])\b(?:minus|negative) (?=[$€£¥₹₩]?\d)", re.IGNORECASE)
+"""Words of a negative number; behind another number "minus" is a difference."""
+
+
 def _as_written(text: str) -> str:
     r"""The text with one form of numbers: minus, ``\frac``, vulgar fractions, and thousands by commas."""
     text = (
@@ -235,6 +239,7 @@ def _as_written(text: str) -> str:
     text = _MATH_MARKS.sub(" ", text.replace("{,}", ","))
     text = _POWER_OF_TEN.sub(_exponent, text)
     text = re.sub(r"(?<![\w)])–(?=\d)", "-", text)
+    text = _MINUS.sub("-", text)
     text = _LATEX_FRACTION.sub(lambda match: _behind(match, f"{match[1] or match[2]}/{match[3] or match[4]}"), text)
     text = _HALVES.sub(lambda match: _behind(match, _vulgar(match[0])), text)
     text = re.sub(r"(?<=\d) and (?=\d+/\d)", " ", text)
@@ -490,12 +495,15 @@ def _letters(text: str, allowed: str) -> list[int]:
 def option(text: str, choices: Sequence[str]) -> int | None:
     """The first option whose text is the marked answer or the text; else the longest that opens it; or None.
 
-    Options that are all numbers are read as a number is (`number_answered`).
+    Options that are all numbers are read as a number is (`number_answered`), and words of truth as `truth_word` reads.
     """
     texts = [normalize(choice) for choice in choices]
     answer = normalize(marked_or_all(text))
     if answer in texts:
         return texts.index(answer)
+    if {*texts} <= _TRUTH_WORDS:
+        word = truth_word(text)
+        return texts.index(word) if word in texts else None
     values = [parse_number(choice) for choice in choices]
     if None not in values:
         value = number_answered(text)

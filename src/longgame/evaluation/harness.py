@@ -98,7 +98,11 @@ class LmEval(Scorer):
                     f"{' '.join(str(error).split())[:300]}. Load it once with network, or name a task with local files."
                 ) from error
         counts = results["n-samples"]
-        return {name: (self._value(name, results["results"][name]), counts[name]["effective"]) for name in counts}
+        better = results.get("higher_is_better") or {}
+        return {
+            name: (self._value(name, results["results"][name], better.get(name) or {}), counts[name]["effective"])
+            for name in counts
+        }
 
     def _manager(self) -> Any:
         """The harness's index of tasks: of the own folder where it has the task, else of all."""
@@ -117,8 +121,12 @@ class LmEval(Scorer):
                 )
         return self._tasks
 
-    def _value(self, task: str, values: Mapping[str, Any]) -> float:
-        """The metric of a task's results, whose keys read ``metric,filter``."""
+    def _value(self, task: str, values: Mapping[str, Any], higher_is_better: Mapping[str, bool]) -> float:
+        """The metric of a task's results, whose keys read ``metric,filter``: the first of which more is better.
+
+        Args:
+            higher_is_better: metric → direction, as far as the harness tells it.
+        """
         keys = [key for key, value in values.items() if "," in key and "_stderr" not in key and _is_number(value)]
         matching = [
             key
@@ -130,9 +138,15 @@ class LmEval(Scorer):
                 f"task '{task}' of lm-evaluation-harness gives {', '.join(keys) or 'no number'} (metric,filter), not "
                 f"{self.metric or 'any metric'},{self.filter or 'any filter'}. Name one with metric= and filter=."
             )
-        value = float(values[matching[0]])
+        rising = [key for key in matching if higher_is_better.get(key.partition(",")[0]) is not False]
+        if not rising:
+            raise PluginError(
+                f"task '{task}': of {matching[0].partition(',')[0]}, less is better, and a score has to rise. Name "
+                "another metric with metric=, or another task."
+            )
+        value = float(values[rising[0]])
         if not (math.isfinite(value) and 0 <= value <= 1):
-            raise PluginError(f"task '{task}': {matching[0]} is {value:g}, no share of items. Name another metric.")
+            raise PluginError(f"task '{task}': {rising[0]} is {value:g}, no share of items. Name another metric.")
         return value
 
 

@@ -24,7 +24,8 @@ from longgame.evaluation.sandbox import OUT_OF_TIME, Limits, ProgramOutcome, run
 from longgame.evaluation.scorers import Evidence, Scorer
 
 _log = logging.getLogger(__name__)
-_FENCED = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.I)
+_FENCE = re.compile(r"(?P<indent>[ \t]*)```[ \t]*(?P<info>[^`]*)")
+_PYTHON = re.compile(r"\{?\.?(?:python3?|py)\b", re.IGNORECASE)
 _BEHIND = re.compile(r"^(?:class |def |#|if |print\(|@|```|assert )", re.MULTILINE)
 """Where the body of a function ends that goes on at the margin (the stop texts of HumanEval)."""
 _MOST_PROMPT_LINES = 400
@@ -47,15 +48,42 @@ def _functions(tree: ast.Module | None) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, kinds)} if tree is not None else set()
 
 
+def fenced_blocks(text: str) -> list[str]:
+    """The fenced blocks of Python and of no language in a text, without the indent of their fences.
+
+    A block ends at the next bare fence, and one that does not end goes on to the end of the text.
+    """
+    blocks: list[str] = []
+    lines = iter(text.replace("\r\n", "\n").split("\n"))
+    for line in lines:
+        opening = _FENCE.fullmatch(line)
+        if opening is None:
+            continue
+        indent, block = opening["indent"], []
+        for inner in lines:
+            closing = _FENCE.fullmatch(inner)
+            if closing and not closing["info"].strip():
+                break
+            block.append(inner.removeprefix(indent))
+        info = opening["info"].strip()
+        if not info or _PYTHON.match(info):
+            blocks.append("\n".join([*block, ""]))
+    return blocks
+
+
 @lru_cache(maxsize=4096)
 def code_of_prompt(prompt: str) -> str:
     """The beginning of a function that a prompt asks to complete, with its imports; empty where there is none.
 
-    It is the longest end of the prompt, from some line on, that is a program if a body follows, and ends inside of a
-    function: the words before it are the request.
+    It is the longest end of the prompt, or of its last fenced block that has one, from some line on, that is a program
+    if a body follows, and ends inside of a function: the words before it are the request.
     """
-    blocks = _FENCED.findall(prompt)
-    lines = (blocks[-1] if blocks else prompt).rstrip().split("\n")[-_MOST_PROMPT_LINES:]
+    sources = (*reversed(fenced_blocks(prompt)), prompt.replace("\r\n", "\n"))
+    return next(filter(None, map(_begun_function, sources)), "")
+
+
+def _begun_function(text: str) -> str:
+    lines = text.rstrip().split("\n")[-_MOST_PROMPT_LINES:]
     for start in range(len(lines)):
         if not re.match(r"(?:from|import|def|class|async|@|[A-Za-z_]\w*\s*=|#|\"\"\")\b|#|@", lines[start]):
             continue
@@ -76,7 +104,7 @@ def program_of(prompt: str, response: str) -> str:
     text = without_thinking(response)
     begun = code_of_prompt(prompt)
     wanted = _last_function(begun)
-    blocks = [block for block in _FENCED.findall(text) if block.strip()]
+    blocks = [block for block in fenced_blocks(text) if block.strip()]
     if blocks:
         text = next((block for block in blocks if _functions(parsed(block))), blocks[0])
     whole = text.strip("\n")
