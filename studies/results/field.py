@@ -407,7 +407,9 @@ def _trajectories(field: Sequences) -> str:
     return pipes(correlation_table(pairs, "", field.view))
 
 
-_TENTH = "The selectors that are shown to differ from random at 25 %. Holm over them."
+_TENTH = (
+    "The selectors that are shown to differ from random at 25 %, and `prototypes`, which is not. Holm over all of them."
+)
 _JUDGES = (
     "`alpagasus` and `mods` ask an LLM judge. Here rules over the text grade instead, so this says how the methods act "
     "on such grades, not on a judge's. Holm over the two."
