@@ -24,7 +24,6 @@ from longgame.evaluation.sandbox import OUT_OF_TIME, Limits, ProgramOutcome, run
 from longgame.evaluation.scorers import Evidence, Scorer
 
 _log = logging.getLogger(__name__)
-_FENCE = re.compile(r"(?P<indent>[ \t]*)```[ \t]*(?P<info>[^`]*)")
 _PYTHON = re.compile(r"\{?\.?(?:python3?|py)\b", re.IGNORECASE)
 _BEHIND = re.compile(r"^(?:class |def |#|if |print\(|@|```|assert )", re.MULTILINE)
 """Where the body of a function ends that goes on at the margin (the stop texts of HumanEval)."""
@@ -56,19 +55,23 @@ def fenced_blocks(text: str) -> list[str]:
     blocks: list[str] = []
     lines = iter(text.replace("\r\n", "\n").split("\n"))
     for line in lines:
-        opening = _FENCE.fullmatch(line)
-        if opening is None:
+        info = _fence(line)
+        if info is None:
             continue
-        indent, block = opening["indent"], []
+        indent, block = line[: line.index("`")], []
         for inner in lines:
-            closing = _FENCE.fullmatch(inner)
-            if closing and not closing["info"].strip():
+            if _fence(inner) == "":
                 break
             block.append(inner.removeprefix(indent))
-        info = opening["info"].strip()
         if not info or _PYTHON.match(info):
             blocks.append("\n".join([*block, ""]))
     return blocks
+
+
+def _fence(line: str) -> str | None:
+    """What a fence says behind its three marks, "" of a bare one; None: the line is no fence."""
+    text = line.lstrip(" \t")
+    return text[3:].strip() if text.startswith("```") and "`" not in text[3:] else None
 
 
 @lru_cache(maxsize=4096)

@@ -147,7 +147,9 @@ class DataRows:
                 fix = f"Change the condition, --where {where!r}.{self._condition.values_seen()}"
             raise DataError(f"'{source.label}' holds no usable rows{left_out if self.total else ''}. {fix}")
         self.all_rated = self.rated == len(ids)
-        self.columns = frozenset(self._names - lacking - (set() if self.rated else {"quality"}))
+        if not self.rated and "quality" not in rules.columns:
+            lacking.add("quality")
+        self.columns = frozenset(self._names - lacking)
         self.ids = tuple(ids)
         table = np.asarray(columns, dtype=np.int64).reshape(-1, 4)
         self.positions, self.numbers, self.prompt_length, self.response_length = np.ascontiguousarray(table.T)
