@@ -42,7 +42,7 @@ class _Hub(BaseHTTPRequestHandler):
         if "/owner/name/resolve/" not in self.path:
             return self.answer(404, b"", X_Error_Code="RepoNotFound")
         if name == self.server.failing:
-            return self.answer(503)
+            return self.answer(501)  # the client asks again, with growing pauses, after 500, 502, 503 and 504
         if name not in self.server.files:
             return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=OID)
         content = self.server.files[name]
