@@ -573,6 +573,7 @@ def test_numbers_beside_each_other_are_still_read(text, value) -> None:
         ("True or false? False", "True", False),
         ("It is true.", "A", True),
         ("B", "B", True),
+        ("B. True", "False", True),
     ],
 )
 def test_options_that_are_words_of_truth_are_read_as_such(reply, gold, right) -> None:
@@ -589,7 +590,13 @@ def test_a_word_of_truth_that_answers_nothing_chooses_no_option(reply, right) ->
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("The answer is minus 3.", -3), ("x = negative 3", -3), ("5 minus 3 = 2", 2), ("It is minus $4", -4)],
+    [
+        ("The answer is minus 3.", -3),
+        ("x = negative 3", -3),
+        ("5 minus 3 = 2", 2),
+        ("It is minus $4", -4),
+        ("x minus 3", 3),
+    ],
 )
 def test_negative_numbers_in_words_are_negative(text, value) -> None:
     assert answers.number_answered(text) == value

@@ -222,8 +222,8 @@ def marked_or_all(text: str) -> str:
     return without_thinking(text) if answer is None else answer
 
 
-_MINUS = re.compile(r"(?<![\d)\]}%] )(?<![\d)\]}%])\b(?:minus|negative) (?=[$€£¥₹₩]?\d)", re.IGNORECASE)
-"""Words of a negative number; behind another number "minus" is a difference."""
+_MINUS = re.compile(r"(?<![\d)\]}%] )(?<![\d)\]}%])(?<!\b\w )\b(?:minus|negative) (?=[$€£¥₹₩]?\d)", re.IGNORECASE)
+"""Words of a negative number; behind another number, or a letter, "minus" is a difference."""
 
 
 def _as_written(text: str) -> str:
@@ -501,7 +501,7 @@ def option(text: str, choices: Sequence[str]) -> int | None:
     answer = normalize(marked_or_all(text))
     if answer in texts:
         return texts.index(answer)
-    if {*texts} <= _TRUTH_WORDS:
+    if {*texts} <= _TRUTH_WORDS and letter(text, len(choices)) is None:
         word = truth_word(text)
         return texts.index(word) if word in texts else None
     values = [parse_number(choice) for choice in choices]
