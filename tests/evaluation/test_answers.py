@@ -596,6 +596,7 @@ def test_a_word_of_truth_that_answers_nothing_chooses_no_option(reply, right) ->
         ("5 minus 3 = 2", 2),
         ("It is minus $4", -4),
         ("x minus 3", 3),
+        ("5 kg minus 3", 3),
     ],
 )
 def test_negative_numbers_in_words_are_negative(text, value) -> None:

@@ -147,4 +147,6 @@ def test_the_program_is_found_behind_any_fence(response):
 def test_the_function_of_a_prompt_is_found_beside_other_blocks():
     begun = 'def add(a, b):\n    """Add.\n\n    ```\n    >>> add(1, 2)\n    ```\n    """'
     assert code_of_prompt(begun) == begun
-    assert code_of_prompt(f"{FENCE}python\n{ADD}{FENCE}\nExample:\n{FENCE}text\nadd(1, 2)\n{FENCE}\n") == ADD.rstrip()
+    stub = 'def add(a, b):\n    """Add."""'
+    assert code_of_prompt(f"{FENCE}python\n{stub}\n{FENCE}\nExample:\n{FENCE}text\nadd(1, 2)\n{FENCE}\n") == stub
+    assert code_of_prompt(f"{FENCE}python\n{ADD}{FENCE}\nTests:\n{FENCE}python\nassert f(1)\n{FENCE}\n") == ""

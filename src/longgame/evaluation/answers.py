@@ -222,8 +222,8 @@ def marked_or_all(text: str) -> str:
     return without_thinking(text) if answer is None else answer
 
 
-_MINUS = re.compile(r"(?<![\d)\]}%] )(?<![\d)\]}%])(?<!\b\w )\b(?:minus|negative) (?=[$€£¥₹₩]?\d)", re.IGNORECASE)
-"""Words of a negative number; behind another number, or a letter, "minus" is a difference."""
+_MINUS = re.compile(r"(^|[=:(,] ?|\b(?:is|are|be|was|equals) )(?:minus|negative) (?=[$€£¥₹₩]?\d)", re.IGNORECASE)
+"""Words of a negative number; behind anything else "minus" may be a difference."""
 
 
 def _as_written(text: str) -> str:
@@ -239,7 +239,7 @@ def _as_written(text: str) -> str:
     text = _MATH_MARKS.sub(" ", text.replace("{,}", ","))
     text = _POWER_OF_TEN.sub(_exponent, text)
     text = re.sub(r"(?<![\w)])–(?=\d)", "-", text)
-    text = _MINUS.sub("-", text)
+    text = _MINUS.sub(r"\1-", text)
     text = _LATEX_FRACTION.sub(lambda match: _behind(match, f"{match[1] or match[2]}/{match[3] or match[4]}"), text)
     text = _HALVES.sub(lambda match: _behind(match, _vulgar(match[0])), text)
     text = re.sub(r"(?<=\d) and (?=\d+/\d)", " ", text)

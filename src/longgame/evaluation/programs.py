@@ -81,11 +81,13 @@ def code_of_prompt(prompt: str) -> str:
     It is the longest end of the prompt, or of its last fenced block that has one, from some line on, that is a program
     if a body follows, and ends inside of a function: the words before it are the request.
     """
-    sources = (*reversed(fenced_blocks(prompt)), prompt.replace("\r\n", "\n"))
-    return next(filter(None, map(_begun_function, sources)), "")
+    last, *earlier = fenced_blocks(prompt)[::-1] or [""]
+    found = _begun_function(last) or next(filter(None, (_begun_function(text, bare=True) for text in earlier)), "")
+    return found or _begun_function(prompt.replace("\r\n", "\n"))
 
 
-def _begun_function(text: str) -> str:
+def _begun_function(text: str, bare: bool = False) -> str:
+    """The function that a text ends in; ``bare``: only one without code of its own, as examples are whole."""
     lines = text.rstrip().split("\n")[-_MOST_PROMPT_LINES:]
     for start in range(len(lines)):
         if not re.match(r"(?:from|import|def|class|async|@|[A-Za-z_]\w*\s*=|#|\"\"\")\b|#|@", lines[start]):
@@ -93,7 +95,9 @@ def _begun_function(text: str) -> str:
         code = "\n".join(lines[start:])
         tree = parsed(f"{code}\n{_INDENT}pass\n")
         if tree is not None and tree.body and isinstance(tree.body[-1], ast.FunctionDef | ast.AsyncFunctionDef):
-            return code
+            rest = [node for node in tree.body[-1].body if not isinstance(node, ast.Pass)]
+            is_bare = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in rest)
+            return code if is_bare or not bare else ""
     return ""
 
 
