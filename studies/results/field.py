@@ -581,7 +581,7 @@ _CONDITIONS = (
 )
 _EXACT = "The same under exact match; the protocol's test is the one above."
 COMPARISONS_NOTE = (
-    "Mean difference in points of 100, with its 95 % interval over base models. p: paired t, "
+    "Mean difference in points of 100, with its 95 % interval over seeds. p: paired t, "
     "after Holm over the comparisons of the same kind and sequence. ▲ ▼: p < .05. *now*: the same two on the current "
     "score, not tested."
 )
