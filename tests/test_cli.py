@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 import longgame
-from longgame.cli import app
+from longgame.cli import _application, app
 from longgame.commands.options import parse_seeds, varied_keys
 from longgame.errors import RecipeError
 from support.cli import run_python
@@ -81,7 +81,30 @@ def test_the_version_is_told_without_loading_the_commands(tmp_path):
     assert not re.search(r"pandas|torch|scipy|longgame\.commands\.", done.stderr)
 
 
+def modules_of(*arguments, cwd):
+    """Modules that a command has loaded when it ends."""
+    told = "atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+    code = f"import atexit, sys; from longgame.cli import main; {told}; main()"
+    return set(run_python(["-c", code, *arguments], cwd).stderr.split())
+
+
 def test_help_loads_no_library_of_models_or_of_the_hub(tmp_path):
-    done = run_python(["-X", "importtime", "-m", "longgame.cli", "--help"], tmp_path)
-    assert "longgame.commands.select" in done.stderr
-    assert not re.search(r"\| +(torch|transformers|datasets|huggingface_hub|peft|ray)\n", done.stderr)
+    loaded = modules_of("--help", cwd=tmp_path)
+    assert "longgame.commands.select" in loaded
+    assert not loaded & {"torch", "transformers", "datasets", "huggingface_hub", "peft", "ray", "scipy"}
+
+
+@pytest.mark.parametrize("name", typer.main.get_command(app).commands)
+def test_a_command_that_is_named_is_loaded_alone_and_as_among_the_others(name):
+    (alone,) = (commands := typer.main.get_command(_application(name)).commands).values()
+    among = typer.main.get_command(app).commands[name]
+    assert list(commands) == [name]
+    assert alone.callback.__wrapped__ is among.callback.__wrapped__
+    assert (alone.help, alone.rich_help_panel) == (among.help, among.rich_help_panel)
+    assert alone.context_settings == among.context_settings
+
+
+def test_a_command_loads_no_other(tmp_path):
+    loaded = modules_of("watch", "--help", cwd=tmp_path)
+    commands = {name for name in loaded if name.startswith("longgame.commands.")}
+    assert commands == {"longgame.commands.terminal", "longgame.commands.watch"}

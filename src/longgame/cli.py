@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -40,21 +41,28 @@ def _root(
     """Data selection for LLM fine-tuning that plays the long game."""
 
 
-@cache
-def _application() -> typer.Typer:
-    """All commands; their imports take most of a second."""
-    from longgame.commands.audit import audit_command
-    from longgame.commands.check import check_command
-    from longgame.commands.init import init
-    from longgame.commands.merge import merge_command
-    from longgame.commands.pools import pools
-    from longgame.commands.report import compare, report
-    from longgame.commands.score import score_command
-    from longgame.commands.select import select_command
-    from longgame.commands.selectors import check_selector_command, selectors
-    from longgame.commands.train import train
-    from longgame.commands.watch import watch
+_FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
+_COMMANDS: dict[str, tuple[str, str, dict[str, bool]]] = {
+    "check": ("check.check_command", _USE, {}),
+    "score": ("score.score_command", _USE, {}),
+    "merge": ("merge.merge_command", _USE, {}),
+    "select": ("select.select_command", _USE, {}),
+    "train": ("train.train", _USE, _FREE),
+    "audit": ("audit.audit_command", _STUDY, {}),
+    "init": ("init.init", _STUDY, {}),
+    "pools": ("pools.pools", _STUDY, {}),
+    "watch": ("watch.watch", _STUDY, {}),
+    "report": ("report.report", _MORE, {}),
+    "compare": ("report.compare", _MORE, {}),
+    "selectors": ("selectors.selectors", _MORE, {}),
+    "check-selector": ("selectors.check_selector_command", _MORE, {}),
+}
+"""Command → its function in `longgame.commands`, the group of the help, settings of its context."""
 
+
+@cache
+def _application(command: str = "") -> typer.Typer:
+    """One command, or all of them, as the help and an unknown name need: their imports take most of a second."""
     app = typer.Typer(
         help="Data selection for LLM fine-tuning that plays the long game.",
         no_args_is_help=True,
@@ -62,20 +70,11 @@ def _application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    app.command("check", rich_help_panel=_USE)(check_command)
-    app.command("score", rich_help_panel=_USE)(score_command)
-    app.command("merge", rich_help_panel=_USE)(merge_command)
-    app.command("select", rich_help_panel=_USE)(select_command)
-    free = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(rich_help_panel=_USE, context_settings=free)(train)
-    app.command("audit", rich_help_panel=_STUDY)(audit_command)
-    app.command(rich_help_panel=_STUDY)(init)
-    app.command(rich_help_panel=_STUDY)(pools)
-    app.command(rich_help_panel=_STUDY)(watch)
-    app.command(rich_help_panel=_MORE)(report)
-    app.command(rich_help_panel=_MORE)(compare)
-    app.command(rich_help_panel=_MORE)(selectors)
-    app.command("check-selector", rich_help_panel=_MORE)(check_selector_command)
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        place, group, settings = _COMMANDS[name]
+        module, function = place.split(".")
+        run = getattr(import_module(f"longgame.commands.{module}"), function)
+        app.command(name, rich_help_panel=group, context_settings=settings)(run)
     return app
 
 
@@ -151,7 +150,7 @@ def main() -> None:
             if sys.argv[1:] == ["--version"]:  # the one answer that needs no command
                 _tell_version()
             else:
-                _application()()
+                _application(sys.argv[1] if len(sys.argv) > 1 else "")()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

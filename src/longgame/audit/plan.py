@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -35,10 +35,12 @@ class Trial:
     seed: int
     condition: str = ""
     """Name of the condition (`longgame.audit.plan.Condition`); "" for the recipe's own values."""
+    name: str = field(init=False, repr=False, compare=False)
+    """What its folder is called; a report of 10,000 trials asks for it ten times each."""
 
-    @property
-    def name(self) -> str:
-        return f"{safe_name(self.selector.key)}-s{self.seed}" + (f"@{self.condition}" if self.condition else "")
+    def __post_init__(self) -> None:
+        condition = f"@{self.condition}" if self.condition else ""
+        object.__setattr__(self, "name", f"{safe_name(self.selector.key)}-s{self.seed}{condition}")
 
 
 # From the axes of a recipe to its conditions: one recipe each, and what the conditions share.

@@ -15,7 +15,6 @@ from longgame.commands.terminal import Terminal
 from longgame.data.examples import WEIGHT
 from longgame.errors import LonggameError, PluginError, unknown
 from longgame.limits import time_limit
-from longgame.metrics.efficiency import feasibility_of
 from longgame.offline.options import parse_selector
 from longgame.recipe import SelectorSpec
 from longgame.registry import plugin_at_work
@@ -106,6 +105,8 @@ def _explain(name: str) -> None:
 
 
 def facts_of(name: str, selector: Selector, notes: MethodNotes) -> Iterator[tuple[str, str]]:
+    from longgame.metrics.efficiency import feasibility_of
+
     if notes.paper:
         yield "Paper", notes.paper
     if notes.formula:
