@@ -321,13 +321,17 @@ def test_history_carries_what_earlier_stages_selected(tmp_path: Path) -> None:
     assert len(alone.picks) == 8
 
 
-@pytest.mark.parametrize("selector", ["lhas", "lhas:coverage=cluster,concentration_weight=0"])
-def test_a_history_refuses_clusters_of_each_selection(selector: str, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="reads cluster.*concentration_weight=0, and coverage=distance"):
-        select_to(data, tmp_path / "o.jsonl", SelectOptions(selector=selector), model=TINY, history=tmp_path / "h")
-    without = SelectOptions(selector="lhas:concentration_weight=0,future_weight=0", budget="5rows")
-    select_to(data, tmp_path / "o.jsonl", without, model=TINY, history=tmp_path / "h")
-    assert read_state(tmp_path / "h", "history")["history"]["n_selected"] == 5
+@pytest.mark.parametrize("term", ["coverage=distance", "coverage=cluster"])
+def test_a_history_counts_all_selections_by_the_clusters_of_the_last(term: str, tmp_path: Path) -> None:
+    first, second = jsonl(tmp_path / "1.jsonl", ROWS[:30]), jsonl(tmp_path / "2.jsonl", ROWS[30:])
+    options = SelectOptions(selector=f"lhas:future_weight=0,{term}", budget="8rows", clusters=3)
+    for data, out in ((first, "a.jsonl"), (second, "b.jsonl")):
+        _, manifest = select_to(data, tmp_path / out, options, model=TINY, history=tmp_path / "history")
+    history = read_state(tmp_path / "history", "history")["history"]
+    assert history["cluster_counts"].sum() == history["n_selected"] == 16
+    assert history["cluster_tokens"].sum() == history["tokens"]
+    assert len(history["cluster_counts"]) == 3
+    assert manifest["picked"]["rows"] == 8
 
 
 def test_every_decision_is_explained(data: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(name: str, parameters: 
         ("gradient", {"mode": "similarity"}, {"grad_sketch"}),
         ("utility-diversity", {"diversity_weight": 0, "utility": "loss"}, {"loss"}),
         ("lhas", {"coverage": "cluster", "future_weight": 0, "concentration_weight": 0, "utility": "loss"},
-         {"loss", "logit_sketch", "cluster"}),
+         {"loss", "logit_sketch", "cluster", "embedding"}),
         ("lhas", {"coverage_weight": 0, "concentration_weight": 0, "diversity_weight": 0},
          {"logit_nuclear_norm", "adam_future_alignment"}),
         ("lhas", {"coverage_weight": 0, "concentration_weight": 0, "utility_weight": 0, "alignment": "sketch"},

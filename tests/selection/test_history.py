@@ -36,6 +36,47 @@ def test_history_counts_equal_hand_computed() -> None:
     assert (history.n_selected, history.tokens) == (2, spent)
 
 
+def picked(history: History, embeddings: list[float], seed: int) -> Pool:
+    """Record a pool with these embeddings, all picked."""
+    pool = example_pool(len(embeddings), seed=seed)
+    history.update(Selection.of(pool, np.arange(len(pool))), pool, marked(pool, np.array(embeddings)))
+    return pool
+
+
+def test_other_clusters_count_every_pick_while_the_reservoir_holds_all() -> None:
+    history = History(max_embeddings=5)
+    first, second = picked(history, [1.0, 2.0], 0), picked(history, [3.0, 4.0, 5.0], 1)
+    history.count_anew(np.array([7, 3, 7, 7, 3]))
+    assert history.cluster_counts == {3: 2, 7: 3}
+    assert history.cluster_tokens == {
+        3: int(first.tokens[1] + second.tokens[2]),
+        7: int(first.tokens[0] + second.tokens[0] + second.tokens[1]),
+    }
+
+
+def test_other_clusters_share_all_picks_as_the_sample_does() -> None:
+    history = History(max_embeddings=4, seed=3)
+    picked(history, list(range(40)), 0)
+    history.count_anew(np.array([0, 1, 1, 1]))
+    assert history.cluster_counts == {0: 10, 1: 30}
+    assert sum(history.cluster_tokens.values()) == history.tokens
+    restored = History(max_embeddings=4)
+    restored.load_state_dict(history.state_dict())
+    tokens = dict(history.cluster_tokens)
+    restored.count_anew(np.array([0, 1, 1, 1]))
+    assert restored.cluster_tokens == tokens
+
+
+def test_clusters_without_embeddings_are_counted_from_now_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    history = History()
+    history.count_anew(np.zeros(0, dtype=np.int64))
+    assert not caplog.records
+    feed(history, range(1), ("cluster",))
+    history.count_anew(np.zeros(0, dtype=np.int64))
+    assert not history.cluster_counts
+    assert "Name 'embedding' beside 'cluster'" in caplog.text
+
+
 def test_history_holds_only_what_the_signals_carry() -> None:
     history = History()
     feed(history, range(2), names=())

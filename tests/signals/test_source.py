@@ -40,6 +40,41 @@ def blobs(seed=0, per=20):
     return (centers + 0.05 * rng.standard_normal(centers.shape)) * rng.uniform(0.1, 10, (len(centers), 1))
 
 
+class Kept:
+    """A past that notes how it is counted."""
+
+    def __init__(self, embeddings):
+        self.embeddings, self.clusters = np.asarray(embeddings, dtype=np.float32), None
+
+    def count_anew(self, clusters):
+        self.clusters = clusters
+
+
+def test_picks_of_the_past_are_in_the_cluster_of_what_is_like_them():
+    points = blobs()
+    ids = [f"{row:02}" for row in range(len(points))]
+    past = Kept(2 * points[[0, 1, 25, 33]])
+    clusters = cluster(ids, points, 3, 0, past)
+    np.testing.assert_array_equal(past.clusters, clusters[[0, 1, 25, 33]])
+    np.testing.assert_array_equal(clusters, cluster(ids, points, 3, 0))
+    order = generator(1, "order").permutation(len(ids))
+    again = cluster([ids[row] for row in order], points[order], 3, 0, past)
+    np.testing.assert_array_equal(again, clusters[order])
+
+
+def test_picks_unlike_all_candidates_have_a_cluster_of_their_own():
+    points = blobs()[:30]  # two of the three directions
+    past = Kept(np.tile([[0.0, 0.0, 1.0]], (5, 1)))
+    clusters = cluster([f"{row:02}" for row in range(30)], points, 3, 0, past)
+    assert past.clusters.tolist() == [2] * 5
+    assert set(clusters) == {0, 1}
+
+
+def test_a_past_of_another_width_is_refused():
+    with pytest.raises(PluginError, match="an embedding of width 3 came after ones of width 2"):
+        cluster(["a", "b"], np.eye(2, 3), 2, 0, Kept(np.eye(2)))
+
+
 def test_difficulty_is_the_mid_rank_within_the_stage_pool():
     pools = [pool_of("a", "b", "c", "d"), pool_of("e", "f")]
     frozen = build(pools, [[3.0, 1.0, 2.0, 2.0], [9.0, 8.0]])

@@ -494,6 +494,20 @@ def test_a_policy_brings_its_own_history(tmp_path, tokenizer):
     assert policy.history.n_selected == sum(len(done.picked_ids) for done in policy.rounds)
 
 
+def test_a_policy_of_two_trainings_counts_all_picks_by_the_clusters_of_the_second(tmp_path, tokenizer):
+    selector = {"name": "lhas", "future_weight": 0}
+    first = make_trainer(tmp_path, tokenizer, selector=selector, clusters=3, args={"max_steps": 2})
+    first.train()
+    history = first.selection_policy.history
+    before = history.n_selected
+    second = make_trainer(tmp_path, tokenizer, selector=first.selection_policy, clusters=2, args={"max_steps": 2})
+    second.train()
+    assert second.selection_policy.history is history
+    assert set(history.cluster_counts) == {0, 1}
+    assert sum(history.cluster_counts.values()) == history.n_selected > before > 0
+    assert sum(history.cluster_tokens.values()) == history.tokens
+
+
 def test_sft_trainer_selects_and_resumes(tmp_path, tokenizer):
     args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
     undisturbed = sft(tmp_path / "a", tokenizer, selector="loss", args=args)

@@ -21,7 +21,7 @@ from longgame.offline.scoring import Progress, apart_of, computed_names, score_i
 from longgame.recipe import EMBEDDER
 from longgame.seeding import stream_seed
 from longgame.signals.auxiliary import AuxiliarySpec
-from longgame.signals.base import CONTEXT, EMBEDDED, SIGNALS, Signals
+from longgame.signals.base import CONTEXT, EMBEDDED, SIGNALS, Past, Signals
 from longgame.signals.frozen import cluster
 from longgame.signals.quality.base import GRADES, QualitySources
 from longgame.signals.source import SignalSource
@@ -163,6 +163,7 @@ def signals_for(
     grading: QualitySources,
     others: frozenset[str],
     fitted: Callable[[Sequence[Pool]], ImportanceRatios] | None,
+    past: Past,
 ) -> Signals:
     """What the selector sees of its candidates.
 
@@ -170,6 +171,7 @@ def signals_for(
         part: the candidates; ``pool`` holds them with their counts.
         others: signals of an embedder or a scorer model.
         fitted: candidates → ratios of their texts, which were hashed as they were read.
+        past: earlier selections (`longgame.signals.frozen.cluster`).
     """
     scores = None if table is None else table.folder
     apart = [name for name in names if name in others or is_apart(name) or is_graded(name, grading, scores)]
@@ -178,7 +180,7 @@ def signals_for(
         if "quality" in stored and "quality" not in table.names:
             raise RecipeError(f"'{table.folder}' lacks quality. Score it, too.")
         seed = stream_seed(options.seed, "clusters")
-        signals = signals_of(table, pool, rows, stored, options.clusters, seed)
+        signals = signals_of(table, pool, rows, stored, options.clusters, seed, past)
     else:
         columns: dict[str, np.ndarray] = {}
         if stored:
@@ -208,7 +210,7 @@ def signals_for(
     columns = {**signals.columns, **measured.columns}
     if "cluster" in apart:
         seed = stream_seed(options.seed, "clusters")
-        columns["cluster"] = cluster(part.ids, columns["embedding"], options.clusters, seed)
+        columns["cluster"] = cluster(part.ids, columns["embedding"], options.clusters, seed, past)
     return Signals(part.ids, columns, {**signals.context, **measured.context})
 
 

@@ -22,7 +22,7 @@ from longgame.errors import DataError, PluginError, RecipeError, ResumeError, un
 from longgame.offline.rows import BadRow, DataRows
 from longgame.offline.scorer import ModelOptions
 from longgame.seeding import stream_seed
-from longgame.signals.base import CONTEXT, SIGNALS, Signals
+from longgame.signals.base import CONTEXT, SIGNALS, Past, Signals
 from longgame.signals.quality.base import QualitySources
 from longgame.signals.store import MANIFEST, PackedIds, SignalStore
 from longgame.storage import read_json, read_state, scratch_target
@@ -430,7 +430,13 @@ def check_made_with(path: Path, config: Mapping[str, Any], fingerprint: str, see
 
 
 def signals_of(
-    scores: ScoreFolder, pool: Pool, rows: Int[np.ndarray, " n"], names: Sequence[str], clusters: int, seed: int
+    scores: ScoreFolder,
+    pool: Pool,
+    rows: Int[np.ndarray, " n"],
+    names: Sequence[str],
+    clusters: int,
+    seed: int,
+    past: Past | None = None,
 ) -> Signals:
     """Return these signals of some rows of the scores, row-aligned with the pool of just these rows.
 
@@ -438,6 +444,7 @@ def signals_of(
         rows: rows of the scores, in the pool's order.
         clusters: k of the k-means behind ``cluster``.
         seed: of the k-means.
+        past: earlier selections (`longgame.signals.frozen.cluster`).
     """
     columns = {name: scores.column(name)[rows] for name in names if name in SIGNALS and name not in FITTED}
     if "difficulty" in names:
@@ -448,5 +455,5 @@ def signals_of(
     if "cluster" in names:
         from longgame.signals.frozen import cluster
 
-        columns["cluster"] = cluster(pool.ids, scores.column("embedding")[rows], clusters, seed)
+        columns["cluster"] = cluster(pool.ids, scores.column("embedding")[rows], clusters, seed, past)
     return Signals(pool.ids, columns, {name: scores.context(name) for name in names if name in CONTEXT})

@@ -99,12 +99,6 @@ def choose(
         LonggameError: see `SelectOptions`, `DataRows`, `score_into`, `SelectionPolicy.choose`.
     """
     selector = options.build()
-    if history is not None and "cluster" in selector.requires:
-        raise RecipeError(
-            f"selector '{options.label}' reads cluster, whose numbers mean other rows in each selection, and the "
-            f"history '{history}' counts by them. Leave out --history, or use a selector without cluster (of lhas: "
-            "concentration_weight=0, and coverage=distance)."
-        )
     given = _replay_data(replay, replay_scores, options, model, scratch, progress, command)
     budget = Budget.parse(options.budget)
     grading = options.grading()
@@ -159,7 +153,10 @@ def choose(
     fitted = None
     if hashed is not None and targets is not None:
         fitted = partial(ImportanceRatios, targets.examples(), hashed=hashed, places=candidates)
-    signals = signals_for(table, part, pool, place[candidates], options, names, targets, log, grading, others, fitted)
+    given_rows = place[candidates]
+    signals = signals_for(
+        table, part, pool, given_rows, options, names, targets, log, grading, others, fitted, policy.history
+    )
     if selector.score_source:  # of a file: its own words say what is missing
         selector.eligible(pool)
     policy.begin_stage(generator(options.seed, "selection", "select"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ from longgame.data.examples import Pool, is_weight
 from longgame.errors import PluginError, ResumeError
 from longgame.seeding import generator
 from longgame.selection.algorithms.directions import FrequentDirections
-from longgame.signals.base import Signals
+from longgame.signals.base import Signals, check_width
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,12 @@ def checked_weights(weights: Any, picks: int) -> Float[np.ndarray, " k"] | None:
 
 
 class History:
-    """The selected history H_t and S_{1:t−1} of eq. 5; selectors read it, only `update` writes it.
+    """The selected history H_t and S_{1:t−1} of eq. 5; selectors read it, only `update` and `count_anew` write it.
 
     It holds what the signals of each round carried: without the signal ``embedding`` there are no embeddings. Its size
     does not grow with the run: a reservoir of ``max_embeddings`` embeddings (each selected example is in it with the
     same probability), a frequent-directions sketch of 2·``gradient_rows`` gradient rows, and two counters per cluster.
+    Clusters that are fitted anew for a later stage are told by `count_anew`.
 
     Args:
         max_embeddings: size of the reservoir.
@@ -111,6 +115,7 @@ class History:
         self.gradients = FrequentDirections(gradient_rows)
         """Sketch of the selected gradients: ``.energy``, ``.error_bound``, ``.matrix``."""
         self._reservoir: Float[np.ndarray, "max_embeddings d"] = np.zeros((0, 0), dtype=np.float32)
+        self._reservoir_tokens: Int[np.ndarray, " max_embeddings"] = np.zeros(0, dtype=np.int64)
         self._embedding_count = 0
         self._rng = generator(seed, "history", "reservoir")
 
@@ -133,27 +138,48 @@ class History:
                 self.cluster_tokens[cluster] += cost
                 self.cluster_counts[cluster] += 1
         if "embedding" in signals:
-            self._remember(signals["embedding"][rows])
+            self._remember(signals["embedding"][rows], tokens)
         if "grad_sketch" in signals:
             self.gradients.update(signals["grad_sketch"][rows])
 
-    def _remember(self, embeddings: Float[np.ndarray, "k d"]) -> None:
+    def count_anew(self, clusters: Int[np.ndarray, " m"]) -> None:
+        """Count all picks by other clusters, which were fitted with `embeddings` among their points.
+
+        Exact while the reservoir holds every pick; later the clusters' shares are those of this uniform sample.
+
+        Args:
+            clusters: cluster index of each row of `embeddings`; empty: no embedding was recorded, and nothing is known
+                of the picks' clusters.
+        """
+        if any(self.cluster_counts.values()) and not len(clusters):
+            _log.warning(
+                "the history has counted %d picks by clusters of an earlier stage and holds no embeddings, so it "
+                "begins to count anew. Name 'embedding' beside 'cluster' in the selector's requires.",
+                self.n_selected,
+            )
+        sample = max(1, len(clusters))
+        tokens = self._reservoir_tokens[: len(clusters)]
+        self.cluster_counts, self.cluster_tokens = {}, {}
+        for cluster in np.unique(clusters).tolist():
+            inside = clusters == cluster
+            self.cluster_counts[cluster] = round(self.n_selected * int(inside.sum()) / sample)
+            self.cluster_tokens[cluster] = round(self.tokens * int(tokens[inside].sum()) / max(1, int(tokens.sum())))
+
+    def _remember(self, embeddings: Float[np.ndarray, "k d"], tokens: Int[np.ndarray, " k"]) -> None:
         """Algorithm R (Vitter 1985): the i-th embedding replaces a random one with probability max_embeddings / i."""
         width = embeddings.shape[1]
         if not self._embedding_count:
             self._reservoir = np.zeros((self.max_embeddings, width), dtype=np.float32)
-        if width != self._reservoir.shape[1]:
-            raise PluginError(
-                f"an embedding of width {width} came after ones of width {self._reservoir.shape[1]}; "
-                "keep one embedding model through a run."
-            )
-        for embedding in embeddings:
+            self._reservoir_tokens = np.zeros(self.max_embeddings, dtype=np.int64)
+        check_width(width, self._reservoir)
+        for embedding, cost in zip(embeddings, tokens.tolist(), strict=True):
             self._embedding_count += 1
             place = self._embedding_count - 1
             if place >= self.max_embeddings:
                 place = int(self._rng.integers(self._embedding_count))
             if place < self.max_embeddings:
                 self._reservoir[place] = embedding
+                self._reservoir_tokens[place] = cost
 
     @property
     def embeddings(self) -> Float[np.ndarray, "m d"]:
@@ -179,6 +205,7 @@ class History:
             "cluster_tokens": np.asarray([self.cluster_tokens[key] for key in clusters], dtype=np.int64),
             "cluster_counts": np.asarray([self.cluster_counts[key] for key in clusters], dtype=np.int64),
             "embeddings": np.array(self.embeddings),
+            "embedding_tokens": self._reservoir_tokens[: len(self.embeddings)].copy(),
             "embedding_count": self._embedding_count,
             "rng": self._rng.bit_generator.state,
             "gradients": self.gradients.state_dict(),
@@ -204,5 +231,9 @@ class History:
         self.cluster_counts = dict(zip(clusters, np.asarray(state["cluster_counts"]).tolist(), strict=True))
         self._reservoir = np.zeros((self.max_embeddings if count else 0, saved.shape[1]), dtype=np.float32)
         self._reservoir[: len(saved)] = saved
+        # A state of an older version has no tokens: all count alike.
+        costs = np.asarray(state.get("embedding_tokens", np.ones(len(saved))), dtype=np.int64)
+        self._reservoir_tokens = np.zeros(len(self._reservoir), dtype=np.int64)
+        self._reservoir_tokens[: len(saved)] = costs
         self._embedding_count = count
         self._rng.bit_generator.state = state["rng"]

@@ -442,6 +442,26 @@ def cost_class(names: Iterable[str]) -> str:
     return "E" if any("base" in signal.needs for signal in signals) else "0"
 
 
+class Past(Protocol):
+    """What was selected before, as clusters that are fitted anew take it in: `longgame.selection.history.History`."""
+
+    @property
+    def embeddings(self) -> Float[np.ndarray, "m d"]:
+        """A uniform sample of the picks' embeddings."""
+
+    def count_anew(self, clusters: Int[np.ndarray, " m"]) -> None:
+        """Count the picks by these clusters of ``embeddings``."""
+
+
+def check_width(width: int, others: Float[np.ndarray, "m d"]) -> None:
+    """Raise PluginError where embeddings of this width do not fit to those before."""
+    if width != others.shape[1]:
+        raise PluginError(
+            f"an embedding of width {width} came after ones of width {others.shape[1]}; "
+            "keep one embedding model through a run."
+        )
+
+
 @dataclass(frozen=True)
 class Signals:
     """Columns per candidate, row-aligned with ``ids``; float32 (``cluster`` and groups: int64).

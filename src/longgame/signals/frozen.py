@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from longgame.data.examples import Pool
 from longgame.errors import DataError, PluginError, unknown
 from longgame.seeding import stream_seed
-from longgame.signals.base import check_finite
+from longgame.signals.base import Past, check_finite, check_width
 
 COLUMNS = ("embedding", "base_loss", "difficulty", "quality", "cluster")
 """Columns of the frozen pass of a seed, in the order of its file; those of `GRADED` follow where a run needs them."""
@@ -57,7 +57,12 @@ class FrozenSignals:
 
     @classmethod
     def build(
-        cls, pools: Sequence[Pool], columns: Mapping[str, Sequence[np.ndarray]], clusters: int, seed: int
+        cls,
+        pools: Sequence[Pool],
+        columns: Mapping[str, Sequence[np.ndarray]],
+        clusters: int,
+        seed: int,
+        past: Past | None = None,
     ) -> FrozenSignals:
         """Concatenate the stages' columns, rank difficulty within each pool and cluster over all of them.
 
@@ -70,6 +75,7 @@ class FrozenSignals:
             columns: ``embedding``, ``base_loss`` and optionally ``quality``: one array per stage, row-aligned.
             clusters: k, at least 1.
             seed: of the k-means initialization.
+            past: see the function `cluster`.
 
         Raises:
             DataError: no example at all, or arrays that do not match their pools. PluginError: ``clusters`` below 1.
@@ -94,7 +100,7 @@ class FrozenSignals:
             check_finite(name, column, ids)
         ranks = [(rankdata(part, method="average") - 0.5) / max(1, len(part)) for part in columns["base_loss"]]
         joined["difficulty"] = np.concatenate(ranks)[first]
-        joined["cluster"] = cluster(ids, joined["embedding"], clusters, seed)
+        joined["cluster"] = cluster(ids, joined["embedding"], clusters, seed, past)
         return cls(ids, joined)
 
     def extended(self, pool: Pool, columns: Mapping[str, np.ndarray]) -> FrozenSignals:
@@ -163,23 +169,35 @@ class FrozenSignals:
 
 
 def cluster(
-    ids: Sequence[str], embeddings: Float[np.ndarray, "n d"], clusters: int, seed: int
+    ids: Sequence[str], embeddings: Float[np.ndarray, "n d"], clusters: int, seed: int, past: Past | None = None
 ) -> Int[np.ndarray, " n"]:
     """Return the k-means cluster of each L2-normalized embedding, numbered by falling size (ties: smallest id first).
 
     Deterministic for a seed, whatever the row order and the number of threads. From 50 000 examples on, mini-batches.
     With fewer distinct points (to 6 decimals) than ``clusters``, k is their number. A zero embedding stays zero.
+
+    Args:
+        past: what was selected before. The embeddings that it keeps are points of the k-means, too, and it counts by
+            these clusters from now on, so that a cluster's number means the same in all stages.
+
+    Raises:
+        PluginError: the embeddings of the past have another width.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     order = sorted(range(len(ids)), key=ids.__getitem__)
     points = _unit(np.asarray(embeddings)[order])
+    before = np.zeros((0, points.shape[1])) if past is None else past.embeddings
+    if len(before):
+        check_width(points.shape[1], before)
+        points = np.concatenate([points, _unit(before)])
     k = min(int(clusters), len(np.unique(points.round(6), axis=0)))
     state = stream_seed(seed, "k-means") % 2**32
     method = MiniBatchKMeans if len(points) >= _MINI_BATCH_FROM else KMeans
     with threadpool_limits(limits=1):  # the order in which threads add up centers would decide the last digits
-        labels = method(n_clusters=k, n_init=4, random_state=state).fit_predict(points)
+        fitted = method(n_clusters=k, n_init=4, random_state=state).fit_predict(points)
+    labels = fitted[: len(ids)]
     sizes = np.bincount(labels, minlength=k)
     leader = np.full(k, len(labels))
     np.minimum.at(leader, labels, np.arange(len(labels)))
@@ -187,6 +205,8 @@ def cluster(
     number[np.lexsort((leader, -sizes))] = np.arange(k)
     result = np.empty(len(ids), dtype=np.int64)
     result[order] = number[labels]
+    if past is not None:
+        past.count_anew(number[fitted[len(ids) :]])
     return result
 
 

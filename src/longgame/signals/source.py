@@ -20,7 +20,7 @@ from jaxtyping import Float
 from longgame.data.examples import Pool
 from longgame.errors import DataError, ModelError, PluginError, RecipeError
 from longgame.seeding import stream_seed
-from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Signals, check_names
+from longgame.signals.base import ALIGNMENTS, CONTEXT, SIGNALS, Engine, Past, Signals, check_names
 from longgame.signals.frozen import COLUMNS, GRADED, FrozenSignals
 from longgame.signals.quality.base import (
     GRADES,
@@ -87,6 +87,7 @@ class SignalSource:
             or where another optimizer trains: the alignment is then the plain one.
         proxy_refresh: optimizer steps after which context vectors and the directions of alignments are measured again.
         clusters: k of the k-means behind ``cluster``.
+        past: what earlier stages selected, of which clusters are fitted, too (`longgame.signals.frozen.cluster`).
         seed: of the k-means.
         supported: names of the signals that have a meaning here; default: all.
         quality: grades examples, behind ``quality`` and ``grade``; None: the column where every candidate has it, else
@@ -123,6 +124,7 @@ class SignalSource:
         preconditioner: Callable[[], AdamPreconditioner | None] = lambda: None,
         proxy_refresh: int = 8,
         clusters: int = 8,
+        past: Past | None = None,
         seed: int = 0,
         supported: Collection[str] = tuple(SIGNALS),
         quality: QualitySource | None = None,
@@ -141,6 +143,7 @@ class SignalSource:
         self.step: int | None = None
         self.proxy_passes = self.evaluation_passes = self.target_passes = self.earlier_passes = 0
         self._base, self._clusters, self._seed, self._supported = base, clusters, seed, frozenset(supported)
+        self._past = past
         self.cache, self._fingerprint = cache, fingerprint
         self._base_columns: dict[str, dict[str, np.ndarray]] = {}
         self._vectors: dict[str, tuple[int, np.ndarray]] = {}
@@ -169,8 +172,8 @@ class SignalSource:
             model: a causal LM or a PeftModel. A model trained in full has no base left; see `prepare`.
             pad_token_id: fills up batches; None is refused where a signal needs the model.
             seed: of sketches and clusters.
-            options: candidates, proxy, target, log, scorer, embedder, preconditioner, proxy_refresh, clusters, cache
-                of `SignalSource`.
+            options: candidates, proxy, target, log, scorer, embedder, preconditioner, proxy_refresh, clusters, past,
+                cache of `SignalSource`.
         """
         from longgame.models.adaptation import adaptation_of
         from longgame.signals.cache import try_fingerprint
@@ -305,7 +308,7 @@ class SignalSource:
 
         parts = [columns_of(pool) for pool in pools]
         columns = {name: [part[name] for part in parts] for name in parts[0]} if parts else {}
-        frozen = FrozenSignals.build(pools, columns, self._clusters, self._seed)
+        frozen = FrozenSignals.build(pools, columns, self._clusters, self._seed, self._past)
         return frozen if extra is None else frozen.extended(extra, columns_of(extra))
 
     def state_dict(self) -> dict[str, Any]:

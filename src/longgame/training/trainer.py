@@ -541,6 +541,7 @@ class SelectionMixin(_Base):
                 preconditioner=self._selection_preconditioner,
                 proxy_refresh=self.selection.proxy_refresh_steps,
                 clusters=self.selection.clusters,
+                past=self.selection_policy.history,
                 quality=grading.quality,
                 rated=None if stream else lambda: all(ratings(self.train_dataset)),
                 complexity=grading.complexity,

@@ -226,6 +226,8 @@ class LHASSelector(Selector):
             signals.append(self.aligned["earlier"])
         if self.gradient_power:
             signals.append("grad_norm")
+        if "cluster" in signals:
+            signals.append("embedding")  # by which the history counts where later stages have other clusters
         self.requires = tuple(dict.fromkeys(signals))
 
     def begin_stage(self) -> None:
