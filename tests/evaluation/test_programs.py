@@ -138,10 +138,22 @@ FENCE = "```"
         f"{FENCE}{{python}}\n{ADD}",
         f"{FENCE}python\n{ADD}{FENCE}\n".replace("\n", "\r\n"),
         "1. Do:\n" + textwrap.indent(f"{FENCE}python\n{ADD}{FENCE}\n", "   "),
+        f"~~~python\n{ADD}~~~\nIt adds.",
+        f"{FENCE}`py\n{ADD}{FENCE}`",
+        f"{FENCE}markdown\nThe code:\n{FENCE}python\n{ADD}{FENCE}\nIt adds.\n{FENCE}",
+        f"{FENCE}python\n{ADD}{FENCE}\nNow\n{FENCE}python\nadd(1, 2)\n{FENCE}",
     ],
 )
 def test_the_program_is_found_behind_any_fence(response):
     assert program_of("Write add.", response) == ADD.rstrip()
+
+
+def test_a_block_inside_of_a_docstring_does_not_end_the_program():
+    documented = (
+        f'def add(a, b):\n    """Add.\n\n    {FENCE}\n    >>> add(1, 2)\n    {FENCE}\n    """\n    return a + b\n'
+    )
+    response = f"{FENCE}python\n{documented}{FENCE}\nAnd\n{FENCE}python\nadd(1, 2)\n{FENCE}"
+    assert program_of("Write add.", response) == documented.rstrip()
 
 
 def test_the_function_of_a_prompt_is_found_beside_other_blocks():

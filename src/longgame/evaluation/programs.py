@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar
 
 from longgame.data.examples import Example
@@ -27,6 +28,9 @@ _log = logging.getLogger(__name__)
 _PYTHON = re.compile(r"\{?\.?(?:python3?|py)\b", re.IGNORECASE)
 _BEHIND = re.compile(r"^(?:class |def |#|if |print\(|@|```|assert )", re.MULTILINE)
 """Where the body of a function ends that goes on at the margin (the stop texts of HumanEval)."""
+_FENCE = re.compile(r"(`{3,}+|~{3,}+)([^`]*+)")
+"""The marks of a fence, and what stands behind them."""
+_MOST_FENCES_INSIDE = 5
 _MOST_PROMPT_LINES = 400
 _INDENT = "    "
 
@@ -50,28 +54,45 @@ def _functions(tree: ast.Module | None) -> set[str]:
 def fenced_blocks(text: str) -> list[str]:
     """The fenced blocks of Python and of no language in a text, without the indent of their fences.
 
-    A block ends at the next bare fence, and one that does not end goes on to the end of the text.
+    A block ends at the next bare fence of its kind that is as long, and one that does not end goes on to the end of the
+    text. One that is no program ends at a later fence where it then is one: a docstring may hold a block. The blocks
+    inside of a block of Markdown count as its own text does not.
     """
+    lines = text.replace("\r\n", "\n").split("\n")
     blocks: list[str] = []
-    lines = iter(text.replace("\r\n", "\n").split("\n"))
-    for line in lines:
-        info = _fence(line)
-        if info is None:
+    row = 0
+    while row < len(lines):
+        fence = _fence(lines[row])
+        row += 1
+        if fence is None or fence[2].lower() in ("markdown", "md"):
             continue
-        indent, block = line[: line.index("`")], []
-        for inner in lines:
-            if _fence(inner) == "":
-                break
-            block.append(inner.removeprefix(indent))
-        if not info or _PYTHON.match(info):
-            blocks.append("\n".join([*block, ""]))
+        indent, marks, info = fence
+        closing = (place for place in range(row, len(lines)) if _closes(lines[place], marks))
+        ends = [*islice(closing, _MOST_FENCES_INSIDE)] or [len(lines)]
+        if info and not _PYTHON.match(info):
+            row = ends[0] + 1
+            continue
+        ended = {end: _dedented(lines[row:end], indent) for end in ends}
+        end = next((end for end, block in ended.items() if parsed(block) is not None), ends[0])
+        blocks.append(ended[end])
+        row = end + 1
     return blocks
 
 
-def _fence(line: str) -> str | None:
-    """What a fence says behind its three marks, "" of a bare one; None: the line is no fence."""
+def _fence(line: str) -> tuple[str, str, str] | None:
+    """Indent, marks and info of a line that is a fence."""
     text = line.lstrip(" \t")
-    return text[3:].strip() if text.startswith("```") and "`" not in text[3:] else None
+    fence = _FENCE.fullmatch(text)
+    return None if fence is None else (line[: len(line) - len(text)], fence[1], fence[2].strip())
+
+
+def _closes(line: str, marks: str) -> bool:
+    fence = _fence(line)
+    return fence is not None and not fence[2] and fence[1].startswith(marks)
+
+
+def _dedented(lines: Sequence[str], indent: str) -> str:
+    return "\n".join([*(line.removeprefix(indent) for line in lines), ""])
 
 
 @lru_cache(maxsize=4096)
