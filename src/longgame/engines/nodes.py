@@ -159,9 +159,7 @@ def model_digest(name: str) -> str | None:
     Raises:
         ModelError: there is no such model.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    from longgame.models.hub import require_repo
+    from longgame.models.hub import cached_commit, require_repo
     from longgame.models.load import SMOLLM2, model_place
     from longgame.models.smollm2 import locate
 
@@ -170,9 +168,7 @@ def model_digest(name: str) -> str | None:
     place = model_place(name)
     if Path(place).is_dir():
         return digest_of([Path(place)])
-    file = try_to_load_from_cache(place, "config.json")
-    commit = Path(file).parent.name if isinstance(file, str) else require_repo(place, "model", ModelError, "")
-    return f"{_HUB}{place}@{commit}"
+    return f"{_HUB}{place}@{cached_commit(place) or require_repo(place, 'model', ModelError, '')}"
 
 
 def digest_of(paths: list[Path]) -> str | None:

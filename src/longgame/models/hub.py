@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -33,6 +33,12 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", flags=re.DOT
 """The metadata at the top of a card."""
 _OF_THE_FILES = ("configs", "size_categories")
 """Metadata that describes what is pushed, and replaces what the card said."""
+
+
+def cached_commit(repo_id: str) -> str | None:
+    """The commit of a model of the hub whose files the local cache gives; None: it holds no config.json of it."""
+    file = try_to_load_from_cache(repo_id, "config.json")
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def require_repo(

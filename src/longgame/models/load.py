@@ -35,7 +35,7 @@ from longgame.limits import TEMPLATE_SECONDS, free_memory, located, missing, tim
 from longgame.models import smollm2
 from longgame.models.adaptation import ADAPTATIONS
 from longgame.models.device import Attention
-from longgame.models.hub import OTHER_SIZES, OWN_CODE, first_lines, load_or_fetch, require_repo
+from longgame.models.hub import OTHER_SIZES, OWN_CODE, cached_commit, first_lines, load_or_fetch, require_repo
 from longgame.recipe import ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -101,10 +101,7 @@ def load_model(spec: ModelSpec, *, attention: Attention = "eager") -> LoadedMode
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model = _model(spec, place, attention, local)
     _check_together(model, tokenizer, spec)
-    if not source:
-        commit: Any = getattr(model.config, "_commit_hash", None)
-        source = f"hub {place}" + (f" at {commit}" if commit else "")
-    return LoadedModel(model.eval(), tokenizer, source)
+    return LoadedModel(model.eval(), tokenizer, source or _hub_source(place))
 
 
 def load_classifier(spec: ModelSpec) -> LoadedModel:
@@ -118,7 +115,12 @@ def load_classifier(spec: ModelSpec) -> LoadedModel:
         tokenizer = _loaded_tokenizer(spec, place, local)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model = _model(spec, place, "eager", local, AutoModelForSequenceClassification)
-    return LoadedModel(model.eval(), tokenizer, source or f"hub {place}")
+    return LoadedModel(model.eval(), tokenizer, source or _hub_source(place))
+
+
+def _hub_source(place: str) -> str:
+    commit = cached_commit(place)
+    return f"hub {place}" + (f" at {commit}" if commit else "")
 
 
 _kept: tuple[tuple[Any, ...], LoadedModel] | None = None
