@@ -232,8 +232,16 @@ def test_resume_true_takes_the_last_checkpoint(tmp_path, sums):
     for step in (2, 10):
         (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
     assert _checkpoint(arguments).endswith("checkpoint-10")
-    (arguments, *_) = _read(configuration(tmp_path, sums), [])
+
+
+@pytest.mark.parametrize(("values", "warned"), [({}, True), ({"resume_from_checkpoint": False}, False)])
+def test_a_training_that_begins_anew_beside_checkpoints_says_so(tmp_path, sums, caplog, values, warned):
+    (arguments, *_) = _read(configuration(tmp_path, sums, **values), [])
     assert _checkpoint(arguments) is None
+    assert not caplog.records
+    (tmp_path / "out" / "checkpoint-10").mkdir(parents=True)
+    assert _checkpoint(arguments) is None
+    assert ("begins anew. To go on: --resume_from_checkpoint true" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(

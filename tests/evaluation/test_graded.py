@@ -38,6 +38,15 @@ def test_the_grade_is_a_share_of_the_scale(tmp_path) -> None:
     assert "training data" not in text
 
 
+def test_a_rubric_that_is_named_grades(tmp_path) -> None:
+    with serving("grade 4") as server:
+        scorer = build_scorer(judge(server, tmp_path, rubric="alpagasus"))
+        values = scorer.score_all(items(1), [Evidence(generated="my own words")])
+        text = server.bodies[0]["messages"][0]["content"]
+    assert values == [0.8]
+    assert "from 0 to 5" in text
+
+
 def test_thoughts_are_not_shown_to_the_judge(tmp_path) -> None:
     shown = [Evidence(generated="<think>hidden</think>seen"), Evidence(generated="")]
     with serving("grade 1") as server:

@@ -93,6 +93,18 @@ def test_parts_of_a_row_wise_selector_equal_one_pool(selector, budget, job, tmp_
         assert manifest["partitions"]["exact"]
 
 
+@pytest.mark.parametrize("weighted", [ROWS[::3], []])
+def test_parts_keep_the_weights_of_an_earlier_selection(weighted, tmp_path):
+    rows = [row | ({"longgame_weight": 2.5} if row in weighted else {}) for row in ROWS]
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    score_into(DataRows(open_source(data)), ["loss"], tmp_path / "scores", TINY)
+    options = SelectOptions(selector="loss", budget="20%")
+    select_to(data, tmp_path / "one.jsonl", options, scores=tmp_path / "scores")
+    select_in_parts(data, tmp_path / "parts.jsonl", options, scores=tmp_path / "scores", partitions=3)
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert ('"longgame_weight": 2.5' in (tmp_path / "parts.jsonl").read_text()) == bool(weighted)
+
+
 @pytest.mark.parametrize("out", ["s.jsonl.gz", "s.parquet", "folder"])
 def test_parts_write_every_kind_of_output(out, job, tmp_path):
     options = SelectOptions(selector="loss", budget="20%", dedup="exact", on_bad_row="skip", budget_of="response")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +24,12 @@ from longgame.errors import DataError, ModelError, RecipeError, ResumeError, Sto
 from longgame.models.load import load_model
 from longgame.offline import rows as offline_rows
 from longgame.offline import scoring
+from longgame.offline.options import SelectOptions
 from longgame.offline.rows import DataRows, TokenizedRows
 from longgame.offline.score_folder import ScoreFolder, shard_name
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import score_into, shard_rows
+from longgame.offline.selecting import choose
 from longgame.recipe import ModelSpec
 from longgame.signals.engine import SignalEngine
 
@@ -68,6 +71,26 @@ def test_columns_are_those_of_the_engine(data: Path, tmp_path: Path) -> None:
     assert (frame["prompt_tokens"] + frame["response_tokens"]).tolist() == pool.tokens.tolist()
     config = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text(encoding="utf-8"))
     assert (config["rows"], config["versions"]["longgame"]) == (60, longgame.__version__)
+
+
+def test_scores_under_another_chat_template_are_refused(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", ROWS[:8])
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
+    options = ModelOptions(name="tiny", chat_template=str(template))
+    score_into(DataRows(open_source(data)), ["loss"], tmp_path / "s", options)
+    select = partial(choose, open_source(data), SelectOptions(selector="loss"), scores=tmp_path / "s")
+    for model in (options, TINY):
+        select(model=model)
+    template.write_text("{% for turn in messages %}Say: {{ turn.content }}{% endfor %}")
+    for call in (
+        partial(score_into, DataRows(open_source(data)), ["loss"], tmp_path / "s", options),
+        partial(select, model=options),
+        partial(select, model=TINY),
+    ):
+        with pytest.raises(ResumeError, match="another chat template than 'tiny' has now"):
+            call()
+    select()
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])

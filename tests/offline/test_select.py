@@ -17,6 +17,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 import longgame
+from longgame.data.formats import RowRules
 from longgame.data.sources import open_source
 from longgame.errors import BudgetError, DataError, LonggameError, RecipeError, ResumeError, StorageError
 from longgame.offline import scoring
@@ -24,7 +25,8 @@ from longgame.offline.api import Subset
 from longgame.offline.options import Budget, SelectOptions, parse_selector
 from longgame.offline.rows import DataRows
 from longgame.offline.scorer import ModelOptions
-from longgame.offline.selecting import select_to
+from longgame.offline.scoring import score_into
+from longgame.offline.selecting import choose, select_to
 from longgame.offline.summary import SubsetFacts
 from longgame.selection.base import Selector
 from longgame.selection.history import Selection
@@ -343,6 +345,53 @@ def test_every_decision_is_explained(data: Path, tmp_path: Path) -> None:
     assert all(0 <= entry["terms"]["score"]["percentile"] <= 100 for entry in entries)
 
 
+def test_every_repeat_is_explained(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", [*ROWS[:3], *ROWS[:2] * 75])
+    options = SelectOptions(budget="2rows", dedup="exact")
+    select_to(data, tmp_path / "o.jsonl", options, explain=True)
+    assert sum("repeats" in entry["why"] for entry in lines(tmp_path / "o.explain.jsonl")) == 150
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("stars != 1", r"holds texts such as '1', as every cell.*Write stars.astype\(\"float\"\)"),
+        ("2 < stars", "holds texts such as '1'"),
+        ("not (stars in [1, 2])", "holds texts such as '1'"),
+        ('stars.astype("float") > 2', 2),
+        ("stars == '3'", 1),
+        ("word != 1", 4),
+        ("flag", 'is no condition. Write it like flag == "true"'),
+        ("flag == 'true'", 2),
+    ],
+)
+def test_texts_of_csv_are_not_compared_with_numbers(condition: str, kept: int | str, tmp_path: Path) -> None:
+    rows = [f"q{n},a{n},{n},w{n},{'true' if n % 2 else 'false'},{n / 2}" for n in (1, 2, 3, 4)]
+    data = tmp_path / "d.csv"
+    data.write_text("\n".join(["prompt,response,stars,word,flag,longgame_weight", *rows, ""]))
+    options = SelectOptions(budget="100%", where=condition)
+    if isinstance(kept, str):
+        with pytest.raises(DataError, match=kept):
+            choose(open_source(data), options)
+    else:
+        outcome, _ = choose(open_source(data), options)
+        assert len(outcome.picks) == kept
+        assert outcome.pick_weights is not None
+
+
+def test_grades_that_scores_hold_are_described_by_their_job(tmp_path: Path) -> None:
+    rows = [row | ({"stars": number % 5} if number % 3 else {}) for number, row in enumerate(ROWS)]
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    options = SelectOptions(selector="quality", quality="column:stars,low=0,high=4", budget="5rows")
+    grading = options.grading()
+    rules = RowRules(columns=grading.columns)
+    score_into(DataRows(open_source(data), rules), ["quality"], tmp_path / "s", TINY, grading=grading)
+    ways = {"a.jsonl": None, "b.jsonl": tmp_path / "s"}
+    described = [select_to(data, tmp_path / out, options, scores=ways[out])[1]["grading"] for out in ways]
+    assert len({json.dumps(entry, sort_keys=True) for entry in described}) == 1
+    assert described[0]["quality"]["missing"] == 20
+
+
 def test_a_data_set_goes_in_and_comes_out() -> None:
     dataset = Dataset.from_list(ROWS).shuffle(seed=1)
     subset = longgame.select(dataset, selector="longest", budget=0.1)
@@ -453,7 +502,7 @@ FAULTS: list[tuple[dict[str, Any], type[LonggameError], str]] = [
     ({"where": "skill.str.len() > 90"}, DataError, r"Change the condition, --where 'skill.str.len\(\) > 90'\.$"),
     ({"where": "prompt == 'no'"}, DataError, r"Values of 'prompt': ('[^']+', ){5}…$"),
     ({"where": "skill +"}, DataError, "cannot be decided"),
-    ({"where": "skill"}, DataError, "is no condition"),
+    ({"where": "skill"}, DataError, 'is no condition. Write it like skill == "(math|talk)"'),
     ({"where": "index < 3"}, DataError, "unknown column 'index'.*The place of a row is no column"),
     ({"where": "note.rank() <= 5"}, DataError, r"looks at more than one row \('note.rank'\).*isin"),
     ({"where": "prompt.str.len() > response.str.len().quantile(0.9)"}, DataError, "looks at more than one row"),

@@ -142,6 +142,17 @@ def test_replies_before_a_crash_are_not_asked_for_again(judge):
     assert (source.describe()["calls"], source.describe()["cached"]) == (3, 5)
 
 
+def test_replies_of_a_named_judge_are_known_under_another_model_and_address(judge):
+    def source(model, url, **name):
+        return judge(url, model=[{"model": model, "url": url, **name}])
+
+    first, *others = (source("a", "http://x/v1"), source("b", "http://x/v1"), source("a", "http://y/v1"))
+    named, *same = (source(model, url, name="j") for model, url in (("a", "http://x/v1"), ("b", "http://y/v1")))
+    digests = [made._request(made._raters[0], EXAMPLES[0])[0] for made in (first, *others, named, *same)]
+    assert len({*digests[:4]}) == 4
+    assert digests[3] == digests[4]
+
+
 def test_half_refused_stops_above_the_share_and_passes_below(judge):
     with serving(lambda _n, body: "refused" if body["messages"][0]["content"].count("1") else "grade 4") as server:
         source = judge(server, max_missing=0.9)

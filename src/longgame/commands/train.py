@@ -99,9 +99,11 @@ def _checkpoint(arguments: Any) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     choice = arguments.resume_from_checkpoint
-    if choice is None or str(choice).lower() == "false":
-        return None
     folder = Path(arguments.output_dir)
+    if choice is None or str(choice).lower() == "false":
+        if choice is None and (last := get_last_checkpoint(folder) if folder.is_dir() else None):
+            _log.warning("'%s' is there, and the training begins anew. To go on: --resume_from_checkpoint true", last)
+        return None
     if str(choice).lower() == "true":
         last = get_last_checkpoint(folder) if folder.is_dir() else None
         if last is None:

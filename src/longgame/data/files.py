@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longgame.data.examples import WEIGHT
 from longgame.data.formats import RowError
 from longgame.errors import DataError
 
@@ -289,7 +290,7 @@ def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
         if cell == "":
             continue
         row[name] = cell
-        if name == "quality":
+        if name in ("quality", WEIGHT):
             with suppress(ValueError):  # reported with the value
                 row[name] = float(cell)
         elif name == "noisy":

@@ -40,8 +40,7 @@ class JudgeGrade(Scorer):
     may_miss: ClassVar[bool] = True
 
     def __init__(self, file: str | None = None, **options: Any) -> None:
-        rubric = JudgeOptions.of(file, options).rubric
-        if rubric == JudgeOptions.rubric:  # grades training data
+        if JudgeOptions.of(file, options).rubric is None:
             options = {**options, "rubric": "mt-bench"}
         self.judge = JudgeQuality(file, **options)
 

@@ -15,7 +15,7 @@ from longgame.data.sources import open_source
 from longgame.errors import DataError, RecipeError
 from longgame.offline.options import SelectOptions
 from longgame.offline.rows import BadRow, DataRows
-from longgame.offline.score_folder import CONFIG, ScoreFolder, check_grading, check_model, signals_of
+from longgame.offline.score_folder import CONFIG, ScoreFolder, check_grading, check_model, check_template, signals_of
 from longgame.offline.scorer import ModelOptions, embedder_of, scorer_of
 from longgame.offline.scoring import Progress, apart_of, computed_names, score_into
 from longgame.recipe import EMBEDDER
@@ -95,6 +95,8 @@ def scores_for(
         missing = [name for name in columns if name not in table.names]
         missing += [name for name in names if name in CONTEXT and not table.has_context(name)]
         if not missing:
+            if model is not None:
+                check_template(Path(scores), table.config, model)
             return table
         if model is None:
             raise RecipeError(

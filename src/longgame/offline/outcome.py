@@ -194,7 +194,7 @@ class SubsetOutcome:
                 entry["terms"][name] = {"value": _number(values[row]), "percentile": _number(ranks[name][row])}
             entry["why"] = self.why(row, place.get(row))
             entries.append(entry)
-        for row in np.flatnonzero(self.repeats >= 0)[: max(_NEAREST, len(self.picks))].tolist():
+        for row in np.flatnonzero(self.repeats >= 0).tolist():
             other = int(self.repeats[row])
             where = f"{self.rows.file_of(other)}:{self.rows.numbers[other]}"
             entries.append(self._entry(row, False) | {"why": f"repeats {self.rows.ids[other]} ({where})"})

@@ -41,6 +41,7 @@ from longgame.offline.parts import (
     costs_of,
     parts_of,
 )
+from longgame.offline.rows import known_weights
 from longgame.offline.score_folder import FITTED, TABLE, ScoreFolder
 from longgame.offline.selecting import (
     refuse_inputs,
@@ -48,6 +49,7 @@ from longgame.offline.selecting import (
     selection_inputs,
     subset_outputs,
     whole_pool_notes,
+    with_old_weights,
 )
 from longgame.offline.subset import BAD, MANIFEST, PREFIX, beside, kind_of, refuse_existing, remove_beside, write_subset
 from longgame.selection.algorithms.cut import exact_cut
@@ -240,7 +242,9 @@ def _chosen(
     spent = int(costs_of(picks.prompt, picks.response, unit).sum())
     notes = tuple(whole_pool_notes(len(rank), candidates))
     rules = RowRules(options.turns, columns=("quality",))  # ids do not depend on its scale, which the scores know
-    positions = _positions(source, _located(table, picks.rows), picks.ids, rules, table.folder)
+    located = _located(table, picks.rows)
+    positions, old = _positions(source, located, picks.ids, rules, table.folder)
+    weights = with_old_weights(weights, old, lambda pick: f"{located[pick][0]}, {source.unit} {located[pick][1]}")
     return PartsOutcome(source, positions, picks, rank, weights, totals, asked, spent, unit, claim, notes)
 
 
@@ -388,13 +392,13 @@ def _located(table: ScoreFolder, rows: Int[np.ndarray, " k"]) -> list[tuple[str,
 
 def _positions(
     source: RowSource, located: Sequence[tuple[str, int]], ids: Sequence[str], rules: RowRules, scores: str | Path
-) -> Int[np.ndarray, " k"]:
-    """Places of the picks in the source, each compared with its id.
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"] | None]:
+    """Places of the picks in the source, each compared with its id, and the weights of an earlier selection.
 
     Raises:
         DataError: the data is another one than was scored, or is named otherwise.
     """
-    positions = np.empty(len(ids), dtype=np.int64)
+    positions, weights = np.empty(len(ids), dtype=np.int64), np.full(len(ids), np.nan)
     files: set[str] = set()
     place = 0
     for position, (file, number, read) in enumerate(source.rows()):
@@ -404,21 +408,22 @@ def _positions(
         if (file, number) != located[place]:
             continue
         try:
-            content = read_row(read(), rules)[0].sample_id
+            example = read_row(read(), rules)[0]
         except RowError as error:
             raise DataError(f"row {number} of '{file}' cannot be read any more: {error}") from error
-        if content != ids[place].partition("#")[0]:
+        if example.sample_id != ids[place].partition("#")[0]:
             raise DataError(
                 f"row {number} of '{file}' is another one than was scored into '{scores}'. Score the data again, or "
                 "give the options that it was scored with (--turns)."
             )
         positions[place] = position
+        weights[place] = np.nan if example.weight is None else example.weight
         place += 1
     if place < len(ids):
         file, number = located[place]
         other = "" if file in files else f" The data has {', '.join(sorted(files)[:3])}: name it as it was scored."
         raise DataError(f"'{scores}' holds scores of row {number} of '{file}', which is not in the data.{other}")
-    return positions
+    return positions, known_weights(weights)
 
 
 def _manifest(

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import gc
 import hashlib
+import math
 import re
 from array import array
 from bisect import bisect_right
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -232,7 +233,7 @@ class DataRows:
             raise self._changed()
 
     def weights_of(self, rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"] | None:
-        """Return the weights that an earlier selection gave these rows, 1 where it gave none; None: no row has any.
+        """Return the weights that an earlier selection gave these rows, 1 where it gave none; None: none has any.
 
         Raises:
             DataError: the source has changed since it was read.
@@ -240,10 +241,10 @@ class DataRows:
         if not self.weighted:
             return None
         rising = np.argsort(rows)
-        weights = np.ones(len(rows))
+        weights = np.full(len(rows), np.nan)
         for place, example in zip(rising.tolist(), self.examples(rows[rising].tolist()), strict=True):
-            weights[place] = 1.0 if example.weight is None else example.weight
-        return weights
+            weights[place] = np.nan if example.weight is None else example.weight
+        return known_weights(weights)
 
     def _changed(self) -> DataError:
         return DataError(f"'{self.source.label}' has changed while it was read. Run the command again.")
@@ -307,6 +308,12 @@ _OF_ONE_ROW = (
 """Methods of a column that look at each row alone."""
 
 
+def known_weights(weights: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"] | None:
+    """The weights with 1 where one is missing (NaN); None where all are."""
+    missing = np.isnan(weights)
+    return None if missing.all() else np.where(missing, 1.0, weights)
+
+
 class RowCondition:
     """A condition on the columns of a row, written as `pandas.DataFrame.query` takes it.
 
@@ -351,6 +358,7 @@ class RowCondition:
             start, stop = node.col_offset, node.end_col_offset
             source = source[:start] + f"({node.id} == True)".encode() + source[stop:]
         self._query = _in_backticks(source.decode(), quoted)
+        self._numeric = dict.fromkeys(quoted.get(name, name) for name in _compared_with_numbers(tree))
         self._seen: dict[str, None] = {}
         self._values: dict[str, dict[str, None]] = {
             quoted.get(side.id, side.id): {} for side in _compared_with_texts(tree) if isinstance(side, ast.Name)
@@ -404,6 +412,14 @@ class RowCondition:
                 texts = (value for value in frame[name] if isinstance(value, str) and len(value) <= _LONGEST_VALUE)
                 values |= dict.fromkeys(texts)
         empty = [name for name in self._columns if name not in frame.columns or frame[name].isna().all()]
+        for name in self._numeric:
+            cells = [] if name in empty else frame[name].dropna().tolist()
+            written = next(filter(_says_a_number, cells), None)
+            if written is not None and all(isinstance(cell, str) for cell in cells):
+                raise DataError(  # pandas finds no text equal to a number
+                    f"--where is {self.text!r}, and the column '{name}' holds texts such as {written!r}, as every cell "
+                    f'of a CSV file is one. Write {name}.astype("float").'
+                )
         try:
             try:
                 answer = self._answer(frame, empty, "object")
@@ -418,7 +434,10 @@ class RowCondition:
         except Exception as error:
             raise self._undecided(error) from error
         if not is_condition:
-            raise DataError(f'--where is {self.text!r}, which is no condition. Write it like skill == "math".')
+            name = next(iter(self._flags or self._columns), "")
+            held = [cell for cell in frame.get(name, []) if isinstance(cell, str) and len(cell) <= _LONGEST_VALUE]
+            form = f'{name} == "{held[0]}"' if held else 'skill == "math"'
+            raise DataError(f"--where is {self.text!r}, which is no condition. Write it like {form}.")
         return answer.fillna(False).to_numpy(dtype=bool)
 
     def _answer(self, frame: pd.DataFrame, empty: Sequence[str], dtype: str) -> Any:
@@ -460,6 +479,29 @@ def _compared_with_texts(tree: ast.AST) -> Iterator[ast.AST]:
                 literals = other.elts if isinstance(other, ast.List | ast.Tuple | ast.Set) else [other]
                 if any(isinstance(item, ast.Constant) and isinstance(item.value, str) for item in literals):
                     yield side
+
+
+def _compared_with_numbers(tree: ast.AST) -> Iterator[str]:
+    """Names that are compared with a number, or with a list of them."""
+    for node in ast.walk(tree):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        for left, right in pairwise(sides):
+            for side, other in ((left, right), (right, left)):
+                items = other.elts if isinstance(other, ast.List | ast.Tuple | ast.Set) else [other]
+                if isinstance(side, ast.Name) and items and all(map(_is_number, items)):
+                    yield side.id
+
+
+def _says_a_number(cell: Any) -> bool:
+    try:
+        return isinstance(cell, str) and math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _is_number(node: ast.AST) -> bool:
+    value = ast.literal_eval(node) if _is_literal(node) else None
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _in_backticks(text: str, quoted: Mapping[str, str]) -> str:

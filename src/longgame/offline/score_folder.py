@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 from jaxtyping import Int
 
 from longgame.data.examples import Pool
-from longgame.errors import DataError, PluginError, RecipeError, ResumeError, unknown
+from longgame.errors import DataError, ModelError, PluginError, RecipeError, ResumeError, unknown
 from longgame.offline.rows import BadRow, DataRows
 from longgame.offline.scorer import ModelOptions
 from longgame.seeding import stream_seed
@@ -403,6 +404,34 @@ def check_model(scores: ScoreFolder, options: ModelOptions) -> None:
             f"'{scores.folder}' holds scores of another model, tokenizer or settings ({pairs}). Use what it was made "
             f"with (see {CONFIG}), or another folder."
         )
+
+
+def check_template(path: Path, config: Mapping[str, Any], options: ModelOptions) -> None:
+    """Raise ResumeError where the model would now read rows by another chat template than that of the scores.
+
+    Raises:
+        ModelError: the template that ``options`` names cannot be used.
+    """
+    from longgame.models.load import load_tokenizer
+
+    stored = config["model"].get("chat_template")
+    named = options if options.chat_template is not None else dataclasses.replace(options, chat_template=stored)
+    try:
+        template = load_tokenizer(named.spec()).chat_template
+    except ModelError:
+        if options.chat_template is not None:
+            raise
+        return  # a model that is not here has not been changed here
+    if config.get("template") not in (short_digest(str(template)), None):
+        raise ResumeError(
+            f"'{path}' holds scores under another chat template than '{options.name}' has now. Score the data again, "
+            "into another folder; or leave the model out, and the scores are taken as they are."
+        )
+
+
+def short_digest(text: str) -> str:
+    """16 characters by which a text is known again."""
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def check_grading(config: Mapping[str, Any], grading: QualitySources, names: Collection[str], path: Path) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +49,13 @@ from longgame.offline.score_folder import (
     check_folder,
     check_grading,
     check_made_with,
+    check_template,
     is_free,
     is_scratch,
     read_config,
     shard_folders,
     shared_context,
+    short_digest,
     stored_names,
     stores_in,
     unfinished,
@@ -238,6 +239,7 @@ def score_into(
         now = dataclasses.asdict(options) | {"reference": None}
         later = dict.fromkeys(("reference", "embedder", "scorer_model"))  # keys that older folders lack
         if ready is not None and done and scorer is None and {**later, **config["model"]} == now:
+            check_template(path, config, options)
             if sketched:
                 write_sketches(path, rows, on_shard)
             _remove_leftovers(path)
@@ -271,7 +273,7 @@ def score_into(
             here,
             tokenized.shards(),
             names_here,
-            path / f"{STORE}{_short(' '.join(names_here))[:8]}",
+            path / f"{STORE}{short_digest(' '.join(names_here))[:8]}",
             fingerprint=fingerprint,
             dtype={name: "float32" if name in COUNTS else options.store_dtype for name in names_here},
             on_shard=on_shard,
@@ -538,7 +540,7 @@ def _begin(
         "model": dataclasses.asdict(scorer.options) | {"reference": None},
         "max_length": scorer.max_length,
         "weights": scorer.origin,
-        "template": _short(str(scorer.tokenizer.chat_template)),
+        "template": short_digest(str(scorer.tokenizer.chat_template)),
         "target": None if target is None else target.digest,
         "seed": seed,
         "grading": before | grading.identity(),
@@ -546,10 +548,6 @@ def _begin(
         "versions": versions,
     }
     write_file(path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def _short(text: str) -> str:
-    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _version(name: str) -> str:

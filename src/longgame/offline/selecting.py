@@ -34,6 +34,7 @@ from longgame.offline.options import Budget, SelectOptions, parse_selector
 from longgame.offline.outcome import SubsetOutcome, manifest_of
 from longgame.offline.replaying import ReplayData, ReplayedRows, replayed_rows
 from longgame.offline.rows import DataRows
+from longgame.offline.score_folder import GRADING_FILE, ScoreFolder
 from longgame.offline.scorer import ModelOptions, with_other_models
 from longgame.offline.scoring import Progress, trained_log
 from longgame.offline.subset import (
@@ -56,8 +57,9 @@ from longgame.selection.methods.from_scores import FromScores
 from longgame.selection.policy import SelectionPolicy
 from longgame.signals.auxiliary import AuxiliarySpec
 from longgame.signals.base import SIGNALS, Signals, needs_auxiliary
+from longgame.signals.quality.base import QualitySources
 from longgame.signals.texts import HashedTexts, ImportanceRatios
-from longgame.storage import read_state, write_file, write_state
+from longgame.storage import read_json, read_state, write_file, write_state
 from longgame.training.log import read_trajectories
 
 _HISTORY = "history"
@@ -166,6 +168,13 @@ def choose(
     _, decision = policy.choose(pool, asked, lambda _pool, _names: signals)
     terms = {name: _spread(values, candidates, len(rows)) for name, values in decision.selection.scores.items()}
     picks = candidates[decision.selection.rows]
+    weights = with_old_weights(
+        decision.selection.weights,
+        rows.weights_of(picks),
+        lambda place: f"{rows.file_of(picks[place])}, {rows.source.unit} {rows.numbers[picks[place]]}",
+    )
+    if weights is None and any(earlier.weighted for earlier, _ in again):
+        weights = np.ones(len(picks))
     outcome = SubsetOutcome(
         rows=rows,
         options=options,
@@ -193,8 +202,8 @@ def choose(
         log=log,
         target=targets,
         reference=None if model is None else model.reference,
-        pick_weights=_with_old_weights(decision.selection.weights, picks, rows, again),
-        graded=grading.describe(),
+        pick_weights=weights,
+        graded=_graded(grading, signals, table),
         notes=(
             *grading.notes(),
             *_missing_notes(signals, candidates, decision.selection.rows),
@@ -204,32 +213,29 @@ def choose(
     return outcome, policy
 
 
-def _with_old_weights(
+def with_old_weights(
     weights: Float[np.ndarray, " k"] | None,
-    picks: Int[np.ndarray, " k"],
-    rows: DataRows,
-    replay: Sequence[ReplayedRows],
+    old: Float[np.ndarray, " k"] | None,
+    place_of: Callable[[int], str],
 ) -> Float[np.ndarray, " k"] | None:
-    """The weights times those of an earlier selection of the same rows; None where no row has any.
+    """The weights of picks times those that an earlier selection gave the same rows; None where there are neither.
 
     A draw that weighs picks by 1/p is unbiased for the rows it drew from; the product is for those of the first draw.
+
+    Args:
+        place_of: returns where a pick stands in the data, for the error.
 
     Raises:
         DataError: a product cannot be held in float32.
     """
-    old = rows.weights_of(picks)
-    if old is None:
-        if weights is None and any(earlier.weighted for earlier, _ in replay):
-            return np.ones(len(picks))
-        return weights
-    product = old if weights is None else old * weights
+    if old is None or weights is None:
+        return weights if old is None else old
+    product = old * weights
     wrong = np.flatnonzero(~is_weight(product))
     if len(wrong):
-        row = int(picks[wrong[0]])
         raise DataError(
-            f"{rows.file_of(row)}, {rows.source.unit} {rows.numbers[row]}: the weight of the earlier selection "
-            f"({old[wrong[0]]:g}) times the new one is {product[wrong[0]]:g}, which float32 cannot hold. Scale the "
-            f"column '{WEIGHT}'."
+            f"{place_of(int(wrong[0]))}: the weight of the earlier selection ({old[wrong[0]]:g}) times the new one is "
+            f"{product[wrong[0]]:g}, which float32 cannot hold. Scale the column '{WEIGHT}'."
         )
     return product
 
@@ -240,6 +246,22 @@ def judge_estimate(data: Any, options: SelectOptions) -> list[str]:
     rules = RowRules(options.turns, options.quality_range, grading.columns)
     rows = DataRows(open_source(data), rules, options.on_bad_row, options.where)
     return grading.estimate(rows, options.build().requires)
+
+
+def _graded(grading: QualitySources, signals: Signals, table: ScoreFolder | None) -> dict[str, Any]:
+    """Kind → what its source did, here or in the job that wrote the scores, and the candidates without a grade."""
+    graded: dict[str, Any] = {}
+    for kind, done in grading.describe().items():
+        names = [name for name in ("complexity",) if kind == name] or ["quality", "grade"]
+        name = next((name for name in names if name in signals.columns), None)
+        stored = table is not None and name is not None and not is_graded(name, grading, table.folder)
+        if stored and table is not None:
+            path = table.folder / GRADING_FILE
+            before = read_json(path) if path.is_file() else {}
+            done = before.get(kind, {"source": done["source"]})
+        missing = {} if name is None else {"missing": int(np.isnan(signals[name]).sum())}
+        graded[kind] = {**done, **missing}
+    return graded
 
 
 def _missing_notes(signals: Signals, candidates: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]) -> Iterator[str]:

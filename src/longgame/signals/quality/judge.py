@@ -256,7 +256,8 @@ class JudgeQuality(QualitySource):
             **self.options.extra,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        content = json.dumps([judge.identity, body, self.options.reasons, self.options.structured], sort_keys=True)
+        asked = {name: value for name, value in body.items() if name != "model" or not judge.named}
+        content = json.dumps([judge.identity, asked, self.options.reasons, self.options.structured], sort_keys=True)
         return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(), body
 
     def _ask(

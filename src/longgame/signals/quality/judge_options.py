@@ -30,6 +30,8 @@ class Judge:
     identity: str
     """Part of a request's digest: the label that the user gave, else address and model."""
     endpoint: ChatEndpoint
+    named: bool
+    """Whether the user gave the label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,10 @@ class JudgeOptions:
     """Base of the API."""
     key_env: str = "LONGGAME_JUDGE_KEY"
     """Name of the environment variable that holds the key."""
-    rubric: Any = "alpagasus"
-    """alpagasus, deita-quality, deita-complexity, a Jinja file, or a list of Jinja files (phrasings). A file gets
-    instruction, response, view, low, high and form (how to answer)."""
+    rubric: Any = None
+    """alpagasus, deita-quality, deita-complexity, mt-bench, a Jinja file, or a list of Jinja files (phrasings). A file
+    gets instruction, response, view, low, high and form (how to answer). None: alpagasus of training data, mt-bench of
+    evaluation items."""
     dimension: str = "accuracy"
     """What the rubric alpagasus grades: accuracy (as in the paper), helpfulness …"""
     low: float | None = None
@@ -147,7 +150,7 @@ def phrasings_of(settings: JudgeOptions) -> tuple[list[Phrasing], tuple[float, f
         RecipeError: a rubric cannot be used.
     """
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    rubric, views = settings.rubric, settings.views
+    rubric, views = "alpagasus" if settings.rubric is None else settings.rubric, settings.views
     if isinstance(rubric, str) and rubric in RUBRICS:
         if settings.low is not None or settings.high is not None:
             raise RecipeError(f"judge: the rubric {rubric} has a scale of its own. Leave low and high out.")
@@ -218,7 +221,7 @@ def judges_of(settings: JudgeOptions) -> list[Judge]:
         if any(judge.label == label for judge in judges):
             raise RecipeError(f"judge: two judges are called '{label}'. Give each a name of its own (name=).")
         identity = f"name {label}" if "name" in values else f"{endpoint.url} {name}"
-        judges.append(Judge(name, label, identity, endpoint))
+        judges.append(Judge(name, label, identity, endpoint, "name" in values))
     if not judges:
         raise RecipeError("judge: model is an empty list. Name a model.")
     return judges
