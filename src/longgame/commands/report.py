@@ -77,7 +77,7 @@ def report(
         if claims and (unfinished := [f"{run.folder}: {run.progress}" for run in loaded if not run.finished]):
             remedy = "Finish it first: longgame audit RUN"
             raise ResumeError(f"--fail-if needs finished runs. {' '.join(unfinished)} {remedy}")
-        several, count = len(loaded) > 1, (SHOWN_TRIALS if trials is None else trials) // len(loaded)
+        several, count = len(loaded) > 1, -(-(SHOWN_TRIALS if trials is None else trials) // len(loaded))
         baseline = _load([compare])[0] if compare is not None else None
         names = short_names(runs if compare is None else [*runs, compare])
         layouts = []
