@@ -46,6 +46,17 @@ TRUTHFUL = {
 }
 
 
+@pytest.mark.parametrize("row", [HUMANEVAL, MBPP, MMLU, ARC, TRUTHFUL])
+def test_columns_beside_a_benchmark_are_read(row: dict[str, Any]) -> None:
+    beside = {"skill": "s", "source": "t", "quality": 0.5, "longgame_weight": 2.0, "system": "Be short."}
+    rules = RowRules(columns=("stars",))
+    plain, example = (read_row(row | more, rules)[0] for more in ({}, {**beside, "stars": 3}))
+    assert (example.skill, example.source, example.quality, example.weight) == ("s", "t", 0.5, 2.0)
+    assert example.columns == {"stars": 3}
+    assert example.messages[0] == ("system", "Be short.")
+    assert (example.response, example.answer, example.choices) == (plain.response, plain.answer, plain.choices)
+
+
 def test_a_coding_row_brings_its_tests_as_the_answer() -> None:
     example, name = read_row(HUMANEVAL, RowRules())
     assert name == "humaneval"

@@ -246,6 +246,22 @@ def test_tokens_keep_ids_and_labels() -> None:
     assert padded.tokens[1].tolist() == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("columns", "learned"),
+    [
+        ({"completion_mask": [0, 0, 1, 1]}, [False, False, True, True]),
+        ({"assistant_masks": [0, 1, 0, 1]}, [False, True, False, True]),
+        ({"completion_mask": [0, 0, 1, 1], "assistant_masks": [0, 1, 0, 1]}, [False, False, False, True]),
+        ({"completion_mask": [0, 0, 1, 1], "labels": [-100, 6, 7, 8]}, [False, True, True, True]),
+        ({"completion_mask": [0, 0, 1, 1], "attention_mask": [1, 1, 1, 0]}, [False, False, True]),
+    ],
+)
+def test_masks_of_trl_say_which_tokens_are_learned(columns: dict[str, Any], learned: list[bool]) -> None:
+    example = read({"input_ids": [5, 6, 7, 8], **columns})
+    assert example.tokens is not None
+    assert example.tokens[1].tolist() == learned
+
+
 @pytest.mark.parametrize(("value", "bounds", "result"), [(3, (1, 5), 0.5), (0.25, (0, 1), 0.25), (-1.0, (-1, 1), 0.0)])
 def test_quality_is_mapped_to_the_unit_range(value: float, bounds: Any, result: float) -> None:
     assert read({"text": "a", "quality": value}, quality_range=bounds).quality == result
@@ -254,6 +270,8 @@ def test_quality_is_mapped_to_the_unit_range(value: float, bounds: Any, result: 
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
 REFUSED: list[tuple[Any, str]] = [
     (7, "int, not an object"),
+    ({"input_ids": [5, 6], "completion_mask": [1]}, "masks are not equally long"),
+    ({"input_ids": [5, 6], "completion_mask": [0, 0]}, "no token is learned"),
     ({"instruction": "x"}, "has no response"),
     ({"prompt": "x", "reply": "y"}, "rename 'reply' to 'response' if it is one"),
     ({"txet": "x"}, "Did you mean 'text'"),

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from longgame.data.score_files import read_scores
 from longgame.data.sources import load_examples, open_source, source_name
@@ -223,6 +224,30 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
         load(str(tmp_path / "a.jsonl"))
 
 
+@pytest.mark.parametrize("place", [20, 2_000_000])
+def test_an_array_that_is_not_utf8_is_refused_in_a_sentence(place: int, tmp_path: Path) -> None:
+    row = {"prompt": "a" * place, "response": "b"}
+    (tmp_path / "a.json").write_bytes(json.dumps([row, row]).encode()[:-3] + b"\xff" + b'"}]')
+    with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0xff\). Save the file as UTF-8"):
+        load(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("between", ["", "\n", " " * 3_000_000])
+def test_nothing_behind_an_array_is_lost(between: str, tmp_path: Path) -> None:
+    array = json.dumps([{"prompt": "a", "response": "b"}])
+    path = tmp_path / "a.json"
+    path.write_text(array + between + array)
+    with pytest.raises(DataError, match=r"behind row 1: something stands behind the array \('\[\{.*Join the arrays"):
+        load(str(path))
+    path.write_text(array + between)
+    assert len(load(str(path))) == 1
+
+
+def test_a_stream_is_refused_in_a_sentence() -> None:
+    with pytest.raises(DataError, match="is of type IterableDataset, a stream. Give a datasets.Dataset"):
+        open_source(Dataset.from_list([{"prompt": "a", "response": "b"}]).to_iterable_dataset())
+
+
 def test_a_cut_gzip_file_is_reported_as_damaged(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "a.jsonl.gz", *({"prompt": f"{i}", "response": f"{i * i}"} for i in range(500))))
     path.write_bytes(path.read_bytes()[:-200])
@@ -349,6 +374,7 @@ def test_score_file_defaults_are_order_and_keep_all(tmp_path):
         ([{"sample_id": "a", "points": 1}], "has the columns sample_id, points; it needs sample_id, and score or keep"),
         ([{"name": "a", "score": 1}], "it needs sample_id"),
         ([{"id": "a", "score": 1}, {"id": "a", "score": 2}], "repeats 1 ids: a. Give one row"),
+        ([{"id": 1, "score": 1}, {"id": 1, "score": 2}], "repeats 1 ids: 1. Give one row"),
         ([{"id": "a", "score": 1}, {"id": "b", "score": None}], "1 ids have no finite number as score: b"),
         ([{"id": "a", "score": "high"}], "no finite number as score: a"),
         ([{"sample_id": 7, "score": 1}], "sample_id holds 7, which is no text"),

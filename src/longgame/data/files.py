@@ -134,6 +134,11 @@ class _Damaged:
             raise DataError(
                 f"{self.path}, after {self._place()}: the gzip data is damaged ({error}). Copy it again."
             ) from error
+        if isinstance(error, UnicodeDecodeError):
+            byte = error.object[error.start]
+            raise DataError(
+                f"{self.path}, after {self._place()}: is not UTF-8 (byte {byte:#x}). Save the file as UTF-8."
+            ) from error
         if isinstance(error, OSError) and error.strerror is None and self.path.name.lower().endswith(".zst"):
             raise DataError(
                 f"{self.path}, after {self._place()}: the zstd data is damaged ({first_line(error)}). Copy it again."
@@ -225,6 +230,14 @@ def _json_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
             while True:
                 place = _SPACE.match(buffer, place).end()  # type: ignore[union-attr]
                 if buffer[place : place + 1] == "]":
+                    rest = buffer[place + 1 :]
+                    while not rest.strip() and (rest := text.read(_CHUNK)):
+                        pass
+                    if rest.strip():
+                        raise DataError(
+                            f"{path}, behind row {number}: something stands behind the array ({rest.strip()[:20]!r}). "
+                            "Join the arrays to one, or write JSON lines."
+                        )
                     return
                 try:
                     value, stop = _DECODER.raw_decode(buffer, place)

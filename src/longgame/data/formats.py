@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Int
 
 from longgame.data.benchmarks import BENCHMARKS, BenchmarkRowError
 from longgame.data.examples import WEIGHT, Example, is_weight
@@ -85,8 +86,9 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
             raise RowError(f"has '{name}', which is {_REFUSED[name]}")
     form = _format_of(row, columns.formats)
     if form.rewrite is not None:
+        kept = {name: row[name] for name in (*_BESIDE_A_BENCHMARK, *rules.columns) if name in row}
         try:
-            return read_row(form.rewrite(row), rules)[0], form.name
+            return read_row({**kept, **form.rewrite(row)}, rules)[0], form.name
         except BenchmarkRowError as error:
             raise RowError(str(error)) from error
     optional = _optional(row, rules) if columns.optional or rules.columns else {}
@@ -501,10 +503,13 @@ _TOOLS = ("tools", "functions")
 _NUMBERS = ("quality", WEIGHT)
 """Columns in which NaN is no empty cell but a wrong number."""
 _OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier", WEIGHT)
+_BESIDE_A_BENCHMARK = (*_SYSTEM, *_TOOLS, *(name for name in _OPTIONAL if name not in ("choices", "answer")))
+LOSS_MASKS = ("completion_mask", "assistant_masks")
+"""Columns of TRL; without labels, a token has a loss where all of them that are there are 1."""
 
 
 READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).union(
-    _CONTENT, _TALK, _SYSTEM, _TOOLS, _OPTIONAL, ("rejected", "labels", "attention_mask")
+    _CONTENT, _TALK, _SYSTEM, _TOOLS, _OPTIONAL, ("rejected", "labels", "attention_mask"), LOSS_MASKS
 )
 """Columns that say something to longgame; all others are the user's own."""
 
@@ -682,21 +687,34 @@ def _tokenized(row: Mapping[str, Any], optional: dict[str, Any]) -> Example:
     """The example of a row that came as token ids, with labels where it has them."""
     try:
         ids = np.asarray(row["input_ids"], dtype=np.int64)
-        labels = ids if row.get("labels") is None else np.asarray(row["labels"], dtype=np.int64)
+        labels = labels_of_masks(row, ids) if row.get("labels") is None else np.asarray(row["labels"], dtype=np.int64)
         mask = np.ones(ids.shape) if row.get("attention_mask") is None else np.asarray(row["attention_mask"])
     except (TypeError, ValueError, OverflowError) as error:
-        raise RowError(f"'input_ids', 'labels' or 'attention_mask' holds no list of whole numbers ({error})") from error
+        raise RowError(
+            f"'input_ids', 'labels', 'attention_mask' or a mask of TRL holds no list of whole numbers ({error})"
+        ) from error
     if ids.ndim != 1 or labels.shape != ids.shape or mask.shape != ids.shape:
-        raise RowError("'input_ids', 'labels' and 'attention_mask' are not equally long lists of numbers")
+        raise RowError("'input_ids', 'labels' and masks are not equally long lists of numbers")
     ids, labels = ids[mask != 0], labels[mask != 0]
     learned = labels != -100
     if (ids < 0).any() or (labels[learned] != ids[learned]).any():
         raise RowError("'labels' differ from 'input_ids' where they are not -100; only plain causal labels are read")
     learned[:1] = False
     if not learned.any():
-        raise RowError("no token is learned (all labels are -100)")
+        raise RowError("no token is learned (all labels are -100, or all masks 0)")
     text = f"{ids.tobytes().hex()} {np.packbits(learned).tobytes().hex()} {len(ids)}"
     return dataclasses.replace(Example.make("", text, **optional), response="", tokens=(ids, learned))
+
+
+def labels_of_masks(row: Mapping[str, Any], ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The labels that TRL's collator makes of token ids without labels: the ids, but where one of its masks is 0.
+
+    Empty where a mask is not as long as the ids.
+    """
+    masks = [np.asarray(row[name], dtype=bool) for name in LOSS_MASKS if row.get(name) is not None]
+    if any(mask.shape != ids.shape for mask in masks):
+        return ids[:0]
+    return np.where(np.logical_and.reduce(masks), ids, -100) if masks else ids
 
 
 # Fields beside the text

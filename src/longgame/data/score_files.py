@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -136,7 +137,7 @@ def read_scores(path: str) -> ScoreFile:
     not_text = [value for value in ids if not isinstance(value, str) or not value.isprintable()]
     if not_text:
         raise DataError(f"{label}: {column} holds {not_text[0]!r}, which is no text; write ids as they were given.")
-    repeated = frame[column][frame[column].duplicated()].tolist()
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(f"{label} repeats {len(repeated)} ids: {_some(repeated)}. Give one row for each example.")
     keep = np.ones(len(ids), dtype=bool) if "keep" not in frame else _flags(label, frame["keep"].tolist())

@@ -133,6 +133,11 @@ def open_source(data: Any, split: Split = "train") -> RowSource:
             raise DataError(
                 f"the data set has the splits {', '.join(data.column_names)}. Give one of them: data['train']."
             )
+        if not hasattr(data, "cache_files"):
+            raise DataError(
+                f"the data is of type {type(data).__name__}, a stream. Give a datasets.Dataset (load it without "
+                "streaming=True), or its files."
+            )
         return TableSource("dataset", data)
     if isinstance(data, list | tuple) and data and all(isinstance(item, str | Path) for item in data):
         sources = [open_source(item, split) for item in data]

@@ -16,15 +16,14 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from longgame.data.examples import WEIGHT, Example, Pool, is_weight
+from longgame.data.formats import LOSS_MASKS, labels_of_masks
 from longgame.errors import DataError
 from longgame.seeding import stream_seed
 
 ID = "sample_id"
 SELECTION_COLUMNS = (ID, "skill", "quality", WEIGHT)
 """Columns that selection reads and the model never sees."""
-_LOSS_MASKS = ("completion_mask", "assistant_masks")
-"""Columns of which TRL's collator makes labels, in its versions whose datasets have none."""
-MODEL_COLUMNS = ("input_ids", "labels", "attention_mask", *_LOSS_MASKS)
+MODEL_COLUMNS = ("input_ids", "labels", "attention_mask", *LOSS_MASKS)
 
 
 @dataclass
@@ -49,7 +48,7 @@ def tokens_and_labels(feature: Mapping[str, Any]) -> tuple[Int[np.ndarray, " n"]
             "(SFTTrainer does), and leave image or audio datasets to a trainer without selection."
         )
     ids = _whole_numbers(feature, "input_ids")
-    labels = _whole_numbers(feature, "labels") if "labels" in feature else _labels_of_masks(feature, ids)
+    labels = _whole_numbers(feature, "labels") if "labels" in feature else labels_of_masks(feature, ids)
     mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=bool)
     if ids.ndim != 1 or labels.shape != ids.shape or mask.shape != ids.shape:
         raise DataError(
@@ -78,14 +77,6 @@ def _whole_numbers(feature: Mapping[str, Any], name: str) -> Int[np.ndarray, " n
         raise DataError(
             f"candidate {feature.get(ID, '')} has {name} that are no whole numbers ({error}). Tokenize the dataset."
         ) from error
-
-
-def _labels_of_masks(feature: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
-    """The labels that TRL's collator makes of a feature without labels: ids, but where one of its masks is 0."""
-    masks = [np.asarray(feature[name], dtype=bool) for name in _LOSS_MASKS if feature.get(name) is not None]
-    if any(mask.shape != ids.shape for mask in masks):
-        return np.zeros(0)  # reported with the other columns
-    return np.where(np.logical_and.reduce(masks), ids, -100) if masks else ids
 
 
 def pool_of(features: Sequence[Mapping[str, Any]], decode: Callable[[Any], str] | None = None) -> Pool:
