@@ -57,6 +57,14 @@ def test_columns_beside_a_benchmark_are_read(row: dict[str, Any]) -> None:
     assert (example.response, example.answer, example.choices) == (plain.response, plain.answer, plain.choices)
 
 
+@pytest.mark.parametrize("answer", ["Paris", "B"])
+def test_a_row_with_a_subject_and_an_answer_in_words_is_no_benchmark_s(answer: str) -> None:
+    row = {"question": "Capital of France?\nA. Rome\nB. Paris", "choices": ["Rome", "Paris"], "answer": answer}
+    plain, form = read_row(row, RowRules())
+    assert form == "question-answer"
+    assert read_row(row | {"subject": "geography"}, RowRules()) == (plain, form)
+
+
 def test_a_coding_row_brings_its_tests_as_the_answer() -> None:
     example, name = read_row(HUMANEVAL, RowRules())
     assert name == "humaneval"

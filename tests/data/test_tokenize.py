@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longgame.data.examples import Example, with_unique_ids
+from longgame.data.formats import RowError, read_row
 from longgame.data.tokenize import build_pool, encode, encode_all, fits_within, prompt_ids
 from longgame.errors import DataError, ModelError
 from longgame.models.load import prepare_tokenizer
@@ -80,6 +81,30 @@ def test_plain_text_learns_everything_that_has_a_predecessor() -> None:
     ids = TOKENIZER("one two three")["input_ids"]
     assert encoded.prompt_ids.tolist() == ids[:1]
     assert encoded.response_ids.tolist() == [*ids[1:], TOKENIZER.eos_token_id]
+
+
+def test_an_end_of_its_own_stands_once_behind_every_turn() -> None:
+    turns = [{"role": role, "content": text} for role, text in (*CONVERSATION, ("assistant", "4"))]
+    ended = [turn | {"content": turn["content"] + "<|im_end|>\n" * (turn["role"] == "assistant")} for turn in turns]
+    plain, twice = (encode(read_row({"messages": row})[0], TOKENIZER, 100) for row in (turns, ended))
+    assert twice.ids.tolist() == plain.ids.tolist()
+    assert (twice.ids == TOKENIZER.eos_token_id).sum() == 5
+
+
+def test_a_row_s_settings_reach_the_template() -> None:
+    tokenizer = chat_tokenizer(template="{% if mood is defined %}{{ mood }}{% endif %}" + CHATML)
+    row = {"prompt": "2+2?", "completion": "4"}
+    plain, loud = (read_row(row | more)[0] for more in ({}, {"chat_template_kwargs": {"mood": "loud", "x": None}}))
+    assert plain.sample_id == read_row(row)[0].sample_id != loud.sample_id
+    for example, words in ((plain, ""), (loud, "loud")):
+        asked = tokenizer.decode(prompt_ids(example, tokenizer))
+        assert asked == f"{words}<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("settings", [["x"], {"tools": []}, {"eos_token": "x"}])
+def test_settings_that_are_no_template_s_are_refused(settings: object) -> None:
+    with pytest.raises(RowError, match="'chat_template_kwargs' (is a list|holds '(tools|eos_token)')"):
+        read_row({"prompt": "2+2?", "completion": "4", "chat_template_kwargs": settings})
 
 
 def test_plain_template_is_prompt_newline_response_eos() -> None:

@@ -21,6 +21,8 @@ class Benchmark:
     needs: tuple[str, ...]
     """Columns that must be filled; together no other format has them."""
     rewrite: Callable[[Mapping[str, Any]], dict[str, Any]]
+    fits: Callable[[Mapping[str, Any]], bool] = lambda _row: True
+    """Whether the values are of its kinds; if not, the row is read in a later format."""
 
 
 def _humaneval(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +116,11 @@ BENCHMARKS = (
     ),
     Benchmark("arc", "question + choices (text, label) + answerKey", ("question", "choices", "answerKey"), _arc),
     Benchmark(
-        "mmlu", "question + choices + answer (a number) + subject", ("question", "choices", "answer", "subject"), _mmlu
+        "mmlu",
+        "question + choices + answer (a number) + subject",
+        ("question", "choices", "answer", "subject"),
+        _mmlu,
+        lambda row: not isinstance(row["answer"], str),
     ),
 )
 """Public benchmarks whose own rows are read."""

@@ -98,18 +98,23 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
     _refuse_unused(row, columns.content, [content for _, content in conversation.turns])
     if columns.system:
         _put_system(row, conversation)
-    tools = _tools(row) if columns.tools else []
-    return _example(row, conversation, tools, optional, rules), form.name
+    chat: dict[str, Any] = {}
+    if columns.tools and (tools := _tools(row)):
+        chat["tools"] = tools
+    if form.name != "text" and row.get(_TEMPLATE) and (settings := _template_settings(row[_TEMPLATE])):
+        chat["template"] = settings
+    return _example(row, conversation, chat, optional, rules), form.name
 
 
 def _format_of(row: Mapping[str, Any], formats: Sequence[Format]) -> Format:
-    """The first of these formats whose columns are all filled."""
+    """The first of these formats whose columns are all filled, with values of its kinds."""
     for form in formats:
         for name in form.needs:
             if row[name] is None:
                 break
         else:
-            return form
+            if form.fits is None or form.fits(row):
+                return form
     raise _no_format(row)
 
 
@@ -303,10 +308,12 @@ class Format:
     """None: the row is tokenized already, or rewritten."""
     rewrite: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     """From a benchmark's row to one of another format."""
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether the values are of its kinds; None: its columns decide."""
 
 
 FORMATS = (
-    *(Format(entry.name, entry.fields, entry.needs, rewrite=entry.rewrite) for entry in BENCHMARKS),
+    *(Format(entry.name, entry.fields, entry.needs, rewrite=entry.rewrite, fits=entry.fits) for entry in BENCHMARKS),
     Format("messages", "messages (role, content, tool calls, tools)", ("messages",), read=_messages),
     Format("sharegpt", "conversations (from, value)", ("conversations",), read=_sharegpt),
     Format("ms-swift", "conversation (human, assistant)", ("conversation",), read=_pairs),
@@ -500,6 +507,14 @@ _TALK = ("history", "chosen")
 """Columns of turns that only some formats read."""
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
+_TEMPLATE = "chat_template_kwargs"
+"""What the chat template gets of a row in TRL, such as enable_thinking."""
+_OF_THE_TRAINER = (
+    *("messages", "conversation", "conversations", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
+"""Arguments of a call of the chat template that are no settings of a row."""
 _NUMBERS = ("quality", WEIGHT)
 """Columns in which NaN is no empty cell but a wrong number."""
 _OPTIONAL = ("skill", "source", "difficulty", "choices", "answer", "quality", "noisy", "verifier", WEIGHT)
@@ -509,7 +524,7 @@ LOSS_MASKS = ("completion_mask", "assistant_masks")
 
 
 READ_COLUMNS = frozenset({name for form in FORMATS for name in form.needs}).union(
-    _CONTENT, _TALK, _SYSTEM, _TOOLS, _OPTIONAL, ("rejected", "labels", "attention_mask"), LOSS_MASKS
+    _CONTENT, _TALK, _SYSTEM, _TOOLS, _OPTIONAL, ("rejected", "labels", "attention_mask", _TEMPLATE), LOSS_MASKS
 )
 """Columns that say something to longgame; all others are the user's own."""
 
@@ -609,12 +624,12 @@ def _without_none(value: Any) -> Any:
 def _example(
     row: Mapping[str, Any],
     conversation: Conversation,
-    tools: list[Any],
+    chat: dict[str, Any],
     optional: dict[str, Any],
     rules: RowRules,
 ) -> Example:
     turns = conversation.turns
-    if len(turns) == 2 and turns[0][0] == "user" and turns[1][0] == "assistant" and _is_plain(conversation, tools):
+    if len(turns) == 2 and turns[0][0] == "user" and turns[1][0] == "assistant" and _is_plain(conversation, chat):
         response = turns[1][1]
         if not _has_words(response):
             raise RowError("the response is empty")
@@ -645,9 +660,6 @@ def _example(
                 f"assistant turn {places.index(place) + 1} is empty; remove it, or switch it off (weight: 0)"
             )
     optional = _with_gold(row, response, optional)
-    chat: dict[str, Any] = {}
-    if tools:
-        chat["tools"] = tools
     if fields:
         chat["turns"] = {str(place): value for place, value in fields.items()}
     if chat:
@@ -660,8 +672,8 @@ def _example(
     return Example.make(request, response, messages=tuple(before), learned=learned, **optional)
 
 
-def _is_plain(conversation: Conversation, tools: list[Any]) -> bool:
-    return not (tools or conversation.flags or conversation.fields or conversation.first_learned)
+def _is_plain(conversation: Conversation, chat: Mapping[str, Any]) -> bool:
+    return not (chat or conversation.flags or conversation.fields or conversation.first_learned)
 
 
 def _with_gold(row: Mapping[str, Any], response: str, optional: dict[str, Any]) -> dict[str, Any]:
@@ -715,6 +727,18 @@ def labels_of_masks(row: Mapping[str, Any], ids: Int[np.ndarray, " n"]) -> Int[n
     if any(mask.shape != ids.shape for mask in masks):
         return ids[:0]
     return np.where(np.logical_and.reduce(masks), ids, -100) if masks else ids
+
+
+def _template_settings(value: Any) -> dict[str, Any]:
+    """What the row gives to the chat template, without empty fields."""
+    settings = _json(value, _TEMPLATE)
+    if not isinstance(settings, Mapping):
+        raise RowError(f"'{_TEMPLATE}' is a {type(settings).__name__}, not an object of names and values")
+    settings = _without_none(settings)
+    for name in settings:
+        if name in _OF_THE_TRAINER or name.endswith("_token"):
+            raise RowError(f"'{_TEMPLATE}' holds '{name}', which is no setting of a template; remove it")
+    return dict(sorted(settings.items()))
 
 
 # Fields beside the text

@@ -258,12 +258,20 @@ def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> Int[np.n
 
 
 def _without_end(example: Example, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The example without an EOS of its own at the end of its response, where it would stand twice."""
-    end = tokenizer.eos_token
-    response = example.response.rstrip()
-    if not end or not response.endswith(str(end)) or not response.removesuffix(str(end)).strip():
+    """The example without an EOS of its own at the end of the assistant's turns, where it would stand twice."""
+    end = str(tokenizer.eos_token or "")
+    answers = [example.response, *(text for role, text in example.messages or () if role == "assistant")]
+    if not end or not any(text.rstrip().endswith(end) for text in answers):
         return example
-    return dataclasses.replace(example, response=response.removesuffix(str(end)))
+
+    def without(text: str) -> str:
+        bare = text.rstrip().removesuffix(end)
+        return bare if text.rstrip().endswith(end) and bare.strip() else text
+
+    messages = example.messages
+    if messages is not None:
+        messages = tuple((role, without(text) if role == "assistant" else text) for role, text in messages)
+    return dataclasses.replace(example, response=without(example.response), messages=messages)
 
 
 def _is_text(example: Example) -> bool:
@@ -430,6 +438,7 @@ def _generation_spans(
         rendered, spans = render(
             [_messages(example, example.response, blocks)],
             tools=(example.chat or {}).get("tools"),
+            **(example.chat or {}).get("template", {}),
             chat_template=_on_one_day(template),
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
@@ -551,6 +560,7 @@ def _apply(
                 tokenizer.apply_chat_template(
                     messages,
                     tools=(example.chat or {}).get("tools"),
+                    **(example.chat or {}).get("template", {}),
                     tokenize=False,
                     add_generation_prompt=response is None,
                     chat_template=_on_one_day(template) if isinstance(template, str) else None,
