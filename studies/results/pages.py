@@ -438,6 +438,9 @@ def smollm2_parts(runs: Mapping[str, StudyRun]) -> list[str]:
         run = runs["smollm2-primary"]
         table = comparison_table({"": Board(run.card(), view)}, ON_SMOLLM2)
         parts += ["## Primary comparisons", _head(run), table, COMPARISONS_NOTE]
+        card = run.card()
+        parts += ["### Everything against random", difference_table(card, run.recipe, COMPARED, view), _DIFFERENCES]
+        parts += [pipes(metric_table(card, run.recipe, MAIN, "", view)), legend(card)]
     if "smollm2-field" in runs:
         run = runs["smollm2-field"]
         card, recipe = run.card(), run.recipe

@@ -324,7 +324,7 @@ FORMATS = (
     Format("preference", "chosen + rejected (+ prompt): chosen is learned", ("chosen",), read=_chosen),
     Format("text", "text", ("text",), read=_plain_text),
     Format("question-answer", "question (+ context) + answer", ("question", "answer"), read=_question),
-    Format("tokens", "input_ids (+ labels)", ("input_ids",)),
+    Format("tokens", "input_ids (+ labels, or completion_mask and assistant_masks)", ("input_ids",)),
 )
 """Formats in the order in which they are tried."""
 
