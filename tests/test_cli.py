@@ -10,7 +10,7 @@ import longgame
 from longgame.cli import _application, app
 from longgame.commands.options import parse_seeds, varied_keys
 from longgame.errors import RecipeError
-from support.cli import run_python
+from support.cli import longgame_here, run_python
 
 
 def test_seeds_are_numbers_and_ranges():
@@ -72,6 +72,19 @@ def test_a_model_on_the_command_line_stands_instead_of_base_models_by_seed(tmp_p
 def test_help_of_every_command_has_an_example_that_starts_with_it():
     for name, command in typer.main.get_command(app).commands.items():
         assert f"Example: longgame {name} " in command.help
+
+
+def test_the_home_folder_is_meant_behind_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 2)
+    done = longgame_here(
+        "select", "d.jsonl", "--selector=random", "--budget=1rows", "--out=~/s.jsonl", "--card", "~/c.md", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "home").iterdir()}
+    assert names == {"s.jsonl", "s.manifest.json", "s.html", "c.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "d.jsonl"}
 
 
 def test_the_version_is_told_without_loading_the_commands(tmp_path):

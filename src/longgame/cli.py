@@ -130,6 +130,13 @@ def _interrupt_once(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
+def _with_home(argument: str) -> str:
+    """``--out=~/file`` with the home folder in place of ~, which a shell puts there only at the start of a word."""
+    option, equals, value = argument.partition("=")
+    is_path = option.startswith("--") and equals and (value == "~" or value.startswith("~/"))
+    return f"{option}={os.path.expanduser(value)}" if is_path else argument  # noqa: PTH111
+
+
 def main() -> None:
     """Entry point of the command."""
     if threading.current_thread() is threading.main_thread():
@@ -147,6 +154,7 @@ def main() -> None:
                 "it to 1."
             )
         try:
+            sys.argv[1:] = map(_with_home, sys.argv[1:])
             if sys.argv[1:] == ["--version"]:  # the one answer that needs no command
                 _tell_version()
             else:

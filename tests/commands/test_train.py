@@ -19,6 +19,7 @@ from longgame.commands.train import (
     card_section,
     tokenized,
     training_errors,
+    write_card,
 )
 from longgame.data.sources import load_examples
 from longgame.data.tokenize import build_pool
@@ -172,6 +173,11 @@ def test_card_states_share_and_seed(tmp_path, sums):
     section = card_section(trainer)
     assert f"{trainer.selection_feed.spent:,} tokens" in section
     assert "| seed | 5 |" in section
+    write_card(trainer, str(sums), model_name="mine")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("## Data selection") == 1
+    assert "mine" in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(

@@ -212,10 +212,11 @@ def test_a_page_says_how_many_trials_it_leaves_out(run, tmp_path):
         assert (f"{shown} of {count} trials in full" in page.read_text()) is said
 
 
-def test_each_of_several_runs_shows_a_trial_where_one_is_asked_for(run, partial, tmp_path):
-    done = invoke("report", run, partial, "--trials", 1, "--out", tmp_path / "r.html")
-    assert done.exit_code == 0, done.output
-    assert len(re.findall(r"\b1 of \d+ trials in full", (tmp_path / "r.html").read_text())) == 2
+def test_each_of_several_runs_shows_as_many_trials_as_are_asked_for(run, partial, tmp_path):
+    for shown, left in ((1, 2), (1000, 0)):
+        done = invoke("report", run, partial, "--trials", shown, "--out", tmp_path / "r.html")
+        assert done.exit_code == 0, done.output
+        assert len(re.findall(rf"\b{shown} of \d+ trials in full", (tmp_path / "r.html").read_text())) == left
 
 
 def test_an_audit_leaves_the_page_that_a_report_makes(run, tmp_path):

@@ -116,6 +116,8 @@ def test_selectors_have_the_order_of_the_recipe(card, recipe, hostile):
 
 def test_primary_view_is_shown_only_where_it_is_another_scorer(card):
     assert shown_views(card) == [("token_accuracy", "token accuracy (primary)"), ("exact_match", "exact match")]
+    matched = make_card(make_results(), primary="exact_match")
+    assert shown_views(matched) == [("exact_match", "exact match (primary)"), ("token_accuracy", "token accuracy")]
     own = make_card(make_results(scorers=("choice", "token_accuracy")), primary="choice")
     assert [view for view, _ in shown_views(own)] == ["primary", "token_accuracy"]
 

@@ -168,7 +168,7 @@ def test_development_and_held_out_recipes_share_nothing():
     for dev, recipe in itertools.product(tuning, recipes.values()):
         assert not set(dev.seeds) & set(recipe.seeds)
         assert dev.model.name not in recipe.model.per_seed
-        assert recipe.model.per_seed
+        assert recipe.model.per_seed or recipe.model.name == "smollm2-135m"  # which has one base
         assert dev.data.order not in {recipe.data.order, *recipe.axes.order.given}
 
 

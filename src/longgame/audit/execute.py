@@ -64,10 +64,10 @@ class RichDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -99,7 +99,7 @@ class RichDisplay:
         if jobs:
             self._total = self.bars.add_task(phase, total=len(jobs), note="")
             if not self.console.is_terminal:
-                self.console.print(f"{phase}: {len(jobs)}")
+                self.console.print(f"{phase}: {len(jobs)}", markup=False)
 
     def progress(self, job: str, stage: int, activity: str, step: int, steps: int) -> None:
         if job not in self._lines:
@@ -115,7 +115,7 @@ class RichDisplay:
     def finished(self, job: str) -> None:
         self._end(job)
         if not self.console.is_terminal:
-            self.console.print(f"  {job} done ({self._done}/{self._jobs}), {self.time_left()}")
+            self.console.print(f"  {job} done ({self._done}/{self._jobs}), {self.time_left()}", markup=False)
 
     def failed(self, job: str, reason: str) -> None:
         self._end(job)

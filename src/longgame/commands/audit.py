@@ -243,5 +243,6 @@ def audit_command(
         write_report(run)
         print_layout(report_layout(run), console, "terminal" if verbose else "summary")
         more = "" if verbose else " (more here: --verbose)"
-        console.print(f"\nWritten: {folder}/report.html, scorecard.md, results.parquet{more}", highlight=False)
+        written = f"\nWritten: {folder}/report.html, scorecard.md, results.parquet{more}"
+        console.print(written, highlight=False, markup=False, soft_wrap=True)
         run.check_failures()

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from longgame.commands.options import interruptible, path_from_here
+from longgame.commands.terminal import Terminal
 from longgame.data.files import SUFFIXES
 from longgame.data.sequences import TooFewRowsError
 from longgame.data.sources import is_beside_a_subset, load_examples, source_name
@@ -100,9 +101,8 @@ def init(
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("x", encoding="utf-8") as stream:
                 stream.write(text)
-    for line in describe(findings):
-        typer.echo(line)
-    typer.echo(f"Written: {path}\nNext: longgame audit {path} --dry-run")
+    for line in (*describe(findings), f"Written: {path}", f"Next: longgame audit {path} --dry-run"):
+        Terminal().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def find_data(folder: Path, start: Path) -> Findings:

@@ -22,6 +22,7 @@ from longgame.commands.options import (
     interruptible,
     recipe_changes,
 )
+from longgame.commands.terminal import Terminal
 from longgame.data.examples import Example
 from longgame.errors import DataError
 from longgame.recipe import Recipe, find_recipe, load_recipe
@@ -75,7 +76,7 @@ def pools(
         with loaded.paths():
             written = write_pools(loaded, out, "jsonl" if jsonl else "parquet")
     for path, rows in written.items():
-        typer.echo(f"Written: {path} ({rows:,} rows)")
+        Terminal().print(f"Written: {path} ({rows:,} rows)", highlight=False, markup=False, soft_wrap=True)
 
 
 def write_pools(recipe: Recipe, folder: Path, kind: OutputFormat = "parquet") -> dict[str, int]:

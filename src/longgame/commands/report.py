@@ -42,7 +42,8 @@ def report(
     ] = None,
     compare: Annotated[Path | None, typer.Option(help="A baseline run; the report shows what changed since.")] = None,
     trials: Annotated[
-        int | None, typer.Option(min=0, help="Trials to show in full, with examples and their texts (default: 20).")
+        int | None,
+        typer.Option(min=0, help="Trials of each run to show in full, with examples and texts (default: 20 of all)."),
     ] = None,
     fail_if: Annotated[
         str | None,
@@ -77,7 +78,7 @@ def report(
         if claims and (unfinished := [f"{run.folder}: {run.progress}" for run in loaded if not run.finished]):
             remedy = "Finish it first: longgame audit RUN"
             raise ResumeError(f"--fail-if needs finished runs. {' '.join(unfinished)} {remedy}")
-        several, count = len(loaded) > 1, -(-(SHOWN_TRIALS if trials is None else trials) // len(loaded))
+        several, count = len(loaded) > 1, -(-SHOWN_TRIALS // len(loaded)) if trials is None else trials
         baseline = _load([compare])[0] if compare is not None else None
         names = short_names(runs if compare is None else [*runs, compare])
         layouts = []

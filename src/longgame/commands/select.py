@@ -153,6 +153,7 @@ def select_command(
 
     Example: longgame select train.jsonl --model smollm2-135m --selector loss --budget 10% --out subset.jsonl
     """
+    out, card = out.expanduser(), None if card is None else card.expanduser()
     with interruptible("stopped. What was scored is safe; run the same command again to resume."):
         from longgame.data.sources import open_source
         from longgame.engines.choice import LOCAL

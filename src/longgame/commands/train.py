@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -71,21 +72,24 @@ def train(
     arguments, data, model, names, selection = _read(config, context.args)
     checkpoint = _checkpoint(arguments)
     trainer = build_trainer(arguments, data, model, names, selection)
+    # TRL writes the card at checkpoints and when it pushes, too
+    trainer.create_model_card = partial(write_card, trainer, data.dataset_name)
     with training_errors(arguments.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(arguments.output_dir)
     trainer.save_selection(arguments.output_dir)
     if not trainer.is_world_process_zero():
         return
-    write_card(trainer, data.dataset_name)
+    trainer.create_model_card()
     if arguments.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
+        trainer.push_to_hub()
     picks = trainer.selection_record.picks
     console = Terminal()
     console.print(
         f"{len(picks)} examples selected ({trainer.selection_feed.spent:,} tokens). Model, selection.parquet and "
         f"README.md are in {arguments.output_dir}.",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -446,13 +450,19 @@ def _encoded_rows(examples: Iterator[Example], tokenizer: Any, learn_all: bool, 
 # Model card
 
 
-def write_card(trainer: Any, dataset_name: str) -> None:
+def write_card(trainer: Any, data: str, **options: Any) -> None:
     """Write the model card of TRL into the output directory, with a section on the selection.
+
+    Args:
+        data: name of the data set; that of a file or folder stays on this machine.
+        options: what TRL's method takes.
 
     Raises:
         StorageError: the disk is full or not writable.
     """
-    trainer.create_model_card(dataset_name=None if _is_local(dataset_name) else dataset_name)
+    type(trainer).create_model_card(trainer, **options | {"dataset_name": None if _is_local(data) else data})
+    if not trainer.is_world_process_zero():
+        return
     path = Path(trainer.args.output_dir) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_file(path, text.rstrip() + "\n\n" + card_section(trainer))

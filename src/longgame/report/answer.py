@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -492,11 +493,23 @@ def contamination_note(run: Run) -> str:
     return f"Evaluation prompts in the pools: {contamination}. Scores may reward remembering them. Use other data."
 
 
+_FOLDERS = re.compile(r"^((?:[\w-]+:)*)(?:~|/(?!/))[^:]*/(?=[^/:])")
+
+
+def without_folders(value: Any) -> Any:
+    """The values with the folders of absolute paths left out: a page is shown to others."""
+    if isinstance(value, dict):
+        return {key: without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_folders(part) for part in value]
+    return _FOLDERS.sub(r"\1…/", value) if isinstance(value, str) else value
+
+
 def run_facts(run: Run) -> dict[str, str]:
     """What was run, on which machine, for how long: name → value."""
     recipe, environment = run.recipe, run.environment
     rounds = "a choice every step" if recipe.rounds == "step" else f"{recipe.rounds} round(s) per stage"
-    names = ", ".join(base_models(recipe))
+    names = ", ".join(map(without_folders, base_models(recipe)))
     machine = [str(environment[key]) for key in ("system", "machine") if environment.get(key)]
     if environment.get("python"):
         machine.append(f"Python {environment['python']}")

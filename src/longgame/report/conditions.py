@@ -247,8 +247,8 @@ def _effects(across: Across, part: pd.DataFrame, style: Style, key: str, recipe_
         charts.append(spec(layers, text, 240))
     caption = (
         f"Difference from {reference}, paired by seed, with 95 % intervals; everything but {key} is the recipe's own, "
-        f"where it is {recipe_value}. If all intervals of a selector are on one side of the dashed line, its verdict "
-        "does not depend on this key."
+        f"where it is {recipe_value}. The intervals are before the correction that verdicts have: one on one side of "
+        "the dashed line need not be a verdict."
     )
     keys = tuple(legend_key for legend_key in style.keys if legend_key.selector != reference)
     return Figure(f"vary-{key}", f"What {key} changes", caption, tuple(charts), keys)

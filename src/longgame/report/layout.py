@@ -6,11 +6,10 @@ section, write a function from `Run` to `Section` and name it in `report_layout`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import yaml
@@ -32,6 +31,7 @@ from longgame.report.answer import (
     seeds_caveat,
     set_gap_line,
     verdict_lines,
+    without_folders,
 )
 from longgame.report.baseline import Comparison
 from longgame.report.charts import Figure, Style
@@ -424,18 +424,6 @@ def trials_section(run: Run, count: int, file: str) -> Section:
     return Section("trials", "Trials").show_later(details)
 
 
-_FOLDERS = re.compile(r"^((?:scores:)?)(?:~|/)[^:]*/(?=[^/:])")
-
-
-def _without_folders(value: Any) -> Any:
-    """The values with the folders of absolute paths left out: a page is shown to others."""
-    if isinstance(value, dict):
-        return {key: _without_folders(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(part) for part in value]
-    return _FOLDERS.sub(r"\1…/", value) if isinstance(value, str) else value
-
-
 def run_section(run: Run) -> Section:
     """What was run, what the numbers do not cover, and the recipe."""
     facts = run_facts(run)
@@ -454,7 +442,7 @@ def run_section(run: Run) -> Section:
         on=frozenset({"markdown"}),
     )
     recipe = yaml.safe_dump(
-        _without_folders(run.recipe.model_dump(mode="json", exclude={"relative_to"})),
+        without_folders(run.recipe.model_dump(mode="json", exclude={"relative_to"})),
         sort_keys=False,
         allow_unicode=True,
     )

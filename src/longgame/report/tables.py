@@ -152,14 +152,14 @@ def selector_families(card: Scorecard, recipe: Recipe) -> dict[str, str]:
 
 
 def shown_views(card: Scorecard) -> list[tuple[str, str]]:
-    """(view, title) of the views to show; ``primary`` only where it differs from both scorers' views."""
+    """(view, title) of the views to show, the primary one first; ``primary`` only where it differs from the others."""
     views = []
     for view in SCORER_VIEWS:
         if view in card.views:
             primary = np.array_equal(card.views[view].R, card.views[PRIMARY].R, equal_nan=True)
             views.append((view, view.replace("_", " ") + (" (primary)" if primary else "")))
     if any(title.endswith("(primary)") for _, title in views):
-        return views
+        return sorted(views, key=lambda view: not view[1].endswith("(primary)"))
     return [(PRIMARY, "each task's own scorer (primary)"), *views]
 
 
