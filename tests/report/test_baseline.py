@@ -37,6 +37,20 @@ def test_changed_score_verdict_and_recipe_are_shown(run, results, recipe):
     assert row[4].mark == ""  # all seeds moved alike: no spread to test with, and 2^(1−5) is not below 5 % after Holm
 
 
+def test_selectors_that_are_called_alike_and_are_not_the_same_are_named(run, results, recipe):
+    random, ahead, hostile = recipe.selectors
+    other = ahead.model_copy(update={"parameters": {"mode": "similarity"}})
+    now = make_run(results, recipe.model_copy(update={"selectors": (random, other, hostile)}))
+    comparison = compare_with(run, now, "base")
+    assert comparison.recipe == ("selectors ahead.parameters.mode: None → similarity",)
+    assert "Called alike, and not the same in both runs: ahead." in comparison.caveat
+    fewer = recipe.model_copy(update={"selectors": (random, ahead)})
+    for before, after, change in ((run, make_run(results, fewer), "−"), (make_run(results, fewer), run, "+")):
+        comparison = compare_with(before, after, "base")
+        assert comparison.recipe == (f"selectors: {change} {hostile.key}",)
+        assert "Called alike" not in comparison.caveat
+
+
 def test_runs_without_a_common_seed_have_no_difference():
     before, now = over_seeds(0, 1), over_seeds(2, 3, 4)
     before.finished_stages["ahead-s0"] = 1

@@ -45,12 +45,16 @@ def compare_with(baseline: Run, run: Run, name: str) -> Comparison:
     """
     before, now = baseline.scorecard, run.scorecard
     first, second = (each.recipe.model_dump(mode="json", exclude={"relative_to"}) for each in (baseline, run))
+    for recipe, each in ((first, baseline), (second, run)):
+        for item, spec in zip(recipe["selectors"], each.recipe.selectors, strict=True):
+            item["label"] = spec.key
     differing = tuple(_differences(first, second))
     same = all(line.startswith(("name:", "seeds", "selectors")) for line in differing)
     caveats = [
         "Both runs have the same recipe but for selectors and seeds."
         if same
         else "The recipes differ in more than selectors and seeds, so a difference may come from there.",
+        _redefined(first["selectors"], second["selectors"]),
         _seeds_caveat(before, now),
         baseline.progress,
     ]
@@ -58,6 +62,13 @@ def compare_with(baseline: Run, run: Run, name: str) -> Comparison:
     verdicts = ((selector, old.get(selector, ""), new.get(selector, "")) for selector in dict.fromkeys([*new, *old]))
     changed = tuple((selector, was, is_now) for selector, was, is_now in verdicts if was != is_now)
     return Comparison(name, changed, _table(before, now), differing, " ".join(filter(None, caveats)))
+
+
+def _redefined(there: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on selectors that are called alike and are not the same."""
+    before, after = _by_name(there), _by_name(now)
+    other = [name for name in after if name in before and after[name] != before[name]]
+    return f"Called alike, and not the same in both runs: {_short(', '.join(other))}." if other else ""
 
 
 def _verdicts(card: Scorecard) -> dict[str, str]:
@@ -134,12 +145,28 @@ def _differences(there: Any, now: Any, key: str = "") -> Iterator[str]:
     if isinstance(there, Mapping) and isinstance(now, Mapping):
         for name in dict.fromkeys([*there, *now]):
             yield from _differences(there.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    elif there != now and _has_names(there) and _has_names(now):
+        before, after = _by_name(there), _by_name(now)
+        for sign, names in (("−", before.keys() - after.keys()), ("+", after.keys() - before.keys())):
+            if names:
+                yield f"{key}: {sign} {_short(', '.join(sorted(names)))}"
+        for name in (name for name in before if name in after):
+            yield from _differences(before[name], after[name], f"{key} {name}")
     elif there != now:
         yield f"{key}: {_short(there)} → {_short(now)}"
 
 
+def _has_names(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) and "name" in item for item in value)
+    )
+
+
+def _by_name(items: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Selectors, stages or sets by what tables call them."""
+    return {str(item.get("label") or item["name"]): item for item in items}
+
+
 def _short(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(item, Mapping) and "name" in item for item in value):
-        value = [item.get("label") or item["name"] for item in value]
     text = str(value)
     return text if len(text) <= 120 else text[:119] + "…"
