@@ -243,6 +243,28 @@ def test_nothing_behind_an_array_is_lost(between: str, tmp_path: Path) -> None:
     assert len(load(str(path))) == 1
 
 
+@pytest.mark.parametrize(
+    ("completion", "read"),
+    [
+        ('[{"name": "Ana", "n": 3}]', '[{"name": "Ana", "n": 3}]'),
+        ('[{"a"} is a set', '[{"a"} is a set'),
+        ('[{"role": "assistant", "content": "Hi"}]', "Hi"),
+    ],
+)
+def test_a_text_of_csv_is_messages_only_where_it_holds_turns(completion: str, read: str, tmp_path: Path) -> None:
+    prompt = json.dumps([{"role": "user", "content": "Who?"}]) if read == "Hi" else "Who?"
+    path = write_frame(tmp_path / "d.csv", pd.DataFrame({"prompt": [prompt], "completion": [completion]}))
+    (example,) = load(str(path))
+    assert (example.prompt, example.response) == ("Who?", read)
+
+
+def test_masks_of_csv_are_lists(tmp_path: Path) -> None:
+    cells = {"input_ids": "[5, 6, 7]", "attention_mask": "[1, 1, 1]", "completion_mask": "[0, 0, 1]"}
+    (example,) = load(str(write_frame(tmp_path / "d.csv", pd.DataFrame([cells]))))
+    assert example.tokens is not None
+    assert example.tokens[1].tolist() == [False, False, True]
+
+
 def test_a_stream_is_refused_in_a_sentence() -> None:
     with pytest.raises(DataError, match="is of type IterableDataset, a stream. Give a datasets.Dataset"):
         open_source(Dataset.from_list([{"prompt": "a", "response": "b"}]).to_iterable_dataset())

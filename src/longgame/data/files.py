@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longgame.data.examples import WEIGHT
-from longgame.data.formats import RowError
+from longgame.data.formats import LOSS_MASKS, RowError
 from longgame.errors import DataError
 
 ReadRow = Callable[[], Any]
@@ -289,10 +289,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
                 ) from error
 
 
-_JSON_CELLS = ("messages", "conversations", "conversation", "history", "choices", "input_ids", "labels")
+_JSON_CELLS = (
+    *("messages", "conversations", "conversation", "history", "choices"),
+    *("input_ids", "labels", "attention_mask", *LOSS_MASKS),
+)
 
 
-_TEXT_OR_JSON = ("prompt", "completion", "chosen", "rejected")
+_TEXT_OR_MESSAGES = ("prompt", "completion", "chosen", "rejected")
 
 
 def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
@@ -308,8 +311,13 @@ def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
                 row[name] = float(cell)
         elif name == "noisy":
             row[name] = {"true": True, "false": False}.get(cell.lower(), cell)
-        elif cell.startswith("[" if name in _JSON_CELLS else "[{") and name in (*_JSON_CELLS, *_TEXT_OR_JSON):
+        elif name in _JSON_CELLS and cell.startswith("["):
             row[name] = _load_json(cell)
+        elif name in _TEXT_OR_MESSAGES and cell.startswith("[{"):
+            with suppress(RowError):  # a text that begins like messages
+                value = _load_json(cell)
+                if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in value):
+                    row[name] = value
     return row
 
 
