@@ -616,6 +616,24 @@ def test_an_existing_output_stays(data: Path, tmp_path: Path) -> None:
         select_to(data, tmp_path / "o.csv", SelectOptions())
 
 
+def test_types_that_datasets_lacks_are_refused_by_column(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}])
+    tags = pa.array([[("x", 1)], []], pa.map_(pa.string(), pa.int64()))
+    path = tmp_path / "data.parquet"
+    pq.write_table(table.append_column("tags", tags), path)
+    refused = pytest.raises(DataError, match=r"column 'tags' has the Arrow type map<.*\.jsonl or \.parquet output")
+    with refused:
+        longgame.select(path, selector="random")
+    with refused:
+        longgame.score(path, ["loss"], model="no-such-model")  # before the model is asked for
+    with refused:
+        longgame.select(Dataset.from_list(ROWS), selector="random", replay=path)
+    with refused:
+        select_to(path, tmp_path / "folder", SelectOptions(budget="1rows"))
+    select_to(path, tmp_path / "out.parquet", SelectOptions(budget="1rows"))
+    assert pq.read_table(tmp_path / "out.parquet")["tags"].type == tags.type
+
+
 @pytest.mark.parametrize("ending", [".html", ".explain.jsonl"])
 def test_a_file_beside_an_output_is_refused_with_both_names(ending: str, data: Path, tmp_path: Path) -> None:
     (tmp_path / f"o{ending}").write_text("mine", encoding="utf-8")

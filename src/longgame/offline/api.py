@@ -26,7 +26,7 @@ from longgame.offline.score_folder import ScoreFolder
 from longgame.offline.scorer import ModelOptions
 from longgame.offline.scoring import Progress, score_into
 from longgame.offline.selecting import append_history, choose, refuse_several_schemas, select_to
-from longgame.offline.subset import PREFIX, subset_table
+from longgame.offline.subset import PREFIX, refuse_foreign_types, subset_table
 from longgame.offline.summary import subset_html
 from longgame.selection.base import Selector
 from longgame.signals.quality.base import QualitySources, QualitySpec
@@ -183,6 +183,7 @@ def select(
         LonggameError: a value is not allowed, the data cannot be read, or the selector fails.
     """
     refuse_several_schemas(data, replay)
+    _refuse_foreign_types(data, replay)
     options = SelectOptions(
         selector=selector,
         parameters=dict(parameters or {}),
@@ -282,6 +283,7 @@ def score(
     if options is None:
         raise RecipeError("no model is given, which scores. Give model=.")
     refuse_several_schemas(data)
+    _refuse_foreign_types(data)
     grading = QualitySources.of(quality, complexity)
     rules = RowRules(turns, quality_range, grading.columns)
     rows = DataRows(open_source(data), rules, on_bad_row, where)
@@ -303,6 +305,15 @@ def score(
             threads=threads,
         )
         return _scored(rows, table)
+
+
+def _refuse_foreign_types(data: Any, replay: Any = None) -> None:
+    """Raise DataError, before any work, where a table on this machine cannot become a `datasets.Dataset`."""
+    stages = replay if isinstance(replay, list | tuple) else [replay]
+    for part in (data, *stages):
+        if part is not None and not (isinstance(part, str) and part.startswith("hub:")):
+            for schema in open_source(part).schemas():
+                refuse_foreign_types(schema)
 
 
 def _scored(rows: DataRows, table: ScoreFolder) -> Dataset:

@@ -279,6 +279,20 @@ def unified_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     return pa.schema(fields, metadata=merged.metadata)
 
 
+def refuse_foreign_types(schema: pa.Schema) -> None:
+    """Raise DataError where a column has an Arrow type that a `datasets.Dataset` cannot hold."""
+    from datasets import Features
+
+    for field in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([field]))
+        except ValueError as error:
+            raise DataError(
+                f"column '{field.name}' has the Arrow type {field.type}, which datasets.Dataset cannot hold. Use "
+                "'longgame select' with a .jsonl or .parquet output, or leave the column out."
+            ) from error
+
+
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table in this schema; columns that it lacks are empty."""
     if table.schema.names == schema.names:
@@ -334,4 +348,6 @@ def _with_added(rows: pa.Schema, tables: Sequence[pa.Table]) -> pa.Schema:
 def _write_folder(path: Path, parts: Sequence[SubsetPart]) -> None:
     from datasets import Dataset
 
-    Dataset(subset_table(parts)).save_to_disk(str(path))
+    table = subset_table(parts)
+    refuse_foreign_types(table.schema)
+    Dataset(table).save_to_disk(str(path))
