@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from longgame.report.baseline import compare_with
+from longgame.report.baseline import _differences, compare_with
 from tests.report.conftest import lifted, make_recipe, make_results, make_run
 
 
@@ -49,6 +49,12 @@ def test_selectors_that_are_called_alike_and_are_not_the_same_are_named(run, res
         comparison = compare_with(before, after, "base")
         assert comparison.recipe == (f"selectors: {change} {hostile.key}",)
         assert "Called alike" not in comparison.caveat
+
+
+def test_another_order_of_what_has_names_is_a_difference():
+    there, now = ([{"name": name} for name in names] for names in ("ab", "ba"))
+    assert [*_differences({"stages": there}, {"stages": now})] == ["stages: in another order"]
+    assert len([*_differences({"stages": there * 2}, {"stages": now * 2})]) == 1  # called alike: shown as a whole
 
 
 def test_runs_without_a_common_seed_have_no_difference():

@@ -21,8 +21,8 @@ class Benchmark:
     needs: tuple[str, ...]
     """Columns that must be filled; together no other format has them."""
     rewrite: Callable[[Mapping[str, Any]], dict[str, Any]]
-    fits: Callable[[Mapping[str, Any]], bool] = lambda _row: True
-    """Whether the values are of its kinds; if not, the row is read in a later format."""
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether the values are of its kinds; if not, the row is read in a later format. None: its columns decide."""
 
 
 def _humaneval(row: Mapping[str, Any]) -> dict[str, Any]:

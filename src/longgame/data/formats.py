@@ -101,7 +101,8 @@ def read_row(row: Any, rules: RowRules = RowRules()) -> tuple[Example, str]:
     chat: dict[str, Any] = {}
     if columns.tools and (tools := _tools(row)):
         chat["tools"] = tools
-    if form.name != "text" and row.get(_TEMPLATE) and (settings := _template_settings(row[_TEMPLATE])):
+    is_chat = form.name != "text"  # a plain text is learned without a template
+    if is_chat and row.get(_TEMPLATE) and (settings := _template_settings(row[_TEMPLATE])):
         chat["template"] = settings
     return _example(row, conversation, chat, optional, rules), form.name
 
@@ -734,7 +735,6 @@ def _template_settings(value: Any) -> dict[str, Any]:
     settings = _json(value, _TEMPLATE)
     if not isinstance(settings, Mapping):
         raise RowError(f"'{_TEMPLATE}' is a {type(settings).__name__}, not an object of names and values")
-    settings = _without_none(settings)
     for name in settings:
         if name in _OF_THE_TRAINER or name.endswith("_token"):
             raise RowError(f"'{_TEMPLATE}' holds '{name}', which is no setting of a template; remove it")

@@ -252,10 +252,9 @@ def _graded(grading: QualitySources, signals: Signals, table: ScoreFolder | None
     """Kind → what its source did, here or in the job that wrote the scores, and the candidates without a grade."""
     graded: dict[str, Any] = {}
     for kind, done in grading.describe().items():
-        names = [name for name in ("complexity",) if kind == name] or ["quality", "grade"]
+        names = ("complexity",) if kind == "complexity" else ("quality", "grade")
         name = next((name for name in names if name in signals.columns), None)
-        stored = table is not None and name is not None and not is_graded(name, grading, table.folder)
-        if stored and table is not None:
+        if table is not None and name is not None and not is_graded(name, grading, table.folder):
             path = table.folder / GRADING_FILE
             before = read_json(path) if path.is_file() else {}
             done = before.get(kind, {"source": done["source"]})

@@ -150,16 +150,19 @@ def _differences(there: Any, now: Any, key: str = "") -> Iterator[str]:
         for sign, names in (("−", before.keys() - after.keys()), ("+", after.keys() - before.keys())):
             if names:
                 yield f"{key}: {sign} {_short(', '.join(sorted(names)))}"
-        for name in (name for name in before if name in after):
+        common = [name for name in before if name in after]
+        if common != [name for name in after if name in before]:
+            yield f"{key}: in another order"
+        for name in common:
             yield from _differences(before[name], after[name], f"{key} {name}")
     elif there != now:
         yield f"{key}: {_short(there)} → {_short(now)}"
 
 
 def _has_names(value: Any) -> bool:
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) and "name" in item for item in value)
-    )
+    """Whether it is a list of objects that are each called something else."""
+    is_list = isinstance(value, list) and all(isinstance(item, Mapping) and "name" in item for item in value)
+    return is_list and 0 < len(value) == len(_by_name(value))
 
 
 def _by_name(items: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
